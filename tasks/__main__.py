@@ -1,0 +1,138 @@
+"""Run one stage: ``python -m tasks <stage> [item] [--part i/n]``.
+
+The same line runs in a terminal, under ``dvc repro`` and inside an Airflow task. The current folder is the run's
+worktree. The last line printed is the StageReport as JSON; the exit code says what to do next (tasks/errors.py).
+
+    item        the encoder of embed and mine (semantic, pattern, caption), the table of validate (images, pairs, triplets)
+    --part i/n  the i-th of n parts, 1-based (caption, judge, embed, mine); leave out for the whole
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import importlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks.config import load_params
+from tasks.errors import ConfigError, NothingToDo, TasksError, TransientError
+from tasks.records import StageReport
+from tasks.store import Store
+
+# stage -> what its item is, and whether it takes a part. Each stage is tasks.<stage>.run(params, store, ...).
+STAGES: dict[str, tuple[str | None, bool]] = {
+    "ingest": (None, False),
+    "recaption": (None, False),
+    "embed": ("encoder", True),
+    "mine": ("encoder", True),
+    "select": (None, False),
+    "caption": (None, True),
+    "judge": (None, True),
+    "validate": ("table", False),
+    "version": (None, False),
+    "train": (None, False),
+    "evaluate": (None, False),
+    "promote": (None, False),
+}
+
+
+def parse_part(text: str | None) -> tuple[int, int] | None:
+    """'2/4' -> (2, 4); None stays None.
+
+    Raises:
+        ConfigError: not of the form i/n with 1 <= i <= n.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--part {text!r}: expected i/n with 1 <= i <= n, for example 1/4")
+    return int(match[1]), int(match[2])
+
+
+def die_with_parent() -> None:
+    """On Linux, get SIGTERM when the parent dies: a task that is killed must not leave a second writer behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file or raise TransientError: one writer per stage and part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TransientError(f"{path}: another process works on this part; wait for it, or end it, then run again") from None
+        yield
+
+
+def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> StageReport:
+    """Check the arguments, hold the part's lock, run the stage and keep its report."""
+    wants_item, takes_part = STAGES[stage]
+    if (item is not None) != (wants_item is not None):
+        raise ConfigError(f"{stage}: expected {'one argument, the ' + wants_item if wants_item else 'no argument'}, found {item!r}")
+    parsed = parse_part(part)
+    if parsed and not takes_part:
+        raise ConfigError(f"{stage}: works on the whole; leave --part out")
+    params = load_params(root / "params.yaml", os.environ.get("MEGAPAIRS_PROFILE"))
+    store = Store(root)
+    name = "@".join(x for x in (stage, item, part.replace("/", "-of-") if part else None) if x)
+    keywords: dict[str, Any] = {wants_item: item} if wants_item else {}
+    if takes_part:
+        keywords["part"] = parsed
+    with exclusive(root / ".run" / "locks" / name):
+        start = time.monotonic()
+        report: StageReport = importlib.import_module(f"tasks.{stage}").run(params, store, **keywords)
+        report.part = "@".join(x for x in (item, part) if x)
+        report.seconds = round(time.monotonic() - start, 3)
+        store.write_report(report)
+    return report
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if argv[:1] == ["open_run"]:  # the one stage with arguments of its own: it makes the worktree that the others run in
+        from tasks import open_run
+
+        command = lambda: open_run.main(argv[1:])  # noqa: E731
+    else:
+        parser = argparse.ArgumentParser(prog="python -m tasks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("stage", choices=["open_run", *STAGES])
+        parser.add_argument("item", nargs="?")
+        parser.add_argument("--part")
+        parser.add_argument("--root", default=".", type=Path, help="the run's worktree (default: the current folder)")
+        args = parser.parse_args(argv)
+        command = lambda: run_stage(args.stage, args.item, args.part, args.root)  # noqa: E731
+    try:
+        report = command()
+    except NothingToDo as end:
+        print(f"{argv[0]}: {end}", flush=True)
+        print(StageReport(argv[0], notes=[str(end)]).to_json(), flush=True)
+        return end.exit_code
+    except TasksError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(report.dropped.items())) or "none"
+    print(f"{report.stage} {report.part}: read {report.read}, written {report.written}, dropped: {dropped}, new {report.new}, done {report.done}, reused {report.reused}, {report.seconds:.1f} s")
+    print(json.dumps(json.loads(report.to_json())), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""The run's one date and batch name, from its parameters."""
+
+import datetime
+
+from tasks.config import Params
+
+
+def date_of(params: Params) -> str:
+    """The run's date, YYYY-MM-DD; today (UTC) when params leave it open."""
+    return params.open_run.date or datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def batch_of(params: Params) -> str:
+    """The run's batch and version name, YYYY.MM.DD[.n]; open_run always sets it, a bare terminal run takes the date's."""
+    return params.open_run.batch or date_of(params).replace("-", ".")

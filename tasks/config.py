@@ -1,0 +1,251 @@
+"""Parameters: one class per section of params.yaml, unknown keys refused, every number with a unit and a sentence.
+
+`params.yaml` holds the defaults and named profiles (overlays). `open_run` lays profile and trigger form over the
+defaults and writes the resolved file into the run's worktree; stages read that one. Loads neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OpenRunConfig(Section):
+    dataset: str = Field("sample-world", min_length=1, description="Name of the dataset, used in mails and cards.")
+    date: str | None = Field(None, pattern=r"^\d{4}-\d{2}-\d{2}$", description="The run's one date, ISO 8601; today when empty.")
+    batch: str | None = Field(None, pattern=r"^\d{4}\.\d{2}\.\d{2}(\.\d+)?$", description="Batch and version name, YYYY.MM.DD[.n]; from the date when empty.")
+    limit: int | None = Field(None, ge=1, description="At most so many new images are taken in this run, a count; no limit when empty.")
+    dry_run: bool = Field(False, description="Do everything but publish: no version, no training.")
+    seed: int = Field(0, ge=0, description="Seed of every random choice in the run.")
+    threads: int = Field(1, ge=1, description="CPU threads of a model in one task, a count; part of the result's identity on CPU.")
+
+
+class SourceConfig(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the source; stored in source_uri, never the machine's path.")
+    path: str = Field(description="Folder with pictures, and captions.csv or captions.parquet (path, caption, licence, source) if there is one.")
+    license_code: str = Field("unknown", description="Licence of pictures that name none themselves.")
+    attribution: str = Field("", description="Attribution of pictures that name none themselves.")
+
+
+class IngestConfig(Section):
+    sources: tuple[SourceConfig, ...] = Field((), description="Where new pictures come from.")
+    max_side_px: int = Field(512, ge=32, description="Longer side of a stored picture, px.")
+    min_side_px: int = Field(48, ge=1, description="Pictures with a shorter side below this are dropped as too_small, px.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Pictures whose header states more are dropped as too_large before any decode, px.")
+    max_size_bytes: int = Field(30_000_000, ge=1, description="Files above this are dropped as too_large, bytes.")
+    jpeg_quality: int = Field(95, ge=1, le=100, description="Quality of the one re-encoding.")
+    hash_distance_bits: int = Field(12, ge=0, le=64, description="Perceptual hashes up to this Hamming distance are candidates for a near-duplicate, bits.")
+    thumbnail_distance: float = Field(6.0, ge=0, description="A candidate is confirmed when no 8x8 cell differs by more than this, mean absolute RGB, 0..255.")
+    allowed_licenses: tuple[str, ...] = Field((), description="Only these licence codes are kept; all when empty.")
+    shard_images: int = Field(10_000, ge=1, description="Pictures in one tar shard, a count.")
+
+
+class RecaptionConfig(Section):
+    max_new_tokens: int = Field(64, ge=1, description="Length of a caption, tokens.")
+    batch_images: int = Field(64, ge=1, description="Pictures in one call of the model, a count.")
+
+
+class EncoderConfig(Section):
+    model: str = Field(description="Hugging Face name or folder.")
+    revision: str | None = Field(None, description="Pinned revision; the folder's own content hash when empty and local.")
+    kind: Literal["image", "text"] = Field(description="What it encodes: the picture or its caption.")
+
+
+class EmbedConfig(Section):
+    encoders: dict[Literal["semantic", "pattern", "caption"], EncoderConfig] = Field(default_factory=dict, description="Encoders by role.")
+    batch_images: int = Field(128, ge=1, description="Pictures or captions in one call of the model, a count.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+
+class Window(Section):
+    low: float = Field(ge=-1, le=1, description="Lowest cosine similarity of a pair.")
+    high: float = Field(ge=-1, le=1.01, description="Similarities from here on are near-copies, not pairs.")
+
+
+class MineConfig(Section):
+    neighbours: int = Field(20, ge=1, description="Nearest rows looked at per query (k), a count.")
+    windows: dict[Literal["semantic", "pattern", "caption"], Window] = Field(default_factory=dict, description="Cosine window per encoder.")
+    backend: Literal["faiss-flat"] = Field("faiss-flat", description="Search backend; exact.")
+
+
+class SelectConfig(Section):
+    pairs_per_query: int = Field(3, ge=1, description="Pairs that one picture may start, a count.")
+    pairs_per_target: int = Field(4, ge=1, description="Pairs that one picture may end (hubs), a count.")
+    pairs_per_batch: int | None = Field(None, ge=1, description="Pairs that one run may add, a count; no limit when empty.")
+    negatives: int = Field(4, ge=0, description="Mined hard negatives per pair beside the query image, a count.")
+    copy_similarity: dict[str, float] = Field(default_factory=dict, description="Per encoder: a negative this near to the target is its copy, cosine; the window's high end when absent.")
+
+
+class CaptionConfig(Section):
+    engine: Literal["transformers", "openai"] = Field("transformers", description="In process, or an OpenAI-compatible server (vLLM).")
+    model: str = Field(description="MLLM that describes pairs: Hugging Face name or folder.")
+    revision: str | None = Field(None, description="Pinned revision of the MLLM.")
+    writer: str = Field(description="LLM that turns a description into instructions: Hugging Face name or folder.")
+    writer_revision: str | None = Field(None, description="Pinned revision of the LLM.")
+    url: str = Field("http://127.0.0.1:8000/v1", description="Base URL of the server that serves the MLLM, for engine 'openai'.")
+    writer_url: str = Field("http://127.0.0.1:8001/v1", description="Base URL of the server that serves the LLM, for engine 'openai'.")
+    prompts: str = Field("tiny", description="Folder below tasks/prompts with the prompt texts.")
+    styles: tuple[str, ...] = Field(("imperative", "noun phrase", "question", "keep", "short"), min_length=1, description="Styles asked for, one instruction each.")
+    instructions_min: int = Field(3, ge=1, description="Different instructions that a pair must have, a count.")
+    max_new_tokens: int = Field(80, ge=1, description="Length of a reply, tokens.")
+    max_chars: int = Field(400, ge=1, description="Longest instruction, characters.")
+    batch_pairs: int = Field(64, ge=1, description="Pairs in one call of the model, a count.")
+    chunk_pairs: int = Field(256, ge=1, description="Pairs in one file; the unit of resuming and of parts, a count.")
+    parts: int = Field(1, ge=1, description="Mapped tasks that share the work in Airflow, a count.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+
+class JudgeConfig(Section):
+    model: str = Field(description="MLLM that judges: Hugging Face name or folder.")
+    revision: str | None = Field(None, description="Pinned revision.")
+    threshold: float = Field(0.5, ge=0, le=1, description="An instruction is kept when P(yes) of the target is at least this.")
+    negative_threshold: float = Field(0.5, ge=0, le=1, description="A negative whose P(yes) reaches this for an instruction is a false negative of it.")
+    instructions_min: int = Field(1, ge=1, description="Judged instructions that a triplet must keep, a count.")
+    batch_questions: int = Field(256, ge=1, description="Questions in one call of the model, a count.")
+    chunk_pairs: int = Field(256, ge=1, description="Pairs in one file; the unit of resuming and of parts, a count.")
+    parts: int = Field(1, ge=1, description="Mapped tasks that share the work in Airflow, a count.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+
+class ValidateConfig(Section):
+    images: dict[str, float] = Field(default_factory=dict, description="Numbers of the suite expectations/images.json.")
+    pairs: dict[str, float] = Field(default_factory=dict, description="Numbers of the suite expectations/pairs.json.")
+    triplets: dict[str, float] = Field(default_factory=dict, description="Numbers of the suite expectations/triplets.json.")
+
+
+class VersionConfig(Section):
+    license: str = Field("other", description="Licence of the dataset as the card states it.")
+    embed_images: bool = Field(True, description="Also publish a Parquet export with the pictures inside (small versions).")
+    gallery_triplets: int = Field(48, ge=0, description="Triplets sampled for the version's gallery page, a count.")
+
+
+class TrainConfig(Section):
+    base_model: str = Field(description="Checkpoint to start from: Hugging Face name or folder.")
+    revision: str | None = Field(None, description="Pinned revision.")
+    steps: int = Field(300, ge=1, description="Optimiser steps, a count.")
+    batch_triplets: int = Field(64, ge=2, description="Triplets in one step, a count.")
+    learning_rate: float = Field(5e-6, gt=0, description="Peak learning rate, linear decay.")
+    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up, a count.")
+    temperature: float = Field(0.02, gt=0, description="Temperature of the softmax.")
+    negatives: int = Field(4, ge=0, description="Mined negatives used per triplet beside the query image, a count.")
+    held_out_share: float = Field(0.1, ge=0, lt=1, description="Share of triplets (whole connected components) never trained on.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+
+class EvaluateConfig(Section):
+    benchmark: str | None = Field(None, description="Folder with annotations.json in CIRCO's format and images/; the held-out split of the version when empty.")
+    template: str = Field("{relative_caption}", description="Query text; may use {relative_caption} and {shared_concept}.")
+    batch_images: int = Field(128, ge=1, description="Pictures in one call of the model, a count.")
+    truth: str | None = Field(None, description="The sample world's truth file, read by evaluation alone.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+
+class PromoteConfig(Section):
+    metric: str = Field("map_at_5", description="Main metric of the composed query.")
+    min_gain: float = Field(0.005, ge=0, description="The candidate must beat the model in place by more than this.")
+
+
+class Params(Section):
+    """The whole of params.yaml, resolved."""
+
+    profile: str = Field("demo", description="Name of the profile that was laid over the defaults.")
+    open_run: OpenRunConfig
+    ingest: IngestConfig
+    recaption: RecaptionConfig
+    embed: EmbedConfig
+    mine: MineConfig
+    select: SelectConfig
+    caption: CaptionConfig
+    judge: JudgeConfig
+    validate_: ValidateConfig = Field(alias="validate")
+    version: VersionConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    promote: PromoteConfig
+
+
+def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, mappings merged key by key, all else replaced. Neither is changed."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _model_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The section's class at a validation error's location."""
+    model: Any = Params
+    for name in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return None
+        field = model.model_fields.get(name) or next((f for f in model.model_fields.values() if f.alias == name), None)
+        model = field.annotation if field else None
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def parse_params(raw: dict[str, Any], where: str = "params") -> Params:
+    """Check a resolved mapping.
+
+    Raises:
+        ConfigError: unknown key, wrong type or value; names the key, what was found and what is expected.
+    """
+    try:
+        return Params.model_validate({k: v for k, v in raw.items() if k != "profiles"})
+    except ValidationError as error:
+        lines = []
+        for e in error.errors():
+            place = ".".join(str(x) for x in e["loc"])
+            if e["type"] == "extra_forbidden":
+                model = _model_at(e["loc"][:-1])
+                known = sorted(f.alias or n for n, f in model.model_fields.items()) if model else []
+                lines.append(f"unknown key '{place}'; known in '{'.'.join(map(str, e['loc'][:-1])) or 'the top level'}': {known}")
+            else:
+                lines.append(f"'{place}' is {e.get('input')!r}: {e['msg']}")
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def resolve(raw: dict[str, Any], profile: str | None = None, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Defaults, then the named profile, then a run's own changes; without the `profiles` key.
+
+    Raises:
+        ConfigError: no such profile.
+    """
+    profiles = raw.get("profiles") or {}
+    base = {k: v for k, v in raw.items() if k != "profiles"}
+    if profile:
+        if profile not in profiles:
+            raise ConfigError(f"params.yaml: no profile '{profile}'; known: {sorted(profiles)}")
+        base = overlay(base, profiles[profile])
+        base["profile"] = profile
+    return overlay(base, changes or {})
+
+
+def read_raw(path: Path) -> dict[str, Any]:
+    """The YAML file as a mapping."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); run from the project's root or a run's worktree") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({error})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of stages to parameters, found {type(raw).__name__}")
+    return raw
+
+
+def load_params(path: Path | str = "params.yaml", profile: str | None = None) -> Params:
+    """Read and check params.yaml as a stage sees it."""
+    path = Path(path)
+    return parse_params(resolve(read_raw(path), profile), where=str(path))

@@ -1,0 +1,188 @@
+"""The tables' schemas (Arrow) and the report that every stage prints.
+
+One name for one quantity everywhere: units last (`_px`, `_bytes`, `_s`), ids `*_id`, counts plain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclasses.dataclass
+class StageReport:
+    """What one stage (or one part of it) did: counts, never rows. Printed as the last line of a stage; travels by XCom.
+
+    Attributes:
+        stage: the stage's name.
+        part: what part of it, e.g. ``semantic`` or ``1/2``; empty for the whole.
+        read: rows looked at.
+        written: rows written by this call.
+        dropped: rows left out, by reason.
+        new: rows that this run had to work on.
+        done: rows that this call (or an earlier, interrupted call of this run) worked on.
+        reused: rows of earlier versions, taken as they are.
+        seconds: wall time, s.
+        tokens: model tokens, prompt and output together.
+        figures: named figures of the run (yields, medians), for the gates and the version's card.
+        notes: sentences for a person.
+    """
+
+    stage: str
+    part: str = ""
+    read: int = 0
+    written: int = 0
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    new: int = 0
+    done: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count `count` rows as left out for `reason`."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def to_json(self) -> str:
+        """One line of JSON, keys in declaration order."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> StageReport:
+        """Inverse of `to_json`; unknown keys are refused."""
+        return cls(**json.loads(text))
+
+    @classmethod
+    def merged(cls, stage: str, reports: list[StageReport]) -> StageReport:
+        """The sum of a stage's parts. `figures` of the parts are averaged, weighted by `done` (or equally)."""
+        out = cls(stage=stage)
+        weights: dict[str, float] = {}
+        for r in reports:
+            for name in ("read", "written", "new", "done", "reused", "seconds", "tokens"):
+                setattr(out, name, getattr(out, name) + getattr(r, name))
+            for reason, count in r.dropped.items():
+                out.drop(reason, count)
+            for key, value in r.figures.items():
+                weight = float(r.done or 1)
+                out.figures[key] = out.figures.get(key, 0.0) + value * weight
+                weights[key] = weights.get(key, 0.0) + weight
+            out.notes += r.notes
+        out.figures = {key: value / weights[key] for key, value in out.figures.items()}
+        return out
+
+
+def stable_id(*parts: str) -> str:
+    """A 32-digit hex id of the parts, the same in every version (sha256, cut): pair ids, triplet ids."""
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
+
+
+def schemas() -> dict[str, pa.Schema]:
+    """Arrow schema per table; see DatasetVersion's card for each column's meaning."""
+    import pyarrow as pa
+
+    s, i32, i64, f32 = pa.string(), pa.int32(), pa.int64(), pa.float32()
+    strings = pa.list_(pa.field("item", s))
+    floats = pa.list_(pa.field("item", f32))
+    return {
+        # One kept picture. image_id = sha256 of the stored bytes; offset/size: one picture is one pread of its shard.
+        "images": pa.schema(
+            [
+                ("image_id", s),
+                ("source_uri", s),  # <source name>:<path inside the source>
+                ("source_sha256", s),
+                ("batch", s),
+                ("shard", s),  # file name of the tar, in data/images
+                ("width_px", i32),
+                ("height_px", i32),
+                ("caption", s),  # null until recaption has written one in `captions`
+                ("caption_source", s),  # 'source' or null
+                ("license_code", s),
+                ("attribution", s),
+                ("fetched_at", s),  # the run's date, ISO 8601
+                ("phash", s),  # 64-bit perceptual hash, 16 hex digits
+                ("thumbnail", pa.binary()),  # 8x8 RGB uint8, 192 bytes: near-duplicates are confirmed on it
+                ("offset_bytes", i64),
+                ("size_bytes", i32),
+            ]
+        ),
+        # Rows left out, by any stage; `key` names the row (source URI, pair id, triplet id ...).
+        "dropped": pa.schema(
+            [("stage", s), ("batch", s), ("key", s), ("reason", s), ("detail", s)],
+        ),
+        "captions": pa.schema([("image_id", s), ("caption", s), ("caption_source", s)]),
+        # Candidates of one encoder. rank counts the query's neighbours by falling similarity, 0 = nearest.
+        "neighbours": pa.schema(
+            [("query_image_id", s), ("target_image_id", s), ("similarity", f32), ("rank", i32)],
+        ),
+        "pairs": pa.schema(
+            [
+                ("pair_id", s),
+                ("batch", s),
+                ("query_image_id", s),
+                ("target_image_id", s),
+                ("mined_by", strings),  # encoders in whose window the pair lies and that ranked it among the k nearest
+                ("similarity_semantic", f32),  # cosine; null when the encoder has no vector for one of the two
+                ("similarity_pattern", f32),
+                ("similarity_caption", f32),
+                ("rank", i32),  # best rank among the encoders that mined it
+                ("negative_image_ids", strings),  # negative 0 is the query image
+                ("negative_similarity", floats),  # to the target, by the encoder that proposed the negative; [0] query-target
+            ]
+        ),
+        # What the MLLM and the LLM wrote for a pair, before the judge.
+        "captioned": pa.schema(
+            [
+                ("pair_id", s),
+                ("batch", s),
+                ("description", s),
+                ("instructions", strings),
+                ("styles", strings),
+                ("captioner", s),
+                ("captioner_revision", s),
+                ("writer", s),
+                ("writer_revision", s),
+                ("prompt_sha256", s),
+                ("prompt_tokens", i32),
+                ("output_tokens", i32),
+            ]
+        ),
+        "triplets": pa.schema(
+            [
+                ("triplet_id", s),
+                ("pair_id", s),
+                ("batch", s),
+                ("query_image_id", s),
+                ("target_image_id", s),
+                ("instructions", strings),
+                ("styles", strings),
+                ("negative_image_ids", strings),
+                ("judge_target", floats),  # P(yes), one per instruction
+                ("judge_negative", floats),  # highest P(yes) over the instructions, one per negative (0 = the query image)
+                ("mined_by", strings),
+                ("description", s),
+                ("captioner", s),
+                ("captioner_revision", s),
+                ("prompt_sha256", s),
+                ("judge", s),
+                ("judge_revision", s),
+                ("tokens", i32),
+            ]
+        ),
+        "quarantine": pa.schema([("table", s), ("batch", s), ("key", s), ("expectation", s), ("column", s), ("observed", s)]),
+    }
+
+
+def require_columns(rows: dict[str, Any], columns: list[str], what: str) -> None:
+    """Raise DataError when `rows` lacks one of `columns`."""
+    from tasks.errors import DataError
+
+    missing = [c for c in columns if c not in rows]
+    if missing:
+        raise DataError(f"{what}: columns {missing} are missing; found {sorted(rows)}")

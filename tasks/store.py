@@ -1,0 +1,233 @@
+"""The store: the one place that knows where tables lie and in what format.
+
+Everything is append-only: a run adds files named by its batch (and chunk), written aside and renamed, so that a file
+that exists is whole. Files of earlier versions are never touched (with DVC's hardlinks they are the cache's own).
+
+    data/images/<batch>-<nnnnn>.tar, <batch>.parquet      pictures (WebDataset) and their table
+    data/captions/<batch>.parquet                         captions written by recaption
+    data/embeddings/<encoder>/<shard>.npy, .parquet       float16 unit rows, ids in the same order
+    data/neighbours/<encoder>/<batch>.parquet             mined candidates
+    data/pairs/<batch>.parquet
+    data/captioned/<batch>-<chunk>.parquet                descriptions and instructions
+    data/triplets/<batch>-<chunk>.parquet                 accepted triplets
+    data/dropped/<stage>/<batch>[-<chunk>].parquet        rows left out, with their reason
+    data/quarantine/<table>/<batch>.parquet               rows that a gate complained about
+    models/candidate, models/promoted                     checkpoints
+    reports/                                              evaluation, validation, gallery
+    .run/reports/<stage>[@part].json                      StageReports of this run (not versioned)
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import DataError
+from tasks.records import StageReport, schemas
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from PIL.Image import Image
+
+TABLES = ("images", "captions", "pairs", "captioned", "triplets")
+
+
+class Store:
+    """Tables and pictures below one root: a run's worktree, or a researcher's clone."""
+
+    def __init__(self, root: Path | str = ".") -> None:
+        self.root = Path(root)
+        self._files: dict[str, Any] = {}
+        self._locations: dict[str, tuple[str, int, int]] | None = None
+
+    # --- places -------------------------------------------------------------------------------------------------
+
+    def folder(self, *parts: str) -> Path:
+        """`root/part/...`; not created."""
+        return self.root.joinpath(*parts)
+
+    def table_files(self, table: str) -> list[Path]:
+        """All files of a table, by name (so by batch, then chunk)."""
+        return sorted(self.folder("data", table).glob("*.parquet"))
+
+    def table_path(self, table: str, batch: str, chunk: int | None = None) -> Path:
+        """Where a batch's rows (or one chunk of them) of a table lie."""
+        name = batch if chunk is None else f"{batch}-{chunk:05d}"
+        return self.folder("data", table, f"{name}.parquet")
+
+    def dropped_path(self, stage: str, batch: str, chunk: int | None = None) -> Path:
+        """Where a stage's dropped rows of a batch lie."""
+        name = batch if chunk is None else f"{batch}-{chunk:05d}"
+        return self.folder("data", "dropped", stage, f"{name}.parquet")
+
+    # --- tables -------------------------------------------------------------------------------------------------
+
+    def write(self, path: Path, rows: Sequence[dict[str, Any]] | pa.Table, schema: str) -> int:
+        """Write rows as Parquet, aside and renamed; byte-identical for equal rows. Returns the row count."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        wanted = schemas()[schema]
+        if isinstance(rows, pa.Table):
+            table = rows.select(wanted.names).cast(wanted)
+        else:
+            table = pa.Table.from_pylist(list(rows), schema=wanted)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd", row_group_size=100_000, store_schema=True)
+        self.write_bytes(path, buffer.getvalue())
+        return table.num_rows
+
+    def write_bytes(self, path: Path, content: bytes) -> None:
+        """Write a whole file aside, then rename: a reader sees the old file or the new one, never half of one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with open(aside, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+
+    def read(self, paths: Path | Iterable[Path], schema: str, columns: list[str] | None = None) -> pa.Table:
+        """Concatenate Parquet files (none gives an empty table of that schema)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        wanted = schemas()[schema]
+        if columns is not None:
+            wanted = pa.schema([wanted.field(c) for c in columns])
+        files = [paths] if isinstance(paths, Path) else list(paths)
+        tables = []
+        for path in files:
+            try:
+                tables.append(pq.read_table(path, columns=wanted.names).cast(wanted))
+            except (OSError, pa.ArrowInvalid, KeyError) as error:
+                raise DataError(f"{path}: not a readable '{schema}' table ({error}); run `dvc pull` or the stage again") from error
+        return pa.concat_tables(tables) if tables else wanted.empty_table()
+
+    def read_table(self, table: str, columns: list[str] | None = None, batch: str | None = None) -> pa.Table:
+        """All rows of a table (or of one batch), in order of file name."""
+        files = self.table_files(table)
+        if batch is not None:
+            files = [f for f in files if f.stem == batch or f.stem.rpartition("-")[0] == batch]
+        return self.read(files, table, columns)
+
+    def read_dropped(self, stage: str | None = None, batch: str | None = None) -> pa.Table:
+        """Dropped rows of a stage (all stages when None)."""
+        files = sorted(self.folder("data", "dropped").glob(f"{stage or '*'}/*.parquet"))
+        if batch is not None:
+            files = [f for f in files if f.stem == batch or f.stem.rpartition("-")[0] == batch]
+        return self.read(files, "dropped")
+
+    # --- pictures -----------------------------------------------------------------------------------------------
+
+    def _location(self, image_id: str) -> tuple[str, int, int]:
+        if self._locations is None:
+            t = self.read_table("images", ["image_id", "shard", "offset_bytes", "size_bytes"]).to_pydict()
+            rows = zip(t["image_id"], t["shard"], t["offset_bytes"], t["size_bytes"], strict=True)
+            self._locations = {i: (shard, offset, size) for i, shard, offset, size in rows}
+        try:
+            return self._locations[image_id]
+        except KeyError:
+            raise DataError(f"image {image_id}: not in the images table below {self.root}") from None
+
+    def read_image_bytes(self, image_id: str) -> bytes:
+        """The stored file's bytes: one pread of its shard."""
+        shard, offset, size = self._location(image_id)
+        if shard not in self._files:
+            self._files[shard] = open(self.folder("data", "images", shard), "rb")  # noqa: SIM115 - kept open for reuse
+        content = os.pread(self._files[shard].fileno(), size, offset)
+        if len(content) != size:
+            raise DataError(f"{shard}: {len(content)} of {size} bytes at {offset}; the shard is cut short, run `dvc pull --force`")
+        return content
+
+    def read_image(self, image_id: str) -> Image:
+        """The stored picture, RGB."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.read_image_bytes(image_id)), formats=("JPEG", "PNG", "WEBP")).convert("RGB")
+
+    def captions(self) -> dict[str, str]:
+        """image_id -> caption: the source's own, else the one that recaption wrote."""
+        t = self.read_table("images", ["image_id", "caption"]).to_pydict()
+        out = {i: c for i, c in zip(t["image_id"], t["caption"], strict=True) if c}
+        t = self.read_table("captions", ["image_id", "caption"]).to_pydict()
+        for i, c in zip(t["image_id"], t["caption"], strict=True):
+            out.setdefault(i, c)
+        return out
+
+    # --- embeddings ---------------------------------------------------------------------------------------------
+
+    def write_embeddings(self, encoder: str, shard: str, revision: str, image_ids: list[str], vectors: np.ndarray) -> None:
+        """Store (n, d) float16 unit rows and their ids; the ids' file comes last and is the marker."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder, stem = self.folder("data", "embeddings", encoder), Path(shard).stem
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(vectors, dtype=np.float16))
+        self.write_bytes(folder / f"{stem}.npy", buffer.getvalue())
+        table = pa.table({"image_id": pa.array(image_ids, pa.string())}).replace_schema_metadata({"encoder": encoder, "revision": revision})
+        out = io.BytesIO()
+        pq.write_table(table, out, compression="zstd")
+        self.write_bytes(folder / f"{stem}.parquet", out.getvalue())
+
+    def embedded_shards(self, encoder: str) -> list[str]:
+        """Stems of the shards that this encoder has finished, by name."""
+        return sorted(p.stem for p in self.folder("data", "embeddings", encoder).glob("*.parquet"))
+
+    def read_embeddings(self, encoder: str, shards: Sequence[str] | None = None) -> tuple[list[str], np.ndarray, str]:
+        """Ids (n), vectors (n, d) float16 and the model revision.
+
+        Raises:
+            DataError: shards of different model revisions, or ids and rows that do not match.
+        """
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        folder = self.folder("data", "embeddings", encoder)
+        ids: list[str] = []
+        blocks, revisions = [], set()
+        for stem in self.embedded_shards(encoder) if shards is None else [Path(s).stem for s in shards]:
+            table = pq.read_table(folder / f"{stem}.parquet")
+            block = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
+            if len(block) != table.num_rows:
+                raise DataError(f"embeddings/{encoder}/{stem}: {len(block)} vectors for {table.num_rows} ids; delete both files and embed again")
+            if table.num_rows:
+                ids += table.column("image_id").to_pylist()
+                blocks.append(block)
+                revisions.add((table.schema.metadata or {}).get(b"revision", b"").decode())
+        if len(revisions) > 1:
+            raise DataError(f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; embed all again with one")
+        vectors = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float16)
+        return ids, vectors, revisions.pop() if revisions else ""
+
+    # --- reports ------------------------------------------------------------------------------------------------
+
+    def write_report(self, report: StageReport) -> None:
+        """Keep a stage's report beside the run (not versioned: it holds seconds)."""
+        name = report.stage + (f"@{report.part}" if report.part else "")
+        self.write_bytes(self.folder(".run", "reports", name.replace("/", "-of-") + ".json"), report.to_json().encode())
+
+    def read_reports(self) -> dict[str, StageReport]:
+        """Per stage, the merged report of its parts in this run."""
+        parts: dict[str, list[StageReport]] = {}
+        for path in sorted(self.folder(".run", "reports").glob("*.json")):
+            report = StageReport.from_json(path.read_text())
+            parts.setdefault(report.stage, []).append(report)
+        return {stage: StageReport.merged(stage, reports) for stage, reports in parts.items()}
+
+
+def chunks_of_part(count: int, chunk_rows: int, part: tuple[int, int] | None) -> Iterator[tuple[int, slice]]:
+    """Chunk numbers and row slices that belong to part (i, n), 1-based: chunk c goes to part c mod n.
+
+    Chunks are fixed by the input's order alone, so the tables do not depend on the number of parts, and a chunk's file
+    is its own marker: after a crash only the missing ones are done.
+    """
+    for number, start in enumerate(range(0, count, chunk_rows)):
+        if part is None or number % part[1] == part[0] - 1:
+            yield number, slice(start, min(start + chunk_rows, count))
