@@ -1,0 +1,62 @@
+# Two commands: `make demo` runs the whole factory on this machine, `make test` passes the tests.
+# They need git, make and Python 3.11+; everything else is installed here, from requirements.lock.
+
+PYTHON ?= python3
+# Where a CPU build of torch comes from on Linux. Empty: the package index's own build (CUDA on Linux, 3 GB).
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_VERSION := $(shell sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)
+BIN := .venv/bin
+# Hubs are never asked: a forgotten download fails at once instead of hanging.
+export HF_HUB_OFFLINE ?= 1
+export PYTHONDONTWRITEBYTECODE ?= 1
+
+.PHONY: demo ui test lint install browser lock checkpoints clean help
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+install: .venv/installed ## create .venv from the lock
+
+# torch first and by pip itself: a plain resolve of the rest would pull 3 GB of CUDA packages (docs/decisions/0002).
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; found " + sys.version.split()[0] + ". Set PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (a few minutes the first time)"
+	@$(BIN)/python -c 'import torch, sys; sys.exit(torch.__version__.split("+")[0] != "$(TORCH_VERSION)")' 2>/dev/null || \
+	if [ -n "$(TORCH_INDEX)" ] && $(BIN)/python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)' "$(TORCH_INDEX)" 2>/dev/null; \
+	then $(BIN)/pip install -q --disable-pip-version-check "torch==$(TORCH_VERSION)" --index-url "$(TORCH_INDEX)"; \
+	else $(BIN)/pip install -q --disable-pip-version-check "torch==$(TORCH_VERSION)" 2>&1 | grep -v "^WARNING: Location" || true; fi
+	@$(BIN)/pip install -q --disable-pip-version-check uv 2>&1 | grep -v "^WARNING: Location" || true
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements.lock
+	@$(BIN)/python -c 'import torch, airflow' && touch $@
+
+demo: .venv/installed ## run the whole factory: two weekly versions, one fine-tuning, a summary
+	@$(BIN)/python -m tasks.demo
+
+ui: .venv/installed ## keep the demo's Airflow running and print how to log in
+	@$(BIN)/python -m tasks.demo --ui
+
+lint: .venv/installed ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check . --quiet || true
+	$(BIN)/mypy tasks plugins dags
+
+# Debian's Chromium for the browser tests, where this user may install it; else they are skipped with one line.
+browser:
+	@command -v chromium >/dev/null 2>&1 || { \
+	  SUDO=; [ "$$(id -u)" = 0 ] || SUDO="sudo -n"; \
+	  { $$SUDO true 2>/dev/null && command -v apt-get >/dev/null 2>&1 && echo "installing Debian's chromium" && \
+	    $$SUDO apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+	  echo "browser tests will be skipped: install Chromium first (Debian: apt-get install chromium)"; }
+
+test: .venv/installed browser lint ## lint, types and every test
+	$(BIN)/python -m pytest -q
+
+lock: ## pin what pyproject.toml asks for (torch and its CUDA packages stay out: see docs/decisions/0002)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
+	  $$(for p in torch triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
+	  nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx \
+	  cuda-toolkit cuda-bindings cuda-pathfinder; do echo --no-emit-package $$p; done) -o requirements.lock
+
+clean: ## remove what the demo and the tests made
+	rm -rf .demo .run .pytest_cache .mypy_cache .ruff_cache .hypothesis
