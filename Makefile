@@ -38,7 +38,6 @@ ui: .venv/installed ## keep the demo's Airflow running and print how to log in
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check . --quiet || true
 	$(BIN)/mypy tasks plugins dags
 
 # Debian's Chromium for the browser tests, where this user may install it; else they are skipped with one line.

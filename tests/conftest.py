@@ -1,0 +1,35 @@
+"""Shared by all tests: no hub is asked, and the tests run from the project's root."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("MEGAPAIRS_PROFILE", None)
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The checkout's root."""
+    return PROJECT
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Model paths in params.yaml are relative to the root."""
+    monkeypatch.chdir(PROJECT)
+    yield
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium; the browser tests are skipped without one."""
+    found = next((p for p in ("chromium", "chromium-browser", "google-chrome") if shutil.which(p)), None)
+    if found is None:
+        pytest.skip("browser: no Chromium found; `apt-get install chromium` (Debian, Ubuntu), then `make test` again")
+    return str(shutil.which(found))

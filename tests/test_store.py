@@ -1,0 +1,61 @@
+"""The store: whole files or none, equal rows give equal bytes, parts do not matter."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.errors import DataError
+from tasks.records import StageReport, stable_id
+from tasks.store import Store, chunks_of_part
+
+
+def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):
+    rows = [{"image_id": "a", "caption": "a hat", "caption_source": "source"}, {"image_id": "b", "caption": "<b>\n", "caption_source": "source"}]
+    one, two = Store(tmp_path / "1"), Store(tmp_path / "2")
+    for store in (one, two):
+        assert store.write(store.table_path("captions", "2026.01.01"), rows, "captions") == 2
+    assert one.table_files("captions")[0].read_bytes() == two.table_files("captions")[0].read_bytes()
+    assert one.read_table("captions").to_pylist() == rows
+
+
+def test_a_batch_is_not_taken_for_its_namesake(tmp_path):
+    store = Store(tmp_path)
+    for batch in ("2026.01.01", "2026.01.01.2"):
+        store.write(store.table_path("captions", batch, 0), [{"image_id": batch, "caption": "x", "caption_source": "s"}], "captions")
+    assert store.read_table("captions", batch="2026.01.01").column("image_id").to_pylist() == ["2026.01.01"]
+
+
+def test_mixed_model_revisions_are_refused(tmp_path):
+    store = Store(tmp_path)
+    store.write_embeddings("semantic", "b-00000.tar", "r1", ["a"], np.ones((1, 4)))
+    store.write_embeddings("semantic", "b-00001.tar", "r2", ["b"], np.ones((1, 4)))
+    with pytest.raises(DataError, match="different model revisions"):
+        store.read_embeddings("semantic")
+
+
+def test_a_broken_table_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.write_bytes(store.table_path("pairs", "2026.01.01"), b"not parquet")
+    with pytest.raises(DataError, match="2026.01.01.parquet: not a readable 'pairs' table"):
+        store.read_table("pairs")
+
+
+@given(count=st.integers(0, 200), chunk=st.integers(1, 40), parts=st.integers(1, 7))
+def test_the_parts_together_are_the_whole(count: int, chunk: int, parts: int):
+    whole = list(chunks_of_part(count, chunk, None))
+    together = sorted((c for i in range(parts) for c in chunks_of_part(count, chunk, (i + 1, parts))), key=lambda c: c[0])
+    assert together == whole
+    assert [i for _, s in whole for i in range(count)[s]] == list(range(count))
+
+
+def test_parts_add_up_in_a_merged_report():
+    a = StageReport("judge", "1/2", read=3, done=3, dropped={"ambiguous": 1}, figures={"yield": 0.5})
+    b = StageReport("judge", "2/2", read=1, done=1, dropped={"ambiguous": 2}, figures={"yield": 1.0})
+    merged = StageReport.merged("judge", [a, b])
+    assert (merged.read, merged.dropped, merged.figures) == (4, {"ambiguous": 3}, {"yield": 0.625})
+    assert StageReport.from_json(merged.to_json()) == merged
+
+
+def test_ids_do_not_run_together():
+    assert stable_id("ab", "c") != stable_id("a", "bc")
