@@ -1,0 +1,54 @@
+"""The factory's graph as dvc.yaml states it: stages in order, their command lines, what feeds what. YAML only, light."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+
+class Node(NamedTuple):
+    """One stage of dvc.yaml, foreach expanded."""
+
+    name: str  # as DVC names it: embed@semantic
+    cmd: str
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+
+
+def _paths(entries: list[Any]) -> list[str]:
+    return [next(iter(e)) if isinstance(e, dict) else e for e in entries]
+
+
+def _lookup(params: dict[str, Any], dotted: str) -> Any:
+    value: Any = params
+    for key in dotted.split("."):
+        value = value[key]
+    return value
+
+
+def graph(root: Path | str = ".") -> list[Node]:
+    """All stages below `root`, in dvc.yaml's order, foreach expanded with params.yaml as DVC does it."""
+    root = Path(root)
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    nodes = []
+    for name, entry in stages.items():
+        if "foreach" in entry:
+            items = _lookup(params, re.fullmatch(r"\$\{(.+)\}", entry["foreach"])[1])  # type: ignore[index]
+            expanded = [(f"{name}@{key}", entry["do"], str(key)) for key in items]
+        else:
+            expanded = [(name, entry, "")]
+        for full, stage, key in expanded:
+            fill = lambda text, key=key: text.replace("${key}", key)  # noqa: E731
+            deps = tuple(fill(d) for d in _paths(stage.get("deps", [])))
+            outs = tuple(fill(o) for o in _paths(stage.get("outs", []) + stage.get("metrics", [])))
+            nodes.append(Node(full, fill(stage["cmd"]), deps, outs))
+    return nodes
+
+
+def stage_names(root: Path | str = ".") -> list[str]:
+    """Names of all stages, in order."""
+    return [node.name for node in graph(root)]

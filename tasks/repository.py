@@ -1,0 +1,203 @@
+"""Git and DVC as the factory uses them: few processes, no prompt, an identity of its own, errors that name the command.
+
+Git runs as a process; DVC as a library (a DVC command costs about 2 s of imports, so one process does commit and push).
+Writes only inside the repositories that it is given.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.errors import TransientError
+
+IDENTITY = ("MegaPairs factory", "factory@megapairs.invalid")
+
+
+def environment() -> dict[str, str]:
+    """The environment of git processes: never a prompt, and an identity even where HOME is empty."""
+    env = dict(os.environ, GIT_TERMINAL_PROMPT="0", LC_ALL="C")
+    for role in ("AUTHOR", "COMMITTER"):
+        env.setdefault(f"GIT_{role}_NAME", IDENTITY[0])
+        env.setdefault(f"GIT_{role}_EMAIL", IDENTITY[1])
+    return env
+
+
+def git(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Path | None = None) -> str:
+    """Run git and return its output without the last newline.
+
+    Raises:
+        TransientError: git failed; holds the command and git's own last lines.
+    """
+    return git_bytes(cwd, *args, stdin=stdin, index=index).decode(errors="surrogateescape").removesuffix("\n")
+
+
+def git_bytes(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Path | None = None) -> bytes:
+    """Like `git`, the output as it is."""
+    env = environment()
+    if index is not None:
+        env["GIT_INDEX_FILE"] = str(index)
+    content = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(["git", *args], cwd=cwd, env=env, input=content, capture_output=True, check=False)
+    if done.returncode:
+        tail = "\n".join(done.stderr.decode(errors="replace").strip().splitlines()[-5:])
+        raise TransientError(f"git {' '.join(args)} in {cwd}: exit {done.returncode}: {tail}")
+    return done.stdout
+
+
+def resolve_ref(cwd: Path, ref: str) -> str | None:
+    """The commit that `ref` names, or None."""
+    try:
+        return git(cwd, "rev-parse", "--verify", "--quiet", ref + "^{commit}")
+    except TransientError:
+        return None
+
+
+def is_ancestor(cwd: Path, older: str, newer: str) -> bool:
+    """Whether commit `newer` contains `older`."""
+    done = subprocess.run(["git", "merge-base", "--is-ancestor", older, newer], cwd=cwd, env=environment(), capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def files_at(cwd: Path, ref: str) -> list[str]:
+    """Paths of all files in a commit."""
+    return git(cwd, "ls-tree", "-r", "-z", "--name-only", ref).split("\0")[:-1]
+
+
+def read_at(cwd: Path, ref: str, path: str) -> bytes | None:
+    """A file's content in a commit, or None when the commit has no such file."""
+    found = git(cwd, "ls-tree", "-z", ref, "--", path)
+    return git_bytes(cwd, "cat-file", "blob", f"{ref}:{path}") if found else None
+
+
+def version_key(tag: str) -> tuple[int, ...]:
+    """Sort key of a tag ``dataset/YYYY.MM.DD[.n]``: by its numbers, so .10 follows .9."""
+    return tuple(int(n) for n in re.findall(r"\d+", tag.rpartition("/")[2]))
+
+
+def tags(cwd: Path, kind: str) -> list[str]:
+    """Tags ``<kind>/...`` that the clone knows, oldest version first."""
+    return sorted(git(cwd, "tag", "--list", f"{kind}/*").split(), key=version_key)
+
+
+def next_free(taken: Sequence[str], date: str) -> str:
+    """Name of the next version of a day: ``2026.11.24``, then ``2026.11.24.2``, ``.3`` ...; `date` is YYYY-MM-DD."""
+    day = date.replace("-", ".")
+    names = {t.rpartition("/")[2] for t in taken}
+    number = 1
+    while (name := day if number == 1 else f"{day}.{number}") in names:
+        number += 1
+    return name
+
+
+def common_dir(cwd: Path) -> Path:
+    """The .git folder that a clone and all its worktrees share."""
+    return (Path(cwd) / git(cwd, "rev-parse", "--git-common-dir")).resolve()
+
+
+@contextmanager
+def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
+    """Hold the one lock under which `version` and `promote` publish; waits for up to `timeout_s`."""
+    path = common_dir(cwd) / "publish.lock"
+    with open(path, "a") as f:
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TransientError(f"{path}: another run has been publishing for {timeout_s:.0f} s; run again when it is done") from None
+                time.sleep(0.2)
+        yield
+
+
+# --- DVC ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def dvc_repo(root: Path) -> Iterator[Any]:
+    """An open `dvc.repo.Repo`; DVC's own errors become TransientError with their text."""
+    os.environ.setdefault("DVC_NO_ANALYTICS", "true")
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        repo = Repo(str(Path(root).resolve()))
+        try:
+            yield repo
+        finally:
+            repo.close()
+    except DvcException as error:
+        raise TransientError(f"dvc in {root}: {error}") from error
+
+
+def locked_stages(lock: bytes | str | None) -> dict[str, Any]:
+    """Stages of a dvc.lock by name (empty for none)."""
+    return dict((yaml.safe_load(lock) or {}).get("stages") or {}) if lock else {}
+
+
+def merged_lock(tip: bytes | None, ours: bytes | None, stages: Sequence[str]) -> bytes:
+    """The tip's dvc.lock with `stages` replaced by ours, names sorted."""
+    merged = locked_stages(tip)
+    own = locked_stages(ours)
+    for name in stages:
+        if name in own:
+            merged[name] = own[name]
+    return yaml.safe_dump({"schema": "2.0", "stages": {k: merged[k] for k in sorted(merged)}}, sort_keys=False).encode()
+
+
+def stage_names(root: Path, sections: Sequence[str]) -> list[str]:
+    """Names of the dvc stages (``embed@semantic`` ...) of the given entries of dvc.yaml, in its order."""
+    from tasks.graph import stage_names as names
+
+    return [n for n in names(root) if n.partition("@")[0] in sections]
+
+
+def commit_outputs(root: Path, stages: Sequence[str], folders: Sequence[str]) -> None:
+    """Write dvc.lock for stages that ran without DVC, track `folders` by a .dvc file each, put all of it into the cache."""
+    with dvc_repo(root) as repo:
+        with repo.lock:
+            pass
+        for name in stages:
+            repo.commit(name, force=True)
+        if folders:
+            repo.add(list(folders))
+
+
+def push_and_verify(root: Path, targets: Sequence[str]) -> int:
+    """Push the targets' objects, then ask the remote for every one of them. Returns the count of objects.
+
+    Raises:
+        TransientError: the push failed, or the remote lacks an object.
+    """
+    with dvc_repo(root) as repo:
+        repo.push(targets=list(targets))
+        wanted: set[str] = set()
+        for objects in repo.used_objs(targets=list(targets)).values():
+            wanted |= {o.value for o in objects}
+        remote = repo.cloud.get_remote_odb()
+        missing = sorted(wanted - set(remote.oids_exist(list(wanted))))
+        if missing:
+            raise TransientError(f"remote {remote.path}: {len(missing)} of {len(wanted)} objects are missing after the push, first {missing[:3]}; run again")
+        return len(wanted)
+
+
+def bring_in(root: Path, targets: Sequence[str]) -> None:
+    """Check the targets' data out from the shared cache, and pull from the remote what the cache lacks."""
+    from dvc.exceptions import CheckoutError
+
+    with dvc_repo(root) as repo:
+        try:
+            repo.checkout(targets=list(targets), force=True)
+        except CheckoutError:
+            repo.pull(targets=list(targets), force=True)
