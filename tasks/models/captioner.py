@@ -1,0 +1,448 @@
+"""Multimodal LLMs: pictures and a text in, a reply or a probability of yes out; in process or on a server.
+
+`load_captioner(name)` gives a `Captioner`: `chat` writes (greedy), `yes_probability` reads P(yes) off the first answer
+token. Engines: 'transformers' (any AutoModelForImageTextToText, no torchvision) and 'openai' (an OpenAI-compatible
+server such as `vllm serve`; pictures travel inside the request, as bytes).
+
+In process, work is sorted by length and cut into fixed batches within one call, so equal calls give equal bytes. For the
+class of SmolVLM (Idefics3) the vision features of a picture are made once a call, whatever number of requests show it,
+and questions about the same pictures share the pictures' part of the attention cache.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tasks.errors import ConfigError, DataError, TransientError
+from tasks.models.revisions import loading, pick_device, revision_of
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+ANSWERS = (("yes", "no"), ("Yes", "No"), (" yes", " no"), (" Yes", " No"))  # spellings of yes and no; those of one token each count
+FAST_ARCHITECTURES = ("idefics3", "smolvlm")  # get_image_features gives the rows that <image> tokens stand for
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user turn: pictures first, then the text."""
+
+    images: tuple[Image, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model wrote, stripped, and the tokens it took: counts."""
+
+    text: str
+    prompt_tokens: int
+    output_tokens: int
+
+
+class Captioner(Protocol):
+    """What stages need of a multimodal LLM."""
+
+    name: str
+    revision: str
+
+    def chat(self, requests: Sequence[Request]) -> list[Reply]:
+        """One greedy reply per request, in order."""
+
+    def yes_probability(self, requests: Sequence[Request]) -> list[float]:
+        """P(yes) among yes and no at the first answer token, one per request, in order; 0..1."""
+
+
+def load_captioner(
+    model: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    engine: str = "transformers",
+    url: str = "",
+    threads: int = 1,
+    max_new_tokens: int = 80,
+    batch: int = 64,
+    question_batch: int = 256,
+) -> Captioner:
+    """Load a multimodal LLM, or reach the server that has it.
+
+    Args:
+        model: Hugging Face name or local folder; the served model's name for engine 'openai'.
+        revision: pinned revision of a name.
+        device: auto, cpu, cuda or cuda:N.
+        engine: 'transformers' or 'openai'.
+        url: base URL of the server, ending in /v1.
+        threads: CPU threads of the model, a count; requests in flight are 16 times this many at the server.
+        max_new_tokens: longest reply, tokens.
+        batch: requests in one pass of `chat`, a count.
+        question_batch: requests in one pass of `yes_probability`, a count.
+    Raises:
+        ConfigError: unknown engine, or nothing loadable under that name.
+    """
+    if engine == "openai":
+        return ServedCaptioner(model, revision=revision, url=url, in_flight=16 * threads, max_new_tokens=max_new_tokens)
+    if engine == "transformers":
+        return LocalCaptioner(
+            model, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch, question_batch=question_batch
+        )
+    raise ConfigError(f"engine '{engine}': known are 'transformers' and 'openai'")
+
+
+# --- in process -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture as the processor makes it: the prompt text that stands for it, and its pixels by name."""
+
+    text: str
+    inputs: dict[str, torch.Tensor]
+
+
+class LocalCaptioner:
+    """A transformers model in this process."""
+
+    def __init__(self, model: str, *, revision: str | None, device: str, threads: int, max_new_tokens: int, batch: int, question_batch: int) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        torch.set_num_threads(threads)
+        self.name = model
+        self.device = pick_device(device)
+        with loading(model, "an MLLM"):
+            self.processor: Any = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
+            dtype: Any = torch.float32 if self.device == "cpu" else "auto"
+            self.model: Any = AutoModelForImageTextToText.from_pretrained(
+                model, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+        self.model.eval().to(self.device)
+        self.tokenizer: Any = self.processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.revision = revision_of(model, revision, self.model.config)
+        self.max_new_tokens, self.batch, self.question_batch = max_new_tokens, batch, question_batch
+        self.is_fast = self.model.config.model_type in FAST_ARCHITECTURES
+        self._pictures: dict[int, tuple[Image, _Picture]] = {}
+        self._yes, self._no = self._answer_tokens()
+        if set(self._yes) & set(self._no):
+            raise ConfigError(f"model '{model}': its tokenizer begins yes and no with the same token; it cannot judge")
+
+    def _answer_tokens(self) -> tuple[list[int], list[int]]:
+        """Ids of yes and of no: spellings that are one token each, or the first tokens of the first spelling where none are."""
+        ids = [[self.tokenizer(word, add_special_tokens=False).input_ids for word in words] for words in ANSWERS]
+        found = [(yes[0], no[0]) for yes, no in ids if len(yes) == len(no) == 1] or [(ids[0][0][0], ids[0][1][0])]
+        return sorted({yes for yes, _ in found}), sorted({no for _, no in found})
+
+    # --- prompts ---
+
+    def _prompt(self, request: Request) -> str:
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in request.images] + [{"type": "text", "text": request.text}]
+        return str(self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False))
+
+    def _ids(self, prompt: str) -> list[int]:
+        is_begun = bool(self.tokenizer.bos_token) and prompt.startswith(self.tokenizer.bos_token)
+        return list(self.tokenizer(prompt, add_special_tokens=not is_begun).input_ids)
+
+    def _picture(self, image: Image) -> _Picture:
+        """The processor's work for one picture, kept for as long as the picture is likely to recur."""
+        found = self._pictures.get(id(image))
+        if found is not None and found[0] is image:
+            return found[1]
+        made = self.processor(text=[self.processor.image_token], images=[[image]], add_special_tokens=False, return_tensors="pt")
+        inputs = {k: v for k, v in made.items() if k in ("pixel_values", "pixel_attention_mask")}
+        picture = _Picture(self.tokenizer.decode(made["input_ids"][0], skip_special_tokens=False), inputs)
+        if len(self._pictures) >= 4096:  # of 96 px, 0.5 GB; larger ones come in smaller chunks
+            self._pictures.clear()
+        self._pictures[id(image)] = (image, picture)  # holding the picture keeps its id from being given to another
+        return picture
+
+    def _expanded(self, request: Request) -> str:
+        """The prompt with every image token replaced by what the processor puts there."""
+        parts = self._prompt(request).split(self.processor.image_token)
+        if len(parts) != len(request.images) + 1:
+            raise DataError(f"a prompt of '{self.name}' has {len(parts) - 1} places for {len(request.images)} pictures; does the text hold an image token?")
+        out = parts[0]
+        for image, part in zip(request.images, parts[1:], strict=True):
+            out += self._picture(image).text + part
+        return out
+
+    def _features(self, requests: Sequence[Request]) -> dict[int, torch.Tensor]:
+        """id of a picture -> (tokens, width): the rows that stand for it, made once a call, in order of appearance."""
+        import torch
+
+        by_shape: dict[tuple[int, ...], list[Image]] = {}
+        for image in {id(i): i for r in requests for i in r.images}.values():
+            by_shape.setdefault(tuple(self._picture(image).inputs["pixel_values"].shape), []).append(image)
+        out: dict[int, torch.Tensor] = {}
+        for images in by_shape.values():
+            for start in range(0, len(images), self.batch):
+                part = images[start : start + self.batch]
+                inputs = [self._picture(i).inputs for i in part]
+                joined = {k: torch.cat([i[k] for i in inputs]).to(self.device) for k in inputs[0]}
+                rows = self.model.get_image_features(**joined, return_dict=True).pooler_output
+                out |= {id(image): row for image, row in zip(part, rows, strict=True)}
+        return out
+
+    def _embedded(self, ids: Sequence[Sequence[int]], images: Sequence[tuple[Image, ...]], features: dict[int, torch.Tensor], side: str) -> tuple[Any, Any]:
+        """Token rows padded on a side, (b, length, width) and their mask (b, length); image tokens get their features."""
+        import torch
+
+        length = max(map(len, ids))
+        pad = self.tokenizer.pad_token_id
+        padded = [[pad] * (length - len(i)) + list(i) if side == "left" else list(i) + [pad] * (length - len(i)) for i in ids]
+        mask = [[0] * (length - len(i)) + [1] * len(i) if side == "left" else [1] * len(i) + [0] * (length - len(i)) for i in ids]
+        tokens = torch.tensor(padded, device=self.device)
+        rows = self.model.get_input_embeddings()(tokens)
+        shown = [features[id(i)] for group in images for i in group]
+        if shown:
+            where = (tokens == self.model.config.image_token_id) & torch.tensor(mask, dtype=torch.bool, device=self.device)
+            rows = rows.masked_scatter(where[..., None], torch.cat(shown).to(rows.dtype))
+        return rows, torch.tensor(mask, device=self.device)
+
+    # --- chat ---
+
+    def chat(self, requests: Sequence[Request]) -> list[Reply]:
+        """One greedy reply per request, in order."""
+        import torch
+
+        with torch.inference_mode():
+            return self._chat_fast(requests) if self.is_fast else self._chat_plain(requests)
+
+    def _replies(self, outputs: torch.Tensor, prompt_tokens: Sequence[int]) -> list[Reply]:
+        pad, ends = self.tokenizer.pad_token_id, self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        replies = []
+        for ids, count in zip(outputs.tolist(), prompt_tokens, strict=True):
+            length = next((n + 1 for n, i in enumerate(ids) if i in ends), len(ids))
+            while length and ids[length - 1] == pad and pad not in ends:
+                length -= 1
+            replies.append(Reply(self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip(), count, length))
+        return replies
+
+    def _chat_fast(self, requests: Sequence[Request]) -> list[Reply]:
+        features = self._features(requests)
+        ids = [self._ids(self._expanded(r)) for r in requests]
+        replies: dict[int, Reply] = {}
+        for part in batches_by_length([len(i) for i in ids], self.batch):
+            rows, mask = self._embedded([ids[n] for n in part], [requests[n].images for n in part], features, "left")
+            made = self.model.generate(inputs_embeds=rows, attention_mask=mask, max_new_tokens=self.max_new_tokens, do_sample=False)
+            replies |= dict(zip(part, self._replies(made, [len(ids[n]) for n in part]), strict=True))
+        return [replies[n] for n in range(len(requests))]
+
+    def _plain_inputs(self, requests: Sequence[Request]) -> Any:
+        prompts = [self._prompt(r) for r in requests]
+        images = [list(r.images) for r in requests] if any(r.images for r in requests) else None
+        is_begun = bool(self.tokenizer.bos_token) and all(p.startswith(self.tokenizer.bos_token) for p in prompts)
+        return self.processor(text=prompts, images=images, padding=True, add_special_tokens=not is_begun, return_tensors="pt").to(self.device)
+
+    def _chat_plain(self, requests: Sequence[Request]) -> list[Reply]:
+        """Any architecture: the processor and the model as they come."""
+        replies: dict[int, Reply] = {}
+        for part in batches_by_length([len(r.text) for r in requests], self.batch):
+            inputs = self._plain_inputs([requests[n] for n in part])
+            made = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+            replies |= dict(zip(part, self._replies(made[:, inputs["input_ids"].shape[1] :], inputs["attention_mask"].sum(1).tolist()), strict=True))
+        return [replies[n] for n in range(len(requests))]
+
+    # --- yes or no ---
+
+    def yes_probability(self, requests: Sequence[Request]) -> list[float]:
+        """P(yes) among yes and no at the first answer token, one per request, in order."""
+        import torch
+
+        with torch.inference_mode():
+            return self._yes_fast(requests) if self.is_fast else self._yes_plain(requests)
+
+    def _p_yes(self, logits: torch.Tensor) -> list[float]:
+        """(b, vocabulary) -> P(yes), b numbers."""
+        import torch
+
+        scores = logits.double()
+        yes, no = (torch.logsumexp(scores[:, ids], -1) for ids in (self._yes, self._no))
+        return [float(p) for p in torch.sigmoid(yes - no)]
+
+    def _yes_plain(self, requests: Sequence[Request]) -> list[float]:
+        found: dict[int, float] = {}
+        for part in batches_by_length([len(r.text) for r in requests], self.question_batch):
+            logits = self.model(**self._plain_inputs([requests[n] for n in part]), logits_to_keep=1).logits[:, -1]
+            found |= dict(zip(part, self._p_yes(logits), strict=True))
+        return [found[n] for n in range(len(requests))]
+
+    def _yes_fast(self, requests: Sequence[Request]) -> list[float]:
+        """Pictures once, then the questions: those about the same pictures share the cache of the pictures' tokens."""
+        features = self._features(requests)
+        image_id = self.model.config.image_token_id
+        groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, list[int]]]] = {}
+        for n, request in enumerate(requests):
+            ids = self._ids(self._expanded(request))
+            cut = 1 + max((i for i, t in enumerate(ids) if t == image_id), default=-1)
+            groups.setdefault((tuple(ids[:cut]), tuple(map(id, request.images))), []).append((n, ids[cut:]))
+        by_length: dict[int, list[tuple[tuple[int, ...], list[tuple[int, list[int]]]]]] = {}
+        for (prefix, _), questions in groups.items():
+            by_length.setdefault(len(prefix), []).append((prefix, questions))
+        found: dict[int, float] = {}
+        for length, same in by_length.items():
+            part: list[tuple[tuple[int, ...], list[tuple[int, list[int]]]]] = []
+            count = 0
+            for prefix, questions in same:
+                part.append((prefix, questions))
+                count += len(questions)
+                if count >= self.question_batch:
+                    self._answer(length, part, requests, features, found)
+                    part, count = [], 0
+            if part:
+                self._answer(length, part, requests, features, found)
+        return [found[n] for n in range(len(requests))]
+
+    def _answer(
+        self,
+        length: int,
+        part: list[tuple[tuple[int, ...], list[tuple[int, list[int]]]]],
+        requests: Sequence[Request],
+        features: dict[int, torch.Tensor],
+        found: dict[int, float],
+    ) -> None:
+        """Answer questions whose picture prefixes are `length` tokens long, into `found` by request number."""
+        import torch
+
+        past = None
+        owners = [n for n, (_, questions) in enumerate(part) for _ in questions]
+        numbers = [n for _, questions in part for n, _ in questions]
+        tails = [tail for _, questions in part for _, tail in questions]
+        if length:
+            rows, mask = self._embedded([p for p, _ in part], [requests[q[0][0]].images for _, q in part], features, "right")
+            past = self.model.model(inputs_embeds=rows, attention_mask=mask, use_cache=True).past_key_values
+            past.batch_select_indices(torch.tensor(owners, device=self.device))
+        rows, mask = self._embedded(tails, [()] * len(tails), features, "right")
+        whole = torch.cat([mask.new_ones((len(tails), length)), mask], 1)
+        last = mask.sum(1) - 1
+        hidden = self.model.model(inputs_embeds=rows, attention_mask=whole, past_key_values=past, use_cache=past is not None).last_hidden_state
+        logits = self.model.lm_head(hidden[torch.arange(len(tails), device=self.device), last])
+        found |= dict(zip(numbers, self._p_yes(logits), strict=True))
+
+
+def batches_by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
+    """Positions cut into batches of similar length, longest first; ties by position, so equal inputs give equal batches."""
+    order = sorted(range(len(lengths)), key=lambda n: (-lengths[n], n))
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
+
+
+# --- on a server ----------------------------------------------------------------------------------------------------
+
+
+class ServedCaptioner:
+    """A model behind an OpenAI-compatible server; `revision` is what params pin, for the server does not tell."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None,
+        url: str,
+        in_flight: int,
+        max_new_tokens: int,
+        timeout_s: float = 300.0,
+        tries: int = 6,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        import httpx
+
+        self.name, self.revision = model, revision or "served"
+        self.url, self.in_flight, self.max_new_tokens, self.tries = url.rstrip("/"), in_flight, max_new_tokens, tries
+        self._sleep = sleep
+        self._client = httpx.Client(timeout=timeout_s, limits=httpx.Limits(max_connections=in_flight))
+        self._files: dict[int, tuple[Image, str]] = {}
+        self._lock = threading.Lock()
+
+    def _data_url(self, image: Image) -> str:
+        with self._lock:
+            found = self._files.get(id(image))
+            if found is not None and found[0] is image:
+                return found[1]
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=95)
+        text = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+        with self._lock:
+            if len(self._files) >= 4096:
+                self._files.clear()
+            self._files[id(image)] = (image, text)
+        return text
+
+    def _post(self, request: Request, more: dict[str, Any]) -> dict[str, Any]:
+        """One chat completion; waits and tries again on 429, 5xx, broken connections and timeouts.
+
+        Raises:
+            TransientError: still failing after all tries.
+            ConfigError: the server refuses the request (any other 4xx).
+        """
+        import httpx
+
+        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": self._data_url(i)}} for i in request.images]
+        content.append({"type": "text", "text": request.text})
+        body = {"model": self.name, "messages": [{"role": "user", "content": content}], "temperature": 0, **more}
+        problem = ""
+        for attempt in range(self.tries):
+            if attempt:
+                self._sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.7, 1.3))
+            try:
+                response = self._client.post(f"{self.url}/chat/completions", json=body)
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__}: {error}"
+                continue
+            if response.status_code == 429 or response.status_code >= 500:
+                problem = f"{response.status_code} {response.text[:200]}"
+                continue
+            if response.status_code != 200:
+                raise ConfigError(f"{self.url}: the server refuses the request for '{self.name}': {response.status_code} {response.text[:300]}")
+            try:
+                answer: dict[str, Any] = response.json()
+                answer["choices"][0]["message"]
+            except (ValueError, KeyError, IndexError, TypeError):
+                problem = f"not a chat completion: {response.text[:200]}"
+                continue
+            return answer
+        raise TransientError(f"{self.url}: no reply for '{self.name}' after {self.tries} tries ({problem}); is the server up and is it serving that model?")
+
+    def _each(self, requests: Sequence[Request], more: dict[str, Any]) -> list[dict[str, Any]]:
+        with ThreadPoolExecutor(self.in_flight) as pool:
+            return list(pool.map(lambda r: self._post(r, more), requests))
+
+    def chat(self, requests: Sequence[Request]) -> list[Reply]:
+        """One greedy reply per request, in order."""
+        replies = []
+        for answer in self._each(requests, {"max_tokens": self.max_new_tokens}):
+            used = answer.get("usage") or {}
+            text = answer["choices"][0]["message"].get("content") or ""
+            replies.append(Reply(text.strip(), int(used.get("prompt_tokens", 0)), int(used.get("completion_tokens", 0))))
+        return replies
+
+    def yes_probability(self, requests: Sequence[Request]) -> list[float]:
+        """P(yes) among yes and no at the first answer token; 0 where neither is among the 20 likeliest."""
+        answers = self._each(requests, {"max_tokens": 1, "logprobs": True, "top_logprobs": 20})
+        return [self._p_yes(answer) for answer in answers]
+
+    def _p_yes(self, answer: dict[str, Any]) -> float:
+        import math
+
+        try:
+            likely = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        except (KeyError, IndexError, TypeError):
+            raise ConfigError(f"{self.url}: '{self.name}' gives no top_logprobs, which judging reads; serve it with logprobs on") from None
+        sums = {"yes": 0.0, "no": 0.0}
+        for token in likely:
+            word = str(token["token"]).strip().lower()
+            if word in sums:
+                sums[word] += math.exp(token["logprob"])
+        total = sums["yes"] + sums["no"]
+        return sums["yes"] / total if total else 0.0

@@ -1,0 +1,68 @@
+"""From a name in params.yaml to a loaded model: which bytes it is, on what device, and errors that say what to do.
+
+A local folder's revision is the hash of its weights, so that a table says which weights wrote it wherever the folder lay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import ConfigError, TransientError
+
+
+@cache
+def _folder_revision(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, _, _ in stamp:
+        with open(folder / name, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def revision_of(model: str, revision: str | None = None, config: Any = None) -> str:
+    """The revision to store beside what a model wrote.
+
+    Args:
+        model: Hugging Face name or local folder.
+        revision: the pinned revision of a name, if any; a folder's content always speaks for itself.
+        config: the loaded model's config, which knows the commit that a name led to.
+    Returns:
+        For a folder the first 12 hex digits of the sha256 of its safetensors files, in order of name; for a name the
+        commit, else the pinned revision, else 'main'.
+    Raises:
+        ConfigError: the folder holds no safetensors weights.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ConfigError(f"model '{model}': the folder holds no *.safetensors; save the weights with save_pretrained(..., safe_serialization=True)")
+        return _folder_revision(folder.resolve(), tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+    return str(getattr(config, "_commit_hash", None) or revision or "main")
+
+
+def pick_device(device: str) -> str:
+    """'auto' -> 'cuda' where a GPU is to be had, else 'cpu'; all else as it is."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def loading(model: str, key: str) -> Iterator[None]:
+    """Turn what the hub or a folder raises while loading into an error that names the parameter and the next step."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())[:300]
+        if "couldn't connect" in text.lower() or "timed out" in text.lower():
+            raise TransientError(f"model '{model}' ({key}): the hub cannot be reached ({text}); try again, or name a local folder") from error
+        raise ConfigError(f"model '{model}' ({key}): cannot be loaded ({text}); expected a local folder or a Hugging Face name with safetensors") from error
