@@ -1,0 +1,118 @@
+"""Run one stage as a command and read its report: the seam of the house, without Airflow.
+
+A stage is a process of its own group. Its lines go to a callback as they come; the last line of standard output is its
+StageReport; its exit code says what to do next (tasks/errors.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+LAST_LINES = 20  # so many lines of a failing stage travel in the exception, and from there into the mail
+KILL_AFTER_S = 10.0  # a stage that ignores SIGTERM for so long is killed
+
+# Set for Airflow alone; a stage must not see it: the profile is written into the run's params.yaml, its code is the worktree's.
+NOT_FOR_STAGES = ("MEGAPAIRS_PROFILE", "PYTHONPATH")
+
+
+@dataclasses.dataclass
+class Ending:
+    """How a stage ended: its exit code, its report (None when it printed none) and its last lines, errors last."""
+
+    code: int
+    report: dict[str, Any] | None
+    last_lines: list[str]
+
+
+def stage_command(stage: str, item: str | None = None, part: str | None = None, more: tuple[str, ...] = ()) -> list[str]:
+    """The command line of a stage: the same as in dvc.yaml and in a terminal."""
+    python = os.environ.get("TASKS_PYTHON") or sys.executable
+    return [python, "-m", "tasks", stage, *([item] if item else []), *(["--part", part] if part else []), *more]
+
+
+def stage_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a stage: unbuffered lines, one thread per native library unless the deployment says otherwise."""
+    environment = {k: v for k, v in base.items() if k not in NOT_FOR_STAGES}
+    environment["PYTHONUNBUFFERED"] = "1"
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+        environment.setdefault(name, "false" if name.startswith("TOKENIZERS") else "1")
+    return environment
+
+
+def parse_report(line: str) -> dict[str, Any] | None:
+    """The line as a StageReport's mapping, or None when it is none."""
+    if not line.startswith("{"):
+        return None
+    try:
+        report = json.loads(line)
+    except ValueError:
+        return None
+    return report if isinstance(report, dict) and "stage" in report else None
+
+
+class StageProcess:
+    """A running stage; `wait` to its end, or `kill` it with everything that it started."""
+
+    def __init__(self, command: list[str], cwd: Path, environment: Mapping[str, str]) -> None:
+        self.command = command
+        self._process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+
+    def wait(self, on_line: Callable[[str], None]) -> Ending:
+        """Hand every line to `on_line` (the report's line excepted) until both streams end."""
+        process = self._process
+        assert process.stdout is not None and process.stderr is not None
+        errors: deque[str] = deque(maxlen=LAST_LINES)
+        lines: deque[str] = deque(maxlen=LAST_LINES)
+
+        def read_errors(stream: Any) -> None:
+            for line in stream:
+                errors.append(line.rstrip())
+                on_line(line.rstrip())
+
+        reader = threading.Thread(target=read_errors, args=(process.stderr,), daemon=True)
+        reader.start()
+        report = None
+        for line in process.stdout:
+            found = parse_report(line.strip())
+            if found is not None:
+                report = found
+            else:
+                lines.append(line.rstrip())
+                on_line(line.rstrip())
+        code = process.wait()
+        reader.join(timeout=5)
+        return Ending(code, report, (list(lines) + list(errors))[-LAST_LINES:])
+
+    def kill(self) -> None:
+        """End the process group: SIGTERM, then SIGKILL."""
+        for number, patience_s in ((signal.SIGTERM, KILL_AFTER_S), (signal.SIGKILL, KILL_AFTER_S)):
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:
+                return
+            try:
+                self._process.wait(timeout=patience_s)
+                return
+            except subprocess.TimeoutExpired:
+                continue

@@ -1,0 +1,169 @@
+"""The operators: a stage as a command in the run's worktree; opening and closing that worktree.
+
+Exit codes: 0 = success, the report is the task's XCom; 65 and 78 (DataError, ConfigError) = failed without a retry;
+99 (NothingToDo) = skipped, a green run without an asset event; anything else = retried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+from megapairs.command import Ending, StageProcess, stage_command, stage_environment
+from megapairs.form import changes_from
+from megapairs.wiring import TRIPLETS, run_folder
+from tasks.config import overlay
+from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO
+
+
+def conclude(name: str, ending: Ending) -> dict[str, Any]:
+    """The report of a stage that ended well.
+
+    Raises:
+        AirflowSkipException: nothing to do.
+        AirflowFailException: a parameter or the rows are wrong; a retry cannot help.
+        AirflowException: anything else; Airflow tries again.
+    """
+    last = "\n".join(ending.last_lines)
+    if ending.code == EXIT_NOTHING_TO_DO:
+        notes = (ending.report or {}).get("notes") or [last]
+        raise AirflowSkipException(f"{name}: nothing to do. {notes[0]}")
+    if ending.code in (EXIT_DATA_ERROR, EXIT_CONFIG_ERROR):
+        kind = "DataError" if ending.code == EXIT_DATA_ERROR else "ConfigError"
+        raise AirflowFailException(f"{name}: ended with {kind} (exit code {ending.code}), a retry cannot help. Its last lines:\n{last}")
+    if ending.code != 0:
+        how = f"was ended by signal {-ending.code}" if ending.code < 0 else f"ended with exit code {ending.code}"
+        raise AirflowException(f"{name}: {how}. Its last lines:\n{last}")
+    if ending.report is None:
+        raise AirflowException(f"{name}: ended with exit code 0 but its last line is no StageReport. Its last lines:\n{last}")
+    return ending.report
+
+
+class Command(BaseOperator):
+    """A `python -m tasks ...` line as a task; subclasses say which line, and where."""
+
+    _running: StageProcess | None = None
+
+    def run_command(self, command: list[str], cwd: Path) -> dict[str, Any]:
+        """Run the line to its end, its lines in the task's log; see `conclude` for how it may end."""
+        if not cwd.is_dir():
+            raise AirflowFailException(f"{cwd}: no such folder. open_run makes a run's worktree below MEGAPAIRS_RUNS; clear open_run to make it again")
+        name = " ".join(command[3:5]) if len(command) > 4 and not command[4].startswith("-") else command[3]
+        self.log.info("in %s: %s", cwd, " ".join(command))
+        self._running = StageProcess(command, cwd, stage_environment(os.environ))
+        return conclude(name, self._running.wait(lambda line: self.log.info("%s", line)))
+
+    def on_kill(self) -> None:
+        """Marked failed, cleared or timed out: the stage and its children end too."""
+        if self._running is not None:
+            self._running.kill()
+
+
+class Stage(Command):
+    """One stage in the run's worktree.
+
+    Args:
+        stage: name of the stage, as in `python -m tasks <stage>`.
+        item: the encoder of embed and mine, the table of validate; may be mapped over.
+        part: 'i/n', the i-th of n parts of caption and judge; may be mapped over.
+    """
+
+    template_fields: Sequence[str] = ("item", "part")
+
+    def __init__(self, *, stage: str, item: str | None = None, part: str | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("map_index_template", "{{ task.item or task.part or '' }}")
+        super().__init__(**kwargs)
+        self.stage = stage
+        self.item = item
+        self.part = part
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the stage; returns its StageReport. A publishing stage puts the version's tag into its asset event."""
+        folder = run_folder(str(context["run_id"]))
+        report = self.run_command(stage_command(self.stage, self.item, self.part), folder)
+        if TRIPLETS in self.outlets:
+            version = json.loads((folder / "version.json").read_text())["version"]
+            context["outlet_events"][TRIPLETS].extra = {"version": f"dataset/{version}", "changes": for_training(changes_from(values_of(context)))}
+        return report
+
+
+class OpenRun(Command):
+    """Make the run's worktree: deployed code, the last version's data, the form's values laid over params.yaml.
+
+    Args:
+        kind: 'dataset' or 'model'.
+    """
+
+    def __init__(self, *, kind: str, **kwargs: Any) -> None:
+        super().__init__(task_id="open_run", **kwargs)
+        self.kind = kind
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Open the run; returns open_run's report, whose first note is the worktree."""
+        given = values_of(context)
+        changes = changes_from(given)
+        more = ["--run-id", str(context["run_id"]), "--kind", self.kind]
+        if self.kind == "model":
+            event = newest_event(context.get("triggering_asset_events"))
+            changes = overlay(changes, event.get("changes") or {})  # the form of a run that an event started holds only its presets
+            tag = given.get("dataset_version") or event.get("version")
+            more += ["--dataset-version", str(tag)] if tag else []
+        report = self.run_command(stage_command("open_run", more=(*more, "--conf", json.dumps(changes))), deployment())
+        self.log.info("the run's own values: %s", json.dumps(changes) if changes else "none")
+        return report
+
+
+class CloseRun(Command):
+    """Take the run's worktree away; its tables are in the version, or in nothing when none was published."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("trigger_rule", "none_failed")  # also after a skip: nothing new, or a dry run
+        super().__init__(task_id="close_run", **kwargs)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Close the run; returns the command's report."""
+        return self.run_command(stage_command("open_run", more=("--close", "--run-id", str(context["run_id"]))), deployment())
+
+
+def deployment() -> Path:
+    """The deployment's clone.
+
+    Raises:
+        AirflowFailException: MEGAPAIRS_DATASET is not set.
+    """
+    if not os.environ.get("MEGAPAIRS_DATASET"):
+        raise AirflowFailException("MEGAPAIRS_DATASET is not set: it names the deployment's clone of the dataset repository (.env.example)")
+    return Path(os.environ["MEGAPAIRS_DATASET"])
+
+
+def values_of(context: Context) -> dict[str, Any]:
+    """The run's values by name: the form's presets, then what the trigger said (also names that the form does not know)."""
+    return {**context["params"], **(context["dag_run"].conf or {})}
+
+
+def for_training(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a dataset run's own values its fine-tuning takes over: profile, date, and the model's sections."""
+    taken = {k: v for k, v in changes.items() if k in ("profile", "train", "evaluate", "promote")}
+    date = changes.get("open_run", {}).get("date")
+    return {**taken, "open_run": {"date": date}} if date else taken
+
+
+def newest_event(events: Any) -> Mapping[str, Any]:
+    """What the newest asset event that started the run carries; empty when a person started it."""
+    found = list(events[TRIPLETS]) if events and TRIPLETS in events else []
+    newest = max(found, key=lambda e: e.timestamp, default=None)
+    return {} if newest is None else newest.extra
+
+
+def parts_of(run_id: str, stage: str) -> list[str]:
+    """['1/n', ..., 'n/n'] with n from the run's resolved parameters."""
+    import yaml
+
+    count = int(yaml.safe_load((run_folder(run_id) / "params.yaml").read_text())[stage]["parts"])
+    return [f"{i}/{count}" for i in range(1, count + 1)]
