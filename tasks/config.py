@@ -107,6 +107,8 @@ class CaptionConfig(Section):
 
 
 class JudgeConfig(Section):
+    engine: Literal["transformers", "openai"] = Field("transformers", description="In process, or an OpenAI-compatible server (vLLM).")
+    url: str = Field("http://127.0.0.1:8000/v1", description="Base URL of the server that serves the judge, for engine 'openai'.")
     model: str = Field(description="MLLM that judges: Hugging Face name or folder.")
     revision: str | None = Field(None, description="Pinned revision.")
     threshold: float = Field(0.5, ge=0, le=1, description="An instruction is kept when P(yes) of the target is at least this.")

@@ -1,0 +1,277 @@
+"""Judge instructions: an MLLM's P(yes) for the target, the query itself and every mined negative decides what is kept.
+
+Reads data/captioned, data/pairs, data/images and tasks/prompts/<caption.prompts>/judge.txt; writes
+data/triplets/<batch>-<chunk>.parquet and data/dropped/judge/. A chunk's file is its own marker. Sources: MegaPairs,
+arXiv:2412.14475 (the query image always a negative); UniME-V2, arXiv:2510.13515 (an MLLM judges negatives).
+
+In this order, for one pair:
+
+1. an instruction whose P(yes) for the target is below `threshold` goes (wrong_instruction);
+2. one that the query picture itself meets goes (query_fits);
+3. a mined negative that meets an instruction which states the whole change is a false negative and goes (false_negative);
+4. an instruction of a style that states one change of several goes where a negative that is left meets it (partial_fits);
+5. a pair with fewer than `instructions_min` instructions left goes: wrong_target where step 1 took them, else ambiguous.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.batch import batch_of
+from tasks.config import JudgeConfig, Params
+from tasks.errors import ConfigError, DataError
+from tasks.models.captioner import Captioner, load_captioner
+from tasks.models.judge import Question, yes_probabilities
+from tasks.records import StageReport, stable_id
+from tasks.store import Store, chunks_of_part
+
+PROMPTS = Path(__file__).parent / "prompts"
+PARTIAL_STYLES = ("short",)  # styles that may state one change of several
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is left of one pair, by position in what was judged.
+
+    Attributes:
+        instructions: positions of the instructions kept.
+        negatives: positions of the negatives kept; 0 is the query picture and always stays.
+        judge_target: per kept instruction P(yes) of the target.
+        judge_negative: per kept negative the highest P(yes) over the kept instructions.
+        false_negatives: position of each false negative -> its highest P(yes) over the instructions it meets.
+        dropped: position of each instruction dropped -> (reason, the score that decided).
+        reason: None where the pair is kept.
+    """
+
+    instructions: list[int] = field(default_factory=list)
+    negatives: list[int] = field(default_factory=list)
+    judge_target: list[float] = field(default_factory=list)
+    judge_negative: list[float] = field(default_factory=list)
+    false_negatives: dict[int, float] = field(default_factory=dict)
+    dropped: dict[int, tuple[str, float]] = field(default_factory=dict)
+    reason: str | None = None
+
+
+def decide(
+    target_yes: Sequence[float],
+    negative_yes: Mapping[int, Sequence[float]],
+    *,
+    is_partial: Sequence[bool],
+    threshold: float,
+    negative_threshold: float,
+    instructions_min: int,
+) -> Verdict:
+    """Which instructions and negatives of a pair stay; see the module's five steps.
+
+    Args:
+        target_yes: per instruction P(yes) of the target.
+        negative_yes: per instruction that passes `threshold`, P(yes) of every negative, the query picture first.
+        is_partial: per instruction, whether its style may state one change of several.
+        threshold: least P(yes) of the target.
+        negative_threshold: P(yes) from which a negative meets an instruction.
+        instructions_min: least number of instructions, a count.
+    """
+    dropped: dict[int, tuple[str, float]] = {}
+    for n, yes in enumerate(target_yes):
+        if yes < threshold:
+            dropped[n] = ("wrong_instruction", yes)
+    right = [n for n in range(len(target_yes)) if n not in dropped]
+    for n in right:
+        if negative_yes[n][0] >= negative_threshold:
+            dropped[n] = ("query_fits", negative_yes[n][0])
+    kept = [n for n in right if n not in dropped]
+    count = len(negative_yes[right[0]]) if right else 1
+    whole = [n for n in kept if not is_partial[n]]
+    false = {k: max(negative_yes[n][k] for n in whole) for k in range(1, count) if any(negative_yes[n][k] >= negative_threshold for n in whole)}
+    for n in kept:
+        met = [negative_yes[n][k] for k in range(1, count) if k not in false and negative_yes[n][k] >= negative_threshold]
+        if is_partial[n] and met:
+            dropped[n] = ("partial_fits", max(met))
+    kept = [n for n in kept if n not in dropped]
+    if len(kept) < instructions_min:
+        return Verdict(dropped=dropped, reason="wrong_target" if len(right) < instructions_min else "ambiguous")
+    negatives = [k for k in range(count) if k not in false]
+    highest = [max(negative_yes[n][k] for n in kept) for k in negatives]
+    return Verdict(kept, negatives, [target_yes[n] for n in kept], highest, false, dropped)
+
+
+def read_prompt(name: str) -> str:
+    """The text of tasks/prompts/<name>/judge.txt.
+
+    Raises:
+        ConfigError: no such file, or no {instruction} in it.
+    """
+    path = PROMPTS / name / "judge.txt"
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such prompt; 'caption.prompts' names a folder of tasks/prompts: {sorted(p.name for p in PROMPTS.iterdir())}")
+    text = path.read_text(encoding="utf-8").rstrip("\n")
+    if "{instruction}" not in text:
+        raise ConfigError(f"{path}: expected the field {{instruction}}")
+    return text
+
+
+def judge_rows(rows: Sequence[Mapping[str, Any]], images: Mapping[str, Any], model: Captioner, template: str, config: JudgeConfig) -> list[Verdict]:
+    """A verdict per row (instructions, styles, query_image_id, target_image_id, negative_image_ids).
+
+    The targets are asked about first; negatives only for instructions that passed.
+    """
+    first = [(r, n) for r, row in enumerate(rows) for n in range(len(row["instructions"]))]
+    scores = yes_probabilities(model, [_question(rows[r], images, n, rows[r]["target_image_id"]) for r, n in first], template)
+    target_yes: list[list[float]] = [[] for _ in rows]
+    for (r, _), yes in zip(first, scores, strict=True):
+        target_yes[r].append(yes)
+    passed = [(r, n) for r, n in first if target_yes[r][n] >= config.threshold]
+    second = [(r, n, k) for r, n in passed for k in range(len(rows[r]["negative_image_ids"]))]
+    scores = yes_probabilities(model, [_question(rows[r], images, n, rows[r]["negative_image_ids"][k]) for r, n, k in second], template)
+    negative_yes: list[dict[int, list[float]]] = [{} for _ in rows]
+    for (r, n, _), yes in zip(second, scores, strict=True):
+        negative_yes[r].setdefault(n, []).append(yes)
+    return [
+        decide(
+            target_yes[r],
+            negative_yes[r],
+            is_partial=[s in PARTIAL_STYLES for s in row["styles"]],
+            threshold=config.threshold,
+            negative_threshold=config.negative_threshold,
+            instructions_min=config.instructions_min,
+        )
+        for r, row in enumerate(rows)
+    ]
+
+
+def _question(row: Mapping[str, Any], images: Mapping[str, Any], instruction: int, candidate_id: str) -> Question:
+    return Question(images[row["query_image_id"]], images[candidate_id], row["instructions"][instruction])
+
+
+def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner) -> dict[str, Any]:
+    """A row of table `triplets` of a kept pair."""
+    instructions = [row["instructions"][n] for n in verdict.instructions]
+    return {
+        "triplet_id": stable_id(row["pair_id"], *instructions),
+        "pair_id": row["pair_id"],
+        "batch": row["batch"],
+        "query_image_id": row["query_image_id"],
+        "target_image_id": row["target_image_id"],
+        "instructions": instructions,
+        "styles": [row["styles"][n] for n in verdict.instructions],
+        "negative_image_ids": [row["negative_image_ids"][k] for k in verdict.negatives],
+        "judge_target": verdict.judge_target,
+        "judge_negative": verdict.judge_negative,
+        "mined_by": row["mined_by"],
+        "description": row["description"],
+        "captioner": row["captioner"],
+        "captioner_revision": row["captioner_revision"],
+        "prompt_sha256": row["prompt_sha256"],
+        "judge": judge.name,
+        "judge_revision": judge.revision,
+        "tokens": row["prompt_tokens"] + row["output_tokens"],
+    }
+
+
+def dropped_rows(row: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
+    """Rows of table `dropped` of one pair: the pair if it goes (alone), else its instructions and false negatives."""
+    texts = [
+        {"instruction": row["instructions"][n], "style": row["styles"][n], "reason": reason, "p_yes": round(yes, 4)}
+        for n, (reason, yes) in sorted(verdict.dropped.items())
+    ]
+    if verdict.reason is not None:
+        return [_dropped(row, row["pair_id"], verdict.reason, {"instructions": texts})]
+    out = [_dropped(row, f"{row['pair_id']}:{t['style']}", str(t["reason"]), t) for t in texts]
+    for k, yes in sorted(verdict.false_negatives.items()):
+        image_id = row["negative_image_ids"][k]
+        out.append(_dropped(row, f"{row['pair_id']}:{image_id}", "false_negative", {"image_id": image_id, "p_yes": round(yes, 4)}))
+    return out
+
+
+def _dropped(row: Mapping[str, Any], key: str, reason: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+    text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
+    return {"stage": "judge", "batch": row["batch"], "key": key, "reason": reason, "detail": text}
+
+
+def joined(captioned: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Captioned rows with their pair's pictures, by pair id.
+
+    Raises:
+        DataError: a captioned row has no pair.
+    """
+    by_id = {p["pair_id"]: p for p in pairs}
+    if missing := [c["pair_id"] for c in captioned if c["pair_id"] not in by_id]:
+        raise DataError(f"captioned: {len(missing)} rows have no pair of the same batch, the first {missing[0]}; run select and caption again for this batch")
+    return sorted(({**by_id[c["pair_id"]], **c} for c in captioned), key=lambda row: str(row["pair_id"]))
+
+
+def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> StageReport:
+    """Judge the batch's captioned pairs, or the i-th of n parts of their chunks."""
+    config, batch = params.judge, batch_of(params)
+    template = read_prompt(params.caption.prompts)
+    rows = joined(store.read_table("captioned", batch=batch).to_pylist(), store.read_table("pairs", batch=batch).to_pylist())
+    earlier = store.read_table("triplets", ["batch", "query_image_id", "target_image_id"]).to_pylist()
+    seen = {(t["query_image_id"], t["target_image_id"]) for t in earlier if t["batch"] != batch}
+    is_again = [_is_seen(row, seen) for row in rows]
+    report = StageReport("judge", reused=0 if part and part[0] > 1 else sum(t["batch"] != batch for t in earlier))
+    model: Captioner | None = None
+    chunks = list(chunks_of_part(len(rows), config.chunk_pairs, part))
+    for number, cut in chunks:
+        path, dropped_path = store.table_path("triplets", batch, number), store.dropped_path("judge", batch, number)
+        report.new += cut.stop - cut.start
+        if not path.exists():
+            if model is None:
+                model = load_captioner(
+                    config.model,
+                    revision=config.revision,
+                    device=config.device,
+                    engine=config.engine,
+                    url=config.url,
+                    threads=params.open_run.threads,
+                    question_batch=config.batch_questions,
+                )
+            fresh = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if not again]
+            copies = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if again]
+            wanted = dict.fromkeys(i for row in fresh for i in (row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]))
+            verdicts = judge_rows(fresh, {i: store.read_image(i) for i in wanted}, model, template, config)
+            left = [_dropped(row, row["pair_id"], "duplicate", {"query": row["query_image_id"], "target": row["target_image_id"]}) for row in copies]
+            for row, verdict in zip(fresh, verdicts, strict=True):
+                left += dropped_rows(row, verdict)
+            store.write(dropped_path, left, "dropped")
+            kept = [triplet_row(row, verdict, model) for row, verdict in zip(fresh, verdicts, strict=True) if verdict.reason is None]
+            report.written += store.write(path, kept, "triplets")  # last: the chunk's marker
+            log.info("judge: chunk %d, %d pairs, %d triplets", number, len(rows[cut]), len(kept))
+        report.done += cut.stop - cut.start
+    done = store.read([store.table_path("triplets", batch, n) for n, _ in chunks], "triplets").to_pydict()
+    reasons = store.read([store.dropped_path("judge", batch, n) for n, _ in chunks], "dropped").column("reason").to_pylist()
+    report.read = report.new
+    for reason in reasons:
+        report.drop(reason)
+    report.figures = figures(report.new, done["judge_target"], done["negative_image_ids"], reasons.count("false_negative"))
+    return report
+
+
+def _is_seen(row: Mapping[str, Any], seen: set[tuple[str, str]]) -> bool:
+    """Whether the row's (query, target) is among the earlier ones; from now on it is."""
+    key = (row["query_image_id"], row["target_image_id"])
+    if key in seen:
+        return True
+    seen.add(key)
+    return False
+
+
+def figures(pairs: int, judge_target: Sequence[Sequence[float]], negatives: Sequence[Sequence[str]], false_negatives: int) -> dict[str, float]:
+    """yield: triplets a pair; yes_mean: mean P(yes) of kept instructions; negatives_mean: mined negatives a triplet;
+    false_negative_share: of the kept triplets' mined negatives, those taken out. Empty without pairs."""
+    if not pairs:
+        return {}
+    scores = [p for row in judge_target for p in row]
+    mined = sum(len(n) - 1 for n in negatives)
+    return {
+        "yield": len(judge_target) / pairs,
+        "yes_mean": sum(scores) / max(1, len(scores)),
+        "instructions_mean": len(scores) / max(1, len(judge_target)),
+        "negatives_mean": mined / max(1, len(judge_target)),
+        "false_negative_share": false_negatives / max(1, mined + false_negatives),
+    }
