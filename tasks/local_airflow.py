@@ -79,6 +79,7 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
         "TASKS_PYTHON": sys.executable,
         "MEGAPAIRS_DATASET": str(root / "dataset"),
         "MEGAPAIRS_RUNS": str(root / "runs"),
+        "MEGAPAIRS_SOURCES_ROOT": str(PROJECT),
         "MEGAPAIRS_UI": base,
         "MEGAPAIRS_SCHEDULE": "",  # only by hand: a demo must not start a run of its own
         "MEGAPAIRS_RETRIES": "1",
@@ -155,6 +156,11 @@ class LocalAirflow:
                 self._processes[service] = subprocess.Popen(
                     self._command(service), env=self.environment, cwd=self.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
+
+    def migrate_and_start(self) -> None:
+        """`migrate`, then `start`."""
+        self.migrate()
+        self.start()
 
     def wait_healthy(self, dag_ids: tuple[str, ...]) -> None:
         """Return when every service is healthy, the client is logged in and the DAGs are known.

@@ -84,12 +84,11 @@ class Stage(Command):
         self.part = part
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Run the stage; returns its StageReport. A publishing stage puts the version's tag into its asset event."""
+        """Run the stage; returns its StageReport. A publishing stage puts the version's tag, its first note, into its asset event."""
         folder = run_folder(str(context["run_id"]))
         report = self.run_command(stage_command(self.stage, self.item, self.part), folder)
         if TRIPLETS in self.outlets:
-            version = json.loads((folder / "version.json").read_text())["version"]
-            context["outlet_events"][TRIPLETS].extra = {"version": f"dataset/{version}", "changes": for_training(changes_from(values_of(context)))}
+            context["outlet_events"][TRIPLETS].extra = {"version": report["notes"][0], "changes": for_training(changes_from(values_of(context)))}
         return report
 
 
