@@ -166,8 +166,6 @@ def stage_names(root: Path, sections: Sequence[str]) -> list[str]:
 def commit_outputs(root: Path, stages: Sequence[str], folders: Sequence[str]) -> None:
     """Write dvc.lock for stages that ran without DVC, track `folders` by a .dvc file each, put all of it into the cache."""
     with dvc_repo(root) as repo:
-        with repo.lock:
-            pass
         for name in stages:
             repo.commit(name, force=True)
         if folders:

@@ -1,0 +1,121 @@
+"""Exports of a version: Parquet with the pictures inside (small versions), and MegaPairs' own record as JSON lines.
+
+    python -m tasks.export --root CLONE --embed-images OUT.parquet
+    python -m tasks.export --root CLONE --jsonl OUT.jsonl
+
+Reads data/triplets and data/images; `version` writes data/export/<batch>.parquet for config `with_images` of the card.
+MegaPairs' record (arXiv:2412.14475, its published jsonl): q_img, q_text (list), t_img, hns (list).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.readers import triplets
+from tasks.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_IN_GROUP = 64  # about 2 MB of small pictures: a reader holds one group at a time
+
+
+def export_schema() -> pa.Schema:
+    """Arrow schema with the Hub's feature types in its metadata, so that `datasets` decodes the pictures."""
+    import pyarrow as pa
+
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    strings = pa.list_(pa.field("item", pa.string()))
+    text, image = {"dtype": "string", "_type": "Value"}, {"_type": "Image"}
+    features = {
+        "triplet_id": text,
+        "query_image": image,
+        "target_image": image,
+        "instructions": {"feature": text, "_type": "List"},
+        "negative_images": {"feature": image, "_type": "List"},
+        "negative_image_ids": {"feature": text, "_type": "List"},
+    }
+    fields = [
+        ("triplet_id", pa.string()),
+        ("query_image", picture),
+        ("target_image", picture),
+        ("instructions", strings),
+        ("negative_images", pa.list_(pa.field("item", picture))),
+        ("negative_image_ids", strings),
+    ]
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def embedded(rows: Iterable[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
+    """Triplets with the stored bytes of their pictures."""
+
+    def picture(image_id: str) -> dict[str, Any]:
+        return {"bytes": store.read_image_bytes(image_id), "path": f"{image_id}.jpg"}
+
+    for row in rows:
+        yield {
+            "triplet_id": row["triplet_id"],
+            "query_image": picture(row["query_image_id"]),
+            "target_image": picture(row["target_image_id"]),
+            "instructions": row["instructions"],
+            "negative_images": [picture(i) for i in row["negative_image_ids"]],
+            "negative_image_ids": row["negative_image_ids"],
+        }
+
+
+def write_embedded(rows: Iterable[dict[str, Any]], store: Store, out: Path) -> int:
+    """Write rows with their pictures inside as Parquet, group by group, aside and renamed. Returns the row count."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, count = export_schema(), 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with pq.ParquetWriter(aside, schema, compression="none") as writer:
+        group: list[dict[str, Any]] = []
+        for row in embedded(rows, store):
+            group.append(row)
+            count += 1
+            if len(group) == ROWS_IN_GROUP:
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                group = []
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+    os.replace(aside, out)
+    return count
+
+
+def megapairs_record(row: dict[str, Any]) -> dict[str, Any]:
+    """A triplet as MegaPairs publishes it; pictures by member name of the tars."""
+    return {
+        "q_img": f"{row['query_image_id']}.jpg",
+        "q_text": row["instructions"],
+        "t_img": f"{row['target_image_id']}.jpg",
+        "hns": [f"{i}.jpg" for i in row["negative_image_ids"]],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default=".", type=Path)
+    parser.add_argument("--embed-images", type=Path, metavar="OUT")
+    parser.add_argument("--jsonl", type=Path, metavar="OUT")
+    args = parser.parse_args(argv)
+    store = Store(args.root)
+    if args.embed_images:
+        print(f"{args.embed_images}: {write_embedded(triplets(args.root), store, args.embed_images)} triplets")
+    if args.jsonl:
+        lines = [json.dumps(megapairs_record(row), ensure_ascii=False) for row in triplets(args.root)]
+        store.write_bytes(args.jsonl, ("\n".join(lines) + "\n").encode())
+        print(f"{args.jsonl}: {len(lines)} triplets")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,267 @@
+"""Open a run: check its parameters within seconds, then make the worktree that all its other stages work in.
+
+    python -m tasks open_run --run-id RUN --kind dataset|model [--conf JSON] [--dataset-version dataset/YYYY.MM.DD[.n]]
+    python -m tasks open_run --run-id RUN --close      (takes the worktree away again)
+
+Run in the deployment's clone (MEGAPAIRS_DATASET, else the current folder). Lays the profile and the trigger form's values
+over the deployed commit's params.yaml (MEGAPAIRS_DEPLOYED, default origin/main), takes the next free version name, makes
+MEGAPAIRS_RUNS/<slug of the run id>, brings in the last version's data and writes the resolved params.yaml there. A second
+call with the same run id gives the same worktree and the same name. The worktree's path is `notes[0]` of the report.
+
+conf, the form's values: `profile`, `sources`, the names of section open_run (`limit`, `dry_run`, `seed`, `date` ...), and
+any parameter by its dotted name (`mine.neighbours`) or nested ({"mine": {"neighbours": 5}}). An empty value (null) of a
+plain or dotted name means: as the profile says. Relative source, benchmark and truth paths are taken from
+MEGAPAIRS_SOURCES_ROOT (else the current folder) and stored absolute; model paths stay as they are, they lie in the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from tasks.batch import date_of
+from tasks.config import OpenRunConfig, Params, overlay, parse_params, resolve
+from tasks.errors import ConfigError, DataError
+from tasks.publish import DATA_STAGES, REMOTE_BRANCH, close_run, fetch, version_at
+from tasks.records import StageReport
+from tasks.repository import bring_in, common_dir, files_at, git, locked_stages, next_free, read_at, resolve_ref, tags
+from tasks.slug import slug
+from tasks.store import Store
+
+Kind = Literal["dataset", "model"]
+PLAIN = tuple(sorted(OpenRunConfig.model_fields))
+MARKER = "opened.json"
+
+
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """'mine.neighbours', 5 -> {"mine": {"neighbours": 5}}."""
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value
+
+
+def sources_of(value: Any, defaults: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sources as the form may give them: a path, a list of paths, or a list of mappings as in params.yaml.
+
+    A bare path takes licence and attribution from params.yaml only when its name is a source there; its name is the folder's.
+    """
+    known = {d["path"]: d for d in defaults}
+    sources = []
+    for item in [value] if isinstance(value, str | dict) else value:
+        if isinstance(item, str):
+            name = "".join(c if c.isalnum() or c in "_.-" else "-" for c in Path(item).name).strip("-._") or "source"
+            item = known.get(item, {"name": name, "path": item})
+        sources.append(item)
+    return sources
+
+
+def changes_of(conf: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The profile that the form names, and its values as changes to params.yaml.
+
+    Raises:
+        ConfigError: a name that is neither a section, a dotted parameter nor one of the plain names.
+    """
+    profile = conf.get("profile") or None
+    changes: dict[str, Any] = {}
+    sections = sorted(set(raw) - {"profiles", "profile"})
+    for key, value in conf.items():
+        if key == "profile":
+            continue
+        if key == "sources":
+            change = nested("ingest.sources", sources_of(value, (raw.get("ingest") or {}).get("sources") or [])) if value else {}
+        elif key in PLAIN:
+            change = {} if value is None else {"open_run": {key: value}}
+        elif "." in key:
+            change = {} if value is None else nested(key, value)
+        elif key in sections:
+            if not isinstance(value, dict):
+                raise ConfigError(f"conf: '{key}' is a section; expected a mapping or a dotted name such as '{key}.<parameter>', found {value!r}")
+            change = {key: value}
+        else:
+            raise ConfigError(f"conf: unknown key '{key}'; known: {['profile', 'sources', *PLAIN]}, sections {sections}, or dotted names such as 'mine.neighbours'")
+        changes = overlay(changes, change)
+    return profile, changes
+
+
+def absolute(path: str, root: Path) -> str:
+    """A path below `root` when relative; URLs (s3://) stay."""
+    return path if "://" in path else str((root / path).resolve())
+
+
+def located(raw: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Resolved parameters with source, benchmark and truth paths absolute, relative ones below `root`."""
+    sources = [{**s, "path": absolute(s["path"], root)} for s in raw["ingest"].get("sources") or []]
+    evaluate = {k: absolute(raw["evaluate"][k], root) for k in ("benchmark", "truth") if raw["evaluate"].get(k)}
+    return overlay(raw, {"ingest": {"sources": sources}, "evaluate": evaluate})
+
+
+def check_places(params: Params, kind: Kind) -> None:
+    """Refuse folders that are not there before any work starts."""
+    wanted = {f"ingest.sources.{s.name}": s.path for s in params.ingest.sources} if kind == "dataset" else {}
+    for name, path in (("benchmark", params.evaluate.benchmark), ("truth", params.evaluate.truth)):
+        if path and kind == "model":
+            wanted[f"evaluate.{name}"] = path
+    for name, path in wanted.items():
+        if "://" not in path and not Path(path).exists():
+            raise ConfigError(f"{name}: no such folder or file {path}; give an absolute path that the workers see")
+    if kind == "dataset" and not params.ingest.sources:
+        raise ConfigError("ingest.sources: no source; name at least one folder with pictures")
+    names = [s.name for s in params.ingest.sources]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"ingest.sources: names must differ, found {names}")
+
+
+def data_ref(clone: Path, kind: Kind, dataset_version: str | None) -> str | None:
+    """The commit whose data the run starts from: the branch's tip, or for training the version asked for (default: the newest)."""
+    if kind == "dataset":
+        return resolve_ref(clone, REMOTE_BRANCH)
+    known = tags(clone, "dataset")
+    if dataset_version and not dataset_version.startswith("dataset/"):
+        dataset_version = f"dataset/{dataset_version}"
+    tag = dataset_version or (known[-1] if known else None)
+    if tag is None:
+        raise ConfigError("no dataset version to train on; run dataset_refresh first")
+    if tag not in known:
+        raise ConfigError(f"--dataset-version: no version {tag}; known: {known[-5:]}")
+    return resolve_ref(clone, f"refs/tags/{tag}")
+
+
+def bring_version(worktree: Path, ref: str, tip: str | None) -> None:
+    """Put a version's lock, version.json, manifest and data into the worktree, and the model in place from the branch's tip.
+
+    Raises:
+        DataError: what arrived is not what version.json counts.
+    """
+    lock = read_at(worktree, ref, "dvc.lock")
+    locked = locked_stages(lock)
+    wanted = [name for name in locked if name.partition("@")[0] in DATA_STAGES]
+    pointers = {path: ref for path in files_at(worktree, ref) if path == "data/export.dvc"}
+    if tip and read_at(worktree, tip, "models/promoted.dvc"):
+        pointers["models/promoted.dvc"] = tip
+    for path in ("version.json", "manifest.json"):
+        if content := read_at(worktree, ref, path):
+            (worktree / path).write_bytes(content)
+    for path, commit in pointers.items():
+        (worktree / path).parent.mkdir(parents=True, exist_ok=True)
+        (worktree / path).write_bytes(read_at(worktree, commit, path) or b"")
+    (worktree / "dvc.lock").write_bytes(lock or b"")
+    bring_in(worktree, [*wanted, *pointers])
+    version = json.loads((worktree / "version.json").read_text())
+    store = Store(worktree)
+    for table, rows in version["rows"].items():
+        found = sum(pq_rows(p) for p in store.table_files(table))
+        if found != rows:
+            raise DataError(
+                f"{version['version']}: table {table} has {found} rows here, version.json counts {rows}; "
+                "has the deployed dvc.yaml renamed a stage or an output? Deploy one that keeps it, or run `dvc pull` in the clone"
+            )
+
+
+def pq_rows(path: Path) -> int:
+    """Rows of a Parquet file, from its footer."""
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
+
+
+def open_run(
+    clone: Path,
+    runs: Path,
+    run_id: str,
+    kind: Kind,
+    conf: Mapping[str, Any] | None = None,
+    *,
+    dataset_version: str | None = None,
+    deployed: str = "origin/main",
+    sources_root: Path | None = None,
+) -> StageReport:
+    """Make (or find again) the run's worktree; see the module's docstring.
+
+    Raises:
+        ConfigError: a wrong value, an unknown key, a folder or a version that is not there. Nothing is left behind.
+    """
+    conf = dict(conf or {})
+    dataset_version = conf.pop("dataset_version", None) or dataset_version
+    worktree = (runs / slug(run_id)).resolve()
+    marker = worktree / ".run" / MARKER
+    if marker.exists():
+        opened = json.loads(marker.read_text())
+        return StageReport("open_run", notes=[str(worktree), f"version {opened['batch']}, opened before"])
+    fetch(clone)
+    commit = resolve_ref(clone, deployed)
+    if commit is None:
+        raise ConfigError(f"MEGAPAIRS_DEPLOYED: {clone} has no commit {deployed!r}")
+    raw = yaml.safe_load(read_at(clone, commit, "params.yaml") or b"{}")
+    profile, changes = changes_of(conf, raw)
+    resolved = located(resolve(raw, profile or raw.get("profile"), changes), sources_root or Path.cwd())
+    params = parse_params(resolved, where=f"params.yaml at {deployed} and the trigger form")
+    check_places(params, kind)
+    ref = data_ref(clone, kind, dataset_version)
+    date = date_of(params)
+    batch = params.open_run.batch or next_free(tags(clone, kind), date)
+    if f"{kind}/{batch}" in tags(clone, kind):
+        raise ConfigError(f"open_run.batch: {kind}/{batch} is published already; leave it empty for the next free name")
+    resolved = overlay(resolved, {"open_run": {"date": date, "batch": batch}})
+
+    runs.mkdir(parents=True, exist_ok=True)
+    if worktree.exists():  # an earlier call was killed half-way: nothing in it is finished
+        shutil.rmtree(worktree)
+    git(clone, "worktree", "prune")
+    git(clone, "worktree", "add", "-q", "--detach", str(worktree), commit)
+    local = clone / ".dvc" / "config.local"
+    if local.exists():
+        shutil.copyfile(local, worktree / ".dvc" / "config.local")
+    store = Store(worktree)
+    store.write_bytes(worktree / "params.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode())
+    parent = None
+    if ref:
+        bring_version(worktree, ref, resolve_ref(clone, REMOTE_BRANCH))
+        parent = (version_at(clone, ref) or {}).get("version")
+    store.write_bytes(marker, json.dumps({"run_id": run_id, "kind": kind, "batch": batch, "parent": parent, "deployed": commit}).encode())
+    return StageReport("open_run", notes=[str(worktree), f"version {batch}, after {parent or 'nothing'}, profile {params.profile}, code {commit[:12]}"])
+
+
+def main(argv: list[str]) -> StageReport:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m tasks open_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run-id", required=True)
+    parser.add_argument("--kind", choices=["dataset", "model"])
+    parser.add_argument("--close", action="store_true", help="remove the run's worktree; what it published stays")
+    parser.add_argument("--conf", default="{}", help="the trigger form's values, JSON")
+    parser.add_argument("--dataset-version", help="tag of the version to train on; the newest when left out")
+    args = parser.parse_args(argv)
+    try:
+        conf = json.loads(args.conf or "{}")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--conf: not JSON ({error}): {args.conf!r}") from error
+    if not isinstance(conf, dict):
+        raise ConfigError(f"--conf: expected a JSON object, found {args.conf!r}")
+    clone = Path(os.environ.get("MEGAPAIRS_DATASET") or Path.cwd())
+    runs = Path(os.environ.get("MEGAPAIRS_RUNS") or clone.resolve().parent / "runs")
+    if args.close:
+        close_run(runs / slug(args.run_id), clone)
+        return StageReport("open_run", notes=[f"closed {runs / slug(args.run_id)}"])
+    if args.kind is None:
+        raise ConfigError("--kind: expected dataset or model")
+    root = os.environ.get("MEGAPAIRS_SOURCES_ROOT")
+    start = time.monotonic()
+    report = open_run(
+        common_dir(clone).parent,
+        runs,
+        args.run_id,
+        args.kind,
+        conf,
+        dataset_version=args.dataset_version or None,
+        deployed=os.environ.get("MEGAPAIRS_DEPLOYED", "origin/main"),
+        sources_root=Path(root) if root else None,
+    )
+    report.seconds = round(time.monotonic() - start, 3)
+    return report

@@ -1,0 +1,118 @@
+"""Promote: the fine-tuned candidate becomes the model in place when it is better, and is published like a version.
+
+Reads reports/evaluation.json and models/candidate; writes models/promoted (with a model card) and publishes the tag
+`model/<name>` on origin's branch `dataset`. The rule is tasks/decision.py. Not better: the report says why, exit 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.batch import batch_of
+from tasks.card import model_card
+from tasks.config import Params
+from tasks.decision import decide
+from tasks.errors import DataError
+from tasks.publish import MODEL_SECTIONS, MODEL_STAGES, publish
+from tasks.records import StageReport
+from tasks.repository import commit_outputs
+from tasks.store import Store
+
+CANDIDATE, IN_PLACE, BASE = "finetuned", "promoted", "base"  # models in reports/evaluation.json's `metrics`
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """evaluation.json: {"metrics": {model: {"composed" | "image_only" | "text_only": {metric: value}}}, ...}.
+
+    Raises:
+        DataError: missing, or without the candidate's and the base's composed scores.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: missing; run `python -m tasks evaluate` first")
+    evaluation: dict[str, Any] = json.loads(path.read_text())
+    for model in (CANDIDATE, BASE):
+        if "composed" not in evaluation.get("metrics", {}).get(model, {}):
+            raise DataError(f"{path}: metrics.{model}.composed is missing; found {sorted(evaluation.get('metrics', {}))}")
+    return evaluation
+
+
+def place(candidate: Path, promoted: Path, card: str) -> None:
+    """Copy the candidate to models/promoted with its card; the old folder is replaced as a whole, its files are never written into."""
+    aside = promoted.with_name(f".{promoted.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(candidate, aside)
+    readme = aside / "README.md"
+    readme.unlink(missing_ok=True)
+    readme.write_text(card)
+    if promoted.exists():
+        shutil.rmtree(promoted)
+    os.replace(aside, promoted)
+
+
+def recipe_of(params: Params) -> Mapping[str, Any]:
+    """What was done to train, for the card."""
+    return {**params.train.model_dump(mode="json", exclude={"device"}), "seed": params.open_run.seed}
+
+
+def run(params: Params, store: Store) -> StageReport:
+    """Decide, and publish the candidate when it won. `figures["is_promoted"]` is 1 or 0; the last note says why.
+
+    Raises:
+        DataError: no evaluation, no candidate.
+    """
+    root = store.root
+    evaluation = read_evaluation(root / "reports" / "evaluation.json")
+    metrics = evaluation["metrics"]
+    decision = decide(
+        metrics[CANDIDATE],
+        metrics.get(IN_PLACE),
+        metrics[BASE],
+        params.promote.metric,
+        params.promote.min_gain,
+    )
+    figures = {"is_promoted": float(decision.is_promoted)}
+    for model in (BASE, IN_PLACE, CANDIDATE):
+        value = (metrics.get(model) or {}).get("composed", {}).get(params.promote.metric)
+        if value is not None:
+            figures[f"{model}_{params.promote.metric}"] = float(value)
+    if not decision.is_promoted:
+        return StageReport("promote", read=1, dropped={"not_better": 1}, new=1, done=1, figures=figures, notes=[f"not promoted: {decision.why}"])
+    if params.open_run.dry_run:
+        return StageReport("promote", read=1, new=1, done=1, figures={**figures, "is_promoted": 0.0}, notes=[f"dry run: not promoted, though {decision.why}"])
+    candidate = root / "models" / "candidate"
+    if not candidate.is_dir():
+        raise DataError(f"{candidate}: missing; run `python -m tasks train` first")
+    tag = f"model/{batch_of(params)}"
+    data_version = json.loads((root / "version.json").read_text())["version"] if (root / "version.json").exists() else "unpublished"
+    card = model_card(
+        evaluation,
+        tag=tag,
+        data_version=f"dataset/{data_version}",
+        base_model=params.train.base_model,
+        recipe=recipe_of(params),
+        why=decision.why,
+        metrics=metrics,
+    )
+    place(candidate, root / "models" / "promoted", card)
+    commit_outputs(root, MODEL_STAGES, ["models/promoted"])
+    files = {
+        "params.yaml": (root / "params.yaml").read_bytes(),
+        "dvc.lock": (root / "dvc.lock").read_bytes(),
+        "models/promoted.dvc": (root / "models" / "promoted.dvc").read_bytes(),
+    }
+    published = publish(
+        root,
+        tag=tag,
+        message=f"Model {batch_of(params)}, trained on {data_version}: {decision.why}",
+        files=files,
+        stages=MODEL_STAGES,
+        sections=MODEL_SECTIONS,
+        targets=[*MODEL_STAGES, "models/promoted.dvc"],
+    )
+    notes = [tag, f"commit {published.commit[:12]}, {published.objects} objects verified in the remote", f"promoted: {decision.why}"]
+    return StageReport("promote", read=1, written=1, new=1, done=1, figures=figures, notes=notes)

@@ -1,0 +1,255 @@
+"""Publishing: a version (or a promoted model) becomes visible to researchers whole, or not at all.
+
+The published commit's tree is the deployed code plus the data product's own small files (card, version.json, dvc.lock,
+.dvc files); its parents are the tip of `dataset` and the deployed commit. Under one lock: `dvc push`, ask the remote
+for every object, compose on the newest tip, `git push --atomic` of branch and tag; when the tip moved meanwhile, compose
+again on the new one. Decision: docs/decisions/0003-publishing.md. Also: how a deployment is laid out, and read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tasks.errors import ConfigError, DataError, TransientError
+from tasks.repository import (
+    common_dir,
+    files_at,
+    git,
+    git_bytes,
+    is_ancestor,
+    merged_lock,
+    publishing_lock,
+    push_and_verify,
+    read_at,
+    resolve_ref,
+)
+
+BRANCH = "dataset"
+REMOTE_BRANCH = f"origin/{BRANCH}"
+# Files of the data product on its branch; all else there is the deployed code.
+PRODUCT = ("README.md", "version.json", "manifest.json", "params.yaml", "dvc.lock")
+DATA_STAGES = ("ingest", "validate-images", "recaption", "embed", "mine", "select", "validate-pairs", "caption", "judge", "validate-triplets")
+MODEL_STAGES = ("train", "evaluate")
+MODEL_SECTIONS = ("train", "evaluate", "promote")
+ATTEMPTS = 5
+
+
+class Published(NamedTuple):
+    """What a publication made."""
+
+    tag: str
+    commit: str
+    objects: int  # DVC objects that the remote was asked for, a count
+
+
+def is_product(path: str) -> bool:
+    """Whether a path on the branch belongs to the data product (not to the deployed code)."""
+    return path in PRODUCT or (path.endswith(".dvc") and path.startswith(("data/", "models/", "reports/")))
+
+
+def merged_params(tip: bytes | None, ours: bytes, sections: Sequence[str]) -> bytes:
+    """The tip's params.yaml with `sections` replaced by ours, so that dvc.lock and params.yaml of a commit agree."""
+    own = yaml.safe_load(ours)
+    if tip is None:
+        return ours
+    merged = yaml.safe_load(tip)
+    for name, value in own.items():
+        if name in sections or name not in merged:
+            merged[name] = value
+    return yaml.safe_dump(merged, sort_keys=False, allow_unicode=True).encode()
+
+
+def write_tree(cwd: Path, code: str, files: Mapping[str, bytes]) -> str:
+    """A git tree: the files of commit `code` with `files` laid over. The work tree and its index stay as they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / "index"
+        git(cwd, "read-tree", code, index=index)
+        lines = []
+        for path, content in sorted(files.items()):
+            blob = git(cwd, "hash-object", "-w", "--stdin", stdin=content)
+            lines.append(f"100644 {blob}\t{path}")
+        git(cwd, "update-index", "--index-info", stdin="\n".join(lines) + "\n", index=index)
+        return git(cwd, "write-tree", index=index)
+
+
+def compose(worktree: Path, files: Mapping[str, bytes], stages: Sequence[str], sections: Sequence[str], message: str) -> tuple[str, str | None]:
+    """The commit to publish on the newest tip, and that tip (None for the first version).
+
+    Args:
+        files: the product's files that this run publishes, dvc.lock and params.yaml as the run has them.
+        stages: entries of dvc.lock that this run made.
+        sections: sections of params.yaml that this run used.
+    """
+    deployed = git(worktree, "rev-parse", "HEAD")
+    tip = resolve_ref(worktree, REMOTE_BRANCH)
+    product: dict[str, bytes] = {}
+    if tip:
+        product = {path: git_bytes(worktree, "cat-file", "blob", f"{tip}:{path}") for path in files_at(worktree, tip) if is_product(path)}
+    merged = {**product, **files}
+    merged["dvc.lock"] = merged_lock(product.get("dvc.lock"), files["dvc.lock"], stages)
+    merged["params.yaml"] = merged_params(product.get("params.yaml"), files["params.yaml"], sections)
+    tree = write_tree(worktree, deployed, merged)
+    parents = [tip] if tip else [deployed]
+    if tip and not is_ancestor(worktree, deployed, tip):
+        parents.append(deployed)
+    return git(worktree, "commit-tree", tree, *[a for p in parents for a in ("-p", p)], "-m", message), tip
+
+
+def fetch(cwd: Path) -> None:
+    """Bring origin's branches and tags up to date here."""
+    git(cwd, "fetch", "-q", "--tags", "--prune", "origin")
+
+
+def publish(
+    worktree: Path,
+    *,
+    tag: str,
+    message: str,
+    files: Mapping[str, bytes],
+    stages: Sequence[str],
+    sections: Sequence[str],
+    targets: Sequence[str],
+    parent: str | None = None,
+    check_parent: bool = False,
+) -> Published:
+    """Push the targets' data, verify it, then publish branch and tag in one step. Repeatable after a crash.
+
+    Args:
+        targets: dvc stages and .dvc files whose objects must be in the remote.
+        parent: version that this run's data continues; with `check_parent`, another one on the tip is refused.
+    Raises:
+        DataError: the tag exists with another content, or another version came in since the run opened.
+        TransientError: the remote or origin cannot be reached, or lacks an object.
+    """
+    with publishing_lock(worktree):
+        objects = push_and_verify(worktree, targets)
+        for _ in range(ATTEMPTS):
+            fetch(worktree)
+            there = resolve_ref(worktree, f"refs/tags/{tag}")
+            if there:
+                if all(read_at(worktree, there, path) == content for path, content in files.items() if path not in ("dvc.lock", "params.yaml")):
+                    return Published(tag, there, objects)
+                raise DataError(f"{tag}: already published with another content; trigger a new run, it takes the next free name")
+            if check_parent:
+                now = version_at(worktree, REMOTE_BRANCH)
+                if (now or {}).get("version") != parent:
+                    raise DataError(f"origin: version {(now or {}).get('version')} came in since this run opened on {parent}; trigger a new run")
+            commit, _tip = compose(worktree, files, stages, sections, message)
+            git(worktree, "tag", "-a", "-f", tag, "-m", message, commit)
+            try:
+                git(worktree, "push", "-q", "--atomic", "origin", f"{commit}:refs/heads/{BRANCH}", f"refs/tags/{tag}")
+            except TransientError:
+                git(worktree, "tag", "-d", tag)
+                continue
+            fetch(worktree)
+            return Published(tag, commit, objects)
+        raise TransientError(f"origin: branch {BRANCH} moved {ATTEMPTS} times while {tag} was pushed; run again")
+
+
+# --- reading back ----------------------------------------------------------------------------------------------------
+
+
+def version_at(clone: Path, ref: str = REMOTE_BRANCH) -> dict[str, Any] | None:
+    """version.json at a commit of the clone, or None when there is none."""
+    if resolve_ref(clone, ref) is None:
+        return None
+    content = read_at(clone, ref, "version.json")
+    return json.loads(content) if content else None
+
+
+def published_bytes(clone: Path, path: str, ref: str = REMOTE_BRANCH) -> bytes:
+    """A published file's content at a commit, from git or (single files with a .dvc) from the clone's DVC cache.
+
+    Raises:
+        ConfigError: the commit has no such file.
+        DataError: the cache lacks it; `dvc fetch` brings it.
+    """
+    content = read_at(clone, ref, path)
+    if content is not None:
+        return content
+    pointer = read_at(clone, ref, path + ".dvc")
+    if pointer is None:
+        raise ConfigError(f"{ref}: no published file {path}")
+    md5 = yaml.safe_load(pointer)["outs"][0]["md5"]
+    place = cache_dir(clone) / "files" / "md5" / md5[:2] / md5[2:]
+    if not place.exists():
+        raise DataError(f"{place}: the cache lacks {path} of {ref}; run `dvc fetch {path}.dvc` at that commit")
+    return place.read_bytes()
+
+
+def cache_dir(clone: Path) -> Path:
+    """The DVC cache of a clone: the one in its config.local, else its own."""
+    import configparser
+
+    parser = configparser.ConfigParser()
+    parser.read(Path(clone) / ".dvc" / "config.local")
+    return Path(parser.get("cache", "dir", fallback=str(Path(clone) / ".dvc" / "cache")))
+
+
+# --- a deployment ----------------------------------------------------------------------------------------------------
+
+
+def config_text(remote_url: str, options: Mapping[str, str]) -> str:
+    """.dvc/config of a deployment: one remote, verified on every download."""
+    lines = ["[core]", "    analytics = false", "    autostage = false", "    remote = versions", "['remote \"versions\"']", f"    url = {remote_url}", "    verify = true"]
+    return "\n".join(lines + [f"    {k} = {v}" for k, v in options.items()]) + "\n"
+
+
+def configure_deployment(origin: Path, dataset: Path, remote_url: str, cache: Path, *, checkout: Path = Path("."), **remote_options: str) -> None:
+    """Lay a deployment out: bare `origin` from the checkout's HEAD, the deployment's clone `dataset`, remote and cache.
+
+    Args:
+        origin: where researchers clone from; branch `main` is the deployed code, HEAD is `dataset` (the versions).
+        dataset: the clone that the deployment owns; runs are its worktrees.
+        remote_url: an absolute folder or s3://bucket/prefix; committed, so that a researcher's `dvc pull` finds it.
+        cache: the DVC cache that all worktrees share.
+        remote_options: more options of the remote, for example ``endpointurl="http://127.0.0.1:9000"``.
+    Raises:
+        ConfigError: a relative remote folder (each clone would look for it elsewhere), or origin exists.
+    """
+    if "://" not in remote_url and not os.path.isabs(remote_url):
+        raise ConfigError(f"remote {remote_url!r}: a relative folder means another place in every clone; give an absolute one or s3://")
+    if origin.exists() or dataset.exists():
+        raise ConfigError(f"{origin} or {dataset} exists; remove it first, or keep the deployment as it is")
+    origin.parent.mkdir(parents=True, exist_ok=True)
+    git(origin.parent, "init", "-q", "--bare", "-b", "main", str(origin))
+    git(origin, "config", "receive.shallowUpdate", "true")
+    git(checkout, "push", "-q", str(origin.resolve()), "HEAD:refs/heads/main")
+    git(origin.parent, "clone", "-q", "-b", "main", str(origin.resolve()), str(dataset))
+    if "://" not in remote_url:
+        Path(remote_url).mkdir(parents=True, exist_ok=True)
+    (dataset / ".dvc").mkdir(exist_ok=True)
+    (dataset / ".dvc" / "config").write_text(config_text(remote_url, remote_options))
+    git(dataset, "add", "-f", ".dvc/config")
+    git(dataset, "commit", "-q", "-m", "The deployment's DVC remote")
+    git(dataset, "push", "-q", "origin", "main")
+    git(origin, "symbolic-ref", "HEAD", f"refs/heads/{BRANCH}")
+    cache = cache.resolve()
+    cache.mkdir(parents=True, exist_ok=True)
+    site = f"[core]\n    site_cache_dir = {cache / 'site'}\n"
+    (dataset / ".dvc" / "config.local").write_text(f"{site}[cache]\n    dir = {cache}\n    type = \"hardlink,symlink,copy\"\n")
+
+
+def close_run(worktree: Path, dataset: Path | None = None) -> None:
+    """Remove a run's worktree after success. What it published lives in origin and the remote; nothing when it is gone already."""
+    if not worktree.exists():
+        return
+    clone = dataset or common_dir(worktree).parent
+    git(clone, "worktree", "remove", "--force", "--force", str(worktree.resolve()))
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
