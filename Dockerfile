@@ -1,0 +1,53 @@
+# One image for every Airflow service of docker-compose.yaml.
+#
+#   docker build --build-arg FLAVOUR=cpu -t megapairs:cpu .     default
+#   docker build --build-arg FLAVOUR=gpu -t megapairs:gpu .     CUDA builds of torch and faiss, for the GPU worker
+#
+# vLLM pins torch itself and so runs from its own image (services vllm, vllm-writer).
+FROM python:3.11-slim-bookworm
+
+ARG FLAVOUR=cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+# git: runs are worktrees. tini: signals reach Airflow, and ended stages are collected.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends git tini libgomp1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 50000 --gid 0 --create-home airflow
+
+WORKDIR /opt/megapairs
+COPY pyproject.toml requirements.lock ./
+
+# torch first, from the index of its flavour; then the lock without celery (5.7.0 breaks `airflow celery worker`), then
+# the Celery and PostgreSQL providers under the lock's pins; at last, on GPU, the CUDA build of faiss.
+RUN pip install --no-cache-dir uv \
+    && TORCH="torch==$(sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)" \
+    && if [ "$FLAVOUR" = cpu ]; then pip install --no-cache-dir "$TORCH" --index-url "$TORCH_INDEX"; else pip install --no-cache-dir "$TORCH"; fi \
+    && grep -v '^celery==' requirements.lock > /tmp/lock.txt \
+    && uv pip install --system --no-cache --no-deps -r /tmp/lock.txt \
+    && uv pip install --system --no-cache -c /tmp/lock.txt "celery<5.7" "apache-airflow-providers-celery>=3.26" "apache-airflow-providers-postgres>=7.1" redis \
+    && if [ "$FLAVOUR" = gpu ]; then uv pip uninstall --system faiss-cpu && uv pip install --system --no-cache -c /tmp/lock.txt faiss-gpu-cu12; fi \
+    && rm /tmp/lock.txt
+
+COPY params.yaml dvc.yaml ./
+COPY expectations expectations
+COPY plugins plugins
+COPY dags dags
+COPY tasks tasks
+
+# Workers of several users share the volume; every clone in it is ours.
+RUN git config --system --add safe.directory '*' && mkdir -p /data && chown -R airflow:0 /data /opt/megapairs
+
+ENV PYTHONPATH=/opt/megapairs \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    AIRFLOW_HOME=/opt/airflow \
+    AIRFLOW__CORE__DAGS_FOLDER=/opt/megapairs/dags \
+    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/megapairs/plugins \
+    AIRFLOW__CORE__LOAD_EXAMPLES=False \
+    DVC_NO_ANALYTICS=true
+
+RUN mkdir -p /opt/airflow && chown -R airflow:0 /opt/airflow
+USER airflow
+ENTRYPOINT ["tini", "--", "airflow"]
+CMD ["version"]

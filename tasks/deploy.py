@@ -1,0 +1,71 @@
+"""Prepare a deployment's shared volume, once: the login, the S3 bucket, and the repositories. docker-compose's `init`.
+
+    python -m tasks.deploy      in the image; the checkout to deploy is mounted at /checkout
+
+Makes what is missing and leaves the rest as it is. Environment: AIRFLOW_PASSWORD, DVC_REMOTE, S3_ENDPOINT, MEGAPAIRS_DATASET.
+To deploy newer code later: git push <volume>/origin.git HEAD:main (or point MEGAPAIRS_DEPLOYED at another ref).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tasks.errors import ConfigError, TasksError
+from tasks.publish import configure_deployment
+
+
+def write_password(path: Path, user: str, password: str) -> None:
+    """The file that Airflow's simple auth manager reads, for its owner alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({user: password}) + "\n")
+    path.chmod(0o600)
+
+
+def bucket_of(remote: str) -> str | None:
+    """'s3://bucket/prefix' -> 'bucket'; None for a folder."""
+    return remote.removeprefix("s3://").partition("/")[0] if remote.startswith("s3://") else None
+
+
+def make_bucket(bucket: str, endpoint: str | None) -> None:
+    """Create the bucket where it is missing."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=endpoint)
+    if bucket not in {b["Name"] for b in client.list_buckets()["Buckets"]}:
+        client.create_bucket(Bucket=bucket)
+
+
+def lay_out(dataset: Path, checkout: Path, remote: str, endpoint: str | None) -> bool:
+    """The deployment's repositories beside `dataset`, unless they are there; returns whether they were made."""
+    if dataset.exists():
+        return False
+    options = {"endpointurl": endpoint} if endpoint and remote.startswith("s3://") else {}
+    configure_deployment(dataset.parent / "origin.git", dataset, remote, dataset.parent / "dvc-cache", checkout=checkout, **options)
+    return True
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    try:
+        wanted = ("AIRFLOW_PASSWORD", "DVC_REMOTE", "MEGAPAIRS_DATASET", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE")
+        missing = [name for name in wanted if not os.environ.get(name)]
+        if missing:
+            raise ConfigError(f"tasks.deploy: environment lacks {missing}; see .env.example")
+        remote, endpoint = os.environ["DVC_REMOTE"], os.environ.get("S3_ENDPOINT") or None
+        write_password(Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]), "admin", os.environ["AIRFLOW_PASSWORD"])
+        bucket = bucket_of(remote)
+        if bucket:
+            make_bucket(bucket, endpoint)
+        is_new = lay_out(Path(os.environ["MEGAPAIRS_DATASET"]), Path("/checkout"), remote, endpoint)
+    except TasksError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    print("deployment laid out" if is_new else "deployment was there already")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
