@@ -1,0 +1,1 @@
+"""The sample world: procedural scenes, their truth, and the tiny checkpoints trained on them."""

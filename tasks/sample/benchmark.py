@@ -1,0 +1,95 @@
+"""A held-out benchmark of composed retrieval in CIRCO's own format (arXiv:2303.15247), from the split 'benchmark'.
+
+    python -m tasks.sample.benchmark <folder> [--seed 11] [--queries 500] [--gallery 2000]
+
+Writes `<folder>/annotations.json` and `<folder>/images/<id>.jpg`. The gallery holds the query pictures too, and some scenes
+in two or three drawings; the ground truths of a query are all gallery pictures that meet its edits and keep the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from tasks.sample.phrases import instruction
+from tasks.sample.scenes import Scene, difference, family, picture_of, shared
+from tasks.sample.world import CLOSE
+
+STYLES = ("imperative", "noun phrase", "question", "keep")
+
+
+def make_benchmark(folder: Path, *, seed: int = 11, queries: int = 500, gallery: int = 2000, truth: Path | None = None) -> dict[str, int]:
+    """Write the benchmark.
+
+    Args:
+        folder: where annotations.json and images/ go.
+        seed: the same arguments write the same bytes.
+        queries: a count; at most about a third of `gallery`.
+        gallery: least number of gallery pictures.
+        truth: where to write each picture's scene as JSON lines {"id", "scene"}; not written where None.
+    Returns:
+        {"queries", "gallery", "ground_truths"}, counts.
+    """
+    rng = random.Random(f"benchmark:{seed}")
+    families: list[list[Scene]] = []
+    drawings: dict[Scene, list[int]] = {}
+    pictures = 0
+    while pictures < gallery:
+        members = family(rng, "benchmark", rng.randint(4, 6), close=rng.choice(CLOSE))
+        if any(scene in drawings for scene in members):
+            continue
+        families.append(members)
+        for scene in members:
+            count = rng.choices((1, 2, 3), (65, 22, 13))[0]
+            drawings[scene] = list(range(pictures, pictures + count))
+            pictures += count
+    ids = rng.sample(range(pictures), pictures)  # an id must not tell which pictures are relatives
+    drawings = {scene: [ids[number] for number in numbers] for scene, numbers in drawings.items()}
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for scene, numbers in drawings.items():
+        for rendering, number in enumerate(numbers):
+            picture_of(scene, rendering=1000 + rendering).save(folder / "images" / f"{number}.jpg", quality=92)
+    annotations: list[dict[str, Any]] = []
+    seen: set[tuple[Scene, Scene]] = set()
+    while len(annotations) < queries:
+        query, target = rng.sample(rng.choice(families), 2)
+        if (query, target) in seen or len(difference(query, target)) == 3 and rng.random() < 0.3:
+            continue
+        seen.add((query, target))
+        kept = shared(query, target)
+        annotations.append(
+            {
+                "reference_img_id": rng.choice(drawings[query]),
+                "target_img_id": drawings[target][0],
+                "relative_caption": instruction(difference(query, target), kept, rng.choice(STYLES)),
+                "shared_concept": ", ".join(f"a {thing}" for thing in kept) or "nothing",
+                "gt_img_ids": drawings[target],
+                "id": len(annotations),
+            }
+        )
+    (folder / "annotations.json").write_text(json.dumps(annotations, indent=1) + "\n", encoding="utf-8")
+    if truth is not None:
+        rows = sorted(((number, scene) for scene, numbers in drawings.items() for number in numbers), key=lambda row: row[0])
+        truth.write_text("".join(json.dumps({"id": n, "scene": s.to_record()}) + "\n" for n, s in rows), encoding="utf-8")
+    found = sum(len(a["gt_img_ids"]) for a in annotations)
+    return {"queries": len(annotations), "gallery": pictures, "ground_truths": found}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and write the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.sample.benchmark", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--gallery", type=int, default=2000)
+    parser.add_argument("--truth", type=Path)
+    options = parser.parse_args(arguments)
+    made = make_benchmark(options.folder, seed=options.seed, queries=options.queries, gallery=options.gallery, truth=options.truth)
+    print(json.dumps(made))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What the training scripts share: pictures as tensors, the learning-rate curve, held-out pairs, saving, the log."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+from transformers import PreTrainedModel
+
+from tasks.sample.scenes import SIDE_PX, Scene, any_scene, difference, draw, family, split_of
+
+
+def set_up(seed: int) -> random.Random:
+    """Seed torch, use every core asked for by OMP_NUM_THREADS (2 by default), and return the run's own generator."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    return random.Random(seed)
+
+
+WORKERS = 2  # processes of one thread each; part of the recipe, so that it is the same work on any machine
+
+
+def side_by_side(work: Callable[..., None], *arguments: object) -> None:
+    """Run `work(rank, *arguments)` in WORKERS processes that `average` their gradients.
+
+    Two processes of one thread each meet once a step, two threads of one process thousands of times: on two cores shared
+    with one other busy process the first was seen to keep 2/3 of its speed, the second 1/8.
+    """
+    with tempfile.TemporaryDirectory() as meeting:
+        mp.spawn(_join, args=(work, f"file://{meeting}/point", arguments), nprocs=WORKERS)
+
+
+def _join(rank: int, work: Callable[..., None], meeting: str, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
+    try:
+        work(rank, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def average(weights: Iterable[torch.nn.Parameter]) -> None:
+    """Put the mean of the workers' gradients in the place of each one's own."""
+    grads = [w.grad for w in weights if w.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= WORKERS
+    for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
+def train_scene(rng: random.Random) -> Scene:
+    """A scene of the split 'train'."""
+    while True:
+        scene = any_scene(rng)
+        if split_of(scene) == "train":
+            return scene
+
+
+def weathered(picture: np.ndarray, rng: random.Random, strength: float = 1.0) -> np.ndarray:
+    """The picture (h, w, 3) uint8 as the web may have left it: some get noise, some JPEG or another size and back."""
+    chance = rng.random() / max(strength, 1e-9)
+    if chance < 0.15:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=rng.randint(55, 95))
+        return np.asarray(Image.open(file))
+    if chance < 0.27:
+        side = rng.choice((64, 72, 128, 160, 192))
+        filters = (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.BICUBIC)
+        there = Image.fromarray(picture).resize((side, side), rng.choice(filters))
+        return np.asarray(there.resize((SIDE_PX, SIDE_PX), rng.choice(filters)))
+    if chance < 0.5:
+        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(1, 8), picture.shape)
+        return np.clip(picture + noise + rng.uniform(-8, 8), 0, 255).astype(np.uint8)
+    return picture
+
+
+def pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    """(n, 3, 96, 96) float32 in [-1, 1]: what the processors make of 96 px pictures (mean and deviation 0.5)."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def view(scene: Scene, rng: random.Random, strength: float = 1.0) -> np.ndarray:
+    """A fresh drawing of the scene, weathered."""
+    return weathered(draw(scene, rendering=rng.getrandbits(30)), rng, strength)
+
+
+def held_out_pairs(count: int, seed: int, split: str = "benchmark") -> list[tuple[Scene, Scene]]:
+    """Ordered pairs of relatives from a split that training never sees, 50/35/15% with one/two/three edits."""
+    rng = random.Random(seed)
+    want = [1] * round(0.5 * count) + [2] * round(0.35 * count)
+    want += [3] * (count - len(want))
+    pairs = []
+    for edits in want:
+        while True:
+            one, other = rng.sample(family(rng, split, 4), 2)
+            if len(difference(one, other)) == edits:
+                pairs.append((one, other))
+                break
+    return pairs
+
+
+def cosine(step: int, steps: int, warm: int = 40, floor: float = 0.03) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, then half a cosine down to `floor`."""
+    return (step + 1) / warm if step < warm else floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
+
+
+def save(folder: Path, model: PreTrainedModel, *others: object) -> None:
+    """Save the model in float16 with its processor or tokenizer, beside the folder first and then put in its place."""
+    aside, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for path in (aside, old):
+        shutil.rmtree(path, ignore_errors=True)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    dtype = getattr(model.config, "dtype", None)
+    model.config.dtype = torch.float16
+    model.save_pretrained(aside, state_dict=state)
+    model.config.dtype = dtype
+    for other in others:
+        other.save_pretrained(aside)  # type: ignore[attr-defined]
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class Log:
+    """The training curve: one JSON line a record, to stdout and to `<folder>/../curves/<name>.jsonl`."""
+
+    def __init__(self, folder: Path, *, is_silent: bool = False) -> None:
+        self.path = folder.parent / "curves" / f"{folder.name}.jsonl"
+        self.start, self.is_silent = time.process_time(), is_silent
+        if not is_silent:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("")
+
+    def write(self, **record: object) -> None:
+        """Add one record, with the CPU seconds of this process so far."""
+        if self.is_silent:
+            return
+        record["cpu_s"] = round(time.process_time() - self.start, 1)
+        line = json.dumps(record)
+        print(line, flush=True)
+        with self.path.open("a") as file:
+            file.write(line + "\n")

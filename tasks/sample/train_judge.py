@@ -1,0 +1,291 @@
+"""The judge: does the second picture fit, given the first and an instruction? Yes or no, read from the logits.
+
+The describer's architecture and, to begin with, its weights. Eight questions about one pair of pictures are packed into one
+sequence under a block-diagonal mask, each with the positions it has alone: eight labels for about three times the work of
+one. A 'no' is a near miss: another member of the family, the query itself, a text with one word wrong, a text that the
+describer itself got wrong. What is asked is `truth.is_true`: a text that states one change of several is right.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3ForConditionalGeneration, Idefics3Processor
+
+from tasks.sample import phrases, tokens, truth
+from tasks.sample.common import Log, average, cosine, held_out_pairs, pixels, save, side_by_side, view
+from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, PLACES, Edit, Scene, any_scene, difference, draw, family, renamed, shared
+from tasks.sample.train_vlm import image_features, pairs_of, question, write_descriptions
+
+QUESTIONS = 8  # a pair of pictures
+LOW, HIGH = 0.03, 0.06  # the false-yes rates at which a threshold is reported
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One text about one pair of pictures and whether it is right; `why` names the kind of case."""
+
+    query: Scene
+    candidate: Scene
+    text: str
+    is_right: bool
+    why: str
+
+
+def word(edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Random, *, keeps_lie: bool = False) -> tuple[str, bool]:
+    """The edits as a text of a random style, and whether it is right of the two scenes."""
+    style = rng.choice(phrases.STYLES) if len(edits) == 1 else rng.choice(phrases.STYLES[:4])
+    kept = shared(query, candidate)
+    if keeps_lie:
+        style, kept = "keep", [t.name for t in query.things] + [f"{query.background} background"]
+    elif kept:
+        kept = [rng.choice(kept)]
+    if keeps_lie:
+        kept = [rng.choice(kept)]
+    text = phrases.instruction(edits, kept, style)
+    holds = all(truth.holds(edit, query, candidate) for edit in edits)
+    if style == "keep":
+        holds = holds and all(truth.keeps(k, query, candidate) for k in kept)
+    return text, holds
+
+
+def some_of(edits: Sequence[Edit], rng: random.Random) -> list[Edit]:
+    """All of the edits (six times in ten) or some."""
+    if rng.random() < 0.6 or len(edits) == 1:
+        return list(edits)
+    chosen = rng.sample(range(len(edits)), rng.randint(1, len(edits) - 1))
+    return [edits[i] for i in sorted(chosen)]
+
+
+def one_word_off(edit: Edit, rng: random.Random) -> Edit:
+    """The edit with another value, or about an object with one attribute changed."""
+    values = {"background": tuple(BACKGROUNDS), "move": PLACES, "add": PLACES} | ATTRIBUTES
+    if edit.kind in values and (not edit.name or rng.random() < 0.6) and edit.kind not in ("size", "pattern"):
+        return replace(edit, value=rng.choice([v for v in values[edit.kind] if v != edit.value]))
+    kind = rng.choice([a for a in ATTRIBUTES if a != edit.kind])
+    changed = [renamed(edit.name, kind, v) for v in ATTRIBUTES[kind]]
+    return replace(edit, name=rng.choice([name for name in changed if name != edit.name]))
+
+
+def near_miss(query: Scene, candidate: Scene, relatives: Sequence[Scene], rng: random.Random) -> tuple[str, bool, str]:
+    """A text that is almost right of the pair: the text, whether it happens to be right after all, the kind of case."""
+    edits = difference(query, candidate)
+    kind = rng.choices(("other member", "one word off", "one too many", "backwards", "kept wrongly"), (40, 25, 20, 7, 8))[0]
+    others = [r for r in relatives if r not in (query, candidate)]
+    if kind == "other member" or not edits:
+        text, right = word(some_of(difference(query, rng.choice(others)), rng), query, candidate, rng)
+        return text, right, "other member" if edits else "query itself"
+    if kind == "backwards":
+        return *word(some_of(difference(candidate, query), rng), query, candidate, rng), kind
+    if kind == "kept wrongly":
+        return *word(some_of(edits, rng), query, candidate, rng, keeps_lie=True), kind
+    stated = some_of(edits, rng)
+    if kind == "one too many":
+        more = difference(query, rng.choice(others)) + [one_word_off(rng.choice(edits), rng)]
+        extra = rng.choice([e for e in more if e not in edits] or more)
+        stated.insert(rng.randint(0, len(stated)), extra)
+    else:
+        at = rng.randrange(len(stated))
+        stated[at] = one_word_off(stated[at], rng)
+    return *word(stated, query, candidate, rng), kind
+
+
+def questions_about(query: Scene, candidate: Scene, relatives: Sequence[Scene], rng: random.Random) -> list[Asked]:
+    """QUESTIONS texts about one pair, about half of them right (none where the candidate is the query)."""
+    asked: list[Asked] = []
+    edits = difference(query, candidate)
+    wanted = QUESTIONS // 2 if edits else 0
+    while len(asked) < wanted:
+        text, right = word(some_of(edits, rng), query, candidate, rng)
+        asked.append(Asked(query, candidate, text, right, "right"))
+    tries = 0
+    while len(asked) < QUESTIONS:
+        text, right, why = near_miss(query, candidate, relatives, rng)
+        tries += 1
+        if not right or tries > 40:
+            asked.append(Asked(query, candidate, text, right, why))
+    return asked
+
+
+class Packer:
+    """Packs the questions about each pair of pictures into one sequence and reads the answers' logits."""
+
+    def __init__(self, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
+        self.model, self.words, self.processor = model, processor.tokenizer, processor
+        self.image_id = model.config.image_token_id
+        whole = question(2, "?", processor)
+        self.prefix = whole[: len(whole) - whole[::-1].index(processor.tokenizer.convert_tokens_to_ids("<fake_token_around_image>"))]
+        self.yes, self.no = (self.words(t, add_special_tokens=False).input_ids[0] for t in ("yes", "no"))
+
+    def tail(self, text: str) -> list[int]:
+        """Token ids of a question after the pictures, up to where the answer begins."""
+        return question(2, tokens.prompt("judge").format(instruction=text), self.processor)[len(self.prefix) :]
+
+    def logits(self, features: torch.Tensor, where: Sequence[tuple[int, int]], texts: Sequence[Sequence[str]]) -> torch.Tensor:
+        """(pairs, questions, vocabulary) logits of each answer's first token.
+
+        Args:
+            features: (pictures, 9, width) visual tokens.
+            where: each pair's two rows of `features`.
+            texts: each pair's questions, equally many for every pair.
+        """
+        start = len(self.prefix)
+        tails = [[self.tail(text) for text in row] for row in texts]
+        length = start + max(sum(map(len, row)) for row in tails)
+        ids = torch.full((len(texts), length), self.words.pad_token_id)
+        block = torch.full((len(texts), length), -1)
+        position = torch.zeros(len(texts), length, dtype=torch.long)
+        last = torch.zeros(len(texts), len(texts[0]), dtype=torch.long)
+        ids[:, :start], block[:, :start], position[:, :start] = torch.tensor(self.prefix), 0, torch.arange(start)
+        for i, row in enumerate(tails):
+            at = start
+            for j, tail in enumerate(row):
+                end = at + len(tail)
+                ids[i, at:end], block[i, at:end] = torch.tensor(tail), j + 1
+                position[i, at:end] = torch.arange(start, start + len(tail))
+                last[i, j], at = end - 1, end
+        mask = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])  # (pairs, to, from)
+        mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
+        embedded = self.model.get_input_embeddings()(ids)
+        rows = [i for pair in where for i in pair]
+        embedded = embedded.masked_scatter((ids == self.image_id)[..., None], features[rows])
+        hidden = self.model.model.text_model(inputs_embeds=embedded, attention_mask=mask[:, None], position_ids=position, use_cache=False).last_hidden_state
+        picked = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.model.lm_head(picked)
+
+    @torch.no_grad()
+    def score(self, asked: Sequence[Asked]) -> np.ndarray:
+        """P(yes) against no of each question, (n,) float; one question a sequence, as at inference."""
+        scores = []
+        for i in range(0, len(asked), 64):
+            part = asked[i : i + 64]
+            pictures = [draw(s, rendering=r) for a in part for s, r in ((a.query, 1), (a.candidate, 2))]
+            features = image_features(self.model, pixels(pictures))
+            out = self.logits(features, [(2 * k, 2 * k + 1) for k in range(len(part))], [[a.text] for a in part])[:, 0]
+            scores += (out[:, self.yes] - out[:, self.no]).sigmoid().tolist()
+        return np.asarray(scores)
+
+
+def own_errors(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, pairs: Sequence[tuple[Scene, Scene]], rng: random.Random) -> list[Asked]:
+    """What the describer gets wrong: its changes for these pairs, one by one, where they parse and are false."""
+    texts = write_descriptions(model, processor, [(draw(s, rendering=1), draw(t, rendering=2)) for s, t in pairs])
+    found = []
+    for (query, target), text in zip(pairs, texts, strict=True):
+        for change in (phrases.read_description(text) or ([], []))[1]:
+            reading = truth.parse(change)
+            if reading and reading.edits and not truth.is_true(change, query, target):
+                text = phrases.instruction(reading.edits, [], rng.choice(("imperative", "noun phrase", "question", "short")))
+                found.append(Asked(query, target, text, False, "describer's own error"))
+    return found
+
+
+def held_out_questions(count: int, seed: int, errors: Sequence[Asked]) -> list[Asked]:
+    """Balanced: half right; the wrong half in equal parts one edit off the target, the query itself, the describer's errors."""
+    rng = random.Random(seed)
+    asked = []
+    for query, target in held_out_pairs(count // 2, seed):
+        text, right = word(some_of(difference(query, target), rng), query, target, rng)
+        asked.append(Asked(query, target, text, right, "right"))
+    wrong: list[Asked] = list(rng.choices(errors, k=count // 6)) if len(errors) >= 20 else list(errors)
+    while len(wrong) < count // 2:
+        query, target, *others = family(rng, "benchmark", 5)
+        text, _ = word(difference(query, target), query, target, rng)
+        near = [s for s in others if len(difference(s, target)) == 1 and not truth.is_true(text, query, s)]
+        if len(wrong) % 2 and near:
+            wrong.append(Asked(query, rng.choice(near), text, False, "one edit off"))
+        elif not len(wrong) % 2:
+            wrong.append(Asked(query, query, text, False, "query itself"))
+    return asked + wrong
+
+
+def figures(asked: Sequence[Asked], scores: np.ndarray) -> dict[str, object]:
+    """True-yes and false-yes at the thresholds where false-yes is LOW and HIGH, the AUC, false-yes by kind of case."""
+    right = np.array([a.is_right for a in asked])
+    yes, no = np.sort(scores[right]), np.sort(scores[~right])
+    out: dict[str, object] = {"auc": round(float(np.searchsorted(no, yes).mean() / len(no)), 4)}
+    for rate in (LOW, HIGH):
+        threshold = float(no[int(np.ceil((1 - rate) * len(no))) - 1]) + 1e-6
+        out[f"at_{rate}"] = {"threshold": round(threshold, 4), "true_yes": round(float((yes >= threshold).mean()), 4)}
+    by_kind = {why: round(float(np.mean([s >= threshold for a, s in zip(asked, scores, strict=True) if a.why == why])), 4)
+               for why in sorted({a.why for a in asked})}  # fmt: skip
+    return out | {f"yes_by_kind_at_{HIGH}": by_kind}
+
+
+def train(folder: Path, *, seed: int = 0, steps: int = 1100, describer: Path | None = None) -> None:
+    """Train into `folder` from the describer's weights (the folder `vlm` beside it where None)."""
+    side_by_side(_train, folder, seed, steps, describer or folder.parent / "vlm")
+
+
+def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, groups: int = 8) -> None:
+    torch.manual_seed(seed)
+    rng = random.Random(f"judge:{seed}:{rank}")
+    log = Log(folder, is_silent=rank > 0)
+    model = AutoModelForImageTextToText.from_pretrained(describer, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(describer)
+    packer = Packer(model, processor)
+    model.eval()
+    practice = [tuple(rng.sample(family(rng, "train", 4), 2)) for _ in range(900)]
+    errors = own_errors(model, processor, practice, rng)  # type: ignore[arg-type]
+    test = held_out_questions(600, 82, own_errors(model, processor, held_out_pairs(400, 83), rng)) if rank == 0 else []
+    log.write(own_errors_in_training=len(errors), in_test=sum(a.why == "describer's own error" for a in test))
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    total = count = 0.0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * cosine(step, steps)
+        pictures: list[Scene] = []
+        where: list[tuple[int, int]] = []
+        rows: list[list[Asked]] = []
+        for _ in range(groups):
+            relatives = family(rng, "train", 5)
+            for i, j in pairs_of(relatives, rng, 2):
+                j = i if rng.random() < 0.12 else j
+                where.append((len(pictures) + i, len(pictures) + j))
+                rows.append(questions_about(relatives[i], relatives[j], relatives, rng))
+            pictures += relatives
+        for error in rng.sample(errors, min(2, len(errors))):
+            relatives = [error.query, error.candidate, any_scene(rng)]
+            where.append((len(pictures), len(pictures) + 1))
+            rows.append([error, *questions_about(error.query, error.candidate, relatives, rng)[:-1]])
+            pictures += relatives[:2]
+        features = image_features(model, pixels([view(s, rng) for s in pictures]))
+        again = where
+        twins = [pictures[j] for i, j in where if i == j]  # the query itself, half the time in another drawing of it
+        if twins:
+            features = torch.cat([features, image_features(model, pixels([view(s, rng) for s in twins]))])
+            again, n = [], len(pictures)
+            for i, j in where:
+                again.append((i, n) if i == j and rng.random() < 0.5 else (i, j))
+                n += i == j
+        out = packer.logits(features, again, [[a.text for a in row] for row in rows])
+        answers = torch.tensor([[packer.yes if a.is_right else packer.no for a in row] for row in rows])
+        loss = F.cross_entropy(out.flatten(0, 1), answers.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        average(model.parameters())
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        total, count = total + float(loss.detach()), count + 1
+        if (step + 1) % 50 == 0:
+            log.write(step=step + 1, labels=(step + 1) * 2 * answers.numel(), loss=round(total / count, 4))
+            total = count = 0.0
+        if (step + 1) % 200 == 0 and rank == 0:
+            model.eval()
+            log.write(step=step + 1, **figures(test, packer.score(test)))
+            model.train()
+            save(folder, model, processor)
+    if rank == 0:
+        save(folder, model, processor)
+        model.eval()
+        writer = AutoModelForImageTextToText.from_pretrained(describer, dtype=torch.float32).eval()
+        mistakes = own_errors(writer, processor, held_out_pairs(1500, 85), rng)
+        test = held_out_questions(2400, 84, mistakes)
+        log.write(stage="end", **figures(test, packer.score(test)))

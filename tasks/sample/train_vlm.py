@@ -1,0 +1,277 @@
+"""The describer: an Idefics3 (the class of SmolVLM) that looks at two pictures and writes what they share and what changed.
+
+Stage A teaches the vision tower and the connector what is in each grid cell, under a throw-away head; nine visual tokens a
+picture, one a cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a caption. Batches
+are families, so that the vision features of one picture serve every pair it is part of. 2.9 M parameters, 5.8 MB.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
+
+from tasks.sample import phrases, tokens
+from tasks.sample.common import WORKERS, Log, average, cosine, held_out_pairs, pixels, save, side_by_side, train_scene, view
+from tasks.sample.scenes import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIDE_PX, SIZES, Scene, difference, draw, family
+
+VISUAL_TOKENS = 9
+CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(PATTERNS) + 1)
+
+
+def build() -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
+    """An untrained model and its processor. The text head_dim is 32, one of those that vLLM's CPU attention takes."""
+    try:
+        from transformers import Idefics3ImageProcessorPil as ImageProcessor
+    except ImportError:
+        from transformers import Idefics3ImageProcessor as ImageProcessor  # type: ignore[assignment]
+    words = tokens.tokenizer(images=True)
+    side = {"longest_edge": SIDE_PX}
+    half = [0.5] * 3
+    images = ImageProcessor(do_image_splitting=False, size=side, max_image_size=side, image_mean=half, image_std=half)
+    processor = Idefics3Processor(images, words, image_seq_len=VISUAL_TOKENS, chat_template=words.chat_template)
+    config = Idefics3Config(
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=words.pad_token_id,
+        tie_word_embeddings=True,
+        vision_config={
+            "hidden_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+            "image_size": SIDE_PX,
+            "patch_size": 16,
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(words),
+            "hidden_size": 192,
+            "intermediate_size": 576,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 6,
+            "head_dim": 32,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+            "pad_token_id": words.pad_token_id,
+            "bos_token_id": words.bos_token_id,
+            "eos_token_id": words.eos_token_id,
+        },
+    )
+    model = Idefics3ForConditionalGeneration(config)
+    greedy(model, words)
+    return model, processor
+
+
+def greedy(model: nn.Module, words: object) -> None:
+    """Make greedy decoding up to the end token the checkpoint's default."""
+    model.generation_config.eos_token_id = words.eos_token_id  # type: ignore[attr-defined, union-attr]
+    model.generation_config.pad_token_id = words.pad_token_id  # type: ignore[attr-defined, union-attr]
+    model.generation_config.do_sample = False  # type: ignore[union-attr]
+
+
+def question(pictures: int, text: str, processor: Idefics3Processor) -> list[int]:
+    """Token ids of one user turn of so many pictures and a text, up to where the answer begins."""
+    content = [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
+    chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    one = "<fake_token_around_image><global-img>" + "<image>" * VISUAL_TOKENS + "<fake_token_around_image>"
+    return processor.tokenizer(chat.replace("<image>", one), add_special_tokens=False).input_ids
+
+
+def check_against_processor(processor: Idefics3Processor) -> None:
+    """Raise unless training's ids and pixels are those that the processor makes at inference."""
+    scene = train_scene(random.Random(0))
+    image = Image.fromarray(draw(scene))
+    content = [{"type": "image", "image": image}] * 2 + [{"type": "text", "text": tokens.prompt("describe")}]
+    made = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    if made["input_ids"][0].tolist() != question(2, tokens.prompt("describe"), processor):
+        raise RuntimeError(f"the processor's prompt is not the one trained with: {processor.tokenizer.decode(made['input_ids'][0])!r}")
+    if (made["pixel_values"][0, 0] - pixels([draw(scene)])[0]).abs().max() > 0.01:
+        raise RuntimeError("the processor's pixels are not those trained with")
+
+
+def image_features(model: Idefics3ForConditionalGeneration, values: torch.Tensor) -> torch.Tensor:
+    """(n, 9, width) visual tokens of (n, 3, 96, 96) pixels."""
+    patches = torch.ones(values.shape[0], 6, 6, dtype=torch.bool)
+    hidden = model.model.vision_model(pixel_values=values, patch_attention_mask=patches).last_hidden_state
+    return model.model.connector(hidden)
+
+
+def cell_labels(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per scene and cell (n, 9, 4) its shape, colour, size, pattern (0 where empty), and per scene (n,) its background."""
+    cells = np.zeros((len(scenes), 9, 4), np.int64)
+    for row, scene in zip(cells, scenes, strict=True):
+        for t in scene.things:
+            values = (SHAPES.index(t.shape), list(COLOURS).index(t.colour), list(SIZES).index(t.size), PATTERNS.index(t.pattern))
+            row[t.cell] = np.add(values, 1)
+    grounds = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes])
+    return torch.from_numpy(cells), grounds
+
+
+def train_vision(model: Idefics3ForConditionalGeneration, rng: random.Random, steps: int, log: Log, batch: int = 96) -> None:
+    """Stage A: vision tower and connector, until about 98% of scenes are read without an error."""
+    head = nn.Linear(model.config.text_config.hidden_size, sum(CLASSES) + len(BACKGROUNDS))
+    weights = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
+    optimizer = torch.optim.AdamW([*weights, *head.parameters()], lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1.5e-3 * cosine(step, steps)
+        scenes = [train_scene(rng) for _ in range(batch)]
+        cells, grounds = cell_labels(scenes)
+        out = head(image_features(model, pixels([view(s, rng) for s in scenes]))).split([*CLASSES, len(BACKGROUNDS)], -1)
+        loss = sum(F.cross_entropy(o.flatten(0, 1), cells[..., i].flatten()) for i, o in enumerate(out[:4]))
+        loss = loss + 0.3 * F.cross_entropy(out[4].flatten(0, 1), grounds.repeat_interleave(9))
+        optimizer.zero_grad()
+        loss.backward()
+        average([*weights, *head.parameters()])
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        if (step + 1) % 25 == 0:
+            right = torch.stack([o.argmax(-1) == cells[..., i] for i, o in enumerate(out[:4])]).all(0).all(1)
+            log.write(stage="A", step=step + 1, loss=round(float(loss), 4), scenes_right=round(float(right.float().mean()), 3))
+
+
+class Writer:
+    """Turns families into losses: features once a picture, then every sampled pair and caption as a text to predict."""
+
+    def __init__(self, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
+        self.model, self.words = model, processor.tokenizer
+        self.compare = question(2, tokens.prompt("describe"), processor)
+        self.caption = question(1, tokens.prompt("caption"), processor)
+        self.image_id = model.config.image_token_id
+        self.cut = self.words("; change", add_special_tokens=False).input_ids[-1]
+
+    def answer(self, text: str) -> list[int]:
+        return [*self.words(text, add_special_tokens=False).input_ids, self.words.eos_token_id]
+
+    def loss(self, features: torch.Tensor, samples: list[tuple[list[int], list[int], list[int]]]) -> torch.Tensor:
+        """Mean loss of the answers; tokens after 'change' weigh double.
+
+        Args:
+            features: (pictures, 9, width).
+            samples: (indices of its pictures, question ids, answer ids) each.
+        """
+        length = max(len(q) + len(a) for _, q, a in samples) - 1
+        ids = torch.full((len(samples), length), self.words.pad_token_id)
+        labels = torch.full((len(samples), length), -100)
+        weight = torch.ones(len(samples), length)
+        for row, (_, q, a) in enumerate(samples):
+            ids[row, : len(q) + len(a) - 1] = torch.tensor([*q, *a][:-1])
+            labels[row, len(q) - 1 : len(q) + len(a) - 1] = torch.tensor(a)
+            if self.cut in a:
+                weight[row, len(q) + a.index(self.cut) : len(q) + len(a) - 1] = 2.0
+        embedded = self.model.get_input_embeddings()(ids)
+        where = [i for pictures, _, _ in samples for i in pictures]
+        embedded = embedded.masked_scatter((ids == self.image_id)[..., None], features[where])
+        hidden = self.model.model.text_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        asked = labels != -100  # padding stands on the right, so the causal mask alone is enough
+        losses = F.cross_entropy(self.model.lm_head(hidden[asked]), labels[asked], reduction="none")
+        return (losses * weight[asked]).sum() / weight[asked].sum()
+
+
+def pairs_of(scenes: Sequence[Scene], rng: random.Random, count: int) -> list[tuple[int, int]]:
+    """`count` ordered pairs of a family, two- and three-edit pairs kept at about half."""
+    every = [(i, j) for i in range(len(scenes)) for j in range(len(scenes)) if i != j]
+    weights = [(1.0, 0.8, 0.9)[len(difference(scenes[i], scenes[j])) - 1] for i, j in every]
+    return rng.choices(every, weights, k=count)
+
+
+def train_writing(
+    model: Idefics3ForConditionalGeneration,
+    processor: Idefics3Processor,
+    rng: random.Random,
+    steps: int,
+    log: Log,
+    folder: Path,
+    families: int = 8,
+) -> None:
+    """Stage B: the whole model writes descriptions and captions; a checkpoint and a measurement every 200 steps."""
+    writer = Writer(model, processor)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    test = held_out_pairs(120, seed=77)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1.5e-3 * cosine(step, steps)
+        groups = [family(rng, "train", 5) for _ in range(families)]
+        samples = []
+        for g, scenes in enumerate(groups):
+            for i, j in pairs_of(scenes, rng, 5):
+                samples.append(([5 * g + i, 5 * g + j], writer.compare, writer.answer(phrases.describe(scenes[i], scenes[j]))))
+            i = rng.randrange(5)
+            samples.append(([5 * g + i], writer.caption, writer.answer(phrases.caption(scenes[i]))))
+        samples.sort(key=lambda sample: len(sample[1]) + len(sample[2]))
+        features = image_features(model, pixels([view(s, rng) for scenes in groups for s in scenes]))
+        half = len(samples) // 2  # two halves by length: a fifth less padding
+        loss = (writer.loss(features, samples[:half]) + writer.loss(features, samples[half:])) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        average(model.parameters())
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            log.write(stage="B", step=step + 1, samples=(step + 1) * len(samples) * WORKERS, loss=round(float(loss), 4))
+        if (step + 1) % 200 == 0 and not log.is_silent:
+            log.write(stage="B", step=step + 1, **measure(model, processor, test))
+            save(folder, model, processor)
+
+
+@torch.no_grad()
+def write_descriptions(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """The model's own words for pairs of pictures, each (96, 96, 3) uint8; greedy."""
+    ids = torch.tensor([question(2, tokens.prompt("describe"), processor)])
+    texts: list[str] = []
+    for start in range(0, len(pairs), 64):
+        part = pairs[start : start + 64]
+        values = torch.stack([pixels(pair) for pair in part])
+        inputs = ids.repeat(len(part), 1)
+        out = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=values, max_new_tokens=80)
+        texts += processor.tokenizer.batch_decode(out[:, inputs.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def measure(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, pairs: Sequence[tuple[Scene, Scene]]) -> dict[str, object]:
+    """Shares of pairs described exactly: the whole text, and the changes alone, by their number of edits."""
+    model.eval()
+    texts = write_descriptions(model, processor, [(draw(s, rendering=1), draw(t, rendering=2)) for s, t in pairs])
+    model.train()
+    whole: dict[int, list[bool]] = {}
+    change: dict[int, list[bool]] = {}
+    for (s, t), text in zip(pairs, texts, strict=True):
+        gold, edits = phrases.describe(s, t), len(difference(s, t))
+        whole.setdefault(edits, []).append(text == gold)
+        change.setdefault(edits, []).append(text.split("change: ")[-1] == gold.split("change: ")[-1])
+    out: dict[str, object] = {f"exact_{n}": round(float(np.mean(v)), 3) for n, v in sorted(whole.items())}
+    out |= {f"change_{n}": round(float(np.mean(v)), 3) for n, v in sorted(change.items())}
+    return out
+
+
+def train(folder: Path, *, seed: int = 0, steps: int = 1500, vision_steps: int = 320) -> None:
+    """Train from scratch into `folder`; the same arguments give the same weights."""
+    side_by_side(_train, folder, seed, steps, vision_steps)
+
+
+def _train(rank: int, folder: Path, seed: int, steps: int, vision_steps: int) -> None:
+    torch.manual_seed(seed)  # the same weights in every worker, other samples
+    rng = random.Random(f"{seed}:{rank}")
+    log = Log(folder, is_silent=rank > 0)
+    model, processor = build()
+    check_against_processor(processor)
+    log.write(parameters=sum(p.numel() for p in model.parameters()), vocabulary=len(processor.tokenizer))
+    model.train()
+    train_vision(model, rng, vision_steps, log)
+    if rank == 0:
+        save(folder, model, processor)
+    train_writing(model, processor, rng, steps, log, folder)
+    if rank == 0:
+        save(folder, model, processor)
+        log.write(stage="end", **measure(model, processor, held_out_pairs(600, seed=78)))

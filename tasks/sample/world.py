@@ -1,0 +1,224 @@
+"""The sample corpus: a folder of pictures with captions, as a crawl would have left it.
+
+    python -m tasks.sample.world <folder> --seed 7 --images 2200             # the first batch
+    python -m tasks.sample.world <folder> --seed 7 --images 260 --batch 1    # a week later, into the same folder
+
+Families of relatives from the split 'corpus', and what life adds: exact copies, re-encoded and resized copies, corrupt and
+truncated files, pictures too small to use, pictures without captions, a few wrong captions. What is behind each picture
+goes to a file OUTSIDE the folder (`--truth`, default `<folder>.truth.jsonl`), which only evaluation reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from tasks.sample.phrases import web_caption
+from tasks.sample.scenes import Scene, family, picture_of
+
+COLUMNS = ("path", "caption", "licence", "source")
+SHARES = {"exact_copy": 0.02, "near_copy": 0.05, "corrupt": 0.01, "truncated": 0.005, "too_small": 0.005}
+WITHOUT_CAPTION, WRONG_CAPTION = 0.04, 0.01
+CLOSE = (0.0, 0.5)  # least share of one-edit pairs in a family, either: gives about 47/43/10% of pairs with 1/2/3 edits
+LATE_SHARE = 0.15  # of a later batch: new members of families that are there already
+LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0")
+
+
+@dataclass
+class _File:
+    """One file to write: its name, its bytes, its caption and the truth about it."""
+
+    name: str
+    content: bytes
+    caption: str
+    kind: str
+    scene: Scene | None = None
+    copy_of: str | None = None
+    is_caption_wrong: bool = False
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def truth(self) -> dict[str, object]:
+        return {
+            "path": self.name,
+            "kind": self.kind,
+            "copy_of": self.copy_of,
+            "scene": self.scene.to_record() if self.scene else None,
+            "is_caption_wrong": self.is_caption_wrong,
+        }
+
+
+def make_world(folder: Path, *, seed: int, images: int, offset: int = 0, truth: Path | None = None) -> dict[str, int]:
+    """Write a batch of pictures into `folder` and its rows into `folder/captions.csv`.
+
+    Args:
+        folder: made where missing; a later batch joins what is there.
+        seed: of the whole world; the same arguments write the same bytes.
+        images: files to write, a count, junk included.
+        offset: 0 for the first batch; for a later one the number of files before it, so that it brings new families and
+            a few new members of the first batch's.
+        truth: JSON-lines file that says what each picture is; `<folder>.truth.jsonl` where None. Never inside `folder`.
+    Returns:
+        How many files of each kind were written.
+    """
+    rng = random.Random(f"world:{seed}:{offset}")
+    counts = {kind: round(images * share) for kind, share in SHARES.items()}
+    if images >= 60:
+        counts = {kind: max(1, count) for kind, count in counts.items()}
+    files = _originals(rng, seed, images - sum(counts.values()), offset)
+    originals = list(files)
+    for kind, count in counts.items():
+        for of in rng.choices(originals, k=count):
+            files.append(_damaged(rng, of, kind))
+    _spoil_captions(rng, files)
+    rng.shuffle(files)
+    return _write(folder, files, rng, truth)
+
+
+def poison_copies(folder: Path, *, seed: int, images: int, truth: Path | None = None) -> dict[str, int]:
+    """Flood the folder with `images` exact and near copies of what is in it: what the images gate must stop."""
+    rng = random.Random(f"copies:{seed}")
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".jpg", ".png") and _opens(path))
+    files = []
+    for name in rng.choices(names, k=images):
+        old = _File(name, (folder / name).read_bytes(), "one more copy", "original")
+        files.append(_damaged(rng, old, rng.choice(("exact_copy", "near_copy"))))
+    return _write(folder, files, rng, truth)
+
+
+def poison_captions(folder: Path, *, seed: int, images: int, offset: int, truth: Path | None = None) -> dict[str, int]:
+    """Add a batch of good new pictures whose captions are shuffled among them: what the pairs gate must stop."""
+    rng = random.Random(f"captions:{seed}:{offset}")
+    files = _originals(rng, seed, images, offset)
+    captions = [file.caption for file in files]
+    for file, caption in zip(files, captions[len(files) // 2 :] + captions[: len(files) // 2], strict=True):
+        file.caption, file.is_caption_wrong = caption, True
+    return _write(folder, files, rng, truth)
+
+
+def _families(seed: int, offset: int) -> Iterator[tuple[list[Scene], Scene]]:
+    """Families of a batch without end, each with one more member that only a later batch shows."""
+    number = 0
+    while True:
+        rng = random.Random(f"family:{seed}:{offset}:{number}")
+        members = family(rng, "corpus", rng.randint(5, 8), close=rng.choice(CLOSE))
+        yield members[:-1], members[-1]
+        number += 1
+
+
+def _originals(rng: random.Random, seed: int, count: int, offset: int) -> list[_File]:
+    scenes: list[Scene] = []
+    if offset:
+        late = zip(range(min(round(count * LATE_SHARE), offset // 12)), _families(seed, 0), strict=False)
+        scenes += [last for _, (_, last) in late]
+    for members, _ in _families(seed, offset):
+        if len(scenes) >= count:
+            break
+        scenes += members
+    unique = list({scene.key: scene for scene in scenes}.values())[:count]
+    files = []
+    for number, scene in enumerate(unique):
+        side_px = rng.choices((96, 112, 128), (70, 15, 15))[0]
+        picture = picture_of(scene, side_px=side_px, rendering=rng.getrandbits(24))
+        suffix, content = _encoded(picture, rng)
+        files.append(_File(_name(seed, offset, number) + suffix, content, web_caption(scene, rng), "original", scene))
+    return files
+
+
+def _name(*parts: object) -> str:
+    return hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=6).hexdigest()
+
+
+def _encoded(picture: Image.Image, rng: random.Random, quality: int = 90) -> tuple[str, bytes]:
+    out = io.BytesIO()
+    if rng.random() < 0.7:
+        picture.save(out, "JPEG", quality=quality)
+        return ".jpg", out.getvalue()
+    picture.save(out, "PNG")
+    return ".png", out.getvalue()
+
+
+def _damaged(rng: random.Random, of: _File, kind: str) -> _File:
+    """A copy of a file, exact or changed, or what is left of it."""
+    suffix, content = Path(of.name).suffix, of.content
+    caption = web_caption(of.scene, rng) if of.scene else of.caption
+    if kind in ("near_copy", "too_small"):
+        picture = Image.open(io.BytesIO(content)).convert("RGB")
+        side_px = rng.choice((12, 16, 24)) if kind == "too_small" else rng.choice((picture.width, picture.width, 80, 104, 144, 160))
+        if side_px != picture.width:
+            picture = picture.resize((side_px, side_px), rng.choice((Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)))
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=rng.randint(65, 88))
+        suffix, content = ".jpg", out.getvalue()
+    elif kind == "truncated":
+        content = content[: int(len(content) * rng.uniform(0.3, 0.7))]
+    elif kind == "corrupt":
+        content = rng.choice((rng.randbytes(900), b"<html><body>404 Not Found</body></html>", b""))
+    scene = of.scene if kind in ("exact_copy", "near_copy", "too_small") else None
+    return _File(_name(of.name, kind, rng.getrandbits(40)) + suffix, content, caption, kind, scene, of.name)
+
+
+def _spoil_captions(rng: random.Random, files: list[_File]) -> None:
+    whole = [file for file in files if file.kind == "original"]
+    chosen = rng.sample(whole, round(len(whole) * (WITHOUT_CAPTION + WRONG_CAPTION)))
+    wrong = chosen[: round(len(whole) * WRONG_CAPTION)]
+    for file in chosen[len(wrong) :]:
+        file.caption = ""
+    for file in wrong:
+        other = rng.choice([f for f in whole if f.scene and f.caption and f.scene.background != file.scene.background])  # type: ignore[union-attr]
+        file.caption, file.is_caption_wrong = other.caption, True
+
+
+def _write(folder: Path, files: list[_File], rng: random.Random, truth: Path | None) -> dict[str, int]:
+    folder.mkdir(parents=True, exist_ok=True)
+    truth = truth or folder.with_name(f"{folder.name}.truth.jsonl")
+    if folder.resolve() in truth.resolve().parents:
+        raise ValueError(f"truth file {truth} lies inside {folder}, where the pipeline would see it; give a path outside")
+    truth.parent.mkdir(parents=True, exist_ok=True)
+    table = folder / "captions.csv"
+    is_new = not table.exists()
+    with table.open("a", newline="", encoding="utf-8") as rows, truth.open("a", encoding="utf-8") as facts:
+        writer = csv.writer(rows, lineterminator="\n")
+        if is_new:
+            writer.writerow(COLUMNS)
+        for file in files:
+            (folder / file.name).write_bytes(file.content)
+            facts.write(json.dumps(file.truth()) + "\n")
+            if file.caption or rng.random() < 0.5:  # half of those without a caption have a row all the same
+                writer.writerow((file.name, file.caption, rng.choice(LICENCES), f"https://example.org/{file.name[:2]}/{file.name}"))
+    return dict(Counter(file.kind for file in files))
+
+
+def _opens(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return min(image.size) >= 64
+    except (OSError, SyntaxError):
+        return False
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and write a batch."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.sample.world", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--images", type=int, default=2200)
+    parser.add_argument("--batch", type=int, choices=(0, 1), default=0)
+    parser.add_argument("--truth", type=Path)
+    options = parser.parse_args(arguments)
+    before = len([p for p in options.folder.iterdir() if p.suffix in (".jpg", ".png")]) if options.batch else 0
+    print(json.dumps(make_world(options.folder, seed=options.seed, images=options.images, offset=before, truth=options.truth)))
+
+
+if __name__ == "__main__":
+    main()
