@@ -86,7 +86,8 @@ def changes_of(conf: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[str | N
                 raise ConfigError(f"conf: '{key}' is a section; expected a mapping or a dotted name such as '{key}.<parameter>', found {value!r}")
             change = {key: value}
         else:
-            raise ConfigError(f"conf: unknown key '{key}'; known: {['profile', 'sources', *PLAIN]}, sections {sections}, or dotted names such as 'mine.neighbours'")
+            known = f"{['profile', 'sources', *PLAIN]}, sections {sections}"
+            raise ConfigError(f"conf: unknown key '{key}'; known: {known}, or dotted names such as 'mine.neighbours'")
         changes = overlay(changes, change)
     return profile, changes
 

@@ -199,7 +199,8 @@ def cache_dir(clone: Path) -> Path:
 
 def config_text(remote_url: str, options: Mapping[str, str]) -> str:
     """.dvc/config of a deployment: one remote, verified on every download."""
-    lines = ["[core]", "    analytics = false", "    autostage = false", "    remote = versions", "['remote \"versions\"']", f"    url = {remote_url}", "    verify = true"]
+    lines = ["[core]", "    analytics = false", "    autostage = false", "    remote = versions"]
+    lines += ["['remote \"versions\"']", f"    url = {remote_url}", "    verify = true"]
     return "\n".join(lines + [f"    {k} = {v}" for k, v in options.items()]) + "\n"
 
 

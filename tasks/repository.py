@@ -6,6 +6,7 @@ Writes only inside the repositories that it is given.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -126,17 +127,18 @@ def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
 
 @contextmanager
 def dvc_repo(root: Path) -> Iterator[Any]:
-    """An open `dvc.repo.Repo`; DVC's own errors become TransientError with their text."""
+    """An open `dvc.repo.Repo`; DVC's own errors become TransientError with their text. DVC wants to stand in the root meanwhile."""
     os.environ.setdefault("DVC_NO_ANALYTICS", "true")
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        repo = Repo(str(Path(root).resolve()))
-        try:
-            yield repo
-        finally:
-            repo.close()
+        with contextlib.chdir(root):
+            repo = Repo(".")
+            try:
+                yield repo
+            finally:
+                repo.close()
     except DvcException as error:
         raise TransientError(f"dvc in {root}: {error}") from error
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -176,7 +177,9 @@ def read_suite(path: Path, given: Mapping[str, float]) -> dict[str, dict[str, An
     return suite
 
 
-def check(frames: Mapping[str, pd.DataFrame], suite: Mapping[str, Mapping[str, Any]], given: Mapping[str, float], key: str, docs: Path | None) -> dict[str, list[dict[str, Any]]]:
+def check(
+    frames: Mapping[str, pd.DataFrame], suite: Mapping[str, Mapping[str, Any]], given: Mapping[str, float], key: str, docs: Path | None
+) -> dict[str, list[dict[str, Any]]]:
     """Run both halves of a suite with Great Expectations; Data Docs go to `docs`.
 
     Returns:
@@ -280,7 +283,7 @@ def copies(store: Store, batch: str) -> list[dict[str, Any]]:
     """Dropped copies of this run, with the kept picture that each repeats when its detail names one."""
     rows = store.read_dropped("ingest", batch).to_pylist()
     wanted = [r for r in rows if r["reason"] in (*COPIES, *UNREADABLE)]
-    return [{"key": r["key"], "image_ids": [w for w in (r["detail"] or "").split() if len(w) == 64], "reason": r["reason"], "detail": r["detail"]} for r in wanted]
+    return [{"key": r["key"], "image_ids": re.findall(r"\b[0-9a-f]{64}\b", r["detail"] or ""), "reason": r["reason"], "detail": r["detail"]} for r in wanted]
 
 
 def worst_captions(store: Store, batch: str, new_images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -305,7 +308,7 @@ def worst_captions(store: Store, batch: str, new_images: Sequence[Mapping[str, A
 def rows_examples(rows: Iterable[Mapping[str, Any]], key: str, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of these ids, with the pictures that they name and what a person reads first."""
     wanted = set(keys[:EXAMPLES])
-    out = []
+    out: list[dict[str, Any]] = []
     for r in rows:
         if str(r[key]) in wanted and len(out) < EXAMPLES:
             image_ids = [r[c] for c in ("image_id", "query_image_id", "target_image_id") if r.get(c)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ def hash_rows(digest: hashlib._Hash, name: str, rows: pa.Table) -> None:
             digest.update(json.dumps(line, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
-def fingerprint(store: Store, params: Mapping[str, Any], batch: str, encoders: list[str], parent: str | None) -> str:
+def fingerprint(store: Store, params: Mapping[str, Any], batch: str, encoders: Sequence[str], parent: str | None) -> str:
     """sha256 over the parent's fingerprint, this run's rows and the parameters: equal for equal inputs and seed.
 
     It covers tables, vectors and parameters; not dates, commits, paths or cost. It reads what the run added, no more.
@@ -87,7 +87,7 @@ def counts(rows: pa.Table) -> dict[str, dict[str, int]]:
     return out
 
 
-def encoder_yields(store: Store, batch: str, encoders: list[str]) -> dict[str, dict[str, Any]]:
+def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Per encoder: new pairs that it mined, triplets among them, and their ratio (None without pairs)."""
     totals: dict[str, dict[str, Any]] = {e: {"pairs": 0, "triplets": 0, "yield": None} for e in encoders}
     for table in ("pairs", "triplets"):

@@ -1,0 +1,295 @@
+# ruff: noqa: E501 - lines of HTML and SVG are as long as they are
+"""Gallery: one self-contained HTML page per version, for people: triplets, what was dropped and why, similarities, scores.
+
+    python -m tasks.gallery --root CLONE --out gallery.html [--evaluation evaluation.json]
+
+Reads the version's tables, pictures and version.json, and evaluation.json when there is one; writes the page: no
+script, nothing loaded, every text escaped, pictures inside as small JPEGs, at most 6 MB. Opens from file://.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import html
+import io
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.config import Params, load_params
+from tasks.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_BYTES = 6_000_000
+SIZES = ((192, 82), (144, 76), (96, 70), (64, 60))  # picture side px and JPEG quality, tried until the page fits
+QUERIES, CORPUS = 400, 20_000  # rows of the similarity histogram, at most
+BINS = 60
+COLOURS = {"semantic": "var(--c1)", "pattern": "var(--c2)", "caption": "var(--c3)"}
+
+STYLE = """
+:root{color-scheme:light dark;--bg:#f7f6f3;--card:#fff;--ink:#1b2230;--soft:#667085;--line:#e4e1d9;--accent:#3653d9;--good:#18794e;--bad:#b3261e;
+--c1:#3653d9;--c2:#b4530a;--c3:#0f7a6c;--tint:#eef1fd;--shadow:0 1px 2px #1b22300d,0 6px 24px #1b22300a}
+@media (prefers-color-scheme:dark){:root{--bg:#10131a;--card:#181c26;--ink:#e8eaf0;--soft:#98a2b3;--line:#2a3040;--accent:#8ea2ff;--good:#5fd39b;--bad:#ff9086;
+--c1:#8ea2ff;--c2:#f2a65a;--c3:#57cbb9;--tint:#1f2638;--shadow:none}}
+*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:1240px;margin:0 auto;padding:40px 20px 72px}h1{font-size:clamp(28px,4vw,42px);line-height:1.15;letter-spacing:-.02em;margin:6px 0 8px}
+h2{font-size:22px;letter-spacing:-.01em;margin:56px 0 4px}p.lead{color:var(--soft);margin:0 0 20px;max-width:72ch}
+.over{color:var(--accent);font-weight:600;font-size:14px}.mono{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:12px}
+.stats{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin-top:28px}
+.stat,.card,.panel{background:var(--card);border:1px solid var(--line);border-radius:14px;box-shadow:var(--shadow)}
+.stat{padding:16px 18px}.stat b{display:block;font-size:26px;letter-spacing:-.02em;font-variant-numeric:tabular-nums}.stat span{color:var(--soft);font-size:13px}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));gap:18px;margin-top:20px}
+.card{padding:16px;display:flex;flex-direction:column;gap:14px}.pair{display:grid;grid-template-columns:1fr 28px 1fr;align-items:center;gap:4px}
+figure{margin:0}figure img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--tint);border-radius:10px;display:block}
+figcaption{font-size:12px;color:var(--soft);margin-top:5px;display:flex;justify-content:space-between;gap:6px}.arrow{color:var(--soft);font-size:20px;text-align:center;padding-bottom:20px}
+ol{list-style:none;margin:0;padding:0;display:grid;gap:6px}ol li{display:grid;grid-template-columns:1fr auto;gap:10px;font-size:14.5px;line-height:1.4;padding:7px 10px;background:var(--tint);border-radius:8px}
+ol small{color:var(--soft);display:block;font-size:11.5px}.score{font-variant-numeric:tabular-nums;font-size:12.5px;font-weight:650;color:var(--good);white-space:nowrap}
+.neg{display:grid;grid-template-columns:repeat(5,1fr);gap:8px}.neg figcaption{justify-content:center}.neg .score{color:var(--soft)}.neg .hot{color:var(--bad)}
+.chips{display:flex;flex-wrap:wrap;gap:6px;margin-top:auto}.chip{font-size:12px;padding:2px 9px;border-radius:99px;border:1px solid var(--line);color:var(--soft);font-variant-numeric:tabular-nums}
+.chip.on{border-color:currentColor;font-weight:600}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:18px;margin-top:18px}
+.panel{padding:18px 20px;overflow-x:auto}.panel h3{margin:0 0 2px;font-size:16px}.panel p{margin:0 0 12px;color:var(--soft);font-size:13px}
+.bar{display:grid;grid-template-columns:minmax(110px,auto) 1fr auto;gap:12px;align-items:center;font-size:14px;padding:3px 0}.bar i{display:block;height:10px;border-radius:5px;background:var(--accent);min-width:2px}
+.bar b{font-variant-numeric:tabular-nums}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}th,td{padding:8px 10px;border-bottom:1px solid var(--line);text-align:right}
+th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600;font-size:12.5px}td.best{font-weight:700;color:var(--good)}svg{display:block;width:100%;height:auto}
+footer{margin-top:56px;color:var(--soft);font-size:13px;overflow-wrap:anywhere}
+"""
+
+
+def escaped(value: Any) -> str:
+    """Text for HTML, quotes too."""
+    return html.escape(str(value), quote=True)
+
+
+# --- what to show ----------------------------------------------------------------------------------------------------
+
+
+def sample(triplet_ids: Sequence[str], count: int, salt: str) -> list[str]:
+    """`count` ids, the same for the same version, in an order without meaning."""
+    return sorted(triplet_ids, key=lambda i: hashlib.sha256(f"{salt}\x1f{i}".encode()).digest())[:count]
+
+
+def nearest_similarities(vectors: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
+    """Cosine of each of a sample of rows to its nearest others, window or not.
+
+    Args:
+        vectors: (n, d), rows of unit length.
+        neighbours: k.
+        seed: of the sample (at most 400 queries among at most 20,000 rows).
+    Returns:
+        (q * k,) float32, unsorted; empty for fewer than two rows.
+    """
+    import numpy as np
+
+    draw = random.Random(seed)
+    n = len(vectors)
+    chosen = np.asarray(vectors[sorted(draw.sample(range(n), min(n, CORPUS)))], dtype=np.float32)
+    if len(chosen) < 2:
+        return np.zeros(0, np.float32)
+    queries = np.asarray(sorted(draw.sample(range(len(chosen)), min(len(chosen), QUERIES))))
+    product = chosen[queries] @ chosen.T  # (q, n)
+    product[np.arange(len(queries)), queries] = -2.0
+    k = min(neighbours, len(chosen) - 1)
+    return np.partition(product, -k, axis=1)[:, -k:].ravel()
+
+
+def thumbnail(store: Store, image_id: str, side_px: int, quality: int) -> str:
+    """A picture as a data URI, no side above `side_px`."""
+    picture = store.read_image(image_id)
+    picture.thumbnail((side_px, side_px))
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+# --- how to show it --------------------------------------------------------------------------------------------------
+
+
+def histogram(values: Sequence[float], low: float, high: float, colour: str, label: str) -> str:
+    """An inline SVG histogram over the values' range, the window [low, high) drawn in."""
+    width, height, foot = 520, 190, 26
+    values = list(values)
+    if not values:
+        return "<p>No vectors.</p>"
+    left = min(min(values), low) - 0.02
+    right = max(max(values), min(high, 1.0)) + 0.01
+    counts = [0] * BINS
+    for v in values:
+        counts[min(BINS - 1, max(0, int((v - left) / (right - left) * BINS)))] += 1
+    top, step = max(counts), width / BINS
+
+    def x(value: float) -> float:
+        return (min(max(value, left), right) - left) / (right - left) * width
+
+    bars = []
+    for n, count in enumerate(counts):
+        middle = left + (n + 0.5) / BINS * (right - left)
+        inside = low <= middle < high
+        tall = count / top * (height - foot - 14)
+        if count:
+            bars.append(
+                f'<rect x="{n * step + 0.5:.1f}" y="{height - foot - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}" rx="1.5" fill="{colour}" opacity="{1 if inside else 0.28}"/>'
+            )
+    a, b = x(low), x(high)
+    ticks = "".join(
+        f'<text x="{min(max(x(t), 14), width - 14):.1f}" y="{height - 8}" text-anchor="middle" font-size="12" fill="var(--soft)">{t:.2f}</text>'
+        for t in (left + f * (right - left) for f in (0, 0.25, 0.5, 0.75, 1))
+    )
+    edges = "".join(f'<line x1="{e:.1f}" x2="{e:.1f}" y1="0" y2="{height - foot}" stroke="{colour}" stroke-dasharray="4 4"/>' for e in (a, b))
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(label)}"><rect x="{a:.1f}" y="0" width="{max(b - a, 1):.1f}" height="{height - foot}" fill="{colour}" opacity=".09"/>'
+        f'{"".join(bars)}{edges}<line x1="0" x2="{width}" y1="{height - foot}" y2="{height - foot}" stroke="var(--line)"/>{ticks}</svg>'
+    )
+
+
+def card(row: Mapping[str, Any], pair: Mapping[str, Any], pictures: Mapping[str, str], threshold: float) -> str:
+    """One triplet."""
+
+    def figure(image_id: str, caption: str) -> str:
+        return f'<figure><img src="{pictures[image_id]}" alt="{escaped(image_id[:12])}" title="{escaped(image_id)}" loading="lazy"><figcaption>{caption}</figcaption></figure>'
+
+    texts = "".join(
+        f'<li><span>{escaped(text)}<small>{escaped(style)}</small></span><span class="score" title="judge: P(yes) of the target">{score:.2f}</span></li>'
+        for text, style, score in zip(row["instructions"], row["styles"], row["judge_target"], strict=False)
+    )
+    negatives = []
+    for n, (image_id, score) in enumerate(zip(row["negative_image_ids"], row["judge_negative"], strict=False)):
+        hot = " hot" if score >= threshold else ""
+        negatives.append(figure(image_id, f'<span class="score{hot}">{"query " if n == 0 else ""}{score:.2f}</span>'))
+    chips = []
+    for encoder in COLOURS:
+        similarity = pair.get(f"similarity_{encoder}")
+        if similarity is not None:
+            on = encoder in row["mined_by"]
+            chips.append(
+                f'<span class="chip{" on" if on else ""}"{f" style=color:{COLOURS[encoder]}" if on else ""} title="{"mined it" if on else "did not mine it"}">{encoder} {similarity:.3f}</span>'
+            )
+    return (
+        f'<article class="card"><div class="pair">{figure(row["query_image_id"], "<span>query</span>")}<div class="arrow">&rarr;</div>{figure(row["target_image_id"], "<span>target</span>")}</div>'
+        f'<ol>{texts}</ol><div class="neg">{"".join(negatives[:10])}</div><div class="chips">{"".join(chips)}<span class="chip mono">{escaped(row["triplet_id"][:10])}</span></div></article>'
+    )
+
+
+def drop_panels(drops: Mapping[str, Mapping[str, int]]) -> str:
+    """What every stage left out, by reason, as bars."""
+    top = max((c for reasons in drops.values() for c in reasons.values()), default=1)
+    panels = []
+    for stage, reasons in drops.items():
+        bars = "".join(
+            f'<div class="bar"><span>{escaped(reason.replace("_", " "))}</span><i style="width:{100 * count / top:.1f}%"></i><b>{count:,}</b></div>'
+            for reason, count in sorted(reasons.items(), key=lambda e: -e[1])
+        )
+        panels.append(f'<div class="panel"><h3>{escaped(stage)}</h3><p>{sum(reasons.values()):,} rows left out</p>{bars}</div>')
+    return "".join(panels) or '<div class="panel"><p>Nothing was left out.</p></div>'
+
+
+def scores_table(metrics: Mapping[str, Any]) -> str:
+    """Retrieval before and after: one row per model and kind of query."""
+    names = (("map_at_5", "mAP@5"), ("recall_at_1", "Recall@1"), ("recall_at_10", "Recall@10"))
+    rows = [(m, k, v) for m, kinds in metrics.items() if isinstance(kinds, Mapping) for k, v in kinds.items() if isinstance(v, Mapping)]
+    best = {n: max((v[n] for _, _, v in rows if isinstance(v.get(n), int | float)), default=None) for n, _ in names}
+    lines = []
+    for model, kind, values in rows:
+        cells = "".join(
+            f'<td{" class=best" if values.get(n) is not None and values.get(n) == best[n] else ""}>{f"{values[n]:.3f}" if isinstance(values.get(n), int | float) else "–"}</td>' for n, _ in names
+        )
+        lines.append(f"<tr><td>{escaped(model)}, {escaped(kind.replace('_', ' '))}</td>{cells}</tr>")
+    head = "".join(f"<th>{label}</th>" for _, label in names)
+    return f'<div class="panel"><table><tr><th>model, query</th>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[str], evaluation: Mapping[str, Any] | None, shown: int) -> str:
+    """The whole page."""
+    rows, new = version["rows"], version["new_rows"]
+    stats = [("triplets", rows["triplets"], new["triplets"]), ("pictures", rows["images"], new["images"]), ("pairs", rows["pairs"], new["pairs"])]
+    tiles = "".join(f'<div class="stat"><b>{total:,}</b><span>{name}, {fresh:,} new</span></div>' for name, total, fresh in stats)
+    dropped = sum(c for reasons in version["drops"].values() for c in reasons.values())
+    tiles += f'<div class="stat"><b>{dropped:,}</b><span>rows left out, with reasons</span></div>'
+    metrics = (evaluation or {}).get("metrics") or {}
+    retrieval = f'<h2>Retrieval, before and after</h2><p class="lead">CIRCO\'s metrics; base is the checkpoint that fine-tuning started from.</p>{scores_table(metrics)}' if metrics else ""
+    after = f"after {escaped(version['parent'])}" if version.get("parent") else "the first version"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';img-src data:;style-src 'unsafe-inline'">
+<title>{escaped(version["dataset"])} {escaped(version["version"])}: gallery</title><style>{STYLE}</style></head>
+<body><main><header><div class="over">{escaped(version["dataset"])}</div><h1>Version {escaped(version["version"])}</h1>
+<p class="lead">Composed-retrieval triplets: a query picture, instructions, the target that they lead to, and hard negatives. {after[:1].upper() + after[1:]}, {escaped(version["date"])}.</p>
+<div class="stats">{tiles}</div></header>
+<section><h2>Triplets</h2><p class="lead">{shown} drawn at random. Beside each instruction the judge's P(yes) for the target; below each negative the highest P(yes) over the instructions.
+The first negative is always the query itself. Coloured: the similarity models that found the pair.</p><div class="cards">{"".join(cards)}</div></section>
+<section><h2>What was left out, and why</h2><p class="lead">All versions up to this one, by stage.</p><div class="grid">{drop_panels(version["drops"])}</div></section>
+<section><h2>Similarities</h2><p class="lead">Cosine of pictures to their nearest neighbours under each model. Pairs are mined inside the dashed window: nearer ones are copies, farther ones unrelated.</p>
+<div class="grid">{"".join(histograms)}</div></section><section>{retrieval}</section>
+<footer>Fingerprint <span class="mono">{escaped(version["fingerprint"])}</span>, code <span class="mono">{escaped(version["git_commit"][:12])}</span>. Made by the MegaPairs factory.</footer>
+</main></body></html>
+"""
+
+
+def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> str:
+    """The page of a version, at most 6 MB: pictures shrink until it fits, then fewer triplets are shown."""
+    chosen = set(sample(store.read_table("triplets", ["triplet_id"]).column("triplet_id").to_pylist(), params.version.gallery_triplets, version["version"]))
+    import pyarrow.compute as pc
+
+    all_rows = store.read_table("triplets")
+    rows = all_rows.filter(pc.is_in(all_rows.column("triplet_id"), value_set=_strings(chosen))).to_pylist()
+    rows.sort(key=lambda r: hashlib.sha256(f"{version['version']}\x1f{r['triplet_id']}".encode()).digest())
+    pair_ids = {r["pair_id"] for r in rows}
+    pairs_table = store.read_table("pairs", ["pair_id", "similarity_semantic", "similarity_pattern", "similarity_caption"])
+    pairs = {p["pair_id"]: p for p in pairs_table.filter(pc.is_in(pairs_table.column("pair_id"), value_set=_strings(pair_ids))).to_pylist()}
+    histograms = []
+    for encoder, window in params.mine.windows.items():
+        _, vectors, revision = store.read_embeddings(encoder)
+        model = params.embed.encoders[encoder].model if encoder in params.embed.encoders else ""
+        picture = histogram(
+            nearest_similarities(vectors, params.mine.neighbours, params.open_run.seed).tolist(), window.low, window.high, COLOURS[encoder], f"cosine similarities, {encoder}"
+        )
+        histograms.append(
+            f'<div class="panel"><h3 style="color:{COLOURS[encoder]}">{escaped(encoder)}</h3><p>{escaped(model)}, window {window.low:g} to {window.high:g}, revision <span class="mono">{escaped(revision[:12])}</span></p>{picture}</div>'
+        )
+    ids = sorted({i for r in rows for i in (r["query_image_id"], r["target_image_id"], *r["negative_image_ids"][:10])})
+    text = ""
+    for side, quality in SIZES:
+        pictures = {i: thumbnail(store, i, side, quality) for i in ids}
+        cards = [card(r, pairs.get(r["pair_id"], {}), pictures, params.judge.negative_threshold) for r in rows]
+        text = page(version, cards, histograms, evaluation, len(cards))
+        if len(text.encode()) <= MAX_BYTES:
+            return text
+    while len(text.encode()) > MAX_BYTES and cards:
+        cards = cards[: len(cards) * 3 // 4]
+        text = page(version, cards, histograms, evaluation, len(cards))
+    return text
+
+
+def _strings(values: set[str]) -> Any:
+    import pyarrow as pa
+
+    return pa.array(sorted(values), pa.string())
+
+
+def write_gallery(store: Store, params: Params, version: Mapping[str, Any], out: Path, evaluation: Mapping[str, Any] | None = None) -> None:
+    """Write the page of a version aside, then rename."""
+    store.write_bytes(out, build(store, params, version, evaluation).encode())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull`, or a run's worktree")
+    parser.add_argument("--out", default="gallery.html", type=Path)
+    parser.add_argument("--evaluation", type=Path, help="evaluation.json; default: the clone's reports/evaluation.json")
+    args = parser.parse_args(argv)
+    path = args.evaluation or args.root / "reports" / "evaluation.json"
+    evaluation = json.loads(path.read_text()) if path.exists() else None
+    version = json.loads((args.root / "version.json").read_text())
+    write_gallery(Store(args.root), load_params(args.root / "params.yaml"), version, args.out, evaluation)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
