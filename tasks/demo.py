@@ -368,11 +368,11 @@ def run_demo(root: Path, profile: str, seed: int, keep: bool, airflow_changes: M
     benchmark: subprocess.Popen[bytes] | None = None
     pool = ThreadPoolExecutor(1)
     try:
-        starting = pool.submit(airflow.migrate_and_start)
+        drawing = pool.submit(draw_world, root, seed, size.first, 0)
+        airflow.migrate_and_start()
         lay_out_deployment(root)
-        files = draw_world(root, seed, size.first, 0)
+        files = drawing.result()
         clock.say(f"the sample world: {sum(files.values()):,} files ({', '.join(f'{n:,} {kind}' for kind, n in files.items())})")
-        starting.result()
         airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
         airflow.make_pool("gpu", 2)
         airflow.set_paused(DATASET_DAG, False)

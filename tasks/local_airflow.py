@@ -7,6 +7,7 @@ HTTP; this module never imports it. Used by `make demo`, `make ui` and the end-t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
@@ -15,9 +16,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -28,6 +29,15 @@ SERVICES = ("api-server", "scheduler", "dag-processor")
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def end_with_parent() -> None:
+    """In a new child, on Linux: get SIGTERM when the thread that started it ends, so that a killed demo leaves nothing behind."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def free_port() -> int:
@@ -131,8 +141,19 @@ class LocalAirflow:
 
     # --- processes ----------------------------------------------------------------------------------------------
 
-    def _command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "airflow", *words]
+    def _spawn(self, name: str, words: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "airflow", *words],
+            env=self.environment,
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+        self._processes[name] = process
+        return process
 
     def migrate(self) -> None:
         """Make or update the database.
@@ -142,8 +163,7 @@ class LocalAirflow:
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         with open(self.logs / "migrate.log", "wb") as log:
-            process = subprocess.Popen(self._command("db", "migrate"), env=self.environment, cwd=self.root, stdout=log, stderr=log, start_new_session=True)
-            self._processes["migrate"] = process
+            process = self._spawn("migrate", ("db", "migrate"), log)
             code = process.wait()
         del self._processes["migrate"]
         if code != 0:
@@ -153,12 +173,10 @@ class LocalAirflow:
         """Start the three services; returns at once, see `wait_healthy`."""
         for service in SERVICES:
             with open(self.logs / f"{service}.log", "ab") as log:
-                self._processes[service] = subprocess.Popen(
-                    self._command(service), env=self.environment, cwd=self.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                )
+                self._spawn(service, (service,), log)
 
     def migrate_and_start(self) -> None:
-        """`migrate`, then `start`."""
+        """`migrate`, then `start`. Call it from a thread that stays: the services end with it."""
         self.migrate()
         self.start()
 

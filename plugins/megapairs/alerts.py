@@ -61,7 +61,7 @@ class Failure:
 def subject(failure: Failure) -> str:
     """One line, fit for a mail header: the dataset and what failed."""
     if failure.gate:
-        names = [str(f.get("expectation", "")) for f in failure.gate.get("failures", [])]
+        names = [str(f.get("column") or f.get("expectation", "")) for f in failure.gate.get("failures", [])]
         what = f"gate '{failure.gate.get('table')}' holds: {', '.join(dict.fromkeys(names)) or 'see the report'}"
     else:
         what = f"{failure.task} failed in {failure.dag_id}"
@@ -144,7 +144,7 @@ def failure_of(context: Mapping[str, Any], ui: str) -> Failure:
         gate=gate,
         thumbnails=thumbnails_of(folder, ids) if ids else {},
         run_url=run_url,
-        docs_url=(f"{ui}/gallery/runs/{quote(folder.name)}/data_docs/index.html" if ui else docs.as_uri()) if docs.exists() else "",
+        docs_url=(f"{ui}/megapairs/runs/{quote(folder.name)}/data_docs/index.html" if ui else docs.as_uri()) if docs.exists() else "",
         version=str(version.get("version", "")),
     )
 

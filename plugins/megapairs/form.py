@@ -43,6 +43,16 @@ MODEL_FORM: dict[str, str] = {
     "dry_run": "open_run.dry_run",
     "date": "open_run.date",
 }
+# Sections of params.yaml that stand folded in the form, under a heading; all else stands open at the top.
+HEADINGS = {
+    "mine": "Mining",
+    "select": "Mining",
+    "caption": "Instructions and judge",
+    "judge": "Instructions and judge",
+    "train": "Training",
+    "evaluate": "Evaluation and promotion",
+    "promote": "Evaluation and promotion",
+}
 PLACES = {**DATASET_FORM, **MODEL_FORM}
 KEPT = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern", "minLength", "enum", "properties", "required", "additionalProperties", "items")
 
@@ -90,17 +100,18 @@ def param_of(name: str, place: str, raw: Mapping[str, Any]) -> Param:
     """One field of the form: empty by default, with the parameter's sentence, type, limits and present value."""
     schema, value = schema_at(place), value_at(raw, place)
     sentence = schema.get("description") or f"Cosine window of the encoder '{place.rpartition('.')[2]}': pairs with low <= similarity < high."
+    heading = {"section": HEADINGS[place.split(".")[0]]} if place.split(".")[0] in HEADINGS else {}
     shown = "empty" if value in (None, "", [], {}) else value
     if isinstance(value, list):
         shown = ", ".join(str(v.get("name", v)) if isinstance(v, dict) else str(v) for v in value) or "empty"
     if schema["type"] == "boolean":  # a checkbox cannot be left empty
-        return Param(bool(value), type="boolean", title=name, description=sentence, section=place.split(".")[0])
+        return Param(bool(value), type="boolean", title=name, description=sentence, **heading)
     return Param(
         None,
         type=["null", schema["type"]],
         title=name,
         description=f"{sentence} Empty: as in params.yaml ({place}: {shown}) and the profile.",
-        section=place.split(".")[0],
+        **heading,
         **{k: v for k, v in schema.items() if k in KEPT},
     )
 
@@ -114,7 +125,6 @@ def profile_param(raw: Mapping[str, Any]) -> Param:
         enum=sorted(raw.get("profiles", {})),
         title="profile",
         description="Named set of values in params.yaml, laid over its defaults before the fields below.",
-        section="profile",
     )
 
 
@@ -133,7 +143,6 @@ def model_params() -> dict[str, Param]:
         pattern=r"^dataset/\d{4}\.\d{2}\.\d{2}(\.\d+)?$",
         title="dataset_version",
         description="Tag of the version to train on, dataset/YYYY.MM.DD[.n]. Empty: the event's version, else the newest.",
-        section="profile",
     )
     return {"profile": profile_param(raw), "dataset_version": version, **{name: param_of(name, place, raw) for name, place in MODEL_FORM.items()}}
 
@@ -148,7 +157,8 @@ def changes_from(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     changes: dict[str, Any] = {}
     for name, value in given.items():
-        if value is None or name == "dataset_version" or (name == "dry_run" and value is False):
+        is_empty = value is None or value is False or value in ("", [], {})
+        if name == "dataset_version" or (is_empty and name in (*PLACES, "profile")):
             continue
         place = PLACES.get(name, name)
         nested: Any = value
