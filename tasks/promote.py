@@ -104,6 +104,7 @@ def run(params: Params, store: Store) -> StageReport:
         "params.yaml": (root / "params.yaml").read_bytes(),
         "dvc.lock": (root / "dvc.lock").read_bytes(),
         "models/promoted.dvc": (root / "models" / "promoted.dvc").read_bytes(),
+        "reports/evaluation.json": (root / "reports" / "evaluation.json").read_bytes(),
     }
     published = publish(
         root,
@@ -112,7 +113,7 @@ def run(params: Params, store: Store) -> StageReport:
         files=files,
         stages=MODEL_STAGES,
         sections=MODEL_SECTIONS,
-        targets=[*MODEL_STAGES, "models/promoted.dvc"],
+        targets=["models/promoted.dvc"],
     )
     notes = [tag, f"commit {published.commit[:12]}, {published.objects} objects verified in the remote", f"promoted: {decision.why}"]
     return StageReport("promote", read=1, written=1, new=1, done=1, figures=figures, notes=notes)

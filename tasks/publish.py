@@ -35,7 +35,7 @@ from tasks.repository import (
 BRANCH = "dataset"
 REMOTE_BRANCH = f"origin/{BRANCH}"
 # Files of the data product on its branch; all else there is the deployed code.
-PRODUCT = ("README.md", "version.json", "manifest.json", "params.yaml", "dvc.lock")
+PRODUCT = ("README.md", "version.json", "manifest.json", "params.yaml", "dvc.lock", "reports/evaluation.json")
 DATA_STAGES = ("ingest", "validate-images", "recaption", "embed", "mine", "select", "validate-pairs", "caption", "judge", "validate-triplets")
 MODEL_STAGES = ("train", "evaluate")
 MODEL_SECTIONS = ("train", "evaluate", "promote")

@@ -1,0 +1,141 @@
+"""The researcher: clone, `dvc pull`, load_dataset, an older version, and a remote that somebody altered.
+
+The versions are fakes (no models), published for real: once to a folder, once to S3 (moto's server on loopback).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tasks.publish import configure_deployment, published_bytes
+from tasks.readers import with_images
+from tests.publishing.fakes import publish_version
+
+FIRST, SECOND = "dataset/2026.11.16", "dataset/2026.11.23"
+
+
+class Deployment(NamedTuple):
+    """Where a deployment lies, and its remote's folder when it has one."""
+
+    root: Path
+    remote: Path | None
+
+
+def deploy(root: Path, project: Path, remote_url: str, **options: str) -> None:
+    """Two weekly versions: 10 pictures, then 6 more."""
+    configure_deployment(root / "origin.git", root / "dataset", remote_url, root / "cache", checkout=project, **options)
+    assert publish_version(root, "scheduled__1", "2026-11-16", range(0, 10)) == FIRST
+    assert publish_version(root, "scheduled__2", "2026-11-23", range(10, 16)) == SECOND
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Deployment:
+    """A deployment whose remote is a folder."""
+    root = tmp_path_factory.mktemp("folder")
+    deploy(root, project, str(root / "remote"))
+    return Deployment(root, root / "remote")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Deployment]:
+    """A deployment whose remote is s3://versions on a server of moto's."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_DEFAULT_REGION", "us-east-1"), ("NO_PROXY", "127.0.0.1")):
+            patch.setenv(name, value)
+        patch.delenv("AWS_PROFILE", raising=False)
+        boto3.client("s3", endpoint_url=url).create_bucket(Bucket="versions")
+        root = tmp_path_factory.mktemp("s3")
+        deploy(root, project, "s3://versions/megapairs", endpointurl=url)
+        yield Deployment(root, None)
+    server.stop()
+
+
+def shell(cwd: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A researcher's command line; nothing of the deployment in its environment."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")}
+    done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def dvc(cwd: Path, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return shell(cwd, sys.executable, "-m", "dvc", *args, check=check)
+
+
+def clone(deployment: Deployment, to: Path) -> Path:
+    """git clone of origin: what is checked out is the newest version."""
+    shell(to.parent, "git", "clone", "-q", str(deployment.root / "origin.git"), str(to))
+    return to
+
+
+def counts(root: Path) -> dict[str, int]:
+    return dict(json.loads((root / "version.json").read_text())["rows"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_clones_pulls_loads_and_goes_back(kind: str, request: pytest.FixtureRequest, tmp_path: Path):
+    deployment: Deployment = request.getfixturevalue(kind)
+    here = clone(deployment, tmp_path / "mine")
+    assert counts(here)["triplets"] == 7 + 3
+    dvc(here, "pull")
+
+    from datasets import load_dataset
+
+    cache = str(tmp_path / "hf")
+    triplets = load_dataset(str(here), "triplets", split="train", cache_dir=cache)
+    assert (len(triplets), len(load_dataset(str(here), "images", split="train", cache_dir=cache))) == (counts(here)["triplets"], counts(here)["images"])
+    streamed = list(load_dataset(str(here), "with_images", split="train", streaming=True))
+    assert [r["triplet_id"] for r in streamed] == triplets["triplet_id"][:]
+    assert streamed[0]["query_image"].size == (24, 24) and len(streamed[0]["negative_images"]) == 2
+    tars = list(load_dataset("webdataset", data_files=str(here / "data/images/*.tar"), split="train", streaming=True))
+    assert sorted(t["__key__"].rpartition("/")[2] for t in tars) == sorted(load_dataset(str(here), "images", split="train", cache_dir=cache)["image_id"])
+    joined = list(with_images(here))
+    assert [r["triplet_id"] for r in joined] == triplets["triplet_id"][:]
+    assert all(r["query_image"].size == r["target_image"].size == (24, 24) for r in joined)
+    assert (here / "reports/gallery.html").read_text().startswith("<!doctype html>")
+
+    shell(here, "git", "checkout", "-q", FIRST)
+    dvc(here, "pull")
+    assert counts(here)["triplets"] == len(list(with_images(here))) == 7
+    assert len(load_dataset(str(here), "triplets", split="train", cache_dir=str(tmp_path / "hf-first"))) == 7
+
+
+def test_an_altered_object_stops_the_pull_and_is_named(folder: Deployment, tmp_path: Path):
+    altered = tmp_path / "altered"  # the same deployment, its remote spoilt
+    shutil.copytree(folder.remote or Path(), altered)
+    here = clone(folder, tmp_path / "mine")
+    name = "data/triplets/2026.11.16-00000.parquet"
+    content = published_content(folder, name)
+    victim = next(p for p in altered.rglob("*") if p.is_file() and p.read_bytes() == content)
+    victim.chmod(0o644)
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    dvc(here, "config", "--local", "remote.versions.url", str(altered))
+    done = dvc(here, "pull", check=False)
+    assert done.returncode != 0
+    assert "2026.11.16-00000.parquet" in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def published_content(deployment: Deployment, name: str) -> bytes:
+    """A data file of the newest version, by its run's worktree."""
+    return next((deployment.root / "runs").glob(f"*/{name}")).read_bytes()
+
+
+def test_the_deployment_reads_back_what_it_published(folder: Deployment):
+    clone_of_the_deployment = folder.root / "dataset"
+    assert json.loads(published_bytes(clone_of_the_deployment, "version.json"))["version"] == "2026.11.23"
+    assert published_bytes(clone_of_the_deployment, "reports/gallery.html").startswith(b"<!doctype html>")
+    assert json.loads(published_bytes(clone_of_the_deployment, "version.json", f"refs/tags/{FIRST}"))["version"] == "2026.11.16"
