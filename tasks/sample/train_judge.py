@@ -218,12 +218,20 @@ def figures(asked: Sequence[Asked], scores: np.ndarray) -> dict[str, object]:
     return out | {f"yes_by_kind_at_{HIGH}": by_kind}
 
 
-def train(folder: Path, *, seed: int = 0, steps: int = 1100, describer: Path | None = None) -> None:
-    """Train into `folder` from the describer's weights (the folder `vlm` beside it where None)."""
-    side_by_side(_train, folder, seed, steps, describer or folder.parent / "vlm")
+def train(folder: Path, *, seed: int = 0, steps: int = 1100, describer: Path | None = None, practice: int = 900) -> None:
+    """Train into `folder` from the describer's weights (the folder `vlm` beside it where None).
+
+    Args:
+        folder: of the checkpoint.
+        seed: of the questions; the weights are the describer's.
+        steps: of two workers, about 290 questions each step.
+        describer: its checkpoint.
+        practice: pairs that each worker lets the describer describe first, to learn from its errors.
+    """
+    side_by_side(_train, folder, seed, steps, describer or folder.parent / "vlm", practice)
 
 
-def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, groups: int = 8) -> None:
+def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, practice: int, groups: int = 8) -> None:
     torch.manual_seed(seed)
     rng = random.Random(f"judge:{seed}:{rank}")
     log = Log(folder, is_silent=rank > 0)
@@ -231,9 +239,12 @@ def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, grou
     processor = AutoProcessor.from_pretrained(describer)
     packer = Packer(model, processor)
     model.eval()
-    practice = [tuple(rng.sample(family(rng, "train", 4), 2)) for _ in range(900)]
-    errors = own_errors(model, processor, practice, rng)  # type: ignore[arg-type]
-    test = held_out_questions(600, 82, own_errors(model, processor, held_out_pairs(400, 83), rng)) if rank == 0 else []
+    pairs: list[tuple[Scene, Scene]] = []
+    while len(pairs) < practice:
+        query, target, *_ = family(rng, "train", 4)
+        pairs.append((query, target))
+    errors = own_errors(model, processor, pairs, rng)
+    test = held_out_questions(600, 82, own_errors(model, processor, held_out_pairs(practice // 2, 83), rng)) if rank == 0 else []
     log.write(own_errors_in_training=len(errors), in_test=sum(a.why == "describer's own error" for a in test))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -277,7 +288,7 @@ def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, grou
         if (step + 1) % 50 == 0:
             log.write(step=step + 1, labels=(step + 1) * 2 * answers.numel(), loss=round(total / count, 4))
             total = count = 0.0
-        if (step + 1) % 200 == 0 and rank == 0:
+        if (step + 1) % 150 == 0 and rank == 0:
             model.eval()
             log.write(step=step + 1, **figures(test, packer.score(test)))
             model.train()
@@ -285,7 +296,4 @@ def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, grou
     if rank == 0:
         save(folder, model, processor)
         model.eval()
-        writer = AutoModelForImageTextToText.from_pretrained(describer, dtype=torch.float32).eval()
-        mistakes = own_errors(writer, processor, held_out_pairs(1500, 85), rng)
-        test = held_out_questions(2400, 84, mistakes)
         log.write(stage="end", **figures(test, packer.score(test)))

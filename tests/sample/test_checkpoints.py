@@ -1,0 +1,119 @@
+"""The shipped checkpoints: each loads through the same calls as its big brother, and does its work on held-out scenes."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from tasks.sample import phrases, train_clip, train_judge, train_vlm, train_writer
+from tasks.sample.common import held_out_pairs
+from tasks.sample.scenes import difference, draw, picture_of, split_of
+from tasks.sample.tokens import CHECKPOINTS, prompt
+from tasks.sample.train_judge import Asked
+
+PAIRS = held_out_pairs(40, seed=101)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    folder = CHECKPOINTS / "vlm"
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def test_all_together_are_at_most_25_mib():
+    assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()) <= 25 * 2**20
+
+
+def test_clip_and_dino_embed_pictures_and_texts():
+    images = [picture_of(s, side_px=side) for side, (s, _) in zip((96, 128), PAIRS, strict=False)]
+    processor, model = AutoProcessor.from_pretrained(CHECKPOINTS / "clip"), AutoModel.from_pretrained(CHECKPOINTS / "clip", dtype=torch.float32)
+    values = processor(images=images, return_tensors="pt")["pixel_values"]
+    assert train_clip.image_vectors(model, values).shape == train_clip.text_vectors(model, processor, ["a", "b"]).shape == (2, 128)
+    processor, model = AutoImageProcessor.from_pretrained(CHECKPOINTS / "dino"), AutoModel.from_pretrained(CHECKPOINTS / "dino", dtype=torch.float32)
+    hidden = model(pixel_values=processor(images=images, return_tensors="pt")["pixel_values"]).last_hidden_state
+    assert hidden[:, 0].shape == (2, 128)
+
+
+def test_the_processor_makes_what_was_trained_with(vlm):
+    train_vlm.check_against_processor(vlm[1])
+
+
+def test_string_and_list_content_make_the_same_prompt(vlm):
+    words = vlm[1].tokenizer
+    as_text = words.apply_chat_template([{"role": "user", "content": "Hello."}], tokenize=False)
+    as_parts = words.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "Hello."}]}], tokenize=False)
+    assert as_text == as_parts
+
+
+def test_the_describer_is_right_on_most_held_out_one_edit_pairs(vlm):
+    model, processor = vlm
+    pairs = [(s, t) for s, t in PAIRS if len(difference(s, t)) == 1]
+    texts = train_vlm.write_descriptions(model, processor, [(draw(s), draw(t)) for s, t in pairs])
+    right = [text == phrases.describe(s, t) for (s, t), text in zip(pairs, texts, strict=True)]
+    assert np.mean(right) >= 0.70, list(zip(texts, right, strict=True))
+
+
+def test_the_describer_reads_pictures_through_its_processor(vlm):
+    model, processor = vlm
+    s, t = PAIRS[0]
+    parts = [{"type": "image", "image": picture_of(x, side_px=128)} for x in (s, t)] + [{"type": "text", "text": prompt("describe")}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    out = model.generate(**inputs, max_new_tokens=80)
+    text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert phrases.read_description(text) is not None, text
+
+
+def test_the_judge_tells_right_from_near_misses(vlm):
+    folder = CHECKPOINTS / "judge"
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    packer = train_judge.Packer(model, AutoProcessor.from_pretrained(folder))
+    asked = train_judge.held_out_questions(120, 102, [])
+    scores = packer.score(asked)
+    assert train_judge.figures(asked, scores)["auc"] >= 0.85
+
+
+def test_packed_questions_get_the_answers_they_get_alone(vlm):
+    model, processor = vlm
+    packer = train_judge.Packer(model, processor)
+    rng = random.Random(0)
+    s, t = PAIRS[1]
+    texts = [a.text for a in train_judge.questions_about(s, t, [s, t, PAIRS[2][0]], rng)]
+    features = train_vlm.image_features(model, train_vlm.pixels([draw(s, rendering=1), draw(t, rendering=2)]))
+    with torch.no_grad():
+        packed = packer.logits(features, [(0, 1)], [texts])[0]
+    alone = packer.score([Asked(s, t, text, True, "") for text in texts])
+    assert (packed[:, packer.yes] - packed[:, packer.no]).sigmoid().numpy() == pytest.approx(alone, abs=1e-4)
+
+
+def test_the_writer_copies_names_exactly_in_every_style():
+    words = AutoTokenizer.from_pretrained(CHECKPOINTS / "writer")
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINTS / "writer", dtype=torch.float32)
+    shares = train_writer.measure(model, words, 20)
+    assert all(share >= 0.9 for share in shares.values()), shares
+
+
+def test_a_black_picture_is_no_padding(vlm):
+    """Idefics3 takes an image of zeros for padding and drops it: a black picture must not become one (-1, not 0)."""
+    model, processor = vlm
+    black = Image.new("RGB", (96, 96))
+    values = processor.image_processor(images=[[black]], return_tensors="pt")["pixel_values"]
+    assert float(values.max()) == -1.0
+
+
+def test_held_out_pairs_are_of_no_training_scene():
+    assert {split_of(scene) for pair in PAIRS for scene in pair} == {"benchmark"}
