@@ -83,7 +83,8 @@ def schema_at(place: str) -> dict[str, Any]:
     """
     schema = full_schema()
     for name in place.split("."):
-        schema = schema["properties"][name] if name in schema.get("properties", {}) else schema["additionalProperties"]
+        more = schema.get("additionalProperties")  # a mapping by encoder; False where unknown keys are refused
+        schema = schema["properties"][name] if name in schema.get("properties", {}) or not more else more
     kinds = [s for s in schema.get("anyOf", []) if s.get("type") != "null"]
     return {**schema, **(kinds[0] if kinds else {})}
 

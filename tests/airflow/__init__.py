@@ -1,0 +1,1 @@
+"""Tests of the bridge and the DAGs: no running Airflow."""

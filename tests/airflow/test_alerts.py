@@ -1,0 +1,141 @@
+"""The alert mail: what it tells, that it is escaped, and that it arrives at a real SMTP server."""
+
+import email
+import email.policy
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from PIL import Image
+
+from tasks.local_airflow import free_port
+from tasks.slug import slug
+from tasks.store import Store
+
+EVIL = "<script>alert(1)</script>"
+IMAGE_ID = "a" * 64
+GATE = {
+    "table": "images",
+    "batch": "2026.11.24",
+    "is_valid": False,
+    "failures": [
+        {
+            "expectation": "be between",
+            "why": "a flood of copies stops here",
+            "column": "duplicate_share",
+            "observed": 0.61234567,
+            "expected": "at most 0.25",
+            "last": 0.07,
+            "examples": [{"key": f"sample:{EVIL}{n}.jpg", "image_ids": [IMAGE_ID] if n == 0 else [], "reason": "duplicate"} for n in range(9)],
+        }
+    ],
+}
+
+
+class Inbox:
+    """An aiosmtpd handler that keeps the mails."""
+
+    def __init__(self) -> None:
+        self.mails: list[Any] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.mails.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
+        return "250 OK"
+
+
+@pytest.fixture
+def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
+    handler = Inbox()
+    port = free_port()
+    controller = Controller(handler, hostname="127.0.0.1", port=port)
+    controller.start()
+    extra = {"disable_tls": True, "disable_ssl": True, "from_email": "factory@example.org"}
+    connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
+    yield handler
+    controller.stop()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The worktree of run 'r1': its parameters, one stored picture, a gate's report and Data Docs."""
+    monkeypatch.setenv("MEGAPAIRS_RUNS", str(tmp_path))
+    monkeypatch.setenv("MEGAPAIRS_UI", "http://airflow.test/")
+    folder = tmp_path / slug("r1")
+    (folder / "reports" / "validation").mkdir(parents=True)
+    (folder / "params.yaml").write_text("open_run: {dataset: 'cats & dogs'}\n")
+    (folder / "version.json").write_text('{"version": "2026.11.17"}')
+    (folder / "reports" / "validation" / "images.json").write_text(json.dumps(GATE))
+    (folder / "reports" / "data_docs").mkdir()
+    (folder / "reports" / "data_docs" / "index.html").write_text("docs")
+    shard = folder / "data" / "images" / "b-00000.tar"
+    shard.parent.mkdir(parents=True)
+    Image.new("RGB", (300, 200), "red").save(shard, "JPEG")
+    row = {"image_id": IMAGE_ID, "shard": shard.name, "offset_bytes": 0, "size_bytes": shard.stat().st_size}
+    Store(folder).write(folder / "data" / "images" / "b.parquet", [row], "images")
+    return folder
+
+
+def context(stage: str, item: str | None, error: str) -> dict[str, Any]:
+    task = SimpleNamespace(stage=stage, item=item, part=None)
+    return {"run_id": "r1", "task": task, "ti": SimpleNamespace(dag_id="dataset_refresh", task_id=f"{stage}_x"), "exception": RuntimeError(error)}
+
+
+def send(what: dict[str, Any]) -> None:
+    from megapairs.alerts import AlertMail
+
+    AlertMail(to=["data@example.org"]).notify(what)
+
+
+def page_of(mail: Any) -> str:
+    return str(mail.get_body(preferencelist=("html",)).get_content())
+
+
+def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails(run: Path, inbox: Inbox):
+    send(context("validate", "images", "DataError: gate 'images' holds"))
+    (mail,) = inbox.mails
+    assert mail["Subject"] == "[cats & dogs] gate 'images' holds: duplicate_share"
+    assert mail["To"] == "data@example.org" and mail["From"] == "factory@example.org"
+    page = page_of(mail)
+    for text in ("cats &amp; dogs", "0.6123", "at most 0.25", "0.07", "a flood of copies stops here", "The published version 2026.11.17 is untouched"):
+        assert text in page
+    assert page.count("&lt;script&gt;") == 5 and "<script" not in page
+    assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 1
+    assert "http://airflow.test/dags/dataset_refresh/runs/r1" in page
+    assert f"http://airflow.test/megapairs/runs/{run.name}/data_docs/index.html" in page
+
+
+def test_any_other_mail_shows_the_stage_and_its_last_lines_escaped(run: Path, inbox: Inbox):
+    send(context("ingest", None, f"ingest: ended with exit code 1. Its last lines:\nOSError: disk full {EVIL}"))
+    (mail,) = inbox.mails
+    assert mail["Subject"] == "[cats & dogs] ingest failed in dataset_refresh"
+    page = page_of(mail)
+    assert "OSError: disk full &lt;script&gt;" in page and "<script" not in page
+
+
+def test_a_failure_before_the_worktree_exists_still_writes_a_mail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inbox: Inbox):
+    monkeypatch.setenv("MEGAPAIRS_RUNS", str(tmp_path))
+    send(context("open_run", None, "ConfigError: conf: unknown key 'lmit'"))
+    (mail,) = inbox.mails
+    assert mail["Subject"] == "[sample-world] open_run failed in dataset_refresh"
+    assert "unknown key" in page_of(mail)
+
+
+def test_a_line_break_in_a_name_cannot_add_a_header():
+    from megapairs.alerts import Failure, subject
+
+    assert "\n" not in subject(Failure(dataset="x\nBcc: y@example.org", dag_id="d", run_id="r", task="t", error=""))
+
+
+def test_nobody_to_write_to_means_no_callback(monkeypatch: pytest.MonkeyPatch):
+    from megapairs.alerts import alert_mails
+
+    monkeypatch.setenv("MEGAPAIRS_MAIL_TO", "")
+    assert alert_mails() == []
+    monkeypatch.setenv("MEGAPAIRS_MAIL_TO", "a@example.org, b@example.org")
+    assert [m.to for m in alert_mails()] == [["a@example.org", "b@example.org"]]

@@ -1,0 +1,76 @@
+"""The DAG files: they parse, they are their own manual, and they are wired as DESIGN.md says."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+NAMES = ("dataset_refresh", "bge_vl_finetune")
+GPU_STAGES = {"dataset_refresh": {"recaption", "embed", "mine", "caption", "judge"}, "bge_vl_finetune": {"train", "evaluate"}}
+
+
+def upstream(dag: Any, task_id: str) -> set[str]:
+    return set(dag.get_task(task_id).upstream_task_ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dag_runs_once_at_a_time_and_catches_nothing_up(name: str, load_dag: Callable[[str], Any]):
+    dag = load_dag(name)
+    assert dag.dag_id == name
+    assert dag.max_active_runs == 1
+    assert dag.catchup is False
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_manual_names_every_parameter(name: str, load_dag: Callable[[str], Any]):
+    dag = load_dag(name)
+    for param in dag.params:
+        assert f"`{param}`" in dag.doc_md, f"{param} is missing in the docstring of {name}"
+    for word in ("Idempotence", "Resuming"):
+        assert word in dag.doc_md
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_task_retries_and_writes_a_mail_at_the_last_failure(name: str, load_dag: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MEGAPAIRS_MAIL_TO", "a@example.org")
+    for task in load_dag(name).tasks:
+        arguments = task.partial_kwargs if task.is_mapped else vars(task)
+        assert arguments["retries"] == 2, task.task_id
+        assert arguments["retry_exponential_backoff"], task.task_id
+        callbacks = task.on_failure_callback if not task.is_mapped else task.partial_kwargs["on_failure_callback"]
+        assert [c.to for c in callbacks] == [["a@example.org"]], task.task_id
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gpu_stages_take_a_slot_of_the_pool_and_go_to_its_queue(name: str, load_dag: Callable[[str], Any]):
+    for task in load_dag(name).tasks:
+        is_gpu = task.task_id in GPU_STAGES[name]
+        assert (task.pool == "gpu") == is_gpu, task.task_id
+        assert (task.queue == "gpu") == is_gpu, task.task_id
+
+
+def test_a_gate_stands_between_each_table_and_what_uses_it(load_dag: Callable[[str], Any]):
+    dag = load_dag("dataset_refresh")
+    order = ["open_run", "ingest", "validate_images", "recaption", "embed", "mine", "select", "validate_pairs"]
+    order += ["caption", "judge", "validate_triplets", "version"]
+    for before, after in zip(order, [*order[1:], "close_run"], strict=True):
+        assert before in upstream(dag, after), f"{before} must come right before {after}"
+    assert {t.task_id for t in dag.tasks if t.is_mapped} == {"embed", "mine", "caption", "judge"}
+
+
+def test_the_version_starts_the_training(load_dag: Callable[[str], Any]):
+    from megapairs.wiring import TRIPLETS
+
+    assert load_dag("dataset_refresh").get_task("version").outlets == [TRIPLETS]
+    dag = load_dag("bge_vl_finetune")
+    assert dag.schedule == [TRIPLETS]
+    assert [t for t in ("open_run", "train", "evaluate", "promote", "close_run") if t in dag.task_ids] == dag.task_ids
+
+
+def test_the_schedule_is_weekly_and_can_be_changed_or_taken_away(load_dag: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MEGAPAIRS_SCHEDULE", raising=False)
+    assert load_dag("dataset_refresh").schedule == "@weekly"
+    monkeypatch.setenv("MEGAPAIRS_SCHEDULE", "*/5 * * * *")
+    assert load_dag("dataset_refresh").schedule == "*/5 * * * *"
+    monkeypatch.setenv("MEGAPAIRS_SCHEDULE", "")
+    assert load_dag("dataset_refresh").schedule is None

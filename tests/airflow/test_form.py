@@ -1,0 +1,84 @@
+"""The trigger form: every field typed, described and checked, made from params.yaml and tasks/config.py."""
+
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+
+from tasks.config import load_params, resolve
+
+
+@pytest.fixture
+def forms() -> dict[str, Any]:
+    from megapairs.form import dataset_params, model_params
+
+    return {"dataset": dataset_params(), "model": model_params()}
+
+
+def test_every_field_has_a_type_and_a_sentence(forms: dict[str, Any]):
+    for form in forms.values():
+        for name, param in form.items():
+            assert param.schema["type"], name
+            assert len(param.description or "") > 20, name
+            param.resolve()  # the preset itself is valid
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("limit", 60, 0),
+        ("limit", 1, "many"),
+        ("profile", "test", "tset"),
+        ("date", "2026-11-24", "24.11.2026"),
+        ("neighbours", 12, -1),
+        ("window_semantic", {"low": 0.8, "high": 0.96}, {"low": 0.8}),
+        ("window_semantic", {"low": -1, "high": 1}, {"low": 0.8, "high": 7}),
+        ("sources", [{"name": "shop", "path": "/data/shop"}], [{"path": "/data/shop"}]),
+        ("sources", [{"name": "shop", "path": "/data/shop"}], [{"name": "shop", "path": "/data", "licence": "x"}]),
+        ("dry_run", True, "yes"),
+        ("judge_threshold", 0.5, 1.5),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_form(forms: dict[str, Any], name: str, good: Any, bad: Any):
+    param = forms["dataset"][name]
+    param.resolve(value=good)
+    with pytest.raises(ParamValidationError):
+        param.resolve(value=bad)
+
+
+def test_an_empty_form_changes_nothing_but_names_its_profile(forms: dict[str, Any]):
+    from megapairs.form import changes_from
+
+    for form in forms.values():
+        presets = {name: param.value for name, param in form.items()}
+        assert changes_from(presets) == {"profile": "demo"}
+        assert changes_from({**presets, "sources": [], "window_semantic": {}, "date": ""}) == {"profile": "demo"}
+
+
+def test_what_is_filled_in_lands_in_its_section_and_resolves():
+    from megapairs.form import changes_from
+
+    given = {"limit": 60, "window_pattern": {"low": 0.5, "high": 0.9}, "mine.neighbours": 3, "caption": {"batch_pairs": 8}, "dry_run": True}
+    changes = changes_from(given)
+    assert changes == {
+        "open_run": {"limit": 60, "dry_run": True},
+        "mine": {"windows": {"pattern": {"low": 0.5, "high": 0.9}}, "neighbours": 3},
+        "caption": {"batch_pairs": 8},
+    }
+    raw = resolve(load_params().model_dump(by_alias=True, mode="json"), None, changes)
+    assert raw["mine"]["windows"]["semantic"] and raw["mine"]["windows"]["pattern"]["low"] == 0.5
+
+
+def test_an_unknown_name_travels_on_for_open_run_to_refuse():
+    from megapairs.form import changes_from
+
+    assert changes_from({"lmit": 60, "other": None}) == {"lmit": 60, "other": None}
+
+
+def test_every_field_of_the_form_is_a_parameter(project: Any):
+    from megapairs.form import PLACES, schema_at
+
+    for place in PLACES.values():
+        assert schema_at(place)["type"]
+    with pytest.raises(KeyError):
+        schema_at("mine.neighbors")

@@ -1,0 +1,141 @@
+"""The stage operator against a shell script in the interpreter's place: what each exit code comes to."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+Fake = Callable[[str], Path]
+REPORT = """echo '{"stage": "ingest", "read": 5, "written": 3, "dropped": {"duplicate": 2}, "notes": ["dataset/2026.11.24"]}'"""
+
+
+def stage(**arguments: Any) -> Any:
+    from megapairs.stage import Stage
+
+    return Stage(task_id="a_stage", **{"stage": "ingest", **arguments})
+
+
+def context(**more: Any) -> dict[str, Any]:
+    return {"run_id": "run 1", "params": {}, "dag_run": SimpleNamespace(conf={}), **more}
+
+
+def test_the_last_line_becomes_the_report(fake_tasks: Fake):
+    fake_tasks(REPORT)
+    assert stage().execute(context())["written"] == 3
+
+
+def test_the_line_is_the_one_of_a_terminal_and_runs_in_the_runs_worktree(fake_tasks: Fake):
+    folder = fake_tasks('echo "$*" > line; pwd > folder; echo "${PYTHONPATH-none} ${MEGAPAIRS_PROFILE-none} $OMP_NUM_THREADS" > env;' + REPORT)
+    os.environ["MEGAPAIRS_PROFILE"] = "production"
+    try:
+        stage(stage="caption", part="1/4").execute(context())
+    finally:
+        del os.environ["MEGAPAIRS_PROFILE"]
+    assert (folder / "line").read_text().strip() == "-m tasks caption --part 1/4"
+    assert (folder / "folder").read_text().strip() == str(folder)
+    assert (folder / "env").read_text().split()[:2] == ["none", "none"]
+    stage(stage="validate", item="images").execute(context())
+    assert (folder / "line").read_text().strip() == "-m tasks validate images"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(65, AirflowFailException), (78, AirflowFailException), (99, AirflowSkipException), (75, AirflowException), (1, AirflowException)],
+)
+def test_an_exit_code_says_whether_a_retry_can_help(fake_tasks: Fake, code: int, error: type[Exception]):
+    fake_tasks(f"echo 'ConfigError: mine.neighbors is unknown' >&2; exit {code}")
+    with pytest.raises(error) as caught:
+        stage().execute(context())
+    assert type(caught.value) is error
+    assert "mine.neighbors is unknown" in str(caught.value)
+
+
+def test_a_killed_stage_is_retried_and_says_by_what(fake_tasks: Fake):
+    fake_tasks("kill -9 $$")
+    with pytest.raises(AirflowException, match="signal 9"):
+        stage().execute(context())
+
+
+def test_a_stage_that_prints_no_report_fails(fake_tasks: Fake):
+    fake_tasks("echo done")
+    with pytest.raises(AirflowException, match="no StageReport"):
+        stage().execute(context())
+
+
+def test_a_missing_worktree_is_said_with_the_next_step(fake_tasks: Fake):
+    fake_tasks(REPORT)
+    with pytest.raises(AirflowFailException, match="clear open_run"):
+        stage().execute(context(run_id="another run"))
+
+
+def test_marked_failed_in_the_ui_the_stage_and_its_children_end(fake_tasks: Fake):
+    folder = fake_tasks("sleep 60 & echo $! > child; wait")
+    task = stage()
+    ended: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            task.execute(context())
+        except AirflowException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    end = time.monotonic() + 10
+    while not (folder / "child").exists() or not (folder / "child").read_text().strip():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    task.on_kill()
+    thread.join(timeout=10)
+    assert len(ended) == 1 and "signal 15" in str(ended[0])
+    status = Path(f"/proc/{(folder / 'child').read_text().strip()}/stat")
+    time.sleep(0.2)
+    assert not status.exists() or status.read_text().split(") ")[1].startswith("Z")
+
+
+def test_the_asset_event_carries_the_version_and_what_training_takes_over(fake_tasks: Fake):
+    from megapairs.wiring import TRIPLETS
+
+    fake_tasks(REPORT)
+    events = {TRIPLETS: SimpleNamespace(extra={})}
+    conf = {"limit": 5, "date": "2026-11-24", "evaluate": {"benchmark": "/b"}}
+    stage(stage="version", outlets=[TRIPLETS]).execute(context(outlet_events=events, params={"profile": "test"}, dag_run=SimpleNamespace(conf=conf)))
+    assert events[TRIPLETS].extra == {
+        "version": "dataset/2026.11.24",
+        "changes": {"profile": "test", "evaluate": {"benchmark": "/b"}, "open_run": {"date": "2026-11-24"}},
+    }
+
+
+def test_open_run_passes_what_was_filled_in(fake_tasks: Fake, tmp_path: Path):
+    from megapairs.stage import OpenRun
+
+    fake_tasks('for a in "$@"; do echo "$a"; done > arguments;' + REPORT)
+    presets = {"profile": "demo", "limit": None, "dry_run": False}
+    OpenRun(kind="dataset").execute(context(params=presets, dag_run=SimpleNamespace(conf={"limit": 60, "lmit": 5})))
+    lines = (tmp_path / "dataset" / "arguments").read_text().splitlines()
+    assert lines == ["-m", "tasks", "open_run", "--run-id", "run 1", "--kind", "dataset", "--conf", '{"profile": "demo", "open_run": {"limit": 60}, "lmit": 5}']
+
+
+def test_training_takes_the_newest_events_version_and_values(fake_tasks: Fake, tmp_path: Path):
+    from megapairs.stage import OpenRun
+    from megapairs.wiring import TRIPLETS
+
+    fake_tasks('for a in "$@"; do echo "$a"; done > arguments;' + REPORT)
+    events = {TRIPLETS: [SimpleNamespace(timestamp=n, extra={"version": f"dataset/2026.11.0{n}", "changes": {"profile": "test"}}) for n in (1, 2)]}
+    OpenRun(kind="model").execute(context(params={"profile": "demo", "dataset_version": None}, triggering_asset_events=events))
+    lines = (tmp_path / "dataset" / "arguments").read_text().splitlines()
+    assert lines[6:] == ["model", "--dataset-version", "dataset/2026.11.02", "--conf", '{"profile": "test"}']
+
+
+def test_parts_come_from_the_runs_own_parameters(fake_tasks: Fake):
+    from megapairs.stage import parts_of
+
+    folder = fake_tasks(REPORT)
+    (folder / "params.yaml").write_text("caption: {parts: 3}\n")
+    assert parts_of("run 1", "caption") == ["1/3", "2/3", "3/3"]

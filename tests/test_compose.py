@@ -1,0 +1,128 @@
+"""docker-compose.yaml, Dockerfile and .env.example, checked without Docker: form, commands, images, variables.
+
+What the containers do is not proven here; the README says which parts were run.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SERVICES = {"init", "api-server", "scheduler", "dag-processor", "triggerer", "worker", "gpu-worker", "vllm", "vllm-writer", "postgres", "redis", "s3", "mail"}
+SERVICE_KEYS = {
+    "image", "build", "restart", "environment", "volumes", "depends_on", "user", "entrypoint", "command", "ports", "healthcheck", "profiles",
+    "stop_grace_period", "deploy", "ipc", "configs",
+}  # fmt: skip
+TOP_KEYS = {"name", "services", "configs", "volumes"}
+AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "gpu-worker")
+VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load(Path("docker-compose.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def example() -> dict[str, str]:
+    lines = [line for line in Path(".env.example").read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [t for k, v in value.items() for t in [str(k), *texts(v)]]
+    return [t for v in value for t in texts(v)] if isinstance(value, list) else [str(value)]
+
+
+def test_the_file_has_the_form_of_a_compose_file(compose: dict[str, Any]):
+    assert {k for k in compose if not k.startswith("x-")} == TOP_KEYS
+    assert set(compose["services"]) == SERVICES
+    for name, service in compose["services"].items():
+        assert set(service) <= SERVICE_KEYS, name
+        assert service.get("image") or service.get("build"), name
+        assert service["command"] and isinstance(service["command"], list), name
+        assert ":" in service["image"] and not service["image"].endswith(":latest"), f"{name}: an image needs a pinned tag"
+
+
+def test_whatever_a_service_refers_to_is_declared(compose: dict[str, Any]):
+    for name, service in compose["services"].items():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in compose["services"], f"{name} waits for {other}"
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in compose["services"][other], f"{name} waits for {other} to be healthy"
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in compose["volumes"] or source.startswith((".", "/", "$")), f"{name}: volume {source}"
+        for config in service.get("configs", []):
+            assert config["source"] in compose["configs"]
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name}: port {port} is open to the network"
+
+
+def test_the_gpu_profile_holds_the_worker_and_the_servers_that_params_call(compose: dict[str, Any]):
+    services = compose["services"]
+    assert {n for n, s in services.items() if s.get("profiles") == ["gpu"]} == {"gpu-worker", "vllm", "vllm-writer"}
+    for name in ("gpu-worker", "vllm", "vllm-writer"):
+        assert services[name]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    caption = yaml.safe_load(Path("params.yaml").read_text())["profiles"]["production"]["caption"]
+    for key, model in (("url", "model"), ("writer_url", "writer")):
+        host = re.fullmatch(r"http://([a-z-]+):8000/v1", caption[key])
+        assert host and host[1] in services, caption[key]
+        assert any(caption[model] in text for text in services[host[1]]["command"]), f"{host[1]} must serve {caption[model]}"
+
+
+def test_every_variable_that_dags_plugins_and_tasks_read_is_set(compose: dict[str, Any]):
+    code = [p for folder in ("dags", "plugins", "tasks") for p in Path(folder).rglob("*.py")]
+    wanted = {n for p in code for n in re.findall(r"environ(?:\.get)?[\[(]\s*\"((?:MEGAPAIRS|TASKS)_[A-Z_]+)\"", p.read_text())}
+    assert {"MEGAPAIRS_DATASET", "MEGAPAIRS_RUNS", "MEGAPAIRS_MAIL_TO", "MEGAPAIRS_SCHEDULE", "TASKS_PYTHON"} <= wanted
+    for name in AIRFLOW:
+        missing = wanted - set(compose["services"][name]["environment"]) - {"MEGAPAIRS_PROFILE"}  # that one is for a bare terminal
+        assert not missing, f"{name} lacks {sorted(missing)}"
+
+
+def test_workers_take_the_queues_that_the_dags_use(compose: dict[str, Any], example: dict[str, str]):
+    queues = {n: compose["services"][n]["command"][3] for n in ("worker", "gpu-worker")}
+    assert queues == {"worker": "default", "gpu-worker": "gpu"}
+    assert example["MEGAPAIRS_GPU_QUEUE"] in queues.values()
+
+
+def test_airflows_subcommands_exist(compose: dict[str, Any]):
+    from airflow.cli import cli_parser
+
+    known = set(cli_parser.ALL_COMMANDS_DICT)
+    for name in AIRFLOW:
+        command = compose["services"][name]["command"][0]
+        if command == "celery":  # comes with the Celery provider, which the image installs
+            assert "apache-airflow-providers-celery" in Path("Dockerfile").read_text()
+        else:
+            assert command in known, name
+    script = compose["services"]["init"]["command"][0]
+    assert {line.split()[1] for line in script.splitlines() if line.strip().startswith("airflow ")} <= known
+    for module in re.findall(r"python -m ([a-z_.]+)", script):
+        assert Path(module.replace(".", "/") + ".py").exists()
+
+
+def test_secrets_come_from_the_environment_file_and_none_is_committed(compose: dict[str, Any], example: dict[str, str]):
+    used = {n for text in texts(compose) for n in VARIABLE.findall(text)}
+    assert used == set(example), "variables of docker-compose.yaml and .env.example differ"
+    for name, value in example.items():
+        if re.search(r"PASSWORD|SECRET|KEY|TOKEN", name):
+            assert value == "", f"{name} must be empty in .env.example"
+    assert ".env" in Path(".gitignore").read_text().split()
+
+
+def test_the_image_pins_and_holds_what_a_service_runs():
+    text = Path("Dockerfile").read_text()
+    kept = {line[1:] for line in Path(".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for line in text.splitlines():
+        if line.startswith("COPY "):
+            for source in line.split()[1:-1]:
+                assert source in kept and Path(source).exists(), f"COPY {source}"
+    assert "celery<5.7" in text and "grep -v '^celery=='" in text  # 5.7.0 breaks `airflow celery worker`
+    for flavour in ("cpu", "gpu"):
+        assert f'"$FLAVOUR" = {flavour}' in text
+    for variable in ("AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__PLUGINS_FOLDER", "PYTHONPATH"):
+        assert variable in text

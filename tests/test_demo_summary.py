@@ -1,0 +1,88 @@
+"""The demo's summary: counts from the tasks' reports, in the form that readers of summary.json rely on."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.demo import DemoFailed, Finished, counts_text, drops_of, empty_root, incremental_of, seconds_of, summary_text
+from tasks.local_airflow import airflow_environment
+
+
+def done(task_id: str, label: str = "", seconds: float = 1.0, **report: object) -> Finished:
+    return Finished(task_id, label, "success", seconds, dict(report))
+
+
+def test_drops_of_parts_and_runs_add_up():
+    tasks = [done("judge", "1/2", dropped={"wrong_target": 3}), done("judge", "2/2", dropped={"wrong_target": 4, "ambiguous": 1}), done("ingest")]
+    assert drops_of(tasks) == {"judge": {"wrong_target": 7, "ambiguous": 1}}
+
+
+def test_seconds_are_wall_seconds_by_stage_and_a_total():
+    assert seconds_of([done("embed", "semantic", 2.04), done("embed", "pattern", 3.0), done("ingest", "", 1.5)], 60.04) == {
+        "embed": 5.0,
+        "ingest": 1.5,
+        "total": 60.0,
+    }
+
+
+def test_incremental_adds_parts_and_shows_each_encoder():
+    tasks = [
+        done("open_run", new=9),
+        done("validate_images", new=9),
+        done("embed", "semantic", new=20, done=20, reused=200),
+        done("embed", "caption", new=19, done=19, reused=199),
+        done("caption", "1/2", new=5, done=5, reused=0),
+        done("caption", "2/2", new=6, done=6, reused=0),
+    ]
+    assert incremental_of(tasks) == {
+        "embed@semantic": {"new": 20, "done": 20, "reused": 200},
+        "embed@caption": {"new": 19, "done": 19, "reused": 199},
+        "embed": {"new": 20, "done": 20, "reused": 200},
+        "caption": {"new": 11, "done": 11, "reused": 0},
+    }
+
+
+def test_a_line_says_counts_and_the_commonest_reason_first():
+    report = {"read": 2200, "written": 2000, "dropped": {"undecodable": 3, "duplicate": 197}}
+    assert counts_text(report) == "read 2,200, written 2,000, dropped 197 duplicate, 3 undecodable"
+
+
+def test_the_last_page_names_versions_figures_and_where_to_look():
+    summary = {
+        "versions": ["dataset/2026.11.17", "dataset/2026.11.24"],
+        "images": 2100,
+        "pairs": 1500,
+        "triplets": 1200,
+        "drops": {"ingest": {"duplicate": 44}},
+        "seconds": {"ingest": 9.6, "total": 300.0},
+        "promoted": True,
+        "why": "promoted: 30.1 over 12.0",
+        "metrics": {"base": {"composed": {"map_at_5": 0.12, "recall_at_1": 0.08, "recall_at_10": 0.3}}, "finetuned": {"image_only": {"map_at_5": 0.301}}},
+        "truth": {"instructions_true": 0.934},
+        "incremental": {"embed": {"new": 200, "done": 200, "reused": 2000}},
+    }
+    text = summary_text(summary, Path(".demo"))
+    parts = ("dataset/2026.11.24", "1,200 triplets", "44 duplicate", "finetuned, image only", "30.1", "93.4%", "make ui", "promoted    yes")
+    assert [part for part in (*parts, ".demo/gallery.html") if part not in text] == []
+
+
+def test_only_a_demos_own_folder_is_emptied(tmp_path: Path):
+    empty_root(tmp_path / "demo")
+    (tmp_path / "demo" / "old").write_text("x")
+    empty_root(tmp_path / "demo")
+    assert not (tmp_path / "demo" / "old").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(DemoFailed, match="not made by a demo"):
+        empty_root(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_the_embedded_airflow_keeps_to_its_folder_and_the_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("MEGAPAIRS_PROFILE", "production")
+    environment = airflow_environment(tmp_path, 8123)
+    assert environment["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
+    assert environment["AIRFLOW__API__HOST"] == "127.0.0.1"
+    assert environment["AIRFLOW_HOME"].startswith(str(tmp_path)) and str(tmp_path) in environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+    assert "MEGAPAIRS_PROFILE" not in environment
