@@ -30,9 +30,9 @@ import yaml
 from tasks.batch import date_of
 from tasks.config import OpenRunConfig, Params, overlay, parse_params, resolve
 from tasks.errors import ConfigError, DataError
-from tasks.publish import DATA_STAGES, REMOTE_BRANCH, close_run, fetch, version_at
+from tasks.publish import REMOTE_BRANCH, close_run, fetch, version_at
 from tasks.records import StageReport
-from tasks.repository import bring_in, common_dir, files_at, git, locked_stages, next_free, read_at, resolve_ref, tags
+from tasks.repository import bring_in, common_dir, files_at, git, next_free, read_at, resolve_ref, tags
 from tasks.slug import slug
 from tasks.store import Store
 
@@ -142,8 +142,6 @@ def bring_version(worktree: Path, ref: str, tip: str | None) -> None:
         DataError: what arrived is not what version.json counts.
     """
     lock = read_at(worktree, ref, "dvc.lock")
-    locked = locked_stages(lock)
-    wanted = [name for name in locked if name.partition("@")[0] in DATA_STAGES]
     pointers = {path: ref for path in files_at(worktree, ref) if path == "data/export.dvc"}
     if tip and read_at(worktree, tip, "models/promoted.dvc"):
         pointers["models/promoted.dvc"] = tip
@@ -154,7 +152,7 @@ def bring_version(worktree: Path, ref: str, tip: str | None) -> None:
         (worktree / path).parent.mkdir(parents=True, exist_ok=True)
         (worktree / path).write_bytes(read_at(worktree, commit, path) or b"")
     (worktree / "dvc.lock").write_bytes(lock or b"")
-    bring_in(worktree, [*wanted, *pointers])
+    bring_in(worktree)
     version = json.loads((worktree / "version.json").read_text())
     store = Store(worktree)
     for table, rows in version["rows"].items():

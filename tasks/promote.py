@@ -113,7 +113,6 @@ def run(params: Params, store: Store) -> StageReport:
         files=files,
         stages=MODEL_STAGES,
         sections=MODEL_SECTIONS,
-        targets=["models/promoted.dvc"],
     )
     notes = [tag, f"commit {published.commit[:12]}, {published.objects} objects verified in the remote", f"promoted: {decision.why}"]
     return StageReport("promote", read=1, written=1, new=1, done=1, figures=figures, notes=notes)

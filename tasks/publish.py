@@ -116,21 +116,19 @@ def publish(
     files: Mapping[str, bytes],
     stages: Sequence[str],
     sections: Sequence[str],
-    targets: Sequence[str],
     parent: str | None = None,
     check_parent: bool = False,
 ) -> Published:
-    """Push the targets' data, verify it, then publish branch and tag in one step. Repeatable after a crash.
+    """Push the worktree's data, verify it, then publish branch and tag in one step. Repeatable after a crash.
 
     Args:
-        targets: dvc stages and .dvc files whose objects must be in the remote.
         parent: version that this run's data continues; with `check_parent`, another one on the tip is refused.
     Raises:
         DataError: the tag exists with another content, or another version came in since the run opened.
         TransientError: the remote or origin cannot be reached, or lacks an object.
     """
     with publishing_lock(worktree):
-        objects = push_and_verify(worktree, targets)
+        objects = push_and_verify(worktree)
         for _ in range(ATTEMPTS):
             fetch(worktree)
             there = resolve_ref(worktree, f"refs/tags/{tag}")

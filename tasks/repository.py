@@ -160,32 +160,41 @@ def merged_lock(tip: bytes | None, ours: bytes | None, stages: Sequence[str]) ->
     return yaml.safe_dump({"schema": "2.0", "stages": {k: merged[k] for k in sorted(merged)}}, sort_keys=False).encode()
 
 
-def stage_names(root: Path, sections: Sequence[str]) -> list[str]:
-    """Names of the dvc stages (``embed@semantic`` ...) of the given entries of dvc.yaml, in its order."""
-    from tasks.graph import stage_names as names
+def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Write dvc.lock for stages that ran without DVC, track `paths` by a .dvc file each, put all of it into the cache.
 
-    return [n for n in names(root) if n.partition("@")[0] in sections]
+    What `dvc commit -f <stage>` does, with dvc.yaml and dvc.lock read once instead of a dozen times (20 s for 14 stages).
 
-
-def commit_outputs(root: Path, stages: Sequence[str], folders: Sequence[str]) -> None:
-    """Write dvc.lock for stages that ran without DVC, track `folders` by a .dvc file each, put all of it into the cache."""
+    Args:
+        sections: entries of dvc.yaml; a foreach entry means all its stages.
+    Returns:
+        names of the stages committed (``embed@semantic`` ...), in dvc.yaml's order.
+    """
+    names = []
     with dvc_repo(root) as repo:
-        for name in stages:
-            repo.commit(name, force=True)
-        if folders:
-            repo.add(list(folders))
+        with repo.lock:
+            stages = [s for s in repo.index.stages if getattr(s, "name", None) and s.name.partition("@")[0] in sections]
+            for stage in stages:
+                stage.save()
+                stage.commit()
+                names.append(str(stage.name))
+            if stages:
+                stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
+        if paths:
+            repo.add(list(paths))
+    return names
 
 
-def push_and_verify(root: Path, targets: Sequence[str]) -> int:
-    """Push the targets' objects, then ask the remote for every one of them. Returns the count of objects.
+def push_and_verify(root: Path) -> int:
+    """Push all data that the worktree tracks, then ask the remote for every object. Returns the count of objects.
 
     Raises:
         TransientError: the push failed, or the remote lacks an object.
     """
     with dvc_repo(root) as repo:
-        repo.push(targets=list(targets))
+        repo.push()
         wanted: set[str] = set()
-        for objects in repo.used_objs(targets=list(targets)).values():
+        for objects in repo.used_objs().values():
             wanted |= {o.value for o in objects}
         remote = repo.cloud.get_remote_odb()
         missing = sorted(wanted - set(remote.oids_exist(list(wanted))))
@@ -194,12 +203,12 @@ def push_and_verify(root: Path, targets: Sequence[str]) -> int:
         return len(wanted)
 
 
-def bring_in(root: Path, targets: Sequence[str]) -> None:
-    """Check the targets' data out from the shared cache, and pull from the remote what the cache lacks."""
+def bring_in(root: Path) -> None:
+    """Check out all data that dvc.lock and .dvc files name, from the shared cache; pull from the remote what the cache lacks."""
     from dvc.exceptions import CheckoutError
 
     with dvc_repo(root) as repo:
         try:
-            repo.checkout(targets=list(targets), force=True)
+            repo.checkout(force=True)
         except CheckoutError:
-            repo.pull(targets=list(targets), force=True)
+            repo.pull(force=True)

@@ -22,7 +22,7 @@ from tasks.gallery import write_gallery
 from tasks.graph import graph
 from tasks.publish import DATA_STAGES, MODEL_SECTIONS, publish, sha256_of, version_at
 from tasks.records import StageReport
-from tasks.repository import commit_outputs, git, stage_names
+from tasks.repository import commit_outputs, git
 from tasks.store import TABLES, Store
 
 if TYPE_CHECKING:
@@ -178,9 +178,8 @@ def run(params: Params, store: Store) -> StageReport:
         has_export=has_export,
         is_held_out_split=params.evaluate.benchmark is None,
     )
-    stages = stage_names(root, DATA_STAGES)
     folders = [*(["data/export"] if has_export else []), "reports/gallery.html"]
-    commit_outputs(root, stages, folders)
+    stages = commit_outputs(root, DATA_STAGES, folders)
     pointers = [f"{f}.dvc" for f in folders]
     files = {
         "README.md": card.encode(),
@@ -199,7 +198,6 @@ def run(params: Params, store: Store) -> StageReport:
         files=files,
         stages=stages,
         sections=sections,
-        targets=[*stages, *pointers],
         parent=opened.get("parent"),
         check_parent=True,
     )
