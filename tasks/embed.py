@@ -1,0 +1,129 @@
+"""Embed: one encoder's unit vectors for this batch's pictures, or for their captions.
+
+Reads data/images, data/captions; writes data/embeddings/<encoder>/<shard>.npy and .parquet (the marker), and
+data/dropped/embed-<encoder>/<batch>-<nnnnn>.parquet. Source: MegaPairs, arXiv:2412.14475, section 3.1 (three similarity
+models: picture semantics, picture pattern, caption).
+
+Works shard by shard: a finished one is skipped, parts share them. Within a shard batches follow the table's order, so equal
+shards give equal bytes. Dropped: no_caption (text encoder), bad_vector (zero or not finite). Vectors are float16.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.batch import batch_of
+from tasks.config import Params
+from tasks.errors import ConfigError, DataError
+from tasks.models.encoders import Encoder, good_rows, load_encoder
+from tasks.records import StageReport
+from tasks.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def encode_in_batches(items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of all items, a fixed batch at a time.
+
+    Args:
+        items: (n) what `encode` takes.
+        encode: items -> (b, d) float32, unit rows.
+        batch: items in one call, a count.
+    Returns:
+        vectors (n, d) float16 and which of them are good, (n,) bool.
+    """
+    blocks = [encode(items[start : start + batch]) for start in range(0, len(items), batch)]
+    vectors = np.concatenate(blocks).astype(np.float16) if blocks else np.zeros((0, 1), np.float16)
+    return vectors, good_rows(vectors)
+
+
+def shards_of(images: Mapping[str, Sequence[Any]], batch: str) -> dict[str, list[str]]:
+    """Shard file name -> image ids in the table's order, this batch's shards by name."""
+    shards: dict[str, list[str]] = {}
+    for image_id, shard, of in zip(images["image_id"], images["shard"], images["batch"], strict=True):
+        if of == batch:
+            shards.setdefault(shard, []).append(image_id)
+    return dict(sorted(shards.items()))
+
+
+def _dropped(encoder: str, batch: str, ids: Sequence[str], reason: str) -> list[dict[str, str]]:
+    return [{"stage": "embed", "batch": batch, "key": i, "reason": reason, "detail": encoder} for i in ids]
+
+
+class _Pictures(Sequence[Any]):
+    """A shard's pictures, opened a slice at a time, so that one batch is in memory."""
+
+    def __init__(self, store: Store, ids: Sequence[str]) -> None:
+        self.store, self.ids = store, ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        return [self.store.read_image(i) for i in self.ids[index]]
+
+
+def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None = None) -> StageReport:
+    """Embed this batch's shards with one encoder, or the i-th of n parts of them.
+
+    Raises:
+        ConfigError: no such encoder in params.embed.encoders.
+        DataError: earlier batches hold vectors of another revision of the model.
+    """
+    config, batch = params.embed, batch_of(params)
+    spec = config.encoders.get(encoder)  # type: ignore[call-overload]
+    if spec is None:
+        raise ConfigError(f"embed: no encoder '{encoder}' in embed.encoders; known: {sorted(config.encoders)}")
+    images = store.read_table("images", ["image_id", "shard", "batch"]).to_pydict()
+    shards = shards_of(images, batch)
+    captions = store.captions() if spec.kind == "text" else {}
+    report = StageReport("embed", reused=0 if part and part[0] > 1 else sum(b != batch for b in images["batch"]))
+    model: Encoder | None = None
+    store.folder("data", "embeddings", encoder).mkdir(parents=True, exist_ok=True)
+    store.folder("data", "dropped", f"embed-{encoder}").mkdir(parents=True, exist_ok=True)
+    for number, (shard, ids) in enumerate(shards.items()):
+        if part is not None and number % part[1] != part[0] - 1:
+            continue
+        stem = Path(shard).stem
+        marker, dropped_path = store.folder("data", "embeddings", encoder, f"{stem}.parquet"), store.dropped_path(f"embed-{encoder}", batch, number)
+        usable = [i for i in ids if i in captions] if spec.kind == "text" else ids
+        report.new += len(usable)
+        if not marker.exists():
+            if model is None:
+                model = load_encoder(spec, config.device, params.open_run.threads)
+                _check_revision(store, encoder, model.revision)
+            if spec.kind == "text":
+                vectors, is_good = encode_in_batches([captions[i] for i in usable], model.encode_texts, config.batch_images)
+            else:
+                vectors, is_good = encode_in_batches(_Pictures(store, usable), model.encode_images, config.batch_images)
+            kept = [i for i, good in zip(usable, is_good, strict=True) if good]
+            rows = _dropped(encoder, batch, sorted(set(ids) - set(usable), key=ids.index), "no_caption")
+            rows += _dropped(encoder, batch, [i for i, good in zip(usable, is_good, strict=True) if not good], "bad_vector")
+            store.write(dropped_path, rows, "dropped")
+            store.write_embeddings(encoder, shard, model.revision, kept, vectors[is_good])  # last: the shard's marker
+            report.written += len(kept)
+            log.info("embed %s: %s, %d of %d", encoder, stem, len(kept), len(ids))
+        report.read += len(ids)
+        report.done += len(usable)
+        for reason in store.read(dropped_path, "dropped").column("reason").to_pylist():
+            report.drop(reason)
+    return report
+
+
+def _check_revision(store: Store, encoder: str, revision: str) -> None:
+    """One index holds vectors of one model."""
+    import pyarrow.parquet as pq
+
+    for stem in store.embedded_shards(encoder):
+        metadata = pq.read_schema(store.folder("data", "embeddings", encoder, f"{stem}.parquet")).metadata or {}
+        before = metadata.get(b"revision", b"").decode()
+        if before and before != revision:
+            raise DataError(
+                f"embed {encoder}: {stem} was embedded with revision {before}, the model is now {revision}; pin the old one, "
+                f"or remove data/embeddings/{encoder} and data/neighbours/{encoder} and embed all batches again"
+            )

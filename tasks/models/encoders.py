@@ -1,0 +1,129 @@
+"""Encoders: pictures or captions in, unit vectors out; CLIP and SigLIP towers, DINOv2, text encoders.
+
+`load_encoder(spec, device, threads)` takes the name or folder of any of them: what the model offers decides. Pictures:
+`get_image_features` where it has that (CLIP, SigLIP), else the first token of the last layer (DINOv2, ViT). Texts:
+`get_text_features`, else the mean of the last layer over the text's tokens (BERT and its kin).
+Processors are Pillow's: no torchvision. Weights are safetensors only; no code from the hub is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from tasks.errors import ConfigError
+from tasks.models.revisions import loading, pick_device, revision_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tasks.config import EncoderConfig
+
+
+class Encoder(Protocol):
+    """What stages need of an encoder."""
+
+    kind: Literal["image", "text"]
+    revision: str
+
+    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
+        """(n, d) float32, rows of unit length (a row that is zero or not finite stays as it is)."""
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, d) float32, rows of unit length (a row that is zero or not finite stays as it is)."""
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to unit length, (n, d) float32; rows that are zero or not finite are left as they are."""
+    vectors = np.asarray(vectors, np.float64)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    usable = np.isfinite(lengths) & (lengths > 0)
+    return np.where(usable, vectors / np.where(usable, lengths, 1), vectors).astype(np.float32)
+
+
+def good_rows(vectors: np.ndarray) -> np.ndarray:
+    """Which rows are finite and of unit length, (n,) bool; float16 storage moves a length by up to 1e-3."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        lengths = np.linalg.norm(np.asarray(vectors, np.float64), axis=1)
+        return np.isfinite(lengths) & (np.abs(lengths - 1) < 5e-3)
+
+
+class TransformersEncoder:
+    """A transformers model in this process."""
+
+    def __init__(self, spec: EncoderConfig, device: str = "auto", threads: int = 1) -> None:
+        import torch
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        torch.set_num_threads(threads)
+        self.kind = spec.kind
+        self.name = spec.model
+        self.device = pick_device(device)
+        with loading(spec.model, f"an {spec.kind} encoder" if spec.kind == "image" else "a text encoder"):
+            self.model: Any = AutoModel.from_pretrained(
+                spec.model, revision=spec.revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+            front: Any = AutoImageProcessor if spec.kind == "image" else AutoTokenizer
+            self.front: Any = front.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
+        self.model.eval().to(self.device)
+        self.revision = revision_of(spec.model, spec.revision, self.model.config)
+        text_config = getattr(self.model.config, "text_config", self.model.config)
+        limits = (getattr(text_config, "max_position_embeddings", None), getattr(self.front, "model_max_length", None))
+        self.max_tokens = min([int(x) for x in limits if isinstance(x, int) and 0 < x < 100_000], default=512)
+
+    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
+        """(n, d) float32, rows of unit length.
+
+        Raises:
+            ConfigError: this is a text encoder.
+        """
+        import torch
+
+        if self.kind != "image":
+            raise ConfigError(f"encoder '{self.name}': kind is 'text', pictures need kind 'image'")
+        pixels = self.front(images=list(images), return_tensors="pt")["pixel_values"].to(self.device)
+        with torch.inference_mode():
+            if hasattr(self.model, "get_image_features"):
+                out = self.model.get_image_features(pixel_values=pixels)
+                vectors = getattr(out, "pooler_output", out)
+            else:
+                vectors = self.model(pixel_values=pixels).last_hidden_state[:, 0]  # (n, d)
+        return unit_rows(vectors.float().cpu().numpy())
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, d) float32, rows of unit length; texts longer than the model reads are cut.
+
+        Raises:
+            ConfigError: this is an image encoder.
+        """
+        import torch
+
+        if self.kind != "text":
+            raise ConfigError(f"encoder '{self.name}': kind is 'image', texts need kind 'text'")
+        tokens = self.front(list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            if hasattr(self.model, "get_text_features"):
+                known = {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
+                out = self.model.get_text_features(**known)
+                vectors = getattr(out, "pooler_output", out)
+            else:
+                states = self.model(**tokens).last_hidden_state  # (n, length, d)
+                mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)
+                vectors = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return unit_rows(vectors.float().cpu().numpy())
+
+
+def load_encoder(spec: EncoderConfig, device: str = "auto", threads: int = 1) -> Encoder:
+    """Load an encoder by name or folder.
+
+    Args:
+        spec: model, revision and what it encodes.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads, a count.
+    Raises:
+        ConfigError: nothing loadable under that name.
+        TransientError: the hub cannot be reached.
+    """
+    return TransformersEncoder(spec, device, threads)
