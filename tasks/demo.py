@@ -260,7 +260,7 @@ def follow(airflow: LocalAirflow, clock: Clock, dag_id: str, run_id: str, keep: 
         found = airflow.xcom(dag_id, run_id, task["task_id"], task["map_index"]) if task["state"] == "success" else None
         report = found if isinstance(found, dict) else {}
         one = Finished(task["task_id"], label_of(task, report), task["state"], float(task["duration"] or 0.0), report)
-        if one.task_id not in PLUMBING or one.state != "success":
+        if one.state in ("failed", "skipped") or (one.state == "success" and one.task_id not in PLUMBING):
             clock.say("  " + task_line(one))
         if one.task_id == "evaluate" and keep is not None:
             evaluation = Path(airflow.environment["MEGAPAIRS_RUNS"]) / slug(run_id) / "reports" / "evaluation.json"
@@ -279,8 +279,10 @@ def failure_text(airflow: LocalAirflow, dag_id: str, run_id: str, failed: Sequen
     if not failed:
         return f"{dag_id} {run_id}: the run failed, but no task did; see {airflow.logs}"
     task = failed[0]
-    lines = [line for line in airflow.task_log(dag_id, run_id, task) if not line.startswith("::")][-LOG_LINES:]
-    return f"{dag_id}: task {task['task_id']} failed. The end of its log:\n" + "\n".join(f"  | {line}" for line in lines)
+    lines = [line for line in airflow.task_log(dag_id, run_id, task) if not line.startswith("::")]
+    if "Task failed with exception" in lines:  # what follows repeats the stage's own last lines
+        lines = lines[: lines.index("Task failed with exception")] or lines
+    return f"{dag_id}: task {task['task_id']} failed. The end of its log:\n" + "\n".join(f"  | {line}" for line in lines[-LOG_LINES:])
 
 
 def wait_for_training(airflow: LocalAirflow, timeout_s: float = 60.0) -> str:
