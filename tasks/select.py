@@ -1,0 +1,287 @@
+"""Select pairs: the encoders' candidates united, held to quotas, each with hard negatives, the query picture first.
+
+Reads data/neighbours, data/embeddings, data/images, data/captions, the earlier batches' data/pairs; writes data/pairs/<batch>.parquet
+(the marker) and data/dropped/select/<batch>.parquet. Source: MegaPairs, arXiv:2412.14475, section 3.1 and table 4 (the query
+picture as a negative is the decisive one).
+
+Order: candidates stand in tiers of agreement (the sum of 1 / (1 + rank) over the encoders that mined them, in powers of two);
+within a tier a seeded hash of the pair's id decides, so neither the input's order nor chance shows. Quotas count what is
+published already. Negatives come from what the same encoders retrieved for the query and for the target, the target's
+nearest first; one that any encoder holds for a copy of the target is none.
+
+Reasons: over_quota (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tasks.batch import batch_of
+from tasks.config import Params, SelectConfig
+from tasks.errors import DataError
+from tasks.knn import exact_similarity
+from tasks.records import StageReport, stable_id
+from tasks.store import Store
+
+log = logging.getLogger(__name__)
+ENCODERS = ("semantic", "pattern", "caption")
+
+
+@dataclass
+class Candidate:
+    """An ordered pair of pictures and the encoders that mined it: encoder -> rank."""
+
+    query: str
+    target: str
+    ranks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def pair_id(self) -> str:
+        """The same in every version."""
+        return stable_id(self.query, self.target)
+
+    @property
+    def tier(self) -> int:
+        """Agreement of the encoders, 0 the best: all of those known rank the target first."""
+        agreement = sum(1 / (1 + rank) for rank in self.ranks.values())
+        return math.floor(math.log2(len(ENCODERS)) - math.log2(agreement))
+
+
+class Vectors:
+    """Stored vectors by image id, per encoder."""
+
+    def __init__(self, tables: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> None:
+        """`tables`: encoder -> ids (n) and vectors (n, d) float16."""
+        self.rows = {e: {i: n for n, i in enumerate(ids)} for e, (ids, _) in tables.items()}
+        self.vectors = {e: vectors for e, (_, vectors) in tables.items()}
+
+    def similarity(self, encoder: str, a: Sequence[str], b: Sequence[str]) -> list[float | None]:
+        """Cosine per pair of ids; None where the encoder has no vector for one of the two."""
+        rows = self.rows.get(encoder, {})
+        known = [n for n, (x, y) in enumerate(zip(a, b, strict=True)) if x in rows and y in rows]
+        out: list[float | None] = [None] * len(a)
+        if known:
+            vectors = self.vectors[encoder]
+            found = exact_similarity(vectors[[rows[a[n]] for n in known]], vectors[[rows[b[n]] for n in known]])
+            for n, s in zip(known, found.tolist(), strict=True):
+                out[n] = s
+        return out
+
+
+def unite(neighbours: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[Candidate]:
+    """The encoders' candidates as one list, each pair once, by query and target.
+
+    Args:
+        neighbours: encoder -> columns query_image_id, target_image_id, rank.
+    """
+    found: dict[tuple[str, str], Candidate] = {}
+    for encoder in sorted(neighbours, key=ENCODERS.index):
+        columns = neighbours[encoder]
+        for query, target, rank in zip(columns["query_image_id"], columns["target_image_id"], columns["rank"], strict=True):
+            if query != target:
+                ranks = found.setdefault((query, target), Candidate(query, target)).ranks
+                ranks[encoder] = min(rank, ranks.get(encoder, rank))
+    return [found[key] for key in sorted(found)]
+
+
+def in_order(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
+    """Best tier first, a seeded hash of the pair within a tier: whatever the order they come in."""
+
+    def key(c: Candidate) -> tuple[int, bytes, str]:
+        return c.tier, hashlib.sha256(f"{seed}\x1f{c.pair_id}".encode()).digest(), c.pair_id
+
+    return sorted(candidates, key=key)
+
+
+def within_quotas(
+    candidates: Sequence[Candidate], published: Sequence[tuple[str, str]], config: SelectConfig
+) -> tuple[list[Candidate], list[tuple[Candidate, str]]]:
+    """Take candidates in order while quotas allow.
+
+    Args:
+        candidates: in order of preference.
+        published: (query, target) of earlier batches; they fill quotas, and none of them comes again.
+        config: pairs_per_query, pairs_per_target, pairs_per_batch.
+    Returns:
+        taken, and (left out, which quota).
+    """
+    queries, targets, taken, left = Counter(q for q, _ in published), Counter(t for _, t in published), [], []
+    old = set(published)
+    for c in candidates:
+        if (c.query, c.target) in old:
+            continue
+        if config.pairs_per_batch is not None and len(taken) >= config.pairs_per_batch:
+            left.append((c, "pairs_per_batch"))
+        elif queries[c.query] >= config.pairs_per_query:
+            left.append((c, "pairs_per_query"))
+        elif targets[c.target] >= config.pairs_per_target:
+            left.append((c, "pairs_per_target"))
+        else:
+            queries[c.query] += 1
+            targets[c.target] += 1
+            taken.append(c)
+    return taken, left
+
+
+def proposed_negatives(c: Candidate, retrieved: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, str]:
+    """image id -> encoder that proposed it: what the pair's own encoders retrieved for its query and its target.
+
+    Args:
+        c: the pair.
+        retrieved: encoder -> query -> its neighbours by rank.
+    """
+    out: dict[str, str] = {}
+    for encoder in (e for e in ENCODERS if e in c.ranks):
+        for end in (c.query, c.target):
+            for image_id in retrieved.get(encoder, {}).get(end, ()):
+                if image_id not in (c.query, c.target):
+                    out.setdefault(image_id, encoder)
+    return out
+
+
+def copy_limits(params: Params) -> dict[str, float]:
+    """Per encoder the similarity from which two pictures count as copies: stated, else the window's high end."""
+    windows = {e: w.high for e, w in params.mine.windows.items()}
+    return {e: params.select.copy_similarity.get(e, windows.get(e, math.inf)) for e in ENCODERS}
+
+
+def hard_negatives(
+    c: Candidate, retrieved: Mapping[str, Mapping[str, Sequence[str]]], vectors: Vectors, *, limits: Mapping[str, float], count: int
+) -> tuple[list[tuple[str, float]], list[str]]:
+    """A pair's mined negatives, the target's nearest first.
+
+    Args:
+        c: the pair.
+        retrieved: encoder -> query -> its neighbours by rank.
+        vectors: stored vectors.
+        limits: per encoder the similarity to the target from which a picture is its copy.
+        count: most negatives, a count.
+    Returns:
+        (image id, similarity to the target by the encoder that proposed it), and the ids left out as copies of the target.
+    """
+    proposed = proposed_negatives(c, retrieved)
+    ids = sorted(proposed)
+    by_encoder = {e: dict(zip(ids, vectors.similarity(e, ids, [c.target] * len(ids)), strict=True)) for e in ENCODERS}
+    copies = [i for i in ids if any((s := by_encoder[e][i]) is not None and s >= limits[e] for e in ENCODERS)]
+    out = set(copies)
+    usable = [(i, s) for i in ids if i not in out and (s := by_encoder[proposed[i]][i]) is not None]
+    # encoders' cosines are not comparable: within an encoder by similarity, then the encoders in turn
+    turns: dict[str, int] = {}
+    places = {}
+    for i, _ in sorted(usable, key=lambda x: (-x[1], x[0])):
+        turn = turns.get(proposed[i], 0)
+        places[i] = (turn, ENCODERS.index(proposed[i]))
+        turns[proposed[i]] = turn + 1
+    return sorted(usable, key=lambda x: places[x[0]])[:count], copies
+
+
+def pair_row(c: Candidate, batch: str, similarities: Mapping[str, float | None], negatives: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """A row of table `pairs`."""
+    mined_by = [e for e in ENCODERS if e in c.ranks]
+    return {
+        "pair_id": c.pair_id,
+        "batch": batch,
+        "query_image_id": c.query,
+        "target_image_id": c.target,
+        "mined_by": mined_by,
+        **{f"similarity_{e}": similarities[e] for e in ENCODERS},
+        "rank": min(c.ranks.values()),
+        "negative_image_ids": [c.query, *(i for i, _ in negatives)],
+        "negative_similarity": [similarities[mined_by[0]], *(s for _, s in negatives)],
+    }
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+def _read_candidates(store: Store, encoder: str, batch: str) -> dict[str, list[Any]]:
+    files = sorted(store.folder("data", "neighbours", encoder).glob(f"{batch}-*.parquet"))
+    if not files:
+        raise DataError(f"select: no candidates of batch {batch} in data/neighbours/{encoder}; run `python -m tasks mine {encoder}` first")
+    return store.read(files, "neighbours", ["query_image_id", "target_image_id", "rank"]).to_pydict()
+
+
+def _read_retrieved(store: Store, encoder: str, queries: set[str]) -> dict[str, list[str]]:
+    """query -> its neighbours by rank, of all batches, for some queries; a file at a time."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted = pa.array(sorted(queries), pa.string())
+    found: dict[str, dict[str, int]] = {}
+    for path in sorted(store.folder("data", "neighbours", encoder).glob("*.parquet")):
+        table = store.read(path, "neighbours", ["query_image_id", "target_image_id", "rank"])
+        rows = table.filter(pc.is_in(table.column("query_image_id"), value_set=wanted)).to_pydict()
+        for query, target, rank in zip(rows["query_image_id"], rows["target_image_id"], rows["rank"], strict=True):
+            ranks = found.setdefault(query, {})
+            ranks[target] = min(rank, ranks.get(target, rank))
+    return {q: sorted(r, key=lambda t: (r[t], t)) for q, r in found.items()}
+
+
+def median_caption_cosine(params: Params, store: Store, batch: str) -> float | None:
+    """Median cosine of this batch's pictures and their captions; None unless one model embeds both."""
+    encoders = params.embed.encoders
+    if "semantic" not in encoders or "caption" not in encoders or encoders["semantic"].model != encoders["caption"].model:
+        return None
+    tables = {}
+    for encoder in ("semantic", "caption"):
+        shards = [f"{s}.tar" for s in store.embedded_shards(encoder) if s.rpartition("-")[0] == batch]
+        ids, vectors, _ = store.read_embeddings(encoder, shards)
+        tables[encoder] = dict(zip(ids, vectors, strict=True))
+    both = sorted(set(tables["semantic"]) & set(tables["caption"]))
+    if not both or len(tables["semantic"][both[0]]) != len(tables["caption"][both[0]]):
+        return None
+    return float(np.median(exact_similarity(np.stack([tables["semantic"][i] for i in both]), np.stack([tables["caption"][i] for i in both]))))
+
+
+def run(params: Params, store: Store) -> StageReport:
+    """Select this batch's pairs."""
+    config, batch = params.select, batch_of(params)
+    path, dropped_path = store.table_path("pairs", batch), store.dropped_path("select", batch)
+    encoders = [e for e in ENCODERS if e in params.embed.encoders]
+    before = store.read_table("pairs", ["batch", "query_image_id", "target_image_id"]).to_pydict()
+    published = [(q, t) for b, q, t in zip(before["batch"], before["query_image_id"], before["target_image_id"], strict=True) if b != batch]
+    report = StageReport("select", reused=len(published))
+    candidates = unite({e: _read_candidates(store, e, batch) for e in encoders})
+    report.read = len(candidates)
+    if not path.exists():
+        taken, left = within_quotas(in_order(candidates, params.open_run.seed), published, config)
+        ends = {c.query for c in taken} | {c.target for c in taken}
+        retrieved = {e: _read_retrieved(store, e, ends) for e in encoders}
+        vectors = Vectors({e: store.read_embeddings(e)[:2] for e in encoders})
+        queries, targets = [c.query for c in taken], [c.target for c in taken]
+        similarities = {e: vectors.similarity(e, queries, targets) for e in ENCODERS}
+        limits = copy_limits(params)
+        rows, dropped = [], []
+        for n, c in enumerate(taken):
+            negatives, copies = hard_negatives(c, retrieved, vectors, limits=limits, count=config.negatives)
+            rows.append(pair_row(c, batch, {e: similarities[e][n] for e in ENCODERS}, negatives))
+            dropped += [_dropped(batch, c.pair_id, "near_duplicate_negative", {"negative": i}) for i in copies]
+        dropped += [_dropped(batch, c.pair_id, "over_quota", {"query": c.query, "target": c.target, "quota": quota}) for c, quota in left]
+        store.write(dropped_path, sorted(dropped, key=lambda r: (r["reason"], r["key"], r["detail"])), "dropped")
+        report.written = store.write(path, sorted(rows, key=lambda r: r["pair_id"]), "pairs")  # last: the marker
+        log.info("select: %d candidates, %d pairs", len(candidates), len(rows))
+    made = store.read(path, "pairs", ["mined_by", "negative_image_ids"]).to_pydict()
+    report.new = report.done = len(made["mined_by"])
+    for reason in store.read(dropped_path, "dropped").column("reason").to_pylist():
+        report.drop(reason)
+    for encoder in encoders:
+        report.figures[f"pairs_{encoder}"] = float(sum(encoder in m for m in made["mined_by"]))
+    if made["mined_by"]:
+        report.figures["negatives_mean"] = statistics.fmean(len(n) - 1 for n in made["negative_image_ids"])
+    if (median := median_caption_cosine(params, store, batch)) is not None:
+        report.figures["median_caption_cosine_new"] = median
+    return report
+
+
+def _dropped(batch: str, key: str, reason: str, detail: Mapping[str, str]) -> dict[str, str]:
+    return {"stage": "select", "batch": batch, "key": key, "reason": reason, "detail": json.dumps(detail, sort_keys=True)}
