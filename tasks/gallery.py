@@ -203,6 +203,22 @@ def scores_table(metrics: Mapping[str, Any]) -> str:
     return f'<div class="panel"><table><tr><th>model, query</th>{head}</tr>{"".join(lines)}</table></div>'
 
 
+EMPTY_RETRIEVAL = '<section id="retrieval"></section>'
+
+
+def retrieval_section(metrics: Mapping[str, Any]) -> str:
+    """The scores before and after; an empty section without scores, which `with_retrieval` fills later."""
+    if not metrics:
+        return EMPTY_RETRIEVAL
+    lead = "CIRCO's metrics; base is the checkpoint that fine-tuning started from."
+    return f'<section id="retrieval"><h2>Retrieval, before and after</h2><p class="lead">{lead}</p>{scores_table(metrics)}</section>'
+
+
+def with_retrieval(text: str, evaluation: Mapping[str, Any]) -> str:
+    """A page made before its version's model was evaluated, with the scores filled in."""
+    return text.replace(EMPTY_RETRIEVAL, retrieval_section(evaluation.get("metrics") or {}), 1)
+
+
 def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[str], evaluation: Mapping[str, Any] | None, shown: int) -> str:
     """The whole page."""
     rows, new = version["rows"], version["new_rows"]
@@ -211,7 +227,7 @@ def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[
     dropped = sum(c for reasons in version["drops"].values() for c in reasons.values())
     tiles += f'<div class="stat"><b>{dropped:,}</b><span>rows left out, with reasons</span></div>'
     metrics = (evaluation or {}).get("metrics") or {}
-    retrieval = f'<h2>Retrieval, before and after</h2><p class="lead">CIRCO\'s metrics; base is the checkpoint that fine-tuning started from.</p>{scores_table(metrics)}' if metrics else ""
+    retrieval = retrieval_section(metrics)
     after = f"after {escaped(version['parent'])}" if version.get("parent") else "the first version"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
@@ -224,7 +240,7 @@ def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[
 The first negative is always the query itself. Coloured: the similarity models that found the pair.</p><div class="cards">{"".join(cards)}</div></section>
 <section><h2>What was left out, and why</h2><p class="lead">All versions up to this one, by stage.</p><div class="grid">{drop_panels(version["drops"])}</div></section>
 <section><h2>Similarities</h2><p class="lead">Cosine of pictures to their nearest neighbours under each model. Pairs are mined inside the dashed window: nearer ones are copies, farther ones unrelated.</p>
-<div class="grid">{"".join(histograms)}</div></section><section>{retrieval}</section>
+<div class="grid">{"".join(histograms)}</div></section>{retrieval}
 <footer>Fingerprint <span class="mono">{escaped(version["fingerprint"])}</span>, code <span class="mono">{escaped(version["git_commit"][:12])}</span>. Made by the MegaPairs factory.</footer>
 </main></body></html>
 """

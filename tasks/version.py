@@ -20,9 +20,9 @@ from tasks.errors import NothingToDo
 from tasks.export import write_embedded
 from tasks.gallery import write_gallery
 from tasks.graph import graph
-from tasks.publish import DATA_STAGES, MODEL_SECTIONS, publish, sha256_of, version_at
+from tasks.publish import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, publish, sha256_of, version_at
 from tasks.records import StageReport
-from tasks.repository import commit_outputs, git
+from tasks.repository import commit_outputs, git, read_at, resolve_ref
 from tasks.store import TABLES, Store
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def run(params: Params, store: Store) -> StageReport:
     if params.version.embed_images and not export.exists():
         write_embedded(store.read_table("triplets", batch=batch).to_pylist(), store, export)
     version = describe(params, store, batch, parent, git(root, "rev-parse", "HEAD"))
-    write_gallery(store, params, version, root / "reports" / "gallery.html")
+    scores = read_at(root, REMOTE_BRANCH, "reports/evaluation.json") if resolve_ref(root, REMOTE_BRANCH) else None  # of the model in place
+    write_gallery(store, params, version, root / "reports" / "gallery.html", json.loads(scores) if scores else None)
     known = json.loads((root / "manifest.json").read_text()) if (root / "manifest.json").exists() else {}
     listing = json.dumps(manifest(root, known), indent=0, sort_keys=True).encode()
     version["manifest_sha256"] = hashlib.sha256(listing).hexdigest()

@@ -1,0 +1,79 @@
+"""Opening a run: the form's values, refusals within seconds, the same worktree on a retry."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.config import load_params
+from tasks.errors import ConfigError
+from tasks.open_run import changes_of, main, open_run, sources_of
+from tasks.repository import git, next_free, version_key
+
+RAW = {"profile": "demo", "open_run": {}, "ingest": {"sources": [{"name": "shop", "path": "/shop", "license_code": "CC0-1.0"}]}, "mine": {}, "profiles": {}}
+
+
+def test_form_values_nested_dotted_and_plain():
+    conf = {"profile": "test", "limit": 5, "date": None, "mine.neighbours": 7, "mine": {"backend": "faiss-flat"}, "sources": "/photos"}
+    profile, changes = changes_of(conf, RAW)
+    assert profile == "test"
+    assert changes == {
+        "open_run": {"limit": 5},
+        "mine": {"neighbours": 7, "backend": "faiss-flat"},
+        "ingest": {"sources": [{"name": "photos", "path": "/photos"}]},
+    }
+
+
+@pytest.mark.parametrize("conf", [{"mien.neighbours": 5}, {"limt": 5}, {"mine": 5}, {"mine.neighbors": 5}, {"mine.neighbours": "many"}, {"profile": "big"}])
+def test_a_wrong_key_or_value_is_refused_and_leaves_nothing(conf: dict[str, object], deployment: Path):
+    with pytest.raises(ConfigError, match="known|valid"):
+        open_run(deployment / "dataset", deployment / "refused", "r", "dataset", {"sources": str(deployment), **conf})
+    assert not (deployment / "refused").exists()
+
+
+def test_a_source_that_is_not_there_is_refused(deployment: Path):
+    with pytest.raises(ConfigError, match="ingest.sources.nowhere: no such folder"):
+        open_run(deployment / "dataset", deployment / "refused", "r", "dataset", {"sources": "/nowhere"})
+
+
+def test_a_source_keeps_its_licence_when_params_know_its_path():
+    assert sources_of("/shop", RAW["ingest"]["sources"]) == RAW["ingest"]["sources"]  # type: ignore[index]
+
+
+def test_training_needs_a_version(deployment: Path):
+    with pytest.raises(ConfigError, match="no dataset version to train on"):
+        open_run(deployment / "dataset", deployment / "refused", "m", "model", {})
+
+
+def test_the_run_has_its_worktree_and_a_retry_gets_the_same(deployment: Path, monkeypatch: pytest.MonkeyPatch):
+    (deployment / "pictures").mkdir()
+    monkeypatch.setenv("MEGAPAIRS_DATASET", str(deployment / "dataset"))
+    monkeypatch.setenv("MEGAPAIRS_RUNS", str(deployment / "runs"))
+    monkeypatch.setenv("MEGAPAIRS_SOURCES_ROOT", str(deployment))
+    conf = json.dumps({"profile": "test", "sources": "pictures", "date": "2026-11-16", "select.negatives": 2})
+    start = time.monotonic()
+    first = main(["--run-id", "manual__2026-11-16T00:00:00", "--kind", "dataset", "--conf", conf])
+    assert time.monotonic() - start < 5
+    root = Path(first.notes[0])
+    params = load_params(root / "params.yaml")
+    assert (params.profile, params.open_run.batch, params.select.negatives, params.caption.chunk_pairs) == ("test", "2026.11.16", 2, 32)
+    assert params.ingest.sources[0].path == str(deployment / "pictures")
+    assert "profiles" not in yaml.safe_load((root / "params.yaml").read_text())
+    assert params.embed.encoders["semantic"].model.startswith("tasks/")  # models lie in the code
+    (root / "data").mkdir()
+    (root / "data" / "kept").write_text("x")
+    assert main(["--run-id", "manual__2026-11-16T00:00:00", "--kind", "dataset", "--conf", conf]).notes[0] == str(root)
+    assert (root / "data" / "kept").exists()
+    assert git(deployment / "dataset", "status", "--porcelain") == ""
+    main(["--run-id", "manual__2026-11-16T00:00:00", "--close"])
+    assert not root.exists()
+    main(["--run-id", "manual__2026-11-16T00:00:00", "--close"])  # once more does no harm
+
+
+def test_names_of_a_day_count_up_and_sort_by_number():
+    assert next_free([], "2026-11-16") == "2026.11.16"
+    taken = ["dataset/2026.11.16", *(f"dataset/2026.11.16.{n}" for n in range(2, 11))]
+    assert next_free(taken, "2026-11-16") == "2026.11.16.11"
+    assert sorted(taken[::-1], key=version_key) == taken
