@@ -28,7 +28,7 @@ def test_form_values_nested_dotted_and_plain():
 
 @pytest.mark.parametrize("conf", [{"mien.neighbours": 5}, {"limt": 5}, {"mine": 5}, {"mine.neighbors": 5}, {"mine.neighbours": "many"}, {"profile": "big"}])
 def test_a_wrong_key_or_value_is_refused_and_leaves_nothing(conf: dict[str, object], deployment: Path):
-    with pytest.raises(ConfigError, match="known|valid"):
+    with pytest.raises(ConfigError, match="known|valid|section"):
         open_run(deployment / "dataset", deployment / "refused", "r", "dataset", {"sources": str(deployment), **conf})
     assert not (deployment / "refused").exists()
 
