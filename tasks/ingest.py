@@ -51,7 +51,10 @@ CAPTION_FILES = ("captions.parquet", "captions.csv")
 CAPTION_CHARS = 2_000
 BLOCK_FILES = 256  # files in memory at a time
 # What Pillow's decoders raise on bytes that are not what they claim to be.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError, ZeroDivisionError, MemoryError, struct.error, zlib.error)
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError),
+    *(ZeroDivisionError, MemoryError, struct.error, zlib.error),
+)
 
 
 # --- what a source says about its files -------------------------------------------------------------------------------

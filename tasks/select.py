@@ -115,7 +115,9 @@ def within_quotas(
     Returns:
         taken, and (left out, which quota).
     """
-    queries, targets, taken, left = Counter(q for q, _ in published), Counter(t for _, t in published), [], []
+    queries, targets = Counter(q for q, _ in published), Counter(t for _, t in published)
+    taken: list[Candidate] = []
+    left: list[tuple[Candidate, str]] = []
     old = set(published)
     for c in candidates:
         if (c.query, c.target) in old:
@@ -151,8 +153,10 @@ def proposed_negatives(c: Candidate, retrieved: Mapping[str, Mapping[str, Sequen
 
 def copy_limits(params: Params) -> dict[str, float]:
     """Per encoder the similarity from which two pictures count as copies: stated, else the window's high end."""
-    windows = {e: w.high for e, w in params.mine.windows.items()}
-    return {e: params.select.copy_similarity.get(e, windows.get(e, math.inf)) for e in ENCODERS}
+    limits = {e: math.inf for e in ENCODERS}
+    limits.update({str(e): w.high for e, w in params.mine.windows.items()})
+    limits.update(params.select.copy_similarity)
+    return limits
 
 
 def hard_negatives(
@@ -247,7 +251,7 @@ def run(params: Params, store: Store) -> StageReport:
     """Select this batch's pairs."""
     config, batch = params.select, batch_of(params)
     path, dropped_path = store.table_path("pairs", batch), store.dropped_path("select", batch)
-    encoders = [e for e in ENCODERS if e in params.embed.encoders]
+    encoders: list[str] = [e for e in ENCODERS if e in params.embed.encoders]
     before = store.read_table("pairs", ["batch", "query_image_id", "target_image_id"]).to_pydict()
     published = [(q, t) for b, q, t in zip(before["batch"], before["query_image_id"], before["target_image_id"], strict=True) if b != batch]
     report = StageReport("select", reused=len(published))
