@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tasks.errors import EXIT_DATA_ERROR
 from tasks.publish import configure_deployment, published_bytes
 from tasks.readers import with_images
 from tests.publishing.fakes import publish_version
@@ -125,8 +126,15 @@ def test_an_altered_object_stops_the_pull_and_is_named(folder: Deployment, tmp_p
     victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     dvc(here, "config", "--local", "remote.versions.url", str(altered))
     done = dvc(here, "pull", check=False)
-    assert done.returncode != 0
-    assert "2026.11.16-00000.parquet" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert done.returncode != 0 and "data/triplets" in done.stderr  # DVC names the folder that it would not make
+    assert not (here / name).exists()
+    named = shell(here, sys.executable, "-m", "tasks.verify", check=False)  # and this names the file in it
+    assert named.returncode == EXIT_DATA_ERROR and named.stderr.count("missing or altered in the remote") == 1, named.stderr
+    assert name in named.stderr
+
+    dvc(here, "config", "--local", "--unset", "remote.versions.url")
+    dvc(here, "pull")
+    assert "files are as published" in shell(here, sys.executable, "-m", "tasks.verify").stdout
 
 
 def published_content(deployment: Deployment, name: str) -> bytes:
