@@ -153,7 +153,7 @@ def proposed_negatives(c: Candidate, retrieved: Mapping[str, Mapping[str, Sequen
 
 def copy_limits(params: Params) -> dict[str, float]:
     """Per encoder the similarity from which two pictures count as copies: stated, else the window's high end."""
-    limits = {e: math.inf for e in ENCODERS}
+    limits = dict.fromkeys(ENCODERS, math.inf)
     limits.update({str(e): w.high for e, w in params.mine.windows.items()})
     limits.update(params.select.copy_similarity)
     return limits

@@ -70,7 +70,9 @@ class TransformersEncoder:
         self.model.eval().to(self.device)
         self.revision = revision_of(spec.model, spec.revision, self.model.config)
         text_config = getattr(self.model.config, "text_config", self.model.config)
-        limits = (getattr(text_config, "max_position_embeddings", None), getattr(self.front, "model_max_length", None))
+        limits = [getattr(text_config, "max_position_embeddings", None)]
+        if limits[0] is None or not hasattr(self.model, "get_text_features"):  # of BERT's kin some positions are not for tokens
+            limits.append(getattr(self.front, "model_max_length", None))
         self.max_tokens = min([int(x) for x in limits if isinstance(x, int) and 0 < x < 100_000], default=512)
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:

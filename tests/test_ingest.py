@@ -1,0 +1,306 @@
+"""Every file ends as one row, kept or dropped; whatever is in it, nothing stops the batch."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tasks import ingest
+from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.errors import ConfigError, DataError
+from tasks.sample.world import make_world
+from tasks.store import Store
+
+
+def params_for(source: Path, batch: str = "2026.01.04", limit: int | None = None, **ingest_changes: object) -> Params:
+    source_row = {"name": "mine", "path": str(source), "license_code": "CC0-1.0", "attribution": "me"}
+    changes = {
+        "open_run": {"batch": batch, "date": batch[:10].replace(".", "-"), "limit": limit},
+        "ingest": {"sources": [source_row], "shard_images": 3, **ingest_changes},
+    }
+    return parse_params(resolve(read_raw(Path("params.yaml")), "test", changes))
+
+
+def picture(seed: int, size: tuple[int, int] = (96, 80), mode: str = "RGB") -> Image.Image:
+    """Blocks of random colour: no two seeds are near-duplicates."""
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST).convert(mode)
+
+
+def bytes_of(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def images_of(store: Store) -> dict[str, dict]:
+    return {r["source_uri"].partition(":")[2]: r for r in store.read_table("images").to_pylist()}
+
+
+def reasons_of(store: Store) -> dict[str, str]:
+    return {r["key"].partition(":")[2]: r["reason"] for r in store.read_dropped("ingest").to_pylist()}
+
+
+def tables_of(root: Path) -> dict[str, str]:
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((root / "data").rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+def test_every_file_ends_as_one_row(source: Path, tmp_path: Path):
+    good = bytes_of(picture(1))
+    png = bytes_of(picture(9, (200, 200)))
+    files = {
+        "a.png": good,
+        "b_copy.png": good,
+        "c_near.jpg": bytes_of(picture(1), "JPEG", quality=80),
+        "d_truncated.png": png[: len(png) // 2],
+        "e_empty.jpg": b"",
+        "f_html.jpg": b"<html>404</html>",
+        "g_small.png": bytes_of(picture(3, (20, 400))),
+        "notes.txt": b"hello",
+        "deep/er/h.webp": bytes_of(picture(4), "WEBP", quality=95),
+        "i_gif.gif": bytes_of(picture(5), "GIF"),
+    }
+    for name, content in files.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    store = Store(tmp_path / "run")
+    report = ingest.run(params_for(source), store)
+    assert sorted(images_of(store)) == ["a.png", "deep/er/h.webp"]
+    assert reasons_of(store) == {
+        "b_copy.png": "duplicate",
+        "c_near.jpg": "near_duplicate",
+        "d_truncated.png": "undecodable",
+        "e_empty.jpg": "undecodable",
+        "f_html.jpg": "undecodable",
+        "g_small.png": "too_small",
+        "notes.txt": "not_a_picture",
+        "i_gif.gif": "not_a_picture",
+    }
+    assert set(reasons_of(store).values()) <= set(ingest.REASONS)
+    assert (report.read, report.written, sum(report.dropped.values())) == (10, 2, 8)
+    assert report.figures == {"duplicate_share": 0.2, "unreadable_share": 0.3, "caption_share": 0.0}
+    of_copy = json.loads(next(r["detail"] for r in store.read_dropped("ingest").to_pylist() if r["key"] == "mine:b_copy.png"))
+    assert of_copy["copy_of"] == images_of(store)["a.png"]["image_id"]
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header states a huge picture."""
+    chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))  # noqa: E731
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
+def test_a_decompression_bomb_is_refused_by_its_header(side: int):
+    found = ingest.read_picture(bomb(side, side), is_named_picture=True, config=params_for(Path()).ingest)
+    assert isinstance(found, ingest.Refusal) and found.reason == "too_large"
+
+
+def test_a_large_file_is_not_read(source: Path, tmp_path: Path):
+    (source / "a.png").write_bytes(bytes_of(picture(1)))
+    store = Store(tmp_path / "run")
+    ingest.run(params_for(source, max_size_bytes=100), store)
+    assert reasons_of(store) == {"a.png": "too_large"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 3), st.integers(0, 5_000), st.integers(0, 255), st.integers(0, 5_000))
+def test_no_bytes_raise(which: int, place: int, value: int, cut: int):
+    """Pictures with a byte changed and the end cut off."""
+    content = bytearray((bytes_of(picture(1)), bytes_of(picture(1), "JPEG"), bytes_of(picture(1), "WEBP"), bomb(90, 90))[which])
+    content[place % len(content)] = value
+    found = ingest.read_picture(bytes(content[: len(content) - cut % len(content)]), is_named_picture=True, config=params_for(Path()).ingest)
+    assert isinstance(found, ingest.Picture) or found.reason in ingest.REASONS
+
+
+def stored(content: bytes, **changes: object) -> Image.Image:
+    found = ingest.read_picture(content, is_named_picture=True, config=params_for(Path(), **changes).ingest)
+    assert isinstance(found, ingest.Picture), found
+    image = Image.open(io.BytesIO(found.content))
+    assert image.format == "JPEG" and image.mode == "RGB" and image.size == (found.width_px, found.height_px)
+    assert not image.getexif() and "icc_profile" not in image.info
+    assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # 4:4:4
+    return image
+
+
+def test_what_is_stored_is_upright_rgb_without_metadata():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x010F] = "camera"
+    left_red = Image.new("RGB", (200, 100), "blue")
+    left_red.paste((255, 0, 0), (0, 0, 100, 100))
+    turned = stored(bytes_of(left_red, "JPEG", exif=exif, quality=95))
+    assert turned.size == (100, 200)
+    assert turned.getpixel((50, 20))[0] > 200 and turned.getpixel((50, 180))[2] > 200
+    assert max(stored(bytes_of(picture(1, (1600, 900)), "JPEG")).size) == 512
+
+
+def test_every_mode_becomes_rgb():
+    clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    assert min(stored(bytes_of(clear)).getpixel((30, 30))) >= 250  # nothing over white
+    grey16 = Image.fromarray(np.full((64, 64), 128 * 256 + 3, np.uint16))
+    assert abs(stored(bytes_of(grey16)).getpixel((30, 30))[0] - 128) <= 2  # scaled, not clipped
+    palette = Image.new("RGB", (64, 64), (10, 200, 30)).convert("P")
+    assert abs(stored(bytes_of(palette)).getpixel((30, 30))[1] - 200) < 30
+    stored(bytes_of(Image.new("CMYK", (64, 64), (0, 200, 200, 0)), "JPEG"))
+    stored(bytes_of(Image.new("1", (64, 64), 1)))
+    stored(bytes_of(Image.new("LA", (64, 64), (90, 128))))
+    frames = [picture(n) for n in range(3)]
+    first = stored(bytes_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
+    assert abs(int(first.getpixel((3, 3))[0]) - frames[0].getpixel((3, 3))[0]) < 12
+
+
+def test_captions_licences_and_sources(source: Path, tmp_path: Path):
+    for n, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
+        (source / name).write_bytes(bytes_of(picture(n)))
+    with open(source / "captions.csv", "w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(("path", "caption", "licence", "source"))
+        writer.writerow(("a.png", "  a \u202ered\x00\n circle\u2066 ", "CC-BY-4.0", "https://example.org/a"))
+        writer.writerow(("b.png", "x" * 5_000, "", ""))
+        writer.writerow(("c.png", " ", "secret", ""))
+        writer.writerow(("../../etc/passwd", "never looked up", "", ""))
+    store = Store(tmp_path / "run")
+    report = ingest.run(params_for(source, allowed_licenses=["CC-BY-4.0", "CC0-1.0"]), store)
+    rows = images_of(store)
+    assert (rows["a.png"]["caption"], rows["a.png"]["license_code"], rows["a.png"]["attribution"]) == ("a red circle", "CC-BY-4.0", "https://example.org/a")
+    assert (len(rows["b.png"]["caption"]), rows["b.png"]["license_code"], rows["b.png"]["attribution"]) == (2_000, "CC0-1.0", "me")
+    assert (rows["d.png"]["caption"], rows["d.png"]["caption_source"]) == (None, None)
+    assert reasons_of(store) == {"c.png": "licence"}
+    assert report.figures["caption_share"] == pytest.approx(2 / 3)
+
+
+def test_captions_as_parquet(source: Path, tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (source / "a.png").write_bytes(bytes_of(picture(1)))
+    pq.write_table(pa.table({"path": ["a.png", None], "caption": ["a thing", None]}), source / "captions.parquet")
+    store = Store(tmp_path / "run")
+    ingest.run(params_for(source), store)
+    assert images_of(store)["a.png"]["caption"] == "a thing"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=60))
+def test_a_cleaned_text_is_clean_and_stays_so(text: str):
+    clean = ingest.cleaned_text(text)
+    assert clean is None or (clean == ingest.cleaned_text(clean) and clean.isprintable() or "\u200c" in clean or "\u200d" in clean)
+
+
+def test_shards_hold_what_the_table_says(source: Path, tmp_path: Path):
+    for n in range(7):
+        (source / f"{n}.png").write_bytes(bytes_of(picture(n)))
+    store = Store(tmp_path / "run")
+    ingest.run(params_for(source), store)
+    rows = store.read_table("images").to_pylist()
+    assert [r["shard"] for r in rows] == ["2026.01.04-00000.tar"] * 3 + ["2026.01.04-00001.tar"] * 3 + ["2026.01.04-00002.tar"]
+    for row in rows:
+        assert hashlib.sha256(store.read_image_bytes(row["image_id"])).hexdigest() == row["image_id"]
+        assert store.read_image(row["image_id"]).size == (row["width_px"], row["height_px"])
+    with tarfile.open(tmp_path / "run/data/images/2026.01.04-00000.tar") as tar:
+        members = tar.getmembers()
+        assert [m.name for m in members[:2]] == [f"{rows[0]['image_id']}.jpg", f"{rows[0]['image_id']}.json"]
+        assert {(m.mtime, m.uid, m.gid, m.uname) for m in members} == {(0, 0, 0, "")}
+        facts = json.load(tar.extractfile(members[1]))  # type: ignore[arg-type]
+        assert facts == {"image_id": rows[0]["image_id"], "caption": "", "license": "CC0-1.0", "attribution": "me", "source_uri": "mine:0.png"}
+
+
+def test_a_later_run_takes_what_is_new_and_a_limit_leaves_the_rest_for_it(source: Path, tmp_path: Path):
+    for n in range(5):
+        (source / f"{n}.png").write_bytes(bytes_of(picture(n)))
+    (source / "5.jpg").write_bytes(b"broken")
+    store = Store(tmp_path / "run")
+    first = ingest.run(params_for(source, limit=4), store)
+    assert (first.new, first.written, first.reused) == (4, 4, 0)
+    second = ingest.run(params_for(source, "2026.01.11"), store)
+    assert (second.new, second.written, second.reused) == (2, 1, 4)
+    assert [r["batch"] for r in images_of(store).values()] == ["2026.01.04"] * 4 + ["2026.01.11"]
+    third = ingest.run(params_for(source, "2026.01.18"), store)  # an empty week, the broken file included
+    assert (third.new, third.written, third.dropped, third.figures, third.reused) == (0, 0, {}, {}, 5)
+    assert store.table_path("images", "2026.01.18").exists()
+    (source / "5.jpg").write_bytes(bytes_of(picture(50), "JPEG", quality=95))  # mended
+    (source / "copy.png").write_bytes((source / "0.png").read_bytes())
+    fourth = ingest.run(params_for(source, "2026.01.25"), store)
+    assert (fourth.new, fourth.written, fourth.dropped) == (2, 1, {"duplicate": 1})
+
+
+def test_the_file_systems_order_does_not_show(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_world(source, seed=3, images=60, truth=tmp_path / "truth.jsonl")
+    ingest.run(params_for(source), Store(tmp_path / "one"))
+    walk = os.walk
+
+    def shuffled(top: Path):
+        for root, folders, names in walk(top):
+            random.Random(1).shuffle(names)
+            yield root, folders, names
+
+    monkeypatch.setattr(os, "walk", shuffled)
+    monkeypatch.setattr(ingest, "BLOCK_FILES", 7)
+    ingest.run(params_for(source), Store(tmp_path / "two"))
+    assert tables_of(tmp_path / "one") == tables_of(tmp_path / "two")
+
+
+def test_links_out_of_the_source_are_not_followed(source: Path, tmp_path: Path):
+    (tmp_path / "secret.png").write_bytes(bytes_of(picture(1)))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.png").write_bytes(bytes_of(picture(2)))
+    (source / "a.png").write_bytes(bytes_of(picture(3)))
+    (source / "out.png").symlink_to(tmp_path / "secret.png")
+    (source / "within.png").symlink_to(source / "a.png")
+    (source / "folder").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(source / "pipe.jpg")
+    store = Store(tmp_path / "run")
+    ingest.run(params_for(source), store)
+    assert sorted(images_of(store)) == ["a.png"]
+    assert reasons_of(store) == {"out.png": "not_a_picture", "within.png": "duplicate", "pipe.jpg": "not_a_picture"}
+
+
+def test_errors_say_what_to_do(source: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="is no folder"):
+        ingest.run(params_for(tmp_path / "nowhere"), Store(tmp_path / "run"))
+    (source / "captions.csv").write_text("file,text\na.png,hi\n")
+    with pytest.raises(DataError, match="column 'path' is missing"):
+        ingest.run(params_for(source), Store(tmp_path / "run"))
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
+    make_world(source, seed=3, images=150, truth=tmp_path / "truth.jsonl")
+    roots = {name: tmp_path / name for name in ("whole", "killed")}
+    for root in roots.values():
+        root.mkdir()
+        resolved = params_for(source, shard_images=20).model_dump(by_alias=True, mode="json")
+        (root / "params.yaml").write_text(yaml.safe_dump(resolved))
+    ingest.run(params_for(source, shard_images=20), Store(roots["whole"]))
+    command = [sys.executable, "-m", "tasks", "ingest", "--root", str(roots["killed"])]
+    child = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 30
+    while time.monotonic() < until and not list(roots["killed"].glob("data/images/*.tar")):
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL)
+    assert {k: v for k, v in tables_of(roots["killed"]).items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
