@@ -1,0 +1,67 @@
+"""Windows come from the corpus' own similarities, and land in params.yaml without touching anything else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tasks import calibrate
+from tasks.config import load_params
+from tasks.errors import ConfigError, DataError
+from tasks.store import Store
+
+
+def families(count: int, members: int, spread: float) -> np.ndarray:
+    """Unit rows in families, far from each other, (count * members, 32) float16."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(count, 32)), members, axis=0) + spread * rng.normal(size=(count * members, 32))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def test_the_window_holds_families_and_leaves_strangers_out():
+    vectors = families(60, 5, 0.3).astype(np.float64)
+    low, high = calibrate.propose(calibrate.distribution(vectors.astype(np.float16)), low_quantile=0.98, high_quantile=0.995)
+    similar = vectors @ vectors.T
+    same = np.equal.outer(np.arange(300) // 5, np.arange(300) // 5) & ~np.eye(300, dtype=bool)
+    inside = (similar >= low) & (similar < high)
+    assert inside[same].mean() > 0.9
+    assert inside[~same & ~np.eye(300, dtype=bool)].mean() < 0.02
+
+
+def test_low_lies_below_high_whatever_the_corpus():
+    for vectors in (families(1, 9, 0.001), families(300, 1, 0), np.repeat(families(1, 1, 0), 5, axis=0)):
+        low, high = calibrate.propose(calibrate.distribution(vectors), low_quantile=0.99, high_quantile=0.995)
+        assert low < high <= 1
+    with pytest.raises(DataError, match="at least 3"):
+        calibrate.distribution(families(2, 1, 0))
+
+
+def test_the_rest_of_the_file_stays_as_it_was(project: Path):
+    text = (project / "params.yaml").read_text()
+    windows = {"semantic": (0.1, 0.2), "caption": (0.3, 0.4)}
+    changed = calibrate.with_windows(text, windows)
+    before, after = yaml.safe_load(text), yaml.safe_load(changed)
+    assert after["mine"].pop("windows") == {"semantic": {"low": 0.1, "high": 0.2}, "caption": {"low": 0.3, "high": 0.4}}
+    before["mine"].pop("windows")
+    assert after == before
+    assert [line for line in text.split("\n") if "#" in line and "windows" not in line][:3] == [line for line in changed.split("\n") if "#" in line][:3]
+    assert calibrate.with_windows(changed, windows) == changed
+    block_style = yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
+    assert yaml.safe_load(calibrate.with_windows(block_style, windows))["mine"]["windows"]["caption"] == {"low": 0.3, "high": 0.4}
+    with pytest.raises(ConfigError, match="no block 'windows:'"):
+        calibrate.with_windows("select:\n  a: 1\n", windows)
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
+    store = Store(tmp_path)
+    for role in ("semantic", "pattern", "caption"):
+        store.write_embeddings(role, "2026.01.04-00000.tar", "r1", [str(i) for i in range(100)], families(20, 5, 0.3))
+    old = load_params(tmp_path / "params.yaml").mine.windows
+    assert calibrate.main(["--root", str(tmp_path)]) == 0
+    assert load_params(tmp_path / "params.yaml").mine.windows == old
+    assert calibrate.main(["--root", str(tmp_path), "--write"]) == 0
+    assert load_params(tmp_path / "params.yaml").mine.windows != old
+    assert "pattern (tasks/sample/checkpoints/dino, r1): 100 vectors" in capsys.readouterr().out
+    assert calibrate.main(["--root", str(tmp_path), "--low-quantile", "2"]) == 78

@@ -1,0 +1,160 @@
+"""Embedding shard by shard: what is missing is done, what is finished is left; recaption before it."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks import embed, recaption
+from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.errors import ConfigError, DataError
+from tasks.models.captioner import Reply, Request
+from tasks.store import Store
+
+BATCH = "2026.01.04"
+
+
+class ToyEncoder:
+    """Brightness and its complement; a black picture has no vector. Texts by their length."""
+
+    kind = "image"
+    calls: list[int] = []
+
+    def __init__(self, revision: str = "r1") -> None:
+        self.revision = revision
+
+    def encode_images(self, images: Any) -> np.ndarray:
+        ToyEncoder.calls.append(len(images))
+        light = np.array([np.asarray(i).mean() / 255 for i in images])
+        rows = np.stack([light, 1 - light], axis=1)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        rows[light < 0.02] = np.nan
+        return rows.astype(np.float32)
+
+    def encode_texts(self, texts: Any) -> np.ndarray:
+        angle = np.array([len(t) for t in texts], np.float32)
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def params_for(batch: str = BATCH) -> Params:
+    encoders = {"semantic": {"model": "toy", "kind": "image"}, "caption": {"model": "toy", "kind": "text"}}
+    return parse_params(resolve(read_raw(Path("params.yaml")), "test", {"open_run": {"batch": batch}, "embed": {"encoders": encoders, "batch_images": 2}}))
+
+
+def fill(store: Store, batch: str, shades: list[int], captions: list[str | None], per_shard: int = 3) -> list[str]:
+    """Plain pictures in shards that are just their bytes, one after another."""
+    rows, shards = [], {}
+    for n, (shade, caption) in enumerate(zip(shades, captions, strict=True)):
+        out = io.BytesIO()
+        Image.new("RGB", (8, 8), (shade,) * 3).save(out, "PNG")
+        shard = f"{batch}-{n // per_shard:05d}.tar"
+        offset = len(shards.setdefault(shard, b""))
+        shards[shard] += out.getvalue()
+        image_id = hashlib.sha256(f"{batch}{n}".encode()).hexdigest()
+        rows.append({"image_id": image_id, "batch": batch, "shard": shard, "caption": caption, "offset_bytes": offset, "size_bytes": len(out.getvalue())})
+    for shard, content in shards.items():
+        store.write_bytes(store.folder("data", "images", shard), content)
+    store.write(store.table_path("images", batch), rows, "images")
+    return [str(r["image_id"]) for r in rows]
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> type[ToyEncoder]:
+    ToyEncoder.calls = []
+    monkeypatch.setattr(embed, "load_encoder", lambda *_: ToyEncoder())
+    return ToyEncoder
+
+
+def test_each_shard_is_embedded_once_in_fixed_batches(tmp_path: Path, toy: type[ToyEncoder]):
+    store = Store(tmp_path)
+    ids = fill(store, BATCH, [10, 60, 110, 160, 0], ["a"] * 5)
+    report = embed.run(params_for(), store, "semantic")
+    assert toy.calls == [2, 1, 2]
+    assert (report.read, report.new, report.done, report.written, report.dropped) == (5, 5, 5, 4, {"bad_vector": 1})
+    found, vectors, revision = store.read_embeddings("semantic")
+    assert (found, vectors.dtype, vectors.shape, revision) == (ids[:4], np.float16, (4, 2), "r1")
+    assert np.allclose(np.linalg.norm(vectors.astype(float), axis=1), 1, atol=1e-3)
+    before = (tmp_path / f"data/embeddings/semantic/{BATCH}-00001.npy").read_bytes()
+    (tmp_path / f"data/embeddings/semantic/{BATCH}-00001.parquet").unlink()  # killed before the marker
+    again = embed.run(params_for(), store, "semantic")
+    assert toy.calls == [2, 1, 2, 2]
+    assert (again.new, again.done, again.dropped) == (5, 5, {"bad_vector": 1})
+    assert (tmp_path / f"data/embeddings/semantic/{BATCH}-00001.npy").read_bytes() == before
+
+
+def test_parts_share_the_shards(tmp_path: Path, toy: type[ToyEncoder]):
+    store = Store(tmp_path)
+    fill(store, BATCH, [10, 60, 110, 160, 210], ["a"] * 5, per_shard=1)
+    assert [embed.run(params_for(), store, "semantic", part=(i, 2)).new for i in (1, 2)] == [3, 2]
+    assert len(store.read_embeddings("semantic")[0]) == 5
+
+
+def test_a_later_batch_embeds_what_is_new(tmp_path: Path, toy: type[ToyEncoder]):
+    store = Store(tmp_path)
+    fill(store, BATCH, [10, 60, 110], ["a"] * 3)
+    embed.run(params_for(), store, "semantic")
+    fill(store, "2026.01.11", [30], ["b"])
+    report = embed.run(params_for("2026.01.11"), Store(tmp_path), "semantic")  # a run is a process of its own
+    assert (report.new, report.done, report.reused, toy.calls[-1]) == (1, 1, 3, 1)
+    fill(store, "2026.01.18", [], [])
+    empty = embed.run(params_for("2026.01.18"), store, "semantic")
+    assert (empty.new, empty.reused) == (0, 4)
+
+
+def test_one_index_holds_one_revision(tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch):
+    store = Store(tmp_path)
+    fill(store, BATCH, [10], ["a"])
+    embed.run(params_for(), store, "semantic")
+    fill(store, "2026.01.11", [30], ["b"])
+    monkeypatch.setattr(embed, "load_encoder", lambda *_: ToyEncoder("r2"))
+    with pytest.raises(DataError, match="revision r1, the model is now r2"):
+        embed.run(params_for("2026.01.11"), store, "semantic")
+
+
+def test_the_text_encoder_takes_captions_and_leaves_out_pictures_without(tmp_path: Path, toy: type[ToyEncoder]):
+    store = Store(tmp_path)
+    ids = fill(store, BATCH, [10, 60, 110], ["one", None, None])
+    store.write(store.table_path("captions", BATCH), [{"image_id": ids[2], "caption": "three", "caption_source": "m"}], "captions")
+    report = embed.run(params_for(), store, "caption")
+    assert (report.new, report.dropped) == (2, {"no_caption": 1})
+    assert store.read_embeddings("caption")[0] == [ids[0], ids[2]]
+
+
+def test_an_unknown_encoder_is_a_config_error(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no encoder 'pattern'|no encoder 'smell'"):
+        embed.run(params_for(), Store(tmp_path), "smell")
+
+
+# --- recaption, which fills in what embed would leave out -------------------------------------------------------------
+
+
+class ToyCaptioner:
+    revision = "m1"
+
+    def chat(self, requests: list[Request]) -> list[Reply]:
+        return [Reply("" if np.asarray(r.images[0]).mean() < 50 else f'"shade\n{round(np.asarray(r.images[0]).mean())}"', 5, 2) for r in requests]
+
+
+def test_pictures_without_a_caption_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = Store(tmp_path)
+    ids = fill(store, BATCH, [10, 60, 110, 20], ["its own", None, None, None])
+    monkeypatch.setattr(recaption, "load_captioner", lambda *_, **__: ToyCaptioner())
+    report = recaption.run(params_for(), store)
+    assert (report.new, report.done, report.written, report.dropped, report.tokens) == (3, 3, 2, {"empty_reply": 1}, 21)
+    assert store.captions() == {ids[0]: "its own", ids[1]: "shade 60", ids[2]: "shade 110"}
+    before = store.table_path("captions", BATCH).read_bytes()
+    store.table_path("captions", BATCH).unlink()
+    recaption.run(params_for(), store)
+    assert store.table_path("captions", BATCH).read_bytes() == before
+
+
+def test_with_nothing_to_caption_no_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = Store(tmp_path)
+    fill(store, BATCH, [10], ["its own"])
+    monkeypatch.setattr(recaption, "load_captioner", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert recaption.run(params_for(), store).new == 0
+    assert store.table_path("captions", BATCH).exists()

@@ -1,0 +1,102 @@
+"""Mining by batches: what is new against all, what is old against what is new."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks import mine
+from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.errors import ConfigError, DataError
+from tasks.store import Store
+
+BATCHES = ("2026.01.04", "2026.01.11", "2026.01.18")
+
+
+def params_for(batch: str, neighbours: int = 100, low: float = 0.6, high: float = 0.999) -> Params:
+    windows = {"semantic": {"low": low, "high": high}}
+    return parse_params(resolve(read_raw(Path("params.yaml")), "test", {"open_run": {"batch": batch}, "mine": {"neighbours": neighbours, "windows": windows}}))
+
+
+def image_row(image_id: str, batch: str) -> dict[str, object]:
+    return {"image_id": image_id, "batch": batch, "shard": f"{batch}-00000.tar", "source_uri": f"s:{image_id}", "license_code": "x"}
+
+
+def fill(store: Store, batch: str, ids: list[str], vectors: np.ndarray) -> None:
+    store.write(store.table_path("images", batch), [image_row(i, batch) for i in ids], "images")
+    if ids:
+        store.write_embeddings("semantic", f"{batch}-00000.tar", "r1", ids, vectors)
+
+
+def rows_of(n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(3, 6))[rng.integers(0, 3, n)] + 0.4 * rng.normal(size=(n, 6))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def mined(store: Store, batch: str | None = None) -> list[tuple[str, str, float]]:
+    files = sorted(store.folder("data", "neighbours", "semantic").glob(f"{batch or ''}*.parquet"))
+    table = store.read(files, "neighbours").to_pydict()
+    return sorted(zip(table["query_image_id"], table["target_image_id"], table["similarity"], strict=True))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10_000), st.lists(st.integers(0, 12), min_size=3, max_size=3))
+def test_the_union_over_batches_is_what_one_batch_of_everything_gives(tmp_path_factory: pytest.TempPathFactory, seed: int, sizes: list[int]):
+    root = tmp_path_factory.mktemp("runs")
+    vectors = rows_of(sum(sizes), seed)
+    ids = [f"{i:02d}" for i in np.random.default_rng(seed).permutation(sum(sizes))]
+    whole, weekly = Store(root / "whole"), Store(root / "weekly")
+    fill(whole, BATCHES[0], ids, vectors)
+    mine.run(params_for(BATCHES[0]), whole, "semantic")
+    start = 0
+    for batch, size in zip(BATCHES, sizes, strict=True):
+        fill(weekly, batch, ids[start : start + size], vectors[start : start + size])
+        report = mine.run(params_for(batch), weekly, "semantic")
+        assert (report.new, report.reused) == (size, start)
+        start += size
+        new = set(ids[start - size : start])
+        assert all(q in new or t in new for q, t, _ in mined(weekly, batch))
+    assert mined(weekly) == mined(whole)
+
+
+def test_neither_the_order_of_rows_nor_the_number_of_parts_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mine, "CHUNK_QUERIES", 7)
+    vectors, ids = rows_of(40, 1), [f"{i:02d}" for i in range(40)]
+    order = np.random.default_rng(2).permutation(40)
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    fill(one, BATCHES[0], ids, vectors)
+    fill(two, BATCHES[0], [ids[i] for i in order], vectors[order])
+    whole = mine.run(params_for(BATCHES[0], neighbours=5), one, "semantic")
+    parts = [mine.run(params_for(BATCHES[0], neighbours=5), two, "semantic", part=(i, 3)) for i in (3, 1, 2)]
+    assert sum(p.new for p in parts) == whole.new == 40
+    files = [sorted((s.root / "data/neighbours/semantic").iterdir()) for s in (one, two)]
+    assert len(files[0]) == 6
+    assert [(f.name, f.read_bytes()) for f in files[0]] == [(f.name, f.read_bytes()) for f in files[1]]
+    files[1][2].unlink()
+    mine.run(params_for(BATCHES[0], neighbours=5), two, "semantic")  # only the missing chunk
+    assert files[0][2].read_bytes() == files[1][2].read_bytes()
+
+
+def test_an_empty_week_writes_an_empty_file(tmp_path: Path):
+    store = Store(tmp_path)
+    fill(store, BATCHES[0], ["a", "b"], rows_of(2, 1))
+    mine.run(params_for(BATCHES[0]), store, "semantic")
+    fill(store, BATCHES[1], [], rows_of(0, 1))
+    report = mine.run(params_for(BATCHES[1]), store, "semantic")
+    assert (report.new, report.reused, report.read) == (0, 2, 0)
+    assert mined(store, BATCHES[1]) == []
+    assert mine.chunk_path(store, "semantic", BATCHES[1], 0).exists()
+
+
+def test_errors_say_what_to_do(tmp_path: Path):
+    store = Store(tmp_path)
+    fill(store, BATCHES[0], ["a"], rows_of(1, 1))
+    with pytest.raises(ConfigError, match="low < high"):
+        mine.run(params_for(BATCHES[0], low=0.9, high=0.9), store, "semantic")
+    with pytest.raises(ConfigError, match="no encoder"):
+        mine.run(params_for(BATCHES[0]), store, "smell")
+    with pytest.raises(DataError, match="not embedded"):
+        mine.run(params_for(BATCHES[0]), store, "pattern")

@@ -1,0 +1,156 @@
+"""Selecting pairs: quotas, order, negatives with the query first; nothing that is published comes again."""
+
+import itertools
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import select
+from tasks.config import Params, SelectConfig, parse_params, read_raw, resolve
+from tasks.errors import DataError
+from tasks.records import stable_id
+from tasks.select import Candidate, Vectors, hard_negatives, in_order, unite, within_quotas
+from tasks.store import Store
+
+NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)
+pairs_of_letters = st.lists(st.sampled_from([a + b for a, b in itertools.permutations("abcdef", 2)]), unique=True, max_size=30)
+
+
+def candidates(names: list[str]) -> list[Candidate]:
+    return [Candidate(n[0], n[1], {"semantic": i % 5}) for i, n in enumerate(names)]
+
+
+def test_unites_the_encoders_with_provenance():
+    one = {"query_image_id": ["b", "a", "a"], "target_image_id": ["a", "b", "a"], "rank": [2, 0, 0]}
+    two = {"query_image_id": ["a"], "target_image_id": ["b"], "rank": [4]}
+    assert unite({"caption": two, "semantic": one}) == [Candidate("a", "b", {"semantic": 0, "caption": 4}), Candidate("b", "a", {"semantic": 2})]
+
+
+def test_agreement_of_encoders_comes_first():
+    best, middle, worst = Candidate("a", "b", {"semantic": 0, "pattern": 0, "caption": 0}), Candidate("c", "d", {"caption": 0}), Candidate("e", "f", {"caption": 9})
+    assert [c.tier for c in (best, middle, worst)] == [0, 1, 4]
+    assert in_order([worst, middle, best], seed=0) == [best, middle, worst]
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs_of_letters, st.integers(0, 99), st.integers(1, 3), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 9)), st.randoms())
+def test_quotas_hold_and_the_order_of_inputs_does_not_matter(names: list[str], seed: int, per_query: int, per_target: int, per_batch: int | None, chance: random.Random):
+    config = SelectConfig(pairs_per_query=per_query, pairs_per_target=per_target, pairs_per_batch=per_batch)
+    shuffled = candidates(names)
+    chance.shuffle(shuffled)
+    published = [("a", "b"), ("a", "c")]
+    taken, left = within_quotas(in_order(candidates(names), seed), published, config)
+    assert within_quotas(in_order(shuffled, seed), published, config) == (taken, left)
+    made = [(c.query, c.target) for c in taken]
+    assert not set(made) & set(published)
+    for end, most in ((0, per_query), (1, per_target)):
+        for letter in "abcdef":
+            assert sum(p[end] == letter for p in made) <= max(0, most - sum(p[end] == letter for p in published))
+    assert per_batch is None or len(made) <= per_batch
+    assert len(taken) + len(left) == len([n for n in names if n not in ("ab", "ac")])
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs_of_letters, st.integers(0, 30), st.integers(0, 9))
+def test_without_quotas_the_union_over_batches_is_the_whole(names: list[str], cut: int, seed: int):
+    whole, _ = within_quotas(in_order(candidates(names), seed), [], NO_QUOTAS)
+    first, _ = within_quotas(in_order(candidates(names)[:cut], seed), [], NO_QUOTAS)
+    second, _ = within_quotas(in_order(candidates(names), seed), [(c.query, c.target) for c in first], NO_QUOTAS)
+    assert {c.pair_id for c in first} | {c.pair_id for c in second} == {c.pair_id for c in whole}
+    assert not {c.pair_id for c in first} & {c.pair_id for c in second}
+
+
+def on_circle(*degrees: float) -> np.ndarray:
+    angle = np.deg2rad(degrees)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float16)
+
+
+def test_negatives_are_the_retrieved_nearest_to_the_target_but_no_copy_of_it():
+    ids = ["query", "target", "copy", "near", "far", "further"]
+    vectors = Vectors({"semantic": (ids, on_circle(0, 40, 41, 60, 80, 110))})
+    c = Candidate("query", "target", {"semantic": 1})
+    retrieved = {"semantic": {"query": ["target", "copy", "far"], "target": ["query", "near", "further", "copy"]}, "caption": {"query": ["unasked"]}}
+    limits = {"semantic": 0.99, "pattern": 0.99, "caption": 0.99}
+    negatives, copies = hard_negatives(c, retrieved, vectors, limits=limits, count=2)
+    assert copies == ["copy"]
+    assert [i for i, _ in negatives] == ["near", "far"]
+    assert [s for _, s in negatives] == pytest.approx([np.cos(np.deg2rad(20)), np.cos(np.deg2rad(40))], abs=2e-3)
+
+
+# --- the stage, on three batches of a circle -------------------------------------------------------------------------
+
+
+def params_for(batch: str, **changes: object) -> Params:
+    windows = {e: {"low": 0.8, "high": 0.999} for e in ("semantic", "pattern", "caption")}
+    section = {"pairs_per_query": 2, "pairs_per_target": 2, "pairs_per_batch": None, **changes}
+    return parse_params(resolve(read_raw(Path("params.yaml")), "test", {"open_run": {"batch": batch}, "mine": {"windows": windows}, "select": section}))
+
+
+def fill(store: Store, batch: str, degrees: list[int], all_degrees: list[int], encoders: tuple[str, ...] = ("semantic", "pattern", "caption")) -> None:
+    """Pictures by angle, and the neighbours that `mine` would have found, up to 30 degrees."""
+    ids = [f"{d:03d}" for d in degrees]
+    rows = [{"image_id": i, "batch": batch, "shard": f"{batch}-00000.tar"} for i in ids]
+    store.write(store.table_path("images", batch), rows, "images")
+    for encoder in encoders:
+        store.write_embeddings(encoder, f"{batch}-00000.tar", "r1", ids, on_circle(*degrees))
+        found = []
+        for q in all_degrees:
+            others = sorted((t for t in all_degrees if 3 <= abs(q - t) <= 30 and (q in degrees or t in degrees)), key=lambda t: (abs(q - t), t))
+            found += [{"query_image_id": f"{q:03d}", "target_image_id": f"{t:03d}", "similarity": 0.9, "rank": r} for r, t in enumerate(others)]
+        store.write(store.folder("data", "neighbours", encoder, f"{batch}-00000.parquet"), found, "neighbours")
+
+
+def test_a_batch_then_a_second_one(tmp_path: Path):
+    store = Store(tmp_path)
+    first, second = list(range(0, 100, 10)), [5, 55, 56]
+    fill(store, "2026.01.04", first, first)
+    report = select.run(params_for("2026.01.04"), store)
+    rows = store.read_table("pairs").to_pylist()
+    assert report.written == len(rows) == report.new > 10
+    assert report.read == len(rows) + report.dropped["over_quota"]
+    for row in rows:
+        assert row["pair_id"] == stable_id(row["query_image_id"], row["target_image_id"])
+        assert row["negative_image_ids"][0] == row["query_image_id"] and row["target_image_id"] not in row["negative_image_ids"]
+        assert len(row["negative_image_ids"]) == len(row["negative_similarity"]) == len(set(row["negative_image_ids"]))
+        assert row["negative_similarity"][0] == row["similarity_semantic"] and row["mined_by"] == ["semantic", "pattern", "caption"]
+    fill(store, "2026.01.11", second, first + second)
+    again = select.run(params_for("2026.01.11"), store)
+    made = store.read_table("pairs").to_pylist()
+    assert again.reused == report.written and again.new == len(made) - len(rows) > 0
+    assert len({r["pair_id"] for r in made}) == len(made)
+    for end in ("query_image_id", "target_image_id"):
+        assert max(sum(r[end] == f"{d:03d}" for r in made) for d in first + second) <= 2
+    assert {"005", "055", "056"} & {r["query_image_id"] for r in made if r["batch"] == "2026.01.11"}
+    before = store.table_path("pairs", "2026.01.11").read_bytes(), again.figures
+    assert select.run(params_for("2026.01.11"), store).figures == before[1]  # finished: read back, not made again
+    store.table_path("pairs", "2026.01.11").unlink()
+    select.run(params_for("2026.01.11"), store)
+    assert store.table_path("pairs", "2026.01.11").read_bytes() == before[0]
+
+
+def test_a_similarity_that_no_vector_gives_is_null(tmp_path: Path):
+    store = Store(tmp_path)
+    fill(store, "2026.01.04", [0, 10], [0, 10], encoders=("semantic", "pattern"))
+    store.write(store.folder("data", "neighbours", "caption", "2026.01.04-00000.parquet"), [], "neighbours")
+    select.run(params_for("2026.01.04"), store)
+    row = store.read_table("pairs").to_pylist()[0]
+    assert row["similarity_caption"] is None and row["similarity_pattern"] == pytest.approx(0.985, abs=1e-3)
+    assert row["negative_image_ids"] == [row["query_image_id"]]  # no mined one: the pair is kept all the same
+
+
+def test_the_captions_fit_is_measured_on_the_new_pictures(tmp_path: Path):
+    store = Store(tmp_path)
+    fill(store, "2026.01.04", [0, 10], [0, 10])
+    assert select.run(params_for("2026.01.04"), store).figures["median_caption_cosine_new"] == pytest.approx(1, abs=1e-3)
+    fill(store, "2026.01.11", [20, 30], [0, 10, 20, 30])
+    store.write_embeddings("caption", "2026.01.11-00000.tar", "r1", ["020", "030"], on_circle(80, 90))  # shuffled
+    assert select.run(params_for("2026.01.11"), store).figures["median_caption_cosine_new"] == pytest.approx(0.5, abs=1e-2)
+
+
+def test_select_before_mine_says_so(tmp_path: Path):
+    with pytest.raises(DataError, match="mine semantic"):
+        select.run(params_for("2026.01.04"), Store(tmp_path))
