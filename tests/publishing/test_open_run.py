@@ -76,4 +76,4 @@ def test_names_of_a_day_count_up_and_sort_by_number():
     assert next_free([], "2026-11-16") == "2026.11.16"
     taken = ["dataset/2026.11.16", *(f"dataset/2026.11.16.{n}" for n in range(2, 11))]
     assert next_free(taken, "2026-11-16") == "2026.11.16.11"
-    assert sorted(taken[::-1], key=version_key) == taken
+    assert sorted(sorted(taken), key=version_key) == taken

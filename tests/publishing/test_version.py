@@ -85,7 +85,8 @@ def test_a_better_model_is_published_beside_the_data(score: float, is_promoted: 
     assert len(list(Store(root).table_files("triplets"))) == 3  # the newest version's data is there
     (root / "models" / "candidate").mkdir(parents=True)
     (root / "models" / "candidate" / "model.safetensors").write_bytes(b"weights")
-    metrics = {m: {k: {"map_at_5": v, "recall_at_1": v, "recall_at_10": v} for k in ("composed", "image_only", "text_only")} for m, v in (("base", 0.1), ("finetuned", score))}
+    kinds, names = ("composed", "image_only", "text_only"), ("map_at_5", "recall_at_1", "recall_at_10")
+    metrics = {model: {kind: dict.fromkeys(names, value) for kind in kinds} for model, value in (("base", 0.1), ("finetuned", score))}
     (root / "reports").mkdir(exist_ok=True)
     (root / "reports" / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
     report = promote.run(load_params(root / "params.yaml"), Store(root))
