@@ -26,7 +26,10 @@ def random_rows(seed: int, n: int, d: int, spread: float = 1.0) -> np.ndarray:
 def naive(queries, targets, query_keys, target_keys, low, high, k):
     out = []
     for q, a in enumerate(queries.astype(np.float64)):
-        scored = [(-float(sum(x * y for x, y in zip(a, b, strict=True))), key, t) for t, (b, key) in enumerate(zip(targets.astype(np.float64), target_keys, strict=True))]
+        scored = [
+            (-float(sum(x * y for x, y in zip(a, b, strict=True))), key, t)
+            for t, (b, key) in enumerate(zip(targets.astype(np.float64), target_keys, strict=True))
+        ]
         inside = sorted((s, key, t) for s, key, t in scored if low <= -s < high and key != query_keys[q])
         out += [(q, t, -s, rank) for rank, (s, _, t) in enumerate(inside[:k])]
     return out
@@ -40,7 +43,15 @@ def test_keeps_the_related_and_drops_the_copy_and_the_unrelated():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 60), st.integers(1, 9), st.floats(-1, 0.99), st.floats(0.01, 1.2), st.sampled_from([0.02, 0.5, 2.0]))
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(1, 9),
+    st.floats(-1, 0.99),
+    st.floats(0.01, 1.2),
+    st.sampled_from([0.02, 0.5, 2.0]),
+)
 def test_equals_the_naive_form(seed: int, m: int, n: int, k: int, low: float, width: float, spread: float):
     rows = random_rows(seed, m + n, 8, spread)
     keys = [f"{i:03d}" for i in np.random.default_rng(seed).permutation(m + n)]

@@ -31,14 +31,20 @@ def test_unites_the_encoders_with_provenance():
 
 
 def test_agreement_of_encoders_comes_first():
-    best, middle, worst = Candidate("a", "b", {"semantic": 0, "pattern": 0, "caption": 0}), Candidate("c", "d", {"caption": 0}), Candidate("e", "f", {"caption": 9})
+    best, middle, worst = (
+        Candidate("a", "b", {"semantic": 0, "pattern": 0, "caption": 0}),
+        Candidate("c", "d", {"caption": 0}),
+        Candidate("e", "f", {"caption": 9}),
+    )
     assert [c.tier for c in (best, middle, worst)] == [0, 1, 4]
     assert in_order([worst, middle, best], seed=0) == [best, middle, worst]
 
 
 @settings(max_examples=60, deadline=None)
 @given(pairs_of_letters, st.integers(0, 99), st.integers(1, 3), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 9)), st.randoms())
-def test_quotas_hold_and_the_order_of_inputs_does_not_matter(names: list[str], seed: int, per_query: int, per_target: int, per_batch: int | None, chance: random.Random):
+def test_quotas_hold_and_the_order_of_inputs_does_not_matter(
+    names: list[str], seed: int, per_query: int, per_target: int, per_batch: int | None, chance: random.Random
+):
     config = SelectConfig(pairs_per_query=per_query, pairs_per_target=per_target, pairs_per_batch=per_batch)
     shuffled = candidates(names)
     chance.shuffle(shuffled)

@@ -62,9 +62,7 @@ class TransformersEncoder:
         self.name = spec.model
         self.device = pick_device(device)
         with loading(spec.model, f"an {spec.kind} encoder" if spec.kind == "image" else "a text encoder"):
-            self.model: Any = AutoModel.from_pretrained(
-                spec.model, revision=spec.revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
+            self.model: Any = AutoModel.from_pretrained(spec.model, revision=spec.revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
             front: Any = AutoImageProcessor if spec.kind == "image" else AutoTokenizer
             self.front: Any = front.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
         self.model.eval().to(self.device)
