@@ -4,8 +4,9 @@ Reads data/neighbours, data/embeddings, data/images, data/captions, the earlier 
 (the marker) and data/dropped/select/<batch>.parquet. Source: MegaPairs, arXiv:2412.14475, section 3.1 and table 4 (the query
 picture as a negative is the decisive one).
 
-Order: candidates stand in tiers of agreement (the sum of 1 / (1 + rank) over the encoders that mined them, in powers of two);
-within a tier a seeded hash of the pair's id decides, so neither the input's order nor chance shows. Quotas count what is
+Order: candidates stand in tiers of agreement (the sum of 1 / (1 + rank) over the encoders that mined the pair, and over those
+that mined it the other way round; four tiers to a factor of two); within a tier a seeded hash of the pair's id decides, so
+neither the input's order nor chance shows. Quotas count what is
 published already. Negatives come from what the same encoders retrieved for the query and for the target, the target's
 nearest first; one that any encoder holds for a copy of the target is none.
 
@@ -39,11 +40,12 @@ ENCODERS = ("semantic", "pattern", "caption")
 
 @dataclass
 class Candidate:
-    """An ordered pair of pictures and the encoders that mined it: encoder -> rank."""
+    """An ordered pair of pictures and the encoders that mined it: encoder -> rank, this way and the other way round."""
 
     query: str
     target: str
     ranks: dict[str, int] = field(default_factory=dict)
+    reverse_ranks: dict[str, int] = field(default_factory=dict)
 
     @property
     def pair_id(self) -> str:
@@ -52,9 +54,9 @@ class Candidate:
 
     @property
     def tier(self) -> int:
-        """Agreement of the encoders, 0 the best: all of those known rank the target first."""
-        agreement = sum(1 / (1 + rank) for rank in self.ranks.values())
-        return math.floor(math.log2(len(ENCODERS)) - math.log2(agreement))
+        """Agreement of the encoders, 0 the best: for all of them each is the other's nearest."""
+        agreement = sum(1 / (1 + rank) for rank in (*self.ranks.values(), *self.reverse_ranks.values()))
+        return math.floor(4 * (math.log2(2 * len(ENCODERS)) - math.log2(agreement)) + 1e-9)
 
 
 class Vectors:
@@ -91,6 +93,9 @@ def unite(neighbours: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[Candida
             if query != target:
                 ranks = found.setdefault((query, target), Candidate(query, target)).ranks
                 ranks[encoder] = min(rank, ranks.get(encoder, rank))
+    for (query, target), candidate in found.items():
+        if (other := found.get((target, query))) is not None:
+            candidate.reverse_ranks = other.ranks
     return [found[key] for key in sorted(found)]
 
 

@@ -27,17 +27,16 @@ def candidates(names: list[str]) -> list[Candidate]:
 def test_unites_the_encoders_with_provenance():
     one = {"query_image_id": ["b", "a", "a"], "target_image_id": ["a", "b", "a"], "rank": [2, 0, 0]}
     two = {"query_image_id": ["a"], "target_image_id": ["b"], "rank": [4]}
-    assert unite({"caption": two, "semantic": one}) == [Candidate("a", "b", {"semantic": 0, "caption": 4}), Candidate("b", "a", {"semantic": 2})]
+    there, back = {"semantic": 0, "caption": 4}, {"semantic": 2}
+    assert unite({"caption": two, "semantic": one}) == [Candidate("a", "b", there, back), Candidate("b", "a", back, there)]
 
 
 def test_agreement_of_encoders_comes_first():
-    best, middle, worst = (
-        Candidate("a", "b", {"semantic": 0, "pattern": 0, "caption": 0}),
-        Candidate("c", "d", {"caption": 0}),
-        Candidate("e", "f", {"caption": 9}),
-    )
-    assert [c.tier for c in (best, middle, worst)] == [0, 1, 4]
-    assert in_order([worst, middle, best], seed=0) == [best, middle, worst]
+    all_first = {"semantic": 0, "pattern": 0, "caption": 0}
+    mutual, one_way = Candidate("a", "b", all_first, all_first), Candidate("c", "d", all_first)
+    one, far = Candidate("e", "f", {"caption": 0}), Candidate("g", "h", {"caption": 9})
+    assert [c.tier for c in (mutual, one_way, one, far)] == [0, 4, 10, 23]
+    assert in_order([far, one, one_way, mutual], seed=0) == [mutual, one_way, one, far]
 
 
 @settings(max_examples=60, deadline=None)
