@@ -50,7 +50,7 @@ figure{margin:0}figure img{width:100%;aspect-ratio:1;object-fit:contain;backgrou
 figcaption{font-size:12px;color:var(--soft);margin-top:5px;display:flex;justify-content:space-between;gap:6px}.arrow{color:var(--soft);font-size:20px;text-align:center;padding-bottom:20px}
 ol{list-style:none;margin:0;padding:0;display:grid;gap:6px}ol li{display:grid;grid-template-columns:1fr auto;gap:10px;font-size:14.5px;line-height:1.4;padding:7px 10px;background:var(--tint);border-radius:8px}
 ol small{color:var(--soft);display:block;font-size:11.5px}.score{font-variant-numeric:tabular-nums;font-size:12.5px;font-weight:650;color:var(--good);white-space:nowrap}
-.neg{display:grid;grid-template-columns:repeat(5,1fr);gap:8px}.neg figcaption{justify-content:center}.neg .score{color:var(--soft)}.neg .hot{color:var(--bad)}
+.neg{display:grid;grid-template-columns:repeat(5,minmax(0,1fr));gap:8px;border-top:1px solid var(--line);padding-top:12px}.neg figcaption{flex-direction:column;align-items:center;gap:0;line-height:1.3}.neg small{font-size:11px}.neg .score{color:var(--soft)}.neg .hot{color:var(--bad)}
 .chips{display:flex;flex-wrap:wrap;gap:6px;margin-top:auto}.chip{font-size:12px;padding:2px 9px;border-radius:99px;border:1px solid var(--line);color:var(--soft);font-variant-numeric:tabular-nums}
 .chip.on{border-color:currentColor;font-weight:600}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:18px;margin-top:18px}
 .panel{padding:18px 20px;overflow-x:auto}.panel h3{margin:0 0 2px;font-size:16px}.panel p{margin:0 0 12px;color:var(--soft);font-size:13px}
@@ -160,7 +160,7 @@ def card(row: Mapping[str, Any], pair: Mapping[str, Any], pictures: Mapping[str,
     negatives = []
     for n, (image_id, score) in enumerate(zip(row["negative_image_ids"], row["judge_negative"], strict=False)):
         hot = " hot" if score >= threshold else ""
-        negatives.append(figure(image_id, f'<span class="score{hot}">{"query " if n == 0 else ""}{score:.2f}</span>'))
+        negatives.append(figure(image_id, f'<span class="score{hot}">{score:.2f}</span>{"<small>query</small>" if n == 0 else ""}'))
     chips = []
     for encoder in COLOURS:
         similarity = pair.get(f"similarity_{encoder}")
