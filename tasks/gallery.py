@@ -117,7 +117,7 @@ def histogram(values: Sequence[float], low: float, high: float, colour: str, lab
     if not values:
         return "<p>No vectors.</p>"
     left = min(min(values), low) - 0.02
-    right = max(max(values), min(high, 1.0)) + 0.01
+    right = min(1.0, max(max(values), high) + 0.01)
     counts = [0] * BINS
     for v in values:
         counts[min(BINS - 1, max(0, int((v - left) / (right - left) * BINS)))] += 1
@@ -177,9 +177,9 @@ def card(row: Mapping[str, Any], pair: Mapping[str, Any], pictures: Mapping[str,
 
 def drop_panels(drops: Mapping[str, Mapping[str, int]]) -> str:
     """What every stage left out, by reason, as bars."""
-    top = max((c for reasons in drops.values() for c in reasons.values()), default=1)
     panels = []
     for stage, reasons in drops.items():
+        top = max(reasons.values())
         bars = "".join(
             f'<div class="bar"><span>{escaped(reason.replace("_", " "))}</span><i style="width:{100 * count / top:.1f}%"></i><b>{count:,}</b></div>'
             for reason, count in sorted(reasons.items(), key=lambda e: -e[1])
@@ -260,7 +260,7 @@ def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: 
     histograms = []
     for encoder, window in params.mine.windows.items():
         _, vectors, revision = store.read_embeddings(encoder)
-        model = params.embed.encoders[encoder].model if encoder in params.embed.encoders else ""
+        model = "/".join(params.embed.encoders[encoder].model.split("/")[-2:]) if encoder in params.embed.encoders else ""
         picture = histogram(
             nearest_similarities(vectors, params.mine.neighbours, params.open_run.seed).tolist(), window.low, window.high, COLOURS[encoder], f"cosine similarities, {encoder}"
         )

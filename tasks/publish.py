@@ -80,8 +80,8 @@ def write_tree(cwd: Path, code: str, files: Mapping[str, bytes]) -> str:
         return git(cwd, "write-tree", index=index)
 
 
-def compose(worktree: Path, files: Mapping[str, bytes], stages: Sequence[str], sections: Sequence[str], message: str) -> tuple[str, str | None]:
-    """The commit to publish on the newest tip, and that tip (None for the first version).
+def compose(worktree: Path, files: Mapping[str, bytes], stages: Sequence[str], sections: Sequence[str], message: str) -> str:
+    """The commit to publish, on the newest tip of the branch.
 
     Args:
         files: the product's files that this run publishes, dvc.lock and params.yaml as the run has them.
@@ -100,12 +100,18 @@ def compose(worktree: Path, files: Mapping[str, bytes], stages: Sequence[str], s
     parents = [tip] if tip else [deployed]
     if tip and not is_ancestor(worktree, deployed, tip):
         parents.append(deployed)
-    return git(worktree, "commit-tree", tree, *[a for p in parents for a in ("-p", p)], "-m", message), tip
+    return git(worktree, "commit-tree", tree, *[a for p in parents for a in ("-p", p)], "-m", message)
 
 
 def fetch(cwd: Path) -> None:
-    """Bring origin's branches and tags up to date here."""
-    git(cwd, "fetch", "-q", "--tags", "--prune", "origin")
+    """Make the clone's view of origin's branches and tags what origin holds, no more and no less."""
+    git(cwd, "fetch", "-q", "--prune", "origin", "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
+
+
+def tag_object(cwd: Path, tag: str, commit: str, message: str) -> str:
+    """An annotated tag as an object alone: the name exists nowhere until it is pushed, so a crash leaves no half-made version."""
+    tagger = git(cwd, "var", "GIT_COMMITTER_IDENT")
+    return git(cwd, "mktag", stdin=f"object {commit}\ntype commit\ntag {tag}\ntagger {tagger}\n\n{message}\n")
 
 
 def publish(
@@ -129,6 +135,7 @@ def publish(
     """
     with publishing_lock(worktree):
         objects = push_and_verify(worktree)
+        refusal: TransientError | None = None
         for _ in range(ATTEMPTS):
             fetch(worktree)
             there = resolve_ref(worktree, f"refs/tags/{tag}")
@@ -140,16 +147,16 @@ def publish(
                 now = version_at(worktree, REMOTE_BRANCH)
                 if (now or {}).get("version") != parent:
                     raise DataError(f"origin: version {(now or {}).get('version')} came in since this run opened on {parent}; trigger a new run")
-            commit, _tip = compose(worktree, files, stages, sections, message)
-            git(worktree, "tag", "-a", "-f", tag, "-m", message, commit)
+            commit = compose(worktree, files, stages, sections, message)
+            named = tag_object(worktree, tag, commit, message)
             try:
-                git(worktree, "push", "-q", "--atomic", "origin", f"{commit}:refs/heads/{BRANCH}", f"refs/tags/{tag}")
-            except TransientError:
-                git(worktree, "tag", "-d", tag)
+                git(worktree, "push", "-q", "--atomic", "origin", f"{commit}:refs/heads/{BRANCH}", f"{named}:refs/tags/{tag}")
+            except TransientError as error:
+                refusal = error
                 continue
             fetch(worktree)
             return Published(tag, commit, objects)
-        raise TransientError(f"origin: branch {BRANCH} moved {ATTEMPTS} times while {tag} was pushed; run again")
+        raise TransientError(f"origin refused {tag} {ATTEMPTS} times; run again. Its last words: {refusal}")
 
 
 # --- reading back ----------------------------------------------------------------------------------------------------

@@ -252,9 +252,14 @@ def failure_of(
         "why": (config.get("meta") or {}).get("why", ""),
         "observed": observed,
         "expected": _range(expected),
-        "last": last.get(str(config["kwargs"].get("column"))),
+        "last": last_value(str(config["kwargs"].get("column")), last),
         "examples": [dict(e) for e in examples[:EXAMPLES]],
     }
+
+
+def last_value(column: str, last: Mapping[str, Any]) -> Any:
+    """The last version's value of a figure; for a drop, the value that it is measured from."""
+    return last.get(f"{column.removesuffix('_drop')}_new", last.get(column)) if column.endswith("_drop") else last.get(column)
 
 
 def _readable(kind: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from tasks import promote, validate, version
 from tasks.config import load_params
-from tasks.errors import DataError, NothingToDo
+from tasks.errors import DataError, NothingToDo, TransientError
 from tasks.open_run import open_run
 from tasks.publish import REMOTE_BRANCH, close_run, configure_deployment, version_at
 from tasks.repository import files_at, git, read_at, tags
@@ -60,6 +60,22 @@ def test_a_second_try_after_the_push_changes_nothing(versions: Path):
     assert git(versions / "origin.git", "rev-parse", "dataset") == tip
 
 
+def test_a_push_that_fails_leaves_no_name_behind_and_may_be_tried_again(versions: Path):
+    root = open_dataset_run(versions, "refused", "2026-12-01")
+    params = fill(root, range(30, 35))
+    gates(root)
+    hook = versions / "origin.git" / "hooks" / "pre-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho out of order >&2\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(TransientError, match=r"(?s)origin refused dataset/2026.12.01 5 times.*out of order"):
+        version.run(params, Store(root))
+    assert tags(versions / "dataset", "dataset")[-1] == "dataset/2026.11.23"
+    hook.unlink()
+    assert version.run(params, Store(root)).notes[0] == "dataset/2026.12.01"
+    assert git(versions / "origin.git", "cat-file", "-t", "dataset/2026.12.01") == "tag"
+
+
 def test_a_run_that_was_overtaken_does_not_hide_the_other_version(versions: Path):
     root = open_dataset_run(versions, "slow", "2026-12-07")
     params = fill(root, range(40, 45))
@@ -82,7 +98,7 @@ def test_equal_inputs_give_equal_fingerprints_on_another_day_and_machine(version
 @pytest.mark.parametrize(("score", "is_promoted"), [(0.30, True), (0.10, False)])
 def test_a_better_model_is_published_beside_the_data(score: float, is_promoted: bool, versions: Path):
     root = Path(open_run(versions / "dataset", versions / "runs", f"model {score}", "model", {"date": "2026-12-10"}).notes[0])
-    assert len(list(Store(root).table_files("triplets"))) == 3  # the newest version's data is there
+    assert len(list(Store(root).table_files("triplets"))) == 4  # the newest version's data is there
     (root / "models" / "candidate").mkdir(parents=True)
     (root / "models" / "candidate" / "model.safetensors").write_bytes(b"weights")
     kinds, names = ("composed", "image_only", "text_only"), ("map_at_5", "recall_at_1", "recall_at_10")
