@@ -1,0 +1,50 @@
+"""Held-out triplets: whole connected components of pictures, so that no picture stands on both sides.
+
+Two pictures are connected when they are query and target of one triplet. Components are taken in the order of a hash of
+their smallest picture id, as many whole ones as fit: a new batch adds to the split, it does not shuffle it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+
+def components(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Picture id -> the smallest picture id that it is connected with (union-find with path halving)."""
+    parent: dict[str, str] = {}
+
+    def root(x: str) -> str:
+        parent.setdefault(x, x)
+        while parent[x] != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    for one, other in pairs:
+        a, b = root(one), root(other)
+        if a != b:
+            parent[max(a, b)] = min(a, b)  # the smaller id stays the root, so the name does not depend on the order
+    return {x: root(x) for x in parent}
+
+
+def held_out_pictures(pairs: Sequence[tuple[str, str]], share: float) -> set[str]:
+    """Pictures never to be trained on.
+
+    Args:
+        pairs: (query, target) picture ids, one per triplet.
+        share: share of the triplets to hold out, 0..1; whole components only, never more than that.
+    Returns:
+        The ids in the held-out components; empty where no component is small enough.
+    """
+    of = components(pairs)
+    sizes: dict[str, int] = {}
+    for query, _ in pairs:
+        sizes[of[query]] = sizes.get(of[query], 0) + 1
+    room = share * len(pairs)
+    taken: set[str] = set()
+    for name in sorted(sizes, key=lambda n: hashlib.sha256(f"held-out:{n}".encode()).digest()):
+        if sizes[name] <= room:
+            taken.add(name)
+            room -= sizes[name]
+    return {picture for picture, name in of.items() if name in taken}
