@@ -1,0 +1,81 @@
+"""`make demo` as a newcomer runs it: two versions, one fine-tuning, a summary; then what a researcher finds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def demo(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a finished demo leaves; its output is shown when it failed."""
+    root = tmp_path_factory.mktemp("demo") / ".demo"
+    done = subprocess.run([sys.executable, "-m", "tasks.demo", "--root", str(root)], cwd=project, capture_output=True, text=True, timeout=2400)
+    print(done.stdout[-6000:], done.stderr[-3000:])
+    assert done.returncode == 0, "the demo failed; its last lines are above"
+    return root
+
+
+@pytest.fixture(scope="module")
+def summary(demo: Path) -> dict[str, Any]:
+    return json.loads((demo / "summary.json").read_text())
+
+
+def test_two_versions_came_out_and_one_fine_tuning_was_judged(summary: dict[str, Any]):
+    assert len(summary["versions"]) == 2
+    assert summary["images"] > 2000 and 0 < summary["triplets"] <= summary["pairs"]
+    assert isinstance(summary["promoted"], bool) and summary["why"]
+    for model in ("base", "finetuned"):
+        for query in ("composed", "image_only", "text_only"):
+            assert set(summary["metrics"][model][query]) >= {"map_at_5", "recall_at_1", "recall_at_10"}
+    assert set(summary["truth"]) >= {"instructions_true", "instructions_complete", "negatives_also_right"}
+
+
+def test_the_second_week_cost_what_the_second_week_brought(summary: dict[str, Any]):
+    for stage in ("embed", "caption", "judge"):
+        counts = summary["incremental"][stage]
+        assert counts["done"] == counts["new"] < counts["reused"], stage
+
+
+def test_fine_tuning_on_the_triplets_pays(summary: dict[str, Any]):
+    base, tuned = summary["metrics"]["base"], summary["metrics"]["finetuned"]
+    assert tuned["composed"]["map_at_5"] > base["composed"]["map_at_5"]
+
+
+def test_a_researcher_reads_every_triplet_of_each_version(demo: Path, summary: dict[str, Any], tmp_path: Path):
+    clone = tmp_path / "corpus"
+    dvc = [sys.executable, "-m", "dvc", "pull", "-q"]
+    subprocess.run(["git", "clone", "-q", str(demo / "origin.git"), str(clone)], check=True)
+    subprocess.run(dvc, cwd=clone, check=True)
+    code = (
+        "import json; from tasks.readers import with_images; v = json.load(open('version.json'));"
+        "n = sum(1 for row in with_images('.'));"
+        "import datasets; d = datasets.load_dataset('.', 'triplets', split='train', cache_dir='.hf');"
+        "print(json.dumps([v['version'], v['rows']['triplets'], n, len(d)]))"
+    )
+    found = []
+    for tag in (summary["versions"][-1], summary["versions"][0]):
+        subprocess.run(["git", "checkout", "-q", tag], cwd=clone, check=True)
+        subprocess.run(dvc, cwd=clone, check=True)
+        out = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=True).stdout
+        version, rows, streamed, loaded = json.loads(out.splitlines()[-1])
+        assert tag == f"dataset/{version}" and rows == streamed == loaded > 0
+        found.append(rows)
+    assert found[0] == summary["triplets"] > found[1]
+
+
+def test_the_checkout_stays_clean_and_the_gallery_opens(demo: Path, chromium: str):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"])
+        page = browser.new_page()
+        page.goto((demo / "gallery.html").as_uri())
+        assert page.locator("img").count() >= 2 * 24
+        assert page.evaluate("Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)")
+        browser.close()
