@@ -20,7 +20,7 @@ from tasks.decision import decide
 from tasks.errors import DataError
 from tasks.publish import MODEL_SECTIONS, MODEL_STAGES, publish
 from tasks.records import StageReport
-from tasks.repository import commit_outputs
+from tasks.repository import commit_outputs, read_at
 from tasks.store import Store
 
 CANDIDATE, IN_PLACE, BASE = "finetuned", "promoted", "base"  # models in reports/evaluation.json's `metrics`
@@ -88,7 +88,7 @@ def run(params: Params, store: Store) -> StageReport:
     if not candidate.is_dir():
         raise DataError(f"{candidate}: missing; run `python -m tasks train` first")
     tag = f"model/{batch_of(params)}"
-    data_version = json.loads((root / "version.json").read_text())["version"] if (root / "version.json").exists() else "unpublished"
+    data_version = json.loads((root / "version.json").read_text())["version"]
     card = model_card(
         evaluation,
         tag=tag,
@@ -99,7 +99,7 @@ def run(params: Params, store: Store) -> StageReport:
         metrics=metrics,
     )
     place(candidate, root / "models" / "promoted", card)
-    commit_outputs(root, MODEL_STAGES, ["models/promoted"])
+    commit_outputs(root, MODEL_STAGES, ["models/promoted"], read_at(root, f"refs/tags/dataset/{data_version}", "dvc.lock"))
     files = {
         "params.yaml": (root / "params.yaml").read_bytes(),
         "dvc.lock": (root / "dvc.lock").read_bytes(),

@@ -180,7 +180,7 @@ def run(params: Params, store: Store) -> StageReport:
         is_held_out_split=params.evaluate.benchmark is None,
     )
     folders = [*(["data/export"] if has_export else []), "reports/gallery.html"]
-    stages = commit_outputs(root, DATA_STAGES, folders)
+    stages = commit_outputs(root, DATA_STAGES, folders, read_at(root, tag_of_parent, "dvc.lock") if tag_of_parent else None)
     pointers = [f"{f}.dvc" for f in folders]
     files = {
         "README.md": card.encode(),
