@@ -105,7 +105,8 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("tasks").setLevel(logging.INFO)  # libraries' chatter would bury what a stage says
     if argv[:1] == ["open_run"]:  # the one stage with arguments of its own: it makes the worktree that the others run in
         from tasks import open_run
 
@@ -128,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(report.dropped.items())) or "none"
-    print(f"{report.stage} {report.part}: read {report.read}, written {report.written}, dropped: {dropped}, new {report.new}, done {report.done}, reused {report.reused}, {report.seconds:.1f} s")
+    counts = f"read {report.read}, written {report.written}, dropped: {dropped}, new {report.new}, done {report.done}, reused {report.reused}"
+    print(f"{report.stage} {report.part}".strip() + f": {counts}, {report.seconds:.1f} s")
     print(json.dumps(json.loads(report.to_json())), flush=True)
     return 0
 

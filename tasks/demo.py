@@ -395,7 +395,8 @@ def run_demo(root: Path, profile: str, seed: int, keep: bool, airflow_changes: M
                 raise DemoFailed(f"the benchmark could not be drawn:\n{(root / 'benchmark.log').read_text()[-2000:]}")
             weeks.append(follow(airflow, clock, DATASET_DAG, run_id))
             if any(task.task_id == "version" and task.state == "skipped" for task in weeks[-1]):
-                raise DemoFailed(f"{DATASET_DAG}: no version was published, so there is nothing to train on. What was left out: {json.dumps(drops_of(weeks[-1]))}")
+                left_out = json.dumps(drops_of(weeks[-1]))
+                raise DemoFailed(f"{DATASET_DAG}: no version was published, so there is nothing to train on. What was left out: {left_out}")
         clock.say(f"{MODEL_DAG}, started by the second version")
         training = follow(airflow, clock, MODEL_DAG, wait_for_training(airflow), root / "evaluation.json")
         summary = collect(root, weeks, training, clock.seconds())

@@ -75,7 +75,7 @@ def test_a_flood_of_copies_stops_at_the_images_gate(factory: Factory, first_vers
     assert "sample-world" in mail["Subject"] and "gate 'images'" in mail["Subject"] and "duplicate_share" in mail["Subject"]
     page = page_of(mail)
     assert "at most 0.25" in page and first_version.removeprefix("dataset/") in page
-    assert page.count("duplicate</td>") + len(re.findall(r"reason</span> (?:near_)?duplicate", page)) == 5
+    assert len(re.findall(r"reason</span> (?:near_)?duplicate", page)) == 5
     assert f"{factory.airflow.url}/dags/{DATASET_DAG}/runs/" in page and "data_docs/index.html" in page
 
 
@@ -102,11 +102,10 @@ def test_a_wrong_value_fails_within_seconds_without_a_retry(factory: Factory):
 
 
 def test_a_scheduled_run_happens_and_with_nothing_new_it_is_green(factory: Factory, first_version: str):
-    state, states = factory.run({})  # what the form's limit had left over
-    assert state == "success", states
     before = factory.published()
+    (factory.root / "quiet" / ".demo" / "source").mkdir(parents=True)
     factory.airflow.stop()
-    changes = {**{k: factory.airflow.environment[k] for k in ("MEGAPAIRS_DEFAULT_PROFILE", "MEGAPAIRS_SOURCES_ROOT")}, "MEGAPAIRS_SCHEDULE": "* * * * *"}
+    changes = {"MEGAPAIRS_DEFAULT_PROFILE": "test", "MEGAPAIRS_SOURCES_ROOT": str(factory.root / "quiet"), "MEGAPAIRS_SCHEDULE": "* * * * *"}
     with LocalAirflow(factory.root, changes) as airflow:
         airflow.migrate_and_start()
         airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
