@@ -17,7 +17,8 @@ from tasks.sample.world import make_world
 CHANGES = {
     "open_run": {"date": "2026-11-16", "batch": "2026.11.16"},
     "select": {"pairs_per_batch": 24},
-    "validate": {"images": {"caption_share_min": 0.0}},
+    "judge": {"threshold": 0.0, "negative_threshold": 1.0},  # what is tested is the graph, not the models
+    "validate": {"images": {"caption_share_min": 0.0}, "triplets": {"yes_min": 0.0}},
     "train": {"steps": 10},
     "evaluate": {"benchmark": None, "truth": None},
 }
@@ -33,7 +34,7 @@ def clone(tmp_path: Path, project: Path) -> Path:
         shutil.copyfile(project / name, root / name)
     for name in ("tasks", "expectations"):
         shutil.copytree(project / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    make_world(tmp_path / "source", seed=5, images=120, truth=tmp_path / "truth.jsonl")
+    make_world(tmp_path / "source", seed=5, images=100, truth=tmp_path / "truth.jsonl")
     source = {"ingest": {"sources": [{"name": "sample", "path": str(tmp_path / "source"), "license_code": "CC0-1.0"}]}}
     resolved = overlay(overlay(resolve(read_raw(project / "params.yaml"), "test"), CHANGES), source)
     (root / "params.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
