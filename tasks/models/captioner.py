@@ -122,9 +122,7 @@ class LocalCaptioner:
         with loading(model, "an MLLM"):
             self.processor: Any = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
             dtype: Any = torch.float32 if self.device == "cpu" else "auto"
-            self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                model, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
-            )
+            self.model: Any = AutoModelForImageTextToText.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         self.model.eval().to(self.device)
         self.tokenizer: Any = self.processor.tokenizer
         self.tokenizer.padding_side = "left"

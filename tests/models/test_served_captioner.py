@@ -1,0 +1,108 @@
+"""The OpenAI-compatible engine, against a small server on loopback that keeps what it is sent."""
+
+import base64
+import io
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+
+from tasks.errors import ConfigError, TransientError
+from tasks.models.captioner import Reply, Request, ServedCaptioner
+from tasks.models.writer import load_writer
+
+Answer = tuple[int, dict]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each request with `answer(number, body)`."""
+
+    answer: Callable[[int, dict], Answer]
+    seen: list[dict]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append({"path": self.path, **body})
+        status, answer = self.server.answer(len(self.server.seen), body)
+        text = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def said(text: str, **more: object) -> dict:
+    return {"choices": [{"message": {"content": text}, **more}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server(("127.0.0.1", 0), Handler)
+    server.seen = []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def captioner(server: Server, **more) -> ServedCaptioner:
+    url = f"http://127.0.0.1:{server.server_port}/v1/"
+    return ServedCaptioner("Qwen/Qwen3-VL-8B-Instruct", **{"revision": None, "url": url, "in_flight": 4, "max_new_tokens": 9, "sleep": lambda s: None, **more})
+
+
+def test_pictures_travel_as_bytes_before_the_text_and_replies_keep_their_order(server: Server):
+    server.answer = lambda n, body: (200, said(f" {body['messages'][0]['content'][-1]['text']}! "))
+    pictures = tuple(Image.new("RGB", (8, 8), c) for c in ("red", "blue"))
+    replies = captioner(server).chat([Request(pictures, f"text {n}") for n in range(20)])
+    assert replies == [Reply(f"text {n}!", 7, 3) for n in range(20)]
+    sent = server.seen[0]
+    assert sent["path"] == "/v1/chat/completions" and sent["temperature"] == 0 and sent["max_tokens"] == 9
+    urls = [part["image_url"]["url"] for part in sent["messages"][0]["content"][:2]]
+    opened = [Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")))) for url in urls]
+    assert [p.getpixel((4, 4))[0] > 128 for p in opened] == [True, False]
+
+
+def test_a_busy_server_is_asked_again_and_a_dead_one_is_transient(server: Server):
+    server.answer = lambda n, body: (200, said("here")) if n > 3 else ((429, 503, 200)[n - 1], {"error": "busy"})
+    waits: list[float] = []
+    assert captioner(server, in_flight=1, sleep=waits.append).chat([Request((), "hello")])[0].text == "here"
+    assert len(waits) == 3 and waits == sorted(waits)
+    with pytest.raises(TransientError, match="after 2 tries"):
+        captioner(server, url="http://127.0.0.1:9/v1", tries=2).chat([Request((), "hello")])
+
+
+def test_a_refusal_is_not_tried_again(server: Server):
+    server.answer = lambda n, body: (404, {"error": "no such model"})
+    with pytest.raises(ConfigError, match="404"):
+        captioner(server).chat([Request((), "hello")])
+    assert len(server.seen) == 1
+
+
+def test_yes_is_read_off_the_first_token(server: Server):
+    likely = [{"token": t, "logprob": math.log(p)} for t, p in (("Yes", 0.5), (" yes", 0.1), ("No", 0.2), ("Maybe", 0.2))]
+    server.answer = lambda n, body: (200, said("Yes", logprobs={"content": [{"top_logprobs": likely if n == 1 else likely[3:]}]}))
+    yes = captioner(server, in_flight=1).yes_probability([Request((), "a"), Request((), "b")])
+    assert yes == [pytest.approx(0.75), 0.0]
+    assert server.seen[0]["max_tokens"] == 1 and server.seen[0]["logprobs"] is True
+    server.answer = lambda n, body: (200, said("Yes"))
+    with pytest.raises(ConfigError, match="top_logprobs"):
+        captioner(server).yes_probability([Request((), "a")])
+
+
+def test_the_writer_has_a_server_of_its_own(server: Server):
+    server.answer = lambda n, body: (200, said("make it blue"))
+    writer = load_writer("Qwen/Qwen3-8B", engine="openai", url=f"http://127.0.0.1:{server.server_port}/v1", revision="abc")
+    assert (writer.name, writer.revision, writer.write(["one"])[0].text) == ("Qwen/Qwen3-8B", "abc", "make it blue")
