@@ -241,7 +241,7 @@ def configure_deployment(origin: Path, dataset: Path, remote_url: str, cache: Pa
     cache = cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
     site = f"[core]\n    site_cache_dir = {cache / 'site'}\n"
-    (dataset / ".dvc" / "config.local").write_text(f"{site}[cache]\n    dir = {cache}\n    type = \"hardlink,symlink,copy\"\n")
+    (dataset / ".dvc" / "config.local").write_text(f'{site}[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n')
 
 
 def close_run(worktree: Path, dataset: Path | None = None) -> None:
