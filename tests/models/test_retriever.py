@@ -1,0 +1,73 @@
+"""BGE-VL of the CLIP type: the sum of raw features, then unit length; any CLIP folder loads without code from it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tasks.errors import ConfigError
+from tasks.models.retriever import Retriever
+
+CLIP = "tasks/sample/checkpoints/clip"
+
+
+@pytest.fixture(scope="module")
+def retriever() -> Retriever:
+    return Retriever(CLIP, device="cpu")
+
+
+def pictures(n: int) -> list[Image.Image]:
+    return [Image.fromarray(np.random.default_rng(i).integers(0, 256, (96, 96, 3)).astype(np.uint8)) for i in range(n)]
+
+
+def test_a_query_is_the_sum_of_raw_features_then_of_unit_length(retriever: Retriever):
+    images, texts = pictures(3), ["make it blue", "remove the star", "what if it were red?"]
+    both = retriever.encode(images, texts, batch=2)
+    with torch.inference_mode():
+        values = retriever.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        pooled = [
+            getattr(out, "pooler_output", out)
+            for out in (
+                retriever.model.get_image_features(pixel_values=values["pixel_values"]),
+                retriever.model.get_text_features(input_ids=values["input_ids"], attention_mask=values["attention_mask"]),
+            )
+        ]
+    expected = torch.nn.functional.normalize(pooled[0] + pooled[1], dim=-1).numpy()
+    assert np.allclose(both, expected, atol=1e-5) and both.dtype == np.float32
+    for rows in (both, retriever.encode(images), retriever.encode(texts=texts)):
+        assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert retriever.encode(texts=["word " * 500]).shape == (1, both.shape[1])
+    with pytest.raises(ConfigError, match="as many of both"):
+        retriever.encode(images, texts[:1])
+    with pytest.raises(ConfigError, match="as many of both"):
+        retriever.encode()
+
+
+def test_the_layout_of_bge_vl_loads_with_no_code_from_the_folder(tmp_path: Path, retriever: Retriever):
+    folder = tmp_path / "bge-vl"
+    shutil.copytree(CLIP, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoModel": "modeling_MMRet_CLIP.CLIPModel"}, "architectures": ["CLIPModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_MMRet_CLIP.py").write_text("raise SystemExit('code from the hub ran')")
+    assert np.array_equal(Retriever(str(folder), device="cpu").encode(pictures(2)), retriever.encode(pictures(2)))
+
+
+def test_what_is_saved_loads_and_replaces_the_old_folder_as_a_whole(tmp_path: Path, retriever: Retriever):
+    folder = tmp_path / "candidate"
+    folder.mkdir()
+    (folder / "stale").write_text("")
+    retriever.save(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["candidate"] and not (folder / "stale").exists()
+    again = Retriever(str(folder), device="cpu")
+    assert np.allclose(again.encode(pictures(2), ["a", "b"]), retriever.encode(pictures(2), ["a", "b"]), atol=1e-6)
+    assert len(again.revision) == 12
+
+
+def test_another_kind_of_model_is_refused():
+    with pytest.raises(ConfigError):
+        Retriever("tasks/sample/checkpoints/dino", device="cpu")
