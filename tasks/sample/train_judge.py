@@ -2,8 +2,8 @@
 
 The describer's architecture and, to begin with, its weights. Eight questions about one pair of pictures are packed into one
 sequence under a block-diagonal mask, each with the positions it has alone: eight labels for about three times the work of
-one. A 'no' is a near miss: another member of the family, the query itself, a text with one word wrong, a text that the
-describer itself got wrong. What is asked is `truth.is_true`: a text that states one change of several is right.
+one. A 'no' is a near miss: another member of the family, the query itself, a text with one word wrong, a text that the describer itself got wrong. What
+is asked is `truth.is_true`: a text that states one change of several is right.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3For
 from tasks.sample import phrases, tokens, truth
 from tasks.sample.common import Log, average, cosine, held_out_pairs, pixels, save, side_by_side, view
 from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, PLACES, Edit, Scene, any_scene, difference, draw, family, renamed, shared
-from tasks.sample.train_vlm import image_features, pairs_of, question, write_descriptions
+from tasks.sample.train_vlm import even_out, image_features, question, write_descriptions
 
 QUESTIONS = 8  # a pair of pictures
 LOW, HIGH = 0.03, 0.06  # the false-yes rates at which a threshold is reported
@@ -231,7 +231,7 @@ def train(folder: Path, *, seed: int = 0, steps: int = 1100, describer: Path | N
     side_by_side(_train, folder, seed, steps, describer or folder.parent / "vlm", practice)
 
 
-def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, practice: int, groups: int = 8) -> None:
+def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, practice: int, groups: int = 16) -> None:
     torch.manual_seed(seed)
     rng = random.Random(f"judge:{seed}:{rank}")
     log = Log(folder, is_silent=rank > 0)
@@ -246,36 +246,31 @@ def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, prac
     errors = own_errors(model, processor, pairs, rng)
     test = held_out_questions(600, 82, own_errors(model, processor, held_out_pairs(practice // 2, 83), rng)) if rank == 0 else []
     log.write(own_errors_in_training=len(errors), in_test=sum(a.why == "describer's own error" for a in test))
+    log.write(visual_tokens_rms=round(even_out(model), 3))
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     total = count = 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * cosine(step, steps)
+            group["lr"] = 1.2e-3 * cosine(step, steps)
         pictures: list[Scene] = []
         where: list[tuple[int, int]] = []
         rows: list[list[Asked]] = []
         for _ in range(groups):
-            relatives = family(rng, "train", 5)
-            for i, j in pairs_of(relatives, rng, 2):
-                j = i if rng.random() < 0.12 else j
-                where.append((len(pictures) + i, len(pictures) + j))
-                rows.append(questions_about(relatives[i], relatives[j], relatives, rng))
-            pictures += relatives
+            relatives = family(rng, "train", 4)
+            j = 0 if rng.random() < 0.12 else 1
+            where.append((len(pictures), len(pictures) + j))
+            rows.append(questions_about(relatives[0], relatives[j], relatives, rng))
+            pictures += relatives[:2]
         for error in rng.sample(errors, min(2, len(errors))):
             relatives = [error.query, error.candidate, any_scene(rng)]
             where.append((len(pictures), len(pictures) + 1))
             rows.append([error, *questions_about(error.query, error.candidate, relatives, rng)[:-1]])
             pictures += relatives[:2]
-        features = image_features(model, pixels([view(s, rng) for s in pictures]))
-        again = where
-        twins = [pictures[j] for i, j in where if i == j]  # the query itself, half the time in another drawing of it
-        if twins:
-            features = torch.cat([features, image_features(model, pixels([view(s, rng) for s in twins]))])
-            again, n = [], len(pictures)
-            for i, j in where:
-                again.append((i, n) if i == j and rng.random() < 0.5 else (i, j))
-                n += i == j
+        twins = [pictures[j] for i, j in where if i == j]  # the query itself: half the time in another drawing of it
+        seen_again = iter(range(len(pictures), len(pictures) + len(twins)))
+        again = [(i, next(seen_again) if rng.random() < 0.5 else j) if i == j else (i, j) for i, j in where]
+        features = image_features(model, pixels([view(s, rng) for s in pictures + twins]))
         out = packer.logits(features, again, [[a.text for a in row] for row in rows])
         answers = torch.tensor([[packer.yes if a.is_right else packer.no for a in row] for row in rows])
         loss = F.cross_entropy(out.flatten(0, 1), answers.flatten())
