@@ -158,7 +158,7 @@ def summary_text(summary: Mapping[str, Any], root: Path) -> str:
             for kind, m in kinds.items():
                 shown = "".join(f"{100 * m[k]:>8.1f}" if k in m else f"{'-':>8}" for k in ("map_at_5", "recall_at_1", "recall_at_10"))
                 lines.append(f"  {model + ', ' + kind.replace('_', ' '):<28}{shown}")
-    lines.append(f"  promoted    {'yes' if summary['promoted'] else 'no'} ({summary['why']})")
+    lines.append(f"  promoted    {'yes' if summary['promoted'] else 'no'}: {summary['why']}")
     if summary["truth"]:
         lines += ["", "Against the sample world's truth (evaluation only)"]
         lines += [f"  {name.replace('_', ' '):<28}{100 * value:>7.1f}%" for name, value in summary["truth"].items()]
@@ -325,7 +325,7 @@ def collect(root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[
         "drops": version.get("drops") or drops_of(everything),
         "seconds": seconds_of(everything, total_s),
         "promoted": bool(decision.get("figures", {}).get("is_promoted")),
-        "why": str((decision.get("notes") or ["promote said nothing"])[-1]),
+        "why": str((decision.get("notes") or ["promote said nothing"])[-1]).removeprefix("not promoted: ").removeprefix("promoted: "),
         "metrics": flat_metrics(evaluation),
         "truth": evaluation.get("truth") or {},
         "incremental": incremental_of(weeks[-1]),

@@ -56,13 +56,13 @@ def test_the_last_page_names_versions_figures_and_where_to_look():
         "drops": {"ingest": {"duplicate": 44}},
         "seconds": {"ingest": 9.6, "total": 300.0},
         "promoted": True,
-        "why": "promoted: 30.1 over 12.0",
+        "why": "30.1 over 12.0",
         "metrics": {"base": {"composed": {"map_at_5": 0.12, "recall_at_1": 0.08, "recall_at_10": 0.3}}, "finetuned": {"image_only": {"map_at_5": 0.301}}},
         "truth": {"instructions_true": 0.934},
         "incremental": {"embed": {"new": 200, "done": 200, "reused": 2000}},
     }
     text = summary_text(summary, Path(".demo"))
-    parts = ("dataset/2026.11.24", "1,200 triplets", "44 duplicate", "finetuned, image only", "30.1", "93.4%", "make ui", "promoted    yes")
+    parts = ("dataset/2026.11.24", "1,200 triplets", "44 duplicate", "finetuned, image only", "30.1", "93.4%", "make ui", "promoted    yes: 30.1")
     assert [part for part in (*parts, ".demo/gallery.html") if part not in text] == []
 
 
