@@ -108,6 +108,7 @@ def test_a_better_model_is_published_beside_the_data(score: float, is_promoted: 
     metrics = {m: {kind: dict.fromkeys(names, v if kind == "composed" else v / 2) for kind in kinds} for m, v in values.items()}
     (root / "reports").mkdir(exist_ok=True)
     (root / "reports" / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+    (root / "reports" / "training.json").write_text("{}")
     report = promote.run(load_params(root / "params.yaml"), Store(root))
     assert report.figures["is_promoted"] == float(is_promoted), report.notes
     clone = versions / "dataset"
