@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ANSWERS = (("yes", "no"), ("Yes", "No"), (" yes", " no"), (" Yes", " No"))  # spellings of yes and no; those of one token each count
+KEPT_BYTES = 256 << 20  # processed pictures kept between calls, bytes
+PASS_BYTES = 48 << 20  # pixels in one pass of the vision tower, bytes: 436 pictures of 96 px, or one of 17 tiles of 512 px
 FAST_ARCHITECTURES = ("idefics3", "smolvlm")  # get_image_features gives the rows that <image> tokens stand for
 
 
@@ -108,6 +110,14 @@ class _Picture:
     text: str
     inputs: dict[str, torch.Tensor]
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(x.nbytes for x in self.inputs.values())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.inputs["pixel_values"].shape)
+
 
 class LocalCaptioner:
     """A transformers model in this process."""
@@ -132,6 +142,7 @@ class LocalCaptioner:
         self.max_new_tokens, self.batch, self.question_batch = max_new_tokens, batch, question_batch
         self.is_fast = self.model.config.model_type in FAST_ARCHITECTURES
         self._pictures: dict[int, tuple[Image, _Picture]] = {}
+        self._kept_bytes = 0
         self._yes, self._no = self._answer_tokens()
         if set(self._yes) & set(self._no):
             raise ConfigError(f"model '{model}': its tokenizer begins yes and no with the same token; it cannot judge")
@@ -153,44 +164,55 @@ class LocalCaptioner:
         return list(self.tokenizer(prompt, add_special_tokens=not is_begun).input_ids)
 
     def _picture(self, image: Image) -> _Picture:
-        """The processor's work for one picture, kept for as long as the picture is likely to recur."""
+        """The processor's work for one picture, kept while there is room: the same picture often comes again."""
         found = self._pictures.get(id(image))
         if found is not None and found[0] is image:
             return found[1]
         made = self.processor(text=[self.processor.image_token], images=[[image]], add_special_tokens=False, return_tensors="pt")
         inputs = {k: v for k, v in made.items() if k in ("pixel_values", "pixel_attention_mask")}
         picture = _Picture(self.tokenizer.decode(made["input_ids"][0], skip_special_tokens=False), inputs)
-        if len(self._pictures) >= 4096:  # of 96 px, 0.5 GB; larger ones come in smaller chunks
+        if self._kept_bytes + picture.size_bytes > KEPT_BYTES:
             self._pictures.clear()
-        self._pictures[id(image)] = (image, picture)  # holding the picture keeps its id from being given to another
+            self._kept_bytes = 0
+        if picture.size_bytes <= KEPT_BYTES:
+            self._pictures[id(image)] = (image, picture)  # holding the picture keeps its id from being given to another
+            self._kept_bytes += picture.size_bytes
         return picture
 
-    def _expanded(self, request: Request) -> str:
+    def _expanded(self, request: Request, texts: dict[int, str]) -> str:
         """The prompt with every image token replaced by what the processor puts there."""
         parts = self._prompt(request).split(self.processor.image_token)
         if len(parts) != len(request.images) + 1:
             raise DataError(f"a prompt of '{self.name}' has {len(parts) - 1} places for {len(request.images)} pictures; does the text hold an image token?")
-        out = parts[0]
-        for image, part in zip(request.images, parts[1:], strict=True):
-            out += self._picture(image).text + part
-        return out
+        return parts[0] + "".join(texts[id(image)] + part for image, part in zip(request.images, parts[1:], strict=True))
 
-    def _features(self, requests: Sequence[Request]) -> dict[int, torch.Tensor]:
-        """id of a picture -> (tokens, width): the rows that stand for it, made once a call, in order of appearance."""
+    def _features(self, requests: Sequence[Request]) -> tuple[dict[int, torch.Tensor], dict[int, str]]:
+        """By id of each distinct picture: the rows that stand for it, (tokens, width), and its text in the prompt.
+
+        Made once a call, in order of appearance, in passes of pictures of one shape.
+        """
+        features: dict[int, torch.Tensor] = {}
+        texts: dict[int, str] = {}
+        waiting: list[tuple[Image, _Picture]] = []
+        for image in {id(i): i for r in requests for i in r.images}.values():
+            picture = self._picture(image)
+            texts[id(image)] = picture.text
+            size = picture.size_bytes * (len(waiting) + 1)
+            if waiting and (waiting[0][1].shape != picture.shape or size > PASS_BYTES or len(waiting) >= self.batch):
+                self._see(waiting, features)
+                waiting = []
+            waiting.append((image, picture))
+        if waiting:
+            self._see(waiting, features)
+        return features, texts
+
+    def _see(self, part: list[tuple[Image, _Picture]], features: dict[int, torch.Tensor]) -> None:
+        """One pass of the vision tower over pictures of one shape, into `features`."""
         import torch
 
-        by_shape: dict[tuple[int, ...], list[Image]] = {}
-        for image in {id(i): i for r in requests for i in r.images}.values():
-            by_shape.setdefault(tuple(self._picture(image).inputs["pixel_values"].shape), []).append(image)
-        out: dict[int, torch.Tensor] = {}
-        for images in by_shape.values():
-            for start in range(0, len(images), self.batch):
-                part = images[start : start + self.batch]
-                inputs = [self._picture(i).inputs for i in part]
-                joined = {k: torch.cat([i[k] for i in inputs]).to(self.device) for k in inputs[0]}
-                rows = self.model.get_image_features(**joined, return_dict=True).pooler_output
-                out |= {id(image): row for image, row in zip(part, rows, strict=True)}
-        return out
+        joined = {k: torch.cat([picture.inputs[k] for _, picture in part]).to(self.device) for k in part[0][1].inputs}
+        rows = self.model.get_image_features(**joined, return_dict=True).pooler_output
+        features |= {id(image): row for (image, _), row in zip(part, rows, strict=True)}
 
     def _embedded(self, ids: Sequence[Sequence[int]], images: Sequence[tuple[Image, ...]], features: dict[int, torch.Tensor], side: str) -> tuple[Any, Any]:
         """Token rows padded on a side, (b, length, width) and their mask (b, length); image tokens get their features."""
@@ -229,8 +251,8 @@ class LocalCaptioner:
         return replies
 
     def _chat_fast(self, requests: Sequence[Request]) -> list[Reply]:
-        features = self._features(requests)
-        ids = [self._ids(self._expanded(r)) for r in requests]
+        features, texts = self._features(requests)
+        ids = [self._ids(self._expanded(r, texts)) for r in requests]
         replies: dict[int, Reply] = {}
         for part in batches_by_length([len(i) for i in ids], self.batch):
             rows, mask = self._embedded([ids[n] for n in part], [requests[n].images for n in part], features, "left")
@@ -279,11 +301,11 @@ class LocalCaptioner:
 
     def _yes_fast(self, requests: Sequence[Request]) -> list[float]:
         """Pictures once, then the questions: those about the same pictures share the cache of the pictures' tokens."""
-        features = self._features(requests)
+        features, texts = self._features(requests)
         image_id = self.model.config.image_token_id
         groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, list[int]]]] = {}
         for n, request in enumerate(requests):
-            ids = self._ids(self._expanded(request))
+            ids = self._ids(self._expanded(request, texts))
             cut = 1 + max((i for i, t in enumerate(ids) if t == image_id), default=-1)
             groups.setdefault((tuple(ids[:cut]), tuple(map(id, request.images))), []).append((n, ids[cut:]))
         by_length: dict[int, list[tuple[tuple[int, ...], list[tuple[int, list[int]]]]]] = {}

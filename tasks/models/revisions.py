@@ -59,6 +59,9 @@ def pick_device(device: str) -> str:
 @contextmanager
 def loading(model: str, key: str) -> Iterator[None]:
     """Turn what the hub or a folder raises while loading into an error that names the parameter and the next step."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a task's log is for counts
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
