@@ -84,7 +84,9 @@ class SelectConfig(Section):
     pairs_per_target: int = Field(4, ge=1, description="Pairs that one picture may end (hubs), a count.")
     pairs_per_batch: int | None = Field(None, ge=1, description="Pairs that one run may add, a count; no limit when empty.")
     negatives: int = Field(4, ge=0, description="Mined hard negatives per pair beside the query image, a count.")
-    copy_similarity: dict[str, float] = Field(default_factory=dict, description="Per encoder: a negative this near to the target is its copy, cosine; the window's high end when absent.")
+    copy_similarity: dict[str, float] = Field(
+        default_factory=dict, description="Per encoder: a negative this near to the target is its copy, cosine; the window's high end when absent."
+    )
 
 
 class CaptionConfig(Section):
@@ -96,7 +98,9 @@ class CaptionConfig(Section):
     url: str = Field("http://127.0.0.1:8000/v1", description="Base URL of the server that serves the MLLM, for engine 'openai'.")
     writer_url: str = Field("http://127.0.0.1:8001/v1", description="Base URL of the server that serves the LLM, for engine 'openai'.")
     prompts: str = Field("tiny", description="Folder below tasks/prompts with the prompt texts.")
-    styles: tuple[str, ...] = Field(("imperative", "noun phrase", "question", "keep", "short"), min_length=1, description="Styles asked for, one instruction each.")
+    styles: tuple[str, ...] = Field(
+        ("imperative", "noun phrase", "question", "keep", "short"), min_length=1, description="Styles asked for, one instruction each."
+    )
     instructions_min: int = Field(3, ge=1, description="Different instructions that a pair must have, a count.")
     max_new_tokens: int = Field(80, ge=1, description="Length of a reply, tokens.")
     max_chars: int = Field(400, ge=1, description="Longest instruction, characters.")
