@@ -333,10 +333,12 @@ def collect(root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[
 
 
 def copy_gallery(root: Path, version: str) -> None:
-    """The newest version's gallery page as <root>/gallery.html, where it was published."""
+    """The newest version's gallery page as <root>/gallery.html, with the scores of the model that it trained."""
+    from tasks.gallery import with_retrieval
     from tasks.publish import published_bytes
 
-    (root / "gallery.html").write_bytes(published_bytes(root / "dataset", "reports/gallery.html", f"refs/tags/{version}"))
+    page = published_bytes(root / "dataset", "reports/gallery.html", f"refs/tags/{version}").decode()
+    (root / "gallery.html").write_text(with_retrieval(page, read_json(root / "evaluation.json")), encoding="utf-8")
 
 
 @contextlib.contextmanager
