@@ -163,13 +163,14 @@ class Writer:
         self.compare = question(2, tokens.prompt("describe"), processor)
         self.caption = question(1, tokens.prompt("caption"), processor)
         self.image_id = model.config.image_token_id
+        self.verbs = {self.words(f" {v}", add_special_tokens=False).input_ids[0] for v in ("make", "turn", "move", "add", "remove", "change")}
         self.cut = self.words("; change", add_special_tokens=False).input_ids[-1]
 
     def answer(self, text: str) -> list[int]:
         return [*self.words(text, add_special_tokens=False).input_ids, self.words.eos_token_id]
 
     def loss(self, features: torch.Tensor, samples: list[tuple[list[int], list[int], list[int]]]) -> torch.Tensor:
-        """Mean loss of the answers; tokens after 'change' weigh double.
+        """Mean loss of the answers; tokens after 'change' weigh double, the verbs there six times.
 
         Args:
             features: (pictures, 9, width).
@@ -183,7 +184,11 @@ class Writer:
             ids[row, : len(q) + len(a) - 1] = torch.tensor([*q, *a][:-1])
             labels[row, len(q) - 1 : len(q) + len(a) - 1] = torch.tensor(a)
             if self.cut in a:
-                weight[row, len(q) + a.index(self.cut) : len(q) + len(a) - 1] = 2.0
+                start = a.index(self.cut) + 1
+                weight[row, len(q) + start - 1 : len(q) + len(a) - 1] = 2.0
+                for at, token in enumerate(a[start:], start):
+                    if token in self.verbs:  # the word in which the kind of change is decided
+                        weight[row, len(q) + at - 1] = 6.0
         embedded = self.model.get_input_embeddings()(ids)
         where = [i for pictures, _, _ in samples for i in pictures]
         embedded = embedded.masked_scatter((ids == self.image_id)[..., None], features[where])
