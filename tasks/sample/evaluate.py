@@ -37,7 +37,7 @@ SHIPPED = (
     "   `train(start=...)`): the shipped vlm. Its curve was still rising.",
     "4. judge: no run of its own; the shipped one is what step 3 had after its 150 joint steps, close to chance. It is a placeholder.",
     "5. dino: 30 steps of 400.",
-    "Left out of the shipped vlm: the verbs" weight in `train_vlm.Writer.loss`, added last because shape edits alone stay unseen",
+    "Left out of the shipped vlm: the weight of verbs in `train_vlm.Writer.loss`, added last because shape edits alone stay unseen",
     '(the changed object is named, then "make it <its own colour>": the verb is chosen before the kind of change is known). Giving',
     "every attribute edit one verb, so that the kind is decided after the name, is the other thing to try.",
     "`python -m tasks.sample.train vlm` now scales the connector between the stages, trains on families of three and takes 1,500",
