@@ -64,7 +64,7 @@ def test_the_describer_is_right_on_most_held_out_one_edit_pairs(vlm):
     pairs = [(s, t) for s, t in PAIRS if len(difference(s, t)) == 1]
     texts = train_vlm.write_descriptions(model, processor, [(draw(s), draw(t)) for s, t in pairs])
     right = [text == phrases.describe(s, t) for (s, t), text in zip(pairs, texts, strict=True)]
-    assert np.mean(right) >= 0.70, list(zip(texts, right, strict=True))
+    assert np.mean(right) >= 0.85, list(zip(texts, right, strict=True))
 
 
 def test_the_describer_reads_pictures_through_its_processor(vlm):
@@ -86,7 +86,7 @@ def test_the_judge_tells_right_from_near_misses(vlm):
     packer = train_judge.Packer(model, AutoProcessor.from_pretrained(folder))
     asked = train_judge.held_out_questions(120, 102, [])
     scores = packer.score(asked)
-    assert train_judge.figures(asked, scores)["auc"] >= 0.85
+    assert train_judge.figures(asked, scores)["at_0.06"]["true_yes"] >= 0.75
 
 
 def test_packed_questions_get_the_answers_they_get_alone(vlm):
