@@ -2,8 +2,10 @@
 
 The describer's architecture and, to begin with, its weights. Eight questions about one pair of pictures are packed into one
 sequence under a block-diagonal mask, each with the positions it has alone: eight labels for about three times the work of
-one. A 'no' is a near miss: another member of the family, the query itself, a text with one word wrong, a text that the describer itself got wrong. What
-is asked is `truth.is_true`: a text that states one change of several is right.
+one. A 'no' is a near miss: another member of the family, the query itself, a text with one word wrong, a text that the
+describer itself got wrong. What is asked is `truth.is_true`: a text that states one change of several is right. Two
+throw-away heads teach the parts of the answer: what happened in each cell (as for the describer), and, at the end of each
+phrase of the text, whether that phrase holds.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3For
 from tasks.sample import phrases, tokens, truth
 from tasks.sample.common import Log, average, cosine, held_out_pairs, pixels, save, side_by_side, view
 from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, PLACES, Edit, Scene, any_scene, difference, draw, family, renamed, shared
-from tasks.sample.train_vlm import even_out, image_features, question, write_descriptions
+from tasks.sample.train_vlm import VISUAL_TOKENS, Comparing, cell_flags, cell_labels, even_out, image_features, turn, write_descriptions
 
 QUESTIONS = 8  # a pair of pictures
 LOW, HIGH = 0.03, 0.06  # the false-yes rates at which a threshold is reported
@@ -30,17 +32,23 @@ LOW, HIGH = 0.03, 0.06  # the false-yes rates at which a threshold is reported
 
 @dataclass(frozen=True)
 class Asked:
-    """One text about one pair of pictures and whether it is right; `why` names the kind of case."""
+    """One text about one pair of pictures and whether it is right; `why` names the kind of case.
+
+    `parts` are its phrases in their order, each with whether it holds by itself.
+    """
 
     query: Scene
     candidate: Scene
     text: str
     is_right: bool
     why: str
+    parts: tuple[tuple[str, bool], ...] = ()
 
 
-def word(edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Random, *, keeps_lie: bool = False) -> tuple[str, bool]:
-    """The edits as a text of a random style, and whether it is right of the two scenes."""
+def word(
+    edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Random, *, keeps_lie: bool = False
+) -> tuple[str, bool, tuple[tuple[str, bool], ...]]:
+    """The edits as a text of a random style, whether it is right of the two scenes, and the same of its parts."""
     style = rng.choice(phrases.STYLES) if len(edits) == 1 else rng.choice(phrases.STYLES[:4])
     kept = shared(query, candidate)
     if keeps_lie:
@@ -49,11 +57,10 @@ def word(edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Rand
         kept = [rng.choice(kept)]
     if keeps_lie:
         kept = [rng.choice(kept)]
-    text = phrases.instruction(edits, kept, style)
-    holds = all(truth.holds(edit, query, candidate) for edit in edits)
+    parts = [(phrases.phrase(edit, style), truth.holds(edit, query, candidate)) for edit in edits]
     if style == "keep":
-        holds = holds and all(truth.keeps(k, query, candidate) for k in kept)
-    return text, holds
+        parts = [(k, truth.keeps(k, query, candidate)) for k in kept[-1:]] + parts
+    return phrases.instruction(edits, kept, style), all(holds for _, holds in parts), tuple(parts)
 
 
 def some_of(edits: Sequence[Edit], rng: random.Random) -> list[Edit]:
@@ -74,18 +81,18 @@ def one_word_off(edit: Edit, rng: random.Random) -> Edit:
     return replace(edit, name=rng.choice([name for name in changed if name != edit.name]))
 
 
-def near_miss(query: Scene, candidate: Scene, relatives: Sequence[Scene], rng: random.Random) -> tuple[str, bool, str]:
-    """A text that is almost right of the pair: the text, whether it happens to be right after all, the kind of case."""
+def near_miss(query: Scene, candidate: Scene, relatives: Sequence[Scene], rng: random.Random) -> Asked:
+    """A text that is almost right of the pair; it may happen to be right after all."""
     edits = difference(query, candidate)
     kind = rng.choices(("other member", "one word off", "one too many", "backwards", "kept wrongly"), (40, 25, 20, 7, 8))[0]
     others = [r for r in relatives if r not in (query, candidate)]
     if kind == "other member" or not edits:
-        text, right = word(some_of(difference(query, rng.choice(others)), rng), query, candidate, rng)
-        return text, right, "other member" if edits else "query itself"
-    if kind == "backwards":
-        return *word(some_of(difference(candidate, query), rng), query, candidate, rng), kind
-    if kind == "kept wrongly":
-        return *word(some_of(edits, rng), query, candidate, rng, keeps_lie=True), kind
+        text, right, parts = word(some_of(difference(query, rng.choice(others)), rng), query, candidate, rng)
+        return Asked(query, candidate, text, right, "other member" if edits else "query itself", parts)
+    if kind in ("backwards", "kept wrongly"):
+        said = difference(candidate, query) if kind == "backwards" else edits
+        text, right, parts = word(some_of(said, rng), query, candidate, rng, keeps_lie=kind == "kept wrongly")
+        return Asked(query, candidate, text, right, kind, parts)
     stated = some_of(edits, rng)
     if kind == "one too many":
         more = difference(query, rng.choice(others)) + [one_word_off(rng.choice(edits), rng)]
@@ -94,7 +101,8 @@ def near_miss(query: Scene, candidate: Scene, relatives: Sequence[Scene], rng: r
     else:
         at = rng.randrange(len(stated))
         stated[at] = one_word_off(stated[at], rng)
-    return *word(stated, query, candidate, rng), kind
+    text, right, parts = word(stated, query, candidate, rng)
+    return Asked(query, candidate, text, right, kind, parts)
 
 
 def questions_about(query: Scene, candidate: Scene, relatives: Sequence[Scene], rng: random.Random) -> list[Asked]:
@@ -103,14 +111,14 @@ def questions_about(query: Scene, candidate: Scene, relatives: Sequence[Scene], 
     edits = difference(query, candidate)
     wanted = QUESTIONS // 2 if edits else 0
     while len(asked) < wanted:
-        text, right = word(some_of(edits, rng), query, candidate, rng)
-        asked.append(Asked(query, candidate, text, right, "right"))
+        text, right, parts = word(some_of(edits, rng), query, candidate, rng)
+        asked.append(Asked(query, candidate, text, right, "right", parts))
     tries = 0
     while len(asked) < QUESTIONS:
-        text, right, why = near_miss(query, candidate, relatives, rng)
+        missed = near_miss(query, candidate, relatives, rng)
         tries += 1
-        if not right or tries > 40:
-            asked.append(Asked(query, candidate, text, right, why))
+        if not missed.is_right or tries > 40:
+            asked.append(missed)
     return asked
 
 
@@ -120,29 +128,43 @@ class Packer:
     def __init__(self, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
         self.model, self.words, self.processor = model, processor.tokenizer, processor
         self.image_id = model.config.image_token_id
-        whole = question(2, "?", processor)
-        self.prefix = whole[: len(whole) - whole[::-1].index(processor.tokenizer.convert_tokens_to_ids("<fake_token_around_image>"))]
+        chat = turn(2, tokens.prompt("judge").format(instruction="\0"), processor)
+        cut = chat.rindex("<fake_token_around_image>") + len("<fake_token_around_image>")
+        self.prefix = self.words(chat[:cut], add_special_tokens=False).input_ids
+        self.before, self.after = chat[cut:].split("\0")
+        self.second = [i for i, token in enumerate(self.prefix) if token == self.image_id][VISUAL_TOKENS:]
         self.yes, self.no = (self.words(t, add_special_tokens=False).input_ids[0] for t in ("yes", "no"))
 
-    def tail(self, text: str) -> list[int]:
-        """Token ids of a question after the pictures, up to where the answer begins."""
-        return question(2, tokens.prompt("judge").format(instruction=text), self.processor)[len(self.prefix) :]
+    def tail(self, asked: Asked) -> tuple[list[int], list[int]]:
+        """Token ids of a question after the pictures, up to where the answer begins; where in them each of its parts ends."""
+        said = self.words(self.before + asked.text + self.after, add_special_tokens=False, return_offsets_mapping=True)
+        ends, at = [], len(self.before)
+        for part, _ in asked.parts:
+            at = (self.before + asked.text).index(part, at) + len(part)
+            ends.append(next(i for i, (start, end) in enumerate(said.offset_mapping) if start < at <= end))
+        return said.input_ids, ends
 
-    def logits(self, features: torch.Tensor, where: Sequence[tuple[int, int]], texts: Sequence[Sequence[str]]) -> torch.Tensor:
-        """(pairs, questions, vocabulary) logits of each answer's first token.
+    def logits(
+        self, features: torch.Tensor, where: Sequence[tuple[int, int]], rows: Sequence[Sequence[Asked]]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], list[tuple[int, int, bool]]]:
+        """Logits of each answer's first token (pairs, questions, vocabulary), every layer's states, the ends of the parts.
 
         Args:
             features: (pictures, 9, width) visual tokens.
             where: each pair's two rows of `features`.
-            texts: each pair's questions, equally many for every pair.
+            rows: each pair's questions, equally many for every pair.
+        Returns:
+            An end is (row, position, whether the part holds).
         """
         start = len(self.prefix)
-        tails = [[self.tail(text) for text in row] for row in texts]
+        cut = [[self.tail(asked) for asked in row] for row in rows]
+        tails = [[ids for ids, _ in row] for row in cut]
+        ends: list[tuple[int, int, bool]] = []
         length = start + max(sum(map(len, row)) for row in tails)
-        ids = torch.full((len(texts), length), self.words.pad_token_id)
-        block = torch.full((len(texts), length), -1)
-        position = torch.zeros(len(texts), length, dtype=torch.long)
-        last = torch.zeros(len(texts), len(texts[0]), dtype=torch.long)
+        ids = torch.full((len(rows), length), self.words.pad_token_id)
+        block = torch.full((len(rows), length), -1)
+        position = torch.zeros(len(rows), length, dtype=torch.long)
+        last = torch.zeros(len(rows), len(rows[0]), dtype=torch.long)
         ids[:, :start], block[:, :start], position[:, :start] = torch.tensor(self.prefix), 0, torch.arange(start)
         for i, row in enumerate(tails):
             at = start
@@ -150,15 +172,18 @@ class Packer:
                 end = at + len(tail)
                 ids[i, at:end], block[i, at:end] = torch.tensor(tail), j + 1
                 position[i, at:end] = torch.arange(start, start + len(tail))
+                ends += [(i, at + e, holds) for e, (_, holds) in zip(cut[i][j][1], rows[i][j].parts, strict=True)]
                 last[i, j], at = end - 1, end
         mask = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])  # (pairs, to, from)
         mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
         embedded = self.model.get_input_embeddings()(ids)
-        rows = [i for pair in where for i in pair]
-        embedded = embedded.masked_scatter((ids == self.image_id)[..., None], features[rows])
-        hidden = self.model.model.text_model(inputs_embeds=embedded, attention_mask=mask[:, None], position_ids=position, use_cache=False).last_hidden_state
+        embedded = embedded.masked_scatter((ids == self.image_id)[..., None], features[[i for pair in where for i in pair]])
+        out = self.model.model.text_model(
+            inputs_embeds=embedded, attention_mask=mask[:, None], position_ids=position, use_cache=False, output_hidden_states=True
+        )
+        hidden = out.last_hidden_state
         picked = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self.model.lm_head(picked)
+        return self.model.lm_head(picked), out.hidden_states, ends
 
     @torch.no_grad()
     def score(self, asked: Sequence[Asked]) -> np.ndarray:
@@ -168,7 +193,7 @@ class Packer:
             part = asked[i : i + 64]
             pictures = [draw(s, rendering=r) for a in part for s, r in ((a.query, 1), (a.candidate, 2))]
             features = image_features(self.model, pixels(pictures))
-            out = self.logits(features, [(2 * k, 2 * k + 1) for k in range(len(part))], [[a.text] for a in part])[:, 0]
+            out = self.logits(features, [(2 * k, 2 * k + 1) for k in range(len(part))], [[a] for a in part])[0][:, 0]
             scores += (out[:, self.yes] - out[:, self.no]).sigmoid().tolist()
         return np.asarray(scores)
 
@@ -181,8 +206,11 @@ def own_errors(model: Idefics3ForConditionalGeneration, processor: Idefics3Proce
         for change in (phrases.read_description(text) or ([], []))[1]:
             reading = truth.parse(change)
             if reading and reading.edits and not truth.is_true(change, query, target):
-                text = phrases.instruction(reading.edits, [], rng.choice(("imperative", "noun phrase", "question", "short")))
-                found.append(Asked(query, target, text, False, "describer's own error"))
+                style = rng.choice(("imperative", "noun phrase", "question", "short"))
+                stated = reading.edits[:1] if style == "short" else reading.edits
+                parts = tuple((phrases.phrase(edit, style), truth.holds(edit, query, target)) for edit in stated)
+                if not all(right for _, right in parts):
+                    found.append(Asked(query, target, phrases.instruction(stated, [], style), False, "describer's own error", parts))
     return found
 
 
@@ -191,12 +219,12 @@ def held_out_questions(count: int, seed: int, errors: Sequence[Asked]) -> list[A
     rng = random.Random(seed)
     asked = []
     for query, target in held_out_pairs(count // 2, seed):
-        text, right = word(some_of(difference(query, target), rng), query, target, rng)
+        text, right, _ = word(some_of(difference(query, target), rng), query, target, rng)
         asked.append(Asked(query, target, text, right, "right"))
     wrong: list[Asked] = list(rng.choices(errors, k=count // 6)) if len(errors) >= 20 else list(errors)
     while len(wrong) < count // 2:
         query, target, *others = family(rng, "benchmark", 5)
-        text, _ = word(difference(query, target), query, target, rng)
+        text, _, _ = word(difference(query, target), query, target, rng)
         near = [s for s in others if len(difference(s, target)) == 1 and not truth.is_true(text, query, s)]
         if len(wrong) % 2 and near:
             wrong.append(Asked(query, rng.choice(near), text, False, "one edit off"))
@@ -248,8 +276,11 @@ def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, prac
     log.write(own_errors_in_training=len(errors), in_test=sum(a.why == "describer's own error" for a in test))
     log.write(visual_tokens_rms=round(even_out(model), 3))
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    total = count = 0.0
+    width = model.config.text_config.hidden_size
+    comparing, phrase_holds = Comparing(width), nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
+    weights = [*model.parameters(), *comparing.parameters(), *phrase_holds.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    total = count = parts_right = 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 1.2e-3 * cosine(step, steps)
@@ -271,18 +302,25 @@ def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, prac
         seen_again = iter(range(len(pictures), len(pictures) + len(twins)))
         again = [(i, next(seen_again) if rng.random() < 0.5 else j) if i == j else (i, j) for i, j in where]
         features = image_features(model, pixels([view(s, rng) for s in pictures + twins]))
-        out = packer.logits(features, again, [[a.text for a in row] for row in rows])
+        out, states, ends = packer.logits(features, again, rows)
         answers = torch.tensor([[packer.yes if a.is_right else packer.no for a in row] for row in rows])
         loss = F.cross_entropy(out.flatten(0, 1), answers.flatten())
+        there = [(pictures[i], pictures[j]) for i, j in where]
+        flags = torch.stack([cell_flags(one, other) for one, other in there])
+        compared, _ = comparing.loss([states[layer][:, packer.second] for layer in comparing.layers], cell_labels([one for one, _ in there])[0], flags)
+        at_ends = states[3][[row for row, _, _ in ends], [at for _, at, _ in ends]]
+        said, truly = phrase_holds(at_ends)[:, 0], torch.tensor([float(holds) for _, _, holds in ends])
         optimizer.zero_grad()
-        loss.backward()
-        average(model.parameters())
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        (loss + 0.5 * compared + F.binary_cross_entropy_with_logits(said, truly)).backward()
+        average(weights)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         total, count = total + float(loss.detach()), count + 1
+        parts_right += float(((said > 0) == (truly > 0.5)).float().mean())
         if (step + 1) % 50 == 0:
-            log.write(step=step + 1, labels=(step + 1) * 2 * answers.numel(), loss=round(total / count, 4))
-            total = count = 0.0
+            labels = (step + 1) * 2 * answers.numel()
+            log.write(step=step + 1, labels=labels, loss=round(total / count, 4), parts_right=round(parts_right / count, 3))
+            total = count = parts_right = 0.0
         if (step + 1) % 150 == 0 and rank == 0:
             model.eval()
             log.write(step=step + 1, **figures(test, packer.score(test)))
