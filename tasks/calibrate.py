@@ -1,10 +1,13 @@
-"""Calibrate: propose each encoder's similarity window from the embeddings that are stored.
+"""Calibrate: propose each encoder's similarity window, from a folder of pictures or from the embeddings that are stored.
 
-    python -m tasks.calibrate [--write] [--low-quantile 0.99] [--high-quantile 0.995]
+    python -m tasks.calibrate --source FOLDER [--profile NAME] [--limit 2000] [--write]     before any run
+    python -m tasks.calibrate [--root WORKTREE] [--write]                                   of a run, after `embed`, before `mine`
 
-Cosines of different encoders are distributed very differently, so a window belongs to an encoder and a corpus. Reads
-data/embeddings; prints both distributions; with --write puts the numbers in params.yaml, `mine.windows`, the rest of the file
-untouched. Run it after `embed`, before `mine`; a run never calibrates itself, so that a version's windows are numbers.
+Cosines of different encoders are distributed very differently, so a window belongs to an encoder and a corpus. With --source the
+folder's pictures (or `limit` of them) go through ingest, recaption and embed in a temporary folder: nothing is published, nothing
+stays. Without it, reads the worktree's data/embeddings. Prints both distributions, and as the last line the proposal as JSON:
+values of dataset_refresh's trigger form. --write puts the numbers in params.yaml, `mine.windows`, the rest of the file untouched.
+A run never calibrates itself, so that a version's windows are numbers. A thousand photographs take a minute on two cores.
 
 low = the `low-quantile` of random pairs: at 0.99 one stranger in a hundred is as near, and `mine.neighbours` takes the nearest
 of those above. high = the `high-quantile` of nearest neighbours (copies are gone since ingest: what is nearest of all is suspicious).
@@ -14,13 +17,20 @@ Where low would not lie below high, or above what half the pictures' neighbours 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
+import os
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from tasks.config import load_params, parse_params, read_raw, resolve
+from tasks.batch import batch_of, date_of
+from tasks.config import Params, overlay, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError, TasksError
 from tasks.store import Store
 
@@ -29,6 +39,8 @@ RANDOM_PAIRS = 200_000
 QUERIES = 2_000  # pictures whose neighbours are looked at
 NEIGHBOURS = 10
 SHOWN = (0.01, 0.5, 0.9, 0.99, 0.995, 0.999)
+SIDE_BY_SIDE = 50  # files of a folder taken in one go, a count
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,33 +116,130 @@ def with_windows(text: str, windows: dict[str, tuple[float, float]]) -> str:
     return "\n".join(lines[:start] + block + lines[end:])
 
 
+# --- a folder of pictures, before any run -----------------------------------------------------------------------------
+
+
+def spread(files: Sequence[T], limit: int, run: int = SIDE_BY_SIDE) -> list[T]:
+    """At most `limit` files, in runs of neighbours spread evenly over all: relatives often lie side by side, strangers far apart.
+
+    Args:
+        files: in order of path.
+        limit: most files, a count.
+        run: files side by side, a count.
+    """
+    if len(files) <= limit:
+        return list(files)
+    run = min(run, limit)
+    starts = np.linspace(0, len(files) - run, limit // run).astype(int)
+    return [files[n] for start in starts.tolist() for n in range(start, start + run)]
+
+
+def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
+    """Take in the pictures of the one source, write the captions that are missing, embed with every encoder.
+
+    Args:
+        params: with one source in ingest.sources, and the run's date.
+        store: an empty one.
+        limit: most files looked at, a count.
+    Returns:
+        ingest's figures.
+    Raises:
+        ConfigError: no such folder.
+        DataError: fewer than three pictures in it.
+    """
+    from tasks import embed, ingest, recaption
+
+    source, batch = params.ingest.sources[0], batch_of(params)
+    files = ingest.list_files(source)
+    ingest.take(spread(files, limit), params, store, batch, min(4, os.cpu_count() or 1))
+    report = ingest.report_of(store, batch)
+    left = ", ".join(f"{count} {reason}" for reason, count in sorted(report.dropped.items())) or "none"
+    print(f"{source.path}: {len(files)} files, {report.read} looked at, {report.written} pictures, dropped: {left}", flush=True)
+    if report.written < 3:
+        raise DataError(f"{source.path}: {report.written} pictures among {report.read} files; at least 3 are needed to see a distribution")
+    recaption.run(params, store)
+    for role in params.embed.encoders:
+        embed.run(params, store, role)
+    return report.figures
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def of_source(raw: dict[str, Any], profile: str | None, folder: Path) -> Params:
+    """Parameters with the folder as the only source, and today's date."""
+    from tasks.open_run import sources_of
+
+    params = parse_params(resolve(raw, profile, {"ingest": {"sources": sources_of(str(folder.resolve()), [])}, "open_run": {"limit": None}}))
+    return parse_params(overlay(params.model_dump(by_alias=True), {"open_run": {"date": date_of(params), "batch": None}}))
+
+
+def proposals(params: Params, store: Store, *, low_quantile: float, high_quantile: float) -> dict[str, tuple[float, float]]:
+    """Window per encoder from the stored embeddings; prints what it was taken from."""
+    windows: dict[str, tuple[float, float]] = {}
+    for role in (r for r in ROLES if r in params.embed.encoders):
+        _, vectors, revision = store.read_embeddings(role)
+        found = distribution(vectors, params.open_run.seed)
+        windows[role] = propose(found, low_quantile=low_quantile, high_quantile=high_quantile)
+        print(f"{role} ({params.embed.encoders[role].model}, {revision}): {len(vectors)} vectors")
+        for name, values in (("random pairs", found.random), ("nearest", found.nearest), ("10th nearest", found.tenth)):
+            print(f"  {name:13}" + "  ".join(f"q{q:g} {np.quantile(values, q):.4f}" for q in SHOWN))
+        inside = float(np.mean((found.nearest >= windows[role][0]) & (found.nearest < windows[role][1])))
+        print(f"  window        low {windows[role][0]:.4f}, high {windows[role][1]:.4f}: {inside:.0%} of the pictures have their nearest inside")
+    return windows
+
+
+def source_values(params: Params, figures: dict[str, float]) -> dict[str, Any]:
+    """The form's values of a run over the source, beside the windows; says so where captions are fewer than the gate wants."""
+    source = params.ingest.sources[0]
+    values: dict[str, Any] = {"profile": params.profile, "sources": [{"name": source.name, "path": source.path}]}
+    share, floor = figures.get("caption_share", 1.0), params.validate_.images.get("caption_share_min", 0.0)
+    if share < floor:
+        print(f"captions: {share:.0%} of the pictures have one, the images gate wants {floor:.0%} (validate.images.caption_share_min); the values below say 0")
+        values["validate"] = {"images": {"caption_share_min": 0}}
+    return values
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the proposals; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tasks.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("."), help="the run's worktree (default: the current folder)")
+    parser.add_argument("--root", type=Path, default=Path("."), help="the run's worktree, or where params.yaml lies (default: the current folder)")
+    parser.add_argument("--source", type=Path, help="a folder of pictures, with captions.csv or captions.parquet if there is one")
+    parser.add_argument("--profile", help="of params.yaml: whose models embed (default: the one that params.yaml names)")
+    parser.add_argument("--limit", type=int, default=QUERIES, help=f"most files of the source looked at, a count (default {QUERIES})")
     parser.add_argument("--write", action="store_true", help="put the windows in params.yaml")
     parser.add_argument("--low-quantile", type=float, default=0.99, help="of random pairs, 0..1")
     parser.add_argument("--high-quantile", type=float, default=0.995, help="of nearest neighbours, 0..1")
     args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("tasks").setLevel(logging.INFO)
+    quantiles = {"low_quantile": args.low_quantile, "high_quantile": args.high_quantile}
     try:
-        params, store, path = load_params(args.root / "params.yaml"), Store(args.root), args.root / "params.yaml"
-        if not (0 <= args.low_quantile <= 1 and 0 <= args.high_quantile <= 1):
+        path = args.root / "params.yaml"
+        raw = read_raw(path)
+        profiles = raw.get("profiles") or {}
+        profile = args.profile or (raw.get("profile") if profiles else None)  # a run's own file is resolved already
+        if not all(0 <= q <= 1 for q in quantiles.values()):
             raise ConfigError(f"calibrate: quantiles {args.low_quantile}, {args.high_quantile}; expected 0..1")
-        windows: dict[str, tuple[float, float]] = {}
-        for role in (r for r in ROLES if r in params.embed.encoders):
-            _, vectors, revision = store.read_embeddings(role)
-            found = distribution(vectors, params.open_run.seed)
-            windows[role] = propose(found, low_quantile=args.low_quantile, high_quantile=args.high_quantile)
-            print(f"{role} ({params.embed.encoders[role].model}, {revision}): {len(vectors)} vectors")
-            for name, values in (("random pairs", found.random), ("nearest", found.nearest), ("10th nearest", found.tenth)):
-                print(f"  {name:13}" + "  ".join(f"q{q:g} {np.quantile(values, q):.4f}" for q in SHOWN))
-            inside = float(np.mean((found.nearest >= windows[role][0]) & (found.nearest < windows[role][1])))
-            print(f"  window        low {windows[role][0]:.4f}, high {windows[role][1]:.4f}: {inside:.0%} of the pictures have their nearest inside")
+        if args.limit < 3:
+            raise ConfigError(f"--limit {args.limit}: expected at least 3")
+        if args.write and "windows" in (profiles.get(profile) or {}).get("mine", {}):
+            raise ConfigError(f"{path}: profile '{profile}' has mine.windows of its own, which would hide what --write changes; put the numbers there by hand")
+        values: dict[str, Any] = {}
+        if args.source:
+            params = of_source(raw, profile, args.source)
+            with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
+                store = Store(folder)
+                values = source_values(params, embed_folder(params, store, args.limit))
+                windows = proposals(params, store, **quantiles)
+        else:
+            windows = proposals(parse_params(resolve(raw, profile), where=str(path)), Store(args.root), **quantiles)
         if args.write:
-            text = with_windows(path.read_text(encoding="utf-8"), windows)
-            store.write_bytes(path, text.encode())
+            Store(args.root).write_bytes(path, with_windows(path.read_text(encoding="utf-8"), windows).encode())
             parse_params(resolve(read_raw(path)), where=str(path))
             print(f"written to {path}: mine.windows")
+        print("values of dataset_refresh's trigger form, or of its Configuration JSON:")
+        print(json.dumps({**values, **{f"window_{role}": {"low": low, "high": high} for role, (low, high) in windows.items()}}))
     except TasksError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

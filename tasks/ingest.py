@@ -448,12 +448,12 @@ def run(params: Params, store: Store) -> StageReport:
         if params.open_run.limit is not None:
             taken = taken[: params.open_run.limit]
         log.info("ingest: %d files, %d new, %d taken", len(listed), waiting, len(taken))
-        _take(taken, params, store, batch, threads)
+        take(taken, params, store, batch, threads)
     return report_of(store, batch)
 
 
-def _take(files: Sequence[SourceFile], params: Params, store: Store, batch: str, threads: int) -> None:
-    """Write the shards, the dropped rows, then the table."""
+def take(files: Sequence[SourceFile], params: Params, store: Store, batch: str, threads: int) -> None:
+    """Take in these files: write the shards, the dropped rows, then the table."""
     config = params.ingest
     known = store.read_table("images", ["image_id", "source_sha256", "phash", "thumbnail"]).to_pydict()
     corpus = Corpus(known, config)
