@@ -87,6 +87,13 @@ def counts(rows: pa.Table) -> dict[str, dict[str, int]]:
     return out
 
 
+def why_none(store: Store, batch: str) -> str:
+    """What this run took in and left out, in a sentence: nothing else keeps it when no version does."""
+    rows = {table: store.read_table(table, [column], batch).num_rows for table, column in (("images", "image_id"), ("pairs", "pair_id"))}
+    left = [f"{stage}: " + ", ".join(f"{n} {reason}" for reason, n in reasons.items()) for stage, reasons in counts(store.read_dropped(batch=batch)).items()]
+    return f"New pictures {rows['images']}, new pairs {rows['pairs']}; left out by {'; '.join(left) or 'no stage: nothing'}."
+
+
 def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Per encoder: new pairs that it mined, triplets among them, and their ratio (None without pairs)."""
     totals: dict[str, dict[str, Any]] = {e: {"pairs": 0, "triplets": 0, "yield": None} for e in encoders}
@@ -151,7 +158,7 @@ def run(params: Params, store: Store) -> StageReport:
     if params.open_run.dry_run:
         raise NothingToDo(f"dry run: {new} triplets made, nothing published")
     if not new:
-        raise NothingToDo(f"no new triplet in {batch}: no version, no training")
+        raise NothingToDo(f"no new triplet in {batch}: no version, no training. {why_none(store, batch)}")
     for node in graph(root):
         if node.name.partition("@")[0] in DATA_STAGES:
             for out in node.outs:
