@@ -96,6 +96,8 @@ negatives) over {rows["images"]:,} pictures. {version["new_rows"]["triplets"]:,}
 ```bash
 git clone <origin> my-clone && cd my-clone && dvc pull        # this version
 git checkout dataset/{version["version"]} && dvc pull                 # this version, whatever came later
+python -m tasks.pull                                          # the same as dvc pull; names a file that the remote lacks or that was altered there
+python -m tasks.verify                                        # compares every file here with manifest.json
 ```
 ```python
 from datasets import load_dataset

@@ -3,8 +3,9 @@
     python -m tasks.verify [--root CLONE]
 
 `dvc pull` refuses an altered object (the remote is verified) and names the folder that it could not make; this names the
-file in it. Reads manifest.json (SHA-256 of every file of the version), and for what is missing dvc.lock and the DVC cache.
-Exit 0: everything is as published; 65 otherwise. Needs neither DVC nor pyarrow.
+file in it, and `python -m tasks.pull` does both at once. Reads manifest.json (SHA-256 of every file of the version), and
+for what is missing dvc.lock, the .dvc files and the DVC cache. Exit 0: everything is as published; 65 otherwise. Needs
+neither DVC nor pyarrow.
 """
 
 from __future__ import annotations
@@ -14,29 +15,50 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import yaml
 
 from tasks.errors import ConfigError, DataError, TasksError
-from tasks.publish import cache_dir, sha256_of
+from tasks.publish import MODEL_STAGES, cache_dir, sha256_of
 from tasks.repository import locked_stages
 
 
-def undelivered(root: Path) -> Iterator[str]:
-    """Files of directories in dvc.lock that the DVC cache lacks: what the remote did not deliver as it was published."""
-    cache = cache_dir(root) / "files" / "md5"
-
-    def place(md5: str) -> Path:
-        return cache / md5[:2] / md5[2:]
-
+def tracked_outputs(root: Path) -> Iterator[tuple[str, str]]:
+    """(path, md5) of all that DVC brings into a clone: outputs in dvc.lock and of the .dvc files."""
     lock = root / "dvc.lock"
-    for stage in locked_stages(lock.read_bytes() if lock.exists() else None).values():
-        for out in stage.get("outs", []):
-            md5 = str(out.get("md5", ""))
-            if md5.endswith(".dir") and place(md5).exists():
-                for entry in json.loads(place(md5).read_text()):
-                    if not place(entry["md5"]).exists():
-                        yield f"{out['path']}/{entry['relpath']} (object files/md5/{entry['md5'][:2]}/{entry['md5'][2:]} of the remote)"
-            elif not place(md5).exists():
-                yield f"{out['path']} (object files/md5/{md5[:2]}/{md5[2:]} of the remote)"
+    for name, stage in locked_stages(lock.read_bytes() if lock.exists() else None).items():
+        if name not in MODEL_STAGES:  # not in the cache: what a training won is models/promoted.dvc
+            yield from ((out["path"], str(out["md5"])) for out in stage.get("outs", []))
+    for pointer in sorted(p for top in ("data", "models", "reports") for p in (root / top).rglob("*.dvc")):
+        for out in yaml.safe_load(pointer.read_text())["outs"]:
+            yield (pointer.parent / out["path"]).relative_to(root).as_posix(), str(out["md5"])
+
+
+class Undelivered(NamedTuple):
+    """A file, or a folder's list of files, whose object the DVC cache lacks."""
+
+    path: str
+    place: str  # below the remote's root
+
+    def __str__(self) -> str:
+        return f"missing or altered in the remote: {self.path} (object {self.place}{', the list of its files' if self.place.endswith('.dir') else ''})"
+
+
+def undelivered(root: Path, cache: Path | None = None) -> Iterator[Undelivered]:
+    """What the DVC cache lacks: after a pull, what the remote did not deliver as it was published.
+
+    Args:
+        cache: the clone's DVC cache, when it is not the one in its config.local.
+    """
+    objects = (cache or cache_dir(root)) / "files" / "md5"
+    for path, md5 in tracked_outputs(root):
+        wanted = [(path, md5)]
+        if md5.endswith(".dir") and (listing := objects / md5[:2] / md5[2:]).exists():
+            wanted = [(f"{path}/{entry['relpath']}", entry["md5"]) for entry in json.loads(listing.read_text())]
+        for name, md5 in wanted:
+            if not (objects / md5[:2] / md5[2:]).exists():
+                yield Undelivered(name, f"files/md5/{md5[:2]}/{md5[2:]}")
 
 
 def check(root: Path) -> int:
@@ -54,8 +76,7 @@ def check(root: Path) -> int:
     altered = [name for name, facts in manifest.items() if (root / name).exists() and sha256_of(root / name) != facts["sha256"]]
     faults = [f"altered here: {name}" for name in altered]
     if missing:
-        culprits = list(undelivered(root))
-        faults += [f"missing or altered in the remote: {c}" for c in culprits] or [f"missing here: {name}; run `dvc pull`" for name in missing]
+        faults += [str(c) for c in undelivered(root)] or [f"missing here: {name}; run `dvc pull`" for name in missing]
     if faults:
         raise DataError(f"{root}: {len(faults)} of {len(manifest)} files are not as published\n  " + "\n  ".join(faults[:50]))
     return len(manifest)

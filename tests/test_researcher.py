@@ -3,12 +3,13 @@
 The versions are fakes (no models), published for real: once to a folder, once to S3 (moto's server on loopback).
 """
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import pytest
 from tasks.errors import EXIT_DATA_ERROR
 from tasks.publish import configure_deployment, published_bytes
 from tasks.readers import with_images
+from tasks.repository import locked_stages
 from tests.publishing.fakes import publish_version
 
 FIRST, SECOND = "dataset/2026.11.16", "dataset/2026.11.23"
@@ -115,25 +117,70 @@ def test_clones_pulls_loads_and_goes_back(kind: str, request: pytest.FixtureRequ
     assert len(load_dataset(str(here), "triplets", split="train", cache_dir=str(tmp_path / "hf-first"))) == 7
 
 
-def test_an_altered_object_stops_the_pull_and_is_named(folder: Deployment, tmp_path: Path):
-    altered = tmp_path / "altered"  # the same deployment, its remote spoilt
-    shutil.copytree(folder.remote or Path(), altered)
-    here = clone(folder, tmp_path / "mine")
-    name = "data/triplets/2026.11.16-00000.parquet"
-    content = published_content(folder, name)
-    victim = next(p for p in altered.rglob("*") if p.is_file() and p.read_bytes() == content)
-    victim.chmod(0o644)
-    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    dvc(here, "config", "--local", "remote.versions.url", str(altered))
-    done = dvc(here, "pull", check=False)
-    assert done.returncode != 0 and "data/triplets" in done.stderr  # DVC names the folder that it would not make
-    assert not (here / name).exists()
-    named = shell(here, sys.executable, "-m", "tasks.verify", check=False)  # and this names the file in it
-    assert named.returncode == EXIT_DATA_ERROR and named.stderr.count("missing or altered in the remote") == 1, named.stderr
-    assert name in named.stderr
+class Spoilt(NamedTuple):
+    """A copy of a deployment's remote in which one object is altered; `mend` puts it right again."""
 
-    dvc(here, "config", "--local", "--unset", "remote.versions.url")
-    dvc(here, "pull")
+    url: str
+    mend: Callable[[], object]
+
+
+def spoil(deployment: Deployment, md5: str, to: Path) -> Spoilt:
+    """Copy the remote, with a date in the object changed (a Parquet file, a list of files: both hold one)."""
+    key = f"files/md5/{md5[:2]}/{md5[2:]}"
+    if deployment.remote:
+        shutil.copytree(deployment.remote, to)
+        victim = to / key
+        good = victim.read_bytes()
+        assert b"2026.11.16" in good
+        victim.chmod(0o644)
+        victim.write_bytes(good.replace(b"2026.11.16", b"2026.11.17", 1))
+        return Spoilt(str(to), lambda: victim.write_bytes(good))
+    import boto3
+
+    url = (deployment.root / "dataset/.dvc/config").read_text().partition("endpointurl = ")[2].split()[0]
+    bucket = boto3.resource("s3", endpoint_url=url).Bucket("versions")
+    for old in list(bucket.objects.filter(Prefix="megapairs/")):
+        bucket.copy({"Bucket": "versions", "Key": old.key}, f"{to.name}/{old.key.partition('/')[2]}")
+    good = bucket.Object(f"{to.name}/{key}").get()["Body"].read()
+    assert b"2026.11.16" in good
+    bucket.put_object(Key=f"{to.name}/{key}", Body=good.replace(b"2026.11.16", b"2026.11.17", 1))
+    return Spoilt(f"s3://versions/{to.name}", lambda: bucket.put_object(Key=f"{to.name}/{key}", Body=good))
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_an_altered_object_stops_the_pull_and_is_named(kind: str, request: pytest.FixtureRequest, tmp_path: Path):
+    deployment: Deployment = request.getfixturevalue(kind)
+    here, name = clone(deployment, tmp_path / "mine"), "data/triplets/2026.11.16-00000.parquet"
+    altered = spoil(deployment, hashlib.md5(published_content(deployment, name)).hexdigest(), tmp_path / f"altered-{kind}")
+    dvc(here, "config", "--local", "remote.versions.url", altered.url)
+
+    plain = dvc(here, "pull", check=False)
+    assert plain.returncode != 0 and "data/triplets" in plain.stderr  # DVC alone names the folder that it would not make
+    done = shell(here, sys.executable, "-m", "tasks.pull", check=False)  # this names the file in it, and no other
+    assert done.returncode == EXIT_DATA_ERROR and done.stderr.count("missing or altered in the remote") == 1, done.stderr
+    assert f"in the remote: {name} (object files/md5/" in done.stderr
+    assert not (here / name).exists()
+    again = shell(here, sys.executable, "-m", "tasks.verify", check=False)
+    assert again.returncode == EXIT_DATA_ERROR and name in again.stderr
+
+    altered.mend()
+    shell(here, sys.executable, "-m", "tasks.pull")
+    assert "files are as published" in shell(here, sys.executable, "-m", "tasks.verify").stdout
+
+
+def test_an_altered_list_of_files_goes_through_dvc_but_not_through_tasks_pull(folder: Deployment, tmp_path: Path):
+    here = clone(folder, tmp_path / "mine")
+    md5 = next(o["md5"] for s in locked_stages((here / "dvc.lock").read_bytes()).values() for o in s["outs"] if o["path"] == "data/triplets")
+    altered = spoil(folder, md5, tmp_path / "altered")
+    dvc(here, "config", "--local", "remote.versions.url", altered.url)
+    dvc(here, "pull")  # no error: DVC checks the objects in a folder, not what they are called there
+    done = shell(here, sys.executable, "-m", "tasks.pull", check=False)
+    assert done.returncode == EXIT_DATA_ERROR
+    assert f"in the remote: data/triplets (object files/md5/{md5[:2]}/{md5[2:]}, the list of its files)" in done.stderr
+    assert shell(here, sys.executable, "-m", "tasks.pull", "data/images").stdout  # only what was asked for is judged
+
+    altered.mend()
+    shell(here, sys.executable, "-m", "tasks.pull")
     assert "files are as published" in shell(here, sys.executable, "-m", "tasks.verify").stdout
 
 

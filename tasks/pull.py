@@ -1,0 +1,77 @@
+"""`dvc pull` that names the file which the remote did not deliver as it was published.
+
+    python -m tasks.pull [-j JOBS] [-r REMOTE] [-f] [TARGET ...]        in a clone of the dataset
+
+Plain `dvc pull` refuses an altered object too (the remote is verified), but its message stops at the folder; and a
+folder's altered list of files (DVC's .dir object) goes through with exit 0. Runs DVC as it is, then looks which objects
+of the version the cache lacks: DVC keeps none that failed its check. Exit 0: all came in, each object with its own
+hash; 65: the files that did not, by name; else DVC's own code. What was changed in the clone itself is for
+`python -m tasks.verify` to find.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.errors import ConfigError, DataError, TasksError
+from tasks.verify import undelivered
+
+SHOWN = 50
+
+
+def dvc_command() -> list[str]:
+    """DVC of this interpreter, else the one on PATH."""
+    if importlib.util.find_spec("dvc"):
+        return [sys.executable, "-m", "dvc"]
+    if found := shutil.which("dvc"):
+        return [found]
+    raise ConfigError("dvc: not found; `pip install dvc` (with `dvc[s3]` for an s3:// remote)")
+
+
+def pull(root: Path, options: Sequence[str] = (), targets: Sequence[str] = ()) -> int:
+    """Run `dvc pull`; its output goes where ours goes. Returns its exit code.
+
+    Args:
+        options: of `dvc pull`.
+        targets: files and folders to bring in; none means all.
+    Raises:
+        DataError: names the files that the remote did not deliver as they were published.
+        ConfigError: no DVC, or no clone of a dataset here.
+    """
+    if not (root / "dvc.lock").exists():
+        raise ConfigError(f"{root / 'dvc.lock'}: missing; run this in a clone of the dataset's branch")
+    dvc = dvc_command()
+    code = subprocess.run([*dvc, "pull", *options, *targets], cwd=root, check=False).returncode
+    cache = subprocess.run([*dvc, "cache", "dir"], cwd=root, check=True, text=True, capture_output=True).stdout.strip()
+    asked = [Path(t) for t in targets] or [Path()]
+    faults = [f for f in undelivered(root, Path(cache)) if any(Path(f.path).is_relative_to(t) for t in asked)]
+    if faults:
+        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise DataError(f"files that did not come as they were published: {len(faults)}\n  " + "\n  ".join(map(str, faults[:SHOWN])) + more)
+    return code
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.pull", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-j", "--jobs", help="downloads at a time, a count")
+    parser.add_argument("-r", "--remote", help="another remote of the DVC configuration")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite files changed here")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="files and folders to bring in; none means all")
+    args = parser.parse_args(argv)
+    options = [*(["-j", args.jobs] if args.jobs else []), *(["-r", args.remote] if args.remote else []), *(["-f"] if args.force else [])]
+    try:
+        return pull(Path("."), options, args.targets)
+    except TasksError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
