@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params, load_params
+from tasks.reasons import why
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ ol small{color:var(--soft);display:block;font-size:11.5px}.score{font-variant-nu
 .chips{display:flex;flex-wrap:wrap;gap:6px;margin-top:auto}.chip{font-size:12px;padding:2px 9px;border-radius:99px;border:1px solid var(--line);color:var(--soft);font-variant-numeric:tabular-nums}
 .chip.on{border-color:currentColor;font-weight:600}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:18px;margin-top:18px}
 .panel{padding:18px 20px;overflow-x:auto}.panel h3{margin:0 0 2px;font-size:16px}.panel p{margin:0 0 12px;color:var(--soft);font-size:13px}
-.bar{display:grid;grid-template-columns:minmax(110px,auto) 1fr auto;gap:12px;align-items:center;font-size:14px;padding:3px 0}.bar i{display:block;height:10px;border-radius:5px;background:var(--accent);min-width:2px}
+.bar small{display:block;color:var(--soft);font-size:11.5px;line-height:1.3}.bar{display:grid;grid-template-columns:minmax(0,3fr) minmax(40px,2fr) minmax(32px,auto);gap:12px;align-items:center;font-size:14px;padding:3px 0}.bar i{display:block;height:10px;border-radius:5px;background:var(--accent);min-width:2px}
 .bar b{font-variant-numeric:tabular-nums}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}th,td{padding:8px 10px;border-bottom:1px solid var(--line);text-align:right}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600;font-size:12.5px}td.best{font-weight:700;color:var(--good)}svg{display:block;width:100%;height:auto}
 footer{margin-top:56px;color:var(--soft);font-size:13px;overflow-wrap:anywhere}
@@ -175,13 +176,25 @@ def card(row: Mapping[str, Any], pair: Mapping[str, Any], pictures: Mapping[str,
     )
 
 
+TINY = "tasks/sample/checkpoints/"
+
+
+def written_by(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Who wrote and who judged the rows, in a sentence or two; a warning where it was the sample world's checkpoints."""
+    writers, judges = sorted({str(r["captioner"]) for r in rows}), sorted({str(r["judge"]) for r in rows})
+    if not rows:
+        return ""
+    warning = " Tiny checkpoints, trained on drawn scenes: on other pictures their words mean nothing." if any(TINY in n for n in (*writers, *judges)) else ""
+    return f"Written with {', '.join(writers)}, judged by {', '.join(judges)}.{warning}"
+
+
 def drop_panels(drops: Mapping[str, Mapping[str, int]]) -> str:
     """What every stage left out, by reason, as bars."""
     panels = []
     for stage, reasons in drops.items():
         top = max(reasons.values())
         bars = "".join(
-            f'<div class="bar"><span>{escaped(reason.replace("_", " "))}</span><i style="width:{100 * count / top:.1f}%"></i><b>{count:,}</b></div>'
+            f'<div class="bar"><span>{escaped(reason.replace("_", " "))}<small>{escaped(why(stage, reason))}</small></span><i style="width:{100 * count / top:.1f}%"></i><b>{count:,}</b></div>'
             for reason, count in sorted(reasons.items(), key=lambda e: -e[1])
         )
         panels.append(f'<div class="panel"><h3>{escaped(stage)}</h3><p>{sum(reasons.values()):,} rows left out</p>{bars}</div>')
@@ -219,8 +232,8 @@ def with_retrieval(text: str, evaluation: Mapping[str, Any]) -> str:
     return text.replace(EMPTY_RETRIEVAL, retrieval_section(evaluation.get("metrics") or {}), 1)
 
 
-def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[str], evaluation: Mapping[str, Any] | None, shown: int) -> str:
-    """The whole page."""
+def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[str], evaluation: Mapping[str, Any] | None, models: str) -> str:
+    """The whole page; `models` says who wrote and judged the triplets."""
     rows, new = version["rows"], version["new_rows"]
     stats = [("triplets", rows["triplets"], new["triplets"]), ("pictures", rows["images"], new["images"]), ("pairs", rows["pairs"], new["pairs"])]
     tiles = "".join(f'<div class="stat"><b>{total:,}</b><span>{name}, {fresh:,} new</span></div>' for name, total, fresh in stats)
@@ -236,9 +249,9 @@ def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[
 <body><main><header><div class="over">{escaped(version["dataset"])}</div><h1>Version {escaped(version["version"])}</h1>
 <p class="lead">Composed-retrieval triplets: a query picture, instructions, the target that they lead to, and hard negatives. {after[:1].upper() + after[1:]}, {escaped(version["date"])}.</p>
 <div class="stats">{tiles}</div></header>
-<section><h2>Triplets</h2><p class="lead">{shown} drawn at random. Beside each instruction the judge's P(yes) for the target; below each negative the highest P(yes) over the instructions.
-The first negative is always the query itself. Coloured: the similarity models that found the pair.</p><div class="cards">{"".join(cards)}</div></section>
-<section><h2>What was left out, and why</h2><p class="lead">All versions up to this one, by stage.</p><div class="grid">{drop_panels(version["drops"])}</div></section>
+<section><h2>Triplets</h2><p class="lead">{len(cards)} drawn at random. Beside each instruction the judge's P(yes) for the target; below each negative the highest P(yes) over the instructions.
+The first negative is always the query itself. Coloured: the similarity models that found the pair. {escaped(models)}</p><div class="cards">{"".join(cards)}</div></section>
+<section><h2>What was left out, and why</h2><p class="lead">All versions up to this one, by stage. Each row stands in data/dropped with its reason and what it was.</p><div class="grid">{drop_panels(version["drops"])}</div></section>
 <section><h2>Similarities</h2><p class="lead">Cosine of pictures to their nearest neighbours under each model. Pairs are mined inside the dashed window: nearer ones are copies, farther ones unrelated.</p>
 <div class="grid">{"".join(histograms)}</div></section>{retrieval}
 <footer>Fingerprint <span class="mono">{escaped(version["fingerprint"])}</span>, code <span class="mono">{escaped(version["git_commit"][:12])}</span>. Made by the MegaPairs factory.</footer>
@@ -268,16 +281,16 @@ def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: 
             f'<div class="panel"><h3 style="color:{COLOURS[encoder]}">{escaped(encoder)}</h3><p>{escaped(model)}, window {window.low:g} to {window.high:g}, revision <span class="mono">{escaped(revision[:12])}</span></p>{picture}</div>'
         )
     ids = sorted({i for r in rows for i in (r["query_image_id"], r["target_image_id"], *r["negative_image_ids"][:10])})
-    text = ""
+    text, models = "", written_by(rows)
     for side, quality in SIZES:
         pictures = {i: thumbnail(store, i, side, quality) for i in ids}
         cards = [card(r, pairs.get(r["pair_id"], {}), pictures, params.judge.negative_threshold) for r in rows]
-        text = page(version, cards, histograms, evaluation, len(cards))
+        text = page(version, cards, histograms, evaluation, models)
         if len(text.encode()) <= MAX_BYTES:
             return text
     while len(text.encode()) > MAX_BYTES and cards:
         cards = cards[: len(cards) * 3 // 4]
-        text = page(version, cards, histograms, evaluation, len(cards))
+        text = page(version, cards, histograms, evaluation, models)
     return text
 
 

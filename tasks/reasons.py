@@ -1,0 +1,46 @@
+"""Why a row is left out: the closed list, per stage, with a sentence for a person. Read by the gallery and by tests."""
+
+from __future__ import annotations
+
+REASONS: dict[str, dict[str, str]] = {
+    "ingest": {
+        "undecodable": "its name says picture, no decoder reads it",
+        "too_small": "a side below ingest.min_side_px",
+        "too_large": "more pixels or bytes than ingest allows",
+        "duplicate": "the same bytes as a picture that was kept",
+        "near_duplicate": "a kept picture, re-encoded or resized",
+        "licence": "a licence that ingest.allowed_licenses does not name",
+        "not_a_picture": "a file of another kind in the folder",
+    },
+    "recaption": {"empty_reply": "the model wrote nothing"},
+    "embed": {"no_caption": "nothing for the text encoder to read", "bad_vector": "a vector of zeros or of no numbers"},
+    "select": {
+        "over_quota": "a pair beyond those that one picture, or one run, may add",
+        "near_duplicate_negative": "a negative that is a copy of the target; its pair may stay",
+    },
+    "caption": {
+        "empty_reply": "the model wrote nothing, twice",
+        "too_long": "a reply longer than caption.max_chars, twice",
+        "refused": "the model declined, or spoke of itself",
+        "copy_of_prompt": "the reply repeats the request",
+        "not_text": "no sentence: a word over and over, marks, code",
+        "names_a_file": "the reply names a file or an address",
+        "same_as_another": "its instructions say the same",
+        "leaks_target": "the reply repeats the target's whole caption",
+        "too_few_instructions": "fewer than caption.instructions_min",
+    },
+    "judge": {
+        "wrong_target": "a pair: too few instructions lead to its target",
+        "ambiguous": "a pair: its instructions fit other pictures too",
+        "duplicate": "a pair that is a triplet already",
+        "wrong_instruction": "a text: the judge does not see the target in it",
+        "query_fits": "a text: the query picture itself meets it",
+        "partial_fits": "a text: it states one change of several, and a negative meets it",
+        "false_negative": "a negative that meets the instruction",
+    },
+}
+
+
+def why(stage: str, reason: str) -> str:
+    """The sentence of a reason; empty for one that the list does not know."""
+    return REASONS.get(stage, {}).get(reason, "")
