@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params, load_params
-from tasks.reasons import why
+from tasks.reasons import REASONS, why
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -189,9 +189,10 @@ def written_by(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def drop_panels(drops: Mapping[str, Mapping[str, int]]) -> str:
-    """What every stage left out, by reason, as bars."""
+    """What every stage left out, by reason, as bars; stages in the order of the flow."""
     panels = []
-    for stage, reasons in drops.items():
+    flow = list(REASONS)
+    for stage, reasons in sorted(drops.items(), key=lambda e: (flow.index(e[0]) if e[0] in flow else len(flow), e[0])):
         top = max(reasons.values())
         bars = "".join(
             f'<div class="bar"><span>{escaped(reason.replace("_", " "))}<small>{escaped(why(stage, reason))}</small></span><i style="width:{100 * count / top:.1f}%"></i><b>{count:,}</b></div>'

@@ -1,0 +1,231 @@
+"""Pictures that nobody captioned: windows from one command, then one run of the DAG, and an account of every file and pair.
+
+Once on a drawn folder that has what photographs have (sizes, EXIF turns, crops, recolours, copies, broken files), once on
+real photographs where they are: `../shared/photos`, kept out of the repository. Each run gets an empty deployment of its own.
+"""
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter
+
+from tasks.demo import DATASET_DAG, MODEL_DAG, lay_out_deployment
+from tasks.local_airflow import LocalAirflow
+from tasks.reasons import REASONS
+from tasks.store import Store
+
+from .conftest import Factory, Inbox
+
+pytestmark = pytest.mark.e2e
+
+PHOTOGRAPHS = Path(__file__).resolve().parents[2].parent / "shared" / "photos"
+ENDS_A_PAIR = ("wrong_target", "ambiguous", "duplicate")  # of judge's reasons; the others leave out a text or a negative of a pair that stays
+BASES = 8  # drawn motifs
+
+
+class Run(NamedTuple):
+    """A finished run: what it was asked, its tasks' reports (parts in a list), and the version's clone when there is one."""
+
+    conf: dict[str, Any]
+    reports: dict[str, list[dict[str, Any]]]
+    clone: Path | None
+    why_none: str
+
+    def total(self, task: str, name: str) -> int:
+        return sum(report[name] for report in self.reports[task])
+
+    def dropped(self, task: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for report in self.reports[task]:
+            for reason, count in report["dropped"].items():
+                found[reason] = found.get(reason, 0) + count
+        return found
+
+
+# --- a folder that looks like photographs ---------------------------------------------------------------------------------
+
+
+def motif(seed: int, width: int, height: int) -> Image.Image:
+    """Light falling over a rough surface with a few soft bodies on it."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(40, 216, (3, 4, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(coarse).astype(np.float64)
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    for _ in range(4):
+        cx, cy, r = rng.uniform(0.1, 0.7), rng.uniform(0.1, 0.7), rng.uniform(0.08, 0.25)
+        inside = 1 / (1 + np.exp(((x - cx) ** 2 + (y - cy) ** 2 - r * r) * 400))
+        body = rng.integers(0, 256, 3) + 25 * np.sin(x * rng.uniform(20, 90) + y * rng.uniform(20, 90))[:, :, None]  # woven
+        pixels = pixels * (1 - inside[:, :, None]) + body * inside[:, :, None]
+    pixels += rng.normal(0, 6, pixels.shape)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6))
+
+
+def draw_photographs(folder: Path) -> dict[str, str]:
+    """46 files, five of each motif's family among them; returns path -> the reason for which ingest must leave it out."""
+    folder.mkdir()
+    for n in range(BASES):
+        width, height = ((640, 480), (480, 640), (900, 300), (512, 512))[n % 4]
+        base = motif(n, width, height)
+        family = {
+            "whole": base,
+            "crop": base.crop((width // 6, height // 8, width, height * 7 // 8)),
+            "warm": Image.merge("RGB", [c.point(lambda v, f=f: min(255, int(v * f))) for c, f in zip(base.split(), (1.25, 0.95, 0.6), strict=True)]),
+            "pale": ImageEnhance.Color(ImageEnhance.Brightness(base).enhance(1.35)).enhance(0.3),
+            "close": base.crop((0, 0, width * 2 // 3, height * 2 // 3)),
+        }
+        for name, picture in family.items():
+            exif = Image.Exif()
+            if name == "close":
+                exif[0x0112] = 6  # the camera was held on its side
+            picture.save(folder / f"{n}_{name}.jpg", quality=88, exif=exif)
+    (folder / "broken_cut.jpg").write_bytes((folder / "0_whole.jpg").read_bytes()[:3000])
+    (folder / "broken_noise.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8)
+    shutil.copyfile(folder / "1_whole.jpg", folder / "z_same.jpg")
+    motif(2, 900, 300).resize((450, 150)).save(folder / "z_smaller.png")
+    motif(3, 30, 40).save(folder / "z_tiny.png")
+    (folder / "notes.txt").write_text("where these were taken")
+    return {
+        "broken_cut.jpg": "undecodable",
+        "broken_noise.png": "undecodable",
+        "z_same.jpg": "duplicate",
+        "z_smaller.png": "near_duplicate",
+        "z_tiny.png": "too_small",
+        "notes.txt": "not_a_picture",
+    }
+
+
+# --- one Airflow, an empty deployment for each story ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    root = tmp_path_factory.mktemp("photographs")
+    with LocalAirflow(root, {"MEGAPAIRS_RETRIES": "0"}) as airflow:
+        airflow.migrate_and_start()
+        airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
+        airflow.make_pool("gpu", 2)
+        airflow.set_paused(DATASET_DAG, False)
+        yield airflow
+
+
+@pytest.fixture
+def deployment(airflow: LocalAirflow) -> Factory:
+    """Nothing published yet."""
+    for name in ("origin.git", "dataset", "dvc-remote", "dvc-cache", "runs"):
+        shutil.rmtree(airflow.root / name, ignore_errors=True)
+    lay_out_deployment(airflow.root)
+    return Factory(airflow.root, airflow, Inbox())
+
+
+def calibrated(folder: Path, *, limit: int) -> dict[str, Any]:
+    """What `tasks.calibrate` proposes for a folder before any run: values of the trigger form, its last line."""
+    command = [sys.executable, "-m", "tasks.calibrate", "--source", str(folder), "--profile", "demo", "--limit", str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+def refresh(deployment: Factory, conf: dict[str, Any], clone: Path) -> Run:
+    """One run of dataset_refresh, green; then what a researcher has of it."""
+    airflow = deployment.airflow
+    run_id = airflow.trigger(DATASET_DAG, conf)
+    state, states = deployment.follow(run_id)
+    assert state == "success", states
+    reports: dict[str, list[dict[str, Any]]] = {}
+    why_none = ""
+    for task in airflow.task_instances(DATASET_DAG, run_id):
+        if task["state"] == "success":
+            reports.setdefault(task["task_id"], []).append(airflow.xcom(DATASET_DAG, run_id, task["task_id"], task["map_index"]))
+        elif task["task_id"] == "version":
+            why_none = "\n".join(airflow.task_log(DATASET_DAG, run_id, task))
+    if not deployment.versions():
+        return Run(conf, reports, None, why_none)
+    subprocess.run(["git", "clone", "-q", str(deployment.root / "origin.git"), str(clone)], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "pull", "-q"], cwd=clone, check=True)
+    return Run(conf, reports, clone, "")
+
+
+# --- the account ----------------------------------------------------------------------------------------------------------
+
+
+def assert_counts_add_up(run: Run, files: int) -> None:
+    """What the tasks' logs say: nothing appears, nothing is lost, every reason is one of the list."""
+    for task in ("ingest", "recaption", "embed", "select", "caption", "judge"):
+        assert set(run.dropped(task)) <= set(REASONS[task]), task
+    kept, pairs, captioned, triplets = (run.total(task, "written") for task in ("ingest", "select", "caption", "judge"))
+    assert run.total("ingest", "read") == files == kept + sum(run.dropped("ingest").values())
+    assert run.total("recaption", "read") == kept == run.total("recaption", "written") + sum(run.dropped("recaption").values())
+    assert run.total("embed", "written") == 3 * kept - sum(run.dropped("embed").values())
+    assert 0 < pairs <= run.conf["pairs_per_batch"]
+    assert run.total("caption", "read") == pairs == captioned + sum(run.dropped("caption").values())
+    assert run.total("judge", "read") == captioned == triplets + sum(run.dropped("judge").get(reason, 0) for reason in ENDS_A_PAIR)
+    if run.clone is None:
+        assert triplets == 0 and "no new triplet" in run.why_none and f"new pairs {pairs}" in run.why_none, run.why_none
+
+
+def assert_rows_add_up(clone: Path, folder: Path) -> None:
+    """What the version holds: each file and each pair, once, as what became of it."""
+    store = Store(clone)
+    images = store.read_table("images").to_pylist()
+    dropped = store.read_dropped().to_pylist()
+    left = {stage: [row["key"] for row in dropped if row["stage"] == stage] for stage in REASONS}
+    uris = [row["source_uri"].partition(":")[2] for row in images] + [key.partition(":")[2] for key in left["ingest"]]
+    assert sorted(uris) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    captions = store.captions()
+    assert {row["image_id"] for row in images} == set(captions) | set(left["recaption"]) and all(captions.values())
+    pairs = store.read_table("pairs", ["pair_id"]).column("pair_id").to_pylist()
+    ended = [row["key"] for row in dropped if row["stage"] == "caption" or (row["stage"] == "judge" and row["reason"] in ENDS_A_PAIR)]
+    assert sorted(pairs) == sorted(store.read_table("triplets", ["pair_id"]).column("pair_id").to_pylist() + ended)
+    assert all(row["reason"] in REASONS[row["stage"]] for row in dropped)
+
+
+def assert_the_gallery_shows_them(clone: Path) -> None:
+    """Every picture of the page decodes and keeps its shape; every reason is explained; the words' worth is said."""
+    page, version = (clone / "reports" / "gallery.html").read_text(), json.loads((clone / "version.json").read_text())
+    assert page.count('<article class="card">') == min(48, version["rows"]["triplets"])
+    shapes = {Image.open(io.BytesIO(base64.b64decode(found))).size for found in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)}
+    assert len(shapes) > 1
+    for stage, reasons in version["drops"].items():
+        for reason in reasons:
+            assert REASONS[stage][reason].replace("'", "&#x27;") in page, (stage, reason)
+    assert "on other pictures their words mean nothing" in page
+
+
+def test_a_drawn_folder_like_photographs(deployment: Factory, tmp_path: Path):
+    folder = tmp_path / "drawn"
+    expected = draw_photographs(folder)
+    conf = {**calibrated(folder, limit=1000), "pairs_per_batch": 60, "dataset": "drawn"}
+    assert conf["validate"] == {"images": {"caption_share_min": 0}}  # said, because no picture has a caption
+    run = refresh(deployment, conf, tmp_path / "clone")
+    assert_counts_add_up(run, files=5 * BASES + len(expected))
+    if run.clone is None:
+        return
+    assert_rows_add_up(run.clone, folder)
+    store = Store(run.clone)
+    assert {row["key"].partition(":")[2]: row["reason"] for row in store.read_dropped("ingest").to_pylist()} == expected
+    sizes = {row["source_uri"]: (row["width_px"], row["height_px"]) for row in store.read_table("images").to_pylist()}
+    assert sizes["drawn:0_close.jpg"] == (320, 426) and sizes["drawn:2_whole.jpg"] == (512, 171)  # turned upright; at most 512 px
+    assert_the_gallery_shows_them(run.clone)
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"no photographs: {PHOTOGRAPHS} is not there; the drawn folder stands in for it")
+def test_a_folder_of_real_photographs(deployment: Factory, tmp_path: Path):
+    conf = {**calibrated(PHOTOGRAPHS, limit=400), "pairs_per_batch": 256, "dataset": "photographs"}
+    run = refresh(deployment, conf, tmp_path / "clone")
+    assert_counts_add_up(run, files=sum(path.is_file() for path in PHOTOGRAPHS.rglob("*")))
+    assert run.total("ingest", "written") >= 1000
+    if run.clone is None:
+        return
+    assert_rows_add_up(run.clone, PHOTOGRAPHS)
+    assert_the_gallery_shows_them(run.clone)
