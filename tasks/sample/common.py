@@ -40,7 +40,7 @@ def side_by_side(work: Callable[..., None], *arguments: object) -> None:
     with one other busy process the first was seen to keep 2/3 of its speed, the second 1/8.
     """
     with tempfile.TemporaryDirectory() as meeting:
-        mp.spawn(_join, args=(work, f"file://{meeting}/point", arguments), nprocs=WORKERS)
+        mp.spawn(_join, args=(work, f"file://{meeting}/point", arguments), nprocs=WORKERS, daemon=True)
 
 
 def _join(rank: int, work: Callable[..., None], meeting: str, arguments: tuple) -> None:

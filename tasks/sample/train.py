@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
+import sys
 from pathlib import Path
 
 from tasks.sample.tokens import CHECKPOINTS
@@ -35,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated run takes its workers with it
     module = importlib.import_module(f"tasks.sample.train_{options.model}")
     folder = options.out or CHECKPOINTS / options.model
     more = {} if options.minutes is None else {"steps": max(1, round(options.minutes * STEPS_PER_MINUTE[options.model]))}

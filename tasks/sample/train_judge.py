@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3For
 from tasks.sample import phrases, tokens, truth
 from tasks.sample.common import Log, average, cosine, held_out_pairs, pixels, save, side_by_side, view
 from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, PLACES, Edit, Scene, any_scene, difference, draw, family, renamed, shared
-from tasks.sample.train_vlm import VISUAL_TOKENS, Comparing, cell_flags, cell_labels, even_out, image_features, turn, write_descriptions
+from tasks.sample.train_vlm import VISUAL_TOKENS, Comparing, cell_flags, cell_labels, image_features, turn, write_descriptions
 
 QUESTIONS = 8  # a pair of pictures
 LOW, HIGH = 0.03, 0.06  # the false-yes rates at which a threshold is reported
@@ -274,7 +274,6 @@ def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, prac
     errors = own_errors(model, processor, pairs, rng)
     test = held_out_questions(600, 82, own_errors(model, processor, held_out_pairs(practice // 2, 83), rng)) if rank == 0 else []
     log.write(own_errors_in_training=len(errors), in_test=sum(a.why == "describer's own error" for a in test))
-    log.write(visual_tokens_rms=round(even_out(model), 3))
     model.train()
     width = model.config.text_config.hidden_size
     comparing, phrase_holds = Comparing(width), nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
