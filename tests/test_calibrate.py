@@ -1,10 +1,14 @@
 """Windows come from the corpus' own similarities, and land in params.yaml without touching anything else."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from tasks import calibrate
 from tasks.config import load_params
@@ -65,3 +69,61 @@ def test_the_command_prints_and_writes(tmp_path: Path, project: Path, capsys: py
     assert load_params(tmp_path / "params.yaml").mine.windows != old
     assert "pattern (tasks/sample/checkpoints/dino, r1): 100 vectors" in capsys.readouterr().out
     assert calibrate.main(["--root", str(tmp_path), "--low-quantile", "2"]) == 78
+
+
+def pictures(folder: Path, count: int, captions: bool) -> Path:
+    """Small pictures of coloured patches, and a line that is no picture."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for n in range(count):
+        Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8)).resize((96, 80), Image.Resampling.NEAREST).save(folder / f"{n}.png")
+    (folder / "notes.txt").write_text("taken by hand")
+    if captions:
+        (folder / "captions.csv").write_text("path,caption\n" + "".join(f"{n}.png,nine patches number {n}\n" for n in range(count)))
+    return folder
+
+
+def test_a_folder_of_pictures_gives_the_values_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = pictures(tmp_path / "my pictures", 8, captions=True)
+    assert calibrate.main(["--source", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "9 files, 9 looked at, 8 pictures, dropped: 1 not_a_picture" in text
+    values = json.loads(text.splitlines()[-1])
+    assert values["profile"] == "demo" and values["sources"] == [{"name": "my-pictures", "path": str(folder)}]
+    assert all(values[f"window_{role}"]["low"] < values[f"window_{role}"]["high"] for role in calibrate.ROLES)
+    assert "validate" not in values  # every picture has a caption; without, the values would lower that floor and say so
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["my pictures"] and len(list(folder.iterdir())) == 10
+
+
+def test_a_folder_without_captions_says_what_the_gate_would_say(project: Path, capsys: pytest.CaptureFixture[str]):
+    params = load_params(project / "params.yaml")
+    assert calibrate.source_values(params, {"caption_share": 0.0})["validate"] == {"images": {"caption_share_min": 0}}
+    assert "0% of the pictures have one, the images gate wants 50%" in capsys.readouterr().out
+
+
+def test_what_cannot_be_calibrated_is_refused_with_the_next_step(tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
+    few = pictures(tmp_path / "few", 2, captions=True)
+    for arguments, code, message in (
+        (["--source", str(tmp_path / "none")], 78, "is no folder"),
+        (["--source", str(few)], 65, "at least 3 are needed"),
+        (["--source", str(few), "--limit", "2"], 78, "at least 3"),
+        (["--source", str(few), "--profile", "tiny"], 78, "no profile 'tiny'"),
+        (["--source", str(few), "--profile", "small", "--write", "--root", str(tmp_path)], 78, "has mine.windows of its own"),
+    ):
+        assert calibrate.main(arguments) == code, arguments
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "params.yaml").read_text() == (project / "params.yaml").read_text()
+
+
+@given(st.integers(0, 400), st.integers(3, 300), st.integers(1, 60))
+def test_a_part_of_a_folder_is_whole_runs_of_neighbours_from_end_to_end(count: int, limit: int, run: int):
+    taken = calibrate.spread(list(range(count)), limit, run)
+    assert len(taken) <= limit and taken == sorted(set(taken))
+    if count <= limit:
+        assert taken == list(range(count))
+        return
+    run = min(run, limit)
+    assert len(taken) == limit // run * run and taken[0] == 0
+    assert all(taken[start : start + run] == list(range(taken[start], taken[start] + run)) for start in range(0, len(taken), run))
+    assert len(taken) == run or taken[-1] == count - 1
