@@ -1,7 +1,5 @@
 """The alert mail: what it tells, that it is escaped, and that it arrives at a real SMTP server."""
 
-import email
-import email.policy
 import json
 import re
 from collections.abc import Iterator
@@ -10,12 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 from PIL import Image
 
-from tasks.local_airflow import free_port
 from tasks.slug import slug
 from tasks.store import Store
+from tests.inbox import Inbox, serving_inbox
 
 EVIL = "<script>alert(1)</script>"
 IMAGE_ID = "a" * 64
@@ -37,28 +34,11 @@ GATE = {
 }
 
 
-class Inbox:
-    """An aiosmtpd handler that keeps the mails."""
-
-    def __init__(self) -> None:
-        self.mails: list[Any] = []
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        self.mails.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
-        return "250 OK"
-
-
 @pytest.fixture
 def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
-    handler = Inbox()
-    port = free_port()
-    controller = Controller(handler, hostname="127.0.0.1", port=port)
-    controller.start()
-    extra = {"disable_tls": True, "disable_ssl": True, "from_email": "factory@example.org"}
-    connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
-    yield handler
-    controller.stop()
+    with serving_inbox() as (inbox, connection):
+        monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", connection)
+        yield inbox
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """One deployment of the factory (profile test, real stages), one embedded Airflow and one mail server for all stories here."""
 
-import email
-import email.policy
-import json
 import re
 import shutil
 import subprocess
@@ -11,25 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 
 from tasks.demo import DATASET_DAG, MODEL_DAG
-from tasks.local_airflow import PROJECT, LocalAirflow, free_port
+from tasks.local_airflow import PROJECT, LocalAirflow
 from tasks.publish import configure_deployment
 from tasks.sample.world import make_world
+from tests.inbox import Inbox, serving_inbox
 
 IMAGES = 180  # files of the first batch
-
-
-class Inbox:
-    """An aiosmtpd handler that keeps the mails."""
-
-    def __init__(self) -> None:
-        self.mails: list[Any] = []
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-        self.mails.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
-        return "250 OK"
 
 
 class Factory:
@@ -71,27 +57,23 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
     root = tmp_path_factory.mktemp("factory")
     make_world(root / ".demo" / "source", seed=3, images=IMAGES, truth=root / "truth.jsonl")
     configure_deployment(root / "origin.git", root / "dataset", str(root / "dvc-remote"), root / "dvc-cache", checkout=PROJECT)
-    inbox, port = Inbox(), free_port()
-    controller = Controller(inbox, hostname="127.0.0.1", port=port)
-    controller.start()
-    extra = {"disable_tls": True, "disable_ssl": True, "from_email": "factory@example.org"}
-    changes = {
-        "MEGAPAIRS_DEFAULT_PROFILE": "test",
-        "MEGAPAIRS_SOURCES_ROOT": str(root),
-        "MEGAPAIRS_RETRIES": "0",
-        "MEGAPAIRS_MAIL_TO": "data@example.org",
-        "AIRFLOW_CONN_SMTP_DEFAULT": json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}),
-    }
-    airflow = LocalAirflow(root, changes)
-    try:
-        airflow.migrate_and_start()
-        airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
-        airflow.make_pool("gpu", 2)
-        airflow.set_paused(DATASET_DAG, False)
-        yield Factory(root, airflow, inbox)
-    finally:
-        airflow.stop()
-        controller.stop()
+    with serving_inbox() as (inbox, connection):
+        changes = {
+            "MEGAPAIRS_DEFAULT_PROFILE": "test",
+            "MEGAPAIRS_SOURCES_ROOT": str(root),
+            "MEGAPAIRS_RETRIES": "0",
+            "MEGAPAIRS_MAIL_TO": "data@example.org",
+            "AIRFLOW_CONN_SMTP_DEFAULT": connection,
+        }
+        airflow = LocalAirflow(root, changes)
+        try:
+            airflow.migrate_and_start()
+            airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
+            airflow.make_pool("gpu", 2)
+            airflow.set_paused(DATASET_DAG, False)
+            yield Factory(root, airflow, inbox)
+        finally:
+            airflow.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,36 @@
+"""A mail server on loopback that keeps what it gets, and the Airflow connection that leads to it."""
+
+import email
+import email.policy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aiosmtpd.controller import Controller
+
+from tasks.local_airflow import free_port
+
+
+class Inbox:
+    """An aiosmtpd handler that keeps the mails."""
+
+    def __init__(self) -> None:
+        self.mails: list[Any] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.mails.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
+        return "250 OK"
+
+
+@contextmanager
+def serving_inbox() -> Iterator[tuple[Inbox, str]]:
+    """The inbox of a running server, and the value of AIRFLOW_CONN_SMTP_DEFAULT that sends mails there."""
+    inbox, port = Inbox(), free_port()
+    controller = Controller(inbox, hostname="127.0.0.1", port=port)
+    controller.start()
+    extra = {"disable_tls": True, "disable_ssl": True, "from_email": "factory@example.org"}
+    try:
+        yield inbox, json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra})
+    finally:
+        controller.stop()
