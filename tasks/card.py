@@ -47,23 +47,31 @@ def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in line) + " |" for line in lines)
 
 
-def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, has_export: bool, is_held_out_split: bool) -> str:
+def dataset_card(
+    version: Mapping[str, Any], *, name: str, license_name: str, exported: int, parquet_bytes: Mapping[str, int], is_held_out_split: bool
+) -> str:
     """README.md of a version.
 
     Args:
         version: version.json's mapping.
         name: the dataset's name.
         license_name: as params.version.license states it.
-        has_export: whether data/export exists, so that config `with_images` is offered.
+        exported: triplets in data/export, a count; 0 and config `with_images` is not offered.
+        parquet_bytes: size of the Parquet files in data/triplets, data/images, data/export.
         is_held_out_split: whether evaluation holds out part of the triplets (no benchmark of the user's own).
     """
     rows = version["rows"]
+    tables = {"triplets": ("data/triplets", rows["triplets"]), "images": ("data/images", rows["images"])}
+    if exported:
+        tables["with_images"] = ("data/export", exported)
+    # `datasets` names its cache by what stands here, not by the files: the description keeps two versions in one clone
+    # apart, and the counts turn a forgotten `dvc pull` into an error.
+    about = f"version {version['version']}, fingerprint {version['fingerprint'][:16]}"
     configs = [
-        {"config_name": "triplets", "default": True, "data_files": [{"split": "train", "path": "data/triplets/*.parquet"}]},
-        {"config_name": "images", "data_files": [{"split": "train", "path": "data/images/*.parquet"}]},
+        {"config_name": c, "description": about, "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]} for c, (folder, _) in tables.items()
     ]
-    if has_export:
-        configs.append({"config_name": "with_images", "data_files": [{"split": "train", "path": "data/export/*.parquet"}]})
+    configs[0]["default"] = True
+    splits = [{"config_name": c, "splits": [{"name": "train", "num_bytes": parquet_bytes[f], "num_examples": n}]} for c, (f, n) in tables.items()]
     header = {
         "license": license_name,
         "pretty_name": name,
@@ -72,15 +80,17 @@ def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, ha
         "tags": ["composed-image-retrieval", "megapairs", "hard-negatives", f"version:{version['version']}"],
         "size_categories": [size_category(rows["triplets"])],
         "configs": configs,
+        "dataset_info": splits,
     }
     if license_name == "other":
         header["license_name"] = "see-license_code-of-each-image"
     drops = [(stage, reason, count) for stage, reasons in version["drops"].items() for reason, count in reasons.items()]
     encoders = [(e, f["pairs"], f["triplets"], "" if f["yield"] is None else f"{f['yield']:.3f}") for e, f in version["encoders"].items()]
-    embedded = 'load_dataset("my-clone", "with_images")   # pictures inside the rows\n' if has_export else ""
+    embedded = 'load_dataset("my-clone", "with_images")   # pictures inside the rows\n' if exported else ""
     held_out = (
         "\nNo benchmark of the user's own is configured: evaluation holds out whole connected components of this version's triplets (share "
-        f"{version['params']['train']['held_out_share']}), which are never trained on. Scores on such a split flatter; compare only with each other.\n"
+        f"{version['params']['train']['held_out_share']}). Their query and target pictures are never trained on, nor used as negatives; pictures that are only "
+        "mined negatives of held-out triplets may be trained on. Scores on such a split flatter; compare only with each other.\n"
         if is_held_out_split
         else ""
     )

@@ -51,6 +51,13 @@ def export_schema() -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
+def exported_rows(folder: Path) -> int:
+    """Rows of all Parquet files in `folder`, by their footers; 0 when there is none."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(p).num_rows for p in folder.glob("*.parquet"))
+
+
 def embedded(rows: Iterable[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
     """Triplets with the stored bytes of their pictures."""
 

@@ -17,7 +17,7 @@ from tasks.batch import batch_of, date_of
 from tasks.card import dataset_card
 from tasks.config import Params
 from tasks.errors import NothingToDo
-from tasks.export import write_embedded
+from tasks.export import exported_rows, write_embedded
 from tasks.gallery import write_gallery
 from tasks.graph import graph
 from tasks.publish import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, publish, sha256_of, version_at
@@ -118,6 +118,16 @@ def manifest(root: Path, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return out
 
 
+def parquet_bytes(files: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """{folder: bytes of the Parquet files in it}, from the manifest."""
+    out: dict[str, int] = {}
+    for name, facts in files.items():
+        if name.endswith(".parquet"):
+            folder = name.rpartition("/")[0]
+            out[folder] = out.get(folder, 0) + int(facts["size_bytes"])
+    return out
+
+
 def describe(params: Params, store: Store, batch: str, parent: Mapping[str, Any] | None, commit: str) -> dict[str, Any]:
     """version.json's mapping, without the manifest's hash."""
     resolved = params.model_dump(mode="json", by_alias=True)
@@ -176,17 +186,19 @@ def run(params: Params, store: Store) -> StageReport:
     scores = read_at(root, REMOTE_BRANCH, "reports/evaluation.json") if resolve_ref(root, REMOTE_BRANCH) else None  # of the model in place
     write_gallery(store, params, version, root / "reports" / "gallery.html", json.loads(scores) if scores else None)
     known = json.loads((root / "manifest.json").read_text()) if (root / "manifest.json").exists() else {}
-    listing = json.dumps(manifest(root, known), indent=0, sort_keys=True).encode()
+    files_now = manifest(root, known)
+    listing = json.dumps(files_now, indent=0, sort_keys=True).encode()
     version["manifest_sha256"] = hashlib.sha256(listing).hexdigest()
-    has_export = export.parent.exists()
+    exported = exported_rows(export.parent)
     card = dataset_card(
         version,
         name=params.open_run.dataset,
         license_name=params.version.license,
-        has_export=has_export,
+        exported=exported,
+        parquet_bytes=parquet_bytes(files_now),
         is_held_out_split=params.evaluate.benchmark is None,
     )
-    folders = [*(["data/export"] if has_export else []), "reports/gallery.html"]
+    folders = [*(["data/export"] if exported else []), "reports/gallery.html"]
     stages = commit_outputs(root, DATA_STAGES, folders, read_at(root, tag_of_parent, "dvc.lock") if tag_of_parent else None)
     pointers = [f"{f}.dvc" for f in folders]
     files = {

@@ -97,6 +97,7 @@ def test_clones_pulls_loads_and_goes_back(kind: str, request: pytest.FixtureRequ
     dvc(here, "pull")
 
     from datasets import load_dataset
+    from datasets.exceptions import NonMatchingSplitsSizesError
 
     cache = str(tmp_path / "hf")
     triplets = load_dataset(str(here), "triplets", split="train", cache_dir=cache)
@@ -111,10 +112,17 @@ def test_clones_pulls_loads_and_goes_back(kind: str, request: pytest.FixtureRequ
     assert all(r["query_image"].size == r["target_image"].size == (24, 24) for r in joined)
     assert (here / "reports/gallery.html").read_text().startswith("<!doctype html>")
 
+    # back to the first version in the same clone, with the same cache: what is loaded is what version.json counts
     shell(here, "git", "checkout", "-q", FIRST)
+    with pytest.raises(NonMatchingSplitsSizesError):  # `dvc pull` forgotten: the pictures of the second version are still here
+        load_dataset(str(here), "images", split="train", cache_dir=cache)
     dvc(here, "pull")
     assert counts(here)["triplets"] == len(list(with_images(here))) == 7
-    assert len(load_dataset(str(here), "triplets", split="train", cache_dir=str(tmp_path / "hf-first"))) == 7
+    for config, rows in (("triplets", 7), ("images", 10), ("with_images", 7)):
+        assert len(load_dataset(str(here), config, split="train", cache_dir=cache)) == rows, config
+    shell(here, "git", "checkout", "-q", SECOND)
+    dvc(here, "pull")
+    assert len(load_dataset(str(here), "triplets", split="train", cache_dir=cache)) == 7 + 3
 
 
 class Spoilt(NamedTuple):
