@@ -145,6 +145,7 @@ def incremental_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
 def summary_text(summary: Mapping[str, Any], root: Path) -> str:
     """The demo's last page: what came out, what it cost, where to look next."""
     lines = ["", "What came out", f"  versions    {', '.join(summary['versions']) or 'none'}"]
+    lines += [f"  fingerprint {value[:16]} {tag}" for tag, value in summary.get("fingerprints", {}).items()]
     lines.append(f"  newest      {summary['images']:,} images, {summary['pairs']:,} pairs, {summary['triplets']:,} triplets")
     for stage, reasons in summary["drops"].items():
         lines.append(f"  dropped     {stage}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda x: -x[1])))
@@ -312,13 +313,15 @@ def collect(root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[
     """The summary, from what was published and what the tasks reported."""
     origin = root / "origin.git"
     tags = git_output(origin, "tag", "--list", "dataset/*", "--sort=creatordate").split()
-    version = json.loads(git_output(origin, "show", f"{tags[-1]}:version.json") or "{}") if tags else {}
+    versions = [json.loads(git_output(origin, "show", f"{tag}:version.json") or "{}") for tag in tags]
+    version = versions[-1] if versions else {}
     rows = version.get("rows", {})
     evaluation = read_json(root / "evaluation.json")
     everything = [task for week in (*weeks, training) for task in week]
     decision = next((task.report for task in training if task.task_id == "promote"), {})
     return {
         "versions": tags,
+        "fingerprints": {tag: v.get("fingerprint", "") for tag, v in zip(tags, versions, strict=True)},
         "images": int(rows.get("images", 0)),
         "pairs": int(rows.get("pairs", 0)),
         "triplets": int(rows.get("triplets", 0)),

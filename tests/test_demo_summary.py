@@ -50,6 +50,7 @@ def test_a_line_says_counts_and_the_commonest_reason_first():
 def test_the_last_page_names_versions_figures_and_where_to_look():
     summary = {
         "versions": ["dataset/2026.11.17", "dataset/2026.11.24"],
+        "fingerprints": {"dataset/2026.11.17": "0123456789abcdef" + 48 * "0", "dataset/2026.11.24": "fedcba9876543210" + 48 * "0"},
         "images": 2100,
         "pairs": 1500,
         "triplets": 1200,
@@ -62,7 +63,17 @@ def test_the_last_page_names_versions_figures_and_where_to_look():
         "incremental": {"embed": {"new": 200, "done": 200, "reused": 2000}},
     }
     text = summary_text(summary, Path(".demo"))
-    parts = ("dataset/2026.11.24", "1,200 triplets", "44 duplicate", "finetuned, image only", "30.1", "93.4%", "make ui", "promoted    yes: 30.1")
+    parts = (
+        "dataset/2026.11.24",
+        "fingerprint fedcba9876543210 dataset/2026.11.24",
+        "1,200 triplets",
+        "44 duplicate",
+        "finetuned, image only",
+        "30.1",
+        "93.4%",
+        "make ui",
+        "promoted    yes: 30.1",
+    )
     assert [part for part in (*parts, ".demo/gallery.html") if part not in text] == []
 
 
