@@ -12,25 +12,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tasks import checks
 from tasks.batch import batch_of
+from tasks.chunks import finish_chunks
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
 from tasks.models.captioner import Captioner, Reply, Request, load_captioner
 from tasks.models.writer import Writer, load_writer
 from tasks.records import StageReport
-from tasks.store import Store, chunks_of_part
+from tasks.store import Store
 
 PROMPTS = Path(__file__).parent / "prompts"
 DEFAULT_RETRY = "{prompt}\n{error}"
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,56 +208,30 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"], batch).sort_by("pair_id")
     report = StageReport("caption", reused=0 if part and part[0] > 1 else len_of_earlier(store, batch))
     captions = store.captions()
-    model: Captioner | None = None
-    writer: Writer | None = None
-    retried = made = 0
-    chunks = list(chunks_of_part(pairs.num_rows, config.chunk_pairs, part))
-    for number, rows in chunks:
-        path, dropped_path = store.table_path("captioned", batch, number), store.dropped_path("caption", batch, number)
-        count = rows.stop - rows.start
-        report.new += count
-        if not path.exists():
-            if model is None or writer is None:
-                model = load_captioner(
-                    config.model,
-                    revision=config.revision,
-                    device=config.device,
-                    engine=config.engine,
-                    url=config.url,
-                    threads=params.open_run.threads,
-                    max_new_tokens=config.max_new_tokens,
-                    batch=config.batch_pairs,
-                )
-                writer = load_writer(
-                    config.writer,
-                    revision=config.writer_revision,
-                    device=config.device,
-                    engine=config.engine,
-                    url=config.writer_url,
-                    threads=params.open_run.threads,
-                    max_new_tokens=config.max_new_tokens,
-                    batch=2 * config.batch_pairs,
-                )
-            drafts = caption_chunk(pairs.slice(rows.start, count).to_pydict(), store, captions, model, writer, prompts, config)
-            kept, dropped = split_drafts(drafts, config.styles, config.instructions_min)
-            retried += sum(d.retries for d in drafts)
-            made += len(drafts)
-            store.write(dropped_path, [dropped_row(d, batch) for d in dropped], "dropped")
-            written = [captioned_row(d, batch, config.styles, model, writer, prompts) for d in kept]
-            report.written += store.write(path, written, "captioned")  # last: the chunk's marker
-            log.info("caption: chunk %d, %d pairs, %d kept", number, count, len(kept))
-        report.done += count
-    done = store.read([store.table_path("captioned", batch, n) for n, _ in chunks], "captioned").to_pydict()
-    left = store.read([store.dropped_path("caption", batch, n) for n, _ in chunks], "dropped").to_pydict()
-    report.read = report.new
-    for reason in left["reason"]:
-        report.drop(reason)
+    retries: list[int] = []  # per pair of this try
+
+    @cache
+    def models() -> tuple[Captioner, Writer]:
+        shared: dict[str, Any] = {"device": config.device, "engine": config.engine, "threads": params.open_run.threads, "max_new_tokens": config.max_new_tokens}
+        return (
+            load_captioner(config.model, revision=config.revision, url=config.url, batch=config.batch_pairs, **shared),
+            load_writer(config.writer, revision=config.writer_revision, url=config.writer_url, batch=2 * config.batch_pairs, **shared),
+        )
+
+    def make(rows: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        model, writer = models()
+        drafts = caption_chunk(pairs.slice(rows.start, rows.stop - rows.start).to_pydict(), store, captions, model, writer, prompts, config)
+        kept, dropped = split_drafts(drafts, config.styles, config.instructions_min)
+        retries.extend(d.retries for d in drafts)
+        return [captioned_row(d, batch, config.styles, model, writer, prompts) for d in kept], [dropped_row(d, batch) for d in dropped]
+
+    done, left = finish_chunks(store, report, table="captioned", batch=batch, count=pairs.num_rows, chunk_rows=config.chunk_pairs, part=part, make=make)
     report.tokens = sum(done["prompt_tokens"]) + sum(done["output_tokens"]) + sum(json.loads(d)["tokens"] for d in left["detail"])
     if report.new:
         report.figures["yield"] = len(done["pair_id"]) / report.new
         report.figures["instructions_mean"] = sum(map(len, done["instructions"])) / max(1, len(done["pair_id"]))
-    if made:
-        report.notes.append(f"{retried} retries for {made} pairs")
+    if retries:
+        report.notes.append(f"{sum(retries)} retries for {len(retries)} pairs")
     return report
 
 

@@ -16,23 +16,23 @@ In this order, for one pair:
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tasks.batch import batch_of
+from tasks.chunks import finish_chunks
 from tasks.config import JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.judge import Question, yes_probabilities
 from tasks.records import StageReport, stable_id
-from tasks.store import Store, chunks_of_part
+from tasks.store import Store
 
 PROMPTS = Path(__file__).parent / "prompts"
 PARTIAL_STYLES = ("short",)  # styles that may state one change of several
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -215,40 +215,31 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     seen = {(t["query_image_id"], t["target_image_id"]) for t in earlier if t["batch"] != batch}
     is_again = [_is_seen(row, seen) for row in rows]
     report = StageReport("judge", reused=0 if part and part[0] > 1 else sum(t["batch"] != batch for t in earlier))
-    model: Captioner | None = None
-    chunks = list(chunks_of_part(len(rows), config.chunk_pairs, part))
-    for number, cut in chunks:
-        path, dropped_path = store.table_path("triplets", batch, number), store.dropped_path("judge", batch, number)
-        report.new += cut.stop - cut.start
-        if not path.exists():
-            if model is None:
-                model = load_captioner(
-                    config.model,
-                    revision=config.revision,
-                    device=config.device,
-                    engine=config.engine,
-                    url=config.url,
-                    threads=params.open_run.threads,
-                    question_batch=config.batch_questions,
-                )
-            fresh = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if not again]
-            copies = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if again]
-            wanted = dict.fromkeys(i for row in fresh for i in (row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]))
-            verdicts = judge_rows(fresh, {i: store.read_image(i) for i in wanted}, model, template, config)
-            left = [_dropped(row, row["pair_id"], "duplicate", {"query": row["query_image_id"], "target": row["target_image_id"]}) for row in copies]
-            for row, verdict in zip(fresh, verdicts, strict=True):
-                left += dropped_rows(row, verdict)
-            store.write(dropped_path, left, "dropped")
-            kept = [triplet_row(row, verdict, model) for row, verdict in zip(fresh, verdicts, strict=True) if verdict.reason is None]
-            report.written += store.write(path, kept, "triplets")  # last: the chunk's marker
-            log.info("judge: chunk %d, %d pairs, %d triplets", number, len(rows[cut]), len(kept))
-        report.done += cut.stop - cut.start
-    done = store.read([store.table_path("triplets", batch, n) for n, _ in chunks], "triplets").to_pydict()
-    reasons = store.read([store.dropped_path("judge", batch, n) for n, _ in chunks], "dropped").column("reason").to_pylist()
-    report.read = report.new
-    for reason in reasons:
-        report.drop(reason)
-    report.figures = figures(report.new, done["judge_target"], done["negative_image_ids"], reasons.count("false_negative"))
+
+    @cache
+    def model() -> Captioner:
+        return load_captioner(
+            config.model,
+            revision=config.revision,
+            device=config.device,
+            engine=config.engine,
+            url=config.url,
+            threads=params.open_run.threads,
+            question_batch=config.batch_questions,
+        )
+
+    def make(cut: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        fresh = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if not again]
+        copies = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if again]
+        wanted = dict.fromkeys(i for row in fresh for i in (row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]))
+        verdicts = judge_rows(fresh, {i: store.read_image(i) for i in wanted}, model(), template, config)
+        left = [_dropped(row, row["pair_id"], "duplicate", {"query": row["query_image_id"], "target": row["target_image_id"]}) for row in copies]
+        for row, verdict in zip(fresh, verdicts, strict=True):
+            left += dropped_rows(row, verdict)
+        return [triplet_row(row, verdict, model()) for row, verdict in zip(fresh, verdicts, strict=True) if verdict.reason is None], left
+
+    done, left = finish_chunks(store, report, table="triplets", batch=batch, count=len(rows), chunk_rows=config.chunk_pairs, part=part, make=make)
+    report.figures = figures(report.new, done["judge_target"], done["negative_image_ids"], left["reason"].count("false_negative"))
     return report
 
 

@@ -91,13 +91,20 @@ def load_captioner(
     Raises:
         ConfigError: unknown engine, or nothing loadable under that name.
     """
-    if engine == "openai":
+    if is_served(engine):
         return ServedCaptioner(model, revision=revision, url=url, in_flight=16 * threads, max_new_tokens=max_new_tokens)
-    if engine == "transformers":
-        return LocalCaptioner(
-            model, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch, question_batch=question_batch
-        )
-    raise ConfigError(f"engine '{engine}': known are 'transformers' and 'openai'")
+    return LocalCaptioner(model, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch, question_batch=question_batch)
+
+
+def is_served(engine: str) -> bool:
+    """Whether a server has the model ('openai') or this process loads it ('transformers').
+
+    Raises:
+        ConfigError: neither.
+    """
+    if engine not in ("transformers", "openai"):
+        raise ConfigError(f"engine '{engine}': known are 'transformers' and 'openai'")
+    return engine == "openai"
 
 
 # --- in process -----------------------------------------------------------------------------------------------------
@@ -119,27 +126,58 @@ class _Picture:
         return tuple(self.inputs["pixel_values"].shape)
 
 
-class LocalCaptioner:
-    """A transformers model in this process."""
+class LocalModel:
+    """A transformers model in this process that writes: how it is loaded, and how its tokens become replies."""
 
-    def __init__(self, model: str, *, revision: str | None, device: str, threads: int, max_new_tokens: int, batch: int, question_batch: int) -> None:
+    tokenizer: Any
+
+    def __init__(self, auto: Any, model: str, *, key: str, revision: str | None, device: str, threads: int, max_new_tokens: int, batch: int) -> None:
+        """Load the weights with `auto`, a transformers Auto class; `key` says in errors which parameter names the model."""
         import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
 
         torch.set_num_threads(threads)
-        self.name = model
+        self.name, self.max_new_tokens, self.batch = model, max_new_tokens, batch
         self.device = pick_device(device)
-        with loading(model, "an MLLM"):
-            self.processor: Any = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
-            dtype: Any = torch.float32 if self.device == "cpu" else "auto"
-            self.model: Any = AutoModelForImageTextToText.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        dtype: Any = torch.float32 if self.device == "cpu" else "auto"
+        with loading(model, key):
+            self.model: Any = auto.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         self.model.eval().to(self.device)
-        self.tokenizer: Any = self.processor.tokenizer
+        self.revision = revision_of(model, revision, self.model.config)
+
+    def _pad_left(self) -> None:
+        """Batches end where the reply begins."""
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.revision = revision_of(model, revision, self.model.config)
-        self.max_new_tokens, self.batch, self.question_batch = max_new_tokens, batch, question_batch
+
+    def _replies(self, outputs: torch.Tensor, prompt_tokens: Sequence[int]) -> list[Reply]:
+        """(b, length) new tokens -> replies, each up to its end token."""
+        pad, ends = self.tokenizer.pad_token_id, self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        replies = []
+        for ids, count in zip(outputs.tolist(), prompt_tokens, strict=True):
+            length = next((n + 1 for n, i in enumerate(ids) if i in ends), len(ids))
+            while length and ids[length - 1] == pad and pad not in ends:
+                length -= 1
+            replies.append(Reply(self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip(), count, length))
+        return replies
+
+
+class LocalCaptioner(LocalModel):
+    """A multimodal transformers model in this process."""
+
+    def __init__(self, model: str, *, revision: str | None, device: str, threads: int, max_new_tokens: int, batch: int, question_batch: int) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        key = "an MLLM"
+        with loading(model, key):
+            self.processor: Any = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
+        self.tokenizer = self.processor.tokenizer
+        self._pad_left()
+        super().__init__(
+            AutoModelForImageTextToText, model, key=key, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch
+        )
+        self.question_batch = question_batch
         self.is_fast = self.model.config.model_type in FAST_ARCHITECTURES
         self._pictures: dict[int, tuple[Image, _Picture]] = {}
         self._kept_bytes = 0
@@ -238,17 +276,6 @@ class LocalCaptioner:
 
         with torch.inference_mode():
             return self._chat_fast(requests) if self.is_fast else self._chat_plain(requests)
-
-    def _replies(self, outputs: torch.Tensor, prompt_tokens: Sequence[int]) -> list[Reply]:
-        pad, ends = self.tokenizer.pad_token_id, self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
-        replies = []
-        for ids, count in zip(outputs.tolist(), prompt_tokens, strict=True):
-            length = next((n + 1 for n, i in enumerate(ids) if i in ends), len(ids))
-            while length and ids[length - 1] == pad and pad not in ends:
-                length -= 1
-            replies.append(Reply(self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip(), count, length))
-        return replies
 
     def _chat_fast(self, requests: Sequence[Request]) -> list[Reply]:
         features, texts = self._features(requests)

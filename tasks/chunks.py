@@ -1,0 +1,54 @@
+"""Work cut into chunks of rows, one file each: what is there is skipped, so that a rerun after a crash does what is missing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tasks.records import StageReport
+from tasks.store import Store, chunks_of_part
+
+Rows = Sequence[dict[str, Any]]
+log = logging.getLogger(__name__)
+
+
+def finish_chunks(
+    store: Store,
+    report: StageReport,
+    *,
+    table: str,
+    batch: str,
+    count: int,
+    chunk_rows: int,
+    part: tuple[int, int] | None,
+    make: Callable[[slice], tuple[Rows, Rows]],
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Make the chunks of a part that are not there yet, and count all of them into the report.
+
+    Args:
+        report: of the stage; gets new, done, written, read and the drops by reason.
+        table: that the stage writes.
+        count: rows of the stage's input in this batch.
+        chunk_rows: input rows of one file, a count.
+        part: (i, n), or None for the whole.
+        make: input rows as a slice -> (rows to keep, dropped rows).
+    Returns:
+        the part's kept rows and dropped rows, by column.
+    """
+    chunks = list(chunks_of_part(count, chunk_rows, part))
+    files = [store.table_path(table, batch, number) for number, _ in chunks]
+    dropped_files = [store.dropped_path(report.stage, batch, number) for number, _ in chunks]
+    for (number, rows), file, dropped_file in zip(chunks, files, dropped_files, strict=True):
+        report.new += rows.stop - rows.start
+        if not file.exists():
+            kept, dropped = make(rows)
+            store.write(dropped_file, dropped, "dropped")
+            report.written += store.write(file, kept, table)  # last: the chunk's marker
+            log.info("%s: chunk %d, %d pairs, %d %s", report.stage, number, rows.stop - rows.start, len(kept), table)
+        report.done += rows.stop - rows.start
+    report.read = report.new
+    left = store.read(dropped_files, "dropped").to_pydict()
+    for reason in left["reason"]:
+        report.drop(reason)
+    return store.read(files, table).to_pydict(), left
