@@ -7,6 +7,7 @@ The model is the one that describes pairs (`caption.model`). What is written her
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -67,16 +68,20 @@ def run(params: Params, store: Store) -> StageReport:
                 block = wanted[start : start + config.batch_images]
                 replies = model.chat([Request(images=(store.read_image(i),), text=prompt) for i in block])
                 for image_id, reply in zip(block, replies, strict=True):
-                    report.tokens += reply.prompt_tokens + reply.output_tokens
                     text = one_line(reply.text)
                     if text:
-                        rows.append({"image_id": image_id, "caption": text, "caption_source": f"{params.caption.model}@{model.revision}"})
+                        tokens = {"prompt_tokens": reply.prompt_tokens, "output_tokens": reply.output_tokens}
+                        rows.append({"image_id": image_id, "caption": text, "caption_source": f"{params.caption.model}@{model.revision}", **tokens})
                     else:
-                        dropped.append({"stage": "recaption", "batch": batch, "key": image_id, "reason": "empty_reply", "detail": ""})
+                        detail = json.dumps({"tokens": reply.prompt_tokens + reply.output_tokens})
+                        dropped.append({"stage": "recaption", "batch": batch, "key": image_id, "reason": "empty_reply", "detail": detail})
         store.write(dropped_path, dropped, "dropped")
         report.written = store.write(path, rows, "captions")  # last: the marker
-    for reason in store.read(dropped_path, "dropped").column("reason").to_pylist():
+    left, made = store.read(dropped_path, "dropped").to_pydict(), store.read(path, "captions").to_pydict()
+    for reason in left["reason"]:
         report.drop(reason)
+    # From the tables: a run that was killed after writing them spent the tokens all the same.
+    report.tokens = sum(made["prompt_tokens"]) + sum(made["output_tokens"]) + sum(json.loads(d)["tokens"] for d in left["detail"])
     report.done = len(wanted)
     return report
 

@@ -116,7 +116,9 @@ def schemas() -> dict[str, pa.Schema]:
         "dropped": pa.schema(
             [("stage", s), ("batch", s), ("key", s), ("reason", s), ("detail", s)],
         ),
-        "captions": pa.schema([("image_id", s), ("caption", s), ("caption_source", s)]),
+        "captions": pa.schema(
+            [("image_id", s), ("caption", s), ("caption_source", s), ("prompt_tokens", i32), ("output_tokens", i32)],
+        ),
         # Candidates of one encoder. rank counts the query's neighbours by falling similarity, 0 = nearest.
         "neighbours": pa.schema(
             [("query_image_id", s), ("target_image_id", s), ("similarity", f32), ("rank", i32)],

@@ -146,6 +146,7 @@ def test_pictures_without_a_caption_get_one(tmp_path: Path, monkeypatch: pytest.
     report = recaption.run(params_for(), store)
     assert (report.new, report.done, report.written, report.dropped, report.tokens) == (3, 3, 2, {"empty_reply": 1}, 21)
     assert store.captions() == {ids[0]: "its own", ids[1]: "shade 60", ids[2]: "shade 110"}
+    assert recaption.run(params_for(), store).tokens == 21  # the tables tell what was spent, also by a run that was cut off after them
     before = store.table_path("captions", BATCH).read_bytes()
     store.table_path("captions", BATCH).unlink()
     recaption.run(params_for(), store)

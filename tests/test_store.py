@@ -11,7 +11,8 @@ from tasks.store import Store, chunks_of_part
 
 
 def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):
-    rows = [{"image_id": "a", "caption": "a hat", "caption_source": "source"}, {"image_id": "b", "caption": "<b>\n", "caption_source": "source"}]
+    same = {"caption_source": "vlm@1", "prompt_tokens": 70, "output_tokens": 9}
+    rows = [{"image_id": "a", "caption": "a hat", **same}, {"image_id": "b", "caption": "<b>\n", **same}]
     one, two = Store(tmp_path / "1"), Store(tmp_path / "2")
     for store in (one, two):
         assert store.write(store.table_path("captions", "2026.01.01"), rows, "captions") == 2
