@@ -1,20 +1,33 @@
 """Exact nearest neighbours inside a window of cosine similarity, by rank.
 
-Pure functions over float16 unit rows. FAISS (IndexFlatIP, float32) proposes; what decides - window, rank, ties - is the inner
-product in float64, which for float16 rows is exact: a product of two float16 numbers of at most 1 is a multiple of 2^-48,
-so sums below 16 fit a float64's 53 bits whatever the order of summation. So every backend and block size gives the same rows.
+Pure functions over float16 unit rows. What decides - window, rank, ties - is the inner product in float64, which for float16
+rows is exact: a product of two float16 numbers of at most 1 is a multiple of 2^-48, so sums below 16 fit a float64's 53 bits
+whatever the order of summation. So every backend, screen, block size and number of parts gives the same rows.
+
+Two backends propose. `blocked`, the default, looks at every pair of rows once and offers it to both ends, in blocks, behind a
+screen with a proven bound (tasks/screen.py); a row that has its k neighbours raises its own floor, so that a wide window costs
+little. `faiss-flat` asks FAISS's IndexFlatIP (float32) for more than k and asks again where that does not settle it.
+Neither holds n x n, and `memory_mib` bounds what a join needs beside its vectors, codes and result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from tasks.errors import DataError
+from tasks.screen import QUERY_ROWS, make_screen
 
-BLOCK_SCORES = 1 << 22  # (query, proposal) scores in memory at a time
-BLOCK_COORDINATES = 1 << 24  # float64 coordinates in memory at a time when proposals are scored again: 128 MiB
+Backend = Literal["blocked", "faiss-flat"]
+Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # query rows, target rows, similarity, rank
+
+BLOCK_COORDINATES = 1 << 20  # float64 coordinates at a time when pairs are scored: 8 MiB stay in a processor's cache
+FAISS_SCORES = 1 << 22  # (query, proposal) scores in memory at a time
+FAISS_COORDINATES = 1 << 24
+ENTRY_BYTES = 80  # what a candidate takes while the collector sorts it
 
 
 def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -24,21 +37,28 @@ def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         a: (m, d) float16.
         b: (m, d) float16.
     """
-    out = np.empty(len(a), np.float64)
-    step = max(1, BLOCK_COORDINATES // max(1, a.shape[1]))
-    for start in range(0, len(a), step):
-        rows = slice(start, start + step)
-        out[rows] = np.einsum("md,md->m", a[rows].astype(np.float64), b[rows].astype(np.float64))
+    rows = np.arange(len(a))
+    return _exact(a, b, rows, rows)
+
+
+def _exact(queries: np.ndarray, targets: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray) -> np.ndarray:
+    """`exact_similarity` of queries[query_rows] and targets[target_rows], gathered a little at a time."""
+    out = np.empty(len(query_rows), np.float64)
+    step = max(1, BLOCK_COORDINATES // max(1, queries.shape[1]))
+    for start in range(0, len(out), step):
+        some = slice(start, start + step)
+        a, b = queries[query_rows[some]].astype(np.float64), targets[target_rows[some]].astype(np.float64)
+        out[some] = np.einsum("md,md->m", a, b)
     return out
 
 
 def _check(vectors: np.ndarray, what: str) -> None:
-    if len(vectors) == 0:
-        return
-    lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
-    if not np.all(np.abs(lengths - 1) < 5e-3):
-        row = int(np.argmax(~(np.abs(lengths - 1) < 5e-3)))
-        raise DataError(f"knn: {what} row {row} has length {lengths[row]:.4f}, expected 1; embed that shard again")
+    for start in range(0, len(vectors), 65_536):
+        block = vectors[start : start + 65_536].astype(np.float32)
+        good = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1) < 5e-3
+        if not good.all():
+            row = int(np.argmin(good))
+            raise DataError(f"knn: {what} row {start + row} has length {np.linalg.norm(block[row]):.4f}, expected 1; embed that shard again")
 
 
 def neighbours_in_window(
@@ -51,7 +71,10 @@ def neighbours_in_window(
     high: float,
     neighbours: int,
     threads: int = 1,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    backend: Backend = "blocked",
+    memory_mib: int = 1024,
+    screen: str = "auto",
+) -> Found:
     """The nearest targets of each query among those inside the window.
 
     Args:
@@ -63,46 +86,283 @@ def neighbours_in_window(
         high: similarities from here on are copies: passed over, they take no rank.
         neighbours: most neighbours of a query, a count.
         threads: CPU threads of the search, a count.
+        backend: blocked or faiss-flat; the same rows from both.
+        memory_mib: what the blocked join may take beside vectors, codes and result, MiB.
+        screen: auto, int8 or float32 (tasks/screen.py); the same rows from all.
     Returns:
         query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then rank.
     Raises:
         DataError: a row is not of unit length, or widths differ.
     """
-    import faiss
-
-    empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int32))
     m, n = len(queries), len(targets)
     if m == 0 or n == 0:
-        return empty
+        return _empty()
     if queries.shape[1] != targets.shape[1]:
         raise DataError(f"knn: queries are {queries.shape[1]} wide, targets {targets.shape[1]}; vectors of two models in one index")
     _check(queries, "query")
-    _check(targets, "target")
-    d = queries.shape[1]
-    slack = (d + 8) * 2.0**-23  # bound of a float32 inner product's error
+    if targets is not queries:
+        _check(targets, "target")
     order = np.argsort(np.asarray(target_keys, dtype=object), kind="stable")
-    key_place = np.empty(n, np.int64)
-    key_place[order] = np.arange(n)
+    place = np.empty(n, np.int64)
+    place[order] = np.arange(n)
     itself = dict(zip(target_keys, range(n), strict=True))
     own = np.array([itself.get(k, -1) for k in query_keys], np.int64)
+    if backend == "faiss-flat":
+        return _faiss(queries, targets, own, place, low=low, high=high, neighbours=neighbours, threads=threads)
+    both_ways = queries is targets and np.array_equal(own, np.arange(n))
+    floors = np.full(m, low, np.float64)
+    collector = _Collector(floors, place, neighbours, memory_mib)
+    rows = np.arange(m)
+    job = _Job(rows, rows, is_self=True) if both_ways else _Job(rows, np.arange(n))
+    target_floors = floors if both_ways else np.full(n, np.inf)
+    _blocked(queries, targets, [job], collector, target_floors, own, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen)
+    return collector.result()
+
+
+def join_in_window(
+    vectors: np.ndarray,
+    is_new: np.ndarray,
+    asked: np.ndarray,
+    *,
+    low: float,
+    high: float,
+    neighbours: int,
+    threads: int = 1,
+    backend: Backend = "blocked",
+    memory_mib: int = 1024,
+    screen: str = "auto",
+) -> Found:
+    """The weekly join: for each new row asked for its nearest among all rows, for each old one its nearest among the new.
+
+    The work is new x all: a pair of two old rows is never looked at, any other pair once for both its ends (the full build is
+    the case where every row is new, and costs half a product). Where only some rows are asked for, pairs with the others
+    serve one end.
+
+    Args:
+        vectors: (n, d) float16, rows of unit length, in the order of their ids: the earlier row wins a tie.
+        is_new: (n,) bool.
+        asked: (m,) int64, rows whose neighbours are wanted, each once.
+        low, high, neighbours, threads, backend, memory_mib, screen: as for `neighbours_in_window`.
+    Returns:
+        query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then rank.
+    Raises:
+        DataError: a row is not of unit length.
+    """
+    n = len(vectors)
+    asked = np.sort(asked)
+    if len(asked) == 0 or not is_new.any():
+        return _empty()
+    _check(vectors, "stored")
+    asked_new, asked_old = asked[is_new[asked]], asked[~is_new[asked]]
+    if backend == "faiss-flat":
+        sides = ((asked_new, np.arange(n)), (asked_old, np.flatnonzero(is_new)))
+        return _in_order([_faiss_part(vectors, q, t, low=low, high=high, neighbours=neighbours, threads=threads) for q, t in sides])
+    floors = np.full(n, np.inf)
+    floors[asked] = low
+    rest = np.ones(n, bool)
+    rest[asked] = False
+    jobs = [
+        _Job(asked_new, asked_new, is_self=True),
+        _Job(asked_old, asked_new),
+        _Job(np.flatnonzero(rest), asked_new),
+        _Job(asked_old, np.flatnonzero(rest & is_new)),
+    ]
+    collector = _Collector(floors, np.arange(n), neighbours, memory_mib)
+    _blocked(vectors, vectors, jobs, collector, floors, None, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen)
+    return collector.result()
+
+
+def _empty() -> Found:
+    return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int32)
+
+
+def _in_order(parts: Sequence[Found]) -> Found:
+    """Results of different queries as one, by query."""
+    columns = [np.concatenate(c) for c in zip(*parts, strict=True)]
+    order = np.argsort(columns[0], kind="stable")
+    return columns[0][order], columns[1][order], columns[2][order], columns[3][order]
+
+
+# --- blocked ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    """Rows against rows; `is_self`: the same rows, each pair once."""
+
+    queries: np.ndarray
+    targets: np.ndarray
+    is_self: bool = False
+
+    @property
+    def pairs(self) -> int:
+        return len(self.queries) * len(self.targets) // (2 if self.is_self else 1)
+
+
+@dataclass
+class _Collector:
+    """The k best of each row so far.
+
+    Attributes:
+        floors: (n,) float64, similarity that a row's next candidate must reach: the window's low end, later the row's k-th
+            best; inf for rows that collect nothing. Kept up to date in place.
+        place: (n,) int64, order of the targets' ids.
+        neighbours: k.
+        memory_mib: of the candidates, with what sorting them takes.
+    """
+
+    floors: np.ndarray
+    place: np.ndarray
+    neighbours: int
+    memory_mib: int
+    _rows: list[np.ndarray] = field(default_factory=list)
+    _targets: list[np.ndarray] = field(default_factory=list)
+    _similarities: list[np.ndarray] = field(default_factory=list)
+    _stored: int = 0
+    _since: int = 0
+
+    def __post_init__(self) -> None:
+        self._counts = np.zeros(len(self.floors), np.int64)
+        self._limit = (self.memory_mib << 20) // 2 // ENTRY_BYTES
+
+    def offer(self, rows: np.ndarray, targets: np.ndarray, similarities: np.ndarray) -> None:
+        """Candidates inside the window, each (row, target) once over the whole join."""
+        good = similarities >= self.floors[rows]
+        if not good.any():
+            return
+        rows = rows[good]
+        self._rows.append(rows)
+        self._targets.append(targets[good])
+        self._similarities.append(similarities[good])
+        np.add.at(self._counts, rows, 1)
+        self._stored += len(rows)
+        self._since += len(rows)
+        if self._since >= max(1 << 17, self._stored // 4) or self._stored > self._limit:
+            self._since = 0
+            surplus = int(np.maximum(self._counts - self.neighbours, 0).sum())
+            if 2 * surplus >= self._stored or (self._stored > self._limit and surplus):
+                self._compact()
+
+    def _compact(self) -> tuple[np.ndarray, np.ndarray]:
+        """Drop what is beyond the k-th; the rest in order. Returns where each row's candidates start, and each one's rank."""
+        rows, targets, similarities = (np.concatenate(c) if c else np.zeros(0, np.int64) for c in (self._rows, self._targets, self._similarities))
+        order = np.lexsort((self.place[targets], -similarities, rows))
+        rows, targets, similarities = rows[order], targets[order], similarities[order]
+        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        kept = rank < self.neighbours
+        rows, targets, similarities, rank = rows[kept], targets[kept], similarities[kept], rank[kept]
+        last = rank == self.neighbours - 1
+        self.floors[rows[last]] = similarities[last]
+        self._rows, self._targets, self._similarities, self._stored = [rows], [targets], [similarities], len(rows)
+        self._counts = np.bincount(rows, minlength=len(self._counts))
+        return rows, rank
+
+    def result(self) -> Found:
+        """All rows' neighbours, by row, then rank."""
+        rows, rank = self._compact()
+        return rows.astype(np.int64), self._targets[0].astype(np.int64), self._similarities[0].astype(np.float64), rank.astype(np.int32)
+
+
+def _blocked(
+    queries: np.ndarray,
+    targets: np.ndarray,
+    jobs: Sequence[_Job],
+    collector: _Collector,
+    target_floors: np.ndarray,
+    own: np.ndarray | None,
+    *,
+    low: float,
+    high: float,
+    threads: int,
+    memory_mib: int,
+    screen: str,
+) -> None:
+    """Offer every pair of the jobs that lies in the window to those of its ends that collect.
+
+    Args:
+        queries, targets: (m, d) and (n, d) float16.
+        jobs: what to look at; together each pair at most once.
+        collector: of the queries' neighbours, and of the targets' where they are the same rows.
+        target_floors: (n,) the collector's own floors in a self-join, else all inf.
+        own: (m,) the target row that a query itself is, -1 where none; None when the jobs never meet it.
+    """
+    both_ways = target_floors is collector.floors
+    chosen = make_screen(queries, targets, low=low, threads=threads, kind=screen, pairs=sum(job.pairs for job in jobs))
+    budget = memory_mib << 20
+    query_rows = max(1, min(QUERY_ROWS, budget // (1 << 16)))
+    target_rows = max(1, min(chosen.target_rows, budget // 64 // query_rows))  # a product, its masks, the places of the hits
+    step = max(1, min(1 << 16, budget // 1024))
+    for job in jobs:
+        if not job.pairs:
+            continue
+        starts = range(0, len(job.targets), target_rows)
+        blocks = [chosen.targets(job.targets[s : s + target_rows]) for s in starts]
+        for a in range(0, len(job.queries), query_rows):
+            asked = job.queries[a : a + query_rows]
+            prepared = chosen.queries(asked)
+            for b, block in zip(starts, blocks, strict=True):
+                others = job.targets[b : b + target_rows]
+                if job.is_self and b + len(others) <= a + 1:
+                    continue
+                flat = chosen.hits(prepared, block, collector.floors[asked], target_floors[others])
+                for start in range(0, len(flat), step):
+                    i, j = np.divmod(flat[start : start + step], len(others))
+                    if job.is_self:
+                        once = b + j > a + i
+                        i, j = i[once], j[once]
+                    rows, cols = asked[i], others[j]
+                    if own is not None:
+                        other = own[rows] != cols
+                        rows, cols = rows[other], cols[other]
+                    similarity = _exact(queries, targets, rows, cols)
+                    inside = (similarity >= low) & (similarity < high)
+                    rows, cols, similarity = rows[inside], cols[inside], similarity[inside]
+                    collector.offer(rows, cols, similarity)
+                    if both_ways:
+                        collector.offer(cols, rows, similarity)
+
+
+# --- FAISS ------------------------------------------------------------------------------------------------------------
+
+
+def _faiss_part(
+    vectors: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray, *, low: float, high: float, neighbours: int, threads: int
+) -> Found:
+    """`_faiss` on some rows of one matrix."""
+    own = np.searchsorted(target_rows, query_rows)
+    own[(own == len(target_rows)) | (target_rows[np.minimum(own, len(target_rows) - 1)] != query_rows)] = -1
+    found = _faiss(
+        vectors[query_rows], vectors[target_rows], own, np.arange(len(target_rows)), low=low, high=high, neighbours=neighbours, threads=threads
+    )
+    return query_rows[found[0]], target_rows[found[1]], found[2], found[3]
+
+
+def _faiss(
+    queries: np.ndarray, targets: np.ndarray, own: np.ndarray, place: np.ndarray, *, low: float, high: float, neighbours: int, threads: int
+) -> Found:
+    """`neighbours_in_window` by FAISS: own (m,) the target row that a query is or -1, place (n,) the order of the targets' ids."""
+    import faiss
+
+    m, n, d = len(queries), len(targets), queries.shape[1]
+    if m == 0 or n == 0:
+        return _empty()
+    slack = (d + 8) * 2.0**-23  # bound of a float32 inner product's error
     faiss.omp_set_num_threads(threads)
     index = faiss.IndexFlatIP(d)
     index.add(np.ascontiguousarray(targets, dtype=np.float32))
-
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     todo, proposals = np.arange(m), min(n, 2 * neighbours + 8)
     while len(todo):
         again = []
-        step = max(1, min(BLOCK_SCORES // proposals, BLOCK_COORDINATES // (proposals * d)))
+        step = max(1, min(FAISS_SCORES // proposals, FAISS_COORDINATES // (proposals * d)))
         for start in range(0, len(todo), step):
             rows = todo[start : start + step]
             scores, hits = index.search(np.ascontiguousarray(queries[rows], dtype=np.float32), proposals)  # (b, proposals)
-            flat = hits.ravel()
-            exact = exact_similarity(np.repeat(queries[rows], proposals, axis=0), targets[flat]).reshape(hits.shape)
+            exact = _exact(queries, targets, np.repeat(rows, proposals), hits.ravel()).reshape(hits.shape)
             for row, hit, similarity, last in zip(rows, hits, exact, scores[:, -1], strict=True):
                 inside = (similarity >= low) & (similarity < high) & (hit != own[row])
                 hit, similarity = hit[inside], similarity[inside]
-                by_rank = np.lexsort((key_place[hit], -similarity))[:neighbours]
+                by_rank = np.lexsort((place[hit], -similarity))[:neighbours]
                 hit, similarity = hit[by_rank], similarity[by_rank]
                 unseen = float(last) + slack  # nothing that was not proposed is nearer than this
                 if proposals == n or unseen < low or (len(hit) == neighbours and similarity[-1] > unseen):

@@ -1,12 +1,17 @@
 """The search equals its naive form, written here: the naive form is the specification."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks import knn
 from tasks.errors import DataError
-from tasks.knn import exact_similarity, neighbours_in_window
+from tasks.knn import exact_similarity, join_in_window, neighbours_in_window
+
+WAYS = ({"backend": "faiss-flat"}, {"screen": "int8"}, {"screen": "float32"}, {"screen": "int8", "memory_mib": 1}, {"memory_mib": 1})
 
 
 def on_circle(*degrees: float) -> np.ndarray:
@@ -51,13 +56,14 @@ def test_keeps_the_related_and_drops_the_copy_and_the_unrelated():
     st.floats(-1, 0.99),
     st.floats(0.01, 1.2),
     st.sampled_from([0.02, 0.5, 2.0]),
+    st.sampled_from(WAYS),
 )
-def test_equals_the_naive_form(seed: int, m: int, n: int, k: int, low: float, width: float, spread: float):
+def test_equals_the_naive_form(seed: int, m: int, n: int, k: int, low: float, width: float, spread: float, way: dict[str, Any]):
     rows = random_rows(seed, m + n, 8, spread)
     keys = [f"{i:03d}" for i in np.random.default_rng(seed).permutation(m + n)]
     queries, targets = rows[:m], rows[m // 2 :]  # some queries are targets too
     query_keys, target_keys = keys[:m], keys[m // 2 :]
-    found = neighbours_in_window(queries, targets, query_keys, target_keys, low=low, high=low + width, neighbours=k)
+    found = neighbours_in_window(queries, targets, query_keys, target_keys, low=low, high=low + width, neighbours=k, **way)
     assert list(zip(*(c.tolist() for c in found), strict=True)) == naive(queries, targets, query_keys, target_keys, low, low + width, k)
 
 
@@ -88,3 +94,89 @@ def test_refuses_rows_that_are_no_unit_vectors_and_widths_that_differ():
 def test_nothing_in_gives_nothing_out():
     none = np.zeros((0, 2), np.float16)
     assert [len(c) for c in neighbours_in_window(none, none, [], [], low=0, high=1, neighbours=3)] == [0, 0, 0, 0]
+
+
+# --- the weekly join --------------------------------------------------------------------------------------------------
+
+
+def corpus(kind: str, n: int, d: int, seed: int) -> np.ndarray:
+    """Unit rows, (n, d) float16, where ties, copies and empty windows are common."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(max(1, n // 8), d))[rng.integers(0, max(1, n // 8), n)] + 0.2 * rng.normal(size=(n, d))
+    if kind == "equal":
+        rows[:] = rows[:1]
+    elif kind == "orthogonal":
+        rows = np.eye(d)[np.arange(n) % d]
+    elif kind == "copies":
+        rows[n // 2 :] = rows[: n - n // 2]
+    elif kind == "ties":
+        rows = rng.integers(-1, 2, (n, d)) + 0.5
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def whole_matrix(rows: np.ndarray, is_new: np.ndarray, asked: np.ndarray, low: float, high: float, k: int) -> list[tuple[int, int, float, int]]:
+    """The specification: all similarities at once."""
+    out = []
+    scores = rows.astype(np.float64) @ rows.astype(np.float64).T
+    for q in sorted(asked.tolist()):
+        allowed = (scores[q] >= low) & (scores[q] < high) & (is_new[q] | is_new)
+        allowed[q] = False
+        hits = sorted(np.flatnonzero(allowed).tolist(), key=lambda t: (-scores[q, t], t))[:k]
+        out += [(q, t, float(scores[q, t]), rank) for rank, t in enumerate(hits)]
+    return out
+
+
+def listed(found: Any) -> list[tuple[int, int, float, int]]:
+    return list(zip(*(c.tolist() for c in found), strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["clustered", "equal", "orthogonal", "copies", "ties"]), st.integers(0, 70), st.sampled_from([4, 64]), st.integers(1, 90),
+    st.floats(-1, 0.95), st.sampled_from([0.05, 0.5, 2.1]), st.sampled_from(WAYS), st.floats(0, 1), st.integers(1, 5), st.integers(0, 9999),
+)  # fmt: skip
+def test_the_join_equals_the_whole_matrix(
+    kind: str, n: int, d: int, k: int, low: float, width: float, way: dict[str, Any], share: float, parts: int, seed: int
+):
+    rows, rng = corpus(kind, n, d, seed), np.random.default_rng(seed)
+    is_new, asked = rng.random(n) < share, rng.permutation(n)
+    found = []
+    for part in range(parts):  # whoever does which rows, and in what order, the rows are the same
+        found += listed(join_in_window(rows, is_new, asked[part::parts], low=low, high=low + width, neighbours=k, **way))
+    assert sorted(found, key=lambda f: (f[0], f[3])) == whole_matrix(rows, is_new, asked, low, low + width, k)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60), st.sampled_from(["clustered", "ties"]), st.sampled_from(WAYS), st.integers(0, 9999))
+def test_the_old_pairs_and_the_new_join_are_the_whole(old: int, new: int, kind: str, way: dict[str, Any], seed: int):
+    rows = corpus(kind, old + new, 16, seed)
+    is_new = np.random.default_rng(seed).permutation(old + new) < new
+
+    def pairs(vectors: np.ndarray, of: np.ndarray) -> list[tuple[int, int, float]]:
+        found = join_in_window(vectors, of, np.arange(len(vectors)), low=0.5, high=0.99, neighbours=1000, **way)
+        return [f[:3] for f in listed(found)]
+
+    names = np.flatnonzero(~is_new)
+    before = [(int(names[q]), int(names[t]), s) for q, t, s in pairs(rows[~is_new], np.ones(old, bool))]
+    added = pairs(rows, is_new)
+    assert sorted(before + added) == sorted(pairs(rows, np.ones(old + new, bool)))
+    assert not {f[:2] for f in before} & {f[:2] for f in added}
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_several_blocks_and_floors_that_rise(monkeypatch: pytest.MonkeyPatch, kind: str):
+    """Small blocks, and a collector that drops what is beyond the k-th again and again."""
+    monkeypatch.setattr(knn, "QUERY_ROWS", 32)
+    compacted = []
+    compact = knn._Collector._compact
+    monkeypatch.setattr(knn._Collector, "_compact", lambda self: compacted.append(self._stored) or compact(self))
+    rows = corpus("clustered", 1500, 32, 3)
+    is_new, asked = np.random.default_rng(1).random(1500) < 0.7, np.arange(1500)
+    found = join_in_window(rows, is_new, asked, low=-0.5, high=0.999, neighbours=5, screen=kind, memory_mib=16)
+    assert listed(found) == whole_matrix(rows, is_new, asked, -0.5, 0.999, 5)
+    assert len(compacted) > 2 and max(compacted) < 400_000 < 1500 * 1500 // 4
+
+
+def test_the_join_refuses_rows_that_are_no_unit_vectors():
+    with pytest.raises(DataError, match="stored row 1 has length"):
+        join_in_window(on_circle(0, 10) * np.array([[1], [2]], np.float16), np.ones(2, bool), np.arange(2), low=0, high=1, neighbours=1)
