@@ -76,7 +76,10 @@ class Window(Section):
 class MineConfig(Section):
     neighbours: int = Field(20, ge=1, description="Nearest rows looked at per query (k), a count.")
     windows: dict[Literal["semantic", "pattern", "caption"], Window] = Field(default_factory=dict, description="Cosine window per encoder.")
-    backend: Literal["faiss-flat"] = Field("faiss-flat", description="Search backend; exact.")
+    backend: Literal["blocked", "faiss-flat"] = Field(
+        "blocked", description="Search backend: our blocked join, or FAISS's IndexFlatIP; both exact, with the same rows."
+    )
+    memory_mib: int = Field(1024, ge=1, description="What the join may take beside vectors, their codes and its result, MiB.")
 
 
 class SelectConfig(Section):

@@ -4,22 +4,26 @@ Reads data/embeddings/<encoder>, writes data/neighbours/<encoder>/<batch>-<chunk
 MegaPairs, arXiv:2412.14475, section 3.1.
 
 Work is what this batch brings: for each new picture its nearest among all, for each old one its nearest among the new. So a
-row names at least one new picture, and no pair of two old ones is looked at again. With `neighbours` no limit, the union over
-the batches is what one batch of everything would give. An empty batch writes one empty file.
+row names at least one new picture, no pair of two old ones is looked at again, and any other pair once for both its ends. With
+`neighbours` no limit, the union over the batches is what one batch of everything would give. An empty batch writes one empty file.
+
+A file holds the rows of 50,000 queries and is its own marker. One join serves as many missing files as `mine.memory_mib` allows (1 GiB:
+some 500,000 queries at 12 neighbours); a run that is killed does that join again, and only that.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tasks.batch import batch_of
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError
-from tasks.knn import neighbours_in_window
+from tasks.knn import ENTRY_BYTES, Found, join_in_window
 from tasks.records import StageReport
 from tasks.store import Store, chunks_of_part
 
@@ -32,30 +36,41 @@ def chunk_path(store: Store, encoder: str, batch: str, chunk: int) -> Path:
     return store.folder("data", "neighbours", encoder, f"{batch}-{chunk:05d}.parquet")
 
 
-def mine_chunk(
-    ids: list[str], vectors: np.ndarray, is_new: np.ndarray, queries: np.ndarray, *, low: float, high: float, neighbours: int, threads: int = 1
-) -> list[dict[str, Any]]:
-    """Rows of table `neighbours` for some queries: new ones against all rows, old ones against the new rows.
+def groups_of(chunks: Sequence[tuple[int, slice]], *, neighbours: int, memory_mib: int) -> list[list[tuple[int, slice]]]:
+    """Chunks that one join serves: as many as its results leave room for. Pairs inside a group are looked at once.
+
+    Args:
+        chunks: number and query rows of each.
+        neighbours: most neighbours of a query, a count.
+        memory_mib: of the join, MiB.
+    """
+    groups: list[list[tuple[int, slice]]] = []
+    room = (memory_mib << 20) // 2 // (neighbours * ENTRY_BYTES)  # query rows
+    used = 0
+    for number, rows in chunks:
+        count = rows.stop - rows.start
+        if not groups or used + count > room:
+            groups.append([])
+            used = 0
+        groups[-1].append((number, rows))
+        used += count
+    return groups
+
+
+def neighbour_rows(ids: pa.Array, asked: np.ndarray, found: Found) -> pa.Table:
+    """Rows of table `neighbours` for some queries, in their order, then by rank.
 
     Args:
         ids: (n) image ids.
-        vectors: (n, d) float16, rows of unit length.
-        is_new: (n,) bool, which rows this batch brings.
-        queries: (m,) int64, rows to find neighbours of.
-        low, high: window of cosine similarity, low <= s < high.
-        neighbours: most neighbours of a query, a count.
-        threads: CPU threads of the search, a count.
+        asked: (m,) int64, the queries.
+        found: of `join_in_window`, at least for the queries.
     """
-    rows: list[dict[str, Any]] = []
-    for of_new, targets in ((True, np.arange(len(ids))), (False, np.flatnonzero(is_new))):
-        asked = queries[is_new[queries] == of_new]
-        keys, target_keys = [ids[i] for i in asked], [ids[i] for i in targets]
-        found = neighbours_in_window(vectors[asked], vectors[targets], keys, target_keys, low=low, high=high, neighbours=neighbours, threads=threads)
-        rows += [
-            {"query_image_id": keys[q], "target_image_id": target_keys[t], "similarity": s, "rank": r}
-            for q, t, s, r in zip(*(column.tolist() for column in found), strict=True)
-        ]
-    return rows
+    query, target, similarity, rank = found
+    first, last = np.searchsorted(query, asked), np.searchsorted(query, asked, side="right")
+    counts = last - first
+    rows = np.repeat(first - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts) + np.arange(counts.sum()) if len(asked) else asked
+    columns = [ids.take(pa.array(query[rows])), ids.take(pa.array(target[rows])), pa.array(similarity[rows], pa.float64()), pa.array(rank[rows])]
+    return pa.table(columns, names=["query_image_id", "target_image_id", "similarity", "rank"])
 
 
 def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None = None) -> StageReport:
@@ -78,7 +93,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         raise DataError(f"mine {encoder}: shards {missing} are not embedded; run `python -m tasks embed {encoder}` first")
     new_ids = set(store.read_embeddings(encoder, [f"{s}.tar" for s in stems if s in wanted])[0])
     ids, vectors, _ = store.read_embeddings(encoder)
-    by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)  # the order of shards must not show
+    by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)  # the order of shards must not show; ties go by id
     ids, vectors = [ids[i] for i in by_id], vectors[by_id]
     is_new = np.array([i in new_ids for i in ids], bool)
     queries = np.concatenate([np.flatnonzero(is_new), np.flatnonzero(~is_new)]) if new_ids else np.zeros(0, np.int64)
@@ -86,16 +101,30 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     report = StageReport("mine", reused=len(ids) - len(new_ids) if is_first else 0)
     chunks = list(chunks_of_part(len(queries), CHUNK_QUERIES, part)) or ([(0, slice(0, 0))] if is_first and not len(queries) else [])
     store.folder("data", "neighbours", encoder).mkdir(parents=True, exist_ok=True)
+    missing_chunks = [c for c in chunks if not chunk_path(store, encoder, batch, c[0]).exists()]
+    names = pa.array(ids, pa.string())
+    for group in groups_of(missing_chunks, neighbours=config.neighbours, memory_mib=config.memory_mib):
+        asked = np.concatenate([queries[rows] for _, rows in group])
+        found = join_in_window(
+            vectors,
+            is_new,
+            asked,
+            low=window.low,
+            high=window.high,
+            neighbours=config.neighbours,
+            threads=params.open_run.threads,
+            backend=config.backend,
+            memory_mib=config.memory_mib,
+        )
+        for number, rows in group:
+            written = store.write(chunk_path(store, encoder, batch, number), neighbour_rows(names, queries[rows], found), "neighbours")
+            report.written += written
+            log.info("mine %s: chunk %d, %d queries, %d candidates", encoder, number, rows.stop - rows.start, written)
     made = 0
     for number, rows in chunks:
-        path, asked = chunk_path(store, encoder, batch, number), queries[rows]
-        if not path.exists():
-            found = mine_chunk(ids, vectors, is_new, asked, low=window.low, high=window.high, neighbours=config.neighbours, threads=params.open_run.threads)
-            report.written += store.write(path, found, "neighbours")
-            log.info("mine %s: chunk %d, %d queries, %d candidates", encoder, number, len(asked), len(found))
-        made += store.read(path, "neighbours", ["rank"]).num_rows
-        report.read += len(asked)
-        count = int(is_new[asked].sum())
+        made += store.read(chunk_path(store, encoder, batch, number), "neighbours", ["rank"]).num_rows
+        report.read += rows.stop - rows.start
+        count = int(is_new[queries[rows]].sum())
         report.new += count
         report.done += count
     report.figures = {f"candidates_{encoder}": float(made)} | ({f"candidates_per_new_image_{encoder}": made / report.new} if report.new else {})
