@@ -214,7 +214,7 @@ def open_run(
     if worktree.exists():  # an earlier call was killed half-way: nothing in it is finished
         shutil.rmtree(worktree)
     git(clone, "worktree", "prune")
-    git(clone, "worktree", "add", "-q", "--detach", str(worktree), commit)
+    git(clone, "worktree", "add", "-q", "--force", "--force", "--detach", str(worktree), commit)  # twice: also one whose making was cut off
     local = clone / ".dvc" / "config.local"
     if local.exists():
         shutil.copyfile(local, worktree / ".dvc" / "config.local")

@@ -44,16 +44,22 @@ def git(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Pa
 
 
 def git_bytes(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Path | None = None) -> bytes:
-    """Like `git`, the output as it is."""
+    """Like `git`, the output as it is.
+
+    Git gets a session of its own and is never killed: a SIGKILL of the stage's process group, or Ctrl-C, must not take it between
+    making its lock files and removing them, for every later git command would stop at those. What it was told to do is whole or not at all.
+    """
     env = environment()
     if index is not None:
         env["GIT_INDEX_FILE"] = str(index)
     content = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(["git", *args], cwd=cwd, env=env, input=content, capture_output=True, check=False)
-    if done.returncode:
-        tail = "\n".join(done.stderr.decode(errors="replace").strip().splitlines()[-5:])
-        raise TransientError(f"git {' '.join(args)} in {cwd}: exit {done.returncode}: {tail}")
-    return done.stdout
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["git", *args], cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        out, err = process.communicate(content)
+    if process.returncode:
+        tail = "\n".join(err.decode(errors="replace").strip().splitlines()[-5:])
+        raise TransientError(f"git {' '.join(args)} in {cwd}: exit {process.returncode}: {tail}")
+    return out
 
 
 def resolve_ref(cwd: Path, ref: str) -> str | None:
@@ -164,8 +170,9 @@ def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lo
     """Write dvc.lock for stages that ran without DVC, track `paths` by a .dvc file each, put all of it into the cache.
 
     What `dvc commit -f <stage>` does, with dvc.yaml and dvc.lock read once instead of a dozen times (20 s for 14 stages).
-    May be killed at any time and called again: it starts from `lock`, and the work tree's files are copied into the
-    cache, never moved or linked back (for a moment such a file would be in the cache alone).
+    May be killed at any time and called again: it starts from `lock`, without the note of who works on what that DVC leaves behind
+    when it is killed, and the work tree's files are copied into the cache, never moved or linked back (for a moment such a file
+    would be in the cache alone).
 
     Args:
         sections: entries of dvc.yaml; a foreach entry means all its stages.
@@ -180,6 +187,8 @@ def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lo
         (root / "dvc.lock").write_bytes(lock)
     for path in paths:
         (root / f"{path}.dvc").unlink(missing_ok=True)
+    # Cut off in its writing it would stop every later DVC command; so would a process that got the dead one's number. A run's worktree is its own.
+    (root / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
     with dvc_repo(root) as repo:
         with repo.lock:
             stages = [s for s in repo.index.stages if getattr(s, "name", None) and s.name.partition("@")[0] in sections]

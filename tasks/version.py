@@ -132,7 +132,7 @@ def describe(params: Params, store: Store, batch: str, parent: Mapping[str, Any]
     """version.json's mapping, without the manifest's hash."""
     resolved = params.model_dump(mode="json", by_alias=True)
     encoders = list(params.embed.encoders)
-    reports = store.read_reports()
+    reports = {stage: report for stage, report in store.read_reports().items() if stage != "version"}  # its own is there on a second try
     ids = {"images": "image_id", "captions": "image_id", "pairs": "pair_id", "captioned": "pair_id", "triplets": "triplet_id"}
     shown = json.loads(json.dumps(resolved))
     for source in shown["ingest"]["sources"]:
