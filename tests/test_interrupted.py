@@ -1,6 +1,6 @@
 """Embed, mine and select, cut off before each of their writes and run again: the same bytes as without a crash.
 
-A real SIGKILL is what tests/test_ingest.py sends; here the process "dies" at every write in turn, which no timing of signals reaches.
+A real SIGKILL of every stage, at a few moments each: tests/test_killed.py. Here toy stages "die" at every write in turn, in milliseconds.
 """
 
 from collections.abc import Callable
