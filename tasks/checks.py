@@ -27,6 +27,7 @@ _REFUSALS = re.compile(
     re.IGNORECASE,
 )
 _FILE = re.compile(r"https?://|www\.\w|\b[\w-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|svg|tar|parquet)\b|\b(?:img|dsc)[_-]?\d{3,}\b", re.IGNORECASE)
+_BABBLE = re.compile(r"\b(\w+(?:\W+\w+)?)(?:\W+\1\b){3,}|([,;:])(?:\s*\2){3,}", re.IGNORECASE)  # what a small model says about what it never saw
 _MARKUP = re.compile(r"<\|?/?[a-z_]+\|?>|```|^\s*[\[{].*[\]}]\s*$", re.IGNORECASE | re.DOTALL)
 
 
@@ -83,8 +84,10 @@ def holds(words: str, part: str) -> bool:
 
 
 def is_text(text: str) -> bool:
-    """Plain words: mostly letters, no control or private characters, no markup, no JSON, not one word over and over."""
-    if _MARKUP.search(text) or any(unicodedata.category(c) in ("Cc", "Co", "Cn", "Cs") and c not in "\n\t" for c in text) or "\ufffd" in text:
+    """Plain words: mostly letters, no control or private characters, no markup, no JSON, not one word or mark over and over."""
+    if _MARKUP.search(text) or _BABBLE.search(text) or "\ufffd" in text:
+        return False
+    if any(unicodedata.category(c) in ("Cc", "Co", "Cn", "Cs") and c not in "\n\t" for c in text):
         return False
     letters = sum(c.isalpha() or c.isspace() for c in text)
     words = plain(text).split()
