@@ -4,12 +4,15 @@ The describer's architecture and, to begin with, its weights. Eight questions ab
 sequence under a block-diagonal mask, each with the positions it has alone: eight labels for about three times the work of
 one. A 'no' is a near miss: another member of the family, the query itself, a text with one word wrong, a text that the
 describer itself got wrong. What is asked is `truth.is_true`: a text that states one change of several is right. Two
-throw-away heads teach the parts of the answer: what happened in each cell (as for the describer), and, at the end of each
-phrase of the text, whether that phrase holds.
+throw-away heads teach the parts of the answer: what happened in each cell (as for the describer), and, at each word of each
+phrase of the text, whether a phrase that holds could begin so. And the right texts are predicted word by word, as the
+describer predicts its own. What a layer knows of the next word only a later layer can hold against the word that comes:
+so after a first stage two layers are put on top, which change nothing to begin with, and all is trained on. 3.8 M parameters.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,27 +30,43 @@ from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, PLACES, Edit, Scene, an
 from tasks.sample.train_vlm import VISUAL_TOKENS, Comparing, cell_flags, cell_labels, image_features, turn, write_descriptions
 
 QUESTIONS = 8  # a pair of pictures
+DEPTH, MORE = 4, 2  # layers of the describer, and those put on top of them
+PEAK = 8e-4  # learning rate; the describer's weights are to be used, not to be forgotten
 LOW, HIGH = 0.03, 0.06  # the false-yes rates at which a threshold is reported
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One text about one pair of pictures and whether it is right; `why` names the kind of case.
+class Part:
+    """A phrase of a text: whether it holds by itself, and what would hold in its place, in the same style."""
 
-    `parts` are its phrases in their order, each with whether it holds by itself.
-    """
+    phrase: str
+    holds: bool
+    instead: tuple[str, ...]
+
+    def may_begin(self, characters: int) -> bool:
+        """Whether so many of its first characters begin a phrase that holds; the whole of it: whether it holds."""
+        return self.holds if characters >= len(self.phrase) else any(other.startswith(self.phrase[:characters]) for other in self.instead)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One text about one pair of pictures and whether it is right; `why` names the kind of case, `parts` are its phrases in their order."""
 
     query: Scene
     candidate: Scene
     text: str
     is_right: bool
     why: str
-    parts: tuple[tuple[str, bool], ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
-def word(
-    edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Random, *, keeps_lie: bool = False
-) -> tuple[str, bool, tuple[tuple[str, bool], ...]]:
+def parts_of(edits: Sequence[Edit], query: Scene, candidate: Scene, style: str) -> list[Part]:
+    """The edits as phrases of a style."""
+    instead = tuple(phrases.phrase(edit, style) for edit in difference(query, candidate))
+    return [Part(phrases.phrase(edit, style), truth.holds(edit, query, candidate), instead) for edit in edits]
+
+
+def word(edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Random, *, keeps_lie: bool = False) -> tuple[str, bool, tuple[Part, ...]]:
     """The edits as a text of a random style, whether it is right of the two scenes, and the same of its parts."""
     style = rng.choice(phrases.STYLES) if len(edits) == 1 else rng.choice(phrases.STYLES[:4])
     kept = shared(query, candidate)
@@ -57,10 +76,11 @@ def word(
         kept = [rng.choice(kept)]
     if keeps_lie:
         kept = [rng.choice(kept)]
-    parts = [(phrases.phrase(edit, style), truth.holds(edit, query, candidate)) for edit in edits]
+    parts = parts_of(edits, query, candidate, style)
     if style == "keep":
-        parts = [(k, truth.keeps(k, query, candidate)) for k in kept[-1:]] + parts
-    return phrases.instruction(edits, kept, style), all(holds for _, holds in parts), tuple(parts)
+        both = tuple(k for k in [t.name for t in query.things] + [f"{query.background} background"] if truth.keeps(k, query, candidate))
+        parts = [Part(k, k in both, both) for k in kept[-1:]] + parts
+    return phrases.instruction(edits, kept, style), all(part.holds for part in parts), tuple(parts)
 
 
 def some_of(edits: Sequence[Edit], rng: random.Random) -> list[Edit]:
@@ -135,31 +155,35 @@ class Packer:
         self.second = [i for i, token in enumerate(self.prefix) if token == self.image_id][VISUAL_TOKENS:]
         self.yes, self.no = (self.words(t, add_special_tokens=False).input_ids[0] for t in ("yes", "no"))
 
-    def tail(self, asked: Asked) -> tuple[list[int], list[int]]:
-        """Token ids of a question after the pictures, up to where the answer begins; where in them each of its parts ends."""
+    def tail(self, asked: Asked) -> tuple[list[int], list[tuple[int, bool]], list[int]]:
+        """Token ids of a question after the pictures, up to where the answer begins; (where, `Part.may_begin`) of the parts' tokens; where the text's are."""
         said = self.words(self.before + asked.text + self.after, add_special_tokens=False, return_offsets_mapping=True)
-        ends, at = [], len(self.before)
-        for part, _ in asked.parts:
-            at = (self.before + asked.text).index(part, at) + len(part)
-            ends.append(next(i for i, (start, end) in enumerate(said.offset_mapping) if start < at <= end))
-        return said.input_ids, ends
+        marks, begin = [], len(self.before)
+        for part in asked.parts:
+            begin = (self.before + asked.text).index(part.phrase, begin)
+            stop = begin + len(part.phrase)
+            marks += [(i, part.may_begin(end - begin)) for i, (_, end) in enumerate(said.offset_mapping) if begin < end <= stop]
+            begin = stop
+        first, last = len(self.before), len(self.before) + len(asked.text)
+        return said.input_ids, marks, [i for i, (_, end) in enumerate(said.offset_mapping) if first < end <= last]
 
     def logits(
         self, features: torch.Tensor, where: Sequence[tuple[int, int]], rows: Sequence[Sequence[Asked]]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], list[tuple[int, int, bool]]]:
-        """Logits of each answer's first token (pairs, questions, vocabulary), every layer's states, the ends of the parts.
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], list[tuple[int, int, bool]], torch.Tensor]:
+        """Logits of each answer's first token (pairs, questions, vocabulary), every layer's states, marks, the loss of the right texts' words.
 
         Args:
             features: (pictures, 9, width) visual tokens.
             where: each pair's two rows of `features`.
             rows: each pair's questions, equally many for every pair.
         Returns:
-            An end is (row, position, whether the part holds).
+            A mark is (row, position, whether a phrase that holds may begin so).
         """
         start = len(self.prefix)
         cut = [[self.tail(asked) for asked in row] for row in rows]
-        tails = [[ids for ids, _ in row] for row in cut]
-        ends: list[tuple[int, int, bool]] = []
+        tails = [[ids for ids, _, _ in row] for row in cut]
+        marks: list[tuple[int, int, bool]] = []
+        spoken: list[tuple[int, int]] = []
         length = start + max(sum(map(len, row)) for row in tails)
         ids = torch.full((len(rows), length), self.words.pad_token_id)
         block = torch.full((len(rows), length), -1)
@@ -172,7 +196,8 @@ class Packer:
                 end = at + len(tail)
                 ids[i, at:end], block[i, at:end] = torch.tensor(tail), j + 1
                 position[i, at:end] = torch.arange(start, start + len(tail))
-                ends += [(i, at + e, holds) for e, (_, holds) in zip(cut[i][j][1], rows[i][j].parts, strict=True)]
+                marks += [(i, at + token, may) for token, may in cut[i][j][1]]
+                spoken += [(i, at + token) for token in cut[i][j][2] if rows[i][j].is_right]
                 last[i, j], at = end - 1, end
         mask = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])  # (pairs, to, from)
         mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
@@ -183,7 +208,13 @@ class Packer:
         )
         hidden = out.last_hidden_state
         picked = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self.model.lm_head(picked), out.hidden_states, ends
+        words = torch.zeros(())
+        if spoken:
+            row, to = torch.tensor(spoken).T
+            text_model = self.model.model.text_model
+            at_depth = hidden if len(text_model.layers) == DEPTH else text_model.norm(out.hidden_states[DEPTH])
+            words = F.cross_entropy(self.model.lm_head(at_depth[row, to - 1]), ids[row, to])
+        return self.model.lm_head(picked), out.hidden_states, marks, words
 
     @torch.no_grad()
     def score(self, asked: Sequence[Asked]) -> np.ndarray:
@@ -208,9 +239,9 @@ def own_errors(model: Idefics3ForConditionalGeneration, processor: Idefics3Proce
             if reading and reading.edits and not truth.is_true(change, query, target):
                 style = rng.choice(("imperative", "noun phrase", "question", "short"))
                 stated = reading.edits[:1] if style == "short" else reading.edits
-                parts = tuple((phrases.phrase(edit, style), truth.holds(edit, query, target)) for edit in stated)
-                if not all(right for _, right in parts):
-                    found.append(Asked(query, target, phrases.instruction(stated, [], style), False, "describer's own error", parts))
+                parts = parts_of(stated, query, target, style)
+                if not all(part.holds for part in parts):
+                    found.append(Asked(query, target, phrases.instruction(stated, [], style), False, "describer's own error", tuple(parts)))
     return found
 
 
@@ -246,27 +277,38 @@ def figures(asked: Sequence[Asked], scores: np.ndarray) -> dict[str, object]:
     return out | {f"yes_by_kind_at_{HIGH}": by_kind}
 
 
-def train(folder: Path, *, seed: int = 0, steps: int = 1100, describer: Path | None = None, practice: int = 900) -> None:
+def deepen(model: Idefics3ForConditionalGeneration, layers: int = MORE) -> None:
+    """Put layers on top of the language model: copies of its last one that add nothing yet."""
+    text_model = model.model.text_model
+    for _ in range(layers):
+        layer = copy.deepcopy(text_model.layers[-1])
+        layer.self_attn.layer_idx = len(text_model.layers)
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+        text_model.layers.append(layer)
+    model.config.text_config.num_hidden_layers = text_model.config.num_hidden_layers = len(text_model.layers)
+
+
+def train(folder: Path, *, seed: int = 0, steps: int = 700, first_steps: int = 450, describer: Path | None = None, practice: int = 900) -> None:
     """Train into `folder` from the describer's weights (the folder `vlm` beside it where None).
 
     Args:
         folder: of the checkpoint.
         seed: of the questions; the weights are the describer's.
-        steps: of two workers, about 290 questions each step.
+        steps: of the second stage; two workers, about 290 questions each step.
+        first_steps: of the first stage, at the describer's depth; 0 goes on from what `folder` holds.
         describer: its checkpoint.
         practice: pairs that each worker lets the describer describe first, to learn from its errors.
     """
-    side_by_side(_train, folder, seed, steps, describer or folder.parent / "vlm", practice)
+    side_by_side(_train, folder, seed, steps, first_steps, describer or folder.parent / "vlm", practice)
 
 
-def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, practice: int, groups: int = 16) -> None:
+def _train(rank: int, folder: Path, seed: int, steps: int, first_steps: int, describer: Path, practice: int) -> None:
     torch.manual_seed(seed)
     rng = random.Random(f"judge:{seed}:{rank}")
     log = Log(folder, is_silent=rank > 0)
-    model = AutoModelForImageTextToText.from_pretrained(describer, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(describer, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(describer)
-    packer = Packer(model, processor)
-    model.eval()
     pairs: list[tuple[Scene, Scene]] = []
     while len(pairs) < practice:
         query, target, *_ = family(rng, "train", 4)
@@ -274,15 +316,43 @@ def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, prac
     errors = own_errors(model, processor, pairs, rng)
     test = held_out_questions(600, 82, own_errors(model, processor, held_out_pairs(practice // 2, 83), rng)) if rank == 0 else []
     log.write(own_errors_in_training=len(errors), in_test=sum(a.why == "describer's own error" for a in test))
+    if first_steps:
+        _practise(rank, folder, model, processor, rng, log, errors, test, steps=first_steps, falls_over=2 * first_steps + 200, stage="1")
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    deepen(model)
+    _practise(rank, folder, model, processor, random.Random(f"judge:{seed}:{rank}:2"), log, errors, test, steps=steps, falls_over=steps, stage="2")
+    if rank == 0:
+        save(folder, model, processor)
+        log.write(stage="end", **figures(test, Packer(model.eval(), processor).score(test)))
+
+
+def _practise(
+    rank: int,
+    folder: Path,
+    model: Idefics3ForConditionalGeneration,
+    processor: Idefics3Processor,
+    rng: random.Random,
+    log: Log,
+    errors: Sequence[Asked],
+    test: Sequence[Asked],
+    *,
+    steps: int,
+    falls_over: int,
+    stage: str,
+    groups: int = 16,
+) -> None:
+    """Train in place; a checkpoint and a measurement every 150 steps. The learning rate falls as if there were `falls_over` steps."""
+    packer = Packer(model, processor)
     model.train()
-    width = model.config.text_config.hidden_size
-    comparing, phrase_holds = Comparing(width), nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
-    weights = [*model.parameters(), *comparing.parameters(), *phrase_holds.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    total = count = parts_right = 0.0
+    width, top = model.config.text_config.hidden_size, len(model.model.text_model.layers)
+    comparing, may_begin = Comparing(width), nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
+    weights = [*model.parameters(), *comparing.parameters(), *may_begin.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=PEAK, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    total = count = marks_right = spoken = 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1.2e-3 * cosine(step, steps)
+            group["lr"] = PEAK * cosine(step, falls_over)
         pictures: list[Scene] = []
         where: list[tuple[int, int]] = []
         rows: list[list[Asked]] = []
@@ -301,31 +371,37 @@ def _train(rank: int, folder: Path, seed: int, steps: int, describer: Path, prac
         seen_again = iter(range(len(pictures), len(pictures) + len(twins)))
         again = [(i, next(seen_again) if rng.random() < 0.5 else j) if i == j else (i, j) for i, j in where]
         features = image_features(model, pixels([view(s, rng) for s in pictures + twins]))
-        out, states, ends = packer.logits(features, again, rows)
+        out, states, marks, words = packer.logits(features, again, rows)
         answers = torch.tensor([[packer.yes if a.is_right else packer.no for a in row] for row in rows])
         loss = F.cross_entropy(out.flatten(0, 1), answers.flatten())
         there = [(pictures[i], pictures[j]) for i, j in where]
         flags = torch.stack([cell_flags(one, other) for one, other in there])
-        compared, _ = comparing.loss([states[layer][:, packer.second] for layer in comparing.layers], cell_labels([one for one, _ in there])[0], flags)
-        at_ends = states[3][[row for row, _, _ in ends], [at for _, at, _ in ends]]
-        said, truly = phrase_holds(at_ends)[:, 0], torch.tensor([float(holds) for _, _, holds in ends])
+        compared, cells_right = comparing.loss(
+            [states[layer][:, packer.second] for layer in comparing.layers], cell_labels([one for one, _ in there])[0], flags
+        )
+        said = may_begin(states[top - 1][[row for row, _, _ in marks], [at for _, at, _ in marks]])[:, 0]
+        truly = torch.tensor([float(may) for _, _, may in marks])
         optimizer.zero_grad()
-        (loss + 0.5 * compared + F.binary_cross_entropy_with_logits(said, truly)).backward()
+        (loss + 0.5 * compared + 2 * F.binary_cross_entropy_with_logits(said, truly) + 0.5 * words).backward()
         average(weights)
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        total, count = total + float(loss.detach()), count + 1
-        parts_right += float(((said > 0) == (truly > 0.5)).float().mean())
+        total, count, spoken = total + float(loss.detach()), count + 1, spoken + float(words.detach())
+        marks_right += float(((said > 0) == (truly > 0.5)).float().mean())
         if (step + 1) % 50 == 0:
             labels = (step + 1) * 2 * answers.numel()
-            log.write(step=step + 1, labels=labels, loss=round(total / count, 4), parts_right=round(parts_right / count, 3))
-            total = count = parts_right = 0.0
+            log.write(
+                stage=stage,
+                step=step + 1,
+                labels=labels,
+                loss=round(total / count, 4),
+                marks_right=round(marks_right / count, 3),
+                words=round(spoken / count, 3),
+                compared=round(cells_right, 3),
+            )
+            total = count = marks_right = spoken = 0.0
         if (step + 1) % 150 == 0 and rank == 0:
             model.eval()
-            log.write(step=step + 1, **figures(test, packer.score(test)))
+            log.write(stage=stage, step=step + 1, **figures(test, packer.score(test)))
             model.train()
             save(folder, model, processor)
-    if rank == 0:
-        save(folder, model, processor)
-        model.eval()
-        log.write(stage="end", **figures(test, packer.score(test)))

@@ -298,7 +298,7 @@ def train_writing(
         features = image_features(model, pixels([view(s, rng) for s in flat]))
         half = len(samples) // 2  # two halves by length: a fifth less padding
         parts = [writer.loss(features, part, flat) for part in (samples[:half], samples[half:])]
-        written, compared = ((parts[0][i] + parts[1][i]) / 2 for i in (0, 1))
+        written, compared = (parts[0][0] + parts[1][0]) / 2, (parts[0][1] + parts[1][1]) / 2
         loss = written + compared
         optimizer.zero_grad()
         loss.backward()
