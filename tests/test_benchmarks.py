@@ -1,0 +1,24 @@
+"""The benchmarks run, small, and what they compare is equal."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import mine, vectors
+
+
+@pytest.mark.parametrize("neighbours", [None, 3])
+def test_mine_gives_the_same_pairs_as_faiss(tmp_path: Path, capsys: pytest.CaptureFixture[str], neighbours: int | None):
+    more = [] if neighbours is None else ["--neighbours", str(neighbours)]
+    figures = mine.main(["--n", "1500", "--folder", str(tmp_path), *more])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert figures["is_equal"] and figures["n"] == 1500 and figures["dims"] == 512 and figures["pairs"] > 3000
+    assert {"ours_cpu_s", "faiss_cpu_s", "ratio", "rss_mib"} <= set(figures)
+
+
+def test_the_vectors_are_of_unit_length_and_always_the_same():
+    rows = vectors.clustered(300, d=32)
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert np.array_equal(rows, vectors.clustered(300, d=32)) and not np.array_equal(rows, vectors.clustered(300, d=32, seed=1))
