@@ -6,9 +6,16 @@ picture as a negative is the decisive one).
 
 Order: candidates stand in tiers of agreement (the sum of 1 / (1 + rank) over the encoders that mined the pair, and over those
 that mined it the other way round; four tiers to a factor of two); within a tier a seeded hash of the pair's id decides, so
-neither the input's order nor chance shows. Quotas count what is
-published already. Negatives come from what the same encoders retrieved for the query and for the target, the target's
-nearest first; one that any encoder holds for a copy of the target is none.
+neither the input's order nor chance shows. A rank is a place among all that was ever mined for the query, not among this week's: an old
+picture takes a new target where that is among its `mine.neighbours` nearest, as one run over everything would.
+
+Quotas count what is published already. A pair is charged to a picture that this batch brings - its query, or where that is old its
+target - and a picture brings at most `pairs_per_query` pairs, so n pictures never have more than n x pairs_per_query, however they
+came. Without that a second batch of the sample world added 4.3 pairs for each new picture, twice what a query may start: every old picture
+with room left took new targets (docs/decisions/0012).
+
+Negatives come from what the same encoders retrieved for the query and for the target, the target's nearest first; one that any
+encoder holds for a copy of the target is none.
 
 Reasons: over_quota (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
 """
@@ -21,9 +28,9 @@ import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +40,9 @@ from tasks.errors import DataError
 from tasks.knn import exact_similarity
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 ENCODERS = ("semantic", "pattern", "caption")
@@ -108,8 +118,35 @@ def in_order(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
     return sorted(candidates, key=key)
 
 
+def with_merged_ranks(new: pa.Table, earlier: pa.Table, neighbours: int) -> pa.Table:
+    """This batch's candidates with their place among all that was mined for their query; those beyond the k-th are left out.
+
+    What one run over everything would rank among a query's first k is always among the rest: it was so when the later of the two
+    pictures came, among fewer.
+
+    Args:
+        new: rows of table `neighbours` of this batch.
+        earlier: those of the batches before, at least for the queries of `new`.
+        neighbours: k, a count.
+    Returns:
+        query_image_id, target_image_id, rank; by query, then rank.
+    """
+    import pyarrow as pa
+
+    both = pa.concat_tables([t.select(["query_image_id", "target_image_id", "similarity"]) for t in (new, earlier)])
+    query, target = (both.column(c).combine_chunks().to_numpy(zero_copy_only=False) for c in ("query_image_id", "target_image_id"))
+    _, of = np.unique(query.astype(str), return_inverse=True)
+    _, place = np.unique(target.astype(str), return_inverse=True)
+    order = np.lexsort((place, -both.column("similarity").to_numpy(), of))
+    of = of[order]
+    rank = (np.arange(len(of)) - np.searchsorted(of, of)).astype(np.int32)
+    kept = (order < new.num_rows) & (rank < neighbours)
+    order, rank = order[kept], rank[kept]
+    return pa.table({"query_image_id": pa.array(query[order], pa.string()), "target_image_id": pa.array(target[order], pa.string()), "rank": rank})
+
+
 def within_quotas(
-    candidates: Sequence[Candidate], published: Sequence[tuple[str, str]], config: SelectConfig
+    candidates: Sequence[Candidate], published: Sequence[tuple[str, str]], config: SelectConfig, new: Set[str] | None = None
 ) -> tuple[list[Candidate], list[tuple[Candidate, str]]]:
     """Take candidates in order while quotas allow.
 
@@ -117,23 +154,27 @@ def within_quotas(
         candidates: in order of preference.
         published: (query, target) of earlier batches; they fill quotas, and none of them comes again.
         config: pairs_per_query, pairs_per_target, pairs_per_batch.
+        new: pictures that this batch brings; all when absent. One of them brings at most pairs_per_query pairs, at whichever end.
     Returns:
         taken, and (left out, which quota).
     """
     queries, targets = Counter(q for q, _ in published), Counter(t for _, t in published)
     taken: list[Candidate] = []
     left: list[tuple[Candidate, str]] = []
+    brought: Counter[str] = Counter()
     old = set(published)
     for c in candidates:
         if (c.query, c.target) in old:
             continue
+        bringer = c.query if new is None or c.query in new else c.target
         if config.pairs_per_batch is not None and len(taken) >= config.pairs_per_batch:
             left.append((c, "pairs_per_batch"))
-        elif queries[c.query] >= config.pairs_per_query:
+        elif queries[c.query] >= config.pairs_per_query or brought[bringer] >= config.pairs_per_query:
             left.append((c, "pairs_per_query"))
         elif targets[c.target] >= config.pairs_per_target:
             left.append((c, "pairs_per_target"))
         else:
+            brought[bringer] += 1
             queries[c.query] += 1
             targets[c.target] += 1
             taken.append(c)
@@ -213,11 +254,31 @@ def pair_row(c: Candidate, batch: str, similarities: Mapping[str, float | None],
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
-def _read_candidates(store: Store, encoder: str, batch: str) -> dict[str, list[Any]]:
-    files = sorted(store.folder("data", "neighbours", encoder).glob(f"{batch}-*.parquet"))
-    if not files:
+def _read_candidates(store: Store, encoder: str, batch: str, neighbours: int) -> dict[str, list[Any]]:
+    """This batch's candidates under one encoder, ranked among all that was mined for their queries (`with_merged_ranks`)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))
+    of_batch = [f for f in files if f.stem.rpartition("-")[0] == batch]
+    if not of_batch:
         raise DataError(f"select: no candidates of batch {batch} in data/neighbours/{encoder}; run `python -m tasks mine {encoder}` first")
-    return store.read(files, "neighbours", ["query_image_id", "target_image_id", "rank"]).to_pydict()
+    columns = ["query_image_id", "target_image_id", "similarity", "rank"]
+    new, before = store.read(of_batch, "neighbours", columns), [f for f in files if f.stem.rpartition("-")[0] != batch]
+    if not before:
+        return new.filter(pc.less(new.column("rank"), neighbours)).to_pydict()
+    # A query that had k in some batch keeps nothing below the k-th of them: most old queries are settled by that alone.
+    last = [t.filter(pc.equal(t.column("rank"), neighbours - 1)) for t in (store.read(f, "neighbours", columns) for f in before)]
+    floor = pa.concat_tables(last).group_by("query_image_id").aggregate([("similarity", "max")])
+    at = pc.index_in(new.column("query_image_id"), value_set=floor.column("query_image_id").combine_chunks())
+    least = pc.fill_null(pc.take(floor.column("similarity_max"), at), -2.0)
+    new = new.filter(pc.greater_equal(new.column("similarity"), least))
+    asked = pc.unique(new.column("query_image_id"))
+    earlier = []
+    for path in before:
+        table = store.read(path, "neighbours", columns)
+        earlier.append(table.filter(pc.is_in(table.column("query_image_id"), value_set=asked)))
+    return with_merged_ranks(new, pa.concat_tables(earlier), neighbours).to_pydict()
 
 
 def _read_retrieved(store: Store, encoder: str, queries: set[str]) -> dict[str, list[str]]:
@@ -260,10 +321,11 @@ def run(params: Params, store: Store) -> StageReport:
     before = store.read_table("pairs", ["batch", "query_image_id", "target_image_id"]).to_pydict()
     published = [(q, t) for b, q, t in zip(before["batch"], before["query_image_id"], before["target_image_id"], strict=True) if b != batch]
     report = StageReport("select", reused=len(published))
-    candidates = unite({e: _read_candidates(store, e, batch) for e in encoders})
+    candidates = unite({e: _read_candidates(store, e, batch, params.mine.neighbours) for e in encoders})
     report.read = len(candidates)
     if not path.exists():
-        taken, left = within_quotas(in_order(candidates, params.open_run.seed), published, config)
+        new = set(store.read_table("images", ["image_id"], batch).column("image_id").to_pylist())
+        taken, left = within_quotas(in_order(candidates, params.open_run.seed), published, config, new)
         ends = {c.query for c in taken} | {c.target for c in taken}
         retrieved = {e: _read_retrieved(store, e, ends) for e in encoders}
         vectors = Vectors({e: store.read_embeddings(e)[:2] for e in encoders})

@@ -1,0 +1,100 @@
+"""Laws of batches: however a corpus came, the pairs are those of one run over everything, or never more than the quotas say.
+
+The chain here is the stages' own functions without their files: join_in_window, with_merged_ranks, unite, in_order, within_quotas.
+"""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.config import SelectConfig
+from tasks.knn import join_in_window
+from tasks.select import in_order, unite, with_merged_ranks, within_quotas
+
+Pair = tuple[str, str]
+NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)
+ALL = 10_000  # neighbours: no limit
+splits = st.lists(st.integers(0, 14), min_size=1, max_size=5)
+
+
+def corpus(seed: int, n: int) -> tuple[np.ndarray, list[str]]:
+    """Unit rows around few middles, some equal, and their ids in rising order."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(3, 6))[rng.integers(0, 3, n)] + 0.5 * rng.normal(size=(n, 6))
+    rows[rng.random(n) < 0.15] = rows[:1]
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16), [f"{i:03d}" for i in range(n)]
+
+
+def batches(seed: int, sizes: list[int], k: int, config: SelectConfig) -> list[tuple[set[str], list[Pair]]]:
+    """Per batch its new pictures and its pairs. The sizes split the corpus at random."""
+    n = sum(sizes)
+    rows, ids = corpus(seed, n)
+    order = np.random.default_rng(seed + 1).permutation(n)
+    earlier: pa.Table | None = None
+    published: list[Pair] = []
+    out = []
+    for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
+        here = np.sort(order[: start + size])
+        is_new = np.isin(here, order[start : start + size])
+        query, target, similarity, rank = join_in_window(rows[here], is_new, np.arange(len(here)), low=0.4, high=0.999, neighbours=k)
+        names = np.array([ids[i] for i in here], dtype=object)
+        strings = [pa.array(names[x], pa.string()) for x in (query, target)]
+        columns = [*strings, pa.array(similarity, pa.float64()).cast(pa.float32()), pa.array(rank)]
+        mined = pa.table(columns, names=["query_image_id", "target_image_id", "similarity", "rank"])
+        ranked = mined if earlier is None else with_merged_ranks(mined, earlier, k)
+        new = {ids[i] for i in here[is_new]}
+        taken, left = within_quotas(in_order(unite({"semantic": ranked.to_pydict()}), seed=3), published, config, new)
+        assert all(c.query in new or c.target in new for c in taken)
+        pairs = [(c.query, c.target) for c in taken]
+        published += pairs
+        earlier = mined if earlier is None else pa.concat_tables([earlier, mined])
+        out.append((new, pairs))
+    return out
+
+
+def union(of: list[tuple[set[str], list[Pair]]]) -> set[Pair]:
+    return {p for _, pairs in of for p in pairs}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 9999), splits)
+def test_without_k_and_quotas_the_union_is_the_whole(seed: int, sizes: list[int]):
+    assert union(batches(seed, sizes, ALL, NO_QUOTAS)) == union(batches(seed, [sum(sizes)], ALL, NO_QUOTAS))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 9999), splits, st.integers(1, 6))
+def test_with_k_alone_the_union_contains_the_whole(seed: int, sizes: list[int], k: int):
+    assert union(batches(seed, sizes, k, NO_QUOTAS)) >= union(batches(seed, [sum(sizes)], k, NO_QUOTAS))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 9999), splits, st.integers(1, 8), st.integers(1, 3), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 20)))
+def test_with_quotas_none_is_exceeded_and_no_pair_comes_twice(seed: int, sizes: list[int], k: int, query: int, target: int, per_batch: int | None):
+    config = SelectConfig(pairs_per_query=query, pairs_per_target=target, pairs_per_batch=per_batch)
+    found = batches(seed, sizes, k, config)
+    pairs = [p for _, some in found for p in some]
+    assert len(pairs) == len(set(pairs))
+    assert max(Counter(q for q, _ in pairs).values(), default=0) <= query
+    assert max(Counter(t for _, t in pairs).values(), default=0) <= target
+    for new, some in found:  # a batch adds no more than its own pictures may bring, whatever room the old ones have left
+        assert len(some) <= min(query * len(new), per_batch or len(some))
+    assert batches(seed, sizes, k, config) == found
+
+
+def table(rows: list[tuple[str, str, float, int]]) -> pa.Table:
+    query, target, similarity, rank = zip(*rows, strict=True)
+    return pa.table({"query_image_id": query, "target_image_id": target, "similarity": pa.array(similarity, pa.float32()), "rank": pa.array(rank, pa.int32())})
+
+
+def test_an_old_picture_takes_a_new_target_only_where_it_is_among_its_nearest():
+    earlier = table([("a", "b", 0.9, 0), ("a", "c", 0.8, 1), ("d", "e", 0.5, 0)])
+    new = table([("a", "new", 0.85, 0), ("a", "other", 0.7, 1), ("d", "new", 0.4, 0), ("new", "a", 0.85, 0)])
+    assert with_merged_ranks(new, earlier, 2).to_pylist() == [
+        {"query_image_id": "a", "target_image_id": "new", "rank": 1},
+        {"query_image_id": "d", "target_image_id": "new", "rank": 1},
+        {"query_image_id": "new", "target_image_id": "a", "rank": 0},
+    ]
