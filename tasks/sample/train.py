@@ -3,11 +3,11 @@
 Options: `--out DIR` (default `tasks/sample/checkpoints/<model>`), `--seed N` (default 0), `--minutes M` (about so many
 minutes of two cores instead of the default; turned into a number of steps before anything runs). Work is counted in
 steps, never in seconds, so the same command with the same number of threads (`OMP_NUM_THREADS`, default 2) gives the same
-weights again. The judge starts from the describer's weights: train `vlm` first.
+weights again. vlm and judge always run as two processes of one thread. The judge starts from the describer's weights: train `vlm` first.
 
     model    what it becomes                                     default (minutes of two cores)
     vlm      two pictures -> what they share and what changed    28
-    judge    two pictures and an instruction -> yes or no        25
+    judge    two pictures and an instruction -> yes or no        50
     clip     pictures and captions in one space                   4
     dino     pictures alone, self-supervised                      4
     writer   description -> instruction in the asked style        4
@@ -26,7 +26,7 @@ from pathlib import Path
 from tasks.sample.tokens import CHECKPOINTS
 
 MODELS = ("clip", "dino", "vlm", "judge", "writer")
-STEPS_PER_MINUTE = {"clip": 130, "dino": 100, "vlm": 60, "judge": 45, "writer": 170}  # seen on two shared x86 cores
+STEPS_PER_MINUTE = {"clip": 130, "dino": 100, "vlm": 60, "judge": 32, "writer": 170}  # seen on two shared x86 cores
 
 
 def main(arguments: list[str] | None = None) -> None:

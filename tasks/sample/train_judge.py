@@ -7,7 +7,8 @@ describer itself got wrong. What is asked is `truth.is_true`: a text that states
 throw-away heads teach the parts of the answer: what happened in each cell (as for the describer), and, at each word of each
 phrase of the text, whether a phrase that holds could begin so. And the right texts are predicted word by word, as the
 describer predicts its own. What a layer knows of the next word only a later layer can hold against the word that comes:
-so after a first stage two layers are put on top, which change nothing to begin with, and all is trained on. 3.8 M parameters.
+so after a first stage two layers are put on top, which change nothing to begin with, and all is trained on. Edits of a
+shape are learnt last: a third stage shows many. 3.8 M parameters.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tasks.sample.train_vlm import VISUAL_TOKENS, Comparing, cell_flags, cell_la
 
 QUESTIONS = 8  # a pair of pictures
 DEPTH, MORE = 4, 2  # layers of the describer, and those put on top of them
+STAGES = ((450, 1100, 0.0), (700, 700, 0.0), (280, 280, 0.4))  # steps; over how many the learning rate falls; share of shape edits on top
 PEAK = 8e-4  # learning rate; the describer's weights are to be used, not to be forgotten
 LOW, HIGH = 0.03, 0.06  # the false-yes rates at which a threshold is reported
 
@@ -289,21 +291,22 @@ def deepen(model: Idefics3ForConditionalGeneration, layers: int = MORE) -> None:
     model.config.text_config.num_hidden_layers = text_model.config.num_hidden_layers = len(text_model.layers)
 
 
-def train(folder: Path, *, seed: int = 0, steps: int = 700, first_steps: int = 450, describer: Path | None = None, practice: int = 900) -> None:
+def train(folder: Path, *, seed: int = 0, steps: int | None = None, first_stage: int = 1, describer: Path | None = None, practice: int = 900) -> None:
     """Train into `folder` from the describer's weights (the folder `vlm` beside it where None).
 
     Args:
         folder: of the checkpoint.
         seed: of the questions; the weights are the describer's.
-        steps: of the second stage; two workers, about 290 questions each step.
-        first_steps: of the first stage, at the describer's depth; 0 goes on from what `folder` holds.
+        steps: of two workers, about 290 questions each; the stages share them as in STAGES. As many as there where None.
+        first_stage: 2 or 3 go on from what `folder` holds.
         describer: its checkpoint.
         practice: pairs that each worker lets the describer describe first, to learn from its errors.
     """
-    side_by_side(_train, folder, seed, steps, first_steps, describer or folder.parent / "vlm", practice)
+    share = 1.0 if steps is None else steps / sum(n for n, _, _ in STAGES)
+    side_by_side(_train, folder, seed, share, first_stage, describer or folder.parent / "vlm", practice)
 
 
-def _train(rank: int, folder: Path, seed: int, steps: int, first_steps: int, describer: Path, practice: int) -> None:
+def _train(rank: int, folder: Path, seed: int, share: float, first_stage: int, describer: Path, practice: int) -> None:
     torch.manual_seed(seed)
     rng = random.Random(f"judge:{seed}:{rank}")
     log = Log(folder, is_silent=rank > 0)
@@ -316,15 +319,28 @@ def _train(rank: int, folder: Path, seed: int, steps: int, first_steps: int, des
     errors = own_errors(model, processor, pairs, rng)
     test = held_out_questions(600, 82, own_errors(model, processor, held_out_pairs(practice // 2, 83), rng)) if rank == 0 else []
     log.write(own_errors_in_training=len(errors), in_test=sum(a.why == "describer's own error" for a in test))
-    if first_steps:
-        _practise(rank, folder, model, processor, rng, log, errors, test, steps=first_steps, falls_over=2 * first_steps + 200, stage="1")
-    else:
+    if first_stage > 1:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    deepen(model)
-    _practise(rank, folder, model, processor, random.Random(f"judge:{seed}:{rank}:2"), log, errors, test, steps=steps, falls_over=steps, stage="2")
+    for stage, (steps, falls_over, shapes) in enumerate(STAGES, 1):
+        if stage < first_stage:
+            continue
+        if stage == 2:
+            deepen(model)
+        if stage > 1:  # as if it went on from the saved weights, which are of float16
+            rng = random.Random(f"judge:{seed}:{rank}:{stage}")
+            for weight in model.parameters():
+                weight.data = weight.data.half().float()
+        torch.manual_seed(seed)
+        count, over = max(1, round(share * steps)), max(1, round(share * falls_over))
+        _practise(rank, folder, model, processor, rng, log, errors, test, steps=count, falls_over=over, stage=stage, shapes=shapes)
     if rank == 0:
         save(folder, model, processor)
         log.write(stage="end", **figures(test, Packer(model.eval(), processor).score(test)))
+
+
+def has_shape_edit(query: Scene, target: Scene) -> bool:
+    """Whether an object turned into another shape."""
+    return any(edit.kind == "shape" for edit in difference(query, target))
 
 
 def _practise(
@@ -339,7 +355,8 @@ def _practise(
     *,
     steps: int,
     falls_over: int,
-    stage: str,
+    stage: int,
+    shapes: float,
     groups: int = 16,
 ) -> None:
     """Train in place; a checkpoint and a measurement every 150 steps. The learning rate falls as if there were `falls_over` steps."""
@@ -358,6 +375,9 @@ def _practise(
         rows: list[list[Asked]] = []
         for _ in range(groups):
             relatives = family(rng, "train", 4)
+            if rng.random() < shapes:
+                while not has_shape_edit(*relatives[:2]):
+                    relatives = family(rng, "train", 4)
             j = 0 if rng.random() < 0.12 else 1
             where.append((len(pictures), len(pictures) + j))
             rows.append(questions_about(relatives[0], relatives[j], relatives, rng))

@@ -14,7 +14,6 @@ from tasks.sample import phrases, train_clip, train_judge, train_vlm, train_writ
 from tasks.sample.common import held_out_pairs
 from tasks.sample.scenes import difference, draw, picture_of, split_of
 from tasks.sample.tokens import CHECKPOINTS, prompt
-from tasks.sample.train_judge import Asked
 
 PAIRS = held_out_pairs(40, seed=101)
 
@@ -58,13 +57,13 @@ def test_string_and_list_content_make_the_same_prompt(vlm):
     assert as_text == as_parts
 
 
-@pytest.mark.xfail(reason="below its bar of 0.85: see checkpoints/REPORT.md", strict=False)
-def test_the_describer_is_right_on_most_held_out_one_edit_pairs(vlm):
+@pytest.mark.parametrize(("edits", "bar"), [(1, 0.85), (2, 0.50)])
+def test_the_describer_is_right_on_most_held_out_pairs(vlm, edits, bar):
     model, processor = vlm
-    pairs = [(s, t) for s, t in PAIRS if len(difference(s, t)) == 1]
+    pairs = [(s, t) for s, t in held_out_pairs(80, seed=104) if len(difference(s, t)) == edits]
     texts = train_vlm.write_descriptions(model, processor, [(draw(s), draw(t)) for s, t in pairs])
     right = [text == phrases.describe(s, t) for (s, t), text in zip(pairs, texts, strict=True)]
-    assert np.mean(right) >= 0.85, list(zip(texts, right, strict=True))
+    assert np.mean(right) >= bar, list(zip(texts, right, strict=True))
 
 
 def test_the_describer_reads_pictures_through_its_processor(vlm):
@@ -79,12 +78,11 @@ def test_the_describer_reads_pictures_through_its_processor(vlm):
     assert phrases.read_description(text) is not None, text
 
 
-@pytest.mark.xfail(reason="below its bar: see checkpoints/REPORT.md", strict=False)
 def test_the_judge_tells_right_from_near_misses(vlm):
     folder = CHECKPOINTS / "judge"
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     packer = train_judge.Packer(model, AutoProcessor.from_pretrained(folder))
-    asked = train_judge.held_out_questions(120, 102, [])
+    asked = train_judge.held_out_questions(600, 102, [])
     scores = packer.score(asked)
     assert train_judge.figures(asked, scores)["at_0.06"]["true_yes"] >= 0.75
 
@@ -94,11 +92,11 @@ def test_packed_questions_get_the_answers_they_get_alone(vlm):
     packer = train_judge.Packer(model, processor)
     rng = random.Random(0)
     s, t = PAIRS[1]
-    texts = [a.text for a in train_judge.questions_about(s, t, [s, t, PAIRS[2][0]], rng)]
+    asked = train_judge.questions_about(s, t, [s, t, PAIRS[2][0]], rng)
     features = train_vlm.image_features(model, train_vlm.pixels([draw(s, rendering=1), draw(t, rendering=2)]))
     with torch.no_grad():
-        packed = packer.logits(features, [(0, 1)], [texts])[0]
-    alone = packer.score([Asked(s, t, text, True, "") for text in texts])
+        packed = packer.logits(features, [(0, 1)], [asked])[0][0]
+    alone = packer.score(asked)
     assert (packed[:, packer.yes] - packed[:, packer.no]).sigmoid().numpy() == pytest.approx(alone, abs=1e-4)
 
 
