@@ -28,11 +28,11 @@ SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def fair_environment() -> None:
-    """Start this process again without what slows the peer down, one thread for every library."""
-    if any(name in os.environ for name in SLOWING) or any(os.environ.get(name) != "1" for name in THREADS):
+def fair_environment(name: str) -> None:
+    """Start `benchmarks.<name>` again without what slows the peer down, one thread for every library."""
+    if any(v in os.environ for v in SLOWING) or any(os.environ.get(v) != "1" for v in THREADS):
         environment = {k: v for k, v in os.environ.items() if k not in SLOWING} | dict.fromkeys(THREADS, "1")
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.mine", *sys.argv[1:]], environment)
+        os.execve(sys.executable, [sys.executable, "-m", f"benchmarks.{name}", *sys.argv[1:]], environment)
 
 
 def peak_mib() -> float:
@@ -167,5 +167,5 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    fair_environment()
+    fair_environment("mine")
     sys.exit(0 if main()["is_equal"] else 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import mine, vectors
+from benchmarks import incremental, mine, vectors
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
@@ -22,3 +22,10 @@ def test_the_vectors_are_of_unit_length_and_always_the_same():
     rows = vectors.clustered(300, d=32)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert np.array_equal(rows, vectors.clustered(300, d=32)) and not np.array_equal(rows, vectors.clustered(300, d=32, seed=1))
+
+
+def test_a_week_is_measured_and_its_tables_hold_what_a_search_from_scratch_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = incremental.main(["--n", "900", "--share", "0.1", "--neighbours", "4", "--folder", str(tmp_path)])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert figures["is_equal"] and figures["new"] == 90
+    assert {"full_cpu_s", "increment_cpu_s", "share"} <= set(figures)

@@ -1,0 +1,135 @@
+"""What a week costs: mine and select of 1% more pictures against the build of all, CPU-seconds, through the stages themselves.
+
+    python -m benchmarks.incremental [--n 300000] [--share 0.01] [--vectors clustered|scenes] [--neighbours 12] [--folder .run/benchmarks]
+
+One encoder, one thread, a store in a temporary folder: the first batch brings n pictures, the second `share` x n more. Checked: of 2,000
+pictures, old and new, the k nearest over both batches' tables are those of a search from scratch, and the first batch's files are as they were.
+
+The last line is JSON: n, dims, full_cpu_s, increment_cpu_s, share (increment / full), is_equal, and the parts mine and select of both, rss_mib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.mine import fair_environment, peak_mib
+from tasks.config import Params, load_params
+from tasks.store import Store
+
+BATCHES = ("2026.01.04", "2026.01.11")
+SHARD = 10_000  # pictures
+
+
+def params_of(batch: str, neighbours: int, low: float, high: float) -> Params:
+    """params.yaml's defaults with one encoder, no limit a run."""
+    params = load_params()
+    window = params.mine.windows["semantic"].model_copy(update={"low": low, "high": high})
+    changes = {
+        "open_run": params.open_run.model_copy(update={"batch": batch, "threads": 1}),
+        "embed": params.embed.model_copy(update={"encoders": {"semantic": params.embed.encoders["semantic"]}}),
+        "mine": params.mine.model_copy(update={"neighbours": neighbours, "windows": {"semantic": window}, "backend": "blocked"}),
+        "select": params.select.model_copy(update={"pairs_per_batch": None}),
+    }
+    return params.model_copy(update=changes)
+
+
+def fill(store: Store, batch: str, vectors: np.ndarray, first: int) -> None:
+    """A batch's table of pictures and its vectors; ids look like the factory's, in no order."""
+    ids = [hashlib.blake2b(str(first + i).encode(), digest_size=12).hexdigest() for i in range(len(vectors))]
+    shards = [f"{batch}-{i // SHARD:05d}.tar" for i in range(len(ids))]
+    rows = [{"image_id": i, "batch": batch, "shard": s, "source_uri": "s", "license_code": "x"} for i, s in zip(ids, shards, strict=True)]
+    store.write(store.table_path("images", batch), rows, "images")
+    for start in range(0, len(ids), SHARD):
+        store.write_embeddings("semantic", shards[start], "r1", ids[start : start + SHARD], vectors[start : start + SHARD])
+
+
+def measured(params: Params, store: Store) -> dict[str, float]:
+    """CPU-seconds of mine and select."""
+    from tasks import mine, select
+
+    start = time.process_time()
+    mine.run(params, store, "semantic")
+    between = time.process_time()
+    report = select.run(params, store)
+    took = {"mine": round(between - start, 3), "select": round(time.process_time() - between, 3)}
+    print(f"batch {params.open_run.batch}: {took}, {report.written} pairs", flush=True)
+    return took
+
+
+def is_equal(store: Store, old: int, neighbours: int, low: float, high: float) -> bool:
+    """Whether the batches' tables together hold what a search from scratch finds, for 2,000 pictures, half of them of the first `old`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from tasks.knn import neighbours_in_window
+
+    ids, vectors, _ = store.read_embeddings("semantic")
+    rng = np.random.default_rng(2)
+    asked = np.concatenate([rng.permutation(old)[:1000], old + rng.permutation(len(ids) - old)[:1000]])
+    keys = [ids[i] for i in asked]
+    query, target, _, _ = neighbours_in_window(vectors[asked], vectors, keys, ids, low=low, high=high, neighbours=neighbours)
+    wanted = {(keys[q], ids[t]) for q, t in zip(query.tolist(), target.tolist(), strict=True)}
+    held = set()
+    for path in sorted(store.folder("data", "neighbours", "semantic").glob("*.parquet")):
+        table = store.read(path, "neighbours", ["query_image_id", "target_image_id"])
+        rows = table.filter(pc.is_in(table.column("query_image_id"), value_set=pa.array(keys))).to_pydict()
+        held |= set(zip(rows["query_image_id"], rows["target_image_id"], strict=True))
+    return bool(wanted) and wanted <= held
+
+
+def main(argv: list[str] | None = None) -> dict[str, object]:
+    """Measure, print, return the last line's object."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.incremental", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=300_000)
+    parser.add_argument("--share", type=float, default=0.01)
+    parser.add_argument("--vectors", choices=("clustered", "scenes"), default="clustered")
+    parser.add_argument("--low", type=float, default=0.8)
+    parser.add_argument("--high", type=float, default=0.96)
+    parser.add_argument("--neighbours", type=int, default=12)
+    parser.add_argument("--folder", type=Path, default=Path(".run/benchmarks"), help="where the vectors are kept")
+    args = parser.parse_args(argv)
+    import torch  # noqa: F401 - an import is no part of the work
+
+    from benchmarks.vectors import stored
+
+    more = max(1, round(args.n * args.share))
+    vectors = stored(args.vectors, args.n + more, args.folder)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        took = []
+        before: dict[Path, tuple[int, float]] = {}
+        for batch, rows in zip(BATCHES, (slice(0, args.n), slice(args.n, None)), strict=True):
+            fill(store, batch, vectors[rows], rows.start)
+            took.append(measured(params_of(batch, args.neighbours, args.low, args.high), store))
+            if batch == BATCHES[0]:
+                before = {p: (p.stat().st_size, p.stat().st_mtime) for p in Path(folder).rglob("*.parquet")}
+        untouched = all((p.stat().st_size, p.stat().st_mtime) == was for p, was in before.items())
+        equal = untouched and is_equal(store, args.n, args.neighbours, args.low, args.high)
+    full, increment = (sum(t.values()) for t in took)
+    figures: dict[str, object] = {
+        "n": args.n,
+        "dims": vectors.shape[1],
+        "new": more,
+        "full_cpu_s": round(full, 3),
+        "increment_cpu_s": round(increment, 3),
+        "share": round(increment / full, 4),
+        "is_equal": equal,
+        "full": took[0],
+        "increment": took[1],
+        "rss_mib": peak_mib(),
+    }
+    print(json.dumps(figures), flush=True)
+    return figures
+
+
+if __name__ == "__main__":
+    fair_environment("incremental")
+    sys.exit(0 if main()["is_equal"] else 1)
