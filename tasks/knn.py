@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.screen import QUERY_ROWS, make_screen
+from tasks.screen import QUERY_ROWS, load_for, make_screen, widened
 
 Backend = Literal["blocked", "faiss-flat"]
 Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # query rows, target rows, similarity, rank
 
-BLOCK_COORDINATES = 1 << 20  # float64 coordinates at a time when pairs are scored: 8 MiB stay in a processor's cache
+BLOCK_COORDINATES = 1 << 18  # coordinates at a time when pairs are scored: they stay in a processor's cache
 FAISS_SCORES = 1 << 22  # (query, proposal) scores in memory at a time
 FAISS_COORDINATES = 1 << 24
 ENTRY_BYTES = 80  # what a candidate takes while the collector sorts it
@@ -47,14 +47,14 @@ def _exact(queries: np.ndarray, targets: np.ndarray, query_rows: np.ndarray, tar
     step = max(1, BLOCK_COORDINATES // max(1, queries.shape[1]))
     for start in range(0, len(out), step):
         some = slice(start, start + step)
-        a, b = queries[query_rows[some]].astype(np.float64), targets[target_rows[some]].astype(np.float64)
-        out[some] = np.einsum("md,md->m", a, b)
+        products = widened(queries.take(query_rows[some], axis=0)) * widened(targets.take(target_rows[some], axis=0))  # 22 bits of float32's 24: exact
+        out[some] = products.sum(axis=1, dtype=np.float64)
     return out
 
 
 def _check(vectors: np.ndarray, what: str) -> None:
-    for start in range(0, len(vectors), 65_536):
-        block = vectors[start : start + 65_536].astype(np.float32)
+    for start in range(0, len(vectors), 1024):
+        block = widened(vectors[start : start + 1024])
         good = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1) < 5e-3
         if not good.all():
             row = int(np.argmin(good))
@@ -99,6 +99,7 @@ def neighbours_in_window(
         return _empty()
     if queries.shape[1] != targets.shape[1]:
         raise DataError(f"knn: queries are {queries.shape[1]} wide, targets {targets.shape[1]}; vectors of two models in one index")
+    load_for(m * n, queries.shape[1])
     _check(queries, "query")
     if targets is not queries:
         _check(targets, "target")
@@ -152,6 +153,7 @@ def join_in_window(
     asked = np.sort(asked)
     if len(asked) == 0 or not is_new.any():
         return _empty()
+    load_for(len(asked) * int(is_new.sum()), vectors.shape[1])
     _check(vectors, "stored")
     asked_new, asked_old = asked[is_new[asked]], asked[~is_new[asked]]
     if backend == "faiss-flat":
@@ -325,21 +327,15 @@ def _blocked(
 # --- FAISS ------------------------------------------------------------------------------------------------------------
 
 
-def _faiss_part(
-    vectors: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray, *, low: float, high: float, neighbours: int, threads: int
-) -> Found:
+def _faiss_part(vectors: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray, *, low: float, high: float, neighbours: int, threads: int) -> Found:
     """`_faiss` on some rows of one matrix."""
     own = np.searchsorted(target_rows, query_rows)
     own[(own == len(target_rows)) | (target_rows[np.minimum(own, len(target_rows) - 1)] != query_rows)] = -1
-    found = _faiss(
-        vectors[query_rows], vectors[target_rows], own, np.arange(len(target_rows)), low=low, high=high, neighbours=neighbours, threads=threads
-    )
+    found = _faiss(vectors[query_rows], vectors[target_rows], own, np.arange(len(target_rows)), low=low, high=high, neighbours=neighbours, threads=threads)
     return query_rows[found[0]], target_rows[found[1]], found[2], found[3]
 
 
-def _faiss(
-    queries: np.ndarray, targets: np.ndarray, own: np.ndarray, place: np.ndarray, *, low: float, high: float, neighbours: int, threads: int
-) -> Found:
+def _faiss(queries: np.ndarray, targets: np.ndarray, own: np.ndarray, place: np.ndarray, *, low: float, high: float, neighbours: int, threads: int) -> Found:
     """`neighbours_in_window` by FAISS: own (m,) the target row that a query is or -1, place (n,) the order of the targets' ids."""
     import faiss
 
