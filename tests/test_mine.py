@@ -80,6 +80,28 @@ def test_neither_the_order_of_rows_nor_the_number_of_parts_shows(tmp_path: Path,
     assert files[0][2].read_bytes() == files[1][2].read_bytes()
 
 
+def test_backends_screens_and_the_number_of_joins_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mine, "CHUNK_QUERIES", 7)
+    vectors, ids = rows_of(60, 4), [f"{i:02d}" for i in range(60)]
+    written = []
+    for name, changes in (("blocked", {}), ("faiss-flat", {"backend": "faiss-flat"}), ("many joins", {})):
+        store, params = Store(tmp_path / name), params_for(BATCHES[1], neighbours=5)
+        fill(store, BATCHES[0], ids[:40], vectors[:40])
+        fill(store, BATCHES[1], ids[40:], vectors[40:])
+        if name == "many joins":
+            monkeypatch.setattr(mine, "groups_of", lambda chunks, **_: [[c] for c in reversed(chunks)])
+        mine.run(params.model_copy(update={"mine": params.mine.model_copy(update=changes)}), store, "semantic")
+        written.append([(f.name, f.read_bytes()) for f in sorted((store.root / "data/neighbours/semantic").iterdir())])
+    assert written[0] == written[1] == written[2] and len(written[0]) == 9
+
+
+def test_one_join_serves_as_many_files_as_memory_allows():
+    chunks = [(n, slice(10_000 * n, 10_000 * (n + 1))) for n in range(5)]
+    room_for_two = 2 * (2 * 10_000 * 20 * 80 >> 20) + 2  # MiB; half of them for 20,000 rows of 20 candidates
+    assert [[n for n, _ in g] for g in mine.groups_of(chunks, neighbours=20, memory_mib=room_for_two)] == [[0, 1], [2, 3], [4]]
+    assert len(mine.groups_of(chunks, neighbours=20, memory_mib=1)) == 5 and mine.groups_of([], neighbours=20, memory_mib=1) == []
+
+
 def test_an_empty_week_writes_an_empty_file(tmp_path: Path):
     store = Store(tmp_path)
     fill(store, BATCHES[0], ["a", "b"], rows_of(2, 1))
