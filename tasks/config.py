@@ -148,6 +148,10 @@ class TrainConfig(Section):
     warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up, a count.")
     temperature: float = Field(0.02, gt=0, description="Temperature of the softmax.")
     negatives: int = Field(4, ge=0, description="Mined negatives used per triplet beside the query image, a count.")
+    locked_steps: int = Field(0, ge=0, description="Steps before those, with the picture tower locked and every picture a candidate, a count.")
+    locked_batch_triplets: int = Field(256, ge=2, description="Triplets in one of those steps, a count.")
+    locked_learning_rate: float = Field(1e-5, gt=0, description="Their peak learning rate, linear decay.")
+    locked_candidates: int = Field(4096, ge=2, description="Most pictures that stand against a query in one of those steps, a count.")
     held_out_share: float = Field(0.1, ge=0, lt=1, description="Share of triplets (whole connected components) never trained on.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 

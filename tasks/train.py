@@ -7,6 +7,9 @@ with AdamW, linear warm-up and linear decay. Source: MegaPairs, arXiv:2412.14475
 
 A batch is put together from neighbourhoods: triplets that share pictures come in the same batch, so that a step encodes
 few pictures, and those are each other's hard negatives (batch mining as in B3). Which pictures are held out: tasks/splits.py.
+
+With `locked_steps` the text tower goes first: the picture tower is locked, so every picture is encoded once and for all and
+(almost) all of them can stand against each query at the price of a matrix product. Source: LiT, arXiv:2111.07991.
 """
 
 from __future__ import annotations
@@ -117,10 +120,10 @@ def fit(
 
     torch.manual_seed(seed)
     rng = random.Random(seed)
+    curve = fit_locked(retriever, examples, pixels, config, seed) if config.locked_steps else []
     model = retriever.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     stream = batches(examples, min(config.batch_triplets, len(examples)), rng)
-    curve: list[dict[str, float]] = []
     recent: list[tuple[float, float, float, float]] = []
     for step in range(config.steps):
         batch = next(stream)
@@ -140,7 +143,7 @@ def fit(
         )
         recent.append((float(parts.total.detach()), float(parts.accuracy), float(parts.query_margin), float(len(shown))))
         if not math.isfinite(recent[-1][0]):
-            raise DataError(f"train: the loss is {recent[-1][0]} at step {step + 1}; lower train.learning_rate or raise train.temperature")
+            raise _not_finite(recent[-1][0], config.locked_steps + step + 1)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps=config.steps, warmup=config.warmup_steps, peak=config.learning_rate)
         optimizer.zero_grad(set_to_none=True)
@@ -148,13 +151,78 @@ def fit(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % LOGGED_STEPS == 0 or step + 1 == config.steps:
-            means = np.mean(recent, axis=0).round(5).tolist()
-            curve.append({"step": step + 1, **dict(zip(("loss", "accuracy", "query_margin", "pictures"), means, strict=True))})
+            curve.append(_point(config.locked_steps + step + 1, recent, config))
             recent = []
-            if (step + 1) % (5 * LOGGED_STEPS) == 0:
-                log.info("train: step %d of %d, loss %.4f, accuracy %.3f", step + 1, config.steps, means[0], means[1])
     model.eval()
     return curve
+
+
+def fit_locked(
+    retriever: Retriever, examples: Sequence[Example], pixels: Callable[[list[str]], torch.Tensor], config: TrainConfig, seed: int
+) -> list[dict[str, float]]:
+    """Train the text tower in place; arguments, curve and errors as of `fit`."""
+    import torch
+    import torch.nn.functional as F
+
+    from tasks.loss import info_nce
+
+    rng = random.Random(f"locked:{seed}")
+    model = retriever.model.eval()
+    pool = list(dict.fromkeys(i for e in examples for i in (e.query, e.target, *e.negatives)))
+    with torch.no_grad():
+        raw = torch.cat([retriever.image_features(pixels(pool[n : n + 128])) for n in range(0, len(pool), 128)])
+    place = {picture: n for n, picture in enumerate(pool)}
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.locked_learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    curve: list[dict[str, float]] = []
+    recent: list[tuple[float, float, float, float]] = []
+    waiting: list[Example] = []
+    for step in range(config.locked_steps):
+        while len(waiting) < config.locked_batch_triplets:
+            waiting += rng.sample(examples, len(examples))
+        batch, waiting = waiting[: config.locked_batch_triplets], waiting[config.locked_batch_triplets :]
+        own = list(dict.fromkeys(place[i] for e in batch for i in (e.target, e.query)))
+        shown = (
+            range(len(pool)) if len(pool) <= config.locked_candidates else list(dict.fromkeys([*own, *rng.sample(range(len(pool)), config.locked_candidates)]))
+        )
+        column = {row: n for n, row in enumerate(shown)}
+        positive, query = (
+            torch.tensor([column[place[i]] for i in ids], device=retriever.device) for ids in ([e.target for e in batch], [e.query for e in batch])
+        )
+        images = raw[list(shown)]
+        parts = info_nce(
+            F.normalize(images[query] + retriever.text_features([rng.choice(e.instructions) for e in batch]), dim=-1),
+            F.normalize(images, dim=-1),
+            picture_ids=torch.arange(len(images), device=retriever.device),
+            positive=positive,
+            query_picture=query,
+            temperature=config.temperature,
+        )
+        recent.append((float(parts.total.detach()), float(parts.accuracy), float(parts.query_margin), float(len(images))))
+        if not math.isfinite(recent[-1][0]):
+            raise _not_finite(recent[-1][0], step + 1)
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, steps=config.locked_steps, warmup=config.warmup_steps, peak=config.locked_learning_rate)
+        optimizer.zero_grad(set_to_none=True)
+        parts.total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % LOGGED_STEPS == 0 or step + 1 == config.locked_steps:
+            curve.append(_point(step + 1, recent, config))
+            recent = []
+    return curve
+
+
+def _point(step: int, recent: Sequence[tuple[float, float, float, float]], config: TrainConfig) -> dict[str, float]:
+    """A point of the curve; every fifth goes to the log."""
+    means = np.mean(recent, axis=0).round(5).tolist()
+    if step % (5 * LOGGED_STEPS) == 0:
+        log.info("train: step %d of %d, loss %.4f, accuracy %.3f", step, config.locked_steps + config.steps, means[0], means[1])
+    return {"step": step, **dict(zip(("loss", "accuracy", "query_margin", "pictures"), means, strict=True))}
+
+
+def _not_finite(loss: float, step: int) -> DataError:
+    return DataError(f"train: the loss is {loss} at step {step}; lower train.learning_rate or raise train.temperature")
 
 
 class Pixels:
@@ -212,7 +280,7 @@ def run(params: Params, store: Store) -> StageReport:
         read=len(triplets),
         written=1,
         dropped={"held_out": len(triplets) - len(examples)},
-        new=config.steps,
-        done=config.steps,
+        new=config.locked_steps + config.steps,
+        done=config.locked_steps + config.steps,
         figures={"loss": curve[-1]["loss"], "accuracy": curve[-1]["accuracy"], "query_margin": curve[-1]["query_margin"], "triplets": float(len(examples))},
     )

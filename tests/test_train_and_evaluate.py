@@ -108,6 +108,20 @@ def test_both_towers_are_trained_and_held_out_pictures_never_shown(store: Store,
     assert shown and not shown & held_out
 
 
+def test_with_the_picture_tower_locked_only_words_move_against_every_picture(store: Store, params: Params, base_model: Path):
+    examples = training_examples(store.read_table("triplets").to_pylist(), set())
+    retriever = Retriever(str(base_model), device="cpu")
+    before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
+    locked = params.train.model_copy(update={"locked_steps": 20, "locked_batch_triplets": 8, "locked_learning_rate": 2e-3, "warmup_steps": 2})
+    pixels = tasks.train.Pixels(store, retriever)
+    curve = tasks.train.fit_locked(retriever, examples, pixels, locked, seed=0)
+    changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
+    assert changed == {"text_model", "text_projection"}
+    assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["pictures"] == len({i for e in examples for i in (e.query, e.target, *e.negatives)})
+    few = tasks.train.fit_locked(retriever, examples, pixels, locked.model_copy(update={"locked_candidates": 2, "locked_steps": 1}), seed=0)
+    assert few[0]["pictures"] < curve[0]["pictures"], "a bound on the candidates holds, but a batch's own pictures are always among them"
+
+
 def test_a_loss_that_is_not_finite_stops_at_once(store: Store, params: Params):
     with pytest.raises(DataError, match="the loss is nan at step"):
         tasks.train.run(params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})}), store)
