@@ -47,9 +47,7 @@ def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in line) + " |" for line in lines)
 
 
-def dataset_card(
-    version: Mapping[str, Any], *, name: str, license_name: str, exported: int, parquet_bytes: Mapping[str, int], is_held_out_split: bool
-) -> str:
+def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, exported: int, parquet_bytes: Mapping[str, int], is_held_out_split: bool) -> str:
     """README.md of a version.
 
     Args:
@@ -67,7 +65,7 @@ def dataset_card(
     # `datasets` names its cache by what stands here, not by the files: the description keeps two versions in one clone
     # apart, and the counts turn a forgotten `dvc pull` into an error.
     about = f"version {version['version']}, fingerprint {version['fingerprint'][:16]}"
-    configs = [
+    configs: list[dict[str, object]] = [
         {"config_name": c, "description": about, "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]} for c, (folder, _) in tables.items()
     ]
     configs[0]["default"] = True
@@ -137,9 +135,16 @@ Stated licence: `{license_name}`. Each picture keeps its own `license_code` and 
 """
 
 
-def model_card(evaluation: Mapping[str, Any], *, tag: str, data_version: str, base_model: str, recipe: Mapping[str, Any], why: str, metrics: Mapping[str, Any]) -> str:
+def model_card(
+    evaluation: Mapping[str, Any], *, tag: str, data_version: str, base_model: str, recipe: Mapping[str, Any], why: str, metrics: Mapping[str, Any]
+) -> str:
     """README.md of a promoted model: data version, recipe, scores."""
-    header = {"pipeline_tag": "image-feature-extraction", "library_name": "transformers", "base_model": base_model, "tags": ["composed-image-retrieval", "bge-vl"]}
+    header = {
+        "pipeline_tag": "image-feature-extraction",
+        "library_name": "transformers",
+        "base_model": base_model,
+        "tags": ["composed-image-retrieval", "bge-vl"],
+    }
     rows = [
         (model, kind, *(f"{values.get(m):.4f}" if isinstance(values.get(m), int | float) else "" for m in ("map_at_5", "recall_at_1", "recall_at_10")))
         for model, kinds in metrics.items()

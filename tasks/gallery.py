@@ -210,7 +210,8 @@ def scores_table(metrics: Mapping[str, Any]) -> str:
     lines = []
     for model, kind, values in rows:
         cells = "".join(
-            f'<td{" class=best" if values.get(n) is not None and values.get(n) == best[n] else ""}>{f"{values[n]:.3f}" if isinstance(values.get(n), int | float) else "–"}</td>' for n, _ in names
+            f"<td{' class=best' if values.get(n) is not None and values.get(n) == best[n] else ''}>{f'{values[n]:.3f}' if isinstance(values.get(n), int | float) else '–'}</td>"
+            for n, _ in names
         )
         lines.append(f"<tr><td>{escaped(model)}, {escaped(kind.replace('_', ' '))}</td>{cells}</tr>")
     head = "".join(f"<th>{label}</th>" for _, label in names)
@@ -276,7 +277,11 @@ def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: 
         _, vectors, revision = store.read_embeddings(encoder)
         model = "/".join(params.embed.encoders[encoder].model.split("/")[-2:]) if encoder in params.embed.encoders else ""
         picture = histogram(
-            nearest_similarities(vectors, params.mine.neighbours, params.open_run.seed).tolist(), window.low, window.high, COLOURS[encoder], f"cosine similarities, {encoder}"
+            nearest_similarities(vectors, params.mine.neighbours, params.open_run.seed).tolist(),
+            window.low,
+            window.high,
+            COLOURS[encoder],
+            f"cosine similarities, {encoder}",
         )
         histograms.append(
             f'<div class="panel"><h3 style="color:{COLOURS[encoder]}">{escaped(encoder)}</h3><p>{escaped(model)}, window {window.low:g} to {window.high:g}, revision <span class="mono">{escaped(revision[:12])}</span></p>{picture}</div>'

@@ -44,7 +44,10 @@ def test_the_branch_holds_code_card_and_counts(versions: Path):
 
 
 def test_a_dry_run_and_an_empty_week_publish_nothing(versions: Path):
-    for run_id, conf, with_triplets, why in (("dry", {"dry_run": True}, True, "dry run"), ("empty", {}, False, "no new triplet.* New pictures 4, new pairs 2; left out by judge: 2 wrong_target")):
+    for run_id, conf, with_triplets, why in (
+        ("dry", {"dry_run": True}, True, "dry run"),
+        ("empty", {}, False, "no new triplet.* New pictures 4, new pairs 2; left out by judge: 2 wrong_target"),
+    ):
         root = open_dataset_run(versions, run_id, "2026-11-30", **conf)
         params = fill(root, range(20, 24), triplets=with_triplets)
         gates(root)  # green
