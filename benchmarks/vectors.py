@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def scenes(n: int, seed: int = 0) -> np.ndarray:
     return np.concatenate(blocks)
 
 
-KINDS = {"clustered": clustered, "scenes": scenes}
+KINDS: dict[str, Callable[..., np.ndarray]] = {"clustered": clustered, "scenes": scenes}
 
 
 def stored(kind: str, n: int, folder: Path, seed: int = 0) -> np.ndarray:
