@@ -107,19 +107,20 @@ def _size(folder: Path) -> int:
 def plot(curves: Path, picture: Path) -> None:
     """Draw each model's loss (log scale, grey) and its measured shares (0 to 1, coloured) over steps, one panel a model."""
     colours = [(31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207)]
-    wide, high, edge = 460, 260, 34
+    wide, high, edge, names = 640, 260, 34, 150
     files = sorted(curves.glob("*.jsonl"))
     sheet = Image.new("RGB", (2 * wide, high * ((len(files) + 1) // 2)), "white")
     pen = ImageDraw.Draw(sheet)
     for number, file in enumerate(files):
         left, top = wide * (number % 2) + edge, high * (number // 2) + edge
-        w, h = wide - 2 * edge, high - 2 * edge
+        w, h = wide - 2 * edge - names, high - 2 * edge
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         series: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
             if "step" not in row:
                 continue
-            prefix = f"{row['stage']} " if "stage" in row else ""
+            # the judge's stages are steps of one curve; the describer's A and B start anew
+            prefix = f"{row['stage']} " if isinstance(row.get("stage"), str) else ""
             for key, value in _numbers(row):
                 series.setdefault(prefix + key, []).append((row["step"], value))
         most = max((x for line in series.values() for x, _ in line), default=1)
@@ -133,7 +134,7 @@ def plot(curves: Path, picture: Path) -> None:
                 level = (np.log10(max(y, 1e-3)) + 3) / 4 if is_loss else min(1.0, max(0.0, y))
                 points.append((left + w * x / most, top + h * (1 - level)))
             pen.line(points, fill=colour, width=2)
-            pen.text((left + w - 150, top + 6 + 11 * i), name, fill=colour)
+            pen.text((left + w + 8, top + 4 + 12 * i), name, fill=colour)
     sheet.quantize(32).save(picture, optimize=True)
 
 
