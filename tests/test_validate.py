@@ -73,7 +73,7 @@ def change(root: Path, table: str, number: int, **values: object) -> Params:
         ("pairs", {"target_image_id": "f" * 64}, "are_images_known"),
         ("pairs", {"mined_by": []}, "encoders"),
         ("triplets", {"instructions": ["a", "A "]}, "are_instructions_distinct"),
-        ("triplets", {"judge_target": [0.9, 0.2, 0.9]}, "lowest_judge_target"),
+        ("triplets", {"judge_target": [0.95, 0.2, 0.95]}, "lowest_judge_target"),
         ("triplets", {"judge_negative": [0.1]}, "are_scores_whole"),
     ],
 )

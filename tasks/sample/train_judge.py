@@ -8,7 +8,8 @@ throw-away heads teach the parts of the answer: what happened in each cell (as f
 phrase of the text, whether a phrase that holds could begin so. And the right texts are predicted word by word, as the
 describer predicts its own. What a layer knows of the next word only a later layer can hold against the word that comes:
 so after a first stage two layers are put on top, which change nothing to begin with, and all is trained on. Edits of a
-shape are learnt last: a third stage shows many. 3.8 M parameters.
+shape are learnt last: a third stage shows many. Mined negatives may be far from the query, and
+there an object that the text names may stand elsewhere, changed: a fourth and a fifth show such. 3.8 M parameters.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3For
 
 from tasks.sample import phrases, tokens, truth
 from tasks.sample.common import Log, average, cosine, held_out_pairs, pixels, save, side_by_side, view
-from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, PLACES, Edit, Scene, any_scene, difference, draw, family, renamed, shared
+from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, PLACES, Edit, Scene, any_scene, difference, draw, family, renamed, shared, split_of
 from tasks.sample.train_vlm import VISUAL_TOKENS, Comparing, cell_flags, cell_labels, image_features, turn, write_descriptions
 
 QUESTIONS = 8  # a pair of pictures
 DEPTH, MORE = 4, 2  # layers of the describer, and those put on top of them
-STAGES = ((450, 1100, 0.0), (700, 700, 0.0), (280, 280, 0.4))  # steps; over how many the learning rate falls; share of shape edits on top
 PEAK = 8e-4  # learning rate; the describer's weights are to be used, not to be forgotten
+# steps; over how many the learning rate falls; its peak; share of shape edits on top; share of candidates far from the query
+STAGES = ((450, 1100, PEAK, 0.0, 0.0), (700, 700, PEAK, 0.0, 0.0), (280, 280, PEAK, 0.4, 0.0), (120, 120, PEAK / 2, 0.2, 0.5), (110, 110, PEAK / 2, 0.2, 0.5))
 LOW, HIGH = 0.03, 0.06  # the false-yes rates at which a threshold is reported
 
 
@@ -62,9 +64,22 @@ class Asked:
     parts: tuple[Part, ...] = ()
 
 
+def true_elsewhere(query: Scene, candidate: Scene) -> list[Edit]:
+    """Attribute edits that hold though the object stands in another place: `difference` calls them a removal and an addition."""
+    found = []
+    for new in candidate.things:
+        for old in query.things:
+            changed = [a for a in ATTRIBUTES if getattr(old, a) != getattr(new, a)]
+            if len(changed) == 1 and old.cell != new.cell:
+                edit = Edit(changed[0], old.name, getattr(new, changed[0]))
+                if truth.holds(edit, query, candidate):
+                    found.append(edit)
+    return found
+
+
 def parts_of(edits: Sequence[Edit], query: Scene, candidate: Scene, style: str) -> list[Part]:
     """The edits as phrases of a style."""
-    instead = tuple(phrases.phrase(edit, style) for edit in difference(query, candidate))
+    instead = tuple(phrases.phrase(edit, style) for edit in difference(query, candidate) + true_elsewhere(query, candidate))
     return [Part(phrases.phrase(edit, style), truth.holds(edit, query, candidate), instead) for edit in edits]
 
 
@@ -86,7 +101,9 @@ def word(edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Rand
 
 
 def some_of(edits: Sequence[Edit], rng: random.Random) -> list[Edit]:
-    """All of the edits (six times in ten) or some."""
+    """All of the edits (six times in ten) or some; one or two of more than three."""
+    if len(edits) > 3:
+        return [edits[i] for i in sorted(rng.sample(range(len(edits)), rng.randint(1, 2)))]
     if rng.random() < 0.6 or len(edits) == 1:
         return list(edits)
     chosen = rng.sample(range(len(edits)), rng.randint(1, len(edits) - 1))
@@ -130,10 +147,11 @@ def near_miss(query: Scene, candidate: Scene, relatives: Sequence[Scene], rng: r
 def questions_about(query: Scene, candidate: Scene, relatives: Sequence[Scene], rng: random.Random) -> list[Asked]:
     """QUESTIONS texts about one pair, about half of them right (none where the candidate is the query)."""
     asked: list[Asked] = []
-    edits = difference(query, candidate)
+    edits, elsewhere = difference(query, candidate), true_elsewhere(query, candidate)
     wanted = QUESTIONS // 2 if edits else 0
     while len(asked) < wanted:
-        text, right, parts = word(some_of(edits, rng), query, candidate, rng)
+        stated = [rng.choice(elsewhere)] if elsewhere and rng.random() < 0.5 else some_of(edits, rng)
+        text, right, parts = word(stated, query, candidate, rng)
         asked.append(Asked(query, candidate, text, right, "right", parts))
     tries = 0
     while len(asked) < QUESTIONS:
@@ -298,11 +316,11 @@ def train(folder: Path, *, seed: int = 0, steps: int | None = None, first_stage:
         folder: of the checkpoint.
         seed: of the questions; the weights are the describer's.
         steps: of two workers, about 290 questions each; the stages share them as in STAGES. As many as there where None.
-        first_stage: 2 or 3 go on from what `folder` holds.
+        first_stage: 2 to 5 go on from what `folder` holds.
         describer: its checkpoint.
         practice: pairs that each worker lets the describer describe first, to learn from its errors.
     """
-    share = 1.0 if steps is None else steps / sum(n for n, _, _ in STAGES)
+    share = 1.0 if steps is None else steps / sum(stage[0] for stage in STAGES)
     side_by_side(_train, folder, seed, share, first_stage, describer or folder.parent / "vlm", practice)
 
 
@@ -321,7 +339,7 @@ def _train(rank: int, folder: Path, seed: int, share: float, first_stage: int, d
     log.write(own_errors_in_training=len(errors), in_test=sum(a.why == "describer's own error" for a in test))
     if first_stage > 1:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    for stage, (steps, falls_over, shapes) in enumerate(STAGES, 1):
+    for stage, (steps, falls_over, peak, shapes, far) in enumerate(STAGES, 1):
         if stage < first_stage:
             continue
         if stage == 2:
@@ -332,10 +350,34 @@ def _train(rank: int, folder: Path, seed: int, share: float, first_stage: int, d
                 weight.data = weight.data.half().float()
         torch.manual_seed(seed)
         count, over = max(1, round(share * steps)), max(1, round(share * falls_over))
-        _practise(rank, folder, model, processor, rng, log, errors, test, steps=count, falls_over=over, stage=stage, shapes=shapes)
+        _practise(rank, folder, model, processor, rng, log, errors, test, steps=count, falls_over=over, peak=peak, stage=stage, shapes=shapes, far=far)
     if rank == 0:
         save(folder, model, processor)
         log.write(stage="end", **figures(test, Packer(model.eval(), processor).score(test)))
+
+
+def far_from(query: Scene, rng: random.Random, changed: float = 0.0) -> Scene:
+    """A scene of the split 'train' that has some of the query's objects and some of a stranger's; mostly four to eight edits away.
+
+    With chance `changed` one of the query's objects is there, somewhere, with another shape or colour.
+    """
+    while True:
+        other = any_scene(rng)
+        things = [t for t in query.things if rng.random() < 0.4]
+        if rng.random() < changed:
+            old, kind = rng.choice(query.things), rng.choice(("shape", "shape", "colour"))
+            value = rng.choice([v for v in ATTRIBUTES[kind] if v != getattr(old, kind)])
+            things = [t for t in things if t != old]
+            free = [cell for cell in range(9) if all(t.cell != cell for t in things)]
+            new = replace(old, cell=rng.choice(free), **{kind: value})
+            if query.named(new.name) is None:
+                things.append(new)
+        for t in other.things:
+            if len(things) < 4 and all(t.cell != u.cell and t.name != u.name for u in things):
+                things.append(t)
+        scene = Scene(query.background if rng.random() < 0.3 else other.background, tuple(things))
+        if things and split_of(scene) == "train" and scene != query:
+            return scene
 
 
 def has_shape_edit(query: Scene, target: Scene) -> bool:
@@ -355,8 +397,10 @@ def _practise(
     *,
     steps: int,
     falls_over: int,
+    peak: float,
     stage: int,
     shapes: float,
+    far: float,
     groups: int = 16,
 ) -> None:
     """Train in place; a checkpoint and a measurement every 150 steps. The learning rate falls as if there were `falls_over` steps."""
@@ -365,11 +409,11 @@ def _practise(
     width, top = model.config.text_config.hidden_size, len(model.model.text_model.layers)
     comparing, may_begin = Comparing(width), nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
     weights = [*model.parameters(), *comparing.parameters(), *may_begin.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=PEAK, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     total = count = marks_right = spoken = 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = PEAK * cosine(step, falls_over)
+            group["lr"] = peak * cosine(step, falls_over)
         pictures: list[Scene] = []
         where: list[tuple[int, int]] = []
         rows: list[list[Asked]] = []
@@ -378,6 +422,8 @@ def _practise(
             if rng.random() < shapes:
                 while not has_shape_edit(*relatives[:2]):
                     relatives = family(rng, "train", 4)
+            if rng.random() < far:
+                relatives[1] = far_from(relatives[0], rng, changed=0.7 if stage == 5 else 0.0)
             j = 0 if rng.random() < 0.12 else 1
             where.append((len(pictures), len(pictures) + j))
             rows.append(questions_about(relatives[0], relatives[j], relatives, rng))
