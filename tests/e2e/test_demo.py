@@ -42,24 +42,22 @@ def test_the_second_week_cost_what_the_second_week_brought(summary: dict[str, An
         assert counts["done"] == counts["new"] > 0 and counts["reused"] > 0, stage
 
 
-@pytest.mark.xfail(reason="a sum of two towers learns too little from 1,200 triplets: see README, What was measured", strict=False)
+@pytest.mark.xfail(reason="mined pairs are nearest neighbours, mostly changes that the tiny CLIP hardly sees: README, What was measured", strict=False)
 def test_fine_tuning_doubles_the_base(summary: dict[str, Any]):
     assert summary["metrics"]["finetuned"]["composed"]["map_at_5"] >= 2 * summary["metrics"]["base"]["composed"]["map_at_5"]
 
 
-@pytest.mark.xfail(strict=False)
+@pytest.mark.xfail(reason="as above", strict=False)
 def test_the_fine_tuned_model_uses_both_halves_of_the_query(summary: dict[str, Any]):
     base, tuned = summary["metrics"]["base"], summary["metrics"]["finetuned"]
     composed = tuned["composed"]["map_at_5"]
     assert composed > max(tuned["image_only"]["map_at_5"], tuned["text_only"]["map_at_5"], base["composed"]["map_at_5"])
 
 
-@pytest.mark.xfail(strict=False)
 def test_the_accepted_instructions_are_true(summary: dict[str, Any]):
     assert summary["truth"]["instructions_true"] >= 0.9 and summary["truth"]["negatives_also_right"] <= 0.02
 
 
-@pytest.mark.xfail(strict=False)
 def test_there_are_a_thousand_triplets(summary: dict[str, Any]):
     assert summary["triplets"] >= 1000
 
