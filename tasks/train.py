@@ -114,9 +114,6 @@ def fit(
         DataError: the loss is not finite.
     """
     import torch
-    import torch.nn.functional as F
-
-    from tasks.loss import info_nce
 
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -133,23 +130,8 @@ def fit(
         positive, query = (torch.tensor([place[i] for i in ids], device=retriever.device) for ids in ([e.target for e in batch], [e.query for e in batch]))
         images = retriever.image_features(pixels(shown))
         texts = retriever.text_features([rng.choice(e.instructions) for e in batch])
-        parts = info_nce(
-            F.normalize(images[query] + texts, dim=-1),
-            F.normalize(images, dim=-1),
-            picture_ids=torch.arange(len(shown), device=retriever.device),
-            positive=positive,
-            query_picture=query,
-            temperature=config.temperature,
-        )
-        recent.append((float(parts.total.detach()), float(parts.accuracy), float(parts.query_margin), float(len(shown))))
-        if not math.isfinite(recent[-1][0]):
-            raise _not_finite(recent[-1][0], config.locked_steps + step + 1)
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps=config.steps, warmup=config.warmup_steps, peak=config.learning_rate)
-        optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        rate = rate_at(step, steps=config.steps, warmup=config.warmup_steps, peak=config.learning_rate)
+        recent.append(_descend(optimizer, images[query] + texts, images, positive, query, config.temperature, rate, config.locked_steps + step + 1))
         if (step + 1) % LOGGED_STEPS == 0 or step + 1 == config.steps:
             curve.append(_point(config.locked_steps + step + 1, recent, config))
             recent = []
@@ -162,9 +144,6 @@ def fit_locked(
 ) -> list[dict[str, float]]:
     """Train the text tower in place; arguments, curve and errors as of `fit`."""
     import torch
-    import torch.nn.functional as F
-
-    from tasks.loss import info_nce
 
     rng = random.Random(f"locked:{seed}")
     model = retriever.model.eval()
@@ -190,23 +169,9 @@ def fit_locked(
             torch.tensor([column[place[i]] for i in ids], device=retriever.device) for ids in ([e.target for e in batch], [e.query for e in batch])
         )
         images = raw[list(shown)]
-        parts = info_nce(
-            F.normalize(images[query] + retriever.text_features([rng.choice(e.instructions) for e in batch]), dim=-1),
-            F.normalize(images, dim=-1),
-            picture_ids=torch.arange(len(images), device=retriever.device),
-            positive=positive,
-            query_picture=query,
-            temperature=config.temperature,
-        )
-        recent.append((float(parts.total.detach()), float(parts.accuracy), float(parts.query_margin), float(len(images))))
-        if not math.isfinite(recent[-1][0]):
-            raise _not_finite(recent[-1][0], step + 1)
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps=config.locked_steps, warmup=config.warmup_steps, peak=config.locked_learning_rate)
-        optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        texts = retriever.text_features([rng.choice(e.instructions) for e in batch])
+        rate = rate_at(step, steps=config.locked_steps, warmup=config.warmup_steps, peak=config.locked_learning_rate)
+        recent.append(_descend(optimizer, images[query] + texts, images, positive, query, config.temperature, rate, step + 1))
         if (step + 1) % LOGGED_STEPS == 0 or step + 1 == config.locked_steps:
             curve.append(_point(step + 1, recent, config))
             recent = []
@@ -221,8 +186,46 @@ def _point(step: int, recent: Sequence[tuple[float, float, float, float]], confi
     return {"step": step, **dict(zip(("loss", "accuracy", "query_margin", "pictures"), means, strict=True))}
 
 
-def _not_finite(loss: float, step: int) -> DataError:
-    return DataError(f"train: the loss is {loss} at step {step}; lower train.learning_rate or raise train.temperature")
+def _descend(
+    optimizer: torch.optim.Optimizer,
+    queries: torch.Tensor,
+    images: torch.Tensor,
+    positive: torch.Tensor,
+    query: torch.Tensor,
+    temperature: float,
+    rate: float,
+    step: int,
+) -> tuple[float, float, float, float]:
+    """One step of the optimiser on raw rows (b, d) against distinct pictures (c, d).
+
+    Returns:
+        Loss, accuracy, query_margin, number of pictures.
+    Raises:
+        DataError: the loss is not finite.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from tasks.loss import info_nce
+
+    parts = info_nce(
+        F.normalize(queries, dim=-1),
+        F.normalize(images, dim=-1),
+        picture_ids=torch.arange(len(images), device=images.device),
+        positive=positive,
+        query_picture=query,
+        temperature=temperature,
+    )
+    loss = float(parts.total.detach())
+    if not math.isfinite(loss):
+        raise DataError(f"train: the loss is {loss} at step {step}; lower train.learning_rate or raise train.temperature")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    parts.total.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    return loss, float(parts.accuracy), float(parts.query_margin), float(len(images))
 
 
 class Pixels:
