@@ -7,7 +7,7 @@ defaults and writes the resolved file into the run's worktree; stages read that 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -89,6 +89,12 @@ class SelectConfig(Section):
     negatives: int = Field(4, ge=0, description="Mined hard negatives per pair beside the query image, a count.")
     copy_similarity: dict[str, float] = Field(
         default_factory=dict, description="Per encoder: a negative this near to the target is its copy, cosine; the window's high end when absent."
+    )
+    bands: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="Weights of equal bands of a query's window, the nearest first: its pairs are drawn over them. Best agreement first when empty."
+    )
+    bands_by: Literal["rank", "similarity"] = Field(
+        "rank", description="What bands divide: ranks 0 to mine.neighbours, or the window's cosines from high to low, of the encoder that ranks the pair best."
     )
 
 

@@ -9,6 +9,11 @@ that mined it the other way round; four tiers to a factor of two); within a tier
 neither the input's order nor chance shows. A rank is a place among all that was ever mined for the query, not among this week's: an old
 picture takes a new target where that is among its `mine.neighbours` nearest, as one run over everything would.
 
+With `select.bands` a query's pairs are drawn over its window instead: the window falls into equal bands (by rank, or by cosine of the
+encoder that ranks the pair best), a query visits them in a seeded order of its own, each band first with its weight's chance, and takes one
+candidate from each in turn - within a band what more encoders mined, then by the seeded hash, however near it is. All queries' first draws stand
+before all second ones, so a run's limit cuts no band short.
+
 Quotas count what is published already. A pair is charged to a picture that this batch brings - its query, or where that is old its
 target - and a picture brings at most `pairs_per_query` pairs, so n pictures never have more than n x pairs_per_query, however they
 came. Without that a second batch of the sample world added 4.3 pairs for each new picture, twice what a query may start: every old picture
@@ -23,12 +28,13 @@ Reasons: over_quota (a pair), near_duplicate_negative (a proposed negative; its 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +56,13 @@ ENCODERS = ("semantic", "pattern", "caption")
 
 @dataclass
 class Candidate:
-    """An ordered pair of pictures and the encoders that mined it: encoder -> rank, this way and the other way round."""
+    """An ordered pair of pictures and the encoders that mined it: encoder -> rank, this way and the other way round, and cosine."""
 
     query: str
     target: str
     ranks: dict[str, int] = field(default_factory=dict)
     reverse_ranks: dict[str, int] = field(default_factory=dict)
+    similarities: dict[str, float] = field(default_factory=dict)
 
     @property
     def pair_id(self) -> str:
@@ -94,28 +101,93 @@ def unite(neighbours: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[Candida
     """The encoders' candidates as one list, each pair once, by query and target.
 
     Args:
-        neighbours: encoder -> columns query_image_id, target_image_id, rank.
+        neighbours: encoder -> columns query_image_id, target_image_id, rank, and similarity where bands need it.
     """
     found: dict[tuple[str, str], Candidate] = {}
     for encoder in sorted(neighbours, key=ENCODERS.index):
         columns = neighbours[encoder]
-        for query, target, rank in zip(columns["query_image_id"], columns["target_image_id"], columns["rank"], strict=True):
+        similarities = columns.get("similarity") or itertools.repeat(None, len(columns["rank"]))
+        for query, target, rank, similarity in zip(columns["query_image_id"], columns["target_image_id"], columns["rank"], similarities, strict=True):
             if query != target:
-                ranks = found.setdefault((query, target), Candidate(query, target)).ranks
-                ranks[encoder] = min(rank, ranks.get(encoder, rank))
+                candidate = found.setdefault((query, target), Candidate(query, target))
+                candidate.ranks[encoder] = min(rank, candidate.ranks.get(encoder, rank))
+                if similarity is not None:
+                    candidate.similarities[encoder] = similarity
     for (query, target), candidate in found.items():
         if (other := found.get((target, query))) is not None:
             candidate.reverse_ranks = other.ranks
     return [found[key] for key in sorted(found)]
 
 
+def _chance(*parts: object) -> bytes:
+    """A seeded hash: what decides where nothing else does, whatever the order of inputs."""
+    return hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+
+
 def in_order(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
     """Best tier first, a seeded hash of the pair within a tier: whatever the order they come in."""
+    return sorted(candidates, key=lambda c: (c.tier, _chance(seed, c.pair_id), c.pair_id))
 
-    def key(c: Candidate) -> tuple[int, bytes, str]:
-        return c.tier, hashlib.sha256(f"{seed}\x1f{c.pair_id}".encode()).digest(), c.pair_id
 
-    return sorted(candidates, key=key)
+def band_of(c: Candidate, count: int, *, by: str, neighbours: int, windows: Mapping[str, tuple[float, float]]) -> int:
+    """Which of `count` equal bands of its query's window a candidate lies in, 0 the nearest.
+
+    Args:
+        c: the pair; by 'similarity' it must have one.
+        count: bands.
+        by: rank or similarity, of the encoder that ranks the pair best.
+        neighbours: ranks that a query may have, a count.
+        windows: encoder -> (low, high), cosines.
+    """
+    encoder = min(c.ranks, key=lambda e: (c.ranks[e], ENCODERS.index(e)))
+    if by == "rank":
+        place = c.ranks[encoder] / neighbours
+    else:
+        low, high = windows[encoder]
+        place = (high - c.similarities[encoder]) / (high - low)
+    return min(max(int(place * count), 0), count - 1)
+
+
+def over_bands(candidates: Sequence[Candidate], seed: int, weights: Sequence[float], band: Callable[[Candidate], int]) -> list[Candidate]:
+    """Draws over the bands of each query's window, every query's first before anyone's second: whatever the order they come in.
+
+    Args:
+        candidates: each pair once.
+        seed: of the order of a query's bands, and of the candidates in a band.
+        weights: of each band, above 0: the chance that a query draws from it first.
+        band: candidate -> its band.
+    """
+    of_query: dict[str, dict[int, list[Candidate]]] = {}
+    for c in candidates:
+        of_query.setdefault(c.query, {}).setdefault(band(c), []).append(c)
+    turns: list[tuple[int, bytes, str, Candidate]] = []
+    for query, bands in of_query.items():
+
+        def first(b: int, query: str = query) -> float:  # exponential waits: b comes first with chance weights[b] / sum (Efraimidis, Spirakis 2006)
+            uniform = (int.from_bytes(_chance(seed, query, b)[:7], "big") + 1) / 2**56
+            return -math.log(uniform) / weights[b]
+
+        order = {b: n for n, b in enumerate(sorted(range(len(weights)), key=lambda b: (first(b), b)))}
+        draws = []
+        for b, members in bands.items():
+            agreed = sorted(members, key=lambda c: (-len(c.ranks.keys() | c.reverse_ranks.keys()), _chance(seed, c.pair_id), c.pair_id))
+            draws += [(n, order[b], c) for n, c in enumerate(agreed)]
+        draws.sort(key=lambda d: d[:2])
+        turns += [(n, _chance(seed, c.pair_id), c.pair_id, c) for n, (_, _, c) in enumerate(draws)]
+    return [c for *_, c in sorted(turns, key=lambda t: t[:3])]
+
+
+def preferred(candidates: Sequence[Candidate], params: Params) -> list[Candidate]:
+    """Candidates as `select.bands` wants them: best agreement first, or drawn over the bands of each query's window."""
+    config = params.select
+    if not config.bands:
+        return in_order(candidates, params.open_run.seed)
+    windows = {str(e): (w.low, w.high) for e, w in params.mine.windows.items()}
+
+    def band(c: Candidate) -> int:
+        return band_of(c, len(config.bands), by=config.bands_by, neighbours=params.mine.neighbours, windows=windows)
+
+    return over_bands(candidates, params.open_run.seed, config.bands, band)
 
 
 def with_merged_ranks(new: pa.Table, earlier: pa.Table, neighbours: int) -> pa.Table:
@@ -129,7 +201,7 @@ def with_merged_ranks(new: pa.Table, earlier: pa.Table, neighbours: int) -> pa.T
         earlier: those of the batches before, at least for the queries of `new`.
         neighbours: k, a count.
     Returns:
-        query_image_id, target_image_id, rank; by query, then rank.
+        query_image_id, target_image_id, similarity, rank; by query, then rank.
     """
     import pyarrow as pa
 
@@ -137,12 +209,14 @@ def with_merged_ranks(new: pa.Table, earlier: pa.Table, neighbours: int) -> pa.T
     query, target = (both.column(c).combine_chunks().to_numpy(zero_copy_only=False) for c in ("query_image_id", "target_image_id"))
     _, of = np.unique(query.astype(str), return_inverse=True)
     _, place = np.unique(target.astype(str), return_inverse=True)
-    order = np.lexsort((place, -both.column("similarity").to_numpy(), of))
+    similarity = both.column("similarity").to_numpy()
+    order = np.lexsort((place, -similarity, of))
     of = of[order]
     rank = (np.arange(len(of)) - np.searchsorted(of, of)).astype(np.int32)
     kept = (order < new.num_rows) & (rank < neighbours)
     order, rank = order[kept], rank[kept]
-    return pa.table({"query_image_id": pa.array(query[order], pa.string()), "target_image_id": pa.array(target[order], pa.string()), "rank": rank})
+    ends = [pa.array(end[order], pa.string()) for end in (query, target)]
+    return pa.table([*ends, similarity[order], rank], names=["query_image_id", "target_image_id", "similarity", "rank"])
 
 
 def within_quotas(
@@ -325,7 +399,7 @@ def run(params: Params, store: Store) -> StageReport:
     report.read = len(candidates)
     if not path.exists():
         new = set(store.read_table("images", ["image_id"], batch).column("image_id").to_pylist())
-        taken, left = within_quotas(in_order(candidates, params.open_run.seed), published, config, new)
+        taken, left = within_quotas(preferred(candidates, params), published, config, new)
         ends = {c.query for c in taken} | {c.target for c in taken}
         retrieved = {e: _read_retrieved(store, e, ends) for e in encoders}
         vectors = Vectors({e: store.read_embeddings(e)[:2] for e in encoders})

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tasks import select
 from tasks.config import Params, SelectConfig, parse_params, read_raw, resolve
 from tasks.errors import DataError
 from tasks.records import stable_id
-from tasks.select import Candidate, Vectors, hard_negatives, in_order, unite, within_quotas
+from tasks.select import Candidate, Vectors, band_of, hard_negatives, in_order, over_bands, unite, within_quotas
 from tasks.store import Store
 
 NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)
@@ -67,6 +68,66 @@ def test_without_quotas_the_union_over_batches_is_the_whole(names: list[str], cu
     second, _ = within_quotas(in_order(candidates(names), seed), [(c.query, c.target) for c in first], NO_QUOTAS)
     assert {c.pair_id for c in first} | {c.pair_id for c in second} == {c.pair_id for c in whole}
     assert not {c.pair_id for c in first} & {c.pair_id for c in second}
+
+
+WINDOWS = {"semantic": (0.8, 0.9), "caption": (0.5, 1.0)}
+
+
+CASES = [(0.899, 0, 0, 0), (0.86, 3, 0, 1), (0.84, 6, 1, 1), (0.801, 11, 2, 2), (0.8, 40, 2, 2)]
+
+
+@pytest.mark.parametrize(("similarity", "rank", "by_rank", "by_similarity"), CASES)
+def test_bands_part_the_ranks_or_the_window(similarity: float, rank: int, by_rank: int, by_similarity: int):
+    c = Candidate("a", "b", {"semantic": rank, "caption": 50}, {}, {"semantic": similarity, "caption": 0.99})  # the one that ranks it best counts
+    assert band_of(c, 3, by="rank", neighbours=12, windows=WINDOWS) == by_rank
+    assert band_of(c, 3, by="similarity", neighbours=12, windows=WINDOWS) == by_similarity
+
+
+def fan(queries: int, ranks: int) -> list[Candidate]:
+    """Each query with targets of its own at ranks 0, 1, ..."""
+    return [Candidate(f"q{q}", f"t{q}-{r}", {"semantic": r}) for q in range(queries) for r in range(ranks)]
+
+
+def thirds(c: Candidate) -> int:
+    return min(c.ranks.values()) // 4
+
+
+def test_draws_fall_over_the_bands_by_their_weights_and_each_query_takes_them_in_turn():
+    order = over_bands(fan(400, 12), 0, (2, 1, 1), thirds)
+    assert len({c.query for c in order[:400]}) == 400  # everyone's first before anyone's second
+    share = [sum(thirds(c) == b for c in order[:400]) / 400 for b in range(3)]
+    assert share == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
+    for query in ("q0", "q7", "q99"):
+        drawn = [thirds(c) for c in order if c.query == query]
+        assert sorted(drawn[:3]) == [0, 1, 2] and drawn[3:6] == drawn[:3]
+    ranks = [min(c.ranks.values()) for c in order[:400] if thirds(c) == 0]
+    assert max(ranks.count(r) for r in range(4)) < 0.4 * len(ranks)  # inside a band the nearest is nothing special
+    assert over_bands(fan(400, 12), 1, (2, 1, 1), thirds)[:400] != order[:400]
+
+
+def test_inside_a_band_what_more_encoders_mined_comes_first():
+    agreed = Candidate("a", "c", {"semantic": 3, "pattern": 2})
+    assert over_bands([Candidate("a", "b", {"semantic": 0}), agreed, Candidate("a", "d", {"pattern": 1})], 0, (1,), lambda c: 0)[0] is agreed
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs_of_letters, st.integers(0, 99), st.lists(st.floats(0.1, 5), min_size=1, max_size=4), st.randoms())
+def test_drawing_depends_on_the_seed_and_the_set_alone(names: list[str], seed: int, weights: list[float], chance: random.Random):
+    def band(c: Candidate) -> int:
+        return min(c.ranks.values()) % len(weights)
+
+    some = candidates(names)
+    shuffled = list(some)
+    chance.shuffle(shuffled)
+    order = over_bands(some, seed, weights, band)
+    assert over_bands(shuffled, seed, weights, band) == order
+    assert sorted(c.pair_id for c in order) == sorted(c.pair_id for c in some)
+    turns = Counter[str]()
+    turn_of = []
+    for c in order:
+        turn_of.append(turns[c.query])
+        turns[c.query] += 1
+    assert turn_of == sorted(turn_of)
 
 
 def on_circle(*degrees: float) -> np.ndarray:
@@ -135,6 +196,18 @@ def test_a_batch_then_a_second_one(tmp_path: Path):
     store.table_path("pairs", "2026.01.11").unlink()
     select.run(params_for("2026.01.11"), store)
     assert store.table_path("pairs", "2026.01.11").read_bytes() == before[0]
+
+
+def test_bands_take_pairs_from_the_whole_window(tmp_path: Path):
+    ranks = []
+    for name, changes in (("nearest", {}), ("bands", {"bands": [1, 1, 1]}), ("cosines", {"bands": [1, 1], "bands_by": "similarity"})):
+        store = Store(tmp_path / name)
+        degrees = list(range(0, 100, 5))
+        fill(store, "2026.01.04", degrees, degrees)
+        report = select.run(params_for("2026.01.04", pairs_per_query=1, pairs_per_target=5, **changes), store)
+        ranks.append(float(np.mean(store.read_table("pairs").column("rank").to_numpy())))
+        assert report.written == 20
+    assert ranks[0] < 1 and min(ranks[1:]) > ranks[0] + 1.5
 
 
 def test_a_similarity_that_no_vector_gives_is_null(tmp_path: Path):
