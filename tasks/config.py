@@ -90,6 +90,15 @@ class SelectConfig(Section):
     copy_similarity: dict[str, float] = Field(
         default_factory=dict, description="Per encoder: a negative this near to the target is its copy, cosine; the window's high end when absent."
     )
+    negative_margin: float = Field(
+        0, ge=0, description="A negative lies at least so many times as far from the target (1 - cosine, by its encoder) as the query does; 0: no margin."
+    )
+    drop_query_copies: bool = Field(False, description="A target or negative that any encoder holds for a copy of the query (copy_similarity) is left out.")
+    both_directions: bool = Field(False, description="A pair brings its other direction along as a pair of its own; both or neither, within all quotas.")
+    pairs_per_encoder: dict[Literal["semantic", "pattern", "caption"], Annotated[int, Field(ge=0)]] = Field(
+        default_factory=dict, description="Per encoder: pairs of one run that it may have mined, a count; no limit where absent."
+    )
+    pairs_per_source: int | None = Field(None, ge=1, description="Pairs of one run whose query is of one source, a count; no limit when empty.")
     bands: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="Weights of equal bands of a query's window, the nearest first: its pairs are drawn over them. Best agreement first when empty."
     )

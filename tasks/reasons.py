@@ -16,6 +16,7 @@ REASONS: dict[str, dict[str, str]] = {
     "embed": {"no_caption": "nothing for the text encoder to read", "bad_vector": "a vector of zeros or of no numbers"},
     "select": {
         "over_quota": "a pair beyond those that one picture, or one run, may add",
+        "copy_of_query": "a pair whose target is a copy of its query to one of the encoders",
         "near_duplicate_negative": "a negative that is a copy of the target; its pair may stay",
     },
     "caption": {

@@ -20,9 +20,10 @@ came. Without that a second batch of the sample world added 4.3 pairs for each n
 with room left took new targets (docs/decisions/0012).
 
 Negatives come from what the same encoders retrieved for the query and for the target, the target's nearest first; one that any
-encoder holds for a copy of the target is none.
+encoder holds for a copy of the target is none. On request: neither is a copy of the query, and none lies nearer to the target than a share
+of the pair's own distance; a pair brings its other direction along; an encoder, a source has a quota of its own (tasks/config.py).
 
-Reasons: over_quota (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
+Reasons: over_quota, copy_of_query (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
 """
 
 from __future__ import annotations
@@ -219,39 +220,93 @@ def with_merged_ranks(new: pa.Table, earlier: pa.Table, neighbours: int) -> pa.T
     return pa.table([*ends, similarity[order], rank], names=["query_image_id", "target_image_id", "similarity", "rank"])
 
 
+class _Quotas:
+    """What is used up so far."""
+
+    def __init__(self, published: Sequence[tuple[str, str]], config: SelectConfig, new: Set[str] | None, sources: Mapping[str, str]) -> None:
+        self.config, self.new, self.sources = config, new, sources
+        self.limits: dict[str, int] = {str(e): count for e, count in config.pairs_per_encoder.items()}
+        self.queries, self.targets = Counter(q for q, _ in published), Counter(t for _, t in published)
+        self.brought: Counter[str] = Counter()
+        self.of_encoder: Counter[str] = Counter()
+        self.of_source: Counter[str] = Counter()
+        self.taken = 0
+
+    def _bringer(self, c: Candidate) -> str:
+        return c.query if self.new is None or c.query in self.new else c.target
+
+    def refusal(self, c: Candidate) -> str | None:
+        """Which quota has no room for the pair."""
+        config = self.config
+        if config.pairs_per_batch is not None and self.taken >= config.pairs_per_batch:
+            return "pairs_per_batch"
+        if self.queries[c.query] >= config.pairs_per_query or self.brought[self._bringer(c)] >= config.pairs_per_query:
+            return "pairs_per_query"
+        if self.targets[c.target] >= config.pairs_per_target:
+            return "pairs_per_target"
+        if self.limits and any(self.of_encoder[e] >= self.limits[e] for e in c.ranks if e in self.limits):
+            return "pairs_per_encoder"
+        if config.pairs_per_source is not None and self.of_source[self.sources.get(c.query, "")] >= config.pairs_per_source:
+            return "pairs_per_source"
+        return None
+
+    def charge(self, c: Candidate, count: int = 1) -> None:
+        """Use up room for the pair; -1 gives it back."""
+        self.taken += count
+        self.queries[c.query] += count
+        self.targets[c.target] += count
+        self.brought[self._bringer(c)] += count
+        for encoder in c.ranks:
+            self.of_encoder[encoder] += count
+        self.of_source[self.sources.get(c.query, "")] += count
+
+
+def mirrored(c: Candidate) -> Candidate:
+    """The pair's other direction. Cosines know none: where its query does not rank its target among the k nearest, the ranks are its mirror's."""
+    ranks = {e: c.reverse_ranks.get(e, rank) for e, rank in c.ranks.items()} | c.reverse_ranks
+    return Candidate(c.target, c.query, ranks, c.ranks, c.similarities)
+
+
 def within_quotas(
-    candidates: Sequence[Candidate], published: Sequence[tuple[str, str]], config: SelectConfig, new: Set[str] | None = None
+    candidates: Sequence[Candidate],
+    published: Sequence[tuple[str, str]],
+    config: SelectConfig,
+    new: Set[str] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> tuple[list[Candidate], list[tuple[Candidate, str]]]:
     """Take candidates in order while quotas allow.
 
     Args:
         candidates: in order of preference.
         published: (query, target) of earlier batches; they fill quotas, and none of them comes again.
-        config: pairs_per_query, pairs_per_target, pairs_per_batch.
+        config: pairs_per_query, pairs_per_target, pairs_per_batch, pairs_per_encoder, pairs_per_source, both_directions.
         new: pictures that this batch brings; all when absent. One of them brings at most pairs_per_query pairs, at whichever end.
+        sources: image id -> its source, for pairs_per_source.
     Returns:
         taken, and (left out, which quota).
     """
-    queries, targets = Counter(q for q, _ in published), Counter(t for _, t in published)
+    quotas = _Quotas(published, config, new, sources or {})
     taken: list[Candidate] = []
     left: list[tuple[Candidate, str]] = []
-    brought: Counter[str] = Counter()
     old = set(published)
     for c in candidates:
         if (c.query, c.target) in old:
             continue
-        bringer = c.query if new is None or c.query in new else c.target
-        if config.pairs_per_batch is not None and len(taken) >= config.pairs_per_batch:
-            left.append((c, "pairs_per_batch"))
-        elif queries[c.query] >= config.pairs_per_query or brought[bringer] >= config.pairs_per_query:
-            left.append((c, "pairs_per_query"))
-        elif targets[c.target] >= config.pairs_per_target:
-            left.append((c, "pairs_per_target"))
-        else:
-            brought[bringer] += 1
-            queries[c.query] += 1
-            targets[c.target] += 1
-            taken.append(c)
+        if (refusal := quotas.refusal(c)) is not None:
+            left.append((c, refusal))
+            continue
+        quotas.charge(c)
+        if config.both_directions:
+            if (c.target, c.query) not in old:
+                other = mirrored(c)
+                if (refusal := quotas.refusal(other)) is not None:
+                    quotas.charge(c, -1)
+                    left.append((c, refusal))
+                    continue
+                quotas.charge(other)
+                taken.append(other)
+            old |= {(c.query, c.target), (c.target, c.query)}
+        taken.append(c)
     return taken, left
 
 
@@ -279,10 +334,29 @@ def copy_limits(params: Params) -> dict[str, float]:
     return limits
 
 
+def copies_of(image_id: str, others: Sequence[str], vectors: Vectors, limits: Mapping[str, float]) -> list[str]:
+    """Those of the others that any encoder holds for copies of one picture."""
+    copies: set[str] = set()
+    for encoder in ENCODERS:
+        found = vectors.similarity(encoder, others, [image_id] * len(others))
+        copies.update(i for i, s in zip(others, found, strict=True) if s is not None and s >= limits[encoder])
+    return [i for i in others if i in copies]
+
+
 def hard_negatives(
-    c: Candidate, retrieved: Mapping[str, Mapping[str, Sequence[str]]], vectors: Vectors, *, limits: Mapping[str, float], count: int
+    c: Candidate,
+    retrieved: Mapping[str, Mapping[str, Sequence[str]]],
+    vectors: Vectors,
+    *,
+    limits: Mapping[str, float],
+    count: int,
+    margin: float = 0,
+    query_copies: bool = True,
 ) -> tuple[list[tuple[str, float]], list[str]]:
     """A pair's mined negatives, the target's nearest first.
+
+    The margin is positive-aware (after NV-Retriever, arXiv:2407.15831, where a negative must score below the positive by a margin): here
+    the pair's own distance is the yardstick, so that one number serves encoders whose cosines are spread differently.
 
     Args:
         c: the pair.
@@ -290,14 +364,24 @@ def hard_negatives(
         vectors: stored vectors.
         limits: per encoder the similarity to the target from which a picture is its copy.
         count: most negatives, a count.
+        margin: least distance (1 - cosine) of a negative to the target, by the encoder that proposed it, in distances of query and target.
+        query_copies: whether copies of the query may be negatives.
     Returns:
-        (image id, similarity to the target by the encoder that proposed it), and the ids left out as copies of the target.
+        (image id, similarity to the target by the encoder that proposed it), and the ids left out as copies.
     """
     proposed = proposed_negatives(c, retrieved)
     ids = sorted(proposed)
     by_encoder = {e: dict(zip(ids, vectors.similarity(e, ids, [c.target] * len(ids)), strict=True)) for e in ENCODERS}
-    copies = [i for i in ids if any((s := by_encoder[e][i]) is not None and s >= limits[e] for e in ENCODERS)]
-    out = set(copies)
+    out = {i for i in ids if any((s := by_encoder[e][i]) is not None and s >= limits[e] for e in ENCODERS)}
+    if not query_copies:
+        out.update(copies_of(c.query, ids, vectors, limits))
+    if margin:
+        apart = {e: vectors.similarity(e, [c.query], [c.target])[0] for e in c.ranks}
+        for i in ids:
+            own, pair = by_encoder[proposed[i]][i], apart[proposed[i]]
+            if own is not None and pair is not None and 1 - own < margin * (1 - pair):
+                out.add(i)
+    copies = [i for i in ids if i in out]
     usable = [(i, s) for i in ids if i not in out and (s := by_encoder[proposed[i]][i]) is not None]
     # encoders' cosines are not comparable: within an encoder by similarity, then the encoders in turn
     turns: dict[str, int] = {}
@@ -307,6 +391,16 @@ def hard_negatives(
         places[i] = (turn, ENCODERS.index(proposed[i]))
         turns[proposed[i]] = turn + 1
     return sorted(usable, key=lambda x: places[x[0]])[:count], copies
+
+
+def without_copies(candidates: Sequence[Candidate], vectors: Vectors, limits: Mapping[str, float]) -> tuple[list[Candidate], list[Candidate]]:
+    """Candidates whose target no encoder holds for a copy of the query, and the others."""
+    queries, targets = [c.query for c in candidates], [c.target for c in candidates]
+    is_copy = [False] * len(candidates)
+    for encoder in ENCODERS:
+        for n, s in enumerate(vectors.similarity(encoder, queries, targets)):
+            is_copy[n] = is_copy[n] or (s is not None and s >= limits[encoder])
+    return [c for c, copy in zip(candidates, is_copy, strict=True) if not copy], [c for c, copy in zip(candidates, is_copy, strict=True) if copy]
 
 
 def pair_row(c: Candidate, batch: str, similarities: Mapping[str, float | None], negatives: Sequence[tuple[str, float]]) -> dict[str, Any]:
@@ -355,6 +449,12 @@ def _read_candidates(store: Store, encoder: str, batch: str, neighbours: int) ->
     return with_merged_ranks(new, pa.concat_tables(earlier), neighbours).to_pydict()
 
 
+def _read_sources(store: Store) -> dict[str, str]:
+    """image id -> name of its source."""
+    rows = store.read_table("images", ["image_id", "source_uri"]).to_pydict()
+    return {i: uri.partition(":")[0] for i, uri in zip(rows["image_id"], rows["source_uri"], strict=True)}
+
+
 def _read_retrieved(store: Store, encoder: str, queries: set[str]) -> dict[str, list[str]]:
     """query -> its neighbours by rank, of all batches, for some queries; a file at a time."""
     import pyarrow as pa
@@ -399,16 +499,22 @@ def run(params: Params, store: Store) -> StageReport:
     report.read = len(candidates)
     if not path.exists():
         new = set(store.read_table("images", ["image_id"], batch).column("image_id").to_pylist())
-        taken, left = within_quotas(preferred(candidates, params), published, config, new)
-        ends = {c.query for c in taken} | {c.target for c in taken}
-        retrieved = {e: _read_retrieved(store, e, ends) for e in encoders}
         vectors = Vectors({e: store.read_embeddings(e)[:2] for e in encoders})
-        queries, targets = [c.query for c in taken], [c.target for c in taken]
-        similarities = {e: vectors.similarity(e, queries, targets) for e in ENCODERS}
         limits = copy_limits(params)
         rows, dropped = [], []
+        if config.drop_query_copies:
+            candidates, out = without_copies(candidates, vectors, limits)
+            dropped += [_dropped(batch, c.pair_id, "copy_of_query", {"query": c.query, "target": c.target}) for c in out]
+        sources = _read_sources(store) if config.pairs_per_source is not None else {}
+        taken, left = within_quotas(preferred(candidates, params), published, config, new, sources)
+        ends = {c.query for c in taken} | {c.target for c in taken}
+        retrieved = {e: _read_retrieved(store, e, ends) for e in encoders}
+        queries, targets = [c.query for c in taken], [c.target for c in taken]
+        similarities = {e: vectors.similarity(e, queries, targets) for e in ENCODERS}
         for n, c in enumerate(taken):
-            negatives, copies = hard_negatives(c, retrieved, vectors, limits=limits, count=config.negatives)
+            negatives, copies = hard_negatives(
+                c, retrieved, vectors, limits=limits, count=config.negatives, margin=config.negative_margin, query_copies=not config.drop_query_copies
+            )
             rows.append(pair_row(c, batch, {e: similarities[e][n] for e in ENCODERS}, negatives))
             dropped += [_dropped(batch, c.pair_id, "near_duplicate_negative", {"negative": i}) for i in copies]
         dropped += [_dropped(batch, c.pair_id, "over_quota", {"query": c.query, "target": c.target, "quota": quota}) for c, quota in left]

@@ -10,7 +10,7 @@ from tasks.reasons import REASONS, why
 def test_every_reason_of_the_code_has_its_sentence(project: Path):
     assert set(ingest.REASONS) == set(REASONS["ingest"])
     assert set(checks.EXPLAINED) < set(REASONS["caption"])
-    for stage, names in (("embed", "no_caption|bad_vector"), ("select", "over_quota|near_duplicate_negative"), ("recaption", "empty_reply")):
+    for stage, names in (("embed", "no_caption|bad_vector"), ("select", "over_quota|copy_of_query|near_duplicate_negative"), ("recaption", "empty_reply")):
         assert set(re.findall(rf'"({names})"', (project / "tasks" / f"{stage}.py").read_text())) == set(REASONS[stage])
     judge = (project / "tasks" / "judge.py").read_text()
     assert all(f'"{reason}"' in judge for reason in REASONS["judge"])

@@ -60,6 +60,48 @@ def test_quotas_hold_and_the_order_of_inputs_does_not_matter(
     assert len(taken) + len(left) == len([n for n in names if n not in ("ab", "ac")])
 
 
+encoders_of_pairs = st.lists(st.sets(st.sampled_from(select.ENCODERS), min_size=1), min_size=30, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs_of_letters, encoders_of_pairs, st.integers(0, 9), st.integers(0, 6), st.integers(1, 6), st.integers(1, 3), st.booleans(), st.randoms())
+def test_no_encoder_and_no_source_brings_more_and_both_directions_come_or_neither(
+    names: list[str], mined_by: list[set[str]], seed: int, semantic: int, per_source: int, per_query: int, both: bool, chance: random.Random
+):
+    quotas = {"pairs_per_query": per_query, "pairs_per_encoder": {"semantic": semantic}, "pairs_per_source": per_source, "pairs_per_batch": 13}
+    config = SelectConfig(**quotas, pairs_per_target=3, both_directions=both)
+    sources = {letter: "one" if letter < "d" else "two" for letter in "abcdef"}
+    columns = {e: [n for n, mined in zip(names, mined_by, strict=False) if e in mined] for e in select.ENCODERS}
+    some = unite({e: {"query_image_id": [n[0] for n in of], "target_image_id": [n[1] for n in of], "rank": [0] * len(of)} for e, of in columns.items()})
+    published = [("a", "b"), ("c", "d")]
+    taken, left = within_quotas(in_order(some, seed), published, config, None, sources)
+    shuffled = list(some)
+    chance.shuffle(shuffled)
+    assert within_quotas(in_order(shuffled, seed), published, config, None, sources) == (taken, left)
+    made = {(c.query, c.target) for c in taken}
+    assert len(made) == len(taken) <= 13 and not made & set(published)  # what is published stays, and does not come again
+    assert sum("semantic" in c.ranks for c in taken) <= semantic
+    assert max(Counter(sources[c.query] for c in taken).values(), default=0) <= per_source
+    assert max(Counter(q for q, _ in [*made, *published]).values()) <= per_query
+    assert max(Counter(t for _, t in [*made, *published]).values()) <= 3
+    assert not both or all((t, q) in made | set(published) for q, t in made)
+
+
+def test_the_other_direction_is_a_pair_of_its_own_mined_by_the_same_encoders():
+    there, alone = Candidate("a", "b", {"semantic": 0, "caption": 3}, {"semantic": 2}), Candidate("c", "d", {"pattern": 1})
+    config = SelectConfig(pairs_per_query=1, pairs_per_target=1, both_directions=True)
+    taken, _ = within_quotas([there, alone], [], config)
+    assert {(c.query, c.target): c.ranks for c in taken} == {
+        ("a", "b"): there.ranks,
+        ("b", "a"): {"semantic": 2, "caption": 3},
+        ("c", "d"): alone.ranks,
+        ("d", "c"): alone.ranks,
+    }
+    assert len({c.pair_id for c in taken}) == 4
+    taken, left = within_quotas([there, Candidate("b", "e", {"semantic": 1})], [], config)
+    assert len(taken) == 2 and [(c.target, why) for c, why in left] == [("e", "pairs_per_query")]
+
+
 @settings(max_examples=40, deadline=None)
 @given(pairs_of_letters, st.integers(0, 30), st.integers(0, 9))
 def test_without_quotas_the_union_over_batches_is_the_whole(names: list[str], cut: int, seed: int):
@@ -147,6 +189,39 @@ def test_negatives_are_the_retrieved_nearest_to_the_target_but_no_copy_of_it():
     assert [s for _, s in negatives] == pytest.approx([np.cos(np.deg2rad(20)), np.cos(np.deg2rad(40))], abs=2e-3)
 
 
+def test_a_margin_is_measured_in_the_distance_of_query_and_target_and_copies_of_the_query_stay_out():
+    ids = ["query", "target", "twin", "near", "far"]
+    vectors = Vectors({"semantic": (ids, on_circle(0, 40, 1, 60, 85)), "pattern": (ids, on_circle(0, 40, 80, 60, 85))})
+    c, retrieved = Candidate("query", "target", {"semantic": 0}), {"semantic": {"query": ["twin", "near", "far"]}}
+
+    def mined(**settings: object) -> tuple[list[str], list[str]]:
+        negatives, copies = hard_negatives(c, retrieved, vectors, limits={"semantic": 0.99, "pattern": 0.99, "caption": 0.99}, count=5, **settings)
+        return [i for i, _ in negatives], copies
+
+    assert mined() == (["near", "twin", "far"], [])
+    assert mined(query_copies=False) == (["near", "far"], ["twin"])
+    assert mined(margin=0.5) == (["twin", "far"], ["near"])  # 1 - cos 20 is a quarter of 1 - cos 40, 1 - cos 39 nearly the whole
+    assert mined(margin=1.0) == (["far"], ["near", "twin"])
+    assert mined(margin=0.2) == mined()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 999), st.floats(0, 1.5))
+def test_the_margin_holds_for_every_negative(seed: int, margin: float):
+    rng = np.random.default_rng(seed)
+    ids = [f"{i:02d}" for i in range(20)]
+    vectors = Vectors({e: (ids, on_circle(*rng.uniform(0, 180, 20))) for e in ("semantic", "pattern")})
+    c, retrieved = Candidate("00", "01", {"semantic": 0, "pattern": 1}), {"semantic": {"00": ids[2:12]}, "pattern": {"01": ids[8:]}}
+    limits = {"semantic": 0.99, "pattern": 0.98, "caption": 1.0}
+    negatives, copies = hard_negatives(c, retrieved, vectors, limits=limits, count=30, margin=margin, query_copies=False)
+    assert {i for i, _ in negatives} | set(copies) == set(ids[2:]) and not {i for i, _ in negatives} & set(copies)
+    for i, similarity in negatives:
+        encoder = "semantic" if i in ids[2:12] else "pattern"
+        assert 1 - similarity >= margin * (1 - vectors.similarity(encoder, ["00"], ["01"])[0])
+        for e in ("semantic", "pattern"):
+            assert max(*vectors.similarity(e, [i], ["00"]), *vectors.similarity(e, [i], ["01"])) < limits[e]
+
+
 # --- the stage, on three batches of a circle -------------------------------------------------------------------------
 
 
@@ -159,7 +234,7 @@ def params_for(batch: str, **changes: object) -> Params:
 def fill(store: Store, batch: str, degrees: list[int], all_degrees: list[int], encoders: tuple[str, ...] = ("semantic", "pattern", "caption")) -> None:
     """Pictures by angle, and the neighbours that `mine` would have found, up to 30 degrees."""
     ids = [f"{d:03d}" for d in degrees]
-    rows = [{"image_id": i, "batch": batch, "shard": f"{batch}-00000.tar"} for i in ids]
+    rows = [{"image_id": i, "batch": batch, "shard": f"{batch}-00000.tar", "source_uri": f"s:{i}"} for i in ids]
     store.write(store.table_path("images", batch), rows, "images")
     for encoder in encoders:
         store.write_embeddings(encoder, f"{batch}-00000.tar", "r1", ids, on_circle(*degrees))
@@ -208,6 +283,16 @@ def test_bands_take_pairs_from_the_whole_window(tmp_path: Path):
         ranks.append(float(np.mean(store.read_table("pairs").column("rank").to_numpy())))
         assert report.written == 20
     assert ranks[0] < 1 and min(ranks[1:]) > ranks[0] + 1.5
+
+
+def test_a_target_that_one_encoder_holds_for_a_copy_of_the_query_is_left_out_on_request(tmp_path: Path):
+    store = Store(tmp_path)
+    fill(store, "2026.01.04", [0, 10, 20], [0, 10, 20])
+    store.write_embeddings("pattern", "2026.01.04-00000.tar", "r1", ["000", "010", "020"], on_circle(0, 1, 20))
+    report = select.run(params_for("2026.01.04", drop_query_copies=True, both_directions=True, pairs_per_source=5, negative_margin=0.1), store)
+    pairs = {(r["query_image_id"], r["target_image_id"]) for r in store.read_table("pairs").to_pylist()}
+    assert report.dropped["copy_of_query"] == 2 and pairs == {("000", "020"), ("020", "000"), ("010", "020"), ("020", "010")}
+    assert all({"000", "010"} - set(r["negative_image_ids"]) for r in store.read_table("pairs").to_pylist())
 
 
 def test_a_similarity_that_no_vector_gives_is_null(tmp_path: Path):
