@@ -154,6 +154,14 @@ class VersionConfig(Section):
     gallery_triplets: int = Field(48, ge=0, description="Triplets sampled for the version's gallery page, a count.")
 
 
+class MixedDatasetConfig(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the dataset, for reports.")
+    format: Literal["megapairs", "mmeb"] = Field(description="MegaPairs' own records (q_img, q_text, t_img, hns) or VLM2Vec's (qry, qry_image_path, pos_...).")
+    path: str = Field(description="JSONL file, or a folder of them.")
+    images: str = Field(description="Folder that the records' picture paths are relative to.")
+    weight: float = Field(1.0, gt=0, description="Share of the batches, relative to the other weights.")
+
+
 class TrainConfig(Section):
     base_model: str = Field(description="Checkpoint to start from: Hugging Face name or folder.")
     revision: str | None = Field(None, description="Pinned revision.")
@@ -168,6 +176,20 @@ class TrainConfig(Section):
     locked_learning_rate: float = Field(1e-5, gt=0, description="Their peak learning rate, linear decay.")
     locked_candidates: int = Field(4096, ge=2, description="Most pictures that stand against a query in one of those steps, a count.")
     held_out_share: float = Field(0.1, ge=0, lt=1, description="Share of triplets (whole connected components) never trained on.")
+    learn_temperature: bool = Field(False, description="Train the temperature too, from `temperature` on, never below 0.01 (CLIP's logit_scale).")
+    mask_margin: float | None = Field(None, ge=0, description="Pictures that score higher than the target by more are no negatives, cosine (0.1 in Qwen3-VL).")
+    count_copies: bool = Field(False, description="A picture weighs as often as the batch names it, as in sentence-transformers' loss; once when off.")
+    judge_weight: float = Field(0.0, ge=0, description="Weight of the symmetric KL divergence from the judge's scores (UniME-V2); 0 is off.")
+    judge_temperature: float = Field(0.2, gt=0, description="Temperature of the softmax over the judge's scores.")
+    version_weight: float = Field(1.0, gt=0, description="Share of the batches that come from the version's own triplets, relative to `datasets`' weights.")
+    datasets: tuple[MixedDatasetConfig, ...] = Field((), description="Further datasets; each batch comes from one, drawn by weight.")
+    cache_chunk: int | None = Field(None, ge=1, description="Gradient caching: pictures or texts in one pass of the model; the whole batch when empty.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the towers' arithmetic; weights, features and loss stay float32.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, about a third more work.")
+    processes: int = Field(1, ge=1, description="Processes (one GPU each) that share every batch; the step is the same, a count.")
+    decode_workers: int = Field(0, ge=0, description="Threads that decode the next batches' pictures while the model works, a count; 0: in turn.")
+    checkpoint_steps: int = Field(50, ge=1, description="A run that dies goes on from the last multiple of this, with the same weights; steps.")
+    tensorboard: bool = Field(False, description="Write reports/training/tensorboard beside the metrics as JSON lines.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 
