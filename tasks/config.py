@@ -49,6 +49,7 @@ class IngestConfig(Section):
     thumbnail_distance: float = Field(6.0, ge=0, description="A candidate is confirmed when no 8x8 cell differs by more than this, mean absolute RGB, 0..255.")
     allowed_licenses: tuple[str, ...] = Field((), description="Only these licence codes are kept; all when empty.")
     shard_images: int = Field(10_000, ge=1, description="Pictures in one tar shard, a count.")
+    takedown: str | None = Field(None, description="Takedown ledger: a text file with sha256 sums of stored or source bytes (tasks/takedown.py).")
 
 
 class RecaptionConfig(Section):

@@ -1,0 +1,138 @@
+"""Takedown: what the ledger names leaves every table; each stage cleans its own house when it next runs.
+
+The ledger (`ingest.takedown`) is a text file of any form - lines, CSV, JSONL; its 64-digit hex words are sha256 of stored bytes (image ids) or of
+source bytes, and what follows a `#` is a comment. embed drops the vectors, mine the neighbours (and looks for the ones that come up
+instead), select the pairs and the places as negative (and fills both again), caption and judge the rows of pairs that are gone.
+
+Earlier versions stay as they were published: a file that names such a picture is written anew, aside and renamed, so the object that DVC keeps
+of it is not touched. What is done is done: a rerun after a crash finds less to do, and nothing where nothing is named.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.config import Params
+from tasks.errors import ConfigError
+from tasks.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+REASON = "taken_down"
+
+
+def read_ledger(path: Path) -> set[str]:
+    """The ledger's sha256 sums, lower case.
+
+    Raises:
+        ConfigError: no such file. A ledger that cannot be read must not read as an empty one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"ingest.takedown: {path} cannot be read ({error.strerror}); give the ledger's path, or null") from error
+    return {word.lower() for line in text.splitlines() for word in re.findall(r"\b[0-9a-fA-F]{64}\b", line.partition("#")[0])}
+
+
+def taken_down(params: Params, store: Store) -> set[str]:
+    """Image ids that the ledger names, by their stored or by their source's bytes; empty without a ledger."""
+    if params.ingest.takedown is None:
+        return set()
+    sums = read_ledger(store.folder(params.ingest.takedown))
+    images = store.read_table("images", ["image_id", "source_sha256"]).to_pydict()
+    return sums | {i for i, source in zip(images["image_id"], images["source_sha256"], strict=True) if source in sums}
+
+
+def rows_naming(table: pa.Table, ids: Iterable[str], columns: Sequence[str]) -> pa.ChunkedArray:
+    """(n,) bool: rows that name one of the ids in one of the columns."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted = pa.array(sorted(ids), pa.string())
+    found = [pc.is_in(table.column(c), value_set=wanted) for c in columns]
+    out = found[0]
+    for other in found[1:]:
+        out = pc.or_(out, other)
+    return out
+
+
+def withdraw_rows(store: Store, paths: Iterable[Path], schema: str, ids: Iterable[str], columns: Sequence[str]) -> int:
+    """Write the files anew without the rows that name one of the ids; those without any stay as they are. Returns the rows withdrawn."""
+    import pyarrow.compute as pc
+
+    count, ids = 0, set(ids)
+    for path in paths:
+        named = rows_naming(store.read(path, schema, list(columns)), ids, columns)
+        if pc.any(named).as_py():
+            table = store.read(path, schema)
+            count += table.num_rows - store.write(path, table.filter(pc.invert(named)), schema)
+    return count
+
+
+def withdraw_vectors(store: Store, encoder: str, ids: Iterable[str]) -> int:
+    """Write an encoder's shards anew without the vectors of the ids; returns their count. A shard cut off between its two files is finished."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    count, gone = 0, set(ids)
+    for stem in store.embedded_shards(encoder):
+        folder = store.folder("data", "embeddings", encoder)
+        table = pq.read_table(folder / f"{stem}.parquet")
+        names = table.column("image_id").to_pylist()
+        kept = [n for n, i in enumerate(names) if i not in gone]
+        if len(kept) == len(names):
+            continue
+        vectors = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
+        vectors = vectors if len(vectors) == len(kept) else vectors[kept]  # the second time round its vectors are gone already
+        revision = (table.schema.metadata or {}).get(b"revision", b"").decode()
+        store.write_embeddings(encoder, f"{stem}.tar", revision, [names[n] for n in kept], vectors)
+        count += len(names) - len(kept)
+    return count
+
+
+def withdraw_captioned(store: Store, ids: Iterable[str], batch: str) -> int:
+    """Drop what was written for earlier batches' pairs that are gone. Returns the rows withdrawn."""
+    import pyarrow.compute as pc
+
+    if not set(ids):
+        return 0
+    there = pc.unique(store.read_table("pairs", ["pair_id"]).column("pair_id"))
+    count = 0
+    for path in store.table_files("captioned"):
+        table = store.read(path, "captioned")
+        kept = pc.or_(pc.is_in(table.column("pair_id"), value_set=there), pc.equal(table.column("batch"), batch))
+        if not pc.all(kept).as_py():
+            count += table.num_rows - store.write(path, table.filter(kept), "captioned")
+    return count
+
+
+def withdraw_triplets(store: Store, ids: Iterable[str]) -> tuple[int, int]:
+    """Drop triplets of the ids, and the ids' places as negative in others: a negative that no judge saw does not take them.
+
+    Returns:
+        triplets withdrawn, and places.
+    """
+    gone = set(ids)
+    rows = places = 0
+    if not gone:
+        return 0, 0
+    for path in store.table_files("triplets"):
+        before = store.read(path, "triplets").to_pylist()
+        after = []
+        for row in before:
+            if gone & {row["query_image_id"], row["target_image_id"]}:
+                rows += 1
+                continue
+            kept = [n for n, i in enumerate(row["negative_image_ids"]) if i not in gone]
+            places += len(row["negative_image_ids"]) - len(kept)
+            after.append({**row, **{c: [row[c][n] for n in kept] for c in ("negative_image_ids", "judge_negative")}})
+        if after != before:
+            store.write(path, after, "triplets")
+    log.info("takedown: %d triplets withdrawn, %d places as negative in others", rows, places)
+    return rows, places
