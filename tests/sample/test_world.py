@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks.sample.benchmark import make_benchmark
-from tasks.sample.scenes import Scene, difference, split_of
+from tasks.sample.benchmark import AS_NEAR, make_benchmark, needs_text
+from tasks.sample.scenes import Scene, Thing, difference, split_of
 from tasks.sample.truth import is_complete
 from tasks.sample.world import make_world, poison_captions, poison_copies
 
@@ -87,3 +87,24 @@ def test_benchmark_ground_truths_are_what_brute_force_finds(tmp_path: Path):
         wanted = set(difference(query, target))
         assert set(row["gt_img_ids"]) == {n for n, scene in scenes.items() if set(difference(query, scene)) == wanted}
     assert any(len(row["gt_img_ids"]) > 1 for row in annotations)
+
+
+def test_a_query_needs_its_text(tmp_path: Path):
+    make_benchmark(tmp_path / "b", seed=4, queries=40, gallery=150, truth=tmp_path / "truth.jsonl")
+    scenes = {fact["id"]: Scene.from_record(fact["scene"]) for fact in facts(tmp_path / "truth.jsonl")}
+    for row in json.loads((tmp_path / "b" / "annotations.json").read_text()):
+        query, target = scenes[row["reference_img_id"]], scenes[row["target_img_id"]]
+        others = set(scenes.values()) - {query, target}
+        assert sum(len(difference(query, other)) <= len(difference(query, target)) for other in others) >= AS_NEAR
+
+
+def test_a_lone_near_relative_is_told_by_the_picture():
+    def circle(colour: str, background: str = "white") -> Scene:
+        return Scene(background, (Thing(0, "circle", colour, "large"),))
+
+    family = [circle(c) for c in ("red", "blue", "green", "yellow")]
+    far = circle("purple", "teal")
+    assert not needs_text(family[0], family[1], family[:3])
+    assert not needs_text(family[0], family[1], family)
+    assert needs_text(family[0], family[1], [*family, circle("orange")])
+    assert needs_text(family[0], far, [*family, far])
