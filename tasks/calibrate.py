@@ -147,10 +147,10 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
         ConfigError: no such folder.
         DataError: fewer than three pictures in it.
     """
-    from tasks import embed, ingest, recaption
+    from tasks import embed, ingest, recaption, sources
 
     source, batch = params.ingest.sources[0], batch_of(params)
-    files = ingest.list_files(source)
+    files = list(sources.listing(source))
     ingest.take(spread(files, limit), params, store, batch, min(4, os.cpu_count() or 1))
     report = ingest.report_of(store, batch)
     left = ", ".join(f"{count} {reason}" for reason, count in sorted(report.dropped.items())) or "none"

@@ -36,6 +36,9 @@ class SourceConfig(Section):
     path: str = Field(description="Folder with pictures, and captions.csv or captions.parquet (path, caption, licence, source) if there is one.")
     license_code: str = Field("unknown", description="Licence of pictures that name none themselves.")
     attribution: str = Field("", description="Attribution of pictures that name none themselves.")
+    columns: dict[Literal["path", "url", "caption", "license", "attribution", "sha256"], str] = Field(
+        default_factory=dict, description="What the source's table calls its columns, where not by the usual names (tasks/sources/labels.py)."
+    )
 
 
 class IngestConfig(Section):
@@ -194,9 +197,20 @@ class TrainConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 
+class BenchmarkConfig(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name in the report; two benchmarks may share a protocol.")
+    protocol: Literal["circo", "cirr", "fashioniq", "genecis", "mmeb"] = Field(description="How it is read, ranked and scored (tasks/protocols).")
+    path: str = Field(description="Folder with the benchmark's own files, as its page unpacks them.")
+    split: str = Field("val", pattern=r"^\w+$", description="val; test writes the server's submission files where the benchmark has a server.")
+    template: str | None = Field(None, description="Query text; the benchmark's pinned one when empty.")
+
+
 class EvaluateConfig(Section):
-    benchmark: str | None = Field(None, description="Folder with annotations.json in CIRCO's format and images/; the held-out split of the version when empty.")
-    template: str = Field("{relative_caption}", description="Query text; may use {relative_caption} and {shared_concept}.")
+    benchmark: str | tuple[BenchmarkConfig, ...] | None = Field(
+        None,
+        description="Folder with annotations.json in CIRCO's format and images/; or named benchmarks, the first decides; the version's held-out split when empty.",
+    )
+    template: str = Field("{relative_caption}", description="Query text of a folder or of the held-out split; may use {relative_caption} and {shared_concept}.")
     batch_images: int = Field(128, ge=1, description="Pictures in one call of the model, a count.")
     truth: str | None = Field(None, description="The sample world's truth file, read by evaluation alone.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
@@ -205,6 +219,8 @@ class EvaluateConfig(Section):
 class PromoteConfig(Section):
     metric: str = Field("map_at_5", description="Main metric of the composed query.")
     min_gain: float = Field(0.005, ge=0, description="The candidate must beat the model in place by more than this.")
+    seen_share_max: float = Field(0.01, ge=0, le=1, description="Largest share of the benchmark's query and answer pictures in the training data.")
+    noise_seeds: int = Field(3, ge=3, description="Runs that `python -m tasks noise` measures a recipe's seed noise from, a count.")
 
 
 class Params(Section):

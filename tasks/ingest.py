@@ -14,7 +14,6 @@ Reasons: undecodable, too_small, too_large, duplicate, near_duplicate, licence, 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -22,7 +21,6 @@ import logging
 import os
 import struct
 import tarfile
-import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,11 +30,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks import sources
 from tasks.batch import batch_of, date_of
-from tasks.config import IngestConfig, Params, SourceConfig
-from tasks.errors import ConfigError, DataError
+from tasks.config import IngestConfig, Params
+from tasks.errors import ConfigError
 from tasks.near_duplicates import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.records import StageReport
+from tasks.sources import Refused, SourceFile
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -44,130 +44,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REASONS = ("undecodable", "too_small", "too_large", "duplicate", "near_duplicate", "licence", "not_a_picture")
+REASONS = ("undecodable", "too_small", "duplicate", "near_duplicate", "licence", *sources.REASONS)
 FORMATS = ("JPEG", "PNG", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-CAPTION_FILES = ("captions.parquet", "captions.csv")
-CAPTION_CHARS = 2_000
 BLOCK_FILES = 256  # files in memory at a time
 # What Pillow's decoders raise on bytes that are not what they claim to be.
 BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError),
     *(ZeroDivisionError, MemoryError, struct.error, zlib.error),
 )
-
-
-# --- what a source says about its files -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Label:
-    """A row of the source's table, cleaned; empty where the source says nothing."""
-
-    caption: str | None = None
-    license_code: str | None = None
-    attribution: str | None = None
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file that a source offers."""
-
-    uri: str  # <source name>:<path inside the source>
-    path: Path
-    label: Label
-    license_code: str
-    attribution: str
-    is_outside: bool = False  # a link that leads out of the folder
-
-
-def cleaned_text(text: object, max_chars: int = CAPTION_CHARS) -> str | None:
-    """One line of text without control characters, writing-direction marks or lone surrogates; None when nothing is left.
-
-    Args:
-        text: a caption as a source gives it.
-        max_chars: longest result, characters.
-    """
-    if not isinstance(text, str):
-        return None
-    kept = []
-    for char in unicodedata.normalize("NFC", text):
-        category = unicodedata.category(char)
-        if category == "Cc" or category.startswith("Z"):
-            kept.append(" ")
-        elif category in ("Cs", "Co", "Cn") or (category == "Cf" and char not in "\u200c\u200d"):  # joiners shape letters and emoji
-            continue
-        else:
-            kept.append(char)
-    return " ".join("".join(kept).split())[:max_chars].strip() or None
-
-
-def read_labels(folder: Path) -> dict[str, Label]:
-    """path inside the source -> what its table says; the first row of a path counts. No table gives no labels.
-
-    Raises:
-        DataError: a table that cannot be read, or without the column 'path'.
-    """
-    name = next((n for n in CAPTION_FILES if (folder / n).is_file()), None)
-    if name is None:
-        return {}
-    rows: list[dict[str, Any]]
-    try:
-        if name.endswith(".csv"):
-            csv.field_size_limit(1 << 24)
-            with open(folder / name, newline="", encoding="utf-8-sig", errors="replace") as f:
-                reader = csv.DictReader(f)
-                columns = list(reader.fieldnames or [])
-                rows = list(reader)
-        else:
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(folder / name)
-            columns, rows = table.column_names, table.to_pylist()
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{folder / name}: cannot be read ({error}); expected columns path, caption, licence, source") from error
-    if "path" not in columns:
-        raise DataError(f"{folder / name}: column 'path' is missing, found {columns}; expected path, caption, licence, source")
-    labels: dict[str, Label] = {}
-    for row in rows:
-        path = row.get("path")
-        if isinstance(path, str) and path:
-            label = Label(cleaned_text(row.get("caption")), cleaned_text(row.get("licence") or row.get("license"), 200), cleaned_text(row.get("source")))
-            labels.setdefault(path.replace("\\", "/").removeprefix("./"), label)
-    return labels
-
-
-def list_files(source: SourceConfig) -> list[SourceFile]:
-    """All files below the source's folder but its table, by path. Linked folders are not entered.
-
-    Raises:
-        ConfigError: no such folder.
-    """
-    folder = Path(source.path)
-    if not folder.is_dir():
-        raise ConfigError(f"ingest.sources: source '{source.name}': {folder} is no folder; make it, or correct 'path' in params.yaml or the trigger form")
-    labels, top = read_labels(folder), folder.resolve()
-    files = []
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        for name in names:
-            path = Path(root) / name
-            relative = os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
-            if relative in CAPTION_FILES:
-                continue
-            label = labels.get(relative, Label())
-            is_outside = path.is_symlink() and top not in path.resolve().parents
-            files.append(
-                SourceFile(
-                    f"{source.name}:{relative}",
-                    path,
-                    label,
-                    label.license_code or source.license_code,
-                    label.attribution or source.attribution,
-                    is_outside,
-                )
-            )
-    return sorted(files, key=lambda file: file.uri)
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -255,38 +139,18 @@ class Looked:
     result: Picture | Refusal
 
 
-def hash_of(path: Path) -> str:
-    """sha256 of a file's bytes, read in pieces; of nothing where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        log.info("ingest: %s cannot be read (%s)", path, error.strerror)
-    return digest.hexdigest()
-
-
 def look_at(file: SourceFile, config: IngestConfig, known_sha256: Iterable[str] = ()) -> Looked:
     """Read one file and make a picture of it. Bytes in `known_sha256` are only hashed: they are a copy of a kept file."""
-    nothing = hashlib.sha256().hexdigest()
-    if file.is_outside:
-        return Looked(file, nothing, Refusal("not_a_picture", "a link out of the source's folder, not followed"))
     try:
-        if not file.path.is_file():
-            return Looked(file, nothing, Refusal("not_a_picture", "not a regular file"))
-        if (size := file.path.stat().st_size) > config.max_size_bytes:
-            return Looked(file, hash_of(file.path), Refusal("too_large", f"{size} bytes, at most {config.max_size_bytes}"))
-        content = file.path.read_bytes()
-    except OSError as error:
-        return Looked(file, nothing, Refusal("undecodable", f"cannot be read: {error.strerror}"))
+        content = file.read(config.max_size_bytes)
+    except Refused as refused:
+        return Looked(file, file.sha256(), Refusal(refused.reason, refused.detail))
     sha256 = hashlib.sha256(content).hexdigest()
     if config.allowed_licenses and file.license_code not in config.allowed_licenses:
         return Looked(file, sha256, Refusal("licence", file.license_code))
     if sha256 in known_sha256:
         return Looked(file, sha256, Refusal("duplicate"))
-    is_named_picture = file.path.suffix.lower() in SUFFIXES
-    return Looked(file, sha256, read_picture(content, is_named_picture=is_named_picture, config=config))
+    return Looked(file, sha256, read_picture(content, is_named_picture=file.is_named_picture, config=config))
 
 
 # --- among all files --------------------------------------------------------------------------------------------------
@@ -395,11 +259,10 @@ def new_files(files: Sequence[SourceFile], seen: Mapping[str, set[str]], threads
         files: all files of the sources.
         seen: source_uri -> sha256 of the bytes it had in earlier batches.
     """
-    known = [f for f in files if f.uri in seen and not f.is_outside and f.path.is_file()]
+    known = [f for f in files if f.uri in seen]
     with ThreadPoolExecutor(threads) as pool:
-        same = {f.uri for f, digest in zip(known, pool.map(lambda f: hash_of(f.path), known), strict=True) if digest in seen[f.uri]}
-    strays = {f.uri for f in files if f.uri in seen} - {f.uri for f in known}
-    return [f for f in files if f.uri not in same and f.uri not in strays]
+        same = {f.uri for f, digest in zip(known, pool.map(lambda f: f.sha256(), known), strict=True) if digest in seen[f.uri]}
+    return [f for f in files if f.uri not in same]
 
 
 def seen_before(store: Store, batch: str) -> dict[str, set[str]]:
@@ -442,7 +305,7 @@ def run(params: Params, store: Store) -> StageReport:
         if len(set(names)) != len(names):
             raise ConfigError(f"ingest.sources: names {names}; expected each once, for they make the ids of files")
         threads = min(4, os.cpu_count() or 1)
-        listed = [f for source in sorted(config.sources, key=lambda s: s.name) for f in list_files(source)]
+        listed = [f for source in sorted(config.sources, key=lambda s: s.name) for f in sources.listing(source)]
         taken = new_files(listed, seen_before(store, batch), threads)
         waiting = len(taken)
         if params.open_run.limit is not None:

@@ -206,13 +206,6 @@ def test_captions_as_parquet(source: Path, tmp_path: Path):
     assert images_of(store)["a.png"]["caption"] == "a thing"
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.text(max_size=60))
-def test_a_cleaned_text_is_clean_and_stays_so(text: str):
-    clean = ingest.cleaned_text(text)
-    assert clean is None or (clean == ingest.cleaned_text(clean) and clean.isprintable() or "\u200c" in clean or "\u200d" in clean)
-
-
 def test_shards_hold_what_the_table_says(source: Path, tmp_path: Path):
     for n in range(7):
         (source / f"{n}.png").write_bytes(bytes_of(picture(n)))
