@@ -28,6 +28,7 @@ from tasks.models.captioner import Captioner, Reply, Request, load_captioner
 from tasks.models.writer import Writer, load_writer
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.takedown import taken_down, withdraw_captioned
 
 PROMPTS = Path(__file__).parent / "prompts"
 DEFAULT_RETRY = "{prompt}\n{error}"
@@ -207,6 +208,8 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     prompts = read_prompts(config.prompts)
     pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"], batch).sort_by("pair_id")
     report = StageReport("caption", reused=0 if part and part[0] > 1 else len_of_earlier(store, batch))
+    if part is None or part[0] == 1:
+        withdraw_captioned(store, taken_down(params, store), batch)
     captions = store.captions()
     retries: list[int] = []  # per pair of this try
 

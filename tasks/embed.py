@@ -23,6 +23,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.models.encoders import Encoder, good_rows, load_encoder
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.takedown import taken_down, withdraw_vectors
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         raise ConfigError(f"embed: no encoder '{encoder}' in embed.encoders; known: {sorted(config.encoders)}")
     images = store.read_table("images", ["image_id", "shard", "batch"]).to_pydict()
     shards = shards_of(images, batch)
+    if part is None or part[0] == 1:
+        withdraw_vectors(store, encoder, taken_down(params, store))
     captions = store.captions() if spec.kind == "text" else {}
     report = StageReport("embed", reused=0 if part and part[0] > 1 else sum(b != batch for b in images["batch"]))
     model: Encoder | None = None

@@ -30,6 +30,7 @@ from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.judge import Question, yes_probabilities
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
+from tasks.takedown import taken_down, withdraw_triplets
 
 PROMPTS = Path(__file__).parent / "prompts"
 PARTIAL_STYLES = ("short",)  # styles that may state one change of several
@@ -210,6 +211,8 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     """Judge the batch's captioned pairs, or the i-th of n parts of their chunks."""
     config, batch = params.judge, batch_of(params)
     template = read_prompt(params.caption.prompts)
+    if part is None or part[0] == 1:
+        withdraw_triplets(store, taken_down(params, store))
     rows = joined(store.read_table("captioned", batch=batch).to_pylist(), store.read_table("pairs", batch=batch).to_pylist())
     earlier = store.read_table("triplets", ["batch", "query_image_id", "target_image_id"]).to_pylist()
     seen = {(t["query_image_id"], t["target_image_id"]) for t in earlier if t["batch"] != batch}

@@ -13,22 +13,26 @@ some 500,000 queries at 12 neighbours); a run that is killed does that join agai
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.batch import batch_of
-from tasks.config import Params
+from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
-from tasks.knn import ENTRY_BYTES, Found, join_in_window
+from tasks.knn import ENTRY_BYTES, Found, join_in_window, neighbours_in_window
 from tasks.records import StageReport
 from tasks.store import Store, chunks_of_part
+from tasks.takedown import rows_naming, taken_down
 
 log = logging.getLogger(__name__)
 CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts
+REPLACEMENTS = 99_999  # number of a batch's file with what comes up where a neighbour was taken down
 
 
 def chunk_path(store: Store, encoder: str, batch: str, chunk: int) -> Path:
@@ -73,6 +77,61 @@ def neighbour_rows(ids: pa.Array, asked: np.ndarray, found: Found) -> pa.Table:
     return pa.table(columns, names=["query_image_id", "target_image_id", "similarity", "rank"])
 
 
+def _replace_neighbours(
+    store: Store, encoder: str, batch: str, gone: Set[str], ids: Sequence[str], vectors: np.ndarray, config: MineConfig, window: Window
+) -> None:
+    """Drop candidates of pictures that are taken down; queries that lost one get the old pictures that come up instead.
+
+    Those are written first, to a file of this batch, then the older files anew, a query's ranks closing up; so a rerun finds what is left to do.
+
+    Args:
+        ids: of the old pictures that stay, in order.
+        vectors: (n, d) float16, theirs.
+    """
+    files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))
+    lost: set[str] = set()
+    for path in files:
+        table = store.read(path, "neighbours", ["query_image_id", "target_image_id"])
+        lost.update(table.filter(rows_naming(table, gone, ["target_image_id"])).column("query_image_id").to_pylist())
+    asked = np.array([n for n, i in enumerate(ids) if i in lost and i not in gone], np.int64)
+    if len(asked):
+        query, target, similarity, rank = neighbours_in_window(
+            vectors[asked],
+            vectors,
+            [ids[n] for n in asked],
+            ids,
+            low=window.low,
+            high=window.high,
+            neighbours=config.neighbours,
+            backend=config.backend,
+            memory_mib=config.memory_mib,
+        )
+        held: set[tuple[str, str]] = set()
+        for path in files:
+            table = store.read(path, "neighbours", ["query_image_id", "target_image_id"])
+            rows = table.filter(rows_naming(table, [ids[n] for n in asked], ["query_image_id"])).to_pydict()
+            held.update(zip(rows["query_image_id"], rows["target_image_id"], strict=True))
+        found = [
+            {"query_image_id": ids[asked[q]], "target_image_id": ids[t], "similarity": s, "rank": r}
+            for q, t, s, r in zip(query.tolist(), target.tolist(), similarity.tolist(), rank.tolist(), strict=True)
+            if (ids[asked[q]], ids[t]) not in held
+        ]
+        path = chunk_path(store, encoder, batch, REPLACEMENTS)
+        before = store.read(path, "neighbours").to_pylist() if path.exists() else []
+        store.write(path, sorted(before + found, key=lambda r: (r["query_image_id"], r["rank"])), "neighbours")
+        log.info("mine %s: %d queries lost a neighbour, %d come up instead", encoder, len(asked), len(found))
+    for path in files:
+        table = store.read(path, "neighbours")
+        kept = table.filter(pc.invert(rows_naming(table, gone, ["query_image_id", "target_image_id"])))
+        if kept.num_rows < table.num_rows:
+            store.write(path, kept.set_column(3, "rank", pa.array(closed_up(kept.column("query_image_id").to_pylist()), pa.int32())), "neighbours")
+
+
+def closed_up(queries: Sequence[str]) -> list[int]:
+    """Each row's place among its query's rows, which lie together."""
+    return [n for _, rows in itertools.groupby(queries) for n, _ in enumerate(rows)]
+
+
 def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None = None) -> StageReport:
     """Mine this batch's candidates under one encoder, or the i-th of n parts of their chunks.
 
@@ -99,6 +158,9 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     queries = np.concatenate([np.flatnonzero(is_new), np.flatnonzero(~is_new)]) if new_ids else np.zeros(0, np.int64)
     is_first = part is None or part[0] == 1
     report = StageReport("mine", reused=len(ids) - len(new_ids) if is_first else 0)
+    if is_first and (gone := taken_down(params, store)):
+        old = ~is_new
+        _replace_neighbours(store, encoder, batch, gone, [i for i, o in zip(ids, old, strict=True) if o], vectors[old], config, window)
     chunks = list(chunks_of_part(len(queries), CHUNK_QUERIES, part)) or ([(0, slice(0, 0))] if is_first and not len(queries) else [])
     store.folder("data", "neighbours", encoder).mkdir(parents=True, exist_ok=True)
     missing_chunks = [c for c in chunks if not chunk_path(store, encoder, batch, c[0]).exists()]

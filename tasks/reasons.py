@@ -17,6 +17,7 @@ REASONS: dict[str, dict[str, str]] = {
     "select": {
         "over_quota": "a pair beyond those that one picture, or one run, may add",
         "copy_of_query": "a pair whose target is a copy of its query to one of the encoders",
+        "taken_down": "a pair of an earlier version, one of its pictures is taken down",
         "near_duplicate_negative": "a negative that is a copy of the target; its pair may stay",
     },
     "caption": {

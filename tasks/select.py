@@ -23,7 +23,10 @@ Negatives come from what the same encoders retrieved for the query and for the t
 encoder holds for a copy of the target is none. On request: neither is a copy of the query, and none lies nearer to the target than a share
 of the pair's own distance; a pair brings its other direction along; an encoder, a source has a quota of its own (tasks/config.py).
 
-Reasons: over_quota, copy_of_query (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
+Takedown (tasks/takedown.py): an earlier pair of a picture that the ledger names goes, in its own file; its query takes the best of all
+that was ever mined for it, as a pair of this batch, and a place as negative goes to the next one retrieved.
+
+Reasons: over_quota, copy_of_query, taken_down (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,12 +51,14 @@ from tasks.errors import DataError
 from tasks.knn import exact_similarity
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
+from tasks.takedown import REASON, taken_down
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger(__name__)
 ENCODERS = ("semantic", "pattern", "caption")
+ALL = 1 << 30  # negatives: no limit
 
 
 @dataclass
@@ -403,6 +409,14 @@ def without_copies(candidates: Sequence[Candidate], vectors: Vectors, limits: Ma
     return [c for c, copy in zip(candidates, is_copy, strict=True) if not copy], [c for c, copy in zip(candidates, is_copy, strict=True) if copy]
 
 
+def with_negatives(row: Mapping[str, Any], proposed: Sequence[tuple[str, float]], gone: Set[str]) -> dict[str, Any]:
+    """A pair whose negatives that are gone have given their places to the nearest proposed ones; the rest stay, in order, and those stand last."""
+    kept = [(i, s) for i, s in zip(row["negative_image_ids"], row["negative_similarity"], strict=True) if i not in gone]
+    there = {i for i, _ in kept}
+    kept += [(i, s) for i, s in proposed if i not in there and i not in gone][: len(row["negative_image_ids"]) - len(kept)]
+    return {**row, "negative_image_ids": [i for i, _ in kept], "negative_similarity": [s for _, s in kept]}
+
+
 def pair_row(c: Candidate, batch: str, similarities: Mapping[str, float | None], negatives: Sequence[tuple[str, float]]) -> dict[str, Any]:
     """A row of table `pairs`."""
     mined_by = [e for e in ENCODERS if e in c.ranks]
@@ -471,6 +485,78 @@ def _read_retrieved(store: Store, encoder: str, queries: set[str]) -> dict[str, 
     return {q: sorted(r, key=lambda t: (r[t], t)) for q, r in found.items()}
 
 
+def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence[str], gone: Set[str]) -> None:
+    """Drop the pairs of pictures that are taken down, and fill their places as negative from what the pair's encoders retrieved.
+
+    What goes is noted first (reason taken_down, one row a pair), then the files are written anew.
+    """
+    files = store.table_files("pairs")
+    noted = {r["key"]: r for r in store.read([p for p in [_taken_path(store, batch)] if p.exists()], "dropped").to_pylist()}
+    found = {path: [r for r in store.read(path, "pairs").to_pylist() if gone & _pictures_of(r)] for path in files}
+    for row in (r for rows in found.values() for r in rows):
+        if gone & {row["query_image_id"], row["target_image_id"]}:
+            noted[row["pair_id"]] = _dropped(batch, row["pair_id"], REASON, {"query": row["query_image_id"], "target": row["target_image_id"]})
+    if noted:
+        store.write(_taken_path(store, batch), [noted[k] for k in sorted(noted)], "dropped")
+    kept = [r for rows in found.values() for r in rows if not gone & {r["query_image_id"], r["target_image_id"]}]
+    if not any(found.values()):
+        return
+    ends = {r[c] for r in kept for c in ("query_image_id", "target_image_id")}
+    retrieved = {e: {q: [t for t in ts if t not in gone] for q, ts in _read_retrieved(store, e, ends).items()} for e in encoders}
+    vectors = Vectors({e: store.read_embeddings(e)[:2] for e in encoders})
+    config, limits = params.select, copy_limits(params)
+    for path, some in found.items():
+        if not some:
+            continue
+        rows = []
+        for row in store.read(path, "pairs").to_pylist():
+            if gone & {row["query_image_id"], row["target_image_id"]}:
+                continue
+            if gone & _pictures_of(row):
+                c = Candidate(row["query_image_id"], row["target_image_id"], dict.fromkeys(row["mined_by"], 0))
+                proposed, _ = hard_negatives(
+                    c,
+                    retrieved,
+                    vectors,
+                    limits=limits,
+                    count=ALL,
+                    margin=config.negative_margin,
+                    query_copies=not config.drop_query_copies,
+                )
+                row = with_negatives(row, proposed, gone)
+            rows.append(row)
+        store.write(path, rows, "pairs")
+    log.info("select: %d pairs taken down", len(noted))
+
+
+def _pictures_of(row: Mapping[str, Any]) -> set[str]:
+    return {row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]}
+
+
+def _taken_path(store: Store, batch: str) -> Path:
+    """Beside the batch's own dropped rows."""
+    return store.dropped_path("select", batch, 0)
+
+
+def _read_lost(store: Store, batch: str, gone: Set[str]) -> set[str]:
+    """Queries that lost a pair to this batch's takedown."""
+    path = _taken_path(store, batch)
+    details = store.read(path, "dropped").column("detail").to_pylist() if path.exists() else []
+    return {json.loads(d)["query"] for d in details} - gone
+
+
+def _add_candidates_of(store: Store, encoder: str, queries: set[str], neighbours: int, rows: dict[str, list[Any]]) -> None:
+    """Lay all that was ever mined for some queries beside a batch's candidates, ranked among themselves."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted = pa.array(sorted(queries), pa.string())
+    tables = [store.read(p, "neighbours") for p in sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))]
+    mined = pa.concat_tables([t.filter(pc.is_in(t.column("query_image_id"), value_set=wanted)) for t in tables])
+    for name, column in with_merged_ranks(mined, mined.slice(0, 0), neighbours).to_pydict().items():
+        rows[name] += column
+
+
 def median_caption_cosine(params: Params, store: Store, batch: str) -> float | None:
     """Median cosine of this batch's pictures and their captions; None unless one model embeds both."""
     encoders = params.embed.encoders
@@ -492,13 +578,21 @@ def run(params: Params, store: Store) -> StageReport:
     config, batch = params.select, batch_of(params)
     path, dropped_path = store.table_path("pairs", batch), store.dropped_path("select", batch)
     encoders: list[str] = [e for e in ENCODERS if e in params.embed.encoders]
+    if gone := taken_down(params, store):
+        _withdraw_pairs(params, store, batch, encoders, gone)
     before = store.read_table("pairs", ["batch", "query_image_id", "target_image_id"]).to_pydict()
     published = [(q, t) for b, q, t in zip(before["batch"], before["query_image_id"], before["target_image_id"], strict=True) if b != batch]
     report = StageReport("select", reused=len(published))
-    candidates = unite({e: _read_candidates(store, e, batch, params.mine.neighbours) for e in encoders})
+    mined = {e: _read_candidates(store, e, batch, params.mine.neighbours) for e in encoders}
+    if lost := _read_lost(store, batch, gone) if gone else set():
+        for encoder in encoders:
+            _add_candidates_of(store, encoder, lost, params.mine.neighbours, mined[encoder])
+    candidates = unite(mined)
+    new = set(store.read_table("images", ["image_id"], batch).column("image_id").to_pylist()) | lost
+    if gone:  # what came up instead of a neighbour is for those who lost a pair, and for who comes later
+        candidates = [c for c in candidates if c.query in new or c.target in new - lost]
     report.read = len(candidates)
     if not path.exists():
-        new = set(store.read_table("images", ["image_id"], batch).column("image_id").to_pylist())
         vectors = Vectors({e: store.read_embeddings(e)[:2] for e in encoders})
         limits = copy_limits(params)
         rows, dropped = [], []
@@ -523,7 +617,7 @@ def run(params: Params, store: Store) -> StageReport:
         log.info("select: %d candidates, %d pairs", len(candidates), len(rows))
     made = store.read(path, "pairs", ["mined_by", "negative_image_ids"]).to_pydict()
     report.new = report.done = len(made["mined_by"])
-    for reason in store.read(dropped_path, "dropped").column("reason").to_pylist():
+    for reason in store.read_dropped("select", batch).column("reason").to_pylist():
         report.drop(reason)
     for encoder in encoders:
         report.figures[f"pairs_{encoder}"] = float(sum(encoder in m for m in made["mined_by"]))

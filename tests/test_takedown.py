@@ -1,0 +1,176 @@
+"""Takedown: what the ledger names leaves every table, and what it left empty is filled again."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks import embed, mine, select
+from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.errors import ConfigError
+from tasks.knn import neighbours_in_window
+from tasks.store import Store
+from tasks.takedown import read_ledger, taken_down, withdraw_captioned, withdraw_triplets, withdraw_vectors
+
+BATCHES = ("2026.01.04", "2026.01.11", "2026.01.18")
+ROLES = ("semantic", "pattern", "caption")
+K = 4
+
+
+def name_of(n: int) -> str:
+    return hashlib.sha256(str(n).encode()).hexdigest()
+
+
+def params_for(batch: str, ledger: Path | None = None) -> Params:
+    windows = {e: {"low": 0.5, "high": 0.999} for e in ROLES}
+    changes = {
+        "open_run": {"batch": batch},
+        "ingest": {"takedown": str(ledger) if ledger else None},
+        "mine": {"windows": windows, "neighbours": K},
+        "select": {"pairs_per_query": 2, "pairs_per_target": 2, "pairs_per_batch": None, "negatives": 3},
+    }
+    return parse_params(resolve(read_raw(Path("params.yaml")), "test", changes))
+
+
+def vectors_of(seed: int, n: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    out = {}
+    for role in ROLES:
+        rows = rng.normal(size=(3, 6))[rng.integers(0, 3, n)] + 0.5 * rng.normal(size=(n, 6))
+        out[role] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    return out
+
+
+def week(store: Store, params: Params, numbers: list[int], vectors: dict[str, np.ndarray]) -> None:
+    """A batch's pictures with their vectors, mined and selected."""
+    batch = str(params.open_run.batch)
+    ids = [name_of(n) for n in numbers]
+    rows = [
+        {"image_id": i, "batch": batch, "shard": f"{batch}-00000.tar", "source_uri": "s:x", "source_sha256": name_of(10_000 + n)}
+        for i, n in zip(ids, numbers, strict=True)
+    ]
+    store.write(store.table_path("images", batch), rows, "images")
+    for role in ROLES:
+        store.write_embeddings(role, f"{batch}-00000.tar", "r1", ids, vectors[role][numbers])
+        withdraw_vectors(store, role, taken_down(params, store))
+        mine.run(params, store, role)
+    select.run(params, store)
+
+
+def pairs_of(store: Store) -> dict[str, dict[str, object]]:
+    return {r["pair_id"]: r for r in store.read_table("pairs").to_pylist()}
+
+
+def mined(store: Store, role: str) -> set[tuple[str, str]]:
+    table = store.read(sorted(store.folder("data", "neighbours", role).glob("*.parquet")), "neighbours").to_pydict()
+    rows = list(zip(table["query_image_id"], table["target_image_id"], strict=True))
+    assert len(rows) == len(set(rows))
+    return set(rows)
+
+
+def content(store: Store) -> dict[str, bytes]:
+    return {p.relative_to(store.root).as_posix(): p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 9999), st.sets(st.integers(0, 29), min_size=1, max_size=5), st.booleans(), st.integers(0, 4))
+def test_what_is_taken_down_is_nowhere_and_its_places_are_filled(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, gone: set[int], by_source: bool, more: int
+):
+    root = tmp_path_factory.mktemp("runs")
+    store, vectors = Store(root / "store"), vectors_of(seed, 40)
+    week(store, params_for(BATCHES[0]), list(range(20)), vectors)
+    week(store, params_for(BATCHES[1]), list(range(20, 30)), vectors)
+    before, removed = pairs_of(store), {name_of(n) for n in gone}
+    ledger = root / "ledger.txt"
+    ledger.write_text("".join(f"{name_of(10_000 + n if by_source else n)},2026-01-15 # asked by the artist\n" for n in gone))
+    last = params_for(BATCHES[2], ledger)
+    week(store, last, list(range(30, 30 + more)), vectors)
+    assert [k for k, v in content(store).items() if "images" not in k and "dropped" not in k and any(i.encode() in v for i in removed)] == []
+    after = pairs_of(store)
+    ends = {k: {r["query_image_id"], r["target_image_id"]} for k, r in before.items()}
+    assert set(before) - set(after) == {k for k, e in ends.items() if e & removed}  # no other published pair is withdrawn
+    for key in set(before) & set(after):
+        old, new = before[key], after[key]
+        kept = [i for i in old["negative_image_ids"] if i not in removed]
+        assert new["negative_image_ids"][: len(kept)] == kept and len(set(new["negative_image_ids"])) == len(new["negative_image_ids"]) == len(
+            new["negative_similarity"]
+        )
+        assert len(new["negative_image_ids"]) <= len(old["negative_image_ids"]) and not removed & set(new["negative_image_ids"])
+    for end in ("query_image_id", "target_image_id"):
+        assert max(Counter(r[end] for r in after.values()).values(), default=0) <= 2
+    stay = sorted({name_of(n) for n in range(30 + more)} - removed)
+    by_name = {name_of(n): n for n in range(40)}
+    for role in ROLES:  # the candidates are those of a corpus that never had the pictures
+        rows = vectors[role][[by_name[i] for i in stay]]
+        query, target, _, _ = neighbours_in_window(rows, rows, stay, stay, low=0.5, high=0.999, neighbours=K)
+        assert {(stay[q], stay[t]) for q, t in zip(query.tolist(), target.tolist(), strict=True)} <= mined(store, role)
+    finished = content(store)
+    for role in ROLES:
+        mine.run(last, store, role)
+    select.run(last, store)
+    assert content(store) == finished  # again: nothing is left to do
+
+
+def test_a_query_that_lost_its_pair_takes_another_and_a_negative_another_place(tmp_path: Path):
+    store, vectors = Store(tmp_path / "store"), vectors_of(3, 40)
+    week(store, params_for(BATCHES[0]), list(range(30)), vectors)
+    before = pairs_of(store)
+    counts = Counter(r["target_image_id"] for r in before.values())
+    victim = max(counts, key=lambda i: (counts[i], i))
+    ledger = tmp_path / "ledger.jsonl"
+    ledger.write_text(f'{{"sha256": "{victim}", "asked_on": "2026-01-15"}}\n')
+    week(store, params_for(BATCHES[1], ledger), [], vectors)
+    after = pairs_of(store)
+    losers = {r["query_image_id"] for r in before.values() if r["target_image_id"] == victim}
+    new = [after[k] for k in set(after) - set(before)]
+    assert len(losers) == 2 and losers >= {r["query_image_id"] for r in new} and 0 < len(new) <= 2  # where a target has room left
+    assert all(r["batch"] == BATCHES[1] for r in new)
+    places = [k for k, r in before.items() if victim in r["negative_image_ids"] and k in after]
+    filled = [k for k in places if len(after[k]["negative_image_ids"]) == len(before[k]["negative_image_ids"])]
+    assert places and filled
+    report = select.run(params_for(BATCHES[1], ledger), store)
+    assert report.dropped["taken_down"] == len(set(before) - set(after))
+
+
+def test_captioned_rows_and_triplets_go_with_their_pair_and_negatives_leave_with_their_score(tmp_path: Path):
+    store = Store(tmp_path)
+    a, b, c, d = (name_of(n) for n in range(4))
+    store.write(store.table_path("pairs", BATCHES[0]), [{"pair_id": "ab", "query_image_id": a, "target_image_id": b}], "pairs")
+    store.write(store.table_path("captioned", BATCHES[0], 0), [{"pair_id": p, "batch": BATCHES[0]} for p in ("ab", "ac")], "captioned")
+    rows = [
+        {"triplet_id": "1", "query_image_id": a, "target_image_id": b, "negative_image_ids": [a, c, d], "judge_negative": [0.1, 0.2, 0.3]},
+        {"triplet_id": "2", "query_image_id": a, "target_image_id": c, "negative_image_ids": [a], "judge_negative": [0.1]},
+    ]
+    store.write(store.table_path("triplets", BATCHES[0], 0), rows, "triplets")
+    assert withdraw_triplets(store, {c}) == (1, 1) and withdraw_captioned(store, {c}, BATCHES[1]) == 1
+    assert store.read_table("captioned").column("pair_id").to_pylist() == ["ab"]
+    left = store.read_table("triplets").to_pylist()
+    assert [(r["triplet_id"], r["negative_image_ids"], r["judge_negative"]) for r in left] == [("1", [a, d], pytest.approx([0.1, 0.3]))]
+    before = content(store)
+    assert withdraw_triplets(store, {c}) == (0, 0) and withdraw_triplets(store, set()) == (0, 0) and content(store) == before
+
+
+def test_vectors_leave_and_a_shard_cut_off_between_its_files_is_finished(tmp_path: Path):
+    store, (a, b, c) = Store(tmp_path), (name_of(n) for n in range(3))
+    store.write_embeddings("semantic", "x-00000.tar", "r1", [a, b, c], np.eye(3, dtype=np.float16))
+    marker = store.folder("data", "embeddings", "semantic", "x-00000.parquet")
+    whole = marker.read_bytes()
+    assert withdraw_vectors(store, "semantic", {b}) == 1
+    marker.write_bytes(whole)  # as if it had been killed between the two files
+    assert withdraw_vectors(store, "semantic", {b}) == 1 and withdraw_vectors(store, "semantic", {b}) == 0
+    ids, vectors, revision = store.read_embeddings("semantic")
+    assert (ids, revision) == ([a, c], "r1") and vectors.tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert embed.taken_down is taken_down  # the stage asks the same ledger
+
+
+def test_a_ledger_that_cannot_be_read_is_an_error_not_an_empty_one(tmp_path: Path):
+    with pytest.raises(ConfigError, match="takedown"):
+        read_ledger(tmp_path / "none.txt")
+    (tmp_path / "l.txt").write_text(f"# {name_of(1)}\n{name_of(2).upper()}\nshort 123\n")
+    assert read_ledger(tmp_path / "l.txt") == {name_of(2)}
+    assert taken_down(params_for(BATCHES[0]), Store(tmp_path)) == set()
