@@ -153,6 +153,12 @@ def schemas() -> dict[str, pa.Schema]:
                 ("prompt_sha256", s),
                 ("prompt_tokens", i32),
                 ("output_tokens", i32),
+                ("differences", strings),  # 'kind: what', where the describing model answers by a schema; else empty
+                ("language", s),  # of the instructions
+                ("requests", i32),  # put to models for this pair, retries included
+                ("engine", s),  # of both models, with its version
+                ("sampling", s),  # JSON
+                ("seed", i64),
             ]
         ),
         "triplets": pa.schema(
@@ -175,10 +181,23 @@ def schemas() -> dict[str, pa.Schema]:
                 ("judge", s),
                 ("judge_revision", s),
                 ("tokens", i32),
+                ("language", s),
+                ("engine", s),
+                ("sampling", s),  # JSON
+                ("seed", i64),
+                ("judge_prompt_sha256", s),
+                ("shortcut", s),  # '', 'text', 'image' or 'both': the one modality that finds the target alone; null where it was not looked at
             ]
         ),
         "quarantine": pa.schema([("table", s), ("batch", s), ("key", s), ("expectation", s), ("column", s), ("observed", s)]),
     }
+
+
+# Columns that versions before them lack; they are read as nulls there.
+LATER_COLUMNS: dict[str, tuple[str, ...]] = {
+    "captioned": ("differences", "language", "requests", "engine", "sampling", "seed"),
+    "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "shortcut"),
+}
 
 
 def require_columns(rows: dict[str, Any], columns: list[str], what: str) -> None:

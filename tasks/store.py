@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import DataError
-from tasks.records import StageReport, schemas
+from tasks.records import LATER_COLUMNS, StageReport, schemas
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,7 +103,12 @@ class Store:
         tables = []
         for path in files:
             try:
-                tables.append(pq.read_table(path, columns=wanted.names).cast(wanted))
+                with pq.ParquetFile(path) as found:
+                    known = set(found.schema_arrow.names)
+                    rows = found.read(columns=[n for n in wanted.names if n in known])
+                for field in [wanted.field(n) for n in LATER_COLUMNS.get(schema, ()) if n in wanted.names and n not in known]:
+                    rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+                tables.append(rows.select(wanted.names).cast(wanted))
             except (OSError, pa.ArrowInvalid, KeyError) as error:
                 raise DataError(f"{path}: not a readable '{schema}' table ({error}); run `dvc pull` or the stage again") from error
         return pa.concat_tables(tables) if tables else wanted.empty_table()

@@ -1,0 +1,96 @@
+"""Replies that were paid for once: key -> reply, in one SQLite file outside git, across crashes, runs and weeks.
+
+The key is a SHA-256 over everything that decides a reply (the models make it): the pictures' bytes, the text, the model,
+its revision, the engine, sampling and seed. So two requests share an entry only if all of that is equal, and two pictures
+never collide. A reply is on disk before anyone sees it: a process that is killed loses at most what is in flight.
+
+Where: MEGAPAIRS_CACHE names the folder (empty or `off`: no cache); without it, a deployment keeps `request-cache` beside
+the DVC cache that its worktrees share, and a plain clone keeps `.run/request-cache`. See docs/decisions/0040.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+VARIABLE = "MEGAPAIRS_CACHE"
+BUSY_S = 60.0  # how long a part waits while another one writes
+
+
+class RequestCache:
+    """Replies by key; threads and processes of one machine may share a file."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "replies.sqlite"
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")  # outlives a killed process; a power cut may cost the last replies, never the file
+        self._db.execute("CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID")
+
+    def get(self, key: str) -> Any:
+        """The reply of a key, or None."""
+        with self._lock:
+            row = self._db.execute("SELECT reply FROM replies WHERE key = ?", (bytes.fromhex(key),)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def put(self, key: str, reply: Any) -> None:
+        """Keep a reply; one that is there already stays as it was."""
+        with self._lock:
+            self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (bytes.fromhex(key), json.dumps(reply, ensure_ascii=False)))
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM replies").fetchone()[0])
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._db.close()
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of facts as canonical JSON: equal exactly for equal facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def picture_key(image: Image) -> str:
+    """SHA-256 (hex) of a picture as a model gets it: mode, size and every pixel."""
+    return hashlib.sha256(f"{image.mode} {image.width} {image.height}\n".encode() + image.tobytes()).hexdigest()
+
+
+def picture_keys(images: Iterable[Image]) -> dict[int, str]:
+    """`picture_key` by id(), each picture hashed once."""
+    return {i: picture_key(image) for i, image in {id(image): image for image in images}.items()}
+
+
+def folder_for(root: Path, environment: Mapping[str, str] | None = None) -> Path | None:
+    """Where the run in worktree `root` keeps its replies, or None; see the module's docstring."""
+    named = (os.environ if environment is None else environment).get(VARIABLE)
+    if named is not None:
+        return None if named.strip().lower() in ("", "off", "0") else Path(named)
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(root / ".dvc" / "config.local")
+    for section in config.sections():
+        if section.strip("'\"") == "cache" and config.get(section, "dir", fallback=""):
+            return Path(config.get(section, "dir")).parent / "request-cache"
+    return root / ".run" / "request-cache"
+
+
+def open_cache(root: Path, *, served: bool) -> RequestCache | None:
+    """The run's cache. Models in process use one only where MEGAPAIRS_CACHE names it: their chunks are their markers, and nobody bills them."""
+    if not served and os.environ.get(VARIABLE) is None:
+        return None
+    folder = folder_for(root)
+    return RequestCache(folder) if folder else None
