@@ -64,9 +64,13 @@ class EncoderConfig(Section):
     model: str = Field(description="Hugging Face name or folder.")
     revision: str | None = Field(None, description="Pinned revision; the folder's own content hash when empty and local.")
     kind: Literal["image", "text"] = Field(description="What it encodes: the picture or its caption.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Of the weights on a GPU; on a CPU always float32.")
 
 
 class EmbedConfig(Section):
+    preprocess: Literal["stock", "fast"] = Field(
+        "stock", description="Pictures by the model's own processor, or by ours (tasks/models/preprocess.py); windows are calibrated on the same one."
+    )
     encoders: dict[Literal["semantic", "pattern", "caption"], EncoderConfig] = Field(default_factory=dict, description="Encoders by role.")
     batch_images: int = Field(128, ge=1, description="Pictures or captions in one call of the model, a count.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
@@ -208,7 +212,7 @@ class BenchmarkConfig(Section):
 class EvaluateConfig(Section):
     benchmark: str | tuple[BenchmarkConfig, ...] | None = Field(
         None,
-        description="Folder with annotations.json in CIRCO's format and images/; or named benchmarks, the first decides; the version's held-out split when empty.",
+        description="Folder with annotations.json in CIRCO's format and images/; or named benchmarks, the first decides; the held-out split when empty.",
     )
     template: str = Field("{relative_caption}", description="Query text of a folder or of the held-out split; may use {relative_caption} and {shared_concept}.")
     batch_images: int = Field(128, ge=1, description="Pictures in one call of the model, a count.")

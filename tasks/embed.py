@@ -5,13 +5,16 @@ data/dropped/embed-<encoder>/<batch>-<nnnnn>.parquet. Source: MegaPairs, arXiv:2
 models: picture semantics, picture pattern, caption).
 
 Works shard by shard: a finished one is skipped, parts share them. Within a shard batches follow the table's order, so equal
-shards give equal bytes. Dropped: no_caption (text encoder), bad_vector (zero or not finite). Vectors are float16.
+shards give equal bytes. The next batch's pictures are decoded while the model works on this one; with `embed.preprocess: fast`
+they are prepared there, too. Dropped: no_caption (text encoder), bad_vector (zero, not finite, or not as wide as the rest).
+Vectors are float16.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +31,35 @@ from tasks.takedown import taken_down, withdraw_vectors
 log = logging.getLogger(__name__)
 
 
-def encode_in_batches(items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of all items, a fixed batch at a time.
+def encode_in_batches(
+    items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], batch: int, width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of all items, a fixed batch at a time; the next batch's items are read while this one is encoded.
 
     Args:
-        items: (n) what `encode` takes.
+        items: (n) what `encode` takes; one thread slices it.
         encode: items -> (b, d) float32, unit rows.
         batch: items in one call, a count.
+        width: d of the vectors that are stored already; the first batch's when None.
     Returns:
-        vectors (n, d) float16 and which of them are good, (n,) bool.
+        vectors (n, d) float16 and which of them are good, (n,) bool: of unit length, and as wide as the others.
     """
-    blocks = [encode(items[start : start + batch]) for start in range(0, len(items), batch)]
-    vectors = np.concatenate(blocks).astype(np.float16) if blocks else np.zeros((0, 1), np.float16)
-    return vectors, good_rows(vectors)
+    starts = range(0, len(items), batch)
+    if not starts:
+        return np.zeros((0, width or 1), np.float16), np.zeros(0, bool)
+    blocks, good = [], []
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(items.__getitem__, slice(0, batch))
+        for start in starts:
+            here = coming.result()
+            if start + batch < len(items):
+                coming = ahead.submit(items.__getitem__, slice(start + batch, start + 2 * batch))
+            block = encode(here).astype(np.float16)
+            width = block.shape[1] if width is None else width
+            is_good = good_rows(block) if block.shape[1] == width else np.zeros(len(block), bool)
+            blocks.append(block if block.shape[1] == width else np.zeros((len(block), width), np.float16))
+            good.append(is_good)
+    return np.concatenate(blocks), np.concatenate(good)
 
 
 def shards_of(images: Mapping[str, Sequence[Any]], batch: str) -> dict[str, list[str]]:
@@ -57,16 +76,17 @@ def _dropped(encoder: str, batch: str, ids: Sequence[str], reason: str) -> list[
 
 
 class _Pictures(Sequence[Any]):
-    """A shard's pictures, opened a slice at a time, so that one batch is in memory."""
+    """A shard's pictures, opened a slice at a time, so that two batches are in memory: one encoded, one read ahead."""
 
-    def __init__(self, store: Store, ids: Sequence[str]) -> None:
-        self.store, self.ids = store, ids
+    def __init__(self, ids: Sequence[str], opened: Callable[[str], Any]) -> None:
+        """`opened`: image id -> what the encoder takes."""
+        self.ids, self.opened = ids, opened
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: Any) -> Any:
-        return [self.store.read_image(i) for i in self.ids[index]]
+        return [self.opened(i) for i in self.ids[index]]
 
 
 def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None = None) -> StageReport:
@@ -87,6 +107,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     captions = store.captions() if spec.kind == "text" else {}
     report = StageReport("embed", reused=0 if part and part[0] > 1 else sum(b != batch for b in images["batch"]))
     model: Encoder | None = None
+    width: int | None = None
     store.folder("data", "embeddings", encoder).mkdir(parents=True, exist_ok=True)
     store.folder("data", "dropped", f"embed-{encoder}").mkdir(parents=True, exist_ok=True)
     for number, (shard, ids) in enumerate(shards.items()):
@@ -99,11 +120,14 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         if not marker.exists():
             if model is None:
                 model = load_encoder(spec, config.device, params.open_run.threads)
-                _check_revision(store, encoder, model.revision)
+                width = _check_revision(store, encoder, model.revision)
             if spec.kind == "text":
-                vectors, is_good = encode_in_batches([captions[i] for i in usable], model.encode_texts, config.batch_images)
+                vectors, is_good = encode_in_batches([captions[i] for i in usable], model.encode_texts, config.batch_images, width)
+            elif config.preprocess == "fast" and (preparation := getattr(model, "preparation", None)) is not None:
+                prepared = _Pictures(usable, lambda i, prepare=preparation.prepare: prepare(store.read_image_bytes(i)))  # type: ignore[misc]
+                vectors, is_good = encode_in_batches(prepared, model.encode_prepared, config.batch_images, width)  # type: ignore[attr-defined]
             else:
-                vectors, is_good = encode_in_batches(_Pictures(store, usable), model.encode_images, config.batch_images)
+                vectors, is_good = encode_in_batches(_Pictures(usable, store.read_image), model.encode_images, config.batch_images, width)
             kept = [i for i, good in zip(usable, is_good, strict=True) if good]
             rows = _dropped(encoder, batch, sorted(set(ids) - set(usable), key=ids.index), "no_caption")
             rows += _dropped(encoder, batch, [i for i, good in zip(usable, is_good, strict=True) if not good], "bad_vector")
@@ -118,15 +142,21 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     return report
 
 
-def _check_revision(store: Store, encoder: str, revision: str) -> None:
-    """One index holds vectors of one model."""
+def _check_revision(store: Store, encoder: str, revision: str) -> int | None:
+    """One index holds vectors of one model, as wide as each other. Returns their width; None when there are none yet."""
     import pyarrow.parquet as pq
 
+    width: int | None = None
     for stem in store.embedded_shards(encoder):
-        metadata = pq.read_schema(store.folder("data", "embeddings", encoder, f"{stem}.parquet")).metadata or {}
+        path = store.folder("data", "embeddings", encoder, f"{stem}.parquet")
+        metadata = pq.read_schema(path).metadata or {}
         before = metadata.get(b"revision", b"").decode()
         if before and before != revision:
             raise DataError(
                 f"embed {encoder}: {stem} was embedded with revision {before}, the model is now {revision}; pin the old one, "
                 f"or remove data/embeddings/{encoder} and data/neighbours/{encoder} and embed all batches again"
             )
+        vectors = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        if len(vectors):
+            width = int(vectors.shape[1])
+    return width

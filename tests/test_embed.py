@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,65 @@ def test_the_text_encoder_takes_captions_and_leaves_out_pictures_without(tmp_pat
     report = embed.run(params_for(), store, "caption")
     assert (report.new, report.dropped) == (2, {"no_caption": 1})
     assert store.read_embeddings("caption")[0] == [ids[0], ids[2]]
+
+
+def test_a_vector_of_another_width_is_quarantined_with_its_picture(tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch):
+    store = Store(tmp_path)
+    ids = fill(store, BATCH, [10, 60, 110], ["a"] * 3)
+
+    class Wider(ToyEncoder):
+        def encode_images(self, images: Any) -> np.ndarray:
+            rows = super().encode_images(images)
+            return rows if len(images) == 2 else np.pad(rows, ((0, 0), (0, 1)))
+
+    monkeypatch.setattr(embed, "load_encoder", lambda *_: Wider())
+    report = embed.run(params_for(), store, "semantic")
+    assert report.dropped == {"bad_vector": 1} and store.read_embeddings("semantic")[0] == ids[:2]
+    assert store.read_dropped("embed-semantic").column("key").to_pylist() == ids[2:]
+    later = fill(store, "2026.01.11", [30], ["b"])  # a batch of its own: still not as wide as what is stored
+    assert embed.run(params_for("2026.01.11"), Store(tmp_path), "semantic").dropped == {"bad_vector": 1}
+    assert later[0] not in store.read_embeddings("semantic")[0]
+
+
+def test_the_next_batch_is_read_while_this_one_is_encoded():
+    read, encoded = [], []
+
+    class Items(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index.start)
+            return super().__getitem__(index)
+
+    def encode(some: Any) -> np.ndarray:
+        deadline = time.monotonic() + 10
+        while len(read) < min(len(encoded) + 2, 3) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        encoded.append((list(some), list(read)))
+        return np.eye(8, dtype=np.float32)[list(some)]
+
+    vectors, is_good = embed.encode_in_batches(Items(range(5)), encode, 2)
+    assert encoded == [([0, 1], [0, 2]), ([2, 3], [0, 2, 4]), ([4], [0, 2, 4])]
+    assert np.array_equal(vectors, np.eye(8)[:5]) and is_good.all()
+
+
+def test_fast_preprocessing_gives_nearly_the_stock_processors_vectors(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    store, rows, content = Store(tmp_path), [], b""
+    for n in range(6):
+        cells = Image.fromarray(rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)).resize((320 + 40 * n, 400), Image.Resampling.BICUBIC)
+        out = io.BytesIO()
+        cells.save(out, "JPEG", quality=95)
+        rows.append({"image_id": str(n), "batch": BATCH, "shard": f"{BATCH}-00000.tar", "offset_bytes": len(content), "size_bytes": out.tell()})
+        content += out.getvalue()
+    store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), content)
+    store.write(store.table_path("images", BATCH), rows, "images")
+    vectors = {}
+    for way in ("stock", "fast"):
+        changes = {"open_run": {"batch": BATCH}, "embed": {"preprocess": way}}
+        embed.run(parse_params(resolve(read_raw(Path("params.yaml")), "test", changes)), store, "pattern")
+        vectors[way] = store.read_embeddings("pattern")[1].astype(np.float64)
+        store.folder("data", "embeddings", "pattern", f"{BATCH}-00000.parquet").unlink()
+    assert (vectors["stock"] * vectors["fast"]).sum(axis=1).min() > 0.999
+    assert not np.array_equal(vectors["stock"], vectors["fast"])
 
 
 def test_an_unknown_encoder_is_a_config_error(tmp_path: Path):

@@ -2,18 +2,22 @@
 
 `load_encoder(spec, device, threads)` takes the name or folder of any of them: what the model offers decides. Pictures:
 `get_image_features` where it has that (CLIP, SigLIP), else the first token of the last layer (DINOv2, ViT). Texts:
-`get_text_features`, else the mean of the last layer over the text's tokens (BERT and its kin).
-Processors are Pillow's: no torchvision. Weights are safetensors only; no code from the hub is run.
+`get_text_features`, else what the folder's `1_Pooling/config.json` says (sentence-transformers; BGE: the first token), else the mean of the last
+layer over the text's tokens. SigLIP's texts are padded to its full length, as it was trained (model card of google/siglip-base-patch16-224).
+Processors are Pillow's: no torchvision. Weights are safetensors only; no code from the hub is run. fp16 and bf16 are for GPUs.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.models.preprocess import preparation_of
 from tasks.models.revisions import loading, pick_device, revision_of
 
 if TYPE_CHECKING:
@@ -61,8 +65,9 @@ class TransformersEncoder:
         self.kind = spec.kind
         self.name = spec.model
         self.device = pick_device(device)
+        dtype = getattr(torch, spec.dtype) if self.device.startswith("cuda") else torch.float32
         with loading(spec.model, f"an {spec.kind} encoder" if spec.kind == "image" else "a text encoder"):
-            self.model: Any = AutoModel.from_pretrained(spec.model, revision=spec.revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+            self.model: Any = AutoModel.from_pretrained(spec.model, revision=spec.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False)
             front: Any = AutoImageProcessor if spec.kind == "image" else AutoTokenizer
             self.front: Any = front.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
         self.model.eval().to(self.device)
@@ -71,6 +76,9 @@ class TransformersEncoder:
         limits = [getattr(text_config, "max_position_embeddings", None)]
         if limits[0] is None or not hasattr(self.model, "get_text_features"):  # of BERT's kin some positions are not for tokens
             limits.append(getattr(self.front, "model_max_length", None))
+        self.preparation = preparation_of(self.front) if spec.kind == "image" else None
+        self.is_siglip = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
+        self.pooling = "mean" if spec.kind == "image" or hasattr(self.model, "get_text_features") else pooling_of(spec.model, spec.revision)
         self.max_tokens = min([int(x) for x in limits if isinstance(x, int) and 0 < x < 100_000], default=512)
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
@@ -79,11 +87,24 @@ class TransformersEncoder:
         Raises:
             ConfigError: this is a text encoder.
         """
-        import torch
-
         if self.kind != "image":
             raise ConfigError(f"encoder '{self.name}': kind is 'text', pictures need kind 'image'")
-        pixels = self.front(images=list(images), return_tensors="pt")["pixel_values"].to(self.device)
+        return self._encode_pixels(self.front(images=list(images), return_tensors="pt")["pixel_values"].to(self.device))
+
+    def encode_prepared(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, d) float32, rows of unit length, from what `preparation.prepare` made of stored pictures.
+
+        Raises:
+            ConfigError: this model's processor is of no form that we know.
+        """
+        if self.preparation is None:
+            raise ConfigError(f"encoder '{self.name}': its processor does more than resize, crop and normalise; set embed.preprocess to 'stock'")
+        return self._encode_pixels(self.preparation.normalised(pixels, self.device))
+
+    def _encode_pixels(self, pixels: Any) -> np.ndarray:
+        import torch
+
+        pixels = pixels.to(self.model.dtype)
         with torch.inference_mode():
             if hasattr(self.model, "get_image_features"):
                 out = self.model.get_image_features(pixel_values=pixels)
@@ -102,17 +123,48 @@ class TransformersEncoder:
 
         if self.kind != "text":
             raise ConfigError(f"encoder '{self.name}': kind is 'image', texts need kind 'text'")
-        tokens = self.front(list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(self.device)
+        tokens = self.front(list(texts), padding="max_length" if self.is_siglip else True, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(
+            self.device
+        )
         with torch.inference_mode():
             if hasattr(self.model, "get_text_features"):
-                known = {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
+                names = ("input_ids",) if self.is_siglip else ("input_ids", "attention_mask")
+                known = {k: v for k, v in tokens.items() if k in names}
                 out = self.model.get_text_features(**known)
                 vectors = getattr(out, "pooler_output", out)
             else:
                 states = self.model(**tokens).last_hidden_state  # (n, length, d)
+                if self.pooling == "cls":
+                    return unit_rows(states[:, 0].float().cpu().numpy())
                 mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)
                 vectors = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
         return unit_rows(vectors.float().cpu().numpy())
+
+
+def pooling_of(model: str, revision: str | None = None) -> str:
+    """How a sentence-transformers folder or name pools its tokens, 'cls' or 'mean'; 'mean' for a plain model.
+
+    Raises:
+        ConfigError: another way of pooling, or a layer behind it, that would be left out silently.
+    """
+    from transformers.utils import cached_file
+
+    def read(name: str) -> Any:
+        path = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+
+    layers = [m["type"].rpartition(".")[2] for m in read("modules.json") or []]
+    if other := [name for name in layers if name not in ("Transformer", "Pooling", "Normalize")]:
+        raise ConfigError(f"text encoder '{model}': its modules.json has layers {other}; expected Transformer, Pooling, Normalize")
+    config = read("1_Pooling/config.json") or {}
+    modes = [
+        m for m in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken") if config.get(f"pooling_mode_{m}")
+    ]
+    if not modes or modes == ["mean_tokens"]:
+        return "mean"
+    if modes == ["cls_token"]:
+        return "cls"
+    raise ConfigError(f"text encoder '{model}': pools by {modes}; expected cls_token or mean_tokens")
 
 
 def load_encoder(spec: EncoderConfig, device: str = "auto", threads: int = 1) -> Encoder:
