@@ -1,8 +1,8 @@
 """Multimodal LLMs: pictures and a text in, a reply or a probability of yes out; in process or on a server.
 
 `load_captioner(name)` gives a `Captioner`: `chat` writes (greedy), `yes_probability` reads P(yes) off the first answer
-token. Engines: 'transformers' (any AutoModelForImageTextToText, no torchvision) and 'openai' (an OpenAI-compatible
-server such as `vllm serve`; pictures travel inside the request, as bytes).
+token. Engines: 'transformers' (any AutoModelForImageTextToText, no torchvision), 'openai' (an OpenAI-compatible server
+such as `vllm serve`; tasks/models/served.py) and 'vllm' (its offline engine in this process; tasks/models/vllm_engine.py).
 
 In process, work is sorted by length and cut into fixed batches within one call, so equal calls give equal bytes. For the
 class of SmolVLM (Idefics3) the vision features of a picture are made once a call, whatever number of requests show it,
@@ -11,44 +11,28 @@ and questions about the same pictures share the pictures' part of the attention 
 
 from __future__ import annotations
 
-import base64
-import io
-import random
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tasks.errors import ConfigError, DataError, TransientError
+from tasks.errors import ConfigError, DataError
+from tasks.ledger import Ledger
+from tasks.models.replies import Accounted, Reply, Request
 from tasks.models.revisions import loading, pick_device, revision_of
+from tasks.models.served import ServedCaptioner
+from tasks.models.vllm_engine import VllmCaptioner
+from tasks.request_cache import RequestCache
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+__all__ = ["ENGINES", "Captioner", "LocalCaptioner", "LocalModel", "Reply", "Request", "batches_by_length", "check_engine", "load_captioner"]
+ENGINES = ("transformers", "openai", "vllm")
 ANSWERS = (("yes", "no"), ("Yes", "No"), (" yes", " no"), (" Yes", " No"))  # spellings of yes and no; those of one token each count
 KEPT_BYTES = 256 << 20  # processed pictures kept between calls, bytes
 PASS_BYTES = 48 << 20  # pixels in one pass of the vision tower, bytes: 436 pictures of 96 px, or one of 17 tiles of 512 px
 FAST_ARCHITECTURES = ("idefics3", "smolvlm")  # get_image_features gives the rows that <image> tokens stand for
-
-
-@dataclass(frozen=True)
-class Request:
-    """One user turn: pictures first, then the text."""
-
-    images: tuple[Image, ...]
-    text: str
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model wrote, stripped, and the tokens it took: counts."""
-
-    text: str
-    prompt_tokens: int
-    output_tokens: int
 
 
 class Captioner(Protocol):
@@ -56,6 +40,9 @@ class Captioner(Protocol):
 
     name: str
     revision: str
+    engine: str  # its name and version
+    sampling: str  # JSON
+    spent: Ledger
 
     def chat(self, requests: Sequence[Request]) -> list[Reply]:
         """One greedy reply per request, in order."""
@@ -75,6 +62,10 @@ def load_captioner(
     max_new_tokens: int = 80,
     batch: int = 64,
     question_batch: int = 256,
+    in_flight: int = 16,
+    timeout_s: float = 300.0,
+    seed: int = 0,
+    cache: RequestCache | None = None,
 ) -> Captioner:
     """Load a multimodal LLM, or reach the server that has it.
 
@@ -82,29 +73,39 @@ def load_captioner(
         model: Hugging Face name or local folder; the served model's name for engine 'openai'.
         revision: pinned revision of a name.
         device: auto, cpu, cuda or cuda:N.
-        engine: 'transformers' or 'openai'.
-        url: base URL of the server, ending in /v1.
-        threads: CPU threads of the model, a count; requests in flight are 16 times this many at the server.
+        engine: 'transformers', 'openai' or 'vllm'.
+        url: base URL of the server, ending in /v1; replicas of one model separated by commas.
+        threads: CPU threads of the model, a count.
         max_new_tokens: longest reply, tokens.
         batch: requests in one pass of `chat`, a count.
         question_batch: requests in one pass of `yes_probability`, a count.
+        in_flight: requests in flight at each server, a count.
+        timeout_s: longest that one served reply may take, s.
+        seed: sent to a server or to vLLM; replies are greedy.
+        cache: where replies are kept and looked up first.
     Raises:
         ConfigError: unknown engine, or nothing loadable under that name.
     """
-    if is_served(engine):
-        return ServedCaptioner(model, revision=revision, url=url, in_flight=16 * threads, max_new_tokens=max_new_tokens)
-    return LocalCaptioner(model, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch, question_batch=question_batch)
+    check_engine(engine)
+    if engine == "openai":
+        return ServedCaptioner(
+            model, revision=revision, url=url, in_flight=in_flight, max_new_tokens=max_new_tokens, timeout_s=timeout_s, seed=seed, cache=cache
+        )
+    if engine == "vllm":
+        return VllmCaptioner(model, revision=revision, max_new_tokens=max_new_tokens, seed=seed, cache=cache)
+    return LocalCaptioner(
+        model, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch, question_batch=question_batch, cache=cache
+    )
 
 
-def is_served(engine: str) -> bool:
-    """Whether a server has the model ('openai') or this process loads it ('transformers').
+def check_engine(engine: str) -> None:
+    """Refuse an engine of an unknown name.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: none of ENGINES.
     """
-    if engine not in ("transformers", "openai"):
-        raise ConfigError(f"engine '{engine}': known are 'transformers' and 'openai'")
-    return engine == "openai"
+    if engine not in ENGINES:
+        raise ConfigError(f"engine '{engine}': known are {', '.join(map(repr, ENGINES))}")
 
 
 # --- in process -----------------------------------------------------------------------------------------------------
@@ -126,14 +127,27 @@ class _Picture:
         return tuple(self.inputs["pixel_values"].shape)
 
 
-class LocalModel:
+class LocalModel(Accounted):
     """A transformers model in this process that writes: how it is loaded, and how its tokens become replies."""
 
     tokenizer: Any
 
-    def __init__(self, auto: Any, model: str, *, key: str, revision: str | None, device: str, threads: int, max_new_tokens: int, batch: int) -> None:
+    def __init__(
+        self,
+        auto: Any,
+        model: str,
+        *,
+        key: str,
+        revision: str | None,
+        device: str,
+        threads: int,
+        max_new_tokens: int,
+        batch: int,
+        cache: RequestCache | None = None,
+    ) -> None:
         """Load the weights with `auto`, a transformers Auto class; `key` says in errors which parameter names the model."""
         import torch
+        import transformers
 
         torch.set_num_threads(threads)
         self.name, self.max_new_tokens, self.batch = model, max_new_tokens, batch
@@ -143,6 +157,9 @@ class LocalModel:
             self.model: Any = auto.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         self.model.eval().to(self.device)
         self.revision = revision_of(model, revision, self.model.config)
+        self.is_on_gpu = self.device != "cpu"
+        self._account(f"transformers {transformers.__version__}, torch {torch.__version__}", {"temperature": 0, "max_new_tokens": max_new_tokens}, cache)
+        self._facts = {"batch": batch, "threads": threads, "device": self.device.partition(":")[0]}
 
     def _pad_left(self) -> None:
         """Batches end where the reply begins."""
@@ -166,7 +183,18 @@ class LocalModel:
 class LocalCaptioner(LocalModel):
     """A multimodal transformers model in this process."""
 
-    def __init__(self, model: str, *, revision: str | None, device: str, threads: int, max_new_tokens: int, batch: int, question_batch: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None,
+        device: str,
+        threads: int,
+        max_new_tokens: int,
+        batch: int,
+        question_batch: int,
+        cache: RequestCache | None = None,
+    ) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         key = "an MLLM"
@@ -174,9 +202,8 @@ class LocalCaptioner(LocalModel):
             self.processor: Any = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
         self.tokenizer = self.processor.tokenizer
         self._pad_left()
-        super().__init__(
-            AutoModelForImageTextToText, model, key=key, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch
-        )
+        shared: dict[str, Any] = {"key": key, "revision": revision, "device": device, "threads": threads, "cache": cache}
+        super().__init__(AutoModelForImageTextToText, model, max_new_tokens=max_new_tokens, batch=batch, **shared)
         self.question_batch = question_batch
         self.is_fast = self.model.config.model_type in FAST_ARCHITECTURES
         self._pictures: dict[int, tuple[Image, _Picture]] = {}
@@ -275,7 +302,7 @@ class LocalCaptioner(LocalModel):
         import torch
 
         with torch.inference_mode():
-            return self._chat_fast(requests) if self.is_fast else self._chat_plain(requests)
+            return self._texts("chat", requests, self._facts, lambda: self._chat_fast(requests) if self.is_fast else self._chat_plain(requests))
 
     def _chat_fast(self, requests: Sequence[Request]) -> list[Reply]:
         features, texts = self._features(requests)
@@ -308,8 +335,9 @@ class LocalCaptioner(LocalModel):
         """P(yes) among yes and no at the first answer token, one per request, in order."""
         import torch
 
+        facts = {**self._facts, "batch": self.question_batch}
         with torch.inference_mode():
-            return self._yes_fast(requests) if self.is_fast else self._yes_plain(requests)
+            return self._once("yes", requests, facts, lambda: self._yes_fast(requests) if self.is_fast else self._yes_plain(requests))
 
     def _p_yes(self, logits: torch.Tensor) -> list[float]:
         """(b, vocabulary) -> P(yes), b numbers."""
@@ -322,7 +350,9 @@ class LocalCaptioner(LocalModel):
     def _yes_plain(self, requests: Sequence[Request]) -> list[float]:
         found: dict[int, float] = {}
         for part in batches_by_length([len(r.text) for r in requests], self.question_batch):
-            logits = self.model(**self._plain_inputs([requests[n] for n in part]), logits_to_keep=1).logits[:, -1]
+            inputs = self._plain_inputs([requests[n] for n in part])
+            self.spent.prompt_tokens += int(inputs["attention_mask"].sum())
+            logits = self.model(**inputs, logits_to_keep=1).logits[:, -1]
             found |= dict(zip(part, self._p_yes(logits), strict=True))
         return [found[n] for n in range(len(requests))]
 
@@ -333,6 +363,7 @@ class LocalCaptioner(LocalModel):
         groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, list[int]]]] = {}
         for n, request in enumerate(requests):
             ids = self._ids(self._expanded(request, texts))
+            self.spent.prompt_tokens += len(ids)
             cut = 1 + max((i for i, t in enumerate(ids) if t == image_id), default=-1)
             groups.setdefault((tuple(ids[:cut]), tuple(map(id, request.images))), []).append((n, ids[cut:]))
         by_length: dict[int, list[tuple[tuple[int, ...], list[tuple[int, list[int]]]]]] = {}
@@ -383,113 +414,3 @@ def batches_by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
     """Positions cut into batches of similar length, longest first; ties by position, so equal inputs give equal batches."""
     order = sorted(range(len(lengths)), key=lambda n: (-lengths[n], n))
     return [order[start : start + batch] for start in range(0, len(order), batch)]
-
-
-# --- on a server ----------------------------------------------------------------------------------------------------
-
-
-class ServedCaptioner:
-    """A model behind an OpenAI-compatible server; `revision` is what params pin, for the server does not tell."""
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        revision: str | None,
-        url: str,
-        in_flight: int,
-        max_new_tokens: int,
-        timeout_s: float = 300.0,
-        tries: int = 6,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        import httpx
-
-        self.name, self.revision = model, revision or "served"
-        self.url, self.in_flight, self.max_new_tokens, self.tries = url.rstrip("/"), in_flight, max_new_tokens, tries
-        self._sleep = sleep
-        self._client = httpx.Client(timeout=timeout_s, limits=httpx.Limits(max_connections=in_flight))
-        self._files: dict[int, tuple[Image, str]] = {}
-        self._lock = threading.Lock()
-
-    def _data_url(self, image: Image) -> str:
-        with self._lock:
-            found = self._files.get(id(image))
-            if found is not None and found[0] is image:
-                return found[1]
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=95)
-        text = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-        with self._lock:
-            if len(self._files) >= 4096:
-                self._files.clear()
-            self._files[id(image)] = (image, text)
-        return text
-
-    def _post(self, request: Request, more: dict[str, Any]) -> dict[str, Any]:
-        """One chat completion; waits and tries again on 429, 5xx, broken connections and timeouts.
-
-        Raises:
-            TransientError: still failing after all tries.
-            ConfigError: the server refuses the request (any other 4xx).
-        """
-        import httpx
-
-        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": self._data_url(i)}} for i in request.images]
-        content.append({"type": "text", "text": request.text})
-        body = {"model": self.name, "messages": [{"role": "user", "content": content}], "temperature": 0, **more}
-        problem = ""
-        for attempt in range(self.tries):
-            if attempt:
-                self._sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.7, 1.3))
-            try:
-                response = self._client.post(f"{self.url}/chat/completions", json=body)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
-                continue
-            if response.status_code == 429 or response.status_code >= 500:
-                problem = f"{response.status_code} {response.text[:200]}"
-                continue
-            if response.status_code != 200:
-                raise ConfigError(f"{self.url}: the server refuses the request for '{self.name}': {response.status_code} {response.text[:300]}")
-            try:
-                answer: dict[str, Any] = response.json()
-                answer["choices"][0]["message"]
-            except (ValueError, KeyError, IndexError, TypeError):
-                problem = f"not a chat completion: {response.text[:200]}"
-                continue
-            return answer
-        raise TransientError(f"{self.url}: no reply for '{self.name}' after {self.tries} tries ({problem}); is the server up and is it serving that model?")
-
-    def _each(self, requests: Sequence[Request], more: dict[str, Any]) -> list[dict[str, Any]]:
-        with ThreadPoolExecutor(self.in_flight) as pool:
-            return list(pool.map(lambda r: self._post(r, more), requests))
-
-    def chat(self, requests: Sequence[Request]) -> list[Reply]:
-        """One greedy reply per request, in order."""
-        replies = []
-        for answer in self._each(requests, {"max_tokens": self.max_new_tokens}):
-            used = answer.get("usage") or {}
-            text = answer["choices"][0]["message"].get("content") or ""
-            replies.append(Reply(text.strip(), int(used.get("prompt_tokens", 0)), int(used.get("completion_tokens", 0))))
-        return replies
-
-    def yes_probability(self, requests: Sequence[Request]) -> list[float]:
-        """P(yes) among yes and no at the first answer token; 0 where neither is among the 20 likeliest."""
-        answers = self._each(requests, {"max_tokens": 1, "logprobs": True, "top_logprobs": 20})
-        return [self._p_yes(answer) for answer in answers]
-
-    def _p_yes(self, answer: dict[str, Any]) -> float:
-        import math
-
-        try:
-            likely = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        except (KeyError, IndexError, TypeError):
-            raise ConfigError(f"{self.url}: '{self.name}' gives no top_logprobs, which judging reads; serve it with logprobs on") from None
-        sums = {"yes": 0.0, "no": 0.0}
-        for token in likely:
-            word = str(token["token"]).strip().lower()
-            if word in sums:
-                sums[word] += math.exp(token["logprob"])
-        total = sums["yes"] + sums["no"]
-        return sums["yes"] / total if total else 0.0

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.models.captioner import Captioner, Request
+from tasks.models.captioner import Captioner
+from tasks.models.replies import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -80,8 +80,8 @@ def test_a_text_that_brings_an_image_token_of_its_own_is_refused(model: LocalCap
 def test_what_cannot_be_loaded_says_so(tmp_path: Path):
     with pytest.raises(ConfigError, match="cannot be loaded"):
         load_captioner(str(tmp_path))
-    with pytest.raises(ConfigError, match="'transformers' and 'openai'"):
-        load_captioner("x", engine="vllm")
+    with pytest.raises(ConfigError, match="known are 'transformers', 'openai', 'vllm'"):
+        load_captioner("x", engine="llama.cpp")
 
 
 def test_the_writer_answers_in_order_and_equal_prompts_once():

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tasks.errors import ConfigError, TransientError
-from tasks.models.captioner import Reply, Request, ServedCaptioner
+from tasks.models.captioner import Reply, Request
+from tasks.models.served import ServedCaptioner
 from tasks.models.writer import load_writer
 
 Answer = tuple[int, dict]
