@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 EXPLAINED = {
     "empty_reply": "it is empty",
@@ -18,8 +19,52 @@ EXPLAINED = {
     "not_text": "it is not a sentence of plain text",
     "names_a_file": "it names a file or a web address",
     "same_as_another": "it says the same as another answer",
-    "leaks_target": "it repeats the whole caption of the target picture",
+    "leaks_target": "it repeats the caption of the target picture",
+    "wrong_language": "it is in another language than asked for",
+    "copy_of_demonstration": "it repeats an example instead of what the pictures show",
+    "speaks_to_model": "it passes on an order to a reader or a model instead of what the pictures show",
+    "not_json": "it is not the JSON object that was asked for, with all its fields",
 }
+
+KINDS = ("attribute", "added", "removed", "replaced", "count", "position", "background", "style", "viewpoint", "action", "text")
+DESCRIPTION_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["shared", "differences", "prose"],
+    "properties": {
+        "shared": {"type": "string", "maxLength": 400},
+        "differences": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 8,
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["kind", "what"],
+                "properties": {"kind": {"enum": list(KINDS)}, "what": {"type": "string", "maxLength": 200}},
+            },
+        },
+        "prose": {"type": "string", "maxLength": 1200},
+    },
+}
+
+_ORDERS = re.compile(
+    r"\b(?:ignore|disregard|forget|override)\b.{0,20}\b(?:previous|prior|above|earlier|preceding|your|these|all)\b.{0,20}\b(?:instructions?|prompts?|rules?|orders?|text)\b|"
+    r"\b(?:system|developer) (?:prompt|message|mode)\b|^\s*(?:system|assistant|user|human)\s*:|\byou (?:are|must) now\b|\bnew instructions?\b|"
+    r"\b(?:answer|reply|respond|say|output|print|write)\b.{0,20}\b(?:only|with|exactly|always)\b.{0,12}\b(?:yes|no|hacked|pwned)\b|\b(?:jailbreak|pwned|hacked)\b",
+    re.IGNORECASE,
+)
+# Words of a language that others do not share, and its script: enough to tell a reply in the wrong one, not to name any.
+_WORDS = {
+    "en": {"the", "with", "and", "of", "instead", "is", "what", "same"},
+    "de": {"der", "die", "das", "und", "mit", "statt", "ist", "ein", "eine", "nicht"},
+    "fr": {"le", "les", "des", "une", "avec", "et", "est", "dans", "sur"},
+    "es": {"el", "los", "las", "una", "con", "y", "es", "pero"},
+    "it": {"il", "gli", "una", "con", "che", "della", "invece"},
+    "pt": {"os", "uma", "com", "em", "mas", "não"},
+    "nl": {"het", "een", "met", "en", "van", "niet"},
+}
+_SCRIPTS = {"zh": "CJK", "ja": "CJK|HIRAGANA|KATAKANA", "ko": "HANGUL", "ru": "CYRILLIC", "uk": "CYRILLIC", "ar": "ARABIC", "hi": "DEVANAGARI", "el": "GREEK"}
 
 _REFUSALS = re.compile(
     r"\b(i(?:'m| am) (?:sorry|unable|not able)|i (?:cannot|can't|can not|won't|am an? (?:ai|language model))|as an? (?:ai|language model|assistant)|"
@@ -46,7 +91,17 @@ def cleaned(text: str) -> str:
     return text
 
 
-def problem(text: str, *, max_chars: int, prompt: str = "", others: Sequence[str] = (), target_caption: str | None = None) -> str | None:
+def problem(
+    text: str,
+    *,
+    max_chars: int,
+    prompt: str = "",
+    others: Sequence[str] = (),
+    target_caption: str | None = None,
+    leak_share: float | None = None,
+    language: str | None = None,
+    demonstrations: Sequence[str] = (),
+) -> str | None:
     """The first reason why a reply cannot be used, or None.
 
     Args:
@@ -55,6 +110,9 @@ def problem(text: str, *, max_chars: int, prompt: str = "", others: Sequence[str
         prompt: what was asked; a reply that holds it, or a line of it of 6 words or more, copies it.
         others: replies that stand already; one that says the same is no new one.
         target_caption: caption of the target picture; a reply that holds all of it (4 words or more) needs no query picture.
+        leak_share: share of that caption's words from which a reply leaks it, whatever their order; only the whole when None.
+        language: ISO 639-1 code that the reply must be in; unchecked when None or unknown.
+        demonstrations: texts shown as examples; a reply that is one of them copies it.
     Returns:
         A key of `EXPLAINED`.
     """
@@ -67,15 +125,70 @@ def problem(text: str, *, max_chars: int, prompt: str = "", others: Sequence[str
         return "not_text"
     if _REFUSALS.search(text):
         return "refused"
+    if _ORDERS.search(text):
+        return "speaks_to_model"
     if _FILE.search(text):
         return "names_a_file"
+    if language is not None and is_foreign(text, language):
+        return "wrong_language"
+    if words in {plain(other) for other in demonstrations}:
+        return "copy_of_demonstration"
     if any(holds(words, plain(line)) for line in prompt.splitlines() if len(plain(line).split()) >= 6) or (prompt and words == plain(prompt)):
         return "copy_of_prompt"
     if words in {plain(other) for other in others}:
         return "same_as_another"
-    if target_caption is not None and len(plain(target_caption).split()) >= 4 and holds(words, plain(target_caption)):
+    if target_caption is not None and leaks(words, plain(target_caption), leak_share):
         return "leaks_target"
     return None
+
+
+def leaks(words: str, caption: str, share: float | None) -> bool:
+    """Whether a plain text gives a plain caption of 4 words or more away: all of it, or `share` of its different words."""
+    wanted = set(caption.split())
+    if len(caption.split()) < 4:
+        return False
+    return holds(words, caption) or (share is not None and len(wanted & set(words.split())) >= share * len(wanted))
+
+
+def is_foreign(text: str, language: str) -> bool:
+    """Whether a text is surely not in `language`: most letters of another script, or words of another language and none of its own."""
+    names = [unicodedata.name(c, "") for c in text if c.isalpha()]
+    script = _SCRIPTS.get(language, "LATIN" if language in _WORDS else None)
+    if script is None or not names:
+        return False
+    if sum(name.startswith(tuple(script.split("|"))) for name in names) < 0.5 * len(names):
+        return True
+    words = plain(text).split()
+    if language not in _WORDS or len(words) < 6 or any(w in _WORDS[language] for w in words):
+        return False
+    return any(sum(w in others for w in words) >= 2 for code, others in _WORDS.items() if code != language)
+
+
+def described(text: str) -> tuple[str, list[str]] | None:
+    """(prose, ['kind: what', ...]) of a reply that must follow DESCRIPTION_SCHEMA; None where it does not."""
+    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(found, Mapping) or set(found) != {"shared", "differences", "prose"}:
+        return None
+    items = found["differences"]
+    if not (isinstance(found["shared"], str) and isinstance(found["prose"], str) and isinstance(items, list) and 1 <= len(items) <= 8):
+        return None
+    for item in items:
+        if not isinstance(item, Mapping) or set(item) != {"kind", "what"} or item["kind"] not in KINDS or not isinstance(item["what"], str):
+            return None
+    return cleaned(found["prose"]), [f"{item['kind']}: {cleaned(item['what'])}" for item in items]
+
+
+def shared_by_many(texts: Sequence[Sequence[str]], most: int) -> set[str]:
+    """Plain texts that stand at more than `most` of the rows; a row counts once."""
+    rows: dict[str, int] = {}
+    for row in texts:
+        for words in {plain(text) for text in row}:
+            rows[words] = rows.get(words, 0) + 1
+    return {words for words, count in rows.items() if count > most}
 
 
 def holds(words: str, part: str) -> bool:

@@ -116,12 +116,12 @@ class SelectConfig(Section):
 
 
 class CaptionConfig(Section):
-    engine: Literal["transformers", "openai"] = Field("transformers", description="In process, or an OpenAI-compatible server (vLLM).")
+    engine: Literal["transformers", "openai", "vllm"] = Field("transformers", description="In process, an OpenAI-compatible server, or vLLM in process.")
     model: str = Field(description="MLLM that describes pairs: Hugging Face name or folder.")
     revision: str | None = Field(None, description="Pinned revision of the MLLM.")
     writer: str = Field(description="LLM that turns a description into instructions: Hugging Face name or folder.")
     writer_revision: str | None = Field(None, description="Pinned revision of the LLM.")
-    url: str = Field("http://127.0.0.1:8000/v1", description="Base URL of the server that serves the MLLM, for engine 'openai'.")
+    url: str = Field("http://127.0.0.1:8000/v1", description="Base URL of the server that serves the MLLM, for engine 'openai'; replicas separated by commas.")
     writer_url: str = Field("http://127.0.0.1:8001/v1", description="Base URL of the server that serves the LLM, for engine 'openai'.")
     prompts: str = Field("tiny", description="Folder below tasks/prompts with the prompt texts.")
     styles: tuple[str, ...] = Field(
@@ -133,11 +133,21 @@ class CaptionConfig(Section):
     batch_pairs: int = Field(64, ge=1, description="Pairs in one call of the model, a count.")
     chunk_pairs: int = Field(256, ge=1, description="Pairs in one file; the unit of resuming and of parts, a count.")
     parts: int = Field(1, ge=1, description="Mapped tasks that share the work in Airflow, a count.")
+    in_flight: int = Field(16, ge=1, description="Requests at one server at once, a count; fewer while it says busy.")
+    timeout_s: float = Field(300.0, gt=0, description="Longest that a served reply may take before it is asked for again, s.")
+    languages: tuple[str, ...] = Field(("en",), min_length=1, description="Languages of the instructions, ISO 639-1; each pair gets one, drawn by the seed.")
+    demonstrations: int = Field(5, ge=0, description="Demonstrations shown to the writer, drawn by the seed for each pair, where write.txt has room for them.")
+    leak_share: float | None = Field(None, gt=0, le=1, description="A text with at least this share of the target's caption's words leaks it; off when empty.")
+    same_text_pairs: int | None = Field(None, ge=1, description="A text that more pairs of one chunk share is about none of them, a count; off when empty.")
+    canaries: str | None = Field(None, description="Folder with canaries.csv (query, target, expect): pairs whose difference is known, shown in each part.")
+    canaries_min: float = Field(0.6, ge=0, le=1, description="Least share of canaries whose description says the difference; below it the part fails.")
+    blank_max: float = Field(0.34, ge=0, le=1, description="Most canaries that a description of two blank pictures may fit, a share; above it the part fails.")
+    budget_tokens: int | None = Field(None, ge=1, description="Tokens that one run may spend on captions; its parts stop politely there. No limit when empty.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 
 class JudgeConfig(Section):
-    engine: Literal["transformers", "openai"] = Field("transformers", description="In process, or an OpenAI-compatible server (vLLM).")
+    engine: Literal["transformers", "openai", "vllm"] = Field("transformers", description="In process, an OpenAI-compatible server, or vLLM in process.")
     url: str = Field("http://127.0.0.1:8000/v1", description="Base URL of the server that serves the judge, for engine 'openai'.")
     model: str = Field(description="MLLM that judges: Hugging Face name or folder.")
     revision: str | None = Field(None, description="Pinned revision.")
@@ -147,6 +157,17 @@ class JudgeConfig(Section):
     batch_questions: int = Field(256, ge=1, description="Questions in one call of the model, a count.")
     chunk_pairs: int = Field(256, ge=1, description="Pairs in one file; the unit of resuming and of parts, a count.")
     parts: int = Field(1, ge=1, description="Mapped tasks that share the work in Airflow, a count.")
+    in_flight: int = Field(16, ge=1, description="Requests at one server at once, a count; fewer while it says busy.")
+    timeout_s: float = Field(300.0, gt=0, description="Longest that a served reply may take before it is asked for again, s.")
+    negative_margin: float | None = Field(None, ge=0, le=1, description="A negative above the target's P(yes) minus this is a false one too; off when empty.")
+    negatives: int | None = Field(None, ge=1, description="Mined negatives of a triplet, a count: more candidates stand in for false ones. All when empty.")
+    labelled: str | None = Field(None, description="CSV or Parquet (query, candidate, instruction, fits) that judges the judge before it judges.")
+    accuracy_min: float = Field(0.75, ge=0, le=1, description="Least share of `labelled` that it must get right at `threshold`; below it the part fails.")
+    false_yes_max: float = Field(0.2, ge=0, le=1, description="Most of the wrong candidates in `labelled` that it may take, a share; above it the part fails.")
+    shortcut_share_max: float | None = Field(
+        None, ge=0, le=1, description="Most triplets of a chunk that one modality alone may solve, a share; the rest are dropped. Only tagged when empty."
+    )
+    shortcut_pictures: int = Field(20_000, ge=2, description="Pictures of the batch that text or picture alone must find the target among, at most, a count.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 

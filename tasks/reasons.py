@@ -28,7 +28,12 @@ REASONS: dict[str, dict[str, str]] = {
         "not_text": "no sentence: a word over and over, marks, code",
         "names_a_file": "the reply names a file or an address",
         "same_as_another": "its instructions say the same",
-        "leaks_target": "the reply repeats the target's whole caption",
+        "leaks_target": "the reply repeats the target's caption",
+        "wrong_language": "the reply is in another language, twice",
+        "copy_of_demonstration": "the reply repeats an example",
+        "speaks_to_model": "the reply passes on an order, as painted into a picture",
+        "not_json": "no JSON object of the schema, twice",
+        "same_for_many": "many pairs have the very same text",
         "too_few_instructions": "fewer than caption.instructions_min",
     },
     "judge": {
@@ -39,6 +44,7 @@ REASONS: dict[str, dict[str, str]] = {
         "query_fits": "a text: the query picture itself meets it",
         "partial_fits": "a text: it states one change of several, and a negative meets it",
         "false_negative": "a negative that meets the instruction",
+        "shortcut": "a pair: text or picture alone finds its target, and there are enough such",
     },
 }
 
