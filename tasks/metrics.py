@@ -33,6 +33,20 @@ def rank_gallery(queries: np.ndarray, gallery: np.ndarray, top: int) -> np.ndarr
     return out
 
 
+def average_precisions(ranked: Sequence[int | str], right: Sequence[int | str], ranks: Sequence[int] = RANKS) -> dict[str, float]:
+    """map_at_K of one query: its AP@K, 0..1.
+
+    Args:
+        ranked: picture ids, best first, each once.
+        right: all right picture ids, at least one.
+        ranks: the K.
+    """
+    answers = set(right)
+    hits = np.array([picture in answers for picture in ranked], bool)
+    precisions = np.cumsum(hits) * hits / np.arange(1, len(hits) + 1)
+    return {f"map_at_{k}": float(precisions[:k].sum()) / min(len(answers), k) for k in ranks}
+
+
 def score(
     predictions: Mapping[int, Sequence[int | str]],
     ground_truths: Mapping[int, Sequence[int | str]],
@@ -61,10 +75,8 @@ def score(
         right = set(ground_truths[query])
         if not right:
             raise DataError(f"query {query}: no ground truth")
-        hits = np.array([picture in right for picture in ranked], bool)
-        precisions = np.cumsum(hits) * hits / np.arange(1, len(hits) + 1)
-        for k in ranks:
-            sums[f"map_at_{k}"] += float(precisions[:k].sum()) / min(len(right), k)
+        for name, value in average_precisions(ranked, tuple(right), ranks).items():
+            sums[name] += value
         for k in recall_ranks:
             sums[f"recall_at_{k}"] += float(targets[query] in ranked[:k])
     return {name: total / max(1, len(predictions)) for name, total in sums.items()}

@@ -100,14 +100,18 @@ def absolute(path: str, root: Path) -> str:
 def located(raw: dict[str, Any], root: Path) -> dict[str, Any]:
     """Resolved parameters with source, benchmark and truth paths absolute, relative ones below `root`."""
     sources = [{**s, "path": absolute(s["path"], root)} for s in raw["ingest"].get("sources") or []]
-    evaluate = {k: absolute(raw["evaluate"][k], root) for k in ("benchmark", "truth") if raw["evaluate"].get(k)}
+    evaluate: dict[str, Any] = {k: absolute(raw["evaluate"][k], root) for k in ("benchmark", "truth") if isinstance(raw["evaluate"].get(k), str)}
+    if isinstance(named := raw["evaluate"].get("benchmark"), list):
+        evaluate["benchmark"] = [{**b, "path": absolute(b["path"], root)} if isinstance(b, dict) and isinstance(b.get("path"), str) else b for b in named]
     return overlay(raw, {"ingest": {"sources": sources}, "evaluate": evaluate})
 
 
 def check_places(params: Params, kind: Kind) -> None:
     """Refuse folders that are not there before any work starts."""
     wanted = {f"ingest.sources.{s.name}": s.path for s in params.ingest.sources} if kind == "dataset" else {}
-    for name, path in (("benchmark", params.evaluate.benchmark), ("truth", params.evaluate.truth)):
+    benchmark = params.evaluate.benchmark or ()
+    named = {"benchmark": benchmark} if isinstance(benchmark, str) else {f"benchmark.{b.name}": b.path for b in benchmark}
+    for name, path in {**named, "truth": params.evaluate.truth}.items():
         if path and kind == "model":
             wanted[f"evaluate.{name}"] = path
     for name, path in wanted.items():

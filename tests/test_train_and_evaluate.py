@@ -167,7 +167,8 @@ def test_a_benchmark_in_circos_format(tmp_path: Path, base_model: Path):
     annotation = {"id": 0, "reference_img_id": 0, "target_img_id": 2, "gt_img_ids": [2, 3], "relative_caption": "make it blue", "shared_concept": "a star"}
     (tmp_path / "annotations.json").write_text(json.dumps([annotation]))
     benchmark = tasks.evaluate.read_benchmark(tmp_path, "find {shared_concept} but {relative_caption}")
-    assert benchmark.texts == ["find a star but make it blue"] and benchmark.gallery == ["0", "1", "2", "3"] and benchmark.ground_truths == [["2", "3"]]
+    (task,) = benchmark.tasks
+    assert [(q.text, q.right) for q in task.queries] == [("find a star but make it blue", ("2", "3"))] and task.gallery == ["0", "1", "2", "3"]
     scores = tasks.evaluate.measure(Retriever(str(base_model), device="cpu"), benchmark, batch=3)
     assert scores["image_only"]["recall_at_1"] == 0 and scores["composed"]["recall_at_5"] == 1 and 0 < scores["text_only"]["map_at_5"] <= 1
     with pytest.raises(ConfigError, match="relative_caption"):

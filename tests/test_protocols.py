@@ -1,0 +1,370 @@
+"""Readers and protocols against the official definitions, written out below on the raw annotation files.
+
+Each test runs on a small benchmark that is made here in the official form, and on the official files where ../shared has them:
+a perfect model, a random one, and for CIRCO the benchmark's own example submission.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tasks.errors import ConfigError, DataError
+from tasks.protocols import PROTOCOLS, Benchmark, Prediction, Query, Task
+from tasks.protocols.base import filled
+from tasks.protocols.genecis import cut_out
+
+SHARED = Path("../shared/benchmarks")
+WORDS = ("red", "blue", "two more", "no dog", "night")
+
+
+# --- benchmarks in the official form ----------------------------------------------------------------------------------
+
+
+def dump(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def circo_folder(folder: Path, annotations: list[dict[str, Any]] | None) -> Path:
+    rng = random.Random(1)
+    ids = sorted(rng.sample(range(10, 100_000), 90))
+    if annotations is None:
+        annotations = []
+        for n in range(25):
+            reference, *right = rng.sample(ids, rng.randint(2, 6))
+            annotations.append({"reference_img_id": reference, "target_img_id": right[0], "relative_caption": rng.choice(WORDS), "id": n, "gt_img_ids": right})
+            annotations[-1] |= {"shared_concept": f"a {rng.choice(WORDS)} thing", "semantic_aspects": []}
+    named = sorted({i for a in annotations for i in (a["reference_img_id"], *a["gt_img_ids"])} | set(ids))
+    dump(folder / "annotations" / "val.json", annotations)
+    hidden = [{k: v for k, v in a.items() if k not in ("target_img_id", "gt_img_ids")} for a in annotations]
+    dump(folder / "annotations" / "test.json", hidden)
+    dump(folder / "COCO2017_unlabeled" / "annotations" / "image_info_unlabeled2017.json", {"images": [{"id": i} for i in named]})
+    (folder / "COCO2017_unlabeled" / "unlabeled2017").mkdir()
+    return folder
+
+
+def cirr_folder(folder: Path) -> Path:
+    rng = random.Random(2)
+    groups = [[f"dev-{g}-{m}-img0" for m in range(6)] for g in range(12)]
+    rows = []
+    for n in range(30):
+        members = rng.choice(groups)
+        reference, target = rng.sample(members, 2)
+        group = {"id": n, "members": members, "reference_rank": 0, "target_rank": 1}
+        rows.append(
+            {"pairid": 7 * n, "reference": reference, "target_hard": target, "target_soft": {target: 1.0}, "caption": rng.choice(WORDS), "img_set": group}
+        )
+    paths = {i: f"./dev/{i}.png" for g in groups for i in g}
+    for split in ("val", "test1"):
+        shown = rows if split == "val" else [{k: v for k, v in r.items() if not k.startswith("target")} for r in rows]
+        dump(folder / "captions" / f"cap.rc2.{split}.json", shown)
+        dump(folder / "image_splits" / f"split.rc2.{split}.json", paths)
+    return folder
+
+
+def fashioniq_folder(folder: Path) -> Path:
+    rng = random.Random(3)
+    for category in ("dress", "shirt", "toptee"):
+        gallery = [f"B{category[0].upper()}{n:04d}" for n in range(rng.randint(60, 90))]
+        pairs = [rng.sample(gallery, 2) for _ in range(rng.randint(15, 25))]
+        dump(folder / f"captions/cap.{category}.val.json", [{"target": t, "candidate": c, "captions": rng.sample(WORDS, 2)} for t, c in pairs])
+        dump(folder / f"image_splits/split.{category}.val.json", gallery)
+    return folder
+
+
+def genecis_folder(folder: Path) -> Path:
+    rng = random.Random(4)
+
+    def coco(n: int) -> dict[str, Any]:
+        return {"val_image_id": n}
+
+    def genome(n: int) -> dict[str, Any]:
+        return {"image_id": n, "instance_bbox": [n % 7, 2, 10, 12]}
+
+    for task, make in (("focus_object", coco), ("change_object", coco), ("focus_attribute", genome), ("change_attribute", genome)):
+        rows = []
+        for n in range(20):
+            reference, target, *others = rng.sample(range(500), 11 if make is genome and n == 3 else 16)  # one odd gallery: the official loader leaves it out
+            if n == 5:
+                others[3] = target  # as one query of change_object has it
+            rows.append({"reference": make(reference), "target": make(target), "gallery": [make(o) for o in others], "condition": rng.choice(WORDS)})
+        dump(folder / f"genecis/{task}.json", rows)
+    return folder
+
+
+MADE = {"circo": lambda f: circo_folder(f, None), "cirr": cirr_folder, "fashioniq": fashioniq_folder, "genecis": genecis_folder}
+
+
+@pytest.fixture(params=["made", "official"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """protocol -> a folder with its files."""
+
+    def place(protocol: str) -> Path:
+        if request.param == "made":
+            return MADE[protocol](tmp_path)
+        if not SHARED.is_dir():
+            pytest.skip(f"{SHARED} is not here; the benchmark made in its form runs the same test")
+        if protocol == "circo":
+            return circo_folder(tmp_path, json.loads((SHARED / "circo/val.json").read_text()))
+        return SHARED / protocol
+
+    return place
+
+
+# --- the official definitions, written out on the raw files -----------------------------------------------------------
+
+
+def raw(folder: Path, *names: str) -> Any:
+    return json.loads(next(p for n in names if (p := folder / n).exists()).read_text())
+
+
+def naive_circo(folder: Path, similarity: "Model", gallery: list[str]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    ids = np.array([int(g) for g in gallery])
+    for n, a in enumerate(raw(folder, "annotations/val.json")):
+        predictions = ids[np.argsort(-similarity(0, n), kind="stable")][:50]
+        labels = np.isin(predictions, a["gt_img_ids"])
+        precisions = np.cumsum(labels) * labels / np.arange(1, 51)[: len(labels)]
+        for k in (5, 10, 25, 50):
+            found.setdefault(f"map_at_{k}", []).append(np.sum(precisions[:k]) / min(len(a["gt_img_ids"]), k))
+        for k in (1, 5, 10, 25, 50):
+            found.setdefault(f"recall_at_{k}", []).append(a["target_img_id"] in predictions[:k])
+    return {name: float(np.mean(v)) for name, v in found.items()}
+
+
+def naive_cirr(folder: Path, similarity: "Model", gallery: list[str]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for n, a in enumerate(raw(folder, "captions/cap.rc2.val.json", "cap.rc2.val.json")):
+        names = np.array(gallery)[np.argsort(-similarity(0, n), kind="stable")]
+        names = names[names != a["reference"]]
+        for k in (1, 5, 10, 50):
+            found.setdefault(f"recall_at_{k}", []).append(bool((names[:k] == a["target_hard"]).any()))
+        inside = names[np.isin(names, a["img_set"]["members"])]
+        assert len(inside) == 5
+        for k in (1, 2, 3):
+            found.setdefault(f"recall_subset_at_{k}", []).append(bool((inside[:k] == a["target_hard"]).any()))
+    return {name: float(np.mean(v)) for name, v in found.items()}
+
+
+def naive_fashioniq(folder: Path, similarity: "Model", gallery: list[str]) -> dict[str, float]:
+    by_category: dict[str, list[float]] = {}
+    for t, category in enumerate(("dress", "shirt", "toptee")):
+        split = np.array(raw(folder, f"image_splits/split.{category}.val.json", f"split.{category}.val.json"))
+        queries = raw(folder, f"captions/cap.{category}.val.json", f"cap.{category}.val.json")
+        scores = [(similarity(t, n), int(np.flatnonzero(split == a["target"])[0])) for n, a in enumerate(queries)]
+        places = [int((row > row[target]).sum()) for row, target in scores]
+        for k in (10, 50):
+            by_category.setdefault(f"recall_at_{k}", []).append(float(np.mean([p < k for p in places])))
+    return {name: sum(v) / 3 for name, v in by_category.items()}
+
+
+def naive_genecis(folder: Path, similarity: "Model", gallery: list[str]) -> dict[str, float]:
+    by_task: dict[str, list[float]] = {}
+    t = 0
+    for task in ("focus_attribute", "change_attribute", "focus_object", "change_object"):
+        if not any((folder / p / f"{task}.json").exists() for p in ("genecis", ".")):
+            continue
+        rows = raw(folder, f"genecis/{task}.json", f"{task}.json")
+        sizes = [len(r["gallery"]) for r in rows]
+        rows = [r for r in rows if len(r["gallery"]) == max(set(sizes), key=sizes.count)]
+        ranks = []
+        for n, r in enumerate(rows):
+            scores = similarity.of(t, n, [identity(c) for c in (r["target"], *r["gallery"])])
+            ranks.append(sum(s >= scores[0] for s in scores[1:]))  # ties are lost
+        for k in (1, 2, 3):
+            by_task.setdefault(f"recall_at_{k}", []).append(float(np.mean([rank < k for rank in ranks])))
+        t += 1
+    return {name: float(np.mean(v)) for name, v in by_task.items()}
+
+
+def identity(entry: dict[str, Any]) -> str:
+    return str(entry["val_image_id"]) if "val_image_id" in entry else f"{entry['image_id']}:" + ",".join(map(str, entry["instance_bbox"]))
+
+
+NAIVE = {"circo": naive_circo, "cirr": naive_cirr, "fashioniq": naive_fashioniq, "genecis": naive_genecis}
+
+
+class Model:
+    """Similarities of a made-up model: random, or with every right answer above all else."""
+
+    def __init__(self, benchmark: Benchmark, *, is_perfect: bool) -> None:
+        self.tasks, self.is_perfect = benchmark.tasks, is_perfect
+
+    def __call__(self, task: int, query: int) -> np.ndarray:
+        scores = np.random.default_rng([task, query]).random(len(self.tasks[task].gallery))
+        if self.is_perfect:
+            scores[[self.tasks[task].place[key] for key in self.tasks[task].queries[query].right]] += 1
+        for key, n in self.tasks[task].place.items():
+            if key.endswith("#copy"):  # a candidate with the target's own picture
+                scores[n] = scores[self.tasks[task].place[key.removesuffix("#copy")]]
+        return scores
+
+    def of(self, task: int, query: int, keys: list[str]) -> list[float]:
+        scores = self(task, query)
+        return [scores[self.tasks[task].place[key]] for key in keys]
+
+
+def scores_of(benchmark: Benchmark, model: Model) -> dict[str, float]:
+    """What our protocol makes of the model: mean over queries, then over tasks."""
+    protocol = PROTOCOLS[benchmark.protocol]
+    rows = [
+        [protocol.measure(q, protocol.predict(task, q, model(t, n))) for n, q in enumerate(task.queries)]
+        for t, task in enumerate(benchmark.tasks)
+    ]  # fmt: skip
+    return {name: float(np.mean([np.mean([r[name] for r in task]) for task in rows])) for name in rows[0][0]}
+
+
+@pytest.mark.parametrize("protocol", sorted(NAIVE))
+@pytest.mark.parametrize("is_perfect", [True, False], ids=["perfect", "random"])
+def test_scores_are_the_official_ones(protocol: str, is_perfect: bool, folder: Any):
+    place = folder(protocol)
+    benchmark = PROTOCOLS[protocol].read(place, "val", None, "b")
+    model = Model(benchmark, is_perfect=is_perfect)
+    ours, official = scores_of(benchmark, model), NAIVE[protocol](place, model, benchmark.tasks[0].gallery)
+    assert set(ours) == set(official) and PROTOCOLS[protocol].main in ours
+    assert ours == pytest.approx(official, abs=1e-6)
+    # one query of GeneCIS' change_object names its target's picture twice: a tie that is lost
+    assert ours[PROTOCOLS[protocol].main] > 0.94 if is_perfect else ours[PROTOCOLS[protocol].main] < 0.5
+
+
+def test_circos_example_submission(folder: Any):
+    place = folder("circo")
+    benchmark = PROTOCOLS["circo"].read(place, "val", None, "circo")
+    (task,) = benchmark.tasks
+    if (SHARED / "circo").is_dir() and len(task.queries) == 220:
+        submitted = json.loads((SHARED / "circo/submission_val.json").read_text())
+    else:
+        model = Model(benchmark, is_perfect=False)
+        predicted = [(q, PROTOCOLS["circo"].predict(task, q, model(0, n))) for n, q in enumerate(task.queries)]
+        assert PROTOCOLS["circo"].submission
+        submitted = PROTOCOLS["circo"].submission(predicted)["circo.json"]
+    truth = {str(a["id"]): a for a in raw(place, "annotations/val.json")}
+    assert set(submitted) == set(truth) and all(len(set(v)) == 50 for v in submitted.values())
+    ours = [PROTOCOLS["circo"].measure(q, Prediction([str(i) for i in submitted[q.query_id]])) for q in task.queries]
+    for k in (5, 10, 25, 50):
+        aps = []
+        for query, ids in submitted.items():
+            right = truth[query]["gt_img_ids"]
+            precisions = [sum(i in right for i in ids[: n + 1]) / (n + 1) for n in range(k) if ids[n] in right]
+            aps.append(sum(precisions) / min(len(right), k))
+        assert np.mean([o[f"map_at_{k}"] for o in ours]) == pytest.approx(np.mean(aps), abs=1e-6)
+
+
+def test_a_hidden_split_becomes_the_servers_files(tmp_path: Path):
+    circo = PROTOCOLS["circo"].read(circo_folder(tmp_path / "circo", None), "test", None, "circo")
+    cirr = PROTOCOLS["cirr"].read(cirr_folder(tmp_path / "cirr"), "test", None, "cirr")
+    assert not circo.is_scored and not cirr.is_scored and cirr.split == "test1"
+    files: dict[str, Any] = {}
+    for benchmark in (circo, cirr):
+        protocol, model, (task,) = PROTOCOLS[benchmark.protocol], Model(benchmark, is_perfect=False), benchmark.tasks
+        assert protocol.submission
+        files |= protocol.submission([(q, protocol.predict(task, q, model(0, n))) for n, q in enumerate(task.queries)])
+    assert set(files["circo.json"]) == {str(n) for n in range(25)}
+    assert all(len(v) == 50 and all(isinstance(i, int) for i in v) for v in files["circo.json"].values())
+    assert (files["cirr_recall.json"]["version"], files["cirr_recall.json"]["metric"]) == ("rc2", "recall")
+    assert files["cirr_recall_subset.json"]["metric"] == "recall_subset"
+    for query in cirr.tasks[0].queries:
+        assert len(files["cirr_recall.json"][query.query_id]) == 50 and query.reference not in files["cirr_recall.json"][query.query_id]
+        assert len(files["cirr_recall_subset.json"][query.query_id]) == 3 and set(files["cirr_recall_subset.json"][query.query_id]) < set(query.group)
+
+
+def test_counts_of_the_official_files():
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not here")
+    cirr = PROTOCOLS["cirr"].read(SHARED / "cirr", "val", None, "cirr")
+    fashioniq = PROTOCOLS["fashioniq"].read(SHARED / "fashioniq", "val", None, "fashioniq")
+    genecis = PROTOCOLS["genecis"].read(SHARED / "genecis", "val", None, "genecis")
+    assert [(len(t.queries), len(t.gallery)) for t in cirr.tasks] == [(4181, 2297)]
+    assert [(t.name, len(t.queries), len(t.gallery)) for t in fashioniq.tasks] == [("dress", 2017, 3817), ("shirt", 2038, 6346), ("toptee", 1961, 5373)]
+    assert [(t.name, len(t.queries), {len(q.candidates) for q in t.queries}) for t in genecis.tasks] == [
+        ("focus_object", 1960, {15}),
+        ("change_object", 1960, {15}),
+    ]
+
+
+# --- the rules that differ between benchmarks -------------------------------------------------------------------------
+
+
+def test_the_reference_stays_for_circo_and_fashioniq_and_goes_for_cirr():
+    task = Task("", [], ["ref", "target", "other"])
+    query = Query("0", "ref", "x", ("target",), group=("target", "other"))
+    near = np.array([0.9, 0.8, 0.1])
+    assert PROTOCOLS["circo"].predict(task, query, near).ranked[0] == "ref"
+    assert PROTOCOLS["fashioniq"].predict(task, query, near).ranked[0] == "ref"
+    assert PROTOCOLS["cirr"].predict(task, query, near).ranked == ["target", "other"]
+
+
+@pytest.mark.parametrize("protocol", ["genecis", "mmeb"])
+def test_a_model_that_sees_nothing_earns_nothing(protocol: str):
+    query = Query("0", "ref", "x", ("target",), candidates=("target", "a", "b", "c"))
+    prediction = PROTOCOLS[protocol].predict(Task("", [query], ["target", "a", "b", "c"]), query, np.zeros(4))
+    assert prediction.ranked[-1] == "target" and set(PROTOCOLS[protocol].measure(query, prediction).values()) == {0.0}
+
+
+def test_templates_are_pinned_and_filled(tmp_path: Path):
+    circo = PROTOCOLS["circo"].read(circo_folder(tmp_path / "a", None), "val", None, "circo")
+    assert circo.templates == {"": "Find a picture that also {shared_concept}, but {relative_caption}."}
+    assert circo.tasks[0].queries[0].text.startswith("Find a picture that also a ")
+    fashioniq = PROTOCOLS["fashioniq"].read(fashioniq_folder(tmp_path / "b"), "val", None, "fashioniq")
+    query = fashioniq.tasks[0].queries[0]
+    assert query.wordings[0] == query.text and query.wordings[1].split(", and ") == query.text.split(", and ")[::-1]
+    genecis = PROTOCOLS["genecis"].read(genecis_folder(tmp_path / "c"), "val", None, "genecis")
+    assert set(genecis.templates) == {t.name for t in genecis.tasks} and len(genecis.tasks) == 4
+    assert len(genecis.tasks[0].queries) == 19, "the query with another gallery size is left out, as by the official loader"
+    assert filled("{a} {b}", {"a": "{b}", "b": "x"}) == "{b} x", "what is put in is not looked at again"
+    with pytest.raises(ConfigError, match=r"this benchmark has \['relative_caption', 'shared_concept'\]"):
+        PROTOCOLS["circo"].read(tmp_path / "a", "val", "{relative_caption} {other}", "circo")
+
+
+def test_a_box_is_cut_out_wider_and_padded():
+    picture = Image.new("RGB", (100, 50), "white")
+    whole = cut_out(picture, [20, 10, 20, 10])
+    assert whole.size == (34, 34)  # left 20 - 14 = 6, right 6 + 34 = 40; top 3, bottom 20; then padded
+    assert whole.getpixel((17, 0)) == (0, 0, 0) and whole.getpixel((17, 17)) == (255, 255, 255)
+    assert cut_out(picture, [0, 0, 100, 50]).size == (100, 100)
+
+
+def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
+    rows = [
+        {"qry_text": "<|image_1|>\nWhat is it?\n", "qry_img_path": "a/1.jpg", "tgt_text": ["a cat", "a dog"], "tgt_img_path": ["", ""]},
+        {"qry_text": "Find a dog", "qry_img_path": "", "tgt_text": ["<|image_1|>", "a dog"], "tgt_img_path": ["a/2.jpg", ""]},
+    ]
+    (tmp_path / "B").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "B" / "test-00000-of-00001.parquet")
+    (tmp_path / "A.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:1]))
+    benchmark = PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
+    first, second = benchmark.tasks[1].queries
+    assert [t.name for t in benchmark.tasks] == ["A", "B"] and (first.text, first.reference, second.reference) == ("What is it?", "a/1.jpg", None)
+    assert benchmark.item(second.candidates[0]) == ("a/2.jpg", "") and benchmark.item(second.candidates[1]).text == "a dog"
+    assert benchmark.pictures() == ["a/1.jpg", "a/2.jpg"] and benchmark.is_scored
+    scores = np.array([0.2, 0.1, 0.3])  # cat, dog, picture 2
+    assert benchmark.tasks[1].gallery == [first.candidates[0], first.candidates[1], second.candidates[0]]
+    assert PROTOCOLS["mmeb"].measure(first, PROTOCOLS["mmeb"].predict(benchmark.tasks[1], first, scores)) == {"precision_at_1": 1.0}
+    (tmp_path / "A.jsonl").write_text(json.dumps({**rows[0], "tgt_text": []}))
+    with pytest.raises(DataError, match="at least one"):
+        PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
+
+
+def wrongs() -> Iterator[tuple[str, str, Any, str]]:
+    yield "circo", "annotations/val.json", [{"reference_img_id": 1, "target_img_id": 2, "gt_img_ids": [2], "relative_caption": "x", "id": 0}], "names pictures"
+    yield "cirr", "captions/cap.rc2.val.json", [{"pairid": 1, "reference": "no", "caption": "", "img_set": {"members": []}}], "does not list"
+    yield "fashioniq", "captions/cap.dress.val.json", [{"target": "no", "candidate": "no", "captions": ["a", "b"]}], "does not list"
+
+
+@pytest.mark.parametrize(("protocol", "file", "content", "message"), list(wrongs()))
+def test_files_that_do_not_fit_are_named(protocol: str, file: str, content: Any, message: str, tmp_path: Path):
+    place = MADE[protocol](tmp_path)
+    dump(place / file, content)
+    with pytest.raises(DataError, match=message):
+        PROTOCOLS[protocol].read(place, "val", None, "b")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"path|none of"):
+        PROTOCOLS[protocol].read(tmp_path / "empty", "val", None, "b")
