@@ -2,16 +2,23 @@
 
 Reads data/pairs, data/images, the captions (to refuse a text that leaks the target's) and tasks/prompts/<set>/{describe,
 write,retry}.txt; writes data/captioned/<batch>-<chunk>.parquet and data/dropped/caption/. A chunk's file is its own
-marker. Source: MegaPairs, arXiv:2412.14475, section 3.1 (two steps, at least three instructions a pair).
+marker. Source: MegaPairs, arXiv:2412.14475, section 3.1 (two steps, at least three instructions a pair, five demonstrations
+drawn from fifty).
 
-Every reply is checked; one that cannot be used is asked for once more with its error, and then left out with its reason.
-Nothing is ever filled in by default: a pair with too few different instructions is dropped.
+Before its first chunk a part shows the model canaries (tasks/canaries.py): one that does not see its pictures stops it.
+Every reply is checked (tasks/checks.py); one that cannot be used is asked for once more with its error, and then left out
+with its reason. Nothing is ever filled in by default: a pair with too few different instructions is dropped. Where
+`budget_tokens` is spent the part ends politely: what is written stays, what is left is said, and a larger budget goes on.
+
+A prompt set is a folder: describe.txt; write.txt with {style} and {description}, and {demonstrations}, {language} where it
+wants them; retry.txt; an empty file `structured` where the description is asked for as JSON (checks.DESCRIPTION_SCHEMA).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,19 +26,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import checks
+from tasks import canaries, checks, ledger
 from tasks.batch import batch_of
 from tasks.chunks import finish_chunks
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
-from tasks.models.captioner import Captioner, Reply, Request, load_captioner
+from tasks.models.captioner import Captioner, load_captioner
+from tasks.models.replies import Reply, Request
 from tasks.models.writer import Writer, load_writer
 from tasks.records import StageReport
+from tasks.request_cache import open_cache
 from tasks.store import Store
 from tasks.takedown import taken_down, withdraw_captioned
 
 PROMPTS = Path(__file__).parent / "prompts"
+DEMONSTRATIONS = "demonstrations.jsonl"  # beside the sets: own descriptions and texts, one a line
 DEFAULT_RETRY = "{prompt}\n{error}"
+QUOTED_CHARS = 600  # of a refused reply, what its retry shows
+LANGUAGES = {"en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "nl": "Dutch", "zh": "Chinese"} | {
+    "ja": "Japanese", "ko": "Korean", "ru": "Russian", "uk": "Ukrainian", "ar": "Arabic", "hi": "Hindi", "el": "Greek", "pl": "Polish", "tr": "Turkish"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,13 @@ class Prompts:
     write: str
     retry: str
     sha256: str
+    is_structured: bool = False
+    demonstrations: tuple[dict[str, str], ...] = ()
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """What a description must be, where it is asked for as JSON."""
+        return checks.DESCRIPTION_SCHEMA if self.is_structured else None
 
 
 def read_prompts(name: str) -> Prompts:
@@ -59,8 +80,27 @@ def read_prompts(name: str) -> Prompts:
             raise ConfigError(f"{path}: no such prompt; 'caption.prompts' names a folder of tasks/prompts: {sorted(p.name for p in PROMPTS.iterdir())}")
     if missing := [f for f in ("{style}", "{description}") if f not in texts["write"]]:
         raise ConfigError(f"{PROMPTS / name / 'write.txt'}: expected the fields {missing}")
-    digest = hashlib.sha256("\x1f".join(f"{k}\x1e{v}" for k, v in sorted(texts.items())).encode()).hexdigest()
-    return Prompts(texts["describe"], texts["write"], texts.get("retry", DEFAULT_RETRY), digest)
+    is_structured = (PROMPTS / name / "structured").is_file()
+    hashed = dict(texts)
+    demonstrations: tuple[dict[str, str], ...] = ()
+    if "{demonstrations}" in texts["write"]:
+        hashed["demonstrations"] = (PROMPTS / DEMONSTRATIONS).read_text(encoding="utf-8")
+        demonstrations = tuple(json.loads(line) for line in hashed["demonstrations"].splitlines() if line.strip())
+    if is_structured:
+        hashed["schema"] = json.dumps(checks.DESCRIPTION_SCHEMA, sort_keys=True)
+    digest = hashlib.sha256("\x1f".join(f"{k}\x1e{v}" for k, v in sorted(hashed.items())).encode()).hexdigest()
+    return Prompts(texts["describe"], texts["write"], texts.get("retry", DEFAULT_RETRY), digest, is_structured, demonstrations)
+
+
+def shown(demonstrations: Sequence[Mapping[str, str]], style: str, count: int, seed: int, pair_id: str) -> list[Mapping[str, str]]:
+    """The demonstrations for one request: `count` of those that have the style, drawn by seed, pair and style alone."""
+    known = [d for d in demonstrations if style in d]
+    return random.Random(f"{seed}:{pair_id}:{style}").sample(known, min(count, len(known)))
+
+
+def language_of(languages: Sequence[str], seed: int, pair_id: str) -> str:
+    """The language of a pair's instructions, drawn by seed and pair alone."""
+    return languages[0] if len(languages) == 1 else random.Random(f"{seed}:{pair_id}:language").choice(list(languages))
 
 
 def filled(template: str, **fields: str) -> str:
@@ -78,15 +118,19 @@ class Draft:
     """What is written about one pair so far."""
 
     pair_id: str
+    language: str = "en"
     description: str = ""
+    differences: list[str] = field(default_factory=list)  # 'kind: what'
     texts: dict[str, str] = field(default_factory=dict)  # style -> instruction
     problems: dict[str, str] = field(default_factory=dict)  # what ('description' or a style) -> reason of its last reply
     last_reply: dict[str, str] = field(default_factory=dict)
     prompt_tokens: int = 0
     output_tokens: int = 0
+    requests: int = 0
     retries: int = 0
 
     def count(self, reply: Reply) -> None:
+        self.requests += 1
         self.prompt_tokens += reply.prompt_tokens
         self.output_tokens += reply.output_tokens
 
@@ -101,19 +145,25 @@ def describe(drafts: Sequence[Draft], images: Sequence[tuple[Any, Any]], model: 
     asked = [prompts.describe] * len(drafts)
     todo = list(range(len(drafts)))
     for is_retry in (False, True):
-        replies = model.chat([Request(images[n], asked[n]) for n in todo])
+        replies = model.chat([Request(images[n], asked[n], prompts.schema) for n in todo])
         failed = []
         for n, reply in zip(todo, replies, strict=True):
-            draft, text = drafts[n], checks.cleaned(reply.text)
+            draft, text, differences = drafts[n], checks.cleaned(reply.text), []
             draft.count(reply)
-            found = checks.problem(text, max_chars=max_chars, prompt=prompts.describe)
+            found = None
+            if prompts.is_structured:
+                parsed = checks.described(reply.text)
+                found = "not_json" if parsed is None else None
+                text, differences = parsed or (text, [])
+            found = found or checks.problem(text, max_chars=max_chars, prompt=prompts.describe)
             if found is None:
-                draft.description = text
+                draft.description, draft.differences = text, differences
                 draft.problems.pop("description", None)
                 continue
+            model.spent.reject(found)
             draft.problems["description"] = found
             draft.last_reply["description"] = text
-            asked[n] = filled(prompts.retry, prompt=prompts.describe, reply=text, error=checks.EXPLAINED[found])
+            asked[n] = filled(prompts.retry, prompt=prompts.describe, reply=text[:QUOTED_CHARS], error=checks.EXPLAINED[found])
             failed.append(n)
         todo = failed
         if not todo:
@@ -123,9 +173,16 @@ def describe(drafts: Sequence[Draft], images: Sequence[tuple[Any, Any]], model: 
                 drafts[n].retries += 1
 
 
-def write(drafts: Sequence[Draft], captions: Sequence[str | None], styles: Sequence[str], model: Writer, prompts: Prompts, max_chars: int) -> None:
+def write(drafts: Sequence[Draft], captions: Sequence[str | None], config: CaptionConfig, model: Writer, prompts: Prompts, seed: int = 0) -> None:
     """Fill in the drafts' instructions, one per style and all different; one retry for a reply that fails its check."""
-    plain_asked = {(n, s): filled(prompts.write, style=s, description=d.description) for n, d in enumerate(drafts) if d.description for s in styles}
+    plain_asked, examples = {}, {}
+    for n, draft in enumerate(drafts):
+        for style in config.styles if draft.description else ():
+            chosen = shown(prompts.demonstrations, style, config.demonstrations, seed, draft.pair_id)
+            examples[n, style] = [d[style] for d in chosen]
+            text = "\n".join(f"Description: {d['description']}\nText: {d[style]}" for d in chosen)
+            language = LANGUAGES.get(draft.language, draft.language)
+            plain_asked[n, style] = filled(prompts.write, style=style, description=draft.description, demonstrations=text, language=language)
     asked = dict(plain_asked)
     todo = list(asked)
     for is_retry in (False, True):
@@ -134,14 +191,24 @@ def write(drafts: Sequence[Draft], captions: Sequence[str | None], styles: Seque
         for (n, style), reply in zip(todo, replies, strict=True):
             draft, text = drafts[n], checks.cleaned(reply.text)
             draft.count(reply)
-            found = checks.problem(text, max_chars=max_chars, prompt=plain_asked[n, style], others=list(draft.texts.values()), target_caption=captions[n])
+            found = checks.problem(
+                text,
+                max_chars=config.max_chars,
+                prompt=plain_asked[n, style],
+                others=list(draft.texts.values()),
+                target_caption=captions[n],
+                leak_share=config.leak_share,
+                language=draft.language,
+                demonstrations=examples[n, style],
+            )
             if found is None:
                 draft.texts[style] = text
                 draft.problems.pop(style, None)
                 continue
+            model.spent.reject(found)
             draft.problems[style] = found
             draft.last_reply[style] = text
-            asked[n, style] = filled(prompts.retry, prompt=plain_asked[n, style], reply=text, error=checks.EXPLAINED[found])
+            asked[n, style] = filled(prompts.retry, prompt=plain_asked[n, style], reply=text[:QUOTED_CHARS], error=checks.EXPLAINED[found])
             failed.append((n, style))
         todo = failed
         if not todo:
@@ -151,6 +218,24 @@ def write(drafts: Sequence[Draft], captions: Sequence[str | None], styles: Seque
                 drafts[n].retries += 1
 
 
+def leave_out_common(drafts: Sequence[Draft], most: int) -> int:
+    """Take out the texts that more than `most` of the drafts have in common; how many were taken."""
+    said_often = checks.shared_by_many([list(d.texts.values()) for d in drafts], most)
+    described_often = checks.shared_by_many([[d.description] for d in drafts if d.description], most)
+    taken = 0
+    for draft in drafts:
+        for style, text in list(draft.texts.items()):
+            if checks.plain(text) in said_often:
+                draft.problems[style] = "same_for_many"
+                draft.last_reply[style] = draft.texts.pop(style)
+                taken += 1
+        if draft.description and checks.plain(draft.description) in described_often:
+            draft.problems["description"] = "same_for_many"
+            draft.last_reply["description"], draft.description = draft.description, ""
+            taken += 1
+    return taken
+
+
 def split_drafts(drafts: Sequence[Draft], styles: Sequence[str], instructions_min: int) -> tuple[list[Draft], list[Draft]]:
     """(with at least `instructions_min` instructions, the others)."""
     kept = [d for d in drafts if d.description and len(d.texts) >= instructions_min]
@@ -158,7 +243,7 @@ def split_drafts(drafts: Sequence[Draft], styles: Sequence[str], instructions_mi
     return kept, [d for d in drafts if d.pair_id not in names]
 
 
-def captioned_row(draft: Draft, batch: str, styles: Sequence[str], model: Captioner, writer: Writer, prompts: Prompts) -> dict[str, Any]:
+def captioned_row(draft: Draft, batch: str, styles: Sequence[str], model: Captioner, writer: Writer, prompts: Prompts, seed: int = 0) -> dict[str, Any]:
     """A row of table `captioned`."""
     used = [s for s in styles if s in draft.texts]
     return {
@@ -174,6 +259,12 @@ def captioned_row(draft: Draft, batch: str, styles: Sequence[str], model: Captio
         "prompt_sha256": prompts.sha256,
         "prompt_tokens": draft.prompt_tokens,
         "output_tokens": draft.output_tokens,
+        "differences": draft.differences,
+        "language": draft.language,
+        "requests": draft.requests,
+        "engine": model.engine,
+        "sampling": model.sampling,
+        "seed": seed,
     }
 
 
@@ -185,20 +276,31 @@ def dropped_row(draft: Draft, batch: str) -> dict[str, Any]:
         "replies": {k: v[:400] for k, v in draft.last_reply.items()},
         "kept": draft.texts,
         "tokens": draft.prompt_tokens + draft.output_tokens,
+        "requests": draft.requests,
     }
     text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
     return {"stage": "caption", "batch": batch, "key": draft.pair_id, "reason": draft.reason(), "detail": text}
 
 
 def caption_chunk(
-    rows: Mapping[str, Sequence[Any]], store: Store, captions: Mapping[str, str], model: Captioner, writer: Writer, prompts: Prompts, config: CaptionConfig
+    rows: Mapping[str, Sequence[Any]],
+    store: Store,
+    captions: Mapping[str, str],
+    model: Captioner,
+    writer: Writer,
+    prompts: Prompts,
+    config: CaptionConfig,
+    seed: int = 0,
 ) -> list[Draft]:
     """Drafts for a chunk of pairs (columns pair_id, query_image_id, target_image_id), in their order."""
     pictures = {i: store.read_image(i) for i in dict.fromkeys([*rows["query_image_id"], *rows["target_image_id"]])}
-    drafts = [Draft(p) for p in rows["pair_id"]]
+    drafts = [Draft(p, language_of(config.languages, seed, p)) for p in rows["pair_id"]]
     images = [(pictures[q], pictures[t]) for q, t in zip(rows["query_image_id"], rows["target_image_id"], strict=True)]
     describe(drafts, images, model, prompts, max_chars=4 * config.max_chars)
-    write(drafts, [captions.get(t) for t in rows["target_image_id"]], config.styles, writer, prompts, config.max_chars)
+    write(drafts, [captions.get(t) for t in rows["target_image_id"]], config, writer, prompts, seed)
+    if config.same_text_pairs is not None:
+        for _ in range(leave_out_common(drafts, config.same_text_pairs)):
+            writer.spent.reject("same_for_many")
     return drafts
 
 
@@ -213,29 +315,71 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     captions = store.captions()
     retries: list[int] = []  # per pair of this try
 
+    seed = params.open_run.seed
+    seen: list[str] = []  # what the canaries said, where they were shown
+
     @cache
     def models() -> tuple[Captioner, Writer]:
         shared: dict[str, Any] = {"device": config.device, "engine": config.engine, "threads": params.open_run.threads, "max_new_tokens": config.max_new_tokens}
-        return (
-            load_captioner(config.model, revision=config.revision, url=config.url, batch=config.batch_pairs, **shared),
-            load_writer(config.writer, revision=config.writer_revision, url=config.writer_url, batch=2 * config.batch_pairs, **shared),
-        )
+        shared |= {"in_flight": config.in_flight, "timeout_s": config.timeout_s, "seed": seed}
+        shared["cache"] = open_cache(store.root, served=config.engine == "openai")
+        model = load_captioner(config.model, revision=config.revision, url=config.url, batch=config.batch_pairs, **shared)
+        if config.canaries:
+            known = canaries.read_canaries(Path(config.canaries))
+            shares = canaries.show(model, prompts.describe, known, least=config.canaries_min, blank_most=config.blank_max, schema=prompts.schema)
+            seen.append(f"canaries: {shares[0]:.0%} of {len(known)} seen, {shares[1]:.0%} guessed from blank pictures")
+        return model, load_writer(config.writer, revision=config.writer_revision, url=config.writer_url, batch=2 * config.batch_pairs, **shared)
 
     def make(rows: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         model, writer = models()
-        drafts = caption_chunk(pairs.slice(rows.start, rows.stop - rows.start).to_pydict(), store, captions, model, writer, prompts, config)
+        drafts = caption_chunk(pairs.slice(rows.start, rows.stop - rows.start).to_pydict(), store, captions, model, writer, prompts, config, seed)
         kept, dropped = split_drafts(drafts, config.styles, config.instructions_min)
         retries.extend(d.retries for d in drafts)
-        return [captioned_row(d, batch, config.styles, model, writer, prompts) for d in kept], [dropped_row(d, batch) for d in dropped]
+        paid = ledger.total([model.spent, writer.spent])
+        ledger.append(store.root, "caption", part, paid)
+        spent.append(paid)
+        model.spent, writer.spent = ledger.Ledger(), ledger.Ledger()
+        return [captioned_row(d, batch, config.styles, model, writer, prompts, seed) for d in kept], [dropped_row(d, batch) for d in dropped]
 
-    done, left = finish_chunks(store, report, table="captioned", batch=batch, count=pairs.num_rows, chunk_rows=config.chunk_pairs, part=part, make=make)
-    report.tokens = sum(done["prompt_tokens"]) + sum(done["output_tokens"]) + sum(json.loads(d)["tokens"] for d in left["detail"])
+    spent: list[ledger.Ledger] = []  # of this try
+    done, left = finish_chunks(
+        store,
+        report,
+        table="captioned",
+        batch=batch,
+        count=pairs.num_rows,
+        chunk_rows=config.chunk_pairs,
+        part=part,
+        make=make,
+        tokens=tokens_of,
+        budget=None if config.budget_tokens is None else config.budget_tokens // (part[1] if part else 1),
+    )
+    report.tokens = tokens_of(done, left)
     if report.new:
         report.figures["yield"] = len(done["pair_id"]) / report.new
         report.figures["instructions_mean"] = sum(map(len, done["instructions"])) / max(1, len(done["pair_id"]))
+        report.figures["requests_per_pair"] = requests_of(done, left) / max(1, report.done)
+    if report.done < report.new:
+        report.notes.append(
+            f"caption.budget_tokens: {report.tokens} of {config.budget_tokens} tokens are spent, {report.new - report.done} of {report.new} pairs are left; "
+            "to go on, raise it and run the stage again before the version is made"
+        )
     if retries:
         report.notes.append(f"{sum(retries)} retries for {len(retries)} pairs")
+    report.notes += seen
+    if spent:
+        report.notes.append(ledger.total(spent).sentence())
     return report
+
+
+def tokens_of(done: Mapping[str, Sequence[Any]], left: Mapping[str, Sequence[Any]]) -> int:
+    """Tokens that captioned and dropped rows took, a count; from the tables, so that a crash forgets none."""
+    return sum(done["prompt_tokens"]) + sum(done["output_tokens"]) + sum(json.loads(d)["tokens"] for d in left["detail"])
+
+
+def requests_of(done: Mapping[str, Sequence[Any]], left: Mapping[str, Sequence[Any]]) -> int:
+    """Requests that captioned and dropped rows took, retries included, a count."""
+    return sum(n or 0 for n in done["requests"]) + sum(json.loads(d).get("requests", 0) for d in left["detail"])
 
 
 def len_of_earlier(store: Store, batch: str) -> int:

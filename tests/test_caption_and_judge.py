@@ -16,6 +16,7 @@ import tasks.judge
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError
 from tasks.judge import decide
+from tasks.ledger import Ledger
 from tasks.models.captioner import Reply, Request
 from tasks.store import Store
 
@@ -31,11 +32,12 @@ def colour_of(image: Image.Image) -> str:
 class Fake:
     """A captioner, writer and judge in one; `says` answers texts, `thinks` gives P(yes) of (query, candidate, text)."""
 
-    name, revision = "fake", "0123456789ab"
+    name, revision, engine, sampling = "fake", "0123456789ab", "fake 1", "{}"
 
     def __init__(self, says: Callable[[str], str] = str, thinks: Callable[[str, str, str], float] = lambda q, c, t: 0.0) -> None:
         self.says, self.thinks = says, thinks
         self.asked: list[str] = []
+        self.spent = Ledger()
 
     def chat(self, requests: Sequence[Request]) -> list[Reply]:
         self.asked += [r.text for r in requests]

@@ -51,9 +51,7 @@ class VllmCaptioner(Accounted):
         self._account(f"vllm {vllm.__version__}", {"temperature": 0, "max_new_tokens": max_new_tokens, "seed": seed}, cache)
 
     def _turns(self, requests: Sequence[Request]) -> list[list[dict[str, Any]]]:
-        return [
-            [{"role": "user", "content": [*({"type": "image_pil", "image_pil": i} for i in r.images), {"type": "text", "text": r.text}]}] for r in requests
-        ]
+        return [[{"role": "user", "content": [*({"type": "image_pil", "image_pil": i} for i in r.images), {"type": "text", "text": r.text}]}] for r in requests]
 
     def chat(self, requests: Sequence[Request]) -> list[Reply]:
         """One greedy reply per request, in order."""
