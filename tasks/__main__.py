@@ -27,6 +27,7 @@ from typing import Any
 
 from tasks.config import load_params
 from tasks.errors import ConfigError, NothingToDo, TasksError, TransientError
+from tasks.meter import Meter
 from tasks.records import StageReport
 from tasks.store import Store
 
@@ -44,6 +45,7 @@ STAGES: dict[str, tuple[str | None, bool]] = {
     "train": (None, False),
     "evaluate": (None, False),
     "promote": (None, False),
+    "noise": (None, False),
 }
 
 
@@ -93,12 +95,16 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
     keywords: dict[str, Any] = {wants_item: item} if wants_item else {}
     if takes_part:
         keywords["part"] = parsed
+    if rank := os.environ.get("RANK"):  # one of several processes that torchrun started (train); they share the work, not the lock
+        name += f".rank{rank}"
     with exclusive(root / ".run" / "locks" / name):
-        start = time.monotonic()
+        start, meter = time.monotonic(), Meter()
         report: StageReport = importlib.import_module(f"tasks.{stage}").run(params, store, **keywords)
         report.part = "@".join(x for x in (item, part) if x)
         report.seconds = round(time.monotonic() - start, 3)
-        store.write_report(report)
+        if not rank or rank == "0":
+            store.write_report(report)
+        meter.write(root / ".run" / "costs" / f"{name.partition('.rank')[0]}.json")
     return report
 
 
@@ -128,6 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     except TasksError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # the first of several processes speaks for all
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(report.dropped.items())) or "none"
     counts = f"read {report.read}, written {report.written}, dropped: {dropped}, new {report.new}, done {report.done}, reused {report.reused}"
     print(f"{report.stage} {report.part}".strip() + f": {counts}, {report.seconds:.1f} s")

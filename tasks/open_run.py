@@ -140,7 +140,7 @@ def data_ref(clone: Path, kind: Kind, dataset_version: str | None) -> str | None
 
 
 def bring_version(worktree: Path, ref: str, tip: str | None) -> None:
-    """Put a version's lock, version.json, manifest and data into the worktree, and the model in place from the branch's tip.
+    """Put a version's lock, version.json, manifest and data into the worktree, and from the branch's tip the model in place and the recipes' noise.
 
     Raises:
         DataError: what arrived is not what version.json counts.
@@ -149,6 +149,8 @@ def bring_version(worktree: Path, ref: str, tip: str | None) -> None:
     pointers = {path: ref for path in files_at(worktree, ref) if path == "data/export.dvc"}
     if tip and read_at(worktree, tip, "models/promoted.dvc"):
         pointers["models/promoted.dvc"] = tip
+    if tip:  # what `python -m tasks noise` measured
+        pointers |= {path: tip for path in files_at(worktree, tip) if path.startswith("reports/noise-") and path.endswith(".dvc")}
     for path in ("version.json", "manifest.json"):
         if content := read_at(worktree, ref, path):
             (worktree / path).write_bytes(content)

@@ -1,7 +1,8 @@
 """Promote: the fine-tuned candidate becomes the model in place when it is better, and is published like a version.
 
-Reads reports/evaluation.json and models/candidate; writes models/promoted (with a model card) and publishes the tag
-`model/<name>` on origin's branch `dataset`. The rule is tasks/decision.py. Not better: the report says why, exit 0.
+Reads reports/evaluation.json, models/candidate and the recipe's noise (reports/noise-<recipe>.json, `python -m tasks noise`; `min_gain` alone where
+it was not measured); writes models/promoted (with a model card, and the submission files of splits with hidden answers) and publishes
+the tag `model/<name>` on origin's branch `dataset`. The rule is tasks/decision.py. Not better: the report says why, exit 0.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 from tasks.batch import batch_of
 from tasks.card import model_card
 from tasks.config import Params
-from tasks.decision import decide
+from tasks.decision import Noise, decide
 from tasks.errors import DataError
 from tasks.publish import MODEL_SECTIONS, MODEL_STAGES, publish
+from tasks.recipe import composed_scores, recipe_id
 from tasks.records import StageReport
 from tasks.repository import commit_outputs, read_at
 from tasks.store import Store
@@ -41,11 +43,13 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return evaluation
 
 
-def place(candidate: Path, promoted: Path, card: str) -> None:
+def place(candidate: Path, promoted: Path, card: str, submissions: Path | None = None) -> None:
     """Copy the candidate to models/promoted with its card; the old folder is replaced as a whole, its files are never written into."""
     aside = promoted.with_name(f".{promoted.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(candidate, aside)
+    if submissions is not None and submissions.is_dir():
+        shutil.copytree(submissions, aside / "submissions")
     readme = aside / "README.md"
     readme.unlink(missing_ok=True)
     readme.write_text(card)
@@ -54,9 +58,35 @@ def place(candidate: Path, promoted: Path, card: str) -> None:
     os.replace(aside, promoted)
 
 
-def recipe_of(params: Params) -> Mapping[str, Any]:
+def recipe_table(params: Params) -> Mapping[str, Any]:
     """What was done to train, for the card."""
-    return {**params.train.model_dump(mode="json", exclude={"device"}), "seed": params.open_run.seed}
+    return {"recipe": recipe_id(params), **params.train.model_dump(mode="json", exclude={"device"}), "seed": params.open_run.seed}
+
+
+def read_noise(path: Path) -> Noise | None:
+    """The table that `python -m tasks noise` wrote, or None where it was not measured.
+
+    Raises:
+        DataError: fewer than two seeds, or no table of noise.
+    """
+    if not path.exists():
+        return None
+    table = json.loads(path.read_text())
+    if len(table.get("seeds", ())) < 2 or "metrics" not in table:
+        raise DataError(f"{path}: expected the scores of at least two seeds; run `python -m tasks noise` again")
+    return Noise(len(table["seeds"]), {metric: found["deviation"] for metric, found in table["metrics"].items()})
+
+
+def seen_share(evaluation: Mapping[str, Any]) -> float:
+    """The largest share of a benchmark's query and answer pictures that was trained on, over its benchmarks, 0..1."""
+    sections = [evaluation, *(evaluation.get("benchmarks") or {}).values()]
+    return max(float((s.get("contamination") or {}).get("share", 0.0)) for s in sections)
+
+
+def costs_of(root: Path) -> dict[str, Any]:
+    """What training and evaluating cost in this run, as tasks/meter.py wrote it; empty where a stage ran elsewhere."""
+    found = {stage: root / ".run" / "costs" / f"{stage}.json" for stage in ("train", "evaluate")}
+    return {stage: json.loads(path.read_text()) for stage, path in found.items() if path.exists()}
 
 
 def run(params: Params, store: Store) -> StageReport:
@@ -68,12 +98,17 @@ def run(params: Params, store: Store) -> StageReport:
     root = store.root
     evaluation = read_evaluation(root / "reports" / "evaluation.json")
     metrics = evaluation["metrics"]
+    scores = composed_scores(evaluation)
+    noise = read_noise(root / "reports" / f"noise-{recipe_id(params)}.json")
     decision = decide(
-        metrics[CANDIDATE],
-        metrics.get(IN_PLACE),
-        metrics[BASE],
+        scores[CANDIDATE],
+        scores.get(IN_PLACE),
+        scores[BASE],
         params.promote.metric,
         params.promote.min_gain,
+        noise=noise,
+        seen_share=seen_share(evaluation),
+        seen_share_max=params.promote.seen_share_max,
     )
     figures = {"is_promoted": float(decision.is_promoted)}
     for model in (BASE, IN_PLACE, CANDIDATE):
@@ -94,11 +129,14 @@ def run(params: Params, store: Store) -> StageReport:
         tag=tag,
         data_version=f"dataset/{data_version}",
         base_model=params.train.base_model,
-        recipe=recipe_of(params),
+        recipe=recipe_table(params),
         why=decision.why,
         metrics=metrics,
+        noise=None if noise is None else {"seeds": noise.seeds, "margin": noise.margin(params.promote.metric)},
+        costs=costs_of(root),
+        version=json.loads((root / "version.json").read_text()),
     )
-    place(candidate, root / "models" / "promoted", card)
+    place(candidate, root / "models" / "promoted", card, root / "reports" / "evaluation")
     commit_outputs(root, MODEL_STAGES, ["models/promoted"], read_at(root, f"refs/tags/dataset/{data_version}", "dvc.lock"))
     files = {
         "params.yaml": (root / "params.yaml").read_bytes(),

@@ -1,0 +1,41 @@
+"""A training recipe and its name: what must be equal for two runs to differ by the seed alone. Pure.
+
+The recipe is the train section and what it is scored on; not the data version, so that noise measured once serves the next week's
+version too, and not what changes no score (device, threads of the decoder, how often a checkpoint is written).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import PurePath
+from typing import Any
+
+from tasks.config import Params
+
+HARMLESS = {"device", "tensorboard", "checkpoint_steps", "decode_workers", "cache_chunk", "processes", "gradient_checkpointing"}
+
+
+def recipe_of(params: Params) -> dict[str, Any]:
+    """Everything that the name stands for; folders by their last name, for they lie elsewhere on every machine."""
+    named = params.evaluate.benchmark
+    if isinstance(named, str):
+        scored: Any = PurePath(named).name
+    else:
+        scored = [b.model_dump(mode="json", exclude={"path"}) for b in named or ()]
+    return {"train": params.train.model_dump(mode="json", exclude=HARMLESS), "benchmark": scored, "template": params.evaluate.template}
+
+
+def recipe_id(params: Params) -> str:
+    """First 12 hex digits of the recipe's SHA-256."""
+    return hashlib.sha256(json.dumps(recipe_of(params), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def composed_scores(evaluation: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """model -> half -> metric -> score of reports/evaluation.json; metrics of further benchmarks join the composed ones as "<name>:<metric>"."""
+    out = {model: {half: dict(values) for half, values in halves.items()} for model, halves in evaluation["metrics"].items()}
+    for name, section in (evaluation.get("benchmarks") or {}).items():
+        for model, halves in section["metrics"].items():
+            if model in out:
+                out[model]["composed"] |= {f"{name}:{metric}": value for metric, value in halves["composed"].items()}
+    return out

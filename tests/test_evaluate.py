@@ -1,0 +1,195 @@
+"""Several benchmarks in one evaluation, what stands beside a score, and what promote makes of it; with a model of colours for speed."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tasks.evaluate
+from tasks.card import model_card
+from tasks.config import BenchmarkConfig, Params, load_params
+from tasks.errors import ConfigError
+from tasks.near_duplicates import perceptual_hash, thumbnail
+from tasks.promote import read_noise, seen_share
+from tasks.recipe import composed_scores, recipe_id
+from tasks.records import schemas
+from tasks.store import Store
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
+BATCH = "2026.01.05"
+
+
+class Colours:
+    """A retriever that knows mean colours: the sum of a picture and a colour word leans to that colour."""
+
+    revision = "colours"
+
+    def __init__(self, model: str, **_: Any) -> None:
+        self.weight = {"base": 0.0}.get(Path(model).name, 200.0)
+
+    def raw_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return np.array([np.asarray(i.convert("RGB"), np.float32).mean((0, 1)) for i in images])
+
+    def raw_texts(self, texts: Sequence[str]) -> np.ndarray:
+        said = [next((c for c in COLOURS if c in t), "grey") for t in texts]
+        return np.array([[self.weight * v / 255 for v in COLOURS[c]] for c in said], np.float32)
+
+
+def picture(colour: str, seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 120, (8, 8, 3))
+    blocks = np.clip(np.array(COLOURS[colour]) * 0.6 + noise, 0, 255).astype(np.uint8)
+    return Image.fromarray(blocks).resize((64, 64), Image.Resampling.NEAREST)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CIRCO-like folder, a CIRR one and a CIRCO test split over 24 pictures, and a run's root with a candidate."""
+    monkeypatch.setattr(tasks.evaluate, "Retriever", Colours)
+    rng = random.Random(0)
+    names = list(COLOURS)
+    pictures = [(names[n % 4], n) for n in range(24)]
+    annotations, pairs = [], []
+    for n in range(20):
+        reference, target = rng.sample(range(24), 2)
+        wanted = [m for m in range(24) if pictures[m][0] == pictures[target][0] and m != reference]
+        row = {"id": n, "reference_img_id": reference, "target_img_id": target, "gt_img_ids": wanted, "shared_concept": "blocks"}
+        annotations.append({**row, "relative_caption": f"is {pictures[target][0]}", "paraphrases": [f"turn it {pictures[target][0]}", "something else"]})
+        members = [f"p{m}" for m in dict.fromkeys([reference, target, *range(6)])][:6]
+        pairs.append({"pairid": n, "reference": f"p{reference}", "target_hard": f"p{target}", "caption": pictures[target][0], "img_set": {"members": members}})
+    for folder in ("circo/images", "cirr/captions", "cirr/image_splits", "cirr/dev", "hidden/annotations", "run/models/candidate", "run/models/promoted"):
+        (tmp_path / folder).mkdir(parents=True)
+    for n, (colour, seed) in enumerate(pictures):
+        picture(colour, seed).save(tmp_path / f"circo/images/{n}.png")
+        picture(colour, seed).save(tmp_path / f"cirr/dev/p{n}.png")
+    (tmp_path / "hidden/images").symlink_to(tmp_path / "circo/images")
+    (tmp_path / "circo/annotations.json").write_text(json.dumps(annotations))
+    shown = [{k: v for k, v in a.items() if k not in ("target_img_id", "gt_img_ids")} for a in annotations]
+    (tmp_path / "hidden/annotations/test.json").write_text(json.dumps(shown))
+    (tmp_path / "cirr/captions/cap.rc2.val.json").write_text(json.dumps(pairs))
+    (tmp_path / "cirr/image_splits/split.rc2.val.json").write_text(json.dumps({f"p{n}": f"./dev/p{n}.png" for n in range(24)}))
+    return tmp_path
+
+
+def params_of(world: Path, *named: tuple[str, str, str]) -> Params:
+    params = load_params("params.yaml", "test")
+    benchmarks = tuple(BenchmarkConfig(name=n, protocol=p, path=str(world / n), split=s) for n, p, s in named)  # type: ignore[arg-type]
+    changes = {"benchmark": benchmarks, "truth": None, "device": "cpu"}
+    train = params.train.model_copy(update={"base_model": "base", "held_out_share": 0.0})
+    return params.model_copy(update={"evaluate": params.evaluate.model_copy(update=changes), "train": train})
+
+
+ALL = (("circo", "circo", "val"), ("cirr", "cirr", "val"), ("hidden", "circo", "test"))
+
+
+def test_several_benchmarks_each_by_its_own_rule(world: Path):
+    store = Store(world / "run")
+    report = tasks.evaluate.run(params_of(world, *ALL), store)
+    found = json.loads((world / "run/reports/evaluation.json").read_text())
+    assert found["benchmark"] == "circo" and set(found["benchmarks"]) == {"cirr"} and "{shared_concept}" in found["template"]
+    tuned, base = found["metrics"]["finetuned"], found["metrics"]["base"]
+    assert set(found["metrics"]) == {"base", "finetuned", "promoted"} and tuned["composed"]["map_at_5"] > base["composed"]["map_at_5"]
+    for model, kinds in found["intervals"].items():
+        for kind, bounds in kinds.items():
+            for metric, (low, high) in bounds.items():
+                assert low - 1e-6 <= found["metrics"][model][kind][metric] <= high + 1e-6
+    gap = found["composition_gap"]["finetuned"]
+    better = max(tuned["image_only"]["map_at_5"], tuned["text_only"]["map_at_5"])
+    assert gap["value"] == pytest.approx(tuned["composed"]["map_at_5"] - better) and gap["interval"][0] <= gap["value"] <= gap["interval"][1]
+    spread = found["paraphrases"]["finetuned"]
+    assert (spread["queries"], spread["wordings"]) == (20, 3) and spread["worst"] < spread["mean"] < spread["best"]
+    assert found["paraphrases"]["base"]["spread"] == 0, "a model that does not read has no spread"
+    assert found["gain"]["promoted"]["value"] == 0 == found["gain"]["promoted"]["interval"][1]
+    cirr = found["benchmarks"]["cirr"]
+    assert {"recall_at_1", "recall_subset_at_1"} <= set(cirr["metrics"]["finetuned"]["composed"]) and cirr["template"] == "{relative_caption}"
+    for model in ("base", "finetuned", "promoted"):
+        submitted = json.loads((world / f"run/reports/evaluation/hidden/{model}/circo.json").read_text())
+        assert len(submitted) == 20 and all(len(v) == 24 for v in submitted.values())
+    assert report.written == 4 and report.figures["finetuned_composed_map_at_5"] == tuned["composed"]["map_at_5"]
+    scores = composed_scores(found)
+    assert scores["finetuned"]["composed"]["cirr:recall_at_1"] == cirr["metrics"]["finetuned"]["composed"]["recall_at_1"]
+    again = json.loads((world / "run/reports/evaluation.json").read_text())
+    tasks.evaluate.run(params_of(world, *ALL), store)
+    assert json.loads((world / "run/reports/evaluation.json").read_text()) == again
+
+
+def test_training_on_the_benchmarks_pictures_is_seen(world: Path):
+    store = Store(world / "run")
+    tasks.evaluate.run(params_of(world, ALL[0]), store)
+    clean = json.loads((world / "run/reports/evaluation.json").read_text())
+    assert seen_share(clean) == 0.0 and clean["contamination"]["pictures"] > 20
+    rows = []
+    for n in range(24):  # the training data holds ten of the pictures, as JPEG
+        path = world / "copy.jpg"
+        (picture(list(COLOURS)[n % 4], n) if n < 10 else picture("green", 1000 + n)).save(path, quality=85)
+        copy = Image.open(path)
+        rows.append({"image_id": f"i{n}", "batch": BATCH, "phash": f"{perceptual_hash(copy):016x}", "thumbnail": thumbnail(copy)})
+    triplet = dict.fromkeys(schemas()["triplets"].names)
+    triplets = [
+        triplet | {"triplet_id": f"t{n}", "query_image_id": f"i{n}", "target_image_id": f"i{n + 1}", "instructions": ["x"], "negative_image_ids": []}
+        for n in range(0, 24, 2)
+    ]
+    store.write(store.table_path("images", BATCH), rows, "images")
+    store.write(store.table_path("triplets", BATCH, 0), triplets, "triplets")
+    tasks.evaluate.run(params_of(world, ALL[0]), store)
+    found = json.loads((world / "run/reports/evaluation.json").read_text())
+    assert found["contamination"]["copies"] + found["contamination"]["distractor_copies"] == 10
+    assert seen_share(found) > 0.3 and found["metrics"] == clean["metrics"]
+
+
+def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
+    params = params_of(world, *ALL)
+    tasks.evaluate.run(params, Store(world / "run"))
+    found = json.loads((world / "run/reports/evaluation.json").read_text())
+    cost = {
+        "train": {"wall_s": 61.2, "cpu_s": 118.0, "gpus": 2, "gpu_s": 122.4, "energy_j": 7200.0},
+        "evaluate": {"wall_s": 5.0, "cpu_s": 5.0, "energy_j": None},
+    }
+    version = {"fingerprint": "f" * 64, "rows": {"triplets": 1234, "images": 5678}}
+    facts = {"tag": "model/2026.01.06", "data_version": "dataset/2026.01.05", "base_model": "base", "why": "better", "metrics": found["metrics"]}
+    card = model_card(found, recipe={"recipe": recipe_id(params)}, noise={"seeds": 3, "margin": 0.0165}, costs=cost, version=version, **facts)
+    low, high = found["intervals"]["finetuned"]["composed"]["map_at_5"]
+    for text in (
+        f"[{low:.4f}, {high:.4f}]",
+        "## Scores (cirr)",
+        "3 seeds",
+        "0.0165",
+        "122 GPU seconds on 2",
+        "2.00 Wh",
+        "energy not measurable here",
+        recipe_id(params),
+    ):
+        assert text in card
+    assert "1,234 triplets over 5,678 pictures" in card and "git checkout dataset/2026.01.05 && dvc pull" in card and "trained-on:dataset/2026.01.05" in card
+    assert "was not measured" in model_card(found, recipe={}, **facts)
+
+
+def test_what_cannot_be_scored_is_refused_with_the_next_step(world: Path):
+    store = Store(world / "run")
+    with pytest.raises(ConfigError, match="hides its answers"):
+        tasks.evaluate.run(params_of(world, ALL[2]), store)
+    with pytest.raises(ConfigError, match=r"'promote.metric' is 'map_at_5': benchmark cirr has \['recall_at_1'"):
+        tasks.evaluate.run(params_of(world, ALL[1]), store)
+    with pytest.raises(ConfigError, match="names must differ"):
+        tasks.evaluate.run(params_of(world, ALL[0], ALL[0]), store)
+
+
+def test_a_recipe_is_what_changes_scores(world: Path):
+    params = params_of(world, ALL[0])
+    train = lambda **c: params.model_copy(update={"train": params.train.model_copy(update=c)})  # noqa: E731
+    assert recipe_id(params) == recipe_id(train(device="cuda:1", decode_workers=8)) != recipe_id(train(steps=7))
+    assert recipe_id(params) != recipe_id(params_of(world, *ALL[:2]))
+    seed = params.model_copy(update={"open_run": params.open_run.model_copy(update={"seed": 5, "batch": "2026.02.02"})})
+    assert recipe_id(seed) == recipe_id(params), "the seed and the version are what varies"
+
+
+def test_noise_that_is_not_there_or_no_noise(tmp_path: Path):
+    assert read_noise(tmp_path / "none.json") is None
+    path = tmp_path / "noise.json"
+    path.write_text(json.dumps({"seeds": [0, 1, 2], "metrics": {"map_at_5": {"values": [0.1, 0.2, 0.3], "mean": 0.2, "deviation": 0.1}}}))
+    noise = read_noise(path)
+    assert noise is not None and (noise.seeds, dict(noise.deviations)) == (3, {"map_at_5": 0.1})
