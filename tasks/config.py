@@ -84,8 +84,9 @@ class Window(Section):
 class MineConfig(Section):
     neighbours: int = Field(20, ge=1, description="Nearest rows looked at per query (k), a count.")
     windows: dict[Literal["semantic", "pattern", "caption"], Window] = Field(default_factory=dict, description="Cosine window per encoder.")
-    backend: Literal["blocked", "faiss-flat"] = Field(
-        "blocked", description="Search backend: our blocked join, or FAISS's IndexFlatIP; both exact, with the same rows."
+    backend: Literal["blocked", "torch", "faiss-flat", "faiss-ivf", "faiss-hnsw"] = Field(
+        "blocked",
+        description="Search backend: our blocked join, the same on a GPU, or FAISS's IndexFlatIP, all exact with the same rows; or an approximate FAISS index.",
     )
     memory_mib: int = Field(1024, ge=1, description="What the join may take beside vectors, their codes and its result, MiB.")
 
@@ -109,6 +110,9 @@ class SelectConfig(Section):
     pairs_per_source: int | None = Field(None, ge=1, description="Pairs of one run whose query is of one source, a count; no limit when empty.")
     bands: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="Weights of equal bands of a query's window, the nearest first: its pairs are drawn over them. Best agreement first when empty."
+    )
+    agreement: Literal["rank", "encoders"] = Field(
+        "rank", description="Which pairs come first without bands: those ranked best (the nearest), or those that most encoders mined, however near."
     )
     bands_by: Literal["rank", "similarity"] = Field(
         "rank", description="What bands divide: ranks 0 to mine.neighbours, or the window's cosines from high to low, of the encoder that ranks the pair best."

@@ -4,29 +4,33 @@ Pure functions over float16 unit rows. What decides - window, rank, ties - is th
 rows is exact: a product of two float16 numbers of at most 1 is a multiple of 2^-48, so sums below 16 fit a float64's 53 bits
 whatever the order of summation. So every backend, screen, block size and number of parts gives the same rows.
 
-Two backends propose. `blocked`, the default, looks at every pair of rows once and offers it to both ends, in blocks, behind a
+Exact backends propose. `blocked`, the default, looks at every pair of rows once and offers it to both ends, in blocks, behind a
 screen with a proven bound (tasks/screen.py); a row that has its k neighbours raises its own floor, so that a wide window costs
 little. `faiss-flat` asks FAISS's IndexFlatIP (float32) for more than k and asks again where that does not settle it.
-Neither holds n x n, and `memory_mib` bounds what a join needs beside its vectors, codes and result.
+`faiss-ivf` and `faiss-hnsw` are approximate: what they propose is scored exactly, what they miss is missed; mine measures how much and
+keeps the recall with the run's figures. No backend holds n x n, and `memory_mib` bounds what a join needs beside its vectors, codes and result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from tasks.errors import DataError
 from tasks.screen import QUERY_ROWS, load_for, make_screen, widened
 
-Backend = Literal["blocked", "faiss-flat"]
+Backend = Literal["blocked", "torch", "faiss-flat", "faiss-ivf", "faiss-hnsw"]
+APPROXIMATE = ("faiss-ivf", "faiss-hnsw")
 Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # query rows, target rows, similarity, rank
 
 BLOCK_COORDINATES = 1 << 18  # coordinates at a time when pairs are scored: they stay in a processor's cache
 FAISS_SCORES = 1 << 22  # (query, proposal) scores in memory at a time
 FAISS_COORDINATES = 1 << 24
+IVF_PROBED = 16  # one list in so many is looked at, at least 8
+HNSW_LINKS, HNSW_BREADTH = 32, 128  # links of a row; rows kept while building and searching, at least twice the proposals
 ENTRY_BYTES = 80  # what a candidate takes while the collector sorts it
 
 
@@ -86,7 +90,7 @@ def neighbours_in_window(
         high: similarities from here on are copies: passed over, they take no rank.
         neighbours: most neighbours of a query, a count.
         threads: CPU threads of the search, a count.
-        backend: blocked or faiss-flat; the same rows from both.
+        backend: blocked, torch, faiss-flat, with the same rows from all; or faiss-ivf, faiss-hnsw, which may miss some.
         memory_mib: what the blocked join may take beside vectors, codes and result, MiB.
         screen: auto, int8 or float32 (tasks/screen.py); the same rows from all.
     Returns:
@@ -108,8 +112,9 @@ def neighbours_in_window(
     place[order] = np.arange(n)
     itself = dict(zip(target_keys, range(n), strict=True))
     own = np.array([itself.get(k, -1) for k in query_keys], np.int64)
-    if backend == "faiss-flat":
-        return _faiss(queries, targets, own, place, low=low, high=high, neighbours=neighbours, threads=threads)
+    if backend.startswith("faiss"):
+        return _faiss(queries, targets, own, place, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend)
+    screen = "torch" if backend == "torch" and not screen.startswith("torch") else screen
     both_ways = queries is targets and np.array_equal(own, np.arange(n))
     floors = np.full(m, low, np.float64)
     collector = _Collector(floors, place, neighbours, memory_mib)
@@ -156,9 +161,10 @@ def join_in_window(
     load_for(len(asked) * int(is_new.sum()), vectors.shape[1])
     _check(vectors, "stored")
     asked_new, asked_old = asked[is_new[asked]], asked[~is_new[asked]]
-    if backend == "faiss-flat":
+    if backend.startswith("faiss"):
         sides = ((asked_new, np.arange(n)), (asked_old, np.flatnonzero(is_new)))
-        return _in_order([_faiss_part(vectors, q, t, low=low, high=high, neighbours=neighbours, threads=threads) for q, t in sides])
+        return _in_order([_faiss_part(vectors, q, t, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend) for q, t in sides])
+    screen = "torch" if backend == "torch" and not screen.startswith("torch") else screen
     floors = np.full(n, np.inf)
     floors[asked] = low
     rest = np.ones(n, bool)
@@ -172,6 +178,16 @@ def join_in_window(
     collector = _Collector(floors, np.arange(n), neighbours, memory_mib)
     _blocked(vectors, vectors, jobs, collector, floors, None, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen)
     return collector.result()
+
+
+def recall_of(found: Found, exact: Found) -> float:
+    """Share of the exact (query, target) pairs that were found; 1 where there are none.
+
+    Args:
+        found, exact: rows for the same queries.
+    """
+    wanted = set(zip(exact[0].tolist(), exact[1].tolist(), strict=True))
+    return len(wanted & set(zip(found[0].tolist(), found[1].tolist(), strict=True))) / len(wanted) if wanted else 1.0
 
 
 def _empty() -> Found:
@@ -327,16 +343,54 @@ def _blocked(
 # --- FAISS ------------------------------------------------------------------------------------------------------------
 
 
-def _faiss_part(vectors: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray, *, low: float, high: float, neighbours: int, threads: int) -> Found:
+def _faiss_part(
+    vectors: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray, *, low: float, high: float, neighbours: int, threads: int, backend: Backend
+) -> Found:
     """`_faiss` on some rows of one matrix."""
     own = np.searchsorted(target_rows, query_rows)
     own[(own == len(target_rows)) | (target_rows[np.minimum(own, len(target_rows) - 1)] != query_rows)] = -1
-    found = _faiss(vectors[query_rows], vectors[target_rows], own, np.arange(len(target_rows)), low=low, high=high, neighbours=neighbours, threads=threads)
+    place = np.arange(len(target_rows))
+    found = _faiss(vectors[query_rows], vectors[target_rows], own, place, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend)
     return query_rows[found[0]], target_rows[found[1]], found[2], found[3]
 
 
-def _faiss(queries: np.ndarray, targets: np.ndarray, own: np.ndarray, place: np.ndarray, *, low: float, high: float, neighbours: int, threads: int) -> Found:
-    """`neighbours_in_window` by FAISS: own (m,) the target row that a query is or -1, place (n,) the order of the targets' ids."""
+def _faiss_index(targets: np.ndarray, backend: Backend, proposals: int) -> Any:
+    """The index of a backend over (n, d) float16 rows. One thread at a time builds it the same way every time."""
+    import faiss
+
+    n, d = targets.shape
+    rows = np.ascontiguousarray(targets, dtype=np.float32)
+    lists = min(int(4 * np.sqrt(n)), n // 39)  # k-means wants 39 rows a list
+    if backend == "faiss-ivf" and lists > 1:
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, lists, faiss.METRIC_INNER_PRODUCT)
+        index.train(rows)
+        index.nprobe = min(lists, max(8, lists // IVF_PROBED))
+    elif backend == "faiss-hnsw":
+        index = faiss.IndexHNSWFlat(d, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = HNSW_BREADTH
+        index.hnsw.efSearch = max(HNSW_BREADTH, 2 * proposals)
+    else:
+        index = faiss.IndexFlatIP(d)
+    index.add(rows)
+    return index
+
+
+def _faiss(
+    queries: np.ndarray,
+    targets: np.ndarray,
+    own: np.ndarray,
+    place: np.ndarray,
+    *,
+    low: float,
+    high: float,
+    neighbours: int,
+    threads: int,
+    backend: Backend = "faiss-flat",
+) -> Found:
+    """`neighbours_in_window` by FAISS: own (m,) the target row that a query is or -1, place (n,) the order of the targets' ids.
+
+    An approximate index is asked once: it has no bound on what it did not propose.
+    """
     import faiss
 
     m, n, d = len(queries), len(targets), queries.shape[1]
@@ -344,24 +398,24 @@ def _faiss(queries: np.ndarray, targets: np.ndarray, own: np.ndarray, place: np.
         return _empty()
     slack = (d + 8) * 2.0**-23  # bound of a float32 inner product's error
     faiss.omp_set_num_threads(threads)
-    index = faiss.IndexFlatIP(d)
-    index.add(np.ascontiguousarray(targets, dtype=np.float32))
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     todo, proposals = np.arange(m), min(n, 2 * neighbours + 8)
+    is_exact = backend not in APPROXIMATE
+    index = _faiss_index(targets, backend, proposals)
     while len(todo):
         again = []
         step = max(1, min(FAISS_SCORES // proposals, FAISS_COORDINATES // (proposals * d)))
         for start in range(0, len(todo), step):
             rows = todo[start : start + step]
             scores, hits = index.search(np.ascontiguousarray(queries[rows], dtype=np.float32), proposals)  # (b, proposals)
-            exact = _exact(queries, targets, np.repeat(rows, proposals), hits.ravel()).reshape(hits.shape)
+            exact = _exact(queries, targets, np.repeat(rows, proposals), np.maximum(hits, 0).ravel()).reshape(hits.shape)
             for row, hit, similarity, last in zip(rows, hits, exact, scores[:, -1], strict=True):
-                inside = (similarity >= low) & (similarity < high) & (hit != own[row])
+                inside = (similarity >= low) & (similarity < high) & (hit != own[row]) & (hit >= 0)  # -1: nothing more was found
                 hit, similarity = hit[inside], similarity[inside]
                 by_rank = np.lexsort((place[hit], -similarity))[:neighbours]
                 hit, similarity = hit[by_rank], similarity[by_rank]
                 unseen = float(last) + slack  # nothing that was not proposed is nearer than this
-                if proposals == n or unseen < low or (len(hit) == neighbours and similarity[-1] > unseen):
+                if not is_exact or proposals == n or unseen < low or (len(hit) == neighbours and similarity[-1] > unseen):
                     found[int(row)] = (hit, similarity)
                 else:
                     again.append(row)

@@ -25,13 +25,14 @@ import pyarrow.compute as pc
 from tasks.batch import batch_of
 from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
-from tasks.knn import ENTRY_BYTES, Found, join_in_window, neighbours_in_window
+from tasks.knn import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
 from tasks.records import StageReport
 from tasks.store import Store, chunks_of_part
 from tasks.takedown import rows_naming, taken_down
 
 log = logging.getLogger(__name__)
 CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts
+RECALL_QUERIES = 500  # queries whose neighbours an approximate backend is measured on
 REPLACEMENTS = 99_999  # number of a batch's file with what comes up where a neighbour was taken down
 
 
@@ -190,4 +191,20 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         report.new += count
         report.done += count
     report.figures = {f"candidates_{encoder}": float(made)} | ({f"candidates_per_new_image_{encoder}": made / report.new} if report.new else {})
+    if config.backend in APPROXIMATE and len(queries) and chunks:
+        mined = np.concatenate([queries[rows] for _, rows in chunks])
+        sample = np.sort(np.random.default_rng(params.open_run.seed).permutation(mined)[:RECALL_QUERIES])
+        files = [chunk_path(store, encoder, batch, number) for number, _ in chunks]
+        exact = join_in_window(vectors, is_new, sample, low=window.low, high=window.high, neighbours=config.neighbours, memory_mib=config.memory_mib)
+        found = _read_found(store, files, names, sample)
+        report.figures[f"recall_{encoder}"] = recall_of(found, exact)
+        log.info("mine %s: %s finds %.4f of the neighbours of %d queries", encoder, config.backend, report.figures[f"recall_{encoder}"], len(sample))
     return report
+
+
+def _read_found(store: Store, files: Sequence[Path], names: pa.Array, asked: np.ndarray) -> Found:
+    """What files hold for some queries, as rows of the corpus."""
+    table = store.read(files, "neighbours")
+    table = table.filter(rows_naming(table, names.take(pa.array(asked)).to_pylist(), ["query_image_id"]))
+    query, target = (pc.index_in(table.column(c), value_set=names).to_numpy().astype(np.int64) for c in ("query_image_id", "target_image_id"))
+    return query, target, table.column("similarity").to_numpy(), table.column("rank").to_numpy()

@@ -1,8 +1,9 @@
 """Which pairs of rows can reach a similarity at all: a cheap product with a proven bound says so, before anything is decided.
 
-Pure functions and two screens behind one interface, used by tasks/knn.py: `Int8Screen` (8-bit codes of the rows' principal
-coordinates, multiplied by oneDNN through torch) and `FloatScreen` (a float32 product; small joins, and processors where the
-8-bit product fails its check). A screen may let a pair pass that is too far; it never holds one back that is near enough.
+Pure functions and three screens behind one interface, used by tasks/knn.py: `Int8Screen` (8-bit codes of the rows' principal
+coordinates, multiplied by oneDNN through torch), `FloatScreen` (a float32 product; small joins, and processors where the
+8-bit product fails its check) and `TorchScreen` (a GPU's float16 product).
+A screen may let a pair pass that is too far; it never holds one back that is near enough.
 
 **The bound.** Stored rows x, y; P a (d, w) matrix of spectral norm at most 1; a = P'x - m and b = P'y - m, so a - b = P'(x - y)
 whatever m is. Codes p, q with known errors |a - p| <= hx and |b - q| <= hy. Let <x, y> >= f >= low. Then
@@ -349,6 +350,61 @@ class Int8Screen:
         )
 
 
+class TorchScreen:
+    """A product on a torch device, a GPU where there is one: float16 rows, sums in float32; on a CPU all of it in float32.
+
+    On a GPU the result is rounded to float16, so a score errs by at most 2^-11 of itself; the sums by (d + 8) 2^-23 with a factor of 4 for tensor
+    cores, which cut instead of rounding. Reduced-precision sums (split-K in float16) and TF32 are turned off while it works.
+    The rows lie on the device as a whole where half of its free memory holds them, else each block travels when it is its turn.
+    """
+
+    def __init__(self, queries: np.ndarray, targets: np.ndarray, device: str | None = None) -> None:
+        """`queries` (m, d) and `targets` (n, d) float16; `device`: of torch, the first GPU or the CPU when None."""
+        import torch
+
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        is_gpu = self.device.type == "cuda"
+        self.dtype = torch.float16 if is_gpu else torch.float32
+        d = queries.shape[1]
+        self.slack = (d + 8) * 2.0**-23 * (4 if is_gpu else 1) + (1.02 * 2.0**-11 if is_gpu else 0.0) + 1e-7
+        self.target_rows = 8 * TARGET_ROWS if is_gpu else FLOAT_TARGET_ROWS
+        self.query_vectors, self.target_vectors = queries, targets
+        self.resident: Any = None
+        if is_gpu:
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+            if 2 * targets.nbytes < torch.cuda.mem_get_info(self.device)[0]:
+                self.resident = torch.from_numpy(np.ascontiguousarray(targets)).to(self.device)
+
+    def _rows(self, vectors: np.ndarray, rows: np.ndarray) -> Any:
+        import torch
+
+        if self.resident is not None and vectors is self.target_vectors:
+            return self.resident[torch.from_numpy(rows).to(self.device)]
+        return torch.from_numpy(vectors[rows]).to(self.device).to(self.dtype)
+
+    def queries(self, rows: np.ndarray) -> Any:
+        return self._rows(self.query_vectors, rows)
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    def hits(self, queries: Any, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray) -> np.ndarray:
+        import torch
+
+        scores = queries @ self._rows(self.target_vectors, targets).T  # (m, n)
+        by_query, by_target = _which_sides(query_floors, target_floors)
+        found: Any = None
+        for is_asked, floors, axis in ((by_query, query_floors, 1), (by_target, target_floors, 0)):
+            if is_asked:
+                needed = torch.from_numpy((floors - self.slack).astype(np.float32)).to(self.device).unsqueeze(axis)
+                some = scores >= needed  # compared in float32, however the scores are stored
+                found = some if found is None else found.logical_or_(some)
+        if found is None:
+            return np.zeros(0, np.int64)
+        return np.asarray(found.flatten().nonzero().flatten().cpu().numpy(), np.int64)
+
+
 def best_axes(sample: np.ndarray, low: float, widths: Sequence[int] = WIDTHS, seed: int = 0) -> tuple[Axes, float]:
     """The axes whose screen is expected to be fastest, and the share of pairs that survive it, measured on part of the sample.
 
@@ -390,11 +446,13 @@ def make_screen(queries: np.ndarray, targets: np.ndarray, *, low: float, threads
         targets: (n, d) float16; the same array for a self-join.
         low: similarity that a pair must reach.
         threads: CPU threads of the 8-bit product, a count; numpy's are the process's own (OPENBLAS_NUM_THREADS).
-        kind: auto, int8 or float32. All give the same pairs in the end.
+        kind: auto, int8, float32, or torch (or torch:<device>). All give the same pairs in the end.
         pairs: pairs that the join will look at; m x n when absent.
     """
     m, n, d = len(queries), len(targets), queries.shape[1]
     pairs = m * n if pairs is None else pairs
+    if kind.startswith("torch"):
+        return TorchScreen(queries, targets, kind.partition(":")[2] or None)
     if kind == "float32" or (kind == "auto" and not load_for(pairs, d)) or not n or not m:
         return FloatScreen(queries, targets)
     rng = np.random.default_rng(0)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tasks import knn
 from tasks.errors import DataError
-from tasks.knn import exact_similarity, join_in_window, neighbours_in_window
+from tasks.knn import exact_similarity, join_in_window, neighbours_in_window, recall_of
 
-WAYS = ({"backend": "faiss-flat"}, {"screen": "int8"}, {"screen": "float32"}, {"screen": "int8", "memory_mib": 1}, {"memory_mib": 1})
+WAYS = ({"backend": "faiss-flat"}, {"screen": "int8"}, {"screen": "float32"}, {"screen": "int8", "memory_mib": 1}, {"memory_mib": 1}, {"backend": "torch"})
 
 
 def on_circle(*degrees: float) -> np.ndarray:
@@ -180,3 +180,16 @@ def test_several_blocks_and_floors_that_rise(monkeypatch: pytest.MonkeyPatch, ki
 def test_the_join_refuses_rows_that_are_no_unit_vectors():
     with pytest.raises(DataError, match="stored row 1 has length"):
         join_in_window(on_circle(0, 10) * np.array([[1], [2]], np.float16), np.ones(2, bool), np.arange(2), low=0, high=1, neighbours=1)
+
+
+@pytest.mark.parametrize("backend", ["faiss-ivf", "faiss-hnsw"])
+def test_an_approximate_backend_finds_true_neighbours_and_its_recall_is_known(backend: Any):
+    rows = corpus("clustered", 1200, 16, 5)
+    is_new, asked = np.arange(1200) >= 400, np.arange(0, 1200, 3)
+    exact = join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=8)
+    found = join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=8, backend=backend)
+    similarity = {f[:2]: f[2] for f in listed(join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=1200))}
+    assert all(similarity[q, t] == s for q, t, s, _ in listed(found))  # scored exactly, inside the window, between the right rows
+    recall = recall_of(found, exact)
+    assert 0.8 < recall <= 1 and recall_of(exact, exact) == 1
+    assert listed(join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=8, backend=backend)) == listed(found)

@@ -84,7 +84,7 @@ def test_backends_screens_and_the_number_of_joins_do_not_show(tmp_path: Path, mo
     monkeypatch.setattr(mine, "CHUNK_QUERIES", 7)
     vectors, ids = rows_of(60, 4), [f"{i:02d}" for i in range(60)]
     written = []
-    for name, changes in (("blocked", {}), ("faiss-flat", {"backend": "faiss-flat"}), ("many joins", {})):
+    for name, changes in (("blocked", {}), ("faiss-flat", {"backend": "faiss-flat"}), ("torch", {"backend": "torch"}), ("many joins", {})):
         store, params = Store(tmp_path / name), params_for(BATCHES[1], neighbours=5)
         fill(store, BATCHES[0], ids[:40], vectors[:40])
         fill(store, BATCHES[1], ids[40:], vectors[40:])
@@ -92,7 +92,15 @@ def test_backends_screens_and_the_number_of_joins_do_not_show(tmp_path: Path, mo
             monkeypatch.setattr(mine, "groups_of", lambda chunks, **_: [[c] for c in reversed(chunks)])
         mine.run(params.model_copy(update={"mine": params.mine.model_copy(update=changes)}), store, "semantic")
         written.append([(f.name, f.read_bytes()) for f in sorted((store.root / "data/neighbours/semantic").iterdir())])
-    assert written[0] == written[1] == written[2] and len(written[0]) == 9
+    assert written[0] == written[1] == written[2] == written[3] and len(written[0]) == 9
+
+
+def test_an_approximate_backend_states_its_recall_again_and_again(tmp_path: Path):
+    store, params = Store(tmp_path), params_for(BATCHES[0], neighbours=5)
+    fill(store, BATCHES[0], [f"{i:03d}" for i in range(200)], rows_of(200, 4))
+    params = params.model_copy(update={"mine": params.mine.model_copy(update={"backend": "faiss-hnsw"})})
+    first, again = (mine.run(params, store, "semantic").figures for _ in range(2))
+    assert first == again and 0.9 < first["recall_semantic"] <= 1
 
 
 def test_one_join_serves_as_many_files_as_memory_allows():
