@@ -1,7 +1,8 @@
 """Fine-tune BGE-VL (CLIP type) on the version's judged triplets, by InfoNCE.
 
-Reads data/triplets and data/images; writes models/candidate (put in place as a whole) and reports/training.json (the
-loss curve, no clocks). Each step one instruction of a triplet is drawn; every distinct picture of the batch is encoded
+Reads data/triplets and data/images (and the datasets that train.datasets names); writes models/candidate (put in place as
+a whole), reports/training.json (the loss curve, no clocks) and reports/training/ (metrics as they come: tasks/course.py).
+Each step one instruction of a triplet is drawn; every distinct picture of the batch is decoded and encoded
 once and stands against every query: targets of the others, the query pictures, mined negatives. Both towers are trained,
 with AdamW, linear warm-up and linear decay. Source: MegaPairs, arXiv:2412.14475, appendix B.
 
@@ -10,22 +11,31 @@ few pictures, and those are each other's hard negatives (batch mining as in B3).
 
 With `locked_steps` the text tower goes first: the picture tower is locked, so every picture is encoded once and for all and
 (almost) all of them can stand against each query at the price of a matrix product. Source: LiT, arXiv:2111.07991.
+
+The whole order of batches, instructions and negatives follows from the seed alone. So a run that died goes on from its last
+checkpoint with the same weights as if it had lived, and `processes` share each batch without talking about it: torchrun's
+launcher starts them, each encodes its part of the pictures and texts (tasks/descent.py). On failure models/promoted is as it was.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import math
+import os
 import random
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tasks.config import Params, TrainConfig
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError, TransientError
+from tasks.mixture import Example, read_dataset
 from tasks.models.retriever import Retriever
 from tasks.records import StageReport
 from tasks.splits import components, held_out_pictures
@@ -33,35 +43,29 @@ from tasks.store import Store
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
+
+    from tasks.course import Course
+    from tasks.loss import Loss
 
 CACHE_BYTES = 1_000_000_000  # pixels of all pictures are kept in memory up to this size
-LOGGED_STEPS = 10  # a point of the curve is the mean of so many steps
 GROUP_TRIPLETS = 8  # triplets of one neighbourhood that come together in a batch, at most
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A triplet to train on; pictures by id, mined negatives without the query picture."""
-
-    query: str
-    target: str
-    negatives: tuple[str, ...]
-    instructions: tuple[str, ...]
+PHASES = ("locked", "both")
+HARMLESS = {"device", "tensorboard", "checkpoint_steps", "decode_workers"}  # parameters that do not change the weights
 
 
 def training_examples(triplets: Sequence[Mapping[str, Any]], held_out: set[str]) -> list[Example]:
     """Triplets with no held-out picture as query or target; held-out pictures among their negatives are left out."""
-    return [
-        Example(
-            t["query_image_id"],
-            t["target_image_id"],
-            tuple(i for i in t["negative_image_ids"] if i not in held_out and i not in (t["query_image_id"], t["target_image_id"])),
-            tuple(t["instructions"]),
-        )
-        for t in triplets
-        if t["query_image_id"] not in held_out and t["target_image_id"] not in held_out
-    ]
+    out = []
+    for t in triplets:
+        query, target = t["query_image_id"], t["target_image_id"]
+        if query in held_out or target in held_out:
+            continue
+        negatives = tuple(i for i in t["negative_image_ids"] if i not in held_out and i not in (query, target))
+        scores = dict(zip(t["negative_image_ids"], t.get("judge_negative") or (), strict=False))
+        judged = {i: scores[i] for i in (query, *negatives) if i in scores}
+        out.append(Example(query, target, negatives, tuple(t["instructions"]), tuple(t.get("judge_target") or ()), judged))
+    return out
 
 
 def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
@@ -71,7 +75,11 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
         examples: at least one.
         size: examples of a batch, a count; a pass's last few join the next pass.
         rng: of the order.
+    Raises:
+        DataError: no example.
     """
+    if not examples:
+        raise DataError("train: no triplet to make a batch of; run the dataset's stages first, or look into train.datasets")
     of = components([(e.query, e.target) for e in examples])
     waiting: list[Example] = []
     while True:
@@ -90,6 +98,100 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
                 waiting = waiting[size:]
 
 
+def mixed_batches(datasets: Sequence[tuple[Sequence[Example], float]], size: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Batches without end, each from one dataset, drawn by weight: pictures of different datasets are told apart too easily.
+
+    Args:
+        datasets: examples and weight of each; one alone costs no draw.
+        size: examples of a batch, a count; fewer where a dataset has fewer.
+        rng: of the draws and the orders.
+    """
+    streams = [batches(examples, min(size, len(examples)), rng) for examples, _ in datasets]
+    weights = [weight for _, weight in datasets]
+    while True:
+        yield next(rng.choices(streams, weights)[0] if len(streams) > 1 else streams[0])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step: which pictures are encoded, with which texts, and what is what.
+
+    Attributes:
+        shown: (c) distinct pictures; their ids, or their rows in the locked phase.
+        positive: (b) position of each query's target.
+        query: (b) position of each query's own picture.
+        texts: (b) one instruction each.
+        copies: (c) how often the batch names each picture.
+        columns: (b, k) positions of the judged candidates.
+        scores: (b, k) the judge's P(yes); NaN where there is none.
+    """
+
+    shown: list[Any]
+    positive: list[int]
+    query: list[int]
+    texts: list[str]
+    copies: list[int]
+    columns: list[list[int]]
+    scores: list[list[float]]
+
+
+def plan_of(batch: Sequence[Example], negatives: Sequence[Sequence[str]], said: Sequence[int], shown: list[Any], place: Mapping[str, int]) -> Plan:
+    """Put a step together from what was drawn.
+
+    Args:
+        batch: its examples.
+        negatives: of each the mined negatives.
+        said: of each the instruction's number.
+        shown: distinct pictures.
+        place: picture id -> position among them.
+    """
+    named = [(e.target, e.query, *n) for e, n in zip(batch, negatives, strict=True)]
+    counts = Counter(place[i] for row in named for i in row)
+    width = max(len(row) for row in named)
+    columns = [[place[i] for i in row] + [place[row[0]]] * (width - len(row)) for row in named]
+    scores = []
+    for e, n, row in zip(batch, said, named, strict=True):
+        found = [e.judged_target[n] if n < len(e.judged_target) else math.nan, *(e.judged.get(i, math.nan) for i in row[1:])]
+        scores.append(found + [math.nan] * (width - len(row)))
+    return Plan(
+        shown,
+        [place[e.target] for e in batch],
+        [place[e.query] for e in batch],
+        [e.instructions[n] for e, n in zip(batch, said, strict=True)],
+        [max(1, counts[n]) for n in range(len(shown))],
+        columns,
+        scores,
+    )
+
+
+def plans(datasets: Sequence[tuple[Sequence[Example], float]], config: TrainConfig, rng: random.Random) -> Iterator[Plan]:
+    """The steps of the phase that trains both towers, without end."""
+    for batch in mixed_batches(datasets, config.batch_triplets, rng):
+        negatives = [rng.sample(e.negatives, min(config.negatives, len(e.negatives))) for e in batch]
+        shown = list(dict.fromkeys([*(e.target for e in batch), *(e.query for e in batch), *(i for n in negatives for i in n)]))
+        said = [rng.choice(range(len(e.instructions))) for e in batch]
+        yield plan_of(batch, negatives, said, shown, {picture: n for n, picture in enumerate(shown)})
+
+
+def locked_plans(examples: Sequence[Example], pool: Sequence[str], config: TrainConfig, rng: random.Random) -> Iterator[Plan]:
+    """The steps of the phase with the picture tower locked, without end; `shown` are rows of the pool."""
+    place = {picture: n for n, picture in enumerate(pool)}
+    waiting: list[Example] = []
+    while True:
+        while len(waiting) < config.locked_batch_triplets:
+            waiting += rng.sample(examples, len(examples))
+        batch, waiting = waiting[: config.locked_batch_triplets], waiting[config.locked_batch_triplets :]
+        own = list(dict.fromkeys(place[i] for e in batch for i in (e.target, e.query)))
+        if len(pool) <= config.locked_candidates:
+            shown = list(range(len(pool)))
+        else:
+            shown = list(dict.fromkeys([*own, *rng.sample(range(len(pool)), config.locked_candidates)]))
+        column = {pool[row]: n for n, row in enumerate(shown)}
+        said = [rng.choice(range(len(e.instructions))) for e in batch]
+        negatives = [[i for i in e.negatives if i in column] for e in batch]
+        yield plan_of(batch, negatives, said, shown, column)
+
+
 def rate_at(step: int, *, steps: int, warmup: int, peak: float) -> float:
     """Learning rate of a step (from 0): linear up to `peak` over `warmup` steps, then linear down to 0 at `steps`."""
     if step < warmup:
@@ -97,8 +199,73 @@ def rate_at(step: int, *, steps: int, warmup: int, peak: float) -> float:
     return peak * (steps - step) / max(1, steps - warmup)
 
 
+def contrast_of(config: TrainConfig, model: Any, plan: Plan, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
+    """The loss of a plan: (c, d) raw pictures, (b, d) raw texts -> parts."""
+    import torch
+    import torch.nn.functional as F
+
+    from tasks.loss import Judged, info_nce
+
+    positive, query = (torch.tensor(x, device=device) for x in (plan.positive, plan.query))
+
+    def contrast(images: torch.Tensor, texts: torch.Tensor) -> Loss:
+        judged = None
+        if config.judge_weight:
+            scores = torch.tensor(plan.scores, device=device)
+            judged = Judged(torch.tensor(plan.columns, device=device), scores, config.judge_temperature, config.judge_weight)
+        return info_nce(
+            F.normalize(images[query] + texts, dim=-1),
+            F.normalize(images, dim=-1),
+            picture_ids=torch.arange(len(images), device=device),
+            positive=positive,
+            query_picture=query,
+            temperature=(-model.logit_scale.clamp(max=math.log(100))).exp() if config.learn_temperature else config.temperature,
+            mask_margin=config.mask_margin,
+            copies=torch.tensor(plan.copies, device=device) if config.count_copies else None,
+            judged=judged,
+        )
+
+    return contrast
+
+
+def optimizer_of(model: Any, config: TrainConfig, peak: float) -> torch.optim.Optimizer:
+    """AdamW over the model; a learnt temperature is a group of its own, without weight decay.
+
+    Raises:
+        ConfigError: a learnt temperature is asked for and the model has none.
+    """
+    import torch
+
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if config.learn_temperature:
+        if not isinstance(getattr(model, "logit_scale", None), torch.nn.Parameter):
+            raise ConfigError(f"'train.learn_temperature' is on, but a {type(model).__name__} has no logit_scale; switch it off")
+        groups = [{"params": [p for p in model.parameters() if p is not model.logit_scale]}, {"params": [model.logit_scale], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def figures_of(parts: Loss, plan: Plan, config: TrainConfig, model: Any) -> dict[str, float]:
+    """What a step says of itself; an option's figure only where the option is on."""
+    out = {"loss": float(parts.total.detach()), "accuracy": float(parts.accuracy), "query_margin": float(parts.query_margin)}
+    out["pictures"] = float(len(plan.shown))
+    if config.mask_margin is not None:
+        out["masked"] = float(parts.masked)
+    if config.judge_weight:
+        out["divergence"] = float(parts.divergence)
+    if config.learn_temperature:
+        out["temperature"] = max(math.exp(-float(model.logit_scale.detach())), 0.01)
+    return out
+
+
 def fit(
-    retriever: Retriever, examples: Sequence[Example], pixels: Callable[[list[str]], torch.Tensor], config: TrainConfig, seed: int
+    retriever: Retriever,
+    examples: Sequence[Example],
+    pixels: Callable[[list[str]], torch.Tensor],
+    config: TrainConfig,
+    seed: int,
+    *,
+    more: Sequence[tuple[Sequence[Example], float]] = (),
+    course: Course | None = None,
 ) -> list[dict[str, float]]:
     """Train in place.
 
@@ -108,133 +275,143 @@ def fit(
         pixels: picture ids -> (n, 3, height, width).
         config: steps, batch, rates.
         seed: of the order, the instructions and the negatives.
+        more: further datasets, examples and weight of each.
+        course: checkpoint and metrics; a bare curve where None.
     Returns:
         The curve: per `LOGGED_STEPS` steps their mean loss, accuracy, query_margin and number of pictures.
     Raises:
-        DataError: the loss is not finite.
+        DataError: the loss is not finite, or there is no example.
+        ConfigError: a learnt temperature without logit_scale.
     """
     import torch
 
+    from tasks.course import Course
+    from tasks.descent import arithmetic, descend, encoded
+
     torch.manual_seed(seed)
-    rng = random.Random(seed)
-    curve = fit_locked(retriever, examples, pixels, config, seed) if config.locked_steps else []
-    model = retriever.model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    stream = batches(examples, min(config.batch_triplets, len(examples)), rng)
-    recent: list[tuple[float, float, float, float]] = []
-    for step in range(config.steps):
-        batch = next(stream)
-        negatives = [rng.sample(e.negatives, min(config.negatives, len(e.negatives))) for e in batch]
-        shown = list(dict.fromkeys([*(e.target for e in batch), *(e.query for e in batch), *(i for n in negatives for i in n)]))
-        place = {picture: n for n, picture in enumerate(shown)}
-        positive, query = (torch.tensor([place[i] for i in ids], device=retriever.device) for ids in ([e.target for e in batch], [e.query for e in batch]))
-        images = retriever.image_features(pixels(shown))
-        texts = retriever.text_features([rng.choice(e.instructions) for e in batch])
+    model = retriever.model
+    if config.learn_temperature and hasattr(model, "logit_scale"):
+        model.logit_scale.data.fill_(-math.log(config.temperature))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    course = course or Course(config.locked_steps + config.steps)
+    if config.locked_steps and not course.is_past("locked", PHASES):
+        fit_locked(retriever, examples, pixels, config, seed, course=course)
+    model.train()
+    optimizer = optimizer_of(model, config, config.learning_rate)
+    done = course.restore("both", model, optimizer)
+    device = torch.device(retriever.device)
+    steps = islice(plans([(examples, config.version_weight), *more], config, random.Random(seed)), done, config.steps)
+    for step, (plan, shown) in enumerate(ahead(steps, pixels, config.decode_workers), done):
+        with arithmetic(config.precision, device):
+            images = encoded(lambda at, x=shown: retriever.image_features(part_of(x, at)).float(), len(plan.shown), config.cache_chunk, device)
+            texts = encoded(lambda at, x=plan.texts: retriever.text_features([x[n] for n in at]).float(), len(plan.texts), config.cache_chunk, device)
         rate = rate_at(step, steps=config.steps, warmup=config.warmup_steps, peak=config.learning_rate)
-        recent.append(_descend(optimizer, images[query] + texts, images, positive, query, config.temperature, rate, config.locked_steps + step + 1))
-        if (step + 1) % LOGGED_STEPS == 0 or step + 1 == config.steps:
-            curve.append(_point(config.locked_steps + step + 1, recent, config))
-            recent = []
+        parts = descend(optimizer, contrast_of(config, model, plan, device), images, texts, rate=rate, step=config.locked_steps + step + 1)
+        course.note(config.locked_steps + step + 1, figures_of(parts, plan, config, model), last=step + 1 == config.steps)
+        course.keep(config.locked_steps + step + 1, "both", step + 1, model, optimizer)
     model.eval()
-    return curve
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    return course.curve
 
 
 def fit_locked(
-    retriever: Retriever, examples: Sequence[Example], pixels: Callable[[list[str]], torch.Tensor], config: TrainConfig, seed: int
+    retriever: Retriever,
+    examples: Sequence[Example],
+    pixels: Callable[[list[str]], torch.Tensor],
+    config: TrainConfig,
+    seed: int,
+    *,
+    course: Course | None = None,
 ) -> list[dict[str, float]]:
     """Train the text tower in place; arguments, curve and errors as of `fit`."""
     import torch
 
-    rng = random.Random(f"locked:{seed}")
+    from tasks.course import Course
+    from tasks.descent import arithmetic, descend, encoded
+
     model = retriever.model.eval()
+    device = torch.device(retriever.device)
     pool = list(dict.fromkeys(i for e in examples for i in (e.query, e.target, *e.negatives)))
-    with torch.no_grad():
-        raw = torch.cat([retriever.image_features(pixels(pool[n : n + 128])) for n in range(0, len(pool), 128)])
-    place = {picture: n for n, picture in enumerate(pool)}
+    with torch.no_grad(), arithmetic(config.precision, device):
+        raw = torch.cat([retriever.image_features(pixels(pool[n : n + 128])).float() for n in range(0, len(pool), 128)])
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.locked_learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    curve: list[dict[str, float]] = []
-    recent: list[tuple[float, float, float, float]] = []
-    waiting: list[Example] = []
-    for step in range(config.locked_steps):
-        while len(waiting) < config.locked_batch_triplets:
-            waiting += rng.sample(examples, len(examples))
-        batch, waiting = waiting[: config.locked_batch_triplets], waiting[config.locked_batch_triplets :]
-        own = list(dict.fromkeys(place[i] for e in batch for i in (e.target, e.query)))
-        shown = (
-            range(len(pool)) if len(pool) <= config.locked_candidates else list(dict.fromkeys([*own, *rng.sample(range(len(pool)), config.locked_candidates)]))
-        )
-        column = {row: n for n, row in enumerate(shown)}
-        positive, query = (
-            torch.tensor([column[place[i]] for i in ids], device=retriever.device) for ids in ([e.target for e in batch], [e.query for e in batch])
-        )
-        images = raw[list(shown)]
-        texts = retriever.text_features([rng.choice(e.instructions) for e in batch])
+    course = course or Course(config.locked_steps)
+    optimizer = optimizer_of(model, config, config.locked_learning_rate)
+    done = course.restore("locked", model, optimizer)
+    steps = islice(locked_plans(examples, pool, config, random.Random(f"locked:{seed}")), done, config.locked_steps)
+    for step, plan in enumerate(steps, done):
+        with arithmetic(config.precision, device):
+            texts = encoded(lambda at, x=plan.texts: retriever.text_features([x[n] for n in at]).float(), len(plan.texts), config.cache_chunk, device)
         rate = rate_at(step, steps=config.locked_steps, warmup=config.warmup_steps, peak=config.locked_learning_rate)
-        recent.append(_descend(optimizer, images[query] + texts, images, positive, query, config.temperature, rate, step + 1))
-        if (step + 1) % LOGGED_STEPS == 0 or step + 1 == config.locked_steps:
-            curve.append(_point(step + 1, recent, config))
-            recent = []
-    return curve
+        parts = descend(optimizer, contrast_of(config, model, plan, device), (raw[plan.shown], None), texts, rate=rate, step=step + 1)
+        course.note(step + 1, figures_of(parts, plan, config, model), last=step + 1 == config.locked_steps)
+        course.keep(step + 1, "locked", step + 1, model, optimizer)
+    return course.curve
 
 
-def _point(step: int, recent: Sequence[tuple[float, float, float, float]], config: TrainConfig) -> dict[str, float]:
-    """A point of the curve; every fifth goes to the log."""
-    means = np.mean(recent, axis=0).round(5).tolist()
-    if step % (5 * LOGGED_STEPS) == 0:
-        log.info("train: step %d of %d, loss %.4f, accuracy %.3f", step, config.locked_steps + config.steps, means[0], means[1])
-    return {"step": step, **dict(zip(("loss", "accuracy", "query_margin", "pictures"), means, strict=True))}
+def part_of(rows: torch.Tensor, at: Sequence[int]) -> torch.Tensor:
+    """Rows at the positions; the very tensor where that is all of them."""
+    return rows if len(at) == len(rows) else rows[list(at)]
 
 
-def _descend(
-    optimizer: torch.optim.Optimizer,
-    queries: torch.Tensor,
-    images: torch.Tensor,
-    positive: torch.Tensor,
-    query: torch.Tensor,
-    temperature: float,
-    rate: float,
-    step: int,
-) -> tuple[float, float, float, float]:
-    """One step of the optimiser on raw rows (b, d) against distinct pictures (c, d).
-
-    Returns:
-        Loss, accuracy, query_margin, number of pictures.
-    Raises:
-        DataError: the loss is not finite.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    from tasks.loss import info_nce
-
-    parts = info_nce(
-        F.normalize(queries, dim=-1),
-        F.normalize(images, dim=-1),
-        picture_ids=torch.arange(len(images), device=images.device),
-        positive=positive,
-        query_picture=query,
-        temperature=temperature,
-    )
-    loss = float(parts.total.detach())
-    if not math.isfinite(loss):
-        raise DataError(f"train: the loss is {loss} at step {step}; lower train.learning_rate or raise train.temperature")
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    parts.total.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-    optimizer.step()
-    return loss, float(parts.accuracy), float(parts.query_margin), float(len(images))
+def ahead(steps: Iterator[Plan], pixels: Callable[[list[str]], torch.Tensor], workers: int) -> Iterator[tuple[Plan, torch.Tensor]]:
+    """Each plan with its pixels; with workers the next one's are made meanwhile. The plans are drawn here, in their order."""
+    if not workers:
+        yield from ((plan, pixels(plan.shown)) for plan in steps)
+        return
+    with ThreadPoolExecutor(1, "pixels") as pool:
+        waiting = None
+        for plan in steps:
+            coming = (plan, pool.submit(pixels, plan.shown))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
 
 
 class Pixels:
-    """Pictures as the processor makes them; kept in memory while they fit into `CACHE_BYTES`."""
+    """Pictures as the processor makes them: each decoded once per call, and kept in memory while they fit into `CACHE_BYTES`."""
 
-    def __init__(self, store: Store, retriever: Retriever) -> None:
-        self.store, self.retriever = store, retriever
+    def __init__(
+        self, store: Store, retriever: Retriever, *, workers: int = 0, files: Mapping[str, Path] | None = None, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            store: of the version's pictures.
+            retriever: its processor is used.
+            workers: threads that decode (Pillow lets others run meanwhile), a count; in turn for 0.
+            files: pictures of other datasets, id -> file.
+            cache_bytes: of pixels kept.
+        """
+        self.store, self.retriever, self.files, self.cache_bytes = store, retriever, files or {}, cache_bytes
+        self._pool = ThreadPoolExecutor(workers, "decode") if workers else None
         self._kept: dict[str, torch.Tensor] = {}
         self._bytes = 0
+
+    def read(self, image_id: str) -> Image:
+        """The picture, RGB.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        if image_id not in self.files:
+            return self.store.read_image(image_id)
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            return Image.open(self.files[image_id], formats=("JPEG", "PNG", "WEBP")).convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"{self.files[image_id]}: not a readable picture ({error}); take its records out of train.datasets") from error
+
+    def made(self, image_ids: Sequence[str]) -> list[torch.Tensor]:
+        """(3, height, width) float32 of each."""
+        if self._pool is None:
+            return list(self.retriever.pixels([self.read(i) for i in image_ids]))
+        return list(self._pool.map(lambda i: self.retriever.pixels([self.read(i)])[0], image_ids))
 
     def __call__(self, image_ids: list[str]) -> torch.Tensor:
         """(n, 3, height, width) float32."""
@@ -243,47 +420,153 @@ class Pixels:
         missing = [i for i in image_ids if i not in self._kept]
         fresh: dict[str, torch.Tensor] = {}
         if missing:
-            fresh = dict(zip(missing, self.retriever.pixels([self.store.read_image(i) for i in missing]), strict=True))
+            fresh = dict(zip(missing, self.made(missing), strict=True))
             size = sum(x.nbytes for x in fresh.values())
-            if self._bytes + size <= CACHE_BYTES:
+            if self._bytes + size <= self.cache_bytes:
                 self._kept |= fresh
                 self._bytes += size
         return torch.stack([self._kept[i] if i in self._kept else fresh[i] for i in image_ids])
+
+
+def check_revision(wanted: str | None, found: str, model: str) -> None:
+    """The base is the pinned one.
+
+    Args:
+        wanted: train.revision; a branch or tag says nothing that can be checked here.
+        found: of the loaded model: a commit, or the first 12 hex digits of a folder's weights.
+    Raises:
+        ConfigError: another one.
+    """
+    if wanted is None or not set(wanted) <= set("0123456789abcdef") or len(wanted) < 7:
+        return
+    if not (wanted.startswith(found) or found.startswith(wanted)):
+        raise ConfigError(f"train: base model '{model}' has revision {found}, 'train.revision' pins {wanted}; bring the right weights, or change the pin")
+
+
+def check_pictures(examples: Sequence[Example], known: set[str]) -> None:
+    """Every picture that training will ask for is there: said in the first second, not in the last hour.
+
+    Raises:
+        DataError: one is missing.
+    """
+    missing = sorted({i for e in examples for i in (e.query, e.target, *e.negatives)} - known)
+    if missing:
+        raise DataError(f"train: {len(missing)} pictures of the triplets are not in the images table, the first is {missing[0]}; run `dvc pull`")
+
+
+def launch(processes: int, root: Path) -> None:
+    """Run this stage in several processes by torchrun's launcher, and wait for them.
+
+    Raises:
+        DataError, ConfigError, TransientError: what the first of them to fail said by its exit code.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="train", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "tasks", "train", "--root", str(root))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        kind = {e.exit_code: e for e in (DataError, ConfigError)}.get(failure.exitcode, TransientError)
+        raise kind(f"train: process {rank} of {processes} ended with exit code {failure.exitcode}; its message stands above") from error
+
+
+def join(device: str) -> str:
+    """Join the processes that torchrun started; the device of this one."""
+    import torch
+    import torch.distributed as dist
+
+    from tasks.models.revisions import pick_device
+
+    device = pick_device(device)
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return device
+
+
+def identity_of(config: TrainConfig, seed: int, base_revision: str, datasets: Sequence[tuple[Sequence[Example], float]], threads: int) -> str:
+    """Of a training: equal where the weights of every step are equal."""
+    digest = hashlib.sha256(json.dumps([config.model_dump(mode="json", exclude=HARMLESS), seed, base_revision, threads]).encode())
+    for examples, weight in datasets:
+        digest.update(repr((weight, examples)).encode())
+    return digest.hexdigest()
 
 
 def run(params: Params, store: Store) -> StageReport:
     """Train models/candidate on all triplets but the held-out ones.
 
     Raises:
-        DataError: no triplet to train on.
+        DataError: no triplet to train on, a picture that is missing, a loss that is not finite.
+        ConfigError: a base model that is not the pinned one.
     """
     config, seed = params.train, params.open_run.seed
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if config.processes > 1 and not is_launched:
+        launch(config.processes, store.root)
+        return store.read_reports()["train"]
+    from tasks.course import Course
+
     triplets = store.read_table("triplets").sort_by("triplet_id").to_pylist()
     held_out = held_out_pictures([(t["query_image_id"], t["target_image_id"]) for t in triplets], config.held_out_share)
     examples = training_examples(triplets, held_out)
     if not examples:
         raise DataError(f"train: no triplet to train on among {len(triplets)}; run the dataset's stages first, or lower train.held_out_share")
-    retriever = Retriever(config.base_model, revision=config.revision, device=config.device, threads=max(2, params.open_run.threads))
+    check_pictures(examples, set(store.read_table("images", ["image_id"])["image_id"].to_pylist()))
+    more, files, dropped = [], dict[str, Path](), Counter({"held_out": len(triplets) - len(examples)})
+    for dataset in config.datasets:
+        found, pictures, left_out = read_dataset(dataset)
+        more.append((found, dataset.weight))
+        files |= pictures
+        dropped.update(left_out)
+    device = join(config.device) if is_launched else config.device
+    threads = max(2, params.open_run.threads)
+    retriever = Retriever(config.base_model, revision=config.revision, device=device, threads=threads)
     base_revision = retriever.revision
-    curve = fit(retriever, examples, Pixels(store, retriever), config, seed)
-    retriever.save(store.folder("models", "candidate"))
-    training = {
-        "base_model": config.base_model,
-        "base_revision": base_revision,
-        "seed": seed,
-        "recipe": config.model_dump(mode="json", exclude={"device"}),
-        "triplets": len(examples),
-        "held_out_triplets": len(triplets) - len(examples),
-        "held_out_pictures": len(held_out),
-        "curve": curve,
-    }
-    store.write_bytes(store.folder("reports", "training.json"), (json.dumps(training, indent=1) + "\n").encode())
-    return StageReport(
+    check_revision(config.revision, base_revision, config.base_model)
+    is_first = int(os.environ.get("RANK", "0")) == 0 or not is_launched
+    course = Course(
+        config.locked_steps + config.steps,
+        checkpoint=store.folder(".run", "train", "checkpoint.pt"),
+        identity=identity_of(config, seed, base_revision, [(examples, config.version_weight), *more], threads),
+        checkpoint_steps=config.checkpoint_steps,
+        reports=store.folder("reports", "training") if is_first else None,
+        tensorboard=config.tensorboard,
+        is_writer=is_first,
+    )
+    pixels = Pixels(store, retriever, workers=config.decode_workers, files=files)
+    curve = fit(retriever, examples, pixels, config, seed, more=more, course=course)
+    report = StageReport(
         "train",
-        read=len(triplets),
+        read=len(triplets) + sum(len(found) for found, _ in more),
         written=1,
-        dropped={"held_out": len(triplets) - len(examples)},
+        dropped=dict(dropped),
         new=config.locked_steps + config.steps,
         done=config.locked_steps + config.steps,
         figures={"loss": curve[-1]["loss"], "accuracy": curve[-1]["accuracy"], "query_margin": curve[-1]["query_margin"], "triplets": float(len(examples))},
     )
+    if is_first:
+        retriever.save(store.folder("models", "candidate"))
+        training = {
+            "base_model": config.base_model,
+            "base_revision": base_revision,
+            "seed": seed,
+            "recipe": config.model_dump(mode="json", exclude={"device"}),
+            "triplets": len(examples),
+            "held_out_triplets": len(triplets) - len(examples),
+            "held_out_pictures": len(held_out),
+            "datasets": {d.name: len(found) for d, (found, _) in zip(config.datasets, more, strict=True)},
+            "curve": curve,
+        }
+        store.write_bytes(store.folder("reports", "training.json"), (json.dumps(training, indent=1) + "\n").encode())
+    course.close()
+    if is_launched:
+        import torch.distributed as dist
+
+        dist.barrier()  # nobody leaves before the model is in place
+        dist.destroy_process_group()
+    return report

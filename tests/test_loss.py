@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.loss import excluded, info_nce
+from tasks.loss import Judged, divergence, excluded, info_nce, likely_false
 
 
 def naive(queries, candidates, ids, positive, temperature) -> float:
@@ -46,3 +46,52 @@ def test_the_query_picture_counts_even_where_others_are_not_allowed():
     loss = info_nce(queries, candidates, allowed=torch.zeros(1, 3, dtype=torch.bool), **keywords)
     assert math.isclose(float(loss.total), math.log(1 + math.e), rel_tol=1e-5)
     assert float(loss.query_margin) == -1.0 and float(loss.accuracy) == 0.0
+
+
+def test_what_scores_above_the_positive_by_the_margin_is_no_negative_but_the_query_picture_stays():
+    similarity = torch.tensor([[0.5, 0.59, 0.61, 0.9], [0.2, 0.3, 0.0, 0.35]])
+    out = likely_false(similarity, torch.tensor([0, 2]), torch.tensor([3, 1]), 0.1)
+    assert out.tolist() == [[False, False, True, False], [True, False, False, True]]
+
+
+def test_masked_candidates_leave_the_softmax():
+    queries, candidates = torch.tensor([[1.0, 0.0]]), F.normalize(torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), dim=-1)
+    keywords = {"picture_ids": torch.arange(4), "positive": torch.tensor([0]), "query_picture": torch.tensor([3]), "temperature": 0.5}
+    loss = info_nce(queries, candidates, mask_margin=0.1, **keywords)
+    expected = math.log(sum(math.exp(s / 0.5) for s in (0.8, 0.6, 0.0))) - 0.8 / 0.5
+    assert math.isclose(float(loss.total), expected, rel_tol=1e-5) and float(loss.masked) == 0.25
+    assert float(info_nce(queries, candidates, **keywords).masked) == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 10**6))
+def test_with_copies_it_is_the_plain_softmax_over_all_columns(b: int, negatives: int, seed: int):
+    """MultipleNegativesRankingLoss: every column of every row is a candidate, however often a picture came."""
+    torch.manual_seed(seed)
+    pictures, queries = F.normalize(torch.randn(5, 6), dim=-1), F.normalize(torch.randn(b, 6), dim=-1)
+    columns = torch.randint(0, 5, (b, 1 + negatives))
+    naive_total = 0.0
+    for n in range(b):
+        scores = [float(queries[n] @ pictures[k]) / 0.1 for row in columns.tolist() for k in row]
+        naive_total += math.log(sum(map(math.exp, scores))) - float(queries[n] @ pictures[columns[n, 0]]) / 0.1
+    shown, place, copies = columns.flatten().unique(return_inverse=True, return_counts=True)
+    positive = place.view_as(columns)[:, 0]
+    keywords = {"picture_ids": torch.arange(len(shown)), "positive": positive, "query_picture": positive, "temperature": 0.1}
+    loss = info_nce(queries, pictures[shown], copies=copies, **keywords)
+    assert math.isclose(float(loss.total), naive_total / b, rel_tol=1e-4, abs_tol=1e-5)
+
+
+def test_the_divergence_from_the_judge_is_the_symmetric_one_and_zero_where_both_agree():
+    logits = torch.tensor([[1.0, 2.0, 0.5, 9.0], [1.0, 1.0, 1.0, 1.0]], requires_grad=True)
+    scores = torch.tensor([[0.9, 0.1, float("nan")], [0.5, float("nan"), float("nan")]])
+    judged = Judged(torch.tensor([[0, 2, 0], [1, 0, 0]]), scores, 0.5, 1.0)
+    ours, theirs = (torch.softmax(torch.tensor(x), 0).tolist() for x in ([1.0, 0.5], [1.8, 0.2]))
+    expected = sum((p - q) * (math.log(p) - math.log(q)) for p, q in zip(ours, theirs, strict=True)) / 2
+    found = divergence(logits, judged)
+    found.backward()
+    assert math.isclose(float(found.detach()), expected, rel_tol=1e-5), "the second query has one score: nothing to compare"
+    assert logits.grad is not None and logits.grad.isfinite().all() and (logits.grad[1] == 0).all() and logits.grad[0, 3] == 0
+    agreeing = Judged(judged.columns[:1], torch.tensor([[0.9, 0.65, float("nan")]]), 0.5, 1.0)
+    assert math.isclose(float(divergence(logits[:1], agreeing)), 0.0, abs_tol=1e-6)
+    none = Judged(judged.columns, torch.full((2, 3), float("nan")), 0.5, 1.0)
+    assert float(divergence(logits, none)) == 0

@@ -1,0 +1,151 @@
+"""One step of contrastive training: encode, contrast, go down - on one process or several, in one pass or in chunks.
+
+The loss is taken on the features as on leaves; their gradients are then handed back to the towers. So
+- gradient caching (GradCache, arXiv:2101.06983) is the same step with a second pass in chunks: memory is that of a chunk
+  and of the features, whatever the batch;
+- several processes share one batch: each encodes every n-th picture and text, features are gathered, everybody takes the
+  same loss, gradients of the weights are summed. The step is that of one process with the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tasks.errors import DataError
+from tasks.loss import Loss
+
+Encode = Callable[[Sequence[int]], torch.Tensor]  # positions in the batch -> (n, d) raw features
+Back = Callable[[torch.Tensor], None]  # gradient of all features (count, d) -> gradients of the weights
+
+
+def world() -> tuple[int, int]:
+    """(rank, processes); (0, 1) without torch.distributed."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def gathered(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Rows of all processes in the batch's order, without gradient.
+
+    Args:
+        rows: (n, d), those of positions rank, rank + processes, ...
+        count: rows of the whole batch.
+    Returns:
+        (count, d).
+    """
+    rank, processes = world()
+    if processes == 1:
+        return rows.detach()
+    padded = rows.new_zeros(math.ceil(count / processes), rows.shape[1])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in range(processes)]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[:count].contiguous()  # position p = round * processes + rank
+
+
+@contextmanager
+def same_dice(device: torch.device) -> Iterator[Callable[[], None]]:
+    """Yields a function that puts the random state back to where it was on entry: dropout falls as before."""
+    state = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def again() -> None:
+        torch.set_rng_state(state)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+
+    yield again
+
+
+def encoded(encode: Encode, count: int, chunk: int | None, device: torch.device) -> tuple[torch.Tensor, Back]:
+    """Features of a batch as a leaf, and the way back into the weights.
+
+    Args:
+        encode: a tower; called with positions of this process, under the caller's precision.
+        count: rows of the whole batch.
+        chunk: rows in one pass; all at once where None.
+        device: where the tower is.
+    Returns:
+        (count, d) leaf, and a function to be called once with its gradient.
+    """
+    rank, processes = world()
+    mine = list(range(rank, count, processes))
+    if chunk is None or chunk >= len(mine):
+        own = encode(mine)
+        leaf = gathered(own, count).requires_grad_()
+        return leaf, lambda gradient: own.backward(gradient[mine] if processes > 1 else gradient)  # type: ignore[no-untyped-call]
+    parts = [mine[start : start + chunk] for start in range(0, len(mine), chunk)]
+    dice = []
+    rows = []
+    with torch.no_grad():
+        for part in parts:
+            with same_dice(device) as again:
+                dice.append(again)
+                rows.append(encode(part))
+    leaf = gathered(torch.cat(rows), count).requires_grad_()
+
+    def back(gradient: torch.Tensor) -> None:
+        for part, again in zip(parts, dice, strict=True):
+            again()
+            encode(part).backward(gradient[part])  # type: ignore[no-untyped-call]
+
+    return leaf, back
+
+
+def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast of the towers for 'bfloat16', nothing for 'float32'."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Sum the gradients over all processes, in one message; a parameter without gradient stays without."""
+    if world()[1] == 1:
+        return
+    given = [p for p in parameters if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in given if p.grad is not None])
+    dist.all_reduce(flat)
+    for p, part in zip(given, flat.split([p.numel() for p in given]), strict=True):
+        p.grad = part.view_as(p)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer,
+    contrast: Callable[[torch.Tensor, torch.Tensor], Loss],
+    images: tuple[torch.Tensor, Back | None],
+    texts: tuple[torch.Tensor, Back | None],
+    *,
+    rate: float,
+    step: int,
+) -> Loss:
+    """One step of the optimiser.
+
+    Args:
+        optimizer: its first group is the towers'; others (a learnt temperature) have the same gradient in every process.
+        contrast: (c, d) raw pictures, (b, d) raw texts -> loss.
+        images: features and their way back; None where the tower is locked.
+        texts: likewise.
+        rate: learning rate.
+        step: for the error.
+    Raises:
+        DataError: the loss is not finite; nothing was changed.
+    """
+    parts = contrast(images[0], texts[0])
+    loss = float(parts.total.detach())
+    if not math.isfinite(loss):
+        raise DataError(f"train: the loss is {loss} at step {step}; lower train.learning_rate or raise train.temperature")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    parts.total.backward()  # type: ignore[no-untyped-call]
+    for rows, back in (images, texts):
+        if back is not None and rows.grad is not None:
+            back(rows.grad)
+    sum_gradients(optimizer.param_groups[0]["params"])
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    return parts

@@ -1,0 +1,88 @@
+"""Records of other makers become examples, or are counted with the reason why not."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tasks.config import MixedDatasetConfig
+from tasks.errors import ConfigError, DataError
+from tasks.mixture import Example, mmeb_example, read_dataset
+from tasks.store import Store
+from tasks.train import Pixels, plans
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six pictures and room for records."""
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    for n, name in enumerate(("q", "t", "n1", "n2", "deep/q2", "deep/t2")):
+        Image.new("RGB", (40, 40), (40 * n, 0, 0)).save(tmp_path / "images" / f"{name}.png")
+    return tmp_path
+
+
+def written(folder: Path, kind: str, *records: object) -> MixedDatasetConfig:
+    file = folder / f"{kind}.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return MixedDatasetConfig(name=kind, format=kind, path=str(file), images=str(folder / "images"), weight=2.0)
+
+
+def test_megapairs_own_records(folder: Path):
+    record = {"q_img": "q.png", "q_text": ["make it red", "red, please"], "t_img": "t.png", "hns": ["q.png", "n1.png", "t.png", "n2.png", "n1.png"]}
+    examples, files, dropped = read_dataset(written(folder, "megapairs", record, {"q_img": "q.png", "q_text": [], "t_img": "t.png"}))
+    name = "megapairs:{}.png".format
+    assert examples == [Example(name("q"), name("t"), (name("n1"), name("n2")), ("make it red", "red, please"))]
+    assert dropped == {"no_text": 1} and files[name("n2")] == folder / "images" / "n2.png"
+
+
+def test_mmeb_style_records_with_pictures_on_both_sides(folder: Path):
+    right = {"qry": "<|image_1|>\nmake it red", "qry_image_path": "q.png", "pos_text": "<|image_1|>", "pos_image_path": "t.png"}
+    right |= {"neg_text": "<|image_1|>", "neg_image_path": ["n1.png"]}
+    written_out = {"qry": "<|image_1|> what is it?", "qry_image_path": "q.png", "pos_text": "a star", "pos_image_path": ""}
+    examples, _, dropped = read_dataset(written(folder, "mmeb", right, written_out, {"qry": "a star", "pos_image_path": "t.png"}))
+    assert examples == [Example("mmeb:q.png", "mmeb:t.png", ("mmeb:n1.png",), ("make it red",))]
+    assert dropped == {"text_candidate": 1, "no_query_picture": 1}
+    assert mmeb_example(right | {"neg_text": ["a star"]}) == "text_candidate"
+    assert mmeb_example(right | {"qry": "<|image_1|>"}) == "no_text"
+
+
+def test_the_pictures_of_a_mixture_are_read_where_they_lie(folder: Path):
+    class Processor:
+        def pixels(self, images):
+            return [__import__("torch").tensor([i.getpixel((0, 0))[0]]) for i in images]
+
+    config = written(folder, "megapairs", {"q_img": "deep/q2.png", "q_text": "brighter", "t_img": "deep/t2.png", "hns": ["n2.png"]})
+    examples, files, _ = read_dataset(config)
+    from tasks.config import load_params
+
+    train = load_params("params.yaml", "test").train
+    plan = next(plans([(examples, config.weight)], train, random.Random(0)))
+    pixels = Pixels(Store(folder), Processor(), files=files)
+    assert dict(zip(plan.shown, pixels(plan.shown)[:, 0].tolist(), strict=True)) == {
+        "megapairs:deep/q2.png": 160,
+        "megapairs:deep/t2.png": 200,
+        "megapairs:n2.png": 120,
+    }
+    (folder / "images" / "n2.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="not a readable picture"):
+        Pixels(Store(folder), Processor(), files=files)(["megapairs:n2.png"])
+
+
+def test_what_is_wrong_is_said_with_file_and_line(folder: Path):
+    good = {"q_img": "q.png", "q_text": ["x"], "t_img": "t.png", "hns": []}
+    with pytest.raises(DataError, match=r"megapairs.jsonl:2: picture .*gone.png is missing"):
+        read_dataset(written(folder, "megapairs", good, good | {"t_img": "gone.png"}))
+    with pytest.raises(DataError, match="lies outside"):
+        read_dataset(written(folder, "megapairs", good | {"t_img": "../../etc/passwd"}))
+    with pytest.raises(DataError, match=r":1: key 'q_img' is missing in a record of format 'megapairs'; found \['text'\]"):
+        read_dataset(written(folder, "megapairs", {"text": 1}))
+    with pytest.raises(DataError, match="no record to train on; left out: {'no_text': 1}"):
+        read_dataset(written(folder, "megapairs", good | {"q_text": []}))
+    config = written(folder, "megapairs", good)
+    Path(config.path).write_text("{\n")
+    with pytest.raises(DataError, match="megapairs.jsonl:1: not JSON"):
+        read_dataset(config)
+    with pytest.raises(ConfigError, match="expected a JSONL file"):
+        read_dataset(config.model_copy(update={"path": str(folder / "nowhere")}))
