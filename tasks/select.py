@@ -131,9 +131,19 @@ def _chance(*parts: object) -> bytes:
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
 
 
-def in_order(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
-    """Best tier first, a seeded hash of the pair within a tier: whatever the order they come in."""
-    return sorted(candidates, key=lambda c: (c.tier, _chance(seed, c.pair_id), c.pair_id))
+def in_order(candidates: Sequence[Candidate], seed: int, agreement: str = "rank") -> list[Candidate]:
+    """Best agreement first, then a seeded hash of the pair: whatever the order they come in.
+
+    Args:
+        candidates: each pair once.
+        seed: of the hash.
+        agreement: rank (by tier, the nearest pairs first) or encoders (by how many encoders mined the pair, either way, however near).
+    """
+
+    def rank(c: Candidate) -> int:
+        return c.tier if agreement == "rank" else -len(c.ranks.keys() | c.reverse_ranks.keys())
+
+    return sorted(candidates, key=lambda c: (rank(c), _chance(seed, c.pair_id), c.pair_id))
 
 
 def band_of(c: Candidate, count: int, *, by: str, neighbours: int, windows: Mapping[str, tuple[float, float]]) -> int:
@@ -188,7 +198,7 @@ def preferred(candidates: Sequence[Candidate], params: Params) -> list[Candidate
     """Candidates as `select.bands` wants them: best agreement first, or drawn over the bands of each query's window."""
     config = params.select
     if not config.bands:
-        return in_order(candidates, params.open_run.seed)
+        return in_order(candidates, params.open_run.seed, config.agreement)
     windows = {str(e): (w.low, w.high) for e, w in params.mine.windows.items()}
 
     def band(c: Candidate) -> int:

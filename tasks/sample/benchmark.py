@@ -7,12 +7,13 @@ in two or three drawings; the ground truths of a query are all gallery pictures 
 
 A query needs both its picture and its text: at least `AS_NEAR` other scenes are no more edits away from the query picture than
 its target is, so the picture alone cannot tell the target (a third or more of the public benchmarks' queries are solved by one
-half), and the target shares with the query what the text does not say. 5/60/35% of the queries have one/two/three edits.
+half). As in the world's families about 50/35/15% of the queries have one/two/three edits.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from tasks.sample.scenes import Scene, difference, family, picture_of, shared
 
 STYLES = ("imperative", "noun phrase", "question", "keep")
 AS_NEAR = 3  # scenes at least as near to the query picture as its target
+EDITS = {1: 0.5, 2: 0.35, 3: 0.15}  # shares of the queries; where a small gallery has too few of one, the others fill up
 
 
 def needs_text(query: Scene, target: Scene, family: Sequence[Scene]) -> bool:
@@ -64,13 +66,7 @@ def make_benchmark(folder: Path, *, seed: int = 11, queries: int = 500, gallery:
         for rendering, number in enumerate(numbers):
             picture_of(scene, rendering=1000 + rendering).save(folder / "images" / f"{number}.jpg", quality=92)
     annotations: list[dict[str, Any]] = []
-    seen: set[tuple[Scene, Scene]] = set()
-    while len(annotations) < queries:
-        members = rng.choice(families)
-        query, target = rng.sample(members, 2)
-        if (query, target) in seen or not needs_text(query, target, members):
-            continue
-        seen.add((query, target))
+    for query, target in _draw(rng, families, queries):
         kept = shared(query, target)
         annotations.append(
             {
@@ -88,6 +84,24 @@ def make_benchmark(folder: Path, *, seed: int = 11, queries: int = 500, gallery:
         truth.write_text("".join(json.dumps({"id": n, "scene": s.to_record()}) + "\n" for n, s in rows), encoding="utf-8")
     found = sum(len(a["gt_img_ids"]) for a in annotations)
     return {"queries": len(annotations), "gallery": pictures, "ground_truths": found}
+
+
+def _draw(rng: random.Random, families: Sequence[Sequence[Scene]], queries: int) -> list[tuple[Scene, Scene]]:
+    """(query, target) pairs that need their text, in the shares of `EDITS`, each once, shuffled."""
+    usable: dict[int, list[tuple[Scene, Scene]]] = {edits: [] for edits in EDITS}
+    for members in families:
+        for query, target in itertools.permutations(members, 2):
+            if needs_text(query, target, members):
+                usable[len(difference(query, target))].append((query, target))
+    for pairs in usable.values():
+        rng.shuffle(pairs)
+    drawn = [pair for edits, share in EDITS.items() for pair in usable[edits][: round(share * queries)]]
+    rest = [pair for edits, share in EDITS.items() for pair in usable[edits][round(share * queries) :]]
+    drawn += rng.sample(rest, min(len(rest), max(0, queries - len(drawn))))
+    if len(drawn) < queries:
+        raise ValueError(f"benchmark: {queries} queries asked, {len(drawn)} usable pairs of relatives in a gallery of this size; raise --gallery")
+    rng.shuffle(drawn)
+    return drawn[:queries]
 
 
 def main(arguments: list[str] | None = None) -> None:

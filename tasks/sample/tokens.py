@@ -22,6 +22,9 @@ PROMPTS = Path(__file__).parents[1] / "prompts" / "tiny"
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = [PAD, START, END, "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+# CLIP's text tower pools at the end token, but where that has id 2 transformers takes the token of the highest id instead
+# (what CLIP's first checkpoints need): with END at 2 a text was read no further than its highest-numbered word.
+SPECIAL_CLIP = [PAD, START, *SPECIAL[3:], END]
 VOCABULARY = 480  # tokens: 7 special, 256 bytes, the rest merges; every word of the world is one token
 
 # Content is a string or the OpenAI list of parts; vLLM reads from the template itself which of the two it takes.
@@ -80,7 +83,8 @@ def tokenizer(*, images: bool = False, clip: bool = False) -> PreTrainedTokenize
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    special = SPECIAL_CLIP if clip else SPECIAL
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     core.train_from_iterator(sentences(), trainer)
     if clip:
         ends = [(token, core.token_to_id(token)) for token in (START, END)]

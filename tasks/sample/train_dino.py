@@ -2,6 +2,9 @@
 
 No label and no caption is used: the student's prototype scores of every crop must match the teacher's (centred, sharpened)
 of another crop of the same picture (DINO, arXiv:2104.14294). The CLS token is the embedding. 0.7 M parameters, 1.4 MB.
+
+DINOv2's KoLeo term (arXiv:2304.07193, section 4) spreads the student's CLS over the sphere. Without it 400 steps drew pictures into
+clusters: the median nearest neighbour had a cosine of 1.0000, and mining got worse the longer it was trained.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from tasks.sample.common import Log, cosine, pixels, save, set_up, train_scene, 
 from tasks.sample.scenes import SIDE_PX, draw, family
 
 PROTOTYPES = 512
+KOLEO = 0.1  # weight of the term, as in DINOv2
 
 
 def build() -> tuple[Dinov2Model, object]:
@@ -63,6 +67,14 @@ def crops(values: torch.Tensor, share: tuple[float, float], side_px: int, genera
     return out * (0.85 + 0.3 * noise[3])[:, None, None, None] + (0.2 * noise[4] - 0.1)[:, None, None, None]
 
 
+def koleo(cls: torch.Tensor) -> torch.Tensor:
+    """Mean of -log of the distance to the nearest other row; `cls` (n, d) is scaled to unit length first."""
+    unit = F.normalize(cls, dim=-1)
+    with torch.no_grad():
+        nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)
+    return -((unit - unit[nearest]).norm(dim=-1) + 1e-8).log().mean()
+
+
 @torch.no_grad()
 def measure(model: Dinov2Model, families: int = 120, members: int = 4) -> dict[str, object]:
     """Held-out families: how often a picture's nearest neighbour is of its family, and the mean cosine to all others."""
@@ -79,7 +91,7 @@ def measure(model: Dinov2Model, families: int = 120, members: int = 4) -> dict[s
     return {"neighbour_of_family": round(float(same.float().mean()), 3), "mean_cosine": round(mean, 3)}
 
 
-def train(folder: Path, *, seed: int = 0, steps: int = 400, batch: int = 128) -> None:
+def train(folder: Path, *, seed: int = 0, steps: int = 300, batch: int = 128) -> None:
     """Train from scratch into `folder`; what is saved is the teacher."""
     rng = set_up(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -99,10 +111,11 @@ def train(folder: Path, *, seed: int = 0, steps: int = 400, batch: int = 128) ->
             seen = teacher[1](teacher[0](pixel_values=torch.cat(wide)).last_hidden_state[:, 0])
             goals = ((seen - centre) / 0.05).softmax(-1).chunk(2)
             centre = 0.9 * centre + 0.1 * seen.mean(0)
-        guesses = list(student[1](student[0](pixel_values=torch.cat(wide)).last_hidden_state[:, 0]).chunk(2))
+        cls = student[0](pixel_values=torch.cat(wide)).last_hidden_state[:, 0]
+        guesses = list(student[1](cls).chunk(2))
         guesses += student[1](student[0](pixel_values=torch.cat(narrow)).last_hidden_state[:, 0]).chunk(2)
         terms = [-(g * (p / 0.1).log_softmax(-1)).sum(-1).mean() for i, g in enumerate(goals) for j, p in enumerate(guesses) if i != j]
-        loss = torch.stack(terms).mean()
+        loss = torch.stack(terms).mean() + KOLEO * torch.stack([koleo(c) for c in cls.chunk(2)]).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)

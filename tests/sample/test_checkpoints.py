@@ -46,6 +46,15 @@ def test_clip_and_dino_embed_pictures_and_texts():
     assert hidden[:, 0].shape == (2, 128)
 
 
+def test_clip_reads_a_text_to_its_end():
+    # transformers pools at the highest token id where the end token has id 2; whatever stands behind that word would not count
+    processor, model = AutoProcessor.from_pretrained(CHECKPOINTS / "clip"), AutoModel.from_pretrained(CHECKPOINTS / "clip", dtype=torch.float32)
+    begun = "on a white background: a small red star at the top left, a large "
+    with torch.no_grad():
+        one, other = train_clip.text_vectors(model, processor, [begun + "blue circle at the middle left", begun + "green cross at the middle left"])
+    assert float(one @ other) < 0.9
+
+
 def test_the_processor_makes_what_was_trained_with(vlm):
     train_vlm.check_against_processor(vlm[1])
 
