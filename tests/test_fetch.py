@@ -1,0 +1,407 @@
+"""Strangers' URLs: a real server on loopback (let in by allow_hosts, on purpose), and everything that must not be let in."""
+
+import gzip
+import io
+import ipaddress
+import ssl
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks import fetch
+from tasks.fetch import FetchConfig, Fetcher
+from tasks.sources.files import Refused
+
+PICTURE = b"\xff\xd8 a picture " * 100
+LIMIT = 10_000
+
+
+class Site(ThreadingHTTPServer):
+    """A server whose pages are functions of its handler; counts what it is asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.pages: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
+        self.asked: Counter[str] = Counter()
+        self.agents: set[str] = set()
+        self.times: list[float] = []
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is what these tests are about."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        site: Site = self.server  # type: ignore[assignment]
+        site.asked[self.path] += 1
+        site.agents.add(self.headers["User-Agent"])
+        site.times.append(time.monotonic())
+        site.pages.get(self.path, reply(404))(self)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def reply(status: int = 200, body: bytes = b"", **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    def page(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **{k.replace("_", "-"): v for k, v in headers.items()}}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return page
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    server = Site()
+    server.pages["/a.jpg"] = reply(body=PICTURE)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def fetcher(allow: tuple[str, ...] = ("127.0.0.1",), waits: list[float] | None = None, **changes: object) -> Fetcher:
+    """Does not really wait before another try; `waits` collects what it would have."""
+    config = FetchConfig("mailto:me@example.org", delay_s=0.0, deadline_s=5.0, allow_hosts=allow)
+    kept = [] if waits is None else waits
+    return Fetcher(FetchConfig(**{**vars(config), **changes}), sleep=lambda s: kept.append(s) or time.sleep(min(s, 0.01)))  # type: ignore[func-returns-value]
+
+
+def refused(url: str, using: Fetcher | None = None, limit: int = LIMIT) -> Refused:
+    with pytest.raises(Refused) as caught:
+        (using or fetcher()).fetch(url, limit)
+    return caught.value
+
+
+def test_a_file_comes_with_its_sites_word_and_we_say_who_we_are(site: Site):
+    content = fetcher().fetch(site.url + "/a.jpg", LIMIT)
+    assert (content, content.robots) == (PICTURE, "absent")
+    assert site.agents == {"MegaPairs/0.1 (image dataset; +mailto:me@example.org)"}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.1", "0", "localhost", "１２７.０.０.１", "127。0。0。1"),
+        *("10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1", "100.100.100.200", "192.0.0.192", "168.63.129.16", "0.0.0.0"),
+        *("224.0.0.1", "255.255.255.255", "240.0.0.1", "[::1]", "[::]", "[fe80::1]", "[fe80::1%25eth0]", "[fd00:ec2::254]", "[ff02::1]"),
+        *("[::ffff:127.0.0.1]", "[::ffff:a9fe:a9fe]", "[::127.0.0.1]", "[64:ff9b::a9fe:a9fe]", "[2002:7f00:1::]", "[2001:0:1::8000:f:80ff:fffe]"),
+    ],
+)
+def test_what_is_not_public_is_not_asked(host: str, site: Site):
+    found = refused(f"http://{host}:{site.server_port}/a.jpg", fetcher(allow=()))
+    assert (found.reason, site.asked.total()) == ("unsafe", 0), found
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://example.org/a", "gopher://x", "http://", "http://me:secret@example.org/", "http://example.org:25/", "http://exa mple.org/"]
+    + ["http://example.org/\r\nHost: x", "http://[::1", "http://example.org:99999/", "//example.org/a.jpg", "a.jpg", "http://" + "a" * 9_000],
+)
+def test_what_is_no_plain_url_is_not_asked(url: str):
+    assert refused(url).reason == "unsafe"
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_place_or_refused(text: str):
+    for url in (text, f"http://{text}", f"http://example.org/{text}"):
+        try:
+            place = fetch.place_of(url)
+        except Refused as found:
+            assert found.reason == "unsafe"
+        else:
+            assert place.target.isascii() and not set(place.target) & set(" \r\n") and place.host
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_inside_another_is_as_private_as_itself(address: ipaddress.IPv4Address):
+    mapped = ipaddress.IPv6Address(int(address) | 0xFFFF << 32)
+    sixtofour = ipaddress.IPv6Address(0x2002 << 112 | int(address) << 80)
+    assert fetch.is_public(address) == fetch.is_public(mapped) == fetch.is_public(sixtofour)
+    assert not fetch.is_public(address) or address.is_global
+
+
+def test_a_public_address_is_public():
+    assert all(fetch.is_public(ipaddress.ip_address(a)) for a in ("93.184.215.14", "1.1.1.1", "2606:4700::1111"))
+
+
+def test_a_redirect_into_the_house_is_not_followed(site: Site):
+    """The site itself is allowed by name; what it points at is not."""
+    other = Site()
+    site.pages["/in.jpg"] = reply(302, Location=f"http://127.0.0.2:{site.server_port}/a.jpg")
+    site.pages["/meta.jpg"] = reply(301, Location="http://169.254.169.254/latest/meta-data/")
+    site.pages["/file.jpg"] = reply(301, Location="file:///etc/passwd")
+    assert [refused(site.url + p).reason for p in ("/in.jpg", "/meta.jpg", "/file.jpg")] == ["unsafe"] * 3
+    other.server_close()
+
+
+def test_a_name_is_resolved_once_and_the_checked_address_is_the_one_connected(site: Site):
+    """Rebinding: the second answer would be the house; it is never asked for. One private address among several refuses them all."""
+    answers = iter([["127.0.0.1"], ["127.0.0.1"], ["10.0.0.1"]])
+    using = Fetcher(FetchConfig("me", delay_s=0, allow_hosts=("127.0.0.0/8",)), resolver=lambda host, port: next(answers))
+    assert using.fetch(f"http://pictures.example:{site.server_port}/a.jpg", LIMIT) == PICTURE  # robots.txt, then the file
+    assert refused(f"http://pictures.example:{site.server_port}/a.jpg", using).reason == "unsafe"
+    mixed = Fetcher(FetchConfig("me", delay_s=0), resolver=lambda host, port: ["93.184.215.14", "127.0.0.1"])
+    assert refused(f"http://pictures.example:{site.server_port}/a.jpg", mixed).reason == "unsafe"
+    assert site.asked["/a.jpg"] == 1
+
+
+def test_redirects_are_followed_but_not_for_ever(site: Site):
+    site.pages["/1"], site.pages["/2"] = reply(302, Location="/2"), reply(307, Location="a.jpg")
+    site.pages["/round"], site.pages["/about"] = reply(302, Location="/about"), reply(302, Location="/round")
+    for n in range(9):
+        site.pages[f"/far{n}"] = reply(302, Location=f"/far{n + 1}")
+    assert fetcher().fetch(site.url + "/1", LIMIT) == PICTURE
+    assert [refused(site.url + p).reason for p in ("/round", "/far0")] == ["unreachable"] * 2
+    assert site.asked["/far6"] == 0
+
+
+def test_a_drip_of_a_byte_at_a_time_ends_at_the_deadline(site: Site):
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for _ in range(60):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+    def drip_headers(handler: BaseHTTPRequestHandler) -> None:
+        for _ in range(60):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+    site.pages["/drip.jpg"], site.pages["/headers.jpg"] = drip, drip_headers
+    for path in ("/drip.jpg", "/headers.jpg"):
+        begun = time.monotonic()
+        found = refused(site.url + path, fetcher(deadline_s=0.3))
+        assert (found.reason, found.is_lasting) == ("unreachable", False)
+        assert time.monotonic() - begun < 2.5  # three tries of 0.3 s, on a busy machine
+
+
+def test_what_is_larger_than_the_limit_is_not_taken(site: Site):
+    sent = []
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while len(sent) < 20_000:
+            handler.wfile.write(b"x" * 1024)
+            sent.append(1024)
+
+    site.pages["/stated.jpg"] = reply(body=b"x" * (LIMIT + 1))
+    site.pages["/endless.jpg"] = endless
+    site.pages["/exact.jpg"] = reply(body=b"x" * LIMIT)
+    assert refused(site.url + "/stated.jpg").reason == refused(site.url + "/endless.jpg").reason == "too_large"
+    assert sum(sent) < 20_000 * 1024
+    assert len(fetcher().fetch(site.url + "/exact.jpg", LIMIT)) == LIMIT
+
+
+def test_a_gzip_bomb_is_unpacked_no_further_than_the_limit(site: Site):
+    bomb = gzip.compress(b"\0" * 50_000_000)
+    site.pages["/bomb.jpg"] = reply(body=bomb, Content_Encoding="gzip")
+    site.pages["/fine.jpg"] = reply(body=gzip.compress(PICTURE), Content_Encoding="gzip")
+    site.pages["/cut.jpg"] = reply(body=gzip.compress(PICTURE)[:-12], Content_Encoding="gzip")
+    site.pages["/br.jpg"] = reply(body=b"?", Content_Encoding="br")
+    pieces = fetch.unpacked(iter([bomb]), "gzip", LIMIT)
+    assert sum(len(p) for p in pieces) == LIMIT + 1
+    assert refused(site.url + "/bomb.jpg", limit=60_000).reason == "too_large"
+    assert fetcher().fetch(site.url + "/fine.jpg", LIMIT) == PICTURE
+    assert [refused(site.url + p).reason for p in ("/cut.jpg", "/br.jpg")] == ["unreachable"] * 2
+
+
+def time_passes_at_once(using: Fetcher, url: str) -> list[float]:
+    """The waits that this fetcher asks for; the host's own pause is over after each."""
+    waits: list[float] = []
+    host = using._host(fetch.place_of(url))
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        host.next_s = 0.0
+
+    using._sleep = sleep
+    return waits
+
+
+def test_a_busy_host_is_waited_for_as_long_as_it_says(site: Site):
+    def busy(status: int, after: str) -> Callable[[BaseHTTPRequestHandler], None]:
+        return lambda h: (reply(body=PICTURE) if site.asked[h.path] > 1 else reply(status, Retry_After=after))(h)
+
+    site.pages["/429.jpg"], site.pages["/503.jpg"] = busy(429, "7"), busy(503, formatdate(time.time() + 30, usegmt=True))
+    for path, low_s, high_s in (("/429.jpg", 7, 7), ("/503.jpg", 20, 30)):
+        using = fetcher(max_wait_s=60.0)
+        waits = time_passes_at_once(using, site.url)
+        assert using.fetch(site.url + path, LIMIT) == PICTURE
+        assert low_s <= waits[0] <= high_s
+    site.pages["/long.jpg"] = reply(429, Retry_After="86400")
+    found = refused(site.url + "/long.jpg")
+    assert (found.reason, found.is_lasting, site.asked["/long.jpg"]) == ("unreachable", False, 1)
+
+
+def test_answers_that_last_and_answers_that_pass(site: Site):
+    site.pages["/500.jpg"] = reply(500)
+    site.pages["/once.jpg"] = lambda h: (reply(body=PICTURE) if site.asked[h.path] > 1 else reply(502))(h)
+    gone, broken = refused(site.url + "/gone.jpg"), refused(site.url + "/500.jpg")
+    assert (gone.reason, gone.is_lasting, broken.reason, broken.is_lasting) == ("unreachable", True, "unreachable", False)
+    assert (site.asked["/gone.jpg"], site.asked["/500.jpg"]) == (1, 3)
+    assert fetcher().fetch(site.url + "/once.jpg", LIMIT) == PICTURE
+
+
+def test_a_body_cut_short_is_no_file(site: Site):
+    def cut(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b"x" * 10)
+
+    site.pages["/cut.jpg"] = cut
+    assert refused(site.url + "/cut.jpg").reason == "unreachable"
+
+
+def test_a_host_that_only_fails_is_left_alone(site: Site):
+    site.pages["/500.jpg"] = reply(500)
+    using = fetcher()
+    for _ in range(10):
+        assert not refused(site.url + "/500.jpg", using).is_lasting
+    assert site.asked["/500.jpg"] == fetch.MAX_FAILURES
+
+
+# --- the site's word --------------------------------------------------------------------------------------------------
+
+
+def test_robots_txt_is_read_once_and_kept(site: Site):
+    site.pages["/robots.txt"] = reply(body=b"User-agent: *\nDisallow: /\n\nUser-agent: MegaPairs\nDisallow: /private/*.jpg$\nAllow: /\n")
+    for path in ("/private/a.jpg", "/open/a.jpg"):
+        site.pages[path] = reply(body=PICTURE)
+    using = fetcher()
+    found = refused(site.url + "/private/a.jpg", using)
+    assert (found.reason, found.robots, site.asked["/private/a.jpg"]) == ("opted_out", "disallowed", 0)
+    assert using.fetch(site.url + "/open/a.jpg", LIMIT).robots == "allowed"
+    assert site.asked["/robots.txt"] == 1
+    assert fetcher(robots=False).fetch(site.url + "/private/a.jpg", LIMIT).robots == "ignored"
+
+
+def test_a_robots_txt_that_cannot_be_read_allows_nothing_for_now(site: Site):
+    site.pages["/robots.txt"] = reply(503)
+    found = refused(site.url + "/a.jpg")
+    assert (found.reason, found.is_lasting, site.asked["/a.jpg"]) == ("unreachable", False, 0)
+
+
+def test_a_redirect_is_asked_for_at_the_robots_txt_of_where_it_leads(site: Site):
+    site.pages["/robots.txt"] = reply(body=b"User-agent: *\nDisallow: /no/\n")
+    site.pages["/yes"], site.pages["/no/a.jpg"] = reply(302, Location="/no/a.jpg"), reply(body=PICTURE)
+    assert refused(site.url + "/yes").reason == "opted_out"
+    assert site.asked["/no/a.jpg"] == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "state"),
+    [
+        ({"X_Robots_Tag": "noai"}, "header:noai"),
+        ({"X_Robots_Tag": "nofollow, NoImageAI"}, "header:noimageai"),
+        ({"X_Robots_Tag": "noindex"}, "header:noindex"),
+        ({"X_Robots_Tag": "megapairs: noindex"}, "header:noindex"),
+        ({"X_Robots_Tag": "otherbot: noindex, noai"}, "absent"),
+        ({"X_Robots_Tag": "unavailable_after: 25 Jun 2030 15:00:00 PST"}, "absent"),
+        ({"X_Robots_Tag": "nofollow"}, "absent"),
+        ({"tdm_reservation": "1"}, "header:tdm-reservation"),
+        ({"tdm_reservation": "0"}, "absent"),
+    ],
+)
+def test_headers_that_opt_out(headers: dict[str, str], state: str, site: Site):
+    site.pages["/x.jpg"] = reply(body=PICTURE, **headers)
+    if state == "absent":
+        assert fetcher().fetch(site.url + "/x.jpg", LIMIT).robots == state
+    else:
+        found = refused(site.url + "/x.jpg")
+        assert (found.reason, found.robots) == ("opted_out", state)
+
+
+def test_a_pages_meta_tag_opts_out(site: Site):
+    site.pages["/p"] = reply(body=b'<html><head><META content="index, noimageai" name=ROBOTS></head>', Content_Type="text/html; charset=utf-8")
+    assert refused(site.url + "/p").robots == "meta:noimageai"
+
+
+# --- sparing hosts ----------------------------------------------------------------------------------------------------
+
+
+def test_a_host_has_a_delay_and_few_requests_at_a_time(site: Site):
+    busy, most, lock = [0], [0], threading.Lock()
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        with lock:
+            busy[0] += 1
+            most[0] = max(most[0], busy[0])
+        time.sleep(0.05)
+        with lock:
+            busy[0] -= 1
+        reply(body=PICTURE)(handler)
+
+    site.pages["/s.jpg"] = slow
+    using = Fetcher(FetchConfig("me", delay_s=0.02, per_host=2, allow_hosts=("127.0.0.1",)))
+    threads = [threading.Thread(target=using.fetch, args=(site.url + "/s.jpg", LIMIT)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert site.asked["/s.jpg"] == 8 and most[0] <= 2
+    pictures = site.times[1:]  # the first is robots.txt
+    assert pictures[-1] - pictures[0] >= 7 * 0.02
+
+
+def test_tls_is_verified_with_the_hosts_name(site: Site, tmp_path: Path):
+    """A certificate for pictures.example alone; the connection goes to a pinned 127.0.0.1 all the same."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    options = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=pictures.example", "-addext", "subjectAltName=DNS:pictures.example"]
+    try:
+        subprocess.run(["openssl", "req", "-x509", *options, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("TLS: no openssl found; `apt-get install openssl`, then `make test` again")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    site.socket = context.wrap_socket(site.socket, server_side=True)
+
+    def using(ca_file: Path | None) -> Fetcher:
+        config = FetchConfig("me", delay_s=0, allow_hosts=("127.0.0.1",), ca_file=str(ca_file) if ca_file else None)
+        return Fetcher(config, resolver=lambda host, port: ["127.0.0.1"], sleep=lambda s: None)
+
+    assert using(certificate).fetch(f"https://pictures.example:{site.server_port}/a.jpg", LIMIT) == PICTURE
+    asked = site.asked.total()
+    for url, ca_file in ((f"https://other.example:{site.server_port}/a.jpg", certificate), (f"https://pictures.example:{site.server_port}/a.jpg", None)):
+        found = refused(url, using(ca_file))
+        assert found.reason == "unreachable" and "certificate" in found.detail
+    assert site.asked.total() == asked
+
+
+def test_a_body_in_chunks_is_put_together(site: Site):
+    def chunked(handler: BaseHTTPRequestHandler) -> None:
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        stream = io.BytesIO(PICTURE)
+        while piece := stream.read(333):
+            handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        handler.wfile.write(b"0\r\n\r\n")
+
+    site.pages["/chunks.jpg"] = chunked
+    assert fetcher().fetch(site.url + "/chunks.jpg", LIMIT) == PICTURE
