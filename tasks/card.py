@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from tasks.records import schemas
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TRIPLET_COLUMNS = {
     "triplet_id, pair_id": "ids, the same in every version",
@@ -20,6 +25,8 @@ TRIPLET_COLUMNS = {
     "description": "what the MLLM wrote about the pair",
     "captioner, captioner_revision, prompt_sha256, judge, judge_revision": "who wrote and who judged, pinned",
     "tokens": "model tokens spent, a count",
+    "language, engine, sampling, seed, judge_prompt_sha256": "how the texts were asked for, and the judge's prompt; null in versions before these columns",
+    "found_by": "which of text, image, composed finds the target first among the batch's pictures: text or image alone is a shortcut; null where not looked at",
 }
 IMAGE_COLUMNS = {
     "image_id": "sha256 of the stored bytes",
@@ -47,6 +54,45 @@ def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in line) + " |" for line in lines)
 
 
+def features(schema: pa.Schema) -> list[dict[str, object]]:
+    """A table's columns as the Hub's header names them (`datasets.Features`): plain types, and lists of them."""
+    out: list[dict[str, object]] = []
+    for field in schema:
+        text = str(field.type)
+        inner = text.partition("item: ")[2].rstrip(">") if text.startswith("list<") else ""
+        names = {"float": "float32", "double": "float64"}
+        out.append({"name": field.name, "list": names.get(inner, inner)} if inner else {"name": field.name, "dtype": names.get(text, text)})
+    return out
+
+
+def ledger_section(ledger: Mapping[str, Any]) -> str:
+    """What the models were asked for this version's new rows (tasks/ledger.py); nothing without a ledger."""
+    if not ledger:
+        return ""
+    rows = [
+        (
+            stage,
+            f"{s['requests']:,}",
+            f"{s['cached_share']:.0%}",
+            f"{s['prompt_tokens']:,}",
+            f"{s['output_tokens']:,}",
+            f"{s['cpu_s']:.0f}",
+            f"{s['gpu_s']:.0f}",
+            ", ".join(f"{reason} {count}" for reason, count in sorted(s["rejected"].items())) or "none",
+        )
+        for stage, s in ledger["stages"].items()
+    ]
+    head = ("stage", "requests", "from the cache", "prompt tokens", "output tokens", "CPU-s", "GPU-s", "replies refused")
+    each = ledger["per_triplet"]
+    words = (
+        f"One of the {ledger['triplets']:,} accepted triplets took {each['requests']:.1f} requests, {each['prompt_tokens']:,.0f} prompt and "
+        f"{each['output_tokens']:,.0f} output tokens, {each['cpu_s']:.2f} CPU-s, {each['gpu_s']:.2f} GPU-s.\n"
+        if each
+        else ""
+    )
+    return f"## What the models were asked\n{table(head, rows)}\n{words}\n"
+
+
 def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, exported: int, parquet_bytes: Mapping[str, int], is_held_out_split: bool) -> str:
     """README.md of a version.
 
@@ -69,7 +115,9 @@ def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, ex
         {"config_name": c, "description": about, "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]} for c, (folder, _) in tables.items()
     ]
     configs[0]["default"] = True
-    splits = [{"config_name": c, "splits": [{"name": "train", "num_bytes": parquet_bytes[f], "num_examples": n}]} for c, (f, n) in tables.items()]
+    # Files of versions before a column lack it; with the features told, `datasets` reads them as nulls.
+    told: dict[str, dict[str, object]] = {name: {"features": features(schemas()[name])} for name in ("triplets", "images")}
+    splits = [{"config_name": c, **told.get(c, {}), "splits": [{"name": "train", "num_bytes": parquet_bytes[f], "num_examples": n}]} for c, (f, n) in tables.items()]
     header = {
         "license": license_name,
         "pretty_name": name,
@@ -127,7 +175,7 @@ for row in with_images("my-clone"): ...
 ## What was left out, by reason
 {table(("stage", "reason", "rows"), drops) if drops else "Nothing."}
 
-## Who found the new pairs
+{ledger_section(version.get("ledger") or {})}## Who found the new pairs
 {table(("encoder", "pairs", "triplets", "yield"), encoders)}
 {held_out}
 ## Licence

@@ -41,6 +41,14 @@ class SourceConfig(Section):
     )
 
 
+class FilterConfig(Section):
+    model: str = Field(description="Image classifier: Hugging Face name or folder, loaded by AutoModelForImageClassification.")
+    revision: str | None = Field(None, description="Pinned revision.")
+    labels: tuple[str, ...] = Field(min_length=1, description="The model's labels that mean: not wanted. Their probabilities are added.")
+    threshold: float = Field(0.5, ge=0, le=1, description="A picture is dropped when that sum is at least this.")
+    batch_images: int = Field(64, ge=1, description="Pictures in one call of the model, a count.")
+
+
 class IngestConfig(Section):
     sources: tuple[SourceConfig, ...] = Field((), description="Where new pictures come from.")
     max_side_px: int = Field(512, ge=32, description="Longer side of a stored picture, px.")
@@ -48,9 +56,23 @@ class IngestConfig(Section):
     max_pixels: int = Field(50_000_000, ge=1, description="Pictures whose header states more are dropped as too_large before any decode, px.")
     max_size_bytes: int = Field(30_000_000, ge=1, description="Files above this are dropped as too_large, bytes.")
     jpeg_quality: int = Field(95, ge=1, le=100, description="Quality of the one re-encoding.")
+    jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = Field("4:4:4", description="Chroma of the one re-encoding; 4:2:0 is a third smaller and faster.")
     hash_distance_bits: int = Field(12, ge=0, le=64, description="Perceptual hashes up to this Hamming distance are candidates for a near-duplicate, bits.")
     thumbnail_distance: float = Field(6.0, ge=0, description="A candidate is confirmed when no 8x8 cell differs by more than this, mean absolute RGB, 0..255.")
     allowed_licenses: tuple[str, ...] = Field((), description="Only these licence codes are kept; all when empty.")
+    crop_margin: float = Field(
+        0.0, ge=0, le=0.1, description="Near-copies are also looked for with so much more or less at each side, share of it; 0: not, which is faster."
+    )
+    workers: int | None = Field(None, ge=1, description="Processes that decode, a count; one per core when empty. Shows in no table.")
+    worker_memory_mib: int = Field(420, ge=64, description="What decoding one file may take; a file that needs more is dropped as too_costly, MiB.")
+    worker_cpu_s: float = Field(20.0, gt=0, description="CPU time that decoding one file may take; a file that needs more is dropped as too_costly, s.")
+    blocklists: tuple[str, ...] = Field((), description="Files with hashes of pictures that are never taken in (tasks/hash_lists.py).")
+    benchmark_hashes: tuple[str, ...] = Field((), description="Files of `python -m tasks decontaminate build`: copies of their pictures are not taken in.")
+    blocked_distance_bits: int = Field(6, ge=0, le=64, description="A perceptual hash without a thumbnail in a list refuses pictures this near, bits.")
+    drop_flags: tuple[Literal["blurry", "near_empty", "extreme_ratio", "text_heavy"], ...] = Field(
+        (), description="Quality flags that drop a picture as low_quality; all are columns whether or not they stand here."
+    )
+    filters: dict[str, FilterConfig] = Field(default_factory=dict, description="Classifiers that refuse pictures, by name (nsfw, faces ...); none by default.")
     shard_images: int = Field(10_000, ge=1, description="Pictures in one tar shard, a count.")
     takedown: str | None = Field(None, description="Takedown ledger: a text file with sha256 sums of stored or source bytes (tasks/takedown.py).")
 
@@ -147,6 +169,7 @@ class CaptionConfig(Section):
     canaries_min: float = Field(0.6, ge=0, le=1, description="Least share of canaries whose description says the difference; below it the part fails.")
     blank_max: float = Field(0.34, ge=0, le=1, description="Most canaries that a description of two blank pictures may fit, a share; above it the part fails.")
     budget_tokens: int | None = Field(None, ge=1, description="Tokens that one run may spend on captions; its parts stop politely there. No limit when empty.")
+    tokens_per_s: float | None = Field(None, gt=0, description="Measured speed of one GPU, prompt and output tokens a second; for `python -m tasks plan`.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 

@@ -10,11 +10,19 @@ In this order, for one pair:
 2. one that the query picture itself meets goes (query_fits);
 3. a mined negative that meets an instruction which states the whole change is a false negative and goes (false_negative);
 4. an instruction of a style that states one change of several goes where a negative that is left meets it (partial_fits);
-5. a pair with fewer than `instructions_min` instructions left goes: wrong_target where step 1 took them, else ambiguous.
+5. a pair with fewer than `instructions_min` instructions left goes: wrong_target where step 1 took them, else ambiguous;
+6. of the mined negatives that are left the first `negatives` stay: candidates behind them stand in for false ones.
+
+A candidate meets an instruction when its P(yes) reaches `negative_threshold`, or comes within `negative_margin` of the
+target's. The scores are stored: training may use them as soft labels.
+
+Before its first chunk a part judges the judge (tasks/labelled.py): one below its floors stops it. Each chunk's triplets are
+looked at for shortcuts (tasks/shortcuts.py): beyond `shortcut_share_max` they go (shortcut).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +30,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tasks import labelled, ledger, shortcuts
 from tasks.batch import batch_of
 from tasks.chunks import finish_chunks
-from tasks.config import JudgeConfig, Params
+from tasks.config import EncoderConfig, JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.judge import Question, yes_probabilities
 from tasks.records import StageReport, stable_id
+from tasks.request_cache import open_cache
 from tasks.store import Store
 from tasks.takedown import taken_down, withdraw_triplets
 
@@ -67,8 +77,10 @@ def decide(
     threshold: float,
     negative_threshold: float,
     instructions_min: int,
+    negative_margin: float | None = None,
+    negatives_max: int | None = None,
 ) -> Verdict:
-    """Which instructions and negatives of a pair stay; see the module's five steps.
+    """Which instructions and negatives of a pair stay; see the module's six steps.
 
     Args:
         target_yes: per instruction P(yes) of the target.
@@ -77,27 +89,30 @@ def decide(
         threshold: least P(yes) of the target.
         negative_threshold: P(yes) from which a negative meets an instruction.
         instructions_min: least number of instructions, a count.
+        negative_margin: a negative above the target's P(yes) minus this meets an instruction too; not looked at when None.
+        negatives_max: mined negatives that stay at most, in their order, a count.
     """
+    meets = [negative_threshold if negative_margin is None else min(negative_threshold, yes - negative_margin) for yes in target_yes]
     dropped: dict[int, tuple[str, float]] = {}
     for n, yes in enumerate(target_yes):
         if yes < threshold:
             dropped[n] = ("wrong_instruction", yes)
     right = [n for n in range(len(target_yes)) if n not in dropped]
     for n in right:
-        if negative_yes[n][0] >= negative_threshold:
+        if negative_yes[n][0] >= meets[n]:
             dropped[n] = ("query_fits", negative_yes[n][0])
     kept = [n for n in right if n not in dropped]
     count = len(negative_yes[right[0]]) if right else 1
     whole = [n for n in kept if not is_partial[n]]
-    false = {k: max(negative_yes[n][k] for n in whole) for k in range(1, count) if any(negative_yes[n][k] >= negative_threshold for n in whole)}
+    false = {k: max(negative_yes[n][k] for n in whole) for k in range(1, count) if any(negative_yes[n][k] >= meets[n] for n in whole)}
     for n in kept:
-        met = [negative_yes[n][k] for k in range(1, count) if k not in false and negative_yes[n][k] >= negative_threshold]
+        met = [negative_yes[n][k] for k in range(1, count) if k not in false and negative_yes[n][k] >= meets[n]]
         if is_partial[n] and met:
             dropped[n] = ("partial_fits", max(met))
     kept = [n for n in kept if n not in dropped]
     if len(kept) < instructions_min:
         return Verdict(dropped=dropped, reason="wrong_target" if len(right) < instructions_min else "ambiguous")
-    negatives = [k for k in range(count) if k not in false]
+    negatives = [k for k in range(count) if k not in false][: None if negatives_max is None else negatives_max + 1]
     highest = [max(negative_yes[n][k] for n in kept) for k in negatives]
     return Verdict(kept, negatives, [target_yes[n] for n in kept], highest, false, dropped)
 
@@ -141,6 +156,8 @@ def judge_rows(rows: Sequence[Mapping[str, Any]], images: Mapping[str, Any], mod
             threshold=config.threshold,
             negative_threshold=config.negative_threshold,
             instructions_min=config.instructions_min,
+            negative_margin=config.negative_margin,
+            negatives_max=config.negatives,
         )
         for r, row in enumerate(rows)
     ]
@@ -150,7 +167,7 @@ def _question(row: Mapping[str, Any], images: Mapping[str, Any], instruction: in
     return Question(images[row["query_image_id"]], images[candidate_id], row["instructions"][instruction])
 
 
-def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner) -> dict[str, Any]:
+def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner, prompt_sha256: str = "") -> dict[str, Any]:
     """A row of table `triplets` of a kept pair."""
     instructions = [row["instructions"][n] for n in verdict.instructions]
     return {
@@ -172,6 +189,9 @@ def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner) -> d
         "judge": judge.name,
         "judge_revision": judge.revision,
         "tokens": row["prompt_tokens"] + row["output_tokens"],
+        **{name: row.get(name) for name in ("language", "engine", "sampling", "seed")},
+        "judge_prompt_sha256": prompt_sha256,
+        "found_by": None,
     }
 
 
@@ -219,9 +239,13 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     is_again = [_is_seen(row, seen) for row in rows]
     report = StageReport("judge", reused=0 if part and part[0] > 1 else sum(t["batch"] != batch for t in earlier))
 
+    looked: list[str] = []  # how the judge stood, where it was looked at
+    spent: list[ledger.Ledger] = []  # of this try
+    prompt_sha256 = hashlib.sha256(template.encode()).hexdigest()
+
     @cache
     def model() -> Captioner:
-        return load_captioner(
+        judge = load_captioner(
             config.model,
             revision=config.revision,
             device=config.device,
@@ -229,7 +253,18 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
             url=config.url,
             threads=params.open_run.threads,
             question_batch=config.batch_questions,
+            in_flight=config.in_flight,
+            timeout_s=config.timeout_s,
+            seed=params.open_run.seed,
+            cache=open_cache(store.root, served=config.engine == "openai"),
         )
+        if config.labelled:
+            found = labelled.measured(judge, template, config, Path(config.labelled), store)
+            labelled.require(found, config, judge.name)
+            looked.append(f"judge: right on {found.accuracy:.1%} of {found.questions} labelled questions, false yes {found.false_yes:.1%}, AUC {found.auc:.3f}")
+        return judge
+
+    find = Finder(params, store, [i for row in rows for i in (row["query_image_id"], row["target_image_id"])])
 
     def make(cut: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         fresh = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if not again]
@@ -239,11 +274,68 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
         left = [_dropped(row, row["pair_id"], "duplicate", {"query": row["query_image_id"], "target": row["target_image_id"]}) for row in copies]
         for row, verdict in zip(fresh, verdicts, strict=True):
             left += dropped_rows(row, verdict)
-        return [triplet_row(row, verdict, model()) for row, verdict in zip(fresh, verdicts, strict=True) if verdict.reason is None], left
+        kept = [triplet_row(row, verdict, model(), prompt_sha256) for row, verdict in zip(fresh, verdicts, strict=True) if verdict.reason is None]
+        for triplet, found in zip(kept, find(kept), strict=True):
+            triplet["found_by"] = found
+        if config.shortcut_share_max is not None:
+            beyond = set(shortcuts.beyond_share([t["found_by"] for t in kept], config.shortcut_share_max))
+            left += [_dropped(t, t["pair_id"], "shortcut", {"found_by": t["found_by"], "texts": t["instructions"]}) for n, t in enumerate(kept) if n in beyond]
+            kept = [t for n, t in enumerate(kept) if n not in beyond]
+        ledger.append(store.root, "judge", part, model().spent)
+        spent.append(model().spent)
+        model().spent = ledger.Ledger()
+        return kept, left
 
     done, left = finish_chunks(store, report, table="triplets", batch=batch, count=len(rows), chunk_rows=config.chunk_pairs, part=part, make=make)
     report.figures = figures(report.new, done["judge_target"], done["negative_image_ids"], left["reason"].count("false_negative"))
+    report.figures |= shortcuts.figures(done["found_by"])
+    if config.negatives is not None and done["pair_id"]:
+        first = {row["pair_id"]: set(row["negative_image_ids"][: config.negatives + 1]) for row in rows}
+        stood_in = sum(i not in first[p] for p, ids in zip(done["pair_id"], done["negative_image_ids"], strict=True) for i in ids)
+        report.figures["negatives_replaced"] = stood_in / len(done["pair_id"])
+    report.notes += looked
+    if spent:
+        report.notes.append(ledger.total(spent).sentence())
     return report
+
+
+class Finder:
+    """Finds out what finds a triplet's target among the batch's pictures; None for all where the batch's CLIP cannot tell."""
+
+    def __init__(self, params: Params, store: Store, image_ids: Sequence[str]) -> None:
+        """`image_ids` are the batch's queries and targets; nothing is read before the first call."""
+        self.params, self.store, self.image_ids = params, store, image_ids
+        self._ready: tuple[dict[str, Any], list[str], Any] | None = None
+
+    def _prepare(self) -> tuple[dict[str, Any], list[str], Any] | None:
+        from tasks.models.encoders import load_encoder
+
+        spec = self.params.embed.encoders.get("semantic")
+        if spec is None or not self.store.embedded_shards("semantic"):
+            return None
+        ids, stored, _ = self.store.read_embeddings("semantic")
+        wanted = set(self.image_ids)
+        vectors = {i: stored[n].astype("float32") for n, i in enumerate(ids) if i in wanted}
+        if wanted - set(vectors):
+            return None
+        encoder = load_encoder(EncoderConfig(model=spec.model, revision=spec.revision, kind="text"), self.params.judge.device, self.params.open_run.threads)
+        is_joint = hasattr(getattr(encoder, "model", None), "get_text_features")  # a text tower of its own lies in another space
+        return (vectors, shortcuts.drawn(self.image_ids, self.params.judge.shortcut_pictures, self.params.open_run.seed), encoder) if is_joint else None
+
+    def __call__(self, triplets: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
+        """Per triplet the modes that find its target."""
+        import numpy as np
+
+        if not triplets:
+            return []
+        self._ready = self._ready or self._prepare()
+        if self._ready is None:
+            return [None] * len(triplets)
+        vectors, gallery, encoder = self._ready
+        texts = [text for t in triplets for text in t["instructions"]]
+        size = self.params.embed.batch_images
+        rows = np.concatenate([encoder.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)])
+        return list(shortcuts.found_by(triplets, rows, vectors, gallery))
 
 
 def _is_seen(row: Mapping[str, Any], seen: set[tuple[str, str]]) -> bool:

@@ -107,10 +107,11 @@ def read(root: Path) -> dict[str, Ledger]:
     return {stage: total(records) for stage, records in lines.items()}
 
 
-def cost(stages: Mapping[str, Ledger], triplets: int) -> dict[str, Any]:
-    """version.json's `cost`: per stage its sums, and what one accepted triplet of this run took. Empty without a ledger."""
+def cost(stages: Mapping[str, Ledger], *, triplets: int, pairs: int) -> dict[str, Any]:
+    """version.json's `ledger`: per stage its sums, and what one of this run's accepted triplets took. Empty without a ledger."""
     if not stages:
         return {}
     whole = total(stages.values())
     each = {n: round(getattr(whole, n) / triplets, 4) for n in ("requests", "prompt_tokens", "output_tokens", "cpu_s", "gpu_s")} if triplets else {}
-    return {"stages": {s: {**ledger.record(), "cached_share": round(ledger.cached_share, 4)} for s, ledger in stages.items()}, "per_triplet": each}
+    sums = {s: {**ledger.record(), "cached_share": round(ledger.cached_share, 4)} for s, ledger in stages.items()}
+    return {"stages": sums, "per_triplet": each, "triplets": triplets, "pairs": pairs}

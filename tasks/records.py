@@ -87,7 +87,7 @@ def schemas() -> dict[str, pa.Schema]:
     """Arrow schema per table; see DatasetVersion's card for each column's meaning."""
     import pyarrow as pa
 
-    s, i32, i64, f32 = pa.string(), pa.int32(), pa.int64(), pa.float32()
+    s, i32, i64, f32, b = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.bool_()
     strings = pa.list_(pa.field("item", s))
     floats = pa.list_(pa.field("item", f32))
     return {
@@ -110,6 +110,13 @@ def schemas() -> dict[str, pa.Schema]:
                 ("thumbnail", pa.binary()),  # 8x8 RGB uint8, 192 bytes: near-duplicates are confirmed on it
                 ("offset_bytes", i64),
                 ("size_bytes", i32),
+                ("source_fingerprint", s),  # what the source changes when the bytes change (ETag, tar member, URL); '' for files of a folder
+                ("robots", s),  # what the site said about machine readers (tasks/sources/files.py); '' where nobody was asked
+                ("sharpness", f32),  # variance of the Laplacian of the grey picture, levels^2
+                ("is_blurry", b),
+                ("is_near_empty", b),
+                ("has_extreme_ratio", b),
+                ("is_text_heavy", b),
             ]
         ),
         # Rows left out, by any stage; `key` names the row (source URI, pair id, triplet id ...).
@@ -186,7 +193,7 @@ def schemas() -> dict[str, pa.Schema]:
                 ("sampling", s),  # JSON
                 ("seed", i64),
                 ("judge_prompt_sha256", s),
-                ("shortcut", s),  # '', 'text', 'image' or 'both': the one modality that finds the target alone; null where it was not looked at
+                ("found_by", strings),  # of text, image, composed: what finds the target among the batch's pictures; null where it was not looked at
             ]
         ),
         "quarantine": pa.schema([("table", s), ("batch", s), ("key", s), ("expectation", s), ("column", s), ("observed", s)]),
@@ -195,8 +202,9 @@ def schemas() -> dict[str, pa.Schema]:
 
 # Columns that versions before them lack; they are read as nulls there.
 LATER_COLUMNS: dict[str, tuple[str, ...]] = {
+    "images": ("source_fingerprint", "robots", "sharpness", "is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy"),
     "captioned": ("differences", "language", "requests", "engine", "sampling", "seed"),
-    "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "shortcut"),
+    "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "found_by"),
 }
 
 

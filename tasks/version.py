@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks import ledger
 from tasks.batch import batch_of, date_of
 from tasks.card import dataset_card
 from tasks.config import Params
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Columns that say when, where and at what cost a row was made, not what it is.
-NOT_IDENTITY = {"batch", "fetched_at", "shard", "prompt_tokens", "output_tokens", "tokens", "detail"}
+NOT_IDENTITY = {"batch", "fetched_at", "shard", "prompt_tokens", "output_tokens", "tokens", "requests", "detail"}
 NOT_IDENTITY_PARAMS = {"date", "batch", "dataset", "path", "url", "writer_url", "device", "parts", "gallery_triplets", "profile"}
+NOT_IDENTITY_PARAMS |= {"in_flight", "timeout_s", "budget_tokens", "tokens_per_s"}
 
 
 def identity_of(params: Any) -> Any:
@@ -137,6 +139,7 @@ def describe(params: Params, store: Store, batch: str, parent: Mapping[str, Any]
     shown = json.loads(json.dumps(resolved))
     for source in shown["ingest"]["sources"]:
         del source["path"]  # where a machine keeps its pictures is nobody's business
+    new_triplets = store.read_table("triplets", ["triplet_id"], batch).num_rows
     shown["evaluate"].update(benchmark=None, truth=None)
     return {
         "version": batch,
@@ -151,6 +154,7 @@ def describe(params: Params, store: Store, batch: str, parent: Mapping[str, Any]
         "new_drops": counts(store.read_dropped(batch=batch)),
         "encoders": encoder_yields(store, batch, encoders),
         "quality": {stage: report.figures for stage, report in reports.items() if report.figures},
+        "ledger": ledger.cost(ledger.read(store.root), triplets=new_triplets, pairs=store.read_table("captioned", ["pair_id"], batch).num_rows),
         "tokens": {stage: report.tokens for stage, report in reports.items() if report.tokens},
         "params": shown,
     }
