@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ConfigError
 
@@ -31,14 +31,45 @@ class OpenRunConfig(Section):
     threads: int = Field(1, ge=1, description="CPU threads of a model in one task, a count; part of the result's identity on CPU.")
 
 
+TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+
+
 class SourceConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the source; stored in source_uri, never the machine's path.")
-    path: str = Field(description="Folder with pictures, and captions.csv or captions.parquet (path, caption, licence, source) if there is one.")
+    path: str = Field(
+        description="Folder or s3://bucket/prefix (captions.csv or .parquet in it: path, caption, licence, source), tars, or tables of URLs; may hold *."
+    )
     license_code: str = Field("unknown", description="Licence of pictures that name none themselves.")
     attribution: str = Field("", description="Attribution of pictures that name none themselves.")
     columns: dict[Literal["path", "url", "caption", "license", "attribution", "sha256"], str] = Field(
         default_factory=dict, description="What the source's table calls its columns, where not by the usual names (tasks/sources/labels.py)."
     )
+    kind: Literal["folder", "tars", "table"] | None = Field(
+        None, description="folder of pictures, WebDataset tars, or tables of URLs; when empty by the path: *.tar is tars, *.parquet, *.csv, *.jsonl is a table."
+    )
+    endpoint_url: str | None = Field(None, pattern=r"^https?://", description="S3 endpoint of an s3:// path; AWS's own, or AWS_ENDPOINT_URL, when empty.")
+    region: str | None = Field(None, description="S3 region of an s3:// path; the environment's when empty.")
+    contact: str = Field(
+        "", max_length=200, pattern=r"^[ -~]*$", description="For tables of URLs: mail address or page of who fetches, sent in the User-Agent."
+    )
+    robots: bool = Field(True, description="Honour robots.txt, X-Robots-Tag, meta robots and tdm-reservation; off only with the sites' consent.")
+    delay_s: float = Field(1.0, ge=0, description="Least time between two requests at one host, s.")
+    per_host: int = Field(2, ge=1, le=64, description="Requests at one host at a time, a count.")
+    deadline_s: float = Field(60.0, gt=0, description="Longest time for one file over HTTP, all redirects together, s.")
+    max_wait_s: float = Field(60.0, ge=0, description="Longest Retry-After that is waited for, s; after a longer one a later batch tries again.")
+    allow_hosts: tuple[str, ...] = Field((), description="Host names, addresses or networks that may be fetched from though they are not public (intranets).")
+
+    @property
+    def kind_of_path(self) -> Literal["folder", "tars", "table"]:
+        """`kind`, or what the path's suffix says."""
+        suffix = "." + self.path.rpartition("/")[2].rpartition(".")[2]
+        return self.kind or ("tars" if suffix == ".tar" else "table" if suffix in TABLE_SUFFIXES else "folder")
+
+    @model_validator(mode="after")
+    def _says_who_fetches(self) -> SourceConfig:
+        if self.kind_of_path == "table" and not self.contact.strip():
+            raise ValueError("a table of URLs needs 'contact': a mail address or page that the sites can write to")
+        return self
 
 
 class FilterConfig(Section):
