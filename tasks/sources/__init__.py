@@ -35,4 +35,18 @@ def listing(source: SourceConfig, is_seen: Callable[[str], bool] = nothing_seen)
         DataError: a table that cannot be read.
         TransientError: a store that fails; run the stage again.
     """
-    yield from list_folder(source)
+    is_bucket = source.path.startswith("s3://")
+    if source.kind_of_path == "tars":
+        from tasks.sources.tars import list_tars
+
+        yield from list_tars(source, is_seen)
+    elif source.kind_of_path == "table":
+        from tasks.sources.tables import list_table
+
+        yield from list_table(source)
+    elif is_bucket:
+        from tasks.sources.s3 import list_s3
+
+        yield from list_s3(source)
+    else:
+        yield from list_folder(source)

@@ -119,11 +119,11 @@ class SourceFile:
         """Its name says that it is a picture: then bytes of no known format are damage, not a stray file. All URLs are such."""
         return self.uri.lower().endswith(SUFFIXES) or "://" in self.uri
 
-    def refused(self, reason: str, detail: str) -> SourceFile:
+    def refused(self, reason: str, detail: str, *, is_lasting: bool = True) -> SourceFile:
         """The same file, but reading it raises this."""
 
         def refuse(_: int) -> bytes:
-            raise Refused(reason, detail)
+            raise Refused(reason, detail, is_lasting=is_lasting)
 
         return replace(self, reader=refuse, pieces=None)
 

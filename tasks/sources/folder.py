@@ -5,8 +5,11 @@ Order: by path inside the folder, whatever the file system's. Memory: the names 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tasks.config import SourceConfig
@@ -15,18 +18,18 @@ from tasks.sources.files import Label, Refused, SourceFile
 from tasks.sources.labels import CAPTION_FILES, Labels
 
 PIECE_BYTES = 1 << 20
+URI_CHARS = 2_000
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
     """(path inside the folder, path) of everything below it but folders, in order of the former. Linked folders are not entered.
 
-    A folder sorts with its slash, so that the order is that of the whole paths: 'a.png' < 'a/x.png'. Names that are not UTF-8 are
-    written with backslashes.
+    A folder sorts with its slash, so that the order is that of the whole paths: 'a.png' < 'a/x.png'.
     """
     entries = []
     with os.scandir(folder) as found:
         for entry in found:
-            name = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+            name = os.fsencode(entry.name).decode("utf-8", "surrogateescape")
             is_folder = entry.is_dir(follow_symlinks=False)
             if is_folder or not (entry.is_symlink() and entry.is_dir()):
                 entries.append((name + "/" * is_folder, entry.path))
@@ -60,10 +63,19 @@ def pieces_of(path: Path) -> Iterator[bytes]:
             yield piece
 
 
+def uri_text(text: str) -> str:
+    """A name as one printable line: control, direction and unpaired characters by their escapes; a name too long is cut, with its hash.
+
+    Two different names stay different.
+    """
+    shown = "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= URI_CHARS else f"{shown[:URI_CHARS]}...{hashlib.sha256(shown.encode()).hexdigest()[:16]}"
+
+
 def labelled(source: SourceConfig, path_inside: str, fingerprint: str, label: Label) -> SourceFile:
     """A file of a source with the source's defaults applied; its readers are still to be set."""
     return SourceFile(
-        f"{source.name}:{path_inside}",
+        f"{source.name}:{uri_text(path_inside)}",
         fingerprint,
         label,
         label.license_code or source.license_code,
@@ -78,9 +90,6 @@ def list_folder(source: SourceConfig) -> Iterator[SourceFile]:
         ConfigError: no such folder.
         DataError: a table that cannot be read.
     """
-    from dataclasses import replace
-    from functools import partial
-
     folder = Path(source.path)
     if not folder.is_dir():
         raise ConfigError(f"ingest.sources: source '{source.name}': {folder} is no folder; make it, or correct 'path' in params.yaml or the trigger form")
