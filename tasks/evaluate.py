@@ -133,16 +133,17 @@ def ranked(protocol: Protocol, task: Task, queries: Sequence[Query], rows: np.nd
             yield protocol.predict(task, query, row)
 
 
-def answer(retriever: Retriever, benchmark: Benchmark, batch: int) -> Answers:
+def answer(retriever: Retriever, benchmark: Benchmark, batch: int, pictures: Mapping[str, np.ndarray] | None = None) -> Answers:
     """Rank every query of a benchmark: composed, by its picture alone, by its text alone, and composed in its other wordings.
 
     Args:
         retriever: the model.
         benchmark: queries and galleries.
         batch: pictures or texts in one pass of the model, a count.
+        pictures: raw features, where they are known: studies with a locked picture tower encode it once.
     """
     protocol = PROTOCOLS[benchmark.protocol]
-    pictures = picture_features(retriever, benchmark, batch)
+    pictures = picture_features(retriever, benchmark, batch) if pictures is None else pictures
     said = [w for t in benchmark.tasks for q in t.queries for w in (q.text, *q.wordings)]
     texts = text_features(retriever, [*said, *(i.text for i in benchmark.items.values())], batch)
     nothing = np.zeros_like(next(iter((pictures or texts).values())))
@@ -192,9 +193,9 @@ def means_of(benchmark: Benchmark, table: Table) -> dict[str, float]:
     return out
 
 
-def measure(retriever: Retriever, benchmark: Benchmark, batch: int) -> dict[str, dict[str, float]]:
-    """half -> metric -> score, without intervals: for benchmarks and studies."""
-    answers = answer(retriever, benchmark, batch)
+def measure(retriever: Retriever, benchmark: Benchmark, batch: int, *, pictures: Mapping[str, np.ndarray] | None = None) -> dict[str, dict[str, float]]:
+    """half -> metric -> score, without intervals: for benchmarks and studies. Arguments as of `answer`."""
+    answers = answer(retriever, benchmark, batch, pictures)
     return {half: means_of(benchmark, table_of(benchmark, answers.predicted[half])) for half in HALVES}
 
 

@@ -1,0 +1,429 @@
+"""The seed's claim in miniature: how much composed retrieval a number of training samples buys, by what the samples are.
+
+    python -m benchmarks.data_efficiency --dataset CLONE --benchmark FOLDER [--arms judged unjudged image_text random]
+        [--sizes 50 100 200 400 800] [--image-text-factor 70] [--seeds 0 1 2] [--steps 150] [--batch 256] [--ablations] [--out .run/benchmarks/data_efficiency]
+
+CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a run's worktree); FOLDER comes from `python -m tasks.sample.benchmark`.
+
+| arm | a sample is |
+|---|---|
+| judged | a triplet of the version: mined pair, instructions that the judge let pass |
+| unjudged | a mined pair with every instruction that was written for it |
+| image_text | a picture and its caption, learnt from text to picture, as the image-text models do; beyond the version's pictures new ones are drawn |
+| random | two pictures drawn at random, with the instructions that the same captioner and writer give to them (`python -m tasks caption`) |
+
+All arms start from the same checkpoint and get the same steps, batch, rates and candidates' temperature; the text tower is trained on
+features of the locked picture tower (the recipe's first phase, LiT), so that sixty trainings fit a laptop. `--ablations` adds METHOD.md 1.2 in
+miniature at the largest size: negatives none / query picture / + mined, and pairs by each encoder alone, in twos, by all three. A run that
+is done stands in <out>/runs.jsonl and is not done again. Writes <out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the
+mean and standard deviation of composed mAP@5 over the seeds, and for each N whether N judged triplets beat `factor` x N image-text pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+
+from tasks.config import Params, load_params
+from tasks.evaluate import measure, picture_features, read_benchmark
+from tasks.loss import info_nce
+from tasks.models.retriever import Retriever
+from tasks.records import stable_id
+from tasks.sample.phrases import web_caption
+from tasks.sample.scenes import Scene, family, picture_of
+from tasks.store import Store
+from tasks.train import rate_at
+
+ARMS = ("judged", "unjudged", "image_text", "random")
+NEGATIVES = ("none", "query", "mined")
+ENCODERS = ("semantic", "pattern", "caption")
+METRIC = "map_at_5"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sample; `query` is None for an image-text pair."""
+
+    query: str | None
+    target: str
+    texts: tuple[str, ...]
+    negatives: tuple[str, ...] = ()
+    mined_by: tuple[str, ...] = ()
+
+
+# --- the arms ---------------------------------------------------------------------------------------------------------
+
+
+def triplet_samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """Rows with query, target, negatives and instructions as samples; the query picture is no mined negative."""
+    return [
+        Sample(
+            r["query_image_id"],
+            r["target_image_id"],
+            tuple(r["instructions"]),
+            tuple(i for i in r["negative_image_ids"] if i not in (r["query_image_id"], r["target_image_id"])),
+            tuple(r["mined_by"]),
+        )
+        for r in rows
+    ]
+
+
+def written_pairs(store: Store) -> list[Sample]:
+    """Pairs with all the instructions that were written for them, judged or not."""
+    pairs = {r["pair_id"]: r for r in store.read_table("pairs").to_pylist()}
+    return triplet_samples([{**pairs[r["pair_id"]], "instructions": r["instructions"]} for r in store.read_table("captioned").to_pylist()])
+
+
+def random_pairs(store: Store, params: Params, count: int, folder: Path) -> list[Sample]:
+    """Random pairs with instructions, by the caption stage on a root of its own; kept in `folder`, written once.
+
+    Args:
+        store: whose pictures are paired.
+        params: the caption stage's.
+        count: pairs asked for; some drop out, as in any run.
+        folder: <out>/random.
+    Raises:
+        RuntimeError: the stage failed.
+    """
+    root = folder / str(count)
+    aside = Store(root)
+    batch = "2026.01.01"
+    if not aside.table_files("pairs"):
+        (root / "data").mkdir(parents=True, exist_ok=True)
+        for table in ("images", "captions"):
+            if store.folder("data", table).is_dir():
+                (root / "data" / table).symlink_to(store.folder("data", table).resolve())
+        changed = params.model_dump(mode="json", by_alias=True)
+        changed["open_run"] |= {"batch": batch, "date": "2026-01-01"}
+        (root / "params.yaml").write_text(yaml.safe_dump(changed))
+        rng = random.Random(0)
+        pictures = sorted(store.read_table("images", ["image_id"])["image_id"].to_pylist())
+        drawn: dict[tuple[str, str], None] = {}
+        while len(drawn) < count:
+            query, target = rng.sample(pictures, 2)
+            drawn[query, target] = None
+        rows = [
+            {
+                "pair_id": stable_id(query, target),
+                "batch": batch,
+                "query_image_id": query,
+                "target_image_id": target,
+                "mined_by": [],
+                "rank": 0,
+                "negative_image_ids": [query, *rng.sample(pictures, 4)],
+                "negative_similarity": [0.0] * 5,
+            }
+            for query, target in drawn
+        ]
+        aside.write(aside.table_path("pairs", batch), rows, "pairs")
+    command = [sys.executable, "-m", "tasks", "caption", "--root", str(root.resolve())]
+    environment = {k: v for k, v in os.environ.items() if k != "MEGAPAIRS_PROFILE"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"caption of random pairs failed:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
+    return written_pairs(aside)
+
+
+def image_text_pairs(store: Store, count: int, drawn: dict[str, Scene]) -> list[Sample]:
+    """Pictures with their captions: the version's own, then new scenes of the sample world until there are `count`.
+
+    Args:
+        store: the version.
+        count: pairs wanted.
+        drawn: scenes of the new pictures are put in here.
+    """
+    samples = [Sample(None, image_id, (caption,)) for image_id, caption in sorted(store.captions().items())]
+    rng = random.Random("image-text")
+    while len(samples) < count:
+        for scene in family(rng, "corpus", rng.randint(4, 8)):
+            name = f"drawn:{len(samples)}"
+            drawn[name] = scene
+            samples.append(Sample(None, name, (web_caption(scene, rng),)))
+    return samples
+
+
+# --- one training -----------------------------------------------------------------------------------------------------
+
+
+def fit_texts(
+    retriever: Retriever,
+    samples: Sequence[Sample],
+    raw: Mapping[str, torch.Tensor],
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    warmup: int,
+    temperature: float,
+    negatives: str,
+    seed: int,
+) -> float:
+    """Train the text tower in place, the picture tower locked; returns the last step's loss.
+
+    Args:
+        retriever: its text tower is changed.
+        samples: at least one; a batch is drawn without repeats.
+        raw: picture -> (d,) raw feature.
+        steps: a count.
+        batch: samples in one step, a count; all of them where there are fewer.
+        rate: peak learning rate.
+        warmup: steps.
+        temperature: of the softmax.
+        negatives: candidates beside the batch's targets: "none", "query" (the batch's query pictures), "mined" (and its mined negatives).
+        seed: of batches and texts.
+    """
+    model, rng = retriever.model, random.Random(seed)
+    torch.manual_seed(seed)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    waiting: list[Sample] = []
+    last = math.nan
+    for step in range(steps):
+        while len(waiting) < min(batch, len(samples)):
+            waiting += rng.sample(list(samples), len(samples))
+        part, waiting = waiting[:batch], waiting[batch:]
+        shown = dict.fromkeys(s.target for s in part)
+        if negatives != "none":
+            shown |= dict.fromkeys(s.query for s in part if s.query is not None)
+        if negatives == "mined":
+            shown |= dict.fromkeys(i for s in part for i in s.negatives)
+        place = {picture: n for n, picture in enumerate(shown)}
+        pictures = torch.stack([raw[picture] for picture in shown])
+        texts = retriever.text_features([rng.choice(s.texts) for s in part]).float()
+        queries = torch.stack([raw[s.query] if s.query is not None else torch.zeros_like(pictures[0]) for s in part]) + texts
+        positive = torch.tensor([place[s.target] for s in part])
+        # the position of the query picture only feeds a figure; where it is no candidate the target's stands in
+        own = torch.tensor([place.get(s.query or s.target, place[s.target]) for s in part])
+        loss = info_nce(
+            F.normalize(queries, dim=-1),
+            F.normalize(pictures, dim=-1),
+            picture_ids=torch.arange(len(pictures)),
+            positive=positive,
+            query_picture=own,
+            temperature=temperature,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, steps=steps, warmup=warmup, peak=rate)
+        optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        last = float(loss.total.detach())
+    model.eval()
+    return last
+
+
+class Pictures:
+    """Raw features of the locked picture tower, each picture encoded once for all trainings."""
+
+    def __init__(self, retriever: Retriever, store: Store, drawn: Mapping[str, Scene]) -> None:
+        self.retriever, self.store, self.drawn = retriever, store, drawn
+        self.raw: dict[str, torch.Tensor] = {}
+
+    def add(self, pictures: Sequence[str]) -> None:
+        """Encode what is not encoded yet."""
+        todo = [p for p in dict.fromkeys(pictures) if p not in self.raw]
+        for start in range(0, len(todo), 128):
+            part = todo[start : start + 128]
+            rows = self.retriever.raw_images([picture_of(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in part])
+            self.raw |= dict(zip(part, torch.from_numpy(rows), strict=True))
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what it is called, on how many of which samples, with which negatives and seed."""
+
+    arm: str
+    size: int
+    seed: int
+    negatives: str = "mined"
+    encoders: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name in runs.jsonl."""
+        return "/".join((self.arm, str(self.size), str(self.seed), self.negatives, "+".join(self.encoders)))
+
+
+def jobs_of(arms: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], factor: int, *, ablations: bool) -> list[Job]:
+    """All trainings of a study: every arm at every size and seed, image-text pairs at `factor` times each size too, and the ablations."""
+    jobs = [Job(arm, size, seed) for arm in arms for size in sizes for seed in seeds]
+    if "image_text" in arms:
+        jobs += [Job("image_text", size * factor, seed) for size in sizes for seed in seeds if size * factor not in sizes]
+    if ablations:
+        most = max(sizes)
+        jobs += [Job("judged", most, seed, negatives=n) for n in NEGATIVES[:-1] for seed in seeds]
+        groups = [g for n in (1, 2, 3) for g in itertools.combinations(ENCODERS, n)]
+        jobs += [Job("unjudged", most, seed, encoders=g) for g in groups for seed in seeds]
+    return list(dict.fromkeys(jobs))
+
+
+def samples_of(job: Job, pools: Mapping[str, Sequence[Sample]]) -> list[Sample]:
+    """A job's samples: the first `size` of its arm's pool in an order drawn by the seed, so that a larger size holds the smaller one.
+
+    With `encoders`, pairs that one of them mined; fewer than `size` where there are not so many (the figures say how many).
+    """
+    pool = [s for s in pools[job.arm] if not job.encoders or set(s.mined_by) & set(job.encoders)]
+    order = random.Random(f"{job.arm}:{job.seed}").sample(range(len(pool)), len(pool))
+    return [pool[n] for n in order[: job.size]]
+
+
+def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]:
+    """Means and deviations over the seeds, and what became of the claim.
+
+    Returns:
+        {"arms": {arm: {size: {"mean", "deviation", "seeds"}}}, "claim": {N: {"judged", "image_text", "factor", "holds"}}, "ablations": {name: ...}}.
+    """
+
+    def of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        values = [r["composed"] for r in rows]
+        samples = statistics.fmean(r["samples"] for r in rows)
+        return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None, "seeds": len(values), "samples": samples}
+
+    plain = [r for r in runs if r["negatives"] == "mined" and not r["encoders"]]
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, size in sorted({(r["arm"], r["size"]) for r in plain}):
+        arms.setdefault(arm, {})[str(size)] = of([r for r in plain if (r["arm"], r["size"]) == (arm, size)])
+    claim = {}
+    for size, judged in arms.get("judged", {}).items():
+        other = arms.get("image_text", {}).get(str(int(size) * factor))
+        if other:
+            claim[size] = {"judged": judged["mean"], "image_text": other["mean"], "factor": factor, "holds": judged["mean"] > other["mean"]}
+    special = [r for r in runs if r["negatives"] != "mined" or r["encoders"]]
+    names = sorted({("+".join(r["encoders"]) or f"negatives: {r['negatives']}") for r in special})
+    ablations = {name: of([r for r in special if ("+".join(r["encoders"]) or f"negatives: {r['negatives']}") == name]) for name in names}
+    return {"arms": arms, "claim": claim, "ablations": ablations}
+
+
+def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float) -> str:
+    """The scaling figure as SVG: composed mAP@5 against the number of samples (log scale), one line an arm, bars of one deviation."""
+    width, height, left, bottom, colours = 640, 400, 60, 50, {"judged": "#1b7837", "unjudged": "#7fbf7b", "image_text": "#762a83", "random": "#999999"}
+    sizes = [int(s) for found in arms.values() for s in found]
+    values = [base] + [v["mean"] + sign * (v["deviation"] or 0) for found in arms.values() for v in found.values() for sign in (-1, 1)]
+    low, high = min(values) * 0.95, max(values) * 1.05
+    first, last = math.log(min(sizes)), math.log(max(max(sizes), min(sizes) * 2))
+
+    def at(size: float, value: float) -> tuple[float, float]:
+        x = left + (math.log(size) - first) / (last - first) * (width - left - 140)
+        return round(x, 1), round(height - bottom - (value - low) / ((high - low) or 1) * (height - bottom - 20), 1)
+
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">']
+    lines.append(f'<rect width="{width}" height="{height}" fill="white"/>')
+    (_, y), (right, _) = at(min(sizes), base), at(math.exp(last), base)
+    lines.append(
+        f'<line x1="{left}" y1="{y}" x2="{right}" y2="{y}" stroke="#bbb" stroke-dasharray="4"/><text x="{right + 6}" y="{y + 4}" fill="#888">base</text>'
+    )
+    for size in sorted(set(sizes)):
+        x, _ = at(size, low)
+        lines.append(f'<text x="{x}" y="{height - bottom + 18}" text-anchor="middle">{size}</text>')
+    for value in np.linspace(low, high, 5):
+        _, y = at(min(sizes), float(value))
+        lines.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{value:.3f}</text>')
+    for arm, found in arms.items():
+        points = [(at(int(s), v["mean"]), v["deviation"] or 0.0, int(s), v["mean"]) for s, v in sorted(found.items(), key=lambda x: int(x[0]))]
+        colour = colours.get(arm, "#333333")
+        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x},{y}" for (x, y), *_ in points)}"/>')
+        for (x, y), deviation, size, mean in points:
+            top, under = at(size, mean + deviation)[1], at(size, mean - deviation)[1]
+            lines.append(f'<line x1="{x}" y1="{top}" x2="{x}" y2="{under}" stroke="{colour}"/><circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+        (x, y), *_ = points[-1]
+        lines.append(f'<text x="{x + 8}" y="{y + 4}" fill="{colour}">{arm.replace("_", "-")}</text>')
+    lines.append(f'<text x="{(left + right) / 2}" y="{height - 8}" text-anchor="middle">training samples</text>')
+    lines.append('<text x="14" y="14">composed mAP@5</text></svg>')
+    return "\n".join(lines) + "\n"
+
+
+def study(args: argparse.Namespace) -> dict[str, Any]:
+    """Run what is missing, write the figures and the plot."""
+    params, store, out = load_params(args.dataset / "params.yaml"), Store(args.dataset), Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    benchmark = read_benchmark(args.benchmark, params.evaluate.template)
+    jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=args.ablations)
+    drawn: dict[str, Scene] = {}
+    pools: dict[str, list[Sample]] = {}
+    wanted = {job.arm for job in jobs}
+    if "judged" in wanted:
+        pools["judged"] = triplet_samples(store.read_table("triplets").to_pylist())
+    if "unjudged" in wanted:
+        pools["unjudged"] = written_pairs(store)
+    if "random" in wanted:
+        pools["random"] = random_pairs(store, params, math.ceil(max(args.sizes) * 1.2), out / "random")
+    if "image_text" in wanted:
+        pools["image_text"] = image_text_pairs(store, max(j.size for j in jobs if j.arm == "image_text"), drawn)
+    settings = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "warmup": args.warmup, "temperature": args.temperature}
+    model = args.base_model or params.train.base_model
+    base = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
+    pictures = Pictures(base, store, drawn)
+    same = {**settings, "base": base.revision, "benchmark": str(args.benchmark), "dataset": str(args.dataset)}
+    log = out / "runs.jsonl"
+    runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    done = {r["key"] for r in runs if r["settings"] == same}
+    gallery = picture_features(base, benchmark, 128)
+    base_scores = measure(base, benchmark, 128, pictures=gallery)
+    for n, job in enumerate(jobs):
+        if job.key in done:
+            continue
+        samples = samples_of(job, pools)
+        pictures.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
+        retriever = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
+        loss = fit_texts(retriever, samples, pictures.raw, negatives=job.negatives, seed=job.seed, **settings)
+        scores = measure(retriever, benchmark, 128, pictures=gallery)
+        row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "negatives": job.negatives, "encoders": list(job.encoders)}
+        row |= {"samples": len(samples), "loss": loss, "settings": same, **{half: scores[half][METRIC] for half in scores}}
+        runs.append(row)
+        with open(log, "a") as f:
+            f.write(json.dumps(row) + "\n")
+        print(f"{n + 1}/{len(jobs)}  {job.key}: composed {METRIC} {row['composed']:.4f}", flush=True)
+    keys_wanted = {job.key for job in jobs}
+    figures = summary_of([r for r in runs if r["settings"] == same and r["key"] in keys_wanted], args.image_text_factor)
+    figures |= {"base": {half: base_scores[half][METRIC] for half in base_scores}, "settings": same, "pools": {arm: len(pool) for arm, pool in pools.items()}}
+    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (out / "scaling.svg").write_text(plot(figures["arms"], base_scores["composed"][METRIC]))
+    return figures
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_efficiency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, required=True)
+    parser.add_argument("--benchmark", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[50, 100, 200, 400, 800])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--image-text-factor", type=int, default=70)
+    parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--base-model", help="default: train.base_model of the dataset's params.yaml")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=0.0015)
+    parser.add_argument("--warmup", type=int, default=20)
+    parser.add_argument("--temperature", type=float, default=0.02)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(".run/benchmarks/data_efficiency"))
+    figures = study(parser.parse_args(argv))
+    print(json.dumps(figures))
+    return figures
+
+
+if __name__ == "__main__":
+    main()
