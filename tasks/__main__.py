@@ -117,6 +117,10 @@ def main(argv: list[str] | None = None) -> int:
         from tasks import open_run
 
         command = lambda: open_run.main(argv[1:])  # noqa: E731
+    elif argv[:1] == ["decontaminate"]:  # no stage: it makes a list that ingest reads
+        from tasks import decontaminate
+
+        command = lambda: decontaminate.main(argv[1:])  # noqa: E731
     else:
         parser = argparse.ArgumentParser(prog="python -m tasks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("stage", choices=["open_run", *STAGES])

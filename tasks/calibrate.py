@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -151,7 +150,7 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
 
     source, batch = params.ingest.sources[0], batch_of(params)
     files = list(sources.listing(source))
-    ingest.take(spread(files, limit), params, store, batch, min(4, os.cpu_count() or 1))
+    ingest.take(spread(files, limit), params, store, batch)
     report = ingest.report_of(store, batch)
     left = ", ".join(f"{count} {reason}" for reason, count in sorted(report.dropped.items())) or "none"
     print(f"{source.path}: {len(files)} files, {report.read} looked at, {report.written} pictures, dropped: {left}", flush=True)

@@ -1,133 +1,61 @@
-"""Ingest: take in the new pictures of the source folders; each is kept, or dropped with a reason.
+"""Ingest: take in the new pictures of the sources; each file is kept, or dropped with a reason.
 
-Reads the folders of `ingest.sources` and their captions.csv or captions.parquet (columns path, caption, licence, source);
-writes data/images/<batch>-<nnnnn>.tar, data/images/<batch>.parquet (last: the marker) and data/dropped/ingest/<batch>.parquet.
+Reads the sources of `ingest.sources` (tasks/sources/), the takedown ledger, the blocklists and the benchmark hashes; writes data/images/<batch>-<nnnnn>.tar,
+data/dropped/ingest/<batch>.parquet and data/images/<batch>.parquet (last: the marker).
 
-A file's size and its header's pixels are looked at before anything is decoded. What is kept is turned upright, RGB, at most
-`max_side_px`, without metadata, encoded once as JPEG 4:4:4. Exact copies are found by the sha256 of the source's and of the
-stored bytes, near-copies by tasks/near_duplicates.py, against the whole corpus. Files are taken in order of source and path,
-so neither the file system's order nor the number of threads shows in the tables. A file that an earlier batch has kept or
-dropped, with the same bytes, is not looked at again.
+A file's bytes are read under a limit, its header's pixels looked at before anything is decoded, and it is decoded in a worker process with limits of
+its own (tasks/picture_workers.py); what is stored, tasks/pictures.py says. Then, in this order: licence, exact copy, lists, quality flags,
+classifiers, near copy (tasks/corpus.py, against the whole corpus). Files are taken in order of source and path, so neither the file system's order
+nor the number of workers shows in the tables. A file that an earlier batch has kept or dropped, with the same bytes, is not looked at again; one that
+could not be reached is.
 
-Reasons: undecodable, too_small, too_large, duplicate, near_duplicate, licence, not_a_picture.
+Every file ends as one row: kept + dropped = seen, checked before the table is written. A dropped row keeps the source URI and, as JSON, why, the
+sha256, and of copies whose copy. What was found: docs/decisions/0020 to 0022. Reasons, closed: REASONS, in words in tasks/reasons.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
-import struct
+import sys
 import tarfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from tasks import sources
 from tasks.batch import batch_of, date_of
 from tasks.config import IngestConfig, Params
-from tasks.errors import ConfigError
-from tasks.near_duplicates import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
+from tasks.corpus import Corpus
+from tasks.errors import ConfigError, DataError
+from tasks.hash_lists import HashList, read_lists
+from tasks.picture_workers import PictureWorkers
+from tasks.pictures import Picture, Refusal, Rules
 from tasks.records import StageReport
 from tasks.sources import Refused, SourceFile
 from tasks.store import Store
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 log = logging.getLogger(__name__)
 
-REASONS = ("undecodable", "too_small", "duplicate", "near_duplicate", "licence", *sources.REASONS)
-FORMATS = ("JPEG", "PNG", "WEBP")
-BLOCK_FILES = 256  # files in memory at a time
-# What Pillow's decoders raise on bytes that are not what they claim to be.
-BROKEN = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError),
-    *(ZeroDivisionError, MemoryError, struct.error, zlib.error),
+REASONS = (
+    *("undecodable", "too_small", "too_costly", "duplicate", "near_duplicate", "licence"),
+    *("blocked", "taken_down", "benchmark", "low_quality", "filtered"),
+    *sources.REASONS,
 )
+BLOCK_FILES = 256  # files under way at a time
+REMOTE_THREADS = 32  # that wait for a network; hosts have limits of their own (tasks/fetch.py)
+LOG_EVERY_S = 60
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A file that is a good picture, as it will be stored."""
-
-    content: bytes  # JPEG
-    width_px: int
-    height_px: int
-    phash: int
-    thumbnail: bytes
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a file is not kept."""
-
-    reason: str
-    detail: str = ""
-
-
-def to_rgb(image: Image) -> Image:
-    """RGB, 8 bits: transparency over white, palettes resolved, 16 bits scaled down (not clipped), CMYK converted."""
-    from PIL import Image as Pillow
-
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
-        values = np.asarray(image).astype(np.int64)
-        return Pillow.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        return Pillow.alpha_composite(Pillow.new("RGBA", over.size, (255, 255, 255, 255)), over).convert("RGB")
-    return image.convert("RGB")
-
-
-def read_picture(content: bytes, *, is_named_picture: bool, config: IngestConfig) -> Picture | Refusal:
-    """Check a file's header, then decode, turn, shrink and encode it; never raises on any bytes.
-
-    Args:
-        content: the file.
-        is_named_picture: its name says that it is one: then bytes of no known format are damage, not a stray file.
-        config: limits and the encoding.
-    """
-    from PIL import Image as Pillow
-    from PIL import ImageOps
-
-    try:
-        image: Image = Pillow.open(io.BytesIO(content), formats=FORMATS)
-    except Pillow.DecompressionBombError as error:
-        return Refusal("too_large", str(error))
-    except BROKEN as error:
-        return Refusal("undecodable" if is_named_picture else "not_a_picture", f"no header of {', '.join(FORMATS)} ({type(error).__name__})")
-    width, height = image.size
-    if width * height > config.max_pixels:
-        return Refusal("too_large", f"{width}x{height} px, at most {config.max_pixels} px in all")
-    if min(width, height) < config.min_side_px:
-        return Refusal("too_small", f"{width}x{height} px, at least {config.min_side_px} px a side")
-    try:
-        image.seek(0)
-        box = (config.max_side_px, config.max_side_px)
-        if image.mode in ("RGB", "L") and "transparency" not in image.info:
-            image.thumbnail(box, Pillow.Resampling.LANCZOS, reducing_gap=3.0)  # a large JPEG is decoded at a fraction of its size
-            image = ImageOps.exif_transpose(image).convert("RGB")
-        else:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            image = to_rgb(image)
-            image.thumbnail(box, Pillow.Resampling.LANCZOS)
-    except (*BROKEN, Pillow.DecompressionBombError) as error:
-        return Refusal("undecodable", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    clean = Pillow.frombytes("RGB", image.size, image.tobytes())  # pixels alone: no EXIF, no profile, no text
-    out = io.BytesIO()
-    clean.save(out, "JPEG", quality=config.jpeg_quality, subsampling=0)
-    return Picture(out.getvalue(), *clean.size, perceptual_hash(clean), thumbnail(clean))
 
 
 @dataclass(frozen=True)
@@ -137,69 +65,91 @@ class Looked:
     file: SourceFile
     sha256: str
     result: Picture | Refusal
+    robots: str = ""
+    is_lasting: bool = True
 
 
-def look_at(file: SourceFile, config: IngestConfig, known_sha256: Iterable[str] = ()) -> Looked:
+def rules_of(config: IngestConfig) -> Rules:
+    """What decides how one picture is stored."""
+    return Rules(config.max_side_px, config.min_side_px, config.max_pixels, config.jpeg_quality, config.jpeg_subsampling, config.crop_margin > 0)
+
+
+def workers_of(config: IngestConfig) -> PictureWorkers:
+    """The processes that decode; none is started yet."""
+    count = config.workers or os.cpu_count() or 1
+    return PictureWorkers(rules_of(config), count=count, memory_mib=config.worker_memory_mib, cpu_s=config.worker_cpu_s)
+
+
+def look_at(file: SourceFile, config: IngestConfig, workers: PictureWorkers, known_sha256: Iterable[str] = ()) -> Looked:
     """Read one file and make a picture of it. Bytes in `known_sha256` are only hashed: they are a copy of a kept file."""
+    if config.allowed_licenses and file.license_code not in config.allowed_licenses:
+        return Looked(file, file.sha256(), Refusal("licence", file.license_code))
     try:
         content = file.read(config.max_size_bytes)
     except Refused as refused:
-        return Looked(file, file.sha256(), Refusal(refused.reason, refused.detail))
+        return Looked(file, file.sha256(), Refusal(refused.reason, refused.detail), refused.robots, refused.is_lasting)
     sha256 = hashlib.sha256(content).hexdigest()
-    if config.allowed_licenses and file.license_code not in config.allowed_licenses:
-        return Looked(file, sha256, Refusal("licence", file.license_code))
     if sha256 in known_sha256:
-        return Looked(file, sha256, Refusal("duplicate"))
-    return Looked(file, sha256, read_picture(content, is_named_picture=file.is_named_picture, config=config))
+        return Looked(file, sha256, Refusal("duplicate"), content.robots)
+    return Looked(file, sha256, workers.read(content, is_named_picture=file.is_named_picture), content.robots)
 
 
-# --- among all files --------------------------------------------------------------------------------------------------
-
-
-class Corpus:
-    """The pictures kept so far, this batch's and all earlier ones': who is a copy of whom."""
-
-    def __init__(self, known: Mapping[str, Sequence[Any]], config: IngestConfig) -> None:
-        """`known`: columns image_id, source_sha256, phash (hex) and thumbnail of the earlier batches."""
-        self.config = config
-        self.by_source = dict(zip(known["source_sha256"], known["image_id"], strict=True))
-        self.ids: list[str] = list(known["image_id"])
-        self.by_id = set(self.ids)
-        self._hashes = np.array([int(h, 16) for h in known["phash"]], np.uint64)
-        self._thumbnails: list[bytes] = list(known["thumbnail"])
-
-    def copy_of(self, sha256: str, image_id: str, picture: Picture) -> tuple[str, str] | None:
-        """(reason, image_id of the kept picture) when this one is its copy; the earliest such picture."""
-        if sha256 in self.by_source:
-            return "duplicate", self.by_source[sha256]
-        if image_id in self.by_id:
-            return "duplicate", image_id
-        count = len(self.ids)
-        wanted = np.array([picture.phash], np.uint64)
-        _, hits = next(hash_hits(wanted, self._hashes[:count], distance_bits=self.config.hash_distance_bits))
-        if len(hits):
-            others = np.frombuffer(b"".join(self._thumbnails[i] for i in hits), np.uint8).reshape(len(hits), -1)
-            near = hits[thumbnail_distance(picture.thumbnail, others) <= self.config.thumbnail_distance]
-            if len(near):
-                return "near_duplicate", self.ids[near[0]]
-        return None
-
-    def add(self, sha256: str, image_id: str, picture: Picture) -> None:
-        """A kept picture joins."""
-        if len(self.ids) == len(self._hashes):
-            self._hashes = np.concatenate([self._hashes, np.zeros(max(1024, len(self._hashes)), np.uint64)])
-        self._hashes[len(self.ids)] = picture.phash
-        self._thumbnails.append(picture.thumbnail)
-        self.ids.append(image_id)
-        self.by_id.add(image_id)
-        self.by_source[sha256] = image_id
-
-
-def looked_in_order(files: Sequence[SourceFile], config: IngestConfig, known_sha256: set[str], threads: int) -> Iterator[Looked]:
-    """`look_at` for all files, a few at a time in threads (Pillow works outside Python's lock), in their order."""
+def in_order(files: Iterable[SourceFile], look: Callable[[SourceFile], Looked], threads: int) -> Iterator[Looked]:
+    """`look` for all files, some at a time in threads, in the files' order and in constant memory."""
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(files), BLOCK_FILES):
-            yield from pool.map(lambda f: look_at(f, config, known_sha256), files[start : start + BLOCK_FILES])
+        waiting: deque[Future[Looked]] = deque()
+        try:
+            for file in files:
+                waiting.append(pool.submit(look, file))
+                if len(waiting) >= BLOCK_FILES:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# --- what a picture may be refused for --------------------------------------------------------------------------------
+
+
+def lists_of(config: IngestConfig, store: Store) -> list[HashList]:
+    """Takedown ledger, blocklists and benchmark hashes, in the order in which they refuse."""
+    named = {
+        "taken_down": ("ingest.takedown", [config.takedown] if config.takedown else []),
+        "blocked": ("ingest.blocklists", config.blocklists),
+        "benchmark": ("ingest.benchmark_hashes", config.benchmark_hashes),
+    }
+    return [read_lists(reason, parameter, [store.folder(p) for p in paths]) for reason, (parameter, paths) in named.items() if paths]
+
+
+def refusal_of(looked: Looked, image_id: str, lists: Sequence[HashList], config: IngestConfig) -> Refusal | None:
+    """Why a good picture is not wanted: a list names it or what it is a copy of, or it has a flag that drops."""
+    picture = looked.result
+    assert isinstance(picture, Picture)
+    for of in lists:
+        why = of.names(
+            (looked.sha256, image_id),
+            picture.phash,
+            picture.thumbnail,
+            confirmed_bits=config.hash_distance_bits,
+            thumbnail_max=config.thumbnail_distance,
+            alone_bits=config.blocked_distance_bits,
+        )
+        if why is not None:
+            return Refusal(of.reason, why)
+    if flags := [flag for flag in picture.flags if flag in config.drop_flags]:
+        return Refusal("low_quality", ", ".join(flags))
+    return None
+
+
+def filtered(found: Iterable[Looked], config: IngestConfig) -> Iterator[Looked]:
+    """The same files in the same order; pictures that a classifier of `ingest.filters` refuses are refusals."""
+    for name, of in sorted(config.filters.items()):
+        from tasks.models.image_filter import ImageFilter
+
+        found = ImageFilter(name, of).apply(found, lambda looked: looked.result, lambda looked, refusal: replace(looked, result=refusal))
+    yield from found
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -252,122 +202,222 @@ class ShardWriter:
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
-def new_files(files: Sequence[SourceFile], seen: Mapping[str, set[str]], threads: int) -> list[SourceFile]:
-    """Files that no earlier batch has seen with these bytes. Only files whose name was seen are hashed.
+@dataclass
+class Seen:
+    """What earlier batches have looked at."""
 
-    Args:
-        files: all files of the sources.
-        seen: source_uri -> sha256 of the bytes it had in earlier batches.
-    """
-    known = [f for f in files if f.uri in seen]
+    sha256s: dict[str, set[str]]  # source_uri -> of the bytes that it had
+    fingerprints: set[str]
+
+    @classmethod
+    def before(cls, store: Store, batch: str) -> Seen:
+        """All that earlier batches kept or dropped, but what a later batch is to try again."""
+        seen = cls({}, set())
+        images = store.read_table("images", ["source_uri", "source_sha256", "batch", "source_fingerprint"]).to_pydict()
+        for uri, sha256, of, fingerprint in zip(*images.values(), strict=True):
+            if of != batch:
+                seen.add(uri, sha256, fingerprint or "")
+        dropped = store.read_dropped("ingest").to_pydict()
+        for uri, detail, of in zip(dropped["key"], dropped["detail"], dropped["batch"], strict=True):
+            if of != batch and (found := json.loads(detail)).get("is_lasting", True):
+                seen.add(uri, found.get("sha256", ""), found.get("fingerprint", ""))
+        return seen
+
+    def add(self, uri: str, sha256: str, fingerprint: str) -> None:
+        """One row."""
+        self.sha256s.setdefault(uri, set()).add(sha256)
+        if fingerprint:
+            self.fingerprints.add(fingerprint)
+
+    def has(self, file: SourceFile) -> bool:
+        """Whether the file was seen with the bytes that it has now. Only a file whose name was seen is hashed."""
+        if file.fingerprint:
+            return file.fingerprint in self.fingerprints
+        return file.uri in self.sha256s and file.sha256() in self.sha256s[file.uri]
+
+
+def new_files(listed: Iterable[SourceFile], seen: Seen, threads: int) -> Iterator[SourceFile]:
+    """Files that no earlier batch has seen with these bytes, in their order and in constant memory."""
     with ThreadPoolExecutor(threads) as pool:
-        same = {f.uri for f, digest in zip(known, pool.map(lambda f: f.sha256(), known), strict=True) if digest in seen[f.uri]}
-    return [f for f in files if f.uri not in same]
-
-
-def seen_before(store: Store, batch: str) -> dict[str, set[str]]:
-    """source_uri -> sha256s, of all that earlier batches kept or dropped."""
-    seen: dict[str, set[str]] = {}
-    images = store.read_table("images", ["source_uri", "source_sha256", "batch"]).to_pydict()
-    for uri, sha256, of in zip(images["source_uri"], images["source_sha256"], images["batch"], strict=True):
-        if of != batch:
-            seen.setdefault(uri, set()).add(sha256)
-    dropped = store.read_dropped("ingest").to_pydict()
-    for uri, detail, of in zip(dropped["key"], dropped["detail"], dropped["batch"], strict=True):
-        if of != batch:
-            seen.setdefault(uri, set()).add(json.loads(detail).get("sha256", ""))
-    return seen
+        listing = iter(listed)
+        while block := list(itertools.islice(listing, BLOCK_FILES)):
+            asked = [seen.has(file) if file.fingerprint or file.uri not in seen.sha256s else pool.submit(seen.has, file) for file in block]
+            for file, answer in zip(block, asked, strict=True):
+                if not (answer.result() if isinstance(answer, Future) else answer):
+                    yield file
 
 
 def report_of(store: Store, batch: str) -> StageReport:
     """The batch's report, from its tables alone: the same after a crash as without one."""
-    images = store.read_table("images", ["batch", "caption"]).to_pydict()
-    kept = [bool(c) for b, c in zip(images["batch"], images["caption"], strict=True) if b == batch]
+    images = store.read_table("images", ["batch", "caption", "is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy"]).to_pydict()
+    new = [n for n, b in enumerate(images["batch"]) if b == batch]
     reasons = store.read(store.dropped_path("ingest", batch), "dropped").column("reason").to_pylist()
-    seen = len(kept) + len(reasons)
-    report = StageReport("ingest", read=seen, written=len(kept), new=seen, done=seen, reused=len(images["batch"]) - len(kept))
+    seen = len(new) + len(reasons)
+    report = StageReport("ingest", read=seen, written=len(new), new=seen, done=seen, reused=len(images["batch"]) - len(new))
     for reason in reasons:
         report.drop(reason)
     if seen:
         report.figures["duplicate_share"] = (reasons.count("duplicate") + reasons.count("near_duplicate")) / seen
-        report.figures["unreadable_share"] = (reasons.count("undecodable") + reasons.count("too_large")) / seen
-    if kept:
-        report.figures["caption_share"] = sum(kept) / len(kept)
+        report.figures["unreadable_share"] = sum(reasons.count(r) for r in ("undecodable", "too_large", "too_costly")) / seen
+    if new:
+        report.figures["caption_share"] = sum(bool(images["caption"][n]) for n in new) / len(new)
+    for column in ("is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy"):
+        if count := sum(bool(images[column][n]) for n in new):
+            report.figures[f"{column}_share"] = count / len(new)
     return report
 
 
 def run(params: Params, store: Store) -> StageReport:
-    """Take in what is new in the sources."""
+    """Take in what is new in the sources.
+
+    Raises:
+        ConfigError: a source that is not there, or two of one name; a list that cannot be read.
+        DataError: a source's table that cannot be read.
+        TransientError: a store that fails.
+    """
     config, batch = params.ingest, batch_of(params)
-    path = store.table_path("images", batch)
-    if not path.exists():
+    if not store.table_path("images", batch).exists():
         names = [s.name for s in config.sources]
         if len(set(names)) != len(names):
             raise ConfigError(f"ingest.sources: names {names}; expected each once, for they make the ids of files")
-        threads = min(4, os.cpu_count() or 1)
-        listed = [f for source in sorted(config.sources, key=lambda s: s.name) for f in sources.listing(source)]
-        taken = new_files(listed, seen_before(store, batch), threads)
-        waiting = len(taken)
-        if params.open_run.limit is not None:
-            taken = taken[: params.open_run.limit]
-        log.info("ingest: %d files, %d new, %d taken", len(listed), waiting, len(taken))
-        take(taken, params, store, batch, threads)
+        seen = Seen.before(store, batch)
+        listed = (f for s in sorted(config.sources, key=lambda s: s.name) for f in sources.listing(s, seen.fingerprints.__contains__))
+        taken = new_files(listed, seen, min(4, os.cpu_count() or 1))
+        take(itertools.islice(taken, params.open_run.limit), params, store, batch)
     return report_of(store, batch)
 
 
-def take(files: Sequence[SourceFile], params: Params, store: Store, batch: str, threads: int) -> None:
-    """Take in these files: write the shards, the dropped rows, then the table."""
-    config = params.ingest
+def tell(text: str, *, is_last: bool) -> None:
+    """One line that replaces itself in a terminal."""
+    print(f"\r\x1b[K{text}", end="\n" if is_last else "", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Counts while it runs: a line that moves in a terminal, one a minute in a log."""
+
+    def __init__(self) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.kept = self.seen = 0
+        self._start = self._told = time.monotonic()
+
+    def count(self, reason: str | None) -> None:
+        """One file ended: kept, or dropped for this."""
+        self.seen += 1
+        self.kept += reason is None
+        if reason is not None:
+            self.reasons[reason] += 1
+        now, is_terminal = time.monotonic(), sys.stderr.isatty()
+        if now - self._told >= (0.2 if is_terminal else LOG_EVERY_S):
+            self._told = now
+            text = f"{self}, {60 * self.seen / (now - self._start):.0f} a minute"
+            tell(text, is_last=False) if is_terminal else log.info("%s", text)
+
+    def __str__(self) -> str:
+        dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) or "none"
+        return f"ingest: {self.seen} seen = {self.kept} kept + {sum(self.reasons.values())} dropped ({dropped})"
+
+
+def dropped_row(looked: Looked, batch: str, refusal: Refusal, copy_of: str, also: Sequence[str]) -> dict[str, Any]:
+    """The row of a file that is not kept; `detail` is JSON."""
+    detail: dict[str, Any] = {"sha256": looked.sha256, "why": refusal.detail}
+    optional = {"copy_of": copy_of, "also": list(also), "fingerprint": looked.file.fingerprint, "robots": looked.robots}
+    detail |= {k: v for k, v in optional.items() if v}
+    if not looked.is_lasting:
+        detail["is_lasting"] = False
+    text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
+    return {"stage": "ingest", "batch": batch, "key": looked.file.uri, "reason": refusal.reason, "detail": text}
+
+
+def image_row(looked: Looked, image_id: str, batch: str, date: str, shard: str, offset: int) -> dict[str, Any]:
+    """The row of a kept picture."""
+    file, picture = looked.file, looked.result
+    assert isinstance(picture, Picture)
+    return {
+        "image_id": image_id,
+        "source_uri": file.uri,
+        "source_sha256": looked.sha256,
+        "batch": batch,
+        "shard": shard,
+        "width_px": picture.width_px,
+        "height_px": picture.height_px,
+        "caption": file.label.caption,
+        "caption_source": "source" if file.label.caption else None,
+        "license_code": file.license_code,
+        "attribution": file.attribution,
+        "fetched_at": date,
+        "phash": f"{picture.phash:016x}",
+        "thumbnail": picture.thumbnail,
+        "offset_bytes": offset,
+        "size_bytes": len(picture.content),
+        "source_fingerprint": file.fingerprint,
+        "robots": looked.robots,
+        "sharpness": picture.sharpness,
+        "is_blurry": "blurry" in picture.flags,
+        "is_near_empty": "near_empty" in picture.flags,
+        "has_extreme_ratio": "extreme_ratio" in picture.flags,
+        "is_text_heavy": "text_heavy" in picture.flags,
+    }
+
+
+def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str) -> None:
+    """Take in these files: write the shards, the dropped rows, then the table.
+
+    Raises:
+        DataError: kept and dropped rows are not as many as the files (a bug; nothing is written).
+    """
+    config, date = params.ingest, date_of(params)
+    lists = lists_of(config, store)
     known = store.read_table("images", ["image_id", "source_sha256", "phash", "thumbnail"]).to_pydict()
-    corpus = Corpus(known, config)
-    shards = ShardWriter(store, batch, config.shard_images)
+    corpus = Corpus(known, hash_distance_bits=config.hash_distance_bits, thumbnail_max=config.thumbnail_distance, crop_margin=config.crop_margin)
+    shards, progress = ShardWriter(store, batch, config.shard_images), Progress()
     rows: list[dict[str, Any]] = []
     dropped: list[dict[str, Any]] = []
-    for looked in looked_in_order(files, config, set(corpus.by_source), threads):
-        file, result = looked.file, looked.result
-        image_id = hashlib.sha256(result.content).hexdigest() if isinstance(result, Picture) else ""
-        refusal = result if isinstance(result, Refusal) else None
-        copied = corpus.by_source.get(looked.sha256, "")
-        if isinstance(result, Picture) and (found := corpus.copy_of(looked.sha256, image_id, result)):
-            refusal, copied = Refusal(found[0]), found[1]
-        if refusal is not None:
-            detail = {"sha256": looked.sha256, "why": refusal.detail}
-            if refusal.reason in ("duplicate", "near_duplicate"):
-                detail["copy_of"] = copied
-            text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
-            dropped.append({"stage": "ingest", "batch": batch, "key": file.uri, "reason": refusal.reason, "detail": text})
-            continue
-        assert isinstance(result, Picture)
-        facts = {
-            "image_id": image_id,
-            "caption": file.label.caption or "",
-            "license": file.license_code,
-            "attribution": file.attribution,
-            "source_uri": file.uri,
-        }
-        shard, offset = shards.add(image_id, result.content, facts)
-        corpus.add(looked.sha256, image_id, result)
-        rows.append(
-            {
-                "image_id": image_id,
-                "source_uri": file.uri,
-                "source_sha256": looked.sha256,
-                "batch": batch,
-                "shard": shard,
-                "width_px": result.width_px,
-                "height_px": result.height_px,
-                "caption": file.label.caption,
-                "caption_source": "source" if file.label.caption else None,
-                "license_code": file.license_code,
-                "attribution": file.attribution,
-                "fetched_at": date_of(params),
-                "phash": f"{result.phash:016x}",
-                "thumbnail": result.thumbnail,
-                "offset_bytes": offset,
-                "size_bytes": len(result.content),
-            }
-        )
+    is_remote = any("://" in s.path for s in config.sources)
+    threads = max(REMOTE_THREADS if is_remote else 1, config.workers or os.cpu_count() or 1)
+    read = 0
+
+    def counted() -> Iterator[SourceFile]:
+        nonlocal read
+        for file in files:
+            read += 1
+            yield file
+
+    with workers_of(config) as workers:
+        known_sha256 = set(corpus.by_source)
+        for looked in filtered(in_order(counted(), lambda f: look_at(f, config, workers, known_sha256), threads), config):
+            result = looked.result
+            image_id = hashlib.sha256(result.content).hexdigest() if isinstance(result, Picture) else ""
+            refusal = result if isinstance(result, Refusal) else refusal_of(looked, image_id, lists, config)
+            copied = corpus.by_source.get(looked.sha256, "") if refusal and refusal.reason == "duplicate" else ""
+            also: tuple[str, ...] = ()
+            if refusal is None and isinstance(result, Picture) and (found := corpus.copy_of(looked.sha256, image_id, result)):
+                refusal, copied, also = Refusal(found.reason), found.image_id, found.also
+            progress.count(refusal.reason if refusal else None)
+            if refusal is not None:
+                dropped.append(dropped_row(looked, batch, refusal, copied, also))
+                continue
+            assert isinstance(result, Picture)
+            shard, offset = shards.add(image_id, result.content, facts_of(looked.file, image_id))
+            corpus.add(looked.sha256, image_id, result)
+            rows.append(image_row(looked, image_id, batch, date, shard, offset))
+    if len(rows) + len(dropped) != read:
+        raise DataError(f"ingest: {read} files read, {len(rows)} kept and {len(dropped)} dropped; expected every file as one row")
     shards.close()
     store.write(store.dropped_path("ingest", batch), dropped, "dropped")
     store.write(path := store.table_path("images", batch), rows, "images")  # last: the batch's marker
-    log.info("ingest: %d kept, %d dropped, %s", len(rows), len(dropped), path)
+    if sys.stderr.isatty():
+        tell(str(progress), is_last=True)
+    log.info("%s, %s", progress, path)
+    for name, count in Counter(row["shard"] for row in rows).items():
+        log.info("ingest: %s holds %d", name, count)
+
+
+def facts_of(file: SourceFile, image_id: str) -> dict[str, str]:
+    """What stands beside the picture in its tar."""
+    return {
+        "image_id": image_id,
+        "caption": file.label.caption or "",
+        "license": file.license_code,
+        "attribution": file.attribution,
+        "source_uri": file.uri,
+    }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 THUMBNAIL_SIDE = 8  # cells
+GRID_SIDE = 64  # cells
 _HASH_SIDE = 32  # px of the grey picture that is hashed
 
 
@@ -33,11 +34,27 @@ def _cosines() -> np.ndarray:
     return np.cos(np.pi * k * (2 * x + 1) / (2 * _HASH_SIDE))
 
 
-def perceptual_hash(image: Image) -> int:
-    """64 bits: which of the 8x8 lowest DCT coefficients of the grey picture lie above their median."""
+def grid_of(image: Image) -> Image:
+    """64x64 RGB means of the picture, for `crop_distance`. Not for hash and thumbnail: made from these means, 87% of copies were caught."""
     from PIL import Image as Pillow
 
-    grey = np.asarray(image.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Pillow.Resampling.BOX), np.float64)
+    return image.convert("RGB").resize((GRID_SIDE, GRID_SIDE), Pillow.Resampling.BOX)
+
+
+def coarse_grey(image: Image) -> np.ndarray:
+    """(32, 32) float64: grey means of the picture."""
+    from PIL import Image as Pillow
+
+    return np.asarray(image.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Pillow.Resampling.BOX), np.float64)
+
+
+def perceptual_hash(image: Image) -> int:
+    """64 bits: which of the 8x8 lowest DCT coefficients of the grey picture lie above their median."""
+    return hash_of_grey(coarse_grey(image))
+
+
+def hash_of_grey(grey: np.ndarray) -> int:
+    """The same, from `coarse_grey`."""
     low = np.round(_cosines() @ grey @ _cosines().T, 3).ravel()  # rounded: the same bits on every machine
     low[0] = 0.0  # the mean brightness says nothing about form
     bits = low > np.median(low)
@@ -45,7 +62,7 @@ def perceptual_hash(image: Image) -> int:
 
 
 def thumbnail(image: Image) -> bytes:
-    """8x8 RGB means, 192 bytes."""
+    """8x8 RGB means of the picture, 192 bytes."""
     from PIL import Image as Pillow
 
     return image.convert("RGB").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Pillow.Resampling.BOX).tobytes()
@@ -81,3 +98,63 @@ def hash_hits(hashes: np.ndarray, known: np.ndarray, *, distance_bits: int, bloc
         near = np.bitwise_count(hashes[start : start + step, None] ^ known[None, :]) <= distance_bits  # (step, n)
         for row, hits in enumerate(near):
             yield start + row, np.flatnonzero(hits)
+
+
+@cache
+def _spans(margin: float, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the other picture's 8 cells may lie on this one's 64, one axis.
+
+    Returns:
+        spans (h, 2): start and end of the other picture, in sides of this one; weights (h, 8, 64) of means; visible (h, 8): share of a cell within.
+    """
+    moves = np.arange(-round(margin / step), round(margin / step) + 1) * step
+    spans = np.array([(a, 1 + b) for a in moves for b in moves])
+    weights, visible = _weights(spans)
+    return spans, weights, visible
+
+
+def _weights(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Averaging weights (h, 8, 64) and visible shares (h, 8) of spans (h, 2)."""
+    edges = spans[:, :1] + (spans[:, 1:] - spans[:, :1]) * np.arange(THUMBNAIL_SIDE + 1) / THUMBNAIL_SIDE  # (h, 9)
+    pixels = np.arange(GRID_SIDE + 1) / GRID_SIDE
+    low = np.maximum(edges[:, :-1, None], pixels[None, None, :-1])
+    high = np.minimum(edges[:, 1:, None], pixels[None, None, 1:])
+    overlap = np.clip(high - low, 0, None)  # (h, 8, 64)
+    inside = overlap.sum(axis=2)
+    return (overlap / np.maximum(inside, 1e-9)[:, :, None]).astype(np.float32), inside / np.diff(edges, axis=1)
+
+
+def _aligned(grid: np.ndarray, cells: np.ndarray, ys: tuple[np.ndarray, np.ndarray], xs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """(h_y, h_x, 8, 8) mean absolute RGB difference of each cell under each alignment; cells less than 80% visible count 0."""
+    wide = np.einsum("hir,rcx->hicx", ys[0], grid, optimize=True)  # (h_y, 8, 64, 3)
+    means = np.einsum("hicx,gjc->hgijx", wide, xs[0], optimize=True)  # (h_y, h_x, 8, 8, 3)
+    difference = np.abs(means - cells).mean(axis=4)
+    seen = (ys[1] >= 0.8)[:, None, :, None] & (xs[1] >= 0.8)[None, :, None, :]
+    return np.where(seen, difference, 0.0)
+
+
+def crop_distance(grid: bytes, other: bytes, *, margin: float) -> float:
+    """Largest cell difference at the best alignment of a picture with the thumbnail of another that shows a little more or less of it.
+
+    Each side may be moved by up to `margin`: first on a raster of 2%, judged by the mean over the cells, then finer around the best.
+
+    Args:
+        grid: 64x64 RGB means of the picture, 12,288 bytes.
+        other: 8x8 thumbnail of the other one, 192 bytes.
+        margin: furthest move of a side, share of it.
+    Returns:
+        mean absolute RGB difference of the worst cell, 0..255.
+    """
+    picture = np.frombuffer(grid, np.uint8).reshape(GRID_SIDE, GRID_SIDE, 3).astype(np.float32)
+    cells = np.frombuffer(other, np.uint8).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3).astype(np.float32)
+    spans, weights, visible = _spans(margin, 0.02)
+    distance = _aligned(picture, cells, (weights, visible), (weights, visible))
+    y, x = np.unravel_index(int(distance.mean(axis=(2, 3)).argmin()), distance.shape[:2])
+    best_y, best_x, best = spans[y], spans[x], float(distance[y, x].max())
+    for step in (0.01, 0.005):
+        moves = np.array([(a, b) for a in (-step, 0, step) for b in (-step, 0, step)])
+        ys, xs = best_y + moves, best_x + moves
+        distance = _aligned(picture, cells, _weights(ys), _weights(xs))
+        y, x = np.unravel_index(int(distance.mean(axis=(2, 3)).argmin()), distance.shape[:2])
+        best_y, best_x, best = ys[y], xs[x], float(distance[y, x].max())
+    return best

@@ -1,0 +1,95 @@
+"""Lists of pictures that must not come in: blocklist, takedown ledger, benchmark hashes. One reader for all three.
+
+A list is a text file of any form (lines, CSV, JSONL); what counts are its hexadecimal words, all else is for people, and what follows a `#` is a comment:
+
+    64 digits    sha256 of a file as the source has it, or of the stored bytes
+    16 digits    perceptual hash (column phash of the images table): everything within the list's distance, bits, is refused
+    384 digits   8x8 RGB thumbnail (column thumbnail, as hex) of the same line's perceptual hash: then a hit of the hash must be confirmed on it
+
+`python -m tasks decontaminate build FOLDER --out FILE` writes such a list with all of these for each picture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tasks.errors import ConfigError
+from tasks.near_duplicates import hash_hits, thumbnail_distance
+
+WORD = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{384}|[0-9a-fA-F]{64}|[0-9a-fA-F]{16})(?![0-9A-Za-z])")
+
+
+@dataclass
+class HashList:
+    """One or more lists under one reason.
+
+    Attributes:
+        reason: of the rows that it drops.
+        sha256s: lower case.
+        hashes, thumbnails: in step; None where a line has a perceptual hash alone.
+    """
+
+    reason: str
+    sha256s: set[str] = field(default_factory=set)
+    hashes: list[int] = field(default_factory=list)
+    thumbnails: list[bytes | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._known = np.array(self.hashes, np.uint64)
+
+    def add_lines(self, lines: Iterable[str]) -> None:
+        """Take in a list's lines."""
+        for line in lines:
+            words = [w.lower() for w in WORD.findall(line.partition("#")[0])]
+            self.sha256s.update(w for w in words if len(w) == 64)
+            thumbnails = [bytes.fromhex(w) for w in words if len(w) == 384]
+            for word in words:
+                if len(word) == 16:
+                    self.hashes.append(int(word, 16))
+                    self.thumbnails.append(thumbnails[0] if thumbnails else None)
+        self._known = np.array(self.hashes, np.uint64)
+
+    def names(self, sha256s: Iterable[str], phash: int, thumbnail: bytes, *, confirmed_bits: int, thumbnail_max: float, alone_bits: int) -> str | None:
+        """Why the list names a picture, in words; None when it does not.
+
+        Args:
+            sha256s: of its source bytes and of its stored bytes.
+            phash, thumbnail: of the picture.
+            confirmed_bits, thumbnail_max: distances for entries with a thumbnail, bits and levels.
+            alone_bits: distance for entries without one, bits.
+        """
+        if found := next((s for s in sha256s if s in self.sha256s), None):
+            return f"sha256 {found}"
+        if not self.hashes:
+            return None
+        _, hits = next(hash_hits(np.array([phash], np.uint64), self._known, distance_bits=max(confirmed_bits, alone_bits)))
+        for row in hits.tolist():
+            known, bits = self.thumbnails[row], (self.hashes[row] ^ phash).bit_count()
+            if known is None and bits <= alone_bits:
+                return f"phash {self.hashes[row]:016x}, {bits} bits away"
+            if known is not None and bits <= confirmed_bits:
+                distance = float(thumbnail_distance(thumbnail, np.frombuffer(known, np.uint8)[None])[0])
+                if distance <= thumbnail_max:
+                    return f"phash {self.hashes[row]:016x}, {bits} bits and {distance:.1f} levels away"
+        return None
+
+
+def read_lists(reason: str, parameter: str, paths: Iterable[Path]) -> HashList:
+    """The lists behind one parameter.
+
+    Raises:
+        ConfigError: one cannot be read; it must not pass for an empty one.
+    """
+    found = HashList(reason)
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8", errors="replace") as lines:
+                found.add_lines(lines)
+        except OSError as error:
+            raise ConfigError(f"{parameter}: {path} cannot be read ({error.strerror}); give the list's path, or leave it out") from error
+    return found

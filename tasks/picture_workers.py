@@ -1,0 +1,183 @@
+"""Worker processes that decode: each under a memory limit and a deadline, so that no file can take the batch with it.
+
+    python -m tasks.picture_workers RULES_JSON MEMORY_MIB CPU_S        what a worker is started as; reads files from stdin, answers on stdout
+
+A worker holds Pillow and numpy, never torch, no credential of its own and no path: it is handed bytes and hands bytes back. Its address space is
+limited to what it has at start plus `memory_mib`, so a bomb meets MemoryError. The deadline counts CPU time (ITIMER_PROF, whose default action ends
+the process even inside a decoder): a busy machine does not make a good file late. A wall-clock limit stands behind it.
+
+A worker that dies costs its file: that is tried once more in a new worker, then becomes a row, and the batch goes on. Nothing a worker says is unpickled.
+Answers depend on the bytes and the rules alone, so neither the number of workers nor their order shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from tasks.pictures import Picture, Refusal, Rules, be_strict, read_picture
+
+ASK = struct.Struct(">Q?")  # bytes of the file, is_named_picture
+ANSWER = struct.Struct(">QQ")  # bytes of the JSON, bytes of the stored picture
+WALL_FACTOR = 30  # a file may wait this much longer than its CPU deadline before its worker counts as hung
+MIB = 1 << 20
+
+
+class Died(Exception):
+    """A worker ended, or hung, over a file; args: signal or exit code (negative: signal), None when it hung."""
+
+
+def read_exactly(stream: IO[bytes], count: int) -> bytes:
+    """So many bytes.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    content = stream.read(count) if count else b""
+    if len(content) != count:
+        raise EOFError
+    return content
+
+
+class Worker:
+    """One child process; used by one thread at a time."""
+
+    def __init__(self, rules: Rules, memory_mib: int, cpu_s: float) -> None:
+        arguments = [json.dumps(asdict(rules)), str(memory_mib), str(cpu_s)]
+        root = str(Path(__file__).resolve().parent.parent)
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        environment = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")}
+        self.wall_s = cpu_s * WALL_FACTOR
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "tasks.picture_workers", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # decoders chatter there
+            env={**environment, **threads, "PYTHONPATH": root},
+        )
+        assert self.child.stdout
+        self._answers = select.poll()
+        self._answers.register(self.child.stdout, select.POLLIN)
+
+    def ask(self, content: bytes, is_named_picture: bool) -> Picture | Refusal:
+        """The worker's answer.
+
+        Raises:
+            Died: it ended, or hung and was killed.
+        """
+        assert self.child.stdin and self.child.stdout
+        try:
+            self.child.stdin.write(ASK.pack(len(content), is_named_picture))
+            self.child.stdin.write(content)
+            self.child.stdin.flush()
+            if not self._answers.poll(self.wall_s * 1000):
+                raise TimeoutError
+            lengths = ANSWER.unpack(read_exactly(self.child.stdout, ANSWER.size))
+            facts = json.loads(read_exactly(self.child.stdout, lengths[0]))
+            stored = read_exactly(self.child.stdout, lengths[1])
+        except (EOFError, BrokenPipeError, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                self.child.kill()
+            code = self.child.wait()
+            raise Died(None if isinstance(error, TimeoutError) else code) from None
+        return Picture.of(stored, facts) if stored else Refusal(**facts)
+
+    def close(self) -> None:
+        """End it."""
+        for stream in (self.child.stdin, self.child.stdout):
+            if stream:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self.child.wait()
+
+
+class PictureWorkers:
+    """At most `count` workers, each started when it is first needed; `read` may be called from so many threads."""
+
+    def __init__(self, rules: Rules, *, count: int, memory_mib: int, cpu_s: float) -> None:
+        self.rules, self.memory_mib, self.cpu_s = rules, memory_mib, cpu_s
+        self._free: queue.LifoQueue[Worker | None] = queue.LifoQueue()  # the one that worked last goes first: few files start few workers
+        for _ in range(count):
+            self._free.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        while not self._free.empty():
+            if worker := self._free.get():
+                worker.close()
+
+    def read(self, content: bytes, *, is_named_picture: bool) -> Picture | Refusal:
+        """As tasks.pictures.read_picture, in a worker. What kills two workers is too_costly where the limits did it, else undecodable."""
+        if not content:
+            return read_picture(content, is_named_picture=is_named_picture, rules=self.rules)
+        worker = self._free.get()
+        code: int | None = 0
+        try:
+            for _ in range(2):
+                worker = worker or Worker(self.rules, self.memory_mib, self.cpu_s)
+                try:
+                    return worker.ask(content, is_named_picture)
+                except Died as died:
+                    worker.close()
+                    worker, code = None, died.args[0]
+                    if code == -signal.SIGPROF:
+                        break
+        finally:
+            self._free.put(worker)
+        if code == -signal.SIGPROF:
+            return Refusal("too_costly", f"not decoded within {self.cpu_s:g} CPU-seconds")
+        if code is None or code == -signal.SIGKILL:
+            return Refusal("too_costly", "the worker was killed over it, twice")
+        return Refusal("undecodable", f"the decoder crashed over it, twice ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
+
+
+def limit_memory(more_mib: int) -> None:
+    """From here on this process may take so much more address space, MiB."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + more_mib * MIB
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main(rules_json: str, memory_mib: str, cpu_s: str) -> None:
+    """Answer until stdin ends."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: of the thread that started it, which lives as long as the stage's pool
+    rules = Rules(**json.loads(rules_json))
+    files, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints does not answer
+    be_strict()
+    read_picture(b"", is_named_picture=True, rules=rules)  # the plugins are loaded before the limit counts
+    limit_memory(int(memory_mib))
+    while header := files.read(ASK.size):
+        size, is_named_picture = ASK.unpack(header)
+        content = read_exactly(files, size)
+        signal.setitimer(signal.ITIMER_PROF, float(cpu_s))
+        found = read_picture(content, is_named_picture=is_named_picture, rules=rules)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        stored = found.content if isinstance(found, Picture) else b""
+        facts = json.dumps(found.facts() if isinstance(found, Picture) else asdict(found)).encode()
+        answers.write(ANSWER.pack(len(facts), len(stored)) + facts + stored)
+        answers.flush()
+        del content, found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
