@@ -117,7 +117,9 @@ def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, ex
     configs[0]["default"] = True
     # Files of versions before a column lack it; with the features told, `datasets` reads them as nulls.
     told: dict[str, dict[str, object]] = {name: {"features": features(schemas()[name])} for name in ("triplets", "images")}
-    splits = [{"config_name": c, **told.get(c, {}), "splits": [{"name": "train", "num_bytes": parquet_bytes[f], "num_examples": n}]} for c, (f, n) in tables.items()]
+    splits = [
+        {"config_name": c, **told.get(c, {}), "splits": [{"name": "train", "num_bytes": parquet_bytes[f], "num_examples": n}]} for c, (f, n) in tables.items()
+    ]
     header = {
         "license": license_name,
         "pretty_name": name,
