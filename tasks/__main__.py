@@ -5,6 +5,8 @@ worktree. The last line printed is the StageReport as JSON; the exit code says w
 
     item        the encoder of embed and mine (semantic, pattern, caption), the table of validate (images, pairs, triplets)
     --part i/n  the i-th of n parts, 1-based (caption, judge, embed, mine); leave out for the whole
+
+No stages: `plan [pairs]` says what captioning and judging will cost, `judge_check` judges the judge.
 """
 
 from __future__ import annotations
@@ -108,6 +110,15 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
     return report
 
 
+def look(name: str, root: Path, more: dict[str, Any]) -> StageReport:
+    """Run tasks.<name> over the worktree, print its notes; nothing is kept."""
+    params = load_params(root / "params.yaml", os.environ.get("MEGAPAIRS_PROFILE"))
+    report: StageReport = importlib.import_module(f"tasks.{name}").run(params, Store(root), **more)
+    for note in report.notes:
+        print(note)
+    return report
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
@@ -121,6 +132,14 @@ def main(argv: list[str] | None = None) -> int:
         from tasks import decontaminate
 
         command = lambda: decontaminate.main(argv[1:])  # noqa: E731
+    elif argv[:1] in (["plan"], ["judge_check"]):  # no stages: they look, and leave no report
+        parser = argparse.ArgumentParser(prog=f"python -m tasks {argv[0]}")
+        parser.add_argument("--root", default=".", type=Path, help="the run's worktree (default: the current folder)")
+        if argv[0] == "plan":
+            parser.add_argument("pairs", nargs="?", type=int, help="pairs to plan for, a count; the batch's when left out")
+        args = parser.parse_args(argv[1:])
+        more = {"pairs": args.pairs} if argv[0] == "plan" else {}
+        command = lambda: look(argv[0], args.root, more)  # noqa: E731
     else:
         parser = argparse.ArgumentParser(prog="python -m tasks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("stage", choices=["open_run", *STAGES])
