@@ -142,6 +142,22 @@ def incremental_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
     return out
 
 
+def certainty_lines(summary: Mapping[str, Any]) -> list[str]:
+    """How sure the scores are: intervals, the gap to the better half, the spread over wordings; nothing where the evaluation was not asked."""
+    lines = []
+    metric = summary.get("main_metric")
+    for model, kinds in (summary.get("intervals") or {}).items():
+        low, high = kinds["composed"][metric]
+        words = f"95% interval {100 * low:.1f} to {100 * high:.1f}"
+        if gap := summary["composition_gap"].get(model):
+            low, high = gap["interval"]
+            words += f"; {100 * gap['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) over {gap['over'].replace('_', ' ')}"
+        if spread := summary["paraphrases"].get(model):
+            words += f"; worst wording {100 * spread['worst']:.1f}, best {100 * spread['best']:.1f}"
+        lines.append(f"  {model + ', ' + metric:<28}{words}")
+    return lines
+
+
 def summary_text(summary: Mapping[str, Any], root: Path) -> str:
     """The demo's last page: what came out, what it cost, where to look next."""
     lines = ["", "What came out", f"  versions    {', '.join(summary['versions']) or 'none'}"]
@@ -159,6 +175,7 @@ def summary_text(summary: Mapping[str, Any], root: Path) -> str:
             for kind, m in kinds.items():
                 shown = "".join(f"{100 * m[k]:>8.1f}" if k in m else f"{'-':>8}" for k in ("map_at_5", "recall_at_1", "recall_at_10"))
                 lines.append(f"  {model + ', ' + kind.replace('_', ' '):<28}{shown}")
+    lines += certainty_lines(summary)
     lines.append(f"  promoted    {'yes' if summary['promoted'] else 'no'}: {summary['why']}")
     if summary["truth"]:
         lines += ["", "Against the sample world's truth (evaluation only)"]
@@ -330,6 +347,11 @@ def collect(root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[
         "promoted": bool(decision.get("figures", {}).get("is_promoted")),
         "why": str((decision.get("notes") or ["promote said nothing"])[-1]).removeprefix("not promoted: ").removeprefix("promoted: "),
         "metrics": flat_metrics(evaluation),
+        "main_metric": evaluation.get("main_metric"),
+        "intervals": {name: evaluation["intervals"][name] for name in ("base", "finetuned")} if evaluation.get("intervals") else {},
+        "composition_gap": evaluation.get("composition_gap") or {},
+        "paraphrases": evaluation.get("paraphrases") or {},
+        "contamination": evaluation.get("contamination") or {},
         "truth": evaluation.get("truth") or {},
         "incremental": incremental_of(weeks[-1]),
     }

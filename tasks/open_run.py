@@ -100,8 +100,9 @@ def absolute(path: str, root: Path) -> str:
 def located(raw: dict[str, Any], root: Path) -> dict[str, Any]:
     """Resolved parameters with source, benchmark and truth paths absolute, relative ones below `root`."""
     sources = [{**s, "path": absolute(s["path"], root)} for s in raw["ingest"].get("sources") or []]
-    evaluate: dict[str, Any] = {k: absolute(raw["evaluate"][k], root) for k in ("benchmark", "truth") if isinstance(raw["evaluate"].get(k), str)}
-    if isinstance(named := raw["evaluate"].get("benchmark"), list):
+    places = {k: raw["evaluate"].get(k) for k in ("benchmark", "truth")}
+    evaluate: dict[str, Any] = {k: absolute(place, root) for k, place in places.items() if place and isinstance(place, str)}
+    if isinstance(named := places["benchmark"], list):
         evaluate["benchmark"] = [{**b, "path": absolute(b["path"], root)} if isinstance(b, dict) and isinstance(b.get("path"), str) else b for b in named]
     return overlay(raw, {"ingest": {"sources": sources}, "evaluate": evaluate})
 

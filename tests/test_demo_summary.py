@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.demo import DemoFailed, Finished, counts_text, drops_of, empty_root, incremental_of, seconds_of, summary_text
+from tasks.demo import DemoFailed, Finished, certainty_lines, counts_text, drops_of, empty_root, incremental_of, seconds_of, summary_text
 from tasks.local_airflow import airflow_environment
 
 
@@ -97,3 +97,12 @@ def test_the_embedded_airflow_keeps_to_its_folder_and_the_loopback(tmp_path: Pat
     assert environment["AIRFLOW__API__HOST"] == "127.0.0.1"
     assert environment["AIRFLOW_HOME"].startswith(str(tmp_path)) and str(tmp_path) in environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
     assert "MEGAPAIRS_PROFILE" not in environment
+
+
+def test_the_last_page_says_how_sure_the_scores_are():
+    summary = {"main_metric": "map_at_5", "intervals": {"finetuned": {"composed": {"map_at_5": [0.142, 0.181]}}}}
+    summary["composition_gap"] = {"finetuned": {"over": "image_only", "value": 0.031, "interval": [0.012, 0.05]}}
+    summary["paraphrases"] = {"finetuned": {"worst": 0.1, "best": 0.22}}
+    (line,) = certainty_lines(summary)
+    assert "95% interval 14.2 to 18.1; +3.1 (+1.2 to +5.0) over image only; worst wording 10.0, best 22.0" in line
+    assert certainty_lines({}) == []

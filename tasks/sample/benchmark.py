@@ -3,7 +3,8 @@
     python -m tasks.sample.benchmark <folder> [--seed 11] [--queries 500] [--gallery 2000]
 
 Writes `<folder>/annotations.json` and `<folder>/images/<id>.jpg`. The gallery holds the query pictures too, and some scenes
-in two or three drawings; the ground truths of a query are all gallery pictures that meet its edits and keep the rest.
+in two or three drawings; the ground truths of a query are all gallery pictures that meet its edits and keep the rest. Beside CIRCO's own
+fields stands `paraphrases`: the same edits in the other styles, for the spread of a score over wordings.
 
 A query needs both its picture and its text: at least `AS_NEAR` other scenes are no more edits away from the query picture than
 its target is, so the picture alone cannot tell the target (a third or more of the public benchmarks' queries are solved by one
@@ -68,11 +69,14 @@ def make_benchmark(folder: Path, *, seed: int = 11, queries: int = 500, gallery:
     annotations: list[dict[str, Any]] = []
     for query, target in _draw(rng, families, queries):
         kept = shared(query, target)
+        reference, style = rng.choice(drawings[query]), rng.choice(STYLES)
+        edits = difference(query, target)
         annotations.append(
             {
-                "reference_img_id": rng.choice(drawings[query]),
+                "reference_img_id": reference,
                 "target_img_id": drawings[target][0],
-                "relative_caption": instruction(difference(query, target), kept, rng.choice(STYLES)),
+                "relative_caption": instruction(edits, kept, style),
+                "paraphrases": [instruction(edits, kept, other) for other in STYLES if other != style],
                 "shared_concept": ", ".join(f"a {thing}" for thing in kept) or "nothing",
                 "gt_img_ids": drawings[target],
                 "id": len(annotations),

@@ -9,7 +9,7 @@ import yaml
 
 from tasks.config import load_params
 from tasks.errors import ConfigError
-from tasks.open_run import changes_of, main, open_run, sources_of
+from tasks.open_run import changes_of, check_places, located, main, open_run, sources_of
 from tasks.repository import git, next_free, version_key
 
 RAW = {"profile": "demo", "open_run": {}, "ingest": {"sources": [{"name": "shop", "path": "/shop", "license_code": "CC0-1.0"}]}, "mine": {}, "profiles": {}}
@@ -77,3 +77,16 @@ def test_names_of_a_day_count_up_and_sort_by_number():
     taken = ["dataset/2026.11.16", *(f"dataset/2026.11.16.{n}" for n in range(2, 11))]
     assert next_free(taken, "2026-11-16") == "2026.11.16.11"
     assert sorted(sorted(taken), key=version_key) == taken
+
+
+def test_named_benchmarks_are_found_below_the_root_and_missed_by_name(tmp_path: Path):
+    named = [{"name": "circo", "protocol": "circo", "path": "benchmarks/circo"}, {"name": "far", "protocol": "cirr", "path": "s3://b/cirr"}]
+    found = located({"ingest": {}, "evaluate": {"benchmark": named, "truth": "truth.jsonl"}}, tmp_path)["evaluate"]
+    assert [b["path"] for b in found["benchmark"]] == [str(tmp_path / "benchmarks/circo"), "s3://b/cirr"] and found["truth"] == str(tmp_path / "truth.jsonl")
+    assert located({"ingest": {}, "evaluate": {"benchmark": None}}, tmp_path)["evaluate"] == {"benchmark": None}
+    params = load_params("params.yaml", "test")
+    params = params.model_copy(update={"evaluate": params.evaluate.model_validate({"benchmark": found["benchmark"]})})
+    with pytest.raises(ConfigError, match=r"evaluate.benchmark.circo: no such folder or file .*benchmarks/circo"):
+        check_places(params, "model")
+    (tmp_path / "benchmarks" / "circo").mkdir(parents=True)
+    check_places(params, "model")
