@@ -68,8 +68,8 @@ def uri_text(text: str) -> str:
 
     Two different names stay different.
     """
-    shown = "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text)
-    return shown if len(shown) <= URI_CHARS else f"{shown[:URI_CHARS]}...{hashlib.sha256(shown.encode()).hexdigest()[:16]}"
+    shown = "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text[:URI_CHARS])
+    return shown if len(text) <= URI_CHARS else f"{shown}...{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def labelled(source: SourceConfig, path_inside: str, fingerprint: str, label: Label) -> SourceFile:

@@ -137,7 +137,7 @@ class Labels:
                 path = row["path"]
                 if isinstance(path, str) and path:
                     label = label_of(row)
-                    name = path.replace("\\", "/").removeprefix("./").encode("utf-8", "replace").decode()
+                    name = path.replace("\\", "/").removeprefix("./").encode("utf-8", "backslashreplace").decode()
                     self._rows.execute("INSERT OR IGNORE INTO labels VALUES (?, ?, ?, ?)", (name, label.caption, label.license_code, label.attribution))
                     self.count += 1
         return self
@@ -146,5 +146,7 @@ class Labels:
         """What the table says about a path; an empty label when nothing."""
         if not self.count:
             return Label()
-        row = self._rows.execute("SELECT caption, license, attribution FROM labels WHERE path = ?", (path,)).fetchone()
+        row = self._rows.execute(
+            "SELECT caption, license, attribution FROM labels WHERE path = ?", (path.encode("utf-8", "backslashreplace").decode(),)
+        ).fetchone()
         return Label(*row) if row else Label()

@@ -1,0 +1,115 @@
+"""A folder's files in one order, with what its table says, whatever the names and texts."""
+
+import os
+import random
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import sources
+from tasks.config import SourceConfig
+from tasks.errors import ConfigError, DataError
+from tasks.sources import Refused, files
+from tasks.sources.folder import uri_text, walk
+from tasks.sources.labels import Labels
+
+
+def listed(folder: Path, **more: object) -> dict[str, sources.SourceFile]:
+    return {f.uri: f for f in sources.listing(SourceConfig(name="s", path=str(folder), license_code="CC0-1.0", attribution="me", **more))}  # type: ignore[arg-type]
+
+
+NAMES = st.lists(st.lists(st.text("ab.-0 é", min_size=1, max_size=3).filter(lambda n: n.strip(".")), min_size=1, max_size=3), max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(NAMES, st.randoms(use_true_random=False))
+def test_the_order_is_that_of_the_whole_paths(tmp_path_factory: pytest.TempPathFactory, names: list[list[str]], shuffle: random.Random):
+    folder = tmp_path_factory.mktemp("walk")
+    for parts in names:
+        try:
+            (folder.joinpath(*parts[:-1])).mkdir(parents=True, exist_ok=True)
+            (folder.joinpath(*parts)).touch()
+        except OSError:  # a folder of that name is there
+            continue
+    found = [inside for inside, _ in walk(folder)]
+    assert found == sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_file_is_read_under_a_limit(tmp_path: Path):
+    (tmp_path / "a.jpg").write_bytes(b"x" * 10)
+    file = listed(tmp_path)["s:a.jpg"]
+    assert (file.read(10), file.read(10).robots, file.fingerprint, file.license_code) == (b"x" * 10, "", "", "CC0-1.0")
+    with pytest.raises(Refused) as caught:
+        file.read(9)
+    assert caught.value.reason == "too_large"
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(Refused) as caught:
+        file.read(10)
+    assert (caught.value.reason, caught.value.is_lasting) == ("unreachable", False)
+
+
+def test_hostile_names_and_texts_are_one_printable_line(tmp_path: Path):
+    names = [b"line\nbreak.jpg", b"<script>.jpg", b'quote".jpg', "bidi\u202egpj.exe".encode(), b"latin-\xe9.jpg", b"back\\slash.jpg"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")
+    (tmp_path / "captions.csv").write_text('path,caption\n"line\nbreak.jpg","a \u202e\x00<script>alert(1)</script>' + "x" * (1 << 20) + '"\n')
+    found = listed(tmp_path)
+    assert len(found) == len(names) and all(uri.isprintable() and uri.isascii() for uri in found)
+    caption = found["s:line\\nbreak.jpg"].label.caption
+    assert caption is not None and caption.startswith("a <script>") and len(caption) == files.CAPTION_CHARS and caption.isprintable()
+    assert all(file.read(5) == b"x" for file in found.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=6), unique=True))
+def test_different_names_have_different_uris(names: list[str]):
+    assert len({uri_text(n) for n in names}) == len(names)
+    assert all(uri_text(n).isprintable() for n in names)
+
+
+def test_a_name_of_a_mebibyte_is_cut_and_still_its_own():
+    assert uri_text("x" * (1 << 20)) != uri_text("x" * (1 << 20) + "y")
+    assert len(uri_text("x" * 1_000_000)) < 2_100
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=60))
+def test_a_cleaned_text_is_clean_and_stays_so(text: str):
+    clean = files.cleaned_text(text)
+    assert clean is None or (clean == files.cleaned_text(clean) and (clean.isprintable() or "\u200c" in clean or "\u200d" in clean))
+
+
+def test_columns_may_have_other_names(tmp_path: Path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "captions.csv").write_text("datei,wort\na.jpg,ein Ding\n")
+    assert listed(tmp_path, columns={"path": "datei", "caption": "wort"})["s:a.jpg"].label.caption == "ein Ding"
+    with pytest.raises(DataError, match="column 'text' is missing, found"):
+        listed(tmp_path, columns={"path": "datei", "caption": "text"})
+    with pytest.raises(DataError, match="column 'path' is missing"):
+        listed(tmp_path)
+    with pytest.raises(ConfigError, match="is no folder"):
+        listed(tmp_path / "nowhere")
+
+
+def test_a_long_table_takes_no_memory(tmp_path: Path):
+    def peak(rows: int) -> int:
+        with open(tmp_path / "captions.csv", "w") as f:
+            f.write("path,caption\n")
+            f.writelines(f"{n}.jpg,a thing with a number of {n}\n" for n in range(rows))
+        tracemalloc.start()
+        labels = Labels().add(tmp_path / "captions.csv", SourceConfig(name="s", path=str(tmp_path)))
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert labels.get(f"{rows - 1}.jpg").caption == f"a thing with a number of {rows - 1}"
+        return size
+
+    small, large = peak(500), peak(4_000)
+    assert large < small + 100_000  # 4,000 labels in a dictionary take 1.2 MB
+
+
+def test_reasons_are_closed():
+    with pytest.raises(ValueError, match="none of"):
+        Refused("because")

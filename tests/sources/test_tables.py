@@ -1,0 +1,131 @@
+"""Tables of URLs: the columns of DataComp, Recap-DataComp and LAION, in constant memory, fetched by tasks/fetch.py."""
+
+import hashlib
+import json
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import sources
+from tasks.config import SourceConfig, parse_params, read_raw, resolve
+from tasks.errors import ConfigError, DataError
+from tasks.sources import Refused, labels
+
+
+def source(path: Path | str, **more: Any) -> SourceConfig:
+    settings = {"contact": "mailto:me@example.org", "delay_s": 0.0, "allow_hosts": ("127.0.0.1",), **more}
+    return SourceConfig(name="web", path=str(path), license_code="unknown", **settings)
+
+
+def captions(path: Path, **more: Any) -> dict[str, str | None]:
+    return {f.uri: f.label.caption for f in sources.listing(source(path, **more))}
+
+
+def test_the_exports_columns_are_known(tmp_path: Path):
+    url = "https://example.org/a.jpg?x=1"
+    pq.write_table(pa.table({"uid": ["1"], "url": [url], "text": ["datacomp"], "sha256": ["0" * 64]}), tmp_path / "datacomp.parquet")
+    pq.write_table(pa.table({"url": [url], "re_caption": ["recap"], "org_caption": ["old"]}), tmp_path / "recap.parquet")
+    pq.write_table(pa.table({"URL": [url], "TEXT": ["laion"], "WIDTH": [3], "LICENSE": ["CC0"]}), tmp_path / "laion.parquet")
+    (tmp_path / "t.csv").write_text(f"url,caption\n{url},csv\n")
+    (tmp_path / "t.tsv").write_text(f"url\tcaption\n{url}\ttsv\n")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"url": url, "caption": "jsonl"}) + "\n\n")
+    for name, caption in {
+        **{"datacomp.parquet": "datacomp", "recap.parquet": "recap", "laion.parquet": "laion", "t.csv": "csv", "t.tsv": "tsv", "t.jsonl": "jsonl"}
+    }.items():
+        assert captions(tmp_path / name) == {f"web:{url}": caption}
+    assert captions(tmp_path / "recap.parquet", columns={"caption": "org_caption"}) == {f"web:{url}": "old"}
+    assert next(iter(sources.listing(source(tmp_path / "laion.parquet")))).license_code == "CC0"
+    assert captions(tmp_path, kind="table") == {f"web:{url}": "datacomp"}  # by name; a URL is taken once
+
+
+def test_rows_without_a_url_are_rows_all_the_same(tmp_path: Path):
+    (tmp_path / "t.jsonl").write_text('{"url": null}\n{"url": "file:///etc/passwd"}\n{"url": "http://169.254.169.254/a.jpg"}\n{"url": 7}\n')
+    reasons = []
+    for file in sources.listing(source(tmp_path / "t.jsonl")):
+        with pytest.raises(Refused) as caught:
+            file.read(100)
+        reasons.append(caught.value.reason)
+    assert reasons == ["not_a_picture", "unsafe", "unsafe", "not_a_picture"]
+
+
+def test_what_a_person_must_correct(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("link\nhttp://example.org/a.jpg\n")
+    with pytest.raises(DataError, match="column 'url' is missing"):
+        captions(tmp_path / "t.csv")
+    (tmp_path / "t.jsonl").write_text("[1]\n")
+    with pytest.raises(DataError, match="expected one JSON object a line"):
+        captions(tmp_path / "t.jsonl")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="cannot be read"):
+        captions(tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match="nothing at"):
+        captions(tmp_path / "no.csv")
+    change = {"ingest": {"sources": [{"name": "web", "path": "urls.parquet"}]}}
+    with pytest.raises(ConfigError, match="needs 'contact'"):
+        parse_params(resolve(read_raw(Path("params.yaml")), "test", change))
+
+
+def test_a_long_table_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(labels, "BATCH_ROWS", 500)
+
+    def peak(rows: int) -> int:
+        table = pa.table({"url": [f"http://example.org/{n}.jpg" for n in range(rows)], "caption": [f"a thing of number {n}" for n in range(rows)]})
+        pq.write_table(table, tmp_path / "t.parquet", row_group_size=500)
+        del table
+        tracemalloc.start()
+        count = sum(1 for _ in sources.listing(source(tmp_path / "t.parquet")))
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert count == rows
+        return size
+
+    peak(10)
+    small, large = peak(1_000), peak(5_000)
+    assert large < small * 1.1
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[str]:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"picture a")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_url_is_fetched_and_held_against_the_tables_sha256(site: str, tmp_path: Path):
+    right, wrong = hashlib.sha256(b"picture a").hexdigest(), "0" * 64
+    for sha256 in (right, wrong):
+        (tmp_path / "t.jsonl").write_text(json.dumps({"url": f"{site}/a.jpg", "sha256": sha256}) + "\n")
+        (file,) = sources.listing(source(tmp_path / "t.jsonl"))
+        assert (file.fingerprint, file.is_remote, file.is_named_picture) == (sha256, True, True)
+        if sha256 == right:
+            assert (file.read(100), file.read(100).robots) == (b"picture a", "absent")
+        else:
+            with pytest.raises(Refused) as caught:
+                file.read(100)
+            assert (caught.value.reason, caught.value.robots) == ("changed", "absent")
+
+
+def test_a_table_in_a_bucket(s3: Any, s3_url: str, tmp_path: Path):
+    s3.put_object(Bucket="pictures", Key="tables/t.csv", Body=b"url,caption\nhttp://example.org/a.jpg,a thing\n")
+    (file,) = sources.listing(source("s3://pictures/tables/*.csv", endpoint_url=s3_url))
+    assert (file.uri, file.label.caption) == ("web:http://example.org/a.jpg", "a thing")

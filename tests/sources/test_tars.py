@@ -1,0 +1,172 @@
+"""Tars of strangers: every member is a file, a caption or refused; nothing is unpacked, nothing unpickled."""
+
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import sources
+from tasks.config import SourceConfig
+from tasks.errors import ConfigError
+from tasks.sources import Refused, tars
+
+Member = tuple[str, bytes]
+
+
+def tar_of(members: Sequence[Member | tarfile.TarInfo], format: int = tarfile.PAX_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                entry = tarfile.TarInfo(member[0])
+                entry.size = len(member[1])
+                tar.addfile(entry, io.BytesIO(member[1]))
+    return out.getvalue()
+
+
+def source(path: str, **more: Any) -> SourceConfig:
+    return SourceConfig(name="wds", path=path, license_code="CC0-1.0", **more)
+
+
+def states(files: list[sources.SourceFile]) -> dict[str, bytes | str]:
+    found: dict[str, bytes | str] = {}
+    for file in files:
+        try:
+            found[file.uri.partition(":")[2]] = bytes(file.read(10_000))
+        except Refused as refused:
+            found[file.uri.partition(":")[2]] = refused.reason
+    assert len(found) == len(files)
+    return found
+
+
+def test_pictures_come_with_their_captions_in_the_order_of_the_tar(tmp_path: Path):
+    members = [
+        ("b/1.jpg", b"one"),
+        ("b/1.txt", b"first \n thing"),
+        ("b/2.json", b'{"caption": "second", "license": "CC-BY-4.0", "author": "her"}'),
+        ("b/2.png", b"two"),
+        ("a/3.jpg", b"three"),
+        ("a/3.json", b"[1, 2"),
+        ("a/1.webp", b"four"),
+        ("a/1.cls", b"7"),
+    ]
+    (tmp_path / "x.tar").write_bytes(tar_of(members))
+    (tmp_path / "w.tar").write_bytes(tar_of([("9.jpg", b"nine")]))
+    found = list(sources.listing(source(str(tmp_path / "*.tar"))))
+    assert [(f.uri, f.label.caption, f.license_code, f.attribution) for f in found if f.is_named_picture] == [
+        ("wds:w.tar/9.jpg", None, "CC0-1.0", ""),
+        ("wds:x.tar/b/1.jpg", "first thing", "CC0-1.0", ""),
+        ("wds:x.tar/b/2.png", "second", "CC-BY-4.0", "her"),
+        ("wds:x.tar/a/3.jpg", None, "CC0-1.0", ""),
+        ("wds:x.tar/a/1.webp", None, "CC0-1.0", ""),
+    ]
+    read = states(found)
+    assert [read[k] for k in ("w.tar/9.jpg", "x.tar/b/1.jpg", "x.tar/a/1.webp", "x.tar/a/1.cls")] == [b"nine", b"one", b"four", "not_a_picture"]
+    assert [f.uri for f in sources.listing(source(str(tmp_path), kind="tars"))] == [f.uri for f in found]
+    with pytest.raises(ConfigError, match="nothing at"):
+        list(sources.listing(source(str(tmp_path / "no.tar"))))
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/megapairs-unpickled",)
+
+
+def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, link
+    return entry
+
+
+def test_hostile_members_are_refused_and_nothing_is_written(tmp_path: Path):
+    members: list[Member | tarfile.TarInfo] = [
+        ("../up.jpg", b"x"),
+        ("a/../../up.jpg", b"x"),
+        ("/etc/up.jpg", b"x"),
+        ("C:\\up.jpg", b"x"),
+        ("..\\up.jpg", b"x"),
+        ("trap.pkl", pickle.dumps(Trap())),
+        ("trap.pyd", b"MZ"),
+        special("link.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        special("hard.jpg", tarfile.LNKTYPE, "good.jpg"),
+        special("device.jpg", tarfile.CHRTYPE),
+        special("pipe.jpg", tarfile.FIFOTYPE),
+        special("folder", tarfile.DIRTYPE),
+        ("good.jpg", b"good"),
+        ("good.jpg", b"again"),
+        ("n" * 5_000 + ".jpg", b"long"),
+        ("new\nline.jpg", b"line"),
+    ]
+    inside = tmp_path / "in"
+    inside.mkdir()
+    (inside / "h.tar").write_bytes(tar_of(members))
+    before = sorted(tmp_path.rglob("*"))
+    read = states(list(sources.listing(source(str(inside / "h.tar")))))
+    assert [v for v in read.values() if isinstance(v, bytes)] == [b"good", b"long", b"line"]
+    assert [v for v in read.values() if v == "unsafe"] == ["unsafe"] * 12
+    assert read["h.tar/new\\nline.jpg"] == b"line" and read["h.tar/good.jpg#12"] == "unsafe"
+    assert sorted(tmp_path.rglob("*")) == before and not Path("/tmp/megapairs-unpickled").exists()
+
+
+def test_a_tar_of_too_many_members_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tars, "MAX_MEMBERS", 50)
+    (tmp_path / "m.tar").write_bytes(tar_of([(f"{n}.jpg", b"") for n in range(300)]))
+    found = list(sources.listing(source(str(tmp_path / "m.tar"))))
+    assert len(found) == 51 and states(found)["m.tar/#50"] == "unsafe"
+
+
+def test_headers_that_ask_for_memory_are_damage(tmp_path: Path):
+    """A pax header of 1 GiB, in a sparse file; tarfile would read it as a whole."""
+    entry = tarfile.TarInfo("pax")
+    entry.type, entry.size = tarfile.XHDTYPE, 1 << 30
+    with open(tmp_path / "p.tar", "wb") as f:
+        f.write(tar_of([("a.jpg", b"a")])[:1024] + entry.tobuf(tarfile.USTAR_FORMAT))
+        f.truncate(1 << 24)
+    read = states(list(sources.listing(source(str(tmp_path / "p.tar")))))
+    assert list(read.values()) == [b"a", "unreachable"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 5_000), st.binary(min_size=1, max_size=40), st.integers(0, 4_000))
+def test_no_bytes_raise_and_every_file_has_its_row(tmp_path_factory: pytest.TempPathFactory, place: int, junk: bytes, cut: int):
+    content = bytearray(tar_of([("a.jpg", b"a" * 600), ("a.txt", b"x"), ("b.png", b"b"), ("../c", b"c")]))
+    place %= len(content)
+    content[place : place + len(junk)] = junk
+    path = tmp_path_factory.mktemp("tar") / "t.tar"
+    path.write_bytes(bytes(content[: len(content) - cut]))
+    found = list(sources.listing(source(str(path))))
+    states(found)
+    assert not found or [f.fingerprint.endswith("/end") for f in found] == [False] * (len(found) - 1) + [True]
+
+
+def test_a_tar_seen_to_its_end_is_passed_over(tmp_path: Path):
+    (tmp_path / "x.tar").write_bytes(tar_of([("1.jpg", b"one"), ("2.jpg", b"two")]))
+    first = list(sources.listing(source(str(tmp_path / "*.tar"))))
+    seen = {f.fingerprint for f in first}
+    assert list(sources.listing(source(str(tmp_path / "*.tar")), seen.__contains__)) == []
+    part = {first[0].fingerprint}  # a limit left the rest
+    assert [f.uri for f in sources.listing(source(str(tmp_path / "*.tar")), part.__contains__)] == [f.uri for f in first]
+    (tmp_path / "x.tar").write_bytes(tar_of([("1.jpg", b"one"), ("2.jpg", b"TWO")]))
+    assert len(list(sources.listing(source(str(tmp_path / "*.tar")), seen.__contains__))) == 2
+
+
+def test_a_tar_in_a_bucket_is_the_same_as_on_a_disk(s3: Any, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tars, "INLINE_BYTES", 2_000)
+    monkeypatch.setattr(tars.Source, "SKIP_BYTES", 1_000)
+    content = tar_of([("1.jpg", b"one"), ("1.txt", b"a thing"), ("big.jpg", b"B" * 9_000), ("../c", b"c"), ("2.jpg", b"two" * 512), ("2.txt", b"last")])
+    (tmp_path / "x.tar").write_bytes(content)
+    s3.put_object(Bucket="pictures", Key="w/x.tar", Body=content)
+    local = list(sources.listing(source(str(tmp_path / "*.tar"))))
+    remote = list(sources.listing(source("s3://pictures/w/*.tar", endpoint_url=s3_url)))
+    assert [(f.uri, f.label) for f in local] == [(f.uri, f.label) for f in remote]
+    assert states(local) == states(remote) and states(local)["x.tar/big.jpg"] == b"B" * 9_000
+    assert list(sources.listing(source("s3://pictures/w/x.tar", endpoint_url=s3_url), {f.fingerprint for f in remote}.__contains__)) == []
