@@ -1,12 +1,14 @@
 """Calibrate: propose each encoder's similarity window, from a folder of pictures or from the embeddings that are stored.
 
-    python -m tasks.calibrate --source FOLDER [--profile NAME] [--limit 2000] [--write]     before any run
+    python -m tasks.calibrate --source FOLDER [--profile NAME] [--limit 2000] [--write] [--figures FOLDER]     before any run
     python -m tasks.calibrate [--root WORKTREE] [--write]                                   of a run, after `embed`, before `mine`
 
 Cosines of different encoders are distributed very differently, so a window belongs to an encoder and a corpus. With --source the
 folder's pictures (or `limit` of them) go through ingest, recaption and embed in a temporary folder: nothing is published, nothing
 stays. Without it, reads the worktree's data/embeddings. Prints both distributions, and as the last line the proposal as JSON:
 values of dataset_refresh's trigger form. --write puts the numbers in params.yaml, `mine.windows`, the rest of the file untouched.
+--figures saves what the numbers were taken from: the distributions (random pairs, nearest, 10th nearest, and pictures beside near-copies made of
+them) as a plot and as quantiles, and a page that shows for each encoder twenty pairs from three bands of its window.
 A run never calibrates itself, so that a version's windows are numbers. A thousand photographs take a minute on two cores.
 
 low = the `low-quantile` of random pairs: at 0.99 one stranger in a hundred is as near, and `mine.neighbours` takes the nearest
@@ -17,14 +19,15 @@ Where low would not lie below high, or above what half the pictures' neighbours 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -33,22 +36,28 @@ from tasks.config import Params, overlay, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError, TasksError
 from tasks.store import Store
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 ROLES = ("semantic", "pattern", "caption")
 RANDOM_PAIRS = 200_000
 QUERIES = 2_000  # pictures whose neighbours are looked at
 NEIGHBOURS = 10
 SHOWN = (0.01, 0.5, 0.9, 0.99, 0.995, 0.999)
+COPIED = 60  # pictures that near-copies are made of
+SHOWN_QUERIES, SHOWN_NEIGHBOURS = 500, 200  # what the page's pairs are drawn from
 SIDE_BY_SIDE = 50  # files of a folder taken in one go, a count
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Cosines of a corpus under one encoder, sorted: random pairs, nearest neighbours, 10th nearest."""
+    """Cosines of a corpus under one encoder, sorted: random pairs, nearest neighbours, 10th nearest, pictures and their known near-copies."""
 
     random: np.ndarray
     nearest: np.ndarray
     tenth: np.ndarray
+    copies: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def distribution(vectors: np.ndarray, seed: int = 0) -> Distribution:
@@ -173,18 +182,91 @@ def of_source(raw: dict[str, Any], profile: str | None, folder: Path) -> Params:
     return parse_params(overlay(params.model_dump(by_alias=True), {"open_run": {"date": date_of(params), "batch": None}}))
 
 
-def proposals(params: Params, store: Store, *, low_quantile: float, high_quantile: float) -> dict[str, tuple[float, float]]:
-    """Window per encoder from the stored embeddings; prints what it was taken from."""
+def near_copies_of(picture: Image) -> list[Image]:
+    """Known near-copies: re-encoded at quality 50, at 0.6 of its size, 3% cropped all round."""
+    from PIL import Image as images
+
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=50)
+    width, height = picture.size
+    small = picture.resize((max(1, round(0.6 * width)), max(1, round(0.6 * height))))
+    cropped = picture.crop((round(0.03 * width), round(0.03 * height), width - round(0.03 * width), height - round(0.03 * height)))
+    return [images.open(io.BytesIO(out.getvalue())).convert("RGB"), small, cropped]
+
+
+def copy_cosines(params: Params, store: Store, role: str, ids: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+    """Cosines of stored pictures and their known near-copies, sorted; none for a text encoder.
+
+    Args:
+        ids: (n) of the corpus.
+        vectors: (n, d) float16, theirs.
+    """
+    from tasks.models.encoders import load_encoder
+
+    spec = params.embed.encoders[role]  # type: ignore[index]
+    if spec.kind == "text":
+        return np.zeros(0)
+    rows = np.sort(np.random.default_rng(params.open_run.seed).permutation(len(ids))[:COPIED])
+    model = load_encoder(spec, params.embed.device, params.open_run.threads)
+    made = [near_copies_of(store.read_image(ids[n])) for n in rows]
+    of = np.repeat(rows, [len(m) for m in made])
+    return np.sort(np.einsum("md,md->m", vectors[of].astype(np.float32), model.encode_images([c for m in made for c in m])))
+
+
+def shown_pairs(
+    store: Store, ids: Sequence[str], vectors: np.ndarray, window: tuple[float, float], seed: int
+) -> list[list[tuple[float, Image, Image, str, str]]]:
+    """Pairs over three bands of a window, with pictures and captions: all that a sample of the queries has inside it."""
+    from tasks.calibration_page import band_pairs
+    from tasks.knn import neighbours_in_window
+
+    low, high = window
+    rows = np.sort(np.random.default_rng(seed).permutation(len(ids))[:SHOWN_QUERIES])
+    query, target, similarity, _ = neighbours_in_window(vectors[rows], vectors, [ids[n] for n in rows], ids, low=low, high=high, neighbours=SHOWN_NEIGHBOURS)
+    captions = store.captions()
+
+    def shown(n: int) -> tuple[float, Image, Image, str, str]:
+        a, b = ids[rows[query[n]]], ids[target[n]]
+        return float(similarity[n]), store.read_image(a), store.read_image(b), captions.get(a, ""), captions.get(b, "")
+
+    return [[shown(n) for n in band] for band in band_pairs(rows[query], target, similarity, low=low, high=high, seed=seed)]
+
+
+def proposals(params: Params, store: Store, *, low_quantile: float, high_quantile: float, figures: Path | None = None) -> dict[str, tuple[float, float]]:
+    """Window per encoder from the stored embeddings; prints what it was taken from, and saves it in `figures`: the quantiles
+    (calibration.json), the plot (calibration.svg) and pairs to look at (pairs.html)."""
+    from tasks.calibration_page import histogram_svg, page, pairs_section, stacked_svg
+
     windows: dict[str, tuple[float, float]] = {}
+    saved: dict[str, Any] = {}
+    plots, sections = [], []
     for role in (r for r in ROLES if r in params.embed.encoders):
-        _, vectors, revision = store.read_embeddings(role)
+        ids, vectors, revision = store.read_embeddings(role)
         found = distribution(vectors, params.open_run.seed)
         windows[role] = propose(found, low_quantile=low_quantile, high_quantile=high_quantile)
-        print(f"{role} ({params.embed.encoders[role].model}, {revision}): {len(vectors)} vectors")
-        for name, values in (("random pairs", found.random), ("nearest", found.nearest), ("10th nearest", found.tenth)):
-            print(f"  {name:13}" + "  ".join(f"q{q:g} {np.quantile(values, q):.4f}" for q in SHOWN))
-        inside = float(np.mean((found.nearest >= windows[role][0]) & (found.nearest < windows[role][1])))
-        print(f"  window        low {windows[role][0]:.4f}, high {windows[role][1]:.4f}: {inside:.0%} of the pictures have their nearest inside")
+        low, high = windows[role]
+        if figures is not None:
+            found = replace(found, copies=copy_cosines(params, store, role, ids, vectors))
+        title = f"{role} ({params.embed.encoders[role].model}, {revision})"  # type: ignore[index]
+        print(f"{title}: {len(vectors)} vectors")
+        values = {"random pairs": found.random, "nearest": found.nearest, "10th nearest": found.tenth, "near-copies": found.copies}
+        for name, some in values.items():
+            if len(some):
+                print(f"  {name:13}" + "  ".join(f"q{q:g} {np.quantile(some, q):.4f}" for q in SHOWN))
+        inside = float(np.mean((found.nearest >= low) & (found.nearest < high)))
+        print(f"  window        low {low:.4f}, high {high:.4f}: {inside:.0%} of the pictures have their nearest inside")
+        if figures is not None:
+            plot = histogram_svg(title, values, low, high)
+            plots.append(plot)
+            sections.append(pairs_section(title, plot, shown_pairs(store, ids, vectors, windows[role], params.open_run.seed), low, high))
+            quantiles = {n: {f"q{q:g}": round(float(np.quantile(v, q)), 6) for q in SHOWN} for n, v in values.items() if len(v)}
+            stated = {"low_quantile": low_quantile, "high_quantile": high_quantile, "vectors": len(vectors), "revision": revision}
+            saved[role] = {**stated, "window": {"low": low, "high": high}, "nearest_inside": round(inside, 6), "quantiles": quantiles}
+    if figures is not None:
+        store.write_bytes(figures / "calibration.json", json.dumps(saved, indent=1).encode())
+        store.write_bytes(figures / "calibration.svg", stacked_svg(plots).encode())
+        store.write_bytes(figures / "pairs.html", page(sections).encode())
+        print(f"saved: {figures}/calibration.json, calibration.svg, pairs.html")
     return windows
 
 
@@ -207,12 +289,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--profile", help="of params.yaml: whose models embed (default: the one that params.yaml names)")
     parser.add_argument("--limit", type=int, default=QUERIES, help=f"most files of the source looked at, a count (default {QUERIES})")
     parser.add_argument("--write", action="store_true", help="put the windows in params.yaml")
+    parser.add_argument("--figures", type=Path, help="a folder for the plot, its numbers and a page of pairs from three bands of each window")
     parser.add_argument("--low-quantile", type=float, default=0.99, help="of random pairs, 0..1")
     parser.add_argument("--high-quantile", type=float, default=0.995, help="of nearest neighbours, 0..1")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("tasks").setLevel(logging.INFO)
     quantiles = {"low_quantile": args.low_quantile, "high_quantile": args.high_quantile}
+    saving = {"figures": args.figures}
     try:
         path = args.root / "params.yaml"
         raw = read_raw(path)
@@ -230,9 +314,9 @@ def main(argv: list[str] | None = None) -> int:
             with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
                 store = Store(folder)
                 values = source_values(params, embed_folder(params, store, args.limit))
-                windows = proposals(params, store, **quantiles)
+                windows = proposals(params, store, **quantiles, **saving)
         else:
-            windows = proposals(parse_params(resolve(raw, profile), where=str(path)), Store(args.root), **quantiles)
+            windows = proposals(parse_params(resolve(raw, profile), where=str(path)), Store(args.root), **quantiles, **saving)
         if args.write:
             Store(args.root).write_bytes(path, with_windows(path.read_text(encoding="utf-8"), windows).encode())
             parse_params(resolve(read_raw(path)), where=str(path))

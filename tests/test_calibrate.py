@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks import calibrate
+from tasks.calibration_page import band_pairs, pairs_section
 from tasks.config import load_params
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store
@@ -71,6 +73,25 @@ def test_the_command_prints_and_writes(tmp_path: Path, project: Path, capsys: py
     assert calibrate.main(["--root", str(tmp_path), "--low-quantile", "2"]) == 78
 
 
+@given(st.integers(0, 999), st.integers(0, 200), st.integers(1, 30), st.integers(1, 4))
+def test_the_pages_pairs_come_from_every_band(seed: int, m: int, count: int, bands: int):
+    rng = np.random.default_rng(seed)
+    query, target, similarity = rng.integers(0, 40, m), 100 + rng.integers(0, 40, m), rng.uniform(0.4, 1.0, m)
+    found = band_pairs(query, target, similarity, low=0.5, high=0.9, bands=bands, count=count, seed=seed)
+    step = 0.4 / bands
+    assert len(found) == bands and sum(map(len, found)) <= count
+    for n, band in enumerate(found):
+        assert all(0.9 - (n + 1) * step - 1e-9 <= similarity[k] <= 0.9 - n * step + 1e-9 and 0.5 <= similarity[k] < 0.9 for k in band)
+        assert len({query[k] for k in band}) == len(band) and list(similarity[band]) == sorted(similarity[band], reverse=True)
+    assert found == band_pairs(query, target, similarity, low=0.5, high=0.9, bands=bands, count=count, seed=seed)
+
+
+def test_a_caption_is_text_on_the_page():
+    white = Image.new("RGB", (8, 8))
+    part = pairs_section("a <b>", "", [[(0.9, white, white, "<script>alert(1)</script>", "")]], 0.5, 0.95)
+    assert "<script" not in part and "&lt;script&gt;" in part and "a &lt;b&gt;" in part
+
+
 def pictures(folder: Path, count: int, captions: bool) -> Path:
     """Small pictures of coloured patches, and a line that is no picture."""
     folder.mkdir()
@@ -85,14 +106,21 @@ def pictures(folder: Path, count: int, captions: bool) -> Path:
 
 def test_a_folder_of_pictures_gives_the_values_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = pictures(tmp_path / "my pictures", 8, captions=True)
-    assert calibrate.main(["--source", str(folder)]) == 0
+    assert calibrate.main(["--source", str(folder), "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
     assert "9 files, 9 looked at, 8 pictures, dropped: 1 not_a_picture" in text
     values = json.loads(text.splitlines()[-1])
     assert values["profile"] == "demo" and values["sources"] == [{"name": "my-pictures", "path": str(folder)}]
     assert all(values[f"window_{role}"]["low"] < values[f"window_{role}"]["high"] for role in calibrate.ROLES)
     assert "validate" not in values  # every picture has a caption; without, the values would lower that floor and say so
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["my pictures"] and len(list(folder.iterdir())) == 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "my pictures"] and len(list(folder.iterdir())) == 10
+    saved = json.loads((tmp_path / "figures" / "calibration.json").read_text())
+    assert saved["semantic"]["window"] == values["window_semantic"] and set(saved) == set(calibrate.ROLES)
+    assert "near-copies" in saved["pattern"]["quantiles"] and "near-copies" not in saved["caption"]["quantiles"]
+    assert saved["semantic"]["quantiles"]["near-copies"]["q0.5"] > saved["semantic"]["quantiles"]["random pairs"]["q0.5"]
+    svg, page = ((tmp_path / "figures" / name).read_text() for name in ("calibration.svg", "pairs.html"))
+    assert ElementTree.fromstring(svg).tag.endswith("svg") and svg.count("<polyline") == 11  # four lines, and three of the texts
+    assert page.count("<h2>") == 3 and page.count("<h3>") == 9 and "nine patches number" in page and "<script" not in page
 
 
 def test_a_folder_without_captions_says_what_the_gate_would_say(project: Path, capsys: pytest.CaptureFixture[str]):

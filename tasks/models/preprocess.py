@@ -8,6 +8,7 @@ batch, where a GPU does it. `python -m benchmarks.embed` measures the speed a co
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+DECODED = 1.1  # a JPEG is decoded at no less than so many times the size wanted: the filter still has something to weigh
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Preparation:
         picture = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
         full = picture.size
         size = self._resized(full)
-        picture.draft("RGB", size)  # JPEG alone: the smallest of 1, 1/2, 1/4, 1/8 that is not below the size
+        least = (math.ceil(DECODED * size[0]), math.ceil(DECODED * size[1]))
+        picture.draft("RGB", least)  # JPEG alone: the smallest of 1, 1/2, 1/4, 1/8 that is not below it
         return self._cut(picture.convert("RGB"), size)
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
