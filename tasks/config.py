@@ -91,6 +91,7 @@ class IngestConfig(Section):
     hash_distance_bits: int = Field(12, ge=0, le=64, description="Perceptual hashes up to this Hamming distance are candidates for a near-duplicate, bits.")
     thumbnail_distance: float = Field(6.0, ge=0, description="A candidate is confirmed when no 8x8 cell differs by more than this, mean absolute RGB, 0..255.")
     allowed_licenses: tuple[str, ...] = Field((), description="Only these licence codes are kept; all when empty.")
+    resampler: Literal["pillow", "opencv"] = Field("pillow", description="What shrinks: Pillow's bicubic, the same bytes everywhere; or OpenCV, faster.")
     crop_margin: float = Field(
         0.0, ge=0, le=0.1, description="Near-copies are also looked for with so much more or less at each side, share of it; 0: not, which is faster."
     )

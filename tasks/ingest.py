@@ -71,7 +71,15 @@ class Looked:
 
 def rules_of(config: IngestConfig) -> Rules:
     """What decides how one picture is stored."""
-    return Rules(config.max_side_px, config.min_side_px, config.max_pixels, config.jpeg_quality, config.jpeg_subsampling, config.crop_margin > 0)
+    return Rules(
+        max_side_px=config.max_side_px,
+        min_side_px=config.min_side_px,
+        max_pixels=config.max_pixels,
+        jpeg_quality=config.jpeg_quality,
+        jpeg_subsampling=config.jpeg_subsampling,
+        has_grid=config.crop_margin > 0,
+        resampler=config.resampler,
+    )
 
 
 def workers_of(config: IngestConfig) -> PictureWorkers:

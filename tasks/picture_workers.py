@@ -120,6 +120,10 @@ class PictureWorkers:
             if worker := self._free.get():
                 worker.close()
 
+    def pids(self) -> list[int]:
+        """Process ids of the workers that run and wait; for measurements and tests."""
+        return [worker.child.pid for worker in list(self._free.queue) if worker]
+
     def read(self, content: bytes, *, is_named_picture: bool) -> Picture | Refusal:
         """As tasks.pictures.read_picture, in a worker. What kills two workers is too_costly where the limits did it, else undecodable."""
         if not content:
@@ -163,7 +167,7 @@ def main(rules_json: str, memory_mib: str, cpu_s: str) -> None:
     rules = Rules(**json.loads(rules_json))
     files, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not answer
-    be_strict()
+    be_strict(rules)
     read_picture(b"", is_named_picture=True, rules=rules)  # the plugins are loaded before the limit counts
     limit_memory(int(memory_mib))
     while header := files.read(ASK.size):

@@ -3,8 +3,8 @@
 Pure functions over bytes; run in worker processes by tasks/picture_workers.py. Loads numpy and Pillow, nothing else.
 
 Order: the header states format and pixels, and nothing is decoded before both are allowed; a JPEG of at least twice the wanted side is decoded at
-half (a quarter ...) by its DCT; then first frame, shrunk to `max_side_px` (antialiased bicubic), turned as EXIF says, converted to sRGB, encoded
-once. What is encoded is made of pixels alone, so no EXIF (GPS), XMP, profile, comment or thumbnail can come along.
+half (a quarter ...) by its DCT; then first frame, shrunk to `max_side_px` (antialiased bicubic, or `resized_by_opencv`), turned as EXIF says,
+converted to sRGB, encoded once. What is encoded is made of pixels alone, so no EXIF (GPS), XMP, profile, comment or thumbnail can come along.
 
 Rules for what is not 8-bit sRGB: transparency lies over white; palettes are resolved; 16-bit grey is scaled to 8 bits, not clipped; an ICC profile is
 converted to sRGB (perceptual intent) and a profile that cannot be read counts as sRGB; CMYK without a profile by Pillow's plain formula; of an
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, features
 
-from tasks.near_duplicates import coarse_grey, grid_of, hash_of_grey, thumbnail
+from tasks.near_duplicates import coarse_grey, grid_of, hash_of_grey, reduced, thumbnail
 
 FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if features.check("avif") else ()))
 FLAGS = ("blurry", "near_empty", "extreme_ratio", "text_heavy")
@@ -63,6 +63,7 @@ class Rules:
     jpeg_quality: int = 95
     jpeg_subsampling: str = "4:4:4"
     has_grid: bool = False  # whether Picture.grid is wanted
+    resampler: str = "pillow"  # pillow (antialiased bicubic), or opencv (`resized_by_opencv`)
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,21 @@ def flat_rgb(image: Image.Image, profile: bytes) -> Image.Image:
     return ImageCms.applyTransform(image, transform) or image if transform is not None else image.convert("RGB")
 
 
+def resized_by_opencv(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Shrink by up to a factor of two: three taps against aliasing, then OpenCV's cubic; five times as fast as Pillow's filters, better than INTER_AREA.
+
+    The outer taps were fitted to a float Lanczos reference: 0.05 at a factor of 1.25, 0.12 at 1.56 (docs/decisions/0020-the-stored-picture.md).
+    """
+    import cv2
+
+    cv2.setNumThreads(1)
+    pixels = np.asarray(image)
+    tap = 0.22 * (max(image.size) / max(size) - 1)
+    taps = np.array([tap, 1 - 2 * tap, tap], np.float32)
+    smooth = cv2.sepFilter2D(pixels, -1, taps, taps, borderType=cv2.BORDER_REFLECT_101)
+    return Image.fromarray(cv2.resize(smooth, size, interpolation=cv2.INTER_CUBIC))
+
+
 def decoded(image: Image.Image, rules: Rules) -> Image.Image:
     """An opened file's first frame: shrunk, upright, sRGB.
 
@@ -203,21 +219,22 @@ def decoded(image: Image.Image, rules: Rules) -> Image.Image:
     turn = turn_of(image)
     small = shrinkable(image)
     if small.size != wanted:
-        small = small.resize(wanted, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        is_little = rules.resampler == "opencv" and small.mode in ("L", "RGB") and max(small.size) <= 2 * max(wanted)
+        small = resized_by_opencv(small, wanted) if is_little else small.resize(wanted, Image.Resampling.BICUBIC, reducing_gap=3.0)
     if turn in TURNS:
         small = small.transpose(TURNS[turn])
     return flat_rgb(small, profile if isinstance(profile, bytes) else b"")
 
 
 def flags_of(image: Image.Image, spread: float) -> tuple[float, tuple[str, ...]]:
-    """(sharpness, flags) of a stored RGB picture; looked at in its middle 256x256 px.
+    """(sharpness, flags) of a stored RGB picture; looked at in its middle 192x192 px.
 
     Args:
         image: as it will be stored.
         spread: standard deviation of its coarse grey picture, levels.
     """
-    left, top = max(0, image.width // 2 - 128), max(0, image.height // 2 - 128)
-    grey = np.asarray(image.crop((left, top, min(image.width, left + 256), min(image.height, top + 256))).convert("L"), np.int16)
+    left, top = max(0, image.width // 2 - 96), max(0, image.height // 2 - 96)
+    grey = np.asarray(image.crop((left, top, min(image.width, left + 192), min(image.height, top + 192))).convert("L"), np.int16)
     if min(grey.shape) >= 3:
         middle = grey[1:-1, 1:-1]
         laplacian = (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle).astype(np.float32)
@@ -268,14 +285,19 @@ def read_picture(content: bytes, *, is_named_picture: bool, rules: Rules) -> Pic
     small.info = {}  # pixels alone: no EXIF, no profile, no comment
     out = io.BytesIO()
     small.save(out, "JPEG", quality=rules.jpeg_quality, subsampling=rules.jpeg_subsampling, exif=b"", icc_profile=None)
-    grey = coarse_grey(small)
+    coarse = reduced(small)
+    grey = coarse_grey(coarse)
     sharpness, flags = flags_of(small, float(grey.std()))
-    grid = grid_of(small).tobytes() if rules.has_grid else b""
-    return Picture(out.getvalue(), *small.size, hash_of_grey(grey), thumbnail(small), grid, sharpness, flags)
+    grid = grid_of(coarse).tobytes() if rules.has_grid else b""
+    return Picture(out.getvalue(), *small.size, hash_of_grey(grey), thumbnail(coarse), grid, sharpness, flags)
 
 
-def be_strict() -> None:
-    """Process-wide settings of a worker: a cut file is an error, one thread a file."""
+def be_strict(rules: Rules) -> None:
+    """Process-wide settings of a worker: a cut file is an error, one thread a file, all libraries loaded."""
+    if rules.resampler == "opencv":
+        import cv2
+
+        cv2.setNumThreads(1)
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     if "AVIF" in FORMATS:
         from PIL import AvifImagePlugin

@@ -1,0 +1,222 @@
+"""Ingest against img2dataset on the same pictures in memory: images per CPU-second, quality, bytes, memory.
+
+    python -m benchmarks.ingest [--images 200] [--repeats 3] [--folder .run/benchmarks] [--photos ../shared/photos] [--peer .venv-peers/bin/python]
+
+The pictures: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side by side in their own sharpness (enlarged ones would be soft and flatter any
+filter), or drawn ones where there is no folder of photographs. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
+(benchmarks/img2dataset_peer.py), in an environment of its own: `python -m venv .venv-peers && .venv-peers/bin/pip install img2dataset`.
+
+Ours: what ingest does with each file's bytes, in one process and one thread: sha256 twice, limits, decode, shrink, flags, perceptual hash, thumbnail, encode, search for
+copies, tar, row with provenance; settings of profile `production`. Also through a worker process (`ours_with_worker`), whose CPU counts. Both are given the same pictures, alternate,
+and the fastest of `repeats` counts: noise only adds. PSNR: stored pictures against the fully decoded source shrunk by a float Lanczos filter, mean over pictures, dB.
+
+The last line is JSON: images, ours_images_per_cpu_s, ours_with_worker_images_per_cpu_s, img2dataset_images_per_cpu_s, ratio (ours / theirs), ratio_with_worker, ours_psnr_db,
+img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker), img2dataset_rss_mib, img2dataset. Where the peer is not there, its keys and the ratios are null.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.mine import fair_environment
+from tasks import ingest
+from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.corpus import Corpus
+from tasks.pictures import Picture, Refusal, read_picture, stored_size
+from tasks.sources import Label, SourceFile
+from tasks.store import Store
+
+SIZES = ((640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200))
+MAX_SIDE_PX = 512
+
+
+def drawn(seed: int) -> Image.Image:
+    """A picture of blobs and texture, where there are no photographs."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((400, 300), Image.Resampling.BICUBIC)
+    return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 8, (300, 400, 1)), 0, 255).astype(np.uint8))
+
+
+def make_pictures(folder: Path, images: int, photos: Path) -> str:
+    """Write the sources, once; returns what they are made of."""
+    found = sorted(photos.glob("*/*.jpg"))
+    kind = f"{len(found)} photographs" if found else "drawn pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(images):
+        path = folder / f"{n:05d}.jpg"
+        if path.exists():
+            continue
+        width, height = SIZES[n % len(SIZES)] if n % 3 else SIZES[n % len(SIZES)][::-1]
+        canvas = Image.new("RGB", (width, height))
+        x = y = row = tile = 0
+        while y < height:
+            number = n * 16 + tile
+            piece = Image.open(found[number * 37 % len(found)]).convert("RGB") if found else drawn(number)
+            canvas.paste(piece, (x, y))
+            x, row, tile = x + piece.width, max(row, piece.height), tile + 1
+            if x >= width:
+                x, y, row = 0, y + row, 0
+        canvas.save(path, quality=90)
+    return kind
+
+
+def mean_psnr(sources: dict[str, bytes], stored: dict[str, bytes]) -> float:
+    """Mean PSNR of the stored pictures against a float Lanczos reference, dB."""
+    values = []
+    for name, content in stored.items():
+        source = Image.open(io.BytesIO(sources[name])).convert("RGB")
+        size = stored_size(*source.size, MAX_SIDE_PX)
+        reference = np.stack([np.asarray(c.convert("F").resize(size, Image.Resampling.LANCZOS), np.float64) for c in source.split()], axis=-1)
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), np.float64)
+        values.append(10 * np.log10(255**2 / np.mean((pixels - reference.clip(0, 255)) ** 2)))
+    return float(np.mean(values))
+
+
+class InProcess:
+    """Stands where PictureWorkers stands: the same function, without the process around it."""
+
+    def __init__(self, rules: Any) -> None:
+        self.rules = rules
+
+    def read(self, content: bytes, *, is_named_picture: bool) -> Picture | Refusal:
+        return read_picture(content, is_named_picture=is_named_picture, rules=self.rules)
+
+
+def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> dict[str, bytes]:
+    """What `ingest.take` does with each file, reading left out; returns the stored pictures.
+
+    Raises:
+        SystemExit: one of them was refused.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    store, config = Store(out), params.ingest
+    nothing: dict[str, list[Any]] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
+    corpus = Corpus(nothing, hash_distance_bits=config.hash_distance_bits, thumbnail_max=config.thumbnail_distance, crop_margin=config.crop_margin)
+    shards, stored, rows = ingest.ShardWriter(store, "2026.01.04", config.shard_images), {}, []
+    for name, content in sources.items():
+        file = SourceFile(f"memory:{name}", "", Label("a photograph"), "CC0-1.0", "", reader=lambda _, c=content: c)  # type: ignore[misc]
+        looked = ingest.look_at(file, config, workers, corpus.by_source)
+        picture = looked.result
+        if not isinstance(picture, Picture):
+            raise SystemExit(f"ingest: {name}: {picture}")
+        image_id = hashlib.sha256(picture.content).hexdigest()
+        corpus.copy_of(looked.sha256, image_id, picture)
+        shard, offset = shards.add(image_id, picture.content, ingest.facts_of(file, image_id))
+        corpus.add(looked.sha256, image_id, picture)
+        rows.append(ingest.image_row(looked, image_id, "2026.01.04", "2026-01-04", shard, offset))
+        stored[name] = picture.content
+    shards.close()
+    store.write(store.table_path("images", "2026.01.04"), rows, "images")
+    return stored
+
+
+def worker_cpu_s(pid: int) -> float:
+    """CPU time that a living process has taken, s."""
+    import os
+
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_rss_mib(pid: int) -> float:
+    """Peak memory of a living process, MiB."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def peer_run(peer: Path, folder: Path, out: Path) -> dict[str, Any]:
+    """One measurement of img2dataset; {'reason': ...} where it cannot be run."""
+    if not peer.exists():
+        return {"reason": f"{peer} is not there; `python -m venv .venv-peers && .venv-peers/bin/pip install img2dataset`"}
+    command = [str(peer), str(Path(__file__).with_name("img2dataset_peer.py")), str(folder), str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, env={"NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"})
+    if ended.returncode:
+        return {"reason": f"img2dataset does not run in {peer}: {(ended.stderr.strip().splitlines() or ['no message'])[-1]}"}
+    return dict(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, return the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path(".run/benchmarks"))
+    parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
+    parser.add_argument("--peer", type=Path, default=Path(".venv-peers/bin/python"))
+    args = parser.parse_args(argv)
+    folder = args.folder / f"ingest-{args.images}"
+    kind = make_pictures(folder, args.images, args.photos)
+    sources = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.jpg"))[: args.images]}
+    print(f"{len(sources)} JPEGs of {kind}, {sum(map(len, sources.values())) / 1e6:.1f} MB", flush=True)
+    params = parse_params(resolve(read_raw(Path("params.yaml")), "production"))
+    rules = ingest.rules_of(params.ingest)
+    alone_s, with_worker_s, peer_s, peer = [], [], [], {}
+    stored: dict[str, bytes] = {}
+    config = params.ingest.model_copy(update={"workers": 1})
+    with ingest.workers_of(config) as workers:
+        ours(dict(list(sources.items())[:2]), params, args.folder / "ours", workers)
+        for _ in range(args.repeats):
+            start = time.process_time()
+            stored = ours(sources, params, args.folder / "ours", InProcess(rules))
+            alone_s.append(time.process_time() - start)
+            pid = workers.pids()[0]
+            start, child = time.process_time(), worker_cpu_s(pid)
+            ours(sources, params, args.folder / "ours", workers)
+            with_worker_s.append(time.process_time() - start + worker_cpu_s(pid) - child)
+            if "reason" not in peer:
+                peer = peer_run(args.peer, folder, args.folder / "peer")
+                peer_s.append(peer.get("cpu_s", 0.0))
+            print(f"ours {len(sources) / alone_s[-1]:.1f}/s, with a worker {len(sources) / with_worker_s[-1]:.1f}/s, peer {peer}", flush=True)
+        rss_mib = peak_rss_mib(workers.pids()[0])
+    count = len(sources)
+    figures: dict[str, Any] = {
+        "images": count,
+        "ours_images_per_cpu_s": round(count / min(alone_s), 1),
+        "ours_with_worker_images_per_cpu_s": round(count / min(with_worker_s), 1),
+        "img2dataset_images_per_cpu_s": None,
+        "ratio": None,
+        "ratio_with_worker": None,
+        "ours_psnr_db": round(mean_psnr(sources, stored), 2),
+        "img2dataset_psnr_db": None,
+        "bytes_ratio": None,
+        "rss_mib": round(rss_mib, 1),
+        "benchmark_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "img2dataset_rss_mib": None,
+        "img2dataset": None,
+    }
+    if "reason" in peer:
+        print(peer["reason"], flush=True)
+    else:
+        with tarfile.open(args.folder / "peer" / "00000.tar") as tar:
+            theirs = {Path(m.name).stem: tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg")}  # type: ignore[union-attr]
+        figures |= {
+            "img2dataset_images_per_cpu_s": round(count / min(peer_s), 1),
+            "ratio": round(min(peer_s) / min(alone_s), 3),
+            "ratio_with_worker": round(min(peer_s) / min(with_worker_s), 3),
+            "img2dataset_psnr_db": round(mean_psnr(sources, theirs), 2),
+            "bytes_ratio": round(sum(map(len, stored.values())) / sum(map(len, theirs.values())), 4),
+            "img2dataset_rss_mib": peer["rss_mib"],
+            "img2dataset": peer["version"],
+        }
+    print(json.dumps(figures), flush=True)
+    return figures
+
+
+if __name__ == "__main__":
+    fair_environment("ingest")
+    main()
+    sys.exit(0)
