@@ -15,11 +15,14 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from megapairs.aws import aws_variables
 from megapairs.command import Ending, StageProcess, stage_command, stage_environment
 from megapairs.form import changes_from
 from megapairs.wiring import TRIPLETS, run_folder
 from tasks.config import overlay
 from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO
+
+READS_BUCKETS = "ingest"  # the one stage that gets Airflow's AWS connection
 
 
 def conclude(name: str, ending: Ending) -> dict[str, Any]:
@@ -50,13 +53,17 @@ class Command(BaseOperator):
 
     _running: StageProcess | None = None
 
-    def run_command(self, command: list[str], cwd: Path) -> dict[str, Any]:
-        """Run the line to its end, its lines in the task's log; see `conclude` for how it may end."""
+    def run_command(self, command: list[str], cwd: Path, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Run the line to its end, its lines in the task's log; see `conclude` for how it may end.
+
+        Args:
+            variables: put into the stage's environment; never logged.
+        """
         if not cwd.is_dir():
             raise AirflowFailException(f"{cwd}: no such folder. open_run makes a run's worktree below MEGAPAIRS_RUNS; clear open_run to make it again")
         name = " ".join(command[3:5]) if len(command) > 4 and not command[4].startswith("-") else command[3]
         self.log.info("in %s: %s", cwd, " ".join(command))
-        self._running = StageProcess(command, cwd, stage_environment(os.environ))
+        self._running = StageProcess(command, cwd, stage_environment({**os.environ, **(variables or {})}))
         return conclude(name, self._running.wait(lambda line: self.log.info("%s", line)))
 
     def on_kill(self) -> None:
@@ -86,7 +93,8 @@ class Stage(Command):
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the stage; returns its StageReport. A publishing stage puts the version's tag, its first note, into its asset event."""
         folder = run_folder(str(context["run_id"]))
-        report = self.run_command(stage_command(self.stage, self.item, self.part), folder)
+        variables = aws_variables(os.environ) if self.stage == READS_BUCKETS else None
+        report = self.run_command(stage_command(self.stage, self.item, self.part), folder, variables)
         if TRIPLETS in self.outlets:
             context["outlet_events"][TRIPLETS].extra = {"version": report["notes"][0], "changes": for_training(changes_from(values_of(context)))}
         return report

@@ -72,11 +72,21 @@ def uri_text(text: str) -> str:
     return shown if len(text) <= URI_CHARS else f"{shown}...{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
+def marked(fingerprint: str, uri: str) -> str:
+    """A fingerprint that is this name's alone."""
+    return f"{fingerprint}/{hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()}"
+
+
 def labelled(source: SourceConfig, path_inside: str, fingerprint: str, label: Label) -> SourceFile:
-    """A file of a source with the source's defaults applied; its readers are still to be set."""
+    """A file of a source with the source's defaults applied; its readers are still to be set.
+
+    Args:
+        fingerprint: the mark of its bytes; its name is put to it, for the same bytes under a new name are a new file.
+    """
+    uri = f"{source.name}:{uri_text(path_inside)}"
     return SourceFile(
-        f"{source.name}:{uri_text(path_inside)}",
-        fingerprint,
+        uri,
+        marked(fingerprint, uri) if fingerprint else "",
         label,
         label.license_code or source.license_code,
         label.attribution or source.attribution,

@@ -4,7 +4,7 @@ Members are read where they lie: nothing is unpacked to a disk and nothing is un
 picture; or refused, when it is no regular file (a link, a device, a sparse file), its name leads out of the tar, was there before, or says
 that it is a program or a pickle. Tars are taken by name, members by their place.
 
-A member's fingerprint is its tar's (the ETag; the sha256 of a local tar, one pass over its bytes) and its number, the last one's ends in
+A member's fingerprint is its tar's (the ETag, or the sha256 of a local tar, one pass over its bytes; and the tar's name) and its number, the last one's ends in
 '/end': once that was seen, the whole tar is passed over. A tar in a bucket is read once, front to back; members of at most 1 MiB come along with
 the listing, larger ones are read as a range when they are wanted.
 """
@@ -26,7 +26,7 @@ from tasks.config import SourceConfig
 from tasks.errors import ConfigError
 from tasks.sources import s3
 from tasks.sources.files import SUFFIXES, Label, Refused, SourceFile
-from tasks.sources.folder import labelled, pieces_of, walk
+from tasks.sources.folder import labelled, marked, pieces_of, walk
 from tasks.sources.labels import COLUMNS, label_of
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,8 @@ def members_of(tar: Tar, source: SourceConfig) -> Iterator[SourceFile]:
     number = -1
 
     def file_of(name: str) -> SourceFile:
-        return replace(labelled(source, f"{tar.name}/{name}", f"{tar.fingerprint}/{number}", Label()), is_remote=tar.is_remote)
+        file = labelled(source, f"{tar.name}/{name}", "", Label())
+        return replace(file, fingerprint=f"{tar.fingerprint}/{number}", is_remote=tar.is_remote)
 
     def closed() -> Iterator[SourceFile]:
         label = label_of(group.row)
@@ -286,7 +287,7 @@ def tars_of(source: SourceConfig) -> Iterator[Tar]:
             if found.key.endswith(".tar"):
                 yield Tar(
                     place.inside(found),
-                    found.etag,
+                    marked(found.etag, f"{source.name}:{place.inside(found)}"),
                     partial(_remote, place, found),
                     lambda start, stop, limit, place=place, found=found: s3.read_object(place, found, limit, start, stop),  # type: ignore[misc]
                     True,
@@ -296,7 +297,7 @@ def tars_of(source: SourceConfig) -> Iterator[Tar]:
         digest = hashlib.sha256()
         for piece in pieces_of(path):
             digest.update(piece)
-        yield Tar(name, digest.hexdigest(), partial(_local, path), partial(read_span, path), False)
+        yield Tar(name, marked(digest.hexdigest(), f"{source.name}:{name}"), partial(_local, path), partial(read_span, path), False)
 
 
 def _remote(place: s3.Place, found: s3.S3Object) -> Source:

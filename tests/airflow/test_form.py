@@ -35,6 +35,13 @@ def test_every_field_has_a_type_and_a_sentence(forms: dict[str, Any]):
         ("window_semantic", {"low": -1, "high": 1}, {"low": 0.8, "high": 7}),
         ("sources", [{"name": "shop", "path": "/data/shop"}], [{"path": "/data/shop"}]),
         ("sources", [{"name": "shop", "path": "/data/shop"}], [{"name": "shop", "path": "/data", "licence": "x"}]),
+        (
+            "sources",
+            [{"name": "b", "path": "s3://bucket/week", "endpoint_url": "https://s3.example.org"}],
+            [{"name": "b", "path": "s3://b", "endpoint_url": "s3"}],
+        ),
+        ("sources", [{"name": "t", "path": "urls.parquet", "contact": "me@example.org", "delay_s": 2}], [{"name": "t", "path": "a.csv", "delay_s": -1}]),
+        ("sources", [{"name": "t", "path": "s3://b/*.tar", "kind": "tars", "columns": {"caption": "alt"}}], [{"name": "t", "path": "x", "kind": "zip"}]),
         ("dry_run", True, "yes"),
         ("judge_threshold", 0.5, 1.5),
     ],

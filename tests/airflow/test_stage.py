@@ -1,5 +1,6 @@
 """The stage operator against a shell script in the interpreter's place: what each exit code comes to."""
 
+import json
 import os
 import threading
 import time
@@ -139,3 +140,25 @@ def test_parts_come_from_the_runs_own_parameters(fake_tasks: Fake):
     folder = fake_tasks(REPORT)
     (folder / "params.yaml").write_text("caption: {parts: 3}\n")
     assert parts_of("run 1", "caption") == ["1/3", "2/3", "3/3"]
+
+
+def test_the_stage_that_reads_buckets_gets_airflows_aws_connection_and_no_other(fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch):
+    folder = fake_tasks('echo "${AWS_ACCESS_KEY_ID-none} ${AWS_SECRET_ACCESS_KEY-none} ${AWS_DEFAULT_REGION-none} ${AWS_ENDPOINT_URL_S3-none}" > env;' + REPORT)
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    connection = {"conn_type": "aws", "login": "key", "password": "s/e+c", "extra": {"region_name": "eu-1", "endpoint_url": "http://store:9000"}}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+    stage().execute(context())
+    assert (folder / "env").read_text().split() == ["key", "s/e+c", "eu-1", "http://store:9000"]
+    stage(stage="select").execute(context())
+    assert (folder / "env").read_text().split() == ["none"] * 4
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the worker's own")
+    stage().execute(context())
+    assert (folder / "env").read_text().split()[:3] == ["the", "worker's", "own"] and "s/e+c" not in (folder / "env").read_text()
+
+
+def test_no_aws_connection_is_no_error(fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch):
+    fake_tasks(REPORT)
+    monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT", raising=False)
+    monkeypatch.setenv("MEGAPAIRS_AWS_CONNECTION", "nobody_made_this")
+    assert stage().execute(context())["written"] == 3

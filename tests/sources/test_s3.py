@@ -60,6 +60,8 @@ def test_a_fingerprint_changes_with_the_bytes_alone(s3: Any, s3_url: str):
     second = {f.uri: f for f in sources.listing(source(s3_url))}
     assert first["bucket:a.jpg"].fingerprint == second["bucket:a.jpg"].fingerprint != ""
     assert first["bucket:b.jpg"].fingerprint != second["bucket:b.jpg"].fingerprint
+    s3.copy_object(Bucket="pictures", Key="week/copy.jpg", CopySource="pictures/week/a.jpg")
+    assert len({f.fingerprint for f in sources.listing(source(s3_url))}) == 3  # the same bytes under a new name are a new file
     with pytest.raises(Refused) as caught:  # what was listed is not there any more: never other bytes under its ETag
         first["bucket:b.jpg"].read(10_000)
     assert (caught.value.reason, caught.value.is_lasting) == ("unreachable", False)

@@ -116,7 +116,7 @@ def test_a_url_is_fetched_and_held_against_the_tables_sha256(site: str, tmp_path
     for sha256 in (right, wrong):
         (tmp_path / "t.jsonl").write_text(json.dumps({"url": f"{site}/a.jpg", "sha256": sha256}) + "\n")
         (file,) = sources.listing(source(tmp_path / "t.jsonl"))
-        assert (file.fingerprint, file.is_remote, file.is_named_picture) == (sha256, True, True)
+        assert file.fingerprint.startswith(sha256) and file.is_remote and file.is_named_picture
         if sha256 == right:
             assert (file.read(100), file.read(100).robots) == (b"picture a", "absent")
         else:
