@@ -1,6 +1,7 @@
 """The exact windowed self-join: our blocked join against FAISS's IndexFlatIP, CPU-seconds, the same pairs.
 
     python -m benchmarks.mine [--n 100000] [--vectors clustered|scenes] [--low 0.8] [--high 0.96] [--neighbours K] [--folder .run/benchmarks]
+    python -m benchmarks.mine --rows clustered:100000,scenes:100000,clustered:300000
 
 Every pair of rows with low <= cosine < high, decided on the float64 product of the stored float16 rows; with --neighbours the K nearest
 of each row alone. One thread each. FAISS runs at the best of the settings tried on 1,024 of the rows: search for 32, 64, 100 or K
@@ -9,7 +10,9 @@ OPENBLAS_L2_SIZE - are removed first. FAISS's answers are float32; those that li
 float64 outside its clock, and where a search left a row unsettled it is asked again, inside it.
 
 The last line is JSON: n, dims, ours_cpu_s, faiss_cpu_s, ratio, pairs, is_equal, rss_mib (peak of ours, vectors included), and beside them
-vectors, neighbours, faiss_rss_mib, faiss_setting (way, k, database block).
+vectors, neighbours, faiss_rss_mib, faiss_setting (way, k, database block). --rows measures each corpus in a process of its own, one line of
+JSON each, the last with all of them as `rows`; scenes are asked in the window that params.yaml gives the semantic encoder, unless --low and
+--high are given.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -125,18 +130,69 @@ class Faiss:
         return in_order(query[inside], target[inside], similarity[inside], self.neighbours)
 
 
+def window_of(vectors: str) -> tuple[float, float]:
+    """The window that a kind of vectors is asked in, unless another is given."""
+    if vectors != "scenes":
+        return 0.8, 0.96
+    from tasks.config import load_params
+
+    window = load_params().mine.windows["semantic"]
+    return window.low, window.high
+
+
+def rows_of(text: str) -> list[tuple[str, int]]:
+    """'clustered:100000,scenes:1000' as pairs.
+
+    Raises:
+        argparse.ArgumentTypeError: of another form.
+    """
+    rows = [part.partition(":") for part in text.split(",")]
+    if not all(kind in ("clustered", "scenes") and n.isdigit() and int(n) > 1 for kind, _, n in rows):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected vectors:n[,vectors:n ...], vectors one of clustered, scenes")
+    return [(kind, int(n)) for kind, _, n in rows]
+
+
+def measured_rows(rows: Sequence[tuple[str, int]], more: Sequence[str]) -> dict[str, object]:
+    """Each corpus in a process of its own, so that its peak memory is its own.
+
+    Args:
+        rows: vectors and n of each.
+        more: further arguments of each.
+    """
+    found = []
+    for kind, n in rows:
+        command = [sys.executable, "-m", "benchmarks.mine", "--vectors", kind, "--n", str(n), *more]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            last = ""
+            for last in process.stdout:
+                print(last, end="", flush=True)
+        if not last.startswith("{"):
+            raise SystemExit(f"{' '.join(command)}: ended with {process.returncode} and no figures")
+        found.append(json.loads(last))
+    figures: dict[str, object] = {**found[0], "is_equal": all(f["is_equal"] for f in found), "rows": found}
+    print(json.dumps(figures), flush=True)
+    return figures
+
+
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Measure, print, return the last line's object."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--vectors", choices=("clustered", "scenes"), default="clustered")
-    parser.add_argument("--low", type=float, default=0.8)
-    parser.add_argument("--high", type=float, default=0.96)
+    parser.add_argument("--low", type=float, help="of the window (default: 0.8; of scenes that in params.yaml)")
+    parser.add_argument("--high", type=float, help="of the window (default: 0.96; of scenes that in params.yaml)")
+    parser.add_argument("--rows", type=rows_of, help="several corpora, vectors:n[,vectors:n ...]")
     parser.add_argument("--neighbours", type=int, help="nearest of each row alone; all pairs of the window when left out")
     parser.add_argument("--folder", type=Path, default=Path(".run/benchmarks"), help="where the vectors are kept")
     args = parser.parse_args(argv)
+    if args.rows:
+        more = [x for name in ("low", "high", "neighbours", "folder") if (value := getattr(args, name)) is not None for x in (f"--{name}", str(value))]
+        return measured_rows(args.rows, more)
     from benchmarks.vectors import stored
 
+    low, high = window_of(args.vectors)
+    args.low, args.high = low if args.low is None else args.low, high if args.high is None else args.high
     vectors = np.asarray(stored(args.vectors, args.n, args.folder))
     print(f"{args.vectors}: {vectors.shape[0]} x {vectors.shape[1]}, window [{args.low}, {args.high}), neighbours {args.neighbours or 'all'}", flush=True)
     ours_s, (query, target, _, _) = ours(vectors, args.low, args.high, args.neighbours)

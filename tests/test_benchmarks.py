@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import incremental, mine, vectors
+from benchmarks import embed, incremental, mine, vectors
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
@@ -29,3 +29,19 @@ def test_a_week_is_measured_and_its_tables_hold_what_a_search_from_scratch_finds
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["is_equal"] and figures["new"] == 90
     assert {"full_cpu_s", "increment_cpu_s", "share"} <= set(figures)
+
+
+def test_several_corpora_are_measured_one_after_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    figures = mine.main(["--rows", "clustered:600,scenes:150", "--neighbours", "3", "--folder", str(tmp_path)])
+    assert json.loads(capfd.readouterr().out.splitlines()[-1]) == figures
+    assert [(f["vectors"], f["n"], f["is_equal"]) for f in figures["rows"]] == [("clustered", 600, True), ("scenes", 150, True)] and figures["n"] == 600
+    with pytest.raises(SystemExit):
+        mine.main(["--rows", "faces:10"])
+
+
+def test_the_fast_preparation_is_measured_for_speed_and_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(embed, "TURNS", 1)
+    figures = embed.main(["--photos", str(tmp_path / "none"), "--images", "16"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert figures["cosine_min"] >= 0.999 and figures["top10_overlap"] >= 0.95 and figures["unrelated_cosine"] < 0.9
+    assert {"ours_images_per_cpu_s", "stock_images_per_cpu_s", "ratio", "rss_mib"} <= set(figures) and figures["ratio"] > 1
