@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.screen import QUERY_ROWS, load_for, make_screen, widened
+from tasks.screen import QUERY_ROWS, Coded, load_for, make_screen, widened
 
 Backend = Literal["blocked", "torch", "faiss-flat", "faiss-ivf", "faiss-hnsw"]
 APPROXIMATE = ("faiss-ivf", "faiss-hnsw")
@@ -137,6 +137,7 @@ def join_in_window(
     backend: Backend = "blocked",
     memory_mib: int = 1024,
     screen: str = "auto",
+    coded: Coded | None = None,
 ) -> Found:
     """The weekly join: for each new row asked for its nearest among all rows, for each old one its nearest among the new.
 
@@ -149,6 +150,7 @@ def join_in_window(
         is_new: (n,) bool.
         asked: (m,) int64, rows whose neighbours are wanted, each once.
         low, high, neighbours, threads, backend, memory_mib, screen: as for `neighbours_in_window`.
+        coded: the rows' codes, where they are stored; of another corpus they would cost pairs.
     Returns:
         query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then rank.
     Raises:
@@ -159,7 +161,10 @@ def join_in_window(
     if len(asked) == 0 or not is_new.any():
         return _empty()
     load_for(len(asked) * int(is_new.sum()), vectors.shape[1])
-    _check(vectors, "stored")
+    if coded is None:
+        _check(vectors, "stored")
+    elif len(coded.codes.norm2) != n or bool((np.abs(np.sqrt(coded.codes.norm2) - 1) >= 5e-3).any()):
+        raise DataError(f"knn: codes of {len(coded.codes.norm2)} rows for {n}, or of rows that are no unit vectors; remove the codes and mine again")
     asked_new, asked_old = asked[is_new[asked]], asked[~is_new[asked]]
     if backend.startswith("faiss"):
         sides = ((asked_new, np.arange(n)), (asked_old, np.flatnonzero(is_new)))
@@ -176,7 +181,7 @@ def join_in_window(
         _Job(asked_old, np.flatnonzero(rest & is_new)),
     ]
     collector = _Collector(floors, np.arange(n), neighbours, memory_mib)
-    _blocked(vectors, vectors, jobs, collector, floors, None, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen)
+    _blocked(vectors, vectors, jobs, collector, floors, None, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen, coded=coded)
     return collector.result()
 
 
@@ -294,6 +299,7 @@ def _blocked(
     threads: int,
     memory_mib: int,
     screen: str,
+    coded: Coded | None = None,
 ) -> None:
     """Offer every pair of the jobs that lies in the window to those of its ends that collect.
 
@@ -305,7 +311,7 @@ def _blocked(
         own: (m,) the target row that a query itself is, -1 where none; None when the jobs never meet it.
     """
     both_ways = target_floors is collector.floors
-    chosen = make_screen(queries, targets, low=low, threads=threads, kind=screen, pairs=sum(job.pairs for job in jobs))
+    chosen = make_screen(queries, targets, low=low, threads=threads, kind=screen, pairs=sum(job.pairs for job in jobs), coded=coded)
     budget = memory_mib << 20
     query_rows = max(1, min(QUERY_ROWS, budget // (1 << 16)))
     target_rows = max(1, min(chosen.target_rows, budget // 64 // query_rows))  # a product, its masks, the places of the hits

@@ -9,14 +9,19 @@ row names at least one new picture, no pair of two old ones is looked at again, 
 
 A file holds the rows of 50,000 queries and is its own marker. One join serves as many missing files as `mine.memory_mib` allows (1 GiB:
 some 500,000 queries at 12 neighbours); a run that is killed does that join again, and only that.
+
+What the screen knows of a row (its code, its norms: 88 to 536 bytes) depends on nothing but the row and the axes, so a large join stores it per
+shard in data/neighbours/<encoder>/codes, and the next one codes the new rows alone.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 from collections.abc import Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +32,13 @@ from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
 from tasks.knn import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
 from tasks.records import StageReport
+from tasks.screen import Axes, Coded, Codes, corpus_axes, encode, is_worthwhile, load_for
 from tasks.store import Store, chunks_of_part
 from tasks.takedown import rows_naming, taken_down
 
 log = logging.getLogger(__name__)
 CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts
+PROBED = 8  # rows at either end of a shard whose codes are worked out again to see that they belong to it
 RECALL_QUERIES = 500  # queries whose neighbours an approximate backend is measured on
 REPLACEMENTS = 99_999  # number of a batch's file with what comes up where a neighbour was taken down
 
@@ -128,6 +135,65 @@ def _replace_neighbours(
             store.write(path, kept.set_column(3, "rank", pa.array(closed_up(kept.column("query_image_id").to_pylist()), pa.int32())), "neighbours")
 
 
+def stored_codes(store: Store, encoder: str, revision: str, stems: Sequence[str], vectors: np.ndarray, low: float) -> Coded | None:
+    """The screen's codes of all rows, in the shards' order: read where an earlier run stored them, else made and stored, shard by shard.
+
+    They lie in data/neighbours/<encoder>/codes, in a folder for the model and the window's low end that the axes were chosen for. A shard's
+    file is used if it has as many rows as the shard and its first and last ones are what coding gives now.
+
+    Args:
+        stems: of the shards, in the order of `vectors`.
+        vectors: (n, d) float16.
+    Returns:
+        None where the 8-bit screen does not pay.
+    """
+    folder = store.folder("data", "neighbours", encoder, "codes", f"{revision}-{low:.4f}")
+    axes_path = folder / "axes.npz"
+    if axes_path.exists():
+        with np.load(axes_path, allow_pickle=False) as kept:
+            axes = Axes(kept["matrix"], kept["middle"], float(kept["reach"]))
+    else:
+        axes, share = corpus_axes(vectors, low)
+        if not is_worthwhile(axes, share):
+            return None
+        _write_arrays(store, axes_path, matrix=axes.matrix, middle=axes.middle, reach=np.float64(axes.reach))
+    parts, start = [], 0
+    for stem in stems:
+        count = len(np.load(store.folder("data", "embeddings", encoder, f"{stem}.npy"), mmap_mode="r", allow_pickle=False))
+        rows, path = vectors[start : start + count], folder / f"{stem}.npz"
+        start += count
+        known = _read_codes(path) if path.exists() else None
+        if known is None or not _is_of(known, rows, axes):
+            known = encode(rows, axes)
+            arrays = {"codes": known.codes, "norm2": known.norm2, "code_norm2": known.code_norm2, "error": known.error}
+            _write_arrays(store, path, scale=np.float64(known.scale), **arrays)
+        parts.append(known)
+    columns = [np.concatenate([getattr(p, c) for p in parts]) for c in ("codes", "norm2", "code_norm2", "error")]
+    return Coded(axes, Codes(columns[0], parts[0].scale, *columns[1:]))
+
+
+def _is_of(known: Codes, rows: np.ndarray, axes: Axes) -> bool:
+    """Whether codes belong to these rows, looked at on the first and the last few."""
+    some = np.unique(np.concatenate([np.arange(len(rows))[:PROBED], np.arange(len(rows))[-PROBED:]]))
+    if len(known.norm2) != len(rows) or known.codes.shape[1] != axes.matrix.shape[1]:
+        return False
+    again, kept = encode(rows[some], axes), known.take(some)
+    # a product of other size may round a coordinate the other way: one level, and the error says so
+    near = np.abs(again.codes.astype(np.int16) - kept.codes.astype(np.int16)).max(initial=0) <= 1
+    return bool(near and again.scale == kept.scale and np.allclose(again.norm2, kept.norm2, rtol=1e-6))
+
+
+def _read_codes(path: Path) -> Codes:
+    with np.load(path, allow_pickle=False) as kept:
+        return Codes(kept["codes"], float(kept["scale"]), kept["norm2"], kept["code_norm2"], kept["error"])
+
+
+def _write_arrays(store: Store, path: Path, **arrays: Any) -> None:
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    store.write_bytes(path, out.getvalue())
+
+
 def closed_up(queries: Sequence[str]) -> list[int]:
     """Each row's place among its query's rows, which lie together."""
     return [n for _, rows in itertools.groupby(queries) for n, _ in enumerate(rows)]
@@ -152,9 +218,13 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     if missing := sorted(wanted - set(stems)):
         raise DataError(f"mine {encoder}: shards {missing} are not embedded; run `python -m tasks embed {encoder}` first")
     new_ids = set(store.read_embeddings(encoder, [f"{s}.tar" for s in stems if s in wanted])[0])
-    ids, vectors, _ = store.read_embeddings(encoder)
+    ids, vectors, revision = store.read_embeddings(encoder)
+    coded = None
+    if config.backend == "blocked" and load_for(len(ids) * len(new_ids), vectors.shape[1]):
+        coded = stored_codes(store, encoder, revision, stems, vectors, window.low)
     by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)  # the order of shards must not show; ties go by id
     ids, vectors = [ids[i] for i in by_id], vectors[by_id]
+    coded = None if coded is None else Coded(coded.axes, coded.codes.take(by_id))
     is_new = np.array([i in new_ids for i in ids], bool)
     queries = np.concatenate([np.flatnonzero(is_new), np.flatnonzero(~is_new)]) if new_ids else np.zeros(0, np.int64)
     is_first = part is None or part[0] == 1
@@ -178,6 +248,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
             threads=params.open_run.threads,
             backend=config.backend,
             memory_mib=config.memory_mib,
+            coded=coded,
         )
         for number, rows in group:
             written = store.write(chunk_path(store, encoder, batch, number), neighbour_rows(names, queries[rows], found), "neighbours")

@@ -52,6 +52,7 @@ TARGET_ROWS = 8192
 FLOAT_TARGET_ROWS = 2048  # of a float32 product: its result is four times as wide
 WIDTHS = (64, 128, 192, 256, 384, 512)  # coordinates that codes may keep; oneDNN pads to 64 anyhow
 LARGE_PAIRS = 200_000_000
+LARGEST_SHARE = 0.2  # of the pairs that may survive the screen
 SAMPLE_ROWS = 16_384  # rows that the axes are fitted to
 TRIAL_QUERIES, TRIAL_TARGETS = 256, 2048  # rows that the width is chosen on
 # What things cost, ns, to choose the width by; a wrong guess costs time, never a pair.
@@ -119,6 +120,14 @@ class Codes:
     def take(self, rows: np.ndarray) -> Codes:
         """Some of the rows."""
         return Codes(self.codes[rows], self.scale, self.norm2[rows], self.code_norm2[rows], self.error[rows])
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Rows of a corpus coded earlier: what depends on a row alone is not worked out again when others come."""
+
+    axes: Axes
+    codes: Codes
 
 
 def principal_axes(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -305,13 +314,13 @@ class FloatScreen:
 class Int8Screen:
     """The 8-bit product of the module's text."""
 
-    def __init__(self, queries: np.ndarray, targets: np.ndarray, axes: Axes, *, low: float, bits: int, threads: int = 1) -> None:
-        """`queries` (m, d) and `targets` (n, d) float16 (the same array for a self-join); `bits` of the queries' codes, 8 or 7."""
+    def __init__(self, queries: np.ndarray, targets: np.ndarray, axes: Axes, *, low: float, bits: int, threads: int = 1, codes: Codes | None = None) -> None:
+        """`queries` (m, d) and `targets` (n, d) float16 (the same array for a self-join); `bits` of the queries' codes, 8 or 7; `codes` of the targets."""
         import torch
 
         torch.set_num_threads(threads)
         self.bits, self.target_rows = bits, TARGET_ROWS
-        self.target_codes = encode(targets, axes)
+        self.target_codes = encode(targets, axes) if codes is None else codes
         levels = _LEVELS if bits == 8 else 63
         self.query_codes = self.target_codes if queries is targets and bits == 8 else encode(queries, axes, levels)
         longest = max((float(c.norm2.max()) for c in (self.query_codes, self.target_codes) if len(c.norm2)), default=1.0)
@@ -438,7 +447,32 @@ def best_axes(sample: np.ndarray, low: float, widths: Sequence[int] = WIDTHS, se
     return best[1], best[2]
 
 
-def make_screen(queries: np.ndarray, targets: np.ndarray, *, low: float, threads: int = 1, kind: str = "auto", pairs: int | None = None) -> Screen:
+def corpus_axes(vectors: np.ndarray, low: float) -> tuple[Axes, float]:
+    """`best_axes` on rows drawn from a corpus.
+
+    Args:
+        vectors: (n, d) float16.
+        low: similarity that a pair must reach.
+    """
+    rng = np.random.default_rng(0)
+    return best_axes(vectors[np.sort(rng.permutation(len(vectors))[:SAMPLE_ROWS])], low)
+
+
+def is_worthwhile(axes: Axes, share: float) -> bool:
+    """Whether the 8-bit screen pays: this machine multiplies right, and most pairs are held back."""
+    return product_bits(axes.matrix.shape[1]) > 0 and share <= LARGEST_SHARE
+
+
+def make_screen(
+    queries: np.ndarray,
+    targets: np.ndarray,
+    *,
+    low: float,
+    threads: int = 1,
+    kind: str = "auto",
+    pairs: int | None = None,
+    coded: Coded | None = None,
+) -> Screen:
     """The screen for a join.
 
     Args:
@@ -448,6 +482,7 @@ def make_screen(queries: np.ndarray, targets: np.ndarray, *, low: float, threads
         threads: CPU threads of the 8-bit product, a count; numpy's are the process's own (OPENBLAS_NUM_THREADS).
         kind: auto, int8, float32, or torch (or torch:<device>). All give the same pairs in the end.
         pairs: pairs that the join will look at; m x n when absent.
+        coded: the targets' codes, where they are known.
     """
     m, n, d = len(queries), len(targets), queries.shape[1]
     pairs = m * n if pairs is None else pairs
@@ -455,10 +490,10 @@ def make_screen(queries: np.ndarray, targets: np.ndarray, *, low: float, threads
         return TorchScreen(queries, targets, kind.partition(":")[2] or None)
     if kind == "float32" or (kind == "auto" and not load_for(pairs, d)) or not n or not m:
         return FloatScreen(queries, targets)
-    rng = np.random.default_rng(0)
-    sample = targets[np.sort(rng.permutation(n)[:SAMPLE_ROWS])]
-    axes, share = best_axes(sample, low)
+    if coded is not None and (bits := product_bits(coded.axes.matrix.shape[1])):
+        return Int8Screen(queries, targets, coded.axes, low=low, bits=bits, threads=threads, codes=coded.codes)
+    axes, share = corpus_axes(targets, low)
     bits = product_bits(axes.matrix.shape[1])
-    if bits == 0 or (kind == "auto" and share > 0.2):  # nearly everything survives: the product would be paid for nothing
+    if bits == 0 or (kind == "auto" and not is_worthwhile(axes, share)):  # nearly everything survives: the product would be paid for nothing
         return FloatScreen(queries, targets)
     return Int8Screen(queries, targets, axes, low=low, bits=bits, threads=threads)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import mine
+from tasks import mine, screen
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store
@@ -130,3 +130,35 @@ def test_errors_say_what_to_do(tmp_path: Path):
         mine.run(params_for(BATCHES[0]), store, "smell")
     with pytest.raises(DataError, match="not embedded"):
         mine.run(params_for(BATCHES[0]), store, "pattern")
+
+
+def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the threshold of a large join at nothing: the rows are what the float32 screen gives, and a later batch codes its own rows alone."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20, 64))[rng.integers(0, 20, 700)] + 0.4 * rng.normal(size=(700, 64))
+    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    ids = [f"{i:03d}" for i in rng.permutation(700)]
+    coded: list[int] = []
+    encode = mine.encode
+    monkeypatch.setattr(mine, "encode", lambda rows, axes: coded.append(len(rows)) or encode(rows, axes))
+    stores = {}
+    for name, pairs in (("float32", 1 << 60), ("codes", 1)):
+        monkeypatch.setattr(screen, "LARGE_PAIRS", pairs)
+        store = stores[name] = Store(tmp_path / name)
+        for batch, cut in ((BATCHES[0], slice(0, 600)), (BATCHES[1], slice(600, 700))):
+            coded.clear()
+            fill(store, batch, ids[cut], vectors[cut])
+            mine.run(params_for(batch, neighbours=9), store, "semantic")
+            if name == "codes":
+                assert [n for n in coded if n > 2 * mine.PROBED] == [cut.stop - cut.start]
+    assert mined(stores["codes"]) == mined(stores["float32"]) != []
+    folder = next(stores["codes"].folder("data", "neighbours", "semantic", "codes").iterdir())
+    assert sorted(p.name for p in folder.iterdir()) == [f"{BATCHES[0]}-00000.npz", f"{BATCHES[1]}-00000.npz", "axes.npz"]
+    assert not stores["float32"].folder("data", "neighbours", "semantic", "codes").exists()
+    stores["codes"].write_embeddings(
+        "semantic", f"{BATCHES[0]}-00000.tar", "r1", ids[:600], np.roll(vectors[:600], 1, axis=0)
+    )  # other rows: their codes are made anew
+    coded.clear()
+    mine.chunk_path(stores["codes"], "semantic", BATCHES[1], 0).unlink()
+    mine.run(params_for(BATCHES[1], neighbours=9), stores["codes"], "semantic")
+    assert [n for n in coded if n > 2 * mine.PROBED] == [600]
