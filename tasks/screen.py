@@ -367,15 +367,16 @@ class TorchScreen:
     The rows lie on the device as a whole where half of its free memory holds them, else each block travels when it is its turn.
     """
 
-    def __init__(self, queries: np.ndarray, targets: np.ndarray, device: str | None = None) -> None:
-        """`queries` (m, d) and `targets` (n, d) float16; `device`: of torch, the first GPU or the CPU when None."""
+    def __init__(self, queries: np.ndarray, targets: np.ndarray, device: str | None = None, is_half: bool | None = None) -> None:
+        """`queries` (m, d) and `targets` (n, d) float16; `device`: of torch, the first GPU or the CPU when None; `is_half`: as on a GPU."""
         import torch
 
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         is_gpu = self.device.type == "cuda"
-        self.dtype = torch.float16 if is_gpu else torch.float32
+        is_half = is_gpu if is_half is None else is_half
+        self.dtype = torch.float16 if is_half else torch.float32
         d = queries.shape[1]
-        self.slack = (d + 8) * 2.0**-23 * (4 if is_gpu else 1) + (1.02 * 2.0**-11 if is_gpu else 0.0) + 1e-7
+        self.slack = (d + 8) * 2.0**-23 * (4 if is_half else 1) + (1.02 * 2.0**-11 if is_half else 0.0) + 1e-7
         self.target_rows = 8 * TARGET_ROWS if is_gpu else FLOAT_TARGET_ROWS
         self.query_vectors, self.target_vectors = queries, targets
         self.resident: Any = None

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import screen
-from tasks.screen import FloatScreen, Int8Screen, Screen, axes_of, encode, make_screen, principal_axes, product_bits
+from tasks.screen import FloatScreen, Int8Screen, Screen, TorchScreen, axes_of, encode, make_screen, principal_axes, product_bits
 
 KINDS = ("clustered", "equal", "orthogonal", "one axis", "long and short", "narrow", "signs", "few values")
 
@@ -73,7 +73,8 @@ def test_no_near_pair_is_held_back(kind: str, n: int, d: int, width: int, bits: 
     if sides == "rows":
         target_floors[:] = np.inf
     near = exact >= np.minimum(query_floors[:, None], target_floors[None, :])
-    for of in (int8(rows, low, min(bits, product_bits(min(width, d))) or 7, min(width, d)), FloatScreen(rows, rows)):
+    eight = int8(rows, low, min(bits, product_bits(min(width, d))) or 7, min(width, d))
+    for of in (eight, FloatScreen(rows, rows), TorchScreen(rows, rows, "cpu"), TorchScreen(rows, rows, "cpu", is_half=True)):
         assert not (near & ~passed(of, n, query_floors, target_floors)).any()
 
 
