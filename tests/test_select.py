@@ -275,7 +275,7 @@ def test_a_batch_then_a_second_one(tmp_path: Path):
 
 def test_bands_take_pairs_from_the_whole_window(tmp_path: Path):
     ranks = []
-    for name, changes in (("nearest", {}), ("bands", {"bands": [1, 1, 1]}), ("cosines", {"bands": [1, 1], "bands_by": "similarity"})):
+    for name, changes in (("nearest", {"agreement": "rank"}), ("bands", {"bands": [1, 1, 1]}), ("cosines", {"bands": [1, 1], "bands_by": "similarity"})):
         store = Store(tmp_path / name)
         degrees = list(range(0, 100, 5))
         fill(store, "2026.01.04", degrees, degrees)
