@@ -42,12 +42,10 @@ def test_the_second_week_cost_what_the_second_week_brought(summary: dict[str, An
         assert counts["done"] == counts["new"] > 0 and counts["reused"] > 0, stage
 
 
-@pytest.mark.xfail(reason="mined pairs are nearest neighbours, mostly changes that the tiny CLIP hardly sees: README, What was measured", strict=False)
 def test_fine_tuning_doubles_the_base(summary: dict[str, Any]):
     assert summary["metrics"]["finetuned"]["composed"]["map_at_5"] >= 2 * summary["metrics"]["base"]["composed"]["map_at_5"]
 
 
-@pytest.mark.xfail(reason="as above", strict=False)
 def test_the_fine_tuned_model_uses_both_halves_of_the_query(summary: dict[str, Any]):
     base, tuned = summary["metrics"]["base"], summary["metrics"]["finetuned"]
     composed = tuned["composed"]["map_at_5"]
