@@ -55,8 +55,8 @@ ol small{color:var(--soft);display:block;font-size:11.5px}.score{font-variant-nu
 .chips{display:flex;flex-wrap:wrap;gap:6px;margin-top:auto}.chip{font-size:12px;padding:2px 9px;border-radius:99px;border:1px solid var(--line);color:var(--soft);font-variant-numeric:tabular-nums}
 .chip.on{border-color:currentColor;font-weight:600}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:18px;margin-top:18px}
 .panel{padding:18px 20px;overflow-x:auto}.panel h3{margin:0 0 2px;font-size:16px}.panel p{margin:0 0 12px;color:var(--soft);font-size:13px}
-.bar small{display:block;color:var(--soft);font-size:11.5px;line-height:1.3}.bar{display:grid;grid-template-columns:minmax(0,3fr) minmax(40px,2fr) minmax(32px,auto);gap:12px;align-items:center;font-size:14px;padding:3px 0}.bar i{display:block;height:10px;border-radius:5px;background:var(--accent);min-width:2px}
-.bar b{font-variant-numeric:tabular-nums}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}th,td{padding:8px 10px;border-bottom:1px solid var(--line);text-align:right}
+.bar small{display:block;color:var(--soft);font-size:11.5px;line-height:1.3}.bar{display:grid;grid-template-columns:minmax(0,3fr) minmax(40px,2fr) 60px;gap:12px;align-items:center;font-size:14px;padding:3px 0}.bar i{display:block;height:10px;border-radius:5px;background:var(--accent);min-width:2px}
+.bar b{font-variant-numeric:tabular-nums;text-align:right}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}th,td{padding:8px 10px;border-bottom:1px solid var(--line);text-align:right}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600;font-size:12.5px}td.best{font-weight:700;color:var(--good)}svg{display:block;width:100%;height:auto}
 footer{margin-top:56px;color:var(--soft);font-size:13px;overflow-wrap:anywhere}
 """
