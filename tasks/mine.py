@@ -136,14 +136,14 @@ def _replace_neighbours(
 
 
 def stored_codes(store: Store, encoder: str, revision: str, stems: Sequence[str], vectors: np.ndarray, low: float) -> Coded | None:
-    """The screen's codes of all rows, in the shards' order: read where an earlier run stored them, else made and stored, shard by shard.
+    """The screen's codes of all rows: read where an earlier run stored them, else made and stored, shard by shard.
 
     They lie in data/neighbours/<encoder>/codes, in a folder for the model and the window's low end that the axes were chosen for. A shard's
     file is used if it has as many rows as the shard and its first and last ones are what coding gives now.
 
     Args:
-        stems: of the shards, in the order of `vectors`.
-        vectors: (n, d) float16.
+        stems: of the shards.
+        vectors: (n, d) float16, all their rows by rising id.
     Returns:
         None where the 8-bit screen does not pay.
     """
@@ -157,11 +157,14 @@ def stored_codes(store: Store, encoder: str, revision: str, stems: Sequence[str]
         if not is_worthwhile(axes, share):
             return None
         _write_arrays(store, axes_path, matrix=axes.matrix, middle=axes.middle, reach=np.float64(axes.reach))
-    parts, start = [], 0
+    parts: list[Codes] = []
+    in_shards: list[str] = []
     for stem in stems:
-        count = len(np.load(store.folder("data", "embeddings", encoder, f"{stem}.npy"), mmap_mode="r", allow_pickle=False))
-        rows, path = vectors[start : start + count], folder / f"{stem}.npz"
-        start += count
+        names, rows, _ = store.read_embeddings(encoder, [stem + ".npy"])  # a map of the file
+        if not names:
+            continue
+        in_shards += names
+        path = folder / f"{stem}.npz"
         known = _read_codes(path) if path.exists() else None
         if known is None or not _is_of(known, rows, axes):
             known = encode(rows, axes)
@@ -169,7 +172,8 @@ def stored_codes(store: Store, encoder: str, revision: str, stems: Sequence[str]
             _write_arrays(store, path, scale=np.float64(known.scale), **arrays)
         parts.append(known)
     columns = [np.concatenate([getattr(p, c) for p in parts]) for c in ("codes", "norm2", "code_norm2", "error")]
-    return Coded(axes, Codes(columns[0], parts[0].scale, *columns[1:]))
+    by_id = np.array(sorted(range(len(in_shards)), key=in_shards.__getitem__), np.int64)
+    return Coded(axes, Codes(columns[0], parts[0].scale, *columns[1:]).take(by_id))
 
 
 def _is_of(known: Codes, rows: np.ndarray, axes: Axes) -> bool:
@@ -218,13 +222,10 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     if missing := sorted(wanted - set(stems)):
         raise DataError(f"mine {encoder}: shards {missing} are not embedded; run `python -m tasks embed {encoder}` first")
     new_ids = set(store.read_embeddings(encoder, [f"{s}.tar" for s in stems if s in wanted])[0])
-    ids, vectors, revision = store.read_embeddings(encoder)
+    ids, vectors, revision = store.read_embeddings(encoder, by_id=True)  # the order of shards must not show; ties go by id
     coded = None
     if config.backend == "blocked" and load_for(len(ids) * len(new_ids), vectors.shape[1]):
         coded = stored_codes(store, encoder, revision, stems, vectors, window.low)
-    by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)  # the order of shards must not show; ties go by id
-    ids, vectors = [ids[i] for i in by_id], vectors[by_id]
-    coded = None if coded is None else Coded(coded.axes, coded.codes.take(by_id))
     is_new = np.array([i in new_ids for i in ids], bool)
     queries = np.concatenate([np.flatnonzero(is_new), np.flatnonzero(~is_new)]) if new_ids else np.zeros(0, np.int64)
     is_first = part is None or part[0] == 1

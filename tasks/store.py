@@ -185,11 +185,17 @@ class Store:
         """Stems of the shards that this encoder has finished, by name."""
         return sorted(p.stem for p in self.folder("data", "embeddings", encoder).glob("*.parquet"))
 
-    def read_embeddings(self, encoder: str, shards: Sequence[str] | None = None) -> tuple[list[str], np.ndarray, str]:
+    def read_embeddings(self, encoder: str, shards: Sequence[str] | None = None, *, by_id: bool = False) -> tuple[list[str], np.ndarray, str]:
         """Ids (n), vectors (n, d) float16 and the model revision.
 
+        The shards are mapped, not read: one shard alone stays a map of its file, several are gathered once, row by row where they belong.
+
+        Args:
+            encoder: the encoder's role.
+            shards: names of shards; all that are embedded when None.
+            by_id: rows by rising id instead of the shards' order.
         Raises:
-            DataError: shards of different model revisions, or ids and rows that do not match.
+            DataError: shards of different model revisions or widths, or ids and rows that do not match.
         """
         import numpy as np
         import pyarrow.parquet as pq
@@ -208,8 +214,22 @@ class Store:
                 revisions.add((table.schema.metadata or {}).get(b"revision", b"").decode())
         if len(revisions) > 1:
             raise DataError(f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; embed all again with one")
-        vectors = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float16)
-        return ids, vectors, revisions.pop() if revisions else ""
+        if len(widths := {block.shape[1] for block in blocks}) > 1:
+            raise DataError(f"embeddings/{encoder}: vectors {sorted(widths)} wide in one index; embed all again with one model")
+        revision = revisions.pop() if revisions else ""
+        if not blocks:
+            return ids, np.zeros((0, 1), np.float16), revision
+        if len(blocks) == 1 and not by_id:
+            return ids, blocks[0], revision
+        order = sorted(range(len(ids)), key=ids.__getitem__) if by_id else range(len(ids))
+        place = np.empty(len(ids), np.int64)
+        place[np.asarray(order, np.int64)] = np.arange(len(ids))
+        vectors = np.empty((len(ids), widths.pop()), np.float16)
+        start = 0
+        for block in blocks:
+            vectors[place[start : start + len(block)]] = block
+            start += len(block)
+        return [ids[n] for n in order], vectors, revision
 
     # --- reports ------------------------------------------------------------------------------------------------
 

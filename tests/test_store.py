@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DataError
@@ -60,3 +60,26 @@ def test_parts_add_up_in_a_merged_report():
 
 def test_ids_do_not_run_together():
     assert stable_id("ab", "c") != stable_id("a", "bc")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.lists(st.integers(0, 5), min_size=1, max_size=4))
+def test_vectors_are_gathered_from_the_shards_in_their_order_or_by_id(tmp_path_factory, seed: int, sizes: list[int]):
+    store, rng = Store(tmp_path_factory.mktemp("store")), np.random.default_rng(seed)
+    ids = [f"{i:02d}" for i in rng.permutation(sum(sizes))]
+    vectors = rng.normal(size=(len(ids), 3)).astype(np.float16)
+    for n, (start, size) in enumerate(zip(np.cumsum([0, *sizes]).tolist(), sizes, strict=False)):
+        store.write_embeddings("semantic", f"b-{n:05d}.tar", "r1", ids[start : start + size], vectors[start : start + size])
+    found, rows, revision = store.read_embeddings("semantic")
+    assert found == ids and revision == ("r1" if ids else "") and (not ids or np.array_equal(rows, vectors))
+    found, rows, _ = store.read_embeddings("semantic", by_id=True)
+    assert found == sorted(ids) and (not ids or np.array_equal(rows, vectors[np.argsort(ids)]))
+
+
+def test_one_shard_is_mapped_and_widths_do_not_mix(tmp_path):
+    store = Store(tmp_path)
+    store.write_embeddings("semantic", "b-00000.tar", "r1", ["a", "b"], np.eye(2, dtype=np.float16))
+    assert isinstance(store.read_embeddings("semantic")[1], np.memmap)
+    store.write_embeddings("semantic", "b-00001.tar", "r1", ["c"], np.eye(3, dtype=np.float16)[:1])
+    with pytest.raises(DataError, match=r"\[2, 3\] wide"):
+        store.read_embeddings("semantic")
