@@ -48,7 +48,8 @@ class Site(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         self.asked: Counter[str] = Counter()
-        asked = self.asked
+        self.down: set[str] = set()
+        asked, down = self.asked, self.down
 
         class Handler(SimpleHTTPRequestHandler):
             def __init__(self, *args: Any) -> None:
@@ -56,7 +57,10 @@ class Site(ThreadingHTTPServer):
 
             def do_GET(self) -> None:
                 asked[self.path] += 1
-                super().do_GET()
+                if self.path in down:
+                    self.send_error(503)
+                else:
+                    super().do_GET()
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -152,3 +156,19 @@ def test_the_same_pictures_have_the_same_ids_wherever_they_come_from(fill: Any, 
         assert (report.new, report.written, rows) == (0, 0, found["folder"]), name
     assert site.asked.total() == asked
     assert set(objects_read[read:]) <= {"week/captions.csv"}  # nothing but the table of captions was read again
+
+
+def test_a_picture_whose_server_was_down_is_taken_a_week_later_and_nothing_twice(tmp_path: Path, site: Site):
+    folder = tmp_path / "folder"
+    make_world(folder, seed=6, images=4, truth=tmp_path / "truth.jsonl")
+    names = sorted(labels_in(folder))
+    (tmp_path / "urls.csv").write_text("url\n" + "".join(f"http://127.0.0.1:{site.server_port}/{name}\n" for name in [*names, "gone.jpg"]))
+    source = {"path": str(tmp_path / "urls.csv"), "contact": "me@example.org", "delay_s": 0.0, "allow_hosts": ["127.0.0.1"]}
+    site.down.add(f"/{names[1]}")
+    first, before = taken(tmp_path / "run", "2026.11.01", **source)
+    assert (first.read, first.written + sum(first.dropped.values()), first.dropped["unreachable"]) == (len(names) + 1, len(names) + 1, 2)
+    site.down.clear()
+    second, after = taken(tmp_path / "run", "2026.11.08", **source)
+    assert (second.new, second.dropped.get("unreachable", 0)) == (1, 0)  # the one that is gone for good (404) is not asked for again
+    assert after[: len(before)] == before
+    assert all(site.asked[f"/{name}"] == 1 for name in names if name != names[1]) and site.asked["/gone.jpg"] == 1
