@@ -54,6 +54,8 @@ AGENTLESS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video
 FORBIDDEN = tuple(ipaddress.ip_network(n) for n in ("192.0.0.0/24", "168.63.129.16/32", "192.88.99.0/24"))
 EMBEDDING = tuple(ipaddress.ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))  # NAT64, local NAT64, IPv4-compatible
 
+NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str, int], Sequence[str]]
@@ -499,6 +501,10 @@ class Fetcher:
             except FutureTimeout as error:
                 answer.cancel()
                 raise Again(f"{place.host}: not resolved in time") from error
+            except socket.gaierror as error:
+                if error.errno in NO_SUCH_NAME:  # asking again at once is for nothing
+                    raise Refused("unreachable", f"{place.host}: no such host", is_lasting=False) from error
+                raise Again(f"{place.host}: not resolved ({error})") from error
             except (OSError, UnicodeError) as error:
                 raise Again(f"{place.host}: not resolved ({error})") from error
         if not addresses:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import ipaddress
+import socket
 import ssl
 import subprocess
 import threading
@@ -163,6 +164,18 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_the_one_connected(si
     mixed = Fetcher(FetchConfig("me", delay_s=0), resolver=lambda host, port: ["93.184.215.14", "127.0.0.1"])
     assert refused(f"http://pictures.example:{site.server_port}/a.jpg", mixed).reason == "unsafe"
     assert site.asked["/a.jpg"] == 1
+
+
+def test_a_name_that_is_not_there_is_asked_for_once_and_one_that_fails_again():
+    for errno, tries in ((socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)):
+        asked: list[str] = []
+
+        def resolver(host: str, port: int, errno: int = errno, asked: list[str] = asked) -> list[str]:
+            asked.append(host)
+            raise socket.gaierror(errno, "no")
+
+        found = refused("http://pictures.example/a.jpg", Fetcher(FetchConfig("me", delay_s=0), resolver=resolver, sleep=lambda s: None))
+        assert (found.reason, found.is_lasting, len(asked)) == ("unreachable", False, tries)
 
 
 def test_redirects_are_followed_but_not_for_ever(site: Site):
