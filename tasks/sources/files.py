@@ -137,8 +137,11 @@ def cleaned_text(text: object, max_chars: int = CAPTION_CHARS) -> str | None:
     """
     if not isinstance(text, str):
         return None
+    text = text[: 16 * max_chars]
+    if text.isascii() and text.isprintable():  # most of a million captions
+        return " ".join(text.split())[:max_chars].strip() or None
     kept = []
-    for char in unicodedata.normalize("NFC", text[: 16 * max_chars]):
+    for char in unicodedata.normalize("NFC", text):
         category = unicodedata.category(char)
         if category == "Cc" or category.startswith("Z"):
             kept.append(" ")
