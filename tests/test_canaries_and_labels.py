@@ -1,0 +1,99 @@
+"""A model that does not see its pictures, and a judge that does not judge, stop the part before it costs anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tasks.canaries import Canary, read_canaries, shares, show
+from tasks.config import load_params
+from tasks.errors import ConfigError, DataError
+from tasks.labelled import measured, read_labelled, require, standing
+from tasks.models.captioner import load_captioner
+from tasks.models.replies import Reply, Request
+from tasks.store import Store
+
+HERE = Path("tasks/sample")
+
+
+class Says:
+    """Describes pictures by a rule."""
+
+    name, revision, engine = "fake", "1", "fake 1"
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    def chat(self, requests: Sequence[Request]) -> list[Reply]:
+        return [Reply(self.rule(r.images), 1, 1) for r in requests]
+
+    def yes_probability(self, requests: Sequence[Request]) -> list[float]:
+        return [self.rule(r.images) for r in requests]
+
+
+def test_a_model_that_sees_passes_and_one_that_guesses_or_is_blind_does_not():
+    canaries = [Canary(Image.new("RGB", (8, 8), a), Image.new("RGB", (8, 8), b), ((b, "light " + b), ("wall",))) for a, b in (("red", "blue"), ("blue", "red"))]
+    names = {(255, 0, 0): "red", (0, 0, 255): "blue"}
+    sees = Says(lambda images: f"the wall is {names.get(images[1].getpixel((0, 0)), 'grey')} now")
+    assert show(sees, "Compare.", canaries, least=1.0, blank_most=0.0) == (1.0, 0.0)
+    with pytest.raises(DataError, match="says the known difference of 50% of 2 pairs"):
+        show(Says(lambda images: "the wall is blue"), "Compare.", canaries, least=0.6, blank_most=1.0)
+    with pytest.raises(DataError, match="blank pictures fits 100%"):
+        show(Says(lambda images: "a wall, red or blue"), "Compare.", canaries, least=0.6, blank_most=0.34)
+    assert shares(["redder wall", "red wall"], "", canaries) == (0.5, 0.0)  # whole words
+
+
+def test_the_shipped_model_sees_the_shipped_canaries():
+    params = load_params("params.yaml")
+    model = load_captioner(params.caption.model, device="cpu", max_new_tokens=80)
+    seen, guessed = show(
+        model, "Compare the pictures.", read_canaries(HERE / "canaries"), least=params.caption.canaries_min, blank_most=params.caption.blank_max
+    )
+    assert seen >= 0.9 and guessed <= 0.1
+
+
+def test_canaries_of_a_team_must_be_whole(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"canaries\.csv cannot be read"):
+        read_canaries(tmp_path)
+    (tmp_path / "canaries.csv").write_text("query,target,expect\na.png,b.png,\n")
+    with pytest.raises(ConfigError, match="at least one row"):
+        read_canaries(tmp_path)
+    (tmp_path / "canaries.csv").write_text("query,target,expect\na.png,b.png,red\n")
+    with pytest.raises(ConfigError, match="a picture cannot be read"):
+        read_canaries(tmp_path)
+
+
+def test_a_standing_is_counted_as_by_hand():
+    found = standing([0.9, 0.6, 0.4, 0.6, 0.1, 0.2], [True, True, True, False, False, False], threshold=0.5)
+    assert (found.accuracy, found.true_yes, found.false_yes) == (pytest.approx(4 / 6), pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert found.auc == pytest.approx((3 + 2.5 + 2) / 9)
+    with pytest.raises(DataError, match="both kinds are needed"):
+        standing([0.5], [True], 0.5)
+
+
+def test_csv_and_parquet_say_the_same_and_odd_answers_are_refused(tmp_path: Path):
+    rows = read_labelled(HERE / "labelled" / "labels.csv")
+    assert len(rows) == 120 and sum(r["fits"] for r in rows) == 60
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "labels.parquet")
+    assert read_labelled(tmp_path / "labels.parquet") == rows
+    (tmp_path / "labels.csv").write_text("query,candidate,instruction,fits\na.png,b.png,make it red,perhaps\n")
+    with pytest.raises(ConfigError, match="row 1: 'fits' is 'perhaps'"):
+        read_labelled(tmp_path / "labels.csv")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_labelled(tmp_path / "none.csv")
+
+
+def test_the_shipped_judge_stands_above_its_floors_and_a_yes_man_does_not(tmp_path: Path):
+    params, path = load_params("params.yaml"), HERE / "labelled" / "labels.csv"
+    judge = load_captioner(params.judge.model, device="cpu")
+    found = measured(judge, "Does it fit: {instruction}", params.judge, path, Store(tmp_path))
+    require(found, params.judge, judge.name)
+    assert found.accuracy >= 0.8 and found.false_yes <= 0.1 and found.auc >= 0.9
+    before = judge.spent.requests
+    assert measured(judge, "Does it fit: {instruction}", params.judge, path, Store(tmp_path)) == found and judge.spent.requests == before
+    yes_man = measured(Says(lambda images: 1.0), "{instruction}", params.judge, path, Store(tmp_path))
+    with pytest.raises(DataError, match=r"right on 50\.0% of 120 .* takes 100\.0% of the wrong candidates"):
+        require(yes_man, params.judge, "yes-man")

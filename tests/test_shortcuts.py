@@ -1,0 +1,61 @@
+"""What finds a target alone, what is dropped for it, and the figures of it."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.shortcuts import beyond_share, drawn, figures, found_by, is_first, is_shortcut
+
+MODES = st.lists(st.sampled_from(["text", "image", "composed"]), max_size=3, unique=True)
+
+
+def test_a_target_is_found_only_before_all_others_that_count():
+    gallery = np.eye(3, dtype=np.float32)
+    query = np.array([[0.9, 0.8, 0.0], [0.5, 0.5, 0.0]], np.float32)
+    targets = gallery[[1, 1]]
+    assert is_first(query, targets, gallery, [[1], [1]]).tolist() == [False, False]  # the first picture is nearer; a tie is not nearer
+    assert is_first(query, targets, gallery, [[0, 1], [0, 1]]).tolist() == [True, True]  # it is the query itself
+
+
+def test_text_picture_and_both_are_told_apart():
+    vectors = {
+        "query": np.array([1, 0, 0.0]),
+        "target": np.array([0.6, 0.8, 0]),
+        "like the text": np.array([0, 1, 0.1]),
+        "like the query": np.array([0.9, 0, 0.4]),
+    }
+    triplets = [
+        {"query_image_id": "query", "target_image_id": "target", "instructions": ["both are needed"]},
+        {"query_image_id": "query", "target_image_id": "like the query", "instructions": ["the picture is enough", "and again"]},
+    ]
+    texts = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 1.0]], np.float32)
+    assert found_by(triplets, texts, vectors, sorted(vectors)) == [["composed"], ["text", "image", "composed"]]
+    assert found_by([], texts[:0], vectors, sorted(vectors)) == []
+
+
+@given(st.lists(MODES, max_size=30), st.floats(0, 1))
+def test_what_is_left_keeps_the_share_and_drops_no_more_than_it_must(found: list[list[str]], share: float):
+    beyond = beyond_share(found, share)
+    left = [f for n, f in enumerate(found) if n not in beyond]
+    solved = sum(map(is_shortcut, left))
+    assert all(is_shortcut(found[n]) for n in beyond)
+    assert solved <= share * len(left) + 1e-6
+    if beyond and share < 1:
+        assert solved + 1 > share * (len(left) + 1) - 1e-6
+
+
+def test_the_text_that_is_enough_goes_first():
+    assert beyond_share([["image"], ["text"], ["composed"], []], 0.34) == [1]
+    assert beyond_share([["image"], ["text"], ["composed"], []], 1.0) == []
+
+
+def test_the_gap_is_over_the_better_half():
+    found = figures([["composed"], ["image", "composed"], ["text"], [], None])
+    assert found == {"found_by_text": 0.25, "found_by_image": 0.25, "found_by_both": 0.5, "shortcut_share": 0.5, "composition_gap": 0.25}
+    assert figures([None]) == {}
+
+
+def test_a_large_gallery_is_drawn_by_its_ids_alone():
+    ids = [f"i{n}" for n in range(50)]
+    assert drawn(ids, 10, 1) == drawn(list(reversed(ids)), 10, 1) != drawn(ids, 10, 2)
+    assert drawn(ids, 50, 1) == sorted(ids)
