@@ -148,7 +148,8 @@ def describe(drafts: Sequence[Draft], images: Sequence[tuple[Any, Any]], model: 
         replies = model.chat([Request(images[n], asked[n], prompts.schema) for n in todo])
         failed = []
         for n, reply in zip(todo, replies, strict=True):
-            draft, text, differences = drafts[n], checks.cleaned(reply.text), []
+            draft, text = drafts[n], checks.cleaned(reply.text)
+            differences: list[str] = []
             draft.count(reply)
             found = None
             if prompts.is_structured:

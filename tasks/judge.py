@@ -33,7 +33,7 @@ from typing import Any
 from tasks import labelled, ledger, shortcuts
 from tasks.batch import batch_of
 from tasks.chunks import finish_chunks
-from tasks.config import EncoderConfig, JudgeConfig, Params
+from tasks.config import JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.judge import Question, yes_probabilities
@@ -318,7 +318,7 @@ class Finder:
         vectors = {i: stored[n].astype("float32") for n, i in enumerate(ids) if i in wanted}
         if wanted - set(vectors):
             return None
-        encoder = load_encoder(EncoderConfig(model=spec.model, revision=spec.revision, kind="text"), self.params.judge.device, self.params.open_run.threads)
+        encoder = load_encoder(spec.model_copy(update={"kind": "text"}), self.params.judge.device, self.params.open_run.threads)
         is_joint = hasattr(getattr(encoder, "model", None), "get_text_features")  # a text tower of its own lies in another space
         return (vectors, shortcuts.drawn(self.image_ids, self.params.judge.shortcut_pictures, self.params.open_run.seed), encoder) if is_joint else None
 

@@ -184,7 +184,7 @@ class ServedCaptioner(Accounted):
         answer = self._post(body)
         choice, used = answer["choices"][0], answer.get("usage") or {}
         likely = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
-        kept = {
+        kept: dict[str, Any] = {
             "text": (choice["message"].get("content") or "").strip(),
             "prompt_tokens": int(used.get("prompt_tokens") or 0),
             "output_tokens": int(used.get("completion_tokens") or 0),

@@ -27,7 +27,8 @@ def expected(edit: Edit) -> str:
 
 def write_canaries(folder: Path, seed: int = 3) -> None:
     """Pairs one edit apart, a kind of edit after another."""
-    rng, rows, kinds = random.Random(seed), [], ["background", "colour", "shape", "size"]
+    rng, kinds = random.Random(seed), ["background", "colour", "shape", "size"]
+    rows: list[tuple[str, ...]] = []
     folder.mkdir(parents=True, exist_ok=True)
     while len(rows) < CANARIES:
         query, target = rng.sample(family(rng, "train", 4), 2)
@@ -43,7 +44,8 @@ def write_canaries(folder: Path, seed: int = 3) -> None:
 
 def write_labelled(folder: Path, seed: int = 5) -> None:
     """Questions in all styles; of every two the first fits."""
-    rng, rows, names = random.Random(seed), [], dict[str, str]()
+    rng, names = random.Random(seed), dict[str, str]()
+    rows: list[tuple[str, ...]] = []
     folder.mkdir(parents=True, exist_ok=True)
 
     def saved(scene: Scene) -> str:
