@@ -83,7 +83,7 @@ def folder_for(root: Path, environment: Mapping[str, str] | None = None) -> Path
     config = configparser.ConfigParser(interpolation=None)
     config.read(root / ".dvc" / "config.local")
     for section in config.sections():
-        if section.strip("'\"") == "cache" and config.get(section, "dir", fallback=""):
+        if section.strip("'\"") == "cache" and config.has_option(section, "dir"):
             return Path(config.get(section, "dir")).parent / "request-cache"
     return root / ".run" / "request-cache"
 

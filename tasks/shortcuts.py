@@ -84,7 +84,7 @@ def found_by(triplets: Sequence[Mapping[str, Any]], texts: np.ndarray, vectors: 
 
 def is_shortcut(found: Sequence[str] | None) -> bool:
     """Whether one modality is enough."""
-    return bool(found) and ("text" in found or "image" in found)
+    return found is not None and ("text" in found or "image" in found)
 
 
 def beyond_share(found: Sequence[Sequence[str] | None], share: float) -> list[int]:

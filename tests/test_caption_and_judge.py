@@ -57,7 +57,9 @@ def params() -> Params:
     return params.model_copy(
         update={
             "open_run": params.open_run.model_copy(update={"batch": BATCH}),
-            "caption": params.caption.model_copy(update={"chunk_pairs": 2, "styles": ("imperative", "question", "short"), "instructions_min": 2, "canaries": None}),
+            "caption": params.caption.model_copy(
+                update={"chunk_pairs": 2, "styles": ("imperative", "question", "short"), "instructions_min": 2, "canaries": None}
+            ),
             "judge": params.judge.model_copy(update={"labelled": None, "chunk_pairs": 2, "threshold": 0.5, "negative_threshold": 0.5}),
         }
     )
