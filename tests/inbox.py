@@ -3,8 +3,11 @@
 import email
 import email.policy
 import json
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from aiosmtpd.controller import Controller
@@ -20,6 +23,8 @@ class Inbox:
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         self.mails.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
+        if folder := os.environ.get("KEEP_MAILS"):  # to look at them
+            Path(folder, f"{len(self.mails)}-{time.time_ns()}.eml").write_bytes(envelope.content)
         return "250 OK"
 
 

@@ -39,7 +39,7 @@ CONF: dict[str, Any] = {
     "mine": {"windows": {e: {"low": -1.0, "high": 1.0} for e in ENCODERS}},
     "select": {"pairs_per_batch": 9},
     "caption": {"chunk_pairs": 4},
-    "judge": {"chunk_pairs": 4, "threshold": 0.0, "negative_threshold": 1.0},  # how good the models are is no matter here
+    "judge": {"chunk_pairs": 4, "threshold": 0.0, "negative_threshold": 1.0, "labelled": None},  # how good the models are is no matter here
     "validate": {
         "images": {"duplicate_share_max": 1.0, "unreadable_share_max": 1.0, "caption_share_min": 0.0},
         "pairs": {"cosine_drop_max": 2.0},

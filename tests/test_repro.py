@@ -17,7 +17,7 @@ from tasks.sample.world import make_world
 CHANGES = {
     "open_run": {"date": "2026-11-16", "batch": "2026.11.16"},
     "select": {"pairs_per_batch": 24},
-    "judge": {"threshold": 0.0, "negative_threshold": 1.0},  # what is tested is the graph, not the models
+    "judge": {"threshold": 0.0, "negative_threshold": 1.0, "labelled": None},  # what is tested is the graph, not the models
     "validate": {"images": {"caption_share_min": 0.0}, "triplets": {"yes_min": 0.0}},
     "train": {"steps": 10},
     "evaluate": {"benchmark": None, "truth": None},

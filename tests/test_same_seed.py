@@ -22,7 +22,7 @@ CONF = {
     "profile": "test",
     "date": "2026-11-16",
     "select": {"pairs_per_batch": 16},
-    "judge": {"threshold": 0.0, "negative_threshold": 1.0},  # what is tested is the sameness, not the models
+    "judge": {"threshold": 0.0, "negative_threshold": 1.0, "labelled": None},  # what is tested is the sameness, not the models
     "validate": {"images": {"caption_share_min": 0.0}, "triplets": {"yes_min": 0.0}},
 }
 
