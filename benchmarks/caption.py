@@ -1,10 +1,11 @@
 """Describing and judging pairs on a CPU: a plain one-by-one loop against our batched engine, vLLM and its server where they are.
 
-    python -m benchmarks.caption [--pairs 96]
+    python -m benchmarks.caption [--pairs 256]
 
-Two pictures a request, the shipped tiny model, greedy, one thread, equal requests. The loop is transformers' own way: processor, generate, decode, one request
-after another. The judge's own loop generates its answer and parses it; ours reads P(yes) off the logits. vLLM runs in an environment of its own
-(`make test-vllm`); its figures are null here, with the reason, where that is not there. Which of the loop's replies ours gives too is counted: batches round otherwise.
+Two pictures a request, the shipped tiny model, greedy, one thread, equal requests. The loop is transformers' own way: processor,
+generate, decode, one request after another. The judge's own loop generates its answer and parses it; ours reads P(yes) off the
+logits. vLLM runs in an environment of its own (tests/test_vllm.py); its figures are null here, with the reason, where that is not
+there. `equal_share` is how many of the loop's replies ours gives too.
 
 The last line is JSON: loop_pairs_per_cpu_s, batched_pairs_per_cpu_s, vllm_offline_pairs_per_cpu_s, vllm_server_pairs_per_cpu_s,
 ratio (best over loop), judge_loop_pairs_per_cpu_s, judge_pairs_per_cpu_s, judge_ratio, pairs, equal_share, vllm_reason.
@@ -52,7 +53,7 @@ def loop(model: Any, requests: Sequence[Any], max_new_tokens: int) -> list[str]:
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Measure, print, return the last line's object."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.caption", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=96)
+    parser.add_argument("--pairs", type=int, default=256)
     args = parser.parse_args(argv)
     from PIL import Image
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import embed, incremental, mine, vectors
+from benchmarks import caption, embed, incremental, mine, vectors
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
