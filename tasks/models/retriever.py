@@ -1,12 +1,14 @@
 """The retriever: BGE-VL of the CLIP type. A query of picture and text is the sum of their raw projected features.
 
 The features are summed as they come, then the sum is scaled to unit length; a picture or a text alone is scaled as it is.
-Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub.
+Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub. What is saved
+loads in plain transformers, in sentence-transformers and through the released models' interface (models/published/).
 Source: MegaPairs, arXiv:2412.14475, equation 2, and the released modeling_MMRet_CLIP.py.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -114,16 +116,27 @@ class Retriever:
             return self.text_features(texts).float().cpu().numpy()
 
     def save(self, folder: Path) -> None:
-        """Save model and processor beside the folder, then put the whole in its place."""
+        """Save model, processor and what others need to load them beside the folder, then put the whole in its place."""
         aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
         for path in (aside, old):
             shutil.rmtree(path, ignore_errors=True)
         self.model.save_pretrained(aside)
         self.processor.save_pretrained(aside)
+        publish_interface(aside)
         if folder.exists():
             os.replace(folder, old)
         os.replace(aside, folder)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def publish_interface(folder: Path) -> None:
+    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers needs none of it."""
+    here = Path(__file__).parent / "published"
+    for name in ("modeling_bge_vl.py", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        shutil.copyfile(here / name, folder / name)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_bge_vl.BGEVLModel"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
