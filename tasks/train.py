@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,8 +305,8 @@ def fit(
     steps = islice(plans([(examples, config.version_weight), *more], config, random.Random(seed)), done, config.steps)
     for step, (plan, shown) in enumerate(ahead(steps, pixels, config.decode_workers), done):
         with arithmetic(config.precision, device):
-            images = encoded(lambda at, x=shown: retriever.image_features(part_of(x, at)).float(), len(plan.shown), config.cache_chunk, device)
-            texts = encoded(lambda at, x=plan.texts: retriever.text_features([x[n] for n in at]).float(), len(plan.texts), config.cache_chunk, device)
+            images = encoded(partial(picture_rows, retriever, shown), len(plan.shown), config.cache_chunk, device)
+            texts = encoded(partial(text_rows, retriever, plan.texts), len(plan.texts), config.cache_chunk, device)
         rate = rate_at(step, steps=config.steps, warmup=config.warmup_steps, peak=config.learning_rate)
         parts = descend(optimizer, contrast_of(config, model, plan, device), images, texts, rate=rate, step=config.locked_steps + step + 1)
         course.note(config.locked_steps + step + 1, figures_of(parts, plan, config, model), last=step + 1 == config.steps)
@@ -343,12 +344,22 @@ def fit_locked(
     steps = islice(locked_plans(examples, pool, config, random.Random(f"locked:{seed}")), done, config.locked_steps)
     for step, plan in enumerate(steps, done):
         with arithmetic(config.precision, device):
-            texts = encoded(lambda at, x=plan.texts: retriever.text_features([x[n] for n in at]).float(), len(plan.texts), config.cache_chunk, device)
+            texts = encoded(partial(text_rows, retriever, plan.texts), len(plan.texts), config.cache_chunk, device)
         rate = rate_at(step, steps=config.locked_steps, warmup=config.warmup_steps, peak=config.locked_learning_rate)
         parts = descend(optimizer, contrast_of(config, model, plan, device), (raw[plan.shown], None), texts, rate=rate, step=step + 1)
         course.note(step + 1, figures_of(parts, plan, config, model), last=step + 1 == config.locked_steps)
         course.keep(step + 1, "locked", step + 1, model, optimizer)
     return course.curve
+
+
+def picture_rows(retriever: Retriever, pixels: torch.Tensor, at: Sequence[int]) -> torch.Tensor:
+    """(n, d) float32 raw features of the pictures at these positions of the batch."""
+    return retriever.image_features(part_of(pixels, at)).float()
+
+
+def text_rows(retriever: Retriever, texts: Sequence[str], at: Sequence[int]) -> torch.Tensor:
+    """(n, d) float32 raw features of the texts at these positions of the batch."""
+    return retriever.text_features([texts[n] for n in at]).float()
 
 
 def part_of(rows: torch.Tensor, at: Sequence[int]) -> torch.Tensor:

@@ -9,6 +9,8 @@ The same folder is a plain CLIP for transformers without this file. A query of p
 projected features, scaled to unit length. Needs torch, transformers and Pillow. Source: MegaPairs, arXiv:2412.14475, equation 2.
 """
 
+from typing import Any
+
 import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
@@ -17,11 +19,11 @@ from transformers import CLIPModel, CLIPProcessor
 class BGEVLModel(CLIPModel):
     """A CLIP that also encodes pictures and texts together."""
 
-    def set_processor(self, model_name):
+    def set_processor(self, model_name: str) -> None:
         """Load the processor that makes pixels and tokens; name or folder, usually the model's own."""
         self.processor = CLIPProcessor.from_pretrained(model_name)
 
-    def data_process(self, images=None, text=None):
+    def data_process(self, images: Any = None, text: Any = None) -> tuple[Any, Any, str]:
         """What the towers take.
 
         Args:
@@ -47,23 +49,23 @@ class BGEVLModel(CLIPModel):
             raise ValueError(f"encode: {len(images)} images for {len(text)} texts; expected as many")
         return pixels, tokens, "multimodal" if pixels is not None and tokens is not None else "images" if tokens is None else "text"
 
-    def get_composed_features(self, pixel_values, input_ids, attention_mask=None):
+    def get_composed_features(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(n, d) sum of the raw projected features of picture and text; sentence-transformers calls it for {"image", "text"}."""
         return raw(self.get_image_features(pixel_values=pixel_values)) + raw(self.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
 
-    def encode_image(self, images):
+    def encode_image(self, images: Any) -> torch.Tensor:
         """(n, d) of unit length, of `data_process`'s pixels."""
         return unit(raw(self.get_image_features(pixel_values=images["pixel_values"])))
 
-    def encode_text(self, text):
+    def encode_text(self, text: Any) -> torch.Tensor:
         """(n, d) of unit length, of `data_process`'s tokens."""
         return unit(raw(self.get_text_features(input_ids=text["input_ids"], attention_mask=text["attention_mask"])))
 
-    def encode_multimodal(self, images, text):
+    def encode_multimodal(self, images: Any, text: Any) -> torch.Tensor:
         """(n, d) of unit length, of pixels and tokens together."""
         return unit(self.get_composed_features(images["pixel_values"], text["input_ids"], text["attention_mask"]))
 
-    def encode(self, images=None, text=None):
+    def encode(self, images: Any = None, text: Any = None) -> torch.Tensor:
         """(n, d) of unit length; pictures, texts, or queries of both. Arguments as of `data_process`."""
         pixels, tokens, kind = self.data_process(images, text)
         if kind == "images":
@@ -71,11 +73,12 @@ class BGEVLModel(CLIPModel):
         return self.encode_text(tokens) if kind == "text" else self.encode_multimodal(pixels, tokens)
 
 
-def raw(output):
+def raw(output: Any) -> torch.Tensor:
     """The projected features; transformers 5 wraps them."""
-    return getattr(output, "pooler_output", output)
+    features: torch.Tensor = getattr(output, "pooler_output", output)
+    return features
 
 
-def unit(rows):
+def unit(rows: torch.Tensor) -> torch.Tensor:
     """Rows scaled to unit length."""
     return torch.nn.functional.normalize(rows, dim=-1)
