@@ -6,12 +6,14 @@ The pictures: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side
 filter), or drawn ones where there is no folder of photographs. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
 (benchmarks/img2dataset_peer.py), in an environment of its own: `python -m venv .venv-peers && .venv-peers/bin/pip install img2dataset`.
 
-Ours: what ingest does with each file's bytes, in one process and one thread: sha256 twice, limits, decode, shrink, flags, perceptual hash, thumbnail, encode, search for
-copies, tar, row with provenance; settings of profile `production`. Also through a worker process (`ours_with_worker`), whose CPU counts. Both are given the same pictures, alternate,
-and the fastest of `repeats` counts: noise only adds. PSNR: stored pictures against the fully decoded source shrunk by a float Lanczos filter, mean over pictures, dB.
+Ours: what ingest does with each file's bytes, in one process and one thread: sha256 twice, limits, decode, shrink, flags, perceptual hash, thumbnail,
+encode, search for copies, tar, row with provenance; settings of profile `production`. Also through a worker process (`ours_with_worker`), whose CPU
+counts. Both are given the same pictures, alternate, and the fastest of `repeats` counts: noise only adds. PSNR: stored pictures against the fully
+decoded source shrunk by a float Lanczos filter, mean over pictures, dB.
 
-The last line is JSON: images, ours_images_per_cpu_s, ours_with_worker_images_per_cpu_s, img2dataset_images_per_cpu_s, ratio (ours / theirs), ratio_with_worker, ours_psnr_db,
-img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker), img2dataset_rss_mib, img2dataset. Where the peer is not there, its keys and the ratios are null.
+The last line is JSON: images, ours_images_per_cpu_s, ours_with_worker_images_per_cpu_s, img2dataset_images_per_cpu_s, ratio (ours / theirs),
+ratio_with_worker, ours_psnr_db, img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker), img2dataset_rss_mib, img2dataset. Where the peer is not
+there, its keys and the ratios are null.
 """
 
 from __future__ import annotations

@@ -57,15 +57,15 @@ def lay_out(folder: Path, store: Store, params: Params, seed: int) -> None:
     store.write_bytes(folder / "params.yaml", yaml.safe_dump(changed, sort_keys=False, allow_unicode=True).encode())
 
 
-def command(stage: str, folder: Path, root: Path) -> None:
-    """Run a stage on the seed's root; model paths stay relative to the run's.
+def command(stage: str, folder: Path) -> None:
+    """Run a stage on the seed's root, from the folder that this one runs in: there lie the code and what relative model paths name.
 
     Raises:
         ConfigError, DataError, TransientError: as the stage ended, with its last lines.
     """
     environment = {k: v for k, v in os.environ.items() if k != "MEGAPAIRS_PROFILE"}  # its parameters are resolved
     line = [sys.executable, "-m", "tasks", stage, "--root", str(folder.resolve())]
-    done = subprocess.run(line, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         last = "\n".join(done.stdout.splitlines()[-5:])
         raise ERRORS.get(done.returncode, TransientError)(f"noise: `{' '.join(line[1:])}` ended with {done.returncode}:\n{last}")
@@ -94,7 +94,7 @@ def run(params: Params, store: Store) -> StageReport:
         else:
             lay_out(folder, store, params, seed)
             for stage in ("train", "evaluate"):
-                command(stage, folder, store.root)
+                command(stage, folder)
             shutil.rmtree(folder / "models")  # the scores are wanted, not a hundred megabytes a seed
         evaluations.append(json.loads(result.read_text()))
     version = store.folder("version.json")
