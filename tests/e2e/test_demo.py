@@ -69,15 +69,16 @@ def test_a_researcher_reads_every_triplet_of_each_version(demo: Path, summary: d
         "import json; from tasks.readers import with_images; v = json.load(open('version.json'));"
         "n = sum(1 for row in with_images('.'));"
         "import datasets; d = datasets.load_dataset('../corpus', 'triplets', split='train', cache_dir='../hf');"
-        "print(json.dumps([v['version'], v['rows']['triplets'], n, len(d)]))"
+        "print(json.dumps([v['version'], v['rows']['triplets'], n, len(d), sum(len(i) - 1 for i in d['negative_image_ids'])]))"
     )
     found = []
     for tag in (summary["versions"][-1], summary["versions"][0]):
         subprocess.run(["git", "checkout", "-q", tag], cwd=clone, check=True)
         subprocess.run(dvc, cwd=clone, check=True)
         out = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=True).stdout
-        version, rows, streamed, loaded = json.loads(out.splitlines()[-1])
+        version, rows, streamed, loaded, mined_negatives = json.loads(out.splitlines()[-1])
         assert tag == f"dataset/{version}" and rows == streamed == loaded > 0
+        assert mined_negatives >= 3 * rows
         found.append(rows)
     assert found[0] == summary["triplets"] > found[1]
 
