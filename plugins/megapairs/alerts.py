@@ -8,11 +8,13 @@ shows the error's last lines. Every value is HTML-escaped; pictures are small an
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import io
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,10 +80,24 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
 
 
+def details(example: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a row says of itself besides key and pictures, as (name, text): the reason first, a JSON detail taken apart, long hashes cut."""
+    flat: dict[str, Any] = {}
+    for name in sorted(example, key=lambda n: (n != "reason", n == "detail")):
+        value = example[name]
+        if name == "detail" and isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        if name not in ("key", "image_ids"):
+            flat.update(value if isinstance(value, dict) else {name: value})
+    cut = {k: v[:12] + "…" if isinstance(v, str) and re.fullmatch("[0-9a-f]{24,}", v) else v for k, v in flat.items() if v not in (None, "")}
+    return [(k.replace("_", " "), shown(v)) for k, v in cut.items()]
+
+
 def body(failure: Failure) -> str:
     """The mail as self-contained HTML, every value escaped."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=ChainableUndefined)
-    pages.filters["shown"] = shown
+    pages.filters.update(shown=shown, details=details)
     page = pages.get_template("alert_mail.html.j2")
     return page.render(f=failure, subject=subject(failure), examples=EXAMPLES, thumbnail_px=THUMBNAIL_PX)
 

@@ -119,3 +119,11 @@ def test_nobody_to_write_to_means_no_callback(monkeypatch: pytest.MonkeyPatch):
     assert alert_mails() == []
     monkeypatch.setenv("MEGAPAIRS_MAIL_TO", "a@example.org, b@example.org")
     assert [m.to for m in alert_mails()] == [["a@example.org", "b@example.org"]]
+
+
+def test_a_row_says_its_reason_first_and_takes_its_detail_apart():
+    from megapairs.alerts import details
+
+    row = {"key": "a.jpg", "detail": json.dumps({"copy_of": "3a" * 32, "why": ""}), "reason": "near_duplicate", "image_ids": ["x"]}
+    assert details(row) == [("reason", "near_duplicate"), ("copy of", "3a3a3a3a3a3a…")]
+    assert details({"detail": "<b>not JSON"}) == [("detail", "<b>not JSON")]
