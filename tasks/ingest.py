@@ -10,7 +10,7 @@ nor the number of workers shows in the tables. A file that an earlier batch has 
 could not be reached is.
 
 Every file ends as one row: kept + dropped = seen, checked before the table is written. A dropped row keeps the source URI and, as JSON, why, the
-sha256, and of copies whose copy. What was found: docs/decisions/0020 to 0022. Reasons, closed: REASONS, in words in tasks/reasons.py.
+sha256, and of copies whose copy. What was found: docs/decisions/0020 and 0021. Reasons, closed: REASONS, in words in tasks/reasons.py.
 """
 
 from __future__ import annotations

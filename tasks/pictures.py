@@ -10,7 +10,7 @@ Rules for what is not 8-bit sRGB: transparency lies over white; palettes are res
 converted to sRGB (perceptual intent) and a profile that cannot be read counts as sRGB; CMYK without a profile by Pillow's plain formula; of an
 animation the first frame.
 
-Bicubic against Lanczos, and half against full decode: measured in docs/decisions/0020-the-stored-picture.md.
+Bicubic against Lanczos, and half against full decode: docs/decisions/0020-the-stored-picture.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError),
     *(ZeroDivisionError, struct.error, zlib.error, NotImplementedError),
 )
-# Thresholds of the flags; how they were found: docs/decisions/0021-copies-and-flags.md.
+# Thresholds of the flags; docs/decisions/0021-copies-and-flags.md.
 SHARPNESS_LOW = 12.0  # variance of the Laplacian of the grey picture, levels^2 (Pech-Pacheco et al., ICPR 2000)
 SPREAD_LOW = 3.0  # standard deviation of the 32x32 grey picture, levels
 RATIO_HIGH = 4.0  # longer side : shorter side
