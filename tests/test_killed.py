@@ -189,7 +189,7 @@ class Factory:
                 relative = file.relative_to(worktree).as_posix()
                 if ".tmp" in relative or "data_docs" in relative:  # what the dead one was writing aside; GX's pages, which show the time
                     continue
-                content = untimed(file) if top == ".run/reports" else file.read_bytes()
+                content = untimed(file) if top == ".run/reports" else without_clock(file) if file.name == "metrics.jsonl" else file.read_bytes()
                 found[relative] = hashlib.sha256(content).hexdigest()
         if name in PUBLISHING:
             for line in git(self.origin, "for-each-ref", "--format=%(objecttype) %(refname)").splitlines():
@@ -204,6 +204,12 @@ def untimed(report: Path) -> bytes:
     """A StageReport without what tells of this one try: its seconds, the rows that it wrote itself, its notes."""
     kept = {k: v for k, v in json.loads(report.read_text()).items() if k not in ("seconds", "written", "notes")}
     return json.dumps(kept).encode()
+
+
+def without_clock(metrics: Path) -> bytes:
+    """The lines of a training's metrics without the time at which they were written (MLflow's form asks for it) and the speed."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return json.dumps([(x["key"], x["value"], x["step"]) for x in lines if x["key"] != "steps_per_s"]).encode()
 
 
 def code_of(project: Path, root: Path) -> Path:
