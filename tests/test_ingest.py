@@ -307,3 +307,24 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(source: Path, t
     child.wait()
     subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL)
     assert {k: v for k, v in tables_of(roots["killed"]).items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
+
+
+def test_a_full_disk_stops_it_and_the_next_run_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
+    make_world(source, seed=4, images=60, truth=tmp_path / "truth.jsonl")
+    roots = {name: tmp_path / name for name in ("whole", "full")}
+    for root in roots.values():
+        root.mkdir()
+        resolved = params_for(source, shard_images=20).model_dump(by_alias=True, mode="json")
+        (root / "params.yaml").write_text(yaml.safe_dump(resolved))
+    ingest.run(params_for(source, shard_images=20), Store(roots["whole"]))
+    room = max(p.stat().st_size for p in roots["whole"].rglob("*.tar")) // 2  # bytes that a file may have: no shard fits
+    limited = (
+        f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}));"
+        "sys.argv[0] = 'tasks'; runpy.run_module('tasks', run_name='__main__')"
+    )
+    words = ["ingest", "--root", str(roots["full"])]
+    stopped = subprocess.run([sys.executable, "-c", limited, *words], cwd=project, capture_output=True, text=True)
+    assert stopped.returncode not in (0, 64, 65), stopped.stderr  # neither done nor a matter of configuration or data: Airflow tries again
+    assert not list(roots["full"].rglob("data/images/*.parquet")), "the marker comes last"
+    subprocess.run([sys.executable, "-m", "tasks", *words], cwd=project, check=True, stdout=subprocess.DEVNULL)
+    assert {k: v for k, v in tables_of(roots["full"]).items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
