@@ -35,10 +35,9 @@ from tasks.batch import batch_of
 from tasks.chunks import finish_chunks
 from tasks.config import JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
-from tasks.models.captioner import Captioner, load_captioner
-from tasks.models.judge import Question, yes_probabilities
+from tasks.models.captioner import Captioner
+from tasks.models.judge import Question, load_judge, yes_probabilities
 from tasks.records import StageReport, stable_id
-from tasks.request_cache import open_cache
 from tasks.store import Store
 from tasks.takedown import taken_down, withdraw_triplets
 
@@ -245,19 +244,7 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
 
     @cache
     def model() -> Captioner:
-        judge = load_captioner(
-            config.model,
-            revision=config.revision,
-            device=config.device,
-            engine=config.engine,
-            url=config.url,
-            threads=params.open_run.threads,
-            question_batch=config.batch_questions,
-            in_flight=config.in_flight,
-            timeout_s=config.timeout_s,
-            seed=params.open_run.seed,
-            cache=open_cache(store.root, served=config.engine == "openai"),
-        )
+        judge = load_judge(params, store.root)
         if config.labelled:
             found = labelled.measured(judge, template, config, Path(config.labelled), store)
             labelled.require(found, config, judge.name)

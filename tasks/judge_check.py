@@ -11,9 +11,8 @@ from pathlib import Path
 from tasks import labelled
 from tasks.config import Params
 from tasks.errors import ConfigError
-from tasks.models.captioner import load_captioner
+from tasks.models.judge import load_judge
 from tasks.records import StageReport
-from tasks.request_cache import open_cache
 from tasks.store import Store
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -29,19 +28,7 @@ def run(params: Params, store: Store) -> StageReport:
     config = params.judge
     if not config.labelled:
         raise ConfigError("judge.labelled: no labelled set; name a CSV or Parquet with the columns query, candidate, instruction, fits")
-    judge = load_captioner(
-        config.model,
-        revision=config.revision,
-        device=config.device,
-        engine=config.engine,
-        url=config.url,
-        threads=params.open_run.threads,
-        question_batch=config.batch_questions,
-        in_flight=config.in_flight,
-        timeout_s=config.timeout_s,
-        seed=params.open_run.seed,
-        cache=open_cache(store.root, served=config.engine == "openai"),
-    )
+    judge = load_judge(params, store.root)
     template = (PROMPTS / params.caption.prompts / "judge.txt").read_text(encoding="utf-8").rstrip("\n")
     found = labelled.measured(judge, template, config, Path(config.labelled), store)
     labelled.require(found, config, judge.name)

@@ -98,13 +98,18 @@ def absolute(path: str, root: Path) -> str:
 
 
 def located(raw: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Resolved parameters with source, benchmark and truth paths absolute, relative ones below `root`."""
-    sources = [{**s, "path": absolute(s["path"], root)} for s in raw["ingest"].get("sources") or []]
+    """Resolved parameters with the paths of sources, lists, benchmark and truth absolute, relative ones below `root`."""
+    ingest: dict[str, Any] = {"sources": [{**s, "path": absolute(s["path"], root)} for s in raw["ingest"].get("sources") or []]}
+    for name in ("blocklists", "benchmark_hashes"):
+        if isinstance(lists := raw["ingest"].get(name), list):
+            ingest[name] = [absolute(path, root) if isinstance(path, str) else path for path in lists]
+    if isinstance(ledger := raw["ingest"].get("takedown"), str):
+        ingest["takedown"] = absolute(ledger, root)
     places = {k: raw["evaluate"].get(k) for k in ("benchmark", "truth")}
     evaluate: dict[str, Any] = {k: absolute(place, root) for k, place in places.items() if place and isinstance(place, str)}
     if isinstance(named := places["benchmark"], list):
         evaluate["benchmark"] = [{**b, "path": absolute(b["path"], root)} if isinstance(b, dict) and isinstance(b.get("path"), str) else b for b in named]
-    return overlay(raw, {"ingest": {"sources": sources}, "evaluate": evaluate})
+    return overlay(raw, {"ingest": ingest, "evaluate": evaluate})
 
 
 def check_places(params: Params, kind: Kind) -> None:

@@ -104,7 +104,7 @@ def store(tmp_path: Path) -> Store:
 def use(monkeypatch: pytest.MonkeyPatch, model: Fake, writer: Fake, judge: Fake) -> None:
     monkeypatch.setattr(tasks.caption, "load_captioner", lambda *a, **k: model)
     monkeypatch.setattr(tasks.caption, "load_writer", lambda *a, **k: writer)
-    monkeypatch.setattr(tasks.judge, "load_captioner", lambda *a, **k: judge)
+    monkeypatch.setattr(tasks.judge, "load_judge", lambda *a, **k: judge)
 
 
 def writes(prompt: str) -> str:

@@ -290,14 +290,20 @@ def test_errors_say_what_to_do(source: Path, tmp_path: Path):
         ingest.run(params_for(source), Store(tmp_path / "run"))
 
 
-def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
-    make_world(source, seed=3, images=150, truth=tmp_path / "truth.jsonl")
-    roots = {name: tmp_path / name for name in ("whole", "killed")}
+def whole_and(tmp_path: Path, other: str, source: Path) -> dict[str, Path]:
+    """Two worktrees over one source; in 'whole' ingest has run, undisturbed."""
+    roots = {name: tmp_path / name for name in ("whole", other)}
+    params = params_for(source, shard_images=20)
     for root in roots.values():
         root.mkdir()
-        resolved = params_for(source, shard_images=20).model_dump(by_alias=True, mode="json")
-        (root / "params.yaml").write_text(yaml.safe_dump(resolved))
-    ingest.run(params_for(source, shard_images=20), Store(roots["whole"]))
+        (root / "params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True, mode="json")))
+    ingest.run(params, Store(roots["whole"]))
+    return roots
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
+    make_world(source, seed=3, images=150, truth=tmp_path / "truth.jsonl")
+    roots = whole_and(tmp_path, "killed", source)
     command = [sys.executable, "-m", "tasks", "ingest", "--root", str(roots["killed"])]
     child = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 30
@@ -311,12 +317,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(source: Path, t
 
 def test_a_full_disk_stops_it_and_the_next_run_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
     make_world(source, seed=4, images=60, truth=tmp_path / "truth.jsonl")
-    roots = {name: tmp_path / name for name in ("whole", "full")}
-    for root in roots.values():
-        root.mkdir()
-        resolved = params_for(source, shard_images=20).model_dump(by_alias=True, mode="json")
-        (root / "params.yaml").write_text(yaml.safe_dump(resolved))
-    ingest.run(params_for(source, shard_images=20), Store(roots["whole"]))
+    roots = whole_and(tmp_path, "full", source)
     room = max(p.stat().st_size for p in roots["whole"].rglob("*.tar")) // 2  # bytes that a file may have: no shard fits
     limited = (
         f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}));"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
 
 import tasks.evaluate
 import tasks.train
@@ -19,27 +18,15 @@ from tasks.sample.scenes import difference, draw, family, shared
 from tasks.splits import held_out_pictures
 from tasks.store import Store
 from tasks.train import Example, batches, rate_at, training_examples
+from tests.tiny import save_narrow_clip
 
 BATCH = "2026.01.05"
 
 
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of one narrow layer a tower with the sample world's processor: milliseconds a step."""
-    from tasks.sample import train_clip
-
-    _, processor = train_clip.build()
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 32}
-    ends = {k: getattr(processor.tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = CLIPConfig(
-        text_config={**tower, **ends, "vocab_size": len(processor.tokenizer), "max_position_embeddings": 77},
-        vision_config={**tower, "image_size": 96, "patch_size": 32},
-        projection_dim=32,
-    )
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    """A CLIP of one narrow layer a tower."""
+    return save_narrow_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel
 
 import tasks.train
 from tasks.config import Params, load_params
@@ -23,30 +22,18 @@ from tasks.course import Course
 from tasks.descent import encoded
 from tasks.errors import ConfigError, DataError
 from tasks.models.retriever import Retriever
-from tasks.sample import train_clip
 from tasks.sample.scenes import draw, family
 from tasks.store import Store
 from tasks.train import Example, batches, mixed_batches, training_examples
+from tests.tiny import save_narrow_clip
 
 BATCH = "2026.01.05"
 
 
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of one narrow layer a tower: milliseconds a step."""
-    torch.manual_seed(3)
-    _, processor = train_clip.build()
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 32}
-    ends = {k: getattr(processor.tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = CLIPConfig(
-        text_config={**tower, **ends, "vocab_size": len(processor.tokenizer), "max_position_embeddings": 77},
-        vision_config={**tower, "image_size": 96, "patch_size": 32},
-        projection_dim=32,
-    )
-    folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    """A CLIP of one narrow layer a tower."""
+    return save_narrow_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture

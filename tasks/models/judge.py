@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.models.captioner import Captioner
+from tasks.config import Params
+from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.replies import Request
+from tasks.request_cache import open_cache
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +26,24 @@ class Question:
     query: Image
     candidate: Image
     instruction: str
+
+
+def load_judge(params: Params, root: Path) -> Captioner:
+    """The judge that the parameters name, with the request cache of the worktree `root`; errors as of `load_captioner`."""
+    config = params.judge
+    return load_captioner(
+        config.model,
+        revision=config.revision,
+        device=config.device,
+        engine=config.engine,
+        url=config.url,
+        threads=params.open_run.threads,
+        question_batch=config.batch_questions,
+        in_flight=config.in_flight,
+        timeout_s=config.timeout_s,
+        seed=params.open_run.seed,
+        cache=open_cache(root, served=config.engine == "openai"),
+    )
 
 
 def yes_probabilities(model: Captioner, questions: Sequence[Question], template: str) -> list[float]:

@@ -90,3 +90,11 @@ def test_named_benchmarks_are_found_below_the_root_and_missed_by_name(tmp_path: 
         check_places(params, "model")
     (tmp_path / "benchmarks" / "circo").mkdir(parents=True)
     check_places(params, "model")
+
+
+def test_lists_of_pictures_are_found_below_the_root(tmp_path: Path):
+    lists = {"blocklists": ["block.txt", "/etc/block.txt"], "benchmark_hashes": ["circo.jsonl"], "takedown": "ledger.txt"}
+    found = located({"ingest": lists, "evaluate": {}}, tmp_path)["ingest"]
+    assert found["blocklists"] == [str(tmp_path / "block.txt"), "/etc/block.txt"]
+    assert (found["benchmark_hashes"], found["takedown"]) == ([str(tmp_path / "circo.jsonl")], str(tmp_path / "ledger.txt"))
+    assert located({"ingest": {"takedown": None}, "evaluate": {}}, tmp_path)["ingest"]["takedown"] is None
