@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.batch import batch_of
 from tasks.config import Params
+from tasks.data_docs import make_readable
 from tasks.errors import ConfigError, DataError
 from tasks.records import StageReport
 from tasks.store import Store
@@ -211,11 +212,13 @@ def check(
     if docs is not None:
         site = {
             "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
             "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
         }
         context.add_data_docs_site(site_name="docs", site_config=site)
         context.build_data_docs(site_names=["docs"])
+        make_readable(docs)
     return results
 
 
