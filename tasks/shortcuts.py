@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from tasks.models.encoders import unit_rows
+
 MODES = ("text", "image", "composed")
 
 
@@ -44,13 +46,6 @@ def is_first(queries: np.ndarray, targets: np.ndarray, gallery: np.ndarray, left
     return own > scores.max(axis=1, initial=-np.inf)
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of unit length, (n, d) float32; a row of zeros stays."""
-    rows = np.asarray(rows, np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1)
-
-
 def found_by(triplets: Sequence[Mapping[str, Any]], texts: np.ndarray, vectors: Mapping[str, np.ndarray], gallery_ids: Sequence[str]) -> list[list[str]]:
     """Per triplet which of MODES find its target: text and composed where more than half of its texts do.
 
@@ -65,13 +60,13 @@ def found_by(triplets: Sequence[Mapping[str, Any]], texts: np.ndarray, vectors: 
     place = {image_id: n for n, image_id in enumerate(gallery_ids)}
     gallery = np.stack([vectors[i] for i in gallery_ids])
     owners = [n for n, t in enumerate(triplets) for _ in t["instructions"]]
-    query = unit(np.stack([vectors[t["query_image_id"]] for t in triplets]))
-    target = unit(np.stack([vectors[t["target_image_id"]] for t in triplets]))
+    query = unit_rows(np.stack([vectors[t["query_image_id"]] for t in triplets]))
+    target = unit_rows(np.stack([vectors[t["target_image_id"]] for t in triplets]))
     out = [[place[i] for i in {t["query_image_id"], t["target_image_id"]} if i in place] for t in triplets]
     by_image = is_first(query, target, gallery, out)
     each_out = [out[n] for n in owners]
     by_text = is_first(texts, target[owners], gallery, each_out)
-    by_both = is_first(unit(texts + query[owners]), target[owners], gallery, each_out)
+    by_both = is_first(unit_rows(texts + query[owners]), target[owners], gallery, each_out)
     found: list[list[str]] = []
     end = 0
     for n, triplet in enumerate(triplets):

@@ -1,7 +1,7 @@
 """Takedown: what the ledger names leaves every table; each stage cleans its own house when it next runs.
 
-The ledger (`ingest.takedown`) is a text file of any form - lines, CSV, JSONL; its 64-digit hex words are sha256 of stored bytes (image ids) or of
-source bytes, and what follows a `#` is a comment. embed drops the vectors, mine the neighbours (and looks for the ones that come up
+The ledger (`ingest.takedown`) is a list as tasks/hash_lists.py reads them: sha256 of stored bytes (image ids) or of source bytes, perceptual hashes.
+embed drops the vectors, mine the neighbours (and looks for the ones that come up
 instead), select the pairs and the places as negative (and fills both again), caption and judge the rows of pairs that are gone.
 
 Earlier versions stay as they were published: a file that names such a picture is written anew, aside and renamed, so the object that DVC keeps
@@ -11,13 +11,12 @@ of it is not touched. What is done is done: a rerun after a crash finds less to 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.config import Params
-from tasks.errors import ConfigError
+from tasks.hash_lists import read_lists
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -27,26 +26,30 @@ log = logging.getLogger(__name__)
 REASON = "taken_down"
 
 
-def read_ledger(path: Path) -> set[str]:
-    """The ledger's sha256 sums, lower case.
+def taken_down(params: Params, store: Store) -> set[str]:
+    """Image ids that the ledger names, by their stored or their source's bytes or by perceptual hash; empty without a ledger.
 
     Raises:
-        ConfigError: no such file. A ledger that cannot be read must not read as an empty one.
+        ConfigError: the ledger cannot be read. It must not read as an empty one.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"ingest.takedown: {path} cannot be read ({error.strerror}); give the ledger's path, or null") from error
-    return {word.lower() for line in text.splitlines() for word in re.findall(r"\b[0-9a-fA-F]{64}\b", line.partition("#")[0])}
-
-
-def taken_down(params: Params, store: Store) -> set[str]:
-    """Image ids that the ledger names, by their stored or by their source's bytes; empty without a ledger."""
-    if params.ingest.takedown is None:
+    config = params.ingest
+    if config.takedown is None:
         return set()
-    sums = read_ledger(store.folder(params.ingest.takedown))
-    images = store.read_table("images", ["image_id", "source_sha256"]).to_pydict()
-    return sums | {i for i, source in zip(images["image_id"], images["source_sha256"], strict=True) if source in sums}
+    ledger = read_lists(REASON, "ingest.takedown", [store.folder(config.takedown)])
+    images = store.read_table("images", ["image_id", "source_sha256", "phash", "thumbnail"]).to_pydict()
+    found = set(ledger.sha256s)
+    found |= {i for i, source in zip(images["image_id"], images["source_sha256"], strict=True) if source in ledger.sha256s}
+    for i, phash, thumbnail in zip(images["image_id"], images["phash"], images["thumbnail"], strict=True) if ledger.hashes else ():
+        if ledger.names(
+            (),
+            int(phash, 16),
+            thumbnail,
+            confirmed_bits=config.hash_distance_bits,
+            thumbnail_max=config.thumbnail_distance,
+            alone_bits=config.blocked_distance_bits,
+        ):
+            found.add(i)
+    return found
 
 
 def rows_naming(table: pa.Table, ids: Iterable[str], columns: Sequence[str]) -> pa.ChunkedArray:

@@ -474,9 +474,7 @@ def launch(processes: int, root: Path) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="train", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
-    )
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="train", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
     try:
         elastic_launch(config, sys.executable)("-m", "tasks", "train", "--root", str(root))
     except ChildFailedError as error:

@@ -14,7 +14,7 @@ from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError
 from tasks.knn import neighbours_in_window
 from tasks.store import Store
-from tasks.takedown import read_ledger, taken_down, withdraw_captioned, withdraw_triplets, withdraw_vectors
+from tasks.takedown import taken_down, withdraw_captioned, withdraw_triplets, withdraw_vectors
 
 BATCHES = ("2026.01.04", "2026.01.11", "2026.01.18")
 ROLES = ("semantic", "pattern", "caption")
@@ -170,7 +170,31 @@ def test_vectors_leave_and_a_shard_cut_off_between_its_files_is_finished(tmp_pat
 
 def test_a_ledger_that_cannot_be_read_is_an_error_not_an_empty_one(tmp_path: Path):
     with pytest.raises(ConfigError, match="takedown"):
-        read_ledger(tmp_path / "none.txt")
+        taken_down(params_for(BATCHES[0], tmp_path / "none.txt"), Store(tmp_path))
     (tmp_path / "l.txt").write_text(f"# {name_of(1)}\n{name_of(2).upper()}\nshort 123\n")
-    assert read_ledger(tmp_path / "l.txt") == {name_of(2)}
+    assert taken_down(params_for(BATCHES[0], tmp_path / "l.txt"), Store(tmp_path)) == {name_of(2)}
     assert taken_down(params_for(BATCHES[0]), Store(tmp_path)) == set()
+
+
+def test_a_ledger_names_pictures_by_source_and_by_perceptual_hash_too(tmp_path: Path):
+    store = Store(tmp_path)
+    flat = {n: bytes([n] * 192) for n in (10, 12, 200)}
+    looks = [(1, 0xF0, flat[10]), (2, 0xF1, flat[12]), (3, 0xF1, flat[200]), (4, 0xFFFF << 40, flat[10])]
+    rows = [
+        {
+            "image_id": name_of(n),
+            "batch": BATCHES[0],
+            "shard": "b-0.tar",
+            "source_uri": "s:x",
+            "source_sha256": name_of(100 + n),
+            "phash": f"{h:016x}",
+            "thumbnail": t,
+        }
+        for n, h, t in looks
+    ]
+    store.write(store.table_path("images", BATCHES[0]), rows, "images")
+    for line, found in {name_of(103): {3}, f"{0xF0:016x} {flat[10].hex()}": {1, 2}, f"{0xF1:016x}": {2, 3}}.items():
+        (tmp_path / "l.txt").write_text(line)
+        params = params_for(BATCHES[0], tmp_path / "l.txt")
+        params = params.model_copy(update={"ingest": params.ingest.model_copy(update={"blocked_distance_bits": 0})})
+        assert taken_down(params, store) & {r["image_id"] for r in rows} == {name_of(n) for n in found}
