@@ -32,7 +32,7 @@ and publishes the result as a git tag with its data in the DVC remote.
 | `instructions_min` | different instructions that a pair must have, a count |
 | `judge_threshold` | an instruction is kept when P(yes) of its target is at least this, 0 to 1 |
 
-Windows belong to encoder and source: `python -m tasks.calibrate --source FOLDER` proposes a folder's, as values of this form.
+Windows belong to encoder and source: `python -m tasks calibrate --source FOLDER` proposes a folder's, as values of this form.
 Any other value of `params.yaml` may be set through the REST API by its section: `{"caption": {"batch_pairs": 8}}`.
 
 **Idempotence.** A finished file is its own marker and is never changed; running a task again does only what is missing

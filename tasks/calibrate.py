@@ -1,7 +1,7 @@
 """Calibrate: propose each encoder's similarity window, from a folder of pictures or from the embeddings that are stored.
 
-    python -m tasks.calibrate --source FOLDER [--profile NAME] [--limit 2000] [--write] [--figures FOLDER]     before any run
-    python -m tasks.calibrate [--root WORKTREE] [--write]                                   of a run, after `embed`, before `mine`
+    python -m tasks calibrate --source FOLDER [--profile NAME] [--limit 2000] [--write] [--figures FOLDER]     before any run
+    python -m tasks calibrate [--root WORKTREE] [--write]                                   of a run, after `embed`, before `mine`
 
 Cosines of different encoders are distributed very differently, so a window belongs to an encoder and a corpus. With --source the
 folder's pictures (or `limit` of them) go through ingest, recaption and embed in a temporary folder: nothing is published, nothing
@@ -283,7 +283,7 @@ def source_values(params: Params, figures: dict[str, float]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the proposals; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tasks calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("."), help="the run's worktree, or where params.yaml lies (default: the current folder)")
     parser.add_argument("--source", type=Path, help="a folder of pictures, with captions.csv or captions.parquet if there is one")
     parser.add_argument("--profile", help="of params.yaml: whose models embed (default: the one that params.yaml names)")

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - lines of HTML and SVG are as long as they are
-"""What `python -m tasks.calibrate --figures FOLDER` saves: the distributions drawn, their numbers, and pairs from all over each window to look at.
+"""What `python -m tasks calibrate --figures FOLDER` saves: the distributions drawn, their numbers, and pairs from all over each window to look at.
 
 Pure functions, text out. The page needs nothing: no script, pictures inside as small JPEGs, every text escaped; it opens from file://.
 """

@@ -215,7 +215,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         raise ConfigError(f"mine: no encoder '{encoder}' in embed.encoders; known: {sorted(params.embed.encoders)}")
     window = config.windows.get(encoder)  # type: ignore[call-overload]
     if window is None or window.low >= window.high:
-        raise ConfigError(f"mine.windows: '{encoder}' is {window}; expected low < high; `python -m tasks.calibrate` proposes numbers from the embeddings")
+        raise ConfigError(f"mine.windows: '{encoder}' is {window}; expected low < high; `python -m tasks calibrate` proposes numbers from the embeddings")
     stems = store.embedded_shards(encoder)
     images = store.read_table("images", ["shard", "batch"]).to_pydict()
     wanted = {Path(s).stem for s, b in zip(images["shard"], images["batch"], strict=True) if b == batch}

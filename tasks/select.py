@@ -236,6 +236,11 @@ def with_merged_ranks(new: pa.Table, earlier: pa.Table, neighbours: int) -> pa.T
     return pa.table([*ends, similarity[order], rank], names=["query_image_id", "target_image_id", "similarity", "rank"])
 
 
+def is_nearest(c: Candidate) -> bool:
+    """Whether the target is its query's nearest picture by the encoder that composed retrieval starts from: then the picture alone finds it."""
+    return c.ranks.get("semantic") == 0
+
+
 class _Quotas:
     """What is used up so far."""
 
@@ -244,6 +249,7 @@ class _Quotas:
         self.limits: dict[str, int] = {str(e): count for e, count in config.pairs_per_encoder.items()}
         self.queries, self.targets = Counter(q for q, _ in published), Counter(t for _, t in published)
         self.brought: Counter[str] = Counter()
+        self.nearest = 0
         self.of_encoder: Counter[str] = Counter()
         self.of_source: Counter[str] = Counter()
         self.taken = 0
@@ -262,6 +268,8 @@ class _Quotas:
             return "pairs_per_target"
         if self.limits and any(self.of_encoder[e] >= self.limits[e] for e in c.ranks if e in self.limits):
             return "pairs_per_encoder"
+        if config.nearest_share < 1 and is_nearest(c) and self.nearest + 1 > config.nearest_share * (self.taken + 1):
+            return "nearest_share"
         if config.pairs_per_source is not None and self.of_source[self.sources.get(c.query, "")] >= config.pairs_per_source:
             return "pairs_per_source"
         return None
@@ -272,6 +280,7 @@ class _Quotas:
         self.queries[c.query] += count
         self.targets[c.target] += count
         self.brought[self._bringer(c)] += count
+        self.nearest += count * is_nearest(c)
         for encoder in c.ranks:
             self.of_encoder[encoder] += count
         self.of_source[self.sources.get(c.query, "")] += count
@@ -295,7 +304,7 @@ def within_quotas(
     Args:
         candidates: in order of preference.
         published: (query, target) of earlier batches; they fill quotas, and none of them comes again.
-        config: pairs_per_query, pairs_per_target, pairs_per_batch, pairs_per_encoder, pairs_per_source, both_directions.
+        config: pairs_per_query, pairs_per_target, pairs_per_batch, pairs_per_encoder, pairs_per_source, nearest_share, both_directions.
         new: pictures that this batch brings; all when absent. One of them brings at most pairs_per_query pairs, at whichever end.
         sources: image id -> its source, for pairs_per_source.
     Returns:
@@ -594,11 +603,16 @@ def run(params: Params, store: Store) -> StageReport:
     published = [(q, t) for b, q, t in zip(before["batch"], before["query_image_id"], before["target_image_id"], strict=True) if b != batch]
     report = StageReport("select", reused=len(published))
     mined = {e: _read_candidates(store, e, batch, params.mine.neighbours) for e in encoders}
+    brought = store.read_table("images", ["image_id"], batch).column("image_id").to_pylist()
+    if brought and encoders:  # few candidates a picture: the encoder's window does not fit, or the encoder
+        yields = {encoder: len(mined[encoder]["rank"]) / len(brought) for encoder in encoders}
+        report.figures |= {f"yield_{encoder}": y for encoder, y in yields.items()} | {"encoder_yield_lowest": min(yields.values())}
+        log.info("select: candidates a new picture: %s", ", ".join(f"{e} {y:.2f}" for e, y in yields.items()))
     if lost := _read_lost(store, batch, gone) if gone else set():
         for encoder in encoders:
             _add_candidates_of(store, encoder, lost, params.mine.neighbours, mined[encoder])
     candidates = unite(mined)
-    new = set(store.read_table("images", ["image_id"], batch).column("image_id").to_pylist()) | lost
+    new = set(brought) | lost
     if gone:  # what came up instead of a neighbour is for those who lost a pair, and for who comes later
         candidates = [c for c in candidates if c.query in new or c.target in new - lost]
     report.read = len(candidates)

@@ -123,7 +123,7 @@ def figures_of(
     Args:
         rows: new rows, as `*_rows` makes them.
         dropped: rows that the stage before left out in this run, by reason.
-        reported: figures that the stage before reported (`median_caption_cosine_new` for pairs).
+        reported: figures that the stage before reported (`median_caption_cosine_new` and `encoder_yield_lowest` for pairs).
         last: the last version's version.json.
         pairs_before: captioned pairs of this run, for the triplets' yield.
     """
@@ -139,6 +139,7 @@ def figures_of(
         before = ((last or {}).get("quality", {}).get("select") or {}).get("median_caption_cosine_new")
         out["median_caption_cosine_new"] = math.nan if new is None else float(new)
         out["median_caption_cosine_drop"] = float(before) - out["median_caption_cosine_new"] if before is not None else math.nan
+        out["encoder_yield_lowest"] = float(reported.get("encoder_yield_lowest", math.nan))
         for key, value in reported.items():
             out.setdefault(key, float(value))
     else:

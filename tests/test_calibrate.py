@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks import calibrate
+from tasks import __main__, calibrate
 from tasks.calibration_page import band_pairs, pairs_section
 from tasks.config import load_params
 from tasks.errors import ConfigError, DataError
@@ -69,7 +69,11 @@ def test_the_command_prints_and_writes(tmp_path: Path, project: Path, capsys: py
     assert load_params(tmp_path / "params.yaml").mine.windows == old
     assert calibrate.main(["--root", str(tmp_path), "--write"]) == 0
     assert load_params(tmp_path / "params.yaml").mine.windows != old
-    assert "pattern (tasks/sample/checkpoints/dino, r1): 100 vectors" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "pattern (tasks/sample/checkpoints/dino, r1): 100 vectors" in text
+    assert __main__.main(["calibrate", "--root", str(tmp_path)]) == 0  # the same, spelt as a stage is
+    assert capsys.readouterr().out.splitlines()[-1] == text.splitlines()[-1]
+    assert __main__.main(["calibrate", "--root", str(tmp_path / "none")]) == 78
     assert calibrate.main(["--root", str(tmp_path), "--low-quantile", "2"]) == 78
 
 

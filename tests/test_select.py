@@ -273,6 +273,16 @@ def test_a_batch_then_a_second_one(tmp_path: Path):
     assert store.table_path("pairs", "2026.01.11").read_bytes() == before[0]
 
 
+def test_the_yield_of_each_encoder_is_reported_a_new_picture(tmp_path: Path):
+    store = Store(tmp_path)
+    fill(store, "2026.01.04", [0, 10, 20, 90], [0, 10, 20, 90])  # of four pictures three have two neighbours each
+    path = store.folder("data", "neighbours", "pattern", "2026.01.04-00000.parquet")
+    store.write(path, store.read(path, "neighbours").slice(0, 1), "neighbours")
+    figures = select.run(params_for("2026.01.04"), store).figures
+    wanted = {"yield_semantic": 1.5, "yield_pattern": 0.25, "yield_caption": 1.5, "encoder_yield_lowest": 0.25}
+    assert {k: v for k, v in figures.items() if "yield" in k} == wanted
+
+
 def test_bands_take_pairs_from_the_whole_window(tmp_path: Path):
     ranks = []
     for name, changes in (("nearest", {"agreement": "rank"}), ("bands", {"bands": [1, 1, 1]}), ("cosines", {"bands": [1, 1], "bands_by": "similarity"})):

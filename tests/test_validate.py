@@ -10,6 +10,7 @@ import yaml
 from tasks import validate
 from tasks.config import Params, load_params, overlay, read_raw, resolve
 from tasks.errors import ConfigError, DataError
+from tasks.records import StageReport
 from tasks.store import Store
 from tests.publishing.fakes import fill, gates
 
@@ -51,6 +52,20 @@ def test_a_flood_of_copies_stops_at_the_images_gate(root: Path):
     failure = report(root, "images")["failures"][0]
     assert (failure["observed"], failure["expected"]) == (pytest.approx(20 / 26), "at most 0.25")
     assert len(failure["examples"]) == 5 and failure["examples"][0]["reason"] == "duplicate" and len(failure["examples"][0]["image_ids"]) == 1
+
+
+def test_an_encoder_that_mines_next_to_nothing_stops_at_the_pairs_gate(root: Path):
+    params = fill(root, range(0, 6))
+    for floor, lowest, is_held in ((0.1, 0.05, True), (0.1, 0.1, False), (0.0, 0.0, False)):
+        params = params.model_copy(update={"validate_": params.validate_.model_copy(update={"pairs": {**params.validate_.pairs, "encoder_yield_min": floor}})})
+        figures = {"yield_semantic": 9.5, "yield_pattern": lowest, "encoder_yield_lowest": lowest}
+        Store(root).write_report(StageReport("select", figures=figures))
+        if is_held:
+            with pytest.raises(DataError, match=r"encoder_yield_lowest: be between: observed 0.05, expected at least 0.1"):
+                validate.run(params, Store(root), table="pairs")
+        else:
+            assert validate.run(params, Store(root), table="pairs").figures["pairs_yield_pattern"] == lowest
+        assert report(root, "pairs")["figures"]["yield_semantic"] == 9.5  # logged beside the gate's verdict
 
 
 def change(root: Path, table: str, number: int, **values: object) -> Params:
