@@ -26,7 +26,7 @@ TRIPLET_COLUMNS = {
     "captioner, captioner_revision, prompt_sha256, judge, judge_revision": "who wrote and who judged, pinned",
     "tokens": "model tokens spent, a count",
     "language, engine, sampling, seed, judge_prompt_sha256": "how the texts were asked for, and the judge's prompt; null in versions before these columns",
-    "found_by": "which of text, image, composed finds the target first among the batch's pictures: text or image alone is a shortcut; null where not looked at",
+    "found_by": "which of text, image, composed finds the target first among the corpus' pictures: text or image alone is a shortcut; null where not looked at",
 }
 IMAGE_COLUMNS = {
     "image_id": "sha256 of the stored bytes",

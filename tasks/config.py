@@ -162,6 +162,9 @@ class SelectConfig(Section):
         default_factory=dict, description="Per encoder: pairs of one run that it may have mined, a count; no limit where absent."
     )
     pairs_per_source: int | None = Field(None, ge=1, description="Pairs of one run whose query is of one source, a count; no limit when empty.")
+    nearest_share: float = Field(
+        1.0, ge=0, le=1, description="Most of a run's pairs whose target is the query's nearest by encoder 'semantic' (the picture alone finds it), a share."
+    )
     bands: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="Weights of equal bands of a query's window, the nearest first: its pairs are drawn over them. Best agreement first when empty."
     )
@@ -196,6 +199,11 @@ class CaptionConfig(Section):
     languages: tuple[str, ...] = Field(("en",), min_length=1, description="Languages of the instructions, ISO 639-1; each pair gets one, drawn by the seed.")
     demonstrations: int = Field(5, ge=0, description="Demonstrations shown to the writer, drawn by the seed for each pair, where write.txt has room for them.")
     leak_share: float | None = Field(None, gt=0, le=1, description="A text with at least this share of the target's caption's words leaks it; off when empty.")
+    source_share: float | None = Field(
+        None, gt=0, le=1, description="A text with this share of the words that only the source's side of the differences has gives it away; off when empty."
+    )
+    description_words: tuple[int, int] = Field((60, 100), description="Words asked of a description, where its prompt asks for a number: drawn for each pair.")
+    reverse: bool = Field(False, description="Also write instructions that lead from a pair's target back to its query: triplets of their own.")
     same_text_pairs: int | None = Field(None, ge=1, description="A text that more pairs of one chunk share is about none of them, a count; off when empty.")
     canaries: str | None = Field(None, description="Folder with canaries.csv (query, target, expect): pairs whose difference is known, shown in each part.")
     canaries_min: float = Field(0.6, ge=0, le=1, description="Least share of canaries whose description says the difference; below it the part fails.")
@@ -226,7 +234,9 @@ class JudgeConfig(Section):
     shortcut_share_max: float | None = Field(
         None, ge=0, le=1, description="Most triplets of a chunk that one modality alone may solve, a share; the rest are dropped. Only tagged when empty."
     )
-    shortcut_pictures: int = Field(20_000, ge=2, description="Pictures of the batch that text or picture alone must find the target among, at most, a count.")
+    shortcut_pictures: int = Field(
+        20_000, ge=2, description="Pictures of the corpus that text or picture alone must find the target among, drawn by the seed, at most, a count."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 
@@ -275,6 +285,7 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the towers' arithmetic; weights, features and loss stay float32.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, about a third more work.")
     processes: int = Field(1, ge=1, description="Processes (one GPU each) that share every batch; the step is the same, a count.")
+    shard_weights: bool = Field(False, description="Spread weights, gradients and optimiser over the processes' GPUs (FSDP2): for models that one cannot hold.")
     decode_workers: int = Field(0, ge=0, description="Threads that decode the next batches' pictures while the model works, a count; 0: in turn.")
     checkpoint_steps: int = Field(50, ge=1, description="A run that dies goes on from the last multiple of this, with the same weights; steps.")
     tensorboard: bool = Field(False, description="Write reports/training/tensorboard beside the metrics as JSON lines.")

@@ -287,10 +287,10 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
 
 
 class Finder:
-    """Finds out what finds a triplet's target among the batch's pictures; None for all where the batch's CLIP cannot tell."""
+    """Finds out what finds a triplet's target among the corpus' pictures; None for all where the batch's CLIP cannot tell."""
 
     def __init__(self, params: Params, store: Store, image_ids: Sequence[str]) -> None:
-        """`image_ids` are the batch's queries and targets; nothing is read before the first call."""
+        """`image_ids` are the batch's queries and targets, which are looked up whatever is drawn; nothing is read before the first call."""
         self.params, self.store, self.image_ids = params, store, image_ids
         self._ready: tuple[dict[str, Any], list[str], Any] | None = None
 
@@ -301,13 +301,15 @@ class Finder:
         if spec is None or not self.store.embedded_shards("semantic"):
             return None
         ids, stored, _ = self.store.read_embeddings("semantic")
-        wanted = set(self.image_ids)
+        # a target is looked for where a user would: among all pictures, not among the few that end a pair of this week
+        gallery = shortcuts.drawn(ids, self.params.judge.shortcut_pictures, self.params.open_run.seed)
+        wanted = {*self.image_ids, *gallery}
         vectors = {i: stored[n].astype("float32") for n, i in enumerate(ids) if i in wanted}
         if wanted - set(vectors):
             return None
         encoder = load_encoder(spec.model_copy(update={"kind": "text"}), self.params.judge.device, self.params.open_run.threads)
         is_joint = hasattr(getattr(encoder, "model", None), "get_text_features")  # a text tower of its own lies in another space
-        return (vectors, shortcuts.drawn(self.image_ids, self.params.judge.shortcut_pictures, self.params.open_run.seed), encoder) if is_joint else None
+        return (vectors, gallery, encoder) if is_joint else None
 
     def __call__(self, triplets: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
         """Per triplet the modes that find its target."""

@@ -160,12 +160,13 @@ def schemas() -> dict[str, pa.Schema]:
                 ("prompt_sha256", s),
                 ("prompt_tokens", i32),
                 ("output_tokens", i32),
-                ("differences", strings),  # 'kind: what', where the describing model answers by a schema; else empty
+                ("differences", strings),  # 'kind: source -> target', where the describing model answers by a schema; else empty
                 ("language", s),  # of the instructions
                 ("requests", i32),  # put to models for this pair, retries included
                 ("engine", s),  # of both models, with its version
                 ("sampling", s),  # JSON
                 ("seed", i64),
+                ("shared_concept", s),  # what both pictures show, where the describing model answers by a schema; else null
             ]
         ),
         "triplets": pa.schema(
@@ -193,7 +194,7 @@ def schemas() -> dict[str, pa.Schema]:
                 ("sampling", s),  # JSON
                 ("seed", i64),
                 ("judge_prompt_sha256", s),
-                ("found_by", strings),  # of text, image, composed: what finds the target among the batch's pictures; null where it was not looked at
+                ("found_by", strings),  # of text, image, composed: what finds the target first among the corpus' pictures; null where it was not looked at
             ]
         ),
         "quarantine": pa.schema([("table", s), ("batch", s), ("key", s), ("expectation", s), ("column", s), ("observed", s)]),
@@ -203,7 +204,7 @@ def schemas() -> dict[str, pa.Schema]:
 # Columns that versions before them lack; they are read as nulls there.
 LATER_COLUMNS: dict[str, tuple[str, ...]] = {
     "images": ("source_fingerprint", "robots", "sharpness", "is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy"),
-    "captioned": ("differences", "language", "requests", "engine", "sampling", "seed"),
+    "captioned": ("differences", "language", "requests", "engine", "sampling", "seed", "shared_concept"),
     "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "found_by"),
 }
 

@@ -1,6 +1,6 @@
 """Shortcuts: triplets whose target is found by the text alone, or by the query picture alone; what composing adds.
 
-A triplet teaches composition only where neither modality is enough. Each is looked for among the batch's pictures, by the
+A triplet teaches composition only where neither modality is enough. Each is looked for among the corpus' pictures, by the
 CLIP that embedded them (encoder `semantic`): its texts alone, its query picture alone, and both summed as BGE-VL does
 (arXiv:2412.14475, eq. 2); the query picture is taken out, as in CIRR's protocol. Found means: first of all. Pure functions of
 vectors; `judge` tags triplets with them (column `found_by`), limits shortcuts to `judge.shortcut_share_max` of a chunk, and the version

@@ -87,6 +87,20 @@ def test_no_encoder_and_no_source_brings_more_and_both_directions_come_or_neithe
     assert not both or all((t, q) in made | set(published) for q, t in made)
 
 
+@settings(max_examples=60, deadline=None)
+@given(pairs_of_letters, st.integers(0, 9), st.floats(0, 1), st.randoms())
+def test_at_most_a_share_of_pairs_ends_at_the_query_s_nearest_picture(names: list[str], seed: int, share: float, chance: random.Random):
+    config = SelectConfig(pairs_per_query=9, pairs_per_target=9, nearest_share=share)
+    some = [Candidate(n[0], n[1], {"semantic": chance.randrange(2)} if chance.random() < 0.8 else {"pattern": 0}) for n in sorted(set(names)) if n[0] != n[1]]
+    shuffled = chance.sample(some, len(some))
+    taken, left = within_quotas(in_order(some, seed), [], config)
+    assert within_quotas(in_order(shuffled, seed), [], config) == (taken, left)
+    nearest = sum(c.ranks.get("semantic") == 0 for c in taken)
+    assert nearest <= share * len(taken) + 1e-9 or share == 1
+    assert all(why == "nearest_share" and c.ranks["semantic"] == 0 for c, why in left)
+    assert len(taken) - nearest == sum(c.ranks.get("semantic") != 0 for c in some)  # the others are not touched
+
+
 def test_the_other_direction_is_a_pair_of_its_own_mined_by_the_same_encoders():
     there, alone = Candidate("a", "b", {"semantic": 0, "caption": 3}, {"semantic": 2}), Candidate("c", "d", {"pattern": 1})
     config = SelectConfig(pairs_per_query=1, pairs_per_target=1, both_directions=True)
