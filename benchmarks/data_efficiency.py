@@ -14,7 +14,8 @@ CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a ru
 
 All arms start from the same checkpoint and get the same steps, batch, rates and candidates' temperature; the text tower is trained on
 features of the locked picture tower (the recipe's first phase, LiT), so that sixty trainings fit a laptop. `--ablations` adds METHOD.md 1.2 in
-miniature at the largest size: negatives none / query picture / + mined, and pairs by each encoder alone, in twos, by all three. A run that
+miniature at the largest size: negatives none / query picture / + mined, and pairs by each encoder alone, in twos, by all three; and, with as
+many samples each, judge on / off by shortcut filter on / off (only samples whose target neither text nor picture alone finds first). A run that
 is done stands in <out>/runs.jsonl and is not done again. Writes <out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the
 mean and standard deviation of composed mAP@5 over the seeds, and for each N whether N judged triplets beat `factor` x N image-text pairs.
 """
@@ -31,7 +32,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from tasks import shortcuts
 from tasks.config import Params, load_params
 from tasks.evaluate import measure, picture_features, read_benchmark
 from tasks.loss import info_nce
+from tasks.models.encoders import unit_rows
 from tasks.models.retriever import Retriever
 from tasks.records import stable_id
 from tasks.sample.phrases import web_caption
@@ -65,6 +68,7 @@ class Sample:
     texts: tuple[str, ...]
     negatives: tuple[str, ...] = ()
     mined_by: tuple[str, ...] = ()
+    is_shortcut: bool = False  # text or picture alone finds the target (tasks/shortcuts.py)
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------
@@ -88,6 +92,19 @@ def written_pairs(store: Store) -> list[Sample]:
     """Pairs with all the instructions that were written for them, judged or not."""
     pairs = {r["pair_id"]: r for r in store.read_table("pairs").to_pylist()}
     return triplet_samples([{**pairs[r["pair_id"]], "instructions": r["instructions"]} for r in store.read_table("captioned").to_pylist()])
+
+
+def with_shortcuts(samples: Sequence[Sample], vectors: Mapping[str, np.ndarray], texts: np.ndarray) -> list[Sample]:
+    """The samples, each marked where one modality alone finds its target among all pictures.
+
+    Args:
+        samples: triplets.
+        vectors: image id -> (d,) unit row, of every picture.
+        texts: (m, d), a unit row per instruction, sample by sample.
+    """
+    rows = [{"query_image_id": s.query, "target_image_id": s.target, "instructions": s.texts} for s in samples]
+    found = shortcuts.found_by(rows, texts, vectors, sorted(vectors))
+    return [replace(s, is_shortcut=shortcuts.is_shortcut(f)) for s, f in zip(samples, found, strict=True)]
 
 
 def random_pairs(store: Store, params: Params, count: int, folder: Path) -> list[Sample]:
@@ -257,15 +274,26 @@ class Job:
     seed: int
     negatives: str = "mined"
     encoders: tuple[str, ...] = ()
+    filtered: bool | None = None  # the cell of the table judge by shortcut filter; None elsewhere
+
+    @property
+    def label(self) -> str:
+        """What it ablates; empty where nothing."""
+        if self.filtered is not None:
+            return f"judge {'on' if self.arm == 'judged' else 'off'}, shortcut filter {'on' if self.filtered else 'off'}"
+        return "+".join(self.encoders) or (f"negatives: {self.negatives}" if self.negatives != "mined" else "")
 
     @property
     def key(self) -> str:
         """Its name in runs.jsonl."""
-        return "/".join((self.arm, str(self.size), str(self.seed), self.negatives, "+".join(self.encoders)))
+        return "/".join((self.arm, str(self.size), str(self.seed), self.label))
 
 
-def jobs_of(arms: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], factor: int, *, ablations: bool) -> list[Job]:
-    """All trainings of a study: every arm at every size and seed, image-text pairs at `factor` times each size too, and the ablations."""
+def jobs_of(arms: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], factor: int, *, ablations: bool, cell: int = 0) -> list[Job]:
+    """All trainings of a study: every arm at every size and seed, image-text pairs at `factor` times each size too, and the ablations.
+
+    `cell` samples stand in each cell of the table judge by shortcut filter, a count; no table where 0.
+    """
     jobs = [Job(arm, size, seed) for arm in arms for size in sizes for seed in seeds]
     if "image_text" in arms:
         jobs += [Job("image_text", size * factor, seed) for size in sizes for seed in seeds if size * factor not in sizes]
@@ -274,6 +302,8 @@ def jobs_of(arms: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], fac
         jobs += [Job("judged", most, seed, negatives=n) for n in NEGATIVES[:-1] for seed in seeds]
         groups = [g for n in (1, 2, 3) for g in itertools.combinations(ENCODERS, n)]
         jobs += [Job("unjudged", most, seed, encoders=g) for g in groups for seed in seeds]
+        if cell:
+            jobs += [Job(arm, cell, seed, filtered=f) for arm in ("judged", "unjudged") for f in (True, False) for seed in seeds]
     return list(dict.fromkeys(jobs))
 
 
@@ -282,7 +312,7 @@ def samples_of(job: Job, pools: Mapping[str, Sequence[Sample]]) -> list[Sample]:
 
     With `encoders`, pairs that one of them mined; fewer than `size` where there are not so many (the figures say how many).
     """
-    pool = [s for s in pools[job.arm] if not job.encoders or set(s.mined_by) & set(job.encoders)]
+    pool = [s for s in pools[job.arm] if (not job.encoders or set(s.mined_by) & set(job.encoders)) and not (job.filtered and s.is_shortcut)]
     order = random.Random(f"{job.arm}:{job.seed}").sample(range(len(pool)), len(pool))
     return [pool[n] for n in order[: job.size]]
 
@@ -299,7 +329,7 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
         samples = statistics.fmean(r["samples"] for r in rows)
         return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None, "seeds": len(values), "samples": samples}
 
-    plain = [r for r in runs if r["negatives"] == "mined" and not r["encoders"]]
+    plain = [r for r in runs if not r["label"]]
     arms: dict[str, dict[str, Any]] = {}
     for arm, size in sorted({(r["arm"], r["size"]) for r in plain}):
         arms.setdefault(arm, {})[str(size)] = of([r for r in plain if (r["arm"], r["size"]) == (arm, size)])
@@ -308,9 +338,8 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
         other = arms.get("image_text", {}).get(str(int(size) * factor))
         if other:
             claim[size] = {"judged": judged["mean"], "image_text": other["mean"], "factor": factor, "holds": judged["mean"] > other["mean"]}
-    special = [r for r in runs if r["negatives"] != "mined" or r["encoders"]]
-    names = sorted({("+".join(r["encoders"]) or f"negatives: {r['negatives']}") for r in special})
-    ablations = {name: of([r for r in special if ("+".join(r["encoders"]) or f"negatives: {r['negatives']}") == name]) for name in names}
+    labels = sorted({r["label"] for r in runs if r["label"]})
+    ablations = {label: of([r for r in runs if r["label"] == label]) for label in labels}
     return {"arms": arms, "claim": claim, "ablations": ablations}
 
 
@@ -359,6 +388,8 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     benchmark = read_benchmark(args.benchmark, params.evaluate.template)
     jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=args.ablations)
+    model = args.base_model or params.train.base_model
+    base = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
     drawn: dict[str, Scene] = {}
     pools: dict[str, list[Sample]] = {}
     wanted = {job.arm for job in jobs}
@@ -371,9 +402,15 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     if "image_text" in wanted:
         pools["image_text"] = image_text_pairs(store, max(j.size for j in jobs if j.arm == "image_text"), drawn)
     settings = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "warmup": args.warmup, "temperature": args.temperature}
-    model = args.base_model or params.train.base_model
-    base = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
     pictures = Pictures(base, store, drawn)
+    if args.ablations:
+        known = store.read_table("images", ["image_id"])["image_id"].to_pylist()
+        pictures.add(known)
+        vectors = dict(zip(known, unit_rows(torch.stack([pictures.raw[i] for i in known]).numpy()), strict=True))
+        for arm in ("judged", "unjudged"):
+            pools[arm] = with_shortcuts(pools[arm], vectors, base.encode(texts=[t for s in pools[arm] for t in s.texts]))
+        cell = min(sum(not s.is_shortcut for s in pools[arm]) for arm in ("judged", "unjudged"))
+        jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=True, cell=cell)
     same = {**settings, "base": base.revision, "benchmark": str(args.benchmark), "dataset": str(args.dataset)}
     log = out / "runs.jsonl"
     runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -388,7 +425,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         retriever = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
         loss = fit_texts(retriever, samples, pictures.raw, negatives=job.negatives, seed=job.seed, **settings)
         scores = measure(retriever, benchmark, 128, pictures=gallery)
-        row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "negatives": job.negatives, "encoders": list(job.encoders)}
+        row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "label": job.label}
         row |= {"samples": len(samples), "loss": loss, "settings": same, **{half: scores[half][METRIC] for half in scores}}
         runs.append(row)
         with open(log, "a") as f:
@@ -397,6 +434,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     keys_wanted = {job.key for job in jobs}
     figures = summary_of([r for r in runs if r["settings"] == same and r["key"] in keys_wanted], args.image_text_factor)
     figures |= {"base": {half: base_scores[half][METRIC] for half in base_scores}, "settings": same, "pools": {arm: len(pool) for arm, pool in pools.items()}}
+    figures["shortcut_shares"] = {arm: sum(s.is_shortcut for s in pool) / len(pool) for arm, pool in pools.items()} if args.ablations else {}
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     (out / "scaling.svg").write_text(plot(figures["arms"], base_scores["composed"][METRIC]))
     return figures

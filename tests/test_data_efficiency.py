@@ -3,18 +3,23 @@
 import xml.etree.ElementTree as ET
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.data_efficiency import ARMS, Job, Sample, jobs_of, plot, samples_of, summary_of, triplet_samples
+from benchmarks.data_efficiency import ARMS, Job, Sample, jobs_of, plot, samples_of, summary_of, triplet_samples, with_shortcuts
 
 
 def test_every_arm_size_and_seed_once_and_image_text_at_the_factor_too():
     jobs = jobs_of(ARMS, [10, 100], [0, 1, 2], 10, ablations=False)
     assert len(jobs) == len(set(jobs)) == 4 * 2 * 3 + 1 * 3  # 10 x 10 is among the sizes already
     assert {j.size for j in jobs if j.arm == "image_text"} == {10, 100, 1000} and {j.size for j in jobs if j.arm == "judged"} == {10, 100}
-    more = jobs_of(["judged"], [10], [0], 70, ablations=True)
+    more = jobs_of(["judged"], [10], [0], 70, ablations=True, cell=7)
+    table = [j for j in more if j.filtered is not None]
+    assert sorted(j.label for j in table) == [f"judge {a}, shortcut filter {b}" for a in ("off", "on") for b in ("off", "on")] and {j.size for j in table} == {
+        7
+    }
     assert {j.negatives for j in more if j.arm == "judged"} == {"none", "query", "mined"}
-    assert sorted(len(j.encoders) for j in more if j.arm == "unjudged") == [1, 1, 1, 2, 2, 2, 3]
+    assert sorted(len(j.encoders) for j in more if j.arm == "unjudged" and j.encoders) == [1, 1, 1, 2, 2, 2, 3]
     assert len({j.key for j in more}) == len(more)
 
 
@@ -27,18 +32,28 @@ def test_a_larger_size_holds_the_smaller_one_and_encoders_choose():
     assert len(found) == 10 and all("pattern" in s.mined_by for s in found)
 
 
+def test_the_filter_leaves_only_what_needs_both_halves():
+    vectors = {name: np.array(row, np.float32) for name, row in {"q": (1, 0, 0), "near": (0.9, 0.1, 0), "far": (0.5, 0.6, 0.5)}.items()}
+    pool = with_shortcuts([Sample("q", "near", ("x",)), Sample("q", "far", ("y",))], vectors, np.array([[0, 0, 1], [0, 1, 0]], np.float32))
+    assert [s.is_shortcut for s in pool] == [True, True], "the picture finds the near one, the text the far one"
+    pool = with_shortcuts(pool, vectors, np.array([[0, 0, 1], [1, 0, 0]], np.float32))
+    assert [s.is_shortcut for s in pool] == [True, False]
+    assert [s.target for s in samples_of(Job("judged", 5, 0, filtered=True), {"judged": pool})] == ["far"]
+    assert len(samples_of(Job("judged", 5, 0, filtered=False), {"judged": pool})) == 2
+
+
 def test_the_query_picture_is_no_mined_negative():
     row = {"query_image_id": "q", "target_image_id": "t", "instructions": ["x"], "negative_image_ids": ["q", "a", "t"], "mined_by": ["semantic"]}
     assert triplet_samples([row]) == [Sample("q", "t", ("x",), ("a",), ("semantic",))]
 
 
 def row(arm: str, size: int, composed: float, **more: Any) -> dict[str, Any]:
-    return {"arm": arm, "size": size, "composed": composed, "samples": size, "negatives": "mined", "encoders": [], **more}
+    return {"arm": arm, "size": size, "composed": composed, "samples": size, "label": "", **more}
 
 
 def test_the_claim_is_said_whatever_came_out():
     runs = [row("judged", 10, 0.2), row("judged", 10, 0.3), row("judged", 20, 0.3), row("image_text", 700, 0.24), row("image_text", 1400, 0.31)]
-    runs += [row("judged", 20, 0.1, negatives="none"), row("unjudged", 20, 0.22, encoders=["semantic", "pattern"])]
+    runs += [row("judged", 20, 0.1, label="negatives: none"), row("unjudged", 20, 0.22, label="semantic+pattern")]
     figures = summary_of(runs, 70)
     assert figures["arms"]["judged"]["10"]["mean"] == 0.25 and figures["arms"]["judged"]["10"]["deviation"] == pytest.approx(0.0707, abs=1e-4)
     assert [figures["claim"][n]["holds"] for n in ("10", "20")] == [True, False]
