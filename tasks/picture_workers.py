@@ -2,7 +2,7 @@
 
     python -m tasks.picture_workers RULES_JSON MEMORY_MIB CPU_S        what a worker is started as; reads files from stdin, answers on stdout
 
-A worker holds Pillow and numpy, never torch, no credential of its own and no path: it is handed bytes and hands bytes back. Its address space is
+A worker holds Pillow, OpenCV and numpy, never torch, no credential of its own and no path: it is handed bytes and hands bytes back. Its address space is
 limited to what it has at start plus `memory_mib`, so a bomb meets MemoryError. The deadline counts CPU time (ITIMER_PROF, whose default action ends
 the process even inside a decoder): a busy machine does not make a good file late. A wall-clock limit stands behind it.
 
@@ -31,7 +31,8 @@ from tasks.pictures import Picture, Refusal, Rules, be_strict, read_picture
 
 ASK = struct.Struct(">Q?")  # bytes of the file, is_named_picture
 ANSWER = struct.Struct(">QQ")  # bytes of the JSON, bytes of the stored picture
-WALL_FACTOR = 30  # a file may wait this much longer than its CPU deadline before its worker counts as hung
+WALL_FACTOR = 30  # a file may wait this much longer than its CPU deadline, and this time for the worker's start, before its worker counts as hung
+START_S = 120.0
 MIB = 1 << 20
 
 
@@ -59,7 +60,7 @@ class Worker:
         root = str(Path(__file__).resolve().parent.parent)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")}
-        self.wall_s = cpu_s * WALL_FACTOR
+        self.wall_s = START_S + cpu_s * WALL_FACTOR
         self.child = subprocess.Popen(
             [sys.executable, "-m", "tasks.picture_workers", *arguments],
             stdin=subprocess.PIPE,

@@ -1,10 +1,14 @@
 """What happens to a picture: from any bytes to the one stored form, or to the reason why not.
 
-Pure functions over bytes; run in worker processes by tasks/picture_workers.py. Loads numpy and Pillow, nothing else.
+Pure functions over bytes; run in worker processes by tasks/picture_workers.py. Loads numpy, Pillow and OpenCV, nothing else.
 
 Order: the header states format and pixels, and nothing is decoded before both are allowed; a JPEG of at least twice the wanted side is decoded at
 half (a quarter ...) by its DCT; then first frame, shrunk to `max_side_px` (antialiased bicubic, or `resized_by_opencv`), turned as EXIF says,
 converted to sRGB, encoded once. What is encoded is made of pixels alone, so no EXIF (GPS), XMP, profile, comment or thumbnail can come along.
+
+A file that ends early or is damaged is refused, also where a decoder would fill up what is missing without a word. JPEG: OpenCV's libjpeg decodes (its
+pixels are Pillow's, bit for bit) and its warnings are heard. PNG: checksums of the chunks that matter, the end chunk, and all rows there. A changed byte
+inside a JPEG's scan that still decodes cannot be told, for the format has no checksum.
 
 Rules for what is not 8-bit sRGB: transparency lies over white; palettes are resolved; 16-bit grey is scaled to 8 bits, not clipped; an ICC profile is
 converted to sRGB (perceptual intent) and a profile that cannot be read counts as sRGB; CMYK without a profile by Pillow's plain formula; of an
@@ -16,9 +20,14 @@ Bicubic against Lanczos, and half against full decode: docs/decisions/0020-the-s
 from __future__ import annotations
 
 import io
+import os
+import re
 import struct
+import tempfile
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,6 +49,12 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# libjpeg's warnings that mean: part of the picture is made up. Others (an odd JFIF version, an odd progression) leave every pixel as it was written.
+JPEG_DAMAGE = re.compile(r"premature end|bad (?:Huffman|arithmetic) code|instead of RST", re.IGNORECASE)
+JPEG_STRAY = re.compile(r"(\d+) extraneous bytes")
+JPEG_STRAY_BYTES = 16  # between two markers; more is a scan that lost its step, fewer are some encoders' padding
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # first column and row, steps
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # What Pillow's decoders raise on bytes that are not what they claim to be.
 BROKEN = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError),
@@ -203,7 +218,134 @@ def resized_by_opencv(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(cv2.resize(smooth, size, interpolation=cv2.INTER_CUBIC))
 
 
-def decoded(image: Image.Image, rules: Rules) -> Image.Image:
+class Hearing:
+    """What libraries in C write to stderr, which here is where libjpeg warns. One at a time in a process: file descriptor 2 is everybody's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sink = -1
+
+    def decode(self, content: bytes, flags: int) -> tuple[np.ndarray | None, str]:
+        """OpenCV's picture (None: it can't), and what was written meanwhile."""
+        import cv2
+
+        with self._lock:
+            if self._sink < 0:
+                with tempfile.TemporaryFile() as file:
+                    self._sink = os.memfd_create("warnings") if hasattr(os, "memfd_create") else os.dup(file.fileno())
+            kept = os.dup(2)
+            os.dup2(self._sink, 2)
+            try:
+                pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+            except cv2.error:
+                pixels = None
+            finally:
+                os.dup2(kept, 2)
+                os.close(kept)
+            said = ""
+            if written := os.lseek(self._sink, 0, os.SEEK_CUR):
+                os.lseek(self._sink, 0, os.SEEK_SET)
+                said = os.read(self._sink, min(written, 4096)).decode("utf-8", "replace")
+                os.ftruncate(self._sink, 0)
+                os.lseek(self._sink, 0, os.SEEK_SET)
+        return pixels, said
+
+
+_hearing = Hearing()
+
+
+def jpeg_damage(said: str) -> str | None:
+    """libjpeg's warning that part of a picture is not there; None where it said nothing, or nothing that matters."""
+    stray = JPEG_STRAY.search(said)
+    if JPEG_DAMAGE.search(said) or stray and int(stray[1]) > JPEG_STRAY_BYTES:
+        return said.strip().splitlines()[0]
+    return None
+
+
+def decoded_jpeg(image: Image.Image, content: bytes, wanted: tuple[int, int]) -> Image.Image:
+    """A JPEG's pixels in mode L, RGB or CMYK: the smallest of 1/1, 1/2, 1/4, 1/8 of its size that is no smaller than wanted.
+
+    Raises:
+        BROKEN, MemoryError: it is cut off or damaged, or it does not fit.
+    """
+    import cv2
+
+    width, height = image.size
+    scale = next((s for s in (8, 4, 2) if width // s >= wanted[0] and height // s >= wanted[1]), 1)
+    colour = {1: cv2.IMREAD_COLOR_BGR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+    grey = {1: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
+    is_plain = image.mode in ("L", "RGB")
+    pixels, said = _hearing.decode(content, grey[scale] if image.mode == "L" else colour[scale if is_plain else 8])
+    if damage := jpeg_damage(said):
+        raise OSError(damage)
+    if pixels is not None and is_plain:
+        return Image.fromarray(pixels if image.mode == "L" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels))
+    image.draft(None, wanted)
+    image.load()  # raises where the file is cut off
+    if is_plain:
+        raise OSError(f"one decoder reads it, another does not ({said.strip()[:100]})")
+    return image
+
+
+def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """(kind, body) of a PNG's chunks up to its end chunk.
+
+    Raises:
+        OSError: it ends before, or a chunk that a picture needs does not have its checksum.
+    """
+    view, at = memoryview(content), 8
+    while at + 12 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 8 + size
+        if end + 4 > len(content):
+            break
+        if kind[0] & 0x20 == 0 and zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):  # capital letter: critical
+            raise OSError(f"a PNG whose chunk {kind.decode('ascii', 'replace')} has another checksum")
+        yield kind, view[at + 8 : end]
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise OSError("a PNG without its end")
+
+
+def png_size_bytes(width: int, height: int, depth: int, colour: int, *, is_interlaced: bool) -> int:
+    """Bytes that a PNG's rows unpack to, one for the filter of each row included."""
+    bits = depth * PNG_CHANNELS[colour]
+    total = 0
+    for left, top, across, down in ADAM7 if is_interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
+
+
+def check_png(image: Image.Image, content: bytes) -> None:
+    """Look whether a PNG that was decoded was there as a whole.
+
+    Rows that are missing stay zero, so only where the last row is zero (or rows come interlaced) are the rows unpacked again, and counted.
+
+    Raises:
+        OSError: it was not.
+        zlib.error: its rows do not unpack.
+    """
+    chunks = [(kind, body) for kind, body in png_chunks(content) if kind in (b"IHDR", b"IDAT")]
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0][1][:13])
+    if not interlaced and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
+        return
+    unpacker, left = zlib.decompressobj(), png_size_bytes(width, height, depth, colour, is_interlaced=bool(interlaced))
+    wanted = left
+    for kind, body in chunks:
+        piece: Any = body if kind == b"IDAT" else b""
+        while piece and left > 0 and not unpacker.eof:
+            left -= len(unpacker.decompress(piece, 1 << 20))
+            piece = unpacker.unconsumed_tail
+    while left > 0 and not unpacker.eof and (more := unpacker.decompress(b"", 1 << 20)):
+        left -= len(more)
+    if left > 0:
+        raise OSError(f"a PNG with {wanted - left} of its {wanted} bytes of rows")
+
+
+def decoded(image: Image.Image, content: bytes, rules: Rules) -> Image.Image:
     """An opened file's first frame: shrunk, upright, sRGB.
 
     Raises:
@@ -212,11 +354,13 @@ def decoded(image: Image.Image, rules: Rules) -> Image.Image:
     profile = image.info.get("icc_profile") or b""
     wanted = stored_size(*image.size, rules.max_side_px)
     if image.format in ("JPEG", "MPO"):
-        image.draft(None, wanted)  # the smallest of 1/1, 1/2, 1/4, 1/8 that is no smaller than this
+        turn, image = turn_of(image), decoded_jpeg(image, content, wanted)
     else:
         image.seek(0)
-    image.load()
-    turn = turn_of(image)
+        image.load()
+        if image.format == "PNG":
+            check_png(image, content)
+        turn = turn_of(image)  # a PNG may tell it behind its pixels
     small = shrinkable(image)
     if small.size != wanted:
         is_little = rules.resampler == "opencv" and small.mode in ("L", "RGB") and max(small.size) <= 2 * max(wanted)
@@ -277,7 +421,7 @@ def read_picture(content: bytes, *, is_named_picture: bool, rules: Rules) -> Pic
         return refusal
     stated = f"{image.width}x{image.height} px, {image.format} {image.mode}"
     try:
-        small = decoded(image, rules)
+        small = decoded(image, content, rules)
     except MemoryError:
         return Refusal("too_costly", f"{stated}: takes more memory than a worker has")
     except (*BROKEN, Image.DecompressionBombError) as error:
@@ -294,10 +438,9 @@ def read_picture(content: bytes, *, is_named_picture: bool, rules: Rules) -> Pic
 
 def be_strict(rules: Rules) -> None:
     """Process-wide settings of a worker: a cut file is an error, one thread a file, all libraries loaded."""
-    if rules.resampler == "opencv":
-        import cv2
+    import cv2
 
-        cv2.setNumThreads(1)
+    cv2.setNumThreads(1)
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     if "AVIF" in FORMATS:
         from PIL import AvifImagePlugin

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin, features
 
 from tasks import ingest
 from tasks.picture_workers import PictureWorkers
-from tasks.pictures import Picture, Refusal, Rules
+from tasks.pictures import ADAM7, PNG_CHANNELS, Picture, Refusal, Rules, png_size_bytes, read_picture
 from tasks.sources import cleaned_text
 from tasks.store import Store
 from tests.test_ingest import images_of, params_for, picture, reasons_of
@@ -33,7 +35,9 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: int | None = None, fill: bytes = b"\0", extra: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, *, depth: int = 8, colour: int = 2, rows: int | None = None, fill: bytes = b"\0", extra: bytes = b"", interlaced: int = 0
+) -> bytes:
     """A PNG whose rows are all alike, truly there (a bomb: small file, many pixels)."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     row = b"\0" + fill * ((width * channels * depth + 7) // 8)
@@ -41,7 +45,7 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: int |
     for _ in range(height if rows is None else rows):
         body.append(packer.compress(row))
     body.append(packer.flush())
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", b"".join(body)) + chunk(b"IEND", b"")
 
 
@@ -57,6 +61,23 @@ def webp_that_says(width: int, height: int) -> bytes:
     """A lossless WebP's header alone, of another size."""
     body = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def mended(jpeg: bytes, keep: int) -> bytes:
+    """A JPEG cut off, with an end marker put to it."""
+    assert keep < len(jpeg) - 100
+    return jpeg[:keep] + b"\xff\xd9"
+
+
+def riff(webp: bytes) -> bytes:
+    """A WebP of one chunk, cut off, whose lengths were corrected."""
+    return webp[:4] + struct.pack("<I", len(webp) - 8) + webp[8:16] + struct.pack("<I", len(webp) - 20) + webp[20:]
+
+
+def with_foot(image: Image.Image) -> Image.Image:
+    """The picture with its lower rows black."""
+    image.paste((0, 0, 0), (0, image.height - 20, image.width, image.height))
+    return image
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -117,8 +138,21 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
         "cut_header.webp": (webp[:14], "undecodable"),
         "magic_only.jpg": (b"\xff\xd8\xff", "undecodable"),
         "no_rows.png": (png(300, 300, rows=0), "undecodable"),
-        "few_rows.png": (png(300, 300, rows=10), KEPT),  # its stream ends cleanly: Pillow leaves the rest black
         "bad_crc.png": (png_[:40] + b"\xff" + png_[41:], "undecodable"),
+        # cut, and given an end: decoders fill up what is missing without a word
+        "few_rows.png": (png(300, 300, rows=10), "undecodable"),
+        "few_rows_interlaced.png": (png(300, 300, rows=299, fill=b"\x40", interlaced=1), "undecodable"),
+        "no_end.png": (png_[:-12], "undecodable"),
+        "bad_rows_crc.png": (png_[:-17] + bytes([png_[-17] ^ 1]) + png_[-16:], "undecodable"),
+        "cut_mended.jpg": (mended(saved(new((400, 400)), "JPEG"), 5_000), "undecodable"),
+        "cut_mended_progressive.jpg": (mended(saved(new((900, 900)), "JPEG", progressive=True), 20_000), "undecodable"),
+        "cut_mended_grey.jpg": (mended(saved(new((400, 400)).convert("L"), "JPEG"), 4_000), "undecodable"),
+        "cut_mended_cmyk.jpg": (mended(saved(new((400, 400)).convert("CMYK"), "JPEG"), 5_000), "undecodable"),
+        "cut_mended.webp": (riff(webp[: len(webp) // 4 * 2]), "undecodable"),
+        "no_end.jpg": (jpeg[:-2], "undecodable"),
+        "black_foot.png": (saved(with_foot(new((200, 200))), "PNG"), KEPT),  # a whole picture may end in rows of zeros
+        "black_foot_palette.png": (saved(with_foot(new((200, 200))).quantize(8), "PNG"), KEPT),
+        "padded.jpg": (saved(new((200, 200)), "JPEG")[:-2] + b"\0\0\xff\xd9", KEPT),  # some encoders do
         # bombs
         "bomb_170mpx.png": (png(13_040, 13_040), "too_large"),
         "bomb_900mpx.png": (png(30_000, 30_000, colour=0, depth=1), "too_large"),
@@ -129,7 +163,7 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
         "bomb_text.png": (png(64, 64, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 80_000_000, 9))), "undecodable"),
         "bomb_profile.png": (png(64, 64, extra=chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))), "undecodable"),
         "says_zero.png": (png(0, 0, rows=0), "undecodable"),
-        "says_more.jpg": (jpeg_that_says(4_000, 4_000), KEPT),  # an end marker in its place: libjpeg fills up with grey
+        "says_more.jpg": (jpeg_that_says(4_000, 4_000), "undecodable"),  # an end marker in its place: libjpeg fills up with grey
         # sizes
         "one_pixel.png": (png(1, 1), "too_small"),
         "line.png": (png(1, 20_000), "too_small"),
@@ -205,6 +239,43 @@ def test_every_hostile_file_is_the_row_that_it_must_be(tmp_path: Path):
     assert kept["long.png"]["has_extreme_ratio"] and kept["rgb16.png"]["is_near_empty"] and kept["rgb16.png"]["is_blurry"]
     for row in store.read_dropped("ingest").to_pylist():
         assert row["key"].startswith("mine:") and len(json.loads(row["detail"])["sha256"]) == 64
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 4), st.floats(0.3, 0.98), st.integers(0, 7))
+def test_a_file_that_was_cut_is_refused_also_with_its_end_mended(which: int, share: float, bit: int):
+    """And a PNG with one bit changed, for PNG alone has checksums."""
+    format, options = (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}))[which]
+    noise = Image.fromarray(np.random.default_rng(which).integers(0, 256, (60, 60, 3), dtype=np.uint8)).resize((150, 150), Image.Resampling.BICUBIC)
+    whole = saved(noise, format, **options)
+    keep = int(share * len(whole)) // 2 * 2
+    assert isinstance(read_picture(whole, is_named_picture=True, rules=Rules()), Picture)
+    cut = {"JPEG": mended, "PNG": lambda w, k: w[:k] + chunk(b"IEND", b""), "WEBP": lambda w, k: riff(w[:k])}[format](whole, keep)
+    found = read_picture(cut, is_named_picture=True, rules=Rules())
+    assert isinstance(found, Refusal) and found.reason == "undecodable"
+    if format == "PNG":
+        changed = whole[:keep] + bytes([whole[keep] ^ 1 << bit]) + whole[keep + 1 :]
+        assert isinstance(read_picture(changed, is_named_picture=True, rules=Rules()), Refusal)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([(0, 1), (0, 4), (0, 16), (2, 8), (3, 2), (4, 8), (6, 16)]))
+def test_rows_of_interlaced_pngs_are_counted_as_the_format_lays_them_out(width: int, height: int, kind: tuple[int, int]):
+    """The naive form: every pixel belongs to the first of the seven passes that hits it."""
+    colour, depth = kind
+    pattern = np.zeros((8, 8), int)
+    for number in reversed(range(7)):
+        left, top, across, down = ADAM7[number]
+        pattern[top::down, left::across] = number
+    passes: dict[int, set[int]] = {}
+    pixels: dict[int, int] = {}
+    for y, x in np.ndindex(height, width):
+        number = int(pattern[y % 8, x % 8])
+        passes.setdefault(number, set()).add(y)
+        pixels[number] = pixels.get(number, 0) + 1
+    naive = sum(len(rows) * (1 + -(-(pixels[number] // len(rows)) * PNG_CHANNELS[colour] * depth // 8)) for number, rows in passes.items())
+    assert png_size_bytes(width, height, depth, colour, is_interlaced=True) == naive
+    assert png_size_bytes(width, height, depth, colour, is_interlaced=False) == height * (1 + -(-width * PNG_CHANNELS[colour] * depth // 8))
 
 
 def test_a_file_takes_no_more_memory_and_time_than_it_may():
