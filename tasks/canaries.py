@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.checks import holds, plain
+from tasks.descriptions import read_description
 from tasks.errors import ConfigError, DataError
 from tasks.models.replies import Request
 
@@ -79,6 +80,12 @@ def shares(descriptions: Sequence[str], blank: str, canaries: Sequence[Canary]) 
     return seen / len(canaries), guessed / len(canaries)
 
 
+def what_it_says(reply: str) -> str:
+    """The texts of a reply by a form, without the form's own words; one that does not keep to it as it is."""
+    form = read_description(reply)
+    return reply if form is None else " . ".join([form.prose, *form.fields()])
+
+
 def show(
     model: Captioner, prompt: str, canaries: Sequence[Canary], *, least: float, blank_most: float, schema: dict[str, object] | None = None
 ) -> tuple[float, float]:
@@ -91,7 +98,8 @@ def show(
 
     probe = Image.new("RGB", canaries[0].query.size, BLANK)
     replies = model.chat([*(Request((c.query, c.target), prompt, schema) for c in canaries), Request((probe, probe), prompt, schema)])
-    seen, guessed = shares([r.text for r in replies[:-1]], replies[-1].text, canaries)
+    *said, of_blank = [what_it_says(r.text) if schema else r.text for r in replies]
+    seen, guessed = shares(said, of_blank, canaries)
     if seen < least or guessed > blank_most:
         raise DataError(
             f"canaries: '{model.name}' says the known difference of {seen:.0%} of {len(canaries)} pairs (at least {least:.0%} expected), and what it says of "

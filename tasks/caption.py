@@ -10,8 +10,13 @@ Every reply is checked (tasks/checks.py); one that cannot be used is asked for o
 with its reason. Nothing is ever filled in by default: a pair with too few different instructions is dropped. Where
 `budget_tokens` is spent the part ends politely: what is written stays, what is left is said, and a larger budget goes on.
 
-A prompt set is a folder: describe.txt; write.txt with {style} and {description}, and {demonstrations}, {language} where it
-wants them; retry.txt; an empty file `structured` where the description is asked for as JSON (checks.DESCRIPTION_SCHEMA).
+A prompt set is a folder: describe.txt ({words} where a length is asked for); write.txt with {style} and {description}, and
+{language}, {demonstrations} where it wants them; retry.txt with {prompt}, {reply} and {error}; demonstrations.jsonl; and
+describe.schema.json where the description is asked for as JSON (tasks/descriptions.py). Their bytes give the prompt hash.
+
+With `reverse` a pair that is described also gets instructions that lead from its target back to its query: a captioned row
+of its own, under the id that the pair (target, query) has. Where select made that pair itself, it is left to it.
+See docs/decisions/0043.
 """
 
 from __future__ import annotations
@@ -20,27 +25,30 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tasks import canaries, checks, ledger
 from tasks.batch import batch_of
 from tasks.chunks import finish_chunks
 from tasks.config import CaptionConfig, Params
+from tasks.descriptions import Description, read_description, words_of
 from tasks.errors import ConfigError
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.replies import Reply, Request
 from tasks.models.writer import Writer, load_writer
-from tasks.records import StageReport
+from tasks.records import StageReport, stable_id
 from tasks.request_cache import open_cache
 from tasks.store import Store
 from tasks.takedown import taken_down, withdraw_captioned
 
 PROMPTS = Path(__file__).parent / "prompts"
-DEMONSTRATIONS = "demonstrations.jsonl"  # beside the sets: own descriptions and texts, one a line
+DEMONSTRATIONS = "demonstrations.jsonl"  # descriptions of our own and the texts written to them, one a line
+SCHEMA = "describe.schema.json"
+WORDS_BESIDE = 0.25  # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
 DEFAULT_RETRY = "{prompt}\n{error}"
 QUOTED_CHARS = 600  # of a refused reply, what its retry shows
 LANGUAGES = {"en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "nl": "Dutch", "zh": "Chinese"} | {
@@ -56,46 +64,65 @@ class Prompts:
     write: str
     retry: str
     sha256: str
-    is_structured: bool = False
-    demonstrations: tuple[dict[str, str], ...] = ()
+    schema: dict[str, Any] | None = None  # what a description must be, where it is asked for as JSON
+    demonstrations: tuple[dict[str, Any], ...] = ()  # description, and texts by style
 
-    @property
-    def schema(self) -> dict[str, Any] | None:
-        """What a description must be, where it is asked for as JSON."""
-        return checks.DESCRIPTION_SCHEMA if self.is_structured else None
+    def describing(self, words: int) -> str:
+        """The request for a description of about `words` words."""
+        return filled(self.describe, words=str(words))
 
 
 def read_prompts(name: str) -> Prompts:
     """The prompt set tasks/prompts/<name>.
 
     Raises:
-        ConfigError: a file is missing, or write.txt lacks a field.
+        ConfigError: a file is missing or not JSON, or write.txt lacks a field.
     """
+    folder = PROMPTS / name
     texts: dict[str, str] = {}
     for part in ("describe", "write", "retry"):
-        path = PROMPTS / name / f"{part}.txt"
+        path = folder / f"{part}.txt"
         if path.is_file():
             texts[part] = path.read_text(encoding="utf-8").rstrip("\n")
         elif part != "retry":
             raise ConfigError(f"{path}: no such prompt; 'caption.prompts' names a folder of tasks/prompts: {sorted(p.name for p in PROMPTS.iterdir())}")
     if missing := [f for f in ("{style}", "{description}") if f not in texts["write"]]:
-        raise ConfigError(f"{PROMPTS / name / 'write.txt'}: expected the fields {missing}")
-    is_structured = (PROMPTS / name / "structured").is_file()
-    hashed = dict(texts)
-    demonstrations: tuple[dict[str, str], ...] = ()
-    if "{demonstrations}" in texts["write"]:
-        hashed["demonstrations"] = (PROMPTS / DEMONSTRATIONS).read_text(encoding="utf-8")
-        demonstrations = tuple(json.loads(line) for line in hashed["demonstrations"].splitlines() if line.strip())
-    if is_structured:
-        hashed["schema"] = json.dumps(checks.DESCRIPTION_SCHEMA, sort_keys=True)
+        raise ConfigError(f"{folder / 'write.txt'}: expected the fields {missing}")
+    hashed, schema, demonstrations = dict(texts), None, []
+    try:
+        if (folder / SCHEMA).is_file():
+            hashed["schema"] = (folder / SCHEMA).read_text(encoding="utf-8")
+            schema = json.loads(hashed["schema"])
+        if "{demonstrations}" in texts["write"]:
+            hashed["demonstrations"] = (folder / DEMONSTRATIONS).read_text(encoding="utf-8")
+            demonstrations = [json.loads(line) for line in hashed["demonstrations"].splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: {error}; {DEMONSTRATIONS} has one JSON object a line, {SCHEMA} is a JSON schema") from None
     digest = hashlib.sha256("\x1f".join(f"{k}\x1e{v}" for k, v in sorted(hashed.items())).encode()).hexdigest()
-    return Prompts(texts["describe"], texts["write"], texts.get("retry", DEFAULT_RETRY), digest, is_structured, demonstrations)
+    return Prompts(texts["describe"], texts["write"], texts.get("retry", DEFAULT_RETRY), digest, schema, tuple(demonstrations))
 
 
-def shown(demonstrations: Sequence[Mapping[str, str]], style: str, count: int, seed: int, pair_id: str) -> list[Mapping[str, str]]:
+def require_languages(config: CaptionConfig, prompts: Prompts) -> None:
+    """Refuse languages that the prompt set never asks for.
+
+    Raises:
+        ConfigError: other languages than English, and no {language} in write.txt.
+    """
+    if set(config.languages) != {"en"} and "{language}" not in prompts.write:
+        raise ConfigError(
+            f"caption.languages: {list(config.languages)}, and write.txt of '{config.prompts}' has no field {{language}}; take 'standard' or 'plain'"
+        )
+
+
+def shown(demonstrations: Sequence[Mapping[str, Any]], style: str, count: int, seed: int, pair_id: str) -> list[Mapping[str, Any]]:
     """The demonstrations for one request: `count` of those that have the style, drawn by seed, pair and style alone."""
-    known = [d for d in demonstrations if style in d]
+    known = [d for d in demonstrations if style in d["texts"]]
     return random.Random(f"{seed}:{pair_id}:{style}").sample(known, min(count, len(known)))
+
+
+def words_for(between: tuple[int, int], seed: int, pair_id: str) -> int:
+    """How many words a pair's description is asked for, drawn by seed and pair alone (the paper draws 60 to 100)."""
+    return random.Random(f"{seed}:{pair_id}:words").randint(*between)
 
 
 def language_of(languages: Sequence[str], seed: int, pair_id: str) -> str:
@@ -120,7 +147,8 @@ class Draft:
     pair_id: str
     language: str = "en"
     description: str = ""
-    differences: list[str] = field(default_factory=list)  # 'kind: what'
+    form: Description | None = None  # where it was asked for as JSON
+    turns: Draft | None = None  # the draft of the pair whose direction this one reverses
     texts: dict[str, str] = field(default_factory=dict)  # style -> instruction
     problems: dict[str, str] = field(default_factory=dict)  # what ('description' or a style) -> reason of its last reply
     last_reply: dict[str, str] = field(default_factory=dict)
@@ -140,83 +168,131 @@ class Draft:
         return self.problems.get("description") or min(found, key=lambda r: (-found[r], r), default="too_few_instructions")
 
 
-def describe(drafts: Sequence[Draft], images: Sequence[tuple[Any, Any]], model: Captioner, prompts: Prompts, max_chars: int) -> None:
-    """Fill in the drafts' descriptions; one retry for a reply that fails its check."""
-    asked = [prompts.describe] * len(drafts)
-    todo = list(range(len(drafts)))
+Key = TypeVar("Key", bound=Hashable)
+
+
+def ask_twice(
+    asked: Mapping[Key, str],
+    ask: Callable[[list[Key], list[str]], list[Reply]],
+    take: Callable[[Key, Reply, str], tuple[str, str] | None],
+    retry: str,
+    spent: ledger.Ledger,
+) -> list[Key]:
+    """Ask for every key, and once more for those whose reply could not be used, with the reply and what is wrong with it.
+
+    Args:
+        asked: key -> prompt; asked and taken in this order.
+        ask: (keys, their prompts) -> their replies.
+        take: (key, reply, prompt) -> None, or the reason why it cannot be used, and its text.
+        retry: template with {prompt}, {reply} and {error}.
+        spent: where refused replies are counted.
+    Returns:
+        the keys that were asked for again.
+    """
+    again: list[Key] = []
+    todo = dict(asked)
     for is_retry in (False, True):
-        replies = model.chat([Request(images[n], asked[n], prompts.schema) for n in todo])
-        failed = []
-        for n, reply in zip(todo, replies, strict=True):
-            draft, text = drafts[n], checks.cleaned(reply.text)
-            differences: list[str] = []
-            draft.count(reply)
-            found = None
-            if prompts.is_structured:
-                parsed = checks.described(reply.text)
-                found = "not_json" if parsed is None else None
-                text, differences = parsed or (text, [])
-            found = found or checks.problem(text, max_chars=max_chars, prompt=prompts.describe)
-            if found is None:
-                draft.description, draft.differences = text, differences
-                draft.problems.pop("description", None)
-                continue
-            model.spent.reject(found)
-            draft.problems["description"] = found
-            draft.last_reply["description"] = text
-            asked[n] = filled(prompts.retry, prompt=prompts.describe, reply=text[:QUOTED_CHARS], error=checks.EXPLAINED[found])
-            failed.append(n)
-        todo = failed
         if not todo:
-            return
-        if not is_retry:
-            for n in todo:
-                drafts[n].retries += 1
+            break
+        keys, prompts = list(todo), list(todo.values())
+        again = keys if is_retry else []
+        todo = {}
+        for key, prompt, reply in zip(keys, prompts, ask(keys, prompts), strict=True):
+            refused = take(key, reply, prompt)
+            if refused is not None:
+                reason, text = refused
+                spent.reject(reason)
+                todo[key] = filled(retry, prompt=asked[key], reply=text[:QUOTED_CHARS], error=checks.EXPLAINED[reason])
+    return again
 
 
-def write(drafts: Sequence[Draft], captions: Sequence[str | None], config: CaptionConfig, model: Writer, prompts: Prompts, seed: int = 0) -> None:
-    """Fill in the drafts' instructions, one per style and all different; one retry for a reply that fails its check."""
-    plain_asked, examples = {}, {}
+def describe(
+    drafts: Sequence[Draft],
+    images: Sequence[tuple[Any, Any]],
+    model: Captioner,
+    prompts: Prompts,
+    max_chars: int,
+    *,
+    words: tuple[int, int] = (60, 100),
+    seed: int = 0,
+) -> None:
+    """Fill in the drafts' descriptions; one retry for a reply that fails its check."""
+    few, many = int(words[0] * (1 - WORDS_BESIDE)), int(words[1] * (1 + WORDS_BESIDE))
+
+    def take(n: int, reply: Reply, prompt: str) -> tuple[str, str] | None:
+        draft, text = drafts[n], checks.cleaned(reply.text)
+        draft.count(reply)
+        form, found = None, None
+        if prompts.schema is not None:
+            form = read_description(reply.text)
+            if form is None:
+                found = "not_json"
+            else:
+                text = checks.cleaned(form.prose)
+                found = next((reason for side in form.fields() if (reason := checks.steers(side))), None) or checks.misses_length(text, few, many)
+        found = found or checks.problem(text, max_chars=max_chars, prompt=prompt)
+        if found is not None:
+            draft.problems["description"], draft.last_reply["description"] = found, text
+            return found, text
+        draft.description, draft.form = text, form
+        draft.problems.pop("description", None)
+        return None
+
+    asked = {n: prompts.describing(words_for(words, seed, d.pair_id)) for n, d in enumerate(drafts)}
+    again = ask_twice(
+        asked,
+        lambda keys, texts: model.chat([Request(images[n], text, prompts.schema) for n, text in zip(keys, texts, strict=True)]),
+        take,
+        prompts.retry,
+        model.spent,
+    )
+    for n in again:
+        drafts[n].retries += 1
+
+
+def write(
+    drafts: Sequence[Draft], captions: Sequence[tuple[str | None, str | None]], config: CaptionConfig, model: Writer, prompts: Prompts, seed: int = 0
+) -> None:
+    """Fill in the drafts' instructions, one per style and all different; one retry for a reply that fails its check.
+
+    `captions` are those of each draft's query and target pictures.
+    """
+    asked: dict[tuple[int, str], str] = {}
+    examples: dict[tuple[int, str], list[str]] = {}
     for n, draft in enumerate(drafts):
         for style in config.styles if draft.description else ():
             chosen = shown(prompts.demonstrations, style, config.demonstrations, seed, draft.pair_id)
-            examples[n, style] = [d[style] for d in chosen]
-            text = "\n".join(f"Description: {d['description']}\nText: {d[style]}" for d in chosen)
+            examples[n, style] = [d["texts"][style] for d in chosen]
+            text = "\n\n".join(f"Description: {d['description']}\nText: {d['texts'][style]}" for d in chosen)
             language = LANGUAGES.get(draft.language, draft.language)
-            plain_asked[n, style] = filled(prompts.write, style=style, description=draft.description, demonstrations=text, language=language)
-    asked = dict(plain_asked)
-    todo = list(asked)
-    for is_retry in (False, True):
-        replies = model.write([asked[key] for key in todo])
-        failed = []
-        for (n, style), reply in zip(todo, replies, strict=True):
-            draft, text = drafts[n], checks.cleaned(reply.text)
-            draft.count(reply)
-            found = checks.problem(
-                text,
-                max_chars=config.max_chars,
-                prompt=plain_asked[n, style],
-                others=list(draft.texts.values()),
-                target_caption=captions[n],
-                leak_share=config.leak_share,
-                language=draft.language,
-                demonstrations=examples[n, style],
-            )
-            if found is None:
-                draft.texts[style] = text
-                draft.problems.pop(style, None)
-                continue
-            model.spent.reject(found)
-            draft.problems[style] = found
-            draft.last_reply[style] = text
-            asked[n, style] = filled(prompts.retry, prompt=plain_asked[n, style], reply=text[:QUOTED_CHARS], error=checks.EXPLAINED[found])
-            failed.append((n, style))
-        todo = failed
-        if not todo:
-            return
-        if not is_retry:
-            for n, _ in todo:
-                drafts[n].retries += 1
+            asked[n, style] = filled(prompts.write, style=style, description=draft.description, demonstrations=text, language=language)
+
+    def take(key: tuple[int, str], reply: Reply, prompt: str) -> tuple[str, str] | None:
+        (n, style), text = key, checks.cleaned(reply.text)
+        draft, (query_caption, target_caption) = drafts[n], captions[n]
+        draft.count(reply)
+        found = checks.problem(
+            text,
+            max_chars=config.max_chars,
+            prompt=prompt,
+            others=list(draft.texts.values()),
+            target_caption=target_caption,
+            leak_share=config.leak_share,
+            query_caption=None if config.source_share is None else query_caption,
+            language=draft.language,
+            demonstrations=examples[key],
+        )
+        if found is None and config.source_share is not None and draft.form is not None and draft.language == "en":
+            found = "leaks_source" if checks.tells(words_of(text), draft.form.source_words(), config.source_share) else None
+        if found is not None:
+            draft.problems[style], draft.last_reply[style] = found, text
+            return found, text
+        draft.texts[style] = text
+        draft.problems.pop(style, None)
+        return None
+
+    for n, _ in ask_twice(asked, lambda _, texts: model.write(texts), take, prompts.retry, model.spent):
+        drafts[n].retries += 1
 
 
 def leave_out_common(drafts: Sequence[Draft], most: int) -> int:
@@ -260,12 +336,13 @@ def captioned_row(draft: Draft, batch: str, styles: Sequence[str], model: Captio
         "prompt_sha256": prompts.sha256,
         "prompt_tokens": draft.prompt_tokens,
         "output_tokens": draft.output_tokens,
-        "differences": draft.differences,
+        "differences": [d.sentence() for d in draft.form.differences] if draft.form else [],
         "language": draft.language,
         "requests": draft.requests,
         "engine": model.engine,
         "sampling": model.sampling,
         "seed": seed,
+        "shared_concept": checks.cleaned(draft.form.shared) if draft.form else None,
     }
 
 
@@ -292,13 +369,32 @@ def caption_chunk(
     prompts: Prompts,
     config: CaptionConfig,
     seed: int = 0,
+    known: Container[str] = (),
 ) -> list[Draft]:
-    """Drafts for a chunk of pairs (columns pair_id, query_image_id, target_image_id), in their order."""
+    """Drafts for a chunk of pairs (columns pair_id, query_image_id, target_image_id), in their order, those of reversed pairs after them.
+
+    `known` holds the ids of all pairs: none of them is made by reversing another one.
+    """
     pictures = {i: store.read_image(i) for i in dict.fromkeys([*rows["query_image_id"], *rows["target_image_id"]])}
+    ends = list(zip(rows["query_image_id"], rows["target_image_id"], strict=True))
     drafts = [Draft(p, language_of(config.languages, seed, p)) for p in rows["pair_id"]]
-    images = [(pictures[q], pictures[t]) for q, t in zip(rows["query_image_id"], rows["target_image_id"], strict=True)]
-    describe(drafts, images, model, prompts, max_chars=4 * config.max_chars)
-    write(drafts, [captions.get(t) for t in rows["target_image_id"]], config, writer, prompts, seed)
+    if config.reverse:
+        back = [(stable_id(t, q), (t, q), draft) for (q, t), draft in zip(ends, drafts, strict=True)]
+        back = [row for row in back if row[0] not in known]
+        ends += [e for _, e, _ in back]
+        drafts += [Draft(p, language_of(config.languages, seed, p), turns=draft) for p, _, draft in back]
+    # A description that says which side shows what is turned round; any other is asked for with the pictures exchanged.
+    asked = [n for n, d in enumerate(drafts) if d.turns is None or prompts.schema is None]
+    images = [(pictures[ends[n][0]], pictures[ends[n][1]]) for n in asked]
+    describe([drafts[n] for n in asked], images, model, prompts, max_chars=4 * config.max_chars, words=config.description_words, seed=seed)
+    for draft in drafts:
+        if draft.turns is not None and prompts.schema is not None and draft.turns.form is not None:
+            draft.form = draft.turns.form.turned()
+            draft.description = checks.cleaned(draft.form.prose)
+    if prompts.schema is not None:  # where nothing was described there is nothing to turn round
+        kept = [n for n, d in enumerate(drafts) if d.turns is None or d.form is not None]
+        drafts, ends = [drafts[n] for n in kept], [ends[n] for n in kept]
+    write(drafts, [(captions.get(q), captions.get(t)) for q, t in ends], config, writer, prompts, seed)
     if config.same_text_pairs is not None:
         for _ in range(leave_out_common(drafts, config.same_text_pairs)):
             writer.spent.reject("same_for_many")
@@ -309,11 +405,13 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     """Caption the batch's pairs, or the i-th of n parts of their chunks."""
     config, batch = params.caption, batch_of(params)
     prompts = read_prompts(config.prompts)
+    require_languages(config, prompts)
     pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"], batch).sort_by("pair_id")
     report = StageReport("caption", reused=0 if part and part[0] > 1 else len_of_earlier(store, batch))
     if part is None or part[0] == 1:
         withdraw_captioned(store, taken_down(params, store), batch)
     captions = store.captions()
+    known = frozenset(store.read_table("pairs", ["pair_id"]).column("pair_id").to_pylist()) if config.reverse else frozenset()
     retries: list[int] = []  # per pair of this try
 
     seed = params.open_run.seed
@@ -326,14 +424,15 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
         shared["cache"] = open_cache(store.root, served=config.engine == "openai")
         model = load_captioner(config.model, revision=config.revision, url=config.url, batch=config.batch_pairs, **shared)
         if config.canaries:
-            known = canaries.read_canaries(Path(config.canaries))
-            shares = canaries.show(model, prompts.describe, known, least=config.canaries_min, blank_most=config.blank_max, schema=prompts.schema)
-            seen.append(f"canaries: {shares[0]:.0%} of {len(known)} seen, {shares[1]:.0%} guessed from blank pictures")
+            shown_first = canaries.read_canaries(Path(config.canaries))
+            prompt = prompts.describing(sum(config.description_words) // 2)
+            shares = canaries.show(model, prompt, shown_first, least=config.canaries_min, blank_most=config.blank_max, schema=prompts.schema)
+            seen.append(f"canaries: {shares[0]:.0%} of {len(shown_first)} seen, {shares[1]:.0%} guessed from blank pictures")
         return model, load_writer(config.writer, revision=config.writer_revision, url=config.writer_url, batch=2 * config.batch_pairs, **shared)
 
     def make(rows: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         model, writer = models()
-        drafts = caption_chunk(pairs.slice(rows.start, rows.stop - rows.start).to_pydict(), store, captions, model, writer, prompts, config, seed)
+        drafts = caption_chunk(pairs.slice(rows.start, rows.stop - rows.start).to_pydict(), store, captions, model, writer, prompts, config, seed, known)
         kept, dropped = split_drafts(drafts, config.styles, config.instructions_min)
         retries.extend(d.retries for d in drafts)
         paid = ledger.total([model.spent, writer.spent])
@@ -357,7 +456,11 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     )
     report.tokens = tokens_of(done, left)
     if report.new:
-        report.figures["yield"] = len(done["pair_id"]) / report.new
+        own = set(pairs.column("pair_id").to_pylist())
+        forward = sum(p in own for p in done["pair_id"])
+        report.figures["yield"] = forward / report.new
+        if config.reverse:
+            report.figures["reversed_per_pair"] = (len(done["pair_id"]) - forward) / report.new
         report.figures["instructions_mean"] = sum(map(len, done["instructions"])) / max(1, len(done["pair_id"]))
         report.figures["requests_per_pair"] = requests_of(done, left) / max(1, report.done)
     if report.done < report.new:

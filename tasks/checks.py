@@ -8,44 +8,23 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence, Set
 
 EXPLAINED = {
     "empty_reply": "it is empty",
     "too_long": "it is too long",
+    "too_short": "it is too short",
     "refused": "it declines or speaks about you instead of the pictures",
     "copy_of_prompt": "it repeats the request",
     "not_text": "it is not a sentence of plain text",
     "names_a_file": "it names a file or a web address",
     "same_as_another": "it says the same as another answer",
     "leaks_target": "it repeats the caption of the target picture",
+    "leaks_source": "it tells what only the source picture shows; tell what the target picture shows instead",
     "wrong_language": "it is in another language than asked for",
     "copy_of_demonstration": "it repeats an example instead of what the pictures show",
     "speaks_to_model": "it passes on an order to a reader or a model instead of what the pictures show",
     "not_json": "it is not the JSON object that was asked for, with all its fields",
-}
-
-KINDS = ("attribute", "added", "removed", "replaced", "count", "position", "background", "style", "viewpoint", "action", "text")
-DESCRIPTION_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["shared", "differences", "prose"],
-    "properties": {
-        "shared": {"type": "string", "maxLength": 400},
-        "differences": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": 8,
-            "items": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["kind", "what"],
-                "properties": {"kind": {"enum": list(KINDS)}, "what": {"type": "string", "maxLength": 200}},
-            },
-        },
-        "prose": {"type": "string", "maxLength": 1200},
-    },
 }
 
 _ORDERS = re.compile(
@@ -99,6 +78,7 @@ def problem(
     others: Sequence[str] = (),
     target_caption: str | None = None,
     leak_share: float | None = None,
+    query_caption: str | None = None,
     language: str | None = None,
     demonstrations: Sequence[str] = (),
 ) -> str | None:
@@ -107,12 +87,13 @@ def problem(
     Args:
         text: the reply.
         max_chars: longest reply, characters.
-        prompt: what was asked; a reply that holds it, or a line of it of 6 words or more, copies it.
+        prompt: what was asked; a reply that holds it, or a line of it (or of what a retry says) of 6 words or more, copies it.
         others: replies that stand already; one that says the same is no new one.
         target_caption: caption of the target picture; a reply that holds all of it (4 words or more) needs no query picture.
         leak_share: share of that caption's words from which a reply leaks it, whatever their order; only the whole when None.
+        query_caption: caption of the query picture; a reply that holds all of it gives the query away.
         language: ISO 639-1 code that the reply must be in; unchecked when None or unknown.
-        demonstrations: texts shown as examples; a reply that is one of them copies it.
+        demonstrations: texts shown as examples; a reply that holds one of 4 words or more copies it (fewer words may be meant).
     Returns:
         A key of `EXPLAINED`.
     """
@@ -125,21 +106,39 @@ def problem(
         return "not_text"
     if _REFUSALS.search(text):
         return "refused"
-    if _ORDERS.search(text):
-        return "speaks_to_model"
-    if _FILE.search(text):
-        return "names_a_file"
+    if (found := steers(text)) is not None:
+        return found
     if language is not None and is_foreign(text, language):
         return "wrong_language"
-    if words in {plain(other) for other in demonstrations}:
+    if any(len(shown.split()) >= 4 and holds(words, shown) for shown in map(plain, demonstrations)):
         return "copy_of_demonstration"
-    if any(holds(words, plain(line)) for line in prompt.splitlines() if len(plain(line).split()) >= 6) or (prompt and words == plain(prompt)):
+    if any(holds(words, plain(line)) for line in [*prompt.splitlines(), *EXPLAINED.values()] if len(plain(line).split()) >= 6) or (
+        prompt and words == plain(prompt)
+    ):
         return "copy_of_prompt"
     if words in {plain(other) for other in others}:
         return "same_as_another"
     if target_caption is not None and leaks(words, plain(target_caption), leak_share):
         return "leaks_target"
+    if query_caption is not None and leaks(words, plain(query_caption), None):
+        return "leaks_source"
     return None
+
+
+def steers(text: str) -> str | None:
+    """'speaks_to_model' or 'names_a_file' where a text of any kind passes an order on, or names a file; else None."""
+    return "speaks_to_model" if _ORDERS.search(text) else "names_a_file" if _FILE.search(text) else None
+
+
+def misses_length(text: str, few: int, many: int) -> str | None:
+    """'too_short' or 'too_long' where a text has fewer than `few` or more than `many` words; else None."""
+    count = len(text.split())
+    return "too_short" if count < few else "too_long" if count > many else None
+
+
+def tells(words: Set[str], secret: Set[str], share: float) -> bool:
+    """Whether words hold at least `share` of those that are not to be told; never where there are none."""
+    return bool(secret) and len(words & secret) >= share * len(secret)
 
 
 def leaks(words: str, caption: str, share: float | None) -> bool:
@@ -162,24 +161,6 @@ def is_foreign(text: str, language: str) -> bool:
     if language not in _WORDS or len(words) < 6 or any(w in _WORDS[language] for w in words):
         return False
     return any(sum(w in others for w in words) >= 2 for code, others in _WORDS.items() if code != language)
-
-
-def described(text: str) -> tuple[str, list[str]] | None:
-    """(prose, ['kind: what', ...]) of a reply that must follow DESCRIPTION_SCHEMA; None where it does not."""
-    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(found, Mapping) or set(found) != {"shared", "differences", "prose"}:
-        return None
-    items = found["differences"]
-    if not (isinstance(found["shared"], str) and isinstance(found["prose"], str) and isinstance(items, list) and 1 <= len(items) <= 8):
-        return None
-    for item in items:
-        if not isinstance(item, Mapping) or set(item) != {"kind", "what"} or item["kind"] not in KINDS or not isinstance(item["what"], str):
-            return None
-    return cleaned(found["prose"]), [f"{item['kind']}: {cleaned(item['what'])}" for item in items]
 
 
 def shared_by_many(texts: Sequence[Sequence[str]], most: int) -> set[str]:

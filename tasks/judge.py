@@ -16,6 +16,9 @@ In this order, for one pair:
 A candidate meets an instruction when its P(yes) reaches `negative_threshold`, or comes within `negative_margin` of the
 target's. The scores are stored: training may use them as soft labels.
 
+What `caption.reverse` wrote is judged like any pair: its query is the pair's target, its negatives are that query and the
+pair's mined ones, and it becomes a triplet of its own.
+
 Before its first chunk a part judges the judge (tasks/labelled.py): one below its floors stops it. Each chunk's triplets are
 looked at for shortcuts (tasks/shortcuts.py): beyond `shortcut_share_max` they go (shortcut).
 """
@@ -215,15 +218,24 @@ def _dropped(row: Mapping[str, Any], key: str, reason: str, detail: Mapping[str,
 
 
 def joined(captioned: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Captioned rows with their pair's pictures, by pair id.
+    """Captioned rows with their pair's pictures, by pair id; rows of reversed pairs with the pair's pictures exchanged.
 
     Raises:
         DataError: a captioned row has no pair.
     """
     by_id = {p["pair_id"]: p for p in pairs}
+    if any(c["pair_id"] not in by_id for c in captioned):
+        by_id = {r["pair_id"]: r for r in map(reversed_pair, pairs)} | by_id
     if missing := [c["pair_id"] for c in captioned if c["pair_id"] not in by_id]:
         raise DataError(f"captioned: {len(missing)} rows have no pair of the same batch, the first {missing[0]}; run select and caption again for this batch")
     return sorted(({**by_id[c["pair_id"]], **c} for c in captioned), key=lambda row: str(row["pair_id"]))
+
+
+def reversed_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The pair that leads from a pair's target to its query: its own id, its query picture as negative 0, the same mined negatives after it."""
+    query, target = pair["target_image_id"], pair["query_image_id"]
+    ends = {"pair_id": stable_id(query, target), "query_image_id": query, "target_image_id": target}
+    return {**pair, **ends, "negative_image_ids": [query, *pair["negative_image_ids"][1:]]}
 
 
 def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> StageReport:

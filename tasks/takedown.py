@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tasks.config import Params
 from tasks.hash_lists import read_lists
+from tasks.records import stable_id
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -101,11 +102,15 @@ def withdraw_vectors(store: Store, encoder: str, ids: Iterable[str]) -> int:
 
 def withdraw_captioned(store: Store, ids: Iterable[str], batch: str) -> int:
     """Drop what was written for earlier batches' pairs that are gone. Returns the rows withdrawn."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     if not set(ids):
         return 0
-    there = pc.unique(store.read_table("pairs", ["pair_id"]).column("pair_id"))
+    pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"])
+    ends = zip(pairs.column("query_image_id").to_pylist(), pairs.column("target_image_id").to_pylist(), strict=True)
+    reversed_ids = [stable_id(target, query) for query, target in ends]  # what caption.reverse writes stands and falls with its pair
+    there = pa.array({*pairs.column("pair_id").to_pylist(), *reversed_ids}, pa.string())
     count = 0
     for path in store.table_files("captioned"):
         table = store.read(path, "captioned")

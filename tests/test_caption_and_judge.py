@@ -18,6 +18,7 @@ from tasks.errors import ConfigError
 from tasks.judge import decide
 from tasks.ledger import Ledger
 from tasks.models.captioner import Reply, Request
+from tasks.records import stable_id
 from tasks.store import Store
 
 BATCH = "2026.01.05"
@@ -215,6 +216,58 @@ def test_the_judge_keeps_what_fits_the_target_alone(monkeypatch: pytest.MonkeyPa
     assert detail["false_negative"] == {"image_id": "white", "p_yes": 0.75} and detail["wrong_instruction"]["style"] == "question"
 
 
+def reversing(params: Params, **more) -> Params:
+    return params.model_copy(update={"caption": params.caption.model_copy(update={"reverse": True, **more})})
+
+
+def test_the_other_direction_of_a_pair_is_written_judged_and_stored_as_a_triplet_of_its_own(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
+    model = Fake(lambda t: "the wall got another colour")
+    use(monkeypatch, model, Fake(writes), Fake(thinks=lambda q, c, t: 0.9 if (q, c) in (("red", "green"), ("green", "red")) else 0.25))
+    captioned = tasks.caption.run(reversing(params), store)
+    pairs = {p["pair_id"]: p for p in store.read_table("pairs").to_pylist()}
+    back = [r for r in store.read_table("captioned").to_pylist() if r["pair_id"] not in pairs]
+    # Ids of this store are short names, so all five are reversed; where select made the other direction itself, its id is known.
+    assert len(back) == 5 and captioned.figures["yield"] == 1 and captioned.figures["reversed_per_pair"] == 1
+    assert model.asked.count(tasks.caption.read_prompts("tiny").describe) == 10  # no form to turn round: asked for again, pictures exchanged
+    tasks.judge.run(reversing(params), store)
+    one, other = sorted(store.read_table("triplets").to_pylist(), key=lambda t: t["query_image_id"])
+    assert (one["query_image_id"], one["target_image_id"], one["negative_image_ids"]) == ("green", "red", ["green", "blue", "white"])
+    assert (other["query_image_id"], other["target_image_id"], other["negative_image_ids"]) == ("red", "green", ["red", "blue", "white"])
+    assert one["pair_id"] == stable_id("green", "red") and one["triplet_id"] != other["triplet_id"] and one["judge_target"] == pytest.approx([0.9] * 3)
+
+
+def test_a_direction_that_select_made_is_not_made_again(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
+    rows = store.read_table("pairs").to_pylist()
+    store.write(store.table_path("pairs", BATCH), [{**r, "pair_id": stable_id(r["query_image_id"], r["target_image_id"])} for r in rows], "pairs")
+    use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), Fake())
+    tasks.caption.run(reversing(params), store)
+    ids = store.read_table("captioned").column("pair_id").to_pylist()
+    assert len(ids) == len(set(ids)) == 5 + 3  # red-blue and blue-red are both there already
+
+
+def test_a_form_is_turned_round_without_asking_again_and_its_tags_are_stored(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
+    shown = [("red", "blue"), ("red", "green"), ("blue", "red"), ("green", "white"), ("white", "black")]
+
+    def form(_: str) -> str:
+        query, target = shown[len(model.asked) % 5 - 1]
+        prose = (
+            f"Both pictures show one plain wall and nothing else at all. However, the source has a {query} wall, whereas the target has a {target} wall. " * 3
+        )
+        return json.dumps({"shared": "a plain wall", "differences": [{"kind": "attribute", "source": query, "target": target}], "prose": prose})
+
+    model, writer = Fake(form), Fake(lambda prompt: "what it would be in " + prompt.rpartition("the target has a ")[2].split()[0] + f", {len(writer.asked)}")
+    use(monkeypatch, model, writer, Fake())
+    tasks.caption.run(reversing(params, prompts="standard", max_chars=800), store)
+    rows = {r["pair_id"]: r for r in store.read_table("captioned").to_pylist()}
+    assert len(rows) == 10 and len(model.asked) == 5
+    there, back = rows["p1"], rows[stable_id("green", "red")]
+    assert there["shared_concept"] == back["shared_concept"] == "a plain wall"
+    assert len(there["differences"]) == len(back["differences"]) == 1 and there["prompt_tokens"] > back["prompt_tokens"] > 0
+    source, target = there["differences"][0].removeprefix("attribute: ").split(" -> ")
+    assert back["differences"] == [f"attribute: {target} -> {source}"]
+    assert all(f"in {target}" in text for text in there["instructions"]) and all(f"in {source}" in text for text in back["instructions"])
+
+
 def verdict(target: list[float], negatives: dict[int, list[float]], partial: list[bool], instructions_min: int = 1):
     return decide(target, negatives, is_partial=partial, threshold=0.7, negative_threshold=0.5, instructions_min=instructions_min)
 
@@ -250,11 +303,14 @@ def test_what_is_kept_is_right_for_the_target_and_for_nothing_else(instructions:
     assert set(found.instructions) | set(found.dropped) == set(range(instructions)) or found.reason is not None
 
 
-def test_every_prompt_set_is_whole():
-    for folder in tasks.caption.PROMPTS.iterdir():
-        if folder.is_dir():
-            assert tasks.caption.read_prompts(folder.name).describe and "{instruction}" in tasks.judge.read_prompt(folder.name)
-            assert (folder / "caption.txt").read_text().strip()
+@pytest.mark.parametrize("folder", [p.name for p in tasks.caption.PROMPTS.iterdir() if p.is_dir()])
+def test_every_prompt_set_is_whole(folder: str):
+    prompts = tasks.caption.read_prompts(folder)
+    assert prompts.describe and "{instruction}" in tasks.judge.read_prompt(folder) and (tasks.caption.PROMPTS / folder / "caption.txt").read_text().strip()
+    assert "{" not in prompts.describing(80)  # every field is one that is filled
+
+
+def test_a_prompt_set_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match="no such prompt"):
         tasks.caption.read_prompts("none")
 

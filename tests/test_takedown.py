@@ -13,6 +13,7 @@ from tasks import embed, mine, select
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError
 from tasks.knn import neighbours_in_window
+from tasks.records import stable_id
 from tasks.store import Store
 from tasks.takedown import taken_down, withdraw_captioned, withdraw_triplets, withdraw_vectors
 
@@ -141,14 +142,14 @@ def test_captioned_rows_and_triplets_go_with_their_pair_and_negatives_leave_with
     store = Store(tmp_path)
     a, b, c, d = (name_of(n) for n in range(4))
     store.write(store.table_path("pairs", BATCHES[0]), [{"pair_id": "ab", "query_image_id": a, "target_image_id": b}], "pairs")
-    store.write(store.table_path("captioned", BATCHES[0], 0), [{"pair_id": p, "batch": BATCHES[0]} for p in ("ab", "ac")], "captioned")
+    store.write(store.table_path("captioned", BATCHES[0], 0), [{"pair_id": p, "batch": BATCHES[0]} for p in ("ab", "ac", stable_id(b, a))], "captioned")
     rows = [
         {"triplet_id": "1", "query_image_id": a, "target_image_id": b, "negative_image_ids": [a, c, d], "judge_negative": [0.1, 0.2, 0.3]},
         {"triplet_id": "2", "query_image_id": a, "target_image_id": c, "negative_image_ids": [a], "judge_negative": [0.1]},
     ]
     store.write(store.table_path("triplets", BATCHES[0], 0), rows, "triplets")
     assert withdraw_triplets(store, {c}) == (1, 1) and withdraw_captioned(store, {c}, BATCHES[1]) == 1
-    assert store.read_table("captioned").column("pair_id").to_pylist() == ["ab"]
+    assert store.read_table("captioned").column("pair_id").to_pylist() == ["ab", stable_id(b, a)]  # the second was written with caption.reverse
     left = store.read_table("triplets").to_pylist()
     assert [(r["triplet_id"], r["negative_image_ids"], r["judge_negative"]) for r in left] == [("1", [a, d], pytest.approx([0.1, 0.3]))]
     before = content(store)

@@ -18,7 +18,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from tasks.checks import described
+from tasks.caption import read_prompts
+from tasks.descriptions import read_description
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.replies import Request
 from tasks.models.writer import load_writer
@@ -97,12 +98,10 @@ def test_the_writer_too():
 
 
 def test_the_server_says_what_transformers_says_and_follows_a_schema(server: str, plain: Captioner, asked: list[Request]):
-    from tasks.checks import DESCRIPTION_SCHEMA
-
     served = load_captioner("tiny", engine="openai", url=server, max_new_tokens=60, in_flight=8)
     replies = served.chat(asked)  # pictures travel as JPEG here, which a tiny model may tell
     assert sum(a.text == b.text for a, b in zip(replies, plain.chat(asked), strict=True)) >= 0.75 * len(asked)
     assert served.engine.startswith("openai, vllm ")
     guided = load_captioner("tiny", engine="openai", url=server, max_new_tokens=400)
-    text = guided.chat([Request(asked[0].images, asked[0].text, DESCRIPTION_SCHEMA)])[0].text
-    assert described(text) is not None or text.startswith("{"), text  # a schema gives the form; this model may not reach its end
+    text = guided.chat([Request(asked[0].images, asked[0].text, read_prompts("standard").schema)])[0].text
+    assert read_description(text) is not None or text.startswith("{"), text  # a schema gives the form; this model may not reach its end
