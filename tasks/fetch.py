@@ -500,7 +500,7 @@ class Fetcher:
                 addresses = [ipaddress.ip_address(a.partition("%")[0]) for a in answer.result(left_of(until))]
             except FutureTimeout as error:
                 answer.cancel()
-                raise Again(f"{place.host}: not resolved in time") from error
+                raise Again(self._late(place)) from error
             except socket.gaierror as error:
                 if error.errno in NO_SUCH_NAME:  # asking again at once is for nothing
                     raise Refused("unreachable", f"{place.host}: no such host", is_lasting=False) from error
@@ -544,6 +544,8 @@ class Fetcher:
             sock = self._connect(place, until)
         except ssl.SSLCertVerificationError as error:
             raise Refused("unreachable", f"{place.host}: its certificate does not hold: {error.verify_message}", is_lasting=False) from error
+        except TimeoutError as error:
+            raise Again(self._late(place)) from error
         except (OSError, ValueError) as error:
             raise Again(f"{place.host}: {error}") from error
         with sock:
@@ -562,8 +564,14 @@ class Fetcher:
                 response = http.client.HTTPResponse(_Response(sock, until), method="GET")  # type: ignore[arg-type]
                 response.begin()
                 return Reply(response.status, response.headers, b"" if response.status >= 300 else self._body(response, limit_bytes, cuts=cuts))
+            except TimeoutError as error:
+                raise Again(self._late(place)) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise Again(f"{place.host}: {type(error).__name__} {error}") from error
+
+    def _late(self, place: Place) -> str:
+        """The same words wherever the deadline fell, so that a rerun writes the same row."""
+        return f"{place.host}: not within {self.config.deadline_s:g} s"
 
     def _body(self, response: http.client.HTTPResponse, limit_bytes: int, *, cuts: bool) -> bytes:
         """The body, streamed up to the limit."""
