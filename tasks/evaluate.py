@@ -23,7 +23,7 @@ import numpy as np
 from tasks.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
 from tasks.config import BenchmarkConfig, Params
 from tasks.errors import ConfigError, DataError
-from tasks.models.retriever import Retriever, unit
+from tasks.models.retriever import Retriever, load_retriever
 from tasks.near_duplicates import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.protocols import PROTOCOLS, Benchmark, Prediction, Protocol, Query, Task
 from tasks.protocols.base import filled
@@ -33,6 +33,8 @@ from tasks.store import Store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from tasks.models.retriever import AnyRetriever
 
 log = logging.getLogger(__name__)
 
@@ -98,22 +100,12 @@ class Answers:
 
 
 def picture_features(retriever: Retriever, benchmark: Benchmark, batch: int) -> dict[str, np.ndarray]:
-    """Raw features of every picture, each encoded once: key -> (d,)."""
+    """Raw features of every picture by a CLIP, each encoded once: key -> (d,). Studies with a locked picture tower hand them to `measure`."""
     keys = benchmark.pictures()
     found: dict[str, np.ndarray] = {}
     for start in range(0, len(keys), batch):
         part = keys[start : start + batch]
         found.update(zip(part, retriever.raw_images([benchmark.read(key) for key in part]), strict=True))
-    return found
-
-
-def text_features(retriever: Retriever, texts: Sequence[str], batch: int) -> dict[str, np.ndarray]:
-    """Raw features of every text, each encoded once: text -> (d,)."""
-    distinct = [t for t in dict.fromkeys(texts) if t]
-    found: dict[str, np.ndarray] = {}
-    for start in range(0, len(distinct), batch):
-        part = distinct[start : start + batch]
-        found.update(zip(part, retriever.raw_texts(part), strict=True))
     return found
 
 
@@ -133,35 +125,33 @@ def ranked(protocol: Protocol, task: Task, queries: Sequence[Query], rows: np.nd
             yield protocol.predict(task, query, row)
 
 
-def answer(retriever: Retriever, benchmark: Benchmark, batch: int, pictures: Mapping[str, np.ndarray] | None = None) -> Answers:
+def answer(retriever: AnyRetriever, benchmark: Benchmark, batch: int, pictures: Mapping[str, np.ndarray] | None = None) -> Answers:
     """Rank every query of a benchmark: composed, by its picture alone, by its text alone, and composed in its other wordings.
 
     Args:
-        retriever: the model.
+        retriever: the model; how picture and text become one vector is its own affair.
         benchmark: queries and galleries.
-        batch: pictures or texts in one pass of the model, a count.
+        batch: pictures, texts or both together in one pass of the model, a count.
         pictures: raw features, where they are known: studies with a locked picture tower encode it once.
     """
     protocol = PROTOCOLS[benchmark.protocol]
-    pictures = picture_features(retriever, benchmark, batch) if pictures is None else pictures
+    embedder = retriever.embedder(benchmark.read, batch, pictures)
     said = [w for t in benchmark.tasks for q in t.queries for w in (q.text, *q.wordings)]
-    texts = text_features(retriever, [*said, *(i.text for i in benchmark.items.values())], batch)
-    nothing = np.zeros_like(next(iter((pictures or texts).values())))
+    embedder.prepare(benchmark.pictures(), [*said, *(i.text for i in benchmark.items.values())])
     out = Answers({half: [] for half in HALVES})
     for task in benchmark.tasks:
-        items = [benchmark.item(key) for key in task.gallery]
-        gallery = unit(np.stack([(pictures[i.picture] if i.picture else nothing) + (texts[i.text] if i.text else nothing) for i in items]))
-        seen = np.stack([pictures[q.reference] if q.reference else nothing for q in task.queries])
-        read = np.stack([texts[q.text] if q.text else nothing for q in task.queries])
-        for half, rows in (("composed", seen + read), ("image_only", seen), ("text_only", read)):
-            predicted = ranked(protocol, task, task.queries, unit(rows), gallery)
+        gallery = embedder.rows([(i.picture, i.text) for i in map(benchmark.item, task.gallery)], "candidate")
+        halves = {"composed": [(q.reference, q.text) for q in task.queries], "image_only": [(q.reference, "") for q in task.queries]}
+        halves["text_only"] = [(None, q.text) for q in task.queries]
+        for half, contents in halves.items():
+            predicted = ranked(protocol, task, task.queries, embedder.rows(contents, "query"), gallery)
             out.predicted[half].append(list(zip(task.queries, predicted, strict=True)))
-        several = [(q, n) for n, q in enumerate(task.queries) if q.wordings]
-        asked = [(q, n, w) for q, n in several for w in q.wordings]
+        several = [q for q in task.queries if q.wordings]
+        asked = [(q, w) for q in several for w in q.wordings]
         if asked:
-            rows = unit(np.stack([seen[n] + texts[w] for _, n, w in asked]))
-            predictions = ranked(protocol, task, [q for q, _, _ in asked], rows, gallery)
-            out.wordings.append([(q, [next(predictions) for _ in q.wordings]) for q, _ in several])
+            rows = embedder.rows([(q.reference, w) for q, w in asked], "query")
+            predictions = ranked(protocol, task, [q for q, _ in asked], rows, gallery)
+            out.wordings.append([(q, [next(predictions) for _ in q.wordings]) for q in several])
     return out
 
 
@@ -193,7 +183,7 @@ def means_of(benchmark: Benchmark, table: Table) -> dict[str, float]:
     return out
 
 
-def measure(retriever: Retriever, benchmark: Benchmark, batch: int, *, pictures: Mapping[str, np.ndarray] | None = None) -> dict[str, dict[str, float]]:
+def measure(retriever: AnyRetriever, benchmark: Benchmark, batch: int, *, pictures: Mapping[str, np.ndarray] | None = None) -> dict[str, dict[str, float]]:
     """half -> metric -> score, without intervals: for benchmarks and studies. Arguments as of `answer`."""
     answers = answer(retriever, benchmark, batch, pictures)
     return {half: means_of(benchmark, table_of(benchmark, answers.predicted[half])) for half in HALVES}
@@ -418,7 +408,7 @@ def run(params: Params, store: Store) -> StageReport:
     answers: dict[str, dict[str, Answers]] = {b.name: {} for b in benchmarks}
     for name, model in models.items():
         revision = params.train.revision if name == "base" else None
-        retriever = Retriever(model, revision=revision, device=config.device, threads=max(2, params.open_run.threads))
+        retriever = load_retriever(model, revision=revision, device=config.device, threads=max(2, params.open_run.threads))
         revisions[name] = retriever.revision
         for benchmark in benchmarks:
             answers[benchmark.name][name] = answer(retriever, benchmark, config.batch_images)

@@ -14,6 +14,7 @@ import tasks.evaluate
 from tasks.card import model_card
 from tasks.config import BenchmarkConfig, Params, load_params
 from tasks.errors import ConfigError
+from tasks.models.retriever import Retriever
 from tasks.near_duplicates import perceptual_hash, thumbnail
 from tasks.promote import read_noise, seen_share
 from tasks.recipe import composed_scores, recipe_id
@@ -28,6 +29,7 @@ class Colours:
     """A retriever that knows mean colours: the sum of a picture and a colour word leans to that colour."""
 
     revision = "colours"
+    embedder = Retriever.embedder
 
     def __init__(self, model: str, **_: Any) -> None:
         self.weight = {"base": 0.0}.get(Path(model).name, 200.0)
@@ -49,7 +51,7 @@ def picture(colour: str, seed: int) -> Image.Image:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A CIRCO-like folder, a CIRR one and a CIRCO test split over 24 pictures, and a run's root with a candidate."""
-    monkeypatch.setattr(tasks.evaluate, "Retriever", Colours)
+    monkeypatch.setattr(tasks.evaluate, "load_retriever", Colours)
     rng = random.Random(0)
     names = list(COLOURS)
     pictures = [(names[n % 4], n) for n in range(24)]

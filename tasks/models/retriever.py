@@ -3,6 +3,7 @@
 The features are summed as they come, then the sum is scaled to unit length; a picture or a text alone is scaled as it is.
 Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub. What is saved
 loads in plain transformers, in sentence-transformers and through the released models' interface (models/published/).
+`load_retriever` tells from config.json whether a model is of this type or of the MLLM type (models/mllm.py).
 Source: MegaPairs, arXiv:2412.14475, equation 2, and the released modeling_MMRet_CLIP.py.
 """
 
@@ -11,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -24,9 +26,33 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from tasks.models.mllm import MllmRetriever
+
+    AnyRetriever: TypeAlias = "Retriever | MllmRetriever"
+
+Role = Literal["query", "candidate"]  # what is asked with, or what is searched; the MLLM type prompts them differently
+Content = tuple[str | None, str]  # picture key or None, text or ""
+
+
+def load_retriever(model: str, *, revision: str | None = None, device: str = "auto", threads: int = 1) -> AnyRetriever:
+    """The retriever of a model's type; arguments and errors as of its class."""
+    from transformers import AutoConfig
+
+    from tasks.models.published.bge_vl_prompts import FAMILIES
+
+    with loading(model, "a retriever"):
+        kind = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type
+    if kind in FAMILIES:
+        from tasks.models.mllm import MllmRetriever
+
+        return MllmRetriever(model, revision=revision, device=device, threads=threads)
+    return Retriever(model, revision=revision, device=device, threads=threads)
+
 
 class Retriever:
     """A CLIP model with its processor; `model` may be trained from outside."""
+
+    is_joint = False  # a query's vector is put together from those of picture and text
 
     def __init__(self, model: str, *, revision: str | None = None, device: str = "auto", threads: int = 1) -> None:
         """Load it.
@@ -58,6 +84,13 @@ class Retriever:
         """(n, 3, height, width) float32, as the processor makes them."""
         pixels: torch.Tensor = self.processor.image_processor(images=[i.convert("RGB") for i in images], return_tensors="pt")["pixel_values"]
         return pixels
+
+    @staticmethod
+    def together(pictures: list[torch.Tensor]) -> torch.Tensor:
+        """(n, 3, height, width) of a batch's pictures."""
+        import torch
+
+        return torch.stack(pictures)
 
     def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids and mask, each (n, longest), cut at the model's length."""
@@ -115,27 +148,83 @@ class Retriever:
         with torch.inference_mode():
             return self.text_features(texts).float().cpu().numpy()
 
-    def save(self, folder: Path) -> None:
-        """Save model, processor and what others need to load them beside the folder, then put the whole in its place."""
-        aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
-        for path in (aside, old):
-            shutil.rmtree(path, ignore_errors=True)
-        self.model.save_pretrained(aside)
-        self.processor.save_pretrained(aside)
-        publish_interface(aside)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(aside, folder)
-        shutil.rmtree(old, ignore_errors=True)
+    def embedder(self, read: Callable[[str], Image], batch: int, pictures: Mapping[str, np.ndarray] | None = None) -> Summed:
+        """Vectors of a benchmark's contents; `pictures` are raw features, where they are known."""
+        return Summed(self, read, batch, pictures)
+
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Save model, processor and what others need to load them beside the folder, then put the whole in its place.
+
+        Args:
+            folder: the old one gives way.
+            weights: the whole state where the model holds but a shard of it; the model's own where None.
+        """
+        with replacing(folder) as aside:
+            self.model.save_pretrained(aside, state_dict=weights)
+            self.processor.save_pretrained(aside)
+            files = ["modeling_bge_vl.py", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"]
+            publish(aside, files, "modeling_bge_vl.BGEVLModel")
 
 
-def publish_interface(folder: Path) -> None:
-    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers needs none of it."""
+class Summed:
+    """Vectors of a benchmark's contents by a CLIP: raw features of every picture and text, each encoded once, are summed."""
+
+    def __init__(self, retriever: Retriever, read: Callable[[str], Image], batch: int, pictures: Mapping[str, np.ndarray] | None = None) -> None:
+        """Nothing is encoded yet.
+
+        Args:
+            retriever: the model.
+            read: picture key -> picture.
+            batch: pictures or texts in one pass of the model, a count.
+            pictures: raw features, where they are known: studies with a locked picture tower encode it once.
+        """
+        self._retriever, self._read, self._batch = retriever, read, batch
+        self._pictures, self._texts = dict(pictures or {}), dict[str, np.ndarray]()
+
+    def prepare(self, pictures: Sequence[str], texts: Sequence[str]) -> None:
+        """Encode what is not known yet, each once, in this order."""
+        missing = [key for key in dict.fromkeys(pictures) if key not in self._pictures]
+        for start in range(0, len(missing), self._batch):
+            part = missing[start : start + self._batch]
+            self._pictures.update(zip(part, self._retriever.raw_images([self._read(key) for key in part]), strict=True))
+        missing = [text for text in dict.fromkeys(texts) if text and text not in self._texts]
+        for start in range(0, len(missing), self._batch):
+            part = missing[start : start + self._batch]
+            self._texts.update(zip(part, self._retriever.raw_texts(part), strict=True))
+
+    def rows(self, contents: Sequence[Content], role: Role) -> np.ndarray:
+        """(n, d) float32 unit rows of (picture key or None, text); a row of zeros where there is neither. The role makes no difference here."""
+        self.prepare([key for key, _ in contents if key is not None], [text for _, text in contents])
+        nothing = np.zeros_like(next(iter((self._pictures or self._texts).values())))
+        return unit(np.stack([(nothing if key is None else self._pictures[key]) + (self._texts[text] if text else nothing) for key, text in contents]))
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside this one to write into, that takes its place as a whole when the block is done."""
+    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
+    for path in (aside, old):
+        shutil.rmtree(path, ignore_errors=True)
+    yield aside
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def publish(folder: Path, files: Sequence[str], remote_class: str) -> None:
+    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers needs none of it.
+
+    Args:
+        folder: a saved model.
+        files: of models/published/, copied into the folder itself.
+        remote_class: <module>.<class> that AutoModel takes where remote code is trusted.
+    """
     here = Path(__file__).parent / "published"
-    for name in ("modeling_bge_vl.py", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
-        shutil.copyfile(here / name, folder / name)
+    for name in files:
+        shutil.copyfile(here / name, folder / Path(name).name)
     config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoModel": "modeling_bge_vl.BGEVLModel"}
+    config["auto_map"] = {"AutoModel": remote_class}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -1,0 +1,127 @@
+"""Pictures and texts as BGE-VL of the MLLM type takes them; goes beside the weights too, so that there and here they are made alike.
+
+Made from the tokenizer and the picture part of the processor. Qwen-VL's whole processor wants torchvision, for films alone; its
+picture part, on Pillow, does not. Pictures are made one by one, so that a trainer may keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaNextProcessor
+
+from .bge_vl_prompts import FAMILIES, IMAGE_TOKENS, PROMPTS
+
+LLAVA_SIDE_PX = 512  # height and width that BGE-VL-MLLM was trained with
+NOT_IN_TEXTS = (*IMAGE_TOKENS.values(), "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the model takes it.
+
+    Attributes:
+        pixels: LLaVA-NeXT (crops, 3, height, width), Qwen-VL (patches, values of a patch); float32.
+        shape: LLaVA-NeXT (2,) height and width in pixels, Qwen-VL (3,) frames, rows and columns of patches; int64.
+        tokens: image tokens that it takes in the prompt, a count.
+    """
+
+    pixels: torch.Tensor
+    shape: torch.Tensor
+    tokens: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of its pixels."""
+        return int(self.pixels.nbytes)
+
+
+class Inputs:
+    """Makes a model's inputs; batches are padded on the left, so that the last position is each row's last token."""
+
+    def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
+        """From parts.
+
+        Args:
+            tokenizer: its padding side is set.
+            image_processor: picture part of the processor.
+            config: of the model.
+        """
+        self.tokenizer, self.image_processor, self.config = tokenizer, image_processor, config
+        self.family = FAMILIES[config.model_type]
+        self.image_token = IMAGE_TOKENS[self.family]
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    @classmethod
+    def load(cls, model: str, config: Any, **kept: Any) -> Inputs:
+        """Of a folder or name; `kept` goes to from_pretrained (revision, ...)."""
+        tokenizer = AutoTokenizer.from_pretrained(model, **kept)
+        return cls(tokenizer, AutoImageProcessor.from_pretrained(model, backend="pil", **kept), config)
+
+    def picture(self, image: Image) -> Picture:
+        """One picture."""
+        if self.family == "llava_next":
+            image = image.resize((LLAVA_SIDE_PX, LLAVA_SIDE_PX))
+        made = self.image_processor(images=[image.convert("RGB")], return_tensors="pt")
+        if self.family == "qwen_vl":
+            grid = made["image_grid_thw"][0]
+            return Picture(made["pixel_values"], grid, int(grid.prod()) // self.image_processor.merge_size**2)
+        tokens = self.llava_processor().replace_image_token(made, 0).count(self.image_token)
+        return Picture(made["pixel_values"][0], made["image_sizes"][0], tokens)
+
+    def llava_processor(self, chat_template: str | None = None) -> Any:
+        """The processor as the model's config wants it to count: the released folders leave that out of the processor's own."""
+        vision = self.config.vision_config
+        return LlavaNextProcessor(
+            self.image_processor,
+            self.tokenizer,
+            patch_size=vision.patch_size,
+            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            num_additional_image_tokens=1 if vision.model_type == "clip_vision_model" else 0,  # its class token
+            chat_template=chat_template,
+        )
+
+    def prompt(self, picture: Picture | None, text: str, is_query: bool, instruction: str) -> str:
+        """The prompt with as many image tokens as the picture takes; a text that spells such a token is read without it."""
+        for token in NOT_IN_TEXTS:
+            text = text.replace(token, " ")
+        made = PROMPTS[self.family](text, picture is not None, is_query, instruction)
+        return made if picture is None else made.replace(self.image_token, self.image_token * picture.tokens)
+
+    def batch(self, contents: Sequence[tuple[Picture | None, str]], *, is_query: bool, instruction: str) -> dict[str, torch.Tensor]:
+        """What the model's forward takes.
+
+        Args:
+            contents: n pictures, texts, or both together.
+            is_query: all are queries, or all are candidates.
+            instruction: of queries.
+        Returns:
+            `input_ids` and `attention_mask` (n, longest), and what the pictures need.
+        """
+        prompts = [self.prompt(picture, text, is_query, instruction) for picture, text in contents]
+        made = self.tokenizer(prompts, padding=True, return_tensors="pt")
+        out: dict[str, torch.Tensor] = {key: made[key] for key in ("input_ids", "attention_mask")}
+        shown = [picture for picture, _ in contents if picture is not None]
+        if not shown:
+            return out
+        shapes = torch.stack([p.shape for p in shown])
+        if self.family == "llava_next":
+            return out | {"pixel_values": torch.stack([p.pixels for p in shown]), "image_sizes": shapes}
+        is_image = (out["input_ids"] == self.config.image_token_id).int()
+        return out | {"pixel_values": torch.cat([p.pixels for p in shown]), "image_grid_thw": shapes, "mm_token_type_ids": is_image}
+
+    def save(self, folder: Path, chat_template: str) -> None:
+        """Save the processor's files, with the prompts as its chat template."""
+        self.tokenizer.chat_template = chat_template
+        if self.family == "llava_next":
+            self.llava_processor(chat_template).save_pretrained(folder)
+        else:
+            self.tokenizer.save_pretrained(folder)
+            self.image_processor.save_pretrained(folder)
