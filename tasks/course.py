@@ -1,6 +1,6 @@
 """The course of a training: its curve and metrics as they come, and a checkpoint from which a dead run goes on.
 
-    .run/train/checkpoint.pt            weights, optimiser, curve, random state; gone when the run is done
+    .run/train/checkpoint-<step>/       weights, optimiser, random states (as accelerate writes them), course.json; gone when the run is done
     reports/training/metrics.jsonl      a metric a line, as MLflow's log-batch takes them: key, value, step, timestamp (ms)
     reports/training/tensorboard/       the same for TensorBoard, where train.tensorboard asks for it
 
@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from tasks.errors import ConfigError
 
+if TYPE_CHECKING:
+    from tasks.accelerated import Machine
+
 LOGGED_STEPS = 10  # a point of the curve is the mean of so many steps
+PLACE = "course.json"  # of a checkpoint: identity, step, phase, phase_step, curve, recent
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +49,7 @@ class Course:
 
         Args:
             steps: of the whole training, a count.
-            checkpoint: file to go on from and to keep up to date; none where None.
+            checkpoint: folder of the checkpoints: the last one is gone on from, a newer one takes its place; none where None.
             identity: a checkpoint of another one (recipe, data, base weights) is not used.
             checkpoint_steps: steps between two checkpoints, a count.
             reports: folder of the metrics; none where None.
@@ -56,16 +59,17 @@ class Course:
             ConfigError: TensorBoard is asked for and not installed.
         """
         self.steps, self.curve, self.recent = steps, list[dict[str, float]](), list[dict[str, float]]()
-        self._file, self._identity, self._every, self._reports = checkpoint, identity, checkpoint_steps, reports
+        self._folder, self._identity, self._every, self._reports = checkpoint, identity, checkpoint_steps, reports
         self._is_writer = is_writer
         self._state: dict[str, Any] | None = None
-        if checkpoint is not None and checkpoint.is_file():
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        for found in self._checkpoints():  # the last of ours wins
+            state = json.loads((found / PLACE).read_text())
             if state["identity"] == identity:
-                self._state, self.curve, self.recent = state, state["curve"], state["recent"]
-                log.info("train: goes on from step %d of %d", state["step"], steps)
+                self._state, self._from, self.curve, self.recent = state, found, state["curve"], state["recent"]
             else:
-                log.info("train: the checkpoint in %s is of another recipe, data or base model; starts anew", checkpoint)
+                log.info("train: the checkpoint in %s is of another recipe, data or base model", found)
+        if self._state is not None:
+            log.info("train: goes on from step %d of %d", self._state["step"], steps)
         self.start = int(self._state["step"]) if self._state else 0
         self._since = (time.perf_counter(), self.start)
         self._board = self._tensorboard() if tensorboard and reports is not None else None
@@ -77,15 +81,12 @@ class Course:
 
             self._bar = tqdm(total=steps, initial=self.start, unit="step", desc="train")
 
-    def restore(self, phase: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Steps of this phase that are done; where there are any, model, optimiser and random state are put back to there."""
+    def restore(self, phase: str, machine: Machine) -> int:
+        """Steps of this phase that are done; where there are any, weights, optimiser and random state are put back to there."""
         if self._state is None or self._state["phase"] != phase:
             return 0
-        state = self._state
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        return int(state["phase_step"])
+        machine.load_state(self._from)
+        return int(self._state["phase_step"])
 
     def is_past(self, phase: str, phases: Sequence[str]) -> bool:
         """The checkpoint lies in a later one of the phases."""
@@ -108,25 +109,17 @@ class Course:
         self._since = (now, step)
         self._metrics(step, {**means, "steps_per_s": (step - before) / max(now - then, 1e-9)})
 
-    def keep(self, step: int, phase: str, phase_step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write the checkpoint where it is due, aside and renamed."""
-        if self._file is None or not self._is_writer or step % self._every or step == self.steps:
+    def keep(self, step: int, phase: str, phase_step: int, machine: Machine) -> None:
+        """Write the checkpoint where it is due, aside and renamed; then the one before goes. Called by every process."""
+        if self._folder is None or step % self._every or step == self.steps:
             return
-        state = {
-            "identity": self._identity,
-            "step": step,
-            "phase": phase,
-            "phase_step": phase_step,
-            "curve": self.curve,
-            "recent": self.recent,
-            "random": torch.get_rng_state(),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._file.with_name(f".{self._file.name}.{os.getpid()}.tmp")
-        torch.save(state, aside)
-        os.replace(aside, self._file)
+        place = {"identity": self._identity, "step": step, "phase": phase, "phase_step": phase_step, "curve": self.curve, "recent": self.recent}
+        folder = self._folder / f"checkpoint-{step:09d}"
+        machine.save_state(folder, {PLACE: json.dumps(place)})
+        if self._is_writer:
+            for other in self._checkpoints():
+                if other != folder:
+                    shutil.rmtree(other)
 
     def close(self) -> None:
         """End bar and board; a run that is done needs no checkpoint."""
@@ -134,8 +127,13 @@ class Course:
             self._bar.close()
         if self._board is not None:
             self._board.close()
-        if self._file is not None and self._is_writer:
-            self._file.unlink(missing_ok=True)
+        if self._is_writer:
+            for folder in [*self._checkpoints(), *(self._folder.glob(".checkpoint-*.tmp") if self._folder is not None else ())]:
+                shutil.rmtree(folder)
+
+    def _checkpoints(self) -> list[Path]:
+        """Whole ones, the last step last."""
+        return sorted(self._folder.glob("checkpoint-*")) if self._folder is not None else []
 
     def _tensorboard(self) -> Any:
         try:

@@ -5,20 +5,25 @@ The loss is taken on the features as on leaves; their gradients are then handed 
   and of the features, whatever the batch;
 - several processes share one batch: each encodes every n-th picture and text, features are gathered, everybody takes the
   same loss, gradients of the weights are summed. The step is that of one process with the whole batch.
+- with sharded weights (FSDP2) the backward pass itself reduces, to the mean: it is handed the gradient times the processes,
+  and every process goes through the towers as often as the others, with a row of no weight where it has one less.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from tasks.errors import DataError
 from tasks.loss import Loss
+
+if TYPE_CHECKING:
+    from tasks.accelerated import Machine
 
 Encode = Callable[[Sequence[int]], torch.Tensor]  # positions in the batch -> (n, d) raw features
 Back = Callable[[torch.Tensor], None]  # gradient of all features (count, d) -> gradients of the weights
@@ -62,44 +67,52 @@ def same_dice(device: torch.device) -> Iterator[Callable[[], None]]:
     yield again
 
 
-def encoded(encode: Encode, count: int, chunk: int | None, device: torch.device) -> tuple[torch.Tensor, Back]:
+def encoded(encode: Encode, count: int, chunk: int | None, device: torch.device, *, is_sharded: bool = False) -> tuple[torch.Tensor, Back]:
     """Features of a batch as a leaf, and the way back into the weights.
 
     Args:
-        encode: a tower; called with positions of this process, under the caller's precision.
+        encode: a tower; called with positions of this process.
         count: rows of the whole batch.
         chunk: rows in one pass; all at once where None.
         device: where the tower is.
+        is_sharded: the weights are spread over the processes.
     Returns:
         (count, d) leaf, and a function to be called once with its gradient.
     """
     rank, processes = world()
     mine = list(range(rank, count, processes))
+    weights = [1] * len(mine)
+    if is_sharded and len(mine) < math.ceil(count / processes):
+        mine, weights = [*mine, 0], [*weights, 0]
+    own_rows = sum(weights)
+
+    def share(gradient: torch.Tensor, at: slice) -> torch.Tensor:
+        """Of all features' gradient what is handed to the pass of `mine[at]`."""
+        if processes == 1:
+            return gradient if len(mine[at]) == count else gradient[mine[at]]
+        rows = gradient[mine[at]]
+        return rows * (processes * rows.new_tensor(weights[at])[:, None]) if is_sharded else rows
+
     if chunk is None or chunk >= len(mine):
         own = encode(mine)
-        leaf = gathered(own, count).requires_grad_()
-        return leaf, lambda gradient: own.backward(gradient[mine] if processes > 1 else gradient)  # type: ignore[no-untyped-call]
-    parts = [mine[start : start + chunk] for start in range(0, len(mine), chunk)]
+        leaf = gathered(own[:own_rows], count).requires_grad_()
+        return leaf, lambda gradient: own.backward(share(gradient, slice(None)))  # type: ignore[no-untyped-call]
+    parts = [slice(start, start + chunk) for start in range(0, len(mine), chunk)]
     dice = []
     rows = []
     with torch.no_grad():
         for part in parts:
             with same_dice(device) as again:
                 dice.append(again)
-                rows.append(encode(part))
-    leaf = gathered(torch.cat(rows), count).requires_grad_()
+                rows.append(encode(mine[part]))
+    leaf = gathered(torch.cat(rows)[:own_rows], count).requires_grad_()
 
     def back(gradient: torch.Tensor) -> None:
         for part, again in zip(parts, dice, strict=True):
             again()
-            encode(part).backward(gradient[part])  # type: ignore[no-untyped-call]
+            encode(mine[part]).backward(share(gradient, part))  # type: ignore[no-untyped-call]
 
     return leaf, back
-
-
-def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast of the towers for 'bfloat16', nothing for 'float32'."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -121,6 +134,7 @@ def descend(
     *,
     rate: float,
     step: int,
+    machine: Machine,
 ) -> Loss:
     """One step of the optimiser.
 
@@ -131,6 +145,7 @@ def descend(
         texts: likewise.
         rate: learning rate.
         step: for the error.
+        machine: clips the gradients; where the weights are sharded it has summed them already.
     Raises:
         DataError: the loss is not finite; nothing was changed.
     """
@@ -145,7 +160,8 @@ def descend(
     for rows, back in (images, texts):
         if back is not None and rows.grad is not None:
             back(rows.grad)
-    sum_gradients(optimizer.param_groups[0]["params"])
-    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    if not machine.is_sharded:
+        sum_gradients(optimizer.param_groups[0]["params"])
+    machine.clip([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
     return parts

@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks.config import Params
 
-HARMLESS = {"device", "tensorboard", "checkpoint_steps", "decode_workers", "cache_chunk", "processes", "gradient_checkpointing"}
+HARMLESS = {"device", "tensorboard", "checkpoint_steps", "decode_workers", "cache_chunk", "processes", "shard_weights", "gradient_checkpointing"}
 
 
 def recipe_of(params: Params) -> dict[str, Any]:

@@ -14,7 +14,8 @@ With `locked_steps` the text tower goes first: the picture tower is locked, so e
 
 The whole order of batches, instructions and negatives follows from the seed alone. So a run that died goes on from its last
 checkpoint with the same weights as if it had lived, and `processes` share each batch without talking about it: torchrun's
-launcher starts them, each encodes its part of the pictures and texts (tasks/descent.py). On failure models/promoted is as it was.
+launcher starts them (or you do, with `accelerate launch` or torchrun, on several machines too), each encodes its part of the pictures
+and texts (tasks/descent.py). The loop stands on accelerate (tasks/accelerated.py). On failure models/promoted is as it was.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from tasks.accelerated import Machine
     from tasks.course import Course
     from tasks.loss import Loss
 
@@ -267,6 +269,7 @@ def fit(
     *,
     more: Sequence[tuple[Sequence[Example], float]] = (),
     course: Course | None = None,
+    machine: Machine | None = None,
 ) -> list[dict[str, float]]:
     """Train in place.
 
@@ -278,6 +281,7 @@ def fit(
         seed: of the order, the instructions and the negatives.
         more: further datasets, examples and weight of each.
         course: checkpoint and metrics; a bare curve where None.
+        machine: of the retriever and the config; a new one where None.
     Returns:
         The curve: per `LOGGED_STEPS` steps their mean loss, accuracy, query_margin and number of pictures.
     Raises:
@@ -286,8 +290,9 @@ def fit(
     """
     import torch
 
+    from tasks.accelerated import Machine
     from tasks.course import Course
-    from tasks.descent import arithmetic, descend, encoded
+    from tasks.descent import descend, encoded
 
     torch.manual_seed(seed)
     model = retriever.model
@@ -296,21 +301,22 @@ def fit(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     course = course or Course(config.locked_steps + config.steps)
+    machine = machine or Machine(retriever, config)
     if config.locked_steps and not course.is_past("locked", PHASES):
-        fit_locked(retriever, examples, pixels, config, seed, course=course)
-    model.train()
-    optimizer = optimizer_of(model, config, config.learning_rate)
-    done = course.restore("both", model, optimizer)
-    device = torch.device(retriever.device)
+        fit_locked(retriever, examples, pixels, config, seed, course=course, machine=machine)
+    optimizer = machine.prepare(optimizer_of(model, config, config.learning_rate))
+    towers, device, shards = machine.towers.train(), machine.device, machine.is_sharded
+    done = course.restore("both", machine)
     steps = islice(plans([(examples, config.version_weight), *more], config, random.Random(seed)), done, config.steps)
     for step, (plan, shown) in enumerate(ahead(steps, pixels, config.decode_workers), done):
-        with arithmetic(config.precision, device):
-            images = encoded(partial(picture_rows, retriever, shown), len(plan.shown), config.cache_chunk, device)
-            texts = encoded(partial(text_rows, retriever, plan.texts), len(plan.texts), config.cache_chunk, device)
+        with machine.autocast():
+            images = encoded(partial(picture_rows, towers, shown), len(plan.shown), config.cache_chunk, device, is_sharded=shards)
+            texts = encoded(partial(text_rows, towers, plan.texts), len(plan.texts), config.cache_chunk, device, is_sharded=shards)
         rate = rate_at(step, steps=config.steps, warmup=config.warmup_steps, peak=config.learning_rate)
-        parts = descend(optimizer, contrast_of(config, model, plan, device), images, texts, rate=rate, step=config.locked_steps + step + 1)
-        course.note(config.locked_steps + step + 1, figures_of(parts, plan, config, model), last=step + 1 == config.steps)
-        course.keep(config.locked_steps + step + 1, "both", step + 1, model, optimizer)
+        number = config.locked_steps + step + 1
+        parts = descend(optimizer, contrast_of(config, model, plan, device), images, texts, rate=rate, step=number, machine=machine)
+        course.note(number, figures_of(parts, plan, config, model), last=step + 1 == config.steps)
+        course.keep(number, "both", step + 1, machine)
     model.eval()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_disable()
@@ -325,41 +331,45 @@ def fit_locked(
     seed: int,
     *,
     course: Course | None = None,
+    machine: Machine | None = None,
 ) -> list[dict[str, float]]:
     """Train the text tower in place; arguments, curve and errors as of `fit`."""
     import torch
 
+    from tasks.accelerated import Machine
     from tasks.course import Course
-    from tasks.descent import arithmetic, descend, encoded
+    from tasks.descent import descend, encoded
 
-    model = retriever.model.eval()
-    device = torch.device(retriever.device)
-    pool = list(dict.fromkeys(i for e in examples for i in (e.query, e.target, *e.negatives)))
-    with torch.no_grad(), arithmetic(config.precision, device):
-        raw = torch.cat([retriever.image_features(pixels(pool[n : n + 128])).float() for n in range(0, len(pool), 128)])
-    model.train()
+    model = retriever.model
     course = course or Course(config.locked_steps)
-    optimizer = optimizer_of(model, config, config.locked_learning_rate)
-    done = course.restore("locked", model, optimizer)
+    machine = machine or Machine(retriever, config)
+    optimizer = machine.prepare(optimizer_of(model, config, config.locked_learning_rate))
+    towers, device, shards = machine.towers.eval(), machine.device, machine.is_sharded
+    pool = list(dict.fromkeys(i for e in examples for i in (e.query, e.target, *e.negatives)))
+    with torch.no_grad(), machine.autocast():
+        raw = torch.cat([towers(pixels=pixels(pool[n : n + 128])) for n in range(0, len(pool), 128)])
+    towers.train()
+    done = course.restore("locked", machine)
     steps = islice(locked_plans(examples, pool, config, random.Random(f"locked:{seed}")), done, config.locked_steps)
     for step, plan in enumerate(steps, done):
-        with arithmetic(config.precision, device):
-            texts = encoded(partial(text_rows, retriever, plan.texts), len(plan.texts), config.cache_chunk, device)
+        with machine.autocast():
+            texts = encoded(partial(text_rows, towers, plan.texts), len(plan.texts), config.cache_chunk, device, is_sharded=shards)
         rate = rate_at(step, steps=config.locked_steps, warmup=config.warmup_steps, peak=config.locked_learning_rate)
-        parts = descend(optimizer, contrast_of(config, model, plan, device), (raw[plan.shown], None), texts, rate=rate, step=step + 1)
+        contrast = contrast_of(config, model, plan, device)
+        parts = descend(optimizer, contrast, (raw[plan.shown], None), texts, rate=rate, step=step + 1, machine=machine)
         course.note(step + 1, figures_of(parts, plan, config, model), last=step + 1 == config.locked_steps)
-        course.keep(step + 1, "locked", step + 1, model, optimizer)
+        course.keep(step + 1, "locked", step + 1, machine)
     return course.curve
 
 
-def picture_rows(retriever: Retriever, pixels: torch.Tensor, at: Sequence[int]) -> torch.Tensor:
+def picture_rows(towers: Callable[..., torch.Tensor], pixels: torch.Tensor, at: Sequence[int]) -> torch.Tensor:
     """(n, d) float32 raw features of the pictures at these positions of the batch."""
-    return retriever.image_features(part_of(pixels, at)).float()
+    return towers(pixels=part_of(pixels, at))
 
 
-def text_rows(retriever: Retriever, texts: Sequence[str], at: Sequence[int]) -> torch.Tensor:
+def text_rows(towers: Callable[..., torch.Tensor], texts: Sequence[str], at: Sequence[int]) -> torch.Tensor:
     """(n, d) float32 raw features of the texts at these positions of the batch."""
-    return retriever.text_features([texts[n] for n in at]).float()
+    return towers(texts=[texts[n] for n in at])
 
 
 def part_of(rows: torch.Tensor, at: Sequence[int]) -> torch.Tensor:
@@ -483,21 +493,6 @@ def launch(processes: int, root: Path) -> None:
         raise kind(f"train: process {rank} of {processes} ended with exit code {failure.exitcode}; its message stands above") from error
 
 
-def join(device: str) -> str:
-    """Join the processes that torchrun started; the device of this one."""
-    import torch
-    import torch.distributed as dist
-
-    from tasks.models.revisions import pick_device
-
-    device = pick_device(device)
-    if device.startswith("cuda"):
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return device
-
-
 def identity_of(config: TrainConfig, seed: int, base_revision: str, datasets: Sequence[tuple[Sequence[Example], float]], threads: int) -> str:
     """Of a training: equal where the weights of every step are equal."""
     digest = hashlib.sha256(json.dumps([config.model_dump(mode="json", exclude=HARMLESS), seed, base_revision, threads]).encode())
@@ -518,6 +513,7 @@ def run(params: Params, store: Store) -> StageReport:
     if config.processes > 1 and not is_launched:
         launch(config.processes, store.root)
         return store.read_reports()["train"]
+    from tasks.accelerated import Machine, join, part
     from tasks.course import Course
 
     triplets = store.read_table("triplets").sort_by("triplet_id").to_pylist()
@@ -540,7 +536,7 @@ def run(params: Params, store: Store) -> StageReport:
     is_first = int(os.environ.get("RANK", "0")) == 0 or not is_launched
     course = Course(
         config.locked_steps + config.steps,
-        checkpoint=store.folder(".run", "train", "checkpoint.pt"),
+        checkpoint=store.folder(".run", "train"),
         identity=identity_of(config, seed, base_revision, [(examples, config.version_weight), *more], threads),
         checkpoint_steps=config.checkpoint_steps,
         reports=store.folder("reports", "training") if is_first else None,
@@ -548,7 +544,9 @@ def run(params: Params, store: Store) -> StageReport:
         is_writer=is_first,
     )
     pixels = Pixels(store, retriever, workers=config.decode_workers, files=files)
-    curve = fit(retriever, examples, pixels, config, seed, more=more, course=course)
+    machine = Machine(retriever, config)
+    curve = fit(retriever, examples, pixels, config, seed, more=more, course=course, machine=machine)
+    state = machine.weights()
     report = StageReport(
         "train",
         read=len(triplets) + sum(len(found) for found, _ in more),
@@ -559,7 +557,7 @@ def run(params: Params, store: Store) -> StageReport:
         figures={"loss": curve[-1]["loss"], "accuracy": curve[-1]["accuracy"], "query_margin": curve[-1]["query_margin"], "triplets": float(len(examples))},
     )
     if is_first:
-        retriever.save(store.folder("models", "candidate"))
+        retriever.save(store.folder("models", "candidate"), state)
         training = {
             "base_model": config.base_model,
             "base_revision": base_revision,
@@ -573,9 +571,5 @@ def run(params: Params, store: Store) -> StageReport:
         }
         store.write_bytes(store.folder("reports", "training.json"), (json.dumps(training, indent=1) + "\n").encode())
     course.close()
-    if is_launched:
-        import torch.distributed as dist
-
-        dist.barrier()  # nobody leaves before the model is in place
-        dist.destroy_process_group()
+    part(machine)  # nobody leaves before the model is in place
     return report

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 import tasks.train
+from tasks.accelerated import Machine
 from tasks.config import Params, load_params
 from tasks.course import Course
 from tasks.descent import encoded
@@ -70,6 +71,10 @@ def params(base_model: Path) -> Params:
 
 def changed(params: Params, **train: object) -> Params:
     return params.model_copy(update={"train": params.train.model_copy(update=train)})
+
+
+def checkpoints(store: Store) -> list[Path]:
+    return sorted(store.folder(".run", "train").glob("checkpoint-*"))
 
 
 def weights(retriever: Retriever) -> torch.Tensor:
@@ -144,6 +149,15 @@ def test_bfloat16_trains_and_leaves_float32_weights(params: Params, store: Store
     assert half_curve[0]["loss"] == pytest.approx(curve[0]["loss"], rel=0.05)
 
 
+def test_with_caching_both_passes_of_bfloat16_are_bfloat16(params: Params, store: Store):
+    config = changed(params, precision="bfloat16", cache_chunk=3, locked_steps=0, steps=1).train
+    retriever, seen = Retriever(config.base_model, device="cpu", threads=1), []
+    retriever.model.visual_projection.register_forward_hook(lambda module, given, out: seen.append((out.dtype, torch.is_grad_enabled())))
+    examples = training_examples(store.read_table("triplets").to_pylist(), set())
+    tasks.train.fit(retriever, examples, tasks.train.Pixels(store, retriever), config, seed=0)
+    assert {dtype for dtype, _ in seen} == {torch.bfloat16} and sum(graded for _, graded in seen) == len(seen) / 2 > 1
+
+
 def test_the_temperature_is_learnt_from_where_it_is_set_and_saved_where_clip_keeps_it(params: Params, store: Store):
     config = changed(params, learn_temperature=True, temperature=0.05, locked_steps=0, learning_rate=1e-2).train
     retriever = Retriever(config.base_model, device="cpu")
@@ -201,7 +215,7 @@ def test_a_run_that_died_goes_on_with_the_same_weights_and_metrics(params: Param
     monkeypatch.setattr(Course, "note", dying)
     with pytest.raises(Stopped):
         tasks.train.run(params, store)
-    assert store.folder(".run", "train", "checkpoint.pt").exists() == (dies_at > 3)
+    assert bool(checkpoints(store)) == (dies_at > 3)
     monkeypatch.setattr(Course, "note", note)
     tasks.train.run(params, store)
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == whole
@@ -210,7 +224,7 @@ def test_a_run_that_died_goes_on_with_the_same_weights_and_metrics(params: Param
     without_clocks = [[(r["key"], r["step"], r["value"]) for r in rows if r["key"] != "steps_per_s"] for rows in (metrics, again)]
     assert without_clocks[0] == without_clocks[1]
     assert {"key", "value", "step", "timestamp"} == set(again[0])
-    assert not store.folder(".run", "train", "checkpoint.pt").exists()
+    assert not list(store.folder(".run", "train").iterdir())
 
 
 def test_killed_with_sigkill_and_run_again_gives_the_same_weights(params: Params, store: Store, project: Path):
@@ -220,14 +234,13 @@ def test_killed_with_sigkill_and_run_again_gives_the_same_weights(params: Params
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | {"PYTHONPATH": str(project)}
     line = [sys.executable, "-m", "tasks", "train", "--root", str(store.root)]
     process = subprocess.Popen(line, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    file = store.folder(".run", "train", "checkpoint.pt")
     deadline = time.monotonic() + 120
-    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not checkpoints(store) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
-    assert file.exists(), output
-    done = torch.load(file, weights_only=True)["step"]
+    assert checkpoints(store), output
+    done = json.loads((checkpoints(store)[-1] / "course.json").read_text())["step"]
     assert 0 < done < 64 and not store.folder("models", "candidate").exists()
     tasks.train.run(params, store)
     resumed = store.folder("models", "candidate", "model.safetensors").read_bytes()
@@ -236,12 +249,15 @@ def test_killed_with_sigkill_and_run_again_gives_the_same_weights(params: Params
 
 
 def test_a_checkpoint_of_another_recipe_is_not_used(params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    course = Course(5, checkpoint=store.folder(".run", "train", "checkpoint.pt"), identity="other", checkpoint_steps=1)
-    model = torch.nn.Linear(1, 1)
-    course.keep(1, "both", 1, model, torch.optim.AdamW(model.parameters()))
+    course = Course(50, checkpoint=store.folder(".run", "train"), identity="other", checkpoint_steps=1)
+    machine = Machine(Retriever(params.train.base_model, device="cpu"), params.train)
+    machine.prepare(torch.optim.AdamW(machine.towers.parameters()))
+    course.keep(40, "both", 36, machine)
     caplog.set_level("INFO")
+    monkeypatch.setattr(Course, "close", lambda self: None)
     tasks.train.run(params, store)
-    assert "of another recipe, data or base model; starts anew" in caplog.text
+    assert "is of another recipe, data or base model" in caplog.text and "goes on from" not in caplog.text
+    assert [p.name for p in checkpoints(store)] == ["checkpoint-000000009"], "ours took its place, lower as its step is"
 
 
 def test_tensorboard_says_what_the_lines_say(params: Params, store: Store):
@@ -315,6 +331,55 @@ def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(params: Pa
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
     assert torch.allclose(weights(one), weights(shared), atol=1e-4)
     assert not list(store.folder("models").glob(".*"))
+
+
+SHARDED = """
+import sys
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+PartialState(cpu=True)
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU  # accelerate 1.15 shards on GPUs alone; gloo and FSDP2 can on CPUs
+import tasks.train
+from tasks.config import load_params
+from tasks.store import Store
+from tasks.course import Course
+note = Course.note
+def dying(self, step, *rest, **keywords):
+    if step == int(sys.argv[2]):
+        raise SystemExit(3)
+    note(self, step, *rest, **keywords)
+Course.note = dying
+tasks.train.run(load_params(sys.argv[1] + "/params.yaml"), Store(sys.argv[1]))
+"""
+
+
+def test_sharded_weights_on_two_processes_equal_one_process_and_go_on_after_a_death(params: Params, store: Store, project: Path, tmp_path: Path):
+    """FSDP2 by gloo: its average, its clipping and its checkpoints, with a batch that does not divide by two and gradient caching."""
+    params = changed(params, steps=5, locked_steps=4, batch_triplets=5, cache_chunk=3)
+    tasks.train.run(params, store)
+    one = Retriever(str(store.folder("models", "candidate")), device="cpu")
+    curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
+    sharded = changed(params, shard_weights=True)
+    store.folder("params.yaml").write_text(yaml.safe_dump(sharded.model_dump(mode="json", by_alias=True)))
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "sharded.py"), str(store.root)]
+    env = os.environ | {"PYTHONPATH": str(project)}
+    died = subprocess.run([*line, "8"], env=env, capture_output=True, text=True, timeout=240)
+    assert died.returncode and checkpoints(store), died.stderr[-3000:]
+    assert json.loads((checkpoints(store)[-1] / "course.json").read_text())["step"] == 6
+    done = subprocess.run([*line, "0"], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shared = Retriever(str(store.folder("models", "candidate")), device="cpu")
+    for a, b in zip(curve, json.loads(store.folder("reports", "training.json").read_text())["curve"], strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+    assert {k: v.shape for k, v in one.model.state_dict().items()} == {k: v.shape for k, v in shared.model.state_dict().items()}
+    assert torch.allclose(weights(one), weights(shared), atol=2e-4)
+
+
+def test_sharding_that_cannot_be_is_refused(params: Params, store: Store):
+    with pytest.raises(ConfigError, match="needs several processes on GPUs"):
+        tasks.train.run(changed(params, shard_weights=True), store)
+    assert not store.folder("models", "candidate").exists()
 
 
 def test_what_a_process_says_by_its_exit_code_is_raised(params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path):
