@@ -42,11 +42,16 @@ def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         b: (m, d) float16.
     """
     rows = np.arange(len(a))
-    return _exact(a, b, rows, rows)
+    return exact_of_rows(a, b, rows, rows)
 
 
-def _exact(queries: np.ndarray, targets: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray) -> np.ndarray:
-    """`exact_similarity` of queries[query_rows] and targets[target_rows], gathered a little at a time."""
+def exact_of_rows(queries: np.ndarray, targets: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray) -> np.ndarray:
+    """`exact_similarity` of queries[query_rows] and targets[target_rows], (m,) float64, gathered a little at a time.
+
+    Args:
+        queries, targets: (n, d) float16 each.
+        query_rows, target_rows: (m,) int64.
+    """
     out = np.empty(len(query_rows), np.float64)
     step = max(1, BLOCK_COORDINATES // max(1, queries.shape[1]))
     for start in range(0, len(out), step):
@@ -338,7 +343,7 @@ def _blocked(
                     if own is not None:
                         other = own[rows] != cols
                         rows, cols = rows[other], cols[other]
-                    similarity = _exact(queries, targets, rows, cols)
+                    similarity = exact_of_rows(queries, targets, rows, cols)
                     inside = (similarity >= low) & (similarity < high)
                     rows, cols, similarity = rows[inside], cols[inside], similarity[inside]
                     collector.offer(rows, cols, similarity)
@@ -414,7 +419,7 @@ def _faiss(
         for start in range(0, len(todo), step):
             rows = todo[start : start + step]
             scores, hits = index.search(np.ascontiguousarray(queries[rows], dtype=np.float32), proposals)  # (b, proposals)
-            exact = _exact(queries, targets, np.repeat(rows, proposals), np.maximum(hits, 0).ravel()).reshape(hits.shape)
+            exact = exact_of_rows(queries, targets, np.repeat(rows, proposals), np.maximum(hits, 0).ravel()).reshape(hits.shape)
             for row, hit, similarity, last in zip(rows, hits, exact, scores[:, -1], strict=True):
                 inside = (similarity >= low) & (similarity < high) & (hit != own[row]) & (hit >= 0)  # -1: nothing more was found
                 hit, similarity = hit[inside], similarity[inside]

@@ -38,8 +38,9 @@ import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,10 @@ import numpy as np
 from tasks.batch import batch_of
 from tasks.config import Params, SelectConfig
 from tasks.errors import DataError
-from tasks.knn import exact_similarity
+from tasks.knn import exact_of_rows, exact_similarity
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
-from tasks.takedown import REASON, taken_down
+from tasks.takedown import REASON, rows_naming, taken_down
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ENCODERS = ("semantic", "pattern", "caption")
 ALL = 1 << 30  # negatives: no limit
+PAIRS_AT_ONCE = 256  # whose negatives are compared with their targets in one go
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Candidate:
     reverse_ranks: dict[str, int] = field(default_factory=dict)
     similarities: dict[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def pair_id(self) -> str:
         """The same in every version."""
         return stable_id(self.query, self.target)
@@ -97,8 +99,8 @@ class Vectors:
         known = [n for n, (x, y) in enumerate(zip(a, b, strict=True)) if x in rows and y in rows]
         out: list[float | None] = [None] * len(a)
         if known:
-            vectors = self.vectors[encoder]
-            found = exact_similarity(vectors[[rows[a[n]] for n in known]], vectors[[rows[b[n]] for n in known]])
+            ends = [np.array([rows[x[n]] for n in known], np.int64) for x in (a, b)]
+            found = exact_of_rows(self.vectors[encoder], self.vectors[encoder], *ends)
             for n, s in zip(known, found.tolist(), strict=True):
                 out[n] = s
         return out
@@ -223,17 +225,25 @@ def with_merged_ranks(new: pa.Table, earlier: pa.Table, neighbours: int) -> pa.T
     import pyarrow as pa
 
     both = pa.concat_tables([t.select(["query_image_id", "target_image_id", "similarity"]) for t in (new, earlier)])
-    query, target = (both.column(c).combine_chunks().to_numpy(zero_copy_only=False) for c in ("query_image_id", "target_image_id"))
-    _, of = np.unique(query.astype(str), return_inverse=True)
-    _, place = np.unique(target.astype(str), return_inverse=True)
+    of, place = _numbered(both.column("query_image_id")), _numbered(both.column("target_image_id"))
     similarity = both.column("similarity").to_numpy()
     order = np.lexsort((place, -similarity, of))
     of = of[order]
     rank = (np.arange(len(of)) - np.searchsorted(of, of)).astype(np.int32)
     kept = (order < new.num_rows) & (rank < neighbours)
-    order, rank = order[kept], rank[kept]
-    ends = [pa.array(end[order], pa.string()) for end in (query, target)]
-    return pa.table([*ends, similarity[order], rank], names=["query_image_id", "target_image_id", "similarity", "rank"])
+    rows = both.take(pa.array(order[kept]))
+    return rows.append_column("rank", pa.array(rank[kept]))
+
+
+def _numbered(column: pa.ChunkedArray) -> np.ndarray:
+    """Each row's place among the column's different strings in order, (n,) int64."""
+    encoded = column.dictionary_encode().unify_dictionaries()
+    if not len(encoded):
+        return np.zeros(0, np.int64)
+    names = encoded.chunk(0).dictionary.to_pylist()
+    place = np.empty(len(names), np.int64)
+    place[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    return place[np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks])]
 
 
 def is_nearest(c: Candidate) -> bool:
@@ -377,6 +387,8 @@ def hard_negatives(
     count: int,
     margin: float = 0,
     query_copies: bool = True,
+    proposed: Mapping[str, str] | None = None,
+    by_encoder: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> tuple[list[tuple[str, float]], list[str]]:
     """A pair's mined negatives, the target's nearest first.
 
@@ -391,13 +403,15 @@ def hard_negatives(
         count: most negatives, a count.
         margin: least distance (1 - cosine) of a negative to the target, by the encoder that proposed it, in distances of query and target.
         query_copies: whether copies of the query may be negatives.
+        proposed: of `proposed_negatives`, where it is known.
+        by_encoder: encoder -> proposed image id -> its similarity to the target, where it is known (`with_similarities`).
     Returns:
         (image id, similarity to the target by the encoder that proposed it), and the ids left out as copies.
     """
-    proposed = proposed_negatives(c, retrieved)
+    proposed = proposed_negatives(c, retrieved) if proposed is None else proposed
     ids = sorted(proposed)
-    by_encoder = {e: dict(zip(ids, vectors.similarity(e, ids, [c.target] * len(ids)), strict=True)) for e in ENCODERS}
-    out = {i for i in ids if any((s := by_encoder[e][i]) is not None and s >= limits[e] for e in ENCODERS)}
+    by_encoder = next(with_similarities([c], [proposed], vectors))[2] if by_encoder is None else by_encoder
+    out = {i for e, found in by_encoder.items() for i, s in found.items() if s is not None and s >= limits[e]}
     if not query_copies:
         out.update(copies_of(c.query, ids, vectors, limits))
     if margin:
@@ -416,6 +430,25 @@ def hard_negatives(
         places[i] = (turn, ENCODERS.index(proposed[i]))
         turns[proposed[i]] = turn + 1
     return sorted(usable, key=lambda x: places[x[0]])[:count], copies
+
+
+def with_similarities(
+    pairs: Sequence[Candidate], proposed: Iterable[Mapping[str, str]], vectors: Vectors
+) -> Iterator[tuple[Candidate, Mapping[str, str], dict[str, dict[str, float | None]]]]:
+    """Pairs with what is proposed as their negatives and how near to the target each lies under each encoder; many at a time, which is faster.
+
+    Args:
+        pairs: what to propose for.
+        proposed: of each, image id -> encoder that proposed it.
+        vectors: stored vectors.
+    """
+    todo = zip(pairs, proposed, strict=True)
+    while some := list(itertools.islice(todo, PAIRS_AT_ONCE)):
+        ids = [i for _, proposal in some for i in proposal]
+        targets = [c.target for c, proposal in some for _ in proposal]
+        found = {e: iter(vectors.similarity(e, ids, targets)) for e in ENCODERS}
+        for c, proposal in some:
+            yield c, proposal, {e: dict(zip(proposal, found[e], strict=False)) for e in ENCODERS}
 
 
 def without_copies(candidates: Sequence[Candidate], vectors: Vectors, limits: Mapping[str, float]) -> tuple[list[Candidate], list[Candidate]]:
@@ -455,8 +488,12 @@ def pair_row(c: Candidate, batch: str, similarities: Mapping[str, float | None],
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
-def _read_candidates(store: Store, encoder: str, batch: str, neighbours: int) -> dict[str, list[Any]]:
-    """This batch's candidates under one encoder, ranked among all that was mined for their queries (`with_merged_ranks`)."""
+def _read_candidates(store: Store, encoder: str, batch: str, neighbours: int) -> tuple[dict[str, list[Any]], pa.Table]:
+    """This batch's candidates under one encoder, ranked among all that was mined for their queries (`with_merged_ranks`).
+
+    Returns:
+        the candidates' columns, and all rows of any batch whose query a candidate of this batch names: earlier files are read once.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -467,19 +504,24 @@ def _read_candidates(store: Store, encoder: str, batch: str, neighbours: int) ->
     columns = ["query_image_id", "target_image_id", "similarity", "rank"]
     new, before = store.read(of_batch, "neighbours", columns), [f for f in files if f.stem.rpartition("-")[0] != batch]
     if not before:
-        return new.filter(pc.less(new.column("rank"), neighbours)).to_pydict()
+        return new.filter(pc.less(new.column("rank"), neighbours)).to_pydict(), new
+    named = pc.unique(pa.chunked_array([*new.column("query_image_id").chunks, *new.column("target_image_id").chunks], pa.string()))
+    earlier = pa.concat_tables([_rows_of(store.read(path, "neighbours", columns), named) for path in before])
+    mined = pa.concat_tables([new, earlier])
     # A query that had k in some batch keeps nothing below the k-th of them: most old queries are settled by that alone.
-    last = [t.filter(pc.equal(t.column("rank"), neighbours - 1)) for t in (store.read(f, "neighbours", columns) for f in before)]
-    floor = pa.concat_tables(last).group_by("query_image_id").aggregate([("similarity", "max")])
+    floor = earlier.filter(pc.equal(earlier.column("rank"), neighbours - 1)).group_by("query_image_id").aggregate([("similarity", "max")])
     at = pc.index_in(new.column("query_image_id"), value_set=floor.column("query_image_id").combine_chunks())
     least = pc.fill_null(pc.take(floor.column("similarity_max"), at), -2.0)
     new = new.filter(pc.greater_equal(new.column("similarity"), least))
-    asked = pc.unique(new.column("query_image_id"))
-    earlier = []
-    for path in before:
-        table = store.read(path, "neighbours", columns)
-        earlier.append(table.filter(pc.is_in(table.column("query_image_id"), value_set=asked)))
-    return with_merged_ranks(new, pa.concat_tables(earlier), neighbours).to_pydict()
+    earlier = _rows_of(earlier, pc.unique(new.column("query_image_id")))
+    return with_merged_ranks(new, earlier, neighbours).to_pydict(), mined
+
+
+def _rows_of(table: pa.Table, queries: pa.Array) -> pa.Table:
+    """Rows of table `neighbours` whose query is one of some."""
+    import pyarrow.compute as pc
+
+    return table.filter(pc.is_in(table.column("query_image_id"), value_set=queries))
 
 
 def _read_sources(store: Store) -> dict[str, str]:
@@ -488,20 +530,34 @@ def _read_sources(store: Store) -> dict[str, str]:
     return {i: uri.partition(":")[0] for i, uri in zip(rows["image_id"], rows["source_uri"], strict=True)}
 
 
-def _read_retrieved(store: Store, encoder: str, queries: set[str]) -> dict[str, list[str]]:
-    """query -> its neighbours by rank, of all batches, for some queries; a file at a time."""
+def _retrieved(tables: Iterable[pa.Table], queries: set[str]) -> dict[str, list[str]]:
+    """query -> its neighbours by rank, of all batches, for some queries; a table at a time."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     wanted = pa.array(sorted(queries), pa.string())
     found: dict[str, dict[str, int]] = {}
-    for path in sorted(store.folder("data", "neighbours", encoder).glob("*.parquet")):
-        table = store.read(path, "neighbours", ["query_image_id", "target_image_id", "rank"])
-        rows = table.filter(pc.is_in(table.column("query_image_id"), value_set=wanted)).to_pydict()
+    for table in tables:
+        rows = _rows_of(table, wanted).select(["query_image_id", "target_image_id", "rank"]).to_pydict()
         for query, target, rank in zip(rows["query_image_id"], rows["target_image_id"], rows["rank"], strict=True):
             ranks = found.setdefault(query, {})
             ranks[target] = min(rank, ranks.get(target, rank))
     return {q: sorted(r, key=lambda t: (r[t], t)) for q, r in found.items()}
+
+
+def _read_neighbours(store: Store, encoder: str) -> Iterator[pa.Table]:
+    """All that was ever mined under an encoder, a file at a time."""
+    for path in sorted(store.folder("data", "neighbours", encoder).glob("*.parquet")):
+        yield store.read(path, "neighbours", ["query_image_id", "target_image_id", "rank"])
+
+
+def _read_published(store: Store, batch: str, ends: set[str]) -> tuple[int, list[tuple[str, str]]]:
+    """How many pairs earlier batches have, and those (query, target) that one of some pictures is an end of: no other counts for their quotas."""
+    import pyarrow.compute as pc
+
+    pairs = store.read_table("pairs", ["batch", "query_image_id", "target_image_id"])
+    pairs = pairs.filter(pc.not_equal(pairs.column("batch"), batch))
+    near = pairs.filter(rows_naming(pairs, ends, ["query_image_id", "target_image_id"])).to_pydict()
+    return pairs.num_rows, list(zip(near["query_image_id"], near["target_image_id"], strict=True))
 
 
 def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence[str], gone: Set[str]) -> None:
@@ -521,7 +577,7 @@ def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence
     if not any(found.values()):
         return
     ends = {r[c] for r in kept for c in ("query_image_id", "target_image_id")}
-    retrieved = {e: {q: [t for t in ts if t not in gone] for q, ts in _read_retrieved(store, e, ends).items()} for e in encoders}
+    retrieved = {e: {q: [t for t in ts if t not in gone] for q, ts in _retrieved(_read_neighbours(store, e), ends).items()} for e in encoders}
     vectors = Vectors({e: store.read_embeddings(e)[:2] for e in encoders})
     config, limits = params.select, copy_limits(params)
     for path, some in found.items():
@@ -546,6 +602,11 @@ def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence
             rows.append(row)
         store.write(path, rows, "pairs")
     log.info("select: %d pairs taken down", len(noted))
+
+
+def _read_vectors(store: Store, encoders: Sequence[str], wanted: Set[str]) -> Vectors:
+    """The stored vectors of some pictures."""
+    return Vectors({e: store.read_embeddings(e, wanted=wanted)[:2] for e in encoders})
 
 
 def _pictures_of(row: Mapping[str, Any]) -> set[str]:
@@ -599,10 +660,10 @@ def run(params: Params, store: Store) -> StageReport:
     encoders: list[str] = [e for e in ENCODERS if e in params.embed.encoders]
     if gone := taken_down(params, store):
         _withdraw_pairs(params, store, batch, encoders, gone)
-    before = store.read_table("pairs", ["batch", "query_image_id", "target_image_id"]).to_pydict()
-    published = [(q, t) for b, q, t in zip(before["batch"], before["query_image_id"], before["target_image_id"], strict=True) if b != batch]
-    report = StageReport("select", reused=len(published))
-    mined = {e: _read_candidates(store, e, batch, params.mine.neighbours) for e in encoders}
+    report = StageReport("select")
+    mined, rows_mined = {}, {}
+    for encoder in encoders:
+        mined[encoder], rows_mined[encoder] = _read_candidates(store, encoder, batch, params.mine.neighbours)
     brought = store.read_table("images", ["image_id"], batch).column("image_id").to_pylist()
     if brought and encoders:  # few candidates a picture: the encoder's window does not fit, or the encoder
         yields = {encoder: len(mined[encoder]["rank"]) / len(brought) for encoder in encoders}
@@ -616,22 +677,34 @@ def run(params: Params, store: Store) -> StageReport:
     if gone:  # what came up instead of a neighbour is for those who lost a pair, and for who comes later
         candidates = [c for c in candidates if c.query in new or c.target in new - lost]
     report.read = len(candidates)
+    report.reused, published = _read_published(store, batch, {i for c in candidates for i in (c.query, c.target)})
     if not path.exists():
-        vectors = Vectors({e: store.read_embeddings(e)[:2] for e in encoders})
         limits = copy_limits(params)
         rows, dropped = [], []
         if config.drop_query_copies:
-            candidates, out = without_copies(candidates, vectors, limits)
+            named = {i for c in candidates for i in (c.query, c.target)}
+            candidates, out = without_copies(candidates, _read_vectors(store, encoders, named), limits)
             dropped += [_dropped(batch, c.pair_id, "copy_of_query", {"query": c.query, "target": c.target}) for c in out]
         sources = _read_sources(store) if config.pairs_per_source is not None else {}
         taken, left = within_quotas(preferred(candidates, params), published, config, new, sources)
         ends = {c.query for c in taken} | {c.target for c in taken}
-        retrieved = {e: _read_retrieved(store, e, ends) for e in encoders}
+        # what a takedown brought back was not mined with this batch: it is looked up in the files
+        retrieved = {e: _retrieved(_read_neighbours(store, e) if lost else [rows_mined[e]], ends) for e in encoders}
+        vectors = _read_vectors(store, encoders, ends | {i for found in retrieved.values() for q in found for i in found[q]})
         queries, targets = [c.query for c in taken], [c.target for c in taken]
         similarities = {e: vectors.similarity(e, queries, targets) for e in ENCODERS}
-        for n, c in enumerate(taken):
+        of_pairs = with_similarities(taken, (proposed_negatives(c, retrieved) for c in taken), vectors)
+        for n, (c, proposed, by_encoder) in enumerate(of_pairs):
             negatives, copies = hard_negatives(
-                c, retrieved, vectors, limits=limits, count=config.negatives, margin=config.negative_margin, query_copies=not config.drop_query_copies
+                c,
+                retrieved,
+                vectors,
+                limits=limits,
+                count=config.negatives,
+                margin=config.negative_margin,
+                query_copies=not config.drop_query_copies,
+                proposed=proposed,
+                by_encoder=by_encoder,
             )
             rows.append(pair_row(c, batch, {e: similarities[e][n] for e in ENCODERS}, negatives))
             dropped += [_dropped(batch, c.pair_id, "near_duplicate_negative", {"negative": i}) for i in copies]

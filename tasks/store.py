@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,67 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from PIL.Image import Image
 
+ROW_GROUP_ROWS = 100_000
+BATCH_ROWS = 2_000  # rows as Python objects at a time, of a TableWriter
 TABLES = ("images", "captions", "pairs", "captioned", "triplets")
+
+
+class TableWriter:
+    """One file of a table, a row at a time, in memory that does not grow with the rows; the bytes are those of `Store.write` for the same rows."""
+
+    def __init__(self, path: Path, schema: str) -> None:
+        self._path, self._schema = path, schemas()[schema]
+        self._aside = path.with_name(f".{path.name}.tmp")
+        self._rows: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._file: Any = None
+        self._writer: Any = None
+        self.count = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        self._rows.append(row)
+        self.count += 1
+        if len(self._rows) == BATCH_ROWS:
+            self._pack()
+            if self.count % ROW_GROUP_ROWS == 0:
+                self._write()
+
+    def _pack(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def _write(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._aside, "wb")  # noqa: SIM115 - closed by close() or discard()
+            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd", store_schema=True)
+        table = pa.Table.from_batches(self._batches, schema=self._schema).combine_chunks()
+        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self._batches = []
+
+    def close(self) -> None:
+        """Finish the file: flushed, then renamed."""
+        self._pack()
+        if self._batches or self._writer is None:
+            self._write()
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._aside, self._path)
+
+    def discard(self) -> None:
+        """Leave no file behind; for a run that ends with an error."""
+        if self._file is not None:
+            self._file.close()
+            self._aside.unlink(missing_ok=True)
 
 
 class Store:
@@ -77,7 +137,7 @@ class Store:
         else:
             table = pa.Table.from_pylist(list(rows), schema=wanted)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", row_group_size=100_000, store_schema=True)
+        pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP_ROWS, store_schema=True)
         self.write_bytes(path, buffer.getvalue())
         return table.num_rows
 
@@ -185,7 +245,9 @@ class Store:
         """Stems of the shards that this encoder has finished, by name."""
         return sorted(p.stem for p in self.folder("data", "embeddings", encoder).glob("*.parquet"))
 
-    def read_embeddings(self, encoder: str, shards: Sequence[str] | None = None, *, by_id: bool = False) -> tuple[list[str], np.ndarray, str]:
+    def read_embeddings(
+        self, encoder: str, shards: Sequence[str] | None = None, *, by_id: bool = False, wanted: Set[str] | None = None
+    ) -> tuple[list[str], np.ndarray, str]:
         """Ids (n), vectors (n, d) float16 and the model revision.
 
         The shards are mapped, not read: one shard alone stays a map of its file, several are gathered once, row by row where they belong.
@@ -194,6 +256,7 @@ class Store:
             encoder: the encoder's role.
             shards: names of shards; all that are embedded when None.
             by_id: rows by rising id instead of the shards' order.
+            wanted: ids to return, where they are embedded; all when None. Other rows are not read.
         Raises:
             DataError: shards of different model revisions or widths, or ids and rows that do not match.
         """
@@ -209,8 +272,10 @@ class Store:
             if len(block) != table.num_rows:
                 raise DataError(f"embeddings/{encoder}/{stem}: {len(block)} vectors for {table.num_rows} ids; delete both files and embed again")
             if table.num_rows:
-                ids += table.column("image_id").to_pylist()
-                blocks.append(block)
+                names = table.column("image_id").to_pylist()
+                some = None if wanted is None else [n for n, i in enumerate(names) if i in wanted]
+                ids += names if some is None else [names[n] for n in some]
+                blocks.append(block if some is None or len(some) == len(names) else block[some])
                 revisions.add((table.schema.metadata or {}).get(b"revision", b"").decode())
         if len(revisions) > 1:
             raise DataError(f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; embed all again with one")
