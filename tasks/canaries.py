@@ -5,8 +5,8 @@ shape). So: of the canaries' descriptions at least a stated share must say the k
 two blank pictures must not happen to fit more than a stated share of them. A model that fails either fails the part.
 
 A folder of canaries: canaries.csv with the columns query, target (pictures beside it) and expect (words of which the description
-must hold one of each group: `red|crimson; star`). The sample world's are in tasks/sample/canaries; name your own in
-`caption.canaries`.
+must hold one of each group: `red|crimson; star`). The sample world's are in tasks/sample/canaries; those for real models, drawn so
+plainly that none which sees can miss them, in tasks/sample/plain/canaries. `caption.canaries` names either, or your own.
 """
 
 from __future__ import annotations

@@ -62,12 +62,17 @@ def plain(text: str) -> str:
 
 
 def cleaned(text: str) -> str:
-    """The reply without the wrapping models like: quotes all around, a list mark, `Answer:`; inner text untouched."""
-    text = " ".join(text.split())
+    """The reply without the wrapping models like: what they thought first, quotes all around, a list mark, `Answer:`; inner text untouched."""
+    text = " ".join(after_thinking(text).split())
     text = re.sub(r"^(?:(?:answer|instruction|query|text)\s*:|[-*•]|\d+[.)])\s+", "", text, flags=re.IGNORECASE)
     while len(text) > 1 and text[0] + text[-1] in ('""', "''", "“”", "``"):
         text = text[1:-1].strip()
     return text
+
+
+def after_thinking(text: str) -> str:
+    """The reply without a closed block of thoughts in front; one that was cut off inside it stays, and is no text."""
+    return re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL)
 
 
 def problem(

@@ -231,6 +231,7 @@ class JudgeConfig(Section):
     labelled: str | None = Field(None, description="CSV or Parquet (query, candidate, instruction, fits) that judges the judge before it judges.")
     accuracy_min: float = Field(0.75, ge=0, le=1, description="Least share of `labelled` that it must get right at `threshold`; below it the part fails.")
     false_yes_max: float = Field(0.2, ge=0, le=1, description="Most of the wrong candidates in `labelled` that it may take, a share; above it the part fails.")
+    auc_min: float = Field(0.75, ge=0, le=1, description="Least chance that a right candidate in `labelled` scores above a wrong one; blind judges have 0.5.")
     shortcut_share_max: float | None = Field(
         None, ge=0, le=1, description="Most triplets of a chunk that one modality alone may solve, a share; the rest are dropped. Only tagged when empty."
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tasks.checks import cleaned, plain
+from tasks.checks import after_thinking, cleaned, plain
 
 Kind = Literal["attribute", "added", "removed", "replaced", "count", "position", "background", "style", "viewpoint", "action", "text"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -94,7 +94,7 @@ def singular(word: str) -> str:
 
 def read_description(text: str) -> Description | None:
     """The description that a reply holds, or None where it is not exactly of the form: no field missing, none more, none twice, no other type."""
-    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", text.strip())
+    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", after_thinking(text).strip())
     try:
         return Description.model_validate(json.loads(text, object_pairs_hook=_once))
     except (ValueError, ValidationError, RecursionError):

@@ -1,9 +1,10 @@
 """Judge the judge: questions with known answers, and what a judge makes of them.
 
 A labelled file is CSV or Parquet with the columns query, candidate (pictures, relative to the file), instruction, and fits (yes or no): is
-the candidate what the instruction makes of the query? The sample world's is tasks/sample/labelled/labels.csv; a team fills one of its
-own (a hundred rows of its own pictures, hard "no"s among them) and names it in `judge.labelled`. The choice of judge matters more than any other here: in
-UniME-V2 (arXiv:2510.13515) one judge was worth +3.5 points and another cost 1.6.
+the candidate what the instruction makes of the query? The sample world's is tasks/sample/labelled/labels.csv; for real models there is
+tasks/sample/plain/labels.csv, which tells a judge that sees from one that does not. How good a judge is on a team's own pictures only the
+team's own rows tell: docs/labelled/README.md says how to fill them, `judge.labelled` names them. The choice of judge matters more than any
+other here: in UniME-V2 (arXiv:2510.13515) one judge was worth +3.5 points and another cost 1.6.
 """
 
 from __future__ import annotations
@@ -127,11 +128,13 @@ def require(found: Standing, config: JudgeConfig, judge: str) -> None:
     """Stop where a judge stands below its floors.
 
     Raises:
-        DataError: accuracy too low, or too many wrong candidates taken.
+        DataError: accuracy or AUC too low, or too many wrong candidates taken. A judge that sees nothing is no better than chance in its
+            AUC, whatever the share of "no" among the rows.
     """
-    if found.accuracy < config.accuracy_min or found.false_yes > config.false_yes_max:
+    if found.accuracy < config.accuracy_min or found.false_yes > config.false_yes_max or found.auc < config.auc_min:
         raise DataError(
             f"judge '{judge}': right on {found.accuracy:.1%} of {found.questions} labelled questions (judge.accuracy_min {config.accuracy_min:.0%}), takes "
-            f"{found.false_yes:.1%} of the wrong candidates (judge.false_yes_max {config.false_yes_max:.0%}), AUC {found.auc:.3f}; "
-            "it would spoil what it judges: take another judge, prompt or threshold (`python -m tasks judge_check` tries one)"
+            f"{found.false_yes:.1%} of the wrong candidates (judge.false_yes_max {config.false_yes_max:.0%}), AUC {found.auc:.3f} "
+            f"(judge.auc_min {config.auc_min:g}); it would spoil what it judges: take another judge, prompt or threshold "
+            "(`python -m tasks judge_check` tries one)"
         )

@@ -1,5 +1,6 @@
 """A model that does not see its pictures, and a judge that does not judge, stop the part before it costs anything."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tasks import label_draft
 from tasks.canaries import Canary, read_canaries, shares, show
 from tasks.config import load_params
 from tasks.errors import ConfigError, DataError
-from tasks.labelled import measured, read_labelled, require, standing
+from tasks.label_draft import questions
+from tasks.labelled import measured, questions_of, read_labelled, require, standing
 from tasks.models.captioner import load_captioner
 from tasks.models.replies import Reply, Request
 from tasks.store import Store
@@ -53,6 +56,62 @@ def test_the_shipped_model_sees_the_shipped_canaries():
         model, "Compare the pictures.", read_canaries(HERE / "canaries"), least=params.caption.canaries_min, blank_most=params.caption.blank_max
     )
     assert seen >= 0.9 and guessed <= 0.1
+
+
+def test_the_plain_canaries_take_plain_words_and_no_blind_guess():
+    """For real models: what a person would write passes, in any of several wordings; what is said of no picture does not."""
+    canaries = read_canaries(HERE / "plain" / "canaries")
+    seen = [
+        "both show a house on green ground; the target also has a tree beside it",
+        "an arrow that pointed left now points upwards",
+        "the circle is blue instead of red",
+        "one star became three stars in a row",
+        "the smiling face is frowning now",
+        "the star stands before a black background",
+        "a red heart was added at the right",
+        "the solid disc has stripes",
+        "the dot moved to the right side",
+        "the square turned into a triangle",
+        "the disc is much larger and fills the picture",
+        "the word CAT was replaced by DOG",
+    ]
+    assert len(canaries) == 12 and all(c.query.size == (336, 336) and c.query.tobytes() != c.target.tobytes() for c in canaries)
+    assert all(sum(c.is_seen(text) for text in seen) >= 1 for c in canaries)
+    for blank in ("Both pictures show a plain grey square. There is no difference between them.", "", "a picture of something", "I see two images."):
+        assert shares([""] * 12, blank, canaries)[1] <= 1 / 12
+
+
+def test_a_description_by_a_form_is_heard_without_the_forms_own_words():
+    canaries = [Canary(Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "red"), (("count", "replaced", "target"),))]
+    form = '{"shared": "a wall", "differences": [{"kind": "count", "source": "one", "target": "two"}], "prose": "Both show a wall. However, one has less."}'
+    with pytest.raises(DataError, match="the known difference of 0%"):
+        show(Says(lambda images: form), "Compare.", canaries, least=1.0, blank_most=1.0, schema={"type": "object"})
+
+
+def test_the_plain_questions_come_in_pairs_of_right_and_wrong():
+    rows = read_labelled(HERE / "plain" / "labels.csv")
+    assert len(rows) == 48 and [r["fits"] for r in rows] == [True, False] * 24
+    assert all(
+        a["instruction"] == b["instruction"] and a["query"] == b["query"] and a["candidate"] != b["candidate"]
+        for a, b in zip(rows[::2], rows[1::2], strict=True)
+    )
+    assert len(questions_of(rows, HERE / "plain")) == 48
+
+
+@pytest.mark.parametrize("says", [0.0, 0.3, 1.0])
+def test_a_judge_that_sees_nothing_is_found_out_whatever_the_share_of_no(says: float):
+    config, fits = load_params("params.yaml").judge, [True] + [False] * 19
+    found = standing([says] * 20, fits, config.threshold)
+    assert found.auc == 0.5
+    with pytest.raises(DataError, match="judge.auc_min"):
+        require(found, config, "blind")
+    require(standing([0.95] + [0.1] * 19, fits, config.threshold), config, "sees")
+
+
+def test_the_real_models_profiles_show_the_plain_probes():
+    for profile in ("small", "production"):
+        assert load_params("params.yaml", profile).caption.canaries == "tasks/sample/plain/canaries"
+    assert load_params("params.yaml", "production").judge.labelled == "tasks/sample/plain/labels.csv"
 
 
 def test_canaries_of_a_team_must_be_whole(tmp_path: Path):
@@ -97,3 +156,25 @@ def test_the_shipped_judge_stands_above_its_floors_and_a_yes_man_does_not(tmp_pa
     yes_man = measured(Says(lambda images: 1.0), "{instruction}", params.judge, path, Store(tmp_path))
     with pytest.raises(DataError, match=r"right on 50\.0% of 120 .* takes 100\.0% of the wrong candidates"):
         require(yes_man, params.judge, "yes-man")
+
+
+def test_a_draft_is_drawn_by_ids_alone_and_asks_for_its_answers(tmp_path: Path):
+    ids = [f"{n:02d}" for n in range(40)]
+    pairs = {i: {"query_image_id": f"q{i}", "target_image_id": f"t{i}", "negative_image_ids": [f"q{i}", f"n{i}", f"m{i}"]} for i in ids}
+    rows = [{"pair_id": i, "instructions": [f"make it {i}", f"a {i} one"]} for i in ids]
+    drawn = questions(rows, pairs, 30)
+    assert drawn == questions(list(reversed(rows)), pairs, 30) and len({(r["query"], r["candidate"]) for r in drawn}) == 30
+    assert Counter(r["candidate"][0] for r in drawn) == Counter({"t": 12, "q": 6}) + Counter(r["candidate"][0] for r in drawn if r["candidate"][0] in "nm")
+    assert len(questions(rows[:10], pairs, 30)) == 20  # no pair is asked about more than twice
+    alone = {i: {**p, "negative_image_ids": p["negative_image_ids"][:1]} for i, p in pairs.items()}
+    assert {r["candidate"][0] for r in questions(rows, alone, 30)} == {"t", "q"}
+    with pytest.raises(DataError, match="no captioned pair"):
+        label_draft.write(Store(tmp_path), tmp_path / "out", 10)
+
+
+def test_the_form_that_a_team_fills_is_read_and_an_empty_answer_is_named(tmp_path: Path):
+    rows = read_labelled(Path("docs/labelled/labels.csv"))
+    assert [r["fits"] for r in rows] == [True, False, True, False]
+    (tmp_path / "labels.csv").write_text("query,candidate,instruction,fits\na.jpg,b.jpg,make it red,\n")
+    with pytest.raises(ConfigError, match="row 1: expected a value in each of"):
+        read_labelled(tmp_path / "labels.csv")

@@ -216,6 +216,18 @@ def test_the_judge_keeps_what_fits_the_target_alone(monkeypatch: pytest.MonkeyPa
     assert detail["false_negative"] == {"image_id": "white", "p_yes": 0.75} and detail["wrong_instruction"]["style"] == "question"
 
 
+def test_candidates_that_stand_in_are_counted(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
+    """One mined negative a triplet is wanted of two candidates; the first, green, fits as well as the target."""
+    judge = Fake(thinks=lambda q, c, t: {"blue": 0.9, "green": 0.895}.get(c, 0.25) if q == "red" else 0.0)
+    use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), judge)
+    tasks.caption.run(params, store)
+    strict = params.model_copy(update={"judge": params.judge.model_copy(update={"negative_threshold": 1.0, "negative_margin": 0.01, "negatives": 1})})
+    report = tasks.judge.run(strict, store)
+    row = next(t for t in store.read_table("triplets").to_pylist() if t["target_image_id"] == "blue")
+    assert row["negative_image_ids"] == ["red", "white"] and row["judge_negative"] == [0.25, 0.25] and row["judge_target"] == pytest.approx([0.9] * 3)
+    assert report.figures["negatives_replaced"] > 0 and report.dropped["false_negative"] >= 1
+
+
 def reversing(params: Params, **more) -> Params:
     return params.model_copy(update={"caption": params.caption.model_copy(update={"reverse": True, **more})})
 
@@ -268,8 +280,36 @@ def test_a_form_is_turned_round_without_asking_again_and_its_tags_are_stored(mon
     assert all(f"in {target}" in text for text in there["instructions"]) and all(f"in {source}" in text for text in back["instructions"])
 
 
-def verdict(target: list[float], negatives: dict[int, list[float]], partial: list[bool], instructions_min: int = 1):
-    return decide(target, negatives, is_partial=partial, threshold=0.7, negative_threshold=0.5, instructions_min=instructions_min)
+def verdict(target: list[float], negatives: dict[int, list[float]], partial: list[bool], instructions_min: int = 1, **more):
+    return decide(target, negatives, is_partial=partial, threshold=0.7, negative_threshold=0.5, instructions_min=instructions_min, **more)
+
+
+@pytest.mark.parametrize(
+    ("margin", "kept"),
+    [(None, [0, 1, 2, 3]), (0.45, [0, 1, 2, 3]), (0.55, [0, 2, 3]), (0.85, [0, 3])],  # meets from 0.5, 0.45, 0.35, 0.05 on
+)
+def test_a_negative_that_comes_within_the_margin_of_the_target_is_a_false_one(margin: float | None, kept: list[int]):
+    found = verdict([0.9], {0: [0.01, 0.4, 0.3, 0.04]}, [False], negative_margin=margin)
+    assert found.negatives == kept and set(found.false_negatives) == {1, 2, 3} - set(kept)
+
+
+def test_the_margin_never_lets_a_negative_through_that_the_threshold_stops():
+    assert verdict([0.9], {0: [0.1, 0.5]}, [False], negative_margin=0.1).negatives == [0]
+    assert verdict([0.75], {0: [0.1, 0.3]}, [False], negative_margin=0.5).false_negatives == {1: 0.3}  # each text has its own line
+
+
+def test_the_query_itself_must_stay_outside_the_margin_too():
+    assert verdict([0.9], {0: [0.4]}, [False], negative_margin=0.45).reason is None
+    found = verdict([0.9], {0: [0.4]}, [False], negative_margin=0.55)
+    assert found.reason == "ambiguous" and found.dropped == {0: ("query_fits", 0.4)}
+
+
+def test_the_next_candidate_stands_in_for_a_false_negative():
+    scores = {0: [0.1, 0.6, 0.2, 0.9, 0.3, 0.05]}
+    found = verdict([0.9], scores, [False], negatives_max=2)
+    assert found.negatives == [0, 2, 4] and found.false_negatives == {1: 0.6, 3: 0.9}
+    assert found.judge_negative == [0.1, 0.2, 0.3]
+    assert verdict([0.9], {0: [0.1, 0.6]}, [False], negatives_max=2).negatives == [0]  # none is left: fewer, never a wrong one
 
 
 def test_one_change_of_several_is_kept_only_where_no_stored_negative_meets_it():

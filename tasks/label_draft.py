@@ -1,0 +1,107 @@
+# ruff: noqa: E501 - lines of HTML are as long as they are
+"""Label draft: questions out of a run, their pictures, and a sheet to look at; a person fills in yes or no, and the judge is judged by it.
+
+    python -m tasks.label_draft --root RUN --out labelled/mine [--count 120]
+
+Reads captioned, pairs and the pictures of a clone or of a run's worktree, before or after its judge; writes OUT/labels.csv (column `fits`
+empty), OUT/pictures/ and OUT/sheet.html. Drawn by the pairs' ids alone, whatever any judge thinks of them: of every five questions two show the
+target, two a mined negative (the hard ones) and one the query itself. docs/labelled/README.md says how to fill it in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import ConfigError, DataError
+from tasks.gallery import STYLE, escaped, sample, thumbnail
+from tasks.labelled import COLUMNS
+from tasks.store import Store
+
+SIDE_PX, QUALITY = 240, 82
+TURNS = ("target", "negative", "target", "negative", "query")
+
+
+def questions(captioned: Sequence[Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` questions (query, candidate: image ids; instruction), at most two of one pair, drawn by the pairs' ids.
+
+    Args:
+        captioned: rows with pair_id and instructions.
+        pairs: pair_id -> its row; a captioned row without one is passed over.
+    """
+    known = {row["pair_id"]: row for row in captioned if row["pair_id"] in pairs}
+    out: list[dict[str, Any]] = []
+    for n, pair_id in enumerate(2 * sample(list(known), count, "labels")):
+        if len(out) == count:
+            break
+        pair, texts, turn = pairs[pair_id], known[pair_id]["instructions"], TURNS[len(out) % len(TURNS)]
+        mined = pair["negative_image_ids"][1:]
+        if turn == "negative" and not mined:
+            turn = "query"
+        candidate = {"target": pair["target_image_id"], "query": pair["query_image_id"], "negative": mined[n % len(mined)] if mined else ""}[turn]
+        out.append({"query": pair["query_image_id"], "candidate": candidate, "instruction": texts[n % len(texts)]})
+    return out
+
+
+def sheet(rows: Sequence[Mapping[str, Any]], store: Store) -> str:
+    """A page with every question under the number of its row in the file."""
+    cards = []
+    for number, row in enumerate(rows, 1):
+        shown = '<div class="arrow">?</div>'.join(
+            f'<figure><img src="{thumbnail(store, row[c], SIDE_PX, QUALITY)}" alt=""><figcaption>{c}</figcaption></figure>' for c in ("query", "candidate")
+        )
+        cards.append(
+            f'<article class="card"><div class="over">row {number}</div><div class="pair">{shown}</div><ol><li><span>{escaped(row["instruction"])}</span></li></ol></article>'
+        )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Questions to label</title>'
+        f"<style>{STYLE}</style></head><body><main><h1>Is the candidate what the text makes of the query?</h1><p class='lead'>Write yes or no into the column "
+        f"<b>fits</b> of labels.csv, by row. Yes: every change that the text states is made, and what it wants kept is kept.</p><div class='cards'>{''.join(cards)}</div></main></body></html>"
+    )
+
+
+def write(store: Store, out: Path, count: int) -> int:
+    """Write the draft; the number of questions.
+
+    Raises:
+        ConfigError: there is a labels.csv already; what a person filled in is not written over.
+        DataError: nothing was captioned.
+    """
+    if (out / "labels.csv").exists():
+        raise ConfigError(f"{out / 'labels.csv'}: exists; name another folder with --out")
+    pairs = {p["pair_id"]: p for p in store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id", "negative_image_ids"]).to_pylist()}
+    rows = questions(store.read_table("captioned", ["pair_id", "instructions"]).to_pylist(), pairs, count)
+    if not rows:
+        raise DataError(f"{store.root}: no captioned pair; run the stage caption first")
+    names = {i: f"pictures/{n:04d}.jpg" for n, i in enumerate(dict.fromkeys(row[c] for row in rows for c in ("query", "candidate")), 1)}
+    for image_id, name in names.items():
+        file = io.BytesIO()
+        store.read_image(image_id).save(file, "JPEG", quality=95)
+        store.write_bytes(out / name, file.getvalue())
+    store.write_bytes(out / "sheet.html", sheet(rows, store).encode())
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows((names[row["query"]], names[row["candidate"]], row["instruction"], "") for row in rows)
+    store.write_bytes(out / "labels.csv", text.getvalue().encode())
+    return len(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.label_draft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull`, or a run's worktree")
+    parser.add_argument("--out", required=True, type=Path, help="folder for labels.csv, pictures/ and sheet.html")
+    parser.add_argument("--count", default=120, type=int, help="questions")
+    args = parser.parse_args(argv)
+    count = write(Store(args.root), args.out.resolve(), args.count)
+    print(f"{args.out}: {count} questions; fill the column fits of labels.csv, then name it in judge.labelled")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
