@@ -40,7 +40,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +59,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ENCODERS = ("semantic", "pattern", "caption")
 ALL = 1 << 30  # negatives: no limit
+_detail = json.JSONEncoder(sort_keys=True).encode
 PAIRS_AT_ONCE = 256  # whose negatives are compared with their targets in one go
 
 
-@dataclass
+@dataclass(slots=True)  # there are neighbours x pictures of them
 class Candidate:
     """An ordered pair of pictures and the encoders that mined it: encoder -> rank, this way and the other way round, and cosine."""
 
@@ -72,11 +72,13 @@ class Candidate:
     ranks: dict[str, int] = field(default_factory=dict)
     reverse_ranks: dict[str, int] = field(default_factory=dict)
     similarities: dict[str, float] = field(default_factory=dict)
+    _pair_id: str = field(default="", compare=False, repr=False)
 
-    @cached_property
+    @property
     def pair_id(self) -> str:
         """The same in every version."""
-        return stable_id(self.query, self.target)
+        self._pair_id = self._pair_id or stable_id(self.query, self.target)
+        return self._pair_id
 
     @property
     def tier(self) -> int:
@@ -113,12 +115,15 @@ def unite(neighbours: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[Candida
         neighbours: encoder -> columns query_image_id, target_image_id, rank, and similarity where bands need it.
     """
     found: dict[tuple[str, str], Candidate] = {}
+    known: dict[str, str] = {}  # one string for each picture, not one for each row
     for encoder in sorted(neighbours, key=ENCODERS.index):
         columns = neighbours[encoder]
         similarities = columns.get("similarity") or itertools.repeat(None, len(columns["rank"]))
         for query, target, rank, similarity in zip(columns["query_image_id"], columns["target_image_id"], columns["rank"], similarities, strict=True):
             if query != target:
-                candidate = found.setdefault((query, target), Candidate(query, target))
+                key = known.setdefault(query, query), known.setdefault(target, target)
+                if (candidate := found.get(key)) is None:
+                    candidate = found[key] = Candidate(*key)
                 candidate.ranks[encoder] = min(rank, candidate.ranks.get(encoder, rank))
                 if similarity is not None:
                     candidate.similarities[encoder] = similarity
@@ -672,7 +677,10 @@ def run(params: Params, store: Store) -> StageReport:
     if lost := _read_lost(store, batch, gone) if gone else set():
         for encoder in encoders:
             _add_candidates_of(store, encoder, lost, params.mine.neighbours, mined[encoder])
+    if config.bands_by != "similarity":
+        mined = {e: {name: column for name, column in columns.items() if name != "similarity"} for e, columns in mined.items()}
     candidates = unite(mined)
+    mined.clear()
     new = set(brought) | lost
     if gone:  # what came up instead of a neighbour is for those who lost a pair, and for who comes later
         candidates = [c for c in candidates if c.query in new or c.target in new - lost]
@@ -680,11 +688,12 @@ def run(params: Params, store: Store) -> StageReport:
     report.reused, published = _read_published(store, batch, {i for c in candidates for i in (c.query, c.target)})
     if not path.exists():
         limits = copy_limits(params)
-        rows, dropped = [], []
+        rows: list[dict[str, Any]] = []
+        dropped: list[tuple[str, str, str]] = []  # reason, key, detail
         if config.drop_query_copies:
             named = {i for c in candidates for i in (c.query, c.target)}
             candidates, out = without_copies(candidates, _read_vectors(store, encoders, named), limits)
-            dropped += [_dropped(batch, c.pair_id, "copy_of_query", {"query": c.query, "target": c.target}) for c in out]
+            dropped += [("copy_of_query", c.pair_id, _detail({"query": c.query, "target": c.target})) for c in out]
         sources = _read_sources(store) if config.pairs_per_source is not None else {}
         taken, left = within_quotas(preferred(candidates, params), published, config, new, sources)
         ends = {c.query for c in taken} | {c.target for c in taken}
@@ -707,9 +716,9 @@ def run(params: Params, store: Store) -> StageReport:
                 by_encoder=by_encoder,
             )
             rows.append(pair_row(c, batch, {e: similarities[e][n] for e in ENCODERS}, negatives))
-            dropped += [_dropped(batch, c.pair_id, "near_duplicate_negative", {"negative": i}) for i in copies]
-        dropped += [_dropped(batch, c.pair_id, "over_quota", {"query": c.query, "target": c.target, "quota": quota}) for c, quota in left]
-        store.write(dropped_path, sorted(dropped, key=lambda r: (r["reason"], r["key"], r["detail"])), "dropped")
+            dropped += [("near_duplicate_negative", c.pair_id, _detail({"negative": i})) for i in copies]
+        dropped += [("over_quota", c.pair_id, _detail({"query": c.query, "target": c.target, "quota": quota})) for c, quota in left]
+        store.write(dropped_path, _dropped_table(batch, sorted(dropped)), "dropped")
         report.written = store.write(path, sorted(rows, key=lambda r: r["pair_id"]), "pairs")  # last: the marker
         log.info("select: %d candidates, %d pairs", len(candidates), len(rows))
     made = store.read(path, "pairs", ["mined_by", "negative_image_ids"]).to_pydict()
@@ -726,4 +735,12 @@ def run(params: Params, store: Store) -> StageReport:
 
 
 def _dropped(batch: str, key: str, reason: str, detail: Mapping[str, str]) -> dict[str, str]:
-    return {"stage": "select", "batch": batch, "key": key, "reason": reason, "detail": json.dumps(detail, sort_keys=True)}
+    return {"stage": "select", "batch": batch, "key": key, "reason": reason, "detail": _detail(detail)}
+
+
+def _dropped_table(batch: str, rows: Sequence[tuple[str, str, str]]) -> pa.Table:
+    """Rows (reason, key, detail) as table `dropped`."""
+    import pyarrow as pa
+
+    columns = {name: pa.array((r[n] for r in rows), pa.string(), size=len(rows)) for n, name in enumerate(("reason", "key", "detail"))}
+    return pa.table({"stage": pa.repeat(pa.scalar("select"), len(rows)), "batch": pa.repeat(pa.scalar(batch), len(rows)), **columns})
