@@ -43,6 +43,7 @@ def save_tiny(family_name: str, folder: Path) -> Path:
         family_name: one of FAMILIES.
         folder: where it goes.
     """
+    torch.manual_seed(5)
     return {"llava_next": _llava_next, "qwen2_vl": _qwen2_vl, "qwen3_vl": _qwen3_vl}[family_name](folder)
 
 
@@ -52,7 +53,7 @@ def _spread(model: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.5 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5 / parameter[0].numel() ** 0.5)
     return model
 
 
@@ -95,6 +96,10 @@ def _named(tokens: PreTrainedTokenizerFast) -> dict[str, int]:
     return {key: tokens.convert_tokens_to_ids(token) for key, token in names.items()}
 
 
+def _ends(tokens: PreTrainedTokenizerFast) -> dict[str, int]:
+    return {"bos_token_id": tokens.pad_token_id, "eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id}
+
+
 def _qwen2_vl(folder: Path) -> Path:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -102,7 +107,7 @@ def _qwen2_vl(folder: Path) -> Path:
     text = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     rope = {"rope_type": "default", "mrope_section": [1, 2, 3], "rope_theta": 10000.0}
     config = Qwen2VLConfig(
-        text_config={**text, "vocab_size": len(tokens), "rope_parameters": rope, "max_position_embeddings": 4096},
+        text_config={**text, **_ends(tokens), "vocab_size": len(tokens), "rope_parameters": rope, "max_position_embeddings": 4096},
         vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14},
         **_named(tokens),
     )
@@ -117,7 +122,7 @@ def _qwen3_vl(folder: Path) -> Path:
     rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "mrope_interleaved": True, "rope_theta": 10000.0}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 16, "out_hidden_size": 48}
     config = Qwen3VLConfig(
-        text_config={**text, "vocab_size": len(tokens), "rope_parameters": rope, "max_position_embeddings": 4096},
+        text_config={**text, **_ends(tokens), "vocab_size": len(tokens), "rope_parameters": rope, "max_position_embeddings": 4096},
         vision_config={**vision, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
         **_named(tokens),
     )
