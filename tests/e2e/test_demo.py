@@ -53,7 +53,7 @@ def test_the_fine_tuned_model_uses_both_halves_of_the_query(summary: dict[str, A
 
 
 def test_the_accepted_instructions_are_true(summary: dict[str, Any]):
-    assert summary["truth"]["instructions_true"] >= 0.9 and summary["truth"]["negatives_also_right"] <= 0.02
+    assert summary["truth"]["instructions_true"] >= 0.95 and summary["truth"]["negatives_also_right"] <= 0.01
 
 
 def test_there_are_a_thousand_triplets(summary: dict[str, Any]):
