@@ -1,7 +1,8 @@
 """The seed's claim in miniature: how much composed retrieval a number of training samples buys, by what the samples are.
 
     python -m benchmarks.data_efficiency --dataset CLONE --benchmark FOLDER [--arms judged unjudged image_text random]
-        [--sizes 50 100 200 400 800] [--image-text-factor 70] [--seeds 0 1 2] [--steps 150] [--batch 256] [--ablations] [--out .run/benchmarks/data_efficiency]
+        [--sizes 50 100 200 400 800] [--image-text-factor 70] [--seeds 0 1 2] [--steps 150] [--batch 256] [--ablations [...]]
+        [--out .run/benchmarks/data_efficiency]
 
 CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a run's worktree); FOLDER comes from `python -m tasks.sample.benchmark`.
 
@@ -31,7 +32,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ from tasks.train import rate_at
 ARMS = ("judged", "unjudged", "image_text", "random")
 NEGATIVES = ("none", "query", "mined")
 ENCODERS = ("semantic", "pattern", "caption")
+ABLATIONS = ("negatives", "encoders", "filters")
 METRIC = "map_at_5"
 
 
@@ -289,7 +291,7 @@ class Job:
         return "/".join((self.arm, str(self.size), str(self.seed), self.label))
 
 
-def jobs_of(arms: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], factor: int, *, ablations: bool, cell: int = 0) -> list[Job]:
+def jobs_of(arms: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], factor: int, *, ablations: Collection[str] = (), cell: int = 0) -> list[Job]:
     """All trainings of a study: every arm at every size and seed, image-text pairs at `factor` times each size too, and the ablations.
 
     `cell` samples stand in each cell of the table judge by shortcut filter, a count; no table where 0.
@@ -297,13 +299,14 @@ def jobs_of(arms: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], fac
     jobs = [Job(arm, size, seed) for arm in arms for size in sizes for seed in seeds]
     if "image_text" in arms:
         jobs += [Job("image_text", size * factor, seed) for size in sizes for seed in seeds if size * factor not in sizes]
-    if ablations:
-        most = max(sizes)
+    most = max(sizes)
+    if "negatives" in ablations:
         jobs += [Job("judged", most, seed, negatives=n) for n in NEGATIVES[:-1] for seed in seeds]
+    if "encoders" in ablations:
         groups = [g for n in (1, 2, 3) for g in itertools.combinations(ENCODERS, n)]
         jobs += [Job("unjudged", most, seed, encoders=g) for g in groups for seed in seeds]
-        if cell:
-            jobs += [Job(arm, cell, seed, filtered=f) for arm in ("judged", "unjudged") for f in (True, False) for seed in seeds]
+    if "filters" in ablations and cell:
+        jobs += [Job(arm, cell, seed, filtered=f) for arm in ("judged", "unjudged") for f in (True, False) for seed in seeds]
     return list(dict.fromkeys(jobs))
 
 
@@ -392,7 +395,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     base = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
     drawn: dict[str, Scene] = {}
     pools: dict[str, list[Sample]] = {}
-    wanted = {job.arm for job in jobs}
+    wanted = {job.arm for job in jobs} | ({"judged", "unjudged"} if "filters" in args.ablations else set())
     if "judged" in wanted:
         pools["judged"] = triplet_samples(store.read_table("triplets").to_pylist())
     if "unjudged" in wanted:
@@ -403,14 +406,14 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         pools["image_text"] = image_text_pairs(store, max(j.size for j in jobs if j.arm == "image_text"), drawn)
     settings = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "warmup": args.warmup, "temperature": args.temperature}
     pictures = Pictures(base, store, drawn)
-    if args.ablations:
+    if "filters" in args.ablations:
         known = store.read_table("images", ["image_id"])["image_id"].to_pylist()
         pictures.add(known)
         vectors = dict(zip(known, unit_rows(torch.stack([pictures.raw[i] for i in known]).numpy()), strict=True))
         for arm in ("judged", "unjudged"):
             pools[arm] = with_shortcuts(pools[arm], vectors, base.encode(texts=[t for s in pools[arm] for t in s.texts]))
         cell = min(sum(not s.is_shortcut for s in pools[arm]) for arm in ("judged", "unjudged"))
-        jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=True, cell=cell)
+        jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=args.ablations, cell=cell)
     same = {**settings, "base": base.revision, "benchmark": str(args.benchmark), "dataset": str(args.dataset)}
     log = out / "runs.jsonl"
     runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -434,7 +437,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     keys_wanted = {job.key for job in jobs}
     figures = summary_of([r for r in runs if r["settings"] == same and r["key"] in keys_wanted], args.image_text_factor)
     figures |= {"base": {half: base_scores[half][METRIC] for half in base_scores}, "settings": same, "pools": {arm: len(pool) for arm, pool in pools.items()}}
-    figures["shortcut_shares"] = {arm: sum(s.is_shortcut for s in pool) / len(pool) for arm, pool in pools.items()} if args.ablations else {}
+    figures["shortcut_shares"] = {arm: sum(s.is_shortcut for s in pool) / len(pool) for arm, pool in pools.items()} if "filters" in args.ablations else {}
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     (out / "scaling.svg").write_text(plot(figures["arms"], base_scores["composed"][METRIC]))
     return figures
@@ -445,11 +448,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data_efficiency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--benchmark", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 100, 200, 400, 800])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--image-text-factor", type=int, default=70)
-    parser.add_argument("--ablations", action="store_true")
+    parser.add_argument("--ablations", nargs="*", choices=ABLATIONS, help="all of them where none is named")
     parser.add_argument("--base-model", help="default: train.base_model of the dataset's params.yaml")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=256)
@@ -458,7 +461,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--temperature", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(".run/benchmarks/data_efficiency"))
-    figures = study(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    args.ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
+    figures = study(args)
     print(json.dumps(figures))
     return figures
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.data_efficiency import ARMS, Job, Sample, jobs_of, plot, samples_of, summary_of, triplet_samples, with_shortcuts
+from benchmarks.data_efficiency import ABLATIONS, ARMS, Job, Sample, jobs_of, plot, samples_of, summary_of, triplet_samples, with_shortcuts
 
 
 def test_every_arm_size_and_seed_once_and_image_text_at_the_factor_too():
-    jobs = jobs_of(ARMS, [10, 100], [0, 1, 2], 10, ablations=False)
+    jobs = jobs_of(ARMS, [10, 100], [0, 1, 2], 10)
     assert len(jobs) == len(set(jobs)) == 4 * 2 * 3 + 1 * 3  # 10 x 10 is among the sizes already
     assert {j.size for j in jobs if j.arm == "image_text"} == {10, 100, 1000} and {j.size for j in jobs if j.arm == "judged"} == {10, 100}
-    more = jobs_of(["judged"], [10], [0], 70, ablations=True, cell=7)
+    more = jobs_of(["judged"], [10], [0], 70, ablations=ABLATIONS, cell=7)
     table = [j for j in more if j.filtered is not None]
     assert sorted(j.label for j in table) == [f"judge {a}, shortcut filter {b}" for a in ("off", "on") for b in ("off", "on")] and {j.size for j in table} == {
         7
