@@ -27,7 +27,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from tasks.picture_workers import PictureWorkers
 from tasks.pictures import Picture, Refusal, Rules
 from tasks.records import StageReport
 from tasks.sources import Refused, SourceFile
-from tasks.store import Store
+from tasks.store import Store, TableWriter
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ REASONS = (
 BLOCK_FILES = 256  # files under way at a time
 REMOTE_THREADS = 32  # that wait for a network; hosts have limits of their own (tasks/fetch.py)
 LOG_EVERY_S = 60
+SHOWN_CHANGES = 10  # of captions that a source has changed, by name
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
@@ -210,38 +211,68 @@ class ShardWriter:
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
+def short_hash(text: str) -> int:
+    """63 bits of a text, for sets of a million."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
+
+
 @dataclass
 class Seen:
-    """What earlier batches have looked at."""
+    """What earlier batches have looked at; names, fingerprints and captions as `short_hash`, so that a million take some 200 MB.
 
-    sha256s: dict[str, set[str]]  # source_uri -> of the bytes that it had
-    fingerprints: set[str]
+    Attributes:
+        sha256s: source_uri -> of the bytes that it had, of files without a fingerprint.
+        fingerprints: of the others.
+        captions: source_uri -> caption that a kept picture was published with ('' where the source said nothing).
+        changed: files seen again whose source tells another caption now: uri -> that caption; the first few.
+        changed_count: how many there were.
+    """
+
+    sha256s: dict[str, set[str]] = field(default_factory=dict)
+    fingerprints: set[int] = field(default_factory=set)
+    captions: dict[int, int] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+    changed_count: int = 0
 
     @classmethod
     def before(cls, store: Store, batch: str) -> Seen:
         """All that earlier batches kept or dropped, but what a later batch is to try again."""
-        seen = cls({}, set())
-        images = store.read_table("images", ["source_uri", "source_sha256", "batch", "source_fingerprint"]).to_pydict()
-        for uri, sha256, of, fingerprint in zip(*images.values(), strict=True):
-            if of != batch:
-                seen.add(uri, sha256, fingerprint or "")
-        dropped = store.read_dropped("ingest").to_pydict()
-        for uri, detail, of in zip(dropped["key"], dropped["detail"], dropped["batch"], strict=True):
-            if of != batch and (found := json.loads(detail)).get("is_lasting", True):
-                seen.add(uri, found.get("sha256", ""), found.get("fingerprint", ""))
+        seen = cls()
+        images = store.read_table("images", ["source_uri", "source_sha256", "batch", "source_fingerprint", "caption", "caption_source"])
+        for block in images.to_batches(max_chunksize=10_000):
+            for uri, sha256, of, fingerprint, caption, caption_source in zip(*block.to_pydict().values(), strict=True):
+                if of != batch:
+                    seen.add(uri, sha256, fingerprint or "")
+                    seen.captions[short_hash(uri)] = short_hash(caption or "" if caption_source == "source" else "")
+        for block in store.read_dropped("ingest").select(["key", "detail", "batch"]).to_batches(max_chunksize=10_000):
+            for uri, detail, of in zip(*block.to_pydict().values(), strict=True):
+                if of != batch and (found := json.loads(detail)).get("is_lasting", True):
+                    seen.add(uri, found.get("sha256", ""), found.get("fingerprint", ""))
         return seen
 
     def add(self, uri: str, sha256: str, fingerprint: str) -> None:
         """One row."""
-        self.sha256s.setdefault(uri, set()).add(sha256)
         if fingerprint:
-            self.fingerprints.add(fingerprint)
+            self.fingerprints.add(short_hash(fingerprint))
+        else:
+            self.sha256s.setdefault(uri, set()).add(sha256)
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether a row of an earlier batch has this fingerprint."""
+        return short_hash(fingerprint) in self.fingerprints
 
     def has(self, file: SourceFile) -> bool:
         """Whether the file was seen with the bytes that it has now. Only a file whose name was seen is hashed."""
         if file.fingerprint:
-            return file.fingerprint in self.fingerprints
+            return self.has_fingerprint(file.fingerprint)
         return file.uri in self.sha256s and file.sha256() in self.sha256s[file.uri]
+
+    def note_caption(self, file: SourceFile) -> None:
+        """Count a file that is seen again, the same but for a caption that its source did not tell, or told otherwise, when it was published."""
+        if file.label.caption and self.captions.get(short_hash(file.uri), known := short_hash(file.label.caption)) != known:
+            self.changed_count += 1
+            if len(self.changed) < SHOWN_CHANGES:
+                self.changed[file.uri] = file.label.caption
 
 
 def new_files(listed: Iterable[SourceFile], seen: Seen, threads: int) -> Iterator[SourceFile]:
@@ -251,28 +282,49 @@ def new_files(listed: Iterable[SourceFile], seen: Seen, threads: int) -> Iterato
         while block := list(itertools.islice(listing, BLOCK_FILES)):
             asked = [seen.has(file) if file.fingerprint or file.uri not in seen.sha256s else pool.submit(seen.has, file) for file in block]
             for file, answer in zip(block, asked, strict=True):
-                if not (answer.result() if isinstance(answer, Future) else answer):
+                if answer.result() if isinstance(answer, Future) else answer:
+                    seen.note_caption(file)
+                else:
                     yield file
 
 
+def changes_path(store: Store, batch: str) -> Path:
+    """Where a run keeps what it noticed about captions: of this run alone, never versioned."""
+    return store.folder(".run", "ingest", f"{batch}.json")
+
+
 def report_of(store: Store, batch: str) -> StageReport:
-    """The batch's report, from its tables alone: the same after a crash as without one."""
-    images = store.read_table("images", ["batch", "caption", "is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy"]).to_pydict()
-    new = [n for n, b in enumerate(images["batch"]) if b == batch]
-    reasons = store.read(store.dropped_path("ingest", batch), "dropped").column("reason").to_pylist()
-    seen = len(new) + len(reasons)
-    report = StageReport("ingest", read=seen, written=len(new), new=seen, done=seen, reused=len(images["batch"]) - len(new))
-    for reason in reasons:
-        report.drop(reason)
+    """The batch's report, from what lies on the disk alone: the same after a crash as without one."""
+    flags = ("is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy")
+    images = store.read_table("images", ["caption", *flags], batch)
+    new = images.num_rows
+    reasons = Counter(store.read(store.dropped_path("ingest", batch), "dropped", ["reason"]).column("reason").to_pylist())
+    seen = new + reasons.total()
+    report = StageReport("ingest", read=seen, written=new, new=seen, done=seen, reused=store.read_table("images", ["batch"]).num_rows - new)
+    for reason, count in reasons.items():
+        report.drop(reason, count)
     if seen:
-        report.figures["duplicate_share"] = (reasons.count("duplicate") + reasons.count("near_duplicate")) / seen
-        report.figures["unreadable_share"] = sum(reasons.count(r) for r in ("undecodable", "too_large", "too_costly")) / seen
+        report.figures["duplicate_share"] = (reasons["duplicate"] + reasons["near_duplicate"]) / seen
+        report.figures["unreadable_share"] = sum(reasons[r] for r in ("undecodable", "too_large", "too_costly")) / seen
     if new:
-        report.figures["caption_share"] = sum(bool(images["caption"][n]) for n in new) / len(new)
-    for column in ("is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy"):
-        if count := sum(bool(images[column][n]) for n in new):
-            report.figures[f"{column}_share"] = count / len(new)
+        report.figures["caption_share"] = sum(map(bool, images.column("caption").to_pylist())) / new
+    for column in flags:
+        if count := sum(map(bool, images.column(column).to_pylist())):
+            report.figures[f"{column}_share"] = count / new
+    if (path := changes_path(store, batch)).exists():
+        changed = json.loads(path.read_text())
+        report.figures["captions_changed"] = float(changed["count"])
+        report.notes.append(changed_captions_text(changed["count"], changed["first"]))
     return report
+
+
+def changed_captions_text(count: int, first: dict[str, str]) -> str:
+    """What is said about captions that their source has changed."""
+    names = ", ".join(f"{uri} ('{caption[:60]}')" for uri, caption in first.items())
+    return (
+        f"{count} pictures of earlier batches have another caption in their source now: {names}{' ...' if count > len(first) else ''}. "
+        "They keep the one that they were published with: vectors, pairs and texts were made from it. A new dataset takes the new ones"
+    )
 
 
 def run(params: Params, store: Store) -> StageReport:
@@ -289,9 +341,9 @@ def run(params: Params, store: Store) -> StageReport:
         if len(set(names)) != len(names):
             raise ConfigError(f"ingest.sources: names {names}; expected each once, for they make the ids of files")
         seen = Seen.before(store, batch)
-        listed = (f for s in sorted(config.sources, key=lambda s: s.name) for f in sources.listing(s, seen.fingerprints.__contains__))
+        listed = (f for s in sorted(config.sources, key=lambda s: s.name) for f in sources.listing(s, seen.has_fingerprint))
         taken = new_files(listed, seen, min(4, os.cpu_count() or 1))
-        take(itertools.islice(taken, params.open_run.limit), params, store, batch)
+        take(itertools.islice(taken, params.open_run.limit), params, store, batch, seen)
     return report_of(store, batch)
 
 
@@ -367,19 +419,21 @@ def image_row(looked: Looked, image_id: str, batch: str, date: str, shard: str, 
     }
 
 
-def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str) -> None:
-    """Take in these files: write the shards, the dropped rows, then the table.
+def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str, seen: Seen | None = None) -> None:
+    """Take in these files: write the shards, the dropped rows, then the table. Rows go to the disk as they come: a million of them take no memory.
 
     Raises:
         DataError: kept and dropped rows are not as many as the files (a bug; nothing is written).
     """
-    config, date = params.ingest, date_of(params)
+    config, date, seen = params.ingest, date_of(params), seen or Seen()
     lists = lists_of(config, store)
     known = store.read_table("images", ["image_id", "source_sha256", "phash", "thumbnail"]).to_pydict()
     corpus = Corpus(known, hash_distance_bits=config.hash_distance_bits, thumbnail_max=config.thumbnail_distance, crop_margin=config.crop_margin)
+    del known
     shards, progress = ShardWriter(store, batch, config.shard_images), Progress()
-    rows: list[dict[str, Any]] = []
-    dropped: list[dict[str, Any]] = []
+    rows = TableWriter(path := store.table_path("images", batch), "images")
+    dropped = TableWriter(store.dropped_path("ingest", batch), "dropped")
+    held: Counter[str] = Counter()
     is_remote = any("://" in s.path for s in config.sources)
     threads = max(REMOTE_THREADS if is_remote else 1, config.workers or os.cpu_count() or 1)
     read = 0
@@ -390,33 +444,44 @@ def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str) 
             read += 1
             yield file
 
-    with workers_of(config) as workers:
-        known_sha256 = set(corpus.by_source)
-        for looked in filtered(in_order(counted(), lambda f: look_at(f, config, workers, known_sha256), threads), config):
-            result = looked.result
-            image_id = hashlib.sha256(result.content).hexdigest() if isinstance(result, Picture) else ""
-            refusal = result if isinstance(result, Refusal) else refusal_of(looked, image_id, lists, config)
-            copied = corpus.by_source.get(looked.sha256, "") if refusal and refusal.reason == "duplicate" else ""
-            also: tuple[str, ...] = ()
-            if refusal is None and isinstance(result, Picture) and (found := corpus.copy_of(looked.sha256, image_id, result)):
-                refusal, copied, also = Refusal(found.reason), found.image_id, found.also
-            progress.count(refusal.reason if refusal else None)
-            if refusal is not None:
-                dropped.append(dropped_row(looked, batch, refusal, copied, also))
-                continue
-            assert isinstance(result, Picture)
-            shard, offset = shards.add(image_id, result.content, facts_of(looked.file, image_id))
-            corpus.add(looked.sha256, image_id, result)
-            rows.append(image_row(looked, image_id, batch, date, shard, offset))
-    if len(rows) + len(dropped) != read:
-        raise DataError(f"ingest: {read} files read, {len(rows)} kept and {len(dropped)} dropped; expected every file as one row")
-    shards.close()
-    store.write(store.dropped_path("ingest", batch), dropped, "dropped")
-    store.write(path := store.table_path("images", batch), rows, "images")  # last: the batch's marker
+    try:
+        with workers_of(config) as workers:
+            known_sha256 = set(corpus.by_source)
+            for looked in filtered(in_order(counted(), lambda f: look_at(f, config, workers, known_sha256), threads), config):
+                result = looked.result
+                image_id = hashlib.sha256(result.content).hexdigest() if isinstance(result, Picture) else ""
+                refusal = result if isinstance(result, Refusal) else refusal_of(looked, image_id, lists, config)
+                copied = corpus.by_source.get(looked.sha256, "") if refusal and refusal.reason == "duplicate" else ""
+                also: tuple[str, ...] = ()
+                if refusal is None and isinstance(result, Picture) and (found := corpus.copy_of(looked.sha256, image_id, result)):
+                    refusal, copied, also = Refusal(found.reason), found.image_id, found.also
+                progress.count(refusal.reason if refusal else None)
+                if refusal is not None:
+                    if refusal.reason == "duplicate":
+                        seen.note_caption(looked.file)
+                    dropped.add(dropped_row(looked, batch, refusal, copied, also))
+                    continue
+                assert isinstance(result, Picture)
+                shard, offset = shards.add(image_id, result.content, facts_of(looked.file, image_id))
+                corpus.add(looked.sha256, image_id, result)
+                held[shard] += 1
+                rows.add(image_row(looked, image_id, batch, date, shard, offset))
+        if rows.count + dropped.count != read:
+            raise DataError(f"ingest: {read} files read, {rows.count} kept and {dropped.count} dropped; expected every file as one row")
+        shards.close()
+        if seen.changed_count:
+            store.write_bytes(changes_path(store, batch), json.dumps({"count": seen.changed_count, "first": seen.changed}).encode())
+            log.warning("ingest: %s", changed_captions_text(seen.changed_count, seen.changed))
+        dropped.close()
+        rows.close()  # last: the batch's marker
+    except BaseException:
+        dropped.discard()
+        rows.discard()
+        raise
     if sys.stderr.isatty():
         tell(str(progress), is_last=True)
     log.info("%s, %s", progress, path)
-    for name, count in Counter(row["shard"] for row in rows).items():
+    for name, count in held.items():
         log.info("ingest: %s holds %d", name, count)
 
 

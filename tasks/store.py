@@ -19,6 +19,7 @@ that exists is whole. Files of earlier versions are never touched (with DVC's ha
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -92,7 +93,10 @@ class TableWriter:
     def discard(self) -> None:
         """Leave no file behind; for a run that ends with an error."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError, ValueError):  # a full disk, or closed by then
+                self._writer.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._aside.unlink(missing_ok=True)
 
 

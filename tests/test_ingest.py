@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks import ingest
+from tasks import store as store_module
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.pictures import Picture, Refusal, Rules, read_picture
 from tasks.sample.world import make_world
-from tasks.store import Store
+from tasks.store import Store, TableWriter
 
 
 def params_for(source: Path, batch: str = "2026.01.04", limit: int | None = None, **ingest_changes: object) -> Params:
@@ -247,6 +248,50 @@ def test_a_later_run_takes_what_is_new_and_a_limit_leaves_the_rest_for_it(source
     (source / "copy.png").write_bytes((source / "0.png").read_bytes())
     fourth = ingest.run(params_for(source, "2026.01.25"), store)
     assert (fourth.new, fourth.written, fourth.dropped) == (2, 1, {"duplicate": 1})
+
+
+def test_a_caption_that_alone_changes_is_counted_and_said_and_the_published_one_stays(source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def say(*captions: str) -> None:
+        (source / "captions.csv").write_text("path,caption\n" + "".join(f"{n}.png,{caption}\n" for n, caption in enumerate(captions)))
+
+    for n in range(3):
+        (source / f"{n}.png").write_bytes(bytes_of(picture(n)))
+    (source / "3.jpg").write_bytes(b"broken")
+    say("a red thing", "", "a third")
+    store = Store(tmp_path / "run")
+    first = ingest.run(params_for(source), store)
+    assert "captions_changed" not in first.figures and not first.notes
+    say("a crimson thing", "a second thing", "a third")
+    second = ingest.run(params_for(source, "2026.01.11"), store)
+    assert (second.new, second.figures["captions_changed"]) == (0, 2)
+    assert "2 pictures of earlier batches" in second.notes[0] and "mine:0.png ('a crimson thing')" in second.notes[0] and "mine:2.png" not in second.notes[0]
+    assert second.notes[0] in caplog.text
+    assert {uri: row["caption"] for uri, row in images_of(store).items()} == {"0.png": "a red thing", "1.png": None, "2.png": "a third"}
+    assert ingest.run(params_for(source, "2026.01.11"), store) == second  # the batch is done; its report says the same
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=5), st.sampled_from(["duplicate", "blocked"])), max_size=40), st.integers(1, 7), st.integers(1, 4))
+def test_rows_written_one_by_one_are_the_bytes_of_rows_written_at_once(
+    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[str, str]], batch: int, batches: int
+):
+    rows = [{"stage": "ingest", "batch": "b", "key": key.encode("utf-8", "replace").decode(), "reason": reason, "detail": "{}"} for key, reason in found]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "BATCH_ROWS", batch)
+        patch.setattr(store_module, "ROW_GROUP_ROWS", batch * batches)
+        folder = tmp_path_factory.mktemp("rows")
+        writer = TableWriter(folder / "one.parquet", "dropped")
+        for row in rows:
+            writer.add(row)
+        assert not (folder / "one.parquet").exists()
+        writer.close()
+        Store(folder).write(folder / "other.parquet", rows, "dropped")
+        assert (folder / "one.parquet").read_bytes() == (folder / "other.parquet").read_bytes()
+        stopped = TableWriter(folder / "stopped.parquet", "dropped")
+        for row in rows:
+            stopped.add(row)
+        stopped.discard()
+    assert sorted(p.name for p in folder.iterdir()) == ["one.parquet", "other.parquet"]
 
 
 def test_the_file_systems_order_does_not_show(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

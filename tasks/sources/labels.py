@@ -6,6 +6,7 @@ A table of a million rows is a temporary SQLite file of the process (removed wit
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -115,6 +116,21 @@ def lines_of(f: BinaryIO) -> Iterator[bytes]:
 def label_of(row: Mapping[str, Any]) -> Label:
     """A row's words, cleaned."""
     return Label(cleaned_text(row.get("caption")), cleaned_text(row.get("license"), 200), cleaned_text(row.get("attribution"), 500))
+
+
+class Once:
+    """Which names or URLs a listing has had, as hashes in a temporary file of SQLite's."""
+
+    def __init__(self) -> None:
+        self._rows = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._rows.execute("PRAGMA journal_mode = OFF")
+        self._rows.execute("CREATE TABLE had (hash BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._rows.execute("BEGIN")
+
+    def is_new(self, text: str) -> bool:
+        """True the first time."""
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return self._rows.execute("INSERT OR IGNORE INTO had VALUES (?)", (digest,)).rowcount == 1
 
 
 class Labels:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +22,7 @@ from tasks.fetch import FetchConfig, Fetcher
 from tasks.sources import s3
 from tasks.sources.files import Content, Refused, SourceFile
 from tasks.sources.folder import labelled
-from tasks.sources.labels import label_of, rows_of
+from tasks.sources.labels import Once, label_of, rows_of
 from tasks.sources.tars import local_paths
 
 
@@ -48,21 +47,6 @@ def fetched(fetcher: Fetcher, url: str, sha256: str | None, limit_bytes: int) ->
     if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise Refused("changed", f"sha256 is {found}, the table says {sha256}", robots=content.robots)
     return content
-
-
-class Once:
-    """Which URLs a listing has had, as hashes in a temporary file of SQLite's."""
-
-    def __init__(self) -> None:
-        self._rows = sqlite3.connect("", check_same_thread=False, isolation_level=None)
-        self._rows.execute("PRAGMA journal_mode = OFF")
-        self._rows.execute("CREATE TABLE had (hash BLOB PRIMARY KEY) WITHOUT ROWID")
-        self._rows.execute("BEGIN")
-
-    def is_new(self, text: str) -> bool:
-        """True the first time."""
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        return self._rows.execute("INSERT OR IGNORE INTO had VALUES (?)", (digest,)).rowcount == 1
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Members are read where they lie: nothing is unpacked to a disk and nothing is unpickled. Every member that is no caption is one file: a
 picture; or refused, when it is no regular file (a link, a device, a sparse file), its name leads out of the tar, was there before, or says
-that it is a program or a pickle. Tars are taken by name, members by their place.
+that it is a program or a pickle. Tars are taken by name, members by their place; a tar may have any number of them, in constant memory.
 
 A member's fingerprint is its tar's (the ETag, or the sha256 of a local tar, one pass over its bytes; and the tar's name) and its number, the last one's ends in
 '/end': once that was seen, the whole tar is passed over. A tar in a bucket is read once, front to back; members of at most 1 MiB come along with
@@ -27,11 +27,10 @@ from tasks.errors import ConfigError
 from tasks.sources import s3
 from tasks.sources.files import SUFFIXES, Label, Refused, SourceFile
 from tasks.sources.folder import labelled, marked, pieces_of, walk
-from tasks.sources.labels import COLUMNS, label_of
+from tasks.sources.labels import COLUMNS, Once, label_of
 
 log = logging.getLogger(__name__)
 
-MAX_MEMBERS = 200_000  # of one tar; the rest is one refused row
 MAX_CAPTION_BYTES = 1 << 20
 MAX_HEADER_BYTES = 4 << 20  # of a long name or a pax header, which tarfile reads as a whole
 INLINE_BYTES = 1 << 20
@@ -158,7 +157,7 @@ def with_label(source: SourceConfig, file: SourceFile, label: Label) -> SourceFi
 
 def members_of(tar: Tar, source: SourceConfig) -> Iterator[SourceFile]:
     """The tar's files in their order, but for the '/end' of the last."""
-    names: set[bytes] = set()
+    names = Once()
     group = Group("")
     number = -1
 
@@ -178,15 +177,9 @@ def members_of(tar: Tar, source: SourceConfig) -> Iterator[SourceFile]:
                 if member.isdir():
                     continue
                 number += 1
-                if number >= MAX_MEMBERS:
-                    yield from closed()
-                    yield file_of(f"#{number}").refused("unsafe", f"more than {MAX_MEMBERS} members; these and all after them are left out")
-                    return
-                known = hashlib.blake2b(member.name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-                if known in names:
+                if not names.is_new(member.name):
                     yield file_of(f"{member.name}#{number}").refused("unsafe", "a second member of this name")
                     continue
-                names.add(known)
                 if why := why_unsafe(member):
                     yield file_of(member.name).refused("unsafe", why)
                     continue

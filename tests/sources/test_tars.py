@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import tarfile
+import tracemalloc
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import sources
-from tasks.config import SourceConfig
+from tasks import ingest, sources, store
+from tasks.config import SourceConfig, parse_params, read_raw, resolve
 from tasks.errors import ConfigError
+from tasks.records import StageReport
 from tasks.sources import Refused, tars
+from tasks.store import Store
 
 Member = tuple[str, bytes]
 
@@ -117,11 +121,50 @@ def test_hostile_members_are_refused_and_nothing_is_written(tmp_path: Path):
     assert sorted(tmp_path.rglob("*")) == before and not Path("/tmp/megapairs-unpickled").exists()
 
 
-def test_a_tar_of_too_many_members_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tars, "MAX_MEMBERS", 50)
-    (tmp_path / "m.tar").write_bytes(tar_of([(f"{n}.jpg", b"") for n in range(300)]))
-    found = list(sources.listing(source(str(tmp_path / "m.tar"))))
-    assert len(found) == 51 and states(found)["m.tar/#50"] == "unsafe"
+def many(path: Path, count: int) -> None:
+    """A tar of so many members: pictures of no bytes, every tenth of another kind, the last of a name that was there before."""
+    with open(path, "wb") as f:
+        for n in range(count):
+            entry = tarfile.TarInfo(f"{n:07d}.{'cls' if n % 10 == 0 else 'jpg'}" if n < count - 1 else "0000001.jpg")
+            f.write(entry.tobuf(tarfile.USTAR_FORMAT))
+        f.write(b"\0" * 1024)
+
+
+def test_any_number_of_members_is_counted_in_constant_memory(tmp_path: Path):
+    """The run over a million by hand: docs/decisions/0026."""
+
+    def peak(count: int) -> int:
+        many(tmp_path / "m.tar", count)
+        tracemalloc.start()
+        reasons: Counter[str] = Counter()
+        for file in sources.listing(source(str(tmp_path / "m.tar"))):
+            try:
+                reasons["empty" if file.read(10) == b"" else "bytes"] += 1
+            except Refused as refused:
+                reasons[refused.reason] += 1
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert reasons == {"empty": count - count // 10 - 1, "not_a_picture": count // 10, "unsafe": 1}
+        return size
+
+    small, large = peak(2_500), peak(7_500)  # tars of more than a MiB, the piece that is hashed at a time
+    assert large < small + 50_000
+
+
+def test_every_member_is_a_row_and_the_next_week_costs_a_look_at_the_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    many(tmp_path / "m.tar", 5_003)
+    monkeypatch.setattr(store, "BATCH_ROWS", 100)
+    monkeypatch.setattr(store, "ROW_GROUP_ROWS", 1_000)
+
+    def run(batch: str) -> StageReport:
+        changes = {"open_run": {"batch": batch, "date": batch.replace(".", "-")}, "ingest": {"sources": [{"name": "m", "path": str(tmp_path / "m.tar")}]}}
+        return ingest.run(parse_params(resolve(read_raw(Path("params.yaml")), "test", changes)), Store(tmp_path / "run"))
+
+    report = run("2026.01.04")
+    assert (report.read, report.written, report.dropped) == (5_003, 0, {"not_a_picture": 501, "undecodable": 4_501, "unsafe": 1})
+    keys = Store(tmp_path / "run").read_dropped("ingest").column("key").to_pylist()
+    assert len(set(keys)) == 5_003 and "m:m.tar/0000001.jpg#5002" in keys[-2:]
+    assert run("2026.01.11").read == 0
 
 
 def test_headers_that_ask_for_memory_are_damage(tmp_path: Path):
