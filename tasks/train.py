@@ -28,7 +28,6 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -37,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params, TrainConfig
 from tasks.errors import ConfigError, DataError, TransientError
+from tasks.loader import Pixels, ahead
 from tasks.mixture import Example, read_dataset
 from tasks.models.retriever import Retriever
 from tasks.records import StageReport
@@ -45,13 +45,11 @@ from tasks.store import Store
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
     from tasks.accelerated import Machine
     from tasks.course import Course
     from tasks.loss import Loss
 
-CACHE_BYTES = 1_000_000_000  # pixels of all pictures are kept in memory up to this size
 GROUP_TRIPLETS = 8  # triplets of one neighbourhood that come together in a batch, at most
 PHASES = ("locked", "both")
 HARMLESS = {"device", "tensorboard", "checkpoint_steps", "decode_workers"}  # parameters that do not change the weights
@@ -292,7 +290,6 @@ def fit(
 
     from tasks.accelerated import Machine
     from tasks.course import Course
-    from tasks.descent import descend, encoded
 
     torch.manual_seed(seed)
     model = retriever.model
@@ -305,22 +302,42 @@ def fit(
     if config.locked_steps and not course.is_past("locked", PHASES):
         fit_locked(retriever, examples, pixels, config, seed, course=course, machine=machine)
     optimizer = machine.prepare(optimizer_of(model, config, config.learning_rate))
-    towers, device, shards = machine.towers.train(), machine.device, machine.is_sharded
+    machine.towers.train()
     done = course.restore("both", machine)
     steps = islice(plans([(examples, config.version_weight), *more], config, random.Random(seed)), done, config.steps)
     for step, (plan, shown) in enumerate(ahead(steps, pixels, config.decode_workers), done):
-        with machine.autocast():
-            images = encoded(partial(picture_rows, towers, shown), len(plan.shown), config.cache_chunk, device, is_sharded=shards)
-            texts = encoded(partial(text_rows, towers, plan.texts), len(plan.texts), config.cache_chunk, device, is_sharded=shards)
         rate = rate_at(step, steps=config.steps, warmup=config.warmup_steps, peak=config.learning_rate)
         number = config.locked_steps + step + 1
-        parts = descend(optimizer, contrast_of(config, model, plan, device), images, texts, rate=rate, step=number, machine=machine)
+        parts = take_step(machine, optimizer, plan, shown, config, rate=rate, step=number)
         course.note(number, figures_of(parts, plan, config, model), last=step + 1 == config.steps)
         course.keep(number, "both", step + 1, machine)
     model.eval()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     return course.curve
+
+
+def take_step(machine: Machine, optimizer: Any, plan: Plan, shown: torch.Tensor, config: TrainConfig, *, rate: float, step: int) -> Loss:
+    """One step of both towers: every distinct picture of the plan is encoded once, and every text.
+
+    Args:
+        machine: its towers are changed.
+        optimizer: as `Machine.prepare` gave it.
+        plan: of the step.
+        shown: (c, 3, height, width) pixels of the plan's pictures.
+        config: cache_chunk and what the loss needs.
+        rate: learning rate.
+        step: from 1, for the error.
+    Raises:
+        DataError: the loss is not finite; nothing was changed.
+    """
+    from tasks.descent import descend, encoded
+
+    device, shards = machine.device, machine.is_sharded
+    with machine.autocast():
+        images = encoded(partial(picture_rows, machine.towers, shown), len(plan.shown), config.cache_chunk, device, is_sharded=shards)
+        texts = encoded(partial(text_rows, machine.towers, plan.texts), len(plan.texts), config.cache_chunk, device, is_sharded=shards)
+    return descend(optimizer, contrast_of(config, machine.retriever.model, plan, device), images, texts, rate=rate, step=step, machine=machine)
 
 
 def fit_locked(
@@ -375,78 +392,6 @@ def text_rows(towers: Callable[..., torch.Tensor], texts: Sequence[str], at: Seq
 def part_of(rows: torch.Tensor, at: Sequence[int]) -> torch.Tensor:
     """Rows at the positions; the very tensor where that is all of them."""
     return rows if len(at) == len(rows) else rows[list(at)]
-
-
-def ahead(steps: Iterator[Plan], pixels: Callable[[list[str]], torch.Tensor], workers: int) -> Iterator[tuple[Plan, torch.Tensor]]:
-    """Each plan with its pixels; with workers the next one's are made meanwhile. The plans are drawn here, in their order."""
-    if not workers:
-        yield from ((plan, pixels(plan.shown)) for plan in steps)
-        return
-    with ThreadPoolExecutor(1, "pixels") as pool:
-        waiting = None
-        for plan in steps:
-            coming = (plan, pool.submit(pixels, plan.shown))
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
-
-
-class Pixels:
-    """Pictures as the processor makes them: each decoded once per call, and kept in memory while they fit into `CACHE_BYTES`."""
-
-    def __init__(
-        self, store: Store, retriever: Retriever, *, workers: int = 0, files: Mapping[str, Path] | None = None, cache_bytes: int = CACHE_BYTES
-    ) -> None:
-        """Nothing is read yet.
-
-        Args:
-            store: of the version's pictures.
-            retriever: its processor is used.
-            workers: threads that decode (Pillow lets others run meanwhile), a count; in turn for 0.
-            files: pictures of other datasets, id -> file.
-            cache_bytes: of pixels kept.
-        """
-        self.store, self.retriever, self.files, self.cache_bytes = store, retriever, files or {}, cache_bytes
-        self._pool = ThreadPoolExecutor(workers, "decode") if workers else None
-        self._kept: dict[str, torch.Tensor] = {}
-        self._bytes = 0
-
-    def read(self, image_id: str) -> Image:
-        """The picture, RGB.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        if image_id not in self.files:
-            return self.store.read_image(image_id)
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            return Image.open(self.files[image_id], formats=("JPEG", "PNG", "WEBP")).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"{self.files[image_id]}: not a readable picture ({error}); take its records out of train.datasets") from error
-
-    def made(self, image_ids: Sequence[str]) -> list[torch.Tensor]:
-        """(3, height, width) float32 of each."""
-        if self._pool is None:
-            return list(self.retriever.pixels([self.read(i) for i in image_ids]))
-        return list(self._pool.map(lambda i: self.retriever.pixels([self.read(i)])[0], image_ids))
-
-    def __call__(self, image_ids: list[str]) -> torch.Tensor:
-        """(n, 3, height, width) float32."""
-        import torch
-
-        missing = [i for i in image_ids if i not in self._kept]
-        fresh: dict[str, torch.Tensor] = {}
-        if missing:
-            fresh = dict(zip(missing, self.made(missing), strict=True))
-            size = sum(x.nbytes for x in fresh.values())
-            if self._bytes + size <= self.cache_bytes:
-                self._kept |= fresh
-                self._bytes += size
-        return torch.stack([self._kept[i] if i in self._kept else fresh[i] for i in image_ids])
 
 
 def check_revision(wanted: str | None, found: str, model: str) -> None:
