@@ -50,7 +50,7 @@ REASONS: dict[str, dict[str, str]] = {
     },
     "judge": {
         "wrong_target": "a pair: too few instructions lead to its target",
-        "ambiguous": "a pair: its instructions fit other pictures too",
+        "ambiguous": "a pair: the instructions that lead to its target fit others too",
         "duplicate": "a pair that is a triplet already",
         "wrong_instruction": "a text: the judge does not see the target in it",
         "query_fits": "a text: the query picture itself meets it",

@@ -1,15 +1,19 @@
 """What a run will ask is said before it is paid; what was decided is shown with its reason."""
 
+import io
+import json
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tasks import plan
 from tasks.config import load_params
 from tasks.errors import ConfigError
 from tasks.plan import PairCost, measured, time_of
 from tasks.store import Store
-from tasks.verdicts import spread, texts_of
+from tasks.verdicts import Text, build, spread, texts_of
 
 RECKONED = PairCost(6, 1000, 30, 500, False)
 
@@ -47,9 +51,70 @@ def test_rejected_rows_are_shown_over_all_reasons_in_turn():
     shown = spread(rows, 4, "x")
     assert sorted(r["reason"] for r in shown) == ["refused", "wrong_target", "wrong_target", "wrong_target"]
     assert spread(list(reversed(rows)), 4, "x") == shown
-    detail = {"instruction": "make it red", "style": "short", "reason": "query_fits", "p_yes": 0.9}
-    assert texts_of("query_fits", detail) == [("make it red", "short, P(yes) 0.90")]
+
+
+def test_a_text_stands_on_its_card_with_what_was_said_of_it():
+    fits = {"instruction": "make it red", "style": "short", "reason": "query_fits", "p_yes": 0.9}
+    wrong = {"instruction": "make it blue", "style": "keep", "reason": "wrong_instruction", "p_yes": 0.2}
+    assert texts_of("query_fits", fits) == [Text("make it red", "short: the query itself meets it (0.90)", None, False)]
+    assert texts_of("wrong_target", {"instructions": [wrong]}) == [Text("make it blue", "keep: does not lead to the target", 0.2, False)]
     assert texts_of("refused", {"problems": {"short": "refused"}, "replies": {"short": "I cannot"}, "kept": {"keep": "stays"}}) == [
-        ("I cannot", "short: refused"),
-        ("stays", "stood so far"),
+        Text("I cannot", "short: refused", None, False),
+        Text("stays", "keep: could be used"),
     ]
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Store:
+    """Forty pairs of plain pictures: four of five became triplets, the rest were left out by caption or judge, and negatives went."""
+    store, batch, content, images = Store(tmp_path), "2026.01.04", b"", []
+    for n in range(3):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16), (80 * n, 0, 0)).save(file, "PNG")
+        images.append({"image_id": f"i{n}", "batch": batch, "shard": f"{batch}-00000.tar", "offset_bytes": len(content), "size_bytes": file.tell()})
+        content += file.getvalue()
+    store.write_bytes(store.folder("data", "images", f"{batch}-00000.tar"), content)
+    store.write(store.table_path("images", batch), images, "images")
+    ends = {"query_image_id": "i0", "target_image_id": "i1", "batch": batch}
+    ids = [f"p{n:02d}" for n in range(40)]
+    store.write(store.table_path("pairs", batch), [{"pair_id": i, **ends, "negative_image_ids": ["i0", "i2"]} for i in ids], "pairs")
+    texts = {"instructions": ["make it <b>red</b>"], "styles": ["short"], "description": "one & another"}
+    store.write(store.table_path("captioned", batch, 0), [{"pair_id": i, "batch": batch, **texts} for i in ids], "captioned")
+    kept = [i for n, i in enumerate(ids) if n % 5]
+    scores = {"negative_image_ids": ["i0"], "judge_target": [0.9], "judge_negative": [0.1]}
+    rows = [{"triplet_id": f"t{i}", "pair_id": i, **ends, **texts, **scores, "found_by": ["image", "composed"]} for i in kept]
+    store.write(store.table_path("triplets", batch, 0), rows, "triplets")
+    lost = {
+        "caption": [("p00", "empty_reply", {"problems": {"description": "empty_reply"}, "replies": {"description": ""}, "kept": {}})],
+        "judge": [
+            ("p05", "wrong_target", {"instructions": [{"instruction": "make it red", "style": "short", "reason": "wrong_instruction", "p_yes": 0.2}]}),
+            ("p10", "shortcut", {"found_by": ["text"], "texts": ["a red one"]}),
+            ("p15", "duplicate", {"query": "i0", "target": "i1"}),
+            ("p01:i2", "false_negative", {"image_id": "i2", "p_yes": 0.8}),
+        ],
+    }
+    for stage, dropped in lost.items():
+        table = [{"stage": stage, "batch": batch, "key": key, "reason": reason, "detail": json.dumps(detail)} for key, reason, detail in dropped]
+        store.write(store.dropped_path(stage, batch, 0), table, "dropped")
+    return store
+
+
+def test_the_page_shows_thirty_of_either_kind_each_with_its_reason(judged: Store):
+    page = build(judged)
+    good, bad, taken = (part.count("<article") for part in re.split("<h2", page)[1:])
+    assert (good, bad, taken) == (30, 4, 1)
+    assert "Accepted: 30 of 32" in page and "Rejected: 4 of 4" in page and "A shortcut: the picture alone would find it first." in page
+    for reason in ("caption: empty reply", "judge: wrong target", "judge: shortcut", "judge: duplicate", "judge: false negative"):
+        assert reason in page
+    assert "negative, 0.80" in page and "make it &lt;b&gt;red&lt;/b&gt;" in page and "<b>red" not in page and "<script" not in page
+    assert build(judged) == page
+
+
+def test_the_page_says_what_the_judge_asked_for_where_the_parameters_are_there(judged: Store):
+    assert "A text must reach" not in build(judged, 2)
+    (judged.root / "params.yaml").write_bytes(Path("params.yaml").read_bytes())
+    assert "A text must reach 0.881 for the target." in build(judged, 9)
+
+
+def test_a_version_without_triplets_has_a_page_that_says_so(tmp_path: Path):
+    assert build(Store(tmp_path)).count("None in this version.") == 3
