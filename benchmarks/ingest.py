@@ -1,18 +1,19 @@
 """Ingest against img2dataset on the same pictures in memory: images per CPU-second, quality, bytes, memory.
 
-    python -m benchmarks.ingest [--images 200] [--repeats 3] [--folder .run/benchmarks] [--photos ../shared/photos] [--peer .venv-peers/bin/python]
+    python -m benchmarks.ingest [--images 200] [--repeats 3] [--folder .run/benchmarks] [--photos ../shared/photos] [--fitted] [--peer .venv-peers/bin/python]
 
 The pictures: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side by side in their own sharpness (enlarged ones would be soft and flatter any
-filter), or drawn ones where there is no folder of photographs. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
+filter), or drawn ones where there is no folder of photographs. The taps of `resized_by_opencv` were fitted on pictures made of 320 of the photographs;
+those are left out here, unless `--fitted` asks for them alone. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
 (benchmarks/img2dataset_peer.py), in an environment of its own: `python -m venv .venv-peers && .venv-peers/bin/pip install img2dataset`.
 
-Ours: what ingest does with each file's bytes, in one process and one thread: sha256 twice, limits, decode, shrink, flags, perceptual hash, thumbnail,
-encode, search for copies, tar, row with provenance; settings of profile `production`. Also through a worker process (`ours_with_worker`), whose CPU
-counts. Both are given the same pictures, alternate, and the fastest of `repeats` counts: noise only adds. PSNR: stored pictures against the fully
-decoded source shrunk by a float Lanczos filter, mean over pictures, dB.
+Ours: what ingest does with each file's bytes: sha256 twice, limits, decode, check for damage, shrink, flags, perceptual hash, thumbnail, encode, search for
+copies, tar, row with provenance; settings of profile `production`, through a worker process as in a run, the CPU time of both counted. Also in one process,
+without the worker (`in_process`). Both are given the same pictures, alternate, and the fastest of `repeats` counts: noise only adds. PSNR: stored
+pictures against the fully decoded source shrunk by a float Lanczos filter, mean over pictures, dB.
 
-The last line is JSON: images, ours_images_per_cpu_s, ours_with_worker_images_per_cpu_s, img2dataset_images_per_cpu_s, ratio (ours / theirs),
-ratio_with_worker, ours_psnr_db, img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker), img2dataset_rss_mib, img2dataset. Where the peer is not
+The last line is JSON: images, pictures, ours_images_per_cpu_s, in_process_images_per_cpu_s, img2dataset_images_per_cpu_s, ratio (ours / theirs),
+ratio_in_process, ours_psnr_db, img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker), img2dataset_rss_mib, img2dataset. Where the peer is not
 there, its keys and the ratios are null.
 """
 
@@ -22,12 +23,14 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import resource
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,8 @@ from tasks.store import Store
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200))
 MAX_SIDE_PX = 512
+STEP = 37  # in which the photographs are mixed
+FITTED = 320  # of the mixed photographs: the taps were fitted on 20 pictures of up to 16 each
 
 
 def drawn(seed: int) -> Image.Image:
@@ -53,10 +58,19 @@ def drawn(seed: int) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 8, (300, 400, 1)), 0, 255).astype(np.uint8))
 
 
-def make_pictures(folder: Path, images: int, photos: Path) -> str:
-    """Write the sources, once; returns what they are made of."""
-    found = sorted(photos.glob("*/*.jpg"))
-    kind = f"{len(found)} photographs" if found else "drawn pictures"
+def shuffled(photos: Sequence[Path], *, is_fitted: bool) -> list[Path]:
+    """The photographs that a benchmark's pictures are made of, mixed.
+
+    Args:
+        photos: in order of path.
+        is_fitted: those that the taps were fitted on, else the others; where there are no others (another folder), all.
+    """
+    mixed = [photos[number * STEP % len(photos)] for number in range(len(photos))] if math.gcd(STEP, len(photos) or 1) == 1 else list(photos)
+    return mixed[:FITTED] if is_fitted or len(mixed) <= FITTED else mixed[FITTED:]
+
+
+def make_pictures(folder: Path, images: int, photos: Sequence[Path]) -> None:
+    """Write the sources, once; made of these photographs, or drawn where there are none."""
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(images):
         path = folder / f"{n:05d}.jpg"
@@ -67,13 +81,12 @@ def make_pictures(folder: Path, images: int, photos: Path) -> str:
         x = y = row = tile = 0
         while y < height:
             number = n * 16 + tile
-            piece = Image.open(found[number * 37 % len(found)]).convert("RGB") if found else drawn(number)
+            piece = Image.open(photos[number % len(photos)]).convert("RGB") if photos else drawn(number)
             canvas.paste(piece, (x, y))
             x, row, tile = x + piece.width, max(row, piece.height), tile + 1
             if x >= width:
                 x, y, row = 0, y + row, 0
         canvas.save(path, quality=90)
-    return kind
 
 
 def mean_psnr(sources: dict[str, bytes], stored: dict[str, bytes]) -> float:
@@ -158,12 +171,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(".run/benchmarks"))
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
+    parser.add_argument("--fitted", action="store_true", help="only the photographs that the taps were fitted on")
     parser.add_argument("--peer", type=Path, default=Path(".venv-peers/bin/python"))
     args = parser.parse_args(argv)
-    folder = args.folder / f"ingest-{args.images}"
-    kind = make_pictures(folder, args.images, args.photos)
+    found = sorted(args.photos.glob("*/*.jpg"))
+    photos = shuffled(found, is_fitted=args.fitted)
+    kind = f"{len(photos)} of {len(found)} photographs, {'fitted' if args.fitted else 'held out'}" if photos else "drawn"
+    folder = args.folder / f"ingest-{args.images}-{kind.rpartition(' ')[2] if photos else kind}"
+    make_pictures(folder, args.images, photos)
     sources = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.jpg"))[: args.images]}
-    print(f"{len(sources)} JPEGs of {kind}, {sum(map(len, sources.values())) / 1e6:.1f} MB", flush=True)
+    print(f"{len(sources)} JPEGs, {kind}, {sum(map(len, sources.values())) / 1e6:.1f} MB", flush=True)
     params = parse_params(resolve(read_raw(Path("params.yaml")), "production"))
     rules = ingest.rules_of(params.ingest)
     alone_s, with_worker_s, peer_s, peer = [], [], [], {}
@@ -182,16 +199,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             if "reason" not in peer:
                 peer = peer_run(args.peer, folder, args.folder / "peer")
                 peer_s.append(peer.get("cpu_s", 0.0))
-            print(f"ours {len(sources) / alone_s[-1]:.1f}/s, with a worker {len(sources) / with_worker_s[-1]:.1f}/s, peer {peer}", flush=True)
+            print(f"ours {len(sources) / with_worker_s[-1]:.1f}/s, in process {len(sources) / alone_s[-1]:.1f}/s, peer {peer}", flush=True)
         rss_mib = peak_rss_mib(workers.pids()[0])
     count = len(sources)
     figures: dict[str, Any] = {
         "images": count,
-        "ours_images_per_cpu_s": round(count / min(alone_s), 1),
-        "ours_with_worker_images_per_cpu_s": round(count / min(with_worker_s), 1),
+        "pictures": kind,
+        "ours_images_per_cpu_s": round(count / min(with_worker_s), 1),
+        "in_process_images_per_cpu_s": round(count / min(alone_s), 1),
         "img2dataset_images_per_cpu_s": None,
         "ratio": None,
-        "ratio_with_worker": None,
+        "ratio_in_process": None,
         "ours_psnr_db": round(mean_psnr(sources, stored), 2),
         "img2dataset_psnr_db": None,
         "bytes_ratio": None,
@@ -207,8 +225,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             theirs = {Path(m.name).stem: tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg")}  # type: ignore[union-attr]
         figures |= {
             "img2dataset_images_per_cpu_s": round(count / min(peer_s), 1),
-            "ratio": round(min(peer_s) / min(alone_s), 3),
-            "ratio_with_worker": round(min(peer_s) / min(with_worker_s), 3),
+            "ratio": round(min(peer_s) / min(with_worker_s), 3),
+            "ratio_in_process": round(min(peer_s) / min(alone_s), 3),
             "img2dataset_psnr_db": round(mean_psnr(sources, theirs), 2),
             "bytes_ratio": round(sum(map(len, stored.values())) / sum(map(len, theirs.values())), 4),
             "img2dataset_rss_mib": peer["rss_mib"],

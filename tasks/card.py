@@ -93,6 +93,25 @@ def ledger_section(ledger: Mapping[str, Any]) -> str:
     return f"## What the models were asked\n{table(head, rows)}\n{words}\n"
 
 
+def decontamination_section(version: Mapping[str, Any]) -> str:
+    """Which benchmarks' pictures were kept out at ingest, and how many there were."""
+    lists = version.get("params", {}).get("ingest", {}).get("benchmark_hashes") or ()
+    total, new = (version.get(drops, {}).get("ingest", {}).get("benchmark", 0) for drops in ("drops", "new_drops"))
+    names = ", ".join(f"`{name.rpartition('/')[2]}`" for name in lists)
+    if lists:
+        words = (
+            f"New pictures were compared with the hashes of {names} (`ingest.benchmark_hashes`): {new:,} exact or near copies of a benchmark's pictures were left out "
+            f"of this version, {total:,} of all versions so far. Pictures that came in before a list was named were not looked at again."
+        )
+    elif total:
+        words = (
+            f"This version's pictures were compared with no benchmark (`ingest.benchmark_hashes` is empty); {total:,} copies were left out of earlier versions."
+        )
+    else:
+        words = "Not done: `ingest.benchmark_hashes` names no list, so pictures of public benchmarks may be among these (`python -m tasks decontaminate build FOLDER --out FILE` makes one)."
+    return f"## Benchmark decontamination\n{words}\n"
+
+
 def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, exported: int, parquet_bytes: Mapping[str, int], is_held_out_split: bool) -> str:
     """README.md of a version.
 
@@ -177,6 +196,7 @@ for row in with_images("my-clone"): ...
 ## What was left out, by reason
 {table(("stage", "reason", "rows"), drops) if drops else "Nothing."}
 
+{decontamination_section(version)}
 {ledger_section(version.get("ledger") or {})}## Who found the new pairs
 {table(("encoder", "pairs", "triplets", "yield"), encoders)}
 {held_out}

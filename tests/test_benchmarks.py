@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import caption, embed, incremental, mine, vectors
+from benchmarks import caption, embed, incremental, ingest, mine, vectors
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
@@ -52,3 +52,23 @@ def test_captions_of_the_loop_and_of_the_batch_are_compared(capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["ratio"] > 0 and figures["judge_ratio"] > 0 and figures["equal_share"] == 1.0
     assert figures["vllm_offline_pairs_per_cpu_s"] is not None or figures["vllm_reason"]
+
+
+def test_ingest_is_measured_also_where_no_peer_and_no_photographs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    nowhere = tmp_path / "nowhere"
+    figures = ingest.main(["--images", "4", "--repeats", "1", "--folder", str(tmp_path), "--photos", str(nowhere), "--peer", str(nowhere)])
+    printed = capsys.readouterr().out
+    assert json.loads(printed.splitlines()[-1]) == figures and "pip install img2dataset" in printed
+    assert figures["images"] == 4 and figures["pictures"] == "drawn" and figures["ours_images_per_cpu_s"] > 0 and figures["ours_psnr_db"] > 30
+    assert 0 < figures["rss_mib"] <= 500
+    assert {k for k, v in figures.items() if v is None} == {
+        *("img2dataset_images_per_cpu_s", "ratio", "ratio_in_process", "img2dataset_psnr_db", "bytes_ratio", "img2dataset_rss_mib", "img2dataset")
+    }
+
+
+def test_the_photographs_that_ingests_filter_was_fitted_on_are_not_those_that_it_is_measured_on():
+    photos = [Path(f"{n:04d}.jpg") for n in range(1_100)]
+    held_out, fitted = (ingest.shuffled(photos, is_fitted=f) for f in (False, True))
+    assert not set(held_out) & set(fitted) and len(held_out) + len(fitted) == len(set(held_out) | set(fitted)) == 1_100
+    assert {photos[(n * 16 + tile) * 37 % 1_100] for n in range(20) for tile in range(16)} == set(fitted)  # as the fit took them
+    assert ingest.shuffled(photos[:100], is_fitted=False) and ingest.shuffled([], is_fitted=False) == []

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks import decontaminate, ingest
+from tasks.card import dataset_card
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.corpus import Corpus, copy_groups
 from tasks.pictures import Picture
 from tasks.store import Store
+from tasks.version import counts
 
 
 def params_for(source: Path, batch: str = "2026.01.04", **changes: object) -> Params:
@@ -130,3 +132,18 @@ def test_lists_keep_pictures_out_each_with_its_reason(tmp_path: Path):
     kept, dropped = taken(store)
     assert kept == {"3.jpg"} and dropped == {"0.jpg": "blocked", "1.jpg": "taken_down", "2.jpg": "benchmark"}
     assert report.read == report.written + sum(report.dropped.values())
+    drops = counts(store.read_dropped())
+    assert "## Benchmark decontamination\nNew pictures were compared with the hashes of `benchmark.jsonl`" in card_of(drops, drops, lists["benchmark_hashes"])
+    assert ": 1 exact or near copies of a benchmark's pictures were left out of this version, 1 of all versions so far." in card_of(drops, drops, ["b.jsonl"])
+    assert ": 0 exact or near copies of a benchmark's pictures were left out of this version, 1 of all" in card_of(drops, {}, ["b.jsonl"])
+    assert "is empty); 1 copies were left out of earlier versions" in card_of(drops, {}, [])
+    assert "Not done: `ingest.benchmark_hashes` names no list" in card_of({}, {}, [])
+
+
+def card_of(drops: dict[str, dict[str, int]], new_drops: dict[str, dict[str, int]], lists: list[str]) -> str:
+    """The dataset card of a version with these dropped rows."""
+    none = dict.fromkeys(("triplets", "images"), 0)
+    version = {"version": "2026.01.04", "fingerprint": "f" * 64, "parent": None, "rows": none, "new_rows": none, "drops": drops, "new_drops": new_drops}
+    version |= {"encoders": {}, "params": {"train": {"held_out_share": 0.1}, "ingest": {"benchmark_hashes": lists}}}
+    sizes = {"data/triplets": 0, "data/images": 0}
+    return dataset_card(version, name="n", license_name="CC0-1.0", exported=0, parquet_bytes=sizes, is_held_out_split=False)
