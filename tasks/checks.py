@@ -52,6 +52,7 @@ _REFUSALS = re.compile(
 )
 _FILE = re.compile(r"https?://|www\.\w|\b[\w-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|svg|tar|parquet)\b|\b(?:img|dsc)[_-]?\d{3,}\b", re.IGNORECASE)
 _BABBLE = re.compile(r"\b(\w+(?:\W+\w+)?)(?:\W+\1\b){3,}|([,;:])(?:\s*\2){3,}", re.IGNORECASE)  # what a small model says about what it never saw
+_CONTROL = re.compile(r"<\|[a-z_]+\|>|</?(?:s|think|image)>|\[/?inst\]", re.IGNORECASE)
 _MARKUP = re.compile(r"<\|?/?[a-z_]+\|?>|```|^\s*[\[{].*[\]}]\s*$", re.IGNORECASE | re.DOTALL)
 
 
@@ -131,8 +132,12 @@ def problem(
 
 
 def steers(text: str) -> str | None:
-    """'speaks_to_model' or 'names_a_file' where a text of any kind passes an order on, or names a file; else None."""
-    return "speaks_to_model" if _ORDERS.search(text) else "names_a_file" if _FILE.search(text) else None
+    """Why a text of any kind may not be handed on: 'speaks_to_model', 'names_a_file', or 'not_text' for a chat's control marks; else None.
+
+    Read as a model would: full-width letters as plain ones, invisible characters as none.
+    """
+    seen = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return "speaks_to_model" if _ORDERS.search(seen) else "names_a_file" if _FILE.search(seen) else "not_text" if _CONTROL.search(seen) else None
 
 
 def misses_length(text: str, few: int, many: int) -> str | None:

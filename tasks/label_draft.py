@@ -60,7 +60,7 @@ def sheet(rows: Sequence[Mapping[str, Any]], store: Store) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Questions to label</title>'
         f"<style>{STYLE}</style></head><body><main><h1>Is the candidate what the text makes of the query?</h1><p class='lead'>Write yes or no into the column "
-        f"<b>fits</b> of labels.csv, by row. Yes: every change that the text states is made, and what it wants kept is kept.</p><div class='cards'>{''.join(cards)}</div></main></body></html>"
+        f"<b>fits</b> of labels.csv; row 1 is the first below its header. Yes: every change that the text states is made, and what it wants kept is kept.</p><div class='cards'>{''.join(cards)}</div></main></body></html>"
     )
 
 

@@ -53,13 +53,20 @@ def reckoned(params: Params, prompt_chars: Mapping[str, int]) -> PairCost:
     output = config.max_new_tokens / 2
     describe = 2 * picture + words["describe"] + output
     write = words["write"] + output + output / 4
+    directions = 2 if config.reverse else 1  # a description by a form is turned round, any other is asked for again
+    described = 1 if is_structured(params) else directions
     return PairCost(
-        requests=1 + styles,
-        tokens=describe + styles * write,
-        questions=styles * (2 + params.select.negatives),
+        requests=described + directions * styles,
+        tokens=described * describe + directions * styles * write,
+        questions=directions * styles * (2 + params.select.negatives),
         question_tokens=2 * picture + words["judge"],
         is_measured=False,
     )
+
+
+def is_structured(params: Params) -> bool:
+    """Whether the prompt set asks for descriptions by a form (tasks/descriptions.py)."""
+    return (PROMPTS / params.caption.prompts / "describe.schema.json").is_file()
 
 
 def measured(captioned: Mapping[str, Sequence[Any]], params: Params, judged: Mapping[str, Any] | None, fallback: PairCost) -> PairCost:
@@ -88,9 +95,9 @@ def run(params: Params, store: Store, pairs: int | None = None) -> StageReport:
     batch = batch_of(params)
     names = {"describe": "describe.txt", "write": "write.txt", "judge": "judge.txt"}
     chars = {k: len((PROMPTS / params.caption.prompts / name).read_text(encoding="utf-8")) for k, name in names.items()}
-    there = store.read_table("pairs", ["pair_id"], batch).num_rows
-    done = store.read_table("captioned", ["pair_id"], batch).num_rows + store.read_dropped("caption", batch).num_rows
-    count = pairs if pairs is not None else max(0, there - done) if there else params.select.pairs_per_batch
+    there = store.read_table("pairs", ["pair_id"], batch).column("pair_id").to_pylist()
+    done = {*store.read_table("captioned", ["pair_id"], batch).column("pair_id").to_pylist(), *store.read_dropped("caption", batch).column("key").to_pylist()}
+    count = pairs if pairs is not None else sum(p not in done for p in there) if there else params.select.pairs_per_batch
     if count is None:
         raise ConfigError("plan: no pairs are selected yet and select.pairs_per_batch has no limit; say how many: `python -m tasks plan 100000`")
     path = store.root / "version.json"
@@ -99,19 +106,20 @@ def run(params: Params, store: Store, pairs: int | None = None) -> StageReport:
     judged = {**stages["judge"], "pairs": ledger.get("pairs", 0)} if "judge" in stages else None
     columns = ["requests", "prompt_tokens", "output_tokens"]
     each = measured(store.read_table("captioned", columns).to_pydict(), params, judged, reckoned(params, chars))
-    requests, questions = each.requests * count, each.questions * count
-    tokens = each.tokens * count + questions * each.question_tokens
+    rows = 2 if params.caption.reverse and each.is_measured else 1  # means are of rows, and the other direction of a pair is one more
+    requests, questions = rows * each.requests * count, each.questions * count
+    tokens = rows * each.tokens * count + questions * each.question_tokens
     seconds, on = time_of(stages, params.caption.tokens_per_s, tokens)
     report = StageReport("plan", read=count, figures={"requests": requests + questions, "tokens": tokens, "hours": seconds / 3600})
     how = "as earlier versions took" if each.is_measured else "reckoned from prompts and pictures, output at half of its limit"
     report.notes = [
         f"{count:,} pairs: {requests:,.0f} requests to captioner and writer, {questions:,.0f} questions to the judge; {how}",
-        f"{tokens:,.0f} tokens ({each.tokens:,.0f} a pair to write, {each.question_tokens:,.0f} a question)",
+        f"{tokens:,.0f} tokens ({rows * each.tokens:,.0f} a pair to write, {each.question_tokens:,.0f} a question)",
         f"{seconds / 3600:,.2f} {on}-hours" if seconds else "no speed was measured yet: name caption.tokens_per_s for hours",
     ]
     budget = params.caption.budget_tokens
-    if budget is not None and each.tokens * count > budget:
-        report.notes.append(f"caption.budget_tokens ({budget:,}) will stop it after about {budget / each.tokens:,.0f} pairs")
+    if budget is not None and rows * each.tokens * count > budget:
+        report.notes.append(f"caption.budget_tokens ({budget:,}) will stop it after about {budget / (rows * each.tokens):,.0f} pairs")
     return report
 
 

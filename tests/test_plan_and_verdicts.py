@@ -46,6 +46,20 @@ def test_a_budget_is_held_against_the_plan(tmp_path: Path):
         plan.run(boundless, Store(tmp_path))
 
 
+def test_the_other_direction_is_planned_for_and_what_is_done_is_not(tmp_path: Path):
+    params, store, batch = load_params("params.yaml"), Store(tmp_path), "2026.01.04"
+    params = params.model_copy(update={"open_run": params.open_run.model_copy(update={"batch": batch})})
+    store.write(store.table_path("pairs", batch), [{"pair_id": f"p{n}", "batch": batch} for n in range(10)], "pairs")
+    store.write(store.table_path("captioned", batch, 0), [{"pair_id": p, "batch": batch} for p in ("p0", "p1", "the other direction of p1")], "captioned")
+    store.write(store.dropped_path("caption", batch, 0), [{"stage": "caption", "batch": batch, "key": "p2", "reason": "refused"}], "dropped")
+    one = plan.run(params, store)
+    both = plan.run(params.model_copy(update={"caption": params.caption.model_copy(update={"reverse": True})}), store)
+    assert one.read == both.read == 7
+    assert both.figures["requests"] == pytest.approx(2 * one.figures["requests"]) and both.figures["tokens"] == pytest.approx(2 * one.figures["tokens"])
+    formal = params.model_copy(update={"caption": params.caption.model_copy(update={"reverse": True, "prompts": "standard"})})
+    assert plan.run(formal, store).figures["requests"] == both.figures["requests"] - 7  # a form is turned round, not asked for again
+
+
 def test_rejected_rows_are_shown_over_all_reasons_in_turn():
     rows = [{"key": f"p{n}", "reason": "wrong_target" if n else "refused"} for n in range(20)]
     shown = spread(rows, 4, "x")
