@@ -64,9 +64,9 @@ test: .venv/installed browser lint ## lint, types and every test
 test-vllm: .venv-vllm/installed ## the engines' contract with a real vLLM and a real server
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/test_vllm.py
 
-lock: ## pin what pyproject.toml asks for (torch and its CUDA packages stay out: see docs/decisions/0002)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
-	  $$(for p in torch triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
+lock: ## pin what pyproject.toml asks for (torch, torchvision and their CUDA packages stay out: see docs/decisions/0002)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra towers --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
+	  $$(for p in torch torchvision triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
 	  nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx \
 	  cuda-toolkit cuda-bindings cuda-pathfinder; do echo --no-emit-package $$p; done) -o requirements.lock
 
