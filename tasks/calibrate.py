@@ -214,16 +214,16 @@ def copy_cosines(params: Params, store: Store, role: str, ids: Sequence[str], ve
 
 
 def shown_pairs(
-    store: Store, ids: Sequence[str], vectors: np.ndarray, window: tuple[float, float], seed: int
+    store: Store, ids: Sequence[str], vectors: np.ndarray, window: tuple[float, float], seed: int, *, with_captions: bool = True
 ) -> list[list[tuple[float, Image, Image, str, str]]]:
-    """Pairs over three bands of a window, with pictures and captions: all that a sample of the queries has inside it."""
+    """Pairs over three bands of a window, with pictures and, where wanted, captions: drawn from all that a sample of the queries has inside it."""
     from tasks.calibration_page import band_pairs
     from tasks.knn import neighbours_in_window
 
     low, high = window
     rows = np.sort(np.random.default_rng(seed).permutation(len(ids))[:SHOWN_QUERIES])
     query, target, similarity, _ = neighbours_in_window(vectors[rows], vectors, [ids[n] for n in rows], ids, low=low, high=high, neighbours=SHOWN_NEIGHBOURS)
-    captions = store.captions()
+    captions = store.captions() if with_captions else {}
 
     def shown(n: int) -> tuple[float, Image, Image, str, str]:
         a, b = ids[rows[query[n]]], ids[target[n]]
@@ -256,9 +256,11 @@ def proposals(params: Params, store: Store, *, low_quantile: float, high_quantil
         inside = float(np.mean((found.nearest >= low) & (found.nearest < high)))
         print(f"  window        low {low:.4f}, high {high:.4f}: {inside:.0%} of the pictures have their nearest inside")
         if figures is not None:
-            plot = histogram_svg(title, values, low, high)
+            plot = histogram_svg(f"{title}: window {low:.4f} to {high:.4f}", values, low, high)
             plots.append(plot)
-            sections.append(pairs_section(title, plot, shown_pairs(store, ids, vectors, windows[role], params.open_run.seed), low, high))
+            is_text = params.embed.encoders[role].kind == "text"  # type: ignore[index]
+            pairs = shown_pairs(store, ids, vectors, windows[role], params.open_run.seed, with_captions=is_text)
+            sections.append(pairs_section(role, title.partition("(")[2].rstrip(")"), plot, pairs, low, high, inside))
             quantiles = {n: {f"q{q:g}": round(float(np.quantile(v, q)), 6) for q in SHOWN} for n, v in values.items() if len(v)}
             stated = {"low_quantile": low_quantile, "high_quantile": high_quantile, "vectors": len(vectors), "revision": revision}
             saved[role] = {**stated, "window": {"low": low, "high": high}, "nearest_inside": round(inside, 6), "quantiles": quantiles}

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tasks.device_join import Limits, join_on_device
 from tasks.errors import DataError
 from tasks.screen import QUERY_ROWS, Coded, load_for, make_screen, widened
 
@@ -97,7 +98,7 @@ def neighbours_in_window(
         threads: CPU threads of the search, a count.
         backend: blocked, torch, faiss-flat, with the same rows from all; or faiss-ivf, faiss-hnsw, which may miss some.
         memory_mib: what the blocked join may take beside vectors, codes and result, MiB.
-        screen: auto, int8 or float32 (tasks/screen.py); the same rows from all.
+        screen: auto, int8 or float32 (tasks/screen.py); the same rows from all. `torch:<device>` says where backend torch works.
     Returns:
         query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then rank.
     Raises:
@@ -119,12 +120,14 @@ def neighbours_in_window(
     own = np.array([itself.get(k, -1) for k in query_keys], np.int64)
     if backend.startswith("faiss"):
         return _faiss(queries, targets, own, place, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend)
-    screen = "torch" if backend == "torch" and not screen.startswith("torch") else screen
     both_ways = queries is targets and np.array_equal(own, np.arange(n))
     floors = np.full(m, low, np.float64)
-    collector = _Collector(floors, place, neighbours, memory_mib)
     rows = np.arange(m)
     job = _Job(rows, rows, is_self=True) if both_ways else _Job(rows, np.arange(n))
+    if backend == "torch":
+        limits = Limits(low, high, neighbours, memory_mib)
+        return join_on_device(queries, targets, [job], floors, place, own, limits, both_ways=both_ways, device=device_of(screen))
+    collector = _Collector(floors, place, neighbours, memory_mib)
     target_floors = floors if both_ways else np.full(n, np.inf)
     _blocked(queries, targets, [job], collector, target_floors, own, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen)
     return collector.result()
@@ -174,7 +177,6 @@ def join_in_window(
     if backend.startswith("faiss"):
         sides = ((asked_new, np.arange(n)), (asked_old, np.flatnonzero(is_new)))
         return _in_order([_faiss_part(vectors, q, t, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend) for q, t in sides])
-    screen = "torch" if backend == "torch" and not screen.startswith("torch") else screen
     floors = np.full(n, np.inf)
     floors[asked] = low
     rest = np.ones(n, bool)
@@ -185,9 +187,17 @@ def join_in_window(
         _Job(np.flatnonzero(rest), asked_new),
         _Job(asked_old, np.flatnonzero(rest & is_new)),
     ]
+    if backend == "torch":
+        limits = Limits(low, high, neighbours, memory_mib)
+        return join_on_device(vectors, vectors, jobs, floors, np.arange(n), None, limits, both_ways=True, device=device_of(screen))
     collector = _Collector(floors, np.arange(n), neighbours, memory_mib)
     _blocked(vectors, vectors, jobs, collector, floors, None, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen, coded=coded)
     return collector.result()
+
+
+def device_of(screen: str) -> str | None:
+    """The torch device that a screen's name asks for: 'torch:cuda:1' -> 'cuda:1'; None where it names none."""
+    return screen.partition(":")[2] or None if screen.startswith("torch") else None
 
 
 def recall_of(found: Found, exact: Found) -> float:

@@ -49,6 +49,7 @@ import numpy as np
 
 QUERY_ROWS = 1024  # rows of one product
 TARGET_ROWS = 8192
+TILE = 64  # columns of a product that are looked at together on a torch device
 FLOAT_TARGET_ROWS = 2048  # of a float32 product: its result is four times as wide
 WIDTHS = (64, 128, 192, 256, 384, 512)  # coordinates that codes may keep; oneDNN pads to 64 anyhow
 LARGE_PAIRS = 200_000_000
@@ -399,20 +400,41 @@ class TorchScreen:
     def targets(self, rows: np.ndarray) -> np.ndarray:
         return rows
 
+    def near(self, queries: Any, targets: Any, query_floors: Any, target_floors: Any) -> tuple[Any, Any]:
+        """Places (i, j) of `hits` as tensors on the device.
+
+        A product is larger than what is left of it, and reading it is what costs beside making it. So it is read once, for the largest score of
+        each TILE columns; only tiles that may hold a hit are looked at again.
+
+        Args:
+            queries: (m, d) tensor, of `queries`.
+            targets: (n, d) tensor, of `loaded`.
+            query_floors, target_floors: (m,) and (n,) float64 tensors.
+        """
+        import torch
+
+        m, n = len(queries), len(targets)
+        by_query, by_target = ((floors - self.slack).float() for floors in (query_floors, target_floors))
+        scores = queries @ targets.T  # (m, n)
+        if over := -n % TILE:
+            scores = torch.nn.functional.pad(scores, (0, over), value=-torch.inf)
+            by_target = torch.nn.functional.pad(by_target, (0, over), value=torch.inf)
+        tiles, by_target = scores.view(m, -1, TILE), by_target.view(-1, TILE)
+        # compared in float32, however the scores are stored
+        row, tile = (tiles.amax(2) >= torch.minimum(by_query[:, None], by_target.amin(1)[None, :])).nonzero().unbind(1)
+        which, column = (tiles[row, tile] >= torch.minimum(by_query[row][:, None], by_target[tile])).nonzero().unbind(1)
+        return row[which], tile[which] * TILE + column
+
+    def loaded(self, rows: np.ndarray) -> Any:
+        """Some target rows on the device, (n, d)."""
+        return self._rows(self.target_vectors, rows)
+
     def hits(self, queries: Any, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray) -> np.ndarray:
         import torch
 
-        scores = queries @ self._rows(self.target_vectors, targets).T  # (m, n)
-        by_query, by_target = _which_sides(query_floors, target_floors)
-        found: Any = None
-        for is_asked, floors, axis in ((by_query, query_floors, 1), (by_target, target_floors, 0)):
-            if is_asked:
-                needed = torch.from_numpy((floors - self.slack).astype(np.float32)).to(self.device).unsqueeze(axis)
-                some = scores >= needed  # compared in float32, however the scores are stored
-                found = some if found is None else found.logical_or_(some)
-        if found is None:
-            return np.zeros(0, np.int64)
-        return np.asarray(found.flatten().nonzero().flatten().cpu().numpy(), np.int64)
+        floors = [torch.from_numpy(np.ascontiguousarray(f, np.float64)).to(self.device) for f in (query_floors, target_floors)]
+        i, j = self.near(queries, self.loaded(targets), *floors)
+        return np.asarray((i * len(targets) + j).cpu().numpy(), np.int64)
 
 
 def best_axes(sample: np.ndarray, low: float, widths: Sequence[int] = WIDTHS, seed: int = 0) -> tuple[Axes, float]:

@@ -18,6 +18,20 @@ def test_mine_gives_the_same_pairs_as_faiss(tmp_path: Path, capsys: pytest.Captu
     assert {"ours_cpu_s", "faiss_cpu_s", "ratio", "rss_mib"} <= set(figures)
 
 
+def test_faiss_may_answer_for_a_part_of_the_rows_and_the_figures_say_so(tmp_path: Path):
+    figures = mine.main(["--n", "600", "--faiss-queries", "60", "--folder", str(tmp_path)])
+    assert figures["is_equal"] and figures["is_extrapolated"] and figures["faiss_queries"] == 60 and figures["n"] == 600
+    assert figures["faiss_measured_cpu_s"] < figures["faiss_cpu_s"]
+    assert not mine.main(["--n", "300", "--folder", str(tmp_path)])["is_extrapolated"]
+
+
+def test_the_device_benchmark_runs_on_a_cpu_and_finds_what_is_exact(capsys: pytest.CaptureFixture[str]):
+    figures = mine.main(["--device", "cpu", "--n", "700", "--dims", "96", "--neighbours", "5"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert figures["is_equal"] and figures["recall"] == 1 and 0.9 < figures["recall_half"] <= 1 and figures["pairs"] > 700
+    assert {"share", "matrix_tflops", "join_tflops", "all_pairs_20m_h", "rss_mib", "seconds"} <= set(figures)
+
+
 def test_the_vectors_are_of_unit_length_and_always_the_same():
     rows = vectors.clustered(300, d=32)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
@@ -48,10 +62,12 @@ def test_the_fast_preparation_is_measured_for_speed_and_fidelity(tmp_path: Path,
 
 
 def test_captions_of_the_loop_and_of_the_batch_are_compared(capsys: pytest.CaptureFixture[str]):
-    figures = caption.main(["--pairs", "6"])
+    figures = caption.main(["--pairs", "6", "--turns", "1", "--no-vllm"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["ratio"] > 0 and figures["judge_ratio"] > 0 and figures["equal_share"] == 1.0
-    assert figures["vllm_offline_pairs_per_cpu_s"] is not None or figures["vllm_reason"]
+    assert figures["vllm_offline_pairs_per_cpu_s"] is None and figures["vllm_server_pairs_per_cpu_s"] is None and "--no-vllm" in figures["vllm_reason"]
+    assert figures["ratio"] == figures["batched_ratio"] and figures["gpu_days_1m"] is None and figures["gpu_reason"]
+    assert caption.part_pairs(10.0, 50.0) == 9500  # 9,500 pairs are 190 s: 10 s are 5% of 200
 
 
 def test_ingest_is_measured_also_where_no_peer_and_no_photographs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

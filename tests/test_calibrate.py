@@ -92,7 +92,7 @@ def test_the_pages_pairs_come_from_every_band(seed: int, m: int, count: int, ban
 
 def test_a_caption_is_text_on_the_page():
     white = Image.new("RGB", (8, 8))
-    part = pairs_section("a <b>", "", [[(0.9, white, white, "<script>alert(1)</script>", "")]], 0.5, 0.95)
+    part = pairs_section("semantic", "a <b>", "", [[(0.9, white, white, "<script>alert(1)</script>", "")]], 0.5, 0.95)
     assert "<script" not in part and "&lt;script&gt;" in part and "a &lt;b&gt;" in part
 
 
