@@ -100,9 +100,10 @@ class Machine:
         """Of the towers' first pass; the second (gradient caching) has it from `prepare`'s forward."""
         return self.accelerator.autocast()  # type: ignore[no-any-return]
 
-    def clip(self, parameters: list[torch.nn.Parameter], norm: float) -> None:
-        """Scale the gradients down to a norm of at most `norm`, over all shards."""
-        self.accelerator.clip_grad_norm_(parameters, norm)
+    def clip(self, parameters: list[torch.nn.Parameter], norm: float) -> float:
+        """Scale the gradients down to a norm of at most `norm`, over all shards; returns what it was."""
+        found: Any = self.accelerator.clip_grad_norm_(parameters, norm)
+        return float(found.full_tensor() if hasattr(found, "full_tensor") else found)
 
     def save_state(self, folder: Path, more: Mapping[str, str]) -> None:
         """Weights, optimiser and random state of every process, whole or not at all; called by all of them.

@@ -147,7 +147,7 @@ def descend(
         step: for the error.
         machine: clips the gradients; where the weights are sharded it has summed them already.
     Raises:
-        DataError: the loss is not finite; nothing was changed.
+        DataError: the loss or the gradient is not finite; no weight was changed.
     """
     parts = contrast(images[0], texts[0])
     loss = float(parts.total.detach())
@@ -162,6 +162,8 @@ def descend(
             back(rows.grad)
     if not machine.is_sharded:
         sum_gradients(optimizer.param_groups[0]["params"])
-    machine.clip([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    norm = machine.clip([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    if not math.isfinite(norm):
+        raise DataError(f"train: the gradient is {norm} at step {step} (loss {loss:g}); lower train.learning_rate, or train in float32")
     optimizer.step()
     return parts

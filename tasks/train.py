@@ -409,15 +409,27 @@ def check_revision(wanted: str | None, found: str, model: str) -> None:
         raise ConfigError(f"train: base model '{model}' has revision {found}, 'train.revision' pins {wanted}; bring the right weights, or change the pin")
 
 
-def check_pictures(examples: Sequence[Example], known: set[str]) -> None:
+def check_pictures(examples: Sequence[Example], places: Mapping[str, tuple[str, int]], sizes: Mapping[str, int]) -> None:
     """Every picture that training will ask for is there: said in the first second, not in the last hour.
 
+    Args:
+        examples: of the version.
+        places: picture id -> shard and the byte behind its last.
+        sizes: shard -> bytes on disk; without those that are not there.
     Raises:
-        DataError: one is missing.
+        DataError: a picture without a row, or whose shard is missing or too short.
     """
-    missing = sorted({i for e in examples for i in (e.query, e.target, *e.negatives)} - known)
+    wanted = sorted({i for e in examples for i in (e.query, e.target, *e.negatives)})
+    missing = [i for i in wanted if i not in places]
     if missing:
         raise DataError(f"train: {len(missing)} pictures of the triplets are not in the images table, the first is {missing[0]}; run `dvc pull`")
+    missing = [i for i in wanted if places[i][1] > sizes.get(places[i][0], 0)]
+    if missing:
+        shard = places[missing[0]][0]
+        found = f"has {sizes[shard]} bytes" if shard in sizes else "is missing"
+        raise DataError(
+            f"train: {len(missing)} pictures are not in their shards, the first is {missing[0]}: data/images/{shard} {found}; run `dvc pull --force`"
+        )
 
 
 def launch(processes: int, root: Path) -> None:
@@ -446,6 +458,13 @@ def identity_of(config: TrainConfig, seed: int, base_revision: str, datasets: Se
     return digest.hexdigest()
 
 
+def places_of(store: Store) -> tuple[dict[str, tuple[str, int]], dict[str, int]]:
+    """Picture id -> shard and the byte behind its last; shard -> bytes on disk."""
+    rows = store.read_table("images", ["image_id", "shard", "offset_bytes", "size_bytes"]).to_pylist()
+    files = {shard: store.folder("data", "images", shard) for shard in {r["shard"] for r in rows}}
+    return {r["image_id"]: (r["shard"], r["offset_bytes"] + r["size_bytes"]) for r in rows}, {k: f.stat().st_size for k, f in files.items() if f.is_file()}
+
+
 def run(params: Params, store: Store) -> StageReport:
     """Train models/candidate on all triplets but the held-out ones.
 
@@ -466,7 +485,7 @@ def run(params: Params, store: Store) -> StageReport:
     examples = training_examples(triplets, held_out)
     if not examples:
         raise DataError(f"train: no triplet to train on among {len(triplets)}; run the dataset's stages first, or lower train.held_out_share")
-    check_pictures(examples, set(store.read_table("images", ["image_id"])["image_id"].to_pylist()))
+    check_pictures(examples, *places_of(store))
     more, files, dropped = [], dict[str, Path](), Counter({"held_out": len(triplets) - len(examples)})
     for dataset in config.datasets:
         found, pictures, left_out = read_dataset(dataset)

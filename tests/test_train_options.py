@@ -20,7 +20,7 @@ import tasks.train
 from tasks.accelerated import Machine
 from tasks.config import Params, load_params
 from tasks.course import Course
-from tasks.descent import encoded
+from tasks.descent import descend, encoded
 from tasks.errors import ConfigError, DataError
 from tasks.models.retriever import Retriever
 from tasks.sample.scenes import draw, family
@@ -289,6 +289,18 @@ def test_a_missing_picture_is_said_before_any_step(params: Params, store: Store)
     assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
 
 
+@pytest.mark.parametrize(("left", "message"), [(None, "is missing; run `dvc pull --force`"), (100, "has 100 bytes")])
+def test_a_shard_that_is_missing_or_cut_short_is_said_before_any_step(params: Params, store: Store, left: int | None, message: str):
+    promoted, shard = in_place(store), store.folder("data", "images", f"{BATCH}-00000.tar")
+    if left is None:
+        shard.unlink()
+    else:
+        os.truncate(shard, left)
+    with pytest.raises(DataError, match=rf"24 pictures are not in their shards, the first is 00a: data/images/{BATCH}-00000.tar {message}"):
+        tasks.train.run(params, store)
+    assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
+
+
 def test_a_wrong_base_revision_is_refused(params: Params, store: Store):
     promoted = in_place(store)
     with pytest.raises(ConfigError, match="'train.revision' pins 0123456789ab"):
@@ -304,6 +316,31 @@ def test_a_loss_that_is_not_finite_leaves_the_model_in_place(params: Params, sto
     promoted = in_place(store)
     with pytest.raises(DataError, match="the loss is nan at step"):
         tasks.train.run(changed(params, locked_steps=0, learning_rate=1e30, warmup_steps=0), store)
+    assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(params: Params):
+    retriever = Retriever(params.train.base_model, device="cpu", threads=1)
+    machine = Machine(retriever, params.train)
+    optimizer = machine.prepare(torch.optim.AdamW(retriever.model.parameters()))
+    before, images, texts = weights(retriever), torch.randn(3, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    plan = tasks.train.Plan([0, 1, 2], [0, 1], [1, 2], ["a", "b"], [1] * 3, [[0, 1], [1, 2]], [[0.0] * 2] * 2)
+
+    def back(gradient: torch.Tensor) -> None:
+        retriever.model.visual_projection.weight.grad = torch.full_like(retriever.model.visual_projection.weight, float("nan"))
+
+    contrast = tasks.train.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))
+    with pytest.raises(DataError, match="the gradient is nan at step 7"):
+        descend(optimizer, contrast, (images, back), (texts, None), rate=0.1, step=7, machine=machine)
+    assert torch.equal(weights(retriever), before)
+
+
+def test_a_version_without_triplets_leaves_the_model_in_place(params: Params, store: Store):
+    promoted = in_place(store)
+    for file in store.table_files("triplets"):
+        file.unlink()
+    with pytest.raises(DataError, match="no triplet to train on among 0"):
+        tasks.train.run(params, store)
     assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
 
 
