@@ -14,6 +14,9 @@ A prompt set is a folder: describe.txt ({words} where a length is asked for); wr
 {language}, {demonstrations} where it wants them; retry.txt with {prompt}, {reply} and {error}; demonstrations.jsonl; and
 describe.schema.json where the description is asked for as JSON (tasks/descriptions.py). Their bytes give the prompt hash.
 
+A style `short` states one change: where the description is a form, its writer is shown the first difference alone, and that of
+`short 2` the second, where there are two.
+
 With `reverse` a pair that is described also gets instructions that lead from its target back to its query: a captioned row
 of its own, under the id that the pair (target, query) has. Where select made that pair itself, it is left to it.
 See docs/decisions/0043.
@@ -35,7 +38,7 @@ from tasks import canaries, checks, ledger
 from tasks.batch import batch_of
 from tasks.chunks import finish_chunks
 from tasks.config import CaptionConfig, Params
-from tasks.descriptions import Description, read_description, words_of
+from tasks.descriptions import PARTIAL_STYLES, Description, numbered, read_description, words_of
 from tasks.errors import ConfigError
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.replies import Reply, Request
@@ -103,16 +106,17 @@ def read_prompts(name: str) -> Prompts:
     return Prompts(texts["describe"], texts["write"], texts.get("retry", DEFAULT_RETRY), digest, schema, tuple(demonstrations))
 
 
-def require_languages(config: CaptionConfig, prompts: Prompts) -> None:
-    """Refuse languages that the prompt set never asks for.
+def require_fit(config: CaptionConfig, prompts: Prompts) -> None:
+    """Refuse what the prompt set never asks for.
 
     Raises:
-        ConfigError: other languages than English, and no {language} in write.txt.
+        ConfigError: other languages than English, and no {language} in write.txt; or a style with a number, and no form to count differences in.
     """
     if set(config.languages) != {"en"} and "{language}" not in prompts.write:
-        raise ConfigError(
-            f"caption.languages: {list(config.languages)}, and write.txt of '{config.prompts}' has no field {{language}}; take 'standard' or 'plain'"
-        )
+        asked = f"caption.languages: {list(config.languages)}, and write.txt of '{config.prompts}' has no field {{language}}"
+        raise ConfigError(f"{asked}; take the prompts 'standard' or 'plain', or give it one")
+    if prompts.schema is None and (several := [s for s in config.styles if numbered(s)[1] > 1]):
+        raise ConfigError(f"caption.styles: {several}, and '{config.prompts}' has no {SCHEMA}: differences are counted in descriptions by a form only")
 
 
 def shown(demonstrations: Sequence[Mapping[str, Any]], style: str, count: int, seed: int, pair_id: str) -> list[Mapping[str, Any]]:
@@ -263,11 +267,17 @@ def write(
     examples: dict[tuple[int, str], list[str]] = {}
     for n, draft in enumerate(drafts):
         for style in config.styles if draft.description else ():
-            chosen = shown(prompts.demonstrations, style, config.demonstrations, seed, draft.pair_id)
-            examples[n, style] = [d["texts"][style] for d in chosen]
-            text = "\n\n".join(f"Description: {d['description']}\nText: {d['texts'][style]}" for d in chosen)
+            name, number = numbered(style)
+            description: str | None = draft.description
+            if name in PARTIAL_STYLES and draft.form is not None:
+                description = draft.form.of_one(number)
+            if description is None:
+                continue
+            chosen = shown(prompts.demonstrations, name, config.demonstrations, seed, draft.pair_id)
+            examples[n, style] = [d["texts"][name] for d in chosen]
+            text = "\n\n".join(f"Description: {d['description']}\nText: {d['texts'][name]}" for d in chosen)
             language = LANGUAGES.get(draft.language, draft.language)
-            asked[n, style] = filled(prompts.write, style=style, description=draft.description, demonstrations=text, language=language)
+            asked[n, style] = filled(prompts.write, style=name, description=description, demonstrations=text, language=language)
 
     def take(key: tuple[int, str], reply: Reply, prompt: str) -> tuple[str, str] | None:
         (n, style), text = key, checks.cleaned(reply.text)
@@ -407,7 +417,7 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     """Caption the batch's pairs, or the i-th of n parts of their chunks."""
     config, batch = params.caption, batch_of(params)
     prompts = read_prompts(config.prompts)
-    require_languages(config, prompts)
+    require_fit(config, prompts)
     pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"], batch).sort_by("pair_id")
     report = StageReport("caption", reused=0 if part and part[0] > 1 else len_of_earlier(store, batch))
     if part is None or part[0] == 1:

@@ -186,7 +186,9 @@ class CaptionConfig(Section):
     writer_url: str = Field("http://127.0.0.1:8001/v1", description="Base URL of the server that serves the LLM, for engine 'openai'.")
     prompts: str = Field("tiny", description="Folder below tasks/prompts with the prompt texts.")
     styles: tuple[str, ...] = Field(
-        ("imperative", "noun phrase", "question", "keep", "short"), min_length=1, description="Styles asked for, one instruction each."
+        ("imperative", "noun phrase", "question", "keep", "short"),
+        min_length=1,
+        description="Styles asked for, one instruction each; `short 2` is about the second difference, where prompts ask for descriptions by a form.",
     )
     instructions_min: int = Field(3, ge=1, description="Different instructions that a pair must have, a count.")
     max_new_tokens: int = Field(80, ge=1, description="Length of a reply, tokens.")

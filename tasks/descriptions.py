@@ -18,6 +18,7 @@ from tasks.checks import after_thinking, cleaned, plain
 
 Kind = Literal["attribute", "added", "removed", "replaced", "count", "position", "background", "style", "viewpoint", "action", "text"]
 KINDS: tuple[str, ...] = get_args(Kind)
+PARTIAL_STYLES = ("short",)  # styles of texts that may state one change of several
 NOTHING = "nothing"  # how an empty side is stored
 TURNED: dict[str, str] = {"added": "removed", "removed": "added"}
 # Words that say nothing about what a picture shows; left out where sides are compared.
@@ -70,6 +71,17 @@ class Description(_Form):
         """Every text in it but the prose."""
         return [self.shared, *(side for d in self.differences for side in (d.source, d.target) if side.strip())]
 
+    def of_one(self, number: int) -> str | None:
+        """What is shared and the difference of that number, from 1, in prose; None where there are fewer."""
+        if number > len(self.differences):
+            return None
+        d, shared = self.differences[number - 1], cleaned(self.shared).rstrip(".")
+        if d.kind == "added":
+            return f"Both pictures show {shared}. However, only the target shows {cleaned(d.target)}."
+        if d.kind == "removed":
+            return f"Both pictures show {shared}. However, the source shows {cleaned(d.source)}, whereas the target does not."
+        return f"Both pictures show {shared}. However, in {d.kind} the source has {cleaned(d.source)}, whereas the target has {cleaned(d.target)}."
+
     def turned(self) -> Description:
         """The description of the same two pictures, source and target exchanged: sides, kinds, and 'the source' and 'the target' in the prose."""
         other = {"source": "target", "target": "source"}
@@ -80,6 +92,12 @@ class Description(_Form):
         """Words that the source's side of the differences has and neither the target's side nor what is shared; those of things removed may be told."""
         told = {w for d in self.differences if d.kind != "removed" for w in words_of(d.source)}
         return frozenset(told - words_of(self.shared) - {w for d in self.differences for w in words_of(d.target)})
+
+
+def numbered(style: str) -> tuple[str, int]:
+    """A style's own name and its number: ('short', 2) for `short 2`, a short text about the second difference; 1 where it has none."""
+    name, _, number = style.rpartition(" ")
+    return (name, int(number)) if name and number.isdigit() else (style, 1)
 
 
 def words_of(text: str) -> set[str]:

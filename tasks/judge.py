@@ -37,6 +37,7 @@ from tasks import labelled, ledger, shortcuts
 from tasks.batch import batch_of
 from tasks.chunks import finish_chunks
 from tasks.config import JudgeConfig, Params
+from tasks.descriptions import PARTIAL_STYLES, numbered
 from tasks.errors import ConfigError, DataError
 from tasks.models.captioner import Captioner
 from tasks.models.judge import Question, load_judge, yes_probabilities
@@ -45,7 +46,6 @@ from tasks.store import Store
 from tasks.takedown import taken_down, withdraw_triplets
 
 PROMPTS = Path(__file__).parent / "prompts"
-PARTIAL_STYLES = ("short",)  # styles that may state one change of several
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def judge_rows(rows: Sequence[Mapping[str, Any]], images: Mapping[str, Any], mod
         decide(
             target_yes[r],
             negative_yes[r],
-            is_partial=[s in PARTIAL_STYLES for s in row["styles"]],
+            is_partial=[numbered(s)[0] in PARTIAL_STYLES for s in row["styles"]],
             threshold=config.threshold,
             negative_threshold=config.negative_threshold,
             instructions_min=config.instructions_min,

@@ -61,7 +61,7 @@ def params() -> Params:
             "caption": params.caption.model_copy(
                 update={"chunk_pairs": 2, "styles": ("imperative", "question", "short"), "instructions_min": 2, "canaries": None}
             ),
-            "judge": params.judge.model_copy(update={"labelled": None, "chunk_pairs": 2, "threshold": 0.5, "negative_threshold": 0.5}),
+            "judge": params.judge.model_copy(update={"labelled": None, "chunk_pairs": 2, "threshold": 0.5, "negative_threshold": 0.5, "instructions_min": 1}),
         }
     )
 
@@ -267,7 +267,12 @@ def test_a_form_is_turned_round_without_asking_again_and_its_tags_are_stored(mon
         )
         return json.dumps({"shared": "a plain wall", "differences": [{"kind": "attribute", "source": query, "target": target}], "prose": prose})
 
-    model, writer = Fake(form), Fake(lambda prompt: "what it would be in " + prompt.rpartition("the target has a ")[2].split()[0] + f", {len(writer.asked)}")
+    model, writer = (
+        Fake(form),
+        Fake(
+            lambda prompt: "what it would be in " + prompt.rpartition("the target has ")[2].removeprefix("a ").split()[0].rstrip(".") + f", {len(writer.asked)}"
+        ),
+    )
     use(monkeypatch, model, writer, Fake())
     tasks.caption.run(reversing(params, prompts="standard", max_chars=800), store)
     rows = {r["pair_id"]: r for r in store.read_table("captioned").to_pylist()}
@@ -319,6 +324,19 @@ def test_one_change_of_several_is_kept_only_where_no_stored_negative_meets_it():
     assert (gone.instructions, gone.negatives, gone.false_negatives) == ([0, 1], [0, 2], {1: 0.8})
     alone = verdict([0.9], {0: [0.1, 0.6]}, [True])
     assert (alone.reason, alone.instructions) == ("ambiguous", [])
+
+
+def test_every_short_text_may_be_partial_whatever_its_number(store: Store, params: Params):
+    """White fits the second difference alone: that text goes; a whole text that it fits takes the negative out instead."""
+    rows = [
+        {"instructions": ["a", "b"], "styles": styles, "query_image_id": "red", "target_image_id": "blue", "negative_image_ids": ["red", "white"]}
+        for styles in (["keep", "short 2"], ["keep", "question"])
+    ]
+    images = {c: store.read_image(c) for c in ("red", "blue", "white")}
+    judge = Fake(thinks=lambda q, c, t: 0.9 if c == "blue" else 0.8 if c == "white" and t == "b" else 0.0)
+    short, whole = tasks.judge.judge_rows(rows, images, judge, "{instruction}", params.judge)
+    assert (short.instructions, short.negatives, short.dropped) == ([0], [0, 1], {1: ("partial_fits", 0.8)})
+    assert (whole.instructions, whole.negatives) == ([0, 1], [0])
 
 
 def test_a_text_that_the_query_itself_meets_says_nothing():

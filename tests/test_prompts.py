@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.caption import PROMPTS, Draft, describe, language_of, read_prompts, require_languages, shown, words_for, write
+from tasks.caption import PROMPTS, Draft, describe, language_of, read_prompts, require_fit, shown, words_for, write
 from tasks.checks import holds, plain
 from tasks.config import CaptionConfig
 from tasks.descriptions import KINDS, Description, Difference, read_description, words_of
@@ -185,10 +185,13 @@ def test_every_file_of_a_set_is_in_its_hash(tmp_path, monkeypatch: pytest.Monkey
         read_prompts("mine")
 
 
-def test_other_languages_need_a_prompt_that_asks_for_them():
-    require_languages(config(languages=["de", "en"]), STANDARD)
+def test_what_a_prompt_set_never_asks_for_is_refused():
+    require_fit(config(languages=["de", "en"]), STANDARD)
     with pytest.raises(ConfigError, match="has no field {language}"):
-        require_languages(config(languages=["de"]), read_prompts("tiny"))
+        require_fit(config(languages=["de"]), read_prompts("tiny"))
+    require_fit(config(styles=["short", "short 2"]), STANDARD)
+    with pytest.raises(ConfigError, match=r"\['short 2'\], and 'standard' has no describe.schema.json"):
+        require_fit(config(styles=["short", "short 2"]), read_prompts("plain"))
 
 
 def test_languages_and_lengths_are_drawn_by_seed_and_pair():
@@ -270,3 +273,16 @@ def test_a_retry_that_echoes_what_was_wrong_is_a_copy_of_the_prompt():
         "the red one", "It cannot be used: it tells what only the source picture shows; tell what the target picture shows instead.", source_share=0.3
     )
     assert draft.texts == {} and draft.reason() == "copy_of_prompt"
+
+
+def test_short_texts_are_each_about_one_difference_and_only_where_there_is_one():
+    model = Model(rule=lambda prompt: "now " + prompt.splitlines()[-2].rpartition(" has ")[2].rpartition(" shows ")[2].rpartition(", ")[2].rstrip("."))
+    draft = Draft("p", "en", PROSE, Description.model_validate(FORM | {"differences": DIFFERENCES[:2]}))
+    write([draft], [(None, None)], config(styles=["keep", "short", "short 2", "short 3"]), model, STANDARD)
+    assert len(model.asked) == 3 and model.spent.rejected == {}
+    whole, first, second = (r.text.splitlines()[-2] for r in model.asked)
+    assert whole == PROSE
+    assert first == "Both pictures show a wooden desk by a window. However, in attribute the source has a red chair, whereas the target has a green chair."
+    assert second == "Both pictures show a wooden desk by a window. However, only the target shows a lit lamp."
+    assert draft.texts["short"] == "now a green chair" and draft.texts["short 2"] == "now a lit lamp" and "short 3" not in draft.problems
+    assert all('in style "short"' in r.text for r in model.asked[1:])  # the number is ours, not the writer's
