@@ -43,22 +43,24 @@ def band_pairs(
     Args:
         query, target, similarity: (m,) pairs; those outside the window are passed over, and of (a, b) and (b, a) one is taken.
         low, high: the window, low <= cosine < high.
-        count: pairs in all: as many from each band, the nearest ones have what is over.
+        count: pairs in all: as many from each band, the nearest ones have what is over, and what another band has too few of.
         seed: of the draw.
     """
     order = np.random.default_rng(seed).permutation(len(query))
     band = np.floor((high - similarity) / (high - low) * bands).astype(int).clip(0, bands - 1)
-    out: list[list[int]] = []
+    drawn: list[list[int]] = []
     for b in range(bands):
-        wanted = count // bands + (b < count % bands)
         chosen: list[int] = []
         seen: set[int] = set()
         for n in order[(band[order] == b) & (similarity[order] >= low) & (similarity[order] < high)].tolist():
-            if len(chosen) < wanted and not {int(query[n]), int(target[n])} & seen:
+            if len(chosen) < count and not {int(query[n]), int(target[n])} & seen:
                 chosen.append(n)
                 seen |= {int(query[n]), int(target[n])}
-        out.append(sorted(chosen, key=lambda n: (-similarity[n], n)))
-    return out
+        drawn.append(chosen)
+    shown = [min(len(drawn[b]), count // bands + (b < count % bands)) for b in range(bands)]
+    for b in range(bands):
+        shown[b] += min(len(drawn[b]) - shown[b], count - sum(shown))
+    return [sorted(chosen[:some], key=lambda n: (-similarity[n], n)) for chosen, some in zip(drawn, shown, strict=True)]
 
 
 def _ticks(left: float, right: float) -> list[float]:

@@ -90,6 +90,13 @@ def test_the_pages_pairs_come_from_every_band(seed: int, m: int, count: int, ban
     assert found == band_pairs(query, target, similarity, low=0.5, high=0.9, bands=bands, count=count, seed=seed)
 
 
+def test_the_page_shows_twenty_pairs_even_where_a_band_has_few():
+    query, target = np.arange(60), np.arange(60) + 100
+    for similarity, wanted in ((np.linspace(0.501, 0.899, 60), [7, 7, 6]), (np.r_[np.full(2, 0.89), np.full(30, 0.7), np.full(28, 0.51)], [2, 12, 6])):
+        found = band_pairs(query, target, similarity, low=0.5, high=0.9)
+        assert [len(band) for band in found] == wanted and sum(wanted) == 20
+
+
 def test_a_caption_is_text_on_the_page():
     white = Image.new("RGB", (8, 8))
     part = pairs_section("semantic", "a <b>", "", [[(0.9, white, white, "<script>alert(1)</script>", "")]], 0.5, 0.95)

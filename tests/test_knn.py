@@ -11,7 +11,17 @@ from tasks import knn
 from tasks.errors import DataError
 from tasks.knn import exact_similarity, join_in_window, neighbours_in_window, recall_of
 
-WAYS = ({"backend": "faiss-flat"}, {"screen": "int8"}, {"screen": "float32"}, {"screen": "int8", "memory_mib": 1}, {"memory_mib": 1}, {"backend": "torch"})
+WAYS = (
+    {"backend": "faiss-flat"},
+    {"backend": "faiss-flat", "threads": 2},
+    {"screen": "int8"},
+    {"screen": "int8", "threads": 2},
+    {"screen": "float32"},
+    {"screen": "int8", "memory_mib": 1},
+    {"memory_mib": 1},
+    {"backend": "torch"},
+    {"backend": "torch", "memory_mib": 1},
+)
 
 
 def on_circle(*degrees: float) -> np.ndarray:
@@ -161,6 +171,24 @@ def test_the_old_pairs_and_the_new_join_are_the_whole(old: int, new: int, kind: 
     added = pairs(rows, is_new)
     assert sorted(before + added) == sorted(pairs(rows, np.ones(old + new, bool)))
     assert not {f[:2] for f in before} & {f[:2] for f in added}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 80), st.integers(0, 80), st.floats(0, 1), st.integers(0, 9999))
+def test_a_week_looks_at_pairs_of_a_new_row_alone_and_at_each_once(old: int, new: int, share: float, seed: int):
+    """The work is new x old and half of new x new, less what nobody asks for: whatever the old rows are among themselves, nobody looks."""
+    n, rng = old + new, np.random.default_rng(seed)
+    is_new = rng.permutation(n) < new
+    asked = np.flatnonzero(rng.random(n) < share)
+    rows = corpus("clustered", n, 8, seed)
+    looked: list[int] = []
+    with pytest.MonkeyPatch.context() as patched:
+        make = knn.make_screen
+        patched.setattr(knn, "make_screen", lambda *a, pairs, **more: looked.append(pairs) or make(*a, pairs=pairs, **more))
+        join_in_window(rows, is_new, asked, low=0.5, high=0.99, neighbours=3)
+    assert sum(looked) <= new * old + new * new // 2
+    if share == 1:
+        assert sum(looked) == new * old + new * new // 2
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])

@@ -110,6 +110,19 @@ def test_one_join_serves_as_many_files_as_memory_allows():
     assert len(mine.groups_of(chunks, neighbours=20, memory_mib=1)) == 5 and mine.groups_of([], neighbours=20, memory_mib=1) == []
 
 
+@pytest.mark.parametrize("backend", ["blocked", "torch", "faiss-flat"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_corpus_of_none_one_and_two_pictures_with_more_neighbours_than_pictures(tmp_path: Path, backend: str, count: int):
+    store, params = Store(tmp_path), params_for(BATCHES[0], neighbours=50, low=-1.0)
+    params = params.model_copy(update={"mine": params.mine.model_copy(update={"backend": backend})})
+    turned = np.array([[1, 0], [0.8, 0.6]], np.float16)
+    fill(store, BATCHES[0], ["a", "b"][:count], turned[:count])
+    report = mine.run(params, store, "semantic")
+    similarity = float(np.float32((turned[0].astype(np.float64) * turned[1].astype(np.float64)).sum()))
+    assert mined(store) == ([("a", "b", similarity), ("b", "a", similarity)] if count == 2 else [])
+    assert (report.new, report.figures["candidates_semantic"]) == (count, 2.0 * (count == 2))
+
+
 def test_an_empty_week_writes_an_empty_file(tmp_path: Path):
     store = Store(tmp_path)
     fill(store, BATCHES[0], ["a", "b"], rows_of(2, 1))

@@ -287,6 +287,32 @@ def test_a_batch_then_a_second_one(tmp_path: Path):
     assert store.table_path("pairs", "2026.01.11").read_bytes() == before[0]
 
 
+def test_a_week_reads_the_vectors_of_the_pictures_that_it_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of the earlier tables and vectors it takes what its candidates and their neighbours name, and the pairs are those of reading all."""
+    store = Store(tmp_path)
+    first, second = [0, 5, 10, 100, 105, 110, 200, 210], [3, 8]  # the new ones lie near three of the old
+    fill(store, "2026.01.04", first, first)
+    select.run(params_for("2026.01.04"), store)
+    fill(store, "2026.01.11", second, first + second)
+    asked: list[set[str]] = []
+    read = Store.read_embeddings
+
+    def watched(self: Store, encoder: str, shards: object = None, *, wanted: set[str] | None = None, **more: object) -> object:
+        if wanted is not None:
+            asked.append(set(wanted))
+        return read(self, encoder, shards, wanted=wanted, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "read_embeddings", watched)
+    select.run(params_for("2026.01.11"), store)
+    assert asked and set().union(*asked) <= {f"{d:03d}" for d in (0, 5, 10, 3, 8)}
+    path = store.table_path("pairs", "2026.01.11")
+    lean = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(Store, "read_embeddings", lambda self, encoder, shards=None, *, wanted=None, **more: read(self, encoder, shards, **more))
+    select.run(params_for("2026.01.11"), store)
+    assert path.read_bytes() == lean and store.read(path, "pairs").num_rows > 0
+
+
 def test_the_yield_of_each_encoder_is_reported_a_new_picture(tmp_path: Path):
     store = Store(tmp_path)
     fill(store, "2026.01.04", [0, 10, 20, 90], [0, 10, 20, 90])  # of four pictures three have two neighbours each
