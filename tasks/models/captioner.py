@@ -5,8 +5,9 @@ token. Engines: 'transformers' (any AutoModelForImageTextToText, no torchvision)
 such as `vllm serve`; tasks/models/served.py) and 'vllm' (its offline engine in this process; tasks/models/vllm_engine.py).
 
 In process, work is sorted by length and cut into fixed batches within one call, so equal calls give equal bytes. For the
-class of SmolVLM (Idefics3) the vision features of a picture are made once a call, whatever number of requests show it,
-and questions about the same pictures share the pictures' part of the attention cache.
+class of SmolVLM (Idefics3) the vision features of a picture are made once a call, whatever number of requests show it
+(tasks/models/vision.py: prepared by a thread while the model writes), and questions about the same pictures share the
+pictures' part of the attention cache (tasks/models/kv.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tasks.ledger import Ledger
 from tasks.models.replies import Accounted, Reply, Request
 from tasks.models.revisions import loading, pick_device, revision_of
 from tasks.models.served import ServedCaptioner
+from tasks.models.vision import Looking, Vision
 from tasks.models.vllm_engine import VllmCaptioner
 from tasks.request_cache import RequestCache
 
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ENGINES", "Captioner", "LocalCaptioner", "LocalModel", "Reply", "Request", "batches_by_length", "check_engine", "load_captioner"]
 ENGINES = ("transformers", "openai", "vllm")
 ANSWERS = (("yes", "no"), ("Yes", "No"), (" yes", " no"), (" Yes", " No"))  # spellings of yes and no; those of one token each count
-KEPT_BYTES = 256 << 20  # processed pictures kept between calls, bytes
-PASS_BYTES = 48 << 20  # pixels in one pass of the vision tower, bytes: 436 pictures of 96 px, or one of 17 tiles of 512 px
+TAILS = 64  # questions whose own tokens are read in one pass, a count: of similar length, so that little is padding
 FAST_ARCHITECTURES = ("idefics3", "smolvlm")  # get_image_features gives the rows that <image> tokens stand for
 
 
@@ -109,22 +110,6 @@ def check_engine(engine: str) -> None:
 
 
 # --- in process -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A picture as the processor makes it: the prompt text that stands for it, and its pixels by name."""
-
-    text: str
-    inputs: dict[str, torch.Tensor]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(x.nbytes for x in self.inputs.values())
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.inputs["pixel_values"].shape)
 
 
 class LocalModel(Accounted):
@@ -206,8 +191,7 @@ class LocalCaptioner(LocalModel):
         super().__init__(AutoModelForImageTextToText, model, max_new_tokens=max_new_tokens, batch=batch, **shared)
         self.question_batch = question_batch
         self.is_fast = self.model.config.model_type in FAST_ARCHITECTURES
-        self._pictures: dict[int, tuple[Image, _Picture]] = {}
-        self._kept_bytes = 0
+        self.vision = Vision(self.processor, self.model, self.device, batch)
         self._yes, self._no = self._answer_tokens()
         if set(self._yes) & set(self._no):
             raise ConfigError(f"model '{model}': its tokenizer begins yes and no with the same token; it cannot judge")
@@ -228,22 +212,6 @@ class LocalCaptioner(LocalModel):
         is_begun = bool(self.tokenizer.bos_token) and prompt.startswith(self.tokenizer.bos_token)
         return list(self.tokenizer(prompt, add_special_tokens=not is_begun).input_ids)
 
-    def _picture(self, image: Image) -> _Picture:
-        """The processor's work for one picture, kept while there is room: the same picture often comes again."""
-        found = self._pictures.get(id(image))
-        if found is not None and found[0] is image:
-            return found[1]
-        made = self.processor(text=[self.processor.image_token], images=[[image]], add_special_tokens=False, return_tensors="pt")
-        inputs = {k: v for k, v in made.items() if k in ("pixel_values", "pixel_attention_mask")}
-        picture = _Picture(self.tokenizer.decode(made["input_ids"][0], skip_special_tokens=False), inputs)
-        if self._kept_bytes + picture.size_bytes > KEPT_BYTES:
-            self._pictures.clear()
-            self._kept_bytes = 0
-        if picture.size_bytes <= KEPT_BYTES:
-            self._pictures[id(image)] = (image, picture)  # holding the picture keeps its id from being given to another
-            self._kept_bytes += picture.size_bytes
-        return picture
-
     def _expanded(self, request: Request, texts: dict[int, str]) -> str:
         """The prompt with every image token replaced by what the processor puts there."""
         parts = self._prompt(request).split(self.processor.image_token)
@@ -251,36 +219,8 @@ class LocalCaptioner(LocalModel):
             raise DataError(f"a prompt of '{self.name}' has {len(parts) - 1} places for {len(request.images)} pictures; does the text hold an image token?")
         return parts[0] + "".join(texts[id(image)] + part for image, part in zip(request.images, parts[1:], strict=True))
 
-    def _features(self, requests: Sequence[Request]) -> tuple[dict[int, torch.Tensor], dict[int, str]]:
-        """By id of each distinct picture: the rows that stand for it, (tokens, width), and its text in the prompt.
-
-        Made once a call, in order of appearance, in passes of pictures of one shape.
-        """
-        features: dict[int, torch.Tensor] = {}
-        texts: dict[int, str] = {}
-        waiting: list[tuple[Image, _Picture]] = []
-        for image in {id(i): i for r in requests for i in r.images}.values():
-            picture = self._picture(image)
-            texts[id(image)] = picture.text
-            size = picture.size_bytes * (len(waiting) + 1)
-            if waiting and (waiting[0][1].shape != picture.shape or size > PASS_BYTES or len(waiting) >= self.batch):
-                self._see(waiting, features)
-                waiting = []
-            waiting.append((image, picture))
-        if waiting:
-            self._see(waiting, features)
-        return features, texts
-
-    def _see(self, part: list[tuple[Image, _Picture]], features: dict[int, torch.Tensor]) -> None:
-        """One pass of the vision tower over pictures of one shape, into `features`."""
-        import torch
-
-        joined = {k: torch.cat([picture.inputs[k] for _, picture in part]).to(self.device) for k in part[0][1].inputs}
-        rows = self.model.get_image_features(**joined, return_dict=True).pooler_output
-        features |= {id(image): row for (image, _), row in zip(part, rows, strict=True)}
-
-    def _embedded(self, ids: Sequence[Sequence[int]], images: Sequence[tuple[Image, ...]], features: dict[int, torch.Tensor], side: str) -> tuple[Any, Any]:
-        """Token rows padded on a side, (b, length, width) and their mask (b, length); image tokens get their features."""
+    def _embedded(self, ids: Sequence[Sequence[int]], images: Sequence[tuple[Image, ...]], looking: Looking, side: str) -> tuple[Any, Any]:
+        """Token rows padded on a side, (b, length, width) and their mask (b, length); image tokens get their pictures' rows."""
         import torch
 
         length = max(map(len, ids))
@@ -289,7 +229,7 @@ class LocalCaptioner(LocalModel):
         mask = [[0] * (length - len(i)) + [1] * len(i) if side == "left" else [1] * len(i) + [0] * (length - len(i)) for i in ids]
         tokens = torch.tensor(padded, device=self.device)
         rows = self.model.get_input_embeddings()(tokens)
-        shown = [features[id(i)] for group in images for i in group]
+        shown = [looking.rows(i) for group in images for i in group]
         if shown:
             where = (tokens == self.model.config.image_token_id) & torch.tensor(mask, dtype=torch.bool, device=self.device)
             rows = rows.masked_scatter(where[..., None], torch.cat(shown).to(rows.dtype))
@@ -305,13 +245,23 @@ class LocalCaptioner(LocalModel):
             return self._texts("chat", requests, self._facts, lambda: self._chat_fast(requests) if self.is_fast else self._chat_plain(requests))
 
     def _chat_fast(self, requests: Sequence[Request]) -> list[Reply]:
-        features, texts = self._features(requests)
-        ids = [self._ids(self._expanded(r, texts)) for r in requests]
+        from tasks.models.kv import roomy_cache
+
         replies: dict[int, Reply] = {}
-        for part in batches_by_length([len(i) for i in ids], self.batch):
-            rows, mask = self._embedded([ids[n] for n in part], [requests[n].images for n in part], features, "left")
-            made = self.model.generate(inputs_embeds=rows, attention_mask=mask, max_new_tokens=self.max_new_tokens, do_sample=False)
-            replies |= dict(zip(part, self._replies(made, [len(ids[n]) for n in part]), strict=True))
+        with Looking(self.vision, (i for r in requests for i in r.images)) as looking:
+            ids = [self._ids(self._expanded(r, looking.texts)) for r in requests]
+            parts = batches_by_length([len(i) for i in ids], self.batch)
+            looking.expect(i for part in parts for n in part for i in requests[n].images)
+            for part in parts:
+                rows, mask = self._embedded([ids[n] for n in part], [requests[n].images for n in part], looking, "left")
+                made = self.model.generate(
+                    inputs_embeds=rows,
+                    attention_mask=mask,
+                    past_key_values=roomy_cache(self.model.config),
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
+                )
+                replies |= dict(zip(part, self._replies(made, [len(ids[n]) for n in part]), strict=True))
         return [replies[n] for n in range(len(requests))]
 
     def _plain_inputs(self, requests: Sequence[Request]) -> Any:
@@ -358,56 +308,75 @@ class LocalCaptioner(LocalModel):
 
     def _yes_fast(self, requests: Sequence[Request]) -> list[float]:
         """Pictures once, then the questions: those about the same pictures share the cache of the pictures' tokens."""
-        features, texts = self._features(requests)
-        image_id = self.model.config.image_token_id
-        groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, list[int]]]] = {}
-        for n, request in enumerate(requests):
-            ids = self._ids(self._expanded(request, texts))
-            self.spent.prompt_tokens += len(ids)
-            cut = 1 + max((i for i, t in enumerate(ids) if t == image_id), default=-1)
-            groups.setdefault((tuple(ids[:cut]), tuple(map(id, request.images))), []).append((n, ids[cut:]))
-        by_length: dict[int, list[tuple[tuple[int, ...], list[tuple[int, list[int]]]]]] = {}
-        for (prefix, _), questions in groups.items():
-            by_length.setdefault(len(prefix), []).append((prefix, questions))
         found: dict[int, float] = {}
-        for length, same in by_length.items():
-            part: list[tuple[tuple[int, ...], list[tuple[int, list[int]]]]] = []
-            count = 0
-            for prefix, questions in same:
-                part.append((prefix, questions))
-                count += len(questions)
-                if count >= self.question_batch:
-                    self._answer(length, part, requests, features, found)
-                    part, count = [], 0
-            if part:
-                self._answer(length, part, requests, features, found)
+        with Looking(self.vision, (i for r in requests for i in r.images)) as looking:
+            image_id = self.model.config.image_token_id
+            groups: dict[tuple[tuple[int, ...], tuple[int, ...]], _Asked] = {}
+            for n, request in enumerate(requests):
+                ids = self._ids(self._expanded(request, looking.texts))
+                self.spent.prompt_tokens += len(ids)
+                cut = 1 + max((i for i, t in enumerate(ids) if t == image_id), default=-1)
+                groups.setdefault((tuple(ids[:cut]), tuple(map(id, request.images))), _Asked(tuple(ids[:cut]), request.images, [], [])).add(n, ids[cut:])
+            by_length: dict[int, list[_Asked]] = {}
+            for asked in groups.values():
+                by_length.setdefault(len(asked.prefix), []).append(asked)
+            parts = [part for same in by_length.values() for part in _parts(same, self.question_batch)]
+            looking.expect(i for part in parts for asked in part for i in asked.images)
+            for part in parts:
+                found |= self._answered(part, looking)
         return [found[n] for n in range(len(requests))]
 
-    def _answer(
-        self,
-        length: int,
-        part: list[tuple[tuple[int, ...], list[tuple[int, list[int]]]]],
-        requests: Sequence[Request],
-        features: dict[int, torch.Tensor],
-        found: dict[int, float],
-    ) -> None:
-        """Answer questions whose picture prefixes are `length` tokens long, into `found` by request number."""
+    def _answered(self, part: Sequence[_Asked], looking: Looking) -> dict[int, float]:
+        """P(yes) by request number of questions whose picture prefixes are of one length."""
         import torch
 
-        past = None
-        owners = [n for n, (_, questions) in enumerate(part) for _ in questions]
-        numbers = [n for _, questions in part for n, _ in questions]
-        tails = [tail for _, questions in part for _, tail in questions]
+        from tasks.models.kv import chosen, filled_cache
+
+        length, prefixes = len(part[0].prefix), None
+        asked = [(n, number, tail) for n, one in enumerate(part) for number, tail in zip(one.numbers, one.tails, strict=True)]
         if length:
-            rows, mask = self._embedded([p for p, _ in part], [requests[q[0][0]].images for _, q in part], features, "right")
-            past = self.model.model(inputs_embeds=rows, attention_mask=mask, use_cache=True).past_key_values
-            past.batch_select_indices(torch.tensor(owners, device=self.device))
-        rows, mask = self._embedded(tails, [()] * len(tails), features, "right")
-        whole = torch.cat([mask.new_ones((len(tails), length)), mask], 1)
-        last = mask.sum(1) - 1
-        hidden = self.model.model(inputs_embeds=rows, attention_mask=whole, past_key_values=past, use_cache=past is not None).last_hidden_state
-        logits = self.model.lm_head(hidden[torch.arange(len(tails), device=self.device), last])
-        found |= dict(zip(numbers, self._p_yes(logits), strict=True))
+            rows, mask = self._embedded([one.prefix for one in part], [one.images for one in part], looking, "right")
+            prefixes = filled_cache(self.model.model, self.model.config, inputs_embeds=rows, attention_mask=mask)
+        whole = length + max(len(tail) for _, _, tail in asked)
+        found: dict[int, float] = {}
+        for some in batches_by_length([len(tail) for _, _, tail in asked], TAILS):
+            owners, numbers, tails = zip(*(asked[n] for n in some), strict=True)
+            past = None if prefixes is None else chosen(prefixes, torch.tensor(owners, device=self.device), whole)
+            rows, mask = self._embedded(tails, [()] * len(tails), looking, "right")
+            last = mask.sum(1) - 1
+            if past is not None:
+                mask = torch.nn.functional.pad(torch.cat([mask.new_ones((len(tails), length)), mask], 1), (0, whole - length - mask.shape[1]))
+            hidden = self.model.model(inputs_embeds=rows, attention_mask=mask, past_key_values=past, use_cache=past is not None).last_hidden_state
+            logits = self.model.lm_head(hidden[torch.arange(len(tails), device=self.device), last])
+            found |= dict(zip(numbers, self._p_yes(logits), strict=True))
+        return found
+
+
+@dataclass
+class _Asked:
+    """Questions about the same pictures: the tokens up to the pictures' last, then per question its number and its own tokens."""
+
+    prefix: tuple[int, ...]
+    images: tuple[Image, ...]
+    numbers: list[int]
+    tails: list[list[int]]
+
+    def add(self, number: int, tail: list[int]) -> None:
+        self.numbers.append(number)
+        self.tails.append(tail)
+
+
+def _parts(asked: Sequence[_Asked], questions: int) -> list[list[_Asked]]:
+    """Cut into parts that are full once they hold `questions` questions, a count."""
+    parts: list[list[_Asked]] = []
+    count = questions
+    for one in asked:
+        if count >= questions:
+            parts.append([])
+            count = 0
+        parts[-1].append(one)
+        count += len(one.tails)
+    return parts
 
 
 def batches_by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
