@@ -31,7 +31,11 @@ class OpenRunConfig(Section):
     threads: int = Field(1, ge=1, description="CPU threads of a model in one task, a count; part of the result's identity on CPU.")
 
 
-TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".parquet", *TEXT_TABLES, *(f"{table}{packed}" for table in TEXT_TABLES for packed in (".gz", ".zst")))
+# Listed, and refused as a row that says what to do: a packed tar has no members that can be read where they lie, and packed pictures are no smaller.
+PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+PACKED_TABLES = tuple(f"{table}{packed}" for table in (*TEXT_TABLES, ".parquet") for packed in (".bz2", ".xz", ".zip", ".7z", ".lz4"))
 
 
 class SourceConfig(Section):
@@ -45,7 +49,8 @@ class SourceConfig(Section):
         default_factory=dict, description="What the source's table calls its columns, where not by the usual names (tasks/sources/labels.py)."
     )
     kind: Literal["folder", "tars", "table"] | None = Field(
-        None, description="folder of pictures, WebDataset tars, or tables of URLs; when empty by the path: *.tar is tars, *.parquet, *.csv, *.jsonl is a table."
+        None,
+        description="folder of pictures, WebDataset tars, or tables of URLs; when empty by the path: *.tar is tars, *.parquet, *.csv, *.jsonl[.gz] a table.",
     )
     endpoint_url: str | None = Field(None, pattern=r"^https?://", description="S3 endpoint of an s3:// path; AWS's own, or AWS_ENDPOINT_URL, when empty.")
     region: str | None = Field(None, description="S3 region of an s3:// path; the environment's when empty.")
@@ -62,8 +67,8 @@ class SourceConfig(Section):
     @property
     def kind_of_path(self) -> Literal["folder", "tars", "table"]:
         """`kind`, or what the path's suffix says."""
-        suffix = "." + self.path.rpartition("/")[2].rpartition(".")[2]
-        return self.kind or ("tars" if suffix == ".tar" else "table" if suffix in TABLE_SUFFIXES else "folder")
+        is_tars, is_table = self.path.endswith((".tar", *PACKED_TARS)), self.path.endswith((*TABLE_SUFFIXES, *PACKED_TABLES))
+        return self.kind or ("tars" if is_tars else "table" if is_table else "folder")
 
     @model_validator(mode="after")
     def _says_who_fetches(self) -> SourceConfig:
@@ -119,6 +124,9 @@ class EncoderConfig(Section):
     revision: str | None = Field(None, description="Pinned revision; the folder's own content hash when empty and local.")
     kind: Literal["image", "text"] = Field(description="What it encodes: the picture or its caption.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Of the weights on a GPU; on a CPU always float32.")
+    cpu_dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="Of the products on a CPU (tasks/models/cpu_arithmetic.py); vectors of two kinds do not meet in one index."
+    )
 
 
 class EmbedConfig(Section):
@@ -127,6 +135,7 @@ class EmbedConfig(Section):
     )
     encoders: dict[Literal["semantic", "pattern", "caption"], EncoderConfig] = Field(default_factory=dict, description="Encoders by role.")
     batch_images: int = Field(128, ge=1, description="Pictures or captions in one call of the model, a count.")
+    readers: int = Field(1, ge=1, description="Threads that read pictures ahead of the model, a batch each, a count; on a GPU as many as there are cores.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 
@@ -263,6 +272,13 @@ class MixedDatasetConfig(Section):
     weight: float = Field(1.0, gt=0, description="Share of the batches, relative to the other weights.")
 
 
+class LoraConfig(Section):
+    rank: int = Field(32, ge=1, description="Rank of the adapters (MegaPairs: 32), a count.")
+    alpha: int = Field(64, ge=1, description="Their scale is alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on their input.")
+    targets: str = Field("all-linear", description="all-linear (all but the language head), or a regular expression over module names.")
+
+
 class TrainConfig(Section):
     base_model: str = Field(description="Checkpoint to start from: Hugging Face name or folder.")
     revision: str | None = Field(None, description="Pinned revision.")
@@ -288,6 +304,7 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the towers' arithmetic; weights, features and loss stay float32.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, about a third more work.")
     processes: int = Field(1, ge=1, description="Processes (one GPU each) that share every batch; the step is the same, a count.")
+    lora: LoraConfig | None = Field(None, description="Train adapters of an MLLM's vision and language parts, not its weights; all weights when empty.")
     shard_weights: bool = Field(False, description="Spread weights, gradients and optimiser over the processes' GPUs (FSDP2): for models that one cannot hold.")
     decode_workers: int = Field(0, ge=0, description="Threads that decode the next batches' pictures while the model works, a count; 0: in turn.")
     checkpoint_steps: int = Field(50, ge=1, description="A run that dies goes on from the last multiple of this, with the same weights; steps.")

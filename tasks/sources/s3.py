@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tasks.config import TABLE_SUFFIXES, SourceConfig
+from tasks.config import PACKED_TABLES, PACKED_TARS, TABLE_SUFFIXES, SourceConfig
 from tasks.errors import ConfigError, TransientError
 from tasks.sources.files import Refused, SourceFile
 from tasks.sources.folder import labelled
@@ -89,7 +89,7 @@ def place_of(source: SourceConfig) -> Place:
     if not bucket:
         raise ConfigError(f"ingest.sources: source '{source.name}': '{source.path}' names no bucket; expected s3://bucket/prefix")
     folder, _, last = rest.rpartition("/")
-    is_pattern = "*" in last or last.endswith((".tar", *TABLE_SUFFIXES))
+    is_pattern = "*" in last or last.endswith((".tar", *PACKED_TARS, *TABLE_SUFFIXES, *PACKED_TABLES))
     prefix, pattern = (folder, last) if is_pattern else (rest.rstrip("/"), "")
     return Place(source, bucket, f"{prefix}/" if prefix else "", pattern)
 
@@ -188,7 +188,7 @@ def local_copy(place: Place, found: S3Object) -> Iterator[Path]:
         TransientError: it was changed since it was listed.
     """
     with tempfile.TemporaryDirectory(prefix="megapairs-") as folder:
-        path = Path(folder) / f"table{Path(found.key).suffix}"
+        path = Path(folder) / f"table{next((s for s in TABLE_SUFFIXES if found.key.endswith(s)), '')}"
         try:
             with open(path, "wb") as f:
                 for piece in pieces_of(place, found):

@@ -1,4 +1,4 @@
-"""Tables of URLs with captions: Parquet, CSV or JSONL as DataComp, Recap-DataComp and LAION export them.
+"""Tables of URLs with captions: Parquet, CSV or JSONL (also .gz, .zst) as DataComp, Recap-DataComp and LAION export them.
 
 Column names by use (url or URL; caption, re_caption or TEXT ...), or as the source's `columns` says. Rows in the table's order, a few
 thousand in memory; the first row of a URL counts (the others are kept on disk as hashes only). A URL that an earlier batch has seen is not
@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tasks.config import TABLE_SUFFIXES, SourceConfig
+from tasks.config import PACKED_TABLES, TABLE_SUFFIXES, SourceConfig
 from tasks.fetch import FetchConfig, Fetcher
 from tasks.sources import s3
-from tasks.sources.files import Content, Refused, SourceFile
+from tasks.sources.files import Content, Label, Refused, SourceFile
 from tasks.sources.folder import labelled
 from tasks.sources.labels import Once, label_of, rows_of
 from tasks.sources.tars import local_paths
@@ -55,15 +55,15 @@ def _as_is(path: Path) -> Iterator[Path]:
 
 
 def tables_of(source: SourceConfig) -> Iterator[tuple[str, Any]]:
-    """(name, context manager of a local path) of the source's tables, by name."""
+    """(name, context manager of a local path) of the source's tables, by name; None for one that is packed in a way that is not read."""
     if source.path.startswith("s3://"):
         place = s3.place_of(source)
         for found in s3.objects(place):
-            if found.key.endswith(TABLE_SUFFIXES):
-                yield place.inside(found), s3.local_copy(place, found)
+            if found.key.endswith((*TABLE_SUFFIXES, *PACKED_TABLES)):
+                yield place.inside(found), None if found.key.endswith(PACKED_TABLES) else s3.local_copy(place, found)
     else:
-        for name, path in local_paths(source, TABLE_SUFFIXES):
-            yield name, _as_is(path)
+        for name, path in local_paths(source, (*TABLE_SUFFIXES, *PACKED_TABLES)):
+            yield name, None if name.endswith(PACKED_TABLES) else _as_is(path)
 
 
 def list_table(source: SourceConfig) -> Iterator[SourceFile]:
@@ -75,6 +75,9 @@ def list_table(source: SourceConfig) -> Iterator[SourceFile]:
     """
     fetcher, once = fetcher_of(fetch_config(source)), Once()
     for name, local in tables_of(source):
+        if local is None:
+            yield labelled(source, name, "packed", Label()).refused("not_a_picture", "a packed table; pack it by gzip or Zstandard, or unpack it")
+            continue
         with local as path:
             for number, row in enumerate(rows_of(path, source, key="url", where=name)):
                 url, stated = row["url"], row.get("sha256")

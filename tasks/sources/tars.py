@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from tasks.config import SourceConfig
+from tasks.config import PACKED_TARS, SourceConfig
 from tasks.errors import ConfigError
 from tasks.sources import s3
 from tasks.sources.files import SUFFIXES, Label, Refused, SourceFile
@@ -272,12 +272,19 @@ def _open_local(path: Path, offset: int) -> Iterator[bytes]:
             yield piece
 
 
-def tars_of(source: SourceConfig) -> Iterator[Tar]:
-    """The source's tars by name."""
+def tars_of(source: SourceConfig) -> Iterator[Tar | SourceFile]:
+    """The source's tars by name; a file that is refused for one that is packed."""
+
+    def packed(name: str, fingerprint: str) -> SourceFile:
+        file = labelled(source, name, fingerprint, Label())
+        return file.refused("not_a_picture", "a packed tar, whose members cannot be read where they lie; unpack it to .tar")
+
     if source.path.startswith("s3://"):
         place = s3.place_of(source)
         for found in s3.objects(place):
-            if found.key.endswith(".tar"):
+            if found.key.endswith(PACKED_TARS):
+                yield packed(place.inside(found), found.etag)
+            elif found.key.endswith(".tar"):
                 yield Tar(
                     place.inside(found),
                     marked(found.etag, f"{source.name}:{place.inside(found)}"),
@@ -286,11 +293,14 @@ def tars_of(source: SourceConfig) -> Iterator[Tar]:
                     True,
                 )
         return
-    for name, path in local_paths(source, (".tar",)):
+    for name, path in local_paths(source, (".tar", *PACKED_TARS)):
         digest = hashlib.sha256()
         for piece in pieces_of(path):
             digest.update(piece)
-        yield Tar(name, marked(digest.hexdigest(), f"{source.name}:{name}"), partial(_local, path), partial(read_span, path), False)
+        if name.endswith(PACKED_TARS):
+            yield packed(name, digest.hexdigest())
+        else:
+            yield Tar(name, marked(digest.hexdigest(), f"{source.name}:{name}"), partial(_local, path), partial(read_span, path), False)
 
 
 def _remote(place: s3.Place, found: s3.S3Object) -> Source:
@@ -309,7 +319,9 @@ def list_tars(source: SourceConfig, is_seen: Callable[[str], bool]) -> Iterator[
         TransientError: a bucket that fails.
     """
     for tar in tars_of(source):
-        if is_seen(f"{tar.fingerprint}/end"):
+        if isinstance(tar, SourceFile):
+            yield tar
+        elif is_seen(f"{tar.fingerprint}/end"):
             log.info("ingest: %s:%s was taken by an earlier batch", source.name, tar.name)
         else:
             yield from tar_files(tar, source)

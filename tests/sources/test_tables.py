@@ -1,10 +1,12 @@
 """Tables of URLs: the columns of DataComp, Recap-DataComp and LAION, in constant memory, fetched by tasks/fetch.py."""
 
+import bz2
+import gzip
 import hashlib
 import json
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,50 @@ def test_rows_without_a_url_are_rows_all_the_same(tmp_path: Path):
             file.read(100)
         reasons.append(caught.value.reason)
     assert reasons == ["not_a_picture", "unsafe", "unsafe", "not_a_picture"]
+
+
+def zstd(content: bytes) -> bytes:
+    return bytes(pa.compress(content, "zstd", asbytes=True))
+
+
+def test_packed_tables_are_read_as_they_unpack_and_others_are_refused_in_a_row(tmp_path: Path):
+    rows = "".join(f"http://example.org/{n}.jpg,a thing of number {n}\n" for n in range(300))
+    lines = "".join(json.dumps({"url": f"http://example.org/{n}.jpg", "caption": f"a thing of number {n}"}) + "\n" for n in range(300))
+    plain = {f"web:http://example.org/{n}.jpg": f"a thing of number {n}" for n in range(300)}
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(f"url,caption\n{rows}".encode()))
+    (tmp_path / "t.tsv.zst").write_bytes(zstd(f"url\tcaption\n{rows}".replace(",", "\t").encode()))
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "t.ndjson.zst").write_bytes(zstd(lines.encode()))
+    for name in ("t.csv.gz", "t.tsv.zst", "t.jsonl.gz", "t.ndjson.zst"):
+        assert captions(tmp_path / name) == plain, name
+    (tmp_path / "t.csv.bz2").write_bytes(bz2.compress(rows.encode()))
+    *_, packed = sources.listing(source(tmp_path / "t.csv.bz2"))
+    with pytest.raises(Refused, match="unpack it") as caught:
+        packed.read(10)
+    assert (packed.uri, caught.value.reason, packed.fingerprint != "") == ("web:t.csv.bz2", "not_a_picture", True)
+    assert set(captions(tmp_path, kind="table")) == {*plain, "web:t.csv.bz2"}, "in a folder of tables none is passed over"
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_a_packed_table_that_is_damaged_or_a_bomb_is_for_a_person(tmp_path: Path, pack: Callable[[bytes], bytes]):
+    path = tmp_path / ("t.csv.gz" if pack is gzip.compress else "t.csv.zst")
+    noise = "".join(f"http://example.org/{hashlib.sha256(str(n).encode()).hexdigest()}.jpg\n" for n in range(500))
+    whole = pack(f"url\n{noise}".encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        captions(path)
+    path.write_bytes(b"no such thing")
+    with pytest.raises(DataError, match="cannot be read"):
+        captions(path)
+    path.write_bytes(pack(b"url\n" + b"http://example.org/a.jpg\n" * 1_000_000))
+    with pytest.raises(DataError, match="more than 200 times its size; unpack it"):
+        captions(path)
+    path.write_bytes(pack(b"url\n" + b"x" * 40_000_000))  # one line
+    tracemalloc.start()
+    with pytest.raises(DataError, match="a line of more than|more than 200 times"):
+        captions(path)
+    assert tracemalloc.get_traced_memory()[1] < 80_000_000
+    tracemalloc.stop()
 
 
 def test_what_a_person_must_correct(tmp_path: Path):
@@ -129,3 +175,7 @@ def test_a_table_in_a_bucket(s3: Any, s3_url: str, tmp_path: Path):
     s3.put_object(Bucket="pictures", Key="tables/t.csv", Body=b"url,caption\nhttp://example.org/a.jpg,a thing\n")
     (file,) = sources.listing(source("s3://pictures/tables/*.csv", endpoint_url=s3_url))
     assert (file.uri, file.label.caption) == ("web:http://example.org/a.jpg", "a thing")
+    s3.put_object(Bucket="pictures", Key="tables/u.jsonl.gz", Body=gzip.compress(b'{"url": "http://example.org/b.jpg", "caption": "another"}\n'))
+    s3.put_object(Bucket="pictures", Key="tables/v.jsonl.xz", Body=b"xz")
+    found = [f.uri for f in sources.listing(source("s3://pictures/tables", kind="table", endpoint_url=s3_url))]
+    assert found == ["web:http://example.org/a.jpg", "web:http://example.org/b.jpg", "web:v.jsonl.xz"]

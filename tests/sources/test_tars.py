@@ -1,5 +1,6 @@
 """Tars of strangers: every member is a file, a caption or refused; nothing is unpacked, nothing unpickled."""
 
+import gzip
 import io
 import os
 import pickle
@@ -78,6 +79,24 @@ def test_pictures_come_with_their_captions_in_the_order_of_the_tar(tmp_path: Pat
     assert [f.uri for f in sources.listing(source(str(tmp_path), kind="tars"))] == [f.uri for f in found]
     with pytest.raises(ConfigError, match="nothing at"):
         list(sources.listing(source(str(tmp_path / "no.tar"))))
+
+
+def test_a_packed_tar_is_a_row_that_says_what_to_do(tmp_path: Path, s3: Any, s3_url: str):
+    content = gzip.compress(tar_of([("1.jpg", b"one")]))
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    (tmp_path / "b.tgz").write_bytes(content)
+    (tmp_path / "c.tar").write_bytes(tar_of([("1.jpg", b"one")]))
+    s3.put_object(Bucket="pictures", Key="w/a.tar.gz", Body=content)
+    for files, names in (
+        (sources.listing(source(str(tmp_path), kind="tars")), ["a.tar.gz", "b.tgz", "c.tar/1.jpg"]),
+        (sources.listing(source(str(tmp_path / "a.tar.gz"))), ["a.tar.gz"]),
+        (sources.listing(source("s3://pictures/w/*.tar.gz", endpoint_url=s3_url)), ["a.tar.gz"]),
+    ):
+        read = list(files)
+        assert [f.uri.partition(":")[2] for f in read] == names and all(f.fingerprint for f in read)
+        with pytest.raises(Refused, match="unpack it to .tar") as caught:
+            read[0].read(10)
+        assert caught.value.reason == "not_a_picture"
 
 
 class Trap:
