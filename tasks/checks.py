@@ -42,8 +42,13 @@ _WORDS = {
     "it": {"il", "gli", "una", "con", "che", "della", "invece"},
     "pt": {"os", "uma", "com", "em", "mas", "não"},
     "nl": {"het", "een", "met", "en", "van", "niet"},
+    "pl": {"jest", "nie", "się", "ale", "bez", "oraz", "tylko", "zamiast"},
+    "tr": {"ve", "bir", "ile", "için", "ama", "değil", "yerine"},
 }
 _SCRIPTS = {"zh": "CJK", "ja": "CJK|HIRAGANA|KATAKANA", "ko": "HANGUL", "ru": "CYRILLIC", "uk": "CYRILLIC", "ar": "ARABIC", "hi": "DEVANAGARI", "el": "GREEK"}
+# Letters by which languages of one script are told apart: what a text of the language never has, and what a longer one must have.
+_NEVER = {"uk": "[ыэъё]", "ru": "[іїєґ]", "zh": "[\u3041-\u309f]"}
+_ALWAYS = {"ja": "[\u3041-\u309f\u30a0-\u30ff]"}
 
 _REFUSALS = re.compile(
     r"\b(i(?:'m| am) (?:sorry|unable|not able)|i (?:cannot|can't|can not|won't|am an? (?:ai|language model))|as an? (?:ai|language model|assistant)|"
@@ -166,6 +171,10 @@ def is_foreign(text: str, language: str) -> bool:
     if script is None or not names:
         return False
     if sum(name.startswith(tuple(script.split("|"))) for name in names) < 0.5 * len(names):
+        return True
+    if language in _NEVER and re.search(_NEVER[language], text, re.IGNORECASE):
+        return True
+    if language in _ALWAYS and len(names) >= 6 and not re.search(_ALWAYS[language], text):
         return True
     words = plain(text).split()
     if language not in _WORDS or len(words) < 6 or any(w in _WORDS[language] for w in words):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.caption import LANGUAGES
 from tasks.checks import EXPLAINED, cleaned, misses_length, plain, problem, shared_by_many, steers, tells
 from tasks.reasons import REASONS
 
@@ -98,12 +99,24 @@ def test_a_demonstration_is_told_from_words_that_are_merely_alike(text: str, sho
         ("ja", "同じ部屋で、夜にして、ランプをつける", "the same room at night"),
         ("ko", "같은 방인데 밤이고 램프가 켜져 있다", "the same room at night"),
         ("ru", "та же комната, но ночью и с лампой", "the same room at night"),
+        ("pl", "ten sam pokój, ale w nocy i z lampą, bez świecy", "the same room at night with the lamp instead of a candle"),
+        ("tr", "aynı oda, ama gece ve bir lamba ile", "the same room at night with the lamp instead of a candle"),
+        ("uk", "та сама кімната, але вночі і з лампою", "та же комната, но ночью, чтобы был свет лампы, стены жёлтые"),
+        ("ru", "та же комната, но ночью", "та сама кімната, але вночі"),
+        ("zh", "同一个房间，换成夜晚", "同じ部屋で、夜にして、ランプをつける"),
+        ("ja", "夜の部屋", "同一个房间，换成夜晚，开着灯"),
         ("ar", "نفس الغرفة ليلا مع مصباح مضاء", "the same room at night"),
     ],
 )
 def test_a_reply_in_another_language_is_refused_and_one_in_its_own_is_not(language: str, right: str, wrong: str):
     assert problem(right, max_chars=200, language=language) is None
     assert problem(wrong, max_chars=200, language=language) == "wrong_language"
+
+
+def test_every_language_that_can_be_asked_for_is_checked():
+    for language in LANGUAGES:
+        other = "the same room at night with the lamp instead of a candle" if language != "en" else "та же комната, но ночью"
+        assert problem(other, max_chars=200, language=language) == "wrong_language", language
 
 
 def test_a_text_that_many_pairs_share_is_about_none_of_them():
