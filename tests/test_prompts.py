@@ -5,9 +5,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tasks.caption import PROMPTS, Draft, describe, language_of, read_prompts, require_fit, shown, words_for, write
 from tasks.checks import holds, plain
@@ -16,6 +18,7 @@ from tasks.descriptions import KINDS, Description, Difference, read_description,
 from tasks.errors import ConfigError
 from tasks.ledger import Ledger
 from tasks.models.replies import Reply, Request
+from tasks.models.writer import load_writer
 
 STANDARD = read_prompts("standard")
 PROSE = (
@@ -286,3 +289,26 @@ def test_short_texts_are_each_about_one_difference_and_only_where_there_is_one()
     assert second == "Both pictures show a wooden desk by a window. However, only the target shows a lit lamp."
     assert draft.texts["short"] == "now a green chair" and draft.texts["short 2"] == "now a lit lamp" and "short 3" not in draft.problems
     assert all('in style "short"' in r.text for r in model.asked[1:])  # the number is ours, not the writer's
+
+
+def test_a_server_is_guided_by_the_form_where_one_is_asked_for_and_not_elsewhere():
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"data": [{"id": "m"}]})
+        asked.append(json.loads(request.content))
+        text = json.dumps(FORM) if "response_format" in asked[-1] else "the same at night, with a lamp"
+        return httpx.Response(200, json={"model": "m", "choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": 9, "completion_tokens": 9}})
+
+    served = load_writer("m", engine="openai", url="http://server/v1", in_flight=1)
+    served._client = httpx.Client(transport=httpx.MockTransport(answer))  # type: ignore[attr-defined]
+    draft, pictures = Draft("p"), (Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue"))
+    describe([draft], [pictures], served, STANDARD, max_chars=1600)  # type: ignore[arg-type]
+    write([draft], [(None, None)], config(styles=["keep"]), served, STANDARD)
+    assert draft.texts == {"keep": "the same at night, with a lamp"} and len(asked) == 2
+    guided, free = asked
+    assert guided["response_format"] == {"type": "json_schema", "json_schema": {"name": "reply", "schema": STANDARD.schema}}
+    assert [part["type"] for part in guided["messages"][0]["content"]] == ["image_url", "image_url", "text"]
+    assert all(part["image_url"]["url"].startswith("data:image/") for part in guided["messages"][0]["content"][:2])
+    assert "response_format" not in free and len(free["messages"][0]["content"]) == 1
