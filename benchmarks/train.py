@@ -12,8 +12,9 @@ copies (train.count_copies, which makes the loss the peer's). The peer is used a
 that we publish, columns (anchor = {"image", "text"}, positive, negative_1, ..., negative_n) through its own `preprocess`, scale = 1 / temperature;
 its model encodes every column. Sides alternate, each batch is seen once by both. Seconds are CPU-seconds: on a shared machine wall time is others'.
 
-Memory: the peak of a child process for one step with gradient caching (train.cache_chunk) and without, of the demo's small CLIP at batch 2,048, and
-with --memory-big of the shape at the batch it can bear. Loader: benchmarks/loader.py.
+Memory (Linux): of a child process, one step with gradient caching (train.cache_chunk) and one without; by default of the demo's small CLIP at
+batch 2,048, since without caching no larger shape fits a laptop there. before_mib is what the process holds before the step (model and the batch's
+pixels), peak_mib the most during it; `ratio` is of the differences, which hold gradients and the optimiser's state too. Loader: benchmarks/loader.py.
 
 The last line is JSON: shape, batch, hard_negatives, repeats, threads, pictures, unique_pictures and total_pictures (means a batch; total is what the
 peer encodes), ours_samples_per_s, sentence_transformers_samples_per_s, ratio (medians over the batches), ratio_min, loss_difference (greatest over the
@@ -37,7 +38,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mine import fair_environment, peak_mib
+from benchmarks.mine import fair_environment
 from tasks.config import TrainConfig, load_params
 from tasks.mixture import Example
 from tasks.store import Store
@@ -178,7 +179,7 @@ def compare(dataset: Path, model: Path, batch: int, negatives: int, repeats: int
     store = Store(dataset)
     found = list(islice(plans([(examples_of(dataset, negatives), 1.0)], config, random.Random(0)), repeats + 1))
     pictures = {i: store.read_image(i) for plan in found for i in plan.shown}
-    sides = [Ours(model, config), Peer(model, config)]
+    sides: list[Ours | Peer] = [Ours(model, config), Peer(model, config)]
     losses: list[list[float]] = [[], []]
     took: list[list[float]] = [[], []]
     for number, plan in enumerate(found, 1):
@@ -202,6 +203,17 @@ def compare(dataset: Path, model: Path, batch: int, negatives: int, repeats: int
     }
 
 
+def resident_mib(peak: bool) -> float:
+    """Memory of this process, MiB: now, or at most since `forget_peak`."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM" if peak else "VmRSS"))
+    return round(int(line.split()[1]) / 1024, 1)
+
+
+def forget_peak() -> None:
+    """The peak so far (of the imports, of the pixels) is not the step's: Linux counts anew from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def memory_child(dataset: Path, model: Path, batch: int, chunk: int | None, negatives: int) -> dict[str, Any]:
     """Peak memory of this process over one step of so many triplets; a version with fewer gives them several times."""
     import torch
@@ -216,9 +228,16 @@ def memory_child(dataset: Path, model: Path, batch: int, chunk: int | None, nega
     ours = Ours(model, config)
     plan = next(plans([(examples, 1.0)], config, random.Random(0)))
     pixels = Pixels(Store(dataset), ours.retriever, cache_bytes=0)(plan.shown)
-    before, start = peak_mib(), seconds()
+    forget_peak()
+    before, start = resident_mib(peak=False), seconds()
     loss = take_step(ours.machine, ours.optimizer, plan, pixels, config, rate=RATE, step=1)
-    return {"peak_mib": peak_mib(), "before_mib": before, "cpu_s": round(seconds() - start, 1), "pictures": len(plan.shown), "loss": float(loss.total.detach())}
+    return {
+        "peak_mib": resident_mib(peak=True),
+        "before_mib": before,
+        "cpu_s": round(seconds() - start, 1),
+        "pictures": len(plan.shown),
+        "loss": float(loss.total.detach()),
+    }
 
 
 def memory(dataset: Path, model: Path, batch: int, chunk: int | None, negatives: int) -> dict[str, Any]:
@@ -254,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--memory-batch", type=int, default=2048, help="triplets")
     parser.add_argument("--memory-chunk", type=int, default=CHUNK, help="pictures or texts in one pass")
     parser.add_argument("--no-loader", action="store_true")
+    parser.add_argument("--loader-batch", type=int, default=64, help="triplets, the demo's own batch")
+    parser.add_argument("--loader-batches", type=int, default=6)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
@@ -273,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if not args.no_loader:
             from benchmarks import loader
 
-            found = loader.compare(dataset, loader.SIDE_PX, batch=64, negatives=args.negatives, batches=6, workers=2)
+            found = loader.compare(dataset, loader.SIDE_PX, batch=args.loader_batch, negatives=args.negatives, batches=args.loader_batches)
             figures |= {f"loader_{k}": v for k, v in found.items()}
         figures["rss_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
     print(json.dumps(figures), flush=True)

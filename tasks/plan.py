@@ -50,6 +50,7 @@ def reckoned(params: Params, prompt_chars: Mapping[str, int]) -> PairCost:
     config, styles = params.caption, len(params.caption.styles)
     picture = (params.ingest.max_side_px / PATCH_PX) ** 2
     words = {name: chars / CHARS_PER_TOKEN for name, chars in prompt_chars.items()}
+    words["write"] += config.demonstrations * prompt_chars.get("demonstration", 0) / CHARS_PER_TOKEN
     output = config.max_new_tokens / 2
     describe = 2 * picture + words["describe"] + output
     write = words["write"] + output + output / 4
@@ -67,6 +68,16 @@ def reckoned(params: Params, prompt_chars: Mapping[str, int]) -> PairCost:
 def is_structured(params: Params) -> bool:
     """Whether the prompt set asks for descriptions by a form (tasks/descriptions.py)."""
     return (PROMPTS / params.caption.prompts / "describe.schema.json").is_file()
+
+
+def demonstration_chars(folder: Path) -> int:
+    """Characters of a prompt set's demonstration as a request shows it, a mean over them; 0 where it shows none."""
+    path = folder / "demonstrations.jsonl"
+    if not path.is_file() or "{demonstrations}" not in (folder / "write.txt").read_text(encoding="utf-8"):
+        return 0
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    sizes = [len(row["description"]) + len(text) for row in rows for text in row["texts"].values()]
+    return round(sum(sizes) / max(1, len(sizes)))
 
 
 def measured(captioned: Mapping[str, Sequence[Any]], params: Params, judged: Mapping[str, Any] | None, fallback: PairCost) -> PairCost:
@@ -95,6 +106,7 @@ def run(params: Params, store: Store, pairs: int | None = None) -> StageReport:
     batch = batch_of(params)
     names = {"describe": "describe.txt", "write": "write.txt", "judge": "judge.txt"}
     chars = {k: len((PROMPTS / params.caption.prompts / name).read_text(encoding="utf-8")) for k, name in names.items()}
+    chars["demonstration"] = demonstration_chars(PROMPTS / params.caption.prompts)
     there = store.read_table("pairs", ["pair_id"], batch).column("pair_id").to_pylist()
     done = {*store.read_table("captioned", ["pair_id"], batch).column("pair_id").to_pylist(), *store.read_dropped("caption", batch).column("key").to_pylist()}
     count = pairs if pairs is not None else sum(p not in done for p in there) if there else params.select.pairs_per_batch

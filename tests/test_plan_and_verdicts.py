@@ -60,6 +60,15 @@ def test_the_other_direction_is_planned_for_and_what_is_done_is_not(tmp_path: Pa
     assert plan.run(formal, store).figures["requests"] == both.figures["requests"] - 7  # a form is turned round, not asked for again
 
 
+def test_demonstrations_are_paid_for_where_they_are_shown(tmp_path: Path):
+    standard, plain = (Path("tasks/prompts") / name for name in ("standard", "plain"))
+    assert 200 < plan.demonstration_chars(standard) < 800 and plan.demonstration_chars(plain) == 0
+    params = load_params("params.yaml", "production")
+    fewer = params.model_copy(update={"caption": params.caption.model_copy(update={"demonstrations": 0})})
+    more, less = (plan.run(p, Store(tmp_path), 100).figures["tokens"] for p in (params, fewer))
+    assert more - less == pytest.approx(100 * len(params.caption.styles) * 5 * plan.demonstration_chars(standard) / 4)
+
+
 def test_rejected_rows_are_shown_over_all_reasons_in_turn():
     rows = [{"key": f"p{n}", "reason": "wrong_target" if n else "refused"} for n in range(20)]
     shown = spread(rows, 4, "x")

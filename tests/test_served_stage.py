@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,41 @@ from tasks.store import Store
 
 BATCH = "2026.01.05"
 PAIRS = 12
-Start = Callable[..., str]
+
+
+class Start:
+    """Calling it starts a fake server (again, on the same port) and gives its URL. What it was paid for is in `log`."""
+
+    def __init__(self, program: Path, log: Path) -> None:
+        self.program, self.log = program, log
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._running: list[subprocess.Popen[str]] = []
+
+    def stop(self) -> None:
+        while self._running:
+            process = self._running.pop()
+            process.kill()
+            process.communicate()
+
+    def __call__(self, **options: Any) -> str:
+        self.stop()
+        command = [sys.executable, str(self.program), str(self.port), str(self.log), json.dumps(options)]
+        self._running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        out = self._running[0].stdout
+        assert out and out.readline() == "ready\n"
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def process(self) -> subprocess.Popen[str]:
+        return self._running[0]
 
 
 @pytest.fixture
 def start(tmp_path: Path, project: Path) -> Iterator[Start]:
-    """Start a fake server (again, on the same port); its URL. What it was paid for is in tmp_path/paid."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running: list[subprocess.Popen[str]] = []
-
-    def stop() -> None:
-        while running:
-            process = running.pop()
-            process.kill()
-            process.communicate()
-
-    def begin(**options: Any) -> str:
-        stop()
-        command = [sys.executable, str(project / "tests" / "fake_server.py"), str(port), str(tmp_path / "paid"), json.dumps(options)]
-        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        assert running[0].stdout and running[0].stdout.readline() == "ready\n"
-        return f"http://127.0.0.1:{port}/v1"
-
-    yield begin
-    stop()
+    started = Start(project / "tests" / "fake_server.py", tmp_path / "paid")
+    yield started
+    started.stop()
 
 
 def paid(tmp_path: Path) -> list[str]:
@@ -82,7 +92,7 @@ def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
     params["open_run"]["batch"] = BATCH
     served = {"engine": "openai", "url": url, "model": "tiny", "chunk_pairs": 5, "in_flight": 4, "timeout_s": 2.0}
     params["caption"] |= served | {"writer_url": url, "writer": "tiny", "styles": ["imperative", "question"], "instructions_min": 1, "canaries": None} | caption
-    params["judge"] |= served | {"labelled": None, "threshold": 0.5, "negative_threshold": 0.99}
+    params["judge"] |= served | {"labelled": None, "threshold": 0.5, "negative_threshold": 0.99, "instructions_min": 1}
     store.write_bytes(root / "params.yaml", yaml.safe_dump(params).encode())
     return store
 
@@ -109,6 +119,10 @@ def test_killed_and_run_again_the_tables_are_the_same_and_nothing_is_paid_twice(
         assert run(stage, whole.root, project)[0] == 0
     once = paid(tmp_path)
     assert len(set(once)) == len(once) > 40
+    known = ("captioner_revision", "engine", "prompt_sha256", "sampling", "judge_revision", "judge_engine", "judge_prompt_sha256")
+    rows = whole.read_table("triplets").to_pylist() + whole.read_table("captioned").to_pylist()
+    assert rows and all(row[name] for row in rows for name in known if name in row) and {row["seed"] for row in rows} == {0}
+    assert {row["judge_engine"] for row in rows if "judge_engine" in row} == {"openai, vllm 0.fake"}
 
     (tmp_path / "paid").unlink()
     killed = worktree(tmp_path / "killed", project, url)
@@ -133,15 +147,74 @@ def test_killed_and_run_again_the_tables_are_the_same_and_nothing_is_paid_twice(
     assert tables(killed) == tables(whole) and paid(tmp_path) == []
 
 
-@pytest.mark.parametrize("fault", ["500", "429", "half"])
+@pytest.mark.parametrize("fault", ["500", "429", "half", "hang"])
 def test_a_server_that_fails_now_and_then_gives_the_same_replies(fault: str, tmp_path: Path, start: Start):
-    asked = [Request((), f"style: {n}") for n in range(30)]
+    asked = [Request((), f"style: {n}") for n in range(30 if fault != "hang" else 8)]
 
     def replies(url: str) -> list[Any]:
-        return ServedCaptioner("tiny", revision=None, url=url, in_flight=4, max_new_tokens=9, timeout_s=2.0, sleep=lambda s: None).chat(asked)
+        return ServedCaptioner("tiny", revision=None, url=url, in_flight=4, max_new_tokens=9, timeout_s=1.0, sleep=lambda s: None).chat(asked)
 
     expected = replies(start())
     assert replies(start(fault=fault, every=4)) == expected
+
+
+def test_a_server_killed_half_way_and_started_again_gives_the_same_tables_and_repeats_only_what_was_on_its_way(tmp_path: Path, project: Path, start: Start):
+    whole = worktree(tmp_path / "whole", project, start())
+    assert run("caption", whole.root, project)[0] == 0
+    once = paid(tmp_path)
+    (tmp_path / "paid").unlink()
+
+    broken = worktree(tmp_path / "broken", project, start(die=len(once) // 2))
+
+    def restart() -> None:
+        start.process().wait(120)
+        start()
+
+    again = threading.Thread(target=restart)
+    again.start()
+    code, output = run("caption", broken.root, project)
+    again.join()
+    assert code == 0, output
+    assert tables(broken) == tables(whole)
+    assert set(paid(tmp_path)) == set(once) and len(paid(tmp_path)) - len(once) <= 4  # in_flight
+
+
+@pytest.mark.parametrize(
+    ("back_as", "said"), [({"model": "other"}, "serves ['other'], not 'tiny'"), ({"root": "/weights/b"}, "is /weights/b there now and was /weights/a")]
+)
+def test_a_stage_whose_server_comes_back_with_another_model_ends_without_a_retry(
+    tmp_path: Path, project: Path, start: Start, back_as: dict[str, str], said: str
+):
+    store = worktree(tmp_path / "tree", project, start(die=20, root="/weights/a"))
+
+    def restart() -> None:
+        start.process().wait(120)
+        start(**back_as)
+
+    again = threading.Thread(target=restart)
+    again.start()
+    code, output = run("caption", store.root, project)
+    again.join()
+    assert code == ConfigError.exit_code and said in output, output
+
+
+def test_no_more_than_in_flight_are_asked_at_once_and_all_places_are_used(tmp_path: Path, start: Start):
+    model = load_captioner("tiny", engine="openai", url=start(together=5), in_flight=5, timeout_s=20.0)
+    assert len(model.chat([Request((), f"style: {n}") for n in range(25)])) == 25
+    assert int((tmp_path / "paid.most").read_text()) == 5
+
+
+def test_a_busy_server_is_given_fewer_at_once_and_more_again_as_it_recovers(tmp_path: Path, start: Start):
+    url = start(together=3, busy=2)
+    model = ServedCaptioner("tiny", revision=None, url=url, in_flight=8, max_new_tokens=9, timeout_s=20.0, tries=40, sleep=lambda s: None)
+    asked = [Request((), f"style: {n}") for n in range(24)]
+    replies = model.chat(asked)
+    gate = model.replicas[0].gate
+    assert [r.text.rpartition(" ")[2] for r in replies] == [str(n) for n in range(24)] and len(paid(tmp_path)) == 24
+    assert gate.limit < 8  # halved at each 429
+    start()
+    model.chat([Request((), f"style: {n} more") for n in range(60)])
+    assert gate.limit == 8
 
 
 def test_a_server_that_hangs_is_given_up_after_the_deadline(start: Start):
