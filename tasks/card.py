@@ -25,7 +25,7 @@ TRIPLET_COLUMNS = {
     "description": "what the MLLM wrote about the pair",
     "captioner, captioner_revision, prompt_sha256, judge, judge_revision": "who wrote and who judged, pinned",
     "tokens": "model tokens spent, a count",
-    "language, engine, sampling, seed, judge_prompt_sha256": "how the texts were asked for, and the judge's prompt; null in versions before these columns",
+    "language, engine, sampling, seed, judge_prompt_sha256, judge_engine": "how the texts were asked for, and the judge's prompt and engine; null in versions before these columns",
     "found_by": "which of text, image, composed finds the target first among the corpus' pictures: text or image alone is a shortcut; null where not looked at",
 }
 IMAGE_COLUMNS = {

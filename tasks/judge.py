@@ -193,6 +193,7 @@ def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner, prom
         "tokens": row["prompt_tokens"] + row["output_tokens"],
         **{name: row.get(name) for name in ("language", "engine", "sampling", "seed")},
         "judge_prompt_sha256": prompt_sha256,
+        "judge_engine": judge.engine,
         "found_by": None,
     }
 

@@ -194,6 +194,7 @@ def schemas() -> dict[str, pa.Schema]:
                 ("sampling", s),  # JSON
                 ("seed", i64),
                 ("judge_prompt_sha256", s),
+                ("judge_engine", s),  # with its version
                 ("found_by", strings),  # of text, image, composed: what finds the target first among the corpus' pictures; null where it was not looked at
             ]
         ),
@@ -205,7 +206,7 @@ def schemas() -> dict[str, pa.Schema]:
 LATER_COLUMNS: dict[str, tuple[str, ...]] = {
     "images": ("source_fingerprint", "robots", "sharpness", "is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy"),
     "captioned": ("differences", "language", "requests", "engine", "sampling", "seed", "shared_concept"),
-    "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "found_by"),
+    "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "judge_engine", "found_by"),
 }
 
 

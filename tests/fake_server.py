@@ -6,6 +6,8 @@ Every chat completion that it answers whole is one line in LOG, the SHA-256 of i
 
     model     the served model's name ('tiny'); root: where its weights lie, as vLLM tells it
     fault     what goes wrong at every `every`-th request: 500, 429, hang, half (half-sent JSON), long (10,000 tokens), alien (in another model's name)
+    die       n: the server itself dies before its n-th request is answered, with all that are on their way
+    together  answers wait until so many were asked at once (10 s at most); the most at once so far is in LOG.most; busy: 429 to more than so many
     kill      [pid file, n]: the process in the file dies by SIGKILL before the n-th request is answered
 """
 
@@ -42,6 +44,21 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content[:cut])
 
+    def gather(self, most: int) -> int:
+        """Wait until `most` requests were here at once; how many were here with this one."""
+        with self.server.lock:
+            self.server.inside += 1
+            inside = self.server.inside
+            self.server.most = max(inside, self.server.most)
+            Path(f"{self.server.log}.most").write_text(str(self.server.most))
+        end = time.monotonic() + 10
+        while self.server.most < most and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.02)
+        with self.server.lock:
+            self.server.inside -= 1
+        return inside
+
     def do_GET(self) -> None:
         options = self.server.options
         known = {"/v1/models": {"data": [{"id": options["model"], "root": options.get("root", options["model"])}]}, "/version": {"version": "0.fake"}}
@@ -56,7 +73,13 @@ class Handler(BaseHTTPRequestHandler):
         if options.get("kill") and number == options["kill"][1]:
             os.kill(int(Path(options["kill"][0]).read_text()), signal.SIGKILL)
             return
+        if number == options.get("die"):
+            os.kill(os.getpid(), signal.SIGKILL)
         fault = options.get("fault") if number % options.get("every", 5) == 0 else None
+        if options.get("together"):
+            inside = self.gather(options["together"])
+            if inside > options.get("busy", inside):
+                return self.answer(429, b'{"error": "too many"}')
         if fault in ("500", "429"):
             return self.answer(int(fault), b'{"error": "try later"}')
         if fault == "hang":
@@ -80,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     options: dict[str, Any]
     log: str
-    seen = 0
+    seen = inside = most = 0
     lock = threading.Lock()
     daemon_threads = True
     request_queue_size = 64
