@@ -1,6 +1,6 @@
 """The machine under a training: accelerate places the model, runs the towers in bfloat16, shards the weights, keeps the state.
 
-What accelerate does here, on one device, on several (torchrun or `accelerate launch` start the processes), and with the weights
+What accelerate does here, on one device, on several (torchrun or `accelerate-launch` start the processes), and with the weights
 sharded (FSDP2): the process group and each process's device, autocast, `fully_shard`, clipping over shards, and checkpoints of
 weights, optimiser and random state that every process can go on from. What it does not: the reduction of gradients. The loss is
 taken over the whole batch in every process, so gradients are summed where DDP would average them (tasks/descent.py); DDP's wrapper
@@ -22,7 +22,7 @@ from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
     from tasks.config import TrainConfig
-    from tasks.models.retriever import Retriever
+    from tasks.models.retriever import AnyRetriever
 
 SCALE = "logit_scale"  # CLIP's own temperature: a scalar, which FSDP2 cannot shard
 
@@ -33,25 +33,40 @@ class Towers(torch.nn.Module):
     The wrapper also keeps accelerate 1.15 away from CLIPModel.get_input_embeddings, which raises in transformers 5.23.
     """
 
-    def __init__(self, retriever: Retriever) -> None:
+    def __init__(self, retriever: AnyRetriever) -> None:
         super().__init__()
         self.model: torch.nn.Module = retriever.model
         self._no_split_modules = getattr(retriever.model, "_no_split_modules", None)  # what FSDP wraps, a layer each
         self.__dict__["_retriever"] = retriever
 
-    def forward(self, *, pixels: torch.Tensor | None = None, texts: list[str] | None = None) -> torch.Tensor:
-        """(n, d) float32 raw features of (n, 3, height, width) pixels, or of n texts."""
-        retriever: Retriever = self.__dict__["_retriever"]
-        if pixels is not None:
-            return retriever.image_features(pixels).float()
-        assert texts is not None
-        return retriever.text_features(texts).float()
+    def forward(self, *, pixels: Any = None, texts: list[str] | None = None) -> torch.Tensor:
+        """(n, d) float32 raw features of n pictures (pixels, as the retriever makes them), of n texts, or of n queries of both, encoded together."""
+        retriever: Any = self.__dict__["_retriever"]
+        if pixels is not None and texts is not None:
+            rows = retriever.query_features(pixels, texts)
+        else:
+            rows = retriever.text_features(texts) if pixels is None else retriever.image_features(pixels)
+        return rows.float()  # type: ignore[no-any-return]
+
+    def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
+        """What training changes: with adapters the base's weights, of gigabytes, are in no checkpoint."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **keywords).items() if name not in frozen}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Put back what `state_dict` gave."""
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        trained = set(self.state_dict())
+        found.missing_keys[:] = [name for name in found.missing_keys if name in trained]
+        if strict and (found.missing_keys or found.unexpected_keys):
+            raise RuntimeError(f"the checkpoint is of other weights: it lacks {found.missing_keys[:3]}, and has {found.unexpected_keys[:3]}")
+        return found
 
 
 class Machine:
     """accelerate's Accelerator around the towers, as a training uses it."""
 
-    def __init__(self, retriever: Retriever, config: TrainConfig) -> None:
+    def __init__(self, retriever: AnyRetriever, config: TrainConfig) -> None:
         """Place the towers; nothing is wrapped before `prepare`.
 
         Args:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from tasks.models.retriever import Retriever
+    from tasks.models.retriever import AnyRetriever
 
 GROUP = 8  # pictures in one call of the processor: what it makes on the way stays in the processor's cache
 CACHE_BYTES = 1_000_000_000  # pixels of all pictures are kept in memory up to this size
@@ -55,7 +55,7 @@ class Pixels:
     """Pictures as the processor makes them: each decoded once per call, and kept in memory while they fit into `CACHE_BYTES`."""
 
     def __init__(
-        self, store: Store, retriever: Retriever, *, workers: int = 0, files: Mapping[str, Path] | None = None, cache_bytes: int = CACHE_BYTES
+        self, store: Store, retriever: AnyRetriever, *, workers: int = 0, files: Mapping[str, Path] | None = None, cache_bytes: int = CACHE_BYTES
     ) -> None:
         """Nothing is read yet.
 
@@ -68,7 +68,7 @@ class Pixels:
         """
         self.store, self.retriever, self.files, self.cache_bytes = store, retriever, files or {}, cache_bytes
         self._pool = ThreadPoolExecutor(workers, "decode") if workers else None
-        self._kept: dict[str, torch.Tensor] = {}
+        self._kept: dict[str, Any] = {}
         self._bytes = 0
 
     def read(self, image_id: str) -> Image:
@@ -86,23 +86,24 @@ class Pixels:
         except (OSError, UnidentifiedImageError) as error:
             raise DataError(f"{self.files[image_id]}: not a readable picture ({error}); take its records out of train.datasets") from error
 
-    def made(self, image_ids: Sequence[str]) -> list[torch.Tensor]:
-        """(3, height, width) float32 of each."""
+    def made(self, image_ids: Sequence[str]) -> list[Any]:
+        """(3, height, width) float32 of each, or what else the retriever makes of a picture."""
         if self._pool is None:
             parts = [image_ids[n : n + GROUP] for n in range(0, len(image_ids), GROUP)]
             return [row for part in parts for row in self.retriever.pixels([self.read(i) for i in part])]
         return list(self._pool.map(lambda i: self.retriever.pixels([self.read(i)])[0], image_ids))
 
-    def __call__(self, image_ids: list[str]) -> torch.Tensor:
-        """(n, 3, height, width) float32."""
+    def __call__(self, image_ids: list[str]) -> Any:
+        """(n, 3, height, width) float32; a list of n pictures of a retriever that takes them in unequal sizes."""
         import torch
 
         missing = [i for i in image_ids if i not in self._kept]
-        fresh: dict[str, torch.Tensor] = {}
+        fresh: dict[str, Any] = {}
         if missing:
             fresh = dict(zip(missing, self.made(missing), strict=True))
             size = sum(x.nbytes for x in fresh.values())
             if self._bytes + size <= self.cache_bytes:
                 self._kept |= fresh
                 self._bytes += size
-        return torch.stack([self._kept[i] if i in self._kept else fresh[i] for i in image_ids])
+        rows = [self._kept[i] if i in self._kept else fresh[i] for i in image_ids]
+        return torch.stack(rows) if isinstance(rows[0], torch.Tensor) else rows

@@ -1,4 +1,4 @@
-"""Fine-tune BGE-VL (CLIP type) on the version's judged triplets, by InfoNCE.
+"""Fine-tune BGE-VL, of the CLIP or the MLLM type, on the version's judged triplets, by InfoNCE.
 
 Reads data/triplets and data/images (and the datasets that train.datasets names); writes models/candidate (put in place as
 a whole), reports/training.json (the loss curve, no clocks) and reports/training/ (metrics as they come: tasks/course.py).
@@ -9,12 +9,15 @@ with AdamW, linear warm-up and linear decay. Source: MegaPairs, arXiv:2412.14475
 A batch is put together from neighbourhoods: triplets that share pictures come in the same batch, so that a step encodes
 few pictures, and those are each other's hard negatives (batch mining as in B3). Which pictures are held out: tasks/splits.py.
 
+An MLLM (config.json says so) reads a query's picture and text together, so a query is encoded as a whole beside the candidates, and
+there is no phase with a locked tower. With `lora` only adapters in its vision and language parts are trained (tasks/models/mllm.py).
+
 With `locked_steps` the text tower goes first: the picture tower is locked, so every picture is encoded once and for all and
 (almost) all of them can stand against each query at the price of a matrix product. Source: LiT, arXiv:2111.07991.
 
 The whole order of batches, instructions and negatives follows from the seed alone. So a run that died goes on from its last
 checkpoint with the same weights as if it had lived, and `processes` share each batch without talking about it: torchrun's
-launcher starts them (or you do, with `accelerate launch` or torchrun, on several machines too), each encodes its part of the pictures
+launcher starts them (or you do, with `accelerate-launch` or torchrun, on several machines too), each encodes its part of the pictures
 and texts (tasks/descent.py). The loop stands on accelerate (tasks/accelerated.py). On failure models/promoted is as it was.
 """
 
@@ -38,7 +41,7 @@ from tasks.config import Params, TrainConfig
 from tasks.errors import ConfigError, DataError, TransientError
 from tasks.loader import Pixels, ahead
 from tasks.mixture import Example, read_dataset
-from tasks.models.retriever import Retriever
+from tasks.models.retriever import load_retriever
 from tasks.records import StageReport
 from tasks.splits import components, held_out_pictures
 from tasks.store import Store
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from tasks.accelerated import Machine
     from tasks.course import Course
     from tasks.loss import Loss
+    from tasks.models.retriever import AnyRetriever
 
 GROUP_TRIPLETS = 8  # triplets of one neighbourhood that come together in a batch, at most
 PHASES = ("locked", "both")
@@ -200,8 +204,8 @@ def rate_at(step: int, *, steps: int, warmup: int, peak: float) -> float:
     return peak * (steps - step) / max(1, steps - warmup)
 
 
-def contrast_of(config: TrainConfig, model: Any, plan: Plan, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
-    """The loss of a plan: (c, d) raw pictures, (b, d) raw texts -> parts."""
+def contrast_of(config: TrainConfig, model: Any, plan: Plan, device: torch.device, *, is_joint: bool = False) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
+    """The loss of a plan: (c, d) raw pictures, (b, d) raw texts, or raw queries where picture and text are encoded together -> parts."""
     import torch
     import torch.nn.functional as F
 
@@ -215,7 +219,7 @@ def contrast_of(config: TrainConfig, model: Any, plan: Plan, device: torch.devic
             scores = torch.tensor(plan.scores, device=device)
             judged = Judged(torch.tensor(plan.columns, device=device), scores, config.judge_temperature, config.judge_weight)
         return info_nce(
-            F.normalize(images[query] + texts, dim=-1),
+            F.normalize(texts if is_joint else images[query] + texts, dim=-1),
             F.normalize(images, dim=-1),
             picture_ids=torch.arange(len(images), device=device),
             positive=positive,
@@ -237,7 +241,7 @@ def optimizer_of(model: Any, config: TrainConfig, peak: float) -> torch.optim.Op
     """
     import torch
 
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     if config.learn_temperature:
         if not isinstance(getattr(model, "logit_scale", None), torch.nn.Parameter):
             raise ConfigError(f"'train.learn_temperature' is on, but a {type(model).__name__} has no logit_scale; switch it off")
@@ -258,10 +262,31 @@ def figures_of(parts: Loss, plan: Plan, config: TrainConfig, model: Any) -> dict
     return out
 
 
+def adapt(retriever: AnyRetriever, config: TrainConfig, seed: int) -> None:
+    """Make the retriever ready for the recipe: put the adapters in.
+
+    Raises:
+        ConfigError: the recipe does not suit the model's type.
+    """
+    if retriever.is_joint and config.locked_steps:
+        raise ConfigError(
+            f"'train.locked_steps' is {config.locked_steps}: model '{config.base_model}' reads picture and text together, no tower can be locked; set it to 0"
+        )
+    if config.lora is None:
+        return
+    from tasks.models.mllm import MllmRetriever
+
+    if not isinstance(retriever, MllmRetriever):
+        raise ConfigError(f"'train.lora' is set, but '{config.base_model}' is a CLIP, which is trained as a whole; leave it empty")
+    if config.shard_weights:
+        raise ConfigError("'train.lora' and 'train.shard_weights' do not go together: adapters are not merged into shards; switch one of them off")
+    retriever.adapt(**config.lora.model_dump(), seed=seed)
+
+
 def fit(
-    retriever: Retriever,
+    retriever: AnyRetriever,
     examples: Sequence[Example],
-    pixels: Callable[[list[str]], torch.Tensor],
+    pixels: Callable[[list[str]], Any],
     config: TrainConfig,
     seed: int,
     *,
@@ -274,7 +299,7 @@ def fit(
     Args:
         retriever: its model is changed.
         examples: at least one.
-        pixels: picture ids -> (n, 3, height, width).
+        pixels: picture ids -> (n, 3, height, width), or a list of pictures of an MLLM.
         config: steps, batch, rates.
         seed: of the order, the instructions and the negatives.
         more: further datasets, examples and weight of each.
@@ -336,12 +361,14 @@ def take_step(machine: Machine, optimizer: Any, plan: Plan, shown: torch.Tensor,
     device, shards = machine.device, machine.is_sharded
     with machine.autocast():
         images = encoded(partial(picture_rows, machine.towers, shown), len(plan.shown), config.cache_chunk, device, is_sharded=shards)
-        texts = encoded(partial(text_rows, machine.towers, plan.texts), len(plan.texts), config.cache_chunk, device, is_sharded=shards)
-    return descend(optimizer, contrast_of(config, machine.retriever.model, plan, device), images, texts, rate=rate, step=step, machine=machine)
+        rows = partial(query_rows, machine.towers, shown, plan) if machine.retriever.is_joint else partial(text_rows, machine.towers, plan.texts)
+        texts = encoded(rows, len(plan.texts), config.cache_chunk, device, is_sharded=shards)
+    contrast = contrast_of(config, machine.retriever.model, plan, device, is_joint=machine.retriever.is_joint)
+    return descend(optimizer, contrast, images, texts, rate=rate, step=step, machine=machine)
 
 
 def fit_locked(
-    retriever: Retriever,
+    retriever: AnyRetriever,
     examples: Sequence[Example],
     pixels: Callable[[list[str]], torch.Tensor],
     config: TrainConfig,
@@ -379,7 +406,7 @@ def fit_locked(
     return course.curve
 
 
-def picture_rows(towers: Callable[..., torch.Tensor], pixels: torch.Tensor, at: Sequence[int]) -> torch.Tensor:
+def picture_rows(towers: Callable[..., torch.Tensor], pixels: Any, at: Sequence[int]) -> torch.Tensor:
     """(n, d) float32 raw features of the pictures at these positions of the batch."""
     return towers(pixels=part_of(pixels, at))
 
@@ -389,8 +416,15 @@ def text_rows(towers: Callable[..., torch.Tensor], texts: Sequence[str], at: Seq
     return towers(texts=[texts[n] for n in at])
 
 
-def part_of(rows: torch.Tensor, at: Sequence[int]) -> torch.Tensor:
+def query_rows(towers: Callable[..., torch.Tensor], pixels: Any, plan: Plan, at: Sequence[int]) -> torch.Tensor:
+    """(n, d) float32 raw features of the queries at these positions of the batch, picture and text encoded together."""
+    return towers(pixels=[pixels[plan.query[n]] for n in at], texts=[plan.texts[n] for n in at])
+
+
+def part_of(rows: Any, at: Sequence[int]) -> Any:
     """Rows at the positions; the very tensor where that is all of them."""
+    if isinstance(rows, list):
+        return [rows[n] for n in at]
     return rows if len(at) == len(rows) else rows[list(at)]
 
 
@@ -494,9 +528,10 @@ def run(params: Params, store: Store) -> StageReport:
         dropped.update(left_out)
     device = join(config.device) if is_launched else config.device
     threads = max(2, params.open_run.threads)
-    retriever = Retriever(config.base_model, revision=config.revision, device=device, threads=threads)
+    retriever = load_retriever(config.base_model, revision=config.revision, device=device, threads=threads)
     base_revision = retriever.revision
     check_revision(config.revision, base_revision, config.base_model)
+    adapt(retriever, config, seed)
     is_first = int(os.environ.get("RANK", "0")) == 0 or not is_launched
     course = Course(
         config.locked_steps + config.steps,

@@ -1,6 +1,5 @@
 """Options of training: what they promise, each against its plain form. The plain form is the specification."""
 
-import io
 import json
 import os
 import random
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 import tasks.train
 from tasks.accelerated import Machine
@@ -23,12 +21,9 @@ from tasks.course import Course
 from tasks.descent import descend, encoded
 from tasks.errors import ConfigError, DataError
 from tasks.models.retriever import Retriever
-from tasks.sample.scenes import draw, family
 from tasks.store import Store
 from tasks.train import Example, batches, mixed_batches, training_examples
-from tests.tiny import save_narrow_clip
-
-BATCH = "2026.01.05"
+from tests.tiny import BATCH, save_narrow_clip, save_version
 
 
 @pytest.fixture(scope="module")
@@ -40,26 +35,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """Eight families of three pictures: query, target, one mined negative."""
-    store, rng = Store(tmp_path / "clone"), random.Random(5)
-    shard, images, triplets = b"", [], []
-    for f in range(8):
-        for m, scene in enumerate(family(rng, "corpus", 3)):
-            file = io.BytesIO()
-            Image.fromarray(draw(scene)).save(file, "PNG")
-            content = file.getvalue()
-            other = {"source_sha256": "", "license_code": "", "attribution": "", "fetched_at": "", "phash": "", "thumbnail": b"", "caption": None}
-            where = {"shard": f"{BATCH}-00000.tar", "offset_bytes": len(shard), "size_bytes": len(content), "width_px": 96, "height_px": 96}
-            images.append({"image_id": f"{f:02d}{'abc'[m]}", "source_uri": f"w:{f}/{m}.png", "batch": BATCH, "caption_source": None, **other, **where})
-            shard += content
-        a, b, c = (f"{f:02d}{x}" for x in "abc")
-        names = {"triplet_id": f"t{f}", "pair_id": f"p{f}", "batch": BATCH, "query_image_id": a, "target_image_id": b, "negative_image_ids": [a, c]}
-        said = {"instructions": [f"make it {f}", f"{f} times"], "styles": ["short", "short"], "judge_target": [0.9, 0.8], "judge_negative": [0.1, 0.3]}
-        rest = dict.fromkeys(("description", "captioner", "captioner_revision", "prompt_sha256", "judge", "judge_revision"), "")
-        triplets.append({**names, **said, **rest, "mined_by": ["semantic"], "tokens": 0})
-    store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
-    store.write(store.table_path("images", BATCH), images, "images")
-    store.write(store.table_path("triplets", BATCH, 0), triplets, "triplets")
-    return store
+    return save_version(tmp_path / "clone")
 
 
 @pytest.fixture

@@ -1,6 +1,39 @@
-"""Models small enough for a step in milliseconds."""
+"""Models small enough for a step in milliseconds, and a version to train them on."""
 
+import io
+import random
 from pathlib import Path
+
+from PIL import Image
+
+from tasks.sample.scenes import draw, family
+from tasks.store import Store
+
+BATCH = "2026.01.05"
+
+
+def save_version(folder: Path) -> Store:
+    """Images and judged triplets of eight families of three pictures: query, target, one mined negative."""
+    store, rng = Store(folder), random.Random(5)
+    shard, images, triplets = b"", [], []
+    for f in range(8):
+        for m, scene in enumerate(family(rng, "corpus", 3)):
+            file = io.BytesIO()
+            Image.fromarray(draw(scene)).save(file, "PNG")
+            content = file.getvalue()
+            other = {"source_sha256": "", "license_code": "", "attribution": "", "fetched_at": "", "phash": "", "thumbnail": b"", "caption": None}
+            where = {"shard": f"{BATCH}-00000.tar", "offset_bytes": len(shard), "size_bytes": len(content), "width_px": 96, "height_px": 96}
+            images.append({"image_id": f"{f:02d}{'abc'[m]}", "source_uri": f"w:{f}/{m}.png", "batch": BATCH, "caption_source": None, **other, **where})
+            shard += content
+        a, b, c = (f"{f:02d}{x}" for x in "abc")
+        names = {"triplet_id": f"t{f}", "pair_id": f"p{f}", "batch": BATCH, "query_image_id": a, "target_image_id": b, "negative_image_ids": [a, c]}
+        said = {"instructions": [f"make it {f}", f"{f} times"], "styles": ["short", "short"], "judge_target": [0.9, 0.8], "judge_negative": [0.1, 0.3]}
+        rest = dict.fromkeys(("description", "captioner", "captioner_revision", "prompt_sha256", "judge", "judge_revision"), "")
+        triplets.append({**names, **said, **rest, "mined_by": ["semantic"], "tokens": 0})
+    store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
+    store.write(store.table_path("images", BATCH), images, "images")
+    store.write(store.table_path("triplets", BATCH, 0), triplets, "triplets")
+    return store
 
 
 def save_narrow_clip(folder: Path) -> Path:

@@ -72,11 +72,6 @@ class MllmRetriever:
         """Each picture as the model takes it, one by one: they may differ in size."""
         return [self.inputs.picture(image) for image in images]
 
-    @staticmethod
-    def together(pictures: list[Picture]) -> list[Picture]:
-        """Pictures of a batch: as they are."""
-        return pictures
-
     # --- what comes out -------------------------------------------------------------------------------------------
 
     def features(self, contents: Sequence[tuple[Picture | None, str]], role: Role) -> torch.Tensor:

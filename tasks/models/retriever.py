@@ -85,13 +85,6 @@ class Retriever:
         pixels: torch.Tensor = self.processor.image_processor(images=[i.convert("RGB") for i in images], return_tensors="pt")["pixel_values"]
         return pixels
 
-    @staticmethod
-    def together(pictures: list[torch.Tensor]) -> torch.Tensor:
-        """(n, 3, height, width) of a batch's pictures."""
-        import torch
-
-        return torch.stack(pictures)
-
     def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids and mask, each (n, longest), cut at the model's length."""
         made = self.processor.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
