@@ -439,7 +439,8 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     figures |= {"base": {half: base_scores[half][METRIC] for half in base_scores}, "settings": same, "pools": {arm: len(pool) for arm, pool in pools.items()}}
     figures["shortcut_shares"] = {arm: sum(s.is_shortcut for s in pool) / len(pool) for arm, pool in pools.items()} if "filters" in args.ablations else {}
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (out / "scaling.svg").write_text(plot(figures["arms"], base_scores["composed"][METRIC]))
+    if figures["arms"]:
+        (out / "scaling.svg").write_text(plot(figures["arms"], base_scores["composed"][METRIC]))
     return figures
 
 
