@@ -45,6 +45,15 @@ def test_a_week_is_measured_and_its_tables_hold_what_a_search_from_scratch_finds
     assert {"full_cpu_s", "increment_cpu_s", "share"} <= set(figures)
 
 
+def test_a_week_that_was_cut_off_goes_on_with_the_stage_that_it_was_in(tmp_path: Path):
+    arguments = ["--n", "500", "--share", "0.1", "--neighbours", "4", "--folder", str(tmp_path), "--keep", str(tmp_path / "store")]
+    whole = incremental.main(arguments)
+    seconds = tmp_path / "store" / f"seconds-{incremental.BATCHES[1]}.json"
+    seconds.write_text(json.dumps({"mine": 7.5}))  # as if it had ended in the second select
+    again = incremental.main(arguments)
+    assert again["is_equal"] and again["full"] == whole["full"] and again["increment"]["mine"] == 7.5 and again["increment"]["select"] != 0
+
+
 def test_several_corpora_are_measured_one_after_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     figures = mine.main(["--rows", "clustered:600,scenes:150", "--neighbours", "3", "--folder", str(tmp_path)])
     assert json.loads(capfd.readouterr().out.splitlines()[-1]) == figures
