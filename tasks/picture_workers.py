@@ -13,6 +13,7 @@ Answers depend on the bytes and the rules alone, so neither the number of worker
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import queue
@@ -34,6 +35,7 @@ ANSWER = struct.Struct(">QQ")  # bytes of the JSON, bytes of the stored picture
 WALL_FACTOR = 30  # a file may wait this much longer than its CPU deadline, and this time for the worker's start, before its worker counts as hung
 START_S = 120.0
 MIB = 1 << 20
+PIPE_BYTES = MIB  # what Linux lets everybody have; 64 KiB is its default
 
 
 class Died(Exception):
@@ -52,6 +54,13 @@ def read_exactly(stream: IO[bytes], count: int) -> bytes:
     return content
 
 
+def widen(pipe: IO[bytes]) -> None:
+    """Let a whole picture lie in a pipe, so that the two processes take turns once a file; where the system does not allow it, more often."""
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+
 class Worker:
     """One child process; used by one thread at a time."""
 
@@ -68,7 +77,9 @@ class Worker:
             stderr=subprocess.DEVNULL,  # decoders chatter there
             env={**environment, **threads, "PYTHONPATH": root},
         )
-        assert self.child.stdout
+        assert self.child.stdin and self.child.stdout
+        for pipe in (self.child.stdin, self.child.stdout):
+            widen(pipe)
         self._answers = select.poll()
         self._answers.register(self.child.stdout, select.POLLIN)
 

@@ -15,6 +15,7 @@ import time
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -374,3 +375,30 @@ def test_a_full_disk_stops_it_and_the_next_run_gives_the_same_bytes(source: Path
     assert not list(roots["full"].rglob("data/images/*.parquet")), "the marker comes last"
     subprocess.run([sys.executable, "-m", "tasks", *words], cwd=project, check=True, stdout=subprocess.DEVNULL)
     assert {k: v for k, v in tables_of(roots["full"]).items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_a_line_that_moves_in_a_terminal_and_counts_per_minute_in_a_log(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    clock = iter(range(0, 10_000))  # a file a second
+    monkeypatch.setattr(ingest, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    with caplog.at_level("INFO", logger="tasks.ingest"):
+        progress = ingest.Progress()
+        for n in range(180):
+            progress.count("duplicate" if n % 3 == 0 else None)
+    shown, logged = capsys.readouterr().err, [r.getMessage() for r in caplog.records]
+    last = "ingest: 180 seen = 120 kept + 60 dropped (duplicate 60), 60 a minute"
+    if is_terminal:
+        assert logged == [] and shown.count("\r\x1b[K") == 180 and shown.endswith(last) and "\n" not in shown
+    else:
+        assert shown == "" and len(logged) == 3 and logged[-1] == last
+        assert logged[0] == "ingest: 60 seen = 40 kept + 20 dropped (duplicate 20), 60 a minute"
+
+
+def test_the_end_of_a_run_is_told_in_a_terminal(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    (source / "a.txt").write_text("hello")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    ingest.run(params_for(source), Store(tmp_path / "run"))
+    assert capsys.readouterr().err.endswith("ingest: 1 seen = 0 kept + 1 dropped (not_a_picture 1)\n")
