@@ -5,14 +5,17 @@ data/dropped/embed-<encoder>/<batch>-<nnnnn>.parquet. Source: MegaPairs, arXiv:2
 models: picture semantics, picture pattern, caption).
 
 Works shard by shard: a finished one is skipped, parts share them. Within a shard batches follow the table's order, so equal
-shards give equal bytes. The next batch's pictures are decoded while the model works on this one; with `embed.preprocess: fast`
-they are prepared there, too. Dropped: no_caption (text encoder), bad_vector (zero, not finite, or not as wide as the rest).
+shards give equal bytes. The next batches' pictures are decoded by `embed.readers` threads while the model works on this one; with
+`embed.preprocess: fast` they are prepared there, too. The revision that is stored says how vectors were made where that is not the
+default (`+fast`, `+int8`, `+bfloat16`): another way is another index. Dropped: no_caption (text encoder), bad_vector (zero,
+not finite, or not as wide as the rest).
 Vectors are float16.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,15 +35,16 @@ log = logging.getLogger(__name__)
 
 
 def encode_in_batches(
-    items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], batch: int, width: int | None = None
+    items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], batch: int, width: int | None = None, readers: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of all items, a fixed batch at a time; the next batch's items are read while this one is encoded.
+    """Vectors of all items, a fixed batch at a time; the next batches' items are read while this one is encoded.
 
     Args:
-        items: (n) what `encode` takes; one thread slices it.
+        items: (n) what `encode` takes; other threads slice it.
         encode: items -> (b, d) float32, unit rows.
         batch: items in one call, a count.
         width: d of the vectors that are stored already; the first batch's when None.
+        readers: threads, each with a batch ahead: so many are in memory beside the one that is encoded.
     Returns:
         vectors (n, d) float16 and which of them are good, (n,) bool: of unit length, and as wide as the others.
     """
@@ -48,12 +52,12 @@ def encode_in_batches(
     if not starts:
         return np.zeros((0, width or 1), np.float16), np.zeros(0, bool)
     blocks, good = [], []
-    with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(items.__getitem__, slice(0, batch))
+    with ThreadPoolExecutor(readers) as ahead:
+        coming = deque(ahead.submit(items.__getitem__, slice(start, start + batch)) for start in starts[:readers])
         for start in starts:
-            here = coming.result()
-            if start + batch < len(items):
-                coming = ahead.submit(items.__getitem__, slice(start + batch, start + 2 * batch))
+            here = coming.popleft().result()
+            if (later := start + readers * batch) < len(items):
+                coming.append(ahead.submit(items.__getitem__, slice(later, later + batch)))
             block = encode(here).astype(np.float16)
             width = block.shape[1] if width is None else width
             is_good = good_rows(block) if block.shape[1] == width else np.zeros(len(block), bool)
@@ -107,6 +111,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     captions = store.captions() if spec.kind == "text" else {}
     report = StageReport("embed", reused=0 if part and part[0] > 1 else sum(b != batch for b in images["batch"]))
     model: Encoder | None = None
+    revision, is_fast = "", False
     width: int | None = None
     store.folder("data", "embeddings", encoder).mkdir(parents=True, exist_ok=True)
     store.folder("data", "dropped", f"embed-{encoder}").mkdir(parents=True, exist_ok=True)
@@ -120,19 +125,22 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         if not marker.exists():
             if model is None:
                 model = load_encoder(spec, config.device, params.open_run.threads)
-                width = _check_revision(store, encoder, model.revision)
+                is_fast = spec.kind == "image" and config.preprocess == "fast" and getattr(model, "preparation", None) is not None
+                revision = model.revision + ("+fast" if is_fast else "")
+                width = _check_revision(store, encoder, revision)
             if spec.kind == "text":
                 vectors, is_good = encode_in_batches([captions[i] for i in usable], model.encode_texts, config.batch_images, width)
-            elif config.preprocess == "fast" and (preparation := getattr(model, "preparation", None)) is not None:
-                prepared = _Pictures(usable, lambda i, prepare=preparation.prepare: prepare(store.read_image_bytes(i)))  # type: ignore[misc]
-                vectors, is_good = encode_in_batches(prepared, model.encode_prepared, config.batch_images, width)  # type: ignore[attr-defined]
+            elif is_fast:
+                prepare = model.preparation.prepare  # type: ignore[attr-defined]
+                prepared = _Pictures(usable, lambda i, prepare=prepare: prepare(store.read_image_bytes(i)))  # type: ignore[misc]
+                vectors, is_good = encode_in_batches(prepared, model.encode_prepared, config.batch_images, width, config.readers)  # type: ignore[attr-defined]
             else:
-                vectors, is_good = encode_in_batches(_Pictures(usable, store.read_image), model.encode_images, config.batch_images, width)
+                vectors, is_good = encode_in_batches(_Pictures(usable, store.read_image), model.encode_images, config.batch_images, width, config.readers)
             kept = [i for i, good in zip(usable, is_good, strict=True) if good]
             rows = _dropped(encoder, batch, sorted(set(ids) - set(usable), key=ids.index), "no_caption")
             rows += _dropped(encoder, batch, [i for i, good in zip(usable, is_good, strict=True) if not good], "bad_vector")
             store.write(dropped_path, rows, "dropped")
-            store.write_embeddings(encoder, shard, model.revision, kept, vectors[is_good])  # last: the shard's marker
+            store.write_embeddings(encoder, shard, revision, kept, vectors[is_good])  # last: the shard's marker
             report.written += len(kept)
             log.info("embed %s: %s, %d of %d", encoder, stem, len(kept), len(ids))
         report.read += len(ids)

@@ -163,6 +163,60 @@ def test_the_next_batch_is_read_while_this_one_is_encoded():
     assert np.array_equal(vectors, np.eye(8)[:5]) and is_good.all()
 
 
+@pytest.mark.parametrize("readers", [1, 2, 3, 20])
+def test_several_readers_each_have_a_batch_ahead_and_the_order_stays(readers: int):
+    read: list[int] = []
+
+    class Items(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            time.sleep(0.002 * (index.start % 3))  # the first to start is not the first to end
+            read.append(index.start)
+            return super().__getitem__(index)
+
+    def encode(some: Any) -> np.ndarray:
+        assert len(read) <= some[0] // 2 + 1 + readers  # no more than that is in memory
+        return np.eye(16, dtype=np.float32)[list(some)]
+
+    vectors, is_good = embed.encode_in_batches(Items(range(13)), encode, 2, readers=readers)
+    assert np.array_equal(vectors, np.eye(16)[:13]) and is_good.all() and sorted(read) == list(range(0, 13, 2))
+
+
+def test_a_reader_that_fails_ends_the_shard_with_its_own_error():
+    class Items(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            if index.start >= 4:
+                raise DataError("the shard is cut short")
+            return super().__getitem__(index)
+
+    with pytest.raises(DataError, match="cut short"):
+        embed.encode_in_batches(Items(range(9)), lambda some: np.eye(16, dtype=np.float32)[list(some)], 2, readers=2)
+
+
+def test_vectors_made_in_another_way_do_not_meet_in_one_index(tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch):
+    class Prepared(ToyEncoder):
+        class preparation:
+            prepare = staticmethod(lambda content: Image.open(io.BytesIO(content)))
+
+        encode_prepared = ToyEncoder.encode_images
+
+    monkeypatch.setattr(embed, "load_encoder", lambda *_: Prepared())
+    store = Store(tmp_path)
+    fill(store, BATCH, [10], ["a"])
+    embed.run(params_for(), store, "semantic")
+    fill(store, "2026.01.11", [30], ["b"])
+    fast = params_for("2026.01.11").model_copy(update={"embed": params_for().embed.model_copy(update={"preprocess": "fast"})})
+    with pytest.raises(DataError, match=r"revision r1, the model is now r1\+fast"):
+        embed.run(fast, store, "semantic")
+
+
+def test_vectors_are_mapped_not_read(tmp_path: Path, toy: type[ToyEncoder]):
+    store = Store(tmp_path)
+    ids = fill(store, BATCH, [10, 60, 110], ["a"] * 3)
+    embed.run(params_for(), store, "semantic")
+    found, vectors, _ = store.read_embeddings("semantic")
+    assert found == ids and isinstance(vectors, np.memmap) and vectors.dtype == np.float16
+
+
 def test_fast_preprocessing_gives_nearly_the_stock_processors_vectors(tmp_path: Path):
     rng = np.random.default_rng(0)
     store, rows, content = Store(tmp_path), [], b""

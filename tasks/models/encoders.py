@@ -4,7 +4,8 @@
 `get_image_features` where it has that (CLIP, SigLIP), else the first token of the last layer (DINOv2, ViT). Texts:
 `get_text_features`, else what the folder's `1_Pooling/config.json` says (sentence-transformers; BGE: the first token), else the mean of the last
 layer over the text's tokens. SigLIP's texts are padded to its full length, as it was trained (model card of google/siglip-base-patch16-224).
-Processors are Pillow's: no torchvision. Weights are safetensors only; no code from the hub is run. fp16 and bf16 are for GPUs.
+Models in timm's and open_clip's form (EVA-CLIP; `timm:NAME`, `open_clip:NAME`, a folder): tasks/models/towers.py.
+Processors are Pillow's: no torchvision. Weights are safetensors only; no code from the hub is run. `dtype` is for GPUs, `cpu_dtype` for CPUs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.models.preprocess import preparation_of
 from tasks.models.revisions import loading, pick_device, revision_of
+from tasks.models.towers import TowerEncoder, form_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,6 +63,8 @@ class TransformersEncoder:
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+        from tasks.models.cpu_arithmetic import CpuArithmetic
+
         torch.set_num_threads(threads)
         self.kind = spec.kind
         self.name = spec.model
@@ -71,7 +75,8 @@ class TransformersEncoder:
             front: Any = AutoImageProcessor if spec.kind == "image" else AutoTokenizer
             self.front: Any = front.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
         self.model.eval().to(self.device)
-        self.revision = revision_of(spec.model, spec.revision, self.model.config)
+        self.arithmetic = CpuArithmetic(self.model, spec.cpu_dtype, self.device)
+        self.revision = revision_of(spec.model, spec.revision, self.model.config) + self.arithmetic.suffix
         text_config = getattr(self.model.config, "text_config", self.model.config)
         limits = [getattr(text_config, "max_position_embeddings", None)]
         if limits[0] is None or not hasattr(self.model, "get_text_features"):  # of BERT's kin some positions are not for tokens
@@ -89,7 +94,7 @@ class TransformersEncoder:
         """
         if self.kind != "image":
             raise ConfigError(f"encoder '{self.name}': kind is 'text', pictures need kind 'image'")
-        return self._encode_pixels(self.front(images=list(images), return_tensors="pt")["pixel_values"].to(self.device))
+        return self.arithmetic.checked(self._encode_pixels, self.front(images=list(images), return_tensors="pt")["pixel_values"].to(self.device), self.name)
 
     def encode_prepared(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """(n, d) float32, rows of unit length, from what `preparation.prepare` made of stored pictures.
@@ -99,13 +104,11 @@ class TransformersEncoder:
         """
         if self.preparation is None:
             raise ConfigError(f"encoder '{self.name}': its processor does more than resize, crop and normalise; set embed.preprocess to 'stock'")
-        return self._encode_pixels(self.preparation.normalised(pixels, self.device))
+        return self.arithmetic.checked(self._encode_pixels, self.preparation.normalised(pixels, self.device), self.name)
 
     def _encode_pixels(self, pixels: Any) -> np.ndarray:
-        import torch
-
         pixels = pixels.to(self.model.dtype)
-        with torch.inference_mode():
+        with self.arithmetic.mode():
             if hasattr(self.model, "get_image_features"):
                 out = self.model.get_image_features(pixel_values=pixels)
                 vectors = getattr(out, "pooler_output", out)
@@ -119,14 +122,15 @@ class TransformersEncoder:
         Raises:
             ConfigError: this is an image encoder.
         """
-        import torch
-
         if self.kind != "text":
             raise ConfigError(f"encoder '{self.name}': kind is 'image', texts need kind 'text'")
+        return self.arithmetic.checked(self._encode_texts, list(texts), self.name)
+
+    def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         tokens = self.front(list(texts), padding="max_length" if self.is_siglip else True, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(
             self.device
         )
-        with torch.inference_mode():
+        with self.arithmetic.mode():
             if hasattr(self.model, "get_text_features"):
                 names = ("input_ids",) if self.is_siglip else ("input_ids", "attention_mask")
                 known = {k: v for k, v in tokens.items() if k in names}
@@ -171,11 +175,11 @@ def load_encoder(spec: EncoderConfig, device: str = "auto", threads: int = 1) ->
     """Load an encoder by name or folder.
 
     Args:
-        spec: model, revision and what it encodes.
+        spec: model, revision, what it encodes and how it computes.
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads, a count.
     Raises:
         ConfigError: nothing loadable under that name.
         TransientError: the hub cannot be reached.
     """
-    return TransformersEncoder(spec, device, threads)
+    return TowerEncoder(spec, device, threads) if form_of(spec.model) is not None else TransformersEncoder(spec, device, threads)
