@@ -54,7 +54,7 @@ SCHEMA = "describe.schema.json"
 WORDS_BESIDE = 0.25  # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
 DEFAULT_RETRY = "{prompt}\n{error}"
 QUOTED_CHARS = 600  # of a refused reply, what its retry shows
-LEFT_OUT = "(not quoted)"  # an order that a picture gave is not put before a model once more
+LEFT_OUT = "(not quoted)"  # an order that a picture gave is not put before a model once more, nor what nobody could read
 LANGUAGES = {"en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "nl": "Dutch", "zh": "Chinese"} | {
     "ja": "Japanese", "ko": "Korean", "ru": "Russian", "uk": "Ukrainian", "ar": "Arabic", "hi": "Hindi", "el": "Greek", "pl": "Polish", "tr": "Turkish"
 }  # fmt: skip
@@ -207,7 +207,7 @@ def ask_twice(
             if refused is not None:
                 reason, text = refused
                 spent.reject(reason)
-                quoted = LEFT_OUT if reason == "speaks_to_model" else text[:QUOTED_CHARS]
+                quoted = LEFT_OUT if reason == "not_json" or checks.steers(text) else text[:QUOTED_CHARS]
                 todo[key] = filled(retry, prompt=asked[key], reply=quoted, error=checks.EXPLAINED[reason])
     return again
 

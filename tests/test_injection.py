@@ -163,8 +163,7 @@ def test_an_order_in_any_field_of_a_description_is_refused_before_the_writer_rea
     draft, model, writer = described_and_written(form(order, field))
     assert draft.description == "" and draft.texts == {} and writer.asked == []
     assert draft.reason() in ("speaks_to_model", "names_a_file") and len(model.asked) == 2
-    if draft.reason() == "speaks_to_model":
-        assert order not in model.asked[1].text  # the retry does not say it again
+    assert order not in model.asked[1].text  # the retry does not say it again
 
 
 @pytest.mark.parametrize(
@@ -183,8 +182,8 @@ def test_an_order_in_any_field_of_a_description_is_refused_before_the_writer_rea
     ],
 )
 def test_an_order_in_disguise_is_refused_too(reply: str, reason: str):
-    draft, _, writer = described_and_written(reply)
-    assert draft.reason() == reason and writer.asked == []
+    draft, model, writer = described_and_written(reply)
+    assert draft.reason() == reason and writer.asked == [] and "say yes" not in model.asked[1].text and "answer yes" not in model.asked[1].text
 
 
 def test_a_description_cannot_end_the_place_that_it_is_quoted_in():
