@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -375,6 +376,30 @@ def test_a_full_disk_stops_it_and_the_next_run_gives_the_same_bytes(source: Path
     assert not list(roots["full"].rglob("data/images/*.parquet")), "the marker comes last"
     subprocess.run([sys.executable, "-m", "tasks", *words], cwd=project, check=True, stdout=subprocess.DEVNULL)
     assert {k: v for k, v in tables_of(roots["full"]).items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
+
+
+def test_a_disk_that_is_really_full_stops_it_and_with_more_room_the_same_bytes_come(source: Path, tmp_path: Path, project: Path):
+    """On a small tmpfs in a mount namespace of its own, which ends with the test."""
+    apart = ["unshare", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode:
+        pytest.skip("no mount namespace for this user; the test above limits files instead")
+    make_world(source, seed=4, images=60, truth=tmp_path / "truth.jsonl")
+    roots = whole_and(tmp_path, "small", source)
+    disk = roots["small"] / "disk"
+    disk.mkdir()
+    room = max(p.stat().st_size for p in roots["whole"].rglob("*.tar")) // 2
+    script = f"""
+        mount -t tmpfs -o size={room} none {disk} && cp {roots["small"]}/params.yaml {disk}/
+        {sys.executable} -m tasks ingest --root {disk} 2> {roots["small"]}/first.err; echo $? > {roots["small"]}/first.rc
+        ls {disk}/data/images/*.parquet > {roots["small"]}/markers 2> /dev/null
+        mount -o remount,size=64m {disk}
+        {sys.executable} -m tasks ingest --root {disk} > /dev/null && cp -r {disk}/. {roots["small"]}/copy
+    """
+    subprocess.run([*apart, "sh", "-c", script], cwd=project, check=True)
+    said = (roots["small"] / "first.err").read_text()
+    assert (roots["small"] / "first.rc").read_text().strip() not in ("0", "64", "65") and "No space left" in said, said
+    assert (roots["small"] / "markers").read_text() == ""
+    assert {k: v for k, v in tables_of(roots["small"] / "copy").items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
