@@ -13,8 +13,9 @@ CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a ru
 | image_text | a picture and its caption, learnt from text to picture, as the image-text models do; beyond the version's pictures new ones are drawn |
 | random | two pictures drawn at random, with the instructions that the same captioner and writer give to them (`python -m tasks caption`) |
 
-All arms start from the same checkpoint and get the same steps, batch, rates and candidates' temperature; the text tower is trained on
-features of the locked picture tower (the recipe's first phase, LiT), so that sixty trainings fit a laptop. `--ablations` adds METHOD.md 1.2 in
+All arms start from the same checkpoint and get the same steps (more only where one pass over many samples needs them), batch, rates and
+candidates' temperature; the text tower is trained on features of the locked picture tower (the recipe's first phase, LiT), so that sixty trainings fit a laptop.
+`--ablations` adds METHOD.md 1.2 in
 miniature at the largest size: negatives none / query picture / + mined, and pairs by each encoder alone, in twos, by all three; and, with as
 many samples each, judge on / off by shortcut filter on / off (only samples whose target neither text nor picture alone finds first). A run that
 is done stands in <out>/runs.jsonl and is not done again. Writes <out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the
@@ -426,10 +427,11 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         samples = samples_of(job, pools)
         pictures.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
         retriever = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
-        loss = fit_texts(retriever, samples, pictures.raw, negatives=job.negatives, seed=job.seed, **settings)
+        steps = max(args.steps, math.ceil(len(samples) / args.batch))  # whoever has many samples sees each of them once
+        loss = fit_texts(retriever, samples, pictures.raw, negatives=job.negatives, seed=job.seed, **(settings | {"steps": steps}))
         scores = measure(retriever, benchmark, 128, pictures=gallery)
         row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "label": job.label}
-        row |= {"samples": len(samples), "loss": loss, "settings": same, **{half: scores[half][METRIC] for half in scores}}
+        row |= {"samples": len(samples), "steps": steps, "loss": loss, "settings": same, **{half: scores[half][METRIC] for half in scores}}
         runs.append(row)
         with open(log, "a") as f:
             f.write(json.dumps(row) + "\n")
