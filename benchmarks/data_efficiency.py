@@ -14,8 +14,8 @@ CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a ru
 | random | two pictures drawn at random, with the instructions that the same captioner and writer give to them (`python -m tasks caption`) |
 
 All arms start from the same checkpoint and get the same steps (more only where one pass over many samples needs them), batch, rates and
-candidates' temperature; the text tower is trained on features of the locked picture tower (the recipe's first phase, LiT), so that sixty trainings fit a laptop.
-`--ablations` adds METHOD.md 1.2 in
+candidates' temperature; the text tower is trained on features of the locked picture tower (the recipe's first phase, LiT), so that
+sixty trainings fit a laptop. `--ablations` adds METHOD.md 1.2 in
 miniature at the largest size: negatives none / query picture / + mined, and pairs by each encoder alone, in twos, by all three; and, with as
 many samples each, judge on / off by shortcut filter on / off (only samples whose target neither text nor picture alone finds first). A run that
 is done stands in <out>/runs.jsonl and is not done again. Writes <out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the
