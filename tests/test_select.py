@@ -241,7 +241,7 @@ def test_the_margin_holds_for_every_negative(seed: int, margin: float):
 
 def params_for(batch: str, **changes: object) -> Params:
     windows = {e: {"low": 0.8, "high": 0.999} for e in ("semantic", "pattern", "caption")}
-    section = {"pairs_per_query": 2, "pairs_per_target": 2, "pairs_per_batch": None, **changes}
+    section = {"pairs_per_query": 2, "pairs_per_target": 2, "pairs_per_batch": None, "nearest_share": 1.0, **changes}
     return parse_params(resolve(read_raw(Path("params.yaml")), "test", {"open_run": {"batch": batch}, "mine": {"windows": windows}, "select": section}))
 
 

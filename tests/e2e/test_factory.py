@@ -38,26 +38,26 @@ def test_a_run_from_the_form_is_green_and_its_log_ends_in_counts(factory: Factor
         page.get_by_role("button", name="Trigger").first.click()
         dialog = page.get_by_role("dialog")
         limit = dialog.locator("input[name=element_limit]")
-        expect(limit).to_be_visible(timeout=20_000)
+        expect(limit).to_be_visible(timeout=60_000)
         limit.fill(str(LIMIT))
         limit.press("Tab")
         dialog.get_by_role("button", name="Trigger", exact=True).click()
-        expect(dialog).not_to_be_visible(timeout=20_000)
+        expect(dialog).not_to_be_visible(timeout=60_000)
         (run,) = factory.airflow.runs(DATASET_DAG)
         assert run["conf"]["limit"] == LIMIT
 
         state, states = factory.follow(run["dag_run_id"])
         assert state == "success", states
         page.goto(f"{factory.airflow.url}/dags/{DATASET_DAG}/runs/{run['dag_run_id']}")
-        expect(page.get_by_text("success", exact=False).first).to_be_visible(timeout=20_000)
+        expect(page.get_by_text("success", exact=False).first).to_be_visible(timeout=60_000)
         page.goto(f"{factory.airflow.url}/dags/{DATASET_DAG}/runs/{run['dag_run_id']}/tasks/ingest")
-        expect(page.get_by_text(re.compile(r"ingest\s*: read \d+, written \d+, dropped: ")).first).to_be_visible(timeout=30_000)
+        expect(page.get_by_text(re.compile(r"ingest\s*: read \d+, written \d+, dropped: ")).first).to_be_visible(timeout=60_000)
 
         page.goto(f"{factory.airflow.url}/megapairs/")
         name = factory.versions()[-1].removeprefix("dataset/")
         assert page.get_by_role("link", name=name).get_attribute("href") == f"versions/{name}/gallery.html"
         page.goto(f"{factory.airflow.url}/megapairs/versions/{name}/gallery.html")
-        expect(page.locator("img").first).to_be_attached(timeout=20_000)
+        expect(page.locator("img").first).to_be_attached(timeout=60_000)
         browser.close()
     report = factory.airflow.xcom(DATASET_DAG, run["dag_run_id"], "ingest")
     assert 0 < report["written"] <= LIMIT < IMAGES
