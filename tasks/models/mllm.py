@@ -19,7 +19,7 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.models.published.bge_vl_inputs import Inputs, Picture
 from tasks.models.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
-from tasks.models.retriever import Content, Role, publish, replacing, unit
+from tasks.models.retriever import Content, Role, count_of, publish, replacing, unit
 from tasks.models.revisions import loading, pick_device, revision_of
 
 if TYPE_CHECKING:
@@ -103,14 +103,12 @@ class MllmRetriever:
         Raises:
             ConfigError: neither is given, or both in different numbers.
         """
-        given = [x for x in (images, texts) if x is not None]
-        if not given or len({len(x) for x in given}) > 1:
-            raise ConfigError(f"encode: expected pictures, texts, or as many of both; found {[len(x) for x in given]}")
-        role = role or ("query" if len(given) == 2 else "candidate")
+        count = count_of(images, texts)
+        role = role or ("candidate" if images is None or texts is None else "query")
         rows = [np.zeros((0, self.dimension), np.float32)]
-        for start in range(0, len(given[0]), batch):
+        for start in range(0, count, batch):
             part = slice(start, start + batch)
-            shown = self.pixels(images[part]) if images is not None else [None] * len(given[0][part])
+            shown = self.pixels(images[part]) if images is not None else [None] * len(range(count)[part])
             rows.append(self.raw_contents(list(zip(shown, texts[part] if texts is not None else [""] * len(shown), strict=True)), role))
         return unit(np.concatenate(rows))
 

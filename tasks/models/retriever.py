@@ -49,6 +49,18 @@ def load_retriever(model: str, *, revision: str | None = None, device: str = "au
     return Retriever(model, revision=revision, device=device, threads=threads)
 
 
+def count_of(images: Sequence[Image] | None, texts: Sequence[str] | None) -> int:
+    """How many rows pictures, texts, or both together ask for.
+
+    Raises:
+        ConfigError: neither is given, or both in different numbers.
+    """
+    counts = [len(x) for x in (images, texts) if x is not None]
+    if not counts or len(set(counts)) > 1:
+        raise ConfigError(f"encode: expected pictures, texts, or as many of both; found {counts}")
+    return counts[0]
+
+
 class Retriever:
     """A CLIP model with its processor; `model` may be trained from outside."""
 
@@ -114,11 +126,9 @@ class Retriever:
         Raises:
             ConfigError: neither is given, or both in different numbers.
         """
-        given = [x for x in (images, texts) if x is not None]
-        if not given or len({len(x) for x in given}) > 1:
-            raise ConfigError(f"encode: expected pictures, texts, or as many of both; found {[len(x) for x in given]}")
+        count = count_of(images, texts)
         features = []
-        for start in range(0, len(given[0]), batch):
+        for start in range(0, count, batch):
             rows: Any = 0
             if images is not None:
                 rows = rows + self.raw_images(images[start : start + batch])

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, AnyStr, BinaryIO
 
 from tasks.config import SourceConfig
 from tasks.errors import DataError
@@ -80,7 +80,7 @@ def rows_of(path: Path, source: SourceConfig, *, key: str, where: str | None = N
             else:
                 csv.field_size_limit(FIELD_CHARS)
                 text = io.TextIOWrapper(f, newline="", encoding="utf-8-sig", errors="replace")
-                reader = csv.DictReader(text_lines_of(text), delimiter="\t" if name.endswith(".tsv") else ",")
+                reader = csv.DictReader(lines_of(text), delimiter="\t" if name.endswith(".tsv") else ",")
                 columns = columns_of(source, [str(n) for n in reader.fieldnames or []], key=key, where=where)
                 for row in reader:
                     yield {thing: row.get(column) for thing, column in columns.items()}
@@ -148,27 +148,15 @@ def _jsonl_rows(f: BinaryIO, source: SourceConfig, key: str, where: str) -> Iter
         yield {thing: row.get(column) for thing, column in columns.items()}
 
 
-def lines_of(f: BinaryIO) -> Iterator[bytes]:
-    """Lines of at most FIELD_CHARS bytes.
+def lines_of(f: IO[AnyStr]) -> Iterator[AnyStr]:
+    """Lines of at most FIELD_CHARS bytes (characters of a text), ends of lines kept.
 
     Raises:
         ValueError: a longer one.
     """
     while line := f.readline(FIELD_CHARS + 1):
         if len(line) > FIELD_CHARS:
-            raise ValueError(f"a line of more than {FIELD_CHARS} bytes")
-        yield line
-
-
-def text_lines_of(f: io.TextIOWrapper) -> Iterator[str]:
-    """Lines of at most FIELD_CHARS characters, ends of lines kept.
-
-    Raises:
-        ValueError: a longer one.
-    """
-    while line := f.readline(FIELD_CHARS + 1):
-        if len(line) > FIELD_CHARS:
-            raise ValueError(f"a line of more than {FIELD_CHARS} characters")
+            raise ValueError(f"a line of more than {FIELD_CHARS} {'bytes' if isinstance(line, bytes) else 'characters'}")
         yield line
 
 

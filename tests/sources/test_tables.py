@@ -4,10 +4,8 @@ import bz2
 import gzip
 import hashlib
 import json
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tasks import sources
 from tasks.config import SourceConfig, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.sources import Refused, labels
+from tests.sources.web import serving
 
 
 def source(path: Path | str, **more: Any) -> SourceConfig:
@@ -142,19 +141,8 @@ def site(tmp_path: Path) -> Iterator[str]:
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"picture a")
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(folder) as address:
+        yield address
 
 
 def test_a_url_is_fetched_and_held_against_the_tables_sha256(site: str, tmp_path: Path):

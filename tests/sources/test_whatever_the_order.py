@@ -10,11 +10,9 @@ import io
 import os
 import random
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +28,7 @@ from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.pictures import Picture, Refusal, Rules, read_picture
 from tasks.store import Store
 from tests.sources.test_tars import tar_of
+from tests.sources.web import serving
 from tests.test_copies_and_lists import picture
 from tests.test_ingest import tables_of
 
@@ -97,24 +96,6 @@ def in_threads(block: int = 256) -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(ingest, "workers_of", lambda config: Threads(ingest.rules_of(config)))
         patch.setattr(ingest, "BLOCK_FILES", block)
         yield patch
-
-
-@contextmanager
-def site(folder: Path) -> Iterator[str]:
-    """The folder on loopback."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
 
 
 def params_for(sources: list[dict[str, Any]], workers: int) -> Params:
@@ -191,7 +172,7 @@ def test_the_tables_are_the_same(tmp_path_factory: pytest.TempPathFactory, names
         with in_threads(block):
             found = kept_by(root / "run3", [{"name": "t", "path": str(root / "tars" / "*.tar")}], workers=workers)
         assert found == first
-    with in_threads(block), site(root / "one") as url:
+    with in_threads(block), serving(root / "one") as url:
         for name, rows in (("run4", names), ("run5", shuffled)):
             (root / f"{name}.csv").write_text("url,caption\n" + "".join(f"{url}/{n[0]}/{n},a {n}\n" for n in rows))
             source = {"name": "u", "path": str(root / f"{name}.csv"), "contact": "me@example.org", "delay_s": 0.0, "per_host": 8, "allow_hosts": ["127.0.0.1"]}
