@@ -76,7 +76,7 @@ def by_band(vectors: np.ndarray, classes: np.ndarray, *, neighbours: int = 20, b
 
     counts = np.bincount(classes)
     chance = float((counts * (counts - 1)).sum() / (len(classes) * (len(classes) - 1)))
-    low, high = propose(distribution(vectors), low_quantile=0.99, high_quantile=0.99)
+    low, high = propose(distribution(vectors), low_quantile=0.99, high_quantile=0.995)
     ids = [f"{n:08d}" for n in range(len(vectors))]
     queries, targets, similarity, _ = neighbours_in_window(vectors, vectors, ids, ids, low=low, high=high, neighbours=neighbours)
     first, nearest, _, _ = neighbours_in_window(vectors, vectors, ids, ids, low=-1.0, high=1.01, neighbours=1)

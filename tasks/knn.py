@@ -137,6 +137,7 @@ def join_in_window(
     vectors: np.ndarray,
     is_new: np.ndarray,
     asked: np.ndarray,
+    place: np.ndarray | None = None,
     *,
     low: float,
     high: float,
@@ -154,9 +155,10 @@ def join_in_window(
     serve one end.
 
     Args:
-        vectors: (n, d) float16, rows of unit length, in the order of their ids: the earlier row wins a tie.
+        vectors: (n, d) float16, rows of unit length.
         is_new: (n,) bool.
         asked: (m,) int64, rows whose neighbours are wanted, each once.
+        place: (n,) int64, order of the rows' ids, which decides ties; the rows' own order when absent.
         low, high, neighbours, threads, backend, memory_mib, screen: as for `neighbours_in_window`.
         coded: the rows' codes, where they are stored; of another corpus they would cost pairs.
     Returns:
@@ -166,6 +168,7 @@ def join_in_window(
     """
     n = len(vectors)
     asked = np.sort(asked)
+    place = np.arange(n) if place is None else place
     if len(asked) == 0 or not is_new.any():
         return _empty()
     load_for(len(asked) * int(is_new.sum()), vectors.shape[1])
@@ -176,7 +179,7 @@ def join_in_window(
     asked_new, asked_old = asked[is_new[asked]], asked[~is_new[asked]]
     if backend.startswith("faiss"):
         sides = ((asked_new, np.arange(n)), (asked_old, np.flatnonzero(is_new)))
-        return _in_order([_faiss_part(vectors, q, t, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend) for q, t in sides])
+        return _in_order([_faiss_part(vectors, place, q, t, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend) for q, t in sides])
     floors = np.full(n, np.inf)
     floors[asked] = low
     rest = np.ones(n, bool)
@@ -189,8 +192,8 @@ def join_in_window(
     ]
     if backend == "torch":
         limits = Limits(low, high, neighbours, memory_mib)
-        return join_on_device(vectors, vectors, jobs, floors, np.arange(n), None, limits, both_ways=True, device=device_of(screen))
-    collector = _Collector(floors, np.arange(n), neighbours, memory_mib)
+        return join_on_device(vectors, vectors, jobs, floors, place, None, limits, both_ways=True, device=device_of(screen))
+    collector = _Collector(floors, place, neighbours, memory_mib)
     _blocked(vectors, vectors, jobs, collector, floors, None, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen, coded=coded)
     return collector.result()
 
@@ -365,13 +368,23 @@ def _blocked(
 
 
 def _faiss_part(
-    vectors: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray, *, low: float, high: float, neighbours: int, threads: int, backend: Backend
+    vectors: np.ndarray,
+    place: np.ndarray,
+    query_rows: np.ndarray,
+    target_rows: np.ndarray,
+    *,
+    low: float,
+    high: float,
+    neighbours: int,
+    threads: int,
+    backend: Backend,
 ) -> Found:
     """`_faiss` on some rows of one matrix."""
     own = np.searchsorted(target_rows, query_rows)
     own[(own == len(target_rows)) | (target_rows[np.minimum(own, len(target_rows) - 1)] != query_rows)] = -1
-    place = np.arange(len(target_rows))
-    found = _faiss(vectors[query_rows], vectors[target_rows], own, place, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend)
+    found = _faiss(
+        vectors[query_rows], vectors[target_rows], own, place[target_rows], low=low, high=high, neighbours=neighbours, threads=threads, backend=backend
+    )
     return query_rows[found[0]], target_rows[found[1]], found[2], found[3]
 
 

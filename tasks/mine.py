@@ -33,7 +33,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.knn import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
 from tasks.records import StageReport
 from tasks.screen import Axes, Coded, Codes, corpus_axes, encode, is_worthwhile, load_for
-from tasks.store import Store, chunks_of_part
+from tasks.store import EmbeddedCorpus, Store, chunks_of_part
 from tasks.takedown import rows_naming, taken_down
 
 log = logging.getLogger(__name__)
@@ -135,35 +135,31 @@ def _replace_neighbours(
             store.write(path, kept.set_column(3, "rank", pa.array(closed_up(kept.column("query_image_id").to_pylist()), pa.int32())), "neighbours")
 
 
-def stored_codes(store: Store, encoder: str, revision: str, stems: Sequence[str], vectors: np.ndarray, low: float) -> Coded | None:
+def stored_codes(store: Store, encoder: str, corpus: EmbeddedCorpus, low: float) -> Coded | None:
     """The screen's codes of all rows: read where an earlier run stored them, else made and stored, shard by shard.
 
     They lie in data/neighbours/<encoder>/codes, in a folder for the model and the window's low end that the axes were chosen for. A shard's
     file is used if it has as many rows as the shard and its first and last ones are what coding gives now.
 
     Args:
-        stems: of the shards.
-        vectors: (n, d) float16, all their rows by rising id.
+        corpus: all that the encoder has embedded; the codes are in its order.
+        low: the window's low end.
     Returns:
         None where the 8-bit screen does not pay.
     """
-    folder = store.folder("data", "neighbours", encoder, "codes", f"{revision}-{low:.4f}")
+    folder = store.folder("data", "neighbours", encoder, "codes", f"{corpus.revision}-{low:.4f}")
     axes_path = folder / "axes.npz"
     if axes_path.exists():
         with np.load(axes_path, allow_pickle=False) as kept:
             axes = Axes(kept["matrix"], kept["middle"], float(kept["reach"]))
     else:
-        axes, share = corpus_axes(vectors, low)
+        axes, share = corpus_axes(corpus.vectors, low)
         if not is_worthwhile(axes, share):
             return None
         _write_arrays(store, axes_path, matrix=axes.matrix, middle=axes.middle, reach=np.float64(axes.reach))
     parts: list[Codes] = []
-    in_shards: list[str] = []
-    for stem in stems:
-        names, rows, _ = store.read_embeddings(encoder, [stem + ".npy"])  # a map of the file
-        if not names:
-            continue
-        in_shards += names
+    for stem, place in corpus.shards.items():
+        rows = corpus.vectors[place]
         path = folder / f"{stem}.npz"
         known = _read_codes(path) if path.exists() else None
         if known is None or not _is_of(known, rows, axes):
@@ -172,8 +168,7 @@ def stored_codes(store: Store, encoder: str, revision: str, stems: Sequence[str]
             _write_arrays(store, path, scale=np.float64(known.scale), **arrays)
         parts.append(known)
     columns = [np.concatenate([getattr(p, c) for p in parts]) for c in ("codes", "norm2", "code_norm2", "error")]
-    by_id = np.array(sorted(range(len(in_shards)), key=in_shards.__getitem__), np.int64)
-    return Coded(axes, Codes(columns[0], parts[0].scale, *columns[1:]).take(by_id))
+    return Coded(axes, Codes(columns[0], parts[0].scale, *columns[1:]))
 
 
 def _is_of(known: Codes, rows: np.ndarray, axes: Axes) -> bool:
@@ -217,32 +212,37 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     if window is None or window.low >= window.high:
         raise ConfigError(f"mine.windows: '{encoder}' is {window}; expected low < high; `python -m tasks calibrate` proposes numbers from the embeddings")
     stems = store.embedded_shards(encoder)
-    images = store.read_table("images", ["shard", "batch"]).to_pydict()
-    wanted = {Path(s).stem for s, b in zip(images["shard"], images["batch"], strict=True) if b == batch}
+    images = store.read_table("images", ["shard"], batch)
+    wanted = {Path(s).stem for s in pc.unique(images.column("shard")).to_pylist()}
     if missing := sorted(wanted - set(stems)):
         raise DataError(f"mine {encoder}: shards {missing} are not embedded; run `python -m tasks embed {encoder}` first")
-    new_ids = set(store.read_embeddings(encoder, [f"{s}.tar" for s in stems if s in wanted])[0])
-    ids, vectors, revision = store.read_embeddings(encoder, by_id=True)  # the order of shards must not show; ties go by id
+    corpus = store.read_corpus(encoder)
+    ids, vectors = corpus.ids, corpus.vectors
     coded = None
-    if config.backend == "blocked" and load_for(len(ids) * len(new_ids), vectors.shape[1]):
-        coded = stored_codes(store, encoder, revision, stems, vectors, window.low)
-    is_new = np.array([i in new_ids for i in ids], bool)
-    queries = np.concatenate([np.flatnonzero(is_new), np.flatnonzero(~is_new)]) if new_ids else np.zeros(0, np.int64)
+    is_new = np.zeros(len(ids), bool)
+    for stem in wanted & corpus.shards.keys():
+        is_new[corpus.shards[stem]] = True
+    if config.backend == "blocked" and load_for(len(ids) * int(is_new.sum()), vectors.shape[1]):
+        coded = stored_codes(store, encoder, corpus, window.low)
+    by_id = pc.sort_indices(ids).to_numpy().astype(np.int64)  # the order of shards must not show; ties go by id
+    place = np.empty(len(ids), np.int64)
+    place[by_id] = np.arange(len(ids))
+    queries = np.concatenate([by_id[is_new[by_id]], by_id[~is_new[by_id]]]) if is_new.any() else np.zeros(0, np.int64)
     is_first = part is None or part[0] == 1
-    report = StageReport("mine", reused=len(ids) - len(new_ids) if is_first else 0)
+    report = StageReport("mine", reused=int((~is_new).sum()) if is_first else 0)
     if is_first and (gone := taken_down(params, store)):
-        old = ~is_new
-        _replace_neighbours(store, encoder, batch, gone, [i for i, o in zip(ids, old, strict=True) if o], vectors[old], config, window)
+        old = by_id[~is_new[by_id]]
+        _replace_neighbours(store, encoder, batch, gone, ids.take(pa.array(old)).to_pylist(), vectors[old], config, window)
     chunks = list(chunks_of_part(len(queries), CHUNK_QUERIES, part)) or ([(0, slice(0, 0))] if is_first and not len(queries) else [])
     store.folder("data", "neighbours", encoder).mkdir(parents=True, exist_ok=True)
     missing_chunks = [c for c in chunks if not chunk_path(store, encoder, batch, c[0]).exists()]
-    names = pa.array(ids, pa.string())
     for group in groups_of(missing_chunks, neighbours=config.neighbours, memory_mib=config.memory_mib):
         asked = np.concatenate([queries[rows] for _, rows in group])
         found = join_in_window(
             vectors,
             is_new,
             asked,
+            place,
             low=window.low,
             high=window.high,
             neighbours=config.neighbours,
@@ -252,7 +252,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
             coded=coded,
         )
         for number, rows in group:
-            written = store.write(chunk_path(store, encoder, batch, number), neighbour_rows(names, queries[rows], found), "neighbours")
+            written = store.write(chunk_path(store, encoder, batch, number), neighbour_rows(ids, queries[rows], found), "neighbours")
             report.written += written
             log.info("mine %s: chunk %d, %d queries, %d candidates", encoder, number, rows.stop - rows.start, written)
     made = 0
@@ -267,8 +267,8 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         mined = np.concatenate([queries[rows] for _, rows in chunks])
         sample = np.sort(np.random.default_rng(params.open_run.seed).permutation(mined)[:RECALL_QUERIES])
         files = [chunk_path(store, encoder, batch, number) for number, _ in chunks]
-        exact = join_in_window(vectors, is_new, sample, low=window.low, high=window.high, neighbours=config.neighbours, memory_mib=config.memory_mib)
-        found = _read_found(store, files, names, sample)
+        exact = join_in_window(vectors, is_new, sample, place, low=window.low, high=window.high, neighbours=config.neighbours, memory_mib=config.memory_mib)
+        found = _read_found(store, files, ids, sample)
         report.figures[f"recall_{encoder}"] = recall_of(found, exact)
         log.info("mine %s: %s finds %.4f of the neighbours of %d queries", encoder, config.backend, report.figures[f"recall_{encoder}"], len(sample))
     return report

@@ -23,6 +23,7 @@ import contextlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,23 @@ class TableWriter:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._aside.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class EmbeddedCorpus:
+    """What one encoder has embedded.
+
+    Attributes:
+        ids: (n) strings, image ids.
+        vectors: (n, d) float16.
+        revision: of the model.
+        shards: stem of a shard -> its rows.
+    """
+
+    ids: pa.Array
+    vectors: np.ndarray
+    revision: str
+    shards: dict[str, slice]
 
 
 class Store:
@@ -249,56 +267,73 @@ class Store:
         """Stems of the shards that this encoder has finished, by name."""
         return sorted(p.stem for p in self.folder("data", "embeddings", encoder).glob("*.parquet"))
 
-    def read_embeddings(
-        self, encoder: str, shards: Sequence[str] | None = None, *, by_id: bool = False, wanted: Set[str] | None = None
-    ) -> tuple[list[str], np.ndarray, str]:
-        """Ids (n), vectors (n, d) float16 and the model revision.
+    def read_embeddings(self, encoder: str, shards: Sequence[str] | None = None, *, wanted: Set[str] | None = None) -> tuple[list[str], np.ndarray, str]:
+        """Ids (n), vectors (n, d) float16 and the model revision, in the shards' order.
 
-        The shards are mapped, not read: one shard alone stays a map of its file, several are gathered once, row by row where they belong.
+        One shard alone stays a map of its file; of several the rows are gathered once.
 
         Args:
             encoder: the encoder's role.
             shards: names of shards; all that are embedded when None.
-            by_id: rows by rising id instead of the shards' order.
             wanted: ids to return, where they are embedded; all when None. Other rows are not read.
         Raises:
             DataError: shards of different model revisions or widths, or ids and rows that do not match.
         """
+        import pyarrow as pa
+
+        stems = self.embedded_shards(encoder) if shards is None else [Path(s).stem for s in shards]
+        value_set = None if wanted is None else pa.array(wanted, pa.string())
+        found = self._gathered(encoder, stems, value_set)
+        return found.ids.to_pylist(), found.vectors, found.revision
+
+    def read_corpus(self, encoder: str) -> EmbeddedCorpus:
+        """All that an encoder has embedded, in the shards' order.
+
+        Raises:
+            DataError: as of `read_embeddings`.
+        """
+        return self._gathered(encoder, self.embedded_shards(encoder), None)
+
+    def _gathered(self, encoder: str, stems: Sequence[str], wanted: pa.Array | None) -> EmbeddedCorpus:
         import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         folder = self.folder("data", "embeddings", encoder)
-        ids: list[str] = []
-        blocks, revisions = [], set()
-        for stem in self.embedded_shards(encoder) if shards is None else [Path(s).stem for s in shards]:
-            table = pq.read_table(folder / f"{stem}.parquet")
-            block = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
-            if len(block) != table.num_rows:
-                raise DataError(f"embeddings/{encoder}/{stem}: {len(block)} vectors for {table.num_rows} ids; delete both files and embed again")
-            if table.num_rows:
-                names = table.column("image_id").to_pylist()
-                some = None if wanted is None else [n for n, i in enumerate(names) if i in wanted]
-                ids += names if some is None else [names[n] for n in some]
-                blocks.append(block if some is None or len(some) == len(names) else block[some])
-                revisions.add((table.schema.metadata or {}).get(b"revision", b"").decode())
+        found: dict[str, tuple[pa.ChunkedArray, np.ndarray | None]] = {}  # stem -> ids of the shard, and which of its rows (all when None)
+        revisions = set()
+        for stem in stems:
+            with pq.ParquetFile(folder / f"{stem}.parquet") as file:
+                ids, metadata = file.read().column("image_id"), file.schema_arrow.metadata or {}
+            if len(ids):
+                revisions.add(metadata.get(b"revision", b"").decode())
+                found[stem] = ids, None if wanted is None else np.flatnonzero(pc.is_in(ids, value_set=wanted).to_numpy())
         if len(revisions) > 1:
             raise DataError(f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; embed all again with one")
-        if len(widths := {block.shape[1] for block in blocks}) > 1:
-            raise DataError(f"embeddings/{encoder}: vectors {sorted(widths)} wide in one index; embed all again with one model")
-        revision = revisions.pop() if revisions else ""
-        if not blocks:
-            return ids, np.zeros((0, 1), np.float16), revision
-        if len(blocks) == 1 and not by_id:
-            return ids, blocks[0], revision
-        order = sorted(range(len(ids)), key=ids.__getitem__) if by_id else range(len(ids))
-        place = np.empty(len(ids), np.int64)
-        place[np.asarray(order, np.int64)] = np.arange(len(ids))
-        vectors = np.empty((len(ids), widths.pop()), np.float16)
+        total = sum(len(ids) if rows is None else len(rows) for ids, rows in found.values())
+        vectors = np.zeros((0, 1), np.float16)
+        names: list[pa.Array] = []
+        shards: dict[str, slice] = {}
+        widths: set[int] = set()
         start = 0
-        for block in blocks:
-            vectors[place[start : start + len(block)]] = block
-            start += len(block)
-        return [ids[n] for n in order], vectors, revision
+        for stem, (ids, rows) in found.items():  # one map at a time: each holds a file open
+            block = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
+            if len(block) != len(ids):
+                raise DataError(f"embeddings/{encoder}/{stem}: {len(block)} vectors for {len(ids)} ids; delete both files and embed again")
+            widths.add(block.shape[1])
+            if len(widths) > 1:
+                raise DataError(f"embeddings/{encoder}: vectors {sorted(widths)} wide in one index; embed all again with one model")
+            shards[stem] = slice(start, start + (len(ids) if rows is None else len(rows)))
+            start = shards[stem].stop
+            names += (ids if rows is None else ids.take(pa.array(rows))).chunks
+            if rows is None and len(found) == 1:
+                vectors = block
+                break
+            if len(shards) == 1:
+                vectors = np.empty((total, block.shape[1]), np.float16)
+            vectors[shards[stem]] = block if rows is None else block[rows]
+        return EmbeddedCorpus(pa.concat_arrays(names) if names else pa.array([], pa.string()), vectors, revisions.pop() if revisions else "", shards)
 
     # --- reports ------------------------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def test_ids_do_not_run_together():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 99), st.lists(st.integers(0, 5), min_size=1, max_size=4))
-def test_vectors_are_gathered_from_the_shards_in_their_order_or_by_id(tmp_path_factory, seed: int, sizes: list[int]):
+def test_vectors_are_gathered_from_the_shards_in_their_order(tmp_path_factory, seed: int, sizes: list[int]):
     store, rng = Store(tmp_path_factory.mktemp("store")), np.random.default_rng(seed)
     ids = [f"{i:02d}" for i in rng.permutation(sum(sizes))]
     vectors = rng.normal(size=(len(ids), 3)).astype(np.float16)
@@ -72,8 +72,12 @@ def test_vectors_are_gathered_from_the_shards_in_their_order_or_by_id(tmp_path_f
         store.write_embeddings("semantic", f"b-{n:05d}.tar", "r1", ids[start : start + size], vectors[start : start + size])
     found, rows, revision = store.read_embeddings("semantic")
     assert found == ids and revision == ("r1" if ids else "") and (not ids or np.array_equal(rows, vectors))
-    found, rows, _ = store.read_embeddings("semantic", by_id=True)
-    assert found == sorted(ids) and (not ids or np.array_equal(rows, vectors[np.argsort(ids)]))
+    corpus = store.read_corpus("semantic")
+    assert corpus.ids.to_pylist() == ids and [s.stop - s.start for s in corpus.shards.values()] == [n for n in sizes if n]
+    assert all(np.array_equal(corpus.vectors[s], np.load(store.folder("data", "embeddings", "semantic", f"{stem}.npy"))) for stem, s in corpus.shards.items())
+    some = set(ids[::2])
+    found, rows, _ = store.read_embeddings("semantic", wanted=some)
+    assert found == [i for i in ids if i in some] and (not some or np.array_equal(rows, vectors[::2]))
 
 
 def test_one_shard_is_mapped_and_widths_do_not_mix(tmp_path):
