@@ -32,6 +32,7 @@ FAISS_SCORES = 1 << 22  # (query, proposal) scores in memory at a time
 FAISS_COORDINATES = 1 << 24
 IVF_PROBED = 16  # one list in so many is looked at, at least 8
 HNSW_LINKS, HNSW_BREADTH = 32, 128  # links of a row; rows kept while building and searching, at least twice the proposals
+LEAST_LEVEL_BITS = 12  # of a similarity in a sort's key
 ENTRY_BYTES = 80  # what a candidate takes while the collector sorts it
 
 
@@ -272,8 +273,8 @@ class _Collector:
         if not good.any():
             return
         rows = rows[good]
-        self._rows.append(rows)
-        self._targets.append(targets[good])
+        self._rows.append(rows.astype(np.int32))
+        self._targets.append(targets[good].astype(np.int32))
         self._similarities.append(similarities[good])
         np.add.at(self._counts, rows, 1)
         self._stored += len(rows)
@@ -285,23 +286,67 @@ class _Collector:
                 self._compact()
 
     def _compact(self) -> tuple[np.ndarray, np.ndarray]:
-        """Drop what is beyond the k-th; the rest in order. Returns where each row's candidates start, and each one's rank."""
-        rows, targets, similarities = (np.concatenate(c) if c else np.zeros(0, np.int64) for c in (self._rows, self._targets, self._similarities))
-        order = np.lexsort((self.place[targets], -similarities, rows))
+        """Drop what is beyond the k-th; the rest in order. Returns each candidate's row and its rank."""
+        rows, targets, similarities = (np.concatenate(c) if c else np.zeros(0, np.int32) for c in (self._rows, self._targets, self._similarities))
+        order = order_of(rows, similarities, targets, self.place, len(self.floors))
         rows, targets, similarities = rows[order], targets[order], similarities[order]
-        rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-        kept = rank < self.neighbours
-        rows, targets, similarities, rank = rows[kept], targets[kept], similarities[kept], rank[kept]
+        counts = np.bincount(rows, minlength=len(self._counts))
+        rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        if self.neighbours < int(counts.max(initial=0)):
+            kept = rank < self.neighbours
+            rows, targets, similarities, rank = rows[kept], targets[kept], similarities[kept], rank[kept]
         last = rank == self.neighbours - 1
         self.floors[rows[last]] = similarities[last]
         self._rows, self._targets, self._similarities, self._stored = [rows], [targets], [similarities], len(rows)
-        self._counts = np.bincount(rows, minlength=len(self._counts))
+        self._counts = np.minimum(counts, self.neighbours)
         return rows, rank
 
     def result(self) -> Found:
         """All rows' neighbours, by row, then rank."""
         rows, rank = self._compact()
-        return rows.astype(np.int64), self._targets[0].astype(np.int64), self._similarities[0].astype(np.float64), rank.astype(np.int32)
+        return (
+            rows.astype(np.int64, copy=False),
+            self._targets[0].astype(np.int64, copy=False),
+            self._similarities[0].astype(np.float64, copy=False),
+            rank.astype(np.int32),
+        )
+
+
+def order_of(rows: np.ndarray, similarities: np.ndarray, targets: np.ndarray, place: np.ndarray, n: int) -> np.ndarray:
+    """The order of candidates by row, falling similarity, place of the target.
+
+    One sort of 64-bit numbers: the row, then the similarity cut to the bits that are left - which keeps its order -, then which candidate it is.
+    What is equal but for the last is looked at closely. Eight million take 0.6 s so, 4.6 by three keys.
+
+    Args:
+        rows: (p,) whole numbers below n.
+        similarities: (p,) float64.
+        targets: (p,) whole numbers, places in `place`.
+        place: int64, order of the targets' ids.
+        n: rows that there may be.
+    Returns:
+        (p,) int64.
+    """
+    count = len(rows)
+    own_bits = max(count - 1, 0).bit_length()
+    bits = min(63 - n.bit_length() - own_bits, 40)
+    if bits < LEAST_LEVEL_BITS or not count:
+        return np.lexsort((place[targets], -similarities, rows))
+    below = similarities.max() - similarities
+    levels = (below * ((2.0**bits - 1) / (below.max() or 1.0))).astype(np.int64)  # 0 the nearest
+    keys = (rows.astype(np.int64) << bits | levels) << own_bits | np.arange(count)
+    keys.sort()
+    order = keys & (1 << own_bits) - 1
+    keys >>= own_bits
+    same = keys[1:] == keys[:-1]
+    if same.any():
+        close = np.zeros(count, bool)
+        close[1:] |= same
+        close[:-1] |= same
+        at = np.flatnonzero(close)
+        some = order[at]
+        order[at] = some[np.lexsort((place[targets[some]], -similarities[some], keys[at]))]
+    return order
 
 
 def _blocked(

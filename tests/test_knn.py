@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks import knn
 from tasks.errors import DataError
-from tasks.knn import exact_similarity, join_in_window, neighbours_in_window, recall_of
+from tasks.knn import exact_similarity, join_in_window, neighbours_in_window, order_of, recall_of
 
 WAYS = (
     {"backend": "faiss-flat"},
@@ -221,3 +221,16 @@ def test_an_approximate_backend_finds_true_neighbours_and_its_recall_is_known(ba
     recall = recall_of(found, exact)
     assert 0.8 < recall <= 1 and recall_of(exact, exact) == 1
     assert listed(join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=8, backend=backend)) == listed(found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 9999), st.integers(0, 60), st.integers(1, 6), st.sampled_from([0, 1, 3, 10**9]), st.booleans())
+def test_one_sort_of_cut_numbers_orders_candidates_as_three_keys_do(seed: int, count: int, n: int, levels: int, is_large: bool):
+    rng = np.random.default_rng(seed)
+    rows, targets, place = rng.integers(0, n, count), rng.integers(0, 40, count), rng.permutation(40)
+    similarities = 0.7 + rng.integers(0, levels, count, endpoint=True) * 1e-12  # equal, or apart by less than a key tells
+    similarities[: count // 2] -= rng.random(count // 2) * 0.5
+    found = order_of(rows, similarities, targets, place, 1 << 52 if is_large else n)  # of so many rows a key has no room for the similarity
+    wanted = np.lexsort((place[targets], -similarities, rows))
+    assert np.array_equal(rows[found], rows[wanted]) and np.array_equal(similarities[found], similarities[wanted])
+    assert np.array_equal(targets[found], targets[wanted])
