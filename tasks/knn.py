@@ -21,7 +21,7 @@ import numpy as np
 
 from tasks.device_join import Limits, join_on_device
 from tasks.errors import DataError
-from tasks.screen import QUERY_ROWS, Coded, load_for, make_screen, widened
+from tasks.screen import QUERY_ROWS, Coded, load_for, make_screen, rows_and_columns, widened
 
 Backend = Literal["blocked", "torch", "faiss-flat", "faiss-ivf", "faiss-hnsw"]
 APPROXIMATE = ("faiss-ivf", "faiss-hnsw")
@@ -32,6 +32,7 @@ FAISS_SCORES = 1 << 22  # (query, proposal) scores in memory at a time
 FAISS_COORDINATES = 1 << 24
 IVF_PROBED = 16  # one list in so many is looked at, at least 8
 HNSW_LINKS, HNSW_BREADTH = 32, 128  # links of a row; rows kept while building and searching, at least twice the proposals
+ORDERED_AT_ONCE = 1 << 16  # candidates whose sorting numbers are made together
 LEAST_LEVEL_BITS = 12  # of a similarity in a sort's key
 ENTRY_BYTES = 80  # what a candidate takes while the collector sorts it
 
@@ -272,10 +273,11 @@ class _Collector:
         good = similarities >= self.floors[rows]
         if not good.any():
             return
-        rows = rows[good]
+        if not good.all():
+            rows, targets, similarities = rows[good], targets[good], similarities[good]
         self._rows.append(rows.astype(np.int32))
-        self._targets.append(targets[good].astype(np.int32))
-        self._similarities.append(similarities[good])
+        self._targets.append(targets.astype(np.int32))
+        self._similarities.append(similarities)
         np.add.at(self._counts, rows, 1)
         self._stored += len(rows)
         self._since += len(rows)
@@ -332,9 +334,17 @@ def order_of(rows: np.ndarray, similarities: np.ndarray, targets: np.ndarray, pl
     bits = min(63 - n.bit_length() - own_bits, 40)
     if bits < LEAST_LEVEL_BITS or not count:
         return np.lexsort((place[targets], -similarities, rows))
-    below = similarities.max() - similarities
-    levels = (below * ((2.0**bits - 1) / (below.max() or 1.0))).astype(np.int64)  # 0 the nearest
-    keys = (rows.astype(np.int64) << bits | levels) << own_bits | np.arange(count)
+    most = similarities.max()
+    scale = (2.0**bits - 1) / ((most - similarities.min()) or 1.0)
+    keys = np.empty(count, np.int64)
+    for start in range(0, count, ORDERED_AT_ONCE):  # a little at a time: what lies between stays in a processor's cache
+        some = slice(start, start + ORDERED_AT_ONCE)
+        part = rows[some].astype(np.int64)
+        part <<= bits
+        part |= ((most - similarities[some]) * scale).astype(np.int64)  # 0 the nearest
+        part <<= own_bits
+        part |= np.arange(start, start + len(part))
+        keys[some] = part
     keys.sort()
     order = keys & (1 << own_bits) - 1
     keys >>= own_bits
@@ -344,8 +354,8 @@ def order_of(rows: np.ndarray, similarities: np.ndarray, targets: np.ndarray, pl
         close[1:] |= same
         close[:-1] |= same
         at = np.flatnonzero(close)
-        some = order[at]
-        order[at] = some[np.lexsort((place[targets[some]], -similarities[some], keys[at]))]
+        which = order[at]
+        order[at] = which[np.lexsort((place[targets[which]], -similarities[which], keys[at]))]
     return order
 
 
@@ -393,7 +403,7 @@ def _blocked(
                     continue
                 flat = chosen.hits(prepared, block, collector.floors[asked], target_floors[others])
                 for start in range(0, len(flat), step):
-                    i, j = np.divmod(flat[start : start + step], len(others))
+                    i, j = rows_and_columns(flat[start : start + step], len(others))
                     if job.is_self:
                         once = b + j > a + i
                         i, j = i[once], j[once]

@@ -103,6 +103,16 @@ def test_the_screen_is_worth_it():
     assert near.sum() <= kept.sum() <= 1.5 * near.sum()
 
 
+@pytest.mark.parametrize("sides", ["one", "rows", "both"])
+def test_looking_at_eight_results_together_finds_what_looking_at_each_does(monkeypatch: pytest.MonkeyPatch, sides: str):
+    rows, rng = adversarial("clustered", 400, 64, 3), np.random.default_rng(3)
+    floors = np.full(400, 0.95) + (0.04 * rng.random(400) if sides != "one" else 0)
+    of, others = int8(rows, 0.95, 8, 64), np.full(400, np.inf) if sides == "rows" else floors[::-1]
+    together = passed(of, 400, floors, others)
+    monkeypatch.setattr(screen, "WORD", 7)  # 400 is no multiple of it
+    assert 400 <= together.sum() < 40_000 and np.array_equal(together, passed(of, 400, floors, others))
+
+
 def test_where_the_product_fails_its_check_a_float_product_serves(monkeypatch: pytest.MonkeyPatch):
     rows = adversarial("clustered", 50, 64, 0)
     assert isinstance(make_screen(rows, rows, low=0.8, kind="int8"), Int8Screen)
