@@ -21,7 +21,7 @@ import numpy as np
 
 from tasks.device_join import Limits, join_on_device
 from tasks.errors import DataError
-from tasks.screen import QUERY_ROWS, Coded, load_for, make_screen, rows_and_columns, widened
+from tasks.screen import QUERY_ROWS, Coded, Rows, in_memory, load_for, make_screen, rows_and_columns, widened
 
 Backend = Literal["blocked", "torch", "faiss-flat", "faiss-ivf", "faiss-hnsw"]
 APPROXIMATE = ("faiss-ivf", "faiss-hnsw")
@@ -48,7 +48,7 @@ def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return exact_of_rows(a, b, rows, rows)
 
 
-def exact_of_rows(queries: np.ndarray, targets: np.ndarray, query_rows: np.ndarray, target_rows: np.ndarray) -> np.ndarray:
+def exact_of_rows(queries: Rows, targets: Rows, query_rows: np.ndarray, target_rows: np.ndarray) -> np.ndarray:
     """`exact_similarity` of queries[query_rows] and targets[target_rows], (m,) float64, gathered a little at a time.
 
     Args:
@@ -64,7 +64,7 @@ def exact_of_rows(queries: np.ndarray, targets: np.ndarray, query_rows: np.ndarr
     return out
 
 
-def _check(vectors: np.ndarray, what: str) -> None:
+def _check(vectors: Rows, what: str) -> None:
     for start in range(0, len(vectors), 1024):
         block = widened(vectors[start : start + 1024])
         good = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1) < 5e-3
@@ -136,7 +136,7 @@ def neighbours_in_window(
 
 
 def join_in_window(
-    vectors: np.ndarray,
+    vectors: Rows,
     is_new: np.ndarray,
     asked: np.ndarray,
     place: np.ndarray | None = None,
@@ -194,7 +194,7 @@ def join_in_window(
     ]
     if backend == "torch":
         limits = Limits(low, high, neighbours, memory_mib)
-        return join_on_device(vectors, vectors, jobs, floors, place, None, limits, both_ways=True, device=device_of(screen))
+        return join_on_device(whole := in_memory(vectors), whole, jobs, floors, place, None, limits, both_ways=True, device=device_of(screen))
     collector = _Collector(floors, place, neighbours, memory_mib)
     _blocked(vectors, vectors, jobs, collector, floors, None, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen, coded=coded)
     return collector.result()
@@ -360,8 +360,8 @@ def order_of(rows: np.ndarray, similarities: np.ndarray, targets: np.ndarray, pl
 
 
 def _blocked(
-    queries: np.ndarray,
-    targets: np.ndarray,
+    queries: Rows,
+    targets: Rows,
     jobs: Sequence[_Job],
     collector: _Collector,
     target_floors: np.ndarray,
@@ -423,7 +423,7 @@ def _blocked(
 
 
 def _faiss_part(
-    vectors: np.ndarray,
+    vectors: Rows,
     place: np.ndarray,
     query_rows: np.ndarray,
     target_rows: np.ndarray,

@@ -32,12 +32,13 @@ from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
 from tasks.knn import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
 from tasks.records import StageReport
-from tasks.screen import Axes, Coded, Codes, corpus_axes, encode, is_worthwhile, load_for
+from tasks.screen import Axes, Coded, Codes, code_scale, corpus_axes, encode, is_worthwhile, load_for
 from tasks.store import EmbeddedCorpus, Store, chunks_of_part
 from tasks.takedown import rows_naming, taken_down
 
 log = logging.getLogger(__name__)
 CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts
+CODE_COLUMNS = ("codes", "norm2", "code_norm2", "error")
 PROBED = 8  # rows at either end of a shard whose codes are worked out again to see that they belong to it
 RECALL_QUERIES = 500  # queries whose neighbours an approximate backend is measured on
 REPLACEMENTS = 99_999  # number of a batch's file with what comes up where a neighbour was taken down
@@ -153,21 +154,20 @@ def stored_codes(store: Store, encoder: str, corpus: EmbeddedCorpus, low: float)
         with np.load(axes_path, allow_pickle=False) as kept:
             axes = Axes(kept["matrix"], kept["middle"], float(kept["reach"]))
     else:
-        axes, share = corpus_axes(corpus.vectors, low)
+        axes, share = corpus_axes(corpus.rows, low)
         if not is_worthwhile(axes, share):
             return None
         _write_arrays(store, axes_path, matrix=axes.matrix, middle=axes.middle, reach=np.float64(axes.reach))
     parts: list[Codes] = []
-    for stem, place in corpus.shards.items():
-        rows = corpus.vectors[place]
-        path = folder / f"{stem}.npz"
-        known = _read_codes(path) if path.exists() else None
+    for number, stem in enumerate(corpus.shards):
+        rows = corpus.rows.block(number)
+        path = folder / f"{stem}.npy"
+        known = _read_codes(path, axes) if path.exists() else None
         if known is None or not _is_of(known, rows, axes):
             known = encode(rows, axes)
-            arrays = {"codes": known.codes, "norm2": known.norm2, "code_norm2": known.code_norm2, "error": known.error}
-            _write_arrays(store, path, scale=np.float64(known.scale), **arrays)
+            _write_codes(store, path, known)
         parts.append(known)
-    columns = [np.concatenate([getattr(p, c) for p in parts]) for c in ("codes", "norm2", "code_norm2", "error")]
+    columns = [np.concatenate([getattr(p, c) for p in parts]) for c in CODE_COLUMNS]
     return Coded(axes, Codes(columns[0], parts[0].scale, *columns[1:]))
 
 
@@ -182,9 +182,18 @@ def _is_of(known: Codes, rows: np.ndarray, axes: Axes) -> bool:
     return bool(near and again.scale == kept.scale and np.allclose(again.norm2, kept.norm2, rtol=1e-6))
 
 
-def _read_codes(path: Path) -> Codes:
-    with np.load(path, allow_pickle=False) as kept:
-        return Codes(kept["codes"], float(kept["scale"]), kept["norm2"], kept["code_norm2"], kept["error"])
+def _read_codes(path: Path, axes: Axes) -> Codes:
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    return Codes(rows["codes"], code_scale(axes), *(rows[c] for c in CODE_COLUMNS[1:]))
+
+
+def _write_codes(store: Store, path: Path, codes: Codes) -> None:
+    rows = np.empty(len(codes.norm2), [("codes", np.int8, codes.codes.shape[1:]), *((c, np.float64) for c in CODE_COLUMNS[1:])])
+    for name in CODE_COLUMNS:
+        rows[name] = getattr(codes, name)
+    out = io.BytesIO()
+    np.save(out, rows)
+    store.write_bytes(path, out.getvalue())
 
 
 def _write_arrays(store: Store, path: Path, **arrays: Any) -> None:
@@ -217,13 +226,15 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     if missing := sorted(wanted - set(stems)):
         raise DataError(f"mine {encoder}: shards {missing} are not embedded; run `python -m tasks embed {encoder}` first")
     corpus = store.read_corpus(encoder)
-    ids, vectors = corpus.ids, corpus.vectors
+    ids = corpus.ids
     coded = None
     is_new = np.zeros(len(ids), bool)
     for stem in wanted & corpus.shards.keys():
         is_new[corpus.shards[stem]] = True
-    if config.backend == "blocked" and load_for(len(ids) * int(is_new.sum()), vectors.shape[1]):
+    if config.backend == "blocked" and load_for(len(ids) * int(is_new.sum()), corpus.rows.shape[1]):
         coded = stored_codes(store, encoder, corpus, window.low)
+    # behind codes few rows are looked at, here and there; without them all are, again and again
+    vectors = corpus.rows.gathered() if coded is None else corpus.rows
     by_id = pc.sort_indices(ids).to_numpy().astype(np.int64)  # the order of shards must not show; ties go by id
     place = np.empty(len(ids), np.int64)
     place[by_id] = np.arange(len(ids))

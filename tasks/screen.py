@@ -79,6 +79,21 @@ def load_for(pairs: int, d: int) -> bool:
     return True
 
 
+class Rows(Protocol):
+    """(n, d) float16: a numpy array, or rows that are mapped from files where they are asked for (`store.MappedRows`)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def take(self, indices: np.ndarray, axis: Any = 0) -> np.ndarray: ...
+    def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
+def in_memory(rows: Rows) -> np.ndarray:
+    """(n, d) float16, all of the rows."""
+    return rows if isinstance(rows, np.ndarray) else rows[np.arange(len(rows))]
+
+
 # --- codes ------------------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +180,12 @@ def axes_of(directions: np.ndarray, mean: np.ndarray, sample: np.ndarray, width:
     return Axes(matrix, middle, max(float(np.quantile(np.abs(coordinates), 0.9999)) if coordinates.size else 0.0, 1e-6))
 
 
-def encode(vectors: np.ndarray, axes: Axes, levels: int = _LEVELS, block: int = 1024) -> Codes:
+def code_scale(axes: Axes, levels: int = _LEVELS) -> float:
+    """Value of one level of codes along the axes."""
+    return float(np.float32(axes.reach / levels))
+
+
+def encode(vectors: Rows, axes: Axes, levels: int = _LEVELS, block: int = 1024) -> Codes:
     """Code rows along the axes.
 
     Args:
@@ -175,7 +195,7 @@ def encode(vectors: np.ndarray, axes: Axes, levels: int = _LEVELS, block: int = 
         block: rows at a time, which bounds the memory.
     """
     n, (d, width) = len(vectors), axes.matrix.shape
-    scale = float(np.float32(axes.reach / levels))
+    scale = code_scale(axes, levels)
     codes = np.empty((n, width), np.int8)
     norm2, code_norm2, error = np.empty(n), np.empty(n), np.empty(n)
     for start in range(0, n, block):
@@ -298,7 +318,7 @@ def rows_and_columns(places: np.ndarray, width: int) -> tuple[np.ndarray, np.nda
 class FloatScreen:
     """A float32 product: over d terms it errs by at most (d + 8) 2^-23 for rows of length at most 1.005."""
 
-    def __init__(self, queries: np.ndarray, targets: np.ndarray) -> None:
+    def __init__(self, queries: Rows, targets: Rows) -> None:
         """`queries` (m, d) and `targets` (n, d) float16."""
         self.query_vectors, self.target_vectors = queries, targets
         self.slack = (queries.shape[1] + 8) * 2.0**-23
@@ -322,7 +342,7 @@ class FloatScreen:
 class Int8Screen:
     """The 8-bit product of the module's text."""
 
-    def __init__(self, queries: np.ndarray, targets: np.ndarray, axes: Axes, *, low: float, bits: int, threads: int = 1, codes: Codes | None = None) -> None:
+    def __init__(self, queries: Rows, targets: Rows, axes: Axes, *, low: float, bits: int, threads: int = 1, codes: Codes | None = None) -> None:
         """`queries` (m, d) and `targets` (n, d) float16 (the same array for a self-join); `bits` of the queries' codes, 8 or 7; `codes` of the targets."""
         import torch
 
@@ -488,7 +508,7 @@ def best_axes(sample: np.ndarray, low: float, widths: Sequence[int] = WIDTHS, se
     return best[1], best[2]
 
 
-def corpus_axes(vectors: np.ndarray, low: float) -> tuple[Axes, float]:
+def corpus_axes(vectors: Rows, low: float) -> tuple[Axes, float]:
     """`best_axes` on rows drawn from a corpus.
 
     Args:
@@ -505,8 +525,8 @@ def is_worthwhile(axes: Axes, share: float) -> bool:
 
 
 def make_screen(
-    queries: np.ndarray,
-    targets: np.ndarray,
+    queries: Rows,
+    targets: Rows,
     *,
     low: float,
     threads: int = 1,
@@ -528,7 +548,7 @@ def make_screen(
     m, n, d = len(queries), len(targets), queries.shape[1]
     pairs = m * n if pairs is None else pairs
     if kind.startswith("torch"):
-        return TorchScreen(queries, targets, kind.partition(":")[2] or None)
+        return TorchScreen(in_memory(queries), in_memory(targets), kind.partition(":")[2] or None)
     if kind == "float32" or (kind == "auto" and not load_for(pairs, d)) or not n or not m:
         return FloatScreen(queries, targets)
     if coded is not None and (bits := product_bits(coded.axes.matrix.shape[1])):

@@ -22,7 +22,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ROW_GROUP_ROWS = 100_000
+OPEN_MAPS = 256  # files of vectors
 BATCH_ROWS = 2_000  # rows as Python objects at a time, of a TableWriter
 TABLES = ("images", "captions", "pairs", "captioned", "triplets")
 
@@ -58,6 +60,18 @@ class TableWriter:
         self.count += 1
         if len(self._rows) == BATCH_ROWS:
             self._pack()
+            if self.count % ROW_GROUP_ROWS == 0:
+                self._write()
+
+    def add_table(self, table: pa.Table) -> None:
+        """Append rows of the table's columns."""
+        table = table.select(self._schema.names).cast(self._schema)
+        self._pack()
+        while len(table):
+            some = table.slice(0, ROW_GROUP_ROWS - self.count % ROW_GROUP_ROWS)
+            self._batches += some.to_batches()
+            self.count += len(some)
+            table = table.slice(len(some))
             if self.count % ROW_GROUP_ROWS == 0:
                 self._write()
 
@@ -101,19 +115,87 @@ class TableWriter:
             self._aside.unlink(missing_ok=True)
 
 
+class MappedRows:
+    """Rows of several files as one matrix (n, d) float16 that is never in memory as a whole: files are mapped when rows of theirs are asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """`paths`: .npy files.
+
+        Raises:
+            DataError: they differ in width.
+        """
+        import numpy as np
+
+        self._paths, self._maps = list(paths), OrderedDict[int, "np.ndarray"]()
+        shapes = [self.block(n).shape for n in range(len(self._paths))]
+        if len(widths := {shape[1] for shape in shapes}) > 1:
+            raise DataError(f"{self._paths[0].parent}: vectors {sorted(widths)} wide in one index; embed all again with one model")
+        self.starts: np.ndarray = np.cumsum([0, *(shape[0] for shape in shapes)])
+        self.shape, self.dtype = (int(self.starts[-1]), widths.pop() if widths else 1), np.dtype(np.float16)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def block(self, number: int) -> np.ndarray:
+        """One file's rows, mapped. A map holds its file open, so that the oldest is let go when there are many."""
+        import numpy as np
+
+        if number in self._maps:
+            self._maps.move_to_end(number)
+        else:
+            self._maps[number] = np.load(self._paths[number], mmap_mode="r", allow_pickle=False)
+            if len(self._maps) > OPEN_MAPS:
+                self._maps.popitem(last=False)
+        return self._maps[number]
+
+    def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+        """(m, d) float16, some rows; as np.ndarray.take along the first axis."""
+        import numpy as np
+
+        assert axis == 0
+        numbers = np.searchsorted(self.starts, rows, side="right") - 1
+        if len(rows) and numbers.min() == numbers.max():  # what lies together is asked for together, most of the time
+            return np.asarray(self.block(int(numbers[0])).take(rows - self.starts[numbers[0]], axis=0))
+        out = np.empty((len(rows), self.shape[1]), self.dtype)
+        for number in np.unique(numbers).tolist():
+            of = np.flatnonzero(numbers == number)
+            out[of] = self.block(number)[rows[of] - self.starts[number]]
+        return out
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        return self.take(np.arange(len(self))[rows])
+
+    def gathered(self, chosen: np.ndarray | None = None) -> np.ndarray:
+        """(n, d) float16, all rows, or those of `chosen` (n,) bool; one file alone stays a map."""
+        import numpy as np
+
+        if len(self._paths) == 1 and chosen is None:
+            return self.block(0)
+        out = np.empty((len(self) if chosen is None else int(chosen.sum()), self.shape[1]), self.dtype)
+        start = 0
+        for number, first in enumerate(self.starts[:-1].tolist()):
+            block = self.block(number)
+            some = block if chosen is None else block[np.flatnonzero(chosen[first : first + len(block)])]
+            out[start : start + len(some)] = some
+            start += len(some)
+        return out
+
+
 @dataclass(frozen=True)
 class EmbeddedCorpus:
-    """What one encoder has embedded.
+    """What one encoder has embedded, in the shards' order.
 
     Attributes:
         ids: (n) strings, image ids.
-        vectors: (n, d) float16.
+        rows: (n, d) float16, mapped.
         revision: of the model.
         shards: stem of a shard -> its rows.
     """
 
     ids: pa.Array
-    vectors: np.ndarray
+    rows: MappedRows
     revision: str
     shards: dict[str, slice]
 
@@ -173,19 +255,29 @@ class Store:
             os.fsync(f.fileno())
         os.replace(aside, path)
 
-    def read(self, paths: Path | Iterable[Path], schema: str, columns: list[str] | None = None) -> pa.Table:
-        """Concatenate Parquet files (none gives an empty table of that schema)."""
+    def read(self, paths: Path | Iterable[Path], schema: str, columns: list[str] | None = None, *, encoded: bool = False) -> pa.Table:
+        """Concatenate Parquet files (none gives an empty table of that schema).
+
+        Args:
+            paths: files.
+            schema: name of the table's schema.
+            columns: to read; all when None.
+            encoded: strings as dictionaries, a third of the time and a tenth of the memory where they repeat (tasks/numbers.py).
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         wanted = schemas()[schema]
         if columns is not None:
             wanted = pa.schema([wanted.field(c) for c in columns])
+        if encoded:
+            wanted = pa.schema([(f.name, pa.dictionary(pa.int32(), f.type) if pa.types.is_string(f.type) else f.type) for f in wanted])
+        strings = [f.name for f in wanted if pa.types.is_dictionary(f.type)]
         files = [paths] if isinstance(paths, Path) else list(paths)
         tables = []
         for path in files:
             try:
-                with pq.ParquetFile(path) as found:
+                with pq.ParquetFile(path, read_dictionary=strings) as found:
                     known = set(found.schema_arrow.names)
                     rows = found.read(columns=[n for n in wanted.names if n in known])
                 for field in [wanted.field(n) for n in LATER_COLUMNS.get(schema, ()) if n in wanted.names and n not in known]:
@@ -195,19 +287,19 @@ class Store:
                 raise DataError(f"{path}: not a readable '{schema}' table ({error}); run `dvc pull` or the stage again") from error
         return pa.concat_tables(tables) if tables else wanted.empty_table()
 
-    def read_table(self, table: str, columns: list[str] | None = None, batch: str | None = None) -> pa.Table:
+    def read_table(self, table: str, columns: list[str] | None = None, batch: str | None = None, *, encoded: bool = False) -> pa.Table:
         """All rows of a table (or of one batch), in order of file name."""
         files = self.table_files(table)
         if batch is not None:
             files = [f for f in files if f.stem == batch or f.stem.rpartition("-")[0] == batch]
-        return self.read(files, table, columns)
+        return self.read(files, table, columns, encoded=encoded)
 
-    def read_dropped(self, stage: str | None = None, batch: str | None = None) -> pa.Table:
+    def read_dropped(self, stage: str | None = None, batch: str | None = None, columns: list[str] | None = None) -> pa.Table:
         """Dropped rows of a stage (all stages when None)."""
         files = sorted(self.folder("data", "dropped").glob(f"{stage or '*'}/*.parquet"))
         if batch is not None:
             files = [f for f in files if f.stem == batch or f.stem.rpartition("-")[0] == batch]
-        return self.read(files, "dropped")
+        return self.read(files, "dropped", columns)
 
     # --- pictures -----------------------------------------------------------------------------------------------
 
@@ -267,7 +359,7 @@ class Store:
         """Stems of the shards that this encoder has finished, by name."""
         return sorted(p.stem for p in self.folder("data", "embeddings", encoder).glob("*.parquet"))
 
-    def read_embeddings(self, encoder: str, shards: Sequence[str] | None = None, *, wanted: Set[str] | None = None) -> tuple[list[str], np.ndarray, str]:
+    def read_embeddings(self, encoder: str, shards: Sequence[str] | None = None) -> tuple[list[str], np.ndarray, str]:
         """Ids (n), vectors (n, d) float16 and the model revision, in the shards' order.
 
         One shard alone stays a map of its file; of several the rows are gathered once.
@@ -275,65 +367,52 @@ class Store:
         Args:
             encoder: the encoder's role.
             shards: names of shards; all that are embedded when None.
-            wanted: ids to return, where they are embedded; all when None. Other rows are not read.
         Raises:
             DataError: shards of different model revisions or widths, or ids and rows that do not match.
         """
-        import pyarrow as pa
+        corpus = self.read_corpus(encoder, shards)
+        return corpus.ids.to_pylist(), corpus.rows.gathered(), corpus.revision
 
-        stems = self.embedded_shards(encoder) if shards is None else [Path(s).stem for s in shards]
-        value_set = None if wanted is None else pa.array(wanted, pa.string())
-        found = self._gathered(encoder, stems, value_set)
-        return found.ids.to_pylist(), found.vectors, found.revision
-
-    def read_corpus(self, encoder: str) -> EmbeddedCorpus:
-        """All that an encoder has embedded, in the shards' order.
+    def read_wanted(self, encoder: str, wanted: pa.Array) -> tuple[pa.Array, np.ndarray]:
+        """Ids (n) and vectors (n, d) float16 of those of the wanted ids that are embedded; other rows are not read.
 
         Raises:
             DataError: as of `read_embeddings`.
         """
-        return self._gathered(encoder, self.embedded_shards(encoder), None)
-
-    def _gathered(self, encoder: str, stems: Sequence[str], wanted: pa.Array | None) -> EmbeddedCorpus:
-        import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
+
+        corpus = self.read_corpus(encoder)
+        chosen = pc.is_in(corpus.ids, value_set=wanted).to_numpy(zero_copy_only=False)
+        return corpus.ids.filter(pa.array(chosen)), corpus.rows.gathered(chosen)
+
+    def read_corpus(self, encoder: str, shards: Sequence[str] | None = None) -> EmbeddedCorpus:
+        """An encoder's ids, and its vectors to be mapped; of all shards, or of some.
+
+        Raises:
+            DataError: as of `read_embeddings`.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         folder = self.folder("data", "embeddings", encoder)
-        found: dict[str, tuple[pa.ChunkedArray, np.ndarray | None]] = {}  # stem -> ids of the shard, and which of its rows (all when None)
+        found: dict[str, pa.ChunkedArray] = {}
         revisions = set()
-        for stem in stems:
+        for stem in self.embedded_shards(encoder) if shards is None else [Path(s).stem for s in shards]:
             with pq.ParquetFile(folder / f"{stem}.parquet") as file:
                 ids, metadata = file.read().column("image_id"), file.schema_arrow.metadata or {}
             if len(ids):
                 revisions.add(metadata.get(b"revision", b"").decode())
-                found[stem] = ids, None if wanted is None else np.flatnonzero(pc.is_in(ids, value_set=wanted).to_numpy())
+                found[stem] = ids
         if len(revisions) > 1:
             raise DataError(f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; embed all again with one")
-        total = sum(len(ids) if rows is None else len(rows) for ids, rows in found.values())
-        vectors = np.zeros((0, 1), np.float16)
-        names: list[pa.Array] = []
-        shards: dict[str, slice] = {}
-        widths: set[int] = set()
-        start = 0
-        for stem, (ids, rows) in found.items():  # one map at a time: each holds a file open
-            block = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
-            if len(block) != len(ids):
-                raise DataError(f"embeddings/{encoder}/{stem}: {len(block)} vectors for {len(ids)} ids; delete both files and embed again")
-            widths.add(block.shape[1])
-            if len(widths) > 1:
-                raise DataError(f"embeddings/{encoder}: vectors {sorted(widths)} wide in one index; embed all again with one model")
-            shards[stem] = slice(start, start + (len(ids) if rows is None else len(rows)))
-            start = shards[stem].stop
-            names += (ids if rows is None else ids.take(pa.array(rows))).chunks
-            if rows is None and len(found) == 1:
-                vectors = block
-                break
-            if len(shards) == 1:
-                vectors = np.empty((total, block.shape[1]), np.float16)
-            vectors[shards[stem]] = block if rows is None else block[rows]
-        return EmbeddedCorpus(pa.concat_arrays(names) if names else pa.array([], pa.string()), vectors, revisions.pop() if revisions else "", shards)
+        rows = MappedRows([folder / f"{stem}.npy" for stem in found])
+        places = {stem: slice(int(start), int(end)) for stem, start, end in zip(found, rows.starts, rows.starts[1:], strict=False)}
+        for stem, ids in found.items():
+            if (count := places[stem].stop - places[stem].start) != len(ids):
+                raise DataError(f"embeddings/{encoder}/{stem}: {count} vectors for {len(ids)} ids; delete both files and embed again")
+        names = pa.concat_arrays([chunk for ids in found.values() for chunk in ids.chunks]) if found else pa.array([], pa.string())
+        return EmbeddedCorpus(names, rows, revisions.pop() if revisions else "", places)
 
     # --- reports ------------------------------------------------------------------------------------------------
 

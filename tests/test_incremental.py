@@ -10,9 +10,10 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.candidates import Mined, in_order, unite, with_merged_ranks
 from tasks.config import SelectConfig
 from tasks.knn import join_in_window
-from tasks.select import in_order, unite, with_merged_ranks, within_quotas
+from tasks.quotas import within_quotas
 
 Pair = tuple[str, str]
 NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)
@@ -33,25 +34,25 @@ def batches(seed: int, sizes: list[int], k: int, config: SelectConfig) -> list[t
     n = sum(sizes)
     rows, ids = corpus(seed, n)
     order = np.random.default_rng(seed + 1).permutation(n)
-    earlier: pa.Table | None = None
-    published: list[Pair] = []
+    earlier: Mined | None = None
+    published: list[tuple[int, int]] = []
     out = []
     for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
-        here = np.sort(order[: start + size])
+        here = np.sort(order[: start + size]).astype(np.int32)
         is_new = np.isin(here, order[start : start + size])
         query, target, similarity, rank = join_in_window(rows[here], is_new, np.arange(len(here)), low=0.4, high=0.999, neighbours=k)
-        names = np.array([ids[i] for i in here], dtype=object)
-        strings = [pa.array(names[x], pa.string()) for x in (query, target)]
-        columns = [*strings, pa.array(similarity, pa.float64()).cast(pa.float32()), pa.array(rank)]
-        mined = pa.table(columns, names=["query_image_id", "target_image_id", "similarity", "rank"])
+        mined = Mined(here[query], here[target], similarity.astype(np.float32), rank)
         ranked = mined if earlier is None else with_merged_ranks(mined, earlier, k)
-        new = {ids[i] for i in here[is_new]}
-        taken, left = within_quotas(in_order(unite({"semantic": ranked.to_pydict()}), seed=3), published, config, new)
-        assert all(c.query in new or c.target in new for c in taken)
-        pairs = [(c.query, c.target) for c in taken]
+        new = np.zeros(n, bool)
+        new[here[is_new]] = True
+        found = unite(pa.array(ids, pa.string()), {"semantic": ranked})
+        ends = np.array(published, np.int64).reshape(-1, 2)
+        taken = within_quotas(found.take(in_order(found, seed=3)), (ends[:, 0], ends[:, 1]), config, new).taken
+        assert (new[taken.queries] | new[taken.targets]).all()
+        pairs = list(zip(taken.queries.tolist(), taken.targets.tolist(), strict=True))
         published += pairs
-        earlier = mined if earlier is None else pa.concat_tables([earlier, mined])
-        out.append((new, pairs))
+        earlier = mined if earlier is None else earlier.with_(mined)
+        out.append(({ids[i] for i in here[is_new]}, [(ids[q], ids[t]) for q, t in pairs]))
     return out
 
 
@@ -85,16 +86,13 @@ def test_with_quotas_none_is_exceeded_and_no_pair_comes_twice(seed: int, sizes: 
     assert batches(seed, sizes, k, config) == found
 
 
-def table(rows: list[tuple[str, str, float, int]]) -> pa.Table:
+def mined(*rows: tuple[int, int, float, int]) -> Mined:
     query, target, similarity, rank = zip(*rows, strict=True)
-    return pa.table({"query_image_id": query, "target_image_id": target, "similarity": pa.array(similarity, pa.float32()), "rank": pa.array(rank, pa.int32())})
+    return Mined(np.array(query, np.int32), np.array(target, np.int32), np.array(similarity, np.float32), np.array(rank, np.int32))
 
 
 def test_an_old_picture_takes_a_new_target_only_where_it_is_among_its_nearest():
-    earlier = table([("a", "b", 0.9, 0), ("a", "c", 0.8, 1), ("d", "e", 0.5, 0)])
-    new = table([("a", "new", 0.85, 0), ("a", "other", 0.7, 1), ("d", "new", 0.4, 0), ("new", "a", 0.85, 0)])
-    assert with_merged_ranks(new, earlier, 2).drop_columns(["similarity"]).to_pylist() == [
-        {"query_image_id": "a", "target_image_id": "new", "rank": 1},
-        {"query_image_id": "d", "target_image_id": "new", "rank": 1},
-        {"query_image_id": "new", "target_image_id": "a", "rank": 0},
-    ]
+    a, b, c, d, e, new, other = range(7)
+    earlier = mined((a, b, 0.9, 0), (a, c, 0.8, 1), (d, e, 0.5, 0))
+    found = with_merged_ranks(mined((a, new, 0.85, 0), (a, other, 0.7, 1), (d, new, 0.4, 0), (new, a, 0.85, 0)), earlier, 2)
+    assert list(zip(found.queries.tolist(), found.targets.tolist(), found.ranks.tolist(), strict=True)) == [(a, new, 1), (d, new, 1), (new, a, 0)]

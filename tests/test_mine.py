@@ -166,7 +166,7 @@ def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.
                 assert [n for n in coded if n > 2 * mine.PROBED] == [cut.stop - cut.start]
     assert mined(stores["codes"]) == mined(stores["float32"]) != []
     folder = next(stores["codes"].folder("data", "neighbours", "semantic", "codes").iterdir())
-    assert sorted(p.name for p in folder.iterdir()) == [f"{BATCHES[0]}-00000.npz", f"{BATCHES[1]}-00000.npz", "axes.npz"]
+    assert sorted(p.name for p in folder.iterdir()) == [f"{BATCHES[0]}-00000.npy", f"{BATCHES[1]}-00000.npy", "axes.npz"]
     assert not stores["float32"].folder("data", "neighbours", "semantic", "codes").exists()
     stores["codes"].write_embeddings(
         "semantic", f"{BATCHES[0]}-00000.tar", "r1", ids[:600], np.roll(vectors[:600], 1, axis=0)

@@ -4,40 +4,102 @@ import itertools
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import select
+from tasks.candidates import ABSENT, ENCODERS, Candidates, Mined, band_of, in_order, over_bands, tiers, unite
 from tasks.config import Params, SelectConfig, parse_params, read_raw, resolve
 from tasks.errors import DataError
+from tasks.negatives import Retrieved, Vectors, hard_negatives
+from tasks.numbers import numbered, numbers_in
+from tasks.quotas import QUOTAS, Chosen, within_quotas
 from tasks.records import stable_id
-from tasks.select import Candidate, Vectors, band_of, hard_negatives, in_order, over_bands, unite, within_quotas
 from tasks.store import Store
 
 NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)
+Ranks = dict[str, int]
 pairs_of_letters = st.lists(st.sampled_from([a + b for a, b in itertools.permutations("abcdef", 2)]), unique=True, max_size=30)
 
 
-def candidates(names: list[str]) -> list[Candidate]:
-    return [Candidate(n[0], n[1], {"semantic": i % 5}) for i, n in enumerate(names)]
+def table_of(rows: list[tuple[str, str, Ranks]], reverse: dict[int, Ranks] | None = None, cosines: dict[str, float] | None = None) -> Candidates:
+    """Candidates (query, target, encoder -> rank); `reverse`: number of a row -> ranks of its other direction; `cosines`: encoder -> of all rows."""
+    names = pa.array(sorted({i for q, t, _ in rows for i in (q, t)}), pa.string())
+    number = {name: n for n, name in enumerate(names.to_pylist())}
+    queries, targets = (np.array([number[r[end]] for r in rows], np.int32) for end in (0, 1))
+    ranks, back = (
+        np.array([[of.get(e, ABSENT) for e in ENCODERS] for of in some], np.int32).reshape(-1, 3)
+        for some in ([r[2] for r in rows], [(reverse or {}).get(n, {}) for n in range(len(rows))])
+    )
+    similarities = None if cosines is None else np.array([[cosines.get(e, np.nan) for e in ENCODERS]] * len(rows))
+    return Candidates(names, queries, targets, ranks, back, similarities)
+
+
+def rows_of(c: Candidates) -> list[tuple[str, str, Ranks]]:
+    """The inverse of `table_of`."""
+    names = c.names.to_pylist()
+    ranks = [{e: r for e, r in zip(ENCODERS, row, strict=True) if r != ABSENT} for row in c.ranks.tolist()]
+    return [(names[q], names[t], of) for q, t, of in zip(c.queries.tolist(), c.targets.tolist(), ranks, strict=True)]
+
+
+def pairs_of(c: Candidates) -> list[tuple[str, str]]:
+    return [(q, t) for q, t, _ in rows_of(c)]
+
+
+def candidates(names: list[str]) -> Candidates:
+    return table_of([(n[0], n[1], {"semantic": i % 5}) for i, n in enumerate(names)])
+
+
+def shuffled(c: Candidates, chance: random.Random) -> Candidates:
+    return c.take(np.array(chance.sample(range(len(c)), len(c)), np.int64))
+
+
+def chosen(c: Candidates, published: list[tuple[str, str]], config: SelectConfig, sources: dict[str, str] | None = None) -> Chosen:
+    """`within_quotas` with names for numbers."""
+    ends = [pa.chunked_array([pa.array([p[end] for p in published], pa.string())]) for end in (0, 1)]
+    queries, targets = numbers_in(ends, c.names)
+    numbers = None if sources is None else np.array([["one", "two"].index(sources[i]) for i in c.names.to_pylist()], np.int64)
+    return within_quotas(c, (queries, targets), config, None, numbers)
+
+
+def decided(c: Candidates, *more: object) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
+    """Pairs taken, and (query, target, quota) left; in order of name."""
+    found = chosen(c, *more)  # type: ignore[arg-type]
+    left = [(q, t, QUOTAS[why]) for (q, t), why in zip(pairs_of(c.take(found.left)), found.reasons.tolist(), strict=True)]
+    return sorted(pairs_of(found.taken)), sorted(left)
+
+
+def test_strings_become_numbers_in_their_order_and_chunks_do_not_show():
+    one = pa.chunked_array([pa.array(["d", "b"]), pa.array(["b", "a"])])
+    two = pa.chunked_array([pa.array(["c", "d"])]).dictionary_encode()
+    names, (first, second) = numbered([one, two.filter(pa.array([True, False]))])  # what a filter leaves out is not named
+    assert names.to_pylist() == ["a", "b", "c", "d"] and first.tolist() == [3, 1, 1, 0] and second.tolist() == [2]
+    assert [n.tolist() for n in numbers_in([two, one], pa.array(["b", "c"]))] == [[1, -1], [-1, 0, 0, -1]]
+    assert [len(x) for x in (numbered([])[0], *numbered([one.slice(0, 0)])[1])] == [0, 0]
 
 
 def test_unites_the_encoders_with_provenance():
-    one = {"query_image_id": ["b", "a", "a"], "target_image_id": ["a", "b", "a"], "rank": [2, 0, 0]}
-    two = {"query_image_id": ["a"], "target_image_id": ["b"], "rank": [4]}
+    def mined(*rows: tuple[int, int, int]) -> Mined:
+        queries, targets, ranks = (np.array(x, np.int32) for x in zip(*rows, strict=True))
+        return Mined(queries, targets, np.full(len(rows), 0.9, np.float32), ranks)
+
+    found = unite(pa.array(["a", "b"]), {"caption": mined((0, 1, 4)), "semantic": mined((1, 0, 2), (0, 1, 0), (0, 0, 0))})
     there, back = {"semantic": 0, "caption": 4}, {"semantic": 2}
-    assert unite({"caption": two, "semantic": one}) == [Candidate("a", "b", there, back), Candidate("b", "a", back, there)]
+    assert rows_of(found) == [("a", "b", there), ("b", "a", back)]  # no picture is its own target
+    assert [of for *_, of in rows_of(found.mirrored())] == [{"semantic": 2, "caption": 4}, there]
+    assert found.reverse_ranks.tolist() == found.ranks[::-1].tolist()
 
 
 def test_agreement_of_encoders_comes_first():
     all_first = {"semantic": 0, "pattern": 0, "caption": 0}
-    mutual, one_way = Candidate("a", "b", all_first, all_first), Candidate("c", "d", all_first)
-    one, far = Candidate("e", "f", {"caption": 0}), Candidate("g", "h", {"caption": 9})
-    assert [c.tier for c in (mutual, one_way, one, far)] == [0, 4, 10, 23]
-    assert in_order([far, one, one_way, mutual], seed=0) == [mutual, one_way, one, far]
+    some = table_of([("g", "h", {"caption": 9}), ("e", "f", {"caption": 0}), ("c", "d", all_first), ("a", "b", all_first)], {3: all_first})
+    assert tiers(some).tolist() == [23, 10, 4, 0]
+    assert in_order(some, seed=0).tolist() == [3, 2, 1, 0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,21 +108,19 @@ def test_quotas_hold_and_the_order_of_inputs_does_not_matter(
     names: list[str], seed: int, per_query: int, per_target: int, per_batch: int | None, chance: random.Random
 ):
     config = SelectConfig(pairs_per_query=per_query, pairs_per_target=per_target, pairs_per_batch=per_batch)
-    shuffled = candidates(names)
-    chance.shuffle(shuffled)
-    published = [("a", "b"), ("a", "c")]
-    taken, left = within_quotas(in_order(candidates(names), seed), published, config)
-    assert within_quotas(in_order(shuffled, seed), published, config) == (taken, left)
-    made = [(c.query, c.target) for c in taken]
+    some, published = candidates(names), [("a", "b"), ("a", "c")]
+    other = shuffled(some, chance)
+    made, left = decided(some.take(in_order(some, seed)), published, config)
+    assert decided(other.take(in_order(other, seed)), published, config) == (made, left)
     assert not set(made) & set(published)
     for end, most in ((0, per_query), (1, per_target)):
         for letter in "abcdef":
             assert sum(p[end] == letter for p in made) <= max(0, most - sum(p[end] == letter for p in published))
     assert per_batch is None or len(made) <= per_batch
-    assert len(taken) + len(left) == len([n for n in names if n not in ("ab", "ac")])
+    assert len(made) + len(left) == len([n for n in names if n not in ("ab", "ac")])
 
 
-encoders_of_pairs = st.lists(st.sets(st.sampled_from(select.ENCODERS), min_size=1), min_size=30, max_size=30)
+encoders_of_pairs = st.lists(st.sets(st.sampled_from(ENCODERS), min_size=1), min_size=30, max_size=30)
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,17 +131,15 @@ def test_no_encoder_and_no_source_brings_more_and_both_directions_come_or_neithe
     quotas = {"pairs_per_query": per_query, "pairs_per_encoder": {"semantic": semantic}, "pairs_per_source": per_source, "pairs_per_batch": 13}
     config = SelectConfig(**quotas, pairs_per_target=3, both_directions=both)
     sources = {letter: "one" if letter < "d" else "two" for letter in "abcdef"}
-    columns = {e: [n for n, mined in zip(names, mined_by, strict=False) if e in mined] for e in select.ENCODERS}
-    some = unite({e: {"query_image_id": [n[0] for n in of], "target_image_id": [n[1] for n in of], "rank": [0] * len(of)} for e, of in columns.items()})
+    some = table_of([(n[0], n[1], dict.fromkeys(mined, 0)) for n, mined in zip(names, mined_by, strict=False)])
     published = [("a", "b"), ("c", "d")]
-    taken, left = within_quotas(in_order(some, seed), published, config, None, sources)
-    shuffled = list(some)
-    chance.shuffle(shuffled)
-    assert within_quotas(in_order(shuffled, seed), published, config, None, sources) == (taken, left)
-    made = {(c.query, c.target) for c in taken}
-    assert len(made) == len(taken) <= 13 and not made & set(published)  # what is published stays, and does not come again
-    assert sum("semantic" in c.ranks for c in taken) <= semantic
-    assert max(Counter(sources[c.query] for c in taken).values(), default=0) <= per_source
+    found = chosen(some.take(in_order(some, seed)), published, config, sources)
+    other = shuffled(some, chance)
+    assert decided(other.take(in_order(other, seed)), published, config, sources) == decided(some.take(in_order(some, seed)), published, config, sources)
+    made = set(pairs_of(found.taken))
+    assert len(made) == len(found.taken) <= 13 and not made & set(published)  # what is published stays, and does not come again
+    assert int(found.taken.mined_by[:, 0].sum()) <= semantic
+    assert max(Counter(sources[q] for q, _ in made).values(), default=0) <= per_source
     assert max(Counter(q for q, _ in [*made, *published]).values()) <= per_query
     assert max(Counter(t for _, t in [*made, *published]).values()) <= 3
     assert not both or all((t, q) in made | set(published) for q, t in made)
@@ -91,39 +149,42 @@ def test_no_encoder_and_no_source_brings_more_and_both_directions_come_or_neithe
 @given(pairs_of_letters, st.integers(0, 9), st.floats(0, 1), st.randoms())
 def test_at_most_a_share_of_pairs_ends_at_the_query_s_nearest_picture(names: list[str], seed: int, share: float, chance: random.Random):
     config = SelectConfig(pairs_per_query=9, pairs_per_target=9, nearest_share=share)
-    some = [Candidate(n[0], n[1], {"semantic": chance.randrange(2)} if chance.random() < 0.8 else {"pattern": 0}) for n in sorted(set(names)) if n[0] != n[1]]
-    shuffled = chance.sample(some, len(some))
-    taken, left = within_quotas(in_order(some, seed), [], config)
-    assert within_quotas(in_order(shuffled, seed), [], config) == (taken, left)
-    nearest = sum(c.ranks.get("semantic") == 0 for c in taken)
-    assert nearest <= share * len(taken) + 1e-9 or share == 1
-    assert all(why == "nearest_share" and c.ranks["semantic"] == 0 for c, why in left)
-    assert len(taken) - nearest == sum(c.ranks.get("semantic") != 0 for c in some)  # the others are not touched
+    some = table_of([(n[0], n[1], {"semantic": chance.randrange(2)} if chance.random() < 0.8 else {"pattern": 0}) for n in sorted(names)])
+    other = shuffled(some, chance)
+    found = chosen(some.take(in_order(some, seed)), [], config)
+    assert decided(other.take(in_order(other, seed)), [], config) == decided(some.take(in_order(some, seed)), [], config)
+    nearest = int((found.taken.ranks[:, 0] == 0).sum())
+    assert nearest <= share * len(found.taken) + 1e-9 or share == 1
+    left = some.take(in_order(some, seed)).take(found.left)
+    assert (left.ranks[:, 0] == 0).all() and {QUOTAS[r] for r in found.reasons.tolist()} <= {"nearest_share"}
+    assert len(found.taken) - nearest == int((some.ranks[:, 0] != 0).sum())  # the others are not touched
 
 
 def test_the_other_direction_is_a_pair_of_its_own_mined_by_the_same_encoders():
-    there, alone = Candidate("a", "b", {"semantic": 0, "caption": 3}, {"semantic": 2}), Candidate("c", "d", {"pattern": 1})
+    there, alone = {"semantic": 0, "caption": 3}, {"pattern": 1}
+    some = table_of([("a", "b", there), ("c", "d", alone)], {0: {"semantic": 2}})
     config = SelectConfig(pairs_per_query=1, pairs_per_target=1, both_directions=True)
-    taken, _ = within_quotas([there, alone], [], config)
-    assert {(c.query, c.target): c.ranks for c in taken} == {
-        ("a", "b"): there.ranks,
+    taken = chosen(some, [], config).taken
+    assert {(q, t): ranks for q, t, ranks in rows_of(taken)} == {
+        ("a", "b"): there,
         ("b", "a"): {"semantic": 2, "caption": 3},
-        ("c", "d"): alone.ranks,
-        ("d", "c"): alone.ranks,
+        ("c", "d"): alone,
+        ("d", "c"): alone,
     }
-    assert len({c.pair_id for c in taken}) == 4
-    taken, left = within_quotas([there, Candidate("b", "e", {"semantic": 1})], [], config)
-    assert len(taken) == 2 and [(c.target, why) for c, why in left] == [("e", "pairs_per_query")]
+    assert taken.pair_ids.tolist() == [stable_id(q, t).encode() for q, t in pairs_of(taken)]
+    made, left = decided(table_of([("a", "b", there), ("b", "e", {"semantic": 1})]), [], config)
+    assert len(made) == 2 and left == [("b", "e", "pairs_per_query")]
 
 
 @settings(max_examples=40, deadline=None)
 @given(pairs_of_letters, st.integers(0, 30), st.integers(0, 9))
 def test_without_quotas_the_union_over_batches_is_the_whole(names: list[str], cut: int, seed: int):
-    whole, _ = within_quotas(in_order(candidates(names), seed), [], NO_QUOTAS)
-    first, _ = within_quotas(in_order(candidates(names)[:cut], seed), [], NO_QUOTAS)
-    second, _ = within_quotas(in_order(candidates(names), seed), [(c.query, c.target) for c in first], NO_QUOTAS)
-    assert {c.pair_id for c in first} | {c.pair_id for c in second} == {c.pair_id for c in whole}
-    assert not {c.pair_id for c in first} & {c.pair_id for c in second}
+    def made(some: list[str], published: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        return decided(c.take(in_order(c, seed)), published, NO_QUOTAS)[0] if len(c := candidates(some)) else []
+
+    first = made(names[:cut], [])
+    second = made(names, first)
+    assert {*first, *second} == set(made(names, [])) and not set(first) & set(second)
 
 
 WINDOWS = {"semantic": (0.8, 0.9), "caption": (0.5, 1.0)}
@@ -134,55 +195,52 @@ CASES = [(0.899, 0, 0, 0), (0.86, 3, 0, 1), (0.84, 6, 1, 1), (0.801, 11, 2, 2), 
 
 @pytest.mark.parametrize(("similarity", "rank", "by_rank", "by_similarity"), CASES)
 def test_bands_part_the_ranks_or_the_window(similarity: float, rank: int, by_rank: int, by_similarity: int):
-    c = Candidate("a", "b", {"semantic": rank, "caption": 50}, {}, {"semantic": similarity, "caption": 0.99})  # the one that ranks it best counts
-    assert band_of(c, 3, by="rank", neighbours=12, windows=WINDOWS) == by_rank
-    assert band_of(c, 3, by="similarity", neighbours=12, windows=WINDOWS) == by_similarity
+    c = table_of([("a", "b", {"semantic": rank, "caption": 50})], cosines={"semantic": similarity, "caption": 0.99})  # the one that ranks it best counts
+    assert band_of(c, 3, by="rank", neighbours=12, windows=WINDOWS).tolist() == [by_rank]
+    assert band_of(c, 3, by="similarity", neighbours=12, windows=WINDOWS).tolist() == [by_similarity]
 
 
-def fan(queries: int, ranks: int) -> list[Candidate]:
+def fan(queries: int, ranks: int) -> Candidates:
     """Each query with targets of its own at ranks 0, 1, ..."""
-    return [Candidate(f"q{q}", f"t{q}-{r}", {"semantic": r}) for q in range(queries) for r in range(ranks)]
-
-
-def thirds(c: Candidate) -> int:
-    return min(c.ranks.values()) // 4
+    return table_of([(f"q{q}", f"t{q}-{r}", {"semantic": r}) for q in range(queries) for r in range(ranks)])
 
 
 def test_draws_fall_over_the_bands_by_their_weights_and_each_query_takes_them_in_turn():
-    order = over_bands(fan(400, 12), 0, (2, 1, 1), thirds)
-    assert len({c.query for c in order[:400]}) == 400  # everyone's first before anyone's second
-    share = [sum(thirds(c) == b for c in order[:400]) / 400 for b in range(3)]
+    some = fan(400, 12)
+    thirds = some.ranks[:, 0].astype(np.int64) // 4
+    order = over_bands(some, 0, (2, 1, 1), thirds)
+    assert len(np.unique(some.queries[order[:400]])) == 400  # everyone's first before anyone's second
+    share = [np.mean(thirds[order[:400]] == b) for b in range(3)]
     assert share == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
+    names = some.names.to_pylist()
     for query in ("q0", "q7", "q99"):
-        drawn = [thirds(c) for c in order if c.query == query]
+        drawn = thirds[order[some.queries[order] == names.index(query)]].tolist()
         assert sorted(drawn[:3]) == [0, 1, 2] and drawn[3:6] == drawn[:3]
-    ranks = [min(c.ranks.values()) for c in order[:400] if thirds(c) == 0]
+    ranks = [r for r, third in zip(some.ranks[order[:400], 0].tolist(), thirds[order[:400]].tolist(), strict=True) if third == 0]
     assert max(ranks.count(r) for r in range(4)) < 0.4 * len(ranks)  # inside a band the nearest is nothing special
-    assert over_bands(fan(400, 12), 1, (2, 1, 1), thirds)[:400] != order[:400]
+    assert over_bands(some, 1, (2, 1, 1), thirds)[:400].tolist() != order[:400].tolist()
 
 
 def test_inside_a_band_what_more_encoders_mined_comes_first():
-    agreed = Candidate("a", "c", {"semantic": 3, "pattern": 2})
-    assert over_bands([Candidate("a", "b", {"semantic": 0}), agreed, Candidate("a", "d", {"pattern": 1})], 0, (1,), lambda c: 0)[0] is agreed
+    some = table_of([("a", "b", {"semantic": 0}), ("a", "c", {"semantic": 3, "pattern": 2}), ("a", "d", {"pattern": 1})])
+    assert over_bands(some, 0, (1,), np.zeros(3, np.int64))[0] == 1
 
 
 @settings(max_examples=60, deadline=None)
 @given(pairs_of_letters, st.integers(0, 99), st.lists(st.floats(0.1, 5), min_size=1, max_size=4), st.randoms())
 def test_drawing_depends_on_the_seed_and_the_set_alone(names: list[str], seed: int, weights: list[float], chance: random.Random):
-    def band(c: Candidate) -> int:
-        return min(c.ranks.values()) % len(weights)
+    def drawn(c: Candidates) -> list[tuple[str, str]]:
+        return pairs_of(c.take(over_bands(c, seed, weights, c.ranks.min(axis=1, initial=0) % len(weights))))
 
     some = candidates(names)
-    shuffled = list(some)
-    chance.shuffle(shuffled)
-    order = over_bands(some, seed, weights, band)
-    assert over_bands(shuffled, seed, weights, band) == order
-    assert sorted(c.pair_id for c in order) == sorted(c.pair_id for c in some)
+    order = drawn(some)
+    assert drawn(shuffled(some, chance)) == order
+    assert sorted(order) == sorted(pairs_of(some))
     turns = Counter[str]()
     turn_of = []
-    for c in order:
-        turn_of.append(turns[c.query])
-        turns[c.query] += 1
+    for query, _ in order:
+        turn_of.append(turns[query])
+        turns[query] += 1
     assert turn_of == sorted(turn_of)
 
 
@@ -191,25 +249,51 @@ def on_circle(*degrees: float) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float16)
 
 
+def negatives_of(
+    ranks: Ranks, retrieved: dict[str, dict[str, list[str]]], tables: dict[str, tuple[list[str], np.ndarray]], limits: tuple[float, float, float], **more: Any
+) -> tuple[list[tuple[str, float]], list[str]]:
+    """`hard_negatives` of the one pair of the first two ids: (id, similarity) by preference, and the ids left out as copies."""
+    ids = next(iter(tables.values()))[0]
+    names = pa.array(sorted({*ids, *(i for of in retrieved.values() for q, ts in of.items() for i in (q, *ts))}), pa.string())
+    number = {name: n for n, name in enumerate(names.to_pylist())}
+    c = table_of([(ids[0], ids[1], ranks)])
+    c = Candidates(names, *(np.array([number[i]], np.int32) for i in ids[:2]), c.ranks, c.reverse_ranks)
+    looked_up = {}
+    for encoder, of in retrieved.items():
+        queries, targets = (np.array(x, np.int32) for x in zip(*((number[q], number[t]) for q, ts in of.items() for t in ts), strict=True))
+        looked_up[encoder] = Retrieved(Mined(queries, targets, np.zeros(len(queries), np.float32), np.zeros(len(queries), np.int32)), len(names))
+    vectors = Vectors(names, {e: (pa.array(of, pa.string()), rows) for e, (of, rows) in tables.items()})
+    found = hard_negatives(c, looked_up, vectors, limits=np.array(limits), **more)
+    assert not found.pairs.any() and not found.copy_pairs.any()
+    names_of = names.to_pylist()
+    return [(names_of[i], s) for i, s in zip(found.images.tolist(), found.similarities.tolist(), strict=True)], [names_of[i] for i in found.copies.tolist()]
+
+
 def test_negatives_are_the_retrieved_nearest_to_the_target_but_no_copy_of_it():
     ids = ["query", "target", "copy", "near", "far", "further"]
-    vectors = Vectors({"semantic": (ids, on_circle(0, 40, 41, 60, 80, 110))})
-    c = Candidate("query", "target", {"semantic": 1})
     retrieved = {"semantic": {"query": ["target", "copy", "far"], "target": ["query", "near", "further", "copy"]}, "caption": {"query": ["unasked"]}}
-    limits = {"semantic": 0.99, "pattern": 0.99, "caption": 0.99}
-    negatives, copies = hard_negatives(c, retrieved, vectors, limits=limits, count=2)
+    tables = {"semantic": (ids, on_circle(0, 40, 41, 60, 80, 110))}
+    negatives, copies = negatives_of({"semantic": 1}, retrieved, tables, (0.99, 0.99, 0.99), count=2)
     assert copies == ["copy"]
     assert [i for i, _ in negatives] == ["near", "far"]
     assert [s for _, s in negatives] == pytest.approx([np.cos(np.deg2rad(20)), np.cos(np.deg2rad(40))], abs=2e-3)
 
 
+def test_encoders_take_turns_and_the_first_that_proposes_a_picture_has_it():
+    ids = ["query", "target", "a", "b", "c"]
+    tables = {"semantic": (ids, on_circle(0, 40, 60, 80, 100)), "pattern": (ids, on_circle(0, 40, 90, 45, 50))}
+    retrieved = {"semantic": {"query": ["a", "b"]}, "pattern": {"target": ["b", "c"]}}
+    negatives, _ = negatives_of({"semantic": 0, "pattern": 0}, retrieved, tables, (2, 2, 2), count=None)
+    assert [i for i, _ in negatives] == ["a", "c", "b"]  # a and b are the semantic's, c the pattern's; b was its second
+    assert dict(negatives)["b"] == pytest.approx(np.cos(np.deg2rad(40)), abs=2e-3)
+
+
 def test_a_margin_is_measured_in_the_distance_of_query_and_target_and_copies_of_the_query_stay_out():
     ids = ["query", "target", "twin", "near", "far"]
-    vectors = Vectors({"semantic": (ids, on_circle(0, 40, 1, 60, 85)), "pattern": (ids, on_circle(0, 40, 80, 60, 85))})
-    c, retrieved = Candidate("query", "target", {"semantic": 0}), {"semantic": {"query": ["twin", "near", "far"]}}
+    tables = {"semantic": (ids, on_circle(0, 40, 1, 60, 85)), "pattern": (ids, on_circle(0, 40, 80, 60, 85))}
 
     def mined(**settings: object) -> tuple[list[str], list[str]]:
-        negatives, copies = hard_negatives(c, retrieved, vectors, limits={"semantic": 0.99, "pattern": 0.99, "caption": 0.99}, count=5, **settings)
+        negatives, copies = negatives_of({"semantic": 0}, {"semantic": {"query": ["twin", "near", "far"]}}, tables, (0.99, 0.99, 0.99), count=5, **settings)
         return [i for i, _ in negatives], copies
 
     assert mined() == (["near", "twin", "far"], [])
@@ -224,16 +308,20 @@ def test_a_margin_is_measured_in_the_distance_of_query_and_target_and_copies_of_
 def test_the_margin_holds_for_every_negative(seed: int, margin: float):
     rng = np.random.default_rng(seed)
     ids = [f"{i:02d}" for i in range(20)]
-    vectors = Vectors({e: (ids, on_circle(*rng.uniform(0, 180, 20))) for e in ("semantic", "pattern")})
-    c, retrieved = Candidate("00", "01", {"semantic": 0, "pattern": 1}), {"semantic": {"00": ids[2:12]}, "pattern": {"01": ids[8:]}}
-    limits = {"semantic": 0.99, "pattern": 0.98, "caption": 1.0}
-    negatives, copies = hard_negatives(c, retrieved, vectors, limits=limits, count=30, margin=margin, query_copies=False)
+    tables = {e: (ids, on_circle(*rng.uniform(0, 180, 20))) for e in ("semantic", "pattern")}
+    retrieved, limits = {"semantic": {"00": ids[2:12]}, "pattern": {"01": ids[8:]}}, (0.99, 0.98, 1.0)
+    negatives, copies = negatives_of({"semantic": 0, "pattern": 1}, retrieved, tables, limits, count=30, margin=margin, query_copies=False)
     assert {i for i, _ in negatives} | set(copies) == set(ids[2:]) and not {i for i, _ in negatives} & set(copies)
+
+    def cosine(encoder: str, a: str, b: str) -> float:
+        rows = tables[encoder][1].astype(np.float64)
+        return float(rows[ids.index(a)] @ rows[ids.index(b)])
+
     for i, similarity in negatives:
         encoder = "semantic" if i in ids[2:12] else "pattern"
-        assert 1 - similarity >= margin * (1 - vectors.similarity(encoder, ["00"], ["01"])[0])
-        for e in ("semantic", "pattern"):
-            assert max(*vectors.similarity(e, [i], ["00"]), *vectors.similarity(e, [i], ["01"])) < limits[e]
+        assert similarity == pytest.approx(cosine(encoder, i, "01"), abs=1e-9) and 1 - similarity >= margin * (1 - cosine(encoder, "00", "01")) - 1e-9
+        for limit, e in zip(limits, ("semantic", "pattern"), strict=False):
+            assert max(cosine(e, i, "00"), cosine(e, i, "01")) < limit
 
 
 # --- the stage, on three batches of a circle -------------------------------------------------------------------------
@@ -295,20 +383,24 @@ def test_a_week_reads_the_vectors_of_the_pictures_that_it_names_alone(tmp_path: 
     select.run(params_for("2026.01.04"), store)
     fill(store, "2026.01.11", second, first + second)
     asked: list[set[str]] = []
-    read = Store.read_embeddings
+    read = Store.read_wanted
 
-    def watched(self: Store, encoder: str, shards: object = None, *, wanted: set[str] | None = None, **more: object) -> object:
-        if wanted is not None:
-            asked.append(set(wanted))
-        return read(self, encoder, shards, wanted=wanted, **more)  # type: ignore[arg-type]
+    def watched(self: Store, encoder: str, wanted: pa.Array) -> tuple[pa.Array, np.ndarray]:
+        asked.append(set(wanted.to_pylist()))
+        return read(self, encoder, wanted)
 
-    monkeypatch.setattr(Store, "read_embeddings", watched)
+    monkeypatch.setattr(Store, "read_wanted", watched)
     select.run(params_for("2026.01.11"), store)
     assert asked and set().union(*asked) <= {f"{d:03d}" for d in (0, 5, 10, 3, 8)}
     path = store.table_path("pairs", "2026.01.11")
     lean = path.read_bytes()
     path.unlink()
-    monkeypatch.setattr(Store, "read_embeddings", lambda self, encoder, shards=None, *, wanted=None, **more: read(self, encoder, shards, **more))
+
+    def everything(self: Store, encoder: str, wanted: pa.Array) -> tuple[pa.Array, np.ndarray]:
+        ids, vectors, _ = self.read_embeddings(encoder)
+        return pa.array(ids, pa.string()), vectors
+
+    monkeypatch.setattr(Store, "read_wanted", everything)
     select.run(params_for("2026.01.11"), store)
     assert path.read_bytes() == lean and store.read(path, "pairs").num_rows > 0
 

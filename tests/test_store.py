@@ -1,13 +1,15 @@
 """The store: whole files or none, equal rows give equal bytes, parts do not matter."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks import store as store_module
 from tasks.errors import DataError
 from tasks.records import StageReport, stable_id
-from tasks.store import Store, chunks_of_part
+from tasks.store import Store, TableWriter, chunks_of_part
 
 
 def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):
@@ -74,10 +76,21 @@ def test_vectors_are_gathered_from_the_shards_in_their_order(tmp_path_factory, s
     assert found == ids and revision == ("r1" if ids else "") and (not ids or np.array_equal(rows, vectors))
     corpus = store.read_corpus("semantic")
     assert corpus.ids.to_pylist() == ids and [s.stop - s.start for s in corpus.shards.values()] == [n for n in sizes if n]
-    assert all(np.array_equal(corpus.vectors[s], np.load(store.folder("data", "embeddings", "semantic", f"{stem}.npy"))) for stem, s in corpus.shards.items())
-    some = set(ids[::2])
-    found, rows, _ = store.read_embeddings("semantic", wanted=some)
-    assert found == [i for i in ids if i in some] and (not some or np.array_equal(rows, vectors[::2]))
+    asked = rng.integers(0, len(ids), 9) if ids else np.zeros(0, np.int64)
+    assert not ids or np.array_equal(corpus.rows.take(asked), vectors[asked])
+    assert not ids or np.array_equal(corpus.rows[1:4], vectors[1:4])
+    found, rows = store.read_wanted("semantic", pa.array([*ids[::2], "elsewhere"], pa.string()))
+    assert found.to_pylist() == ids[::2] and (not ids or np.array_equal(rows, vectors[::2]))
+
+
+def test_few_files_of_vectors_are_open_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "OPEN_MAPS", 2)
+    store, vectors = Store(tmp_path), np.arange(20, dtype=np.float16).reshape(10, 2)
+    for n in range(5):
+        store.write_embeddings("semantic", f"b-{n:05d}.tar", "r1", [str(2 * n), str(2 * n + 1)], vectors[2 * n : 2 * n + 2])
+    rows = store.read_corpus("semantic").rows
+    assert np.array_equal(rows.take(np.array([9, 0, 4, 9, 5])), vectors[[9, 0, 4, 9, 5]]) and len(rows._maps) == 2
+    assert np.array_equal(rows.gathered(), vectors) and np.array_equal(rows.gathered(np.arange(10) % 3 == 0), vectors[::3])
 
 
 def test_one_shard_is_mapped_and_widths_do_not_mix(tmp_path):
@@ -87,3 +100,17 @@ def test_one_shard_is_mapped_and_widths_do_not_mix(tmp_path):
     store.write_embeddings("semantic", "b-00001.tar", "r1", ["c"], np.eye(3, dtype=np.float16)[:1])
     with pytest.raises(DataError, match=r"\[2, 3\] wide"):
         store.read_embeddings("semantic")
+
+
+def test_a_table_written_in_parts_has_the_bytes_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "ROW_GROUP_ROWS", 7)
+    rows = [{"stage": "select", "batch": "b", "key": str(n), "reason": "r", "detail": "{}"} for n in range(25)]
+    store = Store(tmp_path)
+    store.write(tmp_path / "whole.parquet", rows, "dropped")
+    table = store.read(tmp_path / "whole.parquet", "dropped")
+    for cuts in ([0, 25], [0, 3, 3, 17, 25], [0, 7, 21, 25]):
+        writer = TableWriter(tmp_path / "parts.parquet", "dropped")
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            writer.add_table(table.slice(start, end - start))
+        writer.close()
+        assert (tmp_path / "parts.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes() and writer.count == 25
