@@ -58,7 +58,7 @@ LARGEST_SHARE = 0.2  # of the pairs that may survive the screen
 SAMPLE_ROWS = 16_384  # rows that the axes are fitted to
 TRIAL_QUERIES, TRIAL_TARGETS = 256, 2048  # rows that the width is chosen on
 # What things cost, ns, to choose the width by; a wrong guess costs time, never a pair.
-PAIR_NS, PAIR_COORDINATE_NS, SURVIVOR_COORDINATE_NS = 0.20, 0.0044, 3.0
+PAIR_NS, PAIR_COORDINATE_NS, PLACE_NS, SURVIVOR_COORDINATE_NS = 0.20, 0.0044, 25.0, 3.0
 _STEP_SLACK = 0.55  # output steps: half for rounding to nearest, the rest for float32
 _LEVELS = 127  # codes are -127..127
 
@@ -382,20 +382,28 @@ class Int8Screen:
             return np.clip(np.ceil((needed - base) / step - _STEP_SLACK), 1, 255).astype(np.uint8)  # no pair needs less than 1: see base
 
         of_query = threshold(query_floors - query_margin) if by_query else None
-        of_target = threshold(target_floors - far) if by_target else None
-        if found.shape[1] % WORD == 0:  # most of it is 0, eight of them are looked at together
-            words = found.view(np.uint64).ravel()
-            some = np.flatnonzero(words != 0)
-            if len(some) * WORD < found.size // 4:
-                at = np.flatnonzero(words[some].view(np.uint8) != 0)
-                places = some[at // WORD] * WORD + at % WORD
-                scores = found.ravel()[places]
-                rows, columns = rows_and_columns(places, found.shape[1])
-                is_hit = np.zeros(len(places), bool) if of_query is None else scores >= of_query[rows]
-                if of_target is not None:
-                    is_hit |= scores >= of_target[columns]
-                return places[is_hit]
-        return _flat(None if of_query is None else found >= of_query[:, None], None if of_target is None else found >= of_target[None, :])
+        places = _nonzero(found)
+        if places is None:
+            of_target = threshold(target_floors - far) if by_target else None
+            places = _flat(None if of_query is None else found >= of_query[:, None], None if of_target is None else found >= of_target[None, :])
+        scores = found.ravel()[places]
+        rows, columns = rows_and_columns(places, found.shape[1])
+        if of_query is not None and not by_target:
+            return places[scores >= of_query[rows]]
+        # a target's floor with its own query's margin, not with the largest of all
+        return places[scores >= threshold(np.minimum(query_floors[rows], target_floors[columns]) - query_margin[rows])]
+
+
+def _nonzero(found: np.ndarray) -> np.ndarray | None:
+    """Flat places of what is not 0 in a matrix (m, n) uint8 that is mostly 0: eight numbers are looked at together. None where it is not."""
+    if found.shape[1] % WORD:
+        return None
+    words = found.view(np.uint64).ravel()
+    some = np.flatnonzero(words != 0)
+    if len(some) * WORD > found.size // 4:
+        return None
+    at = np.flatnonzero(words[some].view(np.uint8) != 0)
+    return np.asarray(some[at // WORD] * WORD + at % WORD)
 
 
 class TorchScreen:
@@ -501,6 +509,8 @@ def best_axes(sample: np.ndarray, low: float, widths: Sequence[int] = WIDTHS, se
             a, b = slice(0, len(queries)), slice(len(queries), None)
             reachable = values[a] @ values[b].T + margin[a, None].astype(np.float32) + margin[None, b].astype(np.float32)
             share = float(np.mean(reachable >= low))
+            # a product says 0 by the largest margin of its queries alone; what is not 0 is looked at one by one
+            cost += PLACE_NS * float(np.mean(reachable + (margin[a].max() - margin[a, None]).astype(np.float32) >= low))
         cost += share * SURVIVOR_COORDINATE_NS * d
         if best is None or cost < best[0]:
             best = (cost, axes, share)
