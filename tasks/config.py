@@ -158,7 +158,7 @@ class SelectConfig(Section):
     pairs_per_query: int = Field(3, ge=1, description="Pairs that one picture may start, a count.")
     pairs_per_target: int = Field(4, ge=1, description="Pairs that one picture may end (hubs), a count.")
     pairs_per_batch: int | None = Field(None, ge=1, description="Pairs that one run may add, a count; no limit when empty.")
-    negatives: int = Field(4, ge=0, description="Mined hard negatives per pair beside the query image, a count.")
+    negatives: int = Field(5, ge=0, description="Mined hard negatives per pair beside the query image, a count.")
     copy_similarity: dict[str, float] = Field(
         default_factory=dict, description="Per encoder: a negative this near to the target is its copy, cosine; the window's high end when absent."
     )
@@ -287,7 +287,7 @@ class TrainConfig(Section):
     learning_rate: float = Field(5e-6, gt=0, description="Peak learning rate, linear decay.")
     warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up, a count.")
     temperature: float = Field(0.02, gt=0, description="Temperature of the softmax.")
-    negatives: int = Field(4, ge=0, description="Mined negatives used per triplet beside the query image, a count.")
+    negatives: int = Field(5, ge=0, description="Mined negatives used per triplet beside the query image, a count.")
     locked_steps: int = Field(0, ge=0, description="Steps before those, with the picture tower locked and every picture a candidate, a count.")
     locked_batch_triplets: int = Field(256, ge=2, description="Triplets in one of those steps, a count.")
     locked_learning_rate: float = Field(1e-5, gt=0, description="Their peak learning rate, linear decay.")
