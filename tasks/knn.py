@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from tasks.device_join import Limits, join_on_device
 from tasks.errors import DataError
-from tasks.screen import QUERY_ROWS, Coded, Rows, in_memory, load_for, make_screen, rows_and_columns, widened
+from tasks.screen import QUERY_ROWS, Coded, Rows, in_memory, load_for, make_screen, widened
 
 Backend = Literal["blocked", "torch", "faiss-flat", "faiss-ivf", "faiss-hnsw"]
 APPROXIMATE = ("faiss-ivf", "faiss-hnsw")
@@ -59,7 +59,8 @@ def exact_of_rows(queries: Rows, targets: Rows, query_rows: np.ndarray, target_r
     step = max(1, BLOCK_COORDINATES // max(1, queries.shape[1]))
     for start in range(0, len(out), step):
         some = slice(start, start + step)
-        products = widened(queries.take(query_rows[some], axis=0)) * widened(targets.take(target_rows[some], axis=0))  # 22 bits of float32's 24: exact
+        products = widened(queries.take(query_rows[some], axis=0))
+        products *= widened(targets.take(target_rows[some], axis=0))  # 22 bits of float32's 24: exact
         out[some] = products.sum(axis=1, dtype=np.float64)
     return out
 
@@ -242,6 +243,16 @@ class _Job:
         return len(self.queries) * len(self.targets) // (2 if self.is_self else 1)
 
 
+class _Part(NamedTuple):
+    """Candidates of the rows `first` to `last`: rows and targets (m,) int32, similarities (m,) float64."""
+
+    first: int
+    last: int
+    rows: np.ndarray
+    targets: np.ndarray
+    similarities: np.ndarray
+
+
 @dataclass
 class _Collector:
     """The k best of each row so far.
@@ -258,9 +269,7 @@ class _Collector:
     place: np.ndarray
     neighbours: int
     memory_mib: int
-    _rows: list[np.ndarray] = field(default_factory=list)
-    _targets: list[np.ndarray] = field(default_factory=list)
-    _similarities: list[np.ndarray] = field(default_factory=list)
+    _parts: list[_Part] = field(default_factory=list)
     _stored: int = 0
     _since: int = 0
 
@@ -271,13 +280,11 @@ class _Collector:
     def offer(self, rows: np.ndarray, targets: np.ndarray, similarities: np.ndarray) -> None:
         """Candidates inside the window, each (row, target) once over the whole join."""
         good = similarities >= self.floors[rows]
-        if not good.any():
-            return
         if not good.all():
             rows, targets, similarities = rows[good], targets[good], similarities[good]
-        self._rows.append(rows.astype(np.int32))
-        self._targets.append(targets.astype(np.int32))
-        self._similarities.append(similarities)
+        if not len(rows):
+            return
+        self._parts.append(_Part(int(rows.min()), int(rows.max()), rows.astype(np.int32), targets.astype(np.int32), similarities))
         np.add.at(self._counts, rows, 1)
         self._stored += len(rows)
         self._since += len(rows)
@@ -287,31 +294,48 @@ class _Collector:
             if 2 * surplus >= self._stored or (self._stored > self._limit and surplus):
                 self._compact()
 
-    def _compact(self) -> tuple[np.ndarray, np.ndarray]:
-        """Drop what is beyond the k-th; the rest in order. Returns each candidate's row and its rank."""
-        rows, targets, similarities = (np.concatenate(c) if c else np.zeros(0, np.int32) for c in (self._rows, self._targets, self._similarities))
-        order = order_of(rows, similarities, targets, self.place, len(self.floors))
-        rows, targets, similarities = rows[order], targets[order], similarities[order]
-        counts = np.bincount(rows, minlength=len(self._counts))
-        rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        if self.neighbours < int(counts.max(initial=0)):
+    def _compact(self) -> list[np.ndarray]:
+        """Drop what is beyond the k-th; the rest in order. Returns each part's ranks.
+
+        Rows come a block at a time, so that what was offered falls into ranges of rows that do not meet; each is put in order for itself, in cache.
+        """
+        ranges: list[list[_Part]] = []
+        last = -1
+        for part in sorted(self._parts, key=lambda p: p.first):
+            if part.first > last:
+                ranges.append([])
+            ranges[-1].append(part)
+            last = max(last, part.last)
+        self._parts, ranks = [], []
+        for some in ranges:
+            part, rank = self._in_order(some)
+            self._parts.append(part)
+            ranks.append(rank)
+        self._stored = sum(len(p.rows) for p in self._parts)
+        return ranks
+
+    def _in_order(self, parts: Sequence[_Part]) -> tuple[_Part, np.ndarray]:
+        """Parts of one range of rows as one, by row, then rank, up to the k-th; and the ranks."""
+        first, last = parts[0].first, max(p.last for p in parts)
+        rows, targets, similarities = (np.concatenate(c) for c in zip(*((p.rows, p.targets, p.similarities) for p in parts), strict=True))
+        rows -= first
+        order = order_of(rows, similarities, targets, self.place, last - first + 1)
+        counts = np.bincount(rows, minlength=last - first + 1)
+        rows, targets, similarities = np.repeat(np.arange(first, last + 1, dtype=np.int32), counts), targets[order], similarities[order]
+        rank = np.arange(len(rows), dtype=np.int32) - np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
+        if self.neighbours < int(counts.max()):
             kept = rank < self.neighbours
             rows, targets, similarities, rank = rows[kept], targets[kept], similarities[kept], rank[kept]
-        last = rank == self.neighbours - 1
-        self.floors[rows[last]] = similarities[last]
-        self._rows, self._targets, self._similarities, self._stored = [rows], [targets], [similarities], len(rows)
-        self._counts = np.minimum(counts, self.neighbours)
-        return rows, rank
+        full = rank == self.neighbours - 1
+        self.floors[rows[full]] = similarities[full]
+        self._counts[first : last + 1] = np.minimum(counts, self.neighbours)
+        return _Part(first, last, rows, targets, similarities), rank
 
     def result(self) -> Found:
         """All rows' neighbours, by row, then rank."""
-        rows, rank = self._compact()
-        return (
-            rows.astype(np.int64, copy=False),
-            self._targets[0].astype(np.int64, copy=False),
-            self._similarities[0].astype(np.float64, copy=False),
-            rank.astype(np.int32),
-        )
+        ranks = self._compact()
+        rows, targets = (np.concatenate([np.zeros(0, np.int64), *(getattr(p, c) for p in self._parts)]) for c in ("rows", "targets"))
+        return rows, targets, np.concatenate([np.zeros(0), *(p.similarities for p in self._parts)]), np.concatenate([np.zeros(0, np.int32), *ranks])
 
 
 def order_of(rows: np.ndarray, similarities: np.ndarray, targets: np.ndarray, place: np.ndarray, n: int) -> np.ndarray:
@@ -401,10 +425,10 @@ def _blocked(
                 others = job.targets[b : b + target_rows]
                 if job.is_self and b + len(others) <= a + 1:
                     continue
-                flat = chosen.hits(prepared, block, collector.floors[asked], target_floors[others])
-                for start in range(0, len(flat), step):
-                    i, j = rows_and_columns(flat[start : start + step], len(others))
-                    if job.is_self:
+                hit_rows, hit_columns = chosen.hits(prepared, block, collector.floors[asked], target_floors[others])
+                for start in range(0, len(hit_rows), step):
+                    i, j = hit_rows[start : start + step], hit_columns[start : start + step]
+                    if job.is_self and b < a + len(asked):
                         once = b + j > a + i
                         i, j = i[once], j[once]
                     rows, cols = asked[i], others[j]
@@ -413,7 +437,8 @@ def _blocked(
                         rows, cols = rows[other], cols[other]
                     similarity = exact_of_rows(queries, targets, rows, cols)
                     inside = (similarity >= low) & (similarity < high)
-                    rows, cols, similarity = rows[inside], cols[inside], similarity[inside]
+                    if not inside.all():
+                        rows, cols, similarity = rows[inside], cols[inside], similarity[inside]
                     collector.offer(rows, cols, similarity)
                     if both_ways:
                         collector.offer(cols, rows, similarity)

@@ -29,18 +29,17 @@ def numbered(columns: Sequence[pa.ChunkedArray]) -> tuple[pa.Array, list[np.ndar
     return entries.dictionary.take(order), _spread(place[entries.indices.to_numpy()], parts)
 
 
-def numbers_in(columns: Sequence[pa.ChunkedArray], names: pa.Array) -> list[np.ndarray]:
-    """For each column every row's place in `names`, (n,) int32; -1 where it is not there."""
+def numbers_in(column: pa.ChunkedArray, names: pa.Array) -> np.ndarray:
+    """Every row's place in `names`, (n,) int32; -1 where it is not there."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    entries, parts = _entries(columns)
-    place = pc.fill_null(pc.index_in(entries, value_set=names), pa.scalar(-1, pa.int32()))
-    return _spread(place.to_numpy(), parts)
+    place = pc.fill_null(pc.index_in(column, value_set=names), pa.scalar(-1, pa.int32()))
+    return np.asarray(place.to_numpy())
 
 
 def _entries(columns: Sequence[pa.ChunkedArray]) -> tuple[pa.Array, list[list[np.ndarray]]]:
-    """The strings that chunks name, each once a chunk, one chunk's after the other's; and each chunk's rows as places among them."""
+    """The strings that chunks name, one chunk's after the other's (a dictionary's each once); and each chunk's rows as places among them."""
     import pyarrow as pa
 
     entries: list[pa.Array] = [pa.array([], pa.string())]
@@ -48,14 +47,17 @@ def _entries(columns: Sequence[pa.ChunkedArray]) -> tuple[pa.Array, list[list[np
     start = 0
     for column in columns:
         parts.append([])
-        for chunk in (column if pa.types.is_dictionary(column.type) else column.dictionary_encode()).chunks:
-            rows = chunk.indices.to_numpy()
-            is_used = np.zeros(len(chunk.dictionary), bool)  # a filter leaves the dictionary as it was
-            is_used[rows] = True
-            used = chunk.dictionary if is_used.all() else chunk.dictionary.take(pa.array(np.flatnonzero(is_used)))
-            parts[-1].append((np.cumsum(is_used) - 1)[rows] + start)
-            entries.append(used)
-            start += len(used)
+        for chunk in column.chunks:
+            if pa.types.is_dictionary(column.type):
+                rows = chunk.indices.to_numpy()
+                is_used = np.zeros(len(chunk.dictionary), bool)  # a filter leaves the dictionary as it was
+                is_used[rows] = True
+                entries.append(chunk.dictionary if is_used.all() else chunk.dictionary.take(pa.array(np.flatnonzero(is_used))))
+                parts[-1].append((np.cumsum(is_used) - 1)[rows] + start)
+            else:
+                entries.append(chunk)
+                parts[-1].append(np.arange(start, start + len(chunk)))
+            start += len(entries[-1])
     return pa.concat_arrays(entries), parts
 
 

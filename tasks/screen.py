@@ -272,7 +272,7 @@ def product_bits(width: int) -> int:
 
 
 class Screen(Protocol):
-    """Blocks of rows in, places of pairs that may reach their floor out."""
+    """Blocks of rows in, pairs that may reach their floor out."""
 
     target_rows: int
 
@@ -284,8 +284,8 @@ class Screen(Protocol):
         """Prepare some rows of the target side; kept as long as a join runs."""
         ...
 
-    def hits(self, queries: Any, targets: Any, query_floors: np.ndarray, target_floors: np.ndarray) -> np.ndarray:
-        """Flat places (row-major, query by target) of every pair whose similarity may be at least the lower of its two floors.
+    def hits(self, queries: Any, targets: Any, query_floors: np.ndarray, target_floors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns (k,) of every pair whose similarity may be at least the lower of its two floors.
 
         Args:
             queries: (m rows) of `queries`.
@@ -330,13 +330,14 @@ class FloatScreen:
     def targets(self, rows: np.ndarray) -> np.ndarray:
         return rows  # widened when it is their turn: float32 rows of a whole corpus would not fit
 
-    def hits(self, queries: np.ndarray, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray) -> np.ndarray:
+    def hits(self, queries: np.ndarray, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores = queries @ widened(self.target_vectors[targets]).T  # (m, n)
         by_query, by_target = _which_sides(query_floors, target_floors)
-        return _flat(
+        places = _flat(
             scores >= (query_floors - self.slack - 1e-7).astype(np.float32)[:, None] if by_query else None,
             scores >= (target_floors - self.slack - 1e-7).astype(np.float32)[None, :] if by_target else None,
         )
+        return rows_and_columns(places, scores.shape[1])
 
 
 class Int8Screen:
@@ -363,13 +364,15 @@ class Int8Screen:
     def targets(self, rows: np.ndarray) -> tuple[Any, np.ndarray]:
         return pack(self.target_codes.codes[rows]), self.target_margin[rows]
 
-    def hits(self, queries: tuple[np.ndarray, np.ndarray], targets: tuple[Any, np.ndarray], query_floors: np.ndarray, target_floors: np.ndarray) -> np.ndarray:
+    def hits(
+        self, queries: tuple[np.ndarray, np.ndarray], targets: tuple[Any, np.ndarray], query_floors: np.ndarray, target_floors: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         codes, query_margin = queries
         packed, target_margin = targets
         by_query, by_target = _which_sides(query_floors, target_floors)
         finite = [f[f < np.inf] for f in (query_floors, target_floors)]
         if not len(finite[0]) and not len(finite[1]):
-            return np.zeros(0, np.int64)
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         least = min(float(f.min()) for f in finite if len(f))
         most = max(float(f.max()) for f in finite if len(f))
         far = float(query_margin.max())
@@ -389,9 +392,10 @@ class Int8Screen:
         scores = found.ravel()[places]
         rows, columns = rows_and_columns(places, found.shape[1])
         if of_query is not None and not by_target:
-            return places[scores >= of_query[rows]]
-        # a target's floor with its own query's margin, not with the largest of all
-        return places[scores >= threshold(np.minimum(query_floors[rows], target_floors[columns]) - query_margin[rows])]
+            is_hit = scores >= of_query[rows]
+        else:  # a target's floor with its own query's margin, not with the largest of all
+            is_hit = scores >= threshold(np.minimum(query_floors[rows], target_floors[columns]) - query_margin[rows])
+        return rows[is_hit], columns[is_hit]
 
 
 def _nonzero(found: np.ndarray) -> np.ndarray | None:
@@ -475,12 +479,12 @@ class TorchScreen:
         """Some target rows on the device, (n, d)."""
         return self._rows(self.target_vectors, rows)
 
-    def hits(self, queries: Any, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray) -> np.ndarray:
+    def hits(self, queries: Any, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         floors = [torch.from_numpy(np.ascontiguousarray(f, np.float64)).to(self.device) for f in (query_floors, target_floors)]
         i, j = self.near(queries, self.loaded(targets), *floors)
-        return np.asarray((i * len(targets) + j).cpu().numpy(), np.int64)
+        return np.asarray(i.cpu().numpy(), np.int64), np.asarray(j.cpu().numpy(), np.int64)
 
 
 def best_axes(sample: np.ndarray, low: float, widths: Sequence[int] = WIDTHS, seed: int = 0) -> tuple[Axes, float]:

@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TORCH_PAIRS = 20_000  # from so many on converting their negatives' float16 by numpy costs more than loading torch, which is twelve times as fast
-NEIGHBOURS = ["query_image_id", "target_image_id", "similarity", "rank"]
 
 
 def preferred(c: Candidates, params: Params) -> np.ndarray:
@@ -152,6 +151,11 @@ class _Read(NamedTuple):
     counts: dict[str, int]
 
 
+def _read_mined(store: Store, paths: Path | Iterable[Path]) -> pa.Table:
+    """Rows of table `neighbours`; queries, which repeat, as a dictionary."""
+    return store.read(paths, "neighbours", ["query_image_id", "target_image_id", "similarity", "rank"], encoded=["query_image_id"])
+
+
 def _neighbour_files(store: Store, encoder: str, batch: str) -> tuple[list[Path], list[Path]]:
     """An encoder's files of this batch, and the others."""
     files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))
@@ -172,11 +176,11 @@ def _read_candidates(store: Store, encoders: Sequence[str], batch: str, neighbou
     tables: list[tuple[pa.Table, pa.Table, pa.Table]] = []  # of each encoder: this batch's rows, earlier ones, those of lost queries
     for encoder in encoders:
         of_batch, before = _neighbour_files(store, encoder, batch)
-        brought = store.read(of_batch, "neighbours", NEIGHBOURS, encoded=True)
-        of_lost = [_rows_of(store.read(p, "neighbours", NEIGHBOURS, encoded=True), pa.array(lost, pa.string())) for p in (*before, *of_batch) if lost]
+        brought = _read_mined(store, of_batch)
+        of_lost = [_rows_of(_read_mined(store, p), pa.array(lost, pa.string())) for p in (*before, *of_batch) if lost]
         named = [t.column(c) for t in (brought, *of_lost) for c in ("query_image_id", "target_image_id") if before]
         ids = numbered(named)[0]
-        older = [_rows_of(store.read(path, "neighbours", NEIGHBOURS, encoded=True), ids) for path in before]
+        older = [_rows_of(_read_mined(store, path), ids) for path in before]
         none = brought.slice(0, 0)
         tables.append((brought, pa.concat_tables([none, *older]), pa.concat_tables([none, *of_lost])))
     names, numbers = numbered([t.column(c) for three in tables for t in three for c in ("query_image_id", "target_image_id")])
@@ -220,11 +224,18 @@ def _read_sources(store: Store, names: pa.Array) -> np.ndarray:
     return np.array([numbers[sources.get(i, "")] for i in names.to_pylist()], np.int64)
 
 
-def _read_published(store: Store, batch: str, names: pa.Array) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """How many pairs earlier batches have, and their queries and targets as places in `names`; those that name none of them count for no quota."""
+def _read_published(store: Store, batch: str, c: Candidates) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+    """How many pairs earlier batches have, and queries and targets of those that share a picture with a candidate, places in `c.names` or -1; no
+    other counts for a quota."""
+    import pyarrow as pa
+
     files = [f for f in store.table_files("pairs") if f.stem != batch]
-    pairs = store.read(files, "pairs", ["query_image_id", "target_image_id"], encoded=True)
-    queries, targets = numbers_in([pairs.column("query_image_id"), pairs.column("target_image_id")], names)
+    pairs = store.read(files, "pairs", ["query_image_id", "target_image_id"])
+    is_named = np.zeros(len(c.names) + 1, bool)
+    is_named[c.queries] = is_named[c.targets] = True
+    named = np.append(np.flatnonzero(is_named), -1)
+    names = c.names.take(pa.array(named[:-1]))
+    queries, targets = (named[numbers_in(pairs.column(end), names)] for end in ("query_image_id", "target_image_id"))
     near = (queries >= 0) | (targets >= 0)
     return pairs.num_rows, (queries[near], targets[near])
 
@@ -278,9 +289,9 @@ def _proposed_for(
     tables = []
     for encoder in encoders:
         files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))
-        some = [_rows_of(store.read(p, "neighbours", NEIGHBOURS, encoded=True), numbered(ends)[0]) for p in files]
+        some = [_rows_of(_read_mined(store, p), numbered(ends)[0]) for p in files]
         some = [t.filter(pc.invert(rows_naming(t, gone, ["target_image_id"]))) for t in some]
-        tables.append(pa.concat_tables(some) if some else store.read([], "neighbours", NEIGHBOURS, encoded=True))
+        tables.append(pa.concat_tables(some) if some else _read_mined(store, []))
     names, numbers = numbered([*ends, *(t.column(c) for t in tables for c in ("query_image_id", "target_image_id"))])
     retrieved = {}
     for n, (encoder, table) in enumerate(zip(encoders, tables, strict=True)):
@@ -371,7 +382,7 @@ def run(params: Params, store: Store) -> StageReport:
     if gone:  # what came up instead of a neighbour is for those who lost a pair, and for who comes later
         c = c.take(is_new[c.queries] | (is_new & ~is_lost)[c.targets])
     report.read = len(c)
-    report.reused, published = _read_published(store, batch, read.names)
+    report.reused, published = _read_published(store, batch, c)
     if not path.exists():
         left: list[tuple[str, Candidates, np.ndarray | None]] = []  # reason, pairs, which quota
         if config.drop_query_copies:

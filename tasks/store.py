@@ -255,14 +255,14 @@ class Store:
             os.fsync(f.fileno())
         os.replace(aside, path)
 
-    def read(self, paths: Path | Iterable[Path], schema: str, columns: list[str] | None = None, *, encoded: bool = False) -> pa.Table:
+    def read(self, paths: Path | Iterable[Path], schema: str, columns: list[str] | None = None, *, encoded: Sequence[str] = ()) -> pa.Table:
         """Concatenate Parquet files (none gives an empty table of that schema).
 
         Args:
             paths: files.
             schema: name of the table's schema.
             columns: to read; all when None.
-            encoded: strings as dictionaries, a third of the time and a tenth of the memory where they repeat (tasks/numbers.py).
+            encoded: columns of strings to be read as dictionaries: a third of the time and a tenth of the memory where they repeat (tasks/numbers.py).
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -270,14 +270,12 @@ class Store:
         wanted = schemas()[schema]
         if columns is not None:
             wanted = pa.schema([wanted.field(c) for c in columns])
-        if encoded:
-            wanted = pa.schema([(f.name, pa.dictionary(pa.int32(), f.type) if pa.types.is_string(f.type) else f.type) for f in wanted])
-        strings = [f.name for f in wanted if pa.types.is_dictionary(f.type)]
+        wanted = pa.schema([(f.name, pa.dictionary(pa.int32(), f.type)) if f.name in encoded else f for f in wanted])
         files = [paths] if isinstance(paths, Path) else list(paths)
         tables = []
         for path in files:
             try:
-                with pq.ParquetFile(path, read_dictionary=strings) as found:
+                with pq.ParquetFile(path, read_dictionary=list(encoded)) as found:
                     known = set(found.schema_arrow.names)
                     rows = found.read(columns=[n for n in wanted.names if n in known])
                 for field in [wanted.field(n) for n in LATER_COLUMNS.get(schema, ()) if n in wanted.names and n not in known]:
@@ -287,12 +285,12 @@ class Store:
                 raise DataError(f"{path}: not a readable '{schema}' table ({error}); run `dvc pull` or the stage again") from error
         return pa.concat_tables(tables) if tables else wanted.empty_table()
 
-    def read_table(self, table: str, columns: list[str] | None = None, batch: str | None = None, *, encoded: bool = False) -> pa.Table:
+    def read_table(self, table: str, columns: list[str] | None = None, batch: str | None = None) -> pa.Table:
         """All rows of a table (or of one batch), in order of file name."""
         files = self.table_files(table)
         if batch is not None:
             files = [f for f in files if f.stem == batch or f.stem.rpartition("-")[0] == batch]
-        return self.read(files, table, columns, encoded=encoded)
+        return self.read(files, table, columns)
 
     def read_dropped(self, stage: str | None = None, batch: str | None = None, columns: list[str] | None = None) -> pa.Table:
         """Dropped rows of a stage (all stages when None)."""

@@ -52,5 +52,5 @@ def test_the_packages_weights_fill_timms_model(tmp_path: Path):
 def test_pairs_of_real_photographs_lie_inside_one_class():
     found = main(["--photos", str(PHOTOGRAPHS), "--per-class", "25"])
     assert found["n"] == 250 and found["classes"] == 10
-    assert found["over_chance"] >= 3  # of 25 a class; of all 110 see docs/decisions/0050
+    assert found["over_chance"] >= 5 and all(band["over_chance"] >= 5 for band in found["bands"] if band["pairs"] >= 30)
     assert found["nearest_share"] > 0.5

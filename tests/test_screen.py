@@ -48,9 +48,9 @@ def int8(rows: np.ndarray, low: float, bits: int, width: int) -> Int8Screen:
 
 def passed(of: Screen, n: int, query_floors: np.ndarray, target_floors: np.ndarray) -> np.ndarray:
     rows = np.arange(n)
-    out = np.zeros(n * n, bool)
+    out = np.zeros((n, n), bool)
     out[of.hits(of.queries(rows), of.targets(rows), query_floors, target_floors)] = True
-    return out.reshape(n, n)
+    return out
 
 
 @settings(max_examples=50, deadline=None)

@@ -62,7 +62,7 @@ def shuffled(c: Candidates, chance: random.Random) -> Candidates:
 def chosen(c: Candidates, published: list[tuple[str, str]], config: SelectConfig, sources: dict[str, str] | None = None) -> Chosen:
     """`within_quotas` with names for numbers."""
     ends = [pa.chunked_array([pa.array([p[end] for p in published], pa.string())]) for end in (0, 1)]
-    queries, targets = numbers_in(ends, c.names)
+    queries, targets = (numbers_in(column, c.names) for column in ends)
     numbers = None if sources is None else np.array([["one", "two"].index(sources[i]) for i in c.names.to_pylist()], np.int64)
     return within_quotas(c, (queries, targets), config, None, numbers)
 
@@ -79,7 +79,7 @@ def test_strings_become_numbers_in_their_order_and_chunks_do_not_show():
     two = pa.chunked_array([pa.array(["c", "d"])]).dictionary_encode()
     names, (first, second) = numbered([one, two.filter(pa.array([True, False]))])  # what a filter leaves out is not named
     assert names.to_pylist() == ["a", "b", "c", "d"] and first.tolist() == [3, 1, 1, 0] and second.tolist() == [2]
-    assert [n.tolist() for n in numbers_in([two, one], pa.array(["b", "c"]))] == [[1, -1], [-1, 0, 0, -1]]
+    assert numbers_in(one, pa.array(["b", "c"])).tolist() == [-1, 0, 0, -1]
     assert [len(x) for x in (numbered([])[0], *numbered([one.slice(0, 0)])[1])] == [0, 0]
 
 
