@@ -26,6 +26,8 @@ of the pair's own distance; a pair brings its other direction along; an encoder,
 Takedown (tasks/takedown.py): an earlier pair of a picture that the ledger names goes, in its own file; its query takes the best of all
 that was ever mined for it, as a pair of this batch, and a place as negative goes to the next one retrieved.
 
+The pure parts: tasks/candidates.py (the table and its order), tasks/quotas.py, tasks/negatives.py; pictures are numbers there (tasks/numbers.py).
+
 Reasons: over_quota, copy_of_query, taken_down (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
 """
 
@@ -240,12 +242,11 @@ def _read_published(store: Store, batch: str, c: Candidates) -> tuple[int, tuple
     return pairs.num_rows, (queries[near], targets[near])
 
 
-def _is_in(names: pa.Array, ids: Iterable[str]) -> np.ndarray:
+def _is_in(names: pa.Array, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """(p,) bool: the pictures that are among some."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    return np.asarray(pc.is_in(names, value_set=pa.array(ids, pa.string())).to_numpy(zero_copy_only=False))
+    return np.asarray(pc.is_in(names, value_set=ids).to_numpy(zero_copy_only=False))
 
 
 def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence[str], gone: Set[str]) -> None:
@@ -359,6 +360,7 @@ def median_caption_cosine(params: Params, store: Store, batch: str) -> float | N
 
 def run(params: Params, store: Store) -> StageReport:
     """Select this batch's pairs."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     config, batch = params.select, batch_of(params)
@@ -377,8 +379,8 @@ def run(params: Params, store: Store) -> StageReport:
         log.info("select: candidates a new picture: %s", ", ".join(f"{e} {y:.2f}" for e, y in yields.items()))
     c = unite(read.names, read.candidates, with_similarities=config.bands_by == "similarity")
     read.candidates.clear()
-    is_lost = _is_in(read.names, lost)
-    is_new = _is_in(read.names, brought.to_pylist()) | is_lost
+    is_lost = _is_in(read.names, pa.array(lost, pa.string()))
+    is_new = _is_in(read.names, brought) | is_lost
     if gone:  # what came up instead of a neighbour is for those who lost a pair, and for who comes later
         c = c.take(is_new[c.queries] | (is_new & ~is_lost)[c.targets])
     report.read = len(c)
