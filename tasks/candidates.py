@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tasks.knn import order_of
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -184,7 +186,7 @@ def with_merged_ranks(new: Mined, earlier: Mined, neighbours: int) -> Mined:
         is_asked[new.queries] = True
         earlier = earlier.take(is_asked[earlier.queries])
     both = new.with_(earlier)
-    order = np.lexsort((both.targets, -both.similarities, both.queries))
+    order = order_of(both.queries, both.similarities.astype(np.float64), both.targets)
     queries = both.queries[order]
     rank = places_in_groups(queries).astype(np.int32)
     kept = (order < len(new.queries)) & (rank < neighbours)

@@ -63,12 +63,12 @@ _STEP_SLACK = 0.55  # output steps: half for rounding to nearest, the rest for f
 _LEVELS = 127  # codes are -127..127
 
 
-def widened(rows: np.ndarray) -> np.ndarray:
-    """float16 as float32: by torch where it is loaded (0.07 us for 512 numbers), else by numpy (0.87)."""
+def widened(rows: np.ndarray, is_own: bool = False) -> np.ndarray:
+    """float16 as float32: by torch where it is loaded (0.07 us for 512 numbers), else by numpy (0.87). `is_own`: a copy, in order, that may be written."""
     torch = sys.modules.get("torch")
     if torch is None or rows.dtype != np.float16:
         return rows.astype(np.float32)
-    return torch.from_numpy(np.require(rows, requirements=["C", "W"])).float().numpy()
+    return torch.from_numpy(rows if is_own else np.require(rows, requirements=["C", "W"])).float().numpy()
 
 
 def load_for(pairs: int, d: int) -> bool:
@@ -370,11 +370,11 @@ class Int8Screen:
         codes, query_margin = queries
         packed, target_margin = targets
         by_query, by_target = _which_sides(query_floors, target_floors)
-        finite = [f[f < np.inf] for f in (query_floors, target_floors)]
-        if not len(finite[0]) and not len(finite[1]):
+        least, most = min(float(query_floors.min()), float(target_floors.min())), max(float(query_floors.max()), float(target_floors.max()))
+        if least == np.inf:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        least = min(float(f.min()) for f in finite if len(f))
-        most = max(float(f.max()) for f in finite if len(f))
+        if most == np.inf:
+            most = max(float(f[f < np.inf].max(initial=least)) for f in (query_floors, target_floors))
         far = float(query_margin.max())
         # output 1 stands for the lowest threshold of all, 250 for the highest
         step = float(np.float32(max((most - least + far - float(query_margin.min())) / 249, 2.0**-12)))

@@ -212,10 +212,16 @@ def _reaching(new: Mined, earlier: Mined, neighbours: int, count: int) -> Mined:
 
 
 def _rows_of(table: pa.Table, queries: pa.Array) -> pa.Table:
-    """Rows of table `neighbours` whose query is one of some."""
+    """Rows of table `neighbours`, as `_read_mined` gives it, whose query is one of some."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    return table.filter(pc.is_in(table.column("query_image_id"), value_set=queries))
+    chunks = table.column("query_image_id").chunks
+    names = pa.concat_arrays([pa.array([], pa.string()), *(c.dictionary for c in chunks)])
+    is_asked = pc.is_in(names, value_set=queries).to_numpy(zero_copy_only=False)  # once a table: each call makes a hash table of the queries
+    starts = np.cumsum([0, *(len(c.dictionary) for c in chunks)])
+    found = [pa.array(is_asked[start:][c.indices.to_numpy()]) for start, c in zip(starts.tolist(), chunks, strict=False)]
+    return table.filter(pa.chunked_array(found, pa.bool_()))
 
 
 def _read_sources(store: Store, names: pa.Array) -> np.ndarray:

@@ -230,7 +230,8 @@ def test_one_sort_of_cut_numbers_orders_candidates_as_three_keys_do(seed: int, c
     rows, targets, place = rng.integers(0, n, count), rng.integers(0, 40, count), rng.permutation(40)
     similarities = 0.7 + rng.integers(0, levels, count, endpoint=True) * 1e-12  # equal, or apart by less than a key tells
     similarities[: count // 2] -= rng.random(count // 2) * 0.5
-    found = order_of(rows, similarities, targets, place, 1 << 52 if is_large else n)  # of so many rows a key has no room for the similarity
+    rows += (1 << 52) * is_large  # of so many rows a key has no room for the similarity
+    found = order_of(rows, similarities, targets, place)
     wanted = np.lexsort((place[targets], -similarities, rows))
     assert np.array_equal(rows[found], rows[wanted]) and np.array_equal(similarities[found], similarities[wanted])
     assert np.array_equal(targets[found], targets[wanted])
