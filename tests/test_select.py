@@ -1,5 +1,6 @@
 """Selecting pairs: quotas, order, negatives with the query first; nothing that is published comes again."""
 
+import hashlib
 import itertools
 import random
 from collections import Counter
@@ -17,7 +18,7 @@ from tasks.candidates import ABSENT, ENCODERS, Candidates, Mined, band_of, in_or
 from tasks.config import Params, SelectConfig, parse_params, read_raw, resolve
 from tasks.errors import DataError
 from tasks.negatives import Retrieved, Vectors, hard_negatives
-from tasks.numbers import numbered, numbers_in
+from tasks.numbers import numbered, numbers_in, rising
 from tasks.quotas import QUOTAS, Chosen, within_quotas
 from tasks.records import stable_id
 from tasks.store import Store
@@ -81,6 +82,21 @@ def test_strings_become_numbers_in_their_order_and_chunks_do_not_show():
     assert names.to_pylist() == ["a", "b", "c", "d"] and first.tolist() == [3, 1, 1, 0] and second.tolist() == [2]
     assert numbers_in(one, pa.array(["b", "c"])).tolist() == [-1, 0, 0, -1]
     assert [len(x) for x in (numbered([])[0], *numbered([one.slice(0, 0)])[1])] == [0, 0]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.one_of(st.text(max_size=12), st.sampled_from(["same prefix", "same prefix a", "same pre", "same pre\0"])), max_size=60),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_strings_are_sorted_by_their_bytes_as_arrow_sorts_them(some: list[str], cut: int, are_hashes: bool):
+    strings = (
+        [hashlib.sha256(s.encode("utf-8", "replace")).hexdigest() for s in some] * 2 if are_hashes else [s.encode("utf-8", "replace").decode() for s in some]
+    )
+    strings += [f"{n:08d}" for n in range(100)]  # so that equal beginnings are few
+    column = pa.array(strings, pa.string()).slice(cut)
+    assert column.take(pa.array(rising(column))).to_pylist() == sorted(column.to_pylist(), key=str.encode)
 
 
 def test_unites_the_encoders_with_provenance():
