@@ -32,6 +32,7 @@ FAISS_SCORES = 1 << 22  # (query, proposal) scores in memory at a time
 FAISS_COORDINATES = 1 << 24
 IVF_PROBED = 16  # one list in so many is looked at, at least 8
 HNSW_LINKS, HNSW_BREADTH = 32, 128  # links of a row; rows kept while building and searching, at least twice the proposals
+LOOKED_AFTER = 1 << 17  # candidates that come in before the collector looks for what is beyond the k-th: a look reads every row's count
 ORDERED_AT_ONCE = 1 << 16  # candidates whose sorting numbers are made together
 LEAST_LEVEL_BITS = 12  # of a similarity in a sort's key
 ENTRY_BYTES = 80  # what a candidate takes while the collector sorts it
@@ -290,7 +291,7 @@ class _Collector:
         np.add.at(self._counts, rows, 1)
         self._stored += len(rows)
         self._since += len(rows)
-        if self._since >= max(1 << 17, self._stored // 4) or self._stored > self._limit:
+        if self._since >= (LOOKED_AFTER if self._stored > self._limit else max(LOOKED_AFTER, self._stored // 4)):
             self._since = 0
             surplus = int(np.maximum(self._counts - self.neighbours, 0).sum())
             if 2 * surplus >= self._stored or (self._stored > self._limit and surplus):
