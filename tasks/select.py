@@ -168,7 +168,7 @@ def _neighbour_files(store: Store, encoder: str, batch: str) -> tuple[list[Path]
 
 
 def _read_candidates(store: Store, encoders: Sequence[str], batch: str, neighbours: int, lost: Set[str]) -> _Read:
-    """Candidates of this batch, and what was mined for the pictures that they name; of earlier files, each read once, no more than that.
+    """Candidates of this batch, and what was mined for the pictures that they name; of earlier files, each read once (twice after a takedown), no more.
 
     Args:
         lost: queries that lost a pair to a takedown: all that was ever mined for them are candidates once more.
@@ -190,8 +190,9 @@ def _read_candidates(store: Store, encoders: Sequence[str], batch: str, neighbou
     for n, (encoder, three) in enumerate(zip(encoders, tables, strict=True)):
         new, earlier, again = (_mined(table, *numbers[6 * n + 2 * k : 6 * n + 2 * k + 2]) for k, table in enumerate(three))
         out.mined[encoder] = new.with_(earlier)
-        ranked = with_merged_ranks(_reaching(new, earlier, neighbours, len(names)), earlier, neighbours)
-        if not len(earlier.queries):  # as they were mined: by similarities of which the table holds 32 bits
+        if len(earlier.queries):
+            ranked = with_merged_ranks(_reaching(new, earlier, neighbours, len(names)), earlier, neighbours)
+        else:  # as they were mined: by similarities of which the table holds 32 bits
             ranked = new.take(new.ranks < neighbours)
         out.counts[encoder] = len(ranked.queries)
         out.candidates[encoder] = ranked.with_(with_merged_ranks(again, again.take(np.zeros(0, np.int64)), neighbours))
@@ -293,10 +294,11 @@ def _proposed_for(
     import pyarrow.compute as pc
 
     ends = [pa.chunked_array([pa.array((r[c] for r in pairs), pa.string(), size=len(pairs))]) for c in ("query_image_id", "target_image_id")]
+    asked = numbered(ends)[0]
     tables = []
     for encoder in encoders:
         files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))
-        some = [_rows_of(_read_mined(store, p), numbered(ends)[0]) for p in files]
+        some = [_rows_of(_read_mined(store, p), asked) for p in files]
         some = [t.filter(pc.invert(rows_naming(t, gone, ["target_image_id"]))) for t in some]
         tables.append(pa.concat_tables(some) if some else _read_mined(store, []))
     names, numbers = numbered([*ends, *(t.column(c) for t in tables for c in ("query_image_id", "target_image_id"))])
