@@ -34,7 +34,7 @@ from tasks.meter import Meter
 from tasks.records import StageReport
 from tasks.store import Store
 
-# stage -> what its item is, and whether it takes a part. Each stage is tasks.<stage>.run(params, store, ...).
+# stage -> what its item is, and whether it takes a part. Each stage is run(params, store, ...) of its module in MODULES.
 STAGES: dict[str, tuple[str | None, bool]] = {
     "ingest": (None, False),
     "recaption": (None, False),
@@ -49,6 +49,23 @@ STAGES: dict[str, tuple[str | None, bool]] = {
     "evaluate": (None, False),
     "promote": (None, False),
     "noise": (None, False),
+}
+MODULES = {
+    "ingest": "tasks.ingest",
+    "recaption": "tasks.recaption",
+    "embed": "tasks.embed",
+    "mine": "tasks.mine",
+    "select": "tasks.select",
+    "caption": "tasks.caption",
+    "judge": "tasks.judge",
+    "validate": "tasks.validate",
+    "version": "tasks.version",
+    "train": "tasks.train",
+    "evaluate": "tasks.evaluate",
+    "promote": "tasks.promote",
+    "noise": "tasks.noise",
+    "plan": "tasks.plan",
+    "judge_check": "tasks.judge_check",
 }
 
 
@@ -102,7 +119,7 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
         name += f".rank{rank}"
     with exclusive(root / ".run" / "locks" / name):
         start, meter = time.monotonic(), Meter()
-        report: StageReport = importlib.import_module(f"tasks.{stage}").run(params, store, **keywords)
+        report: StageReport = importlib.import_module(MODULES[stage]).run(params, store, **keywords)
         report.part = "@".join(x for x in (item, part) if x)
         report.seconds = round(time.monotonic() - start, 3)
         if not rank or rank == "0":
@@ -114,7 +131,7 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
 def look(name: str, root: Path, more: dict[str, Any]) -> StageReport:
     """Run tasks.<name> over the worktree, print its notes; nothing is kept."""
     params = load_params(root / "params.yaml", os.environ.get("MEGAPAIRS_PROFILE"))
-    report: StageReport = importlib.import_module(f"tasks.{name}").run(params, Store(root), **more)
+    report: StageReport = importlib.import_module(MODULES[name]).run(params, Store(root), **more)
     for note in report.notes:
         print(note)
     return report
