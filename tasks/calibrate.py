@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tasks.batch import batch_of, date_of
 from tasks.config import Params, overlay, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError, TasksError
+from tasks.names import batch_of, date_of
 from tasks.store import Store
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks import canaries, checks, ledger
-from tasks.batch import batch_of
+from tasks import canaries, checks
+from tasks import usage as ledger
 from tasks.chunks import finish_chunks
 from tasks.config import CaptionConfig, Params
 from tasks.descriptions import PARTIAL_STYLES, Description, numbered, read_description, words_of
@@ -43,6 +43,7 @@ from tasks.errors import ConfigError
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.replies import Reply, Request
 from tasks.models.writer import Writer, load_writer
+from tasks.names import batch_of
 from tasks.records import StageReport, stable_id
 from tasks.request_cache import open_cache
 from tasks.store import Store

@@ -66,7 +66,7 @@ def features(schema: pa.Schema) -> list[dict[str, object]]:
 
 
 def ledger_section(ledger: Mapping[str, Any]) -> str:
-    """What the models were asked for this version's new rows (tasks/ledger.py); nothing without a ledger."""
+    """What the models were asked for this version's new rows (tasks/usage.py); nothing without a ledger."""
     if not ledger:
         return ""
     rows = [

@@ -29,7 +29,7 @@ from typing import Any
 
 from tasks.errors import TasksError
 from tasks.local_airflow import PROJECT, LocalAirflow
-from tasks.slug import slug
+from tasks.names import slug
 
 DATASET_DAG, MODEL_DAG = "dataset_refresh", "bge_vl_finetune"
 MARKER = ".megapairs-demo"  # a folder without it is never removed

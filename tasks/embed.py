@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.batch import batch_of
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError
 from tasks.models.encoders import Encoder, good_rows, load_encoder
+from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.takedown import taken_down, withdraw_vectors

@@ -33,14 +33,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import labelled, ledger, shortcuts
-from tasks.batch import batch_of
+from tasks import labelled, shortcuts
+from tasks import usage as ledger
 from tasks.chunks import finish_chunks
 from tasks.config import JudgeConfig, Params
 from tasks.descriptions import PARTIAL_STYLES, numbered
 from tasks.errors import ConfigError, DataError
 from tasks.models.captioner import Captioner
 from tasks.models.judge import Question, load_judge, yes_probabilities
+from tasks.names import batch_of
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
 from tasks.takedown import taken_down, withdraw_triplets

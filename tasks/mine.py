@@ -27,10 +27,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.batch import batch_of
 from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
 from tasks.knn import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
+from tasks.names import batch_of
 from tasks.numbers import rising
 from tasks.records import StageReport
 from tasks.screen import Axes, Coded, Codes, code_scale, corpus_axes, encode, is_worthwhile, load_for

@@ -27,13 +27,12 @@ from typing import Any, Literal
 
 import yaml
 
-from tasks.batch import date_of
 from tasks.config import OpenRunConfig, Params, overlay, parse_params, resolve
 from tasks.errors import ConfigError, DataError
+from tasks.names import date_of, slug
 from tasks.publish import REMOTE_BRANCH, close_run, fetch, version_at
 from tasks.records import StageReport
 from tasks.repository import bring_in, common_dir, files_at, git, next_free, read_at, resolve_ref, tags
-from tasks.slug import slug
 from tasks.store import Store
 
 Kind = Literal["dataset", "model"]

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.batch import batch_of
 from tasks.config import Params
 from tasks.errors import ConfigError
+from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
 

@@ -12,10 +12,10 @@ import logging
 import re
 from pathlib import Path
 
-from tasks.batch import batch_of
 from tasks.config import Params
 from tasks.errors import ConfigError
 from tasks.models.captioner import Request, load_captioner
+from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
 

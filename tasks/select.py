@@ -43,11 +43,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tasks.batch import batch_of
 from tasks.candidates import ABSENT, AT_ONCE, ENCODERS, Candidates, Mined, band_of, in_order, over_bands, unite, with_merged_ranks
 from tasks.config import Params
 from tasks.errors import DataError
 from tasks.knn import exact_similarity
+from tasks.names import batch_of
 from tasks.negatives import Negatives, Retrieved, Vectors, copy_limits, hard_negatives, without_copies
 from tasks.numbers import numbered, numbers_in
 from tasks.quotas import QUOTAS, within_quotas

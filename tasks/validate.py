@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.batch import batch_of
 from tasks.config import Params
 from tasks.data_docs import make_readable
 from tasks.errors import ConfigError, DataError
+from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
 

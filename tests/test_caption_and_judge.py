@@ -16,10 +16,10 @@ import tasks.judge
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError
 from tasks.judge import decide
-from tasks.ledger import Ledger
 from tasks.models.captioner import Reply, Request
 from tasks.records import stable_id
 from tasks.store import Store
+from tasks.usage import Ledger
 
 BATCH = "2026.01.05"
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")

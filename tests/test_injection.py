@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 from tasks.caption import Draft, caption_chunk, describe, read_prompts, write
 from tasks.checks import problem, steers
 from tasks.config import CaptionConfig
-from tasks.ledger import Ledger
 from tasks.models.captioner import LocalCaptioner, load_captioner
 from tasks.models.replies import Reply, Request
 from tasks.sample.phrases import read_description
 from tasks.sample.scenes import draw, family
+from tasks.usage import Ledger
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")
 ORDERS = [

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tasks.graph import graph
+from tasks.names import slug
 from tasks.publish import DATA_STAGES, configure_deployment
 from tasks.repository import git
 from tasks.sample.world import make_world
-from tasks.slug import slug
 
 pytestmark = pytest.mark.factory
 

@@ -16,9 +16,9 @@ from tasks.checks import holds, plain
 from tasks.config import CaptionConfig
 from tasks.descriptions import KINDS, Description, Difference, read_description, words_of
 from tasks.errors import ConfigError
-from tasks.ledger import Ledger
 from tasks.models.replies import Reply, Request
 from tasks.models.writer import load_writer
+from tasks.usage import Ledger
 
 STANDARD = read_prompts("standard")
 PROSE = (

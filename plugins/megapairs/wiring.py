@@ -22,7 +22,7 @@ from typing import Any
 
 from airflow.sdk import Asset
 
-from tasks.slug import slug
+from tasks.names import slug
 
 PROJECT = Path(__file__).resolve().parents[2]
 

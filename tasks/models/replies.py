@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tasks.ledger import Ledger
 from tasks.request_cache import RequestCache, key_of, picture_keys
+from tasks.usage import Ledger
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tasks.errors import ConfigError
-from tasks.ledger import Ledger
 from tasks.models.captioner import LocalModel, batches_by_length, check_engine
 from tasks.models.replies import Reply, Request
 from tasks.models.revisions import loading
 from tasks.models.served import ServedCaptioner
 from tasks.models.vllm_engine import VllmCaptioner
 from tasks.request_cache import RequestCache
+from tasks.usage import Ledger
 
 
 class Writer(Protocol):

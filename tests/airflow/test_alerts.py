@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tasks.slug import slug
+from tasks.names import slug
 from tasks.store import Store
 from tests.inbox import Inbox, serving_inbox
 

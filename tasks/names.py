@@ -1,6 +1,8 @@
 """The run's one date and batch name, from its parameters."""
 
 import datetime
+import hashlib
+import re
 
 from tasks.config import Params
 
@@ -13,3 +15,9 @@ def date_of(params: Params) -> str:
 def batch_of(params: Params) -> str:
     """The run's batch and version name, YYYY.MM.DD[.n]; open_run always sets it, a bare terminal run takes the date's."""
     return params.open_run.batch or date_of(params).replace("-", ".")
+
+
+def slug(run_id: str) -> str:
+    """A folder name for a run id: lower-case letters, digits and dashes, at most 60 characters, distinct ids stay distinct."""
+    readable = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")[:47]
+    return f"{readable}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
