@@ -71,7 +71,7 @@ def by_band(vectors: np.ndarray, classes: np.ndarray, *, neighbours: int = 20, b
         neighbours: k of the join.
         bands: parts of the window, of equal width.
     """
-    from tasks.calibrate import distribution, propose
+    from tasks.calibrate.command import distribution, propose
     from tasks.knn import neighbours_in_window
 
     counts = np.bincount(classes)

@@ -6,7 +6,7 @@ worktree. The last line printed is the StageReport as JSON; the exit code says w
     item        the encoder of embed and mine (semantic, pattern, caption), the table of validate (images, pairs, triplets)
     --part i/n  the i-th of n parts, 1-based (caption, judge, embed, mine); leave out for the whole
 
-No stages: `calibrate [--source FOLDER]` proposes the encoders' windows (tasks/calibrate.py), `plan [pairs]` says what captioning and
+No stages: `calibrate [--source FOLDER]` proposes the encoders' windows (tasks/calibrate/command.py), `plan [pairs]` says what captioning and
 judging will cost, `judge_check` judges the judge.
 """
 
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("tasks").setLevel(logging.INFO)  # libraries' chatter would bury what a stage says
     if argv[:1] == ["calibrate"]:  # no stage: it proposes windows, before a run or between two stages, and leaves no report
-        from tasks import calibrate
+        from tasks.calibrate import command as calibrate
 
         return calibrate.main(argv[1:])
     if argv[:1] == ["open_run"]:  # the one stage with arguments of its own: it makes the worktree that the others run in

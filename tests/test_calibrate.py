@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks import __main__, calibrate
-from tasks.calibration_page import band_pairs, pairs_section
+from tasks import __main__
+from tasks.calibrate import command as calibrate
+from tasks.calibrate.page import band_pairs, pairs_section
 from tasks.config import load_params
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store

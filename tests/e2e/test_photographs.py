@@ -129,7 +129,7 @@ def deployment(airflow: LocalAirflow) -> Factory:
 
 def calibrated(folder: Path, *, limit: int) -> dict[str, Any]:
     """What `tasks.calibrate` proposes for a folder before any run: values of the trigger form, its last line."""
-    command = [sys.executable, "-m", "tasks.calibrate", "--source", str(folder), "--profile", "demo", "--limit", str(limit)]
+    command = [sys.executable, "-m", "tasks.calibrate.command", "--source", str(folder), "--profile", "demo", "--limit", str(limit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

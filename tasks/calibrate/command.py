@@ -217,7 +217,7 @@ def shown_pairs(
     store: Store, ids: Sequence[str], vectors: np.ndarray, window: tuple[float, float], seed: int, *, with_captions: bool = True
 ) -> list[list[tuple[float, Image, Image, str, str]]]:
     """Pairs over three bands of a window, with pictures and, where wanted, captions: drawn from all that a sample of the queries has inside it."""
-    from tasks.calibration_page import band_pairs
+    from tasks.calibrate.page import band_pairs
     from tasks.knn import neighbours_in_window
 
     low, high = window
@@ -235,7 +235,7 @@ def shown_pairs(
 def proposals(params: Params, store: Store, *, low_quantile: float, high_quantile: float, figures: Path | None = None) -> dict[str, tuple[float, float]]:
     """Window per encoder from the stored embeddings; prints what it was taken from, and saves it in `figures`: the quantiles
     (calibration.json), the plot (calibration.svg) and pairs to look at (pairs.html)."""
-    from tasks.calibration_page import histogram_svg, page, pairs_section, stacked_svg
+    from tasks.calibrate.page import histogram_svg, page, pairs_section, stacked_svg
 
     windows: dict[str, tuple[float, float]] = {}
     saved: dict[str, Any] = {}
