@@ -52,11 +52,11 @@ STAGES: dict[str, tuple[str | None, bool]] = {
 }
 MODULES = {
     "ingest": "tasks.ingest",
-    "recaption": "tasks.recaption",
+    "recaption": "tasks.caption.recaption",
     "embed": "tasks.embed",
     "mine": "tasks.mine",
     "select": "tasks.select",
-    "caption": "tasks.caption",
+    "caption": "tasks.caption.stage",
     "judge": "tasks.judge",
     "validate": "tasks.validate",
     "version": "tasks.version",
@@ -64,7 +64,7 @@ MODULES = {
     "evaluate": "tasks.evaluate",
     "promote": "tasks.promote",
     "noise": "tasks.noise",
-    "plan": "tasks.plan",
+    "plan": "tasks.caption.plan",
     "judge_check": "tasks.judge_check",
 }
 

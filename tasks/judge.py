@@ -35,9 +35,9 @@ from typing import Any
 
 from tasks import labelled, shortcuts
 from tasks import usage as ledger
+from tasks.caption.descriptions import PARTIAL_STYLES, numbered
 from tasks.chunks import finish_chunks
 from tasks.config import JudgeConfig, Params
-from tasks.descriptions import PARTIAL_STYLES, numbered
 from tasks.errors import ConfigError, DataError
 from tasks.models.captioner import Captioner
 from tasks.models.judge import Question, load_judge, yes_probabilities

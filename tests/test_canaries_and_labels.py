@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tasks import label_draft
-from tasks.canaries import Canary, read_canaries, shares, show
+from tasks.caption.canaries import Canary, read_canaries, shares, show
 from tasks.config import load_params
 from tasks.errors import ConfigError, DataError
 from tasks.label_draft import questions

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import tasks.caption
+import tasks.caption.stage
 import tasks.judge
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError
@@ -119,7 +119,7 @@ def contents(store: Store) -> dict[str, bytes]:
 
 def test_a_pair_is_described_and_gets_an_instruction_of_every_style(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
     use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), Fake())
-    report = tasks.caption.run(params, store)
+    report = tasks.caption.stage.run(params, store)
     rows = store.read_table("captioned").to_pylist()
     assert [r["pair_id"] for r in rows] == ["p0", "p1", "p2", "p3", "p4"]
     assert rows[0]["instructions"] == ["paint it, imperative", "paint it, question", "paint it, short"] and rows[0]["styles"] == [
@@ -146,7 +146,7 @@ def test_one_retry_with_the_error_and_then_a_reason_never_a_default(monkeypatch:
 
     model, writer = Fake(says), Fake(sulks)
     use(monkeypatch, model, writer, Fake())
-    report = tasks.caption.run(params, store)
+    report = tasks.caption.stage.run(params, store)
     assert any("it is empty" in text for text in model.asked)
     assert sum("it declines" in text for text in writer.asked) == 10  # two styles of five pairs, asked once more and no third time
     assert report.dropped == {"refused": 5} and report.written == 0 and report.done == 5
@@ -157,7 +157,7 @@ def test_one_retry_with_the_error_and_then_a_reason_never_a_default(monkeypatch:
 
 def test_a_text_that_is_the_targets_caption_or_another_text_again_does_not_count(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
     use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(lambda p: "show a plain blue wall"), Fake())
-    report = tasks.caption.run(params, store)
+    report = tasks.caption.stage.run(params, store)
     assert report.dropped == {"leaks_target": 1, "same_as_another": 4}
 
 
@@ -165,30 +165,30 @@ def test_parts_and_reruns_give_the_same_bytes_and_do_only_what_is_missing(monkey
     judge = Fake(thinks=lambda q, c, t: 0.9 if c == "blue" else 0.25)
     model = Fake(lambda t: "the wall got another colour")
     use(monkeypatch, model, Fake(writes), judge)
-    tasks.caption.run(params, store)
+    tasks.caption.stage.run(params, store)
     tasks.judge.run(params, store)
     whole = contents(store)
     for path in list(store.folder("data", "captioned").iterdir()) + list(store.folder("data", "triplets").iterdir()):
         path.unlink()
     model.asked.clear()
-    reports = [tasks.caption.run(params, store, (2, 2)), tasks.caption.run(params, store, (1, 2))]
+    reports = [tasks.caption.stage.run(params, store, (2, 2)), tasks.caption.stage.run(params, store, (1, 2))]
     assert [r.new for r in reports] == [2, 3]
     assert len(model.asked) == 5
     tasks.judge.run(params, store, (1, 2))
     tasks.judge.run(params, store, (2, 2))
     assert contents(store) == whole
-    again = tasks.caption.run(params, store)
+    again = tasks.caption.stage.run(params, store)
     assert len(model.asked) == 5 and (again.written, again.done, again.new) == (0, 5, 5)
 
 
 def test_earlier_batches_are_reused_and_counted(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
     use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), Fake(thinks=lambda q, c, t: 0.9 if c == "blue" else 0.25))
-    tasks.caption.run(params, store)
+    tasks.caption.stage.run(params, store)
     tasks.judge.run(params, store)
     later = params.model_copy(update={"open_run": params.open_run.model_copy(update={"batch": "2026.01.12"})})
     row = store.read_table("pairs").to_pylist()[0]
     store.write(store.table_path("pairs", "2026.01.12"), [{**row, "batch": "2026.01.12"}], "pairs")
-    captioned, judged = tasks.caption.run(later, store), tasks.judge.run(later, store)
+    captioned, judged = tasks.caption.stage.run(later, store), tasks.judge.run(later, store)
     assert (captioned.new, captioned.done, captioned.reused) == (1, 1, 5)
     assert (judged.new, judged.done, judged.reused, judged.dropped) == (1, 1, 1, {"duplicate": 1})
 
@@ -203,7 +203,7 @@ def test_the_judge_keeps_what_fits_the_target_alone(monkeypatch: pytest.MonkeyPa
 
     judge = Fake(thinks=thinks)
     use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), judge)
-    tasks.caption.run(params, store)
+    tasks.caption.stage.run(params, store)
     report = tasks.judge.run(params, store)
     [triplet] = store.read_table("triplets").to_pylist()
     assert (triplet["query_image_id"], triplet["target_image_id"]) == ("red", "blue")
@@ -220,7 +220,7 @@ def test_candidates_that_stand_in_are_counted(monkeypatch: pytest.MonkeyPatch, s
     """One mined negative a triplet is wanted of two candidates; the first, green, fits as well as the target."""
     judge = Fake(thinks=lambda q, c, t: {"blue": 0.9, "green": 0.895}.get(c, 0.25) if q == "red" else 0.0)
     use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), judge)
-    tasks.caption.run(params, store)
+    tasks.caption.stage.run(params, store)
     strict = params.model_copy(update={"judge": params.judge.model_copy(update={"negative_threshold": 1.0, "negative_margin": 0.01, "negatives": 1})})
     report = tasks.judge.run(strict, store)
     row = next(t for t in store.read_table("triplets").to_pylist() if t["target_image_id"] == "blue")
@@ -235,12 +235,12 @@ def reversing(params: Params, **more) -> Params:
 def test_the_other_direction_of_a_pair_is_written_judged_and_stored_as_a_triplet_of_its_own(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
     model = Fake(lambda t: "the wall got another colour")
     use(monkeypatch, model, Fake(writes), Fake(thinks=lambda q, c, t: 0.9 if (q, c) in (("red", "green"), ("green", "red")) else 0.25))
-    captioned = tasks.caption.run(reversing(params), store)
+    captioned = tasks.caption.stage.run(reversing(params), store)
     pairs = {p["pair_id"]: p for p in store.read_table("pairs").to_pylist()}
     back = [r for r in store.read_table("captioned").to_pylist() if r["pair_id"] not in pairs]
     # Ids of this store are short names, so all five are reversed; where select made the other direction itself, its id is known.
     assert len(back) == 5 and captioned.figures["yield"] == 1 and captioned.figures["reversed_per_pair"] == 1
-    assert model.asked.count(tasks.caption.read_prompts("tiny").describe) == 10  # no form to turn round: asked for again, pictures exchanged
+    assert model.asked.count(tasks.caption.stage.read_prompts("tiny").describe) == 10  # no form to turn round: asked for again, pictures exchanged
     tasks.judge.run(reversing(params), store)
     one, other = sorted(store.read_table("triplets").to_pylist(), key=lambda t: t["query_image_id"])
     assert (one["query_image_id"], one["target_image_id"], one["negative_image_ids"]) == ("green", "red", ["green", "blue", "white"])
@@ -252,7 +252,7 @@ def test_a_direction_that_select_made_is_not_made_again(monkeypatch: pytest.Monk
     rows = store.read_table("pairs").to_pylist()
     store.write(store.table_path("pairs", BATCH), [{**r, "pair_id": stable_id(r["query_image_id"], r["target_image_id"])} for r in rows], "pairs")
     use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), Fake())
-    tasks.caption.run(reversing(params), store)
+    tasks.caption.stage.run(reversing(params), store)
     ids = store.read_table("captioned").column("pair_id").to_pylist()
     assert len(ids) == len(set(ids)) == 5 + 3  # red-blue and blue-red are both there already
 
@@ -274,7 +274,7 @@ def test_a_form_is_turned_round_without_asking_again_and_its_tags_are_stored(mon
         ),
     )
     use(monkeypatch, model, writer, Fake())
-    tasks.caption.run(reversing(params, prompts="standard", max_chars=800), store)
+    tasks.caption.stage.run(reversing(params, prompts="standard", max_chars=800), store)
     rows = {r["pair_id"]: r for r in store.read_table("captioned").to_pylist()}
     assert len(rows) == 10 and len(model.asked) == 5
     there, back = rows["p1"], rows[stable_id("green", "red")]
@@ -361,18 +361,18 @@ def test_what_is_kept_is_right_for_the_target_and_for_nothing_else(instructions:
     assert set(found.instructions) | set(found.dropped) == set(range(instructions)) or found.reason is not None
 
 
-@pytest.mark.parametrize("folder", [p.name for p in tasks.caption.PROMPTS.iterdir() if p.is_dir()])
+@pytest.mark.parametrize("folder", [p.name for p in tasks.caption.stage.PROMPTS.iterdir() if p.is_dir()])
 def test_every_prompt_set_is_whole(folder: str):
-    prompts = tasks.caption.read_prompts(folder)
-    assert prompts.describe and "{instruction}" in tasks.judge.read_prompt(folder) and (tasks.caption.PROMPTS / folder / "caption.txt").read_text().strip()
+    prompts = tasks.caption.stage.read_prompts(folder)
+    assert prompts.describe and "{instruction}" in tasks.judge.read_prompt(folder) and (tasks.caption.stage.PROMPTS / folder / "caption.txt").read_text().strip()
     assert "{" not in prompts.describing(80)  # every field is one that is filled
 
 
 def test_a_prompt_set_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match="no such prompt"):
-        tasks.caption.read_prompts("none")
+        tasks.caption.stage.read_prompts("none")
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_filling_leaves_braces_in_the_values_alone(style: str, description: str):
-    assert tasks.caption.filled("a {style} b {description} {c} {", style=style, description=description) == f"a {style} b {description} {{c}} {{"
+    assert tasks.caption.stage.filled("a {style} b {description} {c} {", style=style, description=description) == f"a {style} b {description} {{c}} {{"

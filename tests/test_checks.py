@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.caption import LANGUAGES
-from tasks.checks import EXPLAINED, cleaned, misses_length, plain, problem, shared_by_many, steers, tells
+from tasks.caption.checks import EXPLAINED, cleaned, misses_length, plain, problem, shared_by_many, steers, tells
+from tasks.caption.stage import LANGUAGES
 from tasks.reasons import REASONS
 
 GOOD = "make the small red star blue and remove the large green cross"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import embed, recaption
+from tasks import embed
+from tasks.caption import recaption
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.models.captioner import Reply, Request

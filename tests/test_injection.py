@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from tasks.caption import Draft, caption_chunk, describe, read_prompts, write
-from tasks.checks import problem, steers
+from tasks.caption.checks import problem, steers
+from tasks.caption.stage import Draft, caption_chunk, describe, read_prompts, write
 from tasks.config import CaptionConfig
 from tasks.models.captioner import LocalCaptioner, load_captioner
 from tasks.models.replies import Reply, Request

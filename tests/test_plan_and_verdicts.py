@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks import plan
+from tasks.caption import plan
+from tasks.caption.plan import PairCost, measured, time_of
 from tasks.config import load_params
 from tasks.errors import ConfigError
-from tasks.plan import PairCost, measured, time_of
 from tasks.store import Store
 from tasks.verdicts import Text, build, spread, texts_of
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.caption import PROMPTS, Draft, describe, language_of, read_prompts, require_fit, shown, words_for, write
-from tasks.checks import holds, plain
+from tasks.caption.checks import holds, plain
+from tasks.caption.descriptions import KINDS, Description, Difference, read_description, words_of
+from tasks.caption.stage import PROMPTS, Draft, describe, language_of, read_prompts, require_fit, shown, words_for, write
 from tasks.config import CaptionConfig
-from tasks.descriptions import KINDS, Description, Difference, read_description, words_of
 from tasks.errors import ConfigError
 from tasks.models.replies import Reply, Request
 from tasks.models.writer import load_writer
@@ -175,7 +175,7 @@ def test_every_file_of_a_set_is_in_its_hash(tmp_path, monkeypatch: pytest.Monkey
     folder.mkdir()
     for name in names:
         (folder / name).write_bytes((PROMPTS / "standard" / name).read_bytes())
-    monkeypatch.setattr("tasks.caption.PROMPTS", tmp_path)
+    monkeypatch.setattr("tasks.caption.stage.PROMPTS", tmp_path)
     before = read_prompts("mine").sha256
     assert before == STANDARD.sha256
     for name in names:

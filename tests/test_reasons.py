@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from tasks import checks, ingest, takedown
+from tasks import ingest, takedown
+from tasks.caption import checks
 from tasks.reasons import REASONS, why
 
 

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.vllm_server import Server, ServerDidNotStart, serving
-from tasks.caption import Draft, captioned_row, describe, read_prompts, write
+from tasks.caption.descriptions import read_description
+from tasks.caption.stage import Draft, captioned_row, describe, read_prompts, write
 from tasks.config import load_params
-from tasks.descriptions import read_description
 from tasks.errors import ConfigError
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.judge import Question, yes_probabilities

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.checks import holds, plain
-from tasks.descriptions import read_description
+from tasks.caption.checks import holds, plain
+from tasks.caption.descriptions import read_description
 from tasks.errors import ConfigError, DataError
 from tasks.models.replies import Request
 

@@ -20,7 +20,7 @@ from tasks.records import StageReport
 from tasks.store import Store
 
 log = logging.getLogger(__name__)
-PROMPTS = Path(__file__).parent / "prompts"
+PROMPTS = Path(__file__).parents[1] / "prompts"
 
 
 def read_prompt(name: str) -> str:

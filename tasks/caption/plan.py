@@ -21,7 +21,7 @@ from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
 
-PROMPTS = Path(__file__).parent / "prompts"
+PROMPTS = Path(__file__).parents[1] / "prompts"
 CHARS_PER_TOKEN = 4  # of English prompts
 PATCH_PX = 28  # side of the square that one token of a Qwen-VL stands for
 
@@ -66,7 +66,7 @@ def reckoned(params: Params, prompt_chars: Mapping[str, int]) -> PairCost:
 
 
 def is_structured(params: Params) -> bool:
-    """Whether the prompt set asks for descriptions by a form (tasks/descriptions.py)."""
+    """Whether the prompt set asks for descriptions by a form (tasks/caption/descriptions.py)."""
     return (PROMPTS / params.caption.prompts / "describe.schema.json").is_file()
 
 

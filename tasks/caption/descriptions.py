@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tasks.checks import after_thinking, cleaned, plain
+from tasks.caption.checks import after_thinking, cleaned, plain
 
 Kind = Literal["attribute", "added", "removed", "replaced", "count", "position", "background", "style", "viewpoint", "action", "text"]
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -5,14 +5,14 @@ write,retry}.txt; writes data/captioned/<batch>-<chunk>.parquet and data/dropped
 marker. Source: MegaPairs, arXiv:2412.14475, section 3.1 (two steps, at least three instructions a pair, five demonstrations
 drawn from fifty).
 
-Before its first chunk a part shows the model canaries (tasks/canaries.py): one that does not see its pictures stops it.
-Every reply is checked (tasks/checks.py); one that cannot be used is asked for once more with its error, and then left out
+Before its first chunk a part shows the model canaries (tasks/caption/canaries.py): one that does not see its pictures stops it.
+Every reply is checked (tasks/caption/checks.py); one that cannot be used is asked for once more with its error, and then left out
 with its reason. Nothing is ever filled in by default: a pair with too few different instructions is dropped. Where
 `budget_tokens` is spent the part ends politely: what is written stays, what is left is said, and a larger budget goes on.
 
 A prompt set is a folder: describe.txt ({words} where a length is asked for); write.txt with {style} and {description}, and
 {language}, {demonstrations} where it wants them; retry.txt with {prompt}, {reply} and {error}; demonstrations.jsonl; and
-describe.schema.json where the description is asked for as JSON (tasks/descriptions.py). Their bytes give the prompt hash.
+describe.schema.json where the description is asked for as JSON (tasks/caption/descriptions.py). Their bytes give the prompt hash.
 
 A style `short` states one change: where the description is a form, its writer is shown the first difference alone, and that of
 `short 2` the second, where there are two.
@@ -34,11 +34,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tasks import canaries, checks
 from tasks import usage as ledger
+from tasks.caption import canaries, checks
+from tasks.caption.descriptions import PARTIAL_STYLES, Description, numbered, read_description, words_of
 from tasks.chunks import finish_chunks
 from tasks.config import CaptionConfig, Params
-from tasks.descriptions import PARTIAL_STYLES, Description, numbered, read_description, words_of
 from tasks.errors import ConfigError
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.replies import Reply, Request
@@ -49,7 +49,7 @@ from tasks.request_cache import open_cache
 from tasks.store import Store
 from tasks.takedown import taken_down, withdraw_captioned
 
-PROMPTS = Path(__file__).parent / "prompts"
+PROMPTS = Path(__file__).parents[1] / "prompts"
 DEMONSTRATIONS = "demonstrations.jsonl"  # descriptions of our own and the texts written to them, one a line
 SCHEMA = "describe.schema.json"
 WORDS_BESIDE = 0.25  # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
