@@ -32,10 +32,10 @@ install: .venv/installed ## create .venv from the lock
 	@$(BIN)/python -c 'import torch, airflow' && touch $@
 
 demo: .venv/installed ## run the whole factory: two weekly versions, one fine-tuning, a summary
-	@$(BIN)/python -m tasks.demo
+	@$(BIN)/python -m tasks.demo.demo
 
 ui: .venv/installed ## keep the demo's Airflow running and print how to log in
-	@$(BIN)/python -m tasks.demo --ui
+	@$(BIN)/python -m tasks.demo.demo --ui
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiosmtpd.controller import Controller
 
-from tasks.local_airflow import free_port
+from tasks.demo.local_airflow import free_port
 
 
 class Inbox:

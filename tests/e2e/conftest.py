@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.demo import DATASET_DAG, MODEL_DAG
-from tasks.local_airflow import PROJECT, LocalAirflow
+from tasks.demo.demo import DATASET_DAG, MODEL_DAG
+from tasks.demo.local_airflow import PROJECT, LocalAirflow
 from tasks.publish import configure_deployment
 from tasks.sample.world import make_world
 from tests.inbox import Inbox, serving_inbox

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 def demo(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a finished demo leaves; its output is shown when it failed."""
     root = tmp_path_factory.mktemp("demo") / ".demo"
-    done = subprocess.run([sys.executable, "-m", "tasks.demo", "--root", str(root)], cwd=project, capture_output=True, text=True, timeout=2400)
+    done = subprocess.run([sys.executable, "-m", "tasks.demo.demo", "--root", str(root)], cwd=project, capture_output=True, text=True, timeout=2400)
     print(done.stdout[-6000:], done.stderr[-3000:])
     assert done.returncode == 0, "the demo failed; its last lines are above"
     return root

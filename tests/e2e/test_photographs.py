@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from tasks.demo import DATASET_DAG, MODEL_DAG, lay_out_deployment
-from tasks.local_airflow import LocalAirflow
+from tasks.demo.demo import DATASET_DAG, MODEL_DAG, lay_out_deployment
+from tasks.demo.local_airflow import LocalAirflow
 from tasks.reasons import REASONS
 from tasks.store import Store
 

@@ -27,8 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tasks.demo.local_airflow import PROJECT, LocalAirflow
 from tasks.errors import TasksError
-from tasks.local_airflow import PROJECT, LocalAirflow
 from tasks.names import slug
 
 DATASET_DAG, MODEL_DAG = "dataset_refresh", "bge_vl_finetune"

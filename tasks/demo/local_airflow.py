@@ -24,7 +24,7 @@ import httpx
 
 from tasks.errors import TransientError
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 SERVICES = ("api-server", "scheduler", "dag-processor")
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
