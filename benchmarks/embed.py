@@ -259,7 +259,7 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
-    from tasks.embed import _Pictures, encode_in_batches
+    from tasks.embed.stage import _Pictures, encode_in_batches
     from tasks.models.encoders import unit_rows
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32

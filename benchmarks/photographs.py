@@ -52,7 +52,7 @@ def efficientnet_folder(folder: Path) -> str:
 def embedded(contents: list[bytes], model: str) -> np.ndarray:
     """(n, d) float16, as embed stores them."""
     from tasks.config import EncoderConfig
-    from tasks.embed import _Pictures, encode_in_batches
+    from tasks.embed.stage import _Pictures, encode_in_batches
     from tasks.models.encoders import load_encoder
 
     encoder: Any = load_encoder(EncoderConfig(model=model, kind="image"), "cpu")

@@ -53,7 +53,7 @@ STAGES: dict[str, tuple[str | None, bool]] = {
 MODULES = {
     "ingest": "tasks.ingest",
     "recaption": "tasks.caption.recaption",
-    "embed": "tasks.embed",
+    "embed": "tasks.embed.stage",
     "mine": "tasks.mine",
     "select": "tasks.select",
     "caption": "tasks.caption.stage",

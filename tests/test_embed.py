@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import embed
 from tasks.caption import recaption
 from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.embed import stage as embed
 from tasks.errors import ConfigError, DataError
 from tasks.models.captioner import Reply, Request
 from tasks.store import Store

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import embed, mine, select
+from tasks import mine, select
 from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.embed import stage as embed
 from tasks.errors import ConfigError
 from tasks.knn import neighbours_in_window
 from tasks.records import stable_id
