@@ -45,7 +45,7 @@ import yaml
 
 from tasks import shortcuts
 from tasks.config import Params, load_params
-from tasks.evaluate import measure, picture_features, read_benchmark
+from tasks.evaluate.stage import measure, picture_features, read_benchmark
 from tasks.loss import info_nce
 from tasks.models.encoders import unit_rows
 from tasks.models.retriever import Retriever

@@ -61,7 +61,7 @@ MODULES = {
     "validate": "tasks.validate",
     "version": "tasks.version",
     "train": "tasks.train",
-    "evaluate": "tasks.evaluate",
+    "evaluate": "tasks.evaluate.stage",
     "promote": "tasks.promote",
     "noise": "tasks.noise",
     "plan": "tasks.caption.plan",

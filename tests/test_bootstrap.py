@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.bootstrap import interval, resampled_means
+from tasks.evaluate.bootstrap import interval, resampled_means
 
 
 def test_the_width_is_that_of_the_normal_law():

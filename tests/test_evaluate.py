@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tasks.evaluate
+import tasks.evaluate.stage
 from tasks.card import model_card
 from tasks.config import BenchmarkConfig, Params, load_params
 from tasks.errors import ConfigError
@@ -90,7 +90,7 @@ ALL = (("circo", "circo", "val"), ("cirr", "cirr", "val"), ("hidden", "circo", "
 
 def test_several_benchmarks_each_by_its_own_rule(world: Path):
     store = Store(world / "run")
-    report = tasks.evaluate.run(params_of(world, *ALL), store)
+    report = tasks.evaluate.stage.run(params_of(world, *ALL), store)
     found = json.loads((world / "run/reports/evaluation.json").read_text())
     assert found["benchmark"] == "circo" and set(found["benchmarks"]) == {"cirr"} and "{shared_concept}" in found["template"]
     tuned, base = found["metrics"]["finetuned"], found["metrics"]["base"]
@@ -115,13 +115,13 @@ def test_several_benchmarks_each_by_its_own_rule(world: Path):
     scores = composed_scores(found)
     assert scores["finetuned"]["composed"]["cirr:recall_at_1"] == cirr["metrics"]["finetuned"]["composed"]["recall_at_1"]
     again = json.loads((world / "run/reports/evaluation.json").read_text())
-    tasks.evaluate.run(params_of(world, *ALL), store)
+    tasks.evaluate.stage.run(params_of(world, *ALL), store)
     assert json.loads((world / "run/reports/evaluation.json").read_text()) == again
 
 
 def test_training_on_the_benchmarks_pictures_is_seen(world: Path):
     store = Store(world / "run")
-    tasks.evaluate.run(params_of(world, ALL[0]), store)
+    tasks.evaluate.stage.run(params_of(world, ALL[0]), store)
     clean = json.loads((world / "run/reports/evaluation.json").read_text())
     assert seen_share(clean) == 0.0 and clean["contamination"]["pictures"] > 20
     rows = []
@@ -137,7 +137,7 @@ def test_training_on_the_benchmarks_pictures_is_seen(world: Path):
     ]
     store.write(store.table_path("images", BATCH), rows, "images")
     store.write(store.table_path("triplets", BATCH, 0), triplets, "triplets")
-    tasks.evaluate.run(params_of(world, ALL[0]), store)
+    tasks.evaluate.stage.run(params_of(world, ALL[0]), store)
     found = json.loads((world / "run/reports/evaluation.json").read_text())
     assert found["contamination"]["copies"] + found["contamination"]["distractor_copies"] == 10
     assert seen_share(found) > 0.3 and found["metrics"] == clean["metrics"]
@@ -145,7 +145,7 @@ def test_training_on_the_benchmarks_pictures_is_seen(world: Path):
 
 def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
     params = params_of(world, *ALL)
-    tasks.evaluate.run(params, Store(world / "run"))
+    tasks.evaluate.stage.run(params, Store(world / "run"))
     found = json.loads((world / "run/reports/evaluation.json").read_text())
     cost = {
         "train": {"wall_s": 61.2, "cpu_s": 118.0, "gpus": 2, "gpu_s": 122.4, "energy_j": 7200.0},
@@ -173,11 +173,11 @@ def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
 def test_what_cannot_be_scored_is_refused_with_the_next_step(world: Path):
     store = Store(world / "run")
     with pytest.raises(ConfigError, match="hides its answers"):
-        tasks.evaluate.run(params_of(world, ALL[2]), store)
+        tasks.evaluate.stage.run(params_of(world, ALL[2]), store)
     with pytest.raises(ConfigError, match=r"'promote.metric' is 'map_at_5': benchmark cirr has \['recall_at_1'"):
-        tasks.evaluate.run(params_of(world, ALL[1]), store)
+        tasks.evaluate.stage.run(params_of(world, ALL[1]), store)
     with pytest.raises(ConfigError, match="names must differ"):
-        tasks.evaluate.run(params_of(world, ALL[0], ALL[0]), store)
+        tasks.evaluate.stage.run(params_of(world, ALL[0], ALL[0]), store)
 
 
 def test_a_recipe_is_what_changes_scores(world: Path):

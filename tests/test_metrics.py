@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import DataError
-from tasks.metrics import rank_gallery, score
+from tasks.evaluate.metrics import rank_gallery, score
 
 CIRCO = Path("../shared/benchmarks/circo")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import tasks.evaluate
+import tasks.evaluate.stage
 import tasks.train
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError, DataError
@@ -132,7 +132,7 @@ def test_the_rate_rises_and_falls_linearly():
 def test_evaluation_of_the_held_out_split_and_the_truth(store: Store, params: Params):
     tasks.train.run(params, store)
     truth = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"truth": str(store.folder("truth.jsonl"))})})
-    tasks.evaluate.run(truth, store)
+    tasks.evaluate.stage.run(truth, store)
     found = json.loads(store.folder("reports", "evaluation.json").read_text())
     assert set(found["metrics"]) == {"base", "finetuned"} and found["queries"] == 3 and found["gallery"] == 9
     assert {"map_at_5", "recall_at_1", "recall_at_10"} <= set(found["metrics"]["finetuned"]["composed"])
@@ -140,9 +140,9 @@ def test_evaluation_of_the_held_out_split_and_the_truth(store: Store, params: Pa
     assert found["truth"]["instructions_true"] == found["truth"]["instructions_complete"] == 1.0 and found["truth_counts"]["texts"] == 12
     (store.folder("models") / "candidate").rename(store.folder("models", "promoted"))
     with pytest.raises(DataError, match="run `python -m tasks train` first"):
-        tasks.evaluate.run(params, store)
+        tasks.evaluate.stage.run(params, store)
     tasks.train.run(params, store)
-    tasks.evaluate.run(params, store)
+    tasks.evaluate.stage.run(params, store)
     found = json.loads(store.folder("reports", "evaluation.json").read_text())
     assert found["metrics"]["promoted"] == found["metrics"]["finetuned"] and "truth" not in found
 
@@ -153,20 +153,20 @@ def test_a_benchmark_in_circos_format(tmp_path: Path, base_model: Path):
         Image.fromarray(draw(scene)).save(tmp_path / "images" / f"{n}.jpg")
     annotation = {"id": 0, "reference_img_id": 0, "target_img_id": 2, "gt_img_ids": [2, 3], "relative_caption": "make it blue", "shared_concept": "a star"}
     (tmp_path / "annotations.json").write_text(json.dumps([annotation]))
-    benchmark = tasks.evaluate.read_benchmark(tmp_path, "find {shared_concept} but {relative_caption}")
+    benchmark = tasks.evaluate.stage.read_benchmark(tmp_path, "find {shared_concept} but {relative_caption}")
     (task,) = benchmark.tasks
     assert [(q.text, q.right) for q in task.queries] == [("find a star but make it blue", ("2", "3"))] and task.gallery == ["0", "1", "2", "3"]
-    scores = tasks.evaluate.measure(Retriever(str(base_model), device="cpu"), benchmark, batch=3)
+    scores = tasks.evaluate.stage.measure(Retriever(str(base_model), device="cpu"), benchmark, batch=3)
     assert scores["image_only"]["recall_at_1"] == 0 and scores["composed"]["recall_at_5"] == 1 and 0 < scores["text_only"]["map_at_5"] <= 1
     with pytest.raises(ConfigError, match="relative_caption"):
-        tasks.evaluate.read_benchmark(tmp_path, "{text}")
+        tasks.evaluate.stage.read_benchmark(tmp_path, "{text}")
     (tmp_path / "images" / "3.jpg").unlink()
     with pytest.raises(DataError, match=r"query 0 names pictures \[3\]"):
-        tasks.evaluate.read_benchmark(tmp_path, "{relative_caption}")
+        tasks.evaluate.stage.read_benchmark(tmp_path, "{relative_caption}")
     with pytest.raises(ConfigError, match="annotations.json"):
-        tasks.evaluate.read_benchmark(tmp_path / "images", "{relative_caption}")
+        tasks.evaluate.stage.read_benchmark(tmp_path / "images", "{relative_caption}")
 
 
 def test_without_a_small_component_evaluation_says_what_to_do(store: Store):
     with pytest.raises(DataError, match="raise the share, or name a folder"):
-        tasks.evaluate.held_out_benchmark(store.read_table("triplets").to_pylist(), 0.01, "{relative_caption}", store.read_image)
+        tasks.evaluate.stage.held_out_benchmark(store.read_table("triplets").to_pylist(), 0.01, "{relative_caption}", store.read_image)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import ConfigError, DataError
-from tasks.metrics import RANKS, average_precisions
+from tasks.evaluate.metrics import RANKS, average_precisions
 from tasks.protocols.base import PICTURES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
 
 TEMPLATE = "Find a picture that also {shared_concept}, but {relative_caption}."  # MegaPairs, eval/data/circo_query.jsonl

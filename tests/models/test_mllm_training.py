@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from safetensors.torch import load_file
 
-import tasks.evaluate
+import tasks.evaluate.stage
 import tasks.train
 from tasks.config import LoraConfig, Params, load_params
 from tasks.course import Course
@@ -144,7 +144,7 @@ def test_trained_and_evaluated_by_the_stages(folders: dict[str, Path], store: St
     report = tasks.train.run(params, store)
     recipe = json.loads(store.folder("reports", "training.json").read_text())["recipe"]
     assert recipe["lora"] == {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"} and report.figures["loss"] > 0
-    tasks.evaluate.run(params, store)
+    tasks.evaluate.stage.run(params, store)
     found = json.loads(store.folder("reports", "evaluation.json").read_text())
     assert found["revisions"]["base"] != found["revisions"]["finetuned"]
     for model in ("base", "finetuned"):
