@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from tasks.errors import ConfigError, DataError
-from tasks.protocols import PROTOCOLS, Benchmark, Prediction, Query, Task
-from tasks.protocols.base import filled
-from tasks.protocols.genecis import cut_out
+from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Query, Task
+from tasks.evaluate.protocols.base import filled
+from tasks.evaluate.protocols.genecis import cut_out
 
 SHARED = Path("../shared/benchmarks")
 WORDS = ("red", "blue", "two more", "no dog", "night")

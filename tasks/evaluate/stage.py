@@ -23,10 +23,10 @@ import numpy as np
 from tasks.config import BenchmarkConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
+from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Protocol, Query, Task
+from tasks.evaluate.protocols.base import filled
 from tasks.models.retriever import Retriever, load_retriever
 from tasks.near_duplicates import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
-from tasks.protocols import PROTOCOLS, Benchmark, Prediction, Protocol, Query, Task
-from tasks.protocols.base import filled
 from tasks.records import StageReport
 from tasks.splits import held_out_pictures
 from tasks.store import Store

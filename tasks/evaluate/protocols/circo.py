@@ -16,7 +16,7 @@ import numpy as np
 
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.metrics import RANKS, average_precisions
-from tasks.protocols.base import PICTURES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
+from tasks.evaluate.protocols.base import PICTURES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
 
 TEMPLATE = "Find a picture that also {shared_concept}, but {relative_caption}."  # MegaPairs, eval/data/circo_query.jsonl
 

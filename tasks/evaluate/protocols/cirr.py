@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.protocols.base import Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
+from tasks.evaluate.protocols.base import Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
 
 TEMPLATE = "{relative_caption}"  # MegaPairs' own is unpublished (MegaPairs issue #34)
 RANKS, GROUP_RANKS = (1, 5, 10, 50), (1, 2, 3)

@@ -4,8 +4,8 @@
 each score, for scores of different templates do not compare.
 """
 
-from tasks.protocols import circo, cirr, fashioniq, genecis, mmeb
-from tasks.protocols.base import Benchmark, Item, Prediction, Protocol, Query, Task
+from tasks.evaluate.protocols import circo, cirr, fashioniq, genecis, mmeb
+from tasks.evaluate.protocols.base import Benchmark, Item, Prediction, Protocol, Query, Task
 
 PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (circo.PROTOCOL, cirr.PROTOCOL, fashioniq.PROTOCOL, genecis.PROTOCOL, mmeb.PROTOCOL)}
 

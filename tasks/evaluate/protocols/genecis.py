@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.errors import ConfigError
-from tasks.protocols.base import Benchmark, Item, Prediction, Protocol, Query, Task, filled, first_of, order_candidates, picture_reader, read_json, recalls
+from tasks.evaluate.protocols.base import (
+    Benchmark,
+    Item,
+    Prediction,
+    Protocol,
+    Query,
+    Task,
+    filled,
+    first_of,
+    order_candidates,
+    picture_reader,
+    read_json,
+    recalls,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image

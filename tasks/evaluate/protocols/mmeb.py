@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import ConfigError, DataError
-from tasks.protocols.base import Benchmark, Item, Prediction, Protocol, Query, Task, filled, order_candidates, picture_reader, recalls
+from tasks.evaluate.protocols.base import Benchmark, Item, Prediction, Protocol, Query, Task, filled, order_candidates, picture_reader, recalls
 
 TEMPLATE = "{qry_text}"  # MMEB's texts hold each task's instruction
 IMAGE_TOKENS = ("<|image_1|>", "<image>")  # where a chat model would put the picture; for other models they are noise

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.protocols.base import PICTURES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
+from tasks.evaluate.protocols.base import PICTURES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
 
 TEMPLATE = "{caption_1}, and {caption_2}"
 CATEGORIES = ("dress", "shirt", "toptee")
