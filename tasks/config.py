@@ -103,7 +103,7 @@ class IngestConfig(Section):
     workers: int | None = Field(None, ge=1, description="Processes that decode, a count; one per core when empty. Shows in no table.")
     worker_memory_mib: int = Field(420, ge=64, description="What decoding one file may take; a file that needs more is dropped as too_costly, MiB.")
     worker_cpu_s: float = Field(20.0, gt=0, description="CPU time that decoding one file may take; a file that needs more is dropped as too_costly, s.")
-    blocklists: tuple[str, ...] = Field((), description="Files with hashes of pictures that are never taken in (tasks/hash_lists.py).")
+    blocklists: tuple[str, ...] = Field((), description="Files with hashes of pictures that are never taken in (tasks/fingerprints/hash_lists.py).")
     benchmark_hashes: tuple[str, ...] = Field((), description="Files of `python -m tasks decontaminate build`: copies of their pictures are not taken in.")
     blocked_distance_bits: int = Field(6, ge=0, le=64, description="A perceptual hash without a thumbnail in a list refuses pictures this near, bits.")
     drop_flags: tuple[Literal["blurry", "near_empty", "extreme_ratio", "text_heavy"], ...] = Field(
@@ -111,7 +111,7 @@ class IngestConfig(Section):
     )
     filters: dict[str, FilterConfig] = Field(default_factory=dict, description="Classifiers that refuse pictures, by name (nsfw, faces ...); none by default.")
     shard_images: int = Field(10_000, ge=1, description="Pictures in one tar shard, a count.")
-    takedown: str | None = Field(None, description="Takedown ledger: a text file with sha256 sums of stored or source bytes (tasks/takedown.py).")
+    takedown: str | None = Field(None, description="Takedown ledger: a text file with sha256 sums of stored or source bytes (tasks/fingerprints/takedown.py).")
 
 
 class RecaptionConfig(Section):

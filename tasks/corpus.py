@@ -1,6 +1,6 @@
 """The pictures kept so far, of this batch and of all earlier ones: who is a copy of whom.
 
-Exact copies by the sha256 of the source's and of the stored bytes. Near copies by tasks/near_duplicates.py: a hash hit is a candidate, thumbnails
+Exact copies by the sha256 of the source's and of the stored bytes. Near copies by tasks/fingerprints/perceptual.py: a hash hit is a candidate, thumbnails
 decide, and where `crop_margin` is set, thumbnails aligned for a little more or less at the sides. The earliest published picture stays: rows are in
 order of batch and shard, and the first hit counts.
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.near_duplicates import crop_distance, hash_hits, thumbnail_distance
+from tasks.fingerprints.perceptual import crop_distance, hash_hits, thumbnail_distance
 from tasks.pictures import Picture
 
 CROP_MEAN = 20.0  # mean difference of the plain thumbnails, levels, above which no alignment is tried: of 220 crops of up to 5% a side the largest was 15.8

@@ -3,7 +3,7 @@
     python -m tasks decontaminate build FOLDER --out FILE
 
 Reads every picture below FOLDER as ingest would, writes FILE: one JSON object a line (name, sha256 of the file, sha256 of the stored form, phash,
-thumbnail), the form that `ingest.benchmark_hashes` names and tasks/hash_lists.py reads. Files that are no pictures are counted and left out.
+thumbnail), the form that `ingest.benchmark_hashes` names and tasks/fingerprints/hash_lists.py reads. Files that are no pictures are counted and left out.
 """
 
 from __future__ import annotations

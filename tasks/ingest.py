@@ -35,7 +35,7 @@ from tasks import sources
 from tasks.config import IngestConfig, Params
 from tasks.corpus import Corpus
 from tasks.errors import ConfigError, DataError
-from tasks.hash_lists import HashList, read_lists
+from tasks.fingerprints.hash_lists import HashList, read_lists
 from tasks.names import batch_of, date_of
 from tasks.picture_workers import PictureWorkers
 from tasks.pictures import Picture, Refusal, Rules

@@ -39,12 +39,12 @@ from tasks.caption.descriptions import PARTIAL_STYLES, numbered
 from tasks.chunks import finish_chunks
 from tasks.config import JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
+from tasks.fingerprints.takedown import taken_down, withdraw_triplets
 from tasks.models.captioner import Captioner
 from tasks.models.judge import Question, load_judge, yes_probabilities
 from tasks.names import batch_of
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
-from tasks.takedown import taken_down, withdraw_triplets
 
 PROMPTS = Path(__file__).parent / "prompts"
 

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, features
 
-from tasks.near_duplicates import coarse_grey, grid_of, hash_of_grey, reduced, thumbnail
+from tasks.fingerprints.perceptual import coarse_grey, grid_of, hash_of_grey, reduced, thumbnail
 
 FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if features.check("avif") else ()))
 FLAGS = ("blurry", "near_empty", "extreme_ratio", "text_heavy")
@@ -87,7 +87,7 @@ class Picture:
 
     Attributes:
         content: JPEG.
-        phash, thumbnail: see tasks/near_duplicates.py.
+        phash, thumbnail: see tasks/fingerprints/perceptual.py.
         grid: 64x64 RGB means, 12,288 bytes, for copies with other margins; never stored.
         sharpness: variance of the Laplacian, grey levels^2.
         flags: of FLAGS, those that hold.

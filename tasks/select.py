@@ -23,7 +23,7 @@ Negatives come from what the same encoders retrieved for the query and for the t
 encoder holds for a copy of the target is none. On request: neither is a copy of the query, and none lies nearer to the target than a share
 of the pair's own distance; a pair brings its other direction along; an encoder, a source has a quota of its own (tasks/config.py).
 
-Takedown (tasks/takedown.py): an earlier pair of a picture that the ledger names goes, in its own file; its query takes the best of all
+Takedown (tasks/fingerprints/takedown.py): an earlier pair of a picture that the ledger names goes, in its own file; its query takes the best of all
 that was ever mined for it, as a pair of this batch, and a place as negative goes to the next one retrieved.
 
 The pure parts: tasks/candidates.py (the table and its order), tasks/quotas.py, tasks/negatives.py; pictures are numbers there (tasks/numbers.py).
@@ -46,6 +46,7 @@ import numpy as np
 from tasks.candidates import ABSENT, AT_ONCE, ENCODERS, Candidates, Mined, band_of, in_order, over_bands, unite, with_merged_ranks
 from tasks.config import Params
 from tasks.errors import DataError
+from tasks.fingerprints.takedown import REASON, rows_naming, taken_down
 from tasks.knn import exact_similarity
 from tasks.names import batch_of
 from tasks.negatives import Negatives, Retrieved, Vectors, copy_limits, hard_negatives, without_copies
@@ -53,7 +54,6 @@ from tasks.numbers import numbered, numbers_in
 from tasks.quotas import QUOTAS, within_quotas
 from tasks.records import StageReport
 from tasks.store import Store, TableWriter
-from tasks.takedown import REASON, rows_naming, taken_down
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tasks.config import load_params
 from tasks.corpus import Corpus
-from tasks.near_duplicates import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
+from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.pictures import Picture, Rules, read_picture
 from tasks.sample.scenes import difference, family, picture_of
 
@@ -32,7 +32,7 @@ def is_copy(a: Image.Image, b: Image.Image) -> bool:
 
 
 def test_copies_are_caught_and_one_edit_relatives_are_not():
-    """A small form of the measurement in tasks/near_duplicates.py: 300 copies, at least 300 relatives."""
+    """A small form of the measurement in tasks/fingerprints/perceptual.py: 300 copies, at least 300 relatives."""
     rng, caught, lost, relatives = random.Random(3), 0, 0, 0
     for _ in range(100):
         scenes = family(rng, "corpus", 5)

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from tasks import ingest, takedown
+from tasks import ingest
 from tasks.caption import checks
+from tasks.fingerprints import takedown
 from tasks.reasons import REASONS, why
 
 

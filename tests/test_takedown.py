@@ -13,10 +13,10 @@ from tasks import mine, select
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.errors import ConfigError
+from tasks.fingerprints.takedown import taken_down, withdraw_captioned, withdraw_triplets, withdraw_vectors
 from tasks.knn import neighbours_in_window
 from tasks.records import stable_id
 from tasks.store import Store
-from tasks.takedown import taken_down, withdraw_captioned, withdraw_triplets, withdraw_vectors
 
 BATCHES = ("2026.01.04", "2026.01.11", "2026.01.18")
 ROLES = ("semantic", "pattern", "caption")

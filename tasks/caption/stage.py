@@ -40,6 +40,7 @@ from tasks.caption.descriptions import PARTIAL_STYLES, Description, numbered, re
 from tasks.chunks import finish_chunks
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
+from tasks.fingerprints.takedown import taken_down, withdraw_captioned
 from tasks.models.captioner import Captioner, load_captioner
 from tasks.models.replies import Reply, Request
 from tasks.models.writer import Writer, load_writer
@@ -47,7 +48,6 @@ from tasks.names import batch_of
 from tasks.records import StageReport, stable_id
 from tasks.request_cache import open_cache
 from tasks.store import Store
-from tasks.takedown import taken_down, withdraw_captioned
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 DEMONSTRATIONS = "demonstrations.jsonl"  # descriptions of our own and the texts written to them, one a line

@@ -25,8 +25,8 @@ from tasks.errors import ConfigError, DataError
 from tasks.evaluate.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Protocol, Query, Task
 from tasks.evaluate.protocols.base import filled
+from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.models.retriever import Retriever, load_retriever
-from tasks.near_duplicates import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.records import StageReport
 from tasks.splits import held_out_pictures
 from tasks.store import Store
@@ -296,7 +296,7 @@ class Fingerprints:
 
 
 def copies_among(found: Mapping[str, tuple[int, bytes]], known: Sequence[tuple[int, bytes]], *, distance_bits: int, cell_distance: float) -> set[str]:
-    """Keys of pictures of which a copy is known, by ingest's own rule for near-duplicates (tasks/near_duplicates.py).
+    """Keys of pictures of which a copy is known, by ingest's own rule for near-duplicates (tasks/fingerprints/perceptual.py).
 
     Args:
         found: key -> (hash, thumbnail).

@@ -1,6 +1,6 @@
 """Takedown: what the ledger names leaves every table; each stage cleans its own house when it next runs.
 
-The ledger (`ingest.takedown`) is a list as tasks/hash_lists.py reads them: sha256 of stored bytes (image ids) or of source bytes, perceptual hashes.
+The ledger (`ingest.takedown`) is a list as tasks/fingerprints/hash_lists.py reads them: sha256 of stored bytes (image ids) or of source bytes, perceptual hashes.
 embed drops the vectors, mine the neighbours (and looks for the ones that come up
 instead), select the pairs and the places as negative (and fills both again), caption and judge the rows of pairs that are gone.
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.config import Params
-from tasks.hash_lists import read_lists
+from tasks.fingerprints.hash_lists import read_lists
 from tasks.records import stable_id
 from tasks.store import Store
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import ConfigError
-from tasks.near_duplicates import hash_hits, thumbnail_distance
+from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
 
 WORD = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{384}|[0-9a-fA-F]{64}|[0-9a-fA-F]{16})(?![0-9A-Za-z])")
 
