@@ -38,10 +38,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.mine import fair_environment
-from tasks import ingest
 from tasks.config import Params, parse_params, read_raw, resolve
-from tasks.corpus import Corpus
-from tasks.pictures import Picture, Refusal, read_picture, stored_size
+from tasks.ingest import stage as ingest
+from tasks.ingest.dedup import Corpus
+from tasks.ingest.normalize import Picture, Refusal, read_picture, stored_size
 from tasks.sources import Label, SourceFile
 from tasks.store import Store
 

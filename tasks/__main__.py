@@ -51,7 +51,7 @@ STAGES: dict[str, tuple[str | None, bool]] = {
     "noise": (None, False),
 }
 MODULES = {
-    "ingest": "tasks.ingest",
+    "ingest": "tasks.ingest.stage",
     "recaption": "tasks.caption.recaption",
     "embed": "tasks.embed.stage",
     "mine": "tasks.mine",
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
 
         command = lambda: open_run.main(argv[1:])  # noqa: E731
     elif argv[:1] == ["decontaminate"]:  # no stage: it makes a list that ingest reads
-        from tasks import decontaminate
+        from tasks.ingest import decontaminate
 
         command = lambda: decontaminate.main(argv[1:])  # noqa: E731
     elif argv[:1] in (["plan"], ["judge_check"]):  # no stages: they look, and leave no report

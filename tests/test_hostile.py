@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin, features
 
-from tasks import ingest
-from tasks.picture_workers import PictureWorkers
-from tasks.pictures import ADAM7, PNG_CHANNELS, Picture, Refusal, Rules, png_size_bytes, read_picture
+from tasks.ingest import stage as ingest
+from tasks.ingest.normalize import ADAM7, PNG_CHANNELS, Picture, Refusal, Rules, png_size_bytes, read_picture
+from tasks.ingest.workers import PictureWorkers
 from tasks.sources import cleaned_text
 from tasks.store import Store
 from tests.test_ingest import images_of, params_for, picture, reasons_of
@@ -308,7 +308,7 @@ def test_a_decoder_that_crashes_is_a_row(tmp_path: Path, monkeypatch: pytest.Mon
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "picture_workers.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    from tasks import picture_workers
+    from tasks.ingest import workers as picture_workers
 
     monkeypatch.setattr(picture_workers, "__file__", str(package / "picture_workers.py"))
     monkeypatch.chdir(tmp_path)

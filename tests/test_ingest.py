@@ -25,11 +25,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks import ingest
 from tasks import store as store_module
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
-from tasks.pictures import Picture, Refusal, Rules, read_picture
+from tasks.ingest import stage as ingest
+from tasks.ingest.normalize import Picture, Refusal, Rules, read_picture
 from tasks.sample.world import make_world
 from tasks.store import Store, TableWriter
 
@@ -409,7 +409,7 @@ def test_progress_is_a_line_that_moves_in_a_terminal_and_counts_per_minute_in_a_
     clock = iter(range(0, 10_000))  # a file a second
     monkeypatch.setattr(ingest, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    with caplog.at_level("INFO", logger="tasks.ingest"):
+    with caplog.at_level("INFO", logger="tasks.ingest.stage"):
         progress = ingest.Progress()
         for n in range(180):
             progress.count("duplicate" if n % 3 == 0 else None)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.config import load_params
-from tasks.corpus import Corpus
 from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
-from tasks.pictures import Picture, Rules, read_picture
+from tasks.ingest.dedup import Corpus
+from tasks.ingest.normalize import Picture, Rules, read_picture
 from tasks.sample.scenes import difference, family, picture_of
 
 

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from tasks import ingest
 from tasks.caption import checks
 from tasks.fingerprints import takedown
+from tasks.ingest import stage as ingest
 from tasks.reasons import REASONS, why
 
 

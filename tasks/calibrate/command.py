@@ -155,9 +155,10 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
         ConfigError: no such folder.
         DataError: fewer than three pictures in it.
     """
-    from tasks import ingest, sources
+    from tasks import sources
     from tasks.caption import recaption
     from tasks.embed import stage as embed
+    from tasks.ingest import stage as ingest
 
     source, batch = params.ingest.sources[0], batch_of(params)
     files = list(sources.listing(source))

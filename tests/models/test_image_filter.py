@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2ForImageClassification
 
-from tasks import ingest
 from tasks.config import FilterConfig
 from tasks.errors import ConfigError
-from tasks.models.image_filter import ImageFilter
-from tasks.pictures import Picture
+from tasks.ingest import stage as ingest
+from tasks.ingest.filters import ImageFilter
+from tasks.ingest.normalize import Picture
 from tasks.sample.tokens import CHECKPOINTS
 from tasks.store import Store
 from tests.test_copies_and_lists import params_for, picture, saved, taken

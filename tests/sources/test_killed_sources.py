@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks import ingest
 from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.ingest import stage as ingest
 from tasks.store import Store
 from tests.sources.conftest import Flaky
 from tests.test_copies_and_lists import picture, saved

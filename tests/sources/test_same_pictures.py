@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tasks import ingest
 from tasks.config import parse_params, read_raw, resolve
+from tasks.ingest import stage as ingest
 from tasks.sample.world import make_world
 from tasks.sources import s3 as s3_source
 from tasks.store import Store

@@ -23,9 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from tasks import ingest
 from tasks.config import Params, parse_params, read_raw, resolve
-from tasks.pictures import Picture, Refusal, Rules, read_picture
+from tasks.ingest import stage as ingest
+from tasks.ingest.normalize import Picture, Refusal, Rules, read_picture
 from tasks.store import Store
 from tests.sources.test_tars import tar_of
 from tests.sources.web import serving

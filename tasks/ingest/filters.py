@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tasks.config import FilterConfig
 from tasks.errors import ConfigError
-from tasks.pictures import Picture, Refusal
+from tasks.ingest.normalize import Picture, Refusal
 
 T = TypeVar("T")
 

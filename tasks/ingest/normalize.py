@@ -1,6 +1,6 @@
 """What happens to a picture: from any bytes to the one stored form, or to the reason why not.
 
-Pure functions over bytes; run in worker processes by tasks/picture_workers.py. Loads numpy, Pillow and OpenCV, nothing else.
+Pure functions over bytes; run in worker processes by tasks/ingest/workers.py. Loads numpy, Pillow and OpenCV, nothing else.
 
 Order: the header states format and pixels, and nothing is decoded before both are allowed; a JPEG of at least twice the wanted side is decoded at
 half (a quarter ...) by its DCT; then first frame, shrunk to `max_side_px` (antialiased bicubic, or `resized_by_opencv`), turned as EXIF says,

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from tasks.pictures import Picture, Refusal, Rules, be_strict, read_picture
+from tasks.ingest.normalize import Picture, Refusal, Rules, be_strict, read_picture
 
 ASK = struct.Struct(">Q?")  # bytes of the file, is_named_picture
 ANSWER = struct.Struct(">QQ")  # bytes of the JSON, bytes of the stored picture
@@ -66,12 +66,12 @@ class Worker:
 
     def __init__(self, rules: Rules, memory_mib: int, cpu_s: float) -> None:
         arguments = [json.dumps(asdict(rules)), str(memory_mib), str(cpu_s)]
-        root = str(Path(__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")}
         self.wall_s = START_S + cpu_s * WALL_FACTOR
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "tasks.picture_workers", *arguments],
+            [sys.executable, "-m", "tasks.ingest.workers", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # decoders chatter there

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.errors import ConfigError, DataError
-from tasks.pictures import Picture, Rules, read_picture
+from tasks.ingest.normalize import Picture, Rules, read_picture
 from tasks.records import StageReport
 from tasks.store import Store
 

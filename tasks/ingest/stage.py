@@ -4,8 +4,8 @@ Reads the sources of `ingest.sources` (tasks/sources/), the takedown ledger, the
 data/dropped/ingest/<batch>.parquet and data/images/<batch>.parquet (last: the marker).
 
 A file's bytes are read under a limit, its header's pixels looked at before anything is decoded, and it is decoded in a worker process with limits of
-its own (tasks/picture_workers.py); what is stored, tasks/pictures.py says. Then, in this order: licence, exact copy, lists, quality flags,
-classifiers, near copy (tasks/corpus.py, against the whole corpus). Files are taken in order of source and path, so neither the file system's order
+its own (tasks/ingest/workers.py); what is stored, tasks/ingest/normalize.py says. Then, in this order: licence, exact copy, lists, quality flags,
+classifiers, near copy (tasks/ingest/dedup.py, against the whole corpus). Files are taken in order of source and path, so neither the file system's order
 nor the number of workers shows in the tables. A file that an earlier batch has kept or dropped, with the same bytes, is not looked at again; one that
 could not be reached is.
 
@@ -33,12 +33,12 @@ from typing import Any
 
 from tasks import sources
 from tasks.config import IngestConfig, Params
-from tasks.corpus import Corpus
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.hash_lists import HashList, read_lists
+from tasks.ingest.dedup import Corpus
+from tasks.ingest.normalize import Picture, Refusal, Rules
+from tasks.ingest.workers import PictureWorkers
 from tasks.names import batch_of, date_of
-from tasks.picture_workers import PictureWorkers
-from tasks.pictures import Picture, Refusal, Rules
 from tasks.records import StageReport
 from tasks.sources import Refused, SourceFile
 from tasks.store import Store, TableWriter
@@ -155,7 +155,7 @@ def refusal_of(looked: Looked, image_id: str, lists: Sequence[HashList], config:
 def filtered(found: Iterable[Looked], config: IngestConfig) -> Iterator[Looked]:
     """The same files in the same order; pictures that a classifier of `ingest.filters` refuses are refusals."""
     for name, of in sorted(config.filters.items()):
-        from tasks.models.image_filter import ImageFilter
+        from tasks.ingest.filters import ImageFilter
 
         found = ImageFilter(name, of).apply(found, lambda looked: looked.result, lambda looked, refusal: replace(looked, result=refusal))
     yield from found
