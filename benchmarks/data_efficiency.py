@@ -43,9 +43,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tasks import shortcuts
 from tasks.config import Params, load_params
 from tasks.evaluate.stage import measure, picture_features, read_benchmark
+from tasks.judge import shortcuts
 from tasks.loss import info_nce
 from tasks.models.encoders import unit_rows
 from tasks.models.retriever import Retriever
@@ -71,7 +71,7 @@ class Sample:
     texts: tuple[str, ...]
     negatives: tuple[str, ...] = ()
     mined_by: tuple[str, ...] = ()
-    is_shortcut: bool = False  # text or picture alone finds the target (tasks/shortcuts.py)
+    is_shortcut: bool = False  # text or picture alone finds the target (tasks/judge/shortcuts.py)
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ MODULES = {
     "mine": "tasks.mine",
     "select": "tasks.select",
     "caption": "tasks.caption.stage",
-    "judge": "tasks.judge",
+    "judge": "tasks.judge.stage",
     "validate": "tasks.validate",
     "version": "tasks.version",
     "train": "tasks.train",
@@ -65,7 +65,7 @@ MODULES = {
     "promote": "tasks.promote",
     "noise": "tasks.noise",
     "plan": "tasks.caption.plan",
-    "judge_check": "tasks.judge_check",
+    "judge_check": "tasks.judge.judge_check",
 }
 
 

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tasks import label_draft
 from tasks.caption.canaries import Canary, read_canaries, shares, show
 from tasks.config import load_params
 from tasks.errors import ConfigError, DataError
-from tasks.label_draft import questions
-from tasks.labelled import measured, questions_of, read_labelled, require, standing
+from tasks.judge import label_draft
+from tasks.judge.label_draft import questions
+from tasks.judge.labelled import measured, questions_of, read_labelled, require, standing
 from tasks.models.captioner import load_captioner
 from tasks.models.replies import Reply, Request
 from tasks.store import Store

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tasks.caption.stage
-import tasks.judge
+import tasks.judge.stage
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError
-from tasks.judge import decide
+from tasks.judge.stage import decide
 from tasks.models.captioner import Reply, Request
 from tasks.records import stable_id
 from tasks.store import Store
@@ -166,7 +166,7 @@ def test_parts_and_reruns_give_the_same_bytes_and_do_only_what_is_missing(monkey
     model = Fake(lambda t: "the wall got another colour")
     use(monkeypatch, model, Fake(writes), judge)
     tasks.caption.stage.run(params, store)
-    tasks.judge.run(params, store)
+    tasks.judge.stage.run(params, store)
     whole = contents(store)
     for path in list(store.folder("data", "captioned").iterdir()) + list(store.folder("data", "triplets").iterdir()):
         path.unlink()
@@ -174,8 +174,8 @@ def test_parts_and_reruns_give_the_same_bytes_and_do_only_what_is_missing(monkey
     reports = [tasks.caption.stage.run(params, store, (2, 2)), tasks.caption.stage.run(params, store, (1, 2))]
     assert [r.new for r in reports] == [2, 3]
     assert len(model.asked) == 5
-    tasks.judge.run(params, store, (1, 2))
-    tasks.judge.run(params, store, (2, 2))
+    tasks.judge.stage.run(params, store, (1, 2))
+    tasks.judge.stage.run(params, store, (2, 2))
     assert contents(store) == whole
     again = tasks.caption.stage.run(params, store)
     assert len(model.asked) == 5 and (again.written, again.done, again.new) == (0, 5, 5)
@@ -184,11 +184,11 @@ def test_parts_and_reruns_give_the_same_bytes_and_do_only_what_is_missing(monkey
 def test_earlier_batches_are_reused_and_counted(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
     use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), Fake(thinks=lambda q, c, t: 0.9 if c == "blue" else 0.25))
     tasks.caption.stage.run(params, store)
-    tasks.judge.run(params, store)
+    tasks.judge.stage.run(params, store)
     later = params.model_copy(update={"open_run": params.open_run.model_copy(update={"batch": "2026.01.12"})})
     row = store.read_table("pairs").to_pylist()[0]
     store.write(store.table_path("pairs", "2026.01.12"), [{**row, "batch": "2026.01.12"}], "pairs")
-    captioned, judged = tasks.caption.stage.run(later, store), tasks.judge.run(later, store)
+    captioned, judged = tasks.caption.stage.run(later, store), tasks.judge.stage.run(later, store)
     assert (captioned.new, captioned.done, captioned.reused) == (1, 1, 5)
     assert (judged.new, judged.done, judged.reused, judged.dropped) == (1, 1, 1, {"duplicate": 1})
 
@@ -204,7 +204,7 @@ def test_the_judge_keeps_what_fits_the_target_alone(monkeypatch: pytest.MonkeyPa
     judge = Fake(thinks=thinks)
     use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), judge)
     tasks.caption.stage.run(params, store)
-    report = tasks.judge.run(params, store)
+    report = tasks.judge.stage.run(params, store)
     [triplet] = store.read_table("triplets").to_pylist()
     assert (triplet["query_image_id"], triplet["target_image_id"]) == ("red", "blue")
     assert triplet["instructions"] == ["paint it, imperative", "paint it, short"] and triplet["judge_target"] == [0.875, 0.875]
@@ -222,7 +222,7 @@ def test_candidates_that_stand_in_are_counted(monkeypatch: pytest.MonkeyPatch, s
     use(monkeypatch, Fake(lambda t: "the wall got another colour"), Fake(writes), judge)
     tasks.caption.stage.run(params, store)
     strict = params.model_copy(update={"judge": params.judge.model_copy(update={"negative_threshold": 1.0, "negative_margin": 0.01, "negatives": 1})})
-    report = tasks.judge.run(strict, store)
+    report = tasks.judge.stage.run(strict, store)
     row = next(t for t in store.read_table("triplets").to_pylist() if t["target_image_id"] == "blue")
     assert row["negative_image_ids"] == ["red", "white"] and row["judge_negative"] == [0.25, 0.25] and row["judge_target"] == pytest.approx([0.9] * 3)
     assert report.figures["negatives_replaced"] > 0 and report.dropped["false_negative"] >= 1
@@ -241,7 +241,7 @@ def test_the_other_direction_of_a_pair_is_written_judged_and_stored_as_a_triplet
     # Ids of this store are short names, so all five are reversed; where select made the other direction itself, its id is known.
     assert len(back) == 5 and captioned.figures["yield"] == 1 and captioned.figures["reversed_per_pair"] == 1
     assert model.asked.count(tasks.caption.stage.read_prompts("tiny").describe) == 10  # no form to turn round: asked for again, pictures exchanged
-    tasks.judge.run(reversing(params), store)
+    tasks.judge.stage.run(reversing(params), store)
     one, other = sorted(store.read_table("triplets").to_pylist(), key=lambda t: t["query_image_id"])
     assert (one["query_image_id"], one["target_image_id"], one["negative_image_ids"]) == ("green", "red", ["green", "blue", "white"])
     assert (other["query_image_id"], other["target_image_id"], other["negative_image_ids"]) == ("red", "green", ["red", "blue", "white"])
@@ -334,7 +334,7 @@ def test_every_short_text_may_be_partial_whatever_its_number(store: Store, param
     ]
     images = {c: store.read_image(c) for c in ("red", "blue", "white")}
     judge = Fake(thinks=lambda q, c, t: 0.9 if c == "blue" else 0.8 if c == "white" and t == "b" else 0.0)
-    short, whole = tasks.judge.judge_rows(rows, images, judge, "{instruction}", params.judge)
+    short, whole = tasks.judge.stage.judge_rows(rows, images, judge, "{instruction}", params.judge)
     assert (short.instructions, short.negatives, short.dropped) == ([0], [0, 1], {1: ("partial_fits", 0.8)})
     assert (whole.instructions, whole.negatives) == ([0, 1], [0])
 
@@ -364,7 +364,7 @@ def test_what_is_kept_is_right_for_the_target_and_for_nothing_else(instructions:
 @pytest.mark.parametrize("folder", [p.name for p in tasks.caption.stage.PROMPTS.iterdir() if p.is_dir()])
 def test_every_prompt_set_is_whole(folder: str):
     prompts = tasks.caption.stage.read_prompts(folder)
-    assert prompts.describe and "{instruction}" in tasks.judge.read_prompt(folder) and (tasks.caption.stage.PROMPTS / folder / "caption.txt").read_text().strip()
+    assert prompts.describe and "{instruction}" in tasks.judge.stage.read_prompt(folder) and (tasks.caption.stage.PROMPTS / folder / "caption.txt").read_text().strip()
     assert "{" not in prompts.describing(80)  # every field is one that is filled
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.shortcuts import beyond_share, drawn, figures, found_by, is_first, is_shortcut
+from tasks.judge.shortcuts import beyond_share, drawn, figures, found_by, is_first, is_shortcut
 
 MODES = st.lists(st.sampled_from(["text", "image", "composed"]), max_size=3, unique=True)
 

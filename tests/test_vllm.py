@@ -23,8 +23,8 @@ from tasks.caption.descriptions import read_description
 from tasks.caption.stage import Draft, captioned_row, describe, read_prompts, write
 from tasks.config import load_params
 from tasks.errors import ConfigError
+from tasks.judge.questions import Question, yes_probabilities
 from tasks.models.captioner import Captioner, load_captioner
-from tasks.models.judge import Question, yes_probabilities
 from tasks.models.replies import Request
 from tasks.models.served import ServedCaptioner
 from tasks.models.writer import load_writer

@@ -1,6 +1,6 @@
 """Judge the judge: `python -m tasks judge_check` measures `judge.model` on `judge.labelled` with the set's prompt and threshold.
 
-The same measurement stands in front of every judging part (tasks/labelled.py); here a person tries a judge, a prompt or a
+The same measurement stands in front of every judging part (tasks/judge/labelled.py); here a person tries a judge, a prompt or a
 threshold before any run. Below the floors it ends with exit code 65.
 """
 
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks import labelled
 from tasks.config import Params
 from tasks.errors import ConfigError
-from tasks.models.judge import load_judge
+from tasks.judge import labelled
+from tasks.judge.questions import load_judge
 from tasks.records import StageReport
 from tasks.store import Store
 
-PROMPTS = Path(__file__).parent / "prompts"
+PROMPTS = Path(__file__).parents[1] / "prompts"
 
 
 def run(params: Params, store: Store) -> StageReport:

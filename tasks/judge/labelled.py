@@ -19,8 +19,8 @@ from typing import Any
 
 from tasks.config import JudgeConfig
 from tasks.errors import ConfigError, DataError
+from tasks.judge.questions import Question, yes_probabilities
 from tasks.models.captioner import Captioner
-from tasks.models.judge import Question, yes_probabilities
 from tasks.store import Store
 
 COLUMNS = ("query", "candidate", "instruction", "fits")

@@ -19,8 +19,8 @@ target's. The scores are stored: training may use them as soft labels.
 What `caption.reverse` wrote is judged like any pair: its query is the pair's target, its negatives are that query and the
 pair's mined ones, and it becomes a triplet of its own.
 
-Before its first chunk a part judges the judge (tasks/labelled.py): one below its floors stops it. Each chunk's triplets are
-looked at for shortcuts (tasks/shortcuts.py): beyond `shortcut_share_max` they go (shortcut).
+Before its first chunk a part judges the judge (tasks/judge/labelled.py): one below its floors stops it. Each chunk's triplets are
+looked at for shortcuts (tasks/judge/shortcuts.py): beyond `shortcut_share_max` they go (shortcut).
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import labelled, shortcuts
 from tasks import usage as ledger
 from tasks.caption.descriptions import PARTIAL_STYLES, numbered
 from tasks.chunks import finish_chunks
 from tasks.config import JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import taken_down, withdraw_triplets
+from tasks.judge import labelled, shortcuts
+from tasks.judge.questions import Question, load_judge, yes_probabilities
 from tasks.models.captioner import Captioner
-from tasks.models.judge import Question, load_judge, yes_probabilities
 from tasks.names import batch_of
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
 
-PROMPTS = Path(__file__).parent / "prompts"
+PROMPTS = Path(__file__).parents[1] / "prompts"
 
 
 @dataclass(frozen=True)
