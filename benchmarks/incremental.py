@@ -83,7 +83,7 @@ def is_equal(store: Store, old: int, neighbours: int, low: float, high: float) -
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from tasks.knn import neighbours_in_window
+    from tasks.knn.search import neighbours_in_window
 
     ids, vectors, _ = store.read_embeddings("semantic")
     rng = np.random.default_rng(2)

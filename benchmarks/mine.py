@@ -53,7 +53,7 @@ def ours(vectors: np.ndarray, low: float, high: float, neighbours: int | None) -
     """CPU-seconds, and (query, target, similarity, rank)."""
     import torch  # noqa: F401 - its import is on nobody's clock, as FAISS's is not
 
-    from tasks.knn import join_in_window
+    from tasks.knn.search import join_in_window
 
     n = len(vectors)
     start = time.process_time()

@@ -72,7 +72,7 @@ def by_band(vectors: np.ndarray, classes: np.ndarray, *, neighbours: int = 20, b
         bands: parts of the window, of equal width.
     """
     from tasks.calibrate.command import distribution, propose
-    from tasks.knn import neighbours_in_window
+    from tasks.knn.search import neighbours_in_window
 
     counts = np.bincount(classes)
     chance = float((counts * (counts - 1)).sum() / (len(classes) * (len(classes) - 1)))

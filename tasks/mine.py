@@ -30,11 +30,11 @@ import pyarrow.compute as pc
 from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import rows_naming, taken_down
-from tasks.knn import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
+from tasks.knn.int8_screen import Axes, Coded, Codes, code_scale, corpus_axes, encode, is_worthwhile, load_for
+from tasks.knn.search import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
 from tasks.names import batch_of
 from tasks.numbers import rising
 from tasks.records import StageReport
-from tasks.screen import Axes, Coded, Codes, code_scale, corpus_axes, encode, is_worthwhile, load_for
 from tasks.store import EmbeddedCorpus, Store, chunks_of_part
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.candidates import ABSENT, ENCODERS, Candidates, Mined, places_in_groups
 from tasks.config import Params
-from tasks.knn import exact_of_rows
+from tasks.knn.search import exact_of_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -47,7 +47,7 @@ from tasks.candidates import ABSENT, AT_ONCE, ENCODERS, Candidates, Mined, band_
 from tasks.config import Params
 from tasks.errors import DataError
 from tasks.fingerprints.takedown import REASON, rows_naming, taken_down
-from tasks.knn import exact_similarity
+from tasks.knn.search import exact_similarity
 from tasks.names import batch_of
 from tasks.negatives import Negatives, Retrieved, Vectors, copy_limits, hard_negatives, without_copies
 from tasks.numbers import numbered, numbers_in

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.candidates import Mined, in_order, unite, with_merged_ranks
 from tasks.config import SelectConfig
-from tasks.knn import join_in_window
+from tasks.knn.search import join_in_window
 from tasks.quotas import within_quotas
 
 Pair = tuple[str, str]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import knn
 from tasks.errors import DataError
-from tasks.knn import exact_similarity, join_in_window, neighbours_in_window, order_of, recall_of
+from tasks.knn import search as knn
+from tasks.knn.search import exact_similarity, join_in_window, neighbours_in_window, order_of, recall_of
 
 WAYS = (
     {"backend": "faiss-flat"},

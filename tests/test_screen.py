@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import screen
-from tasks.screen import FloatScreen, Int8Screen, Screen, TorchScreen, axes_of, encode, make_screen, principal_axes, product_bits
+from tasks.knn import int8_screen as screen
+from tasks.knn.int8_screen import FloatScreen, Int8Screen, Screen, TorchScreen, axes_of, encode, make_screen, principal_axes, product_bits
 
 KINDS = ("clustered", "equal", "orthogonal", "one axis", "long and short", "narrow", "signs", "few values")
 

@@ -14,7 +14,7 @@ from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down, withdraw_captioned, withdraw_triplets, withdraw_vectors
-from tasks.knn import neighbours_in_window
+from tasks.knn.search import neighbours_in_window
 from tasks.records import stable_id
 from tasks.store import Store
 

@@ -221,7 +221,7 @@ def shown_pairs(
 ) -> list[list[tuple[float, Image, Image, str, str]]]:
     """Pairs over three bands of a window, with pictures and, where wanted, captions: drawn from all that a sample of the queries has inside it."""
     from tasks.calibrate.page import band_pairs
-    from tasks.knn import neighbours_in_window
+    from tasks.knn.search import neighbours_in_window
 
     low, high = window
     rows = np.sort(np.random.default_rng(seed).permutation(len(ids))[:SHOWN_QUERIES])

@@ -1,8 +1,8 @@
 """The blocked join on a torch device: product, screen, exact scoring and the k best of each row stay there, the result alone comes back.
 
 A GPU multiplies a hundred times faster than a CPU scores what is left, so nothing of a pair travels before it is among the k best. What decides is the
-same as on a CPU: the product of two float16 numbers is exact in float32, sums of those are exact in float64 in any order (tasks/knn.py). Used by
-tasks/knn.py for `mine.backend: torch`; with no GPU it runs on the CPU, for tests. Several GPUs: a process each, with `--part i/n`.
+same as on a CPU: the product of two float16 numbers is exact in float32, sums of those are exact in float64 in any order (tasks/knn/search.py). Used by
+tasks/knn/search.py for `mine.backend: torch`; with no GPU it runs on the CPU, for tests. Several GPUs: a process each, with `--part i/n`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tasks.screen import QUERY_ROWS, TorchScreen
+from tasks.knn.int8_screen import QUERY_ROWS, TorchScreen
 
 GPU_QUERY_ROWS = 8192  # rows of one product: with 32,768 others 0.5 ms on a card of 800 TFLOP/s, several times what starting its kernels takes
 GPU_COORDINATES, CPU_COORDINATES = 1 << 27, 1 << 18  # coordinates at a time when pairs are scored
@@ -98,7 +98,7 @@ def join_on_device(
     device: str | None = None,
     is_half: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The neighbours of the jobs' rows, as tasks/knn.py gives them.
+    """The neighbours of the jobs' rows, as tasks/knn/search.py gives them.
 
     Args:
         queries, targets: (m, d) and (n, d) float16; the same array for a self-join.

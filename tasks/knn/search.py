@@ -5,7 +5,7 @@ rows is exact: a product of two float16 numbers of at most 1 is a multiple of 2^
 whatever the order of summation. So every backend, screen, block size and number of parts gives the same rows.
 
 Exact backends propose. `blocked`, the default, looks at every pair of rows once and offers it to both ends, in blocks, behind a
-screen with a proven bound (tasks/screen.py); a row that has its k neighbours raises its own floor, so that a wide window costs
+screen with a proven bound (tasks/knn/int8_screen.py); a row that has its k neighbours raises its own floor, so that a wide window costs
 little. `faiss-flat` asks FAISS's IndexFlatIP (float32) for more than k and asks again where that does not settle it.
 `faiss-ivf` and `faiss-hnsw` are approximate: what they propose is scored exactly, what they miss is missed; mine measures how much and
 keeps the recall with the run's figures. No backend holds n x n, and `memory_mib` bounds what a join needs beside its vectors, codes and result.
@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tasks.device_join import Limits, join_on_device
 from tasks.errors import DataError
-from tasks.screen import QUERY_ROWS, Coded, Rows, in_memory, load_for, make_screen, widened
+from tasks.knn.int8_screen import QUERY_ROWS, Coded, Rows, in_memory, load_for, make_screen, widened
+from tasks.knn.torch_join import Limits, join_on_device
 
 Backend = Literal["blocked", "torch", "faiss-flat", "faiss-ivf", "faiss-hnsw"]
 APPROXIMATE = ("faiss-ivf", "faiss-hnsw")
@@ -102,7 +102,7 @@ def neighbours_in_window(
         threads: CPU threads of the search, a count.
         backend: blocked, torch, faiss-flat, with the same rows from all; or faiss-ivf, faiss-hnsw, which may miss some.
         memory_mib: what the blocked join may take beside vectors, codes and result, MiB.
-        screen: auto, int8 or float32 (tasks/screen.py); the same rows from all. `torch:<device>` says where backend torch works.
+        screen: auto, int8 or float32 (tasks/knn/int8_screen.py); the same rows from all. `torch:<device>` says where backend torch works.
     Returns:
         query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then rank.
     Raises:

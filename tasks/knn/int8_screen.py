@@ -1,6 +1,6 @@
 """Which pairs of rows can reach a similarity at all: a cheap product with a proven bound says so, before anything is decided.
 
-Pure functions and three screens behind one interface, used by tasks/knn.py: `Int8Screen` (8-bit codes of the rows' principal
+Pure functions and three screens behind one interface, used by tasks/knn/search.py: `Int8Screen` (8-bit codes of the rows' principal
 coordinates, multiplied by oneDNN through torch), `FloatScreen` (a float32 product; small joins, and processors where the
 8-bit product fails its check) and `TorchScreen` (a GPU's float16 product).
 A screen may let a pair pass that is too far; it never holds one back that is near enough.
