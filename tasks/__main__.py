@@ -54,7 +54,7 @@ MODULES = {
     "ingest": "tasks.ingest.stage",
     "recaption": "tasks.caption.recaption",
     "embed": "tasks.embed.stage",
-    "mine": "tasks.mine",
+    "mine": "tasks.mine.stage",
     "select": "tasks.select",
     "caption": "tasks.caption.stage",
     "judge": "tasks.judge.stage",

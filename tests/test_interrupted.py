@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import mine, select
+from tasks import select
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
+from tasks.mine import stage as mine
 from tasks.store import Store, TableWriter
 
 BATCH = "2026.01.04"

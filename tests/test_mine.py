@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import mine
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.knn import int8_screen as screen
+from tasks.mine import stage as mine
 from tasks.store import Store
 
 BATCHES = ("2026.01.04", "2026.01.11", "2026.01.18")

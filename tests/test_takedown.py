@@ -9,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import mine, select
+from tasks import select
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down, withdraw_captioned, withdraw_triplets, withdraw_vectors
 from tasks.knn.search import neighbours_in_window
+from tasks.mine import stage as mine
 from tasks.records import stable_id
 from tasks.store import Store
 
