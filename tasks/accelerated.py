@@ -158,7 +158,7 @@ def join(device: str) -> str:
     """Join the processes that a launcher started; the device of this one."""
     from accelerate.state import PartialState
 
-    from tasks.models.revisions import pick_device
+    from tasks.models.hub import pick_device
 
     state = PartialState(cpu=pick_device(device) == "cpu")
     return "cpu" if state.device.type == "cpu" else str(state.device)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks.errors import ConfigError, DataError
+from tasks.models.hub import loading, pick_device, revision_of
 from tasks.models.replies import Accounted, Reply, Request
-from tasks.models.revisions import loading, pick_device, revision_of
 from tasks.models.served import ServedCaptioner
 from tasks.models.vision import Looking, Vision
 from tasks.models.vllm_engine import VllmCaptioner

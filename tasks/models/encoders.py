@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.models.hub import loading, pick_device, revision_of
 from tasks.models.preprocess import preparation_of
-from tasks.models.revisions import loading, pick_device, revision_of
 from tasks.models.towers import TowerEncoder, form_of
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from tasks.errors import ConfigError
-from tasks.models.revisions import loading, pick_device, revision_of
+from tasks.models.hub import loading, pick_device, revision_of
 
 if TYPE_CHECKING:
     import torch

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.models.hub import loading, pick_device, revision_of
 from tasks.models.preprocess import Preparation
-from tasks.models.revisions import loading, pick_device, revision_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.errors import ConfigError
+from tasks.models.hub import revision_of
 from tasks.models.replies import Accounted, Reply, Request
-from tasks.models.revisions import revision_of
 from tasks.request_cache import RequestCache
 
 LIKELIEST = 20  # tokens whose log-probability the judge looks at

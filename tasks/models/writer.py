@@ -10,8 +10,8 @@ from typing import Protocol
 
 from tasks.errors import ConfigError
 from tasks.models.captioner import LocalModel, batches_by_length, check_engine
+from tasks.models.hub import loading
 from tasks.models.replies import Reply, Request
-from tasks.models.revisions import loading
 from tasks.models.served import ServedCaptioner
 from tasks.models.vllm_engine import VllmCaptioner
 from tasks.request_cache import RequestCache
