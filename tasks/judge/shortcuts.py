@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.models.encoders import unit_rows
+from tasks.models.encoders.transformers_encoder import unit_rows
 
 MODES = ("text", "image", "composed")
 

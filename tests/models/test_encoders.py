@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks.config import EncoderConfig
 from tasks.errors import ConfigError
-from tasks.models.encoders import good_rows, load_encoder, unit_rows
+from tasks.models.encoders.transformers_encoder import good_rows, load_encoder, unit_rows
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.models.preprocess import preparation_of
+from tasks.models.encoders.preprocess import preparation_of
 
 
 def picture(width: int, height: int, kind: str, mode: str = "RGB") -> bytes:

@@ -4,7 +4,7 @@
 `get_image_features` where it has that (CLIP, SigLIP), else the first token of the last layer (DINOv2, ViT). Texts:
 `get_text_features`, else what the folder's `1_Pooling/config.json` says (sentence-transformers; BGE: the first token), else the mean of the last
 layer over the text's tokens. SigLIP's texts are padded to its full length, as it was trained (model card of google/siglip-base-patch16-224).
-Models in timm's and open_clip's form (EVA-CLIP; `timm:NAME`, `open_clip:NAME`, a folder): tasks/models/towers.py.
+Models in timm's and open_clip's form (EVA-CLIP; `timm:NAME`, `open_clip:NAME`, a folder): tasks/models/encoders/timm_open_clip.py.
 Processors are Pillow's: no torchvision. Weights are safetensors only; no code from the hub is run. `dtype` is for GPUs, `cpu_dtype` for CPUs.
 """
 
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.models.encoders.preprocess import preparation_of
+from tasks.models.encoders.timm_open_clip import TowerEncoder, form_of
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.preprocess import preparation_of
-from tasks.models.towers import TowerEncoder, form_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,7 +63,7 @@ class TransformersEncoder:
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        from tasks.models.cpu_arithmetic import CpuArithmetic
+        from tasks.models.encoders.cpu_precision import CpuArithmetic
 
         torch.set_num_threads(threads)
         self.kind = spec.kind

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.models.encoders.preprocess import Preparation
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.preprocess import Preparation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -184,7 +184,7 @@ class TowerEncoder:
     def __init__(self, spec: EncoderConfig, device: str = "auto", threads: int = 1) -> None:
         import torch
 
-        from tasks.models.cpu_arithmetic import CpuArithmetic
+        from tasks.models.encoders.cpu_precision import CpuArithmetic
 
         form = form_of(spec.model)
         assert form is not None
@@ -219,7 +219,7 @@ class TowerEncoder:
         return self.arithmetic.checked(self._encode_pixels, pixels, self.name)
 
     def _encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        from tasks.models.encoders import unit_rows
+        from tasks.models.encoders.transformers_encoder import unit_rows
 
         batch = self.preparation.normalised(pixels, self.device).to(self.dtype)
         with self.arithmetic.mode():
@@ -237,7 +237,7 @@ class TowerEncoder:
         return self.arithmetic.checked(self._encode_texts, list(texts), self.name)
 
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        from tasks.models.encoders import unit_rows
+        from tasks.models.encoders.transformers_encoder import unit_rows
 
         tokens = self.tokenizer(list(texts)).to(self.device)
         with self.arithmetic.mode():
