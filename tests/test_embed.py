@@ -14,7 +14,7 @@ from tasks.caption import recaption
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.errors import ConfigError, DataError
-from tasks.models.captioner import Reply, Request
+from tasks.models.llm.captioner import Reply, Request
 from tasks.store import Store
 
 BATCH = "2026.01.04"

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from tasks.caption.checks import problem, steers
 from tasks.caption.stage import Draft, caption_chunk, describe, read_prompts, write
 from tasks.config import CaptionConfig
-from tasks.models.captioner import LocalCaptioner, load_captioner
-from tasks.models.replies import Reply, Request
+from tasks.models.llm.captioner import LocalCaptioner, load_captioner
+from tasks.models.llm.requests import Reply, Request
 from tasks.sample.phrases import read_description
 from tasks.sample.scenes import draw, family
 from tasks.usage import Ledger

@@ -16,8 +16,8 @@ from tasks.caption.descriptions import KINDS, Description, Difference, read_desc
 from tasks.caption.stage import PROMPTS, Draft, describe, language_of, read_prompts, require_fit, shown, words_for, write
 from tasks.config import CaptionConfig
 from tasks.errors import ConfigError
-from tasks.models.replies import Reply, Request
-from tasks.models.writer import load_writer
+from tasks.models.llm.requests import Reply, Request
+from tasks.models.llm.writer import load_writer
 from tasks.usage import Ledger
 
 STANDARD = read_prompts("standard")

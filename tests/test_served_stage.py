@@ -17,10 +17,10 @@ import yaml
 from PIL import Image
 
 from tasks.errors import ConfigError, TransientError
-from tasks.models.captioner import load_captioner
-from tasks.models.replies import Request
-from tasks.models.served import ServedCaptioner
-from tasks.request_cache import RequestCache
+from tasks.models.llm.captioner import load_captioner
+from tasks.models.llm.openai_server import ServedCaptioner
+from tasks.models.llm.request_cache import RequestCache
+from tasks.models.llm.requests import Request
 from tasks.store import Store
 
 BATCH = "2026.01.05"

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 from tasks.caption.checks import holds, plain
 from tasks.caption.descriptions import read_description
 from tasks.errors import ConfigError, DataError
-from tasks.models.replies import Request
+from tasks.models.llm.requests import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tasks.models.captioner import Captioner
+    from tasks.models.llm.captioner import Captioner
 
 BLANK = (128, 128, 128)  # RGB of the blank probe
 COLUMNS = ("query", "target", "expect")

@@ -41,12 +41,12 @@ from tasks.chunks import finish_chunks
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down, withdraw_captioned
-from tasks.models.captioner import Captioner, load_captioner
-from tasks.models.replies import Reply, Request
-from tasks.models.writer import Writer, load_writer
+from tasks.models.llm.captioner import Captioner, load_captioner
+from tasks.models.llm.request_cache import open_cache
+from tasks.models.llm.requests import Reply, Request
+from tasks.models.llm.writer import Writer, load_writer
 from tasks.names import batch_of
 from tasks.records import StageReport, stable_id
-from tasks.request_cache import open_cache
 from tasks.store import Store
 
 PROMPTS = Path(__file__).parents[1] / "prompts"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.config import Params
-from tasks.models.captioner import Captioner, load_captioner
-from tasks.models.replies import Request
-from tasks.request_cache import open_cache
+from tasks.models.llm.captioner import Captioner, load_captioner
+from tasks.models.llm.request_cache import open_cache
+from tasks.models.llm.requests import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image

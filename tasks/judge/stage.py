@@ -41,7 +41,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import taken_down, withdraw_triplets
 from tasks.judge import labelled, shortcuts
 from tasks.judge.questions import Question, load_judge, yes_probabilities
-from tasks.models.captioner import Captioner
+from tasks.models.llm.captioner import Captioner
 from tasks.names import batch_of
 from tasks.records import StageReport, stable_id
 from tasks.store import Store

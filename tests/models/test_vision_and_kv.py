@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from tasks.models.captioner import LocalCaptioner, Request, load_captioner
-from tasks.models.kv import chosen, filled_cache, roomy_cache
-from tasks.models.vision import Looking
+from tasks.models.llm.captioner import LocalCaptioner, Request, load_captioner
+from tasks.models.llm.kv_cache import chosen, filled_cache, roomy_cache
+from tasks.models.llm.vision import Looking
 from tasks.sample.scenes import draw, family
 
 JUDGE = str(Path("tasks/sample/checkpoints/judge"))

@@ -14,8 +14,8 @@ from typing import Any
 
 from tasks.errors import ConfigError
 from tasks.models.hub import revision_of
-from tasks.models.replies import Accounted, Reply, Request
-from tasks.request_cache import RequestCache
+from tasks.models.llm.request_cache import RequestCache
+from tasks.models.llm.requests import Accounted, Reply, Request
 
 LIKELIEST = 20  # tokens whose log-probability the judge looks at
 

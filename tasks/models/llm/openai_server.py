@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigError, TransientError
-from tasks.models.replies import Accounted, Reply, Request
-from tasks.models.vllm_engine import LIKELIEST, p_yes
-from tasks.request_cache import RequestCache, key_of
+from tasks.models.llm.request_cache import RequestCache, key_of
+from tasks.models.llm.requests import Accounted, Reply, Request
+from tasks.models.llm.vllm_engine import LIKELIEST, p_yes
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -2,12 +2,12 @@
 
 `load_captioner(name)` gives a `Captioner`: `chat` writes (greedy), `yes_probability` reads P(yes) off the first answer
 token. Engines: 'transformers' (any AutoModelForImageTextToText, no torchvision), 'openai' (an OpenAI-compatible server
-such as `vllm serve`; tasks/models/served.py) and 'vllm' (its offline engine in this process; tasks/models/vllm_engine.py).
+such as `vllm serve`; tasks/models/llm/openai_server.py) and 'vllm' (its offline engine in this process; tasks/models/llm/vllm_engine.py).
 
 In process, work is sorted by length and cut into fixed batches within one call, so equal calls give equal bytes. For the
 class of SmolVLM (Idefics3) the vision features of a picture are made once a call, whatever number of requests show it
-(tasks/models/vision.py: prepared by a thread while the model writes), and questions about the same pictures share the
-pictures' part of the attention cache (tasks/models/kv.py).
+(tasks/models/llm/vision.py: prepared by a thread while the model writes), and questions about the same pictures share the
+pictures' part of the attention cache (tasks/models/llm/kv_cache.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks.errors import ConfigError, DataError
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.replies import Accounted, Reply, Request
-from tasks.models.served import ServedCaptioner
-from tasks.models.vision import Looking, Vision
-from tasks.models.vllm_engine import VllmCaptioner
-from tasks.request_cache import RequestCache
+from tasks.models.llm.openai_server import ServedCaptioner
+from tasks.models.llm.request_cache import RequestCache
+from tasks.models.llm.requests import Accounted, Reply, Request
+from tasks.models.llm.vision import Looking, Vision
+from tasks.models.llm.vllm_engine import VllmCaptioner
 from tasks.usage import Ledger
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class LocalCaptioner(LocalModel):
             return self._texts("chat", requests, self._facts, lambda: self._chat_fast(requests) if self.is_fast else self._chat_plain(requests))
 
     def _chat_fast(self, requests: Sequence[Request]) -> list[Reply]:
-        from tasks.models.kv import roomy_cache
+        from tasks.models.llm.kv_cache import roomy_cache
 
         replies: dict[int, Reply] = {}
         with Looking(self.vision, (i for r in requests for i in r.images)) as looking:
@@ -330,7 +330,7 @@ class LocalCaptioner(LocalModel):
         """P(yes) by request number of questions whose picture prefixes are of one length."""
         import torch
 
-        from tasks.models.kv import chosen, filled_cache
+        from tasks.models.llm.kv_cache import chosen, filled_cache
 
         length, prefixes = len(part[0].prefix), None
         asked = [(n, number, tail) for n, one in enumerate(part) for number, tail in zip(one.numbers, one.tails, strict=True)]

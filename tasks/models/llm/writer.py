@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tasks.errors import ConfigError
-from tasks.models.captioner import LocalModel, batches_by_length, check_engine
 from tasks.models.hub import loading
-from tasks.models.replies import Reply, Request
-from tasks.models.served import ServedCaptioner
-from tasks.models.vllm_engine import VllmCaptioner
-from tasks.request_cache import RequestCache
+from tasks.models.llm.captioner import LocalModel, batches_by_length, check_engine
+from tasks.models.llm.openai_server import ServedCaptioner
+from tasks.models.llm.request_cache import RequestCache
+from tasks.models.llm.requests import Reply, Request
+from tasks.models.llm.vllm_engine import VllmCaptioner
 from tasks.usage import Ledger
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tasks.request_cache import RequestCache, key_of, picture_keys
+from tasks.models.llm.request_cache import RequestCache, key_of, picture_keys
 from tasks.usage import Ledger
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Accounted:
     """An engine that counts what it is asked, and in process answers a call that was made before from the cache.
 
     In process the unit is the call, not the request: a batch's last bits depend on who else is in it, so a reply taken out of
-    another batch could change a table. A served reply is cached alone (tasks/models/served.py).
+    another batch could change a table. A served reply is cached alone (tasks/models/llm/openai_server.py).
     """
 
     name: str
