@@ -94,7 +94,7 @@ def save_random_clip(folder: Path, shape: str) -> Path:
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from tasks.models.retriever import Retriever
+    from tasks.models.retrievers.clip import Retriever
     from tasks.sample import train_clip
 
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ class Ours:
 
     def __init__(self, model: Path, config: TrainConfig) -> None:
         from tasks.accelerated import Machine
-        from tasks.models.retriever import Retriever
+        from tasks.models.retrievers.clip import Retriever
 
         self.config, self.retriever = config, Retriever(str(model), device="cpu", threads=1)
         self.machine = Machine(self.retriever, config)

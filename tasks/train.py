@@ -10,7 +10,7 @@ A batch is put together from neighbourhoods: triplets that share pictures come i
 few pictures, and those are each other's hard negatives (batch mining as in B3). Which pictures are held out: tasks/splits.py.
 
 An MLLM (config.json says so) reads a query's picture and text together, so a query is encoded as a whole beside the candidates, and
-there is no phase with a locked tower. With `lora` only adapters in its vision and language parts are trained (tasks/models/mllm.py).
+there is no phase with a locked tower. With `lora` only adapters in its vision and language parts are trained (tasks/models/retrievers/mllm.py).
 
 With `locked_steps` the text tower goes first: the picture tower is locked, so every picture is encoded once and for all and
 (almost) all of them can stand against each query at the price of a matrix product. Source: LiT, arXiv:2111.07991.
@@ -41,7 +41,7 @@ from tasks.config import Params, TrainConfig
 from tasks.errors import ConfigError, DataError, TransientError
 from tasks.loader import Pixels, ahead
 from tasks.mixture import Example, read_dataset
-from tasks.models.retriever import load_retriever
+from tasks.models.retrievers.clip import load_retriever
 from tasks.records import StageReport
 from tasks.splits import components, held_out_pictures
 from tasks.store import Store
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from tasks.accelerated import Machine
     from tasks.course import Course
     from tasks.loss import Loss
-    from tasks.models.retriever import AnyRetriever
+    from tasks.models.retrievers.clip import AnyRetriever
 
 GROUP_TRIPLETS = 8  # triplets of one neighbourhood that come together in a batch, at most
 PHASES = ("locked", "both")
@@ -274,7 +274,7 @@ def adapt(retriever: AnyRetriever, config: TrainConfig, seed: int) -> None:
         )
     if config.lora is None:
         return
-    from tasks.models.mllm import MllmRetriever
+    from tasks.models.retrievers.mllm import MllmRetriever
 
     if not isinstance(retriever, MllmRetriever):
         raise ConfigError(f"'train.lora' is set, but '{config.base_model}' is a CLIP, which is trained as a whole; leave it empty")

@@ -18,7 +18,7 @@ from tasks.config import load_params
 from tasks.decision import Decision, decide
 from tasks.evaluate.protocols import Benchmark
 from tasks.evaluate.stage import Fingerprints, contamination_of, measure, picture_features, read_benchmark
-from tasks.models.retriever import Retriever
+from tasks.models.retrievers.clip import Retriever
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import instruction
 from tasks.sample.scenes import Scene, difference, family, shared

@@ -12,7 +12,7 @@ import tasks.evaluate.stage
 import tasks.train
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError, DataError
-from tasks.models.retriever import Retriever
+from tasks.models.retrievers.clip import Retriever
 from tasks.sample.phrases import instruction
 from tasks.sample.scenes import difference, draw, family, shared
 from tasks.splits import held_out_pictures

@@ -20,7 +20,7 @@ from tasks.config import Params, load_params
 from tasks.course import Course
 from tasks.descent import descend, encoded
 from tasks.errors import ConfigError, DataError
-from tasks.models.retriever import Retriever
+from tasks.models.retrievers.clip import Retriever
 from tasks.store import Store
 from tasks.train import Example, batches, mixed_batches, training_examples
 from tests.tiny import BATCH, save_narrow_clip, save_version

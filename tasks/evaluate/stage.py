@@ -26,7 +26,7 @@ from tasks.evaluate.bootstrap import LEVEL, RESAMPLES, interval, resampled_means
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Protocol, Query, Task
 from tasks.evaluate.protocols.base import filled
 from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
-from tasks.models.retriever import Retriever, load_retriever
+from tasks.models.retrievers.clip import Retriever, load_retriever
 from tasks.records import StageReport
 from tasks.splits import held_out_pictures
 from tasks.store import Store
@@ -34,7 +34,7 @@ from tasks.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tasks.models.retriever import AnyRetriever
+    from tasks.models.retrievers.clip import AnyRetriever
 
 log = logging.getLogger(__name__)
 

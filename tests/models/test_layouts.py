@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tasks.errors import ConfigError
-from tasks.models.retriever import Retriever
+from tasks.models.retrievers.clip import Retriever
 
 CLIP = "tasks/sample/checkpoints/clip"
 TEXTS = ["make it blue", "remove the star, please", "what if it were red?"]

@@ -16,8 +16,8 @@ from tasks.config import LoraConfig, Params, load_params
 from tasks.course import Course
 from tasks.descent import encoded
 from tasks.errors import ConfigError
-from tasks.models.mllm import MllmRetriever
-from tasks.models.retriever import load_retriever
+from tasks.models.retrievers.clip import load_retriever
+from tasks.models.retrievers.mllm import MllmRetriever
 from tasks.store import Store
 from tasks.train import training_examples
 from tests.models.tiny_mllm import FAMILIES, TEXTS, pictures, save_tiny

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from tasks.models.mllm import MllmRetriever
+    from tasks.models.retrievers.mllm import MllmRetriever
 
     AnyRetriever: TypeAlias = "Retriever | MllmRetriever"
 
@@ -43,7 +43,7 @@ def load_retriever(model: str, *, revision: str | None = None, device: str = "au
     with loading(model, "a retriever"):
         kind = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type
     if kind in FAMILIES:
-        from tasks.models.mllm import MllmRetriever
+        from tasks.models.retrievers.mllm import MllmRetriever
 
         return MllmRetriever(model, revision=revision, device=device, threads=threads)
     return Retriever(model, revision=revision, device=device, threads=threads)

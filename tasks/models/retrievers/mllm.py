@@ -20,7 +20,7 @@ from tasks.errors import ConfigError
 from tasks.models.hub import loading, pick_device, revision_of
 from tasks.models.published.bge_vl_inputs import Inputs, Picture
 from tasks.models.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
-from tasks.models.retriever import Content, Role, count_of, publish, replacing, unit
+from tasks.models.retrievers.clip import Content, Role, count_of, publish, replacing, unit
 
 if TYPE_CHECKING:
     import torch
