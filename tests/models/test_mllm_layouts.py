@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.models.published.bge_vl_prompts import CIR_INSTRUCTION
 from tasks.models.retrievers.mllm import MllmRetriever
+from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION
 from tests.models.tiny_mllm import FAMILIES, TEXTS, pictures, save_tiny
 
 NO_TORCHVISION = importlib.util.find_spec("torchvision") is None

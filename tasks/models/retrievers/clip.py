@@ -38,7 +38,7 @@ def load_retriever(model: str, *, revision: str | None = None, device: str = "au
     """The retriever of a model's type; arguments and errors as of its class."""
     from transformers import AutoConfig
 
-    from tasks.models.published.bge_vl_prompts import FAMILIES
+    from tasks.models.retrievers.published.bge_vl_prompts import FAMILIES
 
     with loading(model, "a retriever"):
         kind = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type

@@ -1,7 +1,7 @@
 """The retriever of the MLLM type: one decoder reads picture and text together, the last token's hidden state is the vector.
 
 LLaVA-NeXT as BGE-VL-MLLM-S1 was released, or Qwen2-VL and Qwen3-VL; config.json says which, and no code from the folder runs.
-Prompts: tasks/models/published/bge_vl_prompts.py. Batches are padded on the left. LLaVA-NeXT's pictures are 512 x 512; Qwen-VL
+Prompts: tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left. LLaVA-NeXT's pictures are 512 x 512; Qwen-VL
 takes them as they are, within its processor's limits (models/published/bge_vl_inputs.py). Weights stay float32; adapters (LoRA):
 `MllmRetriever.adapt`.
 Source: MegaPairs, arXiv:2412.14475, appendix B, and the released modeling_llavanext_for_embedding.py.
@@ -18,9 +18,9 @@ import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.published.bge_vl_inputs import Inputs, Picture
-from tasks.models.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
 from tasks.models.retrievers.clip import Content, Role, count_of, publish, replacing, unit
+from tasks.models.retrievers.published.bge_vl_inputs import Inputs, Picture
+from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
 
 if TYPE_CHECKING:
     import torch
