@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.card import model_card
 from tasks.config import Params
 from tasks.decision import Noise, decide
 from tasks.errors import DataError
 from tasks.names import batch_of
+from tasks.pages.dataset_card import model_card
 from tasks.publish import MODEL_SECTIONS, MODEL_STAGES, publish
 from tasks.recipe import composed_scores, recipe_id
 from tasks.records import StageReport

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.card import dataset_card
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import decontaminate
 from tasks.ingest import stage as ingest
 from tasks.ingest.dedup import Corpus, copy_groups
 from tasks.ingest.normalize import Picture
+from tasks.pages.dataset_card import dataset_card
 from tasks.store import Store
 from tasks.version import counts
 

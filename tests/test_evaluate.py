@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 import tasks.evaluate.stage
-from tasks.card import model_card
 from tasks.config import BenchmarkConfig, Params, load_params
 from tasks.errors import ConfigError
 from tasks.fingerprints.perceptual import perceptual_hash, thumbnail
 from tasks.models.retrievers.clip import Retriever
+from tasks.pages.dataset_card import model_card
 from tasks.promote import read_noise, seen_share
 from tasks.recipe import composed_scores, recipe_id
 from tasks.records import schemas

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tasks import gallery
 from tasks.config import load_params, overlay, read_raw, resolve
+from tasks.pages import gallery
 from tasks.store import Store
 from tests.publishing.fakes import fill
 

@@ -12,8 +12,8 @@ from tasks.caption import plan
 from tasks.caption.plan import PairCost, measured, time_of
 from tasks.config import load_params
 from tasks.errors import ConfigError
+from tasks.pages.verdicts import Text, build, spread, texts_of
 from tasks.store import Store
-from tasks.verdicts import Text, build, spread, texts_of
 
 RECKONED = PairCost(6, 1000, 30, 500, False)
 

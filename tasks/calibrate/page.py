@@ -2,7 +2,7 @@
 """What `python -m tasks calibrate --figures FOLDER` saves: the distributions drawn, their numbers, and pairs from all over each window to look at.
 
 Pure functions, text out. The page needs nothing: no script, pictures inside as small JPEGs, every text escaped; it opens from file://. Its
-looks are the gallery's (tasks/gallery.py).
+looks are the gallery's (tasks/pages/gallery.py).
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def pairs_section(
 
 def page(sections: Sequence[str]) -> str:
     """The whole page."""
-    from tasks.gallery import STYLE
+    from tasks.pages.gallery import STYLE
 
     lead = (
         "Each encoder finds related pictures by cosine similarity; pairs inside its window become candidates. Look at the pairs: "

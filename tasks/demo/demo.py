@@ -359,7 +359,7 @@ def collect(root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[
 
 def copy_gallery(root: Path, version: str) -> None:
     """The newest version's gallery page as <root>/gallery.html, with the scores of the model that it trained."""
-    from tasks.gallery import with_retrieval
+    from tasks.pages.gallery import with_retrieval
     from tasks.publish import published_bytes
 
     page = published_bytes(root / "dataset", "reports/gallery.html", f"refs/tags/{version}").decode()

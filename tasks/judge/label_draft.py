@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import ConfigError, DataError
-from tasks.gallery import STYLE, escaped, sample, thumbnail
 from tasks.judge.labelled import COLUMNS
+from tasks.pages.gallery import STYLE, escaped, sample, thumbnail
 from tasks.store import Store
 
 SIDE_PX, QUALITY = 240, 82
