@@ -62,8 +62,8 @@ MODULES = {
     "version": "tasks.version",
     "train": "tasks.train",
     "evaluate": "tasks.evaluate.stage",
-    "promote": "tasks.promote",
-    "noise": "tasks.noise",
+    "promote": "tasks.promote.stage",
+    "noise": "tasks.promote.seed_noise",
     "plan": "tasks.caption.plan",
     "judge_check": "tasks.judge.judge_check",
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.decision import Noise, decide
+from tasks.promote.decision import Noise, decide
 
 
 def scores(composed: float, image: float = 0.0, text: float = 0.0) -> dict[str, dict[str, float]]:

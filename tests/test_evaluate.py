@@ -16,7 +16,7 @@ from tasks.errors import ConfigError
 from tasks.fingerprints.perceptual import perceptual_hash, thumbnail
 from tasks.models.retrievers.clip import Retriever
 from tasks.pages.dataset_card import model_card
-from tasks.promote import read_noise, seen_share
+from tasks.promote.stage import read_noise, seen_share
 from tasks.recipe import composed_scores, recipe_id
 from tasks.records import schemas
 from tasks.store import Store

@@ -15,10 +15,10 @@ import torch
 
 from benchmarks.data_efficiency import Pictures, Sample, fit_texts
 from tasks.config import load_params
-from tasks.decision import Decision, decide
 from tasks.evaluate.protocols import Benchmark
 from tasks.evaluate.stage import Fingerprints, contamination_of, measure, picture_features, read_benchmark
 from tasks.models.retrievers.clip import Retriever
+from tasks.promote.decision import Decision, decide
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import instruction
 from tasks.sample.scenes import Scene, difference, family, shared

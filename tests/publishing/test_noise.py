@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks import noise, promote
 from tasks.config import load_params
 from tasks.errors import NothingToDo, TransientError
 from tasks.open_run import open_run
+from tasks.promote import seed_noise as noise
+from tasks.promote import stage as promote
 from tasks.publish import REMOTE_BRANCH
 from tasks.recipe import recipe_id
 from tasks.repository import files_at, tags

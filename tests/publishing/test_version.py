@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks import promote, validate, version
+from tasks import validate, version
 from tasks.config import load_params
 from tasks.errors import DataError, NothingToDo, TransientError
 from tasks.open_run import open_run
+from tasks.promote import stage as promote
 from tasks.publish import REMOTE_BRANCH, close_run, configure_deployment, version_at
 from tasks.records import StageReport
 from tasks.repository import files_at, git, read_at, tags

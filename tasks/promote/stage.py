@@ -2,7 +2,7 @@
 
 Reads reports/evaluation.json, models/candidate and the recipe's noise (reports/noise-<recipe>.json, `python -m tasks noise`; `min_gain` alone where
 it was not measured); writes models/promoted (with a model card, and the submission files of splits with hidden answers) and publishes
-the tag `model/<name>` on origin's branch `dataset`. The rule is tasks/decision.py. Not better: the report says why, exit 0.
+the tag `model/<name>` on origin's branch `dataset`. The rule is tasks/promote/decision.py. Not better: the report says why, exit 0.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import Params
-from tasks.decision import Noise, decide
 from tasks.errors import DataError
 from tasks.names import batch_of
 from tasks.pages.dataset_card import model_card
+from tasks.promote.decision import Noise, decide
 from tasks.publish import MODEL_SECTIONS, MODEL_STAGES, publish
 from tasks.recipe import composed_scores, recipe_id
 from tasks.records import StageReport
