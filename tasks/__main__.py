@@ -59,7 +59,7 @@ MODULES = {
     "caption": "tasks.caption.stage",
     "judge": "tasks.judge.stage",
     "validate": "tasks.validate",
-    "version": "tasks.version",
+    "version": "tasks.publish.version",
     "train": "tasks.train",
     "evaluate": "tasks.evaluate.stage",
     "promote": "tasks.promote.stage",
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return calibrate.main(argv[1:])
     if argv[:1] == ["open_run"]:  # the one stage with arguments of its own: it makes the worktree that the others run in
-        from tasks import open_run
+        from tasks.publish import open_run
 
         command = lambda: open_run.main(argv[1:])  # noqa: E731
     elif argv[:1] == ["decontaminate"]:  # no stage: it makes a list that ingest reads

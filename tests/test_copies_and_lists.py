@@ -17,8 +17,8 @@ from tasks.ingest import stage as ingest
 from tasks.ingest.dedup import Corpus, copy_groups
 from tasks.ingest.normalize import Picture
 from tasks.pages.dataset_card import dataset_card
+from tasks.publish.version import counts
 from tasks.store import Store
-from tasks.version import counts
 
 
 def params_for(source: Path, batch: str = "2026.01.04", **changes: object) -> Params:

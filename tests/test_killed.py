@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tasks.graph import graph
 from tasks.names import slug
-from tasks.publish import DATA_STAGES, configure_deployment
-from tasks.repository import git
+from tasks.publish.git import git
+from tasks.publish.graph import graph
+from tasks.publish.publish import DATA_STAGES, configure_deployment
 from tasks.sample.world import make_world
 
 pytestmark = pytest.mark.factory

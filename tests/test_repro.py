@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tasks.config import overlay, read_raw, resolve
-from tasks.graph import graph
-from tasks.repository import git
+from tasks.publish.git import git
+from tasks.publish.graph import graph
 from tasks.sample.world import make_world
 
 CHANGES = {

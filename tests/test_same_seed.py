@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tasks.config import overlay
-from tasks.graph import graph
-from tasks.publish import DATA_STAGES, configure_deployment, version_at
-from tasks.repository import git
+from tasks.publish.git import git
+from tasks.publish.graph import graph
+from tasks.publish.publish import DATA_STAGES, configure_deployment, version_at
 from tasks.sample.world import make_world
 
 CONF = {
@@ -30,7 +30,7 @@ CONF = {
 def build(root: Path, project: Path, seed: int) -> None:
     """A sample world, a deployment and its first version, as a demo's first week makes them."""
     from tasks.__main__ import main
-    from tasks.open_run import open_run
+    from tasks.publish.open_run import open_run
 
     make_world(root / "source", seed=seed, images=60, truth=root / "truth.jsonl")
     configure_deployment(root / "origin.git", root / "dataset", str(root / "remote"), root / "cache", checkout=project)

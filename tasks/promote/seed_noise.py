@@ -25,10 +25,10 @@ import yaml
 
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError, NothingToDo, TransientError
-from tasks.publish import publish
+from tasks.publish.git import commit_outputs, resolve_ref
+from tasks.publish.publish import publish
 from tasks.recipe import composed_scores, recipe_id, recipe_of
 from tasks.records import StageReport
-from tasks.repository import commit_outputs, resolve_ref
 from tasks.store import Store
 
 ERRORS = {e.exit_code: e for e in (ConfigError, DataError)}

@@ -19,10 +19,10 @@ from tasks.errors import DataError
 from tasks.names import batch_of
 from tasks.pages.dataset_card import model_card
 from tasks.promote.decision import Noise, decide
-from tasks.publish import MODEL_SECTIONS, MODEL_STAGES, publish
+from tasks.publish.git import commit_outputs, read_at
+from tasks.publish.publish import MODEL_SECTIONS, MODEL_STAGES, publish
 from tasks.recipe import composed_scores, recipe_id
 from tasks.records import StageReport
-from tasks.repository import commit_outputs, read_at
 from tasks.store import Store
 
 CANDIDATE, IN_PLACE, BASE = "finetuned", "promoted", "base"  # models in reports/evaluation.json's `metrics`

@@ -9,12 +9,12 @@ import yaml
 
 from tasks.config import load_params
 from tasks.errors import NothingToDo, TransientError
-from tasks.open_run import open_run
 from tasks.promote import seed_noise as noise
 from tasks.promote import stage as promote
-from tasks.publish import REMOTE_BRANCH
+from tasks.publish.git import files_at, tags
+from tasks.publish.open_run import open_run
+from tasks.publish.publish import REMOTE_BRANCH
 from tasks.recipe import recipe_id
-from tasks.repository import files_at, tags
 from tasks.store import Store
 from tests.publishing.fakes import publish_version
 

@@ -9,8 +9,8 @@ import yaml
 
 from tasks.config import load_params
 from tasks.errors import ConfigError
-from tasks.open_run import changes_of, check_places, located, main, open_run, sources_of
-from tasks.repository import git, next_free, version_key
+from tasks.publish.git import git, next_free, version_key
+from tasks.publish.open_run import changes_of, check_places, located, main, open_run, sources_of
 
 RAW = {"profile": "demo", "open_run": {}, "ingest": {"sources": [{"name": "shop", "path": "/shop", "license_code": "CC0-1.0"}]}, "mine": {}, "profiles": {}}
 

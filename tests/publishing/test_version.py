@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks import validate, version
+from tasks import validate
 from tasks.config import load_params
 from tasks.errors import DataError, NothingToDo, TransientError
-from tasks.open_run import open_run
 from tasks.promote import stage as promote
-from tasks.publish import REMOTE_BRANCH, close_run, configure_deployment, version_at
+from tasks.publish import version
+from tasks.publish.git import files_at, git, read_at, tags
+from tasks.publish.open_run import open_run
+from tasks.publish.publish import REMOTE_BRANCH, close_run, configure_deployment, version_at
 from tasks.records import StageReport
-from tasks.repository import files_at, git, read_at, tags
 from tasks.store import Store
 from tests.publishing.fakes import fill, gates, open_dataset_run, publish_version
 
@@ -37,7 +38,7 @@ def test_the_branch_holds_code_card_and_counts(versions: Path):
     assert newest["encoders"]["semantic"] == {"pairs": 3, "triplets": 2, "yield": 2 / 3}
     assert "path" not in newest["params"]["ingest"]["sources"][0]
     files = files_at(clone, REMOTE_BRANCH)
-    assert {"README.md", "version.json", "manifest.json", "dvc.lock", "data/export.dvc", "tasks/version.py"} <= set(files)
+    assert {"README.md", "version.json", "manifest.json", "dvc.lock", "data/export.dvc", "tasks/publish/version.py"} <= set(files)
     assert b"config_name: triplets" in (read_at(clone, REMOTE_BRANCH, "README.md") or b"")
     assert git(clone, "rev-parse", f"{REMOTE_BRANCH}^1") == git(clone, "rev-parse", "dataset/2026.11.16^{commit}")
     assert git(versions / "origin.git", "symbolic-ref", "HEAD") == "refs/heads/dataset"

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from tasks.errors import ConfigError, TasksError
-from tasks.publish import configure_deployment
+from tasks.publish.publish import configure_deployment
 
 
 def write_password(path: Path, user: str, password: str) -> None:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from tasks import usage as ledger
 from tasks.config import Params
 from tasks.errors import NothingToDo
-from tasks.export import exported_rows, write_embedded
-from tasks.graph import graph
 from tasks.names import batch_of, date_of
 from tasks.pages.dataset_card import dataset_card
 from tasks.pages.gallery import write_gallery
-from tasks.publish import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, publish, sha256_of, version_at
+from tasks.publish.export import exported_rows, write_embedded
+from tasks.publish.git import commit_outputs, git, read_at, resolve_ref
+from tasks.publish.graph import graph
+from tasks.publish.publish import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, publish, sha256_of, version_at
 from tasks.records import StageReport
-from tasks.repository import commit_outputs, git, read_at, resolve_ref
 from tasks.store import TABLES, Store
 
 if TYPE_CHECKING:

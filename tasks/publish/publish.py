@@ -19,18 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tasks.errors import ConfigError, DataError, TransientError
-from tasks.repository import (
-    common_dir,
-    files_at,
-    git,
-    git_bytes,
-    is_ancestor,
-    merged_lock,
-    publishing_lock,
-    push_and_verify,
-    read_at,
-    resolve_ref,
-)
+from tasks.publish.git import common_dir, files_at, git, git_bytes, is_ancestor, merged_lock, publishing_lock, push_and_verify, read_at, resolve_ref
 
 BRANCH = "dataset"
 REMOTE_BRANCH = f"origin/{BRANCH}"

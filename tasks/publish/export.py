@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.readers import triplets
+from tasks.publish.readers import triplets
 from tasks.store import Store
 
 if TYPE_CHECKING:

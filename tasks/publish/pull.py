@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.errors import ConfigError, DataError, TasksError
-from tasks.verify import undelivered
+from tasks.publish.verify import undelivered
 
 SHOWN = 50
 

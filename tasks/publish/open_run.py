@@ -30,9 +30,9 @@ import yaml
 from tasks.config import OpenRunConfig, Params, overlay, parse_params, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.names import date_of, slug
-from tasks.publish import REMOTE_BRANCH, close_run, fetch, version_at
+from tasks.publish.git import bring_in, common_dir, files_at, git, next_free, read_at, resolve_ref, tags
+from tasks.publish.publish import REMOTE_BRANCH, close_run, fetch, version_at
 from tasks.records import StageReport
-from tasks.repository import bring_in, common_dir, files_at, git, next_free, read_at, resolve_ref, tags
 from tasks.store import Store
 
 Kind = Literal["dataset", "model"]
