@@ -58,8 +58,8 @@ def fill(store: Store, batch: str, vectors: np.ndarray, first: int) -> None:
 
 def measured(params: Params, store: Store, known: dict[str, float]) -> dict[str, float]:
     """CPU-seconds of mine and select; those of `known` are not run again, what an unfinished one left behind goes first."""
-    from tasks import select
     from tasks.mine import stage as mine
+    from tasks.select import stage as select
 
     batch = str(params.open_run.batch)
     stages: dict[str, tuple[str, Callable[[], StageReport]]] = {

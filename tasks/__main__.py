@@ -55,7 +55,7 @@ MODULES = {
     "recaption": "tasks.caption.recaption",
     "embed": "tasks.embed.stage",
     "mine": "tasks.mine.stage",
-    "select": "tasks.select",
+    "select": "tasks.select.stage",
     "caption": "tasks.caption.stage",
     "judge": "tasks.judge.stage",
     "validate": "tasks.validate",

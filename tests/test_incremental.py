@@ -10,10 +10,10 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.candidates import Mined, in_order, unite, with_merged_ranks
 from tasks.config import SelectConfig
 from tasks.knn.search import join_in_window
-from tasks.quotas import within_quotas
+from tasks.select.candidates import Mined, in_order, unite, with_merged_ranks
+from tasks.select.quotas import within_quotas
 
 Pair = tuple[str, str]
 NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)

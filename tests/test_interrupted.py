@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import select
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.mine import stage as mine
+from tasks.select import stage as select
 from tasks.store import Store, TableWriter
 
 BATCH = "2026.01.04"

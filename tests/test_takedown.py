@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import select
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.errors import ConfigError
@@ -17,6 +16,7 @@ from tasks.fingerprints.takedown import taken_down, withdraw_captioned, withdraw
 from tasks.knn.search import neighbours_in_window
 from tasks.mine import stage as mine
 from tasks.records import stable_id
+from tasks.select import stage as select
 from tasks.store import Store
 
 BATCHES = ("2026.01.04", "2026.01.11", "2026.01.18")

@@ -1,7 +1,7 @@
 """Candidates as columns: ordered pairs of pictures, the encoders that mined them, and the order in which they are taken.
 
 Pure functions. A picture is a number here, its place among the ids that a run names in rising order, so that a table of hundreds of millions of
-candidates is a few arrays (24 to 72 bytes each), and comparing numbers is comparing ids. Used by tasks/select.py, whose text says what the orders mean.
+candidates is a few arrays (24 to 72 bytes each), and comparing numbers is comparing ids. Used by tasks/select/stage.py, whose text says what the orders mean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mined hard negatives: what the pair's own encoders retrieved for its two ends, less whatever is a copy. Pure functions, used by tasks/select.py."""
+"""Mined hard negatives: what the pair's own encoders retrieved for its two ends, less whatever is a copy. Pure functions, used by tasks/select/stage.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tasks.candidates import ABSENT, ENCODERS, Candidates, Mined, places_in_groups
 from tasks.config import Params
 from tasks.knn.search import exact_of_rows
+from tasks.select.candidates import ABSENT, ENCODERS, Candidates, Mined, places_in_groups
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Which candidates are taken: in order of preference, while no quota is full. Pure functions, used by tasks/select.py."""
+"""Which candidates are taken: in order of preference, while no quota is full. Pure functions, used by tasks/select/stage.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.candidates import AT_ONCE, ENCODERS, Candidates, places_in
 from tasks.config import SelectConfig
+from tasks.select.candidates import AT_ONCE, ENCODERS, Candidates, places_in
 
 QUOTAS = ("pairs_per_batch", "pairs_per_query", "pairs_per_target", "pairs_per_encoder", "nearest_share", "pairs_per_source")
 SEMANTIC = ENCODERS.index("semantic")
