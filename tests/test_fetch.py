@@ -23,9 +23,9 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import fetch
-from tasks.fetch import FetchConfig, Fetcher
 from tasks.sources.files import Refused
+from tasks.sources.web import fetcher as fetch
+from tasks.sources.web.fetcher import FetchConfig, Fetcher
 
 PICTURE = b"\xff\xd8 a picture " * 100
 LIMIT = 10_000

@@ -51,7 +51,7 @@ REASONS = (
     *sources.REASONS,
 )
 BLOCK_FILES = 256  # files under way at a time
-REMOTE_THREADS = 32  # that wait for a network; hosts have limits of their own (tasks/fetch.py)
+REMOTE_THREADS = 32  # that wait for a network; hosts have limits of their own (tasks/sources/web/fetcher.py)
 LOG_EVERY_S = 60
 SHOWN_CHANGES = 10  # of captions that a source has changed, by name
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import PACKED_TABLES, TABLE_SUFFIXES, SourceConfig
-from tasks.fetch import FetchConfig, Fetcher
 from tasks.sources import s3
 from tasks.sources.files import Content, Label, Refused, SourceFile
 from tasks.sources.folder import labelled
 from tasks.sources.labels import Once, label_of, rows_of
 from tasks.sources.tars import local_paths
+from tasks.sources.web.fetcher import FetchConfig, Fetcher
 
 
 @functools.cache

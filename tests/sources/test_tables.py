@@ -1,4 +1,4 @@
-"""Tables of URLs: the columns of DataComp, Recap-DataComp and LAION, in constant memory, fetched by tasks/fetch.py."""
+"""Tables of URLs: the columns of DataComp, Recap-DataComp and LAION, in constant memory, fetched by tasks/sources/web/fetcher.py."""
 
 import bz2
 import gzip
