@@ -25,13 +25,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks import store as store_module
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.ingest import stage as ingest
 from tasks.ingest.normalize import Picture, Refusal, Rules, read_picture
 from tasks.sample.world import make_world
-from tasks.store import Store, TableWriter
+from tasks.store import Store
+from tasks.store import store as store_module
+from tasks.store.store import TableWriter
 
 
 def params_for(source: Path, batch: str = "2026.01.04", limit: int | None = None, **ingest_changes: object) -> Params:

@@ -14,7 +14,8 @@ from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.mine import stage as mine
 from tasks.select import stage as select
-from tasks.store import Store, TableWriter
+from tasks.store import Store
+from tasks.store.store import TableWriter
 
 BATCH = "2026.01.04"
 ENCODERS = ("semantic", "pattern", "caption")

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from tasks.config import Params, SelectConfig, parse_params, read_raw, resolve
 from tasks.errors import DataError
-from tasks.numbers import numbered, numbers_in, rising
 from tasks.records import stable_id
 from tasks.select import stage as select
 from tasks.select.candidates import ABSENT, ENCODERS, Candidates, Mined, band_of, in_order, over_bands, tiers, unite
 from tasks.select.negatives import Retrieved, Vectors, hard_negatives
 from tasks.select.quotas import QUOTAS, Chosen, within_quotas
 from tasks.store import Store
+from tasks.store.id_order import numbered, numbers_in, rising
 
 NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)
 Ranks = dict[str, int]

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import store as store_module
 from tasks.errors import DataError
 from tasks.records import StageReport, stable_id
-from tasks.store import Store, TableWriter, chunks_of_part
+from tasks.store import Store
+from tasks.store import store as store_module
+from tasks.store.store import TableWriter, chunks_of_part
 
 
 def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):

@@ -37,7 +37,6 @@ from typing import Any, TypeVar
 from tasks import usage as ledger
 from tasks.caption import canaries, checks
 from tasks.caption.descriptions import PARTIAL_STYLES, Description, numbered, read_description, words_of
-from tasks.chunks import finish_chunks
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down, withdraw_captioned
@@ -48,6 +47,7 @@ from tasks.models.llm.writer import Writer, load_writer
 from tasks.names import batch_of
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
+from tasks.store.chunks import finish_chunks
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 DEMONSTRATIONS = "demonstrations.jsonl"  # descriptions of our own and the texts written to them, one a line

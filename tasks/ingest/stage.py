@@ -41,7 +41,8 @@ from tasks.ingest.workers import PictureWorkers
 from tasks.names import batch_of, date_of
 from tasks.records import StageReport
 from tasks.sources import Refused, SourceFile
-from tasks.store import Store, TableWriter
+from tasks.store import Store
+from tasks.store.store import TableWriter
 
 log = logging.getLogger(__name__)
 

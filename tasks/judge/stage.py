@@ -35,7 +35,6 @@ from typing import Any
 
 from tasks import usage as ledger
 from tasks.caption.descriptions import PARTIAL_STYLES, numbered
-from tasks.chunks import finish_chunks
 from tasks.config import JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import taken_down, withdraw_triplets
@@ -45,6 +44,7 @@ from tasks.models.llm.captioner import Captioner
 from tasks.names import batch_of
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
+from tasks.store.chunks import finish_chunks
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 

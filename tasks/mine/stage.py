@@ -33,9 +33,10 @@ from tasks.fingerprints.takedown import rows_naming, taken_down
 from tasks.knn.int8_screen import Axes, Coded, Codes, code_scale, corpus_axes, encode, is_worthwhile, load_for
 from tasks.knn.search import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
 from tasks.names import batch_of
-from tasks.numbers import rising
 from tasks.records import StageReport
-from tasks.store import EmbeddedCorpus, Store, chunks_of_part
+from tasks.store import Store
+from tasks.store.id_order import rising
+from tasks.store.store import EmbeddedCorpus, chunks_of_part
 
 log = logging.getLogger(__name__)
 CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts

@@ -24,7 +24,8 @@ from tasks.publish.git import commit_outputs, git, read_at, resolve_ref
 from tasks.publish.graph import graph
 from tasks.publish.publish import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, publish, sha256_of, version_at
 from tasks.records import StageReport
-from tasks.store import TABLES, Store
+from tasks.store import Store
+from tasks.store.store import TABLES
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -26,7 +26,7 @@ of the pair's own distance; a pair brings its other direction along; an encoder,
 Takedown (tasks/fingerprints/takedown.py): an earlier pair of a picture that the ledger names goes, in its own file; its query takes the best of all
 that was ever mined for it, as a pair of this batch, and a place as negative goes to the next one retrieved.
 
-The pure parts: tasks/select/candidates.py (the table and its order), tasks/select/quotas.py, tasks/select/negatives.py; pictures are numbers there (tasks/numbers.py).
+The pure parts: tasks/select/candidates.py (the table and its order), tasks/select/quotas.py, tasks/select/negatives.py; pictures are numbers there (tasks/store/id_order.py).
 
 Reasons: over_quota, copy_of_query, taken_down (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
 """
@@ -48,12 +48,13 @@ from tasks.errors import DataError
 from tasks.fingerprints.takedown import REASON, rows_naming, taken_down
 from tasks.knn.search import exact_similarity
 from tasks.names import batch_of
-from tasks.numbers import numbered, numbers_in
 from tasks.records import StageReport
 from tasks.select.candidates import ABSENT, AT_ONCE, ENCODERS, Candidates, Mined, band_of, in_order, over_bands, unite, with_merged_ranks
 from tasks.select.negatives import Negatives, Retrieved, Vectors, copy_limits, hard_negatives, without_copies
 from tasks.select.quotas import QUOTAS, within_quotas
-from tasks.store import Store, TableWriter
+from tasks.store import Store
+from tasks.store.id_order import numbered, numbers_in
+from tasks.store.store import TableWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa

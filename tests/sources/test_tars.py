@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import sources, store
+from tasks import sources
 from tasks.config import SourceConfig, parse_params, read_raw, resolve
 from tasks.errors import ConfigError
 from tasks.ingest import stage as ingest
 from tasks.records import StageReport
 from tasks.sources import Refused, tars
-from tasks.store import Store
+from tasks.store import Store, store
 
 Member = tuple[str, bytes]
 

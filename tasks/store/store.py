@@ -262,7 +262,7 @@ class Store:
             paths: files.
             schema: name of the table's schema.
             columns: to read; all when None.
-            encoded: columns of strings to be read as dictionaries: a third of the time and a tenth of the memory where they repeat (tasks/numbers.py).
+            encoded: columns of strings to be read as dictionaries: a third of the time and a tenth of the memory where they repeat (tasks/store/id_order.py).
         """
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tasks.records import StageReport
-from tasks.store import Store, chunks_of_part
+from tasks.store import Store
+from tasks.store.store import chunks_of_part
 
 Rows = Sequence[dict[str, Any]]
 Columns = dict[str, list[Any]]
