@@ -46,14 +46,14 @@ import yaml
 from tasks.config import Params, load_params
 from tasks.evaluate.stage import measure, picture_features, read_benchmark
 from tasks.judge import shortcuts
-from tasks.loss import info_nce
 from tasks.models.encoders.transformers_encoder import unit_rows
 from tasks.models.retrievers.clip import Retriever
 from tasks.records import stable_id
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene, family, picture_of
 from tasks.store import Store
-from tasks.train import rate_at
+from tasks.train.loss import info_nce
+from tasks.train.stage import rate_at
 
 ARMS = ("judged", "unjudged", "image_text", "random")
 NEGATIVES = ("none", "query", "mined")

@@ -4,7 +4,7 @@
 
 Both deliver the same triplets, in training order, with query, target and --negatives mined pictures: decoded to RGB, and also prepared for the tower
 by the same stock processor at --side px.
-Ours: the trainer's own plans and tasks/loader.py: the distinct pictures of a batch, one pread each at its offset in the version's tars, decoded
+Ours: the trainer's own plans and tasks/train/loader.py: the distinct pictures of a batch, one pread each at its offset in the version's tars, decoded
 and prepared once.
 webdataset: a tar in which every triplet is a sample with its pictures inside, which is how webdataset reads (sequentially, no picture by its name);
 written in the very order in which it is read, no shuffle, `WebDataset(...).decode("pil")`, the query picture stored once though it is a negative too.
@@ -33,9 +33,9 @@ from typing import Any
 
 from benchmarks.mine import fair_environment
 from tasks.config import load_params
-from tasks.loader import Pixels
 from tasks.store import Store
-from tasks.train import Plan, plans
+from tasks.train.loader import Pixels
+from tasks.train.stage import Plan, plans
 
 SIDE_PX = 224
 

@@ -40,9 +40,9 @@ from typing import Any
 
 from benchmarks.mine import fair_environment
 from tasks.config import TrainConfig, load_params
-from tasks.mixture import Example
 from tasks.store import Store
-from tasks.train import Plan, optimizer_of, plans, take_step, training_examples
+from tasks.train.datasets import Example
+from tasks.train.stage import Plan, optimizer_of, plans, take_step, training_examples
 
 RATE = 1e-5
 CHUNK = 64
@@ -50,7 +50,7 @@ CHUNK = 64
 
 def examples_of(dataset: Path, negatives: int, seed: int = 0) -> list[Example]:
     """A version's triplets outside the held-out pictures, those with at least so many mined negatives, as `train` orders them."""
-    from tasks.splits import held_out_pictures
+    from tasks.train.splits import held_out_pictures
 
     triplets = Store(dataset).read_table("triplets").sort_by("triplet_id").to_pylist()
     held_out = held_out_pictures([(t["query_image_id"], t["target_image_id"]) for t in triplets], 0.1)
@@ -124,8 +124,8 @@ class Ours:
     """The trainer's own step."""
 
     def __init__(self, model: Path, config: TrainConfig) -> None:
-        from tasks.accelerated import Machine
         from tasks.models.retrievers.clip import Retriever
+        from tasks.train.accelerator import Machine
 
         self.config, self.retriever = config, Retriever(str(model), device="cpu", threads=1)
         self.machine = Machine(self.retriever, config)
@@ -218,7 +218,7 @@ def memory_child(dataset: Path, model: Path, batch: int, chunk: int | None, nega
     """Peak memory of this process over one step of so many triplets; a version with fewer gives them several times."""
     import torch
 
-    from tasks.loader import Pixels
+    from tasks.train.loader import Pixels
 
     torch.set_num_threads(1)
     update = {"batch_triplets": batch, "negatives": negatives, "cache_chunk": chunk, "learn_temperature": False}

@@ -60,7 +60,7 @@ MODULES = {
     "judge": "tasks.judge.stage",
     "validate": "tasks.validate",
     "version": "tasks.publish.version",
-    "train": "tasks.train",
+    "train": "tasks.train.stage",
     "evaluate": "tasks.evaluate.stage",
     "promote": "tasks.promote.stage",
     "noise": "tasks.promote.seed_noise",

@@ -17,9 +17,9 @@ from tasks.fingerprints.perceptual import perceptual_hash, thumbnail
 from tasks.models.retrievers.clip import Retriever
 from tasks.pages.dataset_card import model_card
 from tasks.promote.stage import read_noise, seen_share
-from tasks.recipe import composed_scores, recipe_id
 from tasks.records import schemas
 from tasks.store import Store
+from tasks.train.recipe import composed_scores, recipe_id
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
 BATCH = "2026.01.05"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.loss import Judged, divergence, excluded, info_nce, likely_false
+from tasks.train.loss import Judged, divergence, excluded, info_nce, likely_false
 
 
 def naive(queries, candidates, ids, positive, temperature) -> float:

@@ -9,9 +9,9 @@ from PIL import Image
 
 from tasks.config import MixedDatasetConfig
 from tasks.errors import ConfigError, DataError
-from tasks.mixture import Example, mmeb_example, read_dataset
 from tasks.store import Store
-from tasks.train import Pixels, plans
+from tasks.train.datasets import Example, mmeb_example, read_dataset
+from tasks.train.stage import Pixels, plans
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.splits import components, held_out_pictures
+from tasks.train.splits import components, held_out_pictures
 
 pairs = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda p: (f"i{p[0]}", f"i{p[1]}")), max_size=40)
 

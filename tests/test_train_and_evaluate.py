@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 import tasks.evaluate.stage
-import tasks.train
+import tasks.train.stage
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError, DataError
 from tasks.models.retrievers.clip import Retriever
 from tasks.sample.phrases import instruction
 from tasks.sample.scenes import difference, draw, family, shared
-from tasks.splits import held_out_pictures
 from tasks.store import Store
-from tasks.train import Example, batches, rate_at, training_examples
+from tasks.train.splits import held_out_pictures
+from tasks.train.stage import Example, batches, rate_at, training_examples
 from tests.tiny import save_narrow_clip
 
 BATCH = "2026.01.05"
@@ -66,14 +66,14 @@ def params(base_model: Path) -> Params:
 
 
 def test_training_learns_and_repeats_itself(store: Store, params: Params):
-    report = tasks.train.run(params, store)
+    report = tasks.train.stage.run(params, store)
     weights = store.folder("models", "candidate", "model.safetensors").read_bytes()
     training = json.loads(store.folder("reports", "training.json").read_text())
     assert training["curve"][-1]["loss"] < 0.8 * training["curve"][0]["loss"]
     assert (training["triplets"], training["held_out_triplets"], training["held_out_pictures"]) == (9, 3, 6)
     assert report.figures["loss"] == training["curve"][-1]["loss"] and report.dropped == {"held_out": 3}
     assert not any(word in json.dumps(training) for word in ("second", "wall", "time"))
-    tasks.train.run(params, store)
+    tasks.train.stage.run(params, store)
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == weights
 
 
@@ -83,13 +83,13 @@ def test_both_towers_are_trained_and_held_out_pictures_never_shown(store: Store,
     held_out = held_out_pictures([(t["query_image_id"], t["target_image_id"]) for t in triplets], 0.25)
     retriever = Retriever(str(base_model), device="cpu")
     before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
-    pixels, shown = tasks.train.Pixels(store, retriever), set()
+    pixels, shown = tasks.train.stage.Pixels(store, retriever), set()
 
     def spy(image_ids: list[str]):
         shown.update(image_ids)
         return pixels(image_ids)
 
-    tasks.train.fit(retriever, training_examples(triplets, held_out), spy, params.train.model_copy(update={"steps": 12}), seed=0)
+    tasks.train.stage.fit(retriever, training_examples(triplets, held_out), spy, params.train.model_copy(update={"steps": 12}), seed=0)
     changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
     assert {"text_model", "vision_model", "text_projection", "visual_projection"} <= changed
     assert shown and not shown & held_out
@@ -100,18 +100,18 @@ def test_with_the_picture_tower_locked_only_words_move_against_every_picture(sto
     retriever = Retriever(str(base_model), device="cpu")
     before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
     locked = params.train.model_copy(update={"locked_steps": 20, "locked_batch_triplets": 8, "locked_learning_rate": 2e-3, "warmup_steps": 2})
-    pixels = tasks.train.Pixels(store, retriever)
-    curve = tasks.train.fit_locked(retriever, examples, pixels, locked, seed=0)
+    pixels = tasks.train.stage.Pixels(store, retriever)
+    curve = tasks.train.stage.fit_locked(retriever, examples, pixels, locked, seed=0)
     changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
     assert changed == {"text_model", "text_projection"}
     assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["pictures"] == len({i for e in examples for i in (e.query, e.target, *e.negatives)})
-    few = tasks.train.fit_locked(retriever, examples, pixels, locked.model_copy(update={"locked_candidates": 2, "locked_steps": 1}), seed=0)
+    few = tasks.train.stage.fit_locked(retriever, examples, pixels, locked.model_copy(update={"locked_candidates": 2, "locked_steps": 1}), seed=0)
     assert few[0]["pictures"] < curve[0]["pictures"], "a bound on the candidates holds, but a batch's own pictures are always among them"
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(store: Store, params: Params):
     with pytest.raises(DataError, match="the loss is nan at step"):
-        tasks.train.run(params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})}), store)
+        tasks.train.stage.run(params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})}), store)
     assert not store.folder("models", "candidate").exists()
 
 
@@ -130,7 +130,7 @@ def test_the_rate_rises_and_falls_linearly():
 
 
 def test_evaluation_of_the_held_out_split_and_the_truth(store: Store, params: Params):
-    tasks.train.run(params, store)
+    tasks.train.stage.run(params, store)
     truth = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"truth": str(store.folder("truth.jsonl"))})})
     tasks.evaluate.stage.run(truth, store)
     found = json.loads(store.folder("reports", "evaluation.json").read_text())
@@ -141,7 +141,7 @@ def test_evaluation_of_the_held_out_split_and_the_truth(store: Store, params: Pa
     (store.folder("models") / "candidate").rename(store.folder("models", "promoted"))
     with pytest.raises(DataError, match="run `python -m tasks train` first"):
         tasks.evaluate.stage.run(params, store)
-    tasks.train.run(params, store)
+    tasks.train.stage.run(params, store)
     tasks.evaluate.stage.run(params, store)
     found = json.loads(store.folder("reports", "evaluation.json").read_text())
     assert found["metrics"]["promoted"] == found["metrics"]["finetuned"] and "truth" not in found

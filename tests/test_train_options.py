@@ -14,15 +14,15 @@ import pytest
 import torch
 import yaml
 
-import tasks.train
-from tasks.accelerated import Machine
+import tasks.train.stage
 from tasks.config import Params, load_params
-from tasks.course import Course
-from tasks.descent import descend, encoded
 from tasks.errors import ConfigError, DataError
 from tasks.models.retrievers.clip import Retriever
 from tasks.store import Store
-from tasks.train import Example, batches, mixed_batches, training_examples
+from tasks.train.accelerator import Machine
+from tasks.train.grad_cache import descend, encoded
+from tasks.train.run_log import Course
+from tasks.train.stage import Example, batches, mixed_batches, training_examples
 from tests.tiny import BATCH, save_narrow_clip, save_version
 
 
@@ -61,17 +61,17 @@ def trained(params: Params, store: Store, **train: object) -> tuple[torch.Tensor
     config = changed(params, **train).train
     retriever = Retriever(config.base_model, device="cpu", threads=1)
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    curve = tasks.train.fit(retriever, examples, tasks.train.Pixels(store, retriever, workers=config.decode_workers), config, seed=0)
+    curve = tasks.train.stage.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever, workers=config.decode_workers), config, seed=0)
     return weights(retriever), curve
 
 
-def gradients(retriever: Retriever, plan: tasks.train.Plan, pixels: torch.Tensor, params: Params, chunk: int | None) -> dict[str, torch.Tensor]:
+def gradients(retriever: Retriever, plan: tasks.train.stage.Plan, pixels: torch.Tensor, params: Params, chunk: int | None) -> dict[str, torch.Tensor]:
     """Of one step's loss, by the trainer's own pieces."""
     retriever.model.zero_grad(set_to_none=True)
     device = torch.device("cpu")
     images, back_images = encoded(lambda at: retriever.image_features(pixels[list(at)]), len(pixels), chunk, device)
     texts, back_texts = encoded(lambda at: retriever.text_features([plan.texts[n] for n in at]), len(plan.texts), chunk, device)
-    tasks.train.contrast_of(params.train, retriever.model, plan, device)(images, texts).total.backward()
+    tasks.train.stage.contrast_of(params.train, retriever.model, plan, device)(images, texts).total.backward()
     back_images(images.grad)
     back_texts(texts.grad)
     return {k: p.grad.clone() for k, p in retriever.model.named_parameters() if p.grad is not None}
@@ -82,11 +82,11 @@ def test_gradient_caching_equals_no_caching(params: Params, store: Store, chunk:
     retriever = Retriever(params.train.base_model, device="cpu")
     retriever.model.train()
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    plan = next(tasks.train.plans([(examples, 1.0)], params.train, random.Random(0)))
-    pixels = tasks.train.Pixels(store, retriever)(plan.shown)
+    plan = next(tasks.train.stage.plans([(examples, 1.0)], params.train, random.Random(0)))
+    pixels = tasks.train.stage.Pixels(store, retriever)(plan.shown)
     images, texts = retriever.image_features(pixels), retriever.text_features(plan.texts)
     retriever.model.zero_grad(set_to_none=True)
-    tasks.train.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))(images, texts).total.backward()
+    tasks.train.stage.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))(images, texts).total.backward()
     plain = {k: p.grad.clone() for k, p in retriever.model.named_parameters() if p.grad is not None}
     cached = gradients(retriever, plan, pixels, params, chunk)
     assert plain.keys() == cached.keys() and len(plain) > 20
@@ -130,7 +130,7 @@ def test_with_caching_both_passes_of_bfloat16_are_bfloat16(params: Params, store
     retriever, seen = Retriever(config.base_model, device="cpu", threads=1), []
     retriever.model.visual_projection.register_forward_hook(lambda module, given, out: seen.append((out.dtype, torch.is_grad_enabled())))
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    tasks.train.fit(retriever, examples, tasks.train.Pixels(store, retriever), config, seed=0)
+    tasks.train.stage.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
     assert {dtype for dtype, _ in seen} == {torch.bfloat16} and sum(graded for _, graded in seen) == len(seen) / 2 > 1
 
 
@@ -138,14 +138,14 @@ def test_the_temperature_is_learnt_from_where_it_is_set_and_saved_where_clip_kee
     config = changed(params, learn_temperature=True, temperature=0.05, locked_steps=0, learning_rate=1e-2).train
     retriever = Retriever(config.base_model, device="cpu")
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    curve = tasks.train.fit(retriever, examples, tasks.train.Pixels(store, retriever), config, seed=0)
+    curve = tasks.train.stage.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
     learnt = float((-retriever.model.logit_scale.detach()).exp())
     assert curve[-1]["temperature"] == pytest.approx(learnt, abs=1e-3) and learnt != pytest.approx(0.05, abs=1e-4) and 0.03 < learnt < 0.08
     fixed, _ = trained(params, store, locked_steps=0, steps=1)
     assert float(fixed[0]) == pytest.approx(2.6592, abs=1e-4), "a fixed temperature leaves the model's own alone"
     del retriever.model.logit_scale
     with pytest.raises(ConfigError, match="has no logit_scale"):
-        tasks.train.fit(retriever, examples, tasks.train.Pixels(store, retriever), config, seed=0)
+        tasks.train.stage.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
 
 
 def test_mask_and_judge_make_figures_of_their_own(params: Params, store: Store):
@@ -156,7 +156,7 @@ def test_mask_and_judge_make_figures_of_their_own(params: Params, store: Store):
 
 def test_the_judges_scores_stand_at_the_right_pictures(params: Params, store: Store):
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    plan = next(tasks.train.plans([([*examples[:3], replace(examples[3], judged_target=(), judged={})], 1.0)], params.train, random.Random(1)))
+    plan = next(tasks.train.stage.plans([([*examples[:3], replace(examples[3], judged_target=(), judged={})], 1.0)], params.train, random.Random(1)))
     for n in range(4):
         names = [plan.shown[k] for k in plan.columns[n]]
         family_of = names[0][:2]
@@ -177,7 +177,7 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("dies_at", [2, 4, 11])
 def test_a_run_that_died_goes_on_with_the_same_weights_and_metrics(params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, dies_at: int):
-    tasks.train.run(params, store)
+    tasks.train.stage.run(params, store)
     whole = store.folder("models", "candidate", "model.safetensors").read_bytes()
     told = store.folder("reports", "training.json").read_bytes()
     metrics = [json.loads(line) for line in store.folder("reports", "training", "metrics.jsonl").read_text().splitlines()]
@@ -190,10 +190,10 @@ def test_a_run_that_died_goes_on_with_the_same_weights_and_metrics(params: Param
 
     monkeypatch.setattr(Course, "note", dying)
     with pytest.raises(Stopped):
-        tasks.train.run(params, store)
+        tasks.train.stage.run(params, store)
     assert bool(checkpoints(store)) == (dies_at > 3)
     monkeypatch.setattr(Course, "note", note)
-    tasks.train.run(params, store)
+    tasks.train.stage.run(params, store)
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == whole
     assert store.folder("reports", "training.json").read_bytes() == told
     again = [json.loads(line) for line in store.folder("reports", "training", "metrics.jsonl").read_text().splitlines()]
@@ -218,9 +218,9 @@ def test_killed_with_sigkill_and_run_again_gives_the_same_weights(params: Params
     assert checkpoints(store), output
     done = json.loads((checkpoints(store)[-1] / "course.json").read_text())["step"]
     assert 0 < done < 64 and not store.folder("models", "candidate").exists()
-    tasks.train.run(params, store)
+    tasks.train.stage.run(params, store)
     resumed = store.folder("models", "candidate", "model.safetensors").read_bytes()
-    tasks.train.run(params, store)  # no checkpoint now: from the start
+    tasks.train.stage.run(params, store)  # no checkpoint now: from the start
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == resumed
 
 
@@ -231,7 +231,7 @@ def test_a_checkpoint_of_another_recipe_is_not_used(params: Params, store: Store
     course.keep(40, "both", 36, machine)
     caplog.set_level("INFO")
     monkeypatch.setattr(Course, "close", lambda self: None)
-    tasks.train.run(params, store)
+    tasks.train.stage.run(params, store)
     assert "is of another recipe, data or base model" in caplog.text and "goes on from" not in caplog.text
     assert [p.name for p in checkpoints(store)] == ["checkpoint-000000009"], "ours took its place, lower as its step is"
 
@@ -239,7 +239,7 @@ def test_a_checkpoint_of_another_recipe_is_not_used(params: Params, store: Store
 def test_tensorboard_says_what_the_lines_say(params: Params, store: Store):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tasks.train.run(changed(params, tensorboard=True), store)
+    tasks.train.stage.run(changed(params, tensorboard=True), store)
     events = EventAccumulator(str(store.folder("reports", "training", "tensorboard"))).Reload()
     curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
     assert [(e.step, pytest.approx(e.value, abs=1e-4)) for e in events.Scalars("train/loss")] == [(p["step"], p["loss"]) for p in curve]
@@ -261,7 +261,7 @@ def test_a_missing_picture_is_said_before_any_step(params: Params, store: Store)
     images = store.read_table("images").to_pylist()
     store.write(store.table_path("images", BATCH), [r for r in images if r["image_id"] != "03c"], "images")
     with pytest.raises(DataError, match="1 pictures of the triplets are not in the images table, the first is 03c"):
-        tasks.train.run(params, Store(store.root))
+        tasks.train.stage.run(params, Store(store.root))
     assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
 
 
@@ -273,25 +273,25 @@ def test_a_shard_that_is_missing_or_cut_short_is_said_before_any_step(params: Pa
     else:
         os.truncate(shard, left)
     with pytest.raises(DataError, match=rf"24 pictures are not in their shards, the first is 00a: data/images/{BATCH}-00000.tar {message}"):
-        tasks.train.run(params, store)
+        tasks.train.stage.run(params, store)
     assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
 
 
 def test_a_wrong_base_revision_is_refused(params: Params, store: Store):
     promoted = in_place(store)
     with pytest.raises(ConfigError, match="'train.revision' pins 0123456789ab"):
-        tasks.train.run(changed(params, revision="0123456789ab"), store)
+        tasks.train.stage.run(changed(params, revision="0123456789ab"), store)
     right = Retriever(params.train.base_model, device="cpu").revision
-    tasks.train.check_revision(right, right, "x")
-    tasks.train.check_revision(right + "0" * 28, right, "x")
-    tasks.train.check_revision("main", right, "x")
+    tasks.train.stage.check_revision(right, right, "x")
+    tasks.train.stage.check_revision(right + "0" * 28, right, "x")
+    tasks.train.stage.check_revision("main", right, "x")
     assert promoted.read_bytes() == b"promoted"
 
 
 def test_a_loss_that_is_not_finite_leaves_the_model_in_place(params: Params, store: Store):
     promoted = in_place(store)
     with pytest.raises(DataError, match="the loss is nan at step"):
-        tasks.train.run(changed(params, locked_steps=0, learning_rate=1e30, warmup_steps=0), store)
+        tasks.train.stage.run(changed(params, locked_steps=0, learning_rate=1e30, warmup_steps=0), store)
     assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
 
 
@@ -300,12 +300,12 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(params: Params):
     machine = Machine(retriever, params.train)
     optimizer = machine.prepare(torch.optim.AdamW(retriever.model.parameters()))
     before, images, texts = weights(retriever), torch.randn(3, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
-    plan = tasks.train.Plan([0, 1, 2], [0, 1], [1, 2], ["a", "b"], [1] * 3, [[0, 1], [1, 2]], [[0.0] * 2] * 2)
+    plan = tasks.train.stage.Plan([0, 1, 2], [0, 1], [1, 2], ["a", "b"], [1] * 3, [[0, 1], [1, 2]], [[0.0] * 2] * 2)
 
     def back(gradient: torch.Tensor) -> None:
         retriever.model.visual_projection.weight.grad = torch.full_like(retriever.model.visual_projection.weight, float("nan"))
 
-    contrast = tasks.train.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))
+    contrast = tasks.train.stage.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))
     with pytest.raises(DataError, match="the gradient is nan at step 7"):
         descend(optimizer, contrast, (images, back), (texts, None), rate=0.1, step=7, machine=machine)
     assert torch.equal(weights(retriever), before)
@@ -316,7 +316,7 @@ def test_a_version_without_triplets_leaves_the_model_in_place(params: Params, st
     for file in store.table_files("triplets"):
         file.unlink()
     with pytest.raises(DataError, match="no triplet to train on among 0"):
-        tasks.train.run(params, store)
+        tasks.train.stage.run(params, store)
     assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
 
 
@@ -330,13 +330,13 @@ def test_an_empty_batch_is_an_error_not_a_hang():
 
 def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path):
     params = changed(params, steps=4, locked_steps=2, batch_triplets=5)
-    tasks.train.run(params, store)
+    tasks.train.stage.run(params, store)
     one = Retriever(str(store.folder("models", "candidate")), device="cpu")
     curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
     two = changed(params, processes=2)
     store.folder("params.yaml").write_text(yaml.safe_dump(two.model_dump(mode="json", by_alias=True)))
     monkeypatch.setenv("PYTHONPATH", str(project))
-    report = tasks.train.run(two, store)
+    report = tasks.train.stage.run(two, store)
     shared = Retriever(str(store.folder("models", "candidate")), device="cpu")
     shared_curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
     assert report.done == 6 and report.figures["loss"] == shared_curve[-1]["loss"]
@@ -362,14 +362,14 @@ def dying(self, step, *rest, **keywords):
         raise SystemExit(3)
     note(self, step, *rest, **keywords)
 Course.note = dying
-tasks.train.run(load_params(sys.argv[1] + "/params.yaml"), Store(sys.argv[1]))
+tasks.train.stage.run(load_params(sys.argv[1] + "/params.yaml"), Store(sys.argv[1]))
 """
 
 
 def test_sharded_weights_on_two_processes_equal_one_process_and_go_on_after_a_death(params: Params, store: Store, project: Path, tmp_path: Path):
     """FSDP2 by gloo: its average, its clipping and its checkpoints, with a batch that does not divide by two and gradient caching."""
     params = changed(params, steps=5, locked_steps=4, batch_triplets=5, cache_chunk=3)
-    tasks.train.run(params, store)
+    tasks.train.stage.run(params, store)
     one = Retriever(str(store.folder("models", "candidate")), device="cpu")
     curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
     sharded = changed(params, shard_weights=True)
@@ -391,7 +391,7 @@ def test_sharded_weights_on_two_processes_equal_one_process_and_go_on_after_a_de
 
 def test_sharding_that_cannot_be_is_refused(params: Params, store: Store):
     with pytest.raises(ConfigError, match="needs several processes on GPUs"):
-        tasks.train.run(changed(params, shard_weights=True), store)
+        tasks.train.stage.run(changed(params, shard_weights=True), store)
     assert not store.folder("models", "candidate").exists()
 
 
@@ -400,7 +400,7 @@ def test_what_a_process_says_by_its_exit_code_is_raised(params: Params, store: S
     store.folder("params.yaml").write_text(yaml.safe_dump(two.model_dump(mode="json", by_alias=True)))
     monkeypatch.setenv("PYTHONPATH", str(project))
     with pytest.raises(ConfigError, match="ended with exit code 78"):
-        tasks.train.run(two, store)
+        tasks.train.stage.run(two, store)
 
 
 # --- mixtures -----------------------------------------------------------------------------------------------------

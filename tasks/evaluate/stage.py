@@ -28,8 +28,8 @@ from tasks.evaluate.protocols.base import filled
 from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.models.retrievers.clip import Retriever, load_retriever
 from tasks.records import StageReport
-from tasks.splits import held_out_pictures
 from tasks.store import Store
+from tasks.train.splits import held_out_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -330,7 +330,7 @@ def known_fingerprints(params: Params, store: Store, triplets: Sequence[Mapping[
     rows = zip(columns["image_id"], columns["phash"], columns["thumbnail"], strict=True)
     known = [(int(h, 16), t) for i, h, t in rows if i in shown and h and t]
     for dataset in params.train.datasets:
-        from tasks.mixture import read_dataset
+        from tasks.train.datasets import read_dataset
 
         _, files, _ = read_dataset(dataset)
         for path in files.values():

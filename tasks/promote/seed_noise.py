@@ -6,7 +6,7 @@ Run in the worktree of a model run (`python -m tasks open_run --run-id noise --k
 recipe of params.yaml with `promote.noise_seeds` seeds, each as the very commands that a run has (`python -m tasks train`, `evaluate`), in folders
 below .run/noise/; a seed that is done is its own marker, so a killed run goes on. Writes reports/noise-<recipe>.json: every score of each seed, mean and
 sample standard deviation. In a run's worktree the table is then tracked by DVC and published on the branch `dataset` under the tag `noise/<recipe>`;
-`open_run` brings it into later runs, where `promote` reads it. What makes two recipes one: tasks/recipe.py. Costs `noise_seeds` trainings.
+`open_run` brings it into later runs, where `promote` reads it. What makes two recipes one: tasks/train/recipe.py. Costs `noise_seeds` trainings.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tasks.config import Params
 from tasks.errors import ConfigError, DataError, NothingToDo, TransientError
 from tasks.publish.git import commit_outputs, resolve_ref
 from tasks.publish.publish import publish
-from tasks.recipe import composed_scores, recipe_id, recipe_of
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.train.recipe import composed_scores, recipe_id, recipe_of
 
 ERRORS = {e.exit_code: e for e in (ConfigError, DataError)}
 

@@ -21,9 +21,9 @@ from tasks.pages.dataset_card import model_card
 from tasks.promote.decision import Noise, decide
 from tasks.publish.git import commit_outputs, read_at
 from tasks.publish.publish import MODEL_SECTIONS, MODEL_STAGES, publish
-from tasks.recipe import composed_scores, recipe_id
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.train.recipe import composed_scores, recipe_id
 
 CANDIDATE, IN_PLACE, BASE = "finetuned", "promoted", "base"  # models in reports/evaluation.json's `metrics`
 

@@ -24,7 +24,7 @@ import numpy as np
 from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tasks.accelerated import Machine
+    from tasks.train.accelerator import Machine
 
 LOGGED_STEPS = 10  # a point of the curve is the mean of so many steps
 PLACE = "course.json"  # of a checkpoint: identity, step, phase, phase_step, curve, recent

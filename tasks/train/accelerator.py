@@ -3,7 +3,7 @@
 What accelerate does here, on one device, on several (torchrun or `accelerate-launch` start the processes), and with the weights
 sharded (FSDP2): the process group and each process's device, autocast, `fully_shard`, clipping over shards, and checkpoints of
 weights, optimiser and random state that every process can go on from. What it does not: the reduction of gradients. The loss is
-taken over the whole batch in every process, so gradients are summed where DDP would average them (tasks/descent.py); DDP's wrapper
+taken over the whole batch in every process, so gradients are summed where DDP would average them (tasks/train/grad_cache.py); DDP's wrapper
 is left out, FSDP's average is undone by the number of processes. docs/decisions/0035 says why this trainer.
 """
 

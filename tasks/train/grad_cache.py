@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 
 from tasks.errors import DataError
-from tasks.loss import Loss
+from tasks.train.loss import Loss
 
 if TYPE_CHECKING:
-    from tasks.accelerated import Machine
+    from tasks.train.accelerator import Machine
 
 Encode = Callable[[Sequence[int]], torch.Tensor]  # positions in the batch -> (n, d) raw features
 Back = Callable[[torch.Tensor], None]  # gradient of all features (count, d) -> gradients of the weights

@@ -1,13 +1,13 @@
 """Fine-tune BGE-VL, of the CLIP or the MLLM type, on the version's judged triplets, by InfoNCE.
 
 Reads data/triplets and data/images (and the datasets that train.datasets names); writes models/candidate (put in place as
-a whole), reports/training.json (the loss curve, no clocks) and reports/training/ (metrics as they come: tasks/course.py).
+a whole), reports/training.json (the loss curve, no clocks) and reports/training/ (metrics as they come: tasks/train/run_log.py).
 Each step one instruction of a triplet is drawn; every distinct picture of the batch is decoded and encoded
 once and stands against every query: targets of the others, the query pictures, mined negatives. Both towers are trained,
 with AdamW, linear warm-up and linear decay. Source: MegaPairs, arXiv:2412.14475, appendix B.
 
 A batch is put together from neighbourhoods: triplets that share pictures come in the same batch, so that a step encodes
-few pictures, and those are each other's hard negatives (batch mining as in B3). Which pictures are held out: tasks/splits.py.
+few pictures, and those are each other's hard negatives (batch mining as in B3). Which pictures are held out: tasks/train/splits.py.
 
 An MLLM (config.json says so) reads a query's picture and text together, so a query is encoded as a whole beside the candidates, and
 there is no phase with a locked tower. With `lora` only adapters in its vision and language parts are trained (tasks/models/retrievers/mllm.py).
@@ -18,7 +18,7 @@ With `locked_steps` the text tower goes first: the picture tower is locked, so e
 The whole order of batches, instructions and negatives follows from the seed alone. So a run that died goes on from its last
 checkpoint with the same weights as if it had lived, and `processes` share each batch without talking about it: torchrun's
 launcher starts them (or you do, with `accelerate-launch` or torchrun, on several machines too), each encodes its part of the pictures
-and texts (tasks/descent.py). The loop stands on accelerate (tasks/accelerated.py). On failure models/promoted is as it was.
+and texts (tasks/train/grad_cache.py). The loop stands on accelerate (tasks/train/accelerator.py). On failure models/promoted is as it was.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params, TrainConfig
 from tasks.errors import ConfigError, DataError, TransientError
-from tasks.loader import Pixels, ahead
-from tasks.mixture import Example, read_dataset
 from tasks.models.retrievers.clip import load_retriever
 from tasks.records import StageReport
-from tasks.splits import components, held_out_pictures
 from tasks.store import Store
+from tasks.train.datasets import Example, read_dataset
+from tasks.train.loader import Pixels, ahead
+from tasks.train.splits import components, held_out_pictures
 
 if TYPE_CHECKING:
     import torch
 
-    from tasks.accelerated import Machine
-    from tasks.course import Course
-    from tasks.loss import Loss
     from tasks.models.retrievers.clip import AnyRetriever
+    from tasks.train.accelerator import Machine
+    from tasks.train.loss import Loss
+    from tasks.train.run_log import Course
 
 GROUP_TRIPLETS = 8  # triplets of one neighbourhood that come together in a batch, at most
 PHASES = ("locked", "both")
@@ -209,7 +209,7 @@ def contrast_of(config: TrainConfig, model: Any, plan: Plan, device: torch.devic
     import torch
     import torch.nn.functional as F
 
-    from tasks.loss import Judged, info_nce
+    from tasks.train.loss import Judged, info_nce
 
     positive, query = (torch.tensor(x, device=device) for x in (plan.positive, plan.query))
 
@@ -313,8 +313,8 @@ def fit(
     """
     import torch
 
-    from tasks.accelerated import Machine
-    from tasks.course import Course
+    from tasks.train.accelerator import Machine
+    from tasks.train.run_log import Course
 
     torch.manual_seed(seed)
     model = retriever.model
@@ -356,7 +356,7 @@ def take_step(machine: Machine, optimizer: Any, plan: Plan, shown: torch.Tensor,
     Raises:
         DataError: the loss is not finite; nothing was changed.
     """
-    from tasks.descent import descend, encoded
+    from tasks.train.grad_cache import descend, encoded
 
     device, shards = machine.device, machine.is_sharded
     with machine.autocast():
@@ -380,9 +380,9 @@ def fit_locked(
     """Train the text tower in place; arguments, curve and errors as of `fit`."""
     import torch
 
-    from tasks.accelerated import Machine
-    from tasks.course import Course
-    from tasks.descent import descend, encoded
+    from tasks.train.accelerator import Machine
+    from tasks.train.grad_cache import descend, encoded
+    from tasks.train.run_log import Course
 
     model = retriever.model
     course = course or Course(config.locked_steps)
@@ -511,8 +511,8 @@ def run(params: Params, store: Store) -> StageReport:
     if config.processes > 1 and not is_launched:
         launch(config.processes, store.root)
         return store.read_reports()["train"]
-    from tasks.accelerated import Machine, join, part
-    from tasks.course import Course
+    from tasks.train.accelerator import Machine, join, part
+    from tasks.train.run_log import Course
 
     triplets = store.read_table("triplets").sort_by("triplet_id").to_pylist()
     held_out = held_out_pictures([(t["query_image_id"], t["target_image_id"]) for t in triplets], config.held_out_share)
