@@ -58,7 +58,7 @@ MODULES = {
     "select": "tasks.select.stage",
     "caption": "tasks.caption.stage",
     "judge": "tasks.judge.stage",
-    "validate": "tasks.validate",
+    "validate": "tasks.validate.stage",
     "version": "tasks.publish.version",
     "train": "tasks.train.stage",
     "evaluate": "tasks.evaluate.stage",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks.data_docs import STYLE, make_readable
+from tasks.validate.data_docs import STYLE, make_readable
 
 
 def test_pages_get_a_style_and_the_index_a_list_once(tmp_path: Path):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks import validate
 from tasks.config import Params, load_params, overlay, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.validate import stage as validate
 from tests.publishing.fakes import fill, gates
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tasks import validate
 from tasks.config import Params, load_params
 from tasks.publish import version
 from tasks.publish.open_run import open_run
 from tasks.records import StageReport, stable_id
 from tasks.store import Store
+from tasks.validate import stage as validate
 
 ENCODERS = ("semantic", "pattern", "caption")
 REVISION = "0123456789ab"

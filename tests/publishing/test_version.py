@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tasks import validate
 from tasks.config import load_params
 from tasks.errors import DataError, NothingToDo, TransientError
 from tasks.promote import stage as promote
@@ -16,6 +15,7 @@ from tasks.publish.open_run import open_run
 from tasks.publish.publish import REMOTE_BRANCH, close_run, configure_deployment, version_at
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.validate import stage as validate
 from tests.publishing.fakes import fill, gates, open_dataset_run, publish_version
 
 

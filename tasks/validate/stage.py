@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.config import Params
-from tasks.data_docs import make_readable
 from tasks.errors import ConfigError, DataError
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.validate.data_docs import make_readable
 
 if TYPE_CHECKING:
     import pandas as pd
