@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.mine import fair_environment
+from benchmarks.measure import fair_environment
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")
 VLLM_PYTHON = Path(".venv-vllm/bin/python")

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.mine import fair_environment, peak_mib
+from benchmarks.measure import fair_environment, peak_mib
 
 BATCH = 32
 TURNS = 5

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.mine import fair_environment, peak_mib
+from benchmarks.measure import fair_environment, peak_mib
 from tasks.config import Params, load_params
 from tasks.records import StageReport
 from tasks.store import Store

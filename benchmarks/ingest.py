@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.mine import fair_environment
+from benchmarks.measure import fair_environment
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import stage as ingest
 from tasks.ingest.dedup import Corpus

@@ -31,7 +31,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mine import fair_environment
+from benchmarks.measure import fair_environment
 from tasks.config import load_params
 from tasks.store import Store
 from tasks.train.loader import Pixels
@@ -100,7 +100,7 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
     """The figures of the last line."""
     import torch
 
-    from benchmarks.train import examples_of
+    from benchmarks.triplets import examples_of
 
     torch.set_num_threads(1)
     config = load_params("params.yaml").train.model_copy(update={"batch_triplets": batch, "negatives": negatives})
@@ -167,7 +167,7 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, return the last line's object."""
-    from benchmarks.train import drawn_version
+    from benchmarks.triplets import drawn_version
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, help="a version; drawn triplets where absent")

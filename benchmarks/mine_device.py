@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.mine import peak_mib
+from benchmarks.measure import peak_mib
 
 ASKED = 500  # rows whose neighbours are looked up exactly
 SQUARE = {"cuda": 16_384, "cpu": 1024}
