@@ -38,9 +38,10 @@ is only read. **Resuming.** `train` starts again from its last checkpoint where 
 
 import pendulum
 from airflow.sdk import chain, dag
+from megapairs.defaults import default_args
 from megapairs.form import model_params
 from megapairs.stage import CloseRun, OpenRun, Stage
-from megapairs.wiring import MODEL_DAG, TRIPLETS, default_args, gpu
+from megapairs.wiring import MODEL_DAG, TRIPLETS, gpu
 
 
 @dag(

@@ -49,9 +49,10 @@ stages that may run side by side) and go to the Celery queue `MEGAPAIRS_GPU_QUEU
 
 import pendulum
 from airflow.sdk import chain, dag, get_current_context, task
+from megapairs.defaults import default_args
 from megapairs.form import dataset_params
 from megapairs.stage import CloseRun, OpenRun, Stage, parts_of
-from megapairs.wiring import DATASET_DAG, ENCODERS, TRIPLETS, default_args, gpu, schedule
+from megapairs.wiring import DATASET_DAG, ENCODERS, TRIPLETS, gpu, schedule
 
 
 @task

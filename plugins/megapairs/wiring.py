@@ -16,9 +16,7 @@ Everything comes from the environment at parse time, so that one image serves a 
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from airflow.sdk import Asset
 
@@ -43,20 +41,6 @@ def gpu() -> dict[str, str]:
 def schedule() -> str | None:
     """When dataset_refresh runs by itself; None = never."""
     return os.environ.get("MEGAPAIRS_SCHEDULE", "@weekly") or None
-
-
-def default_args() -> dict[str, Any]:
-    """Arguments of every task: retries with backoff, and the alert mail at the last failure."""
-    from megapairs.alerts import alert_mails
-
-    return {
-        "owner": "megapairs",
-        "retries": int(os.environ.get("MEGAPAIRS_RETRIES", "2")),
-        "retry_delay": timedelta(seconds=float(os.environ.get("MEGAPAIRS_RETRY_DELAY_S", "60"))),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(hours=1),
-        "on_failure_callback": alert_mails(),
-    }
 
 
 def run_folder(run_id: str) -> Path:
