@@ -48,7 +48,7 @@ from tasks.evaluate.stage import measure, picture_features, read_benchmark
 from tasks.judge import shortcuts
 from tasks.models.encoders.transformers_encoder import unit_rows
 from tasks.models.retrievers.clip import Retriever
-from tasks.records import stable_id
+from tasks.names import stable_id
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene, family, picture_of
 from tasks.store import Store

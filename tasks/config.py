@@ -431,3 +431,18 @@ def load_params(path: Path | str = "params.yaml", profile: str | None = None) ->
     """Read and check params.yaml as a stage sees it."""
     path = Path(path)
     return parse_params(resolve(read_raw(path), profile), where=str(path))
+
+
+def sources_of(value: Any, defaults: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sources as the form may give them: a path, a list of paths, or a list of mappings as in params.yaml.
+
+    A bare path takes licence and attribution from params.yaml only when its name is a source there; its name is the folder's.
+    """
+    known = {d["path"]: d for d in defaults}
+    sources = []
+    for item in [value] if isinstance(value, str | dict) else value:
+        if isinstance(item, str):
+            name = "".join(c if c.isalnum() or c in "_.-" else "-" for c in Path(item).name).strip("-._") or "source"
+            item = known.get(item, {"name": name, "path": item})
+        sources.append(item)
+    return sources

@@ -21,3 +21,8 @@ def slug(run_id: str) -> str:
     """A folder name for a run id: lower-case letters, digits and dashes, at most 60 characters, distinct ids stay distinct."""
     readable = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")[:47]
     return f"{readable}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
+
+
+def stable_id(*parts: str) -> str:
+    """A 32-digit hex id of the parts, the same in every version (sha256, cut): pair ids, triplet ids."""
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]

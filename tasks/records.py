@@ -6,7 +6,6 @@ One name for one quantity everywhere: units last (`_px`, `_bytes`, `_s`), ids `*
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +75,6 @@ class StageReport:
             out.notes += r.notes
         out.figures = {key: value / weights[key] for key, value in out.figures.items()}
         return out
-
-
-def stable_id(*parts: str) -> str:
-    """A 32-digit hex id of the parts, the same in every version (sha256, cut): pair ids, triplet ids."""
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 
 def schemas() -> dict[str, pa.Schema]:

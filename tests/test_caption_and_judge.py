@@ -17,7 +17,7 @@ from tasks.config import Params, load_params
 from tasks.errors import ConfigError
 from tasks.judge.stage import decide
 from tasks.models.llm.captioner import Reply, Request
-from tasks.records import stable_id
+from tasks.names import stable_id
 from tasks.store import Store
 from tasks.usage import Ledger
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tasks.config import Params, SelectConfig, parse_params, read_raw, resolve
 from tasks.errors import DataError
-from tasks.records import stable_id
+from tasks.names import stable_id
 from tasks.select import stage as select
 from tasks.select.candidates import ABSENT, ENCODERS, Candidates, Mined, band_of, in_order, over_bands, tiers, unite
 from tasks.select.negatives import Retrieved, Vectors, hard_negatives

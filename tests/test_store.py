@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DataError
-from tasks.records import StageReport, stable_id
+from tasks.names import stable_id
+from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store import store as store_module
 from tasks.store.store import TableWriter, chunks_of_part

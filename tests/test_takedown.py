@@ -15,7 +15,7 @@ from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down, withdraw_captioned, withdraw_triplets, withdraw_vectors
 from tasks.knn.search import neighbours_in_window
 from tasks.mine import stage as mine
-from tasks.records import stable_id
+from tasks.names import stable_id
 from tasks.select import stage as select
 from tasks.store import Store
 

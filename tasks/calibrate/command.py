@@ -179,7 +179,7 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
 
 def of_source(raw: dict[str, Any], profile: str | None, folder: Path) -> Params:
     """Parameters with the folder as the only source, and today's date."""
-    from tasks.publish.open_run import sources_of
+    from tasks.config import sources_of
 
     params = parse_params(resolve(raw, profile, {"ingest": {"sources": sources_of(str(folder.resolve()), [])}, "open_run": {"limit": None}}))
     return parse_params(overlay(params.model_dump(by_alias=True), {"open_run": {"date": date_of(params), "batch": None}}))

@@ -44,8 +44,8 @@ from tasks.models.llm.captioner import Captioner, load_captioner
 from tasks.models.llm.request_cache import open_cache
 from tasks.models.llm.requests import Reply, Request
 from tasks.models.llm.writer import Writer, load_writer
-from tasks.names import batch_of
-from tasks.records import StageReport, stable_id
+from tasks.names import batch_of, stable_id
+from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.chunks import finish_chunks
 

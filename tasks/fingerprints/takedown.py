@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tasks.config import Params
 from tasks.fingerprints.hash_lists import read_lists
-from tasks.records import stable_id
+from tasks.names import stable_id
 from tasks.store import Store
 
 if TYPE_CHECKING:

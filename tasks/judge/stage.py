@@ -41,8 +41,8 @@ from tasks.fingerprints.takedown import taken_down, withdraw_triplets
 from tasks.judge import labelled, shortcuts
 from tasks.judge.questions import Question, load_judge, yes_probabilities
 from tasks.models.llm.captioner import Captioner
-from tasks.names import batch_of
-from tasks.records import StageReport, stable_id
+from tasks.names import batch_of, stable_id
+from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.chunks import finish_chunks
 

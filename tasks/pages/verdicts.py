@@ -20,9 +20,9 @@ from typing import Any
 
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError
+from tasks.names import stable_id
 from tasks.pages.gallery import STYLE, escaped, sample, thumbnail
 from tasks.reasons import why
-from tasks.records import stable_id
 from tasks.store import Store
 
 SIDE_PX, QUALITY = 192, 80

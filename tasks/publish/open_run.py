@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tasks.config import OpenRunConfig, Params, overlay, parse_params, resolve
+from tasks.config import OpenRunConfig, Params, overlay, parse_params, resolve, sources_of
 from tasks.errors import ConfigError, DataError
 from tasks.names import date_of, slug
 from tasks.publish.git import bring_in, common_dir, files_at, git, next_free, read_at, resolve_ref, tags
@@ -45,21 +45,6 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
     for key in reversed(dotted.split(".")):
         value = {key: value}
     return value
-
-
-def sources_of(value: Any, defaults: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sources as the form may give them: a path, a list of paths, or a list of mappings as in params.yaml.
-
-    A bare path takes licence and attribution from params.yaml only when its name is a source there; its name is the folder's.
-    """
-    known = {d["path"]: d for d in defaults}
-    sources = []
-    for item in [value] if isinstance(value, str | dict) else value:
-        if isinstance(item, str):
-            name = "".join(c if c.isalnum() or c in "_.-" else "-" for c in Path(item).name).strip("-._") or "source"
-            item = known.get(item, {"name": name, "path": item})
-        sources.append(item)
-    return sources
 
 
 def changes_of(conf: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from tasks.config import Params, load_params
+from tasks.names import stable_id
 from tasks.publish import version
 from tasks.publish.open_run import open_run
-from tasks.records import StageReport, stable_id
+from tasks.records import StageReport
 from tasks.store import Store
 from tasks.validate import stage as validate
 

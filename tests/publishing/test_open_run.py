@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks.config import load_params
+from tasks.config import load_params, sources_of
 from tasks.errors import ConfigError
 from tasks.publish.git import git, next_free, version_key
-from tasks.publish.open_run import changes_of, check_places, located, main, open_run, sources_of
+from tasks.publish.open_run import changes_of, check_places, located, main, open_run
 
 RAW = {"profile": "demo", "open_run": {}, "ingest": {"sources": [{"name": "shop", "path": "/shop", "license_code": "CC0-1.0"}]}, "mine": {}, "profiles": {}}
 
