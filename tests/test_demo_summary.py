@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.demo.demo import DemoFailed, Finished, certainty_lines, counts_text, drops_of, empty_root, incremental_of, seconds_of, summary_text
+from tasks.demo.demo import DemoFailed, empty_root
 from tasks.demo.local_airflow import airflow_environment
+from tasks.demo.summary import Finished, certainty_lines, counts_text, drops_of, incremental_of, seconds_of, summary_text
 
 
 def done(task_id: str, label: str = "", seconds: float = 1.0, **report: object) -> Finished:

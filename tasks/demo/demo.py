@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from tasks.demo.local_airflow import PROJECT, LocalAirflow
+from tasks.demo.summary import PLUMBING, Finished, collect, drops_of, git_output, read_json, summary_text, task_line
 from tasks.errors import TasksError
 from tasks.names import slug
 
 DATASET_DAG, MODEL_DAG = "dataset_refresh", "bge_vl_finetune"
 MARKER = ".megapairs-demo"  # a folder without it is never removed
 LOG_LINES = 40  # of a failing task, printed at the end
-PLUMBING = ("open_run", "close_run", "caption_parts", "judge_parts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +52,6 @@ SIZES = {"demo": Size(2200, 260, 500, 2000), "test": Size(200, 40, 40, 160)}
 
 class DemoFailed(Exception):
     """A run failed; holds the failing task's own last lines."""
-
-
-@dataclasses.dataclass
-class Finished:
-    """One finished task of a run: its id, the encoder or part it was mapped to, its report and its wall time in s."""
-
-    task_id: str
-    label: str
-    state: str
-    seconds: float
-    report: dict[str, Any]
 
 
 # --- printing -------------------------------------------------------------------------------------------------------
@@ -84,129 +73,7 @@ class Clock:
         print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True)
 
 
-def counts_text(report: Mapping[str, Any]) -> str:
-    """A report's counts as a person reads them."""
-    parts = [f"{name} {report[name]:,}" for name in ("read", "written", "reused") if report.get(name)]
-    dropped = report.get("dropped") or {}
-    if dropped:
-        parts.append("dropped " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=lambda x: -x[1])))
-    return ", ".join(parts)
-
-
-def task_line(task: Finished) -> str:
-    """One finished task in a line."""
-    name = f"{task.task_id} {task.label}".strip()
-    what = counts_text(task.report) if task.state == "success" else task.state
-    return f"{name:<22}{task.seconds:6.1f} s  {what}".rstrip()
-
-
 # --- the summary ----------------------------------------------------------------------------------------------------
-
-
-def drops_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
-    """{stage: {reason: count}} over all runs."""
-    drops: dict[str, dict[str, int]] = {}
-    for task in tasks:
-        for reason, count in (task.report.get("dropped") or {}).items():
-            stage = drops.setdefault(task.task_id, {})
-            stage[reason] = stage.get(reason, 0) + count
-    return drops
-
-
-def seconds_of(tasks: Sequence[Finished], total_s: float) -> dict[str, float]:
-    """{stage: wall seconds of its tasks, summed over parts and runs}, and `total`: the demo's own wall time."""
-    seconds: dict[str, float] = {}
-    for task in tasks:
-        seconds[task.task_id] = round(seconds.get(task.task_id, 0.0) + task.seconds, 1)
-    return {**seconds, "total": round(total_s, 1)}
-
-
-def incremental_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
-    """{stage: {new, done, reused}} of one run.
-
-    Parts add up. Encoders do the same pictures each: the stage's own entry holds the largest count, and
-    `<stage>@<encoder>` the encoder's.
-    """
-    names = ("new", "done", "reused")
-    out: dict[str, dict[str, int]] = {}
-    for task in tasks:
-        if task.task_id in PLUMBING or task.task_id.startswith("validate") or not task.report:
-            continue
-        counts = {name: int(task.report.get(name, 0)) for name in names}
-        old = out.get(task.task_id, dict.fromkeys(names, 0))
-        if task.label and "/" not in task.label:
-            out[f"{task.task_id}@{task.label}"] = counts
-            out[task.task_id] = {name: max(old[name], counts[name]) for name in names}
-        else:
-            out[task.task_id] = {name: old[name] + counts[name] for name in names}
-    return out
-
-
-def certainty_lines(summary: Mapping[str, Any]) -> list[str]:
-    """How sure the scores are: intervals, the gap to the better half, the spread over wordings; nothing where the evaluation was not asked."""
-    lines = []
-    metric = summary.get("main_metric")
-    for model, kinds in (summary.get("intervals") or {}).items():
-        low, high = kinds["composed"][metric]
-        words = f"95% interval {100 * low:.1f} to {100 * high:.1f}"
-        if gap := summary["composition_gap"].get(model):
-            low, high = gap["interval"]
-            words += f"; {100 * gap['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) over {gap['over'].replace('_', ' ')}"
-        if spread := summary["paraphrases"].get(model):
-            words += f"; worst wording {100 * spread['worst']:.1f}, best {100 * spread['best']:.1f}"
-        lines.append(f"  {model + ', ' + metric:<28}{words}")
-    return lines
-
-
-def summary_text(summary: Mapping[str, Any], root: Path) -> str:
-    """The demo's last page: what came out, what it cost, where to look next."""
-    lines = ["", "What came out", f"  versions    {', '.join(summary['versions']) or 'none'}"]
-    lines += [f"  fingerprint {value[:16]} {tag}" for tag, value in summary.get("fingerprints", {}).items()]
-    lines.append(f"  newest      {summary['images']:,} images, {summary['pairs']:,} pairs, {summary['triplets']:,} triplets")
-    for stage, reasons in summary["drops"].items():
-        lines.append(f"  dropped     {stage}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda x: -x[1])))
-    work = {k: v for k, v in summary["incremental"].items() if k in ("embed", "caption", "judge")}
-    if work:
-        lines += ["", "The second week did only what was new", f"  {'':<10}{'new':>8}{'done':>8}{'reused':>8}"]
-        lines += [f"  {stage:<10}{c['new']:>8,}{c['done']:>8,}{c['reused']:>8,}" for stage, c in work.items()]
-    if summary["metrics"]:
-        lines += ["", "Retrieval on the held-out benchmark", f"  {'':<28}{'mAP@5':>8}{'R@1':>8}{'R@10':>8}"]
-        for model, kinds in summary["metrics"].items():
-            for kind, m in kinds.items():
-                shown = "".join(f"{100 * m[k]:>8.1f}" if k in m else f"{'-':>8}" for k in ("map_at_5", "recall_at_1", "recall_at_10"))
-                lines.append(f"  {model + ', ' + kind.replace('_', ' '):<28}{shown}")
-    lines += certainty_lines(summary)
-    lines.append(f"  promoted    {'yes' if summary['promoted'] else 'no'}: {summary['why']}")
-    if summary["truth"]:
-        lines += ["", "Against the sample world's truth (evaluation only)"]
-        lines += [f"  {name.replace('_', ' '):<28}{100 * value:>7.1f}%" for name, value in summary["truth"].items()]
-    seconds = {k: v for k, v in summary["seconds"].items() if k not in (*PLUMBING, "total")}
-    lines += ["", f"Seconds by stage (of {summary['seconds']['total']:.0f} in all)"]
-    lines.append("  " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))
-    lines += [
-        "",
-        "Where to look next",
-        f"  {root / 'gallery.html'}   48 triplets to look at",
-        "  make ui                  the same Airflow in your browser",
-        f"  git clone {root / 'origin.git'} mine && cd mine && dvc pull",
-        f"  {root / 'summary.json'}   these figures",
-    ]
-    return "\n".join(lines)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The file's mapping; empty when it is not there."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def git_output(repository: Path, *words: str) -> str:
-    """What a git command prints; empty when it fails."""
-    done = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 # --- the parts of the demo ------------------------------------------------------------------------------------------
@@ -318,43 +185,6 @@ def wait_for_training(airflow: LocalAirflow, timeout_s: float = 60.0) -> str:
             return str(runs[0]["dag_run_id"])
         time.sleep(0.5)
     raise DemoFailed(f"{MODEL_DAG}: no run within {timeout_s:.0f} s of the second version; the asset event did not arrive")
-
-
-def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """{"base" | "finetuned": {"composed" | "image_only" | "text_only": {...}}} of the evaluation's report."""
-    models = evaluation.get("metrics", evaluation)
-    return {name: models[name] for name in ("base", "finetuned") if isinstance(models.get(name), dict)}
-
-
-def collect(root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[Finished], total_s: float) -> dict[str, Any]:
-    """The summary, from what was published and what the tasks reported."""
-    origin = root / "origin.git"
-    tags = git_output(origin, "tag", "--list", "dataset/*", "--sort=creatordate").split()
-    versions = [json.loads(git_output(origin, "show", f"{tag}:version.json") or "{}") for tag in tags]
-    version = versions[-1] if versions else {}
-    rows = version.get("rows", {})
-    evaluation = read_json(root / "evaluation.json")
-    everything = [task for week in (*weeks, training) for task in week]
-    decision = next((task.report for task in training if task.task_id == "promote"), {})
-    return {
-        "versions": tags,
-        "fingerprints": {tag: v.get("fingerprint", "") for tag, v in zip(tags, versions, strict=True)},
-        "images": int(rows.get("images", 0)),
-        "pairs": int(rows.get("pairs", 0)),
-        "triplets": int(rows.get("triplets", 0)),
-        "drops": version.get("drops") or drops_of(everything),
-        "seconds": seconds_of(everything, total_s),
-        "promoted": bool(decision.get("figures", {}).get("is_promoted")),
-        "why": str((decision.get("notes") or ["promote said nothing"])[-1]).removeprefix("not promoted: ").removeprefix("promoted: "),
-        "metrics": flat_metrics(evaluation),
-        "main_metric": evaluation.get("main_metric"),
-        "intervals": {name: evaluation["intervals"][name] for name in ("base", "finetuned")} if evaluation.get("intervals") else {},
-        "composition_gap": evaluation.get("composition_gap") or {},
-        "paraphrases": evaluation.get("paraphrases") or {},
-        "contamination": evaluation.get("contamination") or {},
-        "truth": evaluation.get("truth") or {},
-        "incremental": incremental_of(weeks[-1]),
-    }
 
 
 def copy_gallery(root: Path, version: str) -> None:
