@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError
-from tasks.fingerprints.takedown import taken_down, withdraw_vectors
+from tasks.fingerprints.takedown import taken_down
 from tasks.models.encoders.transformers_encoder import Encoder, good_rows, load_encoder
 from tasks.names import batch_of
 from tasks.records import StageReport
@@ -168,3 +168,24 @@ def _check_revision(store: Store, encoder: str, revision: str) -> int | None:
         if len(vectors):
             width = int(vectors.shape[1])
     return width
+
+
+def withdraw_vectors(store: Store, encoder: str, ids: Iterable[str]) -> int:
+    """Write an encoder's shards anew without the vectors of the ids; returns their count. A shard cut off between its two files is finished."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    count, gone = 0, set(ids)
+    for stem in store.embedded_shards(encoder):
+        folder = store.folder("data", "embeddings", encoder)
+        table = pq.read_table(folder / f"{stem}.parquet")
+        names = table.column("image_id").to_pylist()
+        kept = [n for n, i in enumerate(names) if i not in gone]
+        if len(kept) == len(names):
+            continue
+        vectors = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
+        vectors = vectors if len(vectors) == len(kept) else vectors[kept]  # the second time round its vectors are gone already
+        revision = (table.schema.metadata or {}).get(b"revision", b"").decode()
+        store.write_embeddings(encoder, f"{stem}.tar", revision, [names[n] for n in kept], vectors)
+        count += len(names) - len(kept)
+    return count

@@ -79,27 +79,6 @@ def withdraw_rows(store: Store, paths: Iterable[Path], schema: str, ids: Iterabl
     return count
 
 
-def withdraw_vectors(store: Store, encoder: str, ids: Iterable[str]) -> int:
-    """Write an encoder's shards anew without the vectors of the ids; returns their count. A shard cut off between its two files is finished."""
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    count, gone = 0, set(ids)
-    for stem in store.embedded_shards(encoder):
-        folder = store.folder("data", "embeddings", encoder)
-        table = pq.read_table(folder / f"{stem}.parquet")
-        names = table.column("image_id").to_pylist()
-        kept = [n for n, i in enumerate(names) if i not in gone]
-        if len(kept) == len(names):
-            continue
-        vectors = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
-        vectors = vectors if len(vectors) == len(kept) else vectors[kept]  # the second time round its vectors are gone already
-        revision = (table.schema.metadata or {}).get(b"revision", b"").decode()
-        store.write_embeddings(encoder, f"{stem}.tar", revision, [names[n] for n in kept], vectors)
-        count += len(names) - len(kept)
-    return count
-
-
 def withdraw_captioned(store: Store, ids: Iterable[str], batch: str) -> int:
     """Drop what was written for earlier batches' pairs that are gone. Returns the rows withdrawn."""
     import pyarrow as pa
