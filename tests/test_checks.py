@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.caption.checks import EXPLAINED, cleaned, misses_length, plain, problem, shared_by_many, steers, tells
-from tasks.caption.stage import LANGUAGES
+from tasks.caption.generate import LANGUAGES
 from tasks.reasons import REASONS
 
 GOOD = "make the small red star blue and remove the large green cross"

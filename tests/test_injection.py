@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tasks.caption.checks import problem, steers
-from tasks.caption.stage import Draft, caption_chunk, describe, read_prompts, write
+from tasks.caption.generate import Draft, describe, write
+from tasks.caption.stage import caption_chunk, read_prompts
 from tasks.config import CaptionConfig
 from tasks.models.llm.captioner import LocalCaptioner, load_captioner
 from tasks.models.llm.requests import Reply, Request

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tasks.caption.checks import holds, plain
 from tasks.caption.descriptions import KINDS, Description, Difference, read_description, words_of
-from tasks.caption.stage import PROMPTS, Draft, describe, language_of, read_prompts, require_fit, shown, words_for, write
+from tasks.caption.generate import Draft, describe, language_of, words_for, write
+from tasks.caption.stage import PROMPTS, read_prompts, require_fit, shown
 from tasks.config import CaptionConfig
 from tasks.errors import ConfigError
 from tasks.models.llm.requests import Reply, Request

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks.caption.stage import withdraw_captioned
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.embed.stage import withdraw_vectors
 from tasks.errors import ConfigError
-from tasks.fingerprints.takedown import taken_down, withdraw_captioned, withdraw_triplets
+from tasks.fingerprints.takedown import taken_down, withdraw_triplets
 from tasks.knn.search import neighbours_in_window
 from tasks.mine import stage as mine
 from tasks.names import stable_id

@@ -20,7 +20,8 @@ from PIL import Image
 
 from benchmarks.vllm_server import Server, ServerDidNotStart, serving
 from tasks.caption.descriptions import read_description
-from tasks.caption.stage import Draft, captioned_row, describe, read_prompts, write
+from tasks.caption.generate import Draft, describe, write
+from tasks.caption.stage import captioned_row, read_prompts
 from tasks.config import load_params
 from tasks.errors import ConfigError
 from tasks.judge.questions import Question, yes_probabilities

@@ -24,41 +24,42 @@ See docs/decisions/0043.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from tasks.names import stable_id
+from tasks.store import Store
+
+if TYPE_CHECKING:
+    pass
+
 import hashlib
 import json
 import random
-from collections import Counter
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tasks import usage as ledger
 from tasks.caption import canaries, checks
-from tasks.caption.descriptions import PARTIAL_STYLES, Description, numbered, read_description, words_of
+from tasks.caption.descriptions import numbered
+from tasks.caption.generate import Draft, describe, language_of, leave_out_common, write
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
-from tasks.fingerprints.takedown import taken_down, withdraw_captioned
+from tasks.fingerprints.takedown import taken_down
 from tasks.models.llm.captioner import Captioner, load_captioner
 from tasks.models.llm.request_cache import open_cache
-from tasks.models.llm.requests import Reply, Request
 from tasks.models.llm.writer import Writer, load_writer
-from tasks.names import batch_of, stable_id
+from tasks.names import batch_of
 from tasks.records import StageReport
-from tasks.store import Store
 from tasks.store.chunks import finish_chunks
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 DEMONSTRATIONS = "demonstrations.jsonl"  # descriptions of our own and the texts written to them, one a line
 SCHEMA = "describe.schema.json"
-WORDS_BESIDE = 0.25  # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
 DEFAULT_RETRY = "{prompt}\n{error}"
-QUOTED_CHARS = 600  # of a refused reply, what its retry shows
-LEFT_OUT = "(not quoted)"  # an order that a picture gave is not put before a model once more, nor what nobody could read
-LANGUAGES = {"en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "nl": "Dutch", "zh": "Chinese"} | {
-    "ja": "Japanese", "ko": "Korean", "ru": "Russian", "uk": "Ukrainian", "ar": "Arabic", "hi": "Hindi", "el": "Greek", "pl": "Polish", "tr": "Turkish"
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,6 @@ def shown(demonstrations: Sequence[Mapping[str, Any]], style: str, count: int, s
     return random.Random(f"{seed}:{pair_id}:{style}").sample(known, min(count, len(known)))
 
 
-def words_for(between: tuple[int, int], seed: int, pair_id: str) -> int:
-    """How many words a pair's description is asked for, drawn by seed and pair alone (the paper draws 60 to 100)."""
-    return random.Random(f"{seed}:{pair_id}:words").randint(*between)
-
-
-def language_of(languages: Sequence[str], seed: int, pair_id: str) -> str:
-    """The language of a pair's instructions, drawn by seed and pair alone."""
-    return languages[0] if len(languages) == 1 else random.Random(f"{seed}:{pair_id}:language").choice(list(languages))
-
-
 def filled(template: str, **fields: str) -> str:
     """The template with {name} replaced; braces in the values stay as they are."""
     parts = template.split("{")
@@ -144,186 +135,6 @@ def filled(template: str, **fields: str) -> str:
         name, closed, rest = part.partition("}")
         out += fields[name] + rest if closed and name in fields else "{" + part
     return out
-
-
-@dataclass
-class Draft:
-    """What is written about one pair so far."""
-
-    pair_id: str
-    language: str = "en"
-    description: str = ""
-    form: Description | None = None  # where it was asked for as JSON
-    turns: Draft | None = None  # the draft of the pair whose direction this one reverses
-    texts: dict[str, str] = field(default_factory=dict)  # style -> instruction
-    problems: dict[str, str] = field(default_factory=dict)  # what ('description' or a style) -> reason of its last reply
-    last_reply: dict[str, str] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    requests: int = 0
-    retries: int = 0
-
-    def count(self, reply: Reply) -> None:
-        self.requests += 1
-        self.prompt_tokens += reply.prompt_tokens
-        self.output_tokens += reply.output_tokens
-
-    def reason(self) -> str:
-        """Why the pair is left out: its description's reason, else the most frequent one among its styles."""
-        found = Counter(self.problems.values())
-        return self.problems.get("description") or min(found, key=lambda r: (-found[r], r), default="too_few_instructions")
-
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-def ask_twice(
-    asked: Mapping[Key, str],
-    ask: Callable[[list[Key], list[str]], list[Reply]],
-    take: Callable[[Key, Reply, str], tuple[str, str] | None],
-    retry: str,
-    spent: ledger.Ledger,
-) -> list[Key]:
-    """Ask for every key, and once more for those whose reply could not be used, with the reply and what is wrong with it.
-
-    Args:
-        asked: key -> prompt; asked and taken in this order.
-        ask: (keys, their prompts) -> their replies.
-        take: (key, reply, prompt) -> None, or the reason why it cannot be used, and its text.
-        retry: template with {prompt}, {reply} and {error}.
-        spent: where refused replies are counted.
-    Returns:
-        the keys that were asked for again.
-    """
-    again: list[Key] = []
-    todo = dict(asked)
-    for is_retry in (False, True):
-        if not todo:
-            break
-        keys, prompts = list(todo), list(todo.values())
-        again = keys if is_retry else []
-        todo = {}
-        for key, prompt, reply in zip(keys, prompts, ask(keys, prompts), strict=True):
-            refused = take(key, reply, prompt)
-            if refused is not None:
-                reason, text = refused
-                spent.reject(reason)
-                quoted = LEFT_OUT if reason == "not_json" or checks.steers(text) else text[:QUOTED_CHARS]
-                todo[key] = filled(retry, prompt=asked[key], reply=quoted, error=checks.EXPLAINED[reason])
-    return again
-
-
-def describe(
-    drafts: Sequence[Draft],
-    images: Sequence[tuple[Any, Any]],
-    model: Captioner,
-    prompts: Prompts,
-    max_chars: int,
-    *,
-    words: tuple[int, int] = (60, 100),
-    seed: int = 0,
-) -> None:
-    """Fill in the drafts' descriptions; one retry for a reply that fails its check."""
-    few, many = int(words[0] * (1 - WORDS_BESIDE)), int(words[1] * (1 + WORDS_BESIDE))
-
-    def take(n: int, reply: Reply, prompt: str) -> tuple[str, str] | None:
-        draft, text = drafts[n], checks.cleaned(reply.text)
-        draft.count(reply)
-        form, found = None, None
-        if prompts.schema is not None:
-            form = read_description(reply.text)
-            if form is None:
-                found = "not_json"
-            else:
-                text = checks.cleaned(form.prose)
-                found = next((reason for side in form.fields() if (reason := checks.steers(side))), None) or checks.misses_length(text, few, many)
-        found = found or checks.problem(text, max_chars=max_chars, prompt=prompt)
-        if found is not None:
-            draft.problems["description"], draft.last_reply["description"] = found, text
-            return found, text
-        draft.description, draft.form = text, form
-        draft.problems.pop("description", None)
-        return None
-
-    asked = {n: prompts.describing(words_for(words, seed, d.pair_id)) for n, d in enumerate(drafts)}
-    again = ask_twice(
-        asked,
-        lambda keys, texts: model.chat([Request(images[n], text, prompts.schema) for n, text in zip(keys, texts, strict=True)]),
-        take,
-        prompts.retry,
-        model.spent,
-    )
-    for n in again:
-        drafts[n].retries += 1
-
-
-def write(
-    drafts: Sequence[Draft], captions: Sequence[tuple[str | None, str | None]], config: CaptionConfig, model: Writer, prompts: Prompts, seed: int = 0
-) -> None:
-    """Fill in the drafts' instructions, one per style and all different; one retry for a reply that fails its check.
-
-    `captions` are those of each draft's query and target pictures.
-    """
-    asked: dict[tuple[int, str], str] = {}
-    examples: dict[tuple[int, str], list[str]] = {}
-    for n, draft in enumerate(drafts):
-        for style in config.styles if draft.description else ():
-            name, number = numbered(style)
-            description: str | None = draft.description
-            if name in PARTIAL_STYLES and draft.form is not None:
-                description = draft.form.of_one(number)
-            if description is None:
-                continue
-            chosen = shown(prompts.demonstrations, name, config.demonstrations, seed, draft.pair_id)
-            examples[n, style] = [d["texts"][name] for d in chosen]
-            text = "\n\n".join(f"Description: {d['description']}\nText: {d['texts'][name]}" for d in chosen)
-            language = LANGUAGES.get(draft.language, draft.language)
-            asked[n, style] = filled(prompts.write, style=name, description=description, demonstrations=text, language=language)
-
-    def take(key: tuple[int, str], reply: Reply, prompt: str) -> tuple[str, str] | None:
-        (n, style), text = key, checks.cleaned(reply.text)
-        draft, (query_caption, target_caption) = drafts[n], captions[n]
-        draft.count(reply)
-        found = checks.problem(
-            text,
-            max_chars=config.max_chars,
-            prompt=prompt,
-            others=list(draft.texts.values()),
-            target_caption=target_caption,
-            leak_share=config.leak_share,
-            query_caption=None if config.source_share is None else query_caption,
-            language=draft.language,
-            demonstrations=examples[key],
-        )
-        if found is None and config.source_share is not None and draft.form is not None and draft.language == "en":
-            found = "leaks_source" if checks.tells(words_of(text), draft.form.source_words(), config.source_share) else None
-        if found is not None:
-            draft.problems[style], draft.last_reply[style] = found, text
-            return found, text
-        draft.texts[style] = text
-        draft.problems.pop(style, None)
-        return None
-
-    for n, _ in ask_twice(asked, lambda _, texts: model.write(texts), take, prompts.retry, model.spent):
-        drafts[n].retries += 1
-
-
-def leave_out_common(drafts: Sequence[Draft], most: int) -> int:
-    """Take out the texts that more than `most` of the drafts have in common; how many were taken."""
-    said_often = checks.shared_by_many([list(d.texts.values()) for d in drafts], most)
-    described_often = checks.shared_by_many([[d.description] for d in drafts if d.description], most)
-    taken = 0
-    for draft in drafts:
-        for style, text in list(draft.texts.items()):
-            if checks.plain(text) in said_often:
-                draft.problems[style] = "same_for_many"
-                draft.last_reply[style] = draft.texts.pop(style)
-                taken += 1
-        if draft.description and checks.plain(draft.description) in described_often:
-            draft.problems["description"] = "same_for_many"
-            draft.last_reply["description"], draft.description = draft.description, ""
-            taken += 1
-    return taken
 
 
 def split_drafts(drafts: Sequence[Draft], styles: Sequence[str], instructions_min: int) -> tuple[list[Draft], list[Draft]]:
@@ -502,3 +313,23 @@ def requests_of(done: Mapping[str, Sequence[Any]], left: Mapping[str, Sequence[A
 def len_of_earlier(store: Store, batch: str) -> int:
     """Captioned rows of earlier batches, a count."""
     return sum(b != batch for b in store.read_table("captioned", ["batch"]).column("batch").to_pylist())
+
+
+def withdraw_captioned(store: Store, ids: Iterable[str], batch: str) -> int:
+    """Drop what was written for earlier batches' pairs that are gone. Returns the rows withdrawn."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not set(ids):
+        return 0
+    pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"])
+    ends = zip(pairs.column("query_image_id").to_pylist(), pairs.column("target_image_id").to_pylist(), strict=True)
+    reversed_ids = [stable_id(target, query) for query, target in ends]  # what caption.reverse writes stands and falls with its pair
+    there = pa.array({*pairs.column("pair_id").to_pylist(), *reversed_ids}, pa.string())
+    count = 0
+    for path in store.table_files("captioned"):
+        table = store.read(path, "captioned")
+        kept = pc.or_(pc.is_in(table.column("pair_id"), value_set=there), pc.equal(table.column("batch"), batch))
+        if not pc.all(kept).as_py():
+            count += table.num_rows - store.write(path, table.filter(kept), "captioned")
+    return count

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from tasks.config import Params
 from tasks.fingerprints.hash_lists import read_lists
-from tasks.names import stable_id
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -76,26 +75,6 @@ def withdraw_rows(store: Store, paths: Iterable[Path], schema: str, ids: Iterabl
         if pc.any(named).as_py():
             table = store.read(path, schema)
             count += table.num_rows - store.write(path, table.filter(pc.invert(named)), schema)
-    return count
-
-
-def withdraw_captioned(store: Store, ids: Iterable[str], batch: str) -> int:
-    """Drop what was written for earlier batches' pairs that are gone. Returns the rows withdrawn."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not set(ids):
-        return 0
-    pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"])
-    ends = zip(pairs.column("query_image_id").to_pylist(), pairs.column("target_image_id").to_pylist(), strict=True)
-    reversed_ids = [stable_id(target, query) for query, target in ends]  # what caption.reverse writes stands and falls with its pair
-    there = pa.array({*pairs.column("pair_id").to_pylist(), *reversed_ids}, pa.string())
-    count = 0
-    for path in store.table_files("captioned"):
-        table = store.read(path, "captioned")
-        kept = pc.or_(pc.is_in(table.column("pair_id"), value_set=there), pc.equal(table.column("batch"), batch))
-        if not pc.all(kept).as_py():
-            count += table.num_rows - store.write(path, table.filter(kept), "captioned")
     return count
 
 
