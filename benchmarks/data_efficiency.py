@@ -44,7 +44,9 @@ import torch.nn.functional as F
 import yaml
 
 from tasks.config import Params, load_params
-from tasks.evaluate.stage import measure, picture_features, read_benchmark
+from tasks.evaluate.benchmarks import read_benchmark
+from tasks.evaluate.retrieval import picture_features
+from tasks.evaluate.scores import measure
 from tasks.judge import shortcuts
 from tasks.models.encoders.transformers_encoder import unit_rows
 from tasks.models.retrievers.clip import Retriever

@@ -13,13 +13,14 @@ from PIL import Image
 import tasks.evaluate.stage
 from tasks.config import BenchmarkConfig, Params, load_params
 from tasks.errors import ConfigError
+from tasks.evaluate.scores import composed_scores
 from tasks.fingerprints.perceptual import perceptual_hash, thumbnail
 from tasks.models.retrievers.clip import Retriever
 from tasks.pages.dataset_card import model_card
 from tasks.promote.stage import read_noise, seen_share
 from tasks.records import schemas
 from tasks.store import Store
-from tasks.train.recipe import composed_scores, recipe_id
+from tasks.train.recipe import recipe_id
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
 BATCH = "2026.01.05"

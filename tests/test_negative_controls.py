@@ -15,8 +15,11 @@ import torch
 
 from benchmarks.data_efficiency import Pictures, Sample, fit_texts
 from tasks.config import load_params
+from tasks.evaluate.benchmarks import read_benchmark
+from tasks.evaluate.contamination import Fingerprints, contamination_of
 from tasks.evaluate.protocols import Benchmark
-from tasks.evaluate.stage import Fingerprints, contamination_of, measure, picture_features, read_benchmark
+from tasks.evaluate.retrieval import picture_features
+from tasks.evaluate.scores import measure
 from tasks.models.retrievers.clip import Retriever
 from tasks.promote.decision import Decision, decide
 from tasks.sample.benchmark import make_benchmark

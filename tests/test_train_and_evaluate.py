@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import tasks.evaluate.benchmarks
+import tasks.evaluate.scores
 import tasks.evaluate.stage
 import tasks.train.stage
 from tasks.config import Params, load_params
@@ -153,20 +155,20 @@ def test_a_benchmark_in_circos_format(tmp_path: Path, base_model: Path):
         Image.fromarray(draw(scene)).save(tmp_path / "images" / f"{n}.jpg")
     annotation = {"id": 0, "reference_img_id": 0, "target_img_id": 2, "gt_img_ids": [2, 3], "relative_caption": "make it blue", "shared_concept": "a star"}
     (tmp_path / "annotations.json").write_text(json.dumps([annotation]))
-    benchmark = tasks.evaluate.stage.read_benchmark(tmp_path, "find {shared_concept} but {relative_caption}")
+    benchmark = tasks.evaluate.benchmarks.read_benchmark(tmp_path, "find {shared_concept} but {relative_caption}")
     (task,) = benchmark.tasks
     assert [(q.text, q.right) for q in task.queries] == [("find a star but make it blue", ("2", "3"))] and task.gallery == ["0", "1", "2", "3"]
-    scores = tasks.evaluate.stage.measure(Retriever(str(base_model), device="cpu"), benchmark, batch=3)
+    scores = tasks.evaluate.scores.measure(Retriever(str(base_model), device="cpu"), benchmark, batch=3)
     assert scores["image_only"]["recall_at_1"] == 0 and scores["composed"]["recall_at_5"] == 1 and 0 < scores["text_only"]["map_at_5"] <= 1
     with pytest.raises(ConfigError, match="relative_caption"):
-        tasks.evaluate.stage.read_benchmark(tmp_path, "{text}")
+        tasks.evaluate.benchmarks.read_benchmark(tmp_path, "{text}")
     (tmp_path / "images" / "3.jpg").unlink()
     with pytest.raises(DataError, match=r"query 0 names pictures \[3\]"):
-        tasks.evaluate.stage.read_benchmark(tmp_path, "{relative_caption}")
+        tasks.evaluate.benchmarks.read_benchmark(tmp_path, "{relative_caption}")
     with pytest.raises(ConfigError, match="annotations.json"):
-        tasks.evaluate.stage.read_benchmark(tmp_path / "images", "{relative_caption}")
+        tasks.evaluate.benchmarks.read_benchmark(tmp_path / "images", "{relative_caption}")
 
 
 def test_without_a_small_component_evaluation_says_what_to_do(store: Store):
     with pytest.raises(DataError, match="raise the share, or name a folder"):
-        tasks.evaluate.stage.held_out_benchmark(store.read_table("triplets").to_pylist(), 0.01, "{relative_caption}", store.read_image)
+        tasks.evaluate.benchmarks.held_out_benchmark(store.read_table("triplets").to_pylist(), 0.01, "{relative_caption}", store.read_image)

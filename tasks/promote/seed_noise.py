@@ -25,11 +25,12 @@ import yaml
 
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError, NothingToDo, TransientError
+from tasks.evaluate.scores import composed_scores
 from tasks.publish.git import commit_outputs, resolve_ref
 from tasks.publish.publish import publish
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.train.recipe import composed_scores, recipe_id, recipe_of
+from tasks.train.recipe import recipe_id, recipe_of
 
 ERRORS = {e.exit_code: e for e in (ConfigError, DataError)}
 

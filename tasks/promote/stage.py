@@ -16,6 +16,7 @@ from typing import Any
 
 from tasks.config import Params
 from tasks.errors import DataError
+from tasks.evaluate.scores import composed_scores
 from tasks.names import batch_of
 from tasks.pages.dataset_card import model_card
 from tasks.promote.decision import Noise, decide
@@ -23,7 +24,7 @@ from tasks.publish.git import commit_outputs, read_at
 from tasks.publish.publish import MODEL_SECTIONS, MODEL_STAGES, publish
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.train.recipe import composed_scores, recipe_id
+from tasks.train.recipe import recipe_id
 
 CANDIDATE, IN_PLACE, BASE = "finetuned", "promoted", "base"  # models in reports/evaluation.json's `metrics`
 

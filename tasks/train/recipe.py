@@ -31,11 +31,3 @@ def recipe_id(params: Params) -> str:
     return hashlib.sha256(json.dumps(recipe_of(params), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def composed_scores(evaluation: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """model -> half -> metric -> score of reports/evaluation.json; metrics of further benchmarks join the composed ones as "<name>:<metric>"."""
-    out = {model: {half: dict(values) for half, values in halves.items()} for model, halves in evaluation["metrics"].items()}
-    for name, section in (evaluation.get("benchmarks") or {}).items():
-        for model, halves in section["metrics"].items():
-            if model in out:
-                out[model]["composed"] |= {f"{name}:{metric}": value for metric, value in halves["composed"].items()}
-    return out
