@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.fingerprints.perceptual import crop_distance, hash_hits, thumbnail_distance
+from tasks.fingerprints.crop_match import crop_distance
+from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
 from tasks.ingest.normalize import Picture
 
 CROP_MEAN = 20.0  # mean difference of the plain thumbnails, levels, above which no alignment is tried: of 220 crops of up to 5% a side the largest was 15.8
