@@ -39,6 +39,7 @@ from PIL import Image
 
 from benchmarks.measure import fair_environment
 from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.ingest import inspect, shards
 from tasks.ingest import stage as ingest
 from tasks.ingest.dedup import Corpus
 from tasks.ingest.normalize import Picture, Refusal, read_picture, stored_size
@@ -121,10 +122,10 @@ def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> 
     store, config = Store(out), params.ingest
     nothing: dict[str, list[Any]] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
     corpus = Corpus(nothing, hash_distance_bits=config.hash_distance_bits, thumbnail_max=config.thumbnail_distance, crop_margin=config.crop_margin)
-    shards, stored, rows = ingest.ShardWriter(store, "2026.01.04", config.shard_images), {}, []
+    shards, stored, rows = shards.ShardWriter(store, "2026.01.04", config.shard_images), {}, []
     for name, content in sources.items():
         file = SourceFile(f"memory:{name}", "", Label("a photograph"), "CC0-1.0", "", reader=lambda _, c=content: c)  # type: ignore[misc]
-        looked = ingest.look_at(file, config, workers, corpus.by_source)
+        looked = inspect.look_at(file, config, workers, corpus.by_source)
         picture = looked.result
         if not isinstance(picture, Picture):
             raise SystemExit(f"ingest: {name}: {picture}")
@@ -182,11 +183,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     sources = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.jpg"))[: args.images]}
     print(f"{len(sources)} JPEGs, {kind}, {sum(map(len, sources.values())) / 1e6:.1f} MB", flush=True)
     params = parse_params(resolve(read_raw(Path("params.yaml")), "production"))
-    rules = ingest.rules_of(params.ingest)
+    rules = inspect.rules_of(params.ingest)
     alone_s, with_worker_s, peer_s, peer = [], [], [], {}
     stored: dict[str, bytes] = {}
     config = params.ingest.model_copy(update={"workers": 1})
-    with ingest.workers_of(config) as workers:
+    with inspect.workers_of(config) as workers:
         ours(dict(list(sources.items())[:2]), params, args.folder / "ours", workers)
         for _ in range(args.repeats):
             start = time.process_time()

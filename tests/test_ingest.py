@@ -27,6 +27,7 @@ from PIL import Image
 
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
+from tasks.ingest import progress
 from tasks.ingest import stage as ingest
 from tasks.ingest.normalize import Picture, Refusal, Rules, read_picture
 from tasks.sample.world import make_world
@@ -411,7 +412,7 @@ def test_progress_is_a_line_that_moves_in_a_terminal_and_counts_per_minute_in_a_
     monkeypatch.setattr(ingest, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     with caplog.at_level("INFO", logger="tasks.ingest.stage"):
-        progress = ingest.Progress()
+        progress = progress.Progress()
         for n in range(180):
             progress.count("duplicate" if n % 3 == 0 else None)
     shown, logged = capsys.readouterr().err, [r.getMessage() for r in caplog.records]

@@ -16,31 +16,28 @@ sha256, and of copies whose copy. What was found: docs/decisions/0020 and 0021. 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import logging
 import os
 import sys
-import tarfile
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks import sources
-from tasks.config import IngestConfig, Params
+from tasks.config import Params
 from tasks.errors import ConfigError, DataError
-from tasks.fingerprints.hash_lists import HashList, read_lists
 from tasks.ingest.dedup import Corpus
-from tasks.ingest.normalize import Picture, Refusal, Rules
-from tasks.ingest.workers import PictureWorkers
+from tasks.ingest.inspect import Looked, filtered, in_order, lists_of, look_at, refusal_of, workers_of
+from tasks.ingest.normalize import Picture, Refusal
+from tasks.ingest.progress import Progress, tell
+from tasks.ingest.seen import Seen, new_files
+from tasks.ingest.shards import ShardWriter
 from tasks.names import batch_of, date_of
 from tasks.records import StageReport
-from tasks.sources import Refused, SourceFile
+from tasks.sources import SourceFile
 from tasks.store import Store
 from tasks.store.store import TableWriter
 
@@ -51,242 +48,19 @@ REASONS = (
     *("blocked", "taken_down", "benchmark", "low_quality", "filtered"),
     *sources.REASONS,
 )
-BLOCK_FILES = 256  # files under way at a time
 REMOTE_THREADS = 32  # that wait for a network; hosts have limits of their own (tasks/sources/web/fetcher.py)
-LOG_EVERY_S = 60
-SHOWN_CHANGES = 10  # of captions that a source has changed, by name
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Looked:
-    """What was found out about one file, on its own."""
-
-    file: SourceFile
-    sha256: str
-    result: Picture | Refusal
-    robots: str = ""
-    is_lasting: bool = True
-
-
-def rules_of(config: IngestConfig) -> Rules:
-    """What decides how one picture is stored."""
-    return Rules(
-        max_side_px=config.max_side_px,
-        min_side_px=config.min_side_px,
-        max_pixels=config.max_pixels,
-        jpeg_quality=config.jpeg_quality,
-        jpeg_subsampling=config.jpeg_subsampling,
-        has_grid=config.crop_margin > 0,
-        resampler=config.resampler,
-    )
-
-
-def workers_of(config: IngestConfig) -> PictureWorkers:
-    """The processes that decode; none is started yet."""
-    count = config.workers or os.cpu_count() or 1
-    return PictureWorkers(rules_of(config), count=count, memory_mib=config.worker_memory_mib, cpu_s=config.worker_cpu_s)
-
-
-def look_at(file: SourceFile, config: IngestConfig, workers: PictureWorkers, known_sha256: Iterable[str] = ()) -> Looked:
-    """Read one file and make a picture of it. Bytes in `known_sha256` are only hashed: they are a copy of a kept file."""
-    if config.allowed_licenses and file.license_code not in config.allowed_licenses:
-        return Looked(file, file.sha256(), Refusal("licence", file.license_code))
-    try:
-        content = file.read(config.max_size_bytes)
-    except Refused as refused:
-        return Looked(file, file.sha256(), Refusal(refused.reason, refused.detail), refused.robots, refused.is_lasting)
-    sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 in known_sha256:
-        return Looked(file, sha256, Refusal("duplicate"), content.robots)
-    return Looked(file, sha256, workers.read(content, is_named_picture=file.is_named_picture), content.robots)
-
-
-def in_order(files: Iterable[SourceFile], look: Callable[[SourceFile], Looked], threads: int) -> Iterator[Looked]:
-    """`look` for all files, some at a time in threads, in the files' order and in constant memory."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Looked]] = deque()
-        try:
-            for file in files:
-                waiting.append(pool.submit(look, file))
-                if len(waiting) >= BLOCK_FILES:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 # --- what a picture may be refused for --------------------------------------------------------------------------------
-
-
-def lists_of(config: IngestConfig, store: Store) -> list[HashList]:
-    """Takedown ledger, blocklists and benchmark hashes, in the order in which they refuse."""
-    named = {
-        "taken_down": ("ingest.takedown", [config.takedown] if config.takedown else []),
-        "blocked": ("ingest.blocklists", config.blocklists),
-        "benchmark": ("ingest.benchmark_hashes", config.benchmark_hashes),
-    }
-    return [read_lists(reason, parameter, [store.folder(p) for p in paths]) for reason, (parameter, paths) in named.items() if paths]
-
-
-def refusal_of(looked: Looked, image_id: str, lists: Sequence[HashList], config: IngestConfig) -> Refusal | None:
-    """Why a good picture is not wanted: a list names it or what it is a copy of, or it has a flag that drops."""
-    picture = looked.result
-    assert isinstance(picture, Picture)
-    for of in lists:
-        why = of.names(
-            (looked.sha256, image_id),
-            picture.phash,
-            picture.thumbnail,
-            confirmed_bits=config.hash_distance_bits,
-            thumbnail_max=config.thumbnail_distance,
-            alone_bits=config.blocked_distance_bits,
-        )
-        if why is not None:
-            return Refusal(of.reason, why)
-    if flags := [flag for flag in picture.flags if flag in config.drop_flags]:
-        return Refusal("low_quality", ", ".join(flags))
-    return None
-
-
-def filtered(found: Iterable[Looked], config: IngestConfig) -> Iterator[Looked]:
-    """The same files in the same order; pictures that a classifier of `ingest.filters` refuses are refusals."""
-    for name, of in sorted(config.filters.items()):
-        from tasks.ingest.filters import ImageFilter
-
-        found = ImageFilter(name, of).apply(found, lambda looked: looked.result, lambda looked, refusal: replace(looked, result=refusal))
-    yield from found
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-class ShardWriter:
-    """WebDataset tars `<batch>-<nnnnn>.tar` of at most so many pictures; headers carry neither clock nor user."""
-
-    def __init__(self, store: Store, batch: str, shard_images: int) -> None:
-        self.store, self.batch, self.shard_images = store, batch, shard_images
-        self._number, self._count = 0, 0
-        self._tar: tarfile.TarFile | None = None
-        self._aside = Path()
-
-    def _name(self) -> str:
-        return f"{self.batch}-{self._number:05d}.tar"
-
-    def add(self, image_id: str, content: bytes, facts: dict[str, str]) -> tuple[str, int]:
-        """Append a picture and its facts; returns (shard, offset of the picture's bytes)."""
-        if self._count == self.shard_images:
-            self.close()
-        if self._tar is None:
-            folder = self.store.folder("data", "images")
-            folder.mkdir(parents=True, exist_ok=True)
-            self._aside = folder / f".{self._name()}.tmp"
-            self._tar = tarfile.open(self._aside, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close()
-        offset = self._member(f"{image_id}.jpg", content)
-        self._member(f"{image_id}.json", json.dumps(facts, ensure_ascii=False, sort_keys=True).encode())
-        self._count += 1
-        return self._name(), offset
-
-    def _member(self, name: str, content: bytes) -> int:
-        assert self._tar is not None
-        entry = tarfile.TarInfo(name)
-        entry.size, entry.mode = len(content), 0o644
-        self._tar.addfile(entry, io.BytesIO(content))
-        return int(self._tar.offset) - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-    def close(self) -> None:
-        """Finish the shard: flushed, then renamed."""
-        if self._tar is None:
-            return
-        self._tar.close()
-        with open(self._aside, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(self._aside, self.store.folder("data", "images", self._name()))
-        self._tar, self._count, self._number = None, 0, self._number + 1
-
-
 # --- the stage --------------------------------------------------------------------------------------------------------
-
-
-def short_hash(text: str) -> int:
-    """63 bits of a text, for sets of a million."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
-
-
-@dataclass
-class Seen:
-    """What earlier batches have looked at; names, fingerprints and captions as `short_hash`, so that a million take some 200 MB.
-
-    Attributes:
-        sha256s: source_uri -> of the bytes that it had, of files without a fingerprint.
-        fingerprints: of the others.
-        captions: source_uri -> caption that a kept picture was published with ('' where the source said nothing).
-        changed: files seen again whose source tells another caption now: uri -> that caption; the first few.
-        changed_count: how many there were.
-    """
-
-    sha256s: dict[str, set[str]] = field(default_factory=dict)
-    fingerprints: set[int] = field(default_factory=set)
-    captions: dict[int, int] = field(default_factory=dict)
-    changed: dict[str, str] = field(default_factory=dict)
-    changed_count: int = 0
-
-    @classmethod
-    def before(cls, store: Store, batch: str) -> Seen:
-        """All that earlier batches kept or dropped, but what a later batch is to try again."""
-        seen = cls()
-        images = store.read_table("images", ["source_uri", "source_sha256", "batch", "source_fingerprint", "caption", "caption_source"])
-        for block in images.to_batches(max_chunksize=10_000):
-            for uri, sha256, of, fingerprint, caption, caption_source in zip(*block.to_pydict().values(), strict=True):
-                if of != batch:
-                    seen.add(uri, sha256, fingerprint or "")
-                    seen.captions[short_hash(uri)] = short_hash(caption or "" if caption_source == "source" else "")
-        for block in store.read_dropped("ingest").select(["key", "detail", "batch"]).to_batches(max_chunksize=10_000):
-            for uri, detail, of in zip(*block.to_pydict().values(), strict=True):
-                if of != batch and (found := json.loads(detail)).get("is_lasting", True):
-                    seen.add(uri, found.get("sha256", ""), found.get("fingerprint", ""))
-        return seen
-
-    def add(self, uri: str, sha256: str, fingerprint: str) -> None:
-        """One row."""
-        if fingerprint:
-            self.fingerprints.add(short_hash(fingerprint))
-        else:
-            self.sha256s.setdefault(uri, set()).add(sha256)
-
-    def has_fingerprint(self, fingerprint: str) -> bool:
-        """Whether a row of an earlier batch has this fingerprint."""
-        return short_hash(fingerprint) in self.fingerprints
-
-    def has(self, file: SourceFile) -> bool:
-        """Whether the file was seen with the bytes that it has now. Only a file whose name was seen is hashed."""
-        if file.fingerprint:
-            return self.has_fingerprint(file.fingerprint)
-        return file.uri in self.sha256s and file.sha256() in self.sha256s[file.uri]
-
-    def note_caption(self, file: SourceFile) -> None:
-        """Count a file that is seen again, the same but for a caption that its source did not tell, or told otherwise, when it was published."""
-        if file.label.caption and self.captions.get(short_hash(file.uri), known := short_hash(file.label.caption)) != known:
-            self.changed_count += 1
-            if len(self.changed) < SHOWN_CHANGES:
-                self.changed[file.uri] = file.label.caption
-
-
-def new_files(listed: Iterable[SourceFile], seen: Seen, threads: int) -> Iterator[SourceFile]:
-    """Files that no earlier batch has seen with these bytes, in their order and in constant memory."""
-    with ThreadPoolExecutor(threads) as pool:
-        listing = iter(listed)
-        while block := list(itertools.islice(listing, BLOCK_FILES)):
-            asked = [seen.has(file) if file.fingerprint or file.uri not in seen.sha256s else pool.submit(seen.has, file) for file in block]
-            for file, answer in zip(block, asked, strict=True):
-                if answer.result() if isinstance(answer, Future) else answer:
-                    seen.note_caption(file)
-                else:
-                    yield file
 
 
 def changes_path(store: Store, batch: str) -> Path:
@@ -346,36 +120,6 @@ def run(params: Params, store: Store) -> StageReport:
         taken = new_files(listed, seen, min(4, os.cpu_count() or 1))
         take(itertools.islice(taken, params.open_run.limit), params, store, batch, seen)
     return report_of(store, batch)
-
-
-def tell(text: str, *, is_last: bool) -> None:
-    """One line that replaces itself in a terminal."""
-    print(f"\r\x1b[K{text}", end="\n" if is_last else "", file=sys.stderr, flush=True)
-
-
-class Progress:
-    """Counts while it runs: a line that moves in a terminal, one a minute in a log."""
-
-    def __init__(self) -> None:
-        self.reasons: Counter[str] = Counter()
-        self.kept = self.seen = 0
-        self._start = self._told = time.monotonic()
-
-    def count(self, reason: str | None) -> None:
-        """One file ended: kept, or dropped for this."""
-        self.seen += 1
-        self.kept += reason is None
-        if reason is not None:
-            self.reasons[reason] += 1
-        now, is_terminal = time.monotonic(), sys.stderr.isatty()
-        if now - self._told >= (0.2 if is_terminal else LOG_EVERY_S):
-            self._told = now
-            text = f"{self}, {60 * self.seen / (now - self._start):.0f} a minute"
-            tell(text, is_last=False) if is_terminal else log.info("%s", text)
-
-    def __str__(self) -> str:
-        dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) or "none"
-        return f"ingest: {self.seen} seen = {self.kept} kept + {sum(self.reasons.values())} dropped ({dropped})"
 
 
 def dropped_row(looked: Looked, batch: str, refusal: Refusal, copy_of: str, also: Sequence[str]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.ingest import inspect
 from tasks.ingest import stage as ingest
 from tasks.ingest.normalize import Picture, Refusal, Rules, read_picture
 from tasks.store import Store
@@ -93,7 +94,7 @@ class Threads:
 def in_threads(block: int = 256) -> Iterator[pytest.MonkeyPatch]:
     """No processes; so many files under way at a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "workers_of", lambda config: Threads(ingest.rules_of(config)))
+        patch.setattr(ingest, "workers_of", lambda config: Threads(inspect.rules_of(config)))
         patch.setattr(ingest, "BLOCK_FILES", block)
         yield patch
 

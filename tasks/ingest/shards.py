@@ -1,0 +1,55 @@
+"""Write image shards: tar files of at most `ingest.shard_images` images, without a clock in their headers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+from tasks.store import Store
+
+
+class ShardWriter:
+    """WebDataset tars `<batch>-<nnnnn>.tar` of at most so many pictures; headers carry neither clock nor user."""
+
+    def __init__(self, store: Store, batch: str, shard_images: int) -> None:
+        self.store, self.batch, self.shard_images = store, batch, shard_images
+        self._number, self._count = 0, 0
+        self._tar: tarfile.TarFile | None = None
+        self._aside = Path()
+
+    def _name(self) -> str:
+        return f"{self.batch}-{self._number:05d}.tar"
+
+    def add(self, image_id: str, content: bytes, facts: dict[str, str]) -> tuple[str, int]:
+        """Append a picture and its facts; returns (shard, offset of the picture's bytes)."""
+        if self._count == self.shard_images:
+            self.close()
+        if self._tar is None:
+            folder = self.store.folder("data", "images")
+            folder.mkdir(parents=True, exist_ok=True)
+            self._aside = folder / f".{self._name()}.tmp"
+            self._tar = tarfile.open(self._aside, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close()
+        offset = self._member(f"{image_id}.jpg", content)
+        self._member(f"{image_id}.json", json.dumps(facts, ensure_ascii=False, sort_keys=True).encode())
+        self._count += 1
+        return self._name(), offset
+
+    def _member(self, name: str, content: bytes) -> int:
+        assert self._tar is not None
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mode = len(content), 0o644
+        self._tar.addfile(entry, io.BytesIO(content))
+        return int(self._tar.offset) - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+    def close(self) -> None:
+        """Finish the shard: flushed, then renamed."""
+        if self._tar is None:
+            return
+        self._tar.close()
+        with open(self._aside, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(self._aside, self.store.folder("data", "images", self._name()))
+        self._tar, self._count, self._number = None, 0, self._number + 1
