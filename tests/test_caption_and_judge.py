@@ -15,7 +15,7 @@ import tasks.caption.stage
 import tasks.judge.stage
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError
-from tasks.judge.stage import decide
+from tasks.judge.verdict import decide
 from tasks.models.llm.captioner import Reply, Request
 from tasks.names import stable_id
 from tasks.store import Store

@@ -14,7 +14,8 @@ from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.embed.stage import withdraw_vectors
 from tasks.errors import ConfigError
-from tasks.fingerprints.takedown import taken_down, withdraw_triplets
+from tasks.fingerprints.takedown import taken_down
+from tasks.judge.stage import withdraw_triplets
 from tasks.knn.search import neighbours_in_window
 from tasks.mine import stage as mine
 from tasks.names import stable_id

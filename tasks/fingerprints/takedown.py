@@ -78,27 +78,3 @@ def withdraw_rows(store: Store, paths: Iterable[Path], schema: str, ids: Iterabl
     return count
 
 
-def withdraw_triplets(store: Store, ids: Iterable[str]) -> tuple[int, int]:
-    """Drop triplets of the ids, and the ids' places as negative in others: a negative that no judge saw does not take them.
-
-    Returns:
-        triplets withdrawn, and places.
-    """
-    gone = set(ids)
-    rows = places = 0
-    if not gone:
-        return 0, 0
-    for path in store.table_files("triplets"):
-        before = store.read(path, "triplets").to_pylist()
-        after = []
-        for row in before:
-            if gone & {row["query_image_id"], row["target_image_id"]}:
-                rows += 1
-                continue
-            kept = [n for n, i in enumerate(row["negative_image_ids"]) if i not in gone]
-            places += len(row["negative_image_ids"]) - len(kept)
-            after.append({**row, **{c: [row[c][n] for n in kept] for c in ("negative_image_ids", "judge_negative")}})
-        if after != before:
-            store.write(path, after, "triplets")
-    log.info("takedown: %d triplets withdrawn, %d places as negative in others", rows, places)
-    return rows, places

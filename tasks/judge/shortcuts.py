@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from tasks.config import Params
+from tasks.judge import shortcuts
 from tasks.models.encoders.transformers_encoder import unit_rows
+from tasks.store import Store
 
 MODES = ("text", "image", "composed")
 
@@ -104,3 +107,44 @@ def figures(found: Sequence[Sequence[str] | None]) -> dict[str, float]:
         "shortcut_share": sum(map(is_shortcut, looked)) / len(looked),
         "composition_gap": share["composed"] - max(share["text"], share["image"]),
     }
+
+
+class Finder:
+    """Finds out what finds a triplet's target among the corpus' pictures; None for all where the batch's CLIP cannot tell."""
+
+    def __init__(self, params: Params, store: Store, image_ids: Sequence[str]) -> None:
+        """`image_ids` are the batch's queries and targets, which are looked up whatever is drawn; nothing is read before the first call."""
+        self.params, self.store, self.image_ids = params, store, image_ids
+        self._ready: tuple[dict[str, Any], list[str], Any] | None = None
+
+    def _prepare(self) -> tuple[dict[str, Any], list[str], Any] | None:
+        from tasks.models.encoders.transformers_encoder import load_encoder
+
+        spec = self.params.embed.encoders.get("semantic")
+        if spec is None or not self.store.embedded_shards("semantic"):
+            return None
+        ids, stored, _ = self.store.read_embeddings("semantic")
+        # a target is looked for where a user would: among all pictures, not among the few that end a pair of this week
+        gallery = shortcuts.drawn(ids, self.params.judge.shortcut_pictures, self.params.open_run.seed)
+        wanted = {*self.image_ids, *gallery}
+        vectors = {i: stored[n].astype("float32") for n, i in enumerate(ids) if i in wanted}
+        if wanted - set(vectors):
+            return None
+        encoder = load_encoder(spec.model_copy(update={"kind": "text"}), self.params.judge.device, self.params.open_run.threads)
+        is_joint = hasattr(getattr(encoder, "model", None), "get_text_features")  # a text tower of its own lies in another space
+        return (vectors, gallery, encoder) if is_joint else None
+
+    def __call__(self, triplets: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
+        """Per triplet the modes that find its target."""
+        import numpy as np
+
+        if not triplets:
+            return []
+        self._ready = self._ready or self._prepare()
+        if self._ready is None:
+            return [None] * len(triplets)
+        vectors, gallery, encoder = self._ready
+        texts = [text for t in triplets for text in t["instructions"]]
+        size = self.params.embed.batch_images
+        rows = np.concatenate([encoder.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)])
+        return list(shortcuts.found_by(triplets, rows, vectors, gallery))

@@ -27,8 +27,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,11 @@ from tasks import usage as ledger
 from tasks.caption.descriptions import PARTIAL_STYLES, numbered
 from tasks.config import JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
-from tasks.fingerprints.takedown import taken_down, withdraw_triplets
+from tasks.fingerprints.takedown import taken_down
 from tasks.judge import labelled, shortcuts
 from tasks.judge.questions import Question, load_judge, yes_probabilities
+from tasks.judge.shortcuts import Finder
+from tasks.judge.verdict import Verdict, decide
 from tasks.models.llm.captioner import Captioner
 from tasks.names import batch_of, stable_id
 from tasks.records import StageReport
@@ -47,77 +49,6 @@ from tasks.store import Store
 from tasks.store.chunks import finish_chunks
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is left of one pair, by position in what was judged.
-
-    Attributes:
-        instructions: positions of the instructions kept.
-        negatives: positions of the negatives kept; 0 is the query picture and always stays.
-        judge_target: per kept instruction P(yes) of the target.
-        judge_negative: per kept negative the highest P(yes) over the kept instructions.
-        false_negatives: position of each false negative -> its highest P(yes) over the instructions it meets.
-        dropped: position of each instruction dropped -> (reason, the score that decided).
-        reason: None where the pair is kept.
-    """
-
-    instructions: list[int] = field(default_factory=list)
-    negatives: list[int] = field(default_factory=list)
-    judge_target: list[float] = field(default_factory=list)
-    judge_negative: list[float] = field(default_factory=list)
-    false_negatives: dict[int, float] = field(default_factory=dict)
-    dropped: dict[int, tuple[str, float]] = field(default_factory=dict)
-    reason: str | None = None
-
-
-def decide(
-    target_yes: Sequence[float],
-    negative_yes: Mapping[int, Sequence[float]],
-    *,
-    is_partial: Sequence[bool],
-    threshold: float,
-    negative_threshold: float,
-    instructions_min: int,
-    negative_margin: float | None = None,
-    negatives_max: int | None = None,
-) -> Verdict:
-    """Which instructions and negatives of a pair stay; see the module's six steps.
-
-    Args:
-        target_yes: per instruction P(yes) of the target.
-        negative_yes: per instruction that passes `threshold`, P(yes) of every negative, the query picture first.
-        is_partial: per instruction, whether its style may state one change of several.
-        threshold: least P(yes) of the target.
-        negative_threshold: P(yes) from which a negative meets an instruction.
-        instructions_min: least number of instructions, a count.
-        negative_margin: a negative above the target's P(yes) minus this meets an instruction too; not looked at when None.
-        negatives_max: mined negatives that stay at most, in their order, a count.
-    """
-    meets = [negative_threshold if negative_margin is None else min(negative_threshold, yes - negative_margin) for yes in target_yes]
-    dropped: dict[int, tuple[str, float]] = {}
-    for n, yes in enumerate(target_yes):
-        if yes < threshold:
-            dropped[n] = ("wrong_instruction", yes)
-    right = [n for n in range(len(target_yes)) if n not in dropped]
-    for n in right:
-        if negative_yes[n][0] >= meets[n]:
-            dropped[n] = ("query_fits", negative_yes[n][0])
-    kept = [n for n in right if n not in dropped]
-    count = len(negative_yes[right[0]]) if right else 1
-    whole = [n for n in kept if not is_partial[n]]
-    false = {k: max(negative_yes[n][k] for n in whole) for k in range(1, count) if any(negative_yes[n][k] >= meets[n] for n in whole)}
-    for n in kept:
-        met = [negative_yes[n][k] for k in range(1, count) if k not in false and negative_yes[n][k] >= meets[n]]
-        if is_partial[n] and met:
-            dropped[n] = ("partial_fits", max(met))
-    kept = [n for n in kept if n not in dropped]
-    if len(kept) < instructions_min:
-        return Verdict(dropped=dropped, reason="wrong_target" if len(right) < instructions_min else "ambiguous")
-    negatives = [k for k in range(count) if k not in false][: None if negatives_max is None else negatives_max + 1]
-    highest = [max(negative_yes[n][k] for n in kept) for k in negatives]
-    return Verdict(kept, negatives, [target_yes[n] for n in kept], highest, false, dropped)
 
 
 def read_prompt(name: str) -> str:
@@ -300,47 +231,6 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     return report
 
 
-class Finder:
-    """Finds out what finds a triplet's target among the corpus' pictures; None for all where the batch's CLIP cannot tell."""
-
-    def __init__(self, params: Params, store: Store, image_ids: Sequence[str]) -> None:
-        """`image_ids` are the batch's queries and targets, which are looked up whatever is drawn; nothing is read before the first call."""
-        self.params, self.store, self.image_ids = params, store, image_ids
-        self._ready: tuple[dict[str, Any], list[str], Any] | None = None
-
-    def _prepare(self) -> tuple[dict[str, Any], list[str], Any] | None:
-        from tasks.models.encoders.transformers_encoder import load_encoder
-
-        spec = self.params.embed.encoders.get("semantic")
-        if spec is None or not self.store.embedded_shards("semantic"):
-            return None
-        ids, stored, _ = self.store.read_embeddings("semantic")
-        # a target is looked for where a user would: among all pictures, not among the few that end a pair of this week
-        gallery = shortcuts.drawn(ids, self.params.judge.shortcut_pictures, self.params.open_run.seed)
-        wanted = {*self.image_ids, *gallery}
-        vectors = {i: stored[n].astype("float32") for n, i in enumerate(ids) if i in wanted}
-        if wanted - set(vectors):
-            return None
-        encoder = load_encoder(spec.model_copy(update={"kind": "text"}), self.params.judge.device, self.params.open_run.threads)
-        is_joint = hasattr(getattr(encoder, "model", None), "get_text_features")  # a text tower of its own lies in another space
-        return (vectors, gallery, encoder) if is_joint else None
-
-    def __call__(self, triplets: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
-        """Per triplet the modes that find its target."""
-        import numpy as np
-
-        if not triplets:
-            return []
-        self._ready = self._ready or self._prepare()
-        if self._ready is None:
-            return [None] * len(triplets)
-        vectors, gallery, encoder = self._ready
-        texts = [text for t in triplets for text in t["instructions"]]
-        size = self.params.embed.batch_images
-        rows = np.concatenate([encoder.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)])
-        return list(shortcuts.found_by(triplets, rows, vectors, gallery))
-
-
 def _is_seen(row: Mapping[str, Any], seen: set[tuple[str, str]]) -> bool:
     """Whether the row's (query, target) is among the earlier ones; from now on it is."""
     key = (row["query_image_id"], row["target_image_id"])
@@ -364,3 +254,31 @@ def figures(pairs: int, judge_target: Sequence[Sequence[float]], negatives: Sequ
         "negatives_mean": mined / max(1, len(judge_target)),
         "false_negative_share": false_negatives / max(1, mined + false_negatives),
     }
+
+
+log = logging.getLogger(__name__)
+
+def withdraw_triplets(store: Store, ids: Iterable[str]) -> tuple[int, int]:
+    """Drop triplets of the ids, and the ids' places as negative in others: a negative that no judge saw does not take them.
+
+    Returns:
+        triplets withdrawn, and places.
+    """
+    gone = set(ids)
+    rows = places = 0
+    if not gone:
+        return 0, 0
+    for path in store.table_files("triplets"):
+        before = store.read(path, "triplets").to_pylist()
+        after = []
+        for row in before:
+            if gone & {row["query_image_id"], row["target_image_id"]}:
+                rows += 1
+                continue
+            kept = [n for n, i in enumerate(row["negative_image_ids"]) if i not in gone]
+            places += len(row["negative_image_ids"]) - len(kept)
+            after.append({**row, **{c: [row[c][n] for n in kept] for c in ("negative_image_ids", "judge_negative")}})
+        if after != before:
+            store.write(path, after, "triplets")
+    log.info("takedown: %d triplets withdrawn, %d places as negative in others", rows, places)
+    return rows, places
