@@ -92,7 +92,8 @@ def measure(name: str, n: int, dims: int, neighbours: int, low: float, high: flo
     """Measure, print, return the last line's object."""
     import torch
 
-    from tasks.knn.search import join_in_window, recall_of
+    from tasks.knn.exact import recall_of
+    from tasks.knn.search import join_in_window
 
     device = torch.device(name)
     vectors = clustered_on(device, n, dims)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.knn import torch_join as device_join
-from tasks.knn.search import _Job
+from tasks.knn.blocked_join import _Job
 from tasks.knn.torch_join import Limits, join_on_device
 from tests.test_knn import corpus, listed, whole_matrix
 

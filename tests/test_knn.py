@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DataError
+from tasks.knn import blocked_join
 from tasks.knn import search as knn
-from tasks.knn.search import exact_similarity, join_in_window, neighbours_in_window, order_of, recall_of
+from tasks.knn.exact import exact_similarity, order_of, recall_of
+from tasks.knn.search import join_in_window, neighbours_in_window
 
 WAYS = (
     {"backend": "faiss-flat"},
@@ -196,8 +198,8 @@ def test_several_blocks_and_floors_that_rise(monkeypatch: pytest.MonkeyPatch, ki
     """Small blocks, and a collector that drops what is beyond the k-th again and again."""
     monkeypatch.setattr(knn, "QUERY_ROWS", 32)
     compacted = []
-    compact = knn._Collector._compact
-    monkeypatch.setattr(knn._Collector, "_compact", lambda self: compacted.append(self._stored) or compact(self))
+    compact = blocked_join._Collector._compact
+    monkeypatch.setattr(blocked_join._Collector, "_compact", lambda self: compacted.append(self._stored) or compact(self))
     rows = corpus("clustered", 1500, 32, 3)
     is_new, asked = np.random.default_rng(1).random(1500) < 0.7, np.arange(1500)
     found = join_in_window(rows, is_new, asked, low=-0.5, high=0.999, neighbours=5, screen=kind, memory_mib=16)

@@ -11,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.knn import int8_screen as screen
-from tasks.knn.int8_screen import FloatScreen, Int8Screen, Screen, TorchScreen, axes_of, encode, make_screen, principal_axes, product_bits
+from tasks.knn.choose_screen import make_screen
+from tasks.knn.codes import axes_of, encode, principal_axes
+from tasks.knn.int8_screen import Int8Screen, product_bits
+from tasks.knn.screen import FloatScreen, Screen
+from tasks.knn.torch_join import TorchScreen
 
 KINDS = ("clustered", "equal", "orthogonal", "one axis", "long and short", "narrow", "signs", "few values")
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from tasks.knn.int8_screen import QUERY_ROWS, TorchScreen
+from tasks.knn.screen import FLOAT_TARGET_ROWS, GPU_TARGET_ROWS, QUERY_ROWS
 
 GPU_QUERY_ROWS = 8192  # rows of one product: with 32,768 others 0.5 ms on a card of 800 TFLOP/s, several times what starting its kernels takes
 GPU_COORDINATES, CPU_COORDINATES = 1 << 27, 1 << 18  # coordinates at a time when pairs are scored
@@ -161,3 +161,83 @@ def join_on_device(
                         collector.offer(columns, rows, similarity)
     rows, columns, similarity, rank = (t.cpu().numpy() for t in collector.compact())
     return rows.astype(np.int64), columns.astype(np.int64), similarity.astype(np.float64), rank.astype(np.int32)
+
+
+TILE = 64  # columns of a product that are looked at together on a torch device
+
+
+class TorchScreen:
+    """A product on a torch device, a GPU where there is one: float16 rows, sums in float32; on a CPU all of it in float32.
+
+    On a GPU the result is rounded to float16, so a score errs by at most 2^-11 of itself; the sums by (d + 8) 2^-23 with a factor of 4 for tensor
+    cores, which cut instead of rounding. Reduced-precision sums (split-K in float16) and TF32 are turned off while it works.
+    The rows lie on the device as a whole where half of its free memory holds them, else each block travels when it is its turn.
+    """
+
+    def __init__(self, queries: np.ndarray, targets: np.ndarray, device: str | None = None, is_half: bool | None = None) -> None:
+        """`queries` (m, d) and `targets` (n, d) float16; `device`: of torch, the first GPU or the CPU when None; `is_half`: as on a GPU."""
+        import torch
+
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        is_gpu = self.device.type == "cuda"
+        is_half = is_gpu if is_half is None else is_half
+        self.dtype = torch.float16 if is_half else torch.float32
+        d = queries.shape[1]
+        self.slack = (d + 8) * 2.0**-23 * (4 if is_half else 1) + (1.02 * 2.0**-11 if is_half else 0.0) + 1e-7
+        self.target_rows = GPU_TARGET_ROWS if is_gpu else FLOAT_TARGET_ROWS
+        self.query_vectors, self.target_vectors = queries, targets
+        self.resident: Any = None
+        if is_gpu:
+            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+            if 2 * targets.nbytes < torch.cuda.mem_get_info(self.device)[0]:
+                self.resident = torch.from_numpy(np.ascontiguousarray(targets)).to(self.device)
+
+    def _rows(self, vectors: np.ndarray, rows: np.ndarray) -> Any:
+        import torch
+
+        if self.resident is not None and vectors is self.target_vectors:
+            return self.resident[torch.from_numpy(rows).to(self.device)]
+        return torch.from_numpy(vectors[rows]).to(self.device).to(self.dtype)
+
+    def queries(self, rows: np.ndarray) -> Any:
+        return self._rows(self.query_vectors, rows)
+
+    def targets(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    def near(self, queries: Any, targets: Any, query_floors: Any, target_floors: Any) -> tuple[Any, Any]:
+        """Places (i, j) of `hits` as tensors on the device.
+
+        A product is larger than what is left of it, and reading it is what costs beside making it. So it is read once, for the largest score of
+        each TILE columns; only tiles that may hold a hit are looked at again.
+
+        Args:
+            queries: (m, d) tensor, of `queries`.
+            targets: (n, d) tensor, of `loaded`.
+            query_floors, target_floors: (m,) and (n,) float64 tensors.
+        """
+        import torch
+
+        m, n = len(queries), len(targets)
+        by_query, by_target = ((floors - self.slack).float() for floors in (query_floors, target_floors))
+        scores = queries @ targets.T  # (m, n)
+        if over := -n % TILE:
+            scores = torch.nn.functional.pad(scores, (0, over), value=-torch.inf)
+            by_target = torch.nn.functional.pad(by_target, (0, over), value=torch.inf)
+        tiles, by_target = scores.view(m, -1, TILE), by_target.view(-1, TILE)
+        # compared in float32, however the scores are stored
+        row, tile = (tiles.amax(2) >= torch.minimum(by_query[:, None], by_target.amin(1)[None, :])).nonzero().unbind(1)
+        which, column = (tiles[row, tile] >= torch.minimum(by_query[row][:, None], by_target[tile])).nonzero().unbind(1)
+        return row[which], tile[which] * TILE + column
+
+    def loaded(self, rows: np.ndarray) -> Any:
+        """Some target rows on the device, (n, d)."""
+        return self._rows(self.target_vectors, rows)
+
+    def hits(self, queries: Any, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        floors = [torch.from_numpy(np.ascontiguousarray(f, np.float64)).to(self.device) for f in (query_floors, target_floors)]
+        i, j = self.near(queries, self.loaded(targets), *floors)
+        return np.asarray(i.cpu().numpy(), np.int64), np.asarray(j.cpu().numpy(), np.int64)

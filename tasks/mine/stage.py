@@ -30,8 +30,12 @@ import pyarrow.compute as pc
 from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import rows_naming, taken_down
-from tasks.knn.int8_screen import Axes, Coded, Codes, code_scale, corpus_axes, encode, is_worthwhile, load_for
-from tasks.knn.search import APPROXIMATE, ENTRY_BYTES, Found, join_in_window, neighbours_in_window, recall_of
+from tasks.knn.blocked_join import ENTRY_BYTES
+from tasks.knn.choose_screen import corpus_axes, is_worthwhile, load_for
+from tasks.knn.codes import Axes, Coded, Codes, code_scale, encode
+from tasks.knn.exact import Found, recall_of
+from tasks.knn.faiss_index import APPROXIMATE
+from tasks.knn.search import join_in_window, neighbours_in_window
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tasks.knn.search import order_of
+from tasks.knn.exact import order_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

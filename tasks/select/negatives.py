@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tasks.config import Params
-from tasks.knn.search import exact_of_rows
+from tasks.knn.exact import exact_of_rows
 from tasks.select.candidates import ABSENT, ENCODERS, Candidates, Mined, places_in_groups
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ import numpy as np
 from tasks.config import Params
 from tasks.errors import DataError
 from tasks.fingerprints.takedown import REASON, rows_naming, taken_down
-from tasks.knn.search import exact_similarity
+from tasks.knn.exact import exact_similarity
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.select.candidates import ABSENT, AT_ONCE, ENCODERS, Candidates, Mined, band_of, in_order, over_bands, unite, with_merged_ranks
