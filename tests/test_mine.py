@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.knn import int8_screen as screen
+from tasks.mine import code_cache
 from tasks.mine import stage as mine
 from tasks.store import Store
 
@@ -164,7 +165,7 @@ def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.
             fill(store, batch, ids[cut], vectors[cut])
             mine.run(params_for(batch, neighbours=9), store, "semantic")
             if name == "codes":
-                assert [n for n in coded if n > 2 * mine.PROBED] == [cut.stop - cut.start]
+                assert [n for n in coded if n > 2 * code_cache.PROBED] == [cut.stop - cut.start]
     assert mined(stores["codes"]) == mined(stores["float32"]) != []
     folder = next(stores["codes"].folder("data", "neighbours", "semantic", "codes").iterdir())
     assert sorted(p.name for p in folder.iterdir()) == [f"{BATCHES[0]}-00000.npy", f"{BATCHES[1]}-00000.npy", "axes.npz"]
@@ -175,4 +176,4 @@ def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.
     coded.clear()
     mine.chunk_path(stores["codes"], "semantic", BATCHES[1], 0).unlink()
     mine.run(params_for(BATCHES[1], neighbours=9), stores["codes"], "semantic")
-    assert [n for n in coded if n > 2 * mine.PROBED] == [600]
+    assert [n for n in coded if n > 2 * code_cache.PROBED] == [600]

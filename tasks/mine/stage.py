@@ -16,12 +16,10 @@ shard in data/neighbours/<encoder>/codes, and the next one codes the new rows al
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
 from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,21 +29,19 @@ from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import rows_naming, taken_down
 from tasks.knn.blocked_join import ENTRY_BYTES
-from tasks.knn.choose_screen import corpus_axes, is_worthwhile, load_for
-from tasks.knn.codes import Axes, Coded, Codes, code_scale, encode
+from tasks.knn.choose_screen import load_for
 from tasks.knn.exact import Found, recall_of
 from tasks.knn.faiss_index import APPROXIMATE
 from tasks.knn.search import join_in_window, neighbours_in_window
+from tasks.mine.code_cache import stored_codes
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.id_order import rising
-from tasks.store.store import EmbeddedCorpus, chunks_of_part
+from tasks.store.store import chunks_of_part
 
 log = logging.getLogger(__name__)
 CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts
-CODE_COLUMNS = ("codes", "norm2", "code_norm2", "error")
-PROBED = 8  # rows at either end of a shard whose codes are worked out again to see that they belong to it
 RECALL_QUERIES = 500  # queries whose neighbours an approximate backend is measured on
 REPLACEMENTS = 99_999  # number of a batch's file with what comes up where a neighbour was taken down
 
@@ -140,72 +136,6 @@ def _replace_neighbours(
         kept = table.filter(pc.invert(rows_naming(table, gone, ["query_image_id", "target_image_id"])))
         if kept.num_rows < table.num_rows:
             store.write(path, kept.set_column(3, "rank", pa.array(closed_up(kept.column("query_image_id").to_pylist()), pa.int32())), "neighbours")
-
-
-def stored_codes(store: Store, encoder: str, corpus: EmbeddedCorpus, low: float) -> Coded | None:
-    """The screen's codes of all rows: read where an earlier run stored them, else made and stored, shard by shard.
-
-    They lie in data/neighbours/<encoder>/codes, in a folder for the model and the window's low end that the axes were chosen for. A shard's
-    file is used if it has as many rows as the shard and its first and last ones are what coding gives now.
-
-    Args:
-        corpus: all that the encoder has embedded; the codes are in its order.
-        low: the window's low end.
-    Returns:
-        None where the 8-bit screen does not pay.
-    """
-    folder = store.folder("data", "neighbours", encoder, "codes", f"{corpus.revision}-{low:.4f}")
-    axes_path = folder / "axes.npz"
-    if axes_path.exists():
-        with np.load(axes_path, allow_pickle=False) as kept:
-            axes = Axes(kept["matrix"], kept["middle"], float(kept["reach"]))
-    else:
-        axes, share = corpus_axes(corpus.rows, low)
-        if not is_worthwhile(axes, share):
-            return None
-        _write_arrays(store, axes_path, matrix=axes.matrix, middle=axes.middle, reach=np.float64(axes.reach))
-    parts: list[Codes] = []
-    for number, stem in enumerate(corpus.shards):
-        rows = corpus.rows.block(number)
-        path = folder / f"{stem}.npy"
-        known = _read_codes(path, axes) if path.exists() else None
-        if known is None or not _is_of(known, rows, axes):
-            known = encode(rows, axes)
-            _write_codes(store, path, known)
-        parts.append(known)
-    columns = [np.concatenate([getattr(p, c) for p in parts]) for c in CODE_COLUMNS]
-    return Coded(axes, Codes(columns[0], parts[0].scale, *columns[1:]))
-
-
-def _is_of(known: Codes, rows: np.ndarray, axes: Axes) -> bool:
-    """Whether codes belong to these rows, looked at on the first and the last few."""
-    some = np.unique(np.concatenate([np.arange(len(rows))[:PROBED], np.arange(len(rows))[-PROBED:]]))
-    if len(known.norm2) != len(rows) or known.codes.shape[1] != axes.matrix.shape[1]:
-        return False
-    again, kept = encode(rows[some], axes), known.take(some)
-    # a product of other size may round a coordinate the other way: one level, and the error says so
-    near = np.abs(again.codes.astype(np.int16) - kept.codes.astype(np.int16)).max(initial=0) <= 1
-    return bool(near and again.scale == kept.scale and np.allclose(again.norm2, kept.norm2, rtol=1e-6))
-
-
-def _read_codes(path: Path, axes: Axes) -> Codes:
-    rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    return Codes(rows["codes"], code_scale(axes), *(rows[c] for c in CODE_COLUMNS[1:]))
-
-
-def _write_codes(store: Store, path: Path, codes: Codes) -> None:
-    rows = np.empty(len(codes.norm2), [("codes", np.int8, codes.codes.shape[1:]), *((c, np.float64) for c in CODE_COLUMNS[1:])])
-    for name in CODE_COLUMNS:
-        rows[name] = getattr(codes, name)
-    out = io.BytesIO()
-    np.save(out, rows)
-    store.write_bytes(path, out.getvalue())
-
-
-def _write_arrays(store: Store, path: Path, **arrays: Any) -> None:
-    out = io.BytesIO()
-    np.savez(out, **arrays)
-    store.write_bytes(path, out.getvalue())
 
 
 def closed_up(queries: Sequence[str]) -> list[int]:
