@@ -53,7 +53,7 @@ def embedded(contents: list[bytes], model: str) -> np.ndarray:
     """(n, d) float16, as embed stores them."""
     from tasks.config import EncoderConfig
     from tasks.embed.stage import _Pictures, encode_in_batches
-    from tasks.models.encoders.transformers_encoder import load_encoder
+    from tasks.models.encoders.load import load_encoder
 
     encoder: Any = load_encoder(EncoderConfig(model=model, kind="image"), "cpu")
     pictures = _Pictures([str(n) for n in range(len(contents))], lambda n: encoder.preparation.prepare(contents[int(n)]))

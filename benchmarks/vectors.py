@@ -45,7 +45,7 @@ def clustered(n: int, d: int = 512, seed: int = 0) -> np.ndarray:
 def scenes(n: int, seed: int = 0) -> np.ndarray:
     """(n, d) float32 unit rows: pictures of families of scenes, as the sample world draws them, under the committed CLIP."""
     from tasks.config import load_params
-    from tasks.models.encoders.transformers_encoder import load_encoder
+    from tasks.models.encoders.load import load_encoder
     from tasks.sample.scenes import family, picture_of
 
     rng = random.Random(seed)

@@ -204,7 +204,7 @@ def copy_cosines(params: Params, store: Store, role: str, ids: Sequence[str], ve
         ids: (n) of the corpus.
         vectors: (n, d) float16, theirs.
     """
-    from tasks.models.encoders.transformers_encoder import load_encoder
+    from tasks.models.encoders.load import load_encoder
 
     spec = params.embed.encoders[role]  # type: ignore[index]
     if spec.kind == "text":

@@ -118,7 +118,7 @@ class Finder:
         self._ready: tuple[dict[str, Any], list[str], Any] | None = None
 
     def _prepare(self) -> tuple[dict[str, Any], list[str], Any] | None:
-        from tasks.models.encoders.transformers_encoder import load_encoder
+        from tasks.models.encoders.load import load_encoder
 
         spec = self.params.embed.encoders.get("semantic")
         if spec is None or not self.store.embedded_shards("semantic"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tasks.config import EncoderConfig
 from tasks.errors import ConfigError
 from tasks.models.encoders.cpu_precision import CpuArithmetic, Int8Linear, products_are_exact
-from tasks.models.encoders.transformers_encoder import load_encoder
+from tasks.models.encoders.load import load_encoder
 from tasks.sample.phrases import caption
 from tasks.sample.scenes import family, picture_of
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from tasks.config import EncoderConfig
 from tasks.errors import ConfigError
+from tasks.models.encoders.load import load_encoder
 from tasks.models.encoders.timm_open_clip import form_of, imported
-from tasks.models.encoders.transformers_encoder import good_rows, load_encoder, unit_rows
+from tasks.models.encoders.transformers_encoder import good_rows, unit_rows
 
 needs = pytest.mark.skipif(find_spec("timm") is None or find_spec("open_clip") is None, reason="timm and open_clip are not installed (extra 'towers')")
 

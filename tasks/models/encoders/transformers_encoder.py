@@ -13,32 +13,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.models.encoders.preprocess import preparation_of
-from tasks.models.encoders.timm_open_clip import TowerEncoder, form_of
 from tasks.models.hub import loading, pick_device, revision_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tasks.config import EncoderConfig
-
-
-class Encoder(Protocol):
-    """What stages need of an encoder."""
-
-    kind: Literal["image", "text"]
-    revision: str
-
-    def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """(n, d) float32, rows of unit length (a row that is zero or not finite stays as it is)."""
-
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, d) float32, rows of unit length (a row that is zero or not finite stays as it is)."""
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -171,15 +157,3 @@ def pooling_of(model: str, revision: str | None = None) -> str:
     raise ConfigError(f"text encoder '{model}': pools by {modes}; expected cls_token or mean_tokens")
 
 
-def load_encoder(spec: EncoderConfig, device: str = "auto", threads: int = 1) -> Encoder:
-    """Load an encoder by name or folder.
-
-    Args:
-        spec: model, revision, what it encodes and how it computes.
-        device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads, a count.
-    Raises:
-        ConfigError: nothing loadable under that name.
-        TransientError: the hub cannot be reached.
-    """
-    return TowerEncoder(spec, device, threads) if form_of(spec.model) is not None else TransformersEncoder(spec, device, threads)

@@ -1,0 +1,26 @@
+"""Load an encoder by Hugging Face name, folder, `timm:NAME` or `open_clip:NAME`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tasks.models.encoders.base import Encoder
+from tasks.models.encoders.timm_open_clip import TowerEncoder, form_of
+from tasks.models.encoders.transformers_encoder import TransformersEncoder
+
+if TYPE_CHECKING:
+    from tasks.config import EncoderConfig
+
+
+def load_encoder(spec: EncoderConfig, device: str = "auto", threads: int = 1) -> Encoder:
+    """Load an encoder by name or folder.
+
+    Args:
+        spec: model, revision, what it encodes and how it computes.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads, a count.
+    Raises:
+        ConfigError: nothing loadable under that name.
+        TransientError: the hub cannot be reached.
+    """
+    return TowerEncoder(spec, device, threads) if form_of(spec.model) is not None else TransformersEncoder(spec, device, threads)
