@@ -84,7 +84,7 @@ def loop(model: Any, requests: Sequence[Any], max_new_tokens: int) -> list[str]:
 
 def offline(pairs: int, turns: int) -> dict[str, Any]:
     """In vLLM's environment: start_cpu_s, per turn cpu_s, and the first turn's replies."""
-    from tasks.models.llm.captioner import load_captioner
+    from tasks.models.llm.load import load_captioner
 
     model = load_captioner(str(CHECKPOINTS / "vlm"), engine="vllm", max_new_tokens=TOKENS)
     start_s = time.process_time()
@@ -113,7 +113,7 @@ def run_server(python: Path, pairs: int, turns: int) -> dict[str, Any]:
         ServerDidNotStart: with the end of its log.
     """
     from benchmarks.vllm_server import serving
-    from tasks.models.llm.captioner import load_captioner
+    from tasks.models.llm.load import load_captioner
 
     with tempfile.TemporaryDirectory() as folder, serving(str(python), str(CHECKPOINTS / "vlm"), Path(folder) / "server.log") as server:
         start_s = server.cpu_s()
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         return figures
     import torch
 
-    from tasks.models.llm.captioner import load_captioner
+    from tasks.models.llm.load import load_captioner
 
     describer = load_captioner(str(CHECKPOINTS / "vlm"), device="cpu", max_new_tokens=TOKENS, batch=64)
     start_s = time.process_time()

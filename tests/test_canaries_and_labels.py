@@ -15,7 +15,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.judge import label_draft
 from tasks.judge.label_draft import questions
 from tasks.judge.labelled import measured, questions_of, read_labelled, require, standing
-from tasks.models.llm.captioner import load_captioner
+from tasks.models.llm.load import load_captioner
 from tasks.models.llm.requests import Reply, Request
 from tasks.store import Store
 

@@ -17,8 +17,8 @@ from tasks.caption.generate import Draft, describe, language_of, words_for, writ
 from tasks.caption.stage import PROMPTS, read_prompts, require_fit, shown
 from tasks.config import CaptionConfig
 from tasks.errors import ConfigError
+from tasks.models.llm.load import load_writer
 from tasks.models.llm.requests import Reply, Request
-from tasks.models.llm.writer import load_writer
 from tasks.usage import Ledger
 
 STANDARD = read_prompts("standard")

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks import usage as ledger
-from tasks.models.llm.captioner import load_captioner
+from tasks.models.llm.load import load_captioner, load_writer
 from tasks.models.llm.request_cache import RequestCache, folder_for, key_of, open_cache, picture_key
 from tasks.models.llm.requests import Request
-from tasks.models.llm.writer import load_writer
 from tasks.usage import Ledger
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")

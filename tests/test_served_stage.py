@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from tasks.errors import ConfigError, TransientError
-from tasks.models.llm.captioner import load_captioner
+from tasks.models.llm.load import load_captioner
 from tasks.models.llm.openai_server import ServedCaptioner
 from tasks.models.llm.request_cache import RequestCache
 from tasks.models.llm.requests import Request

@@ -25,10 +25,10 @@ from tasks.caption.stage import captioned_row, read_prompts
 from tasks.config import load_params
 from tasks.errors import ConfigError
 from tasks.judge.questions import Question, yes_probabilities
-from tasks.models.llm.captioner import Captioner, load_captioner
+from tasks.models.llm.base import Captioner
+from tasks.models.llm.load import load_captioner, load_writer
 from tasks.models.llm.openai_server import ServedCaptioner
 from tasks.models.llm.requests import Request
-from tasks.models.llm.writer import load_writer
 from tasks.sample.scenes import draw, family
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not in this environment; `make test-vllm` makes one that has it")

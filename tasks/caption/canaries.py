@@ -25,7 +25,7 @@ from tasks.models.llm.requests import Request
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tasks.models.llm.captioner import Captioner
+    from tasks.models.llm.base import Captioner
 
 BLANK = (128, 128, 128)  # RGB of the blank probe
 COLUMNS = ("query", "target", "expect")

@@ -13,9 +13,8 @@ from tasks.caption import checks
 from tasks.caption.descriptions import PARTIAL_STYLES, Description, numbered, read_description, words_of
 from tasks.caption.stage import Prompts, filled, shown
 from tasks.config import CaptionConfig
-from tasks.models.llm.captioner import Captioner
+from tasks.models.llm.base import Captioner, Writer
 from tasks.models.llm.requests import Reply, Request
-from tasks.models.llm.writer import Writer
 
 WORDS_BESIDE = 0.25  # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
 QUOTED_CHARS = 600  # of a refused reply, what its retry shows

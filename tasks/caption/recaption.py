@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tasks.config import Params
 from tasks.errors import ConfigError
-from tasks.models.llm.captioner import Request, load_captioner
+from tasks.models.llm.captioner import Request
+from tasks.models.llm.load import load_captioner
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store

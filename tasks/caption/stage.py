@@ -49,9 +49,9 @@ from tasks.caption.generate import Draft, describe, language_of, leave_out_commo
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down
-from tasks.models.llm.captioner import Captioner, load_captioner
+from tasks.models.llm.base import Captioner, Writer
+from tasks.models.llm.load import load_captioner, load_writer
 from tasks.models.llm.request_cache import open_cache
-from tasks.models.llm.writer import Writer, load_writer
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store.chunks import finish_chunks

@@ -20,7 +20,7 @@ from typing import Any
 from tasks.config import JudgeConfig
 from tasks.errors import ConfigError, DataError
 from tasks.judge.questions import Question, yes_probabilities
-from tasks.models.llm.captioner import Captioner
+from tasks.models.llm.base import Captioner
 from tasks.store import Store
 
 COLUMNS = ("query", "candidate", "instruction", "fits")

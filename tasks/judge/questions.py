@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.config import Params
-from tasks.models.llm.captioner import Captioner, load_captioner
+from tasks.models.llm.base import Captioner
+from tasks.models.llm.load import load_captioner
 from tasks.models.llm.request_cache import open_cache
 from tasks.models.llm.requests import Request
 

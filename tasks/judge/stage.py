@@ -42,7 +42,7 @@ from tasks.judge import labelled, shortcuts
 from tasks.judge.questions import Question, load_judge, yes_probabilities
 from tasks.judge.shortcuts import Finder
 from tasks.judge.verdict import Verdict, decide
-from tasks.models.llm.captioner import Captioner
+from tasks.models.llm.base import Captioner
 from tasks.names import batch_of, stable_id
 from tasks.records import StageReport
 from tasks.store import Store

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tasks.errors import ConfigError, DataError
 from tasks.judge.questions import Question, yes_probabilities
-from tasks.models.llm.captioner import LocalCaptioner, Request, batches_by_length, load_captioner
-from tasks.models.llm.writer import load_writer
+from tasks.models.llm.captioner import LocalCaptioner, Request, batches_by_length
+from tasks.models.llm.load import load_captioner, load_writer
 from tasks.sample.scenes import draw, family
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from tasks.errors import ConfigError, TransientError
 from tasks.models.llm.captioner import Reply, Request
+from tasks.models.llm.load import load_writer
 from tasks.models.llm.openai_server import ServedCaptioner
-from tasks.models.llm.writer import load_writer
 
 Answer = tuple[int, dict]
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicCache
 
-from tasks.models.llm.captioner import LocalCaptioner, Request, load_captioner
+from tasks.models.llm.captioner import LocalCaptioner, Request
 from tasks.models.llm.kv_cache import chosen, filled_cache, roomy_cache
+from tasks.models.llm.load import load_captioner
 from tasks.models.llm.vision import Looking
 from tasks.sample.scenes import draw, family
 

@@ -6,53 +6,14 @@ In process any AutoModelForCausalLM whose tokenizer has a chat template; batches
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from tasks.errors import ConfigError
 from tasks.models.hub import loading
-from tasks.models.llm.captioner import LocalModel, batches_by_length, check_engine
+from tasks.models.llm.captioner import LocalModel, batches_by_length
 from tasks.models.llm.openai_server import ServedCaptioner
 from tasks.models.llm.request_cache import RequestCache
 from tasks.models.llm.requests import Reply, Request
 from tasks.models.llm.vllm_engine import VllmCaptioner
-from tasks.usage import Ledger
-
-
-class Writer(Protocol):
-    """What stages need of a text LLM."""
-
-    name: str
-    revision: str
-    engine: str  # its name and version
-    sampling: str  # JSON
-    spent: Ledger
-
-    def write(self, prompts: Sequence[str]) -> list[Reply]:
-        """One greedy reply per prompt, in order."""
-
-
-def load_writer(
-    model: str,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    engine: str = "transformers",
-    url: str = "",
-    threads: int = 1,
-    max_new_tokens: int = 80,
-    batch: int = 64,
-    in_flight: int = 16,
-    timeout_s: float = 300.0,
-    seed: int = 0,
-    cache: RequestCache | None = None,
-) -> Writer:
-    """Load a text LLM, or reach the server that has it; arguments as in `load_captioner`."""
-    check_engine(engine)
-    if engine == "openai":
-        return ServedWriter(model, revision=revision, url=url, in_flight=in_flight, max_new_tokens=max_new_tokens, timeout_s=timeout_s, seed=seed, cache=cache)
-    if engine == "vllm":
-        return VllmWriter(model, revision=revision, max_new_tokens=max_new_tokens, seed=seed, cache=cache)
-    return LocalWriter(model, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch, cache=cache)
 
 
 class LocalWriter(LocalModel):
