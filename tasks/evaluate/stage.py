@@ -26,7 +26,7 @@ from tasks.evaluate.contamination import Fingerprints, contamination_of, known_f
 from tasks.evaluate.protocols import PROTOCOLS
 from tasks.evaluate.retrieval import HALVES, Answers, answer
 from tasks.evaluate.scores import section_of
-from tasks.models.retrievers.clip import load_retriever
+from tasks.models.retrievers.load import load_retriever
 from tasks.records import StageReport
 from tasks.store import Store
 

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params, TrainConfig
 from tasks.errors import ConfigError, DataError, TransientError
-from tasks.models.retrievers.clip import load_retriever
+from tasks.models.retrievers.load import load_retriever
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.train.datasets import Example, read_dataset

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import ConfigError
-from tasks.models.retrievers.clip import Retriever, load_retriever
+from tasks.models.retrievers.clip import Retriever
+from tasks.models.retrievers.load import load_retriever
 from tasks.models.retrievers.mllm import MllmRetriever, chat_template
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, llava_next_prompt, qwen_vl_prompt
 from tests.models.tiny_mllm import FAMILIES, TEXTS, pictures, save_tiny

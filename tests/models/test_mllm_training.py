@@ -14,7 +14,7 @@ import tasks.evaluate.stage
 import tasks.train.stage
 from tasks.config import LoraConfig, Params, load_params
 from tasks.errors import ConfigError
-from tasks.models.retrievers.clip import load_retriever
+from tasks.models.retrievers.load import load_retriever
 from tasks.models.retrievers.mllm import MllmRetriever
 from tasks.store import Store
 from tasks.train.grad_cache import encoded

@@ -9,18 +9,15 @@ Source: MegaPairs, arXiv:2412.14475, equation 2, and the released modeling_MMRet
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.models.hub import loading, pick_device, revision_of
+from tasks.models.retrievers.base import Content, Role, count_of, publish, replacing, unit
 
 if TYPE_CHECKING:
     import torch
@@ -29,36 +26,6 @@ if TYPE_CHECKING:
     from tasks.models.retrievers.mllm import MllmRetriever
 
     AnyRetriever: TypeAlias = "Retriever | MllmRetriever"
-
-Role = Literal["query", "candidate"]  # what is asked with, or what is searched; the MLLM type prompts them differently
-Content = tuple[str | None, str]  # picture key or None, text or ""
-
-
-def load_retriever(model: str, *, revision: str | None = None, device: str = "auto", threads: int = 1) -> AnyRetriever:
-    """The retriever of a model's type; arguments and errors as of its class."""
-    from transformers import AutoConfig
-
-    from tasks.models.retrievers.published.bge_vl_prompts import FAMILIES
-
-    with loading(model, "a retriever"):
-        kind = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type
-    if kind in FAMILIES:
-        from tasks.models.retrievers.mllm import MllmRetriever
-
-        return MllmRetriever(model, revision=revision, device=device, threads=threads)
-    return Retriever(model, revision=revision, device=device, threads=threads)
-
-
-def count_of(images: Sequence[Image] | None, texts: Sequence[str] | None) -> int:
-    """How many rows pictures, texts, or both together ask for.
-
-    Raises:
-        ConfigError: neither is given, or both in different numbers.
-    """
-    counts = [len(x) for x in (images, texts) if x is not None]
-    if not counts or len(set(counts)) > 1:
-        raise ConfigError(f"encode: expected pictures, texts, or as many of both; found {counts}")
-    return counts[0]
 
 
 class Retriever:
@@ -202,36 +169,3 @@ class Summed:
         return unit(np.stack([(nothing if key is None else self._pictures[key]) + (self._texts[text] if text else nothing) for key, text in contents]))
 
 
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside this one to write into, that takes its place as a whole when the block is done."""
-    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
-    for path in (aside, old):
-        shutil.rmtree(path, ignore_errors=True)
-    yield aside
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def publish(folder: Path, files: Sequence[str], remote_class: str) -> None:
-    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers needs none of it.
-
-    Args:
-        folder: a saved model.
-        files: of models/published/, copied into the folder itself.
-        remote_class: <module>.<class> that AutoModel takes where remote code is trusted.
-    """
-    here = Path(__file__).parent / "published"
-    for name in files:
-        shutil.copyfile(here / name, folder / Path(name).name)
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoModel": remote_class}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows scaled to unit length, (n, d) float32."""
-    wide = rows.astype(np.float64)
-    return (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)).astype(np.float32)

@@ -18,7 +18,7 @@ import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.retrievers.clip import Content, Role, count_of, publish, replacing, unit
+from tasks.models.retrievers.base import Content, Role, count_of, publish, replacing, unit
 from tasks.models.retrievers.published.bge_vl_inputs import Inputs, Picture
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
 

@@ -1,0 +1,69 @@
+"""What every retriever shares: contents, roles, unit vectors, and how a model is saved and replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from tasks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+Role = Literal["query", "candidate"]  # what is asked with, or what is searched; the MLLM type prompts them differently
+Content = tuple[str | None, str]  # picture key or None, text or ""
+
+
+def count_of(images: Sequence[Image] | None, texts: Sequence[str] | None) -> int:
+    """How many rows pictures, texts, or both together ask for.
+
+    Raises:
+        ConfigError: neither is given, or both in different numbers.
+    """
+    counts = [len(x) for x in (images, texts) if x is not None]
+    if not counts or len(set(counts)) > 1:
+        raise ConfigError(f"encode: expected pictures, texts, or as many of both; found {counts}")
+    return counts[0]
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside this one to write into, that takes its place as a whole when the block is done."""
+    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
+    for path in (aside, old):
+        shutil.rmtree(path, ignore_errors=True)
+    yield aside
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def publish(folder: Path, files: Sequence[str], remote_class: str) -> None:
+    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers needs none of it.
+
+    Args:
+        folder: a saved model.
+        files: of models/published/, copied into the folder itself.
+        remote_class: <module>.<class> that AutoModel takes where remote code is trusted.
+    """
+    here = Path(__file__).parent / "published"
+    for name in files:
+        shutil.copyfile(here / name, folder / Path(name).name)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": remote_class}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows scaled to unit length, (n, d) float32."""
+    wide = rows.astype(np.float64)
+    return (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)).astype(np.float32)
