@@ -16,7 +16,7 @@ from tasks.errors import ConfigError
 from tasks.evaluate.scores import composed_scores
 from tasks.fingerprints.perceptual import perceptual_hash, thumbnail
 from tasks.models.retrievers.clip import Retriever
-from tasks.pages.dataset_card import model_card
+from tasks.pages.model_card import model_card
 from tasks.promote.stage import read_noise, seen_share
 from tasks.records import schemas
 from tasks.store import Store

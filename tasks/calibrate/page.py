@@ -144,7 +144,7 @@ def pairs_section(
 
 def page(sections: Sequence[str]) -> str:
     """The whole page."""
-    from tasks.pages.gallery import STYLE
+    from tasks.pages.page import STYLE
 
     lead = (
         "Each encoder finds related pictures by cosine similarity; pairs inside its window become candidates. Look at the pairs: "

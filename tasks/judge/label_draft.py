@@ -19,7 +19,7 @@ from typing import Any
 
 from tasks.errors import ConfigError, DataError
 from tasks.judge.labelled import COLUMNS
-from tasks.pages.gallery import STYLE, escaped, sample, thumbnail
+from tasks.pages.page import STYLE, escaped, sample, thumbnail
 from tasks.store import Store
 
 SIDE_PX, QUALITY = 240, 82

@@ -21,7 +21,7 @@ from typing import Any
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError
 from tasks.names import stable_id
-from tasks.pages.gallery import STYLE, escaped, sample, thumbnail
+from tasks.pages.page import STYLE, escaped, sample, thumbnail
 from tasks.reasons import why
 from tasks.store import Store
 

@@ -18,7 +18,7 @@ from tasks.config import Params
 from tasks.errors import DataError
 from tasks.evaluate.scores import composed_scores
 from tasks.names import batch_of
-from tasks.pages.dataset_card import model_card
+from tasks.pages.model_card import model_card
 from tasks.promote.decision import Noise, decide
 from tasks.publish.git import commit_outputs, read_at
 from tasks.publish.publish import MODEL_SECTIONS, MODEL_STAGES, publish
