@@ -13,6 +13,7 @@ from PIL import Image
 
 import tasks.caption.stage
 import tasks.judge.stage
+import tasks.prompts.prompt_set
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError
 from tasks.judge.verdict import decide
@@ -240,7 +241,7 @@ def test_the_other_direction_of_a_pair_is_written_judged_and_stored_as_a_triplet
     back = [r for r in store.read_table("captioned").to_pylist() if r["pair_id"] not in pairs]
     # Ids of this store are short names, so all five are reversed; where select made the other direction itself, its id is known.
     assert len(back) == 5 and captioned.figures["yield"] == 1 and captioned.figures["reversed_per_pair"] == 1
-    assert model.asked.count(tasks.caption.stage.read_prompts("tiny").describe) == 10  # no form to turn round: asked for again, pictures exchanged
+    assert model.asked.count(tasks.prompts.prompt_set.read_prompts("tiny").describe) == 10  # no form to turn round: asked for again, pictures exchanged
     tasks.judge.stage.run(reversing(params), store)
     one, other = sorted(store.read_table("triplets").to_pylist(), key=lambda t: t["query_image_id"])
     assert (one["query_image_id"], one["target_image_id"], one["negative_image_ids"]) == ("green", "red", ["green", "blue", "white"])
@@ -361,18 +362,18 @@ def test_what_is_kept_is_right_for_the_target_and_for_nothing_else(instructions:
     assert set(found.instructions) | set(found.dropped) == set(range(instructions)) or found.reason is not None
 
 
-@pytest.mark.parametrize("folder", [p.name for p in tasks.caption.stage.PROMPTS.iterdir() if p.is_dir()])
+@pytest.mark.parametrize("folder", [p.name for p in tasks.prompts.prompt_set.PROMPTS.iterdir() if p.is_dir()])
 def test_every_prompt_set_is_whole(folder: str):
-    prompts = tasks.caption.stage.read_prompts(folder)
-    assert prompts.describe and "{instruction}" in tasks.judge.stage.read_prompt(folder) and (tasks.caption.stage.PROMPTS / folder / "caption.txt").read_text().strip()
+    prompts = tasks.prompts.prompt_set.read_prompts(folder)
+    assert prompts.describe and "{instruction}" in tasks.judge.stage.read_prompt(folder) and (tasks.prompts.prompt_set.PROMPTS / folder / "caption.txt").read_text().strip()
     assert "{" not in prompts.describing(80)  # every field is one that is filled
 
 
 def test_a_prompt_set_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match="no such prompt"):
-        tasks.caption.stage.read_prompts("none")
+        tasks.prompts.prompt_set.read_prompts("none")
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_filling_leaves_braces_in_the_values_alone(style: str, description: str):
-    assert tasks.caption.stage.filled("a {style} b {description} {c} {", style=style, description=description) == f"a {style} b {description} {{c}} {{"
+    assert tasks.prompts.prompt_set.filled("a {style} b {description} {c} {", style=style, description=description) == f"a {style} b {description} {{c}} {{"

@@ -11,11 +11,12 @@ from PIL import Image, ImageDraw
 
 from tasks.caption.checks import problem, steers
 from tasks.caption.generate import Draft, describe, write
-from tasks.caption.stage import caption_chunk, read_prompts
+from tasks.caption.stage import caption_chunk
 from tasks.config import CaptionConfig
 from tasks.models.llm.captioner import LocalCaptioner
 from tasks.models.llm.load import load_captioner
 from tasks.models.llm.requests import Reply, Request
+from tasks.prompts.prompt_set import read_prompts
 from tasks.sample.phrases import read_description
 from tasks.sample.scenes import draw, family
 from tasks.usage import Ledger

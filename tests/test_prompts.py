@@ -14,11 +14,12 @@ from PIL import Image
 from tasks.caption.checks import holds, plain
 from tasks.caption.descriptions import KINDS, Description, Difference, read_description, words_of
 from tasks.caption.generate import Draft, describe, language_of, words_for, write
-from tasks.caption.stage import PROMPTS, read_prompts, require_fit, shown
+from tasks.caption.stage import require_fit
 from tasks.config import CaptionConfig
 from tasks.errors import ConfigError
 from tasks.models.llm.load import load_writer
 from tasks.models.llm.requests import Reply, Request
+from tasks.prompts.prompt_set import PROMPTS, read_prompts, shown
 from tasks.usage import Ledger
 
 STANDARD = read_prompts("standard")
@@ -176,7 +177,7 @@ def test_every_file_of_a_set_is_in_its_hash(tmp_path, monkeypatch: pytest.Monkey
     folder.mkdir()
     for name in names:
         (folder / name).write_bytes((PROMPTS / "standard" / name).read_bytes())
-    monkeypatch.setattr("tasks.caption.stage.PROMPTS", tmp_path)
+    monkeypatch.setattr("tasks.prompts.prompt_set.PROMPTS", tmp_path)
     before = read_prompts("mine").sha256
     assert before == STANDARD.sha256
     for name in names:

@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.vllm_server import Server, ServerDidNotStart, serving
 from tasks.caption.descriptions import read_description
 from tasks.caption.generate import Draft, describe, write
-from tasks.caption.stage import captioned_row, read_prompts
+from tasks.caption.stage import captioned_row
 from tasks.config import load_params
 from tasks.errors import ConfigError
 from tasks.judge.questions import Question, yes_probabilities
@@ -29,6 +29,7 @@ from tasks.models.llm.base import Captioner
 from tasks.models.llm.load import load_captioner, load_writer
 from tasks.models.llm.openai_server import ServedCaptioner
 from tasks.models.llm.requests import Request
+from tasks.prompts.prompt_set import read_prompts
 from tasks.sample.scenes import draw, family
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not in this environment; `make test-vllm` makes one that has it")

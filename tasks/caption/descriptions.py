@@ -18,7 +18,6 @@ from tasks.caption.checks import after_thinking, cleaned, plain
 
 Kind = Literal["attribute", "added", "removed", "replaced", "count", "position", "background", "style", "viewpoint", "action", "text"]
 KINDS: tuple[str, ...] = get_args(Kind)
-PARTIAL_STYLES = ("short",)  # styles of texts that may state one change of several
 NOTHING = "nothing"  # how an empty side is stored
 TURNED: dict[str, str] = {"added": "removed", "removed": "added"}
 # Words that say nothing about what a picture shows; left out where sides are compared.
@@ -92,12 +91,6 @@ class Description(_Form):
         """Words that the source's side of the differences has and neither the target's side nor what is shared; those of things removed may be told."""
         told = {w for d in self.differences if d.kind != "removed" for w in words_of(d.source)}
         return frozenset(told - words_of(self.shared) - {w for d in self.differences for w in words_of(d.target)})
-
-
-def numbered(style: str) -> tuple[str, int]:
-    """A style's own name and its number: ('short', 2) for `short 2`, a short text about the second difference; 1 where it has none."""
-    name, _, number = style.rpartition(" ")
-    return (name, int(number)) if name and number.isdigit() else (style, 1)
 
 
 def words_of(text: str) -> set[str]:

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from tasks import usage as ledger
 from tasks.caption import checks
-from tasks.caption.descriptions import PARTIAL_STYLES, Description, numbered, read_description, words_of
-from tasks.caption.stage import Prompts, filled, shown
+from tasks.caption.descriptions import Description, read_description, words_of
 from tasks.config import CaptionConfig
 from tasks.models.llm.base import Captioner, Writer
 from tasks.models.llm.requests import Reply, Request
+from tasks.prompts.prompt_set import Prompts, filled, shown
+from tasks.prompts.styles import PARTIAL_STYLES, numbered
 
 WORDS_BESIDE = 0.25  # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
 QUOTED_CHARS = 600  # of a refused reply, what its retry shows

@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 from tasks import usage as ledger
-from tasks.caption.descriptions import PARTIAL_STYLES, numbered
 from tasks.config import JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import taken_down
@@ -44,6 +43,7 @@ from tasks.judge.shortcuts import Finder
 from tasks.judge.verdict import Verdict, decide
 from tasks.models.llm.base import Captioner
 from tasks.names import batch_of, stable_id
+from tasks.prompts.styles import PARTIAL_STYLES, numbered
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.chunks import finish_chunks
