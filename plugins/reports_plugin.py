@@ -21,7 +21,7 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 
 from tasks.errors import TasksError
 from tasks.publish.git import tags
-from tasks.publish.publish import published_bytes
+from tasks.publish.published import published_bytes
 
 NAME = re.compile(r"\d{4}\.\d{2}\.\d{2}(\.\d+)?")
 # A page made from data must not reach the UI's cookies: it runs in an origin of its own.

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tasks.__main__ import STAGES
-from tasks.publish.git import dvc_repo
+from tasks.publish.dvc_repo import dvc_repo
 from tasks.publish.graph import graph
 
 AIRFLOW_ALONE = {"open_run", "version", "promote", "close_run", "noise"}  # noise: once per recipe, by a person

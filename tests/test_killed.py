@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tasks.names import slug
+from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import git
 from tasks.publish.graph import graph
-from tasks.publish.publish import DATA_STAGES, configure_deployment
+from tasks.publish.published import DATA_STAGES
 from tasks.sample.world import make_world
 
 pytestmark = pytest.mark.factory

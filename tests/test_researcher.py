@@ -16,8 +16,9 @@ from typing import NamedTuple
 import pytest
 
 from tasks.errors import EXIT_DATA_ERROR
-from tasks.publish.git import locked_stages
-from tasks.publish.publish import configure_deployment, published_bytes
+from tasks.publish.deployment import configure_deployment
+from tasks.publish.dvc_repo import locked_stages
+from tasks.publish.published import published_bytes
 from tasks.publish.readers import with_images
 from tests.publishing.fakes import publish_version
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tasks.config import overlay
+from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import git
 from tasks.publish.graph import graph
-from tasks.publish.publish import DATA_STAGES, configure_deployment, version_at
+from tasks.publish.published import DATA_STAGES, version_at
 from tasks.sample.world import make_world
 
 CONF = {

@@ -95,7 +95,7 @@ def empty_root(root: Path) -> None:
 
 def lay_out_deployment(root: Path) -> None:
     """Origin, DVC remote, the deployment's clone and the cache below `root`, from the checkout's last commit."""
-    from tasks.publish.publish import configure_deployment
+    from tasks.publish.deployment import configure_deployment
 
     configure_deployment(root / "origin.git", root / "dataset", str(root / "dvc-remote"), root / "dvc-cache", checkout=PROJECT)
 
@@ -190,7 +190,7 @@ def wait_for_training(airflow: LocalAirflow, timeout_s: float = 60.0) -> str:
 def copy_gallery(root: Path, version: str) -> None:
     """The newest version's gallery page as <root>/gallery.html, with the scores of the model that it trained."""
     from tasks.pages.gallery import with_retrieval
-    from tasks.publish.publish import published_bytes
+    from tasks.publish.published import published_bytes
 
     page = published_bytes(root / "dataset", "reports/gallery.html", f"refs/tags/{version}").decode()
     (root / "gallery.html").write_text(with_retrieval(page, read_json(root / "evaluation.json")), encoding="utf-8")

@@ -26,7 +26,8 @@ import yaml
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError, NothingToDo, TransientError
 from tasks.evaluate.scores import composed_scores
-from tasks.publish.git import commit_outputs, resolve_ref
+from tasks.publish.dvc_repo import commit_outputs
+from tasks.publish.git import resolve_ref
 from tasks.publish.publish import publish
 from tasks.records import StageReport
 from tasks.store import Store

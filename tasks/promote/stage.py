@@ -20,8 +20,10 @@ from tasks.evaluate.scores import composed_scores
 from tasks.names import batch_of
 from tasks.pages.model_card import model_card
 from tasks.promote.decision import Noise, decide
-from tasks.publish.git import commit_outputs, read_at
-from tasks.publish.publish import MODEL_SECTIONS, MODEL_STAGES, publish
+from tasks.publish.dvc_repo import commit_outputs
+from tasks.publish.git import read_at
+from tasks.publish.publish import publish
+from tasks.publish.published import MODEL_SECTIONS, MODEL_STAGES
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.train.recipe import recipe_id

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.errors import ConfigError, TasksError
-from tasks.publish.publish import configure_deployment
+from tasks.publish.git import git
+from tasks.publish.published import BRANCH
 
 
 def write_password(path: Path, user: str, password: str) -> None:
@@ -69,3 +71,45 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def config_text(remote_url: str, options: Mapping[str, str]) -> str:
+    """.dvc/config of a deployment: one remote, verified on every download."""
+    lines = ["[core]", "    analytics = false", "    autostage = false", "    remote = versions"]
+    lines += ["['remote \"versions\"']", f"    url = {remote_url}", "    verify = true"]
+    return "\n".join(lines + [f"    {k} = {v}" for k, v in options.items()]) + "\n"
+
+
+def configure_deployment(origin: Path, dataset: Path, remote_url: str, cache: Path, *, checkout: Path = Path("."), **remote_options: str) -> None:
+    """Lay a deployment out: bare `origin` from the checkout's HEAD, the deployment's clone `dataset`, remote and cache.
+
+    Args:
+        origin: where researchers clone from; branch `main` is the deployed code, HEAD is `dataset` (the versions).
+        dataset: the clone that the deployment owns; runs are its worktrees.
+        remote_url: an absolute folder or s3://bucket/prefix; committed, so that a researcher's `dvc pull` finds it.
+        cache: the DVC cache that all worktrees share.
+        remote_options: more options of the remote, for example ``endpointurl="http://127.0.0.1:9000"``.
+    Raises:
+        ConfigError: a relative remote folder (each clone would look for it elsewhere), or origin exists.
+    """
+    if "://" not in remote_url and not os.path.isabs(remote_url):
+        raise ConfigError(f"remote {remote_url!r}: a relative folder means another place in every clone; give an absolute one or s3://")
+    if origin.exists() or dataset.exists():
+        raise ConfigError(f"{origin} or {dataset} exists; remove it first, or keep the deployment as it is")
+    origin.parent.mkdir(parents=True, exist_ok=True)
+    git(origin.parent, "init", "-q", "--bare", "-b", "main", str(origin))
+    git(origin, "config", "receive.shallowUpdate", "true")
+    git(checkout, "push", "-q", str(origin.resolve()), "HEAD:refs/heads/main")
+    git(origin.parent, "clone", "-q", "-b", "main", str(origin.resolve()), str(dataset))
+    if "://" not in remote_url:
+        Path(remote_url).mkdir(parents=True, exist_ok=True)
+    (dataset / ".dvc").mkdir(exist_ok=True)
+    (dataset / ".dvc" / "config").write_text(config_text(remote_url, remote_options))
+    git(dataset, "add", "-f", ".dvc/config")
+    git(dataset, "commit", "-q", "-m", "The deployment's DVC remote")
+    git(dataset, "push", "-q", "origin", "main")
+    git(origin, "symbolic-ref", "HEAD", f"refs/heads/{BRANCH}")
+    cache = cache.resolve()
+    cache.mkdir(parents=True, exist_ok=True)
+    site = f"[core]\n    site_cache_dir = {cache / 'site'}\n"
+    (dataset / ".dvc" / "config.local").write_text(f'{site}[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n')

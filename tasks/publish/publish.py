@@ -8,26 +8,20 @@ again on the new one. Decision: docs/decisions/0003-publishing.md. Also: how a d
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
-from tasks.errors import ConfigError, DataError, TransientError
-from tasks.publish.git import common_dir, files_at, git, git_bytes, is_ancestor, merged_lock, publishing_lock, push_and_verify, read_at, resolve_ref
+from tasks.errors import DataError, TransientError
+from tasks.publish.dvc_repo import merged_lock, push_and_verify
+from tasks.publish.git import common_dir, files_at, git, git_bytes, is_ancestor, publishing_lock, read_at, resolve_ref
+from tasks.publish.published import BRANCH, REMOTE_BRANCH, version_at
 
-BRANCH = "dataset"
-REMOTE_BRANCH = f"origin/{BRANCH}"
 # Files of the data product on its branch; all else there is the deployed code.
 PRODUCT = ("README.md", "version.json", "manifest.json", "params.yaml", "dvc.lock", "reports/evaluation.json")
-DATA_STAGES = ("ingest", "validate-images", "recaption", "embed", "mine", "select", "validate-pairs", "caption", "judge", "validate-triplets")
-MODEL_STAGES = ("train", "evaluate")
-MODEL_SECTIONS = ("train", "evaluate", "promote")
 ATTEMPTS = 5
 
 
@@ -151,86 +145,7 @@ def publish(
 # --- reading back ----------------------------------------------------------------------------------------------------
 
 
-def version_at(clone: Path, ref: str = REMOTE_BRANCH) -> dict[str, Any] | None:
-    """version.json at a commit of the clone, or None when there is none."""
-    if resolve_ref(clone, ref) is None:
-        return None
-    content = read_at(clone, ref, "version.json")
-    return json.loads(content) if content else None
-
-
-def published_bytes(clone: Path, path: str, ref: str = REMOTE_BRANCH) -> bytes:
-    """A published file's content at a commit, from git or (single files with a .dvc) from the clone's DVC cache.
-
-    Raises:
-        ConfigError: the commit has no such file.
-        DataError: the cache lacks it; `dvc fetch` brings it.
-    """
-    content = read_at(clone, ref, path)
-    if content is not None:
-        return content
-    pointer = read_at(clone, ref, path + ".dvc")
-    if pointer is None:
-        raise ConfigError(f"{ref}: no published file {path}")
-    md5 = yaml.safe_load(pointer)["outs"][0]["md5"]
-    place = cache_dir(clone) / "files" / "md5" / md5[:2] / md5[2:]
-    if not place.exists():
-        raise DataError(f"{place}: the cache lacks {path} of {ref}; run `dvc fetch {path}.dvc` at that commit")
-    return place.read_bytes()
-
-
-def cache_dir(clone: Path) -> Path:
-    """The DVC cache of a clone: the one in its config.local, else its own."""
-    import configparser
-
-    parser = configparser.ConfigParser()
-    parser.read(Path(clone) / ".dvc" / "config.local")
-    return Path(parser.get("cache", "dir", fallback=str(Path(clone) / ".dvc" / "cache")))
-
-
 # --- a deployment ----------------------------------------------------------------------------------------------------
-
-
-def config_text(remote_url: str, options: Mapping[str, str]) -> str:
-    """.dvc/config of a deployment: one remote, verified on every download."""
-    lines = ["[core]", "    analytics = false", "    autostage = false", "    remote = versions"]
-    lines += ["['remote \"versions\"']", f"    url = {remote_url}", "    verify = true"]
-    return "\n".join(lines + [f"    {k} = {v}" for k, v in options.items()]) + "\n"
-
-
-def configure_deployment(origin: Path, dataset: Path, remote_url: str, cache: Path, *, checkout: Path = Path("."), **remote_options: str) -> None:
-    """Lay a deployment out: bare `origin` from the checkout's HEAD, the deployment's clone `dataset`, remote and cache.
-
-    Args:
-        origin: where researchers clone from; branch `main` is the deployed code, HEAD is `dataset` (the versions).
-        dataset: the clone that the deployment owns; runs are its worktrees.
-        remote_url: an absolute folder or s3://bucket/prefix; committed, so that a researcher's `dvc pull` finds it.
-        cache: the DVC cache that all worktrees share.
-        remote_options: more options of the remote, for example ``endpointurl="http://127.0.0.1:9000"``.
-    Raises:
-        ConfigError: a relative remote folder (each clone would look for it elsewhere), or origin exists.
-    """
-    if "://" not in remote_url and not os.path.isabs(remote_url):
-        raise ConfigError(f"remote {remote_url!r}: a relative folder means another place in every clone; give an absolute one or s3://")
-    if origin.exists() or dataset.exists():
-        raise ConfigError(f"{origin} or {dataset} exists; remove it first, or keep the deployment as it is")
-    origin.parent.mkdir(parents=True, exist_ok=True)
-    git(origin.parent, "init", "-q", "--bare", "-b", "main", str(origin))
-    git(origin, "config", "receive.shallowUpdate", "true")
-    git(checkout, "push", "-q", str(origin.resolve()), "HEAD:refs/heads/main")
-    git(origin.parent, "clone", "-q", "-b", "main", str(origin.resolve()), str(dataset))
-    if "://" not in remote_url:
-        Path(remote_url).mkdir(parents=True, exist_ok=True)
-    (dataset / ".dvc").mkdir(exist_ok=True)
-    (dataset / ".dvc" / "config").write_text(config_text(remote_url, remote_options))
-    git(dataset, "add", "-f", ".dvc/config")
-    git(dataset, "commit", "-q", "-m", "The deployment's DVC remote")
-    git(dataset, "push", "-q", "origin", "main")
-    git(origin, "symbolic-ref", "HEAD", f"refs/heads/{BRANCH}")
-    cache = cache.resolve()
-    cache.mkdir(parents=True, exist_ok=True)
-    site = f"[core]\n    site_cache_dir = {cache / 'site'}\n"
-    (dataset / ".dvc" / "config.local").write_text(f'{site}[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n')
 
 
 def close_run(worktree: Path, dataset: Path | None = None) -> None:
@@ -241,10 +156,3 @@ def close_run(worktree: Path, dataset: Path | None = None) -> None:
     git(clone, "worktree", "remove", "--force", "--force", str(worktree.resolve()))
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

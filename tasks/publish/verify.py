@@ -20,8 +20,8 @@ from typing import NamedTuple
 import yaml
 
 from tasks.errors import ConfigError, DataError, TasksError
-from tasks.publish.git import locked_stages
-from tasks.publish.publish import MODEL_STAGES, cache_dir, sha256_of
+from tasks.publish.dvc_repo import locked_stages
+from tasks.publish.published import MODEL_STAGES, cache_dir, sha256_of
 
 
 def tracked_outputs(root: Path) -> Iterator[tuple[str, str]]:

@@ -19,10 +19,12 @@ from tasks.errors import NothingToDo
 from tasks.names import batch_of, date_of
 from tasks.pages.dataset_card import dataset_card
 from tasks.pages.gallery import write_gallery
+from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.export import exported_rows, write_embedded
-from tasks.publish.git import commit_outputs, git, read_at, resolve_ref
+from tasks.publish.git import git, read_at, resolve_ref
 from tasks.publish.graph import graph
-from tasks.publish.publish import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, publish, sha256_of, version_at
+from tasks.publish.publish import publish
+from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, sha256_of, version_at
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.store import TABLES

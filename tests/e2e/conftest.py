@@ -11,7 +11,7 @@ import pytest
 
 from tasks.demo.demo import DATASET_DAG, MODEL_DAG
 from tasks.demo.local_airflow import PROJECT, LocalAirflow
-from tasks.publish.publish import configure_deployment
+from tasks.publish.deployment import configure_deployment
 from tasks.sample.world import make_world
 from tests.inbox import Inbox, serving_inbox
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.publish.publish import configure_deployment
+from tasks.publish.deployment import configure_deployment
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tasks.promote import seed_noise as noise
 from tasks.promote import stage as promote
 from tasks.publish.git import files_at, tags
 from tasks.publish.open_run import open_run
-from tasks.publish.publish import REMOTE_BRANCH
+from tasks.publish.published import REMOTE_BRANCH
 from tasks.store import Store
 from tasks.train.recipe import recipe_id
 from tests.publishing.fakes import publish_version

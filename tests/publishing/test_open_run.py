@@ -10,7 +10,8 @@ import yaml
 from tasks.config import load_params, sources_of
 from tasks.errors import ConfigError
 from tasks.publish.git import git, next_free, version_key
-from tasks.publish.open_run import changes_of, check_places, located, main, open_run
+from tasks.publish.open_run import main, open_run
+from tasks.publish.run_conf import changes_of, check_places, located
 
 RAW = {"profile": "demo", "open_run": {}, "ingest": {"sources": [{"name": "shop", "path": "/shop", "license_code": "CC0-1.0"}]}, "mine": {}, "profiles": {}}
 

@@ -10,9 +10,11 @@ from tasks.config import load_params
 from tasks.errors import DataError, NothingToDo, TransientError
 from tasks.promote import stage as promote
 from tasks.publish import version
+from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import files_at, git, read_at, tags
 from tasks.publish.open_run import open_run
-from tasks.publish.publish import REMOTE_BRANCH, close_run, configure_deployment, version_at
+from tasks.publish.publish import close_run
+from tasks.publish.published import REMOTE_BRANCH, version_at
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.validate import stage as validate
