@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.sources.files import Refused
+from tasks.sources.web import addresses, connection
 from tasks.sources.web import fetcher as fetch
 from tasks.sources.web.fetcher import FetchConfig, Fetcher
 
@@ -131,7 +132,7 @@ def test_what_is_no_plain_url_is_not_asked(url: str):
 def test_any_text_is_a_place_or_refused(text: str):
     for url in (text, f"http://{text}", f"http://example.org/{text}"):
         try:
-            place = fetch.place_of(url)
+            place = addresses.place_of(url)
         except Refused as found:
             assert found.reason == "unsafe"
         else:
@@ -142,12 +143,12 @@ def test_any_text_is_a_place_or_refused(text: str):
 def test_an_address_inside_another_is_as_private_as_itself(address: ipaddress.IPv4Address):
     mapped = ipaddress.IPv6Address(int(address) | 0xFFFF << 32)
     sixtofour = ipaddress.IPv6Address(0x2002 << 112 | int(address) << 80)
-    assert fetch.is_public(address) == fetch.is_public(mapped) == fetch.is_public(sixtofour)
-    assert not fetch.is_public(address) or address.is_global
+    assert addresses.is_public(address) == addresses.is_public(mapped) == addresses.is_public(sixtofour)
+    assert not addresses.is_public(address) or address.is_global
 
 
 def test_a_public_address_is_public():
-    assert all(fetch.is_public(ipaddress.ip_address(a)) for a in ("93.184.215.14", "1.1.1.1", "2606:4700::1111"))
+    assert all(addresses.is_public(ipaddress.ip_address(a)) for a in ("93.184.215.14", "1.1.1.1", "2606:4700::1111"))
 
 
 def test_a_redirect_into_the_house_is_not_followed(site: Site):
@@ -240,7 +241,7 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_the_limit(site: Site):
     site.pages["/fine.jpg"] = reply(body=gzip.compress(PICTURE), Content_Encoding="gzip")
     site.pages["/cut.jpg"] = reply(body=gzip.compress(PICTURE)[:-12], Content_Encoding="gzip")
     site.pages["/br.jpg"] = reply(body=b"?", Content_Encoding="br")
-    pieces = fetch.unpacked(iter([bomb]), "gzip", LIMIT)
+    pieces = connection.unpacked(iter([bomb]), "gzip", LIMIT)
     assert sum(len(p) for p in pieces) == LIMIT + 1
     assert refused(site.url + "/bomb.jpg", limit=60_000).reason == "too_large"
     assert fetcher().fetch(site.url + "/fine.jpg", LIMIT) == PICTURE
@@ -250,7 +251,7 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_the_limit(site: Site):
 def time_passes_at_once(using: Fetcher, url: str) -> list[float]:
     """The waits that this fetcher asks for; the host's own pause is over after each."""
     waits: list[float] = []
-    host = using._host(fetch.place_of(url))
+    host = using._host(addresses.place_of(url))
 
     def sleep(seconds: float) -> None:
         waits.append(seconds)

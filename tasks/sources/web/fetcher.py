@@ -12,53 +12,33 @@ Proxies of the environment are not used: behind one the proxy would resolve, and
 from __future__ import annotations
 
 import http.client
-import io
 import ipaddress
 import logging
-import re
 import socket
 import ssl
 import threading
 import time
-import unicodedata
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from html.parser import HTMLParser
-from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin
 
 from protego import Protego
 
 from tasks.sources.files import Content, Refused
+from tasks.sources.web.addresses import NO_SUCH_NAME, Address, Allowed, Place, Resolver, is_public, literal_address, place_of, system_resolver
+from tasks.sources.web.connection import _Response, left_of, unpacked
+from tasks.sources.web.robots import AGENT, directive_in, meta_directive, retry_after_s
 
 log = logging.getLogger(__name__)
 
-AGENT = "MegaPairs"  # the product token that robots.txt and X-Robots-Tag are matched with
 MAX_HOPS = 5
-MAX_URL_CHARS = 8_000
 ROBOTS_BYTES = 500 * 1024  # RFC 9309, 2.5: parsers take at least 500 KiB
 ROBOTS_AGE_S = 24 * 3600.0  # RFC 9309, 2.4
-META_BYTES = 64 * 1024  # of a page that is looked through for a meta tag
 MAX_FAILURES = 12  # requests in a row that a host fails before it is left alone until the next run
 RETRIES = 2  # after a reset connection, a 429 or a 5xx
-NO = ("noai", "noimageai", "noindex", "noimageindex", "none")  # directives that mean: not into a data set
-AGENT_RULE = re.compile(r"^\s*([A-Za-z0-9_.\-]+)\s*:(.*)$", re.DOTALL)  # 'somebot: noindex, noai'
-AGENTLESS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # directives that hold a colon themselves
-# Not covered by ipaddress.is_global, or global yet a cloud's own: IETF protocol assignments (Oracle's metadata is 192.0.0.192), Azure's
-# wire server, the 6to4 relays.
-FORBIDDEN = tuple(ipaddress.ip_network(n) for n in ("192.0.0.0/24", "168.63.129.16/32", "192.88.99.0/24"))
-EMBEDDING = tuple(ipaddress.ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))  # NAT64, local NAT64, IPv4-compatible
-
-NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Resolver = Callable[[str, int], Sequence[str]]
 
 
 class Again(Exception):
@@ -72,228 +52,10 @@ class Again(Exception):
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
-def system_resolver(host: str, port: int) -> list[str]:
-    """All addresses of a host."""
-    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-def literal_address(host: str) -> Address | None:
-    """The address that a host name spells itself: dotted, decimal, hex, octal, IPv6; None for a name that the DNS must answer for."""
-    try:
-        return ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        pass
-    try:
-        return ipaddress.IPv4Address(socket.inet_aton(host.rstrip(".")))  # 2130706433, 0x7f.1, 0177.0.0.1, 127.1
-    except (OSError, ValueError):
-        return None
-
-
-def embedded_address(address: Address) -> Address:
-    """The IPv4 address inside an IPv6 one (mapped, 6to4, Teredo, NAT64), where a packet would end up; else the address itself."""
-    if not isinstance(address, ipaddress.IPv6Address):
-        return address
-    inside = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-    if inside is None and int(address) > 1 and any(address in network for network in EMBEDDING):
-        inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return inside or address
-
-
-def is_public(address: Address) -> bool:
-    """Whether an address is one of the public internet's hosts: not private, loopback, link-local, shared, multicast, reserved, a cloud's own."""
-    inner = embedded_address(address)
-    if isinstance(inner, ipaddress.IPv6Address) and (inner.is_site_local or inner not in ipaddress.ip_network("2000::/3")):
-        return False
-    return (
-        inner.is_global
-        and not inner.is_multicast
-        and not inner.is_reserved
-        and not any(inner in network for network in FORBIDDEN if network.version == inner.version)
-    )
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """Hosts and networks that may be fetched from though they are not public: tests, intranets."""
-
-    hosts: frozenset[str] = frozenset()
-    networks: tuple[Network, ...] = ()
-
-    @classmethod
-    def of(cls, entries: Sequence[str]) -> Allowed:
-        """From names, addresses and CIDR networks."""
-        hosts, networks = set(), []
-        for entry in entries:
-            try:
-                networks.append(ipaddress.ip_network(entry))
-            except ValueError:
-                hosts.add(entry.lower().rstrip("."))
-        return cls(frozenset(hosts), tuple(networks))
-
-    def has(self, host: str, address: Address) -> bool:
-        """Whether this host, or the address it resolved to, is allowed."""
-        return host in self.hosts or any(address in network for network in self.networks if network.version == address.version)
-
-
-@dataclass(frozen=True)
-class Place:
-    """One hop's URL, taken apart and normalised."""
-
-    url: str
-    scheme: str
-    host: str
-    port: int
-    target: str  # path and query, percent-encoded
-
-    @property
-    def site(self) -> str:
-        """scheme://host:port, what a robots.txt is for."""
-        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
-
-
-def place_of(url: str) -> Place:
-    """Take a URL apart.
-
-    Raises:
-        Refused: unsafe, when it is no plain http(s) URL of a host.
-    """
-    if len(url) > MAX_URL_CHARS or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in url):
-        raise Refused("unsafe", "a URL too long, or with control characters")
-    try:
-        parts = urlsplit(url.strip())
-        port, host = parts.port, parts.hostname or ""
-    except ValueError as error:
-        raise Refused("unsafe", f"no URL: {error}") from error
-    if parts.scheme not in ("http", "https"):
-        raise Refused("unsafe", f"scheme '{parts.scheme}'; http and https are fetched")
-    if parts.username is not None or parts.password is not None:
-        raise Refused("unsafe", "a URL with a user name or password")
-    if ":" not in host:
-        try:
-            host = host.rstrip(".").encode("idna").decode().lower()  # nameprep: full-width digits and dots become plain ones
-        except UnicodeError as error:
-            raise Refused("unsafe", f"no host name: {error}") from error
-        if not re.fullmatch(r"[a-z0-9_.\-]+", host):
-            raise Refused("unsafe", "no host name")
-    port = port or (443 if parts.scheme == "https" else 80)
-    if port < 1024 and port not in (80, 443):
-        raise Refused("unsafe", f"port {port}; 80, 443 and those from 1024 are fetched")
-    target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._") + (f"?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else "")
-    return Place(url, parts.scheme, host, port, target)
-
-
 # --- a connection that keeps its deadline -----------------------------------------------------------------------------
 
 
-class _Pieces(io.RawIOBase):
-    """Reads of a socket, each within what is left of the deadline."""
-
-    def __init__(self, sock: socket.socket, until: float) -> None:
-        self._sock, self._until = sock, until
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(left_of(self._until))
-        return self._sock.recv_into(buffer)
-
-
-def left_of(until: float) -> float:
-    """Seconds to a deadline.
-
-    Raises:
-        TimeoutError: it is past.
-    """
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("the deadline is past")
-    return left
-
-
-class _Response:
-    """What http.client asks of a socket, with the deadline inside."""
-
-    def __init__(self, sock: socket.socket, until: float) -> None:
-        self._sock, self._until = sock, until
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Pieces(self._sock, self._until), 64 * 1024)
-
-
-def unpacked(pieces: Iterator[bytes], encoding: str, limit_bytes: int) -> Iterator[bytes]:
-    """Pieces of a gzip or deflate body, unpacked no further than a byte past the limit.
-
-    Raises:
-        Refused: another encoding, or damage.
-    """
-    if encoding in ("", "identity"):
-        yield from pieces
-        return
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise Refused("unreachable", f"content encoding '{encoding}', though none was asked for")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    room = limit_bytes + 1
-    try:
-        for piece in pieces:
-            while piece and room > 0:
-                out = unpacker.decompress(piece, room)
-                room -= len(out)
-                yield out
-                piece = unpacker.unconsumed_tail
-            if room <= 0 or unpacker.eof:
-                return
-        raise http.client.IncompleteRead(b"")
-    except zlib.error as error:
-        raise Refused("unreachable", f"a damaged {encoding} body: {error}") from error
-
-
 # --- what sites say ---------------------------------------------------------------------------------------------------
-
-
-def directive_in(values: Sequence[str]) -> str | None:
-    """The first directive of X-Robots-Tag values (or of a meta tag's) that says no to us; those for other agents by name do not count."""
-    for value in values:
-        is_for_us = True
-        for item in value.split(","):
-            named = AGENT_RULE.match(item)
-            if named and named[1].lower() not in AGENTLESS:
-                is_for_us, item = named[1].lower() in (AGENT.lower(), "*"), named[2]
-            if is_for_us and item.strip().lower() in NO:
-                return item.strip().lower()
-    return None
-
-
-class _MetaRobots(HTMLParser):
-    """Contents of <meta name="robots"> (or of our own name)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        if tag == "meta" and (found.get("name") or "").strip().lower() in ("robots", AGENT.lower()):
-            self.values.append(found.get("content") or "")
-
-
-def meta_directive(page: bytes) -> str | None:
-    """The directive of a page's meta robots that says no, None when there is none."""
-    parser = _MetaRobots()
-    parser.feed(page[:META_BYTES].decode("utf-8", "replace"))
-    return directive_in(parser.values)
-
-
-def retry_after_s(value: str | None, now: float) -> float:
-    """Seconds of a Retry-After header, a count or a date; 0 where it says nothing."""
-    if not value:
-        return 0.0
-    if value.strip().isdigit():
-        return float(value.strip()[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, TypeError):
-        return 0.0
 
 
 # --- hosts ------------------------------------------------------------------------------------------------------------
