@@ -48,12 +48,12 @@ from tasks.evaluate.benchmarks import read_benchmark
 from tasks.evaluate.retrieval import picture_features
 from tasks.evaluate.scores import measure
 from tasks.judge import shortcuts
-from tasks.models.encoders.transformers_encoder import unit_rows
 from tasks.models.retrievers.clip import Retriever
 from tasks.names import stable_id
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene, family, picture_of
 from tasks.store import Store
+from tasks.store.vectors import unit_rows
 from tasks.train.loss import info_nce
 from tasks.train.stage import rate_at
 

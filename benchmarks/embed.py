@@ -216,7 +216,7 @@ def cpu_towers(shape: str, arithmetics: Sequence[str], contents: Sequence[bytes]
     import torch
     from transformers import AutoModel
 
-    from tasks.models.encoders.transformers_encoder import unit_rows
+    from tasks.store.vectors import unit_rows
 
     rows = []
     pictures = [opened(c) for c in contents]
@@ -260,7 +260,7 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
     from transformers import AutoImageProcessor, AutoModel
 
     from tasks.embed.stage import _Pictures, encode_in_batches
-    from tasks.models.encoders.transformers_encoder import unit_rows
+    from tasks.store.vectors import unit_rows
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     with tempfile.TemporaryDirectory() as folder:

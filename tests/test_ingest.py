@@ -33,7 +33,7 @@ from tasks.ingest.normalize import Picture, Refusal, Rules, read_picture
 from tasks.sample.world import make_world
 from tasks.store import Store
 from tasks.store import store as store_module
-from tasks.store.store import TableWriter
+from tasks.store.tables import TableWriter
 
 
 def params_for(source: Path, batch: str = "2026.01.04", limit: int | None = None, **ingest_changes: object) -> Params:

@@ -15,7 +15,7 @@ from tasks.embed import stage as embed
 from tasks.mine import stage as mine
 from tasks.select import stage as select
 from tasks.store import Store
-from tasks.store.store import TableWriter
+from tasks.store.tables import TableWriter
 
 BATCH = "2026.01.04"
 ENCODERS = ("semantic", "pattern", "caption")

@@ -11,7 +11,8 @@ from tasks.names import stable_id
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store import store as store_module
-from tasks.store.store import TableWriter, chunks_of_part
+from tasks.store.chunks import chunks_of_part
+from tasks.store.tables import TableWriter
 
 
 def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):

@@ -28,10 +28,10 @@ from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import taken_down
 from tasks.models.encoders.base import Encoder
 from tasks.models.encoders.load import load_encoder
-from tasks.models.encoders.transformers_encoder import good_rows
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.store.vectors import good_rows
 
 log = logging.getLogger(__name__)
 

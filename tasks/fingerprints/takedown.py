@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from tasks.config import Params
 from tasks.fingerprints.hash_lists import read_lists
 from tasks.store import Store
+from tasks.store.tables import rows_naming
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 log = logging.getLogger(__name__)
 REASON = "taken_down"
@@ -50,19 +51,6 @@ def taken_down(params: Params, store: Store) -> set[str]:
         ):
             found.add(i)
     return found
-
-
-def rows_naming(table: pa.Table, ids: Iterable[str], columns: Sequence[str]) -> pa.ChunkedArray:
-    """(n,) bool: rows that name one of the ids in one of the columns."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    wanted = pa.array(sorted(ids), pa.string())
-    found = [pc.is_in(table.column(c), value_set=wanted) for c in columns]
-    out = found[0]
-    for other in found[1:]:
-        out = pc.or_(out, other)
-    return out
 
 
 def withdraw_rows(store: Store, paths: Iterable[Path], schema: str, ids: Iterable[str], columns: Sequence[str]) -> int:

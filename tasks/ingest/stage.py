@@ -39,7 +39,7 @@ from tasks.names import batch_of, date_of
 from tasks.records import StageReport
 from tasks.sources import SourceFile
 from tasks.store import Store
-from tasks.store.store import TableWriter
+from tasks.store.tables import TableWriter
 
 log = logging.getLogger(__name__)
 

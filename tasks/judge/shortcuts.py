@@ -17,8 +17,8 @@ import numpy as np
 
 from tasks.config import Params
 from tasks.judge import shortcuts
-from tasks.models.encoders.transformers_encoder import unit_rows
 from tasks.store import Store
+from tasks.store.vectors import unit_rows
 
 MODES = ("text", "image", "composed")
 

@@ -11,7 +11,7 @@ import numpy as np
 from tasks.knn.choose_screen import corpus_axes, is_worthwhile
 from tasks.knn.codes import Axes, Coded, Codes, code_scale, encode
 from tasks.store import Store
-from tasks.store.store import EmbeddedCorpus
+from tasks.store.vectors import EmbeddedCorpus
 
 CODE_COLUMNS = ("codes", "norm2", "code_norm2", "error")
 PROBED = 8  # rows at either end of a shard whose codes are worked out again to see that they belong to it

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from tasks.config import MineConfig, Params, Window
 from tasks.errors import ConfigError, DataError
-from tasks.fingerprints.takedown import rows_naming, taken_down
+from tasks.fingerprints.takedown import taken_down
 from tasks.knn.blocked_join import ENTRY_BYTES
 from tasks.knn.choose_screen import load_for
 from tasks.knn.exact import Found, recall_of
@@ -37,8 +37,9 @@ from tasks.mine.code_cache import stored_codes
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.store.chunks import chunks_of_part
 from tasks.store.id_order import rising
-from tasks.store.store import chunks_of_part
+from tasks.store.tables import rows_naming
 
 log = logging.getLogger(__name__)
 CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts

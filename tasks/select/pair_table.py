@@ -12,7 +12,7 @@ from tasks.select.candidates import ABSENT, AT_ONCE, ENCODERS, Candidates
 from tasks.select.negatives import Negatives
 from tasks.select.quotas import QUOTAS
 from tasks.store import Store
-from tasks.store.store import TableWriter
+from tasks.store.tables import TableWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa

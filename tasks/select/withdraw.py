@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.config import Params
-from tasks.fingerprints.takedown import REASON, rows_naming
+from tasks.fingerprints.takedown import REASON
 from tasks.select.candidates import ABSENT, ENCODERS, Candidates
 from tasks.select.negatives import Retrieved
 from tasks.select.read_neighbours import _mined, _negatives_of, _read_mined, _read_vectors, _rows_of
 from tasks.store import Store
 from tasks.store.id_order import numbered
+from tasks.store.tables import rows_naming
 
 if TYPE_CHECKING:
     pass

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.store import chunks_of_part
 
 Rows = Sequence[dict[str, Any]]
 Columns = dict[str, list[Any]]
@@ -65,3 +64,14 @@ def finish_chunks(
     for reason in left["reason"]:
         report.drop(reason)
     return store.read(files, table).to_pydict(), left
+
+
+def chunks_of_part(count: int, chunk_rows: int, part: tuple[int, int] | None) -> Iterator[tuple[int, slice]]:
+    """Chunk numbers and row slices that belong to part (i, n), 1-based: chunk c goes to part c mod n.
+
+    Chunks are fixed by the input's order alone, so the tables do not depend on the number of parts, and a chunk's file
+    is its own marker: after a crash only the missing ones are done.
+    """
+    for number, start in enumerate(range(0, count, chunk_rows)):
+        if part is None or number % part[1] == part[0] - 1:
+            yield number, slice(start, min(start + chunk_rows, count))

@@ -19,185 +19,23 @@ that exists is whole. Files of earlier versions are never touched (with DVC's ha
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import DataError
 from tasks.records import LATER_COLUMNS, StageReport, schemas
+from tasks.store.tables import ROW_GROUP_ROWS
+from tasks.store.vectors import EmbeddedCorpus, MappedRows
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from PIL.Image import Image
 
-ROW_GROUP_ROWS = 100_000
-OPEN_MAPS = 256  # files of vectors
-BATCH_ROWS = 2_000  # rows as Python objects at a time, of a TableWriter
 TABLES = ("images", "captions", "pairs", "captioned", "triplets")
-
-
-class TableWriter:
-    """One file of a table, a row at a time, in memory that does not grow with the rows; the bytes are those of `Store.write` for the same rows."""
-
-    def __init__(self, path: Path, schema: str) -> None:
-        self._path, self._schema = path, schemas()[schema]
-        self._aside = path.with_name(f".{path.name}.tmp")
-        self._rows: list[dict[str, Any]] = []
-        self._batches: list[pa.RecordBatch] = []
-        self._file: Any = None
-        self._writer: Any = None
-        self.count = 0
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a row."""
-        self._rows.append(row)
-        self.count += 1
-        if len(self._rows) == BATCH_ROWS:
-            self._pack()
-            if self.count % ROW_GROUP_ROWS == 0:
-                self._write()
-
-    def add_table(self, table: pa.Table) -> None:
-        """Append rows of the table's columns."""
-        table = table.select(self._schema.names).cast(self._schema)
-        self._pack()
-        while len(table):
-            some = table.slice(0, ROW_GROUP_ROWS - self.count % ROW_GROUP_ROWS)
-            self._batches += some.to_batches()
-            self.count += len(some)
-            table = table.slice(len(some))
-            if self.count % ROW_GROUP_ROWS == 0:
-                self._write()
-
-    def _pack(self) -> None:
-        import pyarrow as pa
-
-        if self._rows:
-            self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
-
-    def _write(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._aside, "wb")  # noqa: SIM115 - closed by close() or discard()
-            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd", store_schema=True)
-        table = pa.Table.from_batches(self._batches, schema=self._schema).combine_chunks()
-        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-        self._batches = []
-
-    def close(self) -> None:
-        """Finish the file: flushed, then renamed."""
-        self._pack()
-        if self._batches or self._writer is None:
-            self._write()
-        self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._aside, self._path)
-
-    def discard(self) -> None:
-        """Leave no file behind; for a run that ends with an error."""
-        if self._file is not None:
-            with contextlib.suppress(OSError, ValueError):  # a full disk, or closed by then
-                self._writer.close()
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._aside.unlink(missing_ok=True)
-
-
-class MappedRows:
-    """Rows of several files as one matrix (n, d) float16 that is never in memory as a whole: files are mapped when rows of theirs are asked for."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        """`paths`: .npy files.
-
-        Raises:
-            DataError: they differ in width.
-        """
-        import numpy as np
-
-        self._paths, self._maps = list(paths), OrderedDict[int, "np.ndarray"]()
-        shapes = [self.block(n).shape for n in range(len(self._paths))]
-        if len(widths := {shape[1] for shape in shapes}) > 1:
-            raise DataError(f"{self._paths[0].parent}: vectors {sorted(widths)} wide in one index; embed all again with one model")
-        self.starts: np.ndarray = np.cumsum([0, *(shape[0] for shape in shapes)])
-        self.shape, self.dtype = (int(self.starts[-1]), widths.pop() if widths else 1), np.dtype(np.float16)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def block(self, number: int) -> np.ndarray:
-        """One file's rows, mapped. A map holds its file open, so that the oldest is let go when there are many."""
-        import numpy as np
-
-        if number in self._maps:
-            self._maps.move_to_end(number)
-        else:
-            self._maps[number] = np.load(self._paths[number], mmap_mode="r", allow_pickle=False)
-            if len(self._maps) > OPEN_MAPS:
-                self._maps.popitem(last=False)
-        return self._maps[number]
-
-    def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
-        """(m, d) float16, some rows; as np.ndarray.take along the first axis."""
-        import numpy as np
-
-        assert axis == 0
-        numbers = np.searchsorted(self.starts, rows, side="right") - 1
-        if len(rows) and numbers.min() == numbers.max():  # what lies together is asked for together, most of the time
-            return np.asarray(self.block(int(numbers[0])).take(rows - self.starts[numbers[0]], axis=0))
-        out = np.empty((len(rows), self.shape[1]), self.dtype)
-        for number in np.unique(numbers).tolist():
-            of = np.flatnonzero(numbers == number)
-            out[of] = self.block(number)[rows[of] - self.starts[number]]
-        return out
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        import numpy as np
-
-        return self.take(np.arange(len(self))[rows])
-
-    def gathered(self, chosen: np.ndarray | None = None) -> np.ndarray:
-        """(n, d) float16, all rows, or those of `chosen` (n,) bool; one file alone stays a map."""
-        import numpy as np
-
-        if len(self._paths) == 1 and chosen is None:
-            return self.block(0)
-        out = np.empty((len(self) if chosen is None else int(chosen.sum()), self.shape[1]), self.dtype)
-        start = 0
-        for number, first in enumerate(self.starts[:-1].tolist()):
-            block = self.block(number)
-            some = block if chosen is None else block[np.flatnonzero(chosen[first : first + len(block)])]
-            out[start : start + len(some)] = some
-            start += len(some)
-        return out
-
-
-@dataclass(frozen=True)
-class EmbeddedCorpus:
-    """What one encoder has embedded, in the shards' order.
-
-    Attributes:
-        ids: (n) strings, image ids.
-        rows: (n, d) float16, mapped.
-        revision: of the model.
-        shards: stem of a shard -> its rows.
-    """
-
-    ids: pa.Array
-    rows: MappedRows
-    revision: str
-    shards: dict[str, slice]
 
 
 class Store:
@@ -428,12 +266,3 @@ class Store:
         return {stage: StageReport.merged(stage, reports) for stage, reports in parts.items()}
 
 
-def chunks_of_part(count: int, chunk_rows: int, part: tuple[int, int] | None) -> Iterator[tuple[int, slice]]:
-    """Chunk numbers and row slices that belong to part (i, n), 1-based: chunk c goes to part c mod n.
-
-    Chunks are fixed by the input's order alone, so the tables do not depend on the number of parts, and a chunk's file
-    is its own marker: after a crash only the missing ones are done.
-    """
-    for number, start in enumerate(range(0, count, chunk_rows)):
-        if part is None or number % part[1] == part[0] - 1:
-            yield number, slice(start, min(start + chunk_rows, count))

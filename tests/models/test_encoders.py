@@ -10,7 +10,7 @@ from PIL import Image
 from tasks.config import EncoderConfig
 from tasks.errors import ConfigError
 from tasks.models.encoders.load import load_encoder
-from tasks.models.encoders.transformers_encoder import good_rows, unit_rows
+from tasks.store.vectors import good_rows, unit_rows
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")
 

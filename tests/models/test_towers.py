@@ -17,7 +17,7 @@ from tasks.config import EncoderConfig
 from tasks.errors import ConfigError
 from tasks.models.encoders.load import load_encoder
 from tasks.models.encoders.timm_open_clip import form_of, imported
-from tasks.models.encoders.transformers_encoder import good_rows, unit_rows
+from tasks.store.vectors import good_rows, unit_rows
 
 needs = pytest.mark.skipif(find_spec("timm") is None or find_spec("open_clip") is None, reason="timm and open_clip are not installed (extra 'towers')")
 

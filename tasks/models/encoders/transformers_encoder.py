@@ -20,26 +20,12 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.models.encoders.preprocess import preparation_of
 from tasks.models.hub import loading, pick_device, revision_of
+from tasks.store.vectors import unit_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tasks.config import EncoderConfig
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to unit length, (n, d) float32; rows that are zero or not finite are left as they are."""
-    vectors = np.asarray(vectors, np.float64)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    usable = np.isfinite(lengths) & (lengths > 0)
-    return np.where(usable, vectors / np.where(usable, lengths, 1), vectors).astype(np.float32)
-
-
-def good_rows(vectors: np.ndarray) -> np.ndarray:
-    """Which rows are finite and of unit length, (n,) bool; float16 storage moves a length by up to 1e-3."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        lengths = np.linalg.norm(np.asarray(vectors, np.float64), axis=1)
-        return np.isfinite(lengths) & (np.abs(lengths - 1) < 5e-3)
 
 
 class TransformersEncoder:
