@@ -54,8 +54,8 @@ from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene, family, picture_of
 from tasks.store import Store
 from tasks.store.vectors import unit_rows
+from tasks.train.fit import rate_at
 from tasks.train.loss import info_nce
-from tasks.train.stage import rate_at
 
 ARMS = ("judged", "unjudged", "image_text", "random")
 NEGATIVES = ("none", "query", "mined")

@@ -34,8 +34,8 @@ from typing import Any
 from benchmarks.measure import fair_environment
 from tasks.config import load_params
 from tasks.store import Store
+from tasks.train.batches import Plan, plans
 from tasks.train.loader import Pixels
-from tasks.train.stage import Plan, plans
 
 SIDE_PX = 224
 

@@ -42,7 +42,8 @@ from benchmarks.measure import fair_environment
 from benchmarks.triplets import drawn_version, examples_of
 from tasks.config import TrainConfig, load_params
 from tasks.store import Store
-from tasks.train.stage import Plan, optimizer_of, plans, take_step
+from tasks.train.batches import Plan, plans
+from tasks.train.fit import optimizer_of, take_step
 
 RATE = 1e-5
 CHUNK = 64

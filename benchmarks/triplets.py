@@ -6,8 +6,7 @@ import random
 from pathlib import Path
 
 from tasks.store import Store
-from tasks.train.datasets import Example
-from tasks.train.stage import training_examples
+from tasks.train.batches import Example, training_examples
 
 
 def examples_of(dataset: Path, negatives: int, seed: int = 0) -> list[Example]:

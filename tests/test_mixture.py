@@ -10,8 +10,9 @@ from PIL import Image
 from tasks.config import MixedDatasetConfig
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store
-from tasks.train.datasets import Example, mmeb_example, read_dataset
-from tasks.train.stage import Pixels, plans
+from tasks.train.batches import Example, plans
+from tasks.train.datasets import mmeb_example, read_dataset
+from tasks.train.stage import Pixels
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from PIL import Image
 import tasks.evaluate.benchmarks
 import tasks.evaluate.scores
 import tasks.evaluate.stage
+import tasks.train.fit
 import tasks.train.stage
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError, DataError
@@ -18,8 +19,10 @@ from tasks.models.retrievers.clip import Retriever
 from tasks.sample.phrases import instruction
 from tasks.sample.scenes import difference, draw, family, shared
 from tasks.store import Store
+from tasks.train.batches import batches, training_examples
+from tasks.train.fit import rate_at
 from tasks.train.splits import held_out_pictures
-from tasks.train.stage import Example, batches, rate_at, training_examples
+from tasks.train.stage import Example
 from tests.tiny import save_narrow_clip
 
 BATCH = "2026.01.05"
@@ -91,7 +94,7 @@ def test_both_towers_are_trained_and_held_out_pictures_never_shown(store: Store,
         shown.update(image_ids)
         return pixels(image_ids)
 
-    tasks.train.stage.fit(retriever, training_examples(triplets, held_out), spy, params.train.model_copy(update={"steps": 12}), seed=0)
+    tasks.train.fit.fit(retriever, training_examples(triplets, held_out), spy, params.train.model_copy(update={"steps": 12}), seed=0)
     changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
     assert {"text_model", "vision_model", "text_projection", "visual_projection"} <= changed
     assert shown and not shown & held_out
@@ -103,11 +106,11 @@ def test_with_the_picture_tower_locked_only_words_move_against_every_picture(sto
     before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
     locked = params.train.model_copy(update={"locked_steps": 20, "locked_batch_triplets": 8, "locked_learning_rate": 2e-3, "warmup_steps": 2})
     pixels = tasks.train.stage.Pixels(store, retriever)
-    curve = tasks.train.stage.fit_locked(retriever, examples, pixels, locked, seed=0)
+    curve = tasks.train.fit.fit_locked(retriever, examples, pixels, locked, seed=0)
     changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
     assert changed == {"text_model", "text_projection"}
     assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["pictures"] == len({i for e in examples for i in (e.query, e.target, *e.negatives)})
-    few = tasks.train.stage.fit_locked(retriever, examples, pixels, locked.model_copy(update={"locked_candidates": 2, "locked_steps": 1}), seed=0)
+    few = tasks.train.fit.fit_locked(retriever, examples, pixels, locked.model_copy(update={"locked_candidates": 2, "locked_steps": 1}), seed=0)
     assert few[0]["pictures"] < curve[0]["pictures"], "a bound on the candidates holds, but a batch's own pictures are always among them"
 
 

@@ -14,15 +14,19 @@ import pytest
 import torch
 import yaml
 
+import tasks.train.batches
+import tasks.train.checks
+import tasks.train.fit
 import tasks.train.stage
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError, DataError
 from tasks.models.retrievers.clip import Retriever
 from tasks.store import Store
 from tasks.train.accelerator import Machine
+from tasks.train.batches import batches, mixed_batches, training_examples
 from tasks.train.grad_cache import descend, encoded
 from tasks.train.run_log import Course
-from tasks.train.stage import Example, batches, mixed_batches, training_examples
+from tasks.train.stage import Example
 from tests.tiny import BATCH, save_narrow_clip, save_version
 
 
@@ -61,17 +65,17 @@ def trained(params: Params, store: Store, **train: object) -> tuple[torch.Tensor
     config = changed(params, **train).train
     retriever = Retriever(config.base_model, device="cpu", threads=1)
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    curve = tasks.train.stage.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever, workers=config.decode_workers), config, seed=0)
+    curve = tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever, workers=config.decode_workers), config, seed=0)
     return weights(retriever), curve
 
 
-def gradients(retriever: Retriever, plan: tasks.train.stage.Plan, pixels: torch.Tensor, params: Params, chunk: int | None) -> dict[str, torch.Tensor]:
+def gradients(retriever: Retriever, plan: tasks.train.batches.Plan, pixels: torch.Tensor, params: Params, chunk: int | None) -> dict[str, torch.Tensor]:
     """Of one step's loss, by the trainer's own pieces."""
     retriever.model.zero_grad(set_to_none=True)
     device = torch.device("cpu")
     images, back_images = encoded(lambda at: retriever.image_features(pixels[list(at)]), len(pixels), chunk, device)
     texts, back_texts = encoded(lambda at: retriever.text_features([plan.texts[n] for n in at]), len(plan.texts), chunk, device)
-    tasks.train.stage.contrast_of(params.train, retriever.model, plan, device)(images, texts).total.backward()
+    tasks.train.fit.contrast_of(params.train, retriever.model, plan, device)(images, texts).total.backward()
     back_images(images.grad)
     back_texts(texts.grad)
     return {k: p.grad.clone() for k, p in retriever.model.named_parameters() if p.grad is not None}
@@ -82,11 +86,11 @@ def test_gradient_caching_equals_no_caching(params: Params, store: Store, chunk:
     retriever = Retriever(params.train.base_model, device="cpu")
     retriever.model.train()
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    plan = next(tasks.train.stage.plans([(examples, 1.0)], params.train, random.Random(0)))
+    plan = next(tasks.train.batches.plans([(examples, 1.0)], params.train, random.Random(0)))
     pixels = tasks.train.stage.Pixels(store, retriever)(plan.shown)
     images, texts = retriever.image_features(pixels), retriever.text_features(plan.texts)
     retriever.model.zero_grad(set_to_none=True)
-    tasks.train.stage.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))(images, texts).total.backward()
+    tasks.train.fit.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))(images, texts).total.backward()
     plain = {k: p.grad.clone() for k, p in retriever.model.named_parameters() if p.grad is not None}
     cached = gradients(retriever, plan, pixels, params, chunk)
     assert plain.keys() == cached.keys() and len(plain) > 20
@@ -130,7 +134,7 @@ def test_with_caching_both_passes_of_bfloat16_are_bfloat16(params: Params, store
     retriever, seen = Retriever(config.base_model, device="cpu", threads=1), []
     retriever.model.visual_projection.register_forward_hook(lambda module, given, out: seen.append((out.dtype, torch.is_grad_enabled())))
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    tasks.train.stage.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
+    tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
     assert {dtype for dtype, _ in seen} == {torch.bfloat16} and sum(graded for _, graded in seen) == len(seen) / 2 > 1
 
 
@@ -138,14 +142,14 @@ def test_the_temperature_is_learnt_from_where_it_is_set_and_saved_where_clip_kee
     config = changed(params, learn_temperature=True, temperature=0.05, locked_steps=0, learning_rate=1e-2).train
     retriever = Retriever(config.base_model, device="cpu")
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    curve = tasks.train.stage.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
+    curve = tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
     learnt = float((-retriever.model.logit_scale.detach()).exp())
     assert curve[-1]["temperature"] == pytest.approx(learnt, abs=1e-3) and learnt != pytest.approx(0.05, abs=1e-4) and 0.03 < learnt < 0.08
     fixed, _ = trained(params, store, locked_steps=0, steps=1)
     assert float(fixed[0]) == pytest.approx(2.6592, abs=1e-4), "a fixed temperature leaves the model's own alone"
     del retriever.model.logit_scale
     with pytest.raises(ConfigError, match="has no logit_scale"):
-        tasks.train.stage.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
+        tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
 
 
 def test_mask_and_judge_make_figures_of_their_own(params: Params, store: Store):
@@ -156,7 +160,7 @@ def test_mask_and_judge_make_figures_of_their_own(params: Params, store: Store):
 
 def test_the_judges_scores_stand_at_the_right_pictures(params: Params, store: Store):
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    plan = next(tasks.train.stage.plans([([*examples[:3], replace(examples[3], judged_target=(), judged={})], 1.0)], params.train, random.Random(1)))
+    plan = next(tasks.train.batches.plans([([*examples[:3], replace(examples[3], judged_target=(), judged={})], 1.0)], params.train, random.Random(1)))
     for n in range(4):
         names = [plan.shown[k] for k in plan.columns[n]]
         family_of = names[0][:2]
@@ -282,9 +286,9 @@ def test_a_wrong_base_revision_is_refused(params: Params, store: Store):
     with pytest.raises(ConfigError, match="'train.revision' pins 0123456789ab"):
         tasks.train.stage.run(changed(params, revision="0123456789ab"), store)
     right = Retriever(params.train.base_model, device="cpu").revision
-    tasks.train.stage.check_revision(right, right, "x")
-    tasks.train.stage.check_revision(right + "0" * 28, right, "x")
-    tasks.train.stage.check_revision("main", right, "x")
+    tasks.train.checks.check_revision(right, right, "x")
+    tasks.train.checks.check_revision(right + "0" * 28, right, "x")
+    tasks.train.checks.check_revision("main", right, "x")
     assert promoted.read_bytes() == b"promoted"
 
 
@@ -300,12 +304,12 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(params: Params):
     machine = Machine(retriever, params.train)
     optimizer = machine.prepare(torch.optim.AdamW(retriever.model.parameters()))
     before, images, texts = weights(retriever), torch.randn(3, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
-    plan = tasks.train.stage.Plan([0, 1, 2], [0, 1], [1, 2], ["a", "b"], [1] * 3, [[0, 1], [1, 2]], [[0.0] * 2] * 2)
+    plan = tasks.train.batches.Plan([0, 1, 2], [0, 1], [1, 2], ["a", "b"], [1] * 3, [[0, 1], [1, 2]], [[0.0] * 2] * 2)
 
     def back(gradient: torch.Tensor) -> None:
         retriever.model.visual_projection.weight.grad = torch.full_like(retriever.model.visual_projection.weight, float("nan"))
 
-    contrast = tasks.train.stage.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))
+    contrast = tasks.train.fit.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))
     with pytest.raises(DataError, match="the gradient is nan at step 7"):
         descend(optimizer, contrast, (images, back), (texts, None), rate=0.1, step=7, machine=machine)
     assert torch.equal(weights(retriever), before)

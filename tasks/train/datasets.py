@@ -14,35 +14,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tasks.config import MixedDatasetConfig
 from tasks.errors import ConfigError, DataError
+from tasks.train.batches import Example
 
 IMAGE_TOKEN = re.compile(r"<\|image_\d+\|>|<image>|<\|image_pad\|>")
-
-
-@dataclass(frozen=True)
-class Example:
-    """A triplet to train on; pictures by id, mined negatives without the query picture.
-
-    Attributes:
-        query: picture.
-        target: picture.
-        negatives: pictures.
-        instructions: texts, one is drawn per step.
-        judged_target: P(yes) of the target, one per instruction; empty where nobody judged.
-        judged: picture -> highest P(yes), of the query picture and the negatives.
-    """
-
-    query: str
-    target: str
-    negatives: tuple[str, ...]
-    instructions: tuple[str, ...]
-    judged_target: tuple[float, ...] = ()
-    judged: Mapping[str, float] = field(default_factory=dict)
 
 
 def text_of(text: Any) -> str:

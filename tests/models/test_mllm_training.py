@@ -11,15 +11,17 @@ from PIL.Image import Image
 from safetensors.torch import load_file
 
 import tasks.evaluate.stage
+import tasks.train.batches
+import tasks.train.fit
 import tasks.train.stage
 from tasks.config import LoraConfig, Params, load_params
 from tasks.errors import ConfigError
 from tasks.models.retrievers.load import load_retriever
 from tasks.models.retrievers.mllm import MllmRetriever
 from tasks.store import Store
+from tasks.train.batches import training_examples
 from tasks.train.grad_cache import encoded
 from tasks.train.run_log import Course
-from tasks.train.stage import training_examples
 from tests.models.tiny_mllm import FAMILIES, TEXTS, pictures, save_tiny
 from tests.tiny import save_narrow_clip, save_version
 
@@ -48,10 +50,10 @@ def fitted(params: Params, store: Store) -> tuple[MllmRetriever, dict[str, torch
     """The retriever after training, its weights before, the curve."""
     retriever = load_retriever(params.train.base_model, device="cpu", threads=1)
     assert isinstance(retriever, MllmRetriever)
-    tasks.train.stage.adapt(retriever, params.train, seed=0)
+    tasks.train.fit.adapt(retriever, params.train, seed=0)
     before = {name: value.detach().clone() for name, value in retriever.model.named_parameters()}
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    curve = tasks.train.stage.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), params.train, seed=0)
+    curve = tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), params.train, seed=0)
     return retriever, before, curve
 
 
@@ -73,13 +75,13 @@ def test_a_few_steps_lower_the_loss_and_change_adapters_alone(folders: dict[str,
 def test_gradient_caching_equals_no_caching(folders: dict[str, Path], store: Store, name: str):
     params = params_of(folders[name])
     retriever = load_retriever(str(folders[name]), device="cpu")
-    tasks.train.stage.adapt(retriever, params.train, seed=0)
+    tasks.train.fit.adapt(retriever, params.train, seed=0)
     generator = torch.Generator().manual_seed(2)
     for parameter_name, parameter in retriever.model.named_parameters():
         if "lora_B" in parameter_name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    plan = next(tasks.train.stage.plans([(examples, 1.0)], params.train, random.Random(0)))
+    plan = next(tasks.train.batches.plans([(examples, 1.0)], params.train, random.Random(0)))
     shown, device = tasks.train.stage.Pixels(store, retriever)(plan.shown), torch.device("cpu")
 
     def gradients(chunk: int | None) -> dict[str, torch.Tensor]:
@@ -87,7 +89,7 @@ def test_gradient_caching_equals_no_caching(folders: dict[str, Path], store: Sto
         images, back_images = encoded(lambda at: retriever.image_features([shown[n] for n in at]), len(shown), chunk, device)
         asked = lambda at: retriever.query_features([shown[plan.query[n]] for n in at], [plan.texts[n] for n in at])  # noqa: E731
         queries, back_queries = encoded(asked, len(plan.texts), chunk, device)
-        tasks.train.stage.contrast_of(params.train, retriever.model, plan, device, is_joint=True)(images, queries).total.backward()
+        tasks.train.fit.contrast_of(params.train, retriever.model, plan, device, is_joint=True)(images, queries).total.backward()
         back_images(images.grad)
         back_queries(queries.grad)
         return {n: p.grad.clone() for n, p in retriever.model.named_parameters() if p.grad is not None}
@@ -179,10 +181,10 @@ def test_recipes_that_do_not_suit_the_type_are_refused_with_the_next_step(folder
     clip, mllm = (load_retriever(str(f), device="cpu") for f in (save_narrow_clip(tmp_path / "clip"), folders["qwen3_vl"]))
     config = params_of(folders["qwen3_vl"]).train
     with pytest.raises(ConfigError, match="no tower can be locked; set it to 0"):
-        tasks.train.stage.adapt(mllm, config.model_copy(update={"locked_steps": 5}), 0)
+        tasks.train.fit.adapt(mllm, config.model_copy(update={"locked_steps": 5}), 0)
     with pytest.raises(ConfigError, match="is a CLIP, which is trained as a whole"):
-        tasks.train.stage.adapt(clip, config, 0)
+        tasks.train.fit.adapt(clip, config, 0)
     with pytest.raises(ConfigError, match="'train.lora' and 'train.shard_weights' do not go together"):
-        tasks.train.stage.adapt(mllm, config.model_copy(update={"shard_weights": True}), 0)
-    tasks.train.stage.adapt(clip, config.model_copy(update={"lora": None}), 0)
+        tasks.train.fit.adapt(mllm, config.model_copy(update={"shard_weights": True}), 0)
+    tasks.train.fit.adapt(clip, config.model_copy(update={"lora": None}), 0)
     assert not mllm.is_adapted
