@@ -11,6 +11,7 @@ from tasks.config import Params, load_params, overlay, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.validate import rows
 from tasks.validate import stage as validate
 from tests.publishing.fakes import fill, gates
 
@@ -97,7 +98,7 @@ def test_a_wrong_row_is_named_and_quarantined(table: str, values: dict, column: 
     params = change(root, table, 1, **values)
     with pytest.raises(DataError, match=column):
         validate.run(params, Store(root), table=table)  # type: ignore[arg-type]
-    key = validate.KEYS[table]
+    key = rows.KEYS[table]
     wrong = Store(root).read_table(table).column(key).to_pylist()[1]
     quarantined = Store(root).read(root / f"data/quarantine/{table}/2026.11.16.parquet", "quarantine").to_pylist()
     assert {q["key"] for q in quarantined if q["column"] == column} == {wrong}
