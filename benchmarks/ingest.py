@@ -122,7 +122,7 @@ def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> 
     store, config = Store(out), params.ingest
     nothing: dict[str, list[Any]] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
     corpus = Corpus(nothing, hash_distance_bits=config.hash_distance_bits, thumbnail_max=config.thumbnail_distance, crop_margin=config.crop_margin)
-    shards, stored, rows = shards.ShardWriter(store, "2026.01.04", config.shard_images), {}, []
+    writer, stored, rows = shards.ShardWriter(store, "2026.01.04", config.shard_images), {}, []
     for name, content in sources.items():
         file = SourceFile(f"memory:{name}", "", Label("a photograph"), "CC0-1.0", "", reader=lambda _, c=content: c)  # type: ignore[misc]
         looked = inspect.look_at(file, config, workers, corpus.by_source)
@@ -131,11 +131,11 @@ def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> 
             raise SystemExit(f"ingest: {name}: {picture}")
         image_id = hashlib.sha256(picture.content).hexdigest()
         corpus.copy_of(looked.sha256, image_id, picture)
-        shard, offset = shards.add(image_id, picture.content, ingest.facts_of(file, image_id))
+        shard, offset = writer.add(image_id, picture.content, ingest.facts_of(file, image_id))
         corpus.add(looked.sha256, image_id, picture)
         rows.append(ingest.image_row(looked, image_id, "2026.01.04", "2026-01-04", shard, offset))
         stored[name] = picture.content
-    shards.close()
+    writer.close()
     store.write(store.table_path("images", "2026.01.04"), rows, "images")
     return stored
 

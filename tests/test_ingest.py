@@ -409,12 +409,12 @@ def test_progress_is_a_line_that_moves_in_a_terminal_and_counts_per_minute_in_a_
     is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
     clock = iter(range(0, 10_000))  # a file a second
-    monkeypatch.setattr(ingest, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    with caplog.at_level("INFO", logger="tasks.ingest.stage"):
-        progress = progress.Progress()
+    with caplog.at_level("INFO", logger="tasks.ingest.progress"):
+        told = progress.Progress()
         for n in range(180):
-            progress.count("duplicate" if n % 3 == 0 else None)
+            told.count("duplicate" if n % 3 == 0 else None)
     shown, logged = capsys.readouterr().err, [r.getMessage() for r in caplog.records]
     last = "ingest: 180 seen = 120 kept + 60 dropped (duplicate 60), 60 a minute"
     if is_terminal:

@@ -12,7 +12,7 @@ from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Protocol,
 from tasks.models.retrievers.clip import Retriever
 
 if TYPE_CHECKING:
-    from tasks.models.retrievers.clip import AnyRetriever
+    from tasks.models.retrievers.load import AnyRetriever
 
 
 HALVES = ("composed", "image_only", "text_only")

@@ -14,7 +14,7 @@ from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Query
 from tasks.evaluate.retrieval import HALVES, Answers, answer
 
 if TYPE_CHECKING:
-    from tasks.models.retrievers.clip import AnyRetriever
+    from tasks.models.retrievers.load import AnyRetriever
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Shared by all pages: style sheet, escaping, thumbnails, sampling."""
 
+# ruff: noqa: E501 - lines of HTML and Markdown are as long as they are
 from __future__ import annotations
 
 import base64

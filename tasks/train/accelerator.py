@@ -22,7 +22,7 @@ from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
     from tasks.config import TrainConfig
-    from tasks.models.retrievers.clip import AnyRetriever
+    from tasks.models.retrievers.load import AnyRetriever
 
 SCALE = "logit_scale"  # CLIP's own temperature: a scalar, which FSDP2 cannot shard
 

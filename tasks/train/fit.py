@@ -17,7 +17,7 @@ from tasks.train.loader import ahead
 if TYPE_CHECKING:
     import torch
 
-    from tasks.models.retrievers.clip import AnyRetriever
+    from tasks.models.retrievers.load import AnyRetriever
     from tasks.train.accelerator import Machine
     from tasks.train.loss import Loss
     from tasks.train.run_log import Course

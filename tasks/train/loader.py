@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from tasks.models.retrievers.clip import AnyRetriever
+    from tasks.models.retrievers.load import AnyRetriever
 
 GROUP = 8  # pictures in one call of the processor: what it makes on the way stays in the processor's cache
 CACHE_BYTES = 1_000_000_000  # pixels of all pictures are kept in memory up to this size

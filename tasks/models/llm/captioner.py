@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigError, DataError
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.llm.base import Captioner
 from tasks.models.llm.request_cache import RequestCache
 from tasks.models.llm.requests import Accounted, Reply, Request
 from tasks.models.llm.vision import Looking, Vision
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-__all__ = ["ENGINES", "Captioner", "LocalCaptioner", "LocalModel", "Reply", "Request", "batches_by_length", "check_engine", "load_captioner"]
 ANSWERS = (("yes", "no"), ("Yes", "No"), (" yes", " no"), (" Yes", " No"))  # spellings of yes and no; those of one token each count
 TAILS = 64  # questions whose own tokens are read in one pass, a count: of similar length, so that little is padding
 FAST_ARCHITECTURES = ("idefics3", "smolvlm")  # get_image_features gives the rows that <image> tokens stand for

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from tasks.models.retrievers.mllm import MllmRetriever
-
-    AnyRetriever: TypeAlias = "Retriever | MllmRetriever"
 
 
 class Retriever:

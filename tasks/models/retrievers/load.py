@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tasks.models.hub import loading
 from tasks.models.retrievers.clip import Retriever
 
 if TYPE_CHECKING:
-    pass
+    from tasks.models.retrievers.mllm import MllmRetriever
+
+    AnyRetriever: TypeAlias = "Retriever | MllmRetriever"
 
 
 def load_retriever(model: str, *, revision: str | None = None, device: str = "auto", threads: int = 1) -> AnyRetriever:
