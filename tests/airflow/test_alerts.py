@@ -12,7 +12,7 @@ from PIL import Image
 
 from tasks.names import slug
 from tasks.store import Store
-from tests.inbox import Inbox, serving_inbox
+from tests.support.inbox import Inbox, serving_inbox
 
 EVIL = "<script>alert(1)</script>"
 IMAGE_ID = "a" * 64

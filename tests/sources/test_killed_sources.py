@@ -22,9 +22,9 @@ import yaml
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import stage as ingest
 from tasks.store import Store
+from tests.ingest.test_copies_and_lists import picture, saved
+from tests.ingest.test_stage import tables_of
 from tests.sources.conftest import Flaky
-from tests.test_copies_and_lists import picture, saved
-from tests.test_ingest import tables_of
 
 # A client that asks again at once, so that the test takes seconds; all else is `python -m tasks ingest`.
 IMPATIENT = (

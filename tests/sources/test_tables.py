@@ -17,7 +17,7 @@ from tasks import sources
 from tasks.config import SourceConfig, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.sources import Refused, labels
-from tests.sources.web import serving
+from tests.support.web import serving
 
 
 def source(path: Path | str, **more: Any) -> SourceConfig:

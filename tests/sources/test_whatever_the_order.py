@@ -28,10 +28,10 @@ from tasks.ingest import inspect
 from tasks.ingest import stage as ingest
 from tasks.ingest.normalize import Picture, Refusal, Rules, read_picture
 from tasks.store import Store
+from tests.ingest.test_copies_and_lists import picture
+from tests.ingest.test_stage import tables_of
 from tests.sources.test_tars import tar_of
-from tests.sources.web import serving
-from tests.test_copies_and_lists import picture
-from tests.test_ingest import tables_of
+from tests.support.web import serving
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> bytes:

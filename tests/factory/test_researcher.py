@@ -1,0 +1,205 @@
+"""The researcher: clone, `dvc pull`, load_dataset, an older version, and a remote that somebody altered.
+
+The versions are fakes (no models), published for real: once to a folder, once to S3 (moto's server on loopback).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tasks.errors import EXIT_DATA_ERROR
+from tasks.publish.deployment import configure_deployment
+from tasks.publish.dvc_repo import locked_stages
+from tasks.publish.published import published_bytes
+from tasks.publish.readers import with_images
+from tests.publish.fakes import publish_version
+
+FIRST, SECOND = "dataset/2026.11.16", "dataset/2026.11.23"
+
+
+class Deployment(NamedTuple):
+    """Where a deployment lies, and its remote's folder when it has one."""
+
+    root: Path
+    remote: Path | None
+
+
+def deploy(root: Path, project: Path, remote_url: str, **options: str) -> None:
+    """Two weekly versions: 10 pictures, then 6 more."""
+    configure_deployment(root / "origin.git", root / "dataset", remote_url, root / "cache", checkout=project, **options)
+    assert publish_version(root, "scheduled__1", "2026-11-16", range(0, 10)) == FIRST
+    assert publish_version(root, "scheduled__2", "2026-11-23", range(10, 16)) == SECOND
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Deployment:
+    """A deployment whose remote is a folder."""
+    root = tmp_path_factory.mktemp("folder")
+    deploy(root, project, str(root / "remote"))
+    return Deployment(root, root / "remote")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Deployment]:
+    """A deployment whose remote is s3://versions on a server of moto's."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_DEFAULT_REGION", "us-east-1"), ("NO_PROXY", "127.0.0.1")):
+            patch.setenv(name, value)
+        patch.delenv("AWS_PROFILE", raising=False)
+        boto3.client("s3", endpoint_url=url).create_bucket(Bucket="versions")
+        root = tmp_path_factory.mktemp("s3")
+        deploy(root, project, "s3://versions/megapairs", endpointurl=url)
+        yield Deployment(root, None)
+    server.stop()
+
+
+def shell(cwd: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A researcher's command line; nothing of the deployment in its environment."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")}
+    done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def dvc(cwd: Path, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return shell(cwd, sys.executable, "-m", "dvc", *args, check=check)
+
+
+def clone(deployment: Deployment, to: Path) -> Path:
+    """git clone of origin: what is checked out is the newest version."""
+    shell(to.parent, "git", "clone", "-q", str(deployment.root / "origin.git"), str(to))
+    return to
+
+
+def counts(root: Path) -> dict[str, int]:
+    return dict(json.loads((root / "version.json").read_text())["rows"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_clones_pulls_loads_and_goes_back(kind: str, request: pytest.FixtureRequest, tmp_path: Path):
+    deployment: Deployment = request.getfixturevalue(kind)
+    here = clone(deployment, tmp_path / "mine")
+    assert counts(here)["triplets"] == 7 + 3
+    dvc(here, "pull")
+
+    from datasets import load_dataset
+    from datasets.exceptions import NonMatchingSplitsSizesError
+
+    cache = str(tmp_path / "hf")
+    triplets = load_dataset(str(here), "triplets", split="train", cache_dir=cache)
+    assert (len(triplets), len(load_dataset(str(here), "images", split="train", cache_dir=cache))) == (counts(here)["triplets"], counts(here)["images"])
+    streamed = list(load_dataset(str(here), "with_images", split="train", streaming=True))
+    assert [r["triplet_id"] for r in streamed] == triplets["triplet_id"][:]
+    assert streamed[0]["query_image"].size == (24, 24) and len(streamed[0]["negative_images"]) == 2
+    tars = list(load_dataset("webdataset", data_files=str(here / "data/images/*.tar"), split="train", streaming=True))
+    assert sorted(t["__key__"].rpartition("/")[2] for t in tars) == sorted(load_dataset(str(here), "images", split="train", cache_dir=cache)["image_id"])
+    joined = list(with_images(here))
+    assert [r["triplet_id"] for r in joined] == triplets["triplet_id"][:]
+    assert all(r["query_image"].size == r["target_image"].size == (24, 24) for r in joined)
+    assert (here / "reports/gallery.html").read_text().startswith("<!doctype html>")
+
+    # back to the first version in the same clone, with the same cache: what is loaded is what version.json counts
+    shell(here, "git", "checkout", "-q", FIRST)
+    with pytest.raises(NonMatchingSplitsSizesError):  # `dvc pull` forgotten: the pictures of the second version are still here
+        load_dataset(str(here), "images", split="train", cache_dir=cache)
+    dvc(here, "pull")
+    assert counts(here)["triplets"] == len(list(with_images(here))) == 7
+    for config, rows in (("triplets", 7), ("images", 10), ("with_images", 7)):
+        assert len(load_dataset(str(here), config, split="train", cache_dir=cache)) == rows, config
+    shell(here, "git", "checkout", "-q", SECOND)
+    dvc(here, "pull")
+    assert len(load_dataset(str(here), "triplets", split="train", cache_dir=cache)) == 7 + 3
+
+
+class Spoilt(NamedTuple):
+    """A copy of a deployment's remote in which one object is altered; `mend` puts it right again."""
+
+    url: str
+    mend: Callable[[], object]
+
+
+def spoil(deployment: Deployment, md5: str, to: Path) -> Spoilt:
+    """Copy the remote, with a date in the object changed (a Parquet file, a list of files: both hold one)."""
+    key = f"files/md5/{md5[:2]}/{md5[2:]}"
+    if deployment.remote:
+        shutil.copytree(deployment.remote, to)
+        victim = to / key
+        good = victim.read_bytes()
+        assert b"2026.11.16" in good
+        victim.chmod(0o644)
+        victim.write_bytes(good.replace(b"2026.11.16", b"2026.11.17", 1))
+        return Spoilt(str(to), lambda: victim.write_bytes(good))
+    import boto3
+
+    url = (deployment.root / "dataset/.dvc/config").read_text().partition("endpointurl = ")[2].split()[0]
+    bucket = boto3.resource("s3", endpoint_url=url).Bucket("versions")
+    for old in list(bucket.objects.filter(Prefix="megapairs/")):
+        bucket.copy({"Bucket": "versions", "Key": old.key}, f"{to.name}/{old.key.partition('/')[2]}")
+    good = bucket.Object(f"{to.name}/{key}").get()["Body"].read()
+    assert b"2026.11.16" in good
+    bucket.put_object(Key=f"{to.name}/{key}", Body=good.replace(b"2026.11.16", b"2026.11.17", 1))
+    return Spoilt(f"s3://versions/{to.name}", lambda: bucket.put_object(Key=f"{to.name}/{key}", Body=good))
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_an_altered_object_stops_the_pull_and_is_named(kind: str, request: pytest.FixtureRequest, tmp_path: Path):
+    deployment: Deployment = request.getfixturevalue(kind)
+    here, name = clone(deployment, tmp_path / "mine"), "data/triplets/2026.11.16-00000.parquet"
+    altered = spoil(deployment, hashlib.md5(published_content(deployment, name)).hexdigest(), tmp_path / f"altered-{kind}")
+    dvc(here, "config", "--local", "remote.versions.url", altered.url)
+
+    plain = dvc(here, "pull", check=False)
+    assert plain.returncode != 0 and "data/triplets" in plain.stderr  # DVC alone names the folder that it would not make
+    done = shell(here, sys.executable, "-m", "tasks.publish.pull", check=False)  # this names the file in it, and no other
+    assert done.returncode == EXIT_DATA_ERROR and done.stderr.count("missing or altered in the remote") == 1, done.stderr
+    assert f"in the remote: {name} (object files/md5/" in done.stderr
+    assert not (here / name).exists()
+    again = shell(here, sys.executable, "-m", "tasks.publish.verify", check=False)
+    assert again.returncode == EXIT_DATA_ERROR and name in again.stderr
+
+    altered.mend()
+    shell(here, sys.executable, "-m", "tasks.publish.pull")
+    assert "files are as published" in shell(here, sys.executable, "-m", "tasks.publish.verify").stdout
+
+
+def test_an_altered_list_of_files_goes_through_dvc_but_not_through_tasks_pull(folder: Deployment, tmp_path: Path):
+    here = clone(folder, tmp_path / "mine")
+    md5 = next(o["md5"] for s in locked_stages((here / "dvc.lock").read_bytes()).values() for o in s["outs"] if o["path"] == "data/triplets")
+    altered = spoil(folder, md5, tmp_path / "altered")
+    dvc(here, "config", "--local", "remote.versions.url", altered.url)
+    dvc(here, "pull")  # no error: DVC checks the objects in a folder, not what they are called there
+    done = shell(here, sys.executable, "-m", "tasks.publish.pull", check=False)
+    assert done.returncode == EXIT_DATA_ERROR
+    assert f"in the remote: data/triplets (object files/md5/{md5[:2]}/{md5[2:]}, the list of its files)" in done.stderr
+    assert shell(here, sys.executable, "-m", "tasks.publish.pull", "data/images").stdout  # only what was asked for is judged
+
+    altered.mend()
+    shell(here, sys.executable, "-m", "tasks.publish.pull")
+    assert "files are as published" in shell(here, sys.executable, "-m", "tasks.publish.verify").stdout
+
+
+def published_content(deployment: Deployment, name: str) -> bytes:
+    """A data file of the newest version, by its run's worktree."""
+    return next((deployment.root / "runs").glob(f"*/{name}")).read_bytes()
+
+
+def test_the_deployment_reads_back_what_it_published(folder: Deployment):
+    clone_of_the_deployment = folder.root / "dataset"
+    assert json.loads(published_bytes(clone_of_the_deployment, "version.json"))["version"] == "2026.11.23"
+    assert published_bytes(clone_of_the_deployment, "reports/gallery.html").startswith(b"<!doctype html>")
+    assert json.loads(published_bytes(clone_of_the_deployment, "version.json", f"refs/tags/{FIRST}"))["version"] == "2026.11.16"

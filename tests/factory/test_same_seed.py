@@ -1,0 +1,84 @@
+"""Two deployments made from scratch with the same seed publish the same version; another seed gives another one.
+
+Real models, no Airflow: the command lines of dvc.yaml, run in one process a deployment. The processes differ in what must not matter:
+where they lie, how Python orders its sets, the time zone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.config import overlay
+from tasks.publish.deployment import configure_deployment
+from tasks.publish.git import git
+from tasks.publish.graph import graph
+from tasks.publish.published import DATA_STAGES, version_at
+from tasks.sample.world import make_world
+
+CONF = {
+    "profile": "test",
+    "date": "2026-11-16",
+    "select": {"pairs_per_batch": 16},
+    "judge": {"threshold": 0.0, "negative_threshold": 1.0, "labelled": None},  # what is tested is the sameness, not the models
+    "validate": {"images": {"caption_share_min": 0.0}, "triplets": {"yes_min": 0.0}},
+}
+
+
+def build(root: Path, project: Path, seed: int) -> None:
+    """A sample world, a deployment and its first version, as a demo's first week makes them."""
+    from tasks.__main__ import main
+    from tasks.publish.open_run import open_run
+
+    make_world(root / "source", seed=seed, images=60, truth=root / "truth.jsonl")
+    configure_deployment(root / "origin.git", root / "dataset", str(root / "remote"), root / "cache", checkout=project)
+    sources = [{"name": "sample", "path": str(root / "source"), "license_code": "CC0-1.0"}]
+    worktree = open_run(root / "dataset", root / "runs", "manual__1", "dataset", overlay(CONF, {"sources": sources})).notes[0]
+    os.chdir(worktree)
+    for node in [n for n in graph(".") if n.name.partition("@")[0] in DATA_STAGES]:
+        assert main(node.cmd.split()[3:]) == 0, node.name  # python -m tasks <stage> [item]
+    assert main(["version"]) == 0
+
+
+def start(root: Path, project: Path, seed: int, **environment: str) -> subprocess.Popen[str]:
+    root.mkdir(parents=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | environment
+    code = f"from pathlib import Path; from tests.factory.test_same_seed import build; build(Path({str(root)!r}), Path({str(project)!r}), {seed})"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(build_process: subprocess.Popen[str]) -> None:
+    output, _ = build_process.communicate(timeout=600)
+    assert build_process.returncode == 0, output[-4000:]
+
+
+def published(root: Path) -> dict[str, str]:
+    """SHA-256 of every data file of the version, by name."""
+    manifest = json.loads(git(root / "origin.git", "show", "dataset:manifest.json"))
+    return {name: facts["sha256"] for name, facts in manifest.items() if name.startswith("data/")}
+
+
+def fingerprint(root: Path) -> str:
+    version = version_at(root / "dataset")
+    assert version is not None and version["rows"]["triplets"] > 0, "a version without a triplet proves little"
+    return str(version["fingerprint"])
+
+
+@pytest.mark.factory
+def test_the_same_seed_gives_the_same_version_and_another_seed_another(tmp_path: Path, project: Path):
+    one, two, other = tmp_path / "one", tmp_path / "quite" / "elsewhere", tmp_path / "other"
+    running = [start(one, project, 7, PYTHONHASHSEED="1", TZ="Asia/Tokyo"), start(two, project, 7, PYTHONHASHSEED="2", TZ="America/Lima")]
+    for process in running:
+        finished(process)
+    names = published(one)
+    for table in ("images", "pairs", "captioned", "triplets", "embeddings", "neighbours", "dropped", "export"):
+        assert any(name.startswith(f"data/{table}/") for name in names), table
+    differing = [name for name in names | published(two) if names.get(name) != published(two).get(name)]
+    assert differing == []
+    assert fingerprint(one) == fingerprint(two)
+
+    finished(start(other, project, 8, PYTHONHASHSEED="1"))
+    assert fingerprint(other) != fingerprint(one)

@@ -1,0 +1,103 @@
+"""The gallery: everything inside, every text escaped, small enough, the same for the same version; looked at in Chromium."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tasks.config import load_params, overlay, read_raw, resolve
+from tasks.pages import gallery
+from tasks.store import Store
+from tests.publish.fakes import fill
+
+SCORES = {"composed": {"map_at_5": 0.31, "recall_at_1": 0.2, "recall_at_10": 0.5}, "text_only": {"map_at_5": 0.01, "recall_at_1": 0.0, "recall_at_10": 0.02}}
+EVALUATION = {"metrics": {"base": SCORES, "finetuned": SCORES}}
+VERSION = {
+    "version": "2026.11.16",
+    "parent": None,
+    "dataset": "<script>alert(1)</script>",
+    "date": "2026-11-16",
+    "git_commit": "c" * 40,
+    "fingerprint": "f" * 64,
+    "rows": {"images": 8, "pairs": 6, "triplets": 5},
+    "new_rows": {"images": 8, "pairs": 6, "triplets": 5},
+    "drops": {"judge": {"wrong_target": 1}, "ingest": {"near_duplicate": 12}},
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path, project: Path) -> Path:
+    """Tables of a fake version, without git."""
+    changes = {"open_run": {"date": "2026-11-16", "batch": "2026.11.16"}, "version": {"gallery_triplets": 4}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(overlay(resolve(read_raw(project / "params.yaml"), "test"), changes)))
+    fill(tmp_path, range(0, 8))
+    return tmp_path
+
+
+def build(root: Path, evaluation: dict | None = None) -> str:
+    return gallery.build(Store(root), load_params(root / "params.yaml"), VERSION, evaluation)
+
+
+def test_the_page_holds_all_it_shows_and_escapes_it(root: Path):
+    page = build(root, EVALUATION)
+    assert page.count('<article class="card">') == 4
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "<b>red</b>" not in page and "make it &lt;b&gt;red&lt;/b&gt;" in page
+    assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'src="([^"]*)"', page))
+    assert not re.search(r"(https?:)?//[a-z]", page.replace("http://www.w3.org", ""))
+    assert page.count("<svg") == 3 and "Recall@10" in page
+    assert "near duplicate<small>a kept picture, re-encoded, resized or slightly cropped</small>" in page  # what was left out is explained, not only counted
+    assert page == build(root, EVALUATION)
+
+
+def test_it_says_who_wrote_and_warns_of_the_tiny_checkpoints():
+    row = {"captioner": "tasks/sample/checkpoints/vlm", "judge": "Qwen/Qwen3-VL-8B-Instruct"}
+    text = gallery.written_by([row])
+    assert text.startswith("Written with tasks/sample/checkpoints/vlm, judged by Qwen/Qwen3-VL-8B-Instruct.") and "mean nothing" in text
+    assert "mean nothing" not in gallery.written_by([{**row, "captioner": "Qwen/Qwen3-VL-8B-Instruct"}])
+    assert gallery.written_by([]) == ""
+
+
+def test_scores_can_be_filled_in_later(root: Path):
+    page = build(root)
+    assert "Recall@10" not in page
+    assert gallery.with_retrieval(page, EVALUATION) == build(root, EVALUATION)
+
+
+def test_a_page_that_is_too_large_gets_smaller_pictures_then_fewer_triplets(root: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = len(build(root).encode())
+    monkeypatch.setattr(gallery, "MAX_BYTES", whole * 2 // 3)
+    small = build(root)
+    assert len(small.encode()) <= whole * 2 // 3
+
+
+def test_nearest_similarities_are_those_of_the_naive_search():
+    vectors = np.random.default_rng(0).normal(size=(30, 6))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    product = (vectors @ vectors.T).astype(np.float32)
+    naive = sorted(s for n in range(30) for s in sorted(np.delete(product[n], n))[-3:])
+    assert sorted(gallery.nearest_similarities(vectors, 3, seed=1).tolist()) == pytest.approx(naive, abs=1e-6)
+    assert gallery.nearest_similarities(vectors[:1], 3, seed=1).size == 0
+
+
+def test_the_command_line_reads_a_clone(root: Path, capsys: pytest.CaptureFixture[str]):
+    (root / "version.json").write_text(json.dumps(VERSION))
+    assert gallery.main(["--root", str(root), "--out", str(root / "out.html")]) == 0
+    assert (root / "out.html").read_text() == build(root)
+
+
+def test_a_browser_opens_it_from_a_file(root: Path, chromium: str, tmp_path: Path):
+    page = tmp_path / "gallery.html"
+    page.write_text(build(root, EVALUATION))
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert dom.count('<article class="card">') == 4
+    narrow = tmp_path / "narrow.html"  # a phone: nothing is wider than the screen
+    script = "<script>document.title='W'+(document.documentElement.scrollWidth<=innerWidth)</script></body>"
+    narrow.write_text(re.sub(r"<meta http-equiv[^>]*>", "", page.read_text()).replace("</body>", script))
+    dom = subprocess.run([*command[:-2], "--window-size=500,900", "--dump-dom", narrow.as_uri()], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "<title>Wtrue</title>" in dom

@@ -1,0 +1,150 @@
+"""Versions: what is published, what is not, and what makes two of them equal."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tasks.config import load_params
+from tasks.errors import DataError, NothingToDo, TransientError
+from tasks.promote import stage as promote
+from tasks.publish import version
+from tasks.publish.deployment import configure_deployment
+from tasks.publish.git import files_at, git, read_at, tags
+from tasks.publish.open_run import open_run
+from tasks.publish.publish import close_run
+from tasks.publish.published import REMOTE_BRANCH, version_at
+from tasks.records import StageReport
+from tasks.store import Store
+from tasks.validate import stage as validate
+from tests.publish.fakes import fill, gates, open_dataset_run, publish_version
+
+
+@pytest.fixture(scope="module")
+def versions(deployment: Path) -> Path:
+    """Two versions: 8 pictures, then 5 more."""
+    publish_version(deployment, "one", "2026-11-16", range(0, 8))
+    publish_version(deployment, "two", "2026-11-23", range(8, 13))
+    return deployment
+
+
+def test_the_branch_holds_code_card_and_counts(versions: Path):
+    clone = versions / "dataset"
+    assert tags(clone, "dataset") == ["dataset/2026.11.16", "dataset/2026.11.23"]
+    newest = version_at(clone) or {}
+    assert (newest["version"], newest["parent"]) == ("2026.11.23", "2026.11.16")
+    assert newest["rows"] == {"images": 13, "captions": 0, "pairs": 9, "captioned": 9, "triplets": 7}
+    assert newest["new_rows"]["triplets"] == 2
+    assert newest["drops"] == {"judge": {"wrong_target": 2}}
+    assert newest["encoders"]["semantic"] == {"pairs": 3, "triplets": 2, "yield": 2 / 3}
+    assert "path" not in newest["params"]["ingest"]["sources"][0]
+    files = files_at(clone, REMOTE_BRANCH)
+    assert {"README.md", "version.json", "manifest.json", "dvc.lock", "data/export.dvc", "tasks/publish/version.py"} <= set(files)
+    assert b"config_name: triplets" in (read_at(clone, REMOTE_BRANCH, "README.md") or b"")
+    assert git(clone, "rev-parse", f"{REMOTE_BRANCH}^1") == git(clone, "rev-parse", "dataset/2026.11.16^{commit}")
+    assert git(versions / "origin.git", "symbolic-ref", "HEAD") == "refs/heads/dataset"
+    assert "megapairs" not in (read_at(clone, "origin/main", "README.md") or b"").decode()[:4]  # main keeps the project's own README
+
+
+def test_a_dry_run_and_an_empty_week_publish_nothing(versions: Path):
+    for run_id, conf, with_triplets, why in (
+        ("dry", {"dry_run": True}, True, "dry run"),
+        ("empty", {}, False, "no new triplet.* New pictures 4, new pairs 2; left out by judge: 2 wrong_target"),
+    ):
+        root = open_dataset_run(versions, run_id, "2026-11-30", **conf)
+        params = fill(root, range(20, 24), triplets=with_triplets)
+        gates(root)  # green
+        with pytest.raises(NothingToDo, match=why):
+            version.run(params, Store(root))
+        close_run(root, versions / "dataset")
+    assert tags(versions / "dataset", "dataset")[-1] == "dataset/2026.11.23"
+
+
+def test_a_second_try_after_the_push_changes_nothing(versions: Path):
+    root = Path(open_run(versions / "dataset", versions / "runs", "two", "dataset", {}).notes[0])
+    tip = git(versions / "origin.git", "rev-parse", "dataset")
+    Store(root).write_report(StageReport("version", figures={"rows_images": 13.0}))  # as `python -m tasks version` leaves it
+    assert version.run(load_params(root / "params.yaml"), Store(root)).notes[0] == "dataset/2026.11.23"
+    assert git(versions / "origin.git", "rev-parse", "dataset") == tip
+
+
+def test_a_push_that_fails_leaves_no_name_behind_and_may_be_tried_again(versions: Path):
+    root = open_dataset_run(versions, "refused", "2026-12-01")
+    params = fill(root, range(30, 35))
+    gates(root)
+    hook = versions / "origin.git" / "hooks" / "pre-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho out of order >&2\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(TransientError, match=r"(?s)origin refused dataset/2026.12.01 5 times.*out of order"):
+        version.run(params, Store(root))
+    assert tags(versions / "dataset", "dataset")[-1] == "dataset/2026.11.23"
+    hook.unlink()
+    (root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  ing")  # as a kill in the middle of writing leaves them
+    (root / "data" / "export.dvc").write_text("outs:\n- md5")
+    (root / ".dvc" / "tmp" / "rwlock").write_text('{"write": {"')
+    assert version.run(params, Store(root)).notes[0] == "dataset/2026.12.01"
+    assert git(versions / "origin.git", "cat-file", "-t", "dataset/2026.12.01") == "tag"
+
+
+def test_a_run_that_was_overtaken_does_not_hide_the_other_version(versions: Path):
+    root = open_dataset_run(versions, "slow", "2026-12-07")
+    params = fill(root, range(40, 45))
+    gates(root)
+    publish_version(versions, "fast", "2026-12-08", range(50, 54))
+    with pytest.raises(DataError, match="came in since this run opened"):
+        version.run(params, Store(root))
+    assert (version_at(versions / "dataset") or {})["version"] == "2026.12.08"
+
+
+def test_equal_inputs_give_equal_fingerprints_on_another_day_and_machine(versions: Path, tmp_path: Path, project: Path):
+    configure_deployment(tmp_path / "origin.git", tmp_path / "dataset", str(tmp_path / "remote"), tmp_path / "cache", checkout=project)
+    publish_version(tmp_path, "other", "2027-01-04", range(0, 8))
+    first = version_at(versions / "dataset", "refs/tags/dataset/2026.11.16") or {}
+    assert (version_at(tmp_path / "dataset") or {})["fingerprint"] == first["fingerprint"]
+    root = open_dataset_run(tmp_path, "changed", "2027-01-05", **{"mine.neighbours": 3})
+    assert version.identity_of(load_params(root / "params.yaml").model_dump(by_alias=True)) != version.identity_of(first["params"])
+
+
+@pytest.mark.parametrize(("score", "is_promoted"), [(0.30, True), (0.10, False)])
+def test_a_better_model_is_published_beside_the_data(score: float, is_promoted: bool, versions: Path):
+    root = Path(open_run(versions / "dataset", versions / "runs", f"model {score}", "model", {"date": "2026-12-10"}).notes[0])
+    assert len(list(Store(root).table_files("triplets"))) == 4  # the newest version's data is there
+    (root / "models" / "candidate").mkdir(parents=True)
+    (root / "models" / "candidate" / "model.safetensors").write_bytes(b"weights")
+    kinds, names = ("composed", "image_only", "text_only"), ("map_at_5", "recall_at_1", "recall_at_10")
+    values = {"base": 0.1, "finetuned": score}
+    metrics = {m: {kind: dict.fromkeys(names, v if kind == "composed" else v / 2) for kind in kinds} for m, v in values.items()}
+    (root / "reports").mkdir(exist_ok=True)
+    (root / "reports" / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+    (root / "reports" / "training.json").write_text("{}")
+    report = promote.run(load_params(root / "params.yaml"), Store(root))
+    assert report.figures["is_promoted"] == float(is_promoted), report.notes
+    clone = versions / "dataset"
+    if is_promoted:
+        assert report.notes[0] == "model/2026.12.10" in tags(clone, "model")
+        assert "Recall@10" in (root / "models/promoted/README.md").read_text()
+        assert (version_at(clone) or {})["version"] == "2026.12.08"  # the data is the same
+        assert {"models/promoted.dvc", "reports/evaluation.json", "README.md"} <= set(files_at(clone, "model/2026.12.10"))
+        again = Path(open_run(clone, versions / "runs", "model next", "model", {"date": "2026-12-10"}).notes[0])
+        assert (again / "models/promoted/model.safetensors").read_bytes() == b"weights"
+        assert not (again / "models/candidate").exists()
+        assert load_params(again / "params.yaml").open_run.batch == "2026.12.10.2"
+    else:
+        assert "model/2026.12.10.2" not in tags(clone, "model")
+
+
+def test_gates_see_the_last_version(versions: Path):
+    root = open_dataset_run(versions, "shuffled", "2026-12-14")
+    params = fill(root, range(60, 66), cosine=0.12)
+    store = Store(root)
+    validate.run(params, store, table="images")
+    with pytest.raises(DataError, match="median_caption_cosine_drop: be between: observed 0.18, expected at most 0.1"):
+        validate.run(params, store, table="pairs")
+    report = json.loads((root / "reports/validation/pairs.json").read_text())
+    failure = report["failures"][0]
+    assert report["is_valid"] is False and report["last_version"] == "2026.12.08"
+    assert failure["column"] == "median_caption_cosine_drop" and len(failure["examples"]) == 5
+    assert all(len(e["image_ids"][0]) == 64 for e in failure["examples"])
+    shutil.rmtree(root)

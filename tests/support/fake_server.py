@@ -1,0 +1,116 @@
+"""An OpenAI-compatible server that a test starts, counts, breaks and kills: a process of its own, answers made from the request alone.
+
+    python tests/support/fake_server.py PORT LOG [JSON]
+
+Every chat completion that it answers whole is one line in LOG, the SHA-256 of its body: what a client would be billed for. Options:
+
+    model     the served model's name ('tiny'); root: where its weights lie, as vLLM tells it
+    fault     what goes wrong at every `every`-th request: 500, 429, hang, half (half-sent JSON), long (10,000 tokens), alien (in another model's name)
+    die       n: the server itself dies before its n-th request is answered, with all that are on their way
+    together  answers wait until so many were asked at once (10 s at most); the most at once so far is in LOG.most; busy: 429 to more than so many
+    kill      [pid file, n]: the process in the file dies by SIGKILL before the n-th request is answered
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+COLOURS = ("red", "green", "blue", "teal", "orange", "purple", "black", "white")
+
+
+def said(body: dict[str, Any]) -> tuple[str, float]:
+    """(text, P(yes)) that depend on nothing but the request."""
+    content = body["messages"][0]["content"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+    if sum(part["type"] == "image_url" for part in content) == 2:
+        return f"both show a wall; however the target is {COLOURS[digest[0] % 8]} and number {digest[1]}", 0.95 if digest[0] % 4 else 0.05
+    style = content[-1]["text"].splitlines()[0].removeprefix("style: ")
+    return f"paint it {COLOURS[digest[0] % 8]} with {digest[1]} dots, as a {style}", 0.0
+
+
+class Handler(BaseHTTPRequestHandler):
+    def answer(self, status: int, content: bytes, cut: int | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:cut])
+
+    def gather(self, most: int) -> int:
+        """Wait until `most` requests were here at once; how many were here with this one."""
+        with self.server.lock:
+            self.server.inside += 1
+            inside = self.server.inside
+            self.server.most = max(inside, self.server.most)
+            Path(f"{self.server.log}.most").write_text(str(self.server.most))
+        end = time.monotonic() + 10
+        while self.server.most < most and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.02)
+        with self.server.lock:
+            self.server.inside -= 1
+        return inside
+
+    def do_GET(self) -> None:
+        options = self.server.options
+        known = {"/v1/models": {"data": [{"id": options["model"], "root": options.get("root", options["model"])}]}, "/version": {"version": "0.fake"}}
+        self.answer(200 if self.path in known else 404, json.dumps(known.get(self.path, {})).encode())
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        body, options = json.loads(raw), self.server.options
+        with self.server.lock:
+            self.server.seen += 1
+            number = self.server.seen
+        if options.get("kill") and number == options["kill"][1]:
+            os.kill(int(Path(options["kill"][0]).read_text()), signal.SIGKILL)
+            return
+        if number == options.get("die"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        fault = options.get("fault") if number % options.get("every", 5) == 0 else None
+        if options.get("together"):
+            inside = self.gather(options["together"])
+            if inside > options.get("busy", inside):
+                return self.answer(429, b'{"error": "too many"}')
+        if fault in ("500", "429"):
+            return self.answer(int(fault), b'{"error": "try later"}')
+        if fault == "hang":
+            time.sleep(30)
+        text, yes = said(body)
+        likely = [{"token": "yes", "logprob": 0.0 if yes > 0.5 else -3.0}, {"token": "no", "logprob": -3.0 if yes > 0.5 else 0.0}]
+        choice = {"message": {"content": "word " * 10_000 if fault == "long" else text}, "logprobs": {"content": [{"top_logprobs": likely}]}}
+        name = "another" if fault == "alien" else body["model"]
+        content = json.dumps({"model": name, "choices": [choice], "usage": {"prompt_tokens": len(raw) % 97 + 3, "completion_tokens": 7}}).encode()
+        if fault == "half":
+            self.close_connection = True
+            return self.answer(200, content, len(content) // 2)
+        with self.server.lock, open(self.server.log, "a") as log:
+            log.write(hashlib.sha256(raw).hexdigest() + "\n")
+        self.answer(200, content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    options: dict[str, Any]
+    log: str
+    seen = inside = most = 0
+    lock = threading.Lock()
+    daemon_threads = True
+    request_queue_size = 64
+
+
+if __name__ == "__main__":
+    server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
+    server.log, server.options = sys.argv[2], {"model": "tiny", **json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")}
+    print("ready", flush=True)
+    server.serve_forever()

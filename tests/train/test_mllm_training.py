@@ -1,0 +1,190 @@
+"""Training and evaluating the MLLM type: the same loss, loop and protocols as for a CLIP; only adapters change."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL.Image import Image
+from safetensors.torch import load_file
+
+import tasks.evaluate.stage
+import tasks.train.batches
+import tasks.train.fit
+import tasks.train.stage
+from tasks.config import LoraConfig, Params, load_params
+from tasks.errors import ConfigError
+from tasks.models.retrievers.load import load_retriever
+from tasks.models.retrievers.mllm import MllmRetriever
+from tasks.store import Store
+from tasks.train.batches import training_examples
+from tasks.train.grad_cache import encoded
+from tasks.train.run_log import Course
+from tests.support.tiny import save_narrow_clip, save_version
+from tests.support.tiny_mllm import FAMILIES, TEXTS, pictures, save_tiny
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random checkpoint of each architecture."""
+    return {name: save_tiny(name, tmp_path_factory.mktemp("tiny") / name) for name in FAMILIES}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return save_version(tmp_path / "clone")
+
+
+def params_of(base: Path, **train: object) -> Params:
+    """A recipe of a few steps with adapters, soft labels and mined negatives."""
+    params = load_params("params.yaml", "test")
+    recipe = {"base_model": str(base), "locked_steps": 0, "steps": 6, "batch_triplets": 4, "learning_rate": 1e-2, "warmup_steps": 2, "temperature": 0.05}
+    recipe |= {"negatives": 1, "judge_weight": 0.2, "lora": LoraConfig(rank=4, alpha=8), "held_out_share": 0.0, "device": "cpu", "checkpoint_steps": 2}
+    evaluate = params.evaluate.model_copy(update={"benchmark": None, "truth": None, "device": "cpu", "batch_images": 4})
+    return params.model_copy(update={"train": params.train.model_copy(update=recipe | train), "evaluate": evaluate})
+
+
+def fitted(params: Params, store: Store) -> tuple[MllmRetriever, dict[str, torch.Tensor], list[dict[str, float]]]:
+    """The retriever after training, its weights before, the curve."""
+    retriever = load_retriever(params.train.base_model, device="cpu", threads=1)
+    assert isinstance(retriever, MllmRetriever)
+    tasks.train.fit.adapt(retriever, params.train, seed=0)
+    before = {name: value.detach().clone() for name, value in retriever.model.named_parameters()}
+    examples = training_examples(store.read_table("triplets").to_pylist(), set())
+    curve = tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), params.train, seed=0)
+    return retriever, before, curve
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_few_steps_lower_the_loss_and_change_adapters_alone(folders: dict[str, Path], store: Store, name: str):
+    params = params_of(folders[name], steps=16)
+    retriever, before, curve = fitted(params, store)
+    assert curve[-1]["loss"] < 0.8 * curve[0]["loss"], curve
+    assert curve[-1]["divergence"] > 0
+    changed = {n for n, p in retriever.model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed and all(".lora_" in n for n in changed)
+    vision = "vision_tower" if name == "llava_next" else "visual"
+    assert all(any(f".{part}." in n for n in changed) for part in (vision, "language_model"))
+    again, _, same = fitted(params, store)
+    assert same == curve and all(torch.equal(p, q) for p, q in zip(again.model.parameters(), retriever.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_caching_equals_no_caching(folders: dict[str, Path], store: Store, name: str):
+    params = params_of(folders[name])
+    retriever = load_retriever(str(folders[name]), device="cpu")
+    tasks.train.fit.adapt(retriever, params.train, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    for parameter_name, parameter in retriever.model.named_parameters():
+        if "lora_B" in parameter_name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    examples = training_examples(store.read_table("triplets").to_pylist(), set())
+    plan = next(tasks.train.batches.plans([(examples, 1.0)], params.train, random.Random(0)))
+    shown, device = tasks.train.stage.Pixels(store, retriever)(plan.shown), torch.device("cpu")
+
+    def gradients(chunk: int | None) -> dict[str, torch.Tensor]:
+        retriever.model.zero_grad(set_to_none=True)
+        images, back_images = encoded(lambda at: retriever.image_features([shown[n] for n in at]), len(shown), chunk, device)
+        asked = lambda at: retriever.query_features([shown[plan.query[n]] for n in at], [plan.texts[n] for n in at])  # noqa: E731
+        queries, back_queries = encoded(asked, len(plan.texts), chunk, device)
+        tasks.train.fit.contrast_of(params.train, retriever.model, plan, device, is_joint=True)(images, queries).total.backward()
+        back_images(images.grad)
+        back_queries(queries.grad)
+        return {n: p.grad.clone() for n, p in retriever.model.named_parameters() if p.grad is not None}
+
+    whole = gradients(None)
+    assert len(whole) > 20 and all(".lora_" in n for n in whole)
+    for chunk in (1, 3):
+        for parameter_name, gradient in gradients(chunk).items():
+            assert torch.allclose(whole[parameter_name], gradient, rtol=1e-3, atol=1e-5), parameter_name
+
+
+@pytest.mark.parametrize("option", [{"cache_chunk": 3}, {"gradient_checkpointing": True}, {"decode_workers": 2}])
+def test_what_saves_memory_or_time_changes_no_course(folders: dict[str, Path], store: Store, option: dict[str, object]):
+    _, _, plain = fitted(params_of(folders["qwen3_vl"]), store)
+    _, _, other = fitted(params_of(folders["qwen3_vl"], **option), store)
+    assert [p["loss"] for p in other] == pytest.approx([p["loss"] for p in plain], abs=1e-3)
+
+
+def test_a_run_that_died_goes_on_with_the_same_weights_from_a_checkpoint_of_adapters(folders: dict[str, Path], store: Store, monkeypatch: pytest.MonkeyPatch):
+    params = params_of(folders["qwen2_vl"], steps=4)
+    files = ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+    tasks.train.stage.run(params, store)
+    whole = [store.folder("models", "candidate", name).read_bytes() for name in files]
+    told = store.folder("reports", "training.json").read_bytes()
+    note = Course.note
+
+    def dying(self: Course, step: int, *rest: object, **keywords: object) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        note(self, step, *rest, **keywords)
+
+    monkeypatch.setattr(Course, "note", dying)
+    with pytest.raises(KeyboardInterrupt):
+        tasks.train.stage.run(params, store)
+    monkeypatch.setattr(Course, "note", note)
+    (kept,) = store.folder(".run", "train").glob("checkpoint-*")
+    saved = {name for path in kept.glob("*.safetensors") for name in load_file(path)}
+    assert saved and all(".lora_" in name for name in saved), "the base's weights are in no checkpoint"
+    tasks.train.stage.run(params, store)
+    assert [store.folder("models", "candidate", name).read_bytes() for name in files] == whole
+    assert store.folder("reports", "training.json").read_bytes() == told
+
+
+def test_without_adapters_all_weights_are_trained(folders: dict[str, Path], store: Store):
+    retriever, before, _ = fitted(params_of(folders["llava_next"], lora=None, steps=2, learning_rate=1e-3), store)
+    changed = {n for n, p in retriever.model.named_parameters() if not torch.equal(p, before[n])}
+    assert {"model.vision_tower.embeddings.patch_embedding.weight", "model.language_model.embed_tokens.weight", "model.image_newline"} <= changed
+    assert "lm_head.weight" not in changed
+
+
+def test_trained_and_evaluated_by_the_stages(folders: dict[str, Path], store: Store):
+    """From triplets to scores: held-out triplets, the base, the candidate, each composed, by picture and by text."""
+    params = params_of(folders["llava_next"], held_out_share=0.3, steps=2)
+    report = tasks.train.stage.run(params, store)
+    recipe = json.loads(store.folder("reports", "training.json").read_text())["recipe"]
+    assert recipe["lora"] == {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"} and report.figures["loss"] > 0
+    tasks.evaluate.stage.run(params, store)
+    found = json.loads(store.folder("reports", "evaluation.json").read_text())
+    assert found["revisions"]["base"] != found["revisions"]["finetuned"]
+    for model in ("base", "finetuned"):
+        assert set(found["metrics"][model]) == {"composed", "image_only", "text_only"}
+    base, tuned = load_retriever(str(folders["llava_next"]), device="cpu"), load_retriever(str(store.folder("models", "candidate")), device="cpu")
+    assert np.abs(base.encode(pictures(2), TEXTS[:2]) - tuned.encode(pictures(2), TEXTS[:2])).max() > 1e-4
+
+
+def test_the_evaluator_asks_for_whole_queries(folders: dict[str, Path], store: Store):
+    """Each query's row is that of its picture and text together, its halves are queries too, candidates are asked as candidates."""
+    retriever = load_retriever(str(folders["qwen2_vl"]), device="cpu")
+    shown = dict(zip("ab", pictures(2), strict=True))
+    reads = []
+
+    def read(key: str) -> Image:
+        reads.append(key)
+        return shown[key]
+
+    embedder = retriever.embedder(read, 2)
+    embedder.prepare(["a", "b"], TEXTS)
+    rows = embedder.rows([("a", TEXTS[0]), ("b", ""), (None, TEXTS[1]), (None, ""), ("a", TEXTS[0])], "query")
+    assert np.allclose(rows[0], retriever.encode([shown["a"]], TEXTS[:1])[0], atol=1e-5) and np.array_equal(rows[0], rows[4])
+    assert np.allclose(rows[1], retriever.encode([shown["b"]], role="query")[0], atol=1e-5)
+    assert np.allclose(rows[2], retriever.encode(texts=[TEXTS[1]], role="query")[0], atol=1e-5) and not rows[3].any()
+    assert np.allclose(embedder.rows([("b", "")], "candidate")[0], retriever.encode([shown["b"]])[0], atol=1e-5)
+    count = len(reads)
+    embedder.rows([("b", ""), ("b", "")], "candidate")
+    assert len(reads) == count, "what is known is not encoded again"
+
+
+def test_recipes_that_do_not_suit_the_type_are_refused_with_the_next_step(folders: dict[str, Path], tmp_path: Path):
+    clip, mllm = (load_retriever(str(f), device="cpu") for f in (save_narrow_clip(tmp_path / "clip"), folders["qwen3_vl"]))
+    config = params_of(folders["qwen3_vl"]).train
+    with pytest.raises(ConfigError, match="no tower can be locked; set it to 0"):
+        tasks.train.fit.adapt(mllm, config.model_copy(update={"locked_steps": 5}), 0)
+    with pytest.raises(ConfigError, match="is a CLIP, which is trained as a whole"):
+        tasks.train.fit.adapt(clip, config, 0)
+    with pytest.raises(ConfigError, match="'train.lora' and 'train.shard_weights' do not go together"):
+        tasks.train.fit.adapt(mllm, config.model_copy(update={"shard_weights": True}), 0)
+    tasks.train.fit.adapt(clip, config.model_copy(update={"lora": None}), 0)
+    assert not mllm.is_adapted

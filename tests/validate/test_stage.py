@@ -1,0 +1,124 @@
+"""The gates, on tables made by hand: what they stop, what they let through, what they tell."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks.config import Params, load_params, overlay, read_raw, resolve
+from tasks.errors import ConfigError, DataError
+from tasks.records import StageReport
+from tasks.store import Store
+from tasks.validate import rows
+from tasks.validate import stage as validate
+from tests.publish.fakes import fill, gates
+
+
+@pytest.fixture
+def root(tmp_path: Path, project: Path) -> Path:
+    """A folder as open_run leaves it, without git."""
+    shutil.copytree(project / "expectations", tmp_path / "expectations")
+    resolved = overlay(resolve(read_raw(project / "params.yaml"), "test"), {"open_run": {"date": "2026-11-16", "batch": "2026.11.16"}})
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(resolved))
+    return tmp_path
+
+
+def report(root: Path, table: str) -> dict:
+    return json.loads((root / "reports" / "validation" / f"{table}.json").read_text())
+
+
+def test_good_tables_pass_and_data_docs_are_built(root: Path):
+    fill(root, range(0, 6))
+    reports = gates(root)
+    assert [r.new for r in reports] == [6, 4, 3]
+    assert reports[1].figures["pairs_median_caption_cosine_new"] == pytest.approx(0.30)
+    assert all(report(root, t)["is_valid"] for t in ("images", "pairs", "triplets"))
+    assert (root / "reports/data_docs/index.html").exists()
+    assert Store(root).read(root / "data/quarantine/triplets/2026.11.16.parquet", "quarantine").num_rows == 0
+
+
+def test_an_empty_week_is_green_even_with_floors(root: Path):
+    raw = yaml.safe_load((root / "params.yaml").read_text())
+    raw["validate"]["images"]["rows_min"] = 100
+    (root / "params.yaml").write_text(yaml.safe_dump(raw))
+    assert [r.new for r in gates(root)] == [0, 0, 0]
+
+
+def test_a_flood_of_copies_stops_at_the_images_gate(root: Path):
+    params = fill(root, range(0, 6), copies=20)
+    with pytest.raises(DataError, match=r"gate 'images' holds batch 2026.11.16: duplicate_share: be between: observed 0.7"):
+        validate.run(params, Store(root), table="images")
+    failure = report(root, "images")["failures"][0]
+    assert (failure["observed"], failure["expected"]) == (pytest.approx(20 / 26), "at most 0.25")
+    assert len(failure["examples"]) == 5 and failure["examples"][0]["reason"] == "duplicate" and len(failure["examples"][0]["image_ids"]) == 1
+
+
+def test_an_encoder_that_mines_next_to_nothing_stops_at_the_pairs_gate(root: Path):
+    params = fill(root, range(0, 6))
+    for floor, lowest, is_held in ((0.1, 0.05, True), (0.1, 0.1, False), (0.0, 0.0, False)):
+        params = params.model_copy(update={"validate_": params.validate_.model_copy(update={"pairs": {**params.validate_.pairs, "encoder_yield_min": floor}})})
+        figures = {"yield_semantic": 9.5, "yield_pattern": lowest, "encoder_yield_lowest": lowest}
+        Store(root).write_report(StageReport("select", figures=figures))
+        if is_held:
+            with pytest.raises(DataError, match=r"encoder_yield_lowest: be between: observed 0.05, expected at least 0.1"):
+                validate.run(params, Store(root), table="pairs")
+        else:
+            assert validate.run(params, Store(root), table="pairs").figures["pairs_yield_pattern"] == lowest
+        assert report(root, "pairs")["figures"]["yield_semantic"] == 9.5  # logged beside the gate's verdict
+
+
+def change(root: Path, table: str, number: int, **values: object) -> Params:
+    """The table with one row changed."""
+    store = Store(root)
+    path = store.table_files(table)[0]
+    rows = store.read(path, table).to_pylist()
+    rows[number].update(values)
+    path.unlink()
+    store.write(path, rows, table)
+    return load_params(root / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "column"),
+    [
+        ("images", {"source_uri": "fake:/home/me/1.jpg"}, "source_uri"),
+        ("images", {"width_px": 4000}, "width_px"),
+        ("pairs", {"negative_image_ids": []}, "is_query_first_negative"),
+        ("pairs", {"target_image_id": "f" * 64}, "are_images_known"),
+        ("pairs", {"mined_by": []}, "encoders"),
+        ("triplets", {"instructions": ["a", "A "]}, "are_instructions_distinct"),
+        ("triplets", {"judge_target": [0.95, 0.2, 0.95]}, "lowest_judge_target"),
+        ("triplets", {"judge_negative": [0.1]}, "are_scores_whole"),
+    ],
+)
+def test_a_wrong_row_is_named_and_quarantined(table: str, values: dict, column: str, root: Path):
+    fill(root, range(0, 6))
+    params = change(root, table, 1, **values)
+    with pytest.raises(DataError, match=column):
+        validate.run(params, Store(root), table=table)  # type: ignore[arg-type]
+    key = rows.KEYS[table]
+    wrong = Store(root).read_table(table).column(key).to_pylist()[1]
+    quarantined = Store(root).read(root / f"data/quarantine/{table}/2026.11.16.parquet", "quarantine").to_pylist()
+    assert {q["key"] for q in quarantined if q["column"] == column} == {wrong}
+    failure = next(f for f in report(root, table)["failures"] if f["column"] == column)
+    assert failure["examples"][0]["key"] == wrong and failure["examples"][0]["image_ids"]
+
+
+def test_ids_of_an_earlier_version_do_not_come_again(root: Path):
+    fill(root, range(0, 6))
+    raw = yaml.safe_load((root / "params.yaml").read_text())
+    raw["open_run"].update(date="2026-11-23", batch="2026.11.23")
+    (root / "params.yaml").write_text(yaml.safe_dump(raw))
+    params = fill(root, range(5, 9))  # picture 5 a second time
+    with pytest.raises(DataError, match="is_known_before: be in set: observed 1 of 4 rows"):
+        validate.run(params, Store(root), table="images")
+
+
+def test_a_suite_that_asks_for_an_unknown_number_is_refused(root: Path):
+    params = fill(root, range(0, 6))
+    path = root / "expectations" / "images.json"
+    path.write_text(path.read_text().replace("rows_min", "rows_minimum"))
+    with pytest.raises(ConfigError, match="wants parameter 'rows_minimum'; known in validate.images"):
+        validate.run(params, Store(root), table="images")
