@@ -2,9 +2,9 @@
 
     python -m benchmarks.caption [--pairs 256] [--turns 3] [--no-vllm] [--vllm-python .venv-vllm/bin/python]
 
-Two pictures a request, the shipped tiny model, greedy, one thread, equal requests. The loop is transformers' own way: processor,
+Two images a request, the shipped tiny model, greedy, one thread, equal requests. The loop is transformers' own way: processor,
 generate, decode, one request after another. The judge's own loop generates its answer and parses it; ours reads P(yes) off the
-logits. Each turn draws pictures of its own and runs all in turn; what is told are medians, of ratios the median of the turns' ratios.
+logits. Each turn draws images of its own and runs all in turn; what is told are medians, of ratios the median of the turns' ratios.
 
 vLLM runs in an environment of its own (`make test-vllm`): offline in a process that prints its figures, the server started and asked from here,
 64 requests in flight; its CPU-seconds are those of all its processes and of the client. Where that environment is not there the figures are null, with the

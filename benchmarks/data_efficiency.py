@@ -10,14 +10,14 @@ CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a ru
 |---|---|
 | judged | a triplet of the version: mined pair, instructions that the judge let pass |
 | unjudged | a mined pair with every instruction that was written for it |
-| image_text | a picture and its caption, learnt from text to picture, as the image-text models do; beyond the version's pictures new ones are drawn |
-| random | two pictures drawn at random, with the instructions that the same captioner and writer give to them (`python -m tasks caption`) |
+| image_text | a image and its caption, learnt from text to image, as the image-text models do; beyond the version's images new ones are drawn |
+| random | two images drawn at random, with the instructions that the same captioner and writer give to them (`python -m tasks caption`) |
 
 All arms start from the same checkpoint and get the same steps (more only where one pass over many samples needs them), batch, rates and
-candidates' temperature; the text tower is trained on features of the locked picture tower (the recipe's first phase, LiT), so that
+candidates' temperature; the text tower is trained on features of the locked image tower (the recipe's first phase, LiT), so that
 sixty trainings fit a laptop. `--ablations` adds METHOD.md 1.2 in
-miniature at the largest size: negatives none / query picture / + mined, and pairs by each encoder alone, in twos, by all three; and, with as
-many samples each, judge on / off by shortcut filter on / off (only samples whose target neither text nor picture alone finds first). A run that
+miniature at the largest size: negatives none / query image / + mined, and pairs by each encoder alone, in twos, by all three; and, with as
+many samples each, judge on / off by shortcut filter on / off (only samples whose target neither text nor image alone finds first). A run that
 is done stands in <out>/runs.jsonl and is not done again. Writes <out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the
 mean and standard deviation of composed mAP@5 over the seeds, and for each N whether N judged triplets beat `factor` x N image-text pairs.
 """
@@ -45,13 +45,13 @@ import yaml
 
 from tasks.config import Params, load_params
 from tasks.evaluate.benchmarks import read_benchmark
-from tasks.evaluate.retrieval import picture_features
+from tasks.evaluate.retrieval import image_features
 from tasks.evaluate.scores import measure
 from tasks.judge import shortcuts
 from tasks.models.retrievers.clip import Retriever
 from tasks.names import stable_id
 from tasks.sample.phrases import web_caption
-from tasks.sample.scenes import Scene, family, picture_of
+from tasks.sample.scenes import Scene, family, image_of
 from tasks.store import Store
 from tasks.store.vectors import unit_rows
 from tasks.train.fit import rate_at
@@ -73,14 +73,14 @@ class Sample:
     texts: tuple[str, ...]
     negatives: tuple[str, ...] = ()
     mined_by: tuple[str, ...] = ()
-    is_shortcut: bool = False  # text or picture alone finds the target (tasks/judge/shortcuts.py)
+    is_shortcut: bool = False  # text or image alone finds the target (tasks/judge/shortcuts.py)
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------
 
 
 def triplet_samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
-    """Rows with query, target, negatives and instructions as samples; the query picture is no mined negative."""
+    """Rows with query, target, negatives and instructions as samples; the query image is no mined negative."""
     return [
         Sample(
             r["query_image_id"],
@@ -100,11 +100,11 @@ def written_pairs(store: Store) -> list[Sample]:
 
 
 def with_shortcuts(samples: Sequence[Sample], vectors: Mapping[str, np.ndarray], texts: np.ndarray) -> list[Sample]:
-    """The samples, each marked where one modality alone finds its target among all pictures.
+    """The samples, each marked where one modality alone finds its target among all images.
 
     Args:
         samples: triplets.
-        vectors: image id -> (d,) unit row, of every picture.
+        vectors: image id -> (d,) unit row, of every image.
         texts: (m, d), a unit row per instruction, sample by sample.
     """
     rows = [{"query_image_id": s.query, "target_image_id": s.target, "instructions": s.texts} for s in samples]
@@ -116,7 +116,7 @@ def random_pairs(store: Store, params: Params, count: int, folder: Path) -> list
     """Random pairs with instructions, by the caption stage on a root of its own; kept in `folder`, written once.
 
     Args:
-        store: whose pictures are paired.
+        store: whose images are paired.
         params: the caption stage's.
         count: pairs asked for; some drop out, as in any run.
         folder: <out>/random.
@@ -135,10 +135,10 @@ def random_pairs(store: Store, params: Params, count: int, folder: Path) -> list
         changed["open_run"] |= {"batch": batch, "date": "2026-01-01"}
         (root / "params.yaml").write_text(yaml.safe_dump(changed))
         rng = random.Random(0)
-        pictures = sorted(store.read_table("images", ["image_id"])["image_id"].to_pylist())
+        images = sorted(store.read_table("images", ["image_id"])["image_id"].to_pylist())
         drawn: dict[tuple[str, str], None] = {}
         while len(drawn) < count:
-            query, target = rng.sample(pictures, 2)
+            query, target = rng.sample(images, 2)
             drawn[query, target] = None
         rows = [
             {
@@ -148,7 +148,7 @@ def random_pairs(store: Store, params: Params, count: int, folder: Path) -> list
                 "target_image_id": target,
                 "mined_by": [],
                 "rank": 0,
-                "negative_image_ids": [query, *rng.sample(pictures, 4)],
+                "negative_image_ids": [query, *rng.sample(images, 4)],
                 "negative_similarity": [0.0] * 5,
             }
             for query, target in drawn
@@ -163,12 +163,12 @@ def random_pairs(store: Store, params: Params, count: int, folder: Path) -> list
 
 
 def image_text_pairs(store: Store, count: int, drawn: dict[str, Scene]) -> list[Sample]:
-    """Pictures with their captions: the version's own, then new scenes of the sample world until there are `count`.
+    """Images with their captions: the version's own, then new scenes of the sample world until there are `count`.
 
     Args:
         store: the version.
         count: pairs wanted.
-        drawn: scenes of the new pictures are put in here.
+        drawn: scenes of the new images are put in here.
     """
     samples = [Sample(None, image_id, (caption,)) for image_id, caption in sorted(store.captions().items())]
     rng = random.Random("image-text")
@@ -196,18 +196,18 @@ def fit_texts(
     negatives: str,
     seed: int,
 ) -> float:
-    """Train the text tower in place, the picture tower locked; returns the last step's loss.
+    """Train the text tower in place, the image tower locked; returns the last step's loss.
 
     Args:
         retriever: its text tower is changed.
         samples: at least one; a batch is drawn without repeats.
-        raw: picture -> (d,) raw feature.
+        raw: image -> (d,) raw feature.
         steps: a count.
         batch: samples in one step, a count; all of them where there are fewer.
         rate: peak learning rate.
         warmup: steps.
         temperature: of the softmax.
-        negatives: candidates beside the batch's targets: "none", "query" (the batch's query pictures), "mined" (and its mined negatives).
+        negatives: candidates beside the batch's targets: "none", "query" (the batch's query images), "mined" (and its mined negatives).
         seed: of batches and texts.
     """
     model, rng = retriever.model, random.Random(seed)
@@ -225,19 +225,19 @@ def fit_texts(
             shown |= dict.fromkeys(s.query for s in part if s.query is not None)
         if negatives == "mined":
             shown |= dict.fromkeys(i for s in part for i in s.negatives)
-        place = {picture: n for n, picture in enumerate(shown)}
-        pictures = torch.stack([raw[picture] for picture in shown])
+        place = {image: n for n, image in enumerate(shown)}
+        images = torch.stack([raw[image] for image in shown])
         texts = retriever.text_features([rng.choice(s.texts) for s in part]).float()
-        queries = torch.stack([raw[s.query] if s.query is not None else torch.zeros_like(pictures[0]) for s in part]) + texts
+        queries = torch.stack([raw[s.query] if s.query is not None else torch.zeros_like(images[0]) for s in part]) + texts
         positive = torch.tensor([place[s.target] for s in part])
-        # the position of the query picture only feeds a figure; where it is no candidate the target's stands in
+        # the position of the query image only feeds a figure; where it is no candidate the target's stands in
         own = torch.tensor([place.get(s.query or s.target, place[s.target]) for s in part])
         loss = info_nce(
             F.normalize(queries, dim=-1),
-            F.normalize(pictures, dim=-1),
-            picture_ids=torch.arange(len(pictures)),
+            F.normalize(images, dim=-1),
+            image_ids=torch.arange(len(images)),
             positive=positive,
-            query_picture=own,
+            query_image=own,
             temperature=temperature,
         )
         for group in optimizer.param_groups:
@@ -251,19 +251,19 @@ def fit_texts(
     return last
 
 
-class Pictures:
-    """Raw features of the locked picture tower, each picture encoded once for all trainings."""
+class Images:
+    """Raw features of the locked image tower, each image encoded once for all trainings."""
 
     def __init__(self, retriever: Retriever, store: Store, drawn: Mapping[str, Scene]) -> None:
         self.retriever, self.store, self.drawn = retriever, store, drawn
         self.raw: dict[str, torch.Tensor] = {}
 
-    def add(self, pictures: Sequence[str]) -> None:
+    def add(self, images: Sequence[str]) -> None:
         """Encode what is not encoded yet."""
-        todo = [p for p in dict.fromkeys(pictures) if p not in self.raw]
+        todo = [p for p in dict.fromkeys(images) if p not in self.raw]
         for start in range(0, len(todo), 128):
             part = todo[start : start + 128]
-            rows = self.retriever.raw_images([picture_of(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in part])
+            rows = self.retriever.raw_images([image_of(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in part])
             self.raw |= dict(zip(part, torch.from_numpy(rows), strict=True))
 
 
@@ -408,11 +408,11 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     if "image_text" in wanted:
         pools["image_text"] = image_text_pairs(store, max(j.size for j in jobs if j.arm == "image_text"), drawn)
     settings = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "warmup": args.warmup, "temperature": args.temperature}
-    pictures = Pictures(base, store, drawn)
+    images = Images(base, store, drawn)
     if "filters" in args.ablations:
         known = store.read_table("images", ["image_id"])["image_id"].to_pylist()
-        pictures.add(known)
-        vectors = dict(zip(known, unit_rows(torch.stack([pictures.raw[i] for i in known]).numpy()), strict=True))
+        images.add(known)
+        vectors = dict(zip(known, unit_rows(torch.stack([images.raw[i] for i in known]).numpy()), strict=True))
         for arm in ("judged", "unjudged"):
             pools[arm] = with_shortcuts(pools[arm], vectors, base.encode(texts=[t for s in pools[arm] for t in s.texts]))
         cell = min(sum(not s.is_shortcut for s in pools[arm]) for arm in ("judged", "unjudged"))
@@ -421,17 +421,17 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     log = out / "runs.jsonl"
     runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {r["key"] for r in runs if r["settings"] == same}
-    gallery = picture_features(base, benchmark, 128)
-    base_scores = measure(base, benchmark, 128, pictures=gallery)
+    gallery = image_features(base, benchmark, 128)
+    base_scores = measure(base, benchmark, 128, images=gallery)
     for n, job in enumerate(jobs):
         if job.key in done:
             continue
         samples = samples_of(job, pools)
-        pictures.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
+        images.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
         retriever = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
         steps = max(args.steps, math.ceil(len(samples) / args.batch))  # whoever has many samples sees each of them once
-        loss = fit_texts(retriever, samples, pictures.raw, negatives=job.negatives, seed=job.seed, **(settings | {"steps": steps}))
-        scores = measure(retriever, benchmark, 128, pictures=gallery)
+        loss = fit_texts(retriever, samples, images.raw, negatives=job.negatives, seed=job.seed, **(settings | {"steps": steps}))
+        scores = measure(retriever, benchmark, 128, images=gallery)
         row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "label": job.label}
         row |= {"samples": len(samples), "steps": steps, "loss": loss, "settings": same, **{half: scores[half][METRIC] for half in scores}}
         runs.append(row)

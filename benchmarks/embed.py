@@ -1,23 +1,23 @@
-"""Decoding, preparing and encoding pictures: ours against the stock Hugging Face way, one core or one GPU.
+"""Decoding, preparing and encoding images: ours against the stock Hugging Face way, one core or one GPU.
 
     python -m benchmarks.embed [--photos ../shared/photos] [--images 400] [--side 224] [--model tasks/sample/checkpoints/clip]
                                [--max-side 512 0 1024] [--arithmetic float32 bfloat16 int8] [--shape clip-b32] [--no-preparation] [--no-towers]
     python -m benchmarks.embed --device cuda --shape clip-l14 dinov2-l [--readers 14] [--images 4096]
 
 Preparation: JPEG bytes to the tower's float pixels, CPU-seconds of one thread - Pillow and the processor (CLIP's defaults at --side) against
-tasks/models/encoders/preprocess.py - the two in turns, best of five each. Pictures: photographs of a folder, stored as ingest stores them (JPEG, quality 95,
+tasks/models/encoders/preprocess.py - the two in turns, best of five each. Images: photographs of a folder, stored as ingest stores them (JPEG, quality 95,
 at most --max-side px; the photographs' own size for 0, enlarged to it where it is larger), else scenes of the sample world, enlarged; one row a size.
-Fidelity, on the trained weights of --model with its own processor: the cosine of both ways' embeddings picture by picture, beside it that of
-unrelated pictures, and how many of a picture's ten nearest are the same.
+Fidelity, on the trained weights of --model with its own processor: the cosine of both ways' embeddings image by image, beside it that of
+unrelated images, and how many of a image's ten nearest are the same.
 
 Towers on a CPU: a ViT-B/32 with random weights, float pixels to vectors, images per CPU-second of transformers' plain loop (as it comes: float32,
-sdpa, batches of 32) against `cpu_dtype`; the cosine is to the plain loop's, beside it the same on --model's trained weights with its pictures, with
+sdpa, batches of 32) against `cpu_dtype`; the cosine is to the plain loop's, beside it the same on --model's trained weights with its images, with
 the overlap of ten nearest.
 
 On a GPU: stored JPEGs to vectors, wall-clock seconds, loading included: a plain loop (open, processor, model, one after another) against
 `encode_in_batches` with `preprocess: fast` and --readers threads; random weights of the shape, both in bfloat16.
 
-The last line is JSON. Of the first size: n, pictures, side_px, stored_px, decode_images_per_cpu_s (the floor: JPEG decoding alone),
+The last line is JSON. Of the first size: n, images, side_px, stored_px, decode_images_per_cpu_s (the floor: JPEG decoding alone),
 stock_images_per_cpu_s, ours_images_per_cpu_s, ratio, model, cosine_min, cosine_mean, unrelated_cosine, top10_overlap, is_equal (cosine_min >= 0.999
 and top10_overlap >= 0.95); `sizes`: the same of every size; `towers`: shape, arithmetic, plain_images_per_s, ours_images_per_s, ratio, cosine_min,
 trained_cosine_min, trained_top10_overlap; `gpu`: shape, plain_images_per_s, ours_images_per_s, ratio, cosine_min; rss_mib.
@@ -53,26 +53,26 @@ def stored_photographs(folder: Path, count: int, max_side: int, enlarge: bool = 
 
 def stored_scenes(count: int, max_side: int, seed: int = 0) -> list[bytes]:
     """JPEG bytes of scenes of the sample world, their longer side `max_side` px."""
-    from tasks.sample.scenes import family, picture_of
+    from tasks.sample.scenes import family, image_of
 
     rng = random.Random(seed)
-    pictures: list[Image.Image] = []
-    while len(pictures) < count:
-        pictures += [picture_of(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", 6)]
-    return [_stored(p, max_side, enlarge=True) for p in pictures[:count]]
+    images: list[Image.Image] = []
+    while len(images) < count:
+        images += [image_of(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", 6)]
+    return [_stored(p, max_side, enlarge=True) for p in images[:count]]
 
 
-def _stored(picture: Image.Image, max_side: int, enlarge: bool = False) -> bytes:
-    scale = max_side / max(picture.size) if max_side else 1.0
+def _stored(image: Image.Image, max_side: int, enlarge: bool = False) -> bytes:
+    scale = max_side / max(image.size) if max_side else 1.0
     if scale < 1 or enlarge:
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=95)
+    image.save(out, "JPEG", quality=95)
     return out.getvalue()
 
 
 def opened(content: bytes) -> Image.Image:
-    """As the store opens a picture."""
+    """As the store opens a image."""
     return Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")).convert("RGB")
 
 
@@ -129,7 +129,7 @@ def nearest(vectors: np.ndarray, count: int) -> list[set[int]]:
 
 
 def compared(exact: np.ndarray, ours: np.ndarray) -> dict[str, float]:
-    """Two ways' unit rows of the same pictures."""
+    """Two ways' unit rows of the same images."""
     exact, ours = exact.astype(np.float64), ours.astype(np.float64)
     same = (exact * ours).sum(axis=1)
     k = min(10, len(exact) - 1)
@@ -159,7 +159,7 @@ def fidelity(contents: Sequence[bytes], model: str) -> dict[str, float]:
 
 
 def loaded(model: str, **settings: Any) -> Any:
-    """The product's own encoder of pictures."""
+    """The product's own encoder of images."""
     from tasks.config import EncoderConfig
     from tasks.models.encoders.transformers_encoder import TransformersEncoder
 
@@ -219,12 +219,12 @@ def cpu_towers(shape: str, arithmetics: Sequence[str], contents: Sequence[bytes]
     from tasks.store.vectors import unit_rows
 
     rows = []
-    pictures = [opened(c) for c in contents]
-    trained = encoded(pictures, loaded(model).encode_images)
+    images = [opened(c) for c in contents]
+    trained = encoded(images, loaded(model).encode_images)
     with tempfile.TemporaryDirectory() as folder:
         name = random_tower(shape, Path(folder))
         stock = AutoModel.from_pretrained(name).eval()
-        pixels = loaded(name).front(images=pictures[:BATCH], return_tensors="pt")["pixel_values"]
+        pixels = loaded(name).front(images=images[:BATCH], return_tensors="pt")["pixel_values"]
 
         def plain() -> np.ndarray:
             with torch.inference_mode():
@@ -237,7 +237,7 @@ def cpu_towers(shape: str, arithmetics: Sequence[str], contents: Sequence[bytes]
                 return np.asarray(encoder.arithmetic.checked(encoder._encode_pixels, pixels, name))
 
             stock_s, ours_s = cpu_seconds([plain, ours])
-            same = compared(trained, encoded(pictures, loaded(model, cpu_dtype=arithmetic).encode_images))
+            same = compared(trained, encoded(images, loaded(model, cpu_dtype=arithmetic).encode_images))
             row = {
                 "shape": shape,
                 "arithmetic": arithmetic,
@@ -259,7 +259,7 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
-    from tasks.embed.stage import _Pictures, encode_in_batches
+    from tasks.embed.stage import _Images, encode_in_batches
     from tasks.store.vectors import unit_rows
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -278,7 +278,7 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
 
     def ours(some: Sequence[bytes]) -> np.ndarray:
         index = [str(n) for n in range(len(some))]
-        return encode_in_batches(_Pictures(index, lambda n: encoder.preparation.prepare(some[int(n)])), encoder.encode_prepared, batch, None, readers)[0]
+        return encode_in_batches(_Images(index, lambda n: encoder.preparation.prepare(some[int(n)])), encoder.encode_prepared, batch, None, readers)[0]
 
     seconds, vectors = [], []
     for way in (plain, ours):
@@ -301,7 +301,7 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
 
 
 def preparation_row(args: argparse.Namespace, max_side: int) -> tuple[dict[str, Any], list[bytes]]:
-    """One size's speed and fidelity, and its pictures."""
+    """One size's speed and fidelity, and its images."""
     is_real = args.photos.is_dir()
     contents = stored_photographs(args.photos, args.images, max_side, max_side > 512) if is_real else stored_scenes(args.images, max_side or 512)
     if args.no_preparation:
@@ -310,7 +310,7 @@ def preparation_row(args: argparse.Namespace, max_side: int) -> tuple[dict[str, 
     found = fidelity(contents, args.model)
     row = {
         "n": len(contents),
-        "pictures": "photographs" if is_real else "scenes",
+        "images": "photographs" if is_real else "scenes",
         "side_px": args.side,
         "stored_px": max_side or max(opened(contents[0]).size),
         "stored_kib": round(sum(map(len, contents)) / len(contents) / 1024, 1),
@@ -332,12 +332,12 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--side", type=int, default=224, help="of the tower's input, px")
-    parser.add_argument("--max-side", type=int, nargs="+", default=[512, 1024], help="of a stored picture, px (ingest.max_side_px)")
+    parser.add_argument("--max-side", type=int, nargs="+", default=[512, 1024], help="of a stored image, px (ingest.max_side_px)")
     parser.add_argument("--model", default="tasks/sample/checkpoints/clip", help="trained weights that the fidelity is shown on")
     parser.add_argument("--arithmetic", nargs="+", default=["int8"], choices=["float32", "bfloat16", "int8"])
     parser.add_argument("--shape", nargs="+", default=["clip-b32"], choices=["clip-b32", "clip-l14", "dinov2-l", "tiny"])
     parser.add_argument("--device", default="cpu", help="cuda: the whole way on a GPU")
-    parser.add_argument("--readers", type=int, default=1, help="threads that prepare pictures, with --device")
+    parser.add_argument("--readers", type=int, default=1, help="threads that prepare images, with --device")
     parser.add_argument("--batch", type=int, default=256, help="images in one call, with --device")
     parser.add_argument("--whole-way", action="store_true", help="stored bytes to vectors, as with --device cuda, on a CPU")
     parser.add_argument("--no-preparation", action="store_true")
@@ -348,9 +348,9 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     torch.set_num_threads(1)
     sizes, contents = [], []
     for max_side in args.max_side:
-        row, pictures = preparation_row(args, max_side)
+        row, images = preparation_row(args, max_side)
         sizes += [row] if row else []
-        contents = contents or pictures
+        contents = contents or images
     figures: dict[str, object] = {**(sizes[0] if sizes else {}), "sizes": sizes}
     if args.device != "cpu" or args.whole_way:
         while len(contents) < args.images:  # the folder has fewer: they come again

@@ -1,4 +1,4 @@
-"""img2dataset's own Resizer and WebDataset writer over pictures in memory; run by benchmarks/ingest.py with the Python of .venv-peers.
+"""img2dataset's own Resizer and WebDataset writer over images in memory; run by benchmarks/ingest.py with the Python of .venv-peers.
 
     .venv-peers/bin/python benchmarks/img2dataset_peer.py FOLDER OUT [--repeats N]
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--repeats", type=int, default=1)
     args = parser.parse_args()
-    pictures = [(path.stem, path.read_bytes()) for path in sorted(args.folder.glob("*.jpg"))]
+    images = [(path.stem, path.read_bytes()) for path in sorted(args.folder.glob("*.jpg"))]
     schema = pa.schema([("key", pa.string()), ("url", pa.string()), ("width", pa.int32()), ("height", pa.int32())])
     times = []
     for _ in range(args.repeats):
@@ -39,7 +39,7 @@ def main() -> None:
         start = time.process_time()
         resize = Resizer(image_size=512, resize_mode="keep_ratio_largest", resize_only_if_bigger=True)  # all else at its default
         writer = WebDatasetSampleWriter(0, str(args.out), True, 5, schema, "jpg")
-        for key, content in pictures:
+        for key, content in images:
             stored, width, height, _, _, error = resize(io.BytesIO(content))
             if error is not None:
                 raise SystemExit(f"img2dataset: {key}: {error}")
@@ -47,7 +47,7 @@ def main() -> None:
         writer.close()
         times.append(time.process_time() - start)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"images": len(pictures), "cpu_s": min(times), "rss_mib": round(peak_mib, 1), "version": importlib.metadata.version("img2dataset")}))
+    print(json.dumps({"images": len(images), "cpu_s": min(times), "rss_mib": round(peak_mib, 1), "version": importlib.metadata.version("img2dataset")}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a week costs: mine and select of 1% more pictures against the build of all, CPU-seconds, through the stages themselves.
+"""What a week costs: mine and select of 1% more images against the build of all, CPU-seconds, through the stages themselves.
 
     python -m benchmarks.incremental [--n 300000] [--share 0.01] [--vectors clustered|scenes] [--neighbours 12] [--folder .run/benchmarks] [--keep FOLDER]
 
-One encoder, one thread, a store in a temporary folder: the first batch brings n pictures, the second `share` x n more. With --keep the store lies in
+One encoder, one thread, a store in a temporary folder: the first batch brings n images, the second `share` x n more. With --keep the store lies in
 FOLDER, with the seconds of each finished stage beside it: a run that is cut off goes on with the stage that it was in, from that stage's start. Quotas are
 the benchmark's own (two pairs a query, three a target), so that its figures do not move with params.yaml. Checked: of 2,000
-pictures, old and new, the k nearest over both batches' tables are those of a search from scratch, and the first batch's files are as they were.
+images, old and new, the k nearest over both batches' tables are those of a search from scratch, and the first batch's files are as they were.
 
 The last line is JSON: n, dims, full_cpu_s, increment_cpu_s, share (increment / full), is_equal, and the parts mine and select of both, rss_mib.
 """
@@ -30,7 +30,7 @@ from tasks.records import StageReport
 from tasks.store import Store
 
 BATCHES = ("2026.01.04", "2026.01.11")
-SHARD = 10_000  # pictures
+SHARD = 10_000  # images
 
 
 def params_of(batch: str, neighbours: int, low: float, high: float) -> Params:
@@ -47,7 +47,7 @@ def params_of(batch: str, neighbours: int, low: float, high: float) -> Params:
 
 
 def fill(store: Store, batch: str, vectors: np.ndarray, first: int) -> None:
-    """A batch's table of pictures and its vectors; ids look like the factory's, in no order."""
+    """A batch's table of images and its vectors; ids look like the factory's, in no order."""
     ids = [hashlib.blake2b(str(first + i).encode(), digest_size=12).hexdigest() for i in range(len(vectors))]
     shards = [f"{batch}-{i // SHARD:05d}.tar" for i in range(len(ids))]
     rows = [{"image_id": i, "batch": batch, "shard": s, "source_uri": "s", "license_code": "x"} for i, s in zip(ids, shards, strict=True)]
@@ -80,7 +80,7 @@ def measured(params: Params, store: Store, known: dict[str, float]) -> dict[str,
 
 
 def is_equal(store: Store, old: int, neighbours: int, low: float, high: float) -> bool:
-    """Whether the batches' tables together hold what a search from scratch finds, for 2,000 pictures, half of them of the first `old`."""
+    """Whether the batches' tables together hold what a search from scratch finds, for 2,000 images, half of them of the first `old`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,18 +1,18 @@
-"""Ingest against img2dataset on the same pictures in memory: images per CPU-second, quality, bytes, memory.
+"""Ingest against img2dataset on the same images in memory: images per CPU-second, quality, bytes, memory.
 
     python -m benchmarks.ingest [--images 200] [--repeats 3] [--folder .run/benchmarks] [--photos ../shared/photos] [--fitted] [--peer .venv-peers/bin/python]
 
-The pictures: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side by side in their own sharpness (enlarged ones would be soft and flatter any
-filter), or drawn ones where there is no folder of photographs. The taps of `resized_by_opencv` were fitted on pictures made of 320 of the photographs;
+The images: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side by side in their own sharpness (enlarged ones would be soft and flatter any
+filter), or drawn ones where there is no folder of photographs. The taps of `resized_by_opencv` were fitted on images made of 320 of the photographs;
 those are left out here, unless `--fitted` asks for them alone. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
 (benchmarks/img2dataset_peer.py), in an environment of its own: `python -m venv .venv-peers && .venv-peers/bin/pip install img2dataset`.
 
 Ours: what ingest does with each file's bytes: sha256 twice, limits, decode, check for damage, shrink, flags, perceptual hash, thumbnail, encode, search for
 copies, tar, row with provenance; settings of profile `production`, through a worker process as in a run, the CPU time of both counted. Also in one process,
-without the worker (`in_process`). Both are given the same pictures, alternate, and the fastest of `repeats` counts: noise only adds. PSNR: stored
-pictures against the fully decoded source shrunk by a float Lanczos filter, mean over pictures, dB.
+without the worker (`in_process`). Both are given the same images, alternate, and the fastest of `repeats` counts: noise only adds. PSNR: stored
+images against the fully decoded source shrunk by a float Lanczos filter, mean over images, dB.
 
-The last line is JSON: images, pictures, ours_images_per_cpu_s, in_process_images_per_cpu_s, img2dataset_images_per_cpu_s, ratio (ours / theirs),
+The last line is JSON: images, images, ours_images_per_cpu_s, in_process_images_per_cpu_s, img2dataset_images_per_cpu_s, ratio (ours / theirs),
 ratio_in_process, ours_psnr_db, img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker), img2dataset_rss_mib, img2dataset. Where the peer is not
 there, its keys and the ratios are null.
 """
@@ -42,25 +42,25 @@ from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import inspect, shards
 from tasks.ingest import stage as ingest
 from tasks.ingest.dedup import Corpus
-from tasks.ingest.normalize import Picture, Refusal, read_picture, stored_size
+from tasks.ingest.normalize import NormalizedImage, Refusal, read_image, stored_size
 from tasks.sources import Label, SourceFile
 from tasks.store import Store
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200))
 MAX_SIDE_PX = 512
 STEP = 37  # in which the photographs are mixed
-FITTED = 320  # of the mixed photographs: the taps were fitted on 20 pictures of up to 16 each
+FITTED = 320  # of the mixed photographs: the taps were fitted on 20 images of up to 16 each
 
 
 def drawn(seed: int) -> Image.Image:
-    """A picture of blobs and texture, where there are no photographs."""
+    """A image of blobs and texture, where there are no photographs."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((400, 300), Image.Resampling.BICUBIC)
     return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 8, (300, 400, 1)), 0, 255).astype(np.uint8))
 
 
 def shuffled(photos: Sequence[Path], *, is_fitted: bool) -> list[Path]:
-    """The photographs that a benchmark's pictures are made of, mixed.
+    """The photographs that a benchmark's images are made of, mixed.
 
     Args:
         photos: in order of path.
@@ -70,7 +70,7 @@ def shuffled(photos: Sequence[Path], *, is_fitted: bool) -> list[Path]:
     return mixed[:FITTED] if is_fitted or len(mixed) <= FITTED else mixed[FITTED:]
 
 
-def make_pictures(folder: Path, images: int, photos: Sequence[Path]) -> None:
+def make_images(folder: Path, images: int, photos: Sequence[Path]) -> None:
     """Write the sources, once; made of these photographs, or drawn where there are none."""
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(images):
@@ -91,7 +91,7 @@ def make_pictures(folder: Path, images: int, photos: Sequence[Path]) -> None:
 
 
 def mean_psnr(sources: dict[str, bytes], stored: dict[str, bytes]) -> float:
-    """Mean PSNR of the stored pictures against a float Lanczos reference, dB."""
+    """Mean PSNR of the stored images against a float Lanczos reference, dB."""
     values = []
     for name, content in stored.items():
         source = Image.open(io.BytesIO(sources[name])).convert("RGB")
@@ -103,17 +103,17 @@ def mean_psnr(sources: dict[str, bytes], stored: dict[str, bytes]) -> float:
 
 
 class InProcess:
-    """Stands where PictureWorkers stands: the same function, without the process around it."""
+    """Stands where ImageWorkers stands: the same function, without the process around it."""
 
     def __init__(self, rules: Any) -> None:
         self.rules = rules
 
-    def read(self, content: bytes, *, is_named_picture: bool) -> Picture | Refusal:
-        return read_picture(content, is_named_picture=is_named_picture, rules=self.rules)
+    def read(self, content: bytes, *, is_named_image: bool) -> NormalizedImage | Refusal:
+        return read_image(content, is_named_image=is_named_image, rules=self.rules)
 
 
 def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> dict[str, bytes]:
-    """What `ingest.take` does with each file, reading left out; returns the stored pictures.
+    """What `ingest.take` does with each file, reading left out; returns the stored images.
 
     Raises:
         SystemExit: one of them was refused.
@@ -126,15 +126,15 @@ def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> 
     for name, content in sources.items():
         file = SourceFile(f"memory:{name}", "", Label("a photograph"), "CC0-1.0", "", reader=lambda _, c=content: c)  # type: ignore[misc]
         looked = inspect.look_at(file, config, workers, corpus.by_source)
-        picture = looked.result
-        if not isinstance(picture, Picture):
-            raise SystemExit(f"ingest: {name}: {picture}")
-        image_id = hashlib.sha256(picture.content).hexdigest()
-        corpus.copy_of(looked.sha256, image_id, picture)
-        shard, offset = writer.add(image_id, picture.content, ingest.facts_of(file, image_id))
-        corpus.add(looked.sha256, image_id, picture)
+        image = looked.result
+        if not isinstance(image, NormalizedImage):
+            raise SystemExit(f"ingest: {name}: {image}")
+        image_id = hashlib.sha256(image.content).hexdigest()
+        corpus.copy_of(looked.sha256, image_id, image)
+        shard, offset = writer.add(image_id, image.content, ingest.facts_of(file, image_id))
+        corpus.add(looked.sha256, image_id, image)
         rows.append(ingest.image_row(looked, image_id, "2026.01.04", "2026-01-04", shard, offset))
-        stored[name] = picture.content
+        stored[name] = image.content
     writer.close()
     store.write(store.table_path("images", "2026.01.04"), rows, "images")
     return stored
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     photos = shuffled(found, is_fitted=args.fitted)
     kind = f"{len(photos)} of {len(found)} photographs, {'fitted' if args.fitted else 'held out'}" if photos else "drawn"
     folder = args.folder / f"ingest-{args.images}-{kind.rpartition(' ')[2] if photos else kind}"
-    make_pictures(folder, args.images, photos)
+    make_images(folder, args.images, photos)
     sources = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.jpg"))[: args.images]}
     print(f"{len(sources)} JPEGs, {kind}, {sum(map(len, sources.values())) / 1e6:.1f} MB", flush=True)
     params = parse_params(resolve(read_raw(Path("params.yaml")), "production"))
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     count = len(sources)
     figures: dict[str, Any] = {
         "images": count,
-        "pictures": kind,
+        "kind": kind,
         "ours_images_per_cpu_s": round(count / min(with_worker_s), 1),
         "in_process_images_per_cpu_s": round(count / min(alone_s), 1),
         "img2dataset_images_per_cpu_s": None,

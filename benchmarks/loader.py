@@ -1,18 +1,18 @@
-"""The loader alone against webdataset: triplets a CPU-second, of triplets that share pictures.
+"""The loader alone against webdataset: triplets a CPU-second, of triplets that share images.
 
     python -m benchmarks.loader [--dataset CLONE] [--side 224] [--batch 64] [--negatives 3] [--batches 6] [--turns 3]
 
-Both deliver the same triplets, in training order, with query, target and --negatives mined pictures: decoded to RGB, and also prepared for the tower
+Both deliver the same triplets, in training order, with query, target and --negatives mined images: decoded to RGB, and also prepared for the tower
 by the same stock processor at --side px.
-Ours: the trainer's own plans and tasks/train/loader.py: the distinct pictures of a batch, one pread each at its offset in the version's tars, decoded
+Ours: the trainer's own plans and tasks/train/loader.py: the distinct images of a batch, one pread each at its offset in the version's tars, decoded
 and prepared once.
-webdataset: a tar in which every triplet is a sample with its pictures inside, which is how webdataset reads (sequentially, no picture by its name);
-written in the very order in which it is read, no shuffle, `WebDataset(...).decode("pil")`, the query picture stored once though it is a negative too.
+webdataset: a tar in which every triplet is a sample with its images inside, which is how webdataset reads (sequentially, no image by its name);
+written in the very order in which it is read, no shuffle, `WebDataset(...).decode("pil")`, the query image stored once though it is a negative too.
 One process and one thread each, without webdataset's worker processes and their queues: workers multiply either rate. Best of the turns; sides alternate.
 
 The last line is JSON: batch, triplets, ours, webdataset, ratio (triplets a CPU-second, decoded to RGB), prepared_ours, prepared_webdataset,
-prepared_ratio (decoded and prepared: mostly the processor's arithmetic, so nearly the ratio of the pictures), pictures_ours, pictures_webdataset
-(decoded, all batches), ours_bytes, webdataset_bytes (of the pictures, of the tar), is_equal (the same pixels, triplet by triplet).
+prepared_ratio (decoded and prepared: mostly the processor's arithmetic, so nearly the ratio of the images), images_ours, images_webdataset
+(decoded, all batches), ours_bytes, webdataset_bytes (of the images, of the tar), is_equal (the same pixels, triplet by triplet).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SIDE_PX = 224
 
 
 class Processor:
-    """What the loader asks of a retriever: pictures as the tower takes them."""
+    """What the loader asks of a retriever: images as the tower takes them."""
 
     def __init__(self, side: int) -> None:
         from transformers import AutoImageProcessor
@@ -54,15 +54,15 @@ class Processor:
         return self.processor(images=list(images), return_tensors="pt")["pixel_values"]
 
     @staticmethod
-    def together(pictures: Sequence[Any]) -> Any:
+    def together(images: Sequence[Any]) -> Any:
         """(n, 3, side, side) of single ones."""
         import torch
 
-        return torch.stack(list(pictures))
+        return torch.stack(list(images))
 
 
 def members(plan: Plan, n: int) -> list[str]:
-    """Pictures of a batch's n-th triplet: query, target, mined negatives."""
+    """Images of a batch's n-th triplet: query, target, mined negatives."""
     target, query, *mined = (plan.shown[place] for place in plan.columns[n])
     return [query, target, *mined]
 
@@ -80,13 +80,13 @@ def write_samples(found: Sequence[Plan], store: Store, path: Path) -> int:
     return path.stat().st_size
 
 
-def samples(path: Path, pictures: int) -> Iterator[list[Any]]:
-    """The decoded pictures of each triplet, by webdataset."""
+def samples(path: Path, images: int) -> Iterator[list[Any]]:
+    """The decoded images of each triplet, by webdataset."""
     os.environ["WDS_SECURE"] = "1"  # else it unpickles what a tar calls .pkl
     import webdataset as wds
 
     for sample in wds.WebDataset(str(path), shardshuffle=False, empty_check=False).decode("pil"):
-        yield [sample[f"{k}.jpg"] for k in range(pictures)]
+        yield [sample[f"{k}.jpg"] for k in range(images)]
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -105,7 +105,7 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
     torch.set_num_threads(1)
     config = load_params("params.yaml").train.model_copy(update={"batch_triplets": batch, "negatives": negatives})
     examples, store, processor = examples_of(dataset, negatives), Store(dataset), Processor(side)
-    pictures = 2 + negatives
+    images = 2 + negatives
 
     def ours_plans() -> list[Plan]:
         return list(islice(plans([(examples, 1.0)], config, random.Random(0)), batches))
@@ -129,21 +129,21 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
 
         def theirs() -> None:
             waiting = []
-            for images in samples(path, pictures):
-                waiting.append(processor.pixels(images))
+            for sample in samples(path, images):
+                waiting.append(processor.pixels(sample))
                 if len(waiting) == batch:
                     torch.stack(waiting)
                     waiting = []
 
         def theirs_decode() -> None:
-            for _ in samples(path, pictures):
+            for _ in samples(path, images):
                 pass
 
         took: dict[str, list[float]] = {"prepared_ours": [], "prepared_webdataset": [], "ours": [], "webdataset": []}
         for _ in range(turns):
             for name, work_of in zip(took, (ours, theirs, ours_decode, theirs_decode), strict=True):
                 took[name].append(seconds_of(work_of))
-        first, stream = found[0], samples(path, pictures)
+        first, stream = found[0], samples(path, images)
         shown = dict(zip(first.shown, Pixels(store, processor, cache_bytes=0)(first.shown), strict=True))  # type: ignore[arg-type]
         equal = all(torch.equal(torch.stack([shown[i] for i in members(first, n)]), processor.pixels(next(stream))) for n in range(len(first.texts)))
     triplets = sum(len(p.texts) for p in found)
@@ -157,8 +157,8 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
         "prepared_ours": round(triplets / best["prepared_ours"], 1),
         "prepared_webdataset": round(triplets / best["prepared_webdataset"], 1),
         "prepared_ratio": round(best["prepared_webdataset"] / best["prepared_ours"], 2),
-        "pictures_ours": sum(len(p.shown) for p in found),
-        "pictures_webdataset": triplets * pictures,
+        "images_ours": sum(len(p.shown) for p in found),
+        "images_webdataset": triplets * images,
         "ours_bytes": sum(len(store.read_image_bytes(i)) for i in {i for p in found for i in p.shown}),
         "webdataset_bytes": size,
         "is_equal": equal,
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dataset", type=Path, help="a version; drawn triplets where absent")
     parser.add_argument("--side", type=int, default=SIDE_PX, help="of the tower's input, px")
     parser.add_argument("--batch", type=int, default=64, help="triplets")
-    parser.add_argument("--negatives", type=int, default=3, help="mined ones, beside the query picture")
+    parser.add_argument("--negatives", type=int, default=3, help="mined ones, beside the query image")
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args(argv)

@@ -52,12 +52,12 @@ def efficientnet_folder(folder: Path) -> str:
 def embedded(contents: list[bytes], model: str) -> np.ndarray:
     """(n, d) float16, as embed stores them."""
     from tasks.config import EncoderConfig
-    from tasks.embed.stage import _Pictures, encode_in_batches
+    from tasks.embed.stage import _Images, encode_in_batches
     from tasks.models.encoders.load import load_encoder
 
     encoder: Any = load_encoder(EncoderConfig(model=model, kind="image"), "cpu")
-    pictures = _Pictures([str(n) for n in range(len(contents))], lambda n: encoder.preparation.prepare(contents[int(n)]))
-    vectors, is_good = encode_in_batches(pictures, encoder.encode_prepared, BATCH)
+    images = _Images([str(n) for n in range(len(contents))], lambda n: encoder.preparation.prepare(contents[int(n)]))
+    vectors, is_good = encode_in_batches(images, encoder.encode_prepared, BATCH)
     assert is_good.all()
     return vectors
 
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
     parser.add_argument("--per-class", type=int, default=110)
-    parser.add_argument("--max-side", type=int, default=512, help="of a stored picture, px (ingest.max_side_px)")
+    parser.add_argument("--max-side", type=int, default=512, help="of a stored image, px (ingest.max_side_px)")
     parser.add_argument("--model", help="an encoder's folder or name instead")
     parser.add_argument("--neighbours", type=int, default=20)
     args = parser.parse_args(argv)

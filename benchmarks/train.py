@@ -3,11 +3,11 @@
     python -m benchmarks.train [--dataset CLONE] [--shape vit-b-32|tiny] [--batch 8] [--negatives 3] [--repeats 3] [--no-memory] [--no-loader]
 
 CLONE is a version (a clone of the demo's repository after `dvc pull`: `git clone .demo/origin.git CLONE`); without one, triplets of
-drawn families of the sample world. Batches come in training order from the trainer's own `plans`; each triplet has the query picture and
+drawn families of the sample world. Batches come in training order from the trainer's own `plans`; each triplet has the query image and
 --negatives mined ones as hard negatives (triplets that have fewer are left out, since the peer's columns are of one length).
 
-Both sides: one process, one thread, the same random weights of the shape, the same decoded pictures handed over; on the clock are the processor
-and the tokenizer, forward, loss, backward, clipping at 1.0 and AdamW. Ours encodes every distinct picture of a batch once and weighs it by its
+Both sides: one process, one thread, the same random weights of the shape, the same decoded images handed over; on the clock are the processor
+and the tokenizer, forward, loss, backward, clipping at 1.0 and AdamW. Ours encodes every distinct image of a batch once and weighs it by its
 copies (train.count_copies, which makes the loss the peer's). The peer is used as its documentation says: SentenceTransformer with the checkpoint
 that we publish, columns (anchor = {"image", "text"}, positive, negative_1, ..., negative_n) through its own `preprocess`, scale = 1 / temperature;
 its model encodes every column. Sides alternate, each batch is seen once by both. Seconds are CPU-seconds: on a shared machine wall time is others'.
@@ -16,7 +16,7 @@ Memory (Linux): of a child process, one step with gradient caching (train.cache_
 batch 2,048, since without caching no larger shape fits a laptop there. before_mib is what the process holds before the step (model and the batch's
 pixels), peak_mib the most during it; `ratio` is of the differences, which hold gradients and the optimiser's state too. Loader: benchmarks/loader.py.
 
-The last line is JSON: shape, batch, hard_negatives, repeats, threads, pictures, unique_pictures and total_pictures (means a batch; total is what the
+The last line is JSON: shape, batch, hard_negatives, repeats, threads, images, unique_images and total_images (means a batch; total is what the
 peer encodes), ours_samples_per_s, sentence_transformers_samples_per_s, ratio (medians over the batches), ratio_min, loss_difference (greatest over the
 steps), losses, is_equal (loss_difference < 1e-3), memory, loader_*, rss_mib.
 """
@@ -92,10 +92,10 @@ class Ours:
         self.optimizer = self.machine.prepare(optimizer_of(self.retriever.model, config, RATE))
         self.machine.towers.train()
 
-    def step(self, plan: Plan, pictures: dict[str, Any], number: int) -> tuple[float, float]:
+    def step(self, plan: Plan, images: dict[str, Any], number: int) -> tuple[float, float]:
         """Loss and seconds."""
         start = seconds()
-        pixels = self.retriever.pixels([pictures[i] for i in plan.shown])
+        pixels = self.retriever.pixels([images[i] for i in plan.shown])
         loss = take_step(self.machine, self.optimizer, plan, pixels, self.config, rate=RATE, step=number)
         return float(loss.total.detach()), seconds() - start
 
@@ -112,13 +112,13 @@ class Peer:
         self.optimizer = optimizer_of(self.model, config, RATE)
         self.loss.train()
 
-    def step(self, plan: Plan, pictures: dict[str, Any], number: int) -> tuple[float, float]:
+    def step(self, plan: Plan, images: dict[str, Any], number: int) -> tuple[float, float]:
         """Loss and seconds."""
         import torch
 
         start = seconds()
-        columns: list[list[Any]] = [[{"image": pictures[plan.shown[q]], "text": t} for q, t in zip(plan.query, plan.texts, strict=True)]]
-        columns += [[pictures[plan.shown[place]] for place in column] for column in zip(*plan.columns, strict=True)]  # positive, query picture, mined
+        columns: list[list[Any]] = [[{"image": images[plan.shown[q]], "text": t} for q, t in zip(plan.query, plan.texts, strict=True)]]
+        columns += [[images[plan.shown[place]] for place in column] for column in zip(*plan.columns, strict=True)]  # positive, query image, mined
         features = [self.model.preprocess(column) for column in columns]
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
@@ -138,21 +138,21 @@ def compare(dataset: Path, model: Path, batch: int, negatives: int, repeats: int
     config = load_params("params.yaml").train.model_copy(update={"batch_triplets": batch, "negatives": negatives, "count_copies": True, "temperature": 0.02})
     store = Store(dataset)
     found = list(islice(plans([(examples_of(dataset, negatives), 1.0)], config, random.Random(0)), repeats + 1))
-    pictures = {i: store.read_image(i) for plan in found for i in plan.shown}
+    images = {i: store.read_image(i) for plan in found for i in plan.shown}
     sides: list[Ours | Peer] = [Ours(model, config), Peer(model, config)]
     losses: list[list[float]] = [[], []]
     took: list[list[float]] = [[], []]
     for number, plan in enumerate(found, 1):
         for side in (0, 1) if number % 2 else (1, 0):
-            loss, spent = sides[side].step(plan, pictures, number)
+            loss, spent = sides[side].step(plan, images, number)
             losses[side].append(loss)
             took[side].append(spent)
             print(f"step {number}, {'ours' if side == 0 else 'sentence-transformers'}: loss {loss:.6f}, {spent:.2f} CPU-seconds", flush=True)
     ours, theirs = (took[side][1:] for side in (0, 1))
     difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
     return {
-        "unique_pictures": round(statistics.mean(len(p.shown) for p in found), 1),
-        "total_pictures": round(statistics.mean(sum(p.copies) + len(p.texts) for p in found), 1),
+        "unique_images": round(statistics.mean(len(p.shown) for p in found), 1),
+        "total_images": round(statistics.mean(sum(p.copies) + len(p.texts) for p in found), 1),
         "ours_samples_per_s": round(batch / statistics.median(ours), 3),
         "sentence_transformers_samples_per_s": round(batch / statistics.median(theirs), 3),
         "ratio": round(statistics.median(theirs) / statistics.median(ours), 2),
@@ -195,7 +195,7 @@ def memory_child(dataset: Path, model: Path, batch: int, chunk: int | None, nega
         "peak_mib": resident_mib(peak=True),
         "before_mib": before,
         "cpu_s": round(seconds() - start, 1),
-        "pictures": len(plan.shown),
+        "images": len(plan.shown),
         "loss": float(loss.total.detach()),
     }
 
@@ -225,13 +225,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dataset", type=Path, help="a version; drawn triplets where absent")
     parser.add_argument("--shape", choices=("vit-b-32", "demo", "tiny"), default="vit-b-32")
     parser.add_argument("--batch", type=int, default=8, help="triplets")
-    parser.add_argument("--negatives", type=int, default=3, help="mined ones, beside the query picture")
+    parser.add_argument("--negatives", type=int, default=3, help="mined ones, beside the query image")
     parser.add_argument("--repeats", type=int, default=3, help="timed batches, after one that is not")
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory-shape", choices=("vit-b-32", "demo", "tiny"), default="demo")
     parser.add_argument("--memory-batch", type=int, default=2048, help="triplets")
-    parser.add_argument("--memory-chunk", type=int, default=CHUNK, help="pictures or texts in one pass")
+    parser.add_argument("--memory-chunk", type=int, default=CHUNK, help="images or texts in one pass")
     parser.add_argument("--no-loader", action="store_true")
     parser.add_argument("--loader-batch", type=int, default=64, help="triplets, the demo's own batch")
     parser.add_argument("--loader-batches", type=int, default=6)
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         dataset = args.dataset or drawn_version(Path(work) / "drawn", max(8, args.batch))
         figures: dict[str, Any] = {"shape": args.shape, "batch": args.batch, "hard_negatives": args.negatives + 1, "repeats": args.repeats, "threads": 1}
-        figures["pictures"] = "version" if args.dataset else "drawn"
+        figures["images"] = "version" if args.dataset else "drawn"
         if not args.no_speed:
             figures |= compare(dataset, save_random_clip(Path(work) / args.shape, args.shape), args.batch, args.negatives, args.repeats)
         if not args.no_memory:

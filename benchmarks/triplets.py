@@ -10,16 +10,16 @@ from tasks.train.batches import Example, training_examples
 
 
 def examples_of(dataset: Path, negatives: int, seed: int = 0) -> list[Example]:
-    """A version's triplets outside the held-out pictures, those with at least so many mined negatives, as `train` orders them."""
-    from tasks.train.splits import held_out_pictures
+    """A version's triplets outside the held-out images, those with at least so many mined negatives, as `train` orders them."""
+    from tasks.train.splits import held_out_images
 
     triplets = Store(dataset).read_table("triplets").sort_by("triplet_id").to_pylist()
-    held_out = held_out_pictures([(t["query_image_id"], t["target_image_id"]) for t in triplets], 0.1)
+    held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], 0.1)
     return [e for e in training_examples(triplets, held_out) if len(e.negatives) >= negatives]
 
 
 def drawn_version(folder: Path, families: int, seed: int = 0) -> Path:
-    """A version of drawn families of five: each picture leads to two others, with the rest as mined negatives. For where there is no demo."""
+    """A version of drawn families of five: each image leads to two others, with the rest as mined negatives. For where there is no demo."""
     import io
 
     from PIL import Image

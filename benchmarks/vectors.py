@@ -1,7 +1,7 @@
 """The vectors that benchmarks of the search are measured on, float16 unit rows, made once and kept in a folder.
 
-    clustered   Gaussian around 2,000 themes and n / 30 subjects, a power-law spectrum, 3% near-copies: what picture encoders' spaces look like
-    scenes      pictures of the sample world under the committed CLIP (tasks/sample/checkpoints/clip)
+    clustered   Gaussian around 2,000 themes and n / 30 subjects, a power-law spectrum, 3% near-copies: what image encoders' spaces look like
+    scenes      images of the sample world under the committed CLIP (tasks/sample/checkpoints/clip)
 
 Each file is made in a process of its own, so that the benchmark's peak memory is the search's.
 """
@@ -43,21 +43,21 @@ def clustered(n: int, d: int = 512, seed: int = 0) -> np.ndarray:
 
 
 def scenes(n: int, seed: int = 0) -> np.ndarray:
-    """(n, d) float32 unit rows: pictures of families of scenes, as the sample world draws them, under the committed CLIP."""
+    """(n, d) float32 unit rows: images of families of scenes, as the sample world draws them, under the committed CLIP."""
     from tasks.config import load_params
     from tasks.models.encoders.load import load_encoder
-    from tasks.sample.scenes import family, picture_of
+    from tasks.sample.scenes import family, image_of
 
     rng = random.Random(seed)
     model = load_encoder(load_params().embed.encoders["semantic"], "cpu", 1)
     blocks: list[np.ndarray] = []
-    made, pictures = 0, []
+    made, images = 0, []
     while made < n:
-        pictures += [picture_of(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", rng.randint(4, 12))]
-        if len(pictures) >= 256 or made + len(pictures) >= n:
-            blocks.append(model.encode_images(pictures[: n - made]))
+        images += [image_of(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", rng.randint(4, 12))]
+        if len(images) >= 256 or made + len(images) >= n:
+            blocks.append(model.encode_images(images[: n - made]))
             made += len(blocks[-1])
-            pictures = []
+            images = []
     return np.concatenate(blocks)
 
 

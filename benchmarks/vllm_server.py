@@ -1,7 +1,7 @@
 """A real vLLM server on this machine's CPU, for the contract test and the benchmark: started, waited for by its progress, stopped.
 
 Its start is imports: vLLM in two processes (on a CPU it always spawns the second), and the first time on a machine in a third one, which looks at the model's
-class and remembers it in VLLM_CACHE_ROOT. `--enforce-eager` leaves out compilation, `--skip-mm-profiling` a pass over the largest pictures there
+class and remembers it in VLLM_CACHE_ROOT. `--enforce-eager` leaves out compilation, `--skip-mm-profiling` a pass over the largest images there
 could be. On a busy machine the imports take minutes (docs/decisions/0042), so no fixed time tells whether the server hangs: it is given up when none of its
 processes has computed for IDLE_S, or after START_S whatever they do.
 """

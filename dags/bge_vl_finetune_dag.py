@@ -8,7 +8,7 @@ model and the image-only and text-only baselines, and promotes it only when it b
 | step | what it does |
 |---|---|
 | `open_run` | the run's worktree at that version, with resolved `params.yaml` |
-| `train` | in-batch and hard negatives, the query picture always among them |
+| `train` | in-batch and hard negatives, the query image always among them |
 | `evaluate` | each benchmark by its own protocol (CIRCO, CIRR, FashionIQ, GeneCIS, MMEB), or a split of the version that was never trained on |
 | `promote` | a git tag `model/YYYY.MM.DD[.n]` and the model in the DVC remote, only when it is better |
 | `close_run` | takes the worktree away |

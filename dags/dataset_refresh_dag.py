@@ -1,16 +1,16 @@
 """
-### dataset_refresh: new pictures become a new version of the dataset
+### dataset_refresh: new images become a new version of the dataset
 
-Every week (or by hand) this DAG takes the new pictures of its sources, finds related pairs among all pictures, lets an
-MLLM and an LLM write what turns one picture into the other, lets a judge and three gates decide what is good enough,
+Every week (or by hand) this DAG takes the new images of its sources, finds related pairs among all images, lets an
+MLLM and an LLM write what turns one image into the other, lets a judge and three gates decide what is good enough,
 and publishes the result as a git tag with its data in the DVC remote.
 
 | step | what it does | stops the run when |
 |---|---|---|
 | `open_run` | makes the run's worktree and resolved `params.yaml` | a parameter is unknown or wrong (within seconds) |
 | `ingest`, `validate_images` | verifies, turns, shrinks, finds copies; gate | the share of copies or unreadable files is too high |
-| `recaption` | captions for pictures without one | |
-| `embed`, `mine`, `select`, `validate_pairs` | three encoders, neighbours in each window, quotas; gate | pictures and captions do not belong together |
+| `recaption` | captions for images without one | |
+| `embed`, `mine`, `select`, `validate_pairs` | three encoders, neighbours in each window, quotas; gate | images and captions do not belong together |
 | `caption`, `judge`, `validate_triplets` | instructions, P(yes) of target and negatives; gate | instructions are wrong or too few |
 | `version` | commit, push, tag, card; the asset event that starts `bge_vl_finetune` | |
 | `close_run` | takes the worktree away | |
@@ -21,14 +21,14 @@ and publishes the result as a git tag with its data in the DVC remote.
 |---|---|
 | `profile` | named set of values in `params.yaml`: test, demo, small, production |
 | `sources` | list of folders: `[{"name": "shop", "path": "/data/shop", "license_code": "CC0-1.0", "attribution": ""}]` |
-| `limit` | at most so many new pictures in this run, a count |
+| `limit` | at most so many new images in this run, a count |
 | `dry_run` | everything but publishing: no version, no training; default off |
 | `date` | the run's one date, `YYYY-MM-DD`; default today |
-| `neighbours` | nearest rows looked at per picture and encoder (k), a count |
+| `neighbours` | nearest rows looked at per image and encoder (k), a count |
 | `window_semantic`, `window_pattern`, `window_caption` | cosine window of a pair per encoder: `{"low": 0.8, "high": 0.96}` |
-| `pairs_per_query` | pairs that one picture may start, a count |
+| `pairs_per_query` | pairs that one image may start, a count |
 | `pairs_per_batch` | pairs that one run may add, a count |
-| `negatives` | mined hard negatives per pair, beside the query picture, a count |
+| `negatives` | mined hard negatives per pair, beside the query image, a count |
 | `instructions_min` | different instructions that a pair must have, a count |
 | `judge_threshold` | an instruction is kept when P(yes) of its target is at least this, 0 to 1 |
 
@@ -36,7 +36,7 @@ Windows belong to encoder and source: `python -m tasks calibrate --source FOLDER
 Any other value of `params.yaml` may be set through the REST API by its section: `{"caption": {"batch_pairs": 8}}`.
 
 **Idempotence.** A finished file is its own marker and is never changed; running a task again does only what is missing
-and gives byte-identical tables. Pictures that an earlier version holds are known by their bytes and not taken again.
+and gives byte-identical tables. Images that an earlier version holds are known by their bytes and not taken again.
 Nothing new (or `dry_run`) skips `version`: a green run, no version, no training.
 
 **Resuming.** Clear the failed task: it goes on in the same worktree where it stopped. Wrong parameters and wrong rows

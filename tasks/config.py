@@ -33,7 +33,7 @@ class OpenRunConfig(Section):
 
 TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 TABLE_SUFFIXES = (".parquet", *TEXT_TABLES, *(f"{table}{packed}" for table in TEXT_TABLES for packed in (".gz", ".zst")))
-# Listed, and refused as a row that says what to do: a packed tar has no members that can be read where they lie, and packed pictures are no smaller.
+# Listed, and refused as a row that says what to do: a packed tar has no members that can be read where they lie, and packed images are no smaller.
 PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 PACKED_TABLES = tuple(f"{table}{packed}" for table in (*TEXT_TABLES, ".parquet") for packed in (".bz2", ".xz", ".zip", ".7z", ".lz4"))
 
@@ -43,14 +43,14 @@ class SourceConfig(Section):
     path: str = Field(
         description="Folder or s3://bucket/prefix (captions.csv or .parquet in it: path, caption, licence, source), tars, or tables of URLs; may hold *."
     )
-    license_code: str = Field("unknown", description="Licence of pictures that name none themselves.")
-    attribution: str = Field("", description="Attribution of pictures that name none themselves.")
+    license_code: str = Field("unknown", description="Licence of images that name none themselves.")
+    attribution: str = Field("", description="Attribution of images that name none themselves.")
     columns: dict[Literal["path", "url", "caption", "license", "attribution", "sha256"], str] = Field(
         default_factory=dict, description="What the source's table calls its columns, where not by the usual names (tasks/sources/labels.py)."
     )
     kind: Literal["folder", "tars", "table"] | None = Field(
         None,
-        description="folder of pictures, WebDataset tars, or tables of URLs; when empty by the path: *.tar is tars, *.parquet, *.csv, *.jsonl[.gz] a table.",
+        description="folder of images, WebDataset tars, or tables of URLs; when empty by the path: *.tar is tars, *.parquet, *.csv, *.jsonl[.gz] a table.",
     )
     endpoint_url: str | None = Field(None, pattern=r"^https?://", description="S3 endpoint of an s3:// path; AWS's own, or AWS_ENDPOINT_URL, when empty.")
     region: str | None = Field(None, description="S3 region of an s3:// path; the environment's when empty.")
@@ -81,15 +81,15 @@ class FilterConfig(Section):
     model: str = Field(description="Image classifier: Hugging Face name or folder, loaded by AutoModelForImageClassification.")
     revision: str | None = Field(None, description="Pinned revision.")
     labels: tuple[str, ...] = Field(min_length=1, description="The model's labels that mean: not wanted. Their probabilities are added.")
-    threshold: float = Field(0.5, ge=0, le=1, description="A picture is dropped when that sum is at least this.")
-    batch_images: int = Field(64, ge=1, description="Pictures in one call of the model, a count.")
+    threshold: float = Field(0.5, ge=0, le=1, description="A image is dropped when that sum is at least this.")
+    batch_images: int = Field(64, ge=1, description="Images in one call of the model, a count.")
 
 
 class IngestConfig(Section):
-    sources: tuple[SourceConfig, ...] = Field((), description="Where new pictures come from.")
-    max_side_px: int = Field(512, ge=32, description="Longer side of a stored picture, px.")
-    min_side_px: int = Field(48, ge=1, description="Pictures with a shorter side below this are dropped as too_small, px.")
-    max_pixels: int = Field(50_000_000, ge=1, description="Pictures whose header states more are dropped as too_large before any decode, px.")
+    sources: tuple[SourceConfig, ...] = Field((), description="Where new images come from.")
+    max_side_px: int = Field(512, ge=32, description="Longer side of a stored image, px.")
+    min_side_px: int = Field(48, ge=1, description="Images with a shorter side below this are dropped as too_small, px.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Images whose header states more are dropped as too_large before any decode, px.")
     max_size_bytes: int = Field(30_000_000, ge=1, description="Files above this are dropped as too_large, bytes.")
     jpeg_quality: int = Field(95, ge=1, le=100, description="Quality of the one re-encoding.")
     jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = Field("4:4:4", description="Chroma of the one re-encoding; 4:2:0 is a third smaller and faster.")
@@ -103,26 +103,26 @@ class IngestConfig(Section):
     workers: int | None = Field(None, ge=1, description="Processes that decode, a count; one per core when empty. Shows in no table.")
     worker_memory_mib: int = Field(420, ge=64, description="What decoding one file may take; a file that needs more is dropped as too_costly, MiB.")
     worker_cpu_s: float = Field(20.0, gt=0, description="CPU time that decoding one file may take; a file that needs more is dropped as too_costly, s.")
-    blocklists: tuple[str, ...] = Field((), description="Files with hashes of pictures that are never taken in (tasks/fingerprints/hash_lists.py).")
-    benchmark_hashes: tuple[str, ...] = Field((), description="Files of `python -m tasks decontaminate build`: copies of their pictures are not taken in.")
-    blocked_distance_bits: int = Field(6, ge=0, le=64, description="A perceptual hash without a thumbnail in a list refuses pictures this near, bits.")
+    blocklists: tuple[str, ...] = Field((), description="Files with hashes of images that are never taken in (tasks/fingerprints/hash_lists.py).")
+    benchmark_hashes: tuple[str, ...] = Field((), description="Files of `python -m tasks decontaminate build`: copies of their images are not taken in.")
+    blocked_distance_bits: int = Field(6, ge=0, le=64, description="A perceptual hash without a thumbnail in a list refuses images this near, bits.")
     drop_flags: tuple[Literal["blurry", "near_empty", "extreme_ratio", "text_heavy"], ...] = Field(
-        (), description="Quality flags that drop a picture as low_quality; all are columns whether or not they stand here."
+        (), description="Quality flags that drop a image as low_quality; all are columns whether or not they stand here."
     )
-    filters: dict[str, FilterConfig] = Field(default_factory=dict, description="Classifiers that refuse pictures, by name (nsfw, faces ...); none by default.")
-    shard_images: int = Field(10_000, ge=1, description="Pictures in one tar shard, a count.")
+    filters: dict[str, FilterConfig] = Field(default_factory=dict, description="Classifiers that refuse images, by name (nsfw, faces ...); none by default.")
+    shard_images: int = Field(10_000, ge=1, description="Images in one tar shard, a count.")
     takedown: str | None = Field(None, description="Takedown ledger: a text file with sha256 sums of stored or source bytes (tasks/fingerprints/takedown.py).")
 
 
 class RecaptionConfig(Section):
     max_new_tokens: int = Field(64, ge=1, description="Length of a caption, tokens.")
-    batch_images: int = Field(64, ge=1, description="Pictures in one call of the model, a count.")
+    batch_images: int = Field(64, ge=1, description="Images in one call of the model, a count.")
 
 
 class EncoderConfig(Section):
     model: str = Field(description="Hugging Face name or folder.")
     revision: str | None = Field(None, description="Pinned revision; the folder's own content hash when empty and local.")
-    kind: Literal["image", "text"] = Field(description="What it encodes: the picture or its caption.")
+    kind: Literal["image", "text"] = Field(description="What it encodes: the image or its caption.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Of the weights on a GPU; on a CPU always float32.")
     cpu_dtype: Literal["float32", "bfloat16", "int8"] = Field(
         "float32", description="Of the products on a CPU (tasks/models/encoders/cpu_precision.py); vectors of two kinds do not meet in one index."
@@ -131,11 +131,11 @@ class EncoderConfig(Section):
 
 class EmbedConfig(Section):
     preprocess: Literal["stock", "fast"] = Field(
-        "stock", description="Pictures by the model's own processor, or by ours (tasks/models/encoders/preprocess.py); windows are calibrated on the same one."
+        "stock", description="Images by the model's own processor, or by ours (tasks/models/encoders/preprocess.py); windows are calibrated on the same one."
     )
     encoders: dict[Literal["semantic", "pattern", "caption"], EncoderConfig] = Field(default_factory=dict, description="Encoders by role.")
-    batch_images: int = Field(128, ge=1, description="Pictures or captions in one call of the model, a count.")
-    readers: int = Field(1, ge=1, description="Threads that read pictures ahead of the model, a batch each, a count; on a GPU as many as there are cores.")
+    batch_images: int = Field(128, ge=1, description="Images or captions in one call of the model, a count.")
+    readers: int = Field(1, ge=1, description="Threads that read images ahead of the model, a batch each, a count; on a GPU as many as there are cores.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
 
@@ -155,8 +155,8 @@ class MineConfig(Section):
 
 
 class SelectConfig(Section):
-    pairs_per_query: int = Field(3, ge=1, description="Pairs that one picture may start, a count.")
-    pairs_per_target: int = Field(4, ge=1, description="Pairs that one picture may end (hubs), a count.")
+    pairs_per_query: int = Field(3, ge=1, description="Pairs that one image may start, a count.")
+    pairs_per_target: int = Field(4, ge=1, description="Pairs that one image may end (hubs), a count.")
     pairs_per_batch: int | None = Field(None, ge=1, description="Pairs that one run may add, a count; no limit when empty.")
     negatives: int = Field(5, ge=0, description="Mined hard negatives per pair beside the query image, a count.")
     copy_similarity: dict[str, float] = Field(
@@ -172,7 +172,7 @@ class SelectConfig(Section):
     )
     pairs_per_source: int | None = Field(None, ge=1, description="Pairs of one run whose query is of one source, a count; no limit when empty.")
     nearest_share: float = Field(
-        1.0, ge=0, le=1, description="Most of a run's pairs whose target is the query's nearest by encoder 'semantic' (the picture alone finds it), a share."
+        1.0, ge=0, le=1, description="Most of a run's pairs whose target is the query's nearest by encoder 'semantic' (the image alone finds it), a share."
     )
     bands: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (), description="Weights of equal bands of a query's window, the nearest first: its pairs are drawn over them. Best agreement first when empty."
@@ -218,7 +218,7 @@ class CaptionConfig(Section):
     same_text_pairs: int | None = Field(None, ge=1, description="A text that more pairs of one chunk share is about none of them, a count; off when empty.")
     canaries: str | None = Field(None, description="Folder with canaries.csv (query, target, expect): pairs whose difference is known, shown in each part.")
     canaries_min: float = Field(0.6, ge=0, le=1, description="Least share of canaries whose description says the difference; below it the part fails.")
-    blank_max: float = Field(0.34, ge=0, le=1, description="Most canaries that a description of two blank pictures may fit, a share; above it the part fails.")
+    blank_max: float = Field(0.34, ge=0, le=1, description="Most canaries that a description of two blank images may fit, a share; above it the part fails.")
     budget_tokens: int | None = Field(None, ge=1, description="Tokens that one run may spend on captions; its parts stop politely there. No limit when empty.")
     tokens_per_s: float | None = Field(None, gt=0, description="Measured speed of one GPU, prompt and output tokens a second; for `python -m tasks plan`.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
@@ -246,8 +246,8 @@ class JudgeConfig(Section):
     shortcut_share_max: float | None = Field(
         None, ge=0, le=1, description="Most triplets of a chunk that one modality alone may solve, a share; the rest are dropped. Only tagged when empty."
     )
-    shortcut_pictures: int = Field(
-        20_000, ge=2, description="Pictures of the corpus that text or picture alone must find the target among, drawn by the seed, at most, a count."
+    shortcut_images: int = Field(
+        20_000, ge=2, description="Images of the corpus that text or image alone must find the target among, drawn by the seed, at most, a count."
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
@@ -260,7 +260,7 @@ class ValidateConfig(Section):
 
 class VersionConfig(Section):
     license: str = Field("other", description="Licence of the dataset as the card states it.")
-    embed_images: bool = Field(True, description="Also publish a Parquet export with the pictures inside (small versions).")
+    embed_images: bool = Field(True, description="Also publish a Parquet export with the images inside (small versions).")
     gallery_triplets: int = Field(48, ge=0, description="Triplets sampled for the version's gallery page, a count.")
 
 
@@ -268,7 +268,7 @@ class MixedDatasetConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the dataset, for reports.")
     format: Literal["megapairs", "mmeb"] = Field(description="MegaPairs' own records (q_img, q_text, t_img, hns) or VLM2Vec's (qry, qry_image_path, pos_...).")
     path: str = Field(description="JSONL file, or a folder of them.")
-    images: str = Field(description="Folder that the records' picture paths are relative to.")
+    images: str = Field(description="Folder that the records' image paths are relative to.")
     weight: float = Field(1.0, gt=0, description="Share of the batches, relative to the other weights.")
 
 
@@ -288,25 +288,25 @@ class TrainConfig(Section):
     warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up, a count.")
     temperature: float = Field(0.02, gt=0, description="Temperature of the softmax.")
     negatives: int = Field(5, ge=0, description="Mined negatives used per triplet beside the query image, a count.")
-    locked_steps: int = Field(0, ge=0, description="Steps before those, with the picture tower locked and every picture a candidate, a count.")
+    locked_steps: int = Field(0, ge=0, description="Steps before those, with the image tower locked and every image a candidate, a count.")
     locked_batch_triplets: int = Field(256, ge=2, description="Triplets in one of those steps, a count.")
     locked_learning_rate: float = Field(1e-5, gt=0, description="Their peak learning rate, linear decay.")
-    locked_candidates: int = Field(4096, ge=2, description="Most pictures that stand against a query in one of those steps, a count.")
+    locked_candidates: int = Field(4096, ge=2, description="Most images that stand against a query in one of those steps, a count.")
     held_out_share: float = Field(0.1, ge=0, lt=1, description="Share of triplets (whole connected components) never trained on.")
     learn_temperature: bool = Field(False, description="Train the temperature too, from `temperature` on, never below 0.01 (CLIP's logit_scale).")
-    mask_margin: float | None = Field(None, ge=0, description="Pictures that score higher than the target by more are no negatives, cosine (0.1 in Qwen3-VL).")
-    count_copies: bool = Field(False, description="A picture weighs as often as the batch names it, as in sentence-transformers' loss; once when off.")
+    mask_margin: float | None = Field(None, ge=0, description="Images that score higher than the target by more are no negatives, cosine (0.1 in Qwen3-VL).")
+    count_copies: bool = Field(False, description="A image weighs as often as the batch names it, as in sentence-transformers' loss; once when off.")
     judge_weight: float = Field(0.0, ge=0, description="Weight of the symmetric KL divergence from the judge's scores (UniME-V2); 0 is off.")
     judge_temperature: float = Field(0.2, gt=0, description="Temperature of the softmax over the judge's scores.")
     version_weight: float = Field(1.0, gt=0, description="Share of the batches that come from the version's own triplets, relative to `datasets`' weights.")
     datasets: tuple[MixedDatasetConfig, ...] = Field((), description="Further datasets; each batch comes from one, drawn by weight.")
-    cache_chunk: int | None = Field(None, ge=1, description="Gradient caching: pictures or texts in one pass of the model; the whole batch when empty.")
+    cache_chunk: int | None = Field(None, ge=1, description="Gradient caching: images or texts in one pass of the model; the whole batch when empty.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the towers' arithmetic; weights, features and loss stay float32.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, about a third more work.")
     processes: int = Field(1, ge=1, description="Processes (one GPU each) that share every batch; the step is the same, a count.")
     lora: LoraConfig | None = Field(None, description="Train adapters of an MLLM's vision and language parts, not its weights; all weights when empty.")
     shard_weights: bool = Field(False, description="Spread weights, gradients and optimiser over the processes' GPUs (FSDP2): for models that one cannot hold.")
-    decode_workers: int = Field(0, ge=0, description="Threads that decode the next batches' pictures while the model works, a count; 0: in turn.")
+    decode_workers: int = Field(0, ge=0, description="Threads that decode the next batches' images while the model works, a count; 0: in turn.")
     checkpoint_steps: int = Field(50, ge=1, description="A run that dies goes on from the last multiple of this, with the same weights; steps.")
     tensorboard: bool = Field(False, description="Write reports/training/tensorboard beside the metrics as JSON lines.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
@@ -326,7 +326,7 @@ class EvaluateConfig(Section):
         description="Folder with annotations.json in CIRCO's format and images/; or named benchmarks, the first decides; the held-out split when empty.",
     )
     template: str = Field("{relative_caption}", description="Query text of a folder or of the held-out split; may use {relative_caption} and {shared_concept}.")
-    batch_images: int = Field(128, ge=1, description="Pictures in one call of the model, a count.")
+    batch_images: int = Field(128, ge=1, description="Images in one call of the model, a count.")
     truth: str | None = Field(None, description="The sample world's truth file, read by evaluation alone.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
 
@@ -334,7 +334,7 @@ class EvaluateConfig(Section):
 class PromoteConfig(Section):
     metric: str = Field("map_at_5", description="Main metric of the composed query.")
     min_gain: float = Field(0.005, ge=0, description="The candidate must beat the model in place by more than this.")
-    seen_share_max: float = Field(0.01, ge=0, le=1, description="Largest share of the benchmark's query and answer pictures in the training data.")
+    seen_share_max: float = Field(0.01, ge=0, le=1, description="Largest share of the benchmark's query and answer images in the training data.")
     noise_seeds: int = Field(3, ge=3, description="Runs that `python -m tasks noise` measures a recipe's seed noise from, a count.")
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 REASONS: dict[str, dict[str, str]] = {
     "ingest": {
-        "undecodable": "its name says picture, no decoder reads it",
+        "undecodable": "its name says image, no decoder reads it",
         "too_small": "a side below ingest.min_side_px",
         "too_large": "more pixels or bytes than ingest allows",
         "too_costly": "decoding it took more memory or time than a worker has",
-        "duplicate": "the same bytes as a picture that was kept",
-        "near_duplicate": "a kept picture, re-encoded, resized or slightly cropped",
+        "duplicate": "the same bytes as a image that was kept",
+        "near_duplicate": "a kept image, re-encoded, resized or slightly cropped",
         "licence": "a licence that ingest.allowed_licenses does not name",
         "blocked": "it stands in a blocklist, or is a copy of what does",
         "taken_down": "it stands in the takedown ledger, or is a copy of what does",
-        "benchmark": "a benchmark's picture, or a near copy of one",
+        "benchmark": "a benchmark's image, or a near copy of one",
         "low_quality": "a quality flag that ingest.drop_flags names",
         "filtered": "a classifier of ingest.filters refuses it",
         "not_a_picture": "a file of another kind in the folder",
@@ -25,9 +25,9 @@ REASONS: dict[str, dict[str, str]] = {
     "recaption": {"empty_reply": "the model wrote nothing"},
     "embed": {"no_caption": "nothing for the text encoder to read", "bad_vector": "a vector of zeros or of no numbers"},
     "select": {
-        "over_quota": "a pair beyond those that one picture, or one run, may add",
+        "over_quota": "a pair beyond those that one image, or one run, may add",
         "copy_of_query": "a pair whose target is a copy of its query to one of the encoders",
-        "taken_down": "a pair of an earlier version, one of its pictures is taken down",
+        "taken_down": "a pair of an earlier version, one of its images is taken down",
         "near_duplicate_negative": "a negative that is a copy of the target; its pair may stay",
     },
     "caption": {
@@ -40,10 +40,10 @@ REASONS: dict[str, dict[str, str]] = {
         "names_a_file": "the reply names a file or an address",
         "same_as_another": "its instructions say the same",
         "leaks_target": "the reply repeats the target's caption",
-        "leaks_source": "the reply tells what only the query picture shows",
+        "leaks_source": "the reply tells what only the query image shows",
         "wrong_language": "the reply is in another language, twice",
         "copy_of_demonstration": "the reply repeats an example",
-        "speaks_to_model": "the reply passes on an order, as painted into a picture",
+        "speaks_to_model": "the reply passes on an order, as painted into a image",
         "not_json": "no JSON object of the schema, twice",
         "same_for_many": "many pairs have the very same text",
         "too_few_instructions": "fewer than caption.instructions_min",
@@ -53,10 +53,10 @@ REASONS: dict[str, dict[str, str]] = {
         "ambiguous": "a pair: the instructions that lead to its target fit others too",
         "duplicate": "a pair that is a triplet already",
         "wrong_instruction": "a text: the judge does not see the target in it",
-        "query_fits": "a text: the query picture itself meets it",
+        "query_fits": "a text: the query image itself meets it",
         "partial_fits": "a text: it states one change of several, and a negative meets it",
         "false_negative": "a negative that meets the instruction",
-        "shortcut": "a pair: text or picture alone finds its target, and there are enough such",
+        "shortcut": "a pair: text or image alone finds its target, and there are enough such",
     },
 }
 

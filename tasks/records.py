@@ -85,7 +85,7 @@ def schemas() -> dict[str, pa.Schema]:
     strings = pa.list_(pa.field("item", s))
     floats = pa.list_(pa.field("item", f32))
     return {
-        # One kept picture. image_id = sha256 of the stored bytes; offset/size: one picture is one pread of its shard.
+        # One kept image. image_id = sha256 of the stored bytes; offset/size: one image is one pread of its shard.
         "images": pa.schema(
             [
                 ("image_id", s),
@@ -106,7 +106,7 @@ def schemas() -> dict[str, pa.Schema]:
                 ("size_bytes", i32),
                 ("source_fingerprint", s),  # what the source changes when the bytes change (ETag, tar member, URL); '' for files of a folder
                 ("robots", s),  # what the site said about machine readers (tasks/sources/files.py); '' where nobody was asked
-                ("sharpness", f32),  # variance of the Laplacian of the grey picture, levels^2
+                ("sharpness", f32),  # variance of the Laplacian of the grey image, levels^2
                 ("is_blurry", b),
                 ("is_near_empty", b),
                 ("has_extreme_ratio", b),
@@ -160,7 +160,7 @@ def schemas() -> dict[str, pa.Schema]:
                 ("engine", s),  # of both models, with its version
                 ("sampling", s),  # JSON
                 ("seed", i64),
-                ("shared_concept", s),  # what both pictures show, where the describing model answers by a schema; else null
+                ("shared_concept", s),  # what both images show, where the describing model answers by a schema; else null
             ]
         ),
         "triplets": pa.schema(
@@ -189,7 +189,7 @@ def schemas() -> dict[str, pa.Schema]:
                 ("seed", i64),
                 ("judge_prompt_sha256", s),
                 ("judge_engine", s),  # with its version
-                ("found_by", strings),  # of text, image, composed: what finds the target first among the corpus' pictures; null where it was not looked at
+                ("found_by", strings),  # of text, image, composed: what finds the target first among the corpus' images; null where it was not looked at
             ]
         ),
         "quarantine": pa.schema([("table", s), ("batch", s), ("key", s), ("expectation", s), ("column", s), ("observed", s)]),

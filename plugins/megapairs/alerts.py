@@ -2,7 +2,7 @@
 
 A gate's mail shows each failing expectation, observed against expected against the last version, and five example rows
 with thumbnails; it reads reports/validation/<table>.json and the images table in the run's worktree. Any other mail
-shows the error's last lines. Every value is HTML-escaped; pictures are small and inside the mail.
+shows the error's last lines. Every value is HTML-escaped; images are small and inside the mail.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def shown(value: Any) -> str:
 
 
 def details(example: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a row says of itself besides key and pictures, as (name, text): the reason first, a JSON detail taken apart, long hashes cut."""
+    """What a row says of itself besides key and images, as (name, text): the reason first, a JSON detail taken apart, long hashes cut."""
     flat: dict[str, Any] = {}
     for name in sorted(example, key=lambda n: (n != "reason", n == "detail")):
         value = example[name]
@@ -103,18 +103,18 @@ def body(failure: Failure) -> str:
 
 
 def thumbnails_of(folder: Path, image_ids: Sequence[str]) -> dict[str, str]:
-    """image_id -> data URI of a small JPEG; pictures that the store does not hold are left out."""
+    """image_id -> data URI of a small JPEG; images that the store does not hold are left out."""
     from tasks.store import Store
 
     store, found = Store(folder), {}
     for image_id in dict.fromkeys(image_ids):
         try:
-            picture = store.read_image(image_id)
+            image = store.read_image(image_id)
         except (DataError, OSError):
             continue
-        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         out = io.BytesIO()
-        picture.save(out, "JPEG", quality=80)
+        image.save(out, "JPEG", quality=80)
         found[image_id] = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
     return found
 

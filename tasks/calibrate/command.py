@@ -1,19 +1,19 @@
-"""Calibrate: propose each encoder's similarity window, from a folder of pictures or from the embeddings that are stored.
+"""Calibrate: propose each encoder's similarity window, from a folder of images or from the embeddings that are stored.
 
     python -m tasks calibrate --source FOLDER [--profile NAME] [--limit 2000] [--write] [--figures FOLDER]     before any run
     python -m tasks calibrate [--root WORKTREE] [--write]                                   of a run, after `embed`, before `mine`
 
 Cosines of different encoders are distributed very differently, so a window belongs to an encoder and a corpus. With --source the
-folder's pictures (or `limit` of them) go through ingest, recaption and embed in a temporary folder: nothing is published, nothing
+folder's images (or `limit` of them) go through ingest, recaption and embed in a temporary folder: nothing is published, nothing
 stays. Without it, reads the worktree's data/embeddings. Prints both distributions, and as the last line the proposal as JSON:
 values of dataset_refresh's trigger form. --write puts the numbers in params.yaml, `mine.windows`, the rest of the file untouched.
---figures saves what the numbers were taken from: the distributions (random pairs, nearest, 10th nearest, and pictures beside near-copies made of
+--figures saves what the numbers were taken from: the distributions (random pairs, nearest, 10th nearest, and images beside near-copies made of
 them) as a plot and as quantiles, and a page that shows for each encoder twenty pairs from three bands of its window.
 A run never calibrates itself, so that a version's windows are numbers. A thousand photographs take a minute on two cores.
 
 low = the `low-quantile` of random pairs: at 0.99 one stranger in a hundred is as near, and `mine.neighbours` takes the nearest
 of those above. high = the `high-quantile` of nearest neighbours (copies are gone since ingest: what is nearest of all is suspicious).
-Where low would not lie below high, or above what half the pictures' neighbours reach, low is the median of the 10th nearest.
+Where low would not lie below high, or above what half the images' neighbours reach, low is the median of the 10th nearest.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 ROLES = ("semantic", "pattern", "caption")
 RANDOM_PAIRS = 200_000
-QUERIES = 2_000  # pictures whose neighbours are looked at
+QUERIES = 2_000  # images whose neighbours are looked at
 NEIGHBOURS = 10
 SHOWN = (0.01, 0.5, 0.9, 0.99, 0.995, 0.999)
-COPIED = 60  # pictures that near-copies are made of
+COPIED = 60  # images that near-copies are made of
 SHOWN_QUERIES, SHOWN_NEIGHBOURS = 500, 200  # what the page's pairs are drawn from
 SIDE_BY_SIDE = 50  # files of a folder taken in one go, a count
 T = TypeVar("T")
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Distribution:
-    """Cosines of a corpus under one encoder, sorted: random pairs, nearest neighbours, 10th nearest, pictures and their known near-copies."""
+    """Cosines of a corpus under one encoder, sorted: random pairs, nearest neighbours, 10th nearest, images and their known near-copies."""
 
     random: np.ndarray
     nearest: np.ndarray
@@ -124,7 +124,7 @@ def with_windows(text: str, windows: dict[str, tuple[float, float]]) -> str:
     return "\n".join(lines[:start] + block + lines[end:])
 
 
-# --- a folder of pictures, before any run -----------------------------------------------------------------------------
+# --- a folder of images, before any run -----------------------------------------------------------------------------
 
 
 def spread(files: Sequence[T], limit: int, run: int = SIDE_BY_SIDE) -> list[T]:
@@ -143,7 +143,7 @@ def spread(files: Sequence[T], limit: int, run: int = SIDE_BY_SIDE) -> list[T]:
 
 
 def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
-    """Take in the pictures of the one source, write the captions that are missing, embed with every encoder.
+    """Take in the images of the one source, write the captions that are missing, embed with every encoder.
 
     Args:
         params: with one source in ingest.sources, and the run's date.
@@ -153,7 +153,7 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
         ingest's figures.
     Raises:
         ConfigError: no such folder.
-        DataError: fewer than three pictures in it.
+        DataError: fewer than three images in it.
     """
     from tasks import sources
     from tasks.caption import recaption
@@ -165,9 +165,9 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
     ingest.take(spread(files, limit), params, store, batch)
     report = ingest.report_of(store, batch)
     left = ", ".join(f"{count} {reason}" for reason, count in sorted(report.dropped.items())) or "none"
-    print(f"{source.path}: {len(files)} files, {report.read} looked at, {report.written} pictures, dropped: {left}", flush=True)
+    print(f"{source.path}: {len(files)} files, {report.read} looked at, {report.written} images, dropped: {left}", flush=True)
     if report.written < 3:
-        raise DataError(f"{source.path}: {report.written} pictures among {report.read} files; at least 3 are needed to see a distribution")
+        raise DataError(f"{source.path}: {report.written} images among {report.read} files; at least 3 are needed to see a distribution")
     recaption.run(params, store)
     for role in params.embed.encoders:
         embed.run(params, store, role)
@@ -185,20 +185,20 @@ def of_source(raw: dict[str, Any], profile: str | None, folder: Path) -> Params:
     return parse_params(overlay(params.model_dump(by_alias=True), {"open_run": {"date": date_of(params), "batch": None}}))
 
 
-def near_copies_of(picture: Image) -> list[Image]:
+def near_copies_of(image: Image) -> list[Image]:
     """Known near-copies: re-encoded at quality 50, at 0.6 of its size, 3% cropped all round."""
     from PIL import Image as images
 
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=50)
-    width, height = picture.size
-    small = picture.resize((max(1, round(0.6 * width)), max(1, round(0.6 * height))))
-    cropped = picture.crop((round(0.03 * width), round(0.03 * height), width - round(0.03 * width), height - round(0.03 * height)))
+    image.save(out, "JPEG", quality=50)
+    width, height = image.size
+    small = image.resize((max(1, round(0.6 * width)), max(1, round(0.6 * height))))
+    cropped = image.crop((round(0.03 * width), round(0.03 * height), width - round(0.03 * width), height - round(0.03 * height)))
     return [images.open(io.BytesIO(out.getvalue())).convert("RGB"), small, cropped]
 
 
 def copy_cosines(params: Params, store: Store, role: str, ids: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-    """Cosines of stored pictures and their known near-copies, sorted; none for a text encoder.
+    """Cosines of stored images and their known near-copies, sorted; none for a text encoder.
 
     Args:
         ids: (n) of the corpus.
@@ -219,7 +219,7 @@ def copy_cosines(params: Params, store: Store, role: str, ids: Sequence[str], ve
 def shown_pairs(
     store: Store, ids: Sequence[str], vectors: np.ndarray, window: tuple[float, float], seed: int, *, with_captions: bool = True
 ) -> list[list[tuple[float, Image, Image, str, str]]]:
-    """Pairs over three bands of a window, with pictures and, where wanted, captions: drawn from all that a sample of the queries has inside it."""
+    """Pairs over three bands of a window, with images and, where wanted, captions: drawn from all that a sample of the queries has inside it."""
     from tasks.calibrate.page import band_pairs
     from tasks.knn.search import neighbours_in_window
 
@@ -257,7 +257,7 @@ def proposals(params: Params, store: Store, *, low_quantile: float, high_quantil
             if len(some):
                 print(f"  {name:13}" + "  ".join(f"q{q:g} {np.quantile(some, q):.4f}" for q in SHOWN))
         inside = float(np.mean((found.nearest >= low) & (found.nearest < high)))
-        print(f"  window        low {low:.4f}, high {high:.4f}: {inside:.0%} of the pictures have their nearest inside")
+        print(f"  window        low {low:.4f}, high {high:.4f}: {inside:.0%} of the images have their nearest inside")
         if figures is not None:
             plot = histogram_svg(f"{title}: window {low:.4f} to {high:.4f}", values, low, high)
             plots.append(plot)
@@ -281,7 +281,7 @@ def source_values(params: Params, figures: dict[str, float]) -> dict[str, Any]:
     values: dict[str, Any] = {"profile": params.profile, "sources": [{"name": source.name, "path": source.path}]}
     share, floor = figures.get("caption_share", 1.0), params.validate_.images.get("caption_share_min", 0.0)
     if share < floor:
-        print(f"captions: {share:.0%} of the pictures have one, the images gate wants {floor:.0%} (validate.images.caption_share_min); the values below say 0")
+        print(f"captions: {share:.0%} of the images have one, the images gate wants {floor:.0%} (validate.images.caption_share_min); the values below say 0")
         values["validate"] = {"images": {"caption_share_min": 0}}
     return values
 
@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print the proposals; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tasks calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("."), help="the run's worktree, or where params.yaml lies (default: the current folder)")
-    parser.add_argument("--source", type=Path, help="a folder of pictures, with captions.csv or captions.parquet if there is one")
+    parser.add_argument("--source", type=Path, help="a folder of images, with captions.csv or captions.parquet if there is one")
     parser.add_argument("--profile", help="of params.yaml: whose models embed (default: the one that params.yaml names)")
     parser.add_argument("--limit", type=int, default=QUERIES, help=f"most files of the source looked at, a count (default {QUERIES})")
     parser.add_argument("--write", action="store_true", help="put the windows in params.yaml")

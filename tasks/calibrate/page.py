@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - lines of HTML and SVG are as long as they are
 """What `python -m tasks calibrate --figures FOLDER` saves: the distributions drawn, their numbers, and pairs from all over each window to look at.
 
-Pure functions, text out. The page needs nothing: no script, pictures inside as small JPEGs, every text escaped; it opens from file://. Its
+Pure functions, text out. The page needs nothing: no script, images inside as small JPEGs, every text escaped; it opens from file://. Its
 looks are the gallery's (tasks/pages/gallery.py).
 """
 
@@ -24,10 +24,10 @@ BAND_NAMES = ("top of the window, the nearest", "middle", "foot, the farthest") 
 WIDTH, HEIGHT, HEAD, FOOT = 1120, 250, 30, 48  # of one plot, px
 COLOURS = {"random pairs": "#7b8494", "nearest": "#4a68e8", "10th nearest": "#1a9a88", "near-copies": "#d0453c"}
 MEANING = {
-    "random pairs": "two pictures drawn at random",
-    "nearest": "a picture and its nearest other one",
-    "10th nearest": "a picture and its tenth nearest",
-    "near-copies": "a picture and the same one re-encoded, scaled down or cropped by 3%",
+    "random pairs": "two images drawn at random",
+    "nearest": "a image and its nearest other one",
+    "10th nearest": "a image and its tenth nearest",
+    "near-copies": "a image and the same one re-encoded, scaled down or cropped by 3%",
 }
 MORE_STYLE = """.cards{grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr));gap:14px;margin-top:8px}.card{padding:12px;gap:8px}
 .pair{grid-template-columns:1fr 1fr;gap:8px;align-items:start}.cosine{font-weight:650;font-variant-numeric:tabular-nums}h3{margin:28px 0 0;font-size:16px}h3 span{color:var(--soft);font-weight:400}
@@ -105,8 +105,8 @@ def stacked_svg(plots: Sequence[str]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 2 * margin} {height * len(plots) + margin}"><rect width="100%" height="100%" fill="#fff"/>{inner}</svg>'
 
 
-def _figure(picture: Image, text: str, side_px: int = 200) -> str:
-    small = picture.convert("RGB")
+def _figure(image: Image, text: str, side_px: int = 200) -> str:
+    small = image.convert("RGB")
     small.thumbnail((side_px, side_px))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=76)
@@ -123,12 +123,12 @@ def pairs_section(
         role: the encoder's.
         title: its model.
         plot: of `histogram_svg`.
-        bands: per band, the nearest first, pairs: cosine, both pictures, both captions (empty: none is shown).
+        bands: per band, the nearest first, pairs: cosine, both images, both captions (empty: none is shown).
         low, high: the window.
-        nearest_inside: share of the pictures whose nearest lies in the window.
+        nearest_inside: share of the images whose nearest lies in the window.
     """
     shown = sum(map(len, bands))
-    lead = f"{html.escape(title)}. Window {low:.4f} to {high:.4f} (shaded): {nearest_inside:.0%} of the pictures have their nearest inside. {shown} pairs from it below."
+    lead = f"{html.escape(title)}. Window {low:.4f} to {high:.4f} (shaded): {nearest_inside:.0%} of the images have their nearest inside. {shown} pairs from it below."
     parts = [f'<section><h2>{html.escape(role)}</h2><p class="lead">{lead}</p><div class="panel">{plot}</div>']
     step = (high - low) / len(bands)
     for n, pairs in enumerate(bands):
@@ -147,8 +147,8 @@ def page(sections: Sequence[str]) -> str:
     from tasks.pages.page import STYLE
 
     lead = (
-        "Each encoder finds related pictures by cosine similarity; pairs inside its window become candidates. Look at the pairs: "
-        "the same picture twice at the top of a window says that its high end is too high, strangers at its foot say that its low end is too low."
+        "Each encoder finds related images by cosine similarity; pairs inside its window become candidates. Look at the pairs: "
+        "the same image twice at the top of a window says that its high end is too high, strangers at its foot say that its low end is too low."
     )
     key = "".join(f'<li><i style="background:{COLOURS[name]}"></i><b>{name}</b>: {meaning}</li>' for name, meaning in MEANING.items())
     return (

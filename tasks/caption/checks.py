@@ -100,9 +100,9 @@ def problem(
         max_chars: longest reply, characters.
         prompt: what was asked; a reply that holds it, or a line of it (or of what a retry says) of 6 words or more, copies it.
         others: replies that stand already; one that says the same is no new one.
-        target_caption: caption of the target picture; a reply that holds all of it (4 words or more) needs no query picture.
+        target_caption: caption of the target image; a reply that holds all of it (4 words or more) needs no query image.
         leak_share: share of that caption's words from which a reply leaks it, whatever their order; only the whole when None.
-        query_caption: caption of the query picture; a reply that holds all of it gives the query away.
+        query_caption: caption of the query image; a reply that holds all of it gives the query away.
         language: ISO 639-1 code that the reply must be in; unchecked when None or unknown.
         demonstrations: texts shown as examples; a reply that holds one of 4 words or more copies it (fewer words may be meant).
     Returns:

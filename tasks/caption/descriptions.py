@@ -20,7 +20,7 @@ Kind = Literal["attribute", "added", "removed", "replaced", "count", "position",
 KINDS: tuple[str, ...] = get_args(Kind)
 NOTHING = "nothing"  # how an empty side is stored
 TURNED: dict[str, str] = {"added": "removed", "removed": "added"}
-# Words that say nothing about what a picture shows; left out where sides are compared.
+# Words that say nothing about what a image shows; left out where sides are compared.
 _COMMON = frozenset(
     plain(
         "a an the of in on at to by for with from and or but no not its it is are be was were has have this that these those there one some "
@@ -60,7 +60,7 @@ class Difference(_Form):
 
 
 class Description(_Form):
-    """What two pictures share, how the target differs, and both in prose."""
+    """What two images share, how the target differs, and both in prose."""
 
     shared: str = Field(min_length=1, max_length=300)
     differences: tuple[Difference, ...] = Field(min_length=1, max_length=8, strict=False)
@@ -82,7 +82,7 @@ class Description(_Form):
         return f"Both pictures show {shared}. However, in {d.kind} the source has {cleaned(d.source)}, whereas the target has {cleaned(d.target)}."
 
     def turned(self) -> Description:
-        """The description of the same two pictures, source and target exchanged: sides, kinds, and 'the source' and 'the target' in the prose."""
+        """The description of the same two images, source and target exchanged: sides, kinds, and 'the source' and 'the target' in the prose."""
         other = {"source": "target", "target": "source"}
         prose = re.sub(r"\b(the )(source|target)\b", lambda m: m[1] + other[m[2].lower()], self.prose, flags=re.IGNORECASE)
         return Description(shared=self.shared, differences=tuple(d.turned() for d in self.differences), prose=prose)

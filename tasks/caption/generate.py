@@ -19,7 +19,7 @@ from tasks.prompts.styles import PARTIAL_STYLES, numbered
 
 WORDS_BESIDE = 0.25  # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
 QUOTED_CHARS = 600  # of a refused reply, what its retry shows
-LEFT_OUT = "(not quoted)"  # an order that a picture gave is not put before a model once more, nor what nobody could read
+LEFT_OUT = "(not quoted)"  # an order that a image gave is not put before a model once more, nor what nobody could read
 LANGUAGES = {"en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "nl": "Dutch", "zh": "Chinese"} | {
     "ja": "Japanese", "ko": "Korean", "ru": "Russian", "uk": "Ukrainian", "ar": "Arabic", "hi": "Hindi", "el": "Greek", "pl": "Polish", "tr": "Turkish"
 }  # fmt: skip
@@ -151,7 +151,7 @@ def write(
 ) -> None:
     """Fill in the drafts' instructions, one per style and all different; one retry for a reply that fails its check.
 
-    `captions` are those of each draft's query and target pictures.
+    `captions` are those of each draft's query and target images.
     """
     asked: dict[tuple[int, str], str] = {}
     examples: dict[tuple[int, str], list[str]] = {}

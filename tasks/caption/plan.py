@@ -3,7 +3,7 @@
 Counts this batch's pairs that have no file yet (or takes the number given; before `select` ran, `select.pairs_per_batch`),
 and multiplies by what a pair took in earlier versions: requests and tokens from the captioned table, questions from the
 triplets, seconds from the last version's ledger (version.json). Without an earlier version requests are counted from the
-styles, and tokens from the prompts' length and the pictures' size; a time is only given where a speed was measured, here or by
+styles, and tokens from the prompts' length and the images' size; a time is only given where a speed was measured, here or by
 `caption.tokens_per_s`. It also says what `caption.budget_tokens` will stop. Writes nothing.
 """
 
@@ -35,7 +35,7 @@ class PairCost:
         tokens: prompt and output of those.
         questions: to the judge.
         question_tokens: prompt of one question.
-        is_measured: from earlier versions; else reckoned from prompts and pictures.
+        is_measured: from earlier versions; else reckoned from prompts and images.
     """
 
     requests: float
@@ -48,11 +48,11 @@ class PairCost:
 def reckoned(params: Params, prompt_chars: Mapping[str, int]) -> PairCost:
     """What a pair takes by the prompts' length alone; output at half of its limit."""
     config, styles = params.caption, len(params.caption.styles)
-    picture = (params.ingest.max_side_px / PATCH_PX) ** 2
+    image = (params.ingest.max_side_px / PATCH_PX) ** 2
     words = {name: chars / CHARS_PER_TOKEN for name, chars in prompt_chars.items()}
     words["write"] += config.demonstrations * prompt_chars.get("demonstration", 0) / CHARS_PER_TOKEN
     output = config.max_new_tokens / 2
-    describe = 2 * picture + words["describe"] + output
+    describe = 2 * image + words["describe"] + output
     write = words["write"] + output + output / 4
     directions = 2 if config.reverse else 1  # a description by a form is turned round, any other is asked for again
     described = 1 if is_structured(params) else directions
@@ -60,7 +60,7 @@ def reckoned(params: Params, prompt_chars: Mapping[str, int]) -> PairCost:
         requests=described + directions * styles,
         tokens=described * describe + directions * styles * write,
         questions=directions * styles * (2 + params.select.negatives),
-        question_tokens=2 * picture + words["judge"],
+        question_tokens=2 * image + words["judge"],
         is_measured=False,
     )
 
@@ -123,7 +123,7 @@ def run(params: Params, store: Store, pairs: int | None = None) -> StageReport:
     tokens = rows * each.tokens * count + questions * each.question_tokens
     seconds, on = time_of(stages, params.caption.tokens_per_s, tokens)
     report = StageReport("plan", read=count, figures={"requests": requests + questions, "tokens": tokens, "hours": seconds / 3600})
-    how = "as earlier versions took" if each.is_measured else "reckoned from prompts and pictures, output at half of its limit"
+    how = "as earlier versions took" if each.is_measured else "reckoned from prompts and images, output at half of its limit"
     report.notes = [
         f"{count:,} pairs: {requests:,.0f} requests to captioner and writer, {questions:,.0f} questions to the judge; {how}",
         f"{tokens:,.0f} tokens ({rows * each.tokens:,.0f} a pair to write, {each.question_tokens:,.0f} a question)",

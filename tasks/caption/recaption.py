@@ -1,4 +1,4 @@
-"""Recaption: pictures that came without a caption get one from the MLLM.
+"""Recaption: images that came without a caption get one from the MLLM.
 
 Reads data/images and tasks/prompts/<caption.prompts>/caption.txt; writes data/captions/<batch>.parquet (the marker; empty when
 there was nothing to do, and then no model is loaded) and data/dropped/recaption/<batch>.parquet (reason empty_reply).
@@ -45,7 +45,7 @@ def one_line(text: str, max_chars: int = 2_000) -> str:
 
 
 def run(params: Params, store: Store) -> StageReport:
-    """Write a caption for each of this batch's pictures that has none."""
+    """Write a caption for each of this batch's images that has none."""
     batch, config = batch_of(params), params.recaption
     images = store.read_table("images", ["image_id", "caption", "batch"]).to_pydict()
     wanted = [i for i, c, b in zip(images["image_id"], images["caption"], images["batch"], strict=True) if b == batch and not c]

@@ -1,11 +1,11 @@
-"""Caption pairs: an MLLM describes what two pictures share and what differs, an LLM turns that into instructions.
+"""Caption pairs: an MLLM describes what two images share and what differs, an LLM turns that into instructions.
 
 Reads data/pairs, data/images, the captions (to refuse a text that leaks the target's) and tasks/prompts/<set>/{describe,
 write,retry}.txt; writes data/captioned/<batch>-<chunk>.parquet and data/dropped/caption/. A chunk's file is its own
 marker. Source: MegaPairs, arXiv:2412.14475, section 3.1 (two steps, at least three instructions a pair, five demonstrations
 drawn from fifty).
 
-Before its first chunk a part shows the model canaries (tasks/caption/canaries.py): one that does not see its pictures stops it.
+Before its first chunk a part shows the model canaries (tasks/caption/canaries.py): one that does not see its images stops it.
 Every reply is checked (tasks/caption/checks.py); one that cannot be used is asked for once more with its error, and then left out
 with its reason. Nothing is ever filled in by default: a pair with too few different instructions is dropped. Where
 `budget_tokens` is spent the part ends politely: what is written stays, what is left is said, and a larger budget goes on.
@@ -130,7 +130,7 @@ def caption_chunk(
 
     `known` holds the ids of all pairs: none of them is made by reversing another one.
     """
-    pictures = {i: store.read_image(i) for i in dict.fromkeys([*rows["query_image_id"], *rows["target_image_id"]])}
+    images = {i: store.read_image(i) for i in dict.fromkeys([*rows["query_image_id"], *rows["target_image_id"]])}
     ends = list(zip(rows["query_image_id"], rows["target_image_id"], strict=True))
     drafts = [Draft(p, language_of(config.languages, seed, p)) for p in rows["pair_id"]]
     if config.reverse:
@@ -138,10 +138,10 @@ def caption_chunk(
         back = [row for row in back if row[0] not in known]
         ends += [e for _, e, _ in back]
         drafts += [Draft(p, language_of(config.languages, seed, p), turns=draft) for p, _, draft in back]
-    # A description that says which side shows what is turned round; any other is asked for with the pictures exchanged.
+    # A description that says which side shows what is turned round; any other is asked for with the images exchanged.
     asked = [n for n, d in enumerate(drafts) if d.turns is None or prompts.schema is None]
-    images = [(pictures[ends[n][0]], pictures[ends[n][1]]) for n in asked]
-    describe([drafts[n] for n in asked], images, model, prompts, max_chars=4 * config.max_chars, words=config.description_words, seed=seed)
+    end_images = [(images[ends[n][0]], images[ends[n][1]]) for n in asked]
+    describe([drafts[n] for n in asked], end_images, model, prompts, max_chars=4 * config.max_chars, words=config.description_words, seed=seed)
     for draft in drafts:
         if draft.turns is not None and prompts.schema is not None and draft.turns.form is not None:
             draft.form = draft.turns.form.turned()
@@ -182,7 +182,7 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
             shown_first = canaries.read_canaries(Path(config.canaries))
             prompt = prompts.describing(sum(config.description_words) // 2)
             shares = canaries.show(model, prompt, shown_first, least=config.canaries_min, blank_most=config.blank_max, schema=prompts.schema)
-            seen.append(f"canaries: {shares[0]:.0%} of {len(shown_first)} seen, {shares[1]:.0%} guessed from blank pictures")
+            seen.append(f"canaries: {shares[0]:.0%} of {len(shown_first)} seen, {shares[1]:.0%} guessed from blank images")
         return model, load_writer(config.writer, revision=config.writer_revision, url=config.writer_url, batch=2 * config.batch_pairs, **shared)
 
     def make(rows: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -4,7 +4,7 @@
     python -m tasks.demo --ui          Airflow on what the last demo left, until Ctrl-C
 
 Draws the sample world, lays a deployment out (origin, DVC remote, clone), starts an embedded Airflow, runs the DAG
-dataset_refresh on a first batch of pictures and on a second one, and waits for the bge_vl_finetune run that the second
+dataset_refresh on a first batch of images and on a second one, and waits for the bge_vl_finetune run that the second
 version's asset event starts. Writes <root>/summary.json and <root>/gallery.html. What ran is the checkout's last commit.
 The driver talks to Airflow by REST and imports none of it; it needs the standard library and httpx.
 """
@@ -39,7 +39,7 @@ LOG_LINES = 40  # of a failing task, printed at the end
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much of the sample world a profile takes: files in each batch, queries and gallery pictures of the benchmark."""
+    """How much of the sample world a profile takes: files in each batch, queries and gallery images of the benchmark."""
 
     first: int
     second: int

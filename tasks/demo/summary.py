@@ -60,7 +60,7 @@ def seconds_of(tasks: Sequence[Finished], total_s: float) -> dict[str, float]:
 def incremental_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
     """{stage: {new, done, reused}} of one run.
 
-    Parts add up. Encoders do the same pictures each: the stage's own entry holds the largest count, and
+    Parts add up. Encoders do the same images each: the stage's own entry holds the largest count, and
     `<stage>@<encoder>` the encoder's.
     """
     names = ("new", "done", "reused")

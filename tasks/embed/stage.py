@@ -1,11 +1,11 @@
-"""Embed: one encoder's unit vectors for this batch's pictures, or for their captions.
+"""Embed: one encoder's unit vectors for this batch's images, or for their captions.
 
 Reads data/images, data/captions; writes data/embeddings/<encoder>/<shard>.npy and .parquet (the marker), and
 data/dropped/embed-<encoder>/<batch>-<nnnnn>.parquet. Source: MegaPairs, arXiv:2412.14475, section 3.1 (three similarity
-models: picture semantics, picture pattern, caption).
+models: image semantics, image pattern, caption).
 
 Works shard by shard: a finished one is skipped, parts share them. Within a shard batches follow the table's order, so equal
-shards give equal bytes. The next batches' pictures are decoded by `embed.readers` threads while the model works on this one; with
+shards give equal bytes. The next batches' images are decoded by `embed.readers` threads while the model works on this one; with
 `embed.preprocess: fast` they are prepared there, too. The revision that is stored says how vectors were made where that is not the
 default (`+fast`, `+int8`, `+bfloat16`): another way is another index. Dropped: no_caption (text encoder), bad_vector (zero,
 not finite, or not as wide as the rest).
@@ -81,8 +81,8 @@ def _dropped(encoder: str, batch: str, ids: Sequence[str], reason: str) -> list[
     return [{"stage": "embed", "batch": batch, "key": i, "reason": reason, "detail": encoder} for i in ids]
 
 
-class _Pictures(Sequence[Any]):
-    """A shard's pictures, opened a slice at a time, so that two batches are in memory: one encoded, one read ahead."""
+class _Images(Sequence[Any]):
+    """A shard's images, opened a slice at a time, so that two batches are in memory: one encoded, one read ahead."""
 
     def __init__(self, ids: Sequence[str], opened: Callable[[str], Any]) -> None:
         """`opened`: image id -> what the encoder takes."""
@@ -134,10 +134,10 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
                 vectors, is_good = encode_in_batches([captions[i] for i in usable], model.encode_texts, config.batch_images, width)
             elif is_fast:
                 prepare = model.preparation.prepare  # type: ignore[attr-defined]
-                prepared = _Pictures(usable, lambda i, prepare=prepare: prepare(store.read_image_bytes(i)))  # type: ignore[misc]
+                prepared = _Images(usable, lambda i, prepare=prepare: prepare(store.read_image_bytes(i)))  # type: ignore[misc]
                 vectors, is_good = encode_in_batches(prepared, model.encode_prepared, config.batch_images, width, config.readers)  # type: ignore[attr-defined]
             else:
-                vectors, is_good = encode_in_batches(_Pictures(usable, store.read_image), model.encode_images, config.batch_images, width, config.readers)
+                vectors, is_good = encode_in_batches(_Images(usable, store.read_image), model.encode_images, config.batch_images, width, config.readers)
             kept = [i for i, good in zip(usable, is_good, strict=True) if good]
             rows = _dropped(encoder, batch, sorted(set(ids) - set(usable), key=ids.index), "no_caption")
             rows += _dropped(encoder, batch, [i for i, good in zip(usable, is_good, strict=True) if not good], "bad_vector")

@@ -11,7 +11,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Query, Task
 from tasks.evaluate.protocols.base import filled
 from tasks.store import Store
-from tasks.train.splits import held_out_pictures
+from tasks.train.splits import held_out_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ def read_benchmark(folder: Path, template: str, name: str | None = None) -> Benc
 
     Raises:
         ConfigError: no annotations.json there, or a template without {relative_caption}.
-        DataError: an annotation names a picture that is not there.
+        DataError: an annotation names a image that is not there.
     """
     path = folder / "annotations.json"
     if not path.is_file():
@@ -31,14 +31,14 @@ def read_benchmark(folder: Path, template: str, name: str | None = None) -> Benc
 
 
 def held_out_benchmark(triplets: Sequence[Mapping[str, Any]], share: float, template: str, read: Callable[[str], Image]) -> Benchmark:
-    """The held-out triplets as a benchmark: their first instruction (the others are wordings), all their pictures as gallery.
+    """The held-out triplets as a benchmark: their first instruction (the others are wordings), all their images as gallery.
 
-    A picture is right when it is the target of a triplet with the same query picture and text.
+    A image is right when it is the target of a triplet with the same query image and text.
 
     Raises:
         DataError: nothing is held out.
     """
-    held_out = held_out_pictures([(t["query_image_id"], t["target_image_id"]) for t in triplets], share)
+    held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], share)
     rows = [t for t in triplets if t["query_image_id"] in held_out]
     if not rows:
         raise DataError(

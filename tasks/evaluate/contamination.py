@@ -11,14 +11,14 @@ from tasks.config import Params
 from tasks.evaluate.protocols import Benchmark
 from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.store import Store
-from tasks.train.splits import held_out_pictures
+from tasks.train.splits import held_out_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class Fingerprints:
-    """Wraps a picture reader and keeps the perceptual hash and thumbnail of each picture that passes, for a search for copies."""
+    """Wraps a image reader and keeps the perceptual hash and thumbnail of each image that passes, for a search for copies."""
 
     def __init__(self, read: Callable[[str], Image]) -> None:
         self._read = read
@@ -32,11 +32,11 @@ class Fingerprints:
 
 
 def copies_among(found: Mapping[str, tuple[int, bytes]], known: Sequence[tuple[int, bytes]], *, distance_bits: int, cell_distance: float) -> set[str]:
-    """Keys of pictures of which a copy is known, by ingest's own rule for near-duplicates (tasks/fingerprints/perceptual.py).
+    """Keys of images of which a copy is known, by ingest's own rule for near-duplicates (tasks/fingerprints/perceptual.py).
 
     Args:
         found: key -> (hash, thumbnail).
-        known: hashes and thumbnails of training pictures.
+        known: hashes and thumbnails of training images.
         distance_bits: as ingest.hash_distance_bits.
         cell_distance: as ingest.thumbnail_distance.
     """
@@ -52,16 +52,16 @@ def copies_among(found: Mapping[str, tuple[int, bytes]], known: Sequence[tuple[i
     return copies
 
 
-def trained_pictures(triplets: Sequence[Mapping[str, Any]], share: float) -> set[str]:
-    """Ids of the pictures that training may show: of all triplets, but for the held-out ones."""
-    held_out = held_out_pictures([(t["query_image_id"], t["target_image_id"]) for t in triplets], share)
+def trained_images(triplets: Sequence[Mapping[str, Any]], share: float) -> set[str]:
+    """Ids of the images that training may show: of all triplets, but for the held-out ones."""
+    held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], share)
     rows = [t for t in triplets if t["query_image_id"] not in held_out and t["target_image_id"] not in held_out]
     return {i for t in rows for i in (t["query_image_id"], t["target_image_id"], *t["negative_image_ids"])} - held_out
 
 
 def known_fingerprints(params: Params, store: Store, triplets: Sequence[Mapping[str, Any]]) -> list[tuple[int, bytes]]:
-    """Hash and thumbnail of each picture that training may have shown: those of the version, and of train.datasets' files."""
-    shown = trained_pictures(triplets, params.train.held_out_share)
+    """Hash and thumbnail of each image that training may have shown: those of the version, and of train.datasets' files."""
+    shown = trained_images(triplets, params.train.held_out_share)
     columns = store.read_table("images", ["image_id", "phash", "thumbnail"]).to_pydict()
     rows = zip(columns["image_id"], columns["phash"], columns["thumbnail"], strict=True)
     known = [(int(h, 16), t) for i, h, t in rows if i in shown and h and t]
@@ -79,20 +79,20 @@ def known_fingerprints(params: Params, store: Store, triplets: Sequence[Mapping[
 
 
 def contamination_of(benchmark: Benchmark, found: Mapping[str, tuple[int, bytes]], known: Sequence[tuple[int, bytes]], params: Params) -> dict[str, Any]:
-    """How many of the benchmark's pictures were trained on.
+    """How many of the benchmark's images were trained on.
 
     Returns:
-        {"pictures", "copies", "share"} of the pictures of queries and answers, the same of the other pictures of the gallery
+        {"images", "copies", "share"} of the images of queries and answers, the same of the other images of the gallery
         ("distractors", "distractor_copies"), and some of the copies' keys.
     """
     copies = copies_among(found, known, distance_bits=params.ingest.hash_distance_bits, cell_distance=params.ingest.thumbnail_distance)
     asked: set[str] = set()
     for task in benchmark.tasks:
         for query in task.queries:
-            asked.update(p for p in (query.reference, *(benchmark.item(key).picture for key in query.right)) if p)
+            asked.update(p for p in (query.reference, *(benchmark.item(key).image for key in query.right)) if p)
     others = set(found) - asked
     return {
-        "pictures": len(asked),
+        "images": len(asked),
         "copies": len(copies & asked),
         "share": len(copies & asked) / max(1, len(asked)),
         "distractors": len(others),

@@ -1,7 +1,7 @@
 """CIRCO's metrics: mAP@K over all ground truths, Recall@K of the one target; by the official definition.
 
 AP@K = sum over ranks i <= K of precision@i * relevant(i), divided by min(number of ground truths, K). The reference
-picture is not taken out of the ranking. Source: miccunifi/CIRCO, src/evaluation.py.
+image is not taken out of the ranking. Source: miccunifi/CIRCO, src/evaluation.py.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def average_precisions(ranked: Sequence[int | str], right: Sequence[int | str], 
     """map_at_K of one query: its AP@K, 0..1.
 
     Args:
-        ranked: picture ids, best first, each once.
-        right: all right picture ids, at least one.
+        ranked: image ids, best first, each once.
+        right: all right image ids, at least one.
         ranks: the K.
     """
     answers = set(right)
-    hits = np.array([picture in answers for picture in ranked], bool)
+    hits = np.array([image in answers for image in ranked], bool)
     precisions = np.cumsum(hits) * hits / np.arange(1, len(hits) + 1)
     return {f"map_at_{k}": float(precisions[:k].sum()) / min(len(answers), k) for k in ranks}
 
@@ -57,21 +57,21 @@ def score(
     """map_at_K and recall_at_K, means over the queries, 0..1.
 
     Args:
-        predictions: per query id the ranked picture ids, best first.
-        ground_truths: per query id all right picture ids.
+        predictions: per query id the ranked image ids, best first.
+        ground_truths: per query id all right image ids.
         targets: per query id the one target, which Recall@K alone looks at.
         ranks: the K of mAP.
         recall_ranks: the K of Recall.
     Raises:
         DataError: a query without predictions or ground truths, fewer predictions than ranks need are no error, but a
-            picture predicted twice for one query is.
+            image predicted twice for one query is.
     """
     if missing := sorted(set(ground_truths) ^ set(predictions)):
         raise DataError(f"predictions and ground truths differ in {len(missing)} queries, the first {missing[0]}; every query needs both")
     sums: dict[str, float] = {f"map_at_{k}": 0.0 for k in ranks} | {f"recall_at_{k}": 0.0 for k in recall_ranks}
     for query, ranked in predictions.items():
         if len(set(ranked)) != len(ranked):
-            raise DataError(f"query {query}: {len(ranked) - len(set(ranked))} pictures are predicted twice; a ranking names each once")
+            raise DataError(f"query {query}: {len(ranked) - len(set(ranked))} images are predicted twice; a ranking names each once")
         right = set(ground_truths[query])
         if not right:
             raise DataError(f"query {query}: no ground truth")

@@ -32,9 +32,9 @@ class Answers:
     wordings: list[list[tuple[Query, list[Prediction]]]] = field(default_factory=list)
 
 
-def picture_features(retriever: Retriever, benchmark: Benchmark, batch: int) -> dict[str, np.ndarray]:
-    """Raw features of every picture by a CLIP, each encoded once: key -> (d,). Studies with a locked picture tower hand them to `measure`."""
-    keys = benchmark.pictures()
+def image_features(retriever: Retriever, benchmark: Benchmark, batch: int) -> dict[str, np.ndarray]:
+    """Raw features of every image by a CLIP, each encoded once: key -> (d,). Studies with a locked image tower hand them to `measure`."""
+    keys = benchmark.images()
     found: dict[str, np.ndarray] = {}
     for start in range(0, len(keys), batch):
         part = keys[start : start + batch]
@@ -58,22 +58,22 @@ def ranked(protocol: Protocol, task: Task, queries: Sequence[Query], rows: np.nd
             yield protocol.predict(task, query, row)
 
 
-def answer(retriever: AnyRetriever, benchmark: Benchmark, batch: int, pictures: Mapping[str, np.ndarray] | None = None) -> Answers:
-    """Rank every query of a benchmark: composed, by its picture alone, by its text alone, and composed in its other wordings.
+def answer(retriever: AnyRetriever, benchmark: Benchmark, batch: int, images: Mapping[str, np.ndarray] | None = None) -> Answers:
+    """Rank every query of a benchmark: composed, by its image alone, by its text alone, and composed in its other wordings.
 
     Args:
-        retriever: the model; how picture and text become one vector is its own affair.
+        retriever: the model; how image and text become one vector is its own affair.
         benchmark: queries and galleries.
-        batch: pictures, texts or both together in one pass of the model, a count.
-        pictures: raw features, where they are known: studies with a locked picture tower encode it once.
+        batch: images, texts or both together in one pass of the model, a count.
+        images: raw features, where they are known: studies with a locked image tower encode it once.
     """
     protocol = PROTOCOLS[benchmark.protocol]
-    embedder = retriever.embedder(benchmark.read, batch, pictures)
+    embedder = retriever.embedder(benchmark.read, batch, images)
     said = [w for t in benchmark.tasks for q in t.queries for w in (q.text, *q.wordings)]
-    embedder.prepare(benchmark.pictures(), [*said, *(i.text for i in benchmark.items.values())])
+    embedder.prepare(benchmark.images(), [*said, *(i.text for i in benchmark.items.values())])
     out = Answers({half: [] for half in HALVES})
     for task in benchmark.tasks:
-        gallery = embedder.rows([(i.picture, i.text) for i in map(benchmark.item, task.gallery)], "candidate")
+        gallery = embedder.rows([(i.image, i.text) for i in map(benchmark.item, task.gallery)], "candidate")
         halves = {"composed": [(q.reference, q.text) for q in task.queries], "image_only": [(q.reference, "") for q in task.queries]}
         halves["text_only"] = [(None, q.text) for q in task.queries]
         for half, contents in halves.items():

@@ -42,9 +42,9 @@ def means_of(benchmark: Benchmark, table: Table) -> dict[str, float]:
     return out
 
 
-def measure(retriever: AnyRetriever, benchmark: Benchmark, batch: int, *, pictures: Mapping[str, np.ndarray] | None = None) -> dict[str, dict[str, float]]:
+def measure(retriever: AnyRetriever, benchmark: Benchmark, batch: int, *, images: Mapping[str, np.ndarray] | None = None) -> dict[str, dict[str, float]]:
     """half -> metric -> score, without intervals: for benchmarks and studies. Arguments as of `answer`."""
-    answers = answer(retriever, benchmark, batch, pictures)
+    answers = answer(retriever, benchmark, batch, images)
     return {half: means_of(benchmark, table_of(benchmark, answers.predicted[half])) for half in HALVES}
 
 

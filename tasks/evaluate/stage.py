@@ -5,7 +5,7 @@ folder in CIRCO's format, or else the version's held-out triplets; writes report
 the files for the servers of splits whose answers are hidden. The first benchmark is the one that promotion goes by.
 
 Beside each composed score stand its halves alone and the gap to the better half: a model that does not beat both ignores half
-of the query; what other wordings of the same query give; and 95% intervals over the queries (tasks/evaluate/bootstrap.py). Pictures of the
+of the query; what other wordings of the same query give; and 95% intervals over the queries (tasks/evaluate/bootstrap.py). Images of the
 queries and answers that also lie in the training data are counted. With `evaluate.truth` the sample world's truth measures the triplets.
 """
 

@@ -11,10 +11,10 @@ from tasks.fingerprints.perceptual import GRID_SIDE, THUMBNAIL_SIDE
 
 @cache
 def _spans(margin: float, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the other picture's 8 cells may lie on this one's 64, one axis.
+    """Where the other image's 8 cells may lie on this one's 64, one axis.
 
     Returns:
-        spans (h, 2): start and end of the other picture, in sides of this one; weights (h, 8, 64) of means; visible (h, 8): share of a cell within.
+        spans (h, 2): start and end of the other image, in sides of this one; weights (h, 8, 64) of means; visible (h, 8): share of a cell within.
     """
     moves = np.arange(-round(margin / step), round(margin / step) + 1) * step
     spans = np.array([(a, 1 + b) for a in moves for b in moves])
@@ -43,27 +43,27 @@ def _aligned(grid: np.ndarray, cells: np.ndarray, ys: tuple[np.ndarray, np.ndarr
 
 
 def crop_distance(grid: bytes, other: bytes, *, margin: float) -> float:
-    """Largest cell difference at the best alignment of a picture with the thumbnail of another that shows a little more or less of it.
+    """Largest cell difference at the best alignment of a image with the thumbnail of another that shows a little more or less of it.
 
     Each side may be moved by up to `margin`: first on a raster of 2%, judged by the mean over the cells, then finer around the best.
 
     Args:
-        grid: 64x64 RGB means of the picture, 12,288 bytes.
+        grid: 64x64 RGB means of the image, 12,288 bytes.
         other: 8x8 thumbnail of the other one, 192 bytes.
         margin: furthest move of a side, share of it.
     Returns:
         mean absolute RGB difference of the worst cell, 0..255.
     """
-    picture = np.frombuffer(grid, np.uint8).reshape(GRID_SIDE, GRID_SIDE, 3).astype(np.float32)
+    image = np.frombuffer(grid, np.uint8).reshape(GRID_SIDE, GRID_SIDE, 3).astype(np.float32)
     cells = np.frombuffer(other, np.uint8).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3).astype(np.float32)
     spans, weights, visible = _spans(margin, 0.02)
-    distance = _aligned(picture, cells, (weights, visible), (weights, visible))
+    distance = _aligned(image, cells, (weights, visible), (weights, visible))
     y, x = np.unravel_index(int(distance.mean(axis=(2, 3)).argmin()), distance.shape[:2])
     best_y, best_x, best = spans[y], spans[x], float(distance[y, x].max())
     for step in (0.01, 0.005):
         moves = np.array([(a, b) for a in (-step, 0, step) for b in (-step, 0, step)])
         ys, xs = best_y + moves, best_x + moves
-        distance = _aligned(picture, cells, _weights(ys), _weights(xs))
+        distance = _aligned(image, cells, _weights(ys), _weights(xs))
         y, x = np.unravel_index(int(distance.mean(axis=(2, 3)).argmin()), distance.shape[:2])
         best_y, best_x, best = ys[y], xs[x], float(distance[y, x].max())
     return best

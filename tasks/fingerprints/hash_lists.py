@@ -1,4 +1,4 @@
-"""Lists of pictures that must not come in: blocklist, takedown ledger, benchmark hashes. One reader for all three.
+"""Lists of images that must not come in: blocklist, takedown ledger, benchmark hashes. One reader for all three.
 
 A list is a text file of any form (lines, CSV, JSONL); what counts are its hexadecimal words, all else is for people, and what follows a `#` is a comment:
 
@@ -6,7 +6,7 @@ A list is a text file of any form (lines, CSV, JSONL); what counts are its hexad
     16 digits    perceptual hash (column phash of the images table): everything within the list's distance, bits, is refused
     384 digits   8x8 RGB thumbnail (column thumbnail, as hex) of the same line's perceptual hash: then a hit of the hash must be confirmed on it
 
-`python -m tasks decontaminate build FOLDER --out FILE` writes such a list with all of these for each picture.
+`python -m tasks decontaminate build FOLDER --out FILE` writes such a list with all of these for each image.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class HashList:
         self._known = np.array(self.hashes, np.uint64)
 
     def names(self, sha256s: Iterable[str], phash: int, thumbnail: bytes, *, confirmed_bits: int, thumbnail_max: float, alone_bits: int) -> str | None:
-        """Why the list names a picture, in words; None when it does not.
+        """Why the list names a image, in words; None when it does not.
 
         Args:
             sha256s: of its source bytes and of its stored bytes.
-            phash, thumbnail: of the picture.
+            phash, thumbnail: of the image.
             confirmed_bits, thumbnail_max: distances for entries with a thumbnail, bits and levels.
             alone_bits: distance for entries without one, bits.
         """

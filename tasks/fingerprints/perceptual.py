@@ -1,6 +1,6 @@
 """Near-duplicates: a perceptual hash proposes, a small colour thumbnail decides.
 
-Pure functions. A 64-bit hash of the grey picture (signs of its low DCT frequencies) is cheap to compare with a whole
+Pure functions. A 64-bit hash of the grey image (signs of its low DCT frequencies) is cheap to compare with a whole
 corpus, but one-edit relatives often share it: a recoloured object keeps its grey. So a hash hit is only
 a candidate; it is a copy when no cell of the two 8x8 RGB thumbnails differs by more than a few levels: re-encoding and
 resizing move every cell a little, an edit moves a few cells a lot.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL_SIDE = 8  # cells
 GRID_SIDE = 64  # cells
-_HASH_SIDE = 32  # px of the grey picture that is hashed
+_HASH_SIDE = 32  # px of the grey image that is hashed
 
 
 @cache
@@ -35,26 +35,26 @@ def _cosines() -> np.ndarray:
 
 
 def reduced(image: Image) -> Image:
-    """A quarter of the picture's sides, means of 4x4 px, where both have 256 px or more: all else here is then made from a sixteenth of the pixels."""
+    """A quarter of the image's sides, means of 4x4 px, where both have 256 px or more: all else here is then made from a sixteenth of the pixels."""
     return image.reduce(4) if min(image.size) >= 256 else image
 
 
 def grid_of(image: Image) -> Image:
-    """64x64 RGB means of the picture, for `crop_distance`. Not for hash and thumbnail: made from these means, 87% of copies were caught."""
+    """64x64 RGB means of the image, for `crop_distance`. Not for hash and thumbnail: made from these means, 87% of copies were caught."""
     from PIL import Image as Pillow
 
     return reduced(image).convert("RGB").resize((GRID_SIDE, GRID_SIDE), Pillow.Resampling.BOX)
 
 
 def coarse_grey(image: Image) -> np.ndarray:
-    """(32, 32) float64: grey means of the picture."""
+    """(32, 32) float64: grey means of the image."""
     from PIL import Image as Pillow
 
     return np.asarray(reduced(image).convert("L").resize((_HASH_SIDE, _HASH_SIDE), Pillow.Resampling.BOX), np.float64)
 
 
 def perceptual_hash(image: Image) -> int:
-    """64 bits: which of the 8x8 lowest DCT coefficients of the grey picture lie above their median."""
+    """64 bits: which of the 8x8 lowest DCT coefficients of the grey image lie above their median."""
     return hash_of_grey(coarse_grey(image))
 
 
@@ -68,7 +68,7 @@ def hash_of_grey(grey: np.ndarray) -> int:
 
 
 def thumbnail(image: Image) -> bytes:
-    """8x8 RGB means of the picture, 192 bytes."""
+    """8x8 RGB means of the image, 192 bytes."""
     from PIL import Image as Pillow
 
     return reduced(image).convert("RGB").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Pillow.Resampling.BOX).tobytes()

@@ -1,9 +1,9 @@
-"""Decontaminate: hashes of a benchmark's pictures, so that ingest keeps them and their near copies out of the training data.
+"""Decontaminate: hashes of a benchmark's images, so that ingest keeps them and their near copies out of the training data.
 
     python -m tasks decontaminate build FOLDER --out FILE
 
-Reads every picture below FOLDER as ingest would, writes FILE: one JSON object a line (name, sha256 of the file, sha256 of the stored form, phash,
-thumbnail), the form that `ingest.benchmark_hashes` names and tasks/fingerprints/hash_lists.py reads. Files that are no pictures are counted and left out.
+Reads every image below FOLDER as ingest would, writes FILE: one JSON object a line (name, sha256 of the file, sha256 of the stored form, phash,
+thumbnail), the form that `ingest.benchmark_hashes` names and tasks/fingerprints/hash_lists.py reads. Files that are no images are counted and left out.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.errors import ConfigError, DataError
-from tasks.ingest.normalize import Picture, Rules, read_picture
+from tasks.ingest.normalize import NormalizedImage, Rules, read_image
 from tasks.records import StageReport
 from tasks.store import Store
 
 
 def hashes_of(folder: Path, rules: Rules) -> Iterator[dict[str, str] | None]:
-    """For each file below the folder, by path: its line, or None where it is no picture."""
+    """For each file below the folder, by path: its line, or None where it is no image."""
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         content = path.read_bytes()
-        found = read_picture(content, is_named_picture=False, rules=rules)
-        if not isinstance(found, Picture):
+        found = read_image(content, is_named_image=False, rules=rules)
+        if not isinstance(found, NormalizedImage):
             yield None
             continue
         yield {
@@ -42,14 +42,14 @@ def build(folder: Path, out: Path, rules: Rules | None = None) -> StageReport:
 
     Raises:
         ConfigError: no such folder.
-        DataError: no picture in it.
+        DataError: no image in it.
     """
     if not folder.is_dir():
-        raise ConfigError(f"decontaminate: {folder} is no folder; name the one with the benchmark's pictures")
+        raise ConfigError(f"decontaminate: {folder} is no folder; name the one with the benchmark's images")
     lines = list(hashes_of(folder, rules or Rules(min_side_px=1)))
     kept = [line for line in lines if line is not None]
     if not kept:
-        raise DataError(f"decontaminate: no picture among the {len(lines)} files below {folder}")
+        raise DataError(f"decontaminate: no image among the {len(lines)} files below {folder}")
     Store(out.parent).write_bytes(out, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return StageReport("decontaminate", read=len(lines), written=len(kept), new=len(lines), done=len(lines), notes=[str(out)])
 

@@ -1,10 +1,10 @@
-"""The pictures kept so far, of this batch and of all earlier ones: who is a copy of whom.
+"""The images kept so far, of this batch and of all earlier ones: who is a copy of whom.
 
 Exact copies by the sha256 of the source's and of the stored bytes. Near copies by tasks/fingerprints/perceptual.py: a hash hit is a candidate, thumbnails
-decide, and where `crop_margin` is set, thumbnails aligned for a little more or less at the sides. The earliest published picture stays: rows are in
+decide, and where `crop_margin` is set, thumbnails aligned for a little more or less at the sides. The earliest published image stays: rows are in
 order of batch and shard, and the first hit counts.
 
-A picture that is near to several kept ones is dropped as a copy of the first and names the others (`also`): it shows that they belong together, yet
+A image that is near to several kept ones is dropped as a copy of the first and names the others (`also`): it shows that they belong together, yet
 nothing that was published is withdrawn. `copy_groups` reads these ties back from the dropped rows: they are the ledger.
 """
 
@@ -19,19 +19,19 @@ import numpy as np
 
 from tasks.fingerprints.crop_match import crop_distance
 from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
-from tasks.ingest.normalize import Picture
+from tasks.ingest.normalize import NormalizedImage
 
 CROP_MEAN = 20.0  # mean difference of the plain thumbnails, levels, above which no alignment is tried: of 220 crops of up to 5% a side the largest was 15.8
 
 
 @dataclass(frozen=True)
 class CopyOf:
-    """What a picture repeats.
+    """What a image repeats.
 
     Attributes:
         reason: duplicate or near_duplicate.
-        image_id: the earliest kept picture that it is a copy of.
-        also: other kept pictures that it is a near copy of.
+        image_id: the earliest kept image that it is a copy of.
+        also: other kept images that it is a near copy of.
     """
 
     reason: str
@@ -40,7 +40,7 @@ class CopyOf:
 
 
 class Corpus:
-    """Kept pictures, growing."""
+    """Kept images, growing."""
 
     def __init__(self, known: Mapping[str, Sequence[Any]], *, hash_distance_bits: int, thumbnail_max: float, crop_margin: float = 0.0) -> None:
         """`known`: columns image_id, source_sha256, phash (hex) and thumbnail of the earlier batches, in order of batch."""
@@ -53,41 +53,41 @@ class Corpus:
         self._hashes = np.array([int(h, 16) for h in known["phash"]], np.uint64)
         self._thumbnails = np.frombuffer(b"".join(known["thumbnail"]), np.uint8).reshape(len(self.ids), -1 if self.ids else 192)
 
-    def copy_of(self, sha256: str, image_id: str, picture: Picture) -> CopyOf | None:
-        """What this picture repeats, if anything."""
+    def copy_of(self, sha256: str, image_id: str, image: NormalizedImage) -> CopyOf | None:
+        """What this image repeats, if anything."""
         if sha256 in self.by_source:
             return CopyOf("duplicate", self.by_source[sha256])
         if image_id in self.by_id:
             return CopyOf("duplicate", image_id)
         count = len(self.ids)
-        _, hits = next(hash_hits(np.array([picture.phash], np.uint64), self._hashes[:count], distance_bits=self.hash_distance_bits))
+        _, hits = next(hash_hits(np.array([image.phash], np.uint64), self._hashes[:count], distance_bits=self.hash_distance_bits))
         if not len(hits):
             return None
         others = self._thumbnails[hits]
-        near = thumbnail_distance(picture.thumbnail, others) <= self.thumbnail_max
+        near = thumbnail_distance(image.thumbnail, others) <= self.thumbnail_max
         if self.crop_margin > 0 and not near.all():
-            mean = np.abs(others.astype(np.int16) - np.frombuffer(picture.thumbnail, np.uint8)).mean(axis=1)
+            mean = np.abs(others.astype(np.int16) - np.frombuffer(image.thumbnail, np.uint8)).mean(axis=1)
             for row in np.flatnonzero(~near & (mean <= CROP_MEAN)).tolist():
-                near[row] = crop_distance(picture.grid, others[row].tobytes(), margin=self.crop_margin) <= self.thumbnail_max
+                near[row] = crop_distance(image.grid, others[row].tobytes(), margin=self.crop_margin) <= self.thumbnail_max
         found = [self.ids[i] for i in hits[near].tolist()]
         return CopyOf("near_duplicate", found[0], tuple(found[1:])) if found else None
 
-    def add(self, sha256: str, image_id: str, picture: Picture) -> None:
-        """A kept picture joins."""
+    def add(self, sha256: str, image_id: str, image: NormalizedImage) -> None:
+        """A kept image joins."""
         count = len(self.ids)
         if count == len(self._hashes):
             more = max(1024, count)
             self._hashes = np.concatenate([self._hashes, np.zeros(more, np.uint64)])
             self._thumbnails = np.concatenate([self._thumbnails[:count], np.zeros((more, 192), np.uint8)])
-        self._hashes[count] = picture.phash
-        self._thumbnails[count] = np.frombuffer(picture.thumbnail, np.uint8)
+        self._hashes[count] = image.phash
+        self._thumbnails[count] = np.frombuffer(image.thumbnail, np.uint8)
         self.ids.append(image_id)
         self.by_id.add(image_id)
         self.by_source.setdefault(sha256, image_id)
 
 
 def copy_groups(details: Iterable[str]) -> list[list[str]]:
-    """Kept pictures that dropped ones tie together.
+    """Kept images that dropped ones tie together.
 
     Args:
         details: column `detail` of ingest's dropped rows, of all batches.

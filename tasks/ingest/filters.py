@@ -1,8 +1,8 @@
-"""Classifiers that refuse pictures at ingest (nsfw, faces ...), by Hugging Face name or folder; off unless `ingest.filters` names one.
+"""Classifiers that refuse images at ingest (nsfw, faces ...), by Hugging Face name or folder; off unless `ingest.filters` names one.
 
     ingest.filters.nsfw: {model: Falconsai/nsfw_image_detection, labels: [nsfw], threshold: 0.5}
 
-Loads torch in the stage's own process, never in a worker that decodes. A picture is refused when the probabilities of `labels` add up to `threshold`.
+Loads torch in the stage's own process, never in a worker that decodes. A image is refused when the probabilities of `labels` add up to `threshold`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tasks.config import FilterConfig
 from tasks.errors import ConfigError
-from tasks.ingest.normalize import Picture, Refusal
+from tasks.ingest.normalize import NormalizedImage, Refusal
 
 T = TypeVar("T")
 
@@ -40,18 +40,18 @@ class ImageFilter:
             raise ConfigError(f"ingest.filters.{name}.labels: {unknown} unknown to '{config.model}'; it knows {sorted(ids)}")
         self.rows = [ids[label] for label in config.labels]
 
-    def scores(self, pictures: list[Picture]) -> list[float]:
-        """Sum of the labels' probabilities, one per picture."""
+    def scores(self, images: list[NormalizedImage]) -> list[float]:
+        """Sum of the labels' probabilities, one per image."""
         import torch
         from PIL import Image
 
-        images = [Image.open(io.BytesIO(p.content), formats=("JPEG",)).convert("RGB") for p in pictures]
-        inputs = self.processor(images=images, return_tensors="pt")
+        decoded = [Image.open(io.BytesIO(p.content), formats=("JPEG",)).convert("RGB") for p in images]
+        inputs = self.processor(images=decoded, return_tensors="pt")
         with torch.inference_mode():
             probabilities = self.model(**inputs).logits.float().softmax(dim=-1)
         return [float(s) for s in probabilities[:, self.rows].sum(dim=1)]
 
-    def apply(self, found: Iterable[T], result_of: Callable[[T], Picture | Refusal], refused: Callable[[T, Refusal], T]) -> Iterator[T]:
+    def apply(self, found: Iterable[T], result_of: Callable[[T], NormalizedImage | Refusal], refused: Callable[[T, Refusal], T]) -> Iterator[T]:
         """The same items in the same order, `refused` where the classifier says so; `batch_images` at a time."""
         block: list[T] = []
         for item in found:
@@ -61,10 +61,10 @@ class ImageFilter:
                 block = []
         yield from self._block(block, result_of, refused)
 
-    def _block(self, block: list[T], result_of: Callable[[T], Picture | Refusal], refused: Callable[[T, Refusal], T]) -> Iterator[T]:
-        pictures = [result for item in block if isinstance(result := result_of(item), Picture)]
-        scores = iter(self.scores(pictures) if pictures else [])
+    def _block(self, block: list[T], result_of: Callable[[T], NormalizedImage | Refusal], refused: Callable[[T, Refusal], T]) -> Iterator[T]:
+        images = [result for item in block if isinstance(result := result_of(item), NormalizedImage)]
+        scores = iter(self.scores(images) if images else [])
         for item in block:
-            if isinstance(result_of(item), Picture) and (score := next(scores)) >= self.config.threshold:
+            if isinstance(result_of(item), NormalizedImage) and (score := next(scores)) >= self.config.threshold:
                 item = refused(item, Refusal("filtered", f"{self.name}: {score:.2f}, at least {self.config.threshold:g}"))
             yield item

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from tasks.config import IngestConfig
 from tasks.fingerprints.hash_lists import HashList, read_lists
-from tasks.ingest.normalize import Picture, Refusal, Rules
-from tasks.ingest.workers import PictureWorkers
+from tasks.ingest.normalize import NormalizedImage, Refusal, Rules
+from tasks.ingest.workers import ImageWorkers
 from tasks.sources import Refused, SourceFile
 from tasks.store import Store
 
@@ -25,13 +25,13 @@ class Looked:
 
     file: SourceFile
     sha256: str
-    result: Picture | Refusal
+    result: NormalizedImage | Refusal
     robots: str = ""
     is_lasting: bool = True
 
 
 def rules_of(config: IngestConfig) -> Rules:
-    """What decides how one picture is stored."""
+    """What decides how one image is stored."""
     return Rules(
         max_side_px=config.max_side_px,
         min_side_px=config.min_side_px,
@@ -43,14 +43,14 @@ def rules_of(config: IngestConfig) -> Rules:
     )
 
 
-def workers_of(config: IngestConfig) -> PictureWorkers:
+def workers_of(config: IngestConfig) -> ImageWorkers:
     """The processes that decode; none is started yet."""
     count = config.workers or os.cpu_count() or 1
-    return PictureWorkers(rules_of(config), count=count, memory_mib=config.worker_memory_mib, cpu_s=config.worker_cpu_s)
+    return ImageWorkers(rules_of(config), count=count, memory_mib=config.worker_memory_mib, cpu_s=config.worker_cpu_s)
 
 
-def look_at(file: SourceFile, config: IngestConfig, workers: PictureWorkers, known_sha256: Iterable[str] = ()) -> Looked:
-    """Read one file and make a picture of it. Bytes in `known_sha256` are only hashed: they are a copy of a kept file."""
+def look_at(file: SourceFile, config: IngestConfig, workers: ImageWorkers, known_sha256: Iterable[str] = ()) -> Looked:
+    """Read one file and make a image of it. Bytes in `known_sha256` are only hashed: they are a copy of a kept file."""
     if config.allowed_licenses and file.license_code not in config.allowed_licenses:
         return Looked(file, file.sha256(), Refusal("licence", file.license_code))
     try:
@@ -60,7 +60,7 @@ def look_at(file: SourceFile, config: IngestConfig, workers: PictureWorkers, kno
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 in known_sha256:
         return Looked(file, sha256, Refusal("duplicate"), content.robots)
-    return Looked(file, sha256, workers.read(content, is_named_picture=file.is_named_picture), content.robots)
+    return Looked(file, sha256, workers.read(content, is_named_image=file.is_named_image), content.robots)
 
 
 def in_order(files: Iterable[SourceFile], look: Callable[[SourceFile], Looked], threads: int) -> Iterator[Looked]:
@@ -90,27 +90,27 @@ def lists_of(config: IngestConfig, store: Store) -> list[HashList]:
 
 
 def refusal_of(looked: Looked, image_id: str, lists: Sequence[HashList], config: IngestConfig) -> Refusal | None:
-    """Why a good picture is not wanted: a list names it or what it is a copy of, or it has a flag that drops."""
-    picture = looked.result
-    assert isinstance(picture, Picture)
+    """Why a good image is not wanted: a list names it or what it is a copy of, or it has a flag that drops."""
+    image = looked.result
+    assert isinstance(image, NormalizedImage)
     for of in lists:
         why = of.names(
             (looked.sha256, image_id),
-            picture.phash,
-            picture.thumbnail,
+            image.phash,
+            image.thumbnail,
             confirmed_bits=config.hash_distance_bits,
             thumbnail_max=config.thumbnail_distance,
             alone_bits=config.blocked_distance_bits,
         )
         if why is not None:
             return Refusal(of.reason, why)
-    if flags := [flag for flag in picture.flags if flag in config.drop_flags]:
+    if flags := [flag for flag in image.flags if flag in config.drop_flags]:
         return Refusal("low_quality", ", ".join(flags))
     return None
 
 
 def filtered(found: Iterable[Looked], config: IngestConfig) -> Iterator[Looked]:
-    """The same files in the same order; pictures that a classifier of `ingest.filters` refuses are refusals."""
+    """The same files in the same order; images that a classifier of `ingest.filters` refuses are refusals."""
     for name, of in sorted(config.filters.items()):
         from tasks.ingest.filters import ImageFilter
 

@@ -1,4 +1,4 @@
-"""What happens to a picture: from any bytes to the one stored form, or to the reason why not.
+"""What happens to a image: from any bytes to the one stored form, or to the reason why not.
 
 Pure functions over bytes; run in worker processes by tasks/ingest/workers.py. Loads numpy, Pillow and OpenCV, nothing else.
 
@@ -14,7 +14,7 @@ Rules for what is not 8-bit sRGB: transparency lies over white; palettes are res
 converted to sRGB (perceptual intent) and a profile that cannot be read counts as sRGB; CMYK without a profile by Pillow's plain formula; of an
 animation the first frame.
 
-Bicubic against Lanczos, and half against full decode: docs/decisions/0020-the-stored-picture.md.
+Bicubic against Lanczos, and half against full decode: docs/decisions/0020-the-stored-image.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# libjpeg's warnings that mean: part of the picture is made up. Others (an odd JFIF version, an odd progression) leave every pixel as it was written.
+# libjpeg's warnings that mean: part of the image is made up. Others (an odd JFIF version, an odd progression) leave every pixel as it was written.
 JPEG_DAMAGE = re.compile(r"premature end|bad (?:Huffman|arithmetic) code|instead of RST", re.IGNORECASE)
 JPEG_STRAY = re.compile(r"(\d+) extraneous bytes")
 JPEG_STRAY_BYTES = 16  # between two markers; more is a scan that lost its step, fewer are some encoders' padding
@@ -61,8 +61,8 @@ BROKEN = (
     *(ZeroDivisionError, struct.error, zlib.error, NotImplementedError),
 )
 # Thresholds of the flags; docs/decisions/0021-copies-and-flags.md.
-SHARPNESS_LOW = 12.0  # variance of the Laplacian of the grey picture, levels^2 (Pech-Pacheco et al., ICPR 2000)
-SPREAD_LOW = 3.0  # standard deviation of the 32x32 grey picture, levels
+SHARPNESS_LOW = 12.0  # variance of the Laplacian of the grey image, levels^2 (Pech-Pacheco et al., ICPR 2000)
+SPREAD_LOW = 3.0  # standard deviation of the 32x32 grey image, levels
 RATIO_HIGH = 4.0  # longer side : shorter side
 TEXT_EDGES_LOW = 0.10  # share of pixels whose right neighbour differs by more than 64 levels ...
 TEXT_GROUND_LOW = 0.45  # ... on a ground of one grey level (+-12) that covers this share
@@ -77,13 +77,13 @@ class Rules:
     max_pixels: int = 50_000_000
     jpeg_quality: int = 95
     jpeg_subsampling: str = "4:4:4"
-    has_grid: bool = False  # whether Picture.grid is wanted
+    has_grid: bool = False  # whether Image.grid is wanted
     resampler: str = "pillow"  # pillow (antialiased bicubic), or opencv (`resized_by_opencv`)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A good picture, as it will be stored.
+class NormalizedImage:
+    """A good image, as it will be stored.
 
     Attributes:
         content: JPEG.
@@ -109,7 +109,7 @@ class Picture:
         return {**facts, "thumbnail": self.thumbnail.hex(), "grid": self.grid.hex(), "flags": list(self.flags)}
 
     @classmethod
-    def of(cls, content: bytes, facts: dict[str, Any]) -> Picture:
+    def of(cls, content: bytes, facts: dict[str, Any]) -> NormalizedImage:
         """The reverse of `facts`."""
         as_bytes = {k: bytes.fromhex(facts[k]) for k in ("thumbnail", "grid")}
         return cls(content, **{**facts, **as_bytes, "flags": tuple(facts["flags"])})
@@ -139,7 +139,7 @@ def webp_size(content: bytes) -> tuple[int, int] | None:
 
 
 def size_refusal(width: int, height: int, rules: Rules) -> Refusal | None:
-    """Why a picture of this size is not even decoded."""
+    """Why a image of this size is not even decoded."""
     if width * height > rules.max_pixels:
         return Refusal("too_large", f"{width}x{height} px, at most {rules.max_pixels} px in all")
     if min(width, height) < rules.min_side_px:
@@ -182,7 +182,7 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def shrinkable(image: Image.Image) -> Image.Image:
-    """The same picture in a mode in which neighbours can be averaged: L, RGB, CMYK, or RGBa (alpha multiplied in)."""
+    """The same image in a mode in which neighbours can be averaged: L, RGB, CMYK, or RGBa (alpha multiplied in)."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -206,7 +206,7 @@ def flat_rgb(image: Image.Image, profile: bytes) -> Image.Image:
 def resized_by_opencv(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Shrink by up to a factor of two: three taps against aliasing, then OpenCV's cubic; five times as fast as Pillow's filters, better than INTER_AREA.
 
-    The outer taps were fitted to a float Lanczos reference: 0.05 at a factor of 1.25, 0.12 at 1.56 (docs/decisions/0020-the-stored-picture.md).
+    The outer taps were fitted to a float Lanczos reference: 0.05 at a factor of 1.25, 0.12 at 1.56 (docs/decisions/0020-the-stored-image.md).
 
     Args:
         pixels: (h, w) or (h, w, 3) uint8, channels in any order.
@@ -234,7 +234,7 @@ class Hearing:
         self._sink = -1
 
     def decode(self, content: bytes, flags: int) -> tuple[np.ndarray | None, str]:
-        """OpenCV's picture (None: it can't), and what was written meanwhile."""
+        """OpenCV's image (None: it can't), and what was written meanwhile."""
         import cv2
 
         with self._lock:
@@ -263,7 +263,7 @@ _hearing = Hearing()
 
 
 def jpeg_damage(said: str) -> str | None:
-    """libjpeg's warning that part of a picture is not there; None where it said nothing, or nothing that matters."""
+    """libjpeg's warning that part of a image is not there; None where it said nothing, or nothing that matters."""
     stray = JPEG_STRAY.search(said)
     if JPEG_DAMAGE.search(said) or stray and int(stray[1]) > JPEG_STRAY_BYTES:
         return said.strip().splitlines()[0]
@@ -308,7 +308,7 @@ def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """(kind, body) of a PNG's chunks up to its end chunk.
 
     Raises:
-        OSError: it ends before, or a chunk that a picture needs does not have its checksum.
+        OSError: it ends before, or a chunk that a image needs does not have its checksum.
     """
     view, at = memoryview(content), 8
     while at + 12 <= len(content):
@@ -394,11 +394,11 @@ def decoded(image: Image.Image, content: bytes, rules: Rules) -> Image.Image:
 
 
 def flags_of(image: Image.Image, spread: float) -> tuple[float, tuple[str, ...]]:
-    """(sharpness, flags) of a stored RGB picture; looked at in its middle 192x192 px.
+    """(sharpness, flags) of a stored RGB image; looked at in its middle 192x192 px.
 
     Args:
         image: as it will be stored.
-        spread: standard deviation of its coarse grey picture, levels.
+        spread: standard deviation of its coarse grey image, levels.
     """
     left, top = max(0, image.width // 2 - 96), max(0, image.height // 2 - 96)
     grey = np.asarray(image.crop((left, top, min(image.width, left + 192), min(image.height, top + 192))).convert("L"), np.int16)
@@ -420,12 +420,12 @@ def flags_of(image: Image.Image, spread: float) -> tuple[float, tuple[str, ...]]
     return sharpness, tuple(flag for flag in FLAGS if holds[flag])
 
 
-def read_picture(content: bytes, *, is_named_picture: bool, rules: Rules) -> Picture | Refusal:
+def read_image(content: bytes, *, is_named_image: bool, rules: Rules) -> NormalizedImage | Refusal:
     """Check a file's header, then decode, shrink, turn and encode it; never raises on any bytes.
 
     Args:
         content: the file.
-        is_named_picture: its name says that it is one: then bytes of no known format are damage, not a stray file.
+        is_named_image: its name says that it is one: then bytes of no known format are damage, not a stray file.
         rules: limits and the stored form.
     """
     try:
@@ -439,7 +439,7 @@ def read_picture(content: bytes, *, is_named_picture: bool, rules: Rules) -> Pic
     except MemoryError:
         return Refusal("too_costly", "its header alone takes more memory than a worker has")
     except BROKEN as error:
-        return Refusal("undecodable" if is_named_picture else "not_a_picture", f"no header of {', '.join(FORMATS)} ({type(error).__name__})")
+        return Refusal("undecodable" if is_named_image else "not_a_picture", f"no header of {', '.join(FORMATS)} ({type(error).__name__})")
     if refusal := size_refusal(*image.size, rules):
         return refusal
     stated = f"{image.width}x{image.height} px, {image.format} {image.mode}"
@@ -456,7 +456,7 @@ def read_picture(content: bytes, *, is_named_picture: bool, rules: Rules) -> Pic
     grey = coarse_grey(coarse)
     sharpness, flags = flags_of(small, float(grey.std()))
     grid = grid_of(coarse).tobytes() if rules.has_grid else b""
-    return Picture(out.getvalue(), *small.size, hash_of_grey(grey), thumbnail(coarse), grid, sharpness, flags)
+    return NormalizedImage(out.getvalue(), *small.size, hash_of_grey(grey), thumbnail(coarse), grid, sharpness, flags)
 
 
 def be_strict(rules: Rules) -> None:

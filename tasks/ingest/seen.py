@@ -28,7 +28,7 @@ class Seen:
     Attributes:
         sha256s: source_uri -> of the bytes that it had, of files without a fingerprint.
         fingerprints: of the others.
-        captions: source_uri -> caption that a kept picture was published with ('' where the source said nothing).
+        captions: source_uri -> caption that a kept image was published with ('' where the source said nothing).
         changed: files seen again whose source tells another caption now: uri -> that caption; the first few.
         changed_count: how many there were.
     """

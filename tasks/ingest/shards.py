@@ -12,7 +12,7 @@ from tasks.store import Store
 
 
 class ShardWriter:
-    """WebDataset tars `<batch>-<nnnnn>.tar` of at most so many pictures; headers carry neither clock nor user."""
+    """WebDataset tars `<batch>-<nnnnn>.tar` of at most so many images; headers carry neither clock nor user."""
 
     def __init__(self, store: Store, batch: str, shard_images: int) -> None:
         self.store, self.batch, self.shard_images = store, batch, shard_images
@@ -24,7 +24,7 @@ class ShardWriter:
         return f"{self.batch}-{self._number:05d}.tar"
 
     def add(self, image_id: str, content: bytes, facts: dict[str, str]) -> tuple[str, int]:
-        """Append a picture and its facts; returns (shard, offset of the picture's bytes)."""
+        """Append a image and its facts; returns (shard, offset of the image's bytes)."""
         if self._count == self.shard_images:
             self.close()
         if self._tar is None:

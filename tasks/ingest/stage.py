@@ -1,4 +1,4 @@
-"""Ingest: take in the new pictures of the sources; each file is kept, or dropped with a reason.
+"""Ingest: take in the new images of the sources; each file is kept, or dropped with a reason.
 
 Reads the sources of `ingest.sources` (tasks/sources/), the takedown ledger, the blocklists and the benchmark hashes; writes data/images/<batch>-<nnnnn>.tar,
 data/dropped/ingest/<batch>.parquet and data/images/<batch>.parquet (last: the marker).
@@ -31,7 +31,7 @@ from tasks.config import Params
 from tasks.errors import ConfigError, DataError
 from tasks.ingest.dedup import Corpus
 from tasks.ingest.inspect import Looked, filtered, in_order, lists_of, look_at, refusal_of, workers_of
-from tasks.ingest.normalize import Picture, Refusal
+from tasks.ingest.normalize import NormalizedImage, Refusal
 from tasks.ingest.progress import Progress, tell
 from tasks.ingest.seen import Seen, new_files
 from tasks.ingest.shards import ShardWriter
@@ -54,7 +54,7 @@ REMOTE_THREADS = 32  # that wait for a network; hosts have limits of their own (
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-# --- what a picture may be refused for --------------------------------------------------------------------------------
+# --- what a image may be refused for --------------------------------------------------------------------------------
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def changed_captions_text(count: int, first: dict[str, str]) -> str:
     """What is said about captions that their source has changed."""
     names = ", ".join(f"{uri} ('{caption[:60]}')" for uri, caption in first.items())
     return (
-        f"{count} pictures of earlier batches have another caption in their source now: {names}{' ...' if count > len(first) else ''}. "
+        f"{count} images of earlier batches have another caption in their source now: {names}{' ...' if count > len(first) else ''}. "
         "They keep the one that they were published with: vectors, pairs and texts were made from it. A new dataset takes the new ones"
     )
 
@@ -134,33 +134,33 @@ def dropped_row(looked: Looked, batch: str, refusal: Refusal, copy_of: str, also
 
 
 def image_row(looked: Looked, image_id: str, batch: str, date: str, shard: str, offset: int) -> dict[str, Any]:
-    """The row of a kept picture."""
-    file, picture = looked.file, looked.result
-    assert isinstance(picture, Picture)
+    """The row of a kept image."""
+    file, image = looked.file, looked.result
+    assert isinstance(image, NormalizedImage)
     return {
         "image_id": image_id,
         "source_uri": file.uri,
         "source_sha256": looked.sha256,
         "batch": batch,
         "shard": shard,
-        "width_px": picture.width_px,
-        "height_px": picture.height_px,
+        "width_px": image.width_px,
+        "height_px": image.height_px,
         "caption": file.label.caption,
         "caption_source": "source" if file.label.caption else None,
         "license_code": file.license_code,
         "attribution": file.attribution,
         "fetched_at": date,
-        "phash": f"{picture.phash:016x}",
-        "thumbnail": picture.thumbnail,
+        "phash": f"{image.phash:016x}",
+        "thumbnail": image.thumbnail,
         "offset_bytes": offset,
-        "size_bytes": len(picture.content),
+        "size_bytes": len(image.content),
         "source_fingerprint": file.fingerprint,
         "robots": looked.robots,
-        "sharpness": picture.sharpness,
-        "is_blurry": "blurry" in picture.flags,
-        "is_near_empty": "near_empty" in picture.flags,
-        "has_extreme_ratio": "extreme_ratio" in picture.flags,
-        "is_text_heavy": "text_heavy" in picture.flags,
+        "sharpness": image.sharpness,
+        "is_blurry": "blurry" in image.flags,
+        "is_near_empty": "near_empty" in image.flags,
+        "has_extreme_ratio": "extreme_ratio" in image.flags,
+        "is_text_heavy": "text_heavy" in image.flags,
     }
 
 
@@ -194,11 +194,11 @@ def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str, 
             known_sha256 = set(corpus.by_source)
             for looked in filtered(in_order(counted(), lambda f: look_at(f, config, workers, known_sha256), threads), config):
                 result = looked.result
-                image_id = hashlib.sha256(result.content).hexdigest() if isinstance(result, Picture) else ""
+                image_id = hashlib.sha256(result.content).hexdigest() if isinstance(result, NormalizedImage) else ""
                 refusal = result if isinstance(result, Refusal) else refusal_of(looked, image_id, lists, config)
                 copied = corpus.by_source.get(looked.sha256, "") if refusal and refusal.reason == "duplicate" else ""
                 also: tuple[str, ...] = ()
-                if refusal is None and isinstance(result, Picture) and (found := corpus.copy_of(looked.sha256, image_id, result)):
+                if refusal is None and isinstance(result, NormalizedImage) and (found := corpus.copy_of(looked.sha256, image_id, result)):
                     refusal, copied, also = Refusal(found.reason), found.image_id, found.also
                 progress.count(refusal.reason if refusal else None)
                 if refusal is not None:
@@ -206,7 +206,7 @@ def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str, 
                         seen.note_caption(looked.file)
                     dropped.add(dropped_row(looked, batch, refusal, copied, also))
                     continue
-                assert isinstance(result, Picture)
+                assert isinstance(result, NormalizedImage)
                 shard, offset = shards.add(image_id, result.content, facts_of(looked.file, image_id))
                 corpus.add(looked.sha256, image_id, result)
                 held[shard] += 1
@@ -231,7 +231,7 @@ def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str, 
 
 
 def facts_of(file: SourceFile, image_id: str) -> dict[str, str]:
-    """What stands beside the picture in its tar."""
+    """What stands beside the image in its tar."""
     return {
         "image_id": image_id,
         "caption": file.label.caption or "",

@@ -1,6 +1,6 @@
 """Worker processes that decode: each under a memory limit and a deadline, so that no file can take the batch with it.
 
-    python -m tasks.picture_workers RULES_JSON MEMORY_MIB CPU_S        what a worker is started as; reads files from stdin, answers on stdout
+    python -m tasks.image_workers RULES_JSON MEMORY_MIB CPU_S        what a worker is started as; reads files from stdin, answers on stdout
 
 A worker holds Pillow, OpenCV and numpy, never torch, no credential of its own and no path: it is handed bytes and hands bytes back. Its address space is
 limited to what it has at start plus `memory_mib`, so a bomb meets MemoryError. The deadline counts CPU time (ITIMER_PROF, whose default action ends
@@ -28,10 +28,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from tasks.ingest.normalize import Picture, Refusal, Rules, be_strict, read_picture
+from tasks.ingest.normalize import NormalizedImage, Refusal, Rules, be_strict, read_image
 
-ASK = struct.Struct(">Q?")  # bytes of the file, is_named_picture
-ANSWER = struct.Struct(">QQ")  # bytes of the JSON, bytes of the stored picture
+ASK = struct.Struct(">Q?")  # bytes of the file, is_named_image
+ANSWER = struct.Struct(">QQ")  # bytes of the JSON, bytes of the stored image
 WALL_FACTOR = 30  # a file may wait this much longer than its CPU deadline, and this time for the worker's start, before its worker counts as hung
 START_S = 120.0
 MIB = 1 << 20
@@ -55,7 +55,7 @@ def read_exactly(stream: IO[bytes], count: int) -> bytes:
 
 
 def widen(pipe: IO[bytes]) -> None:
-    """Let a whole picture lie in a pipe, so that the two processes take turns once a file; where the system does not allow it, more often."""
+    """Let a whole image lie in a pipe, so that the two processes take turns once a file; where the system does not allow it, more often."""
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -83,7 +83,7 @@ class Worker:
         self._answers = select.poll()
         self._answers.register(self.child.stdout, select.POLLIN)
 
-    def ask(self, content: bytes, is_named_picture: bool) -> Picture | Refusal:
+    def ask(self, content: bytes, is_named_image: bool) -> NormalizedImage | Refusal:
         """The worker's answer.
 
         Raises:
@@ -91,7 +91,7 @@ class Worker:
         """
         assert self.child.stdin and self.child.stdout
         try:
-            self.child.stdin.write(ASK.pack(len(content), is_named_picture))
+            self.child.stdin.write(ASK.pack(len(content), is_named_image))
             self.child.stdin.write(content)
             self.child.stdin.flush()
             if not self._answers.poll(self.wall_s * 1000):
@@ -104,7 +104,7 @@ class Worker:
                 self.child.kill()
             code = self.child.wait()
             raise Died(None if isinstance(error, TimeoutError) else code) from None
-        return Picture.of(stored, facts) if stored else Refusal(**facts)
+        return NormalizedImage.of(stored, facts) if stored else Refusal(**facts)
 
     def close(self) -> None:
         """End it."""
@@ -115,7 +115,7 @@ class Worker:
         self.child.wait()
 
 
-class PictureWorkers:
+class ImageWorkers:
     """At most `count` workers, each started when it is first needed; `read` may be called from so many threads."""
 
     def __init__(self, rules: Rules, *, count: int, memory_mib: int, cpu_s: float) -> None:
@@ -136,17 +136,17 @@ class PictureWorkers:
         """Process ids of the workers that run and wait; for measurements and tests."""
         return [worker.child.pid for worker in list(self._free.queue) if worker]
 
-    def read(self, content: bytes, *, is_named_picture: bool) -> Picture | Refusal:
-        """As tasks.pictures.read_picture, in a worker. What kills two workers is too_costly where the limits did it, else undecodable."""
+    def read(self, content: bytes, *, is_named_image: bool) -> NormalizedImage | Refusal:
+        """As tasks.images.read_image, in a worker. What kills two workers is too_costly where the limits did it, else undecodable."""
         if not content:
-            return read_picture(content, is_named_picture=is_named_picture, rules=self.rules)
+            return read_image(content, is_named_image=is_named_image, rules=self.rules)
         worker = self._free.get()
         code: int | None = 0
         try:
             for _ in range(2):
                 worker = worker or Worker(self.rules, self.memory_mib, self.cpu_s)
                 try:
-                    return worker.ask(content, is_named_picture)
+                    return worker.ask(content, is_named_image)
                 except Died as died:
                     worker.close()
                     worker, code = None, died.args[0]
@@ -180,16 +180,16 @@ def main(rules_json: str, memory_mib: str, cpu_s: str) -> None:
     files, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not answer
     be_strict(rules)
-    read_picture(b"", is_named_picture=True, rules=rules)  # the plugins are loaded before the limit counts
+    read_image(b"", is_named_image=True, rules=rules)  # the plugins are loaded before the limit counts
     limit_memory(int(memory_mib))
     while header := files.read(ASK.size):
-        size, is_named_picture = ASK.unpack(header)
+        size, is_named_image = ASK.unpack(header)
         content = read_exactly(files, size)
         signal.setitimer(signal.ITIMER_PROF, float(cpu_s))
-        found = read_picture(content, is_named_picture=is_named_picture, rules=rules)
+        found = read_image(content, is_named_image=is_named_image, rules=rules)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        stored = found.content if isinstance(found, Picture) else b""
-        facts = json.dumps(found.facts() if isinstance(found, Picture) else asdict(found)).encode()
+        stored = found.content if isinstance(found, NormalizedImage) else b""
+        facts = json.dumps(found.facts() if isinstance(found, NormalizedImage) else asdict(found)).encode()
         answers.write(ANSWER.pack(len(facts), len(stored)) + facts + stored)
         answers.flush()
         del content, found

@@ -1,10 +1,10 @@
 # ruff: noqa: E501 - lines of HTML are as long as they are
-"""Label draft: questions out of a run, their pictures, and a sheet to look at; a person fills in yes or no, and the judge is judged by it.
+"""Label draft: questions out of a run, their images, and a sheet to look at; a person fills in yes or no, and the judge is judged by it.
 
     python -m tasks.label_draft --root RUN --out labelled/mine [--count 120]
 
-Reads captioned, pairs and the pictures of a clone or of a run's worktree, before or after its judge; writes OUT/labels.csv (column `fits`
-empty), OUT/pictures/ and OUT/sheet.html. Drawn by the pairs' ids alone, whatever any judge thinks of them: of every five questions two show the
+Reads captioned, pairs and the images of a clone or of a run's worktree, before or after its judge; writes OUT/labels.csv (column `fits`
+empty), OUT/images/ and OUT/sheet.html. Drawn by the pairs' ids alone, whatever any judge thinks of them: of every five questions two show the
 target, two a mined negative (the hard ones) and one the query itself. docs/labelled/README.md says how to fill it in.
 """
 
@@ -77,7 +77,7 @@ def write(store: Store, out: Path, count: int) -> int:
     rows = questions(store.read_table("captioned", ["pair_id", "instructions"]).to_pylist(), pairs, count)
     if not rows:
         raise DataError(f"{store.root}: no captioned pair; run the stage caption first")
-    names = {i: f"pictures/{n:04d}.jpg" for n, i in enumerate(dict.fromkeys(row[c] for row in rows for c in ("query", "candidate")), 1)}
+    names = {i: f"images/{n:04d}.jpg" for n, i in enumerate(dict.fromkeys(row[c] for row in rows for c in ("query", "candidate")), 1)}
     for image_id, name in names.items():
         file = io.BytesIO()
         store.read_image(image_id).save(file, "JPEG", quality=95)
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m tasks.label_draft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull`, or a run's worktree")
-    parser.add_argument("--out", required=True, type=Path, help="folder for labels.csv, pictures/ and sheet.html")
+    parser.add_argument("--out", required=True, type=Path, help="folder for labels.csv, images/ and sheet.html")
     parser.add_argument("--count", default=120, type=int, help="questions")
     args = parser.parse_args(argv)
     count = write(Store(args.root), args.out.resolve(), args.count)

@@ -1,8 +1,8 @@
 """Judge the judge: questions with known answers, and what a judge makes of them.
 
-A labelled file is CSV or Parquet with the columns query, candidate (pictures, relative to the file), instruction, and fits (yes or no): is
+A labelled file is CSV or Parquet with the columns query, candidate (images, relative to the file), instruction, and fits (yes or no): is
 the candidate what the instruction makes of the query? The sample world's is tasks/sample/labelled/labels.csv; for real models there is
-tasks/sample/plain/labels.csv, which tells a judge that sees from one that does not. How good a judge is on a team's own pictures only the
+tasks/sample/plain/labels.csv, which tells a judge that sees from one that does not. How good a judge is on a team's own images only the
 team's own rows tell: docs/labelled/README.md says how to fill them, `judge.labelled` names them. The choice of judge matters more than any
 other here: in UniME-V2 (arXiv:2510.13515) one judge was worth +3.5 points and another cost 1.6.
 """
@@ -95,20 +95,20 @@ def read_labelled(path: Path) -> list[dict[str, Any]]:
 
 
 def questions_of(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Question]:
-    """The rows as questions; each picture is opened once.
+    """The rows as questions; each image is opened once.
 
     Raises:
-        ConfigError: a picture cannot be read.
+        ConfigError: a image cannot be read.
     """
     from PIL import Image
 
-    pictures = {}
+    images = {}
     for name in dict.fromkeys(row[c] for row in rows for c in ("query", "candidate")):
         try:
-            pictures[name] = Image.open(folder / name, formats=("JPEG", "PNG", "WEBP")).convert("RGB")
+            images[name] = Image.open(folder / name, formats=("JPEG", "PNG", "WEBP")).convert("RGB")
         except OSError as error:
-            raise ConfigError(f"judge.labelled: picture {folder / name} cannot be read ({error})") from None
-    return [Question(pictures[row["query"]], pictures[row["candidate"]], row["instruction"]) for row in rows]
+            raise ConfigError(f"judge.labelled: image {folder / name} cannot be read ({error})") from None
+    return [Question(images[row["query"]], images[row["candidate"]], row["instruction"]) for row in rows]
 
 
 def measured(model: Captioner, template: str, config: JudgeConfig, path: Path, store: Store) -> Standing:

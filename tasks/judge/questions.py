@@ -1,4 +1,4 @@
-"""The judge: an MLLM asked whether a picture is what an instruction makes of another picture.
+"""The judge: an MLLM asked whether a image is what an instruction makes of another image.
 
 Source of the idea: UniME-V2, arXiv:2510.13515 (the yes-probability of an MLLM as a soft label).
 """
@@ -52,7 +52,7 @@ def yes_probabilities(model: Captioner, questions: Sequence[Question], template:
 
     Args:
         model: the MLLM.
-        questions: what to ask; the query picture is shown first, then the candidate.
+        questions: what to ask; the query image is shown first, then the candidate.
         template: the prompt, with {instruction}.
     """
     return model.yes_probability([Request((q.query, q.candidate), template.replace("{instruction}", q.instruction)) for q in questions])

@@ -1,8 +1,8 @@
-"""Shortcuts: triplets whose target is found by the text alone, or by the query picture alone; what composing adds.
+"""Shortcuts: triplets whose target is found by the text alone, or by the query image alone; what composing adds.
 
-A triplet teaches composition only where neither modality is enough. Each is looked for among the corpus' pictures, by the
-CLIP that embedded them (encoder `semantic`): its texts alone, its query picture alone, and both summed as BGE-VL does
-(arXiv:2412.14475, eq. 2); the query picture is taken out, as in CIRR's protocol. Found means: first of all. Pure functions of
+A triplet teaches composition only where neither modality is enough. Each is looked for among the corpus' images, by the
+CLIP that embedded them (encoder `semantic`): its texts alone, its query image alone, and both summed as BGE-VL does
+(arXiv:2412.14475, eq. 2); the query image is taken out, as in CIRR's protocol. Found means: first of all. Pure functions of
 vectors; `judge` tags triplets with them (column `found_by`), limits shortcuts to `judge.shortcut_share_max` of a chunk, and the version
 keeps the composition gap: how much oftener both find the target than the better of the two alone.
 """
@@ -32,13 +32,13 @@ def drawn(image_ids: Sequence[str], most: int, seed: int) -> list[str]:
 
 
 def is_first(queries: np.ndarray, targets: np.ndarray, gallery: np.ndarray, left_out: Sequence[Sequence[int]]) -> np.ndarray:
-    """Whether each query is nearer to its own target than to every picture of the gallery that counts; a tie is not nearer.
+    """Whether each query is nearer to its own target than to every image of the gallery that counts; a tie is not nearer.
 
     Args:
         queries: (n, d) rows.
         targets: (n, d) rows.
         gallery: (g, d) rows.
-        left_out: per query the gallery's rows that do not count: its own picture, and its target.
+        left_out: per query the gallery's rows that do not count: its own image, and its target.
     Returns:
         (n,) bool.
     """
@@ -55,8 +55,8 @@ def found_by(triplets: Sequence[Mapping[str, Any]], texts: np.ndarray, vectors: 
     Args:
         triplets: rows with query_image_id, target_image_id, instructions.
         texts: (m, d), a unit row per instruction, triplet by triplet.
-        vectors: image_id -> (d,) unit row; must hold every picture named here.
-        gallery_ids: pictures among which the target is looked for.
+        vectors: image_id -> (d,) unit row; must hold every image named here.
+        gallery_ids: images among which the target is looked for.
     """
     if not triplets:
         return []
@@ -95,7 +95,7 @@ def beyond_share(found: Sequence[Sequence[str] | None], share: float) -> list[in
 
 
 def figures(found: Sequence[Sequence[str] | None]) -> dict[str, float]:
-    """Shares of triplets found by text, by picture and by both, the share of shortcuts, and the composition gap; empty where none was looked at."""
+    """Shares of triplets found by text, by image and by both, the share of shortcuts, and the composition gap; empty where none was looked at."""
     looked = [f for f in found if f is not None]
     if not looked:
         return {}
@@ -110,7 +110,7 @@ def figures(found: Sequence[Sequence[str] | None]) -> dict[str, float]:
 
 
 class Finder:
-    """Finds out what finds a triplet's target among the corpus' pictures; None for all where the batch's CLIP cannot tell."""
+    """Finds out what finds a triplet's target among the corpus' images; None for all where the batch's CLIP cannot tell."""
 
     def __init__(self, params: Params, store: Store, image_ids: Sequence[str]) -> None:
         """`image_ids` are the batch's queries and targets, which are looked up whatever is drawn; nothing is read before the first call."""
@@ -124,8 +124,8 @@ class Finder:
         if spec is None or not self.store.embedded_shards("semantic"):
             return None
         ids, stored, _ = self.store.read_embeddings("semantic")
-        # a target is looked for where a user would: among all pictures, not among the few that end a pair of this week
-        gallery = shortcuts.drawn(ids, self.params.judge.shortcut_pictures, self.params.open_run.seed)
+        # a target is looked for where a user would: among all images, not among the few that end a pair of this week
+        gallery = shortcuts.drawn(ids, self.params.judge.shortcut_images, self.params.open_run.seed)
         wanted = {*self.image_ids, *gallery}
         vectors = {i: stored[n].astype("float32") for n, i in enumerate(ids) if i in wanted}
         if wanted - set(vectors):

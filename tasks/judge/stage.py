@@ -7,7 +7,7 @@ arXiv:2412.14475 (the query image always a negative); UniME-V2, arXiv:2510.13515
 In this order, for one pair:
 
 1. an instruction whose P(yes) for the target is below `threshold` goes (wrong_instruction);
-2. one that the query picture itself meets goes (query_fits);
+2. one that the query image itself meets goes (query_fits);
 3. a mined negative that meets an instruction which states the whole change is a false negative and goes (false_negative);
 4. an instruction of a style that states one change of several goes where a negative that is left meets it (partial_fits);
 5. a pair with fewer than `instructions_min` instructions left goes: wrong_target where step 1 took them, else ambiguous;
@@ -151,7 +151,7 @@ def _dropped(row: Mapping[str, Any], key: str, reason: str, detail: Mapping[str,
 
 
 def joined(captioned: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Captioned rows with their pair's pictures, by pair id; rows of reversed pairs with the pair's pictures exchanged.
+    """Captioned rows with their pair's images, by pair id; rows of reversed pairs with the pair's images exchanged.
 
     Raises:
         DataError: a captioned row has no pair.
@@ -165,7 +165,7 @@ def joined(captioned: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]])
 
 
 def reversed_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
-    """The pair that leads from a pair's target to its query: its own id, its query picture as negative 0, the same mined negatives after it."""
+    """The pair that leads from a pair's target to its query: its own id, its query image as negative 0, the same mined negatives after it."""
     query, target = pair["target_image_id"], pair["query_image_id"]
     ends = {"pair_id": stable_id(query, target), "query_image_id": query, "target_image_id": target}
     return {**pair, **ends, "negative_image_ids": [query, *pair["negative_image_ids"][1:]]}

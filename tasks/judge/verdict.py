@@ -12,7 +12,7 @@ class Verdict:
 
     Attributes:
         instructions: positions of the instructions kept.
-        negatives: positions of the negatives kept; 0 is the query picture and always stays.
+        negatives: positions of the negatives kept; 0 is the query image and always stays.
         judge_target: per kept instruction P(yes) of the target.
         judge_negative: per kept negative the highest P(yes) over the kept instructions.
         false_negatives: position of each false negative -> its highest P(yes) over the instructions it meets.
@@ -44,7 +44,7 @@ def decide(
 
     Args:
         target_yes: per instruction P(yes) of the target.
-        negative_yes: per instruction that passes `threshold`, P(yes) of every negative, the query picture first.
+        negative_yes: per instruction that passes `threshold`, P(yes) of every negative, the query image first.
         is_partial: per instruction, whether its style may state one change of several.
         threshold: least P(yes) of the target.
         negative_threshold: P(yes) from which a negative meets an instruction.

@@ -1,10 +1,10 @@
-"""Mine candidates: pictures related under one encoder, yet not copies of each other.
+"""Mine candidates: images related under one encoder, yet not copies of each other.
 
 Reads data/embeddings/<encoder>, writes data/neighbours/<encoder>/<batch>-<chunk>.parquet (each its own marker). Source:
 MegaPairs, arXiv:2412.14475, section 3.1.
 
-Work is what this batch brings: for each new picture its nearest among all, for each old one its nearest among the new. So a
-row names at least one new picture, no pair of two old ones is looked at again, and any other pair once for both its ends. With
+Work is what this batch brings: for each new image its nearest among all, for each old one its nearest among the new. So a
+row names at least one new image, no pair of two old ones is looked at again, and any other pair once for both its ends. With
 `neighbours` no limit, the union over the batches is what one batch of everything would give. An empty batch writes one empty file.
 
 A file holds the rows of 50,000 queries and is its own marker. One join serves as many missing files as `mine.memory_mib` allows (1 GiB:
@@ -92,12 +92,12 @@ def neighbour_rows(ids: pa.Array, asked: np.ndarray, found: Found) -> pa.Table:
 def _replace_neighbours(
     store: Store, encoder: str, batch: str, gone: Set[str], ids: Sequence[str], vectors: np.ndarray, config: MineConfig, window: Window
 ) -> None:
-    """Drop candidates of pictures that are taken down; queries that lost one get the old pictures that come up instead.
+    """Drop candidates of images that are taken down; queries that lost one get the old images that come up instead.
 
     Those are written first, to a file of this batch, then the older files anew, a query's ranks closing up; so a rerun finds what is left to do.
 
     Args:
-        ids: of the old pictures that stay, in order.
+        ids: of the old images that stay, in order.
         vectors: (n, d) float16, theirs.
     """
     files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 TRIPLET_COLUMNS = {
     "triplet_id, pair_id": "ids, the same in every version",
     "batch": "the version that added the row",
-    "query_image_id, target_image_id": "sha256 of the stored picture; keys of the images table",
+    "query_image_id, target_image_id": "sha256 of the stored image; keys of the images table",
     "instructions, styles": "texts that turn the query into the target, and each text's style",
-    "negative_image_ids": "pictures near the target that do not fit; negative 0 is the query image",
+    "negative_image_ids": "images near the target that do not fit; negative 0 is the query image",
     "judge_target": "the judge's P(yes) for the target, one per instruction",
     "judge_negative": "highest P(yes) over the instructions, one per negative",
     "mined_by": "similarity models that proposed the pair",
@@ -26,12 +26,12 @@ TRIPLET_COLUMNS = {
     "captioner, captioner_revision, prompt_sha256, judge, judge_revision": "who wrote and who judged, pinned",
     "tokens": "model tokens spent, a count",
     "language, engine, sampling, seed, judge_prompt_sha256, judge_engine": "how the texts were asked for, and the judge's prompt and engine; null in versions before these columns",
-    "found_by": "which of text, image, composed finds the target first among the corpus' pictures: text or image alone is a shortcut; null where not looked at",
+    "found_by": "which of text, image, composed finds the target first among the corpus' images: text or image alone is a shortcut; null where not looked at",
 }
 IMAGE_COLUMNS = {
     "image_id": "sha256 of the stored bytes",
     "source_uri, source_sha256": "where it came from: source name and path inside it, hash of the original file",
-    "batch, shard, offset_bytes, size_bytes": "one picture is one pread of `data/images/<shard>`",
+    "batch, shard, offset_bytes, size_bytes": "one image is one pread of `data/images/<shard>`",
     "width_px, height_px": "stored size, px",
     "caption, caption_source": "the source's own text, when it has one",
     "license_code, attribution": "as the source states them",
@@ -94,21 +94,21 @@ def ledger_section(ledger: Mapping[str, Any]) -> str:
 
 
 def decontamination_section(version: Mapping[str, Any]) -> str:
-    """Which benchmarks' pictures were kept out at ingest, and how many there were."""
+    """Which benchmarks' images were kept out at ingest, and how many there were."""
     lists = version.get("params", {}).get("ingest", {}).get("benchmark_hashes") or ()
     total, new = (version.get(drops, {}).get("ingest", {}).get("benchmark", 0) for drops in ("drops", "new_drops"))
     names = ", ".join(f"`{name.rpartition('/')[2]}`" for name in lists)
     if lists:
         words = (
-            f"New pictures were compared with the hashes of {names} (`ingest.benchmark_hashes`): {new:,} exact or near copies of a benchmark's pictures were left out "
-            f"of this version, {total:,} of all versions so far. Pictures that came in before a list was named were not looked at again."
+            f"New images were compared with the hashes of {names} (`ingest.benchmark_hashes`): {new:,} exact or near copies of a benchmark's images were left out "
+            f"of this version, {total:,} of all versions so far. Images that came in before a list was named were not looked at again."
         )
     elif total:
         words = (
-            f"This version's pictures were compared with no benchmark (`ingest.benchmark_hashes` is empty); {total:,} copies were left out of earlier versions."
+            f"This version's images were compared with no benchmark (`ingest.benchmark_hashes` is empty); {total:,} copies were left out of earlier versions."
         )
     else:
-        words = "Not done: `ingest.benchmark_hashes` names no list, so pictures of public benchmarks may be among these (`python -m tasks decontaminate build FOLDER --out FILE` makes one)."
+        words = "Not done: `ingest.benchmark_hashes` names no list, so images of public benchmarks may be among these (`python -m tasks decontaminate build FOLDER --out FILE` makes one)."
     return f"## Benchmark decontamination\n{words}\n"
 
 
@@ -153,10 +153,10 @@ def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, ex
         header["license_name"] = "see-license_code-of-each-image"
     drops = [(stage, reason, count) for stage, reasons in version["drops"].items() for reason, count in reasons.items()]
     encoders = [(e, f["pairs"], f["triplets"], "" if f["yield"] is None else f"{f['yield']:.3f}") for e, f in version["encoders"].items()]
-    embedded = 'load_dataset("my-clone", "with_images")   # pictures inside the rows\n' if exported else ""
+    embedded = 'load_dataset("my-clone", "with_images")   # images inside the rows\n' if exported else ""
     held_out = (
         "\nNo benchmark of the user's own is configured: evaluation holds out whole connected components of this version's triplets (share "
-        f"{version['params']['train']['held_out_share']}). Their query and target pictures are never trained on, nor used as negatives; pictures that are only "
+        f"{version['params']['train']['held_out_share']}). Their query and target images are never trained on, nor used as negatives; images that are only "
         "mined negatives of held-out triplets may be trained on. Scores on such a split flatter; compare only with each other.\n"
         if is_held_out_split
         else ""
@@ -165,8 +165,8 @@ def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, ex
 {yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---
 # {name}, version {version["version"]}
 
-Triplets for composed image retrieval, made as MegaPairs describes (arXiv:2412.14475): {rows["triplets"]:,} triplets (query picture, instructions, target picture, hard
-negatives) over {rows["images"]:,} pictures. {version["new_rows"]["triplets"]:,} triplets and {version["new_rows"]["images"]:,} pictures are new in this version
+Triplets for composed image retrieval, made as MegaPairs describes (arXiv:2412.14475): {rows["triplets"]:,} triplets (query image, instructions, target image, hard
+negatives) over {rows["images"]:,} images. {version["new_rows"]["triplets"]:,} triplets and {version["new_rows"]["images"]:,} images are new in this version
 ({"after " + version["parent"] if version["parent"] else "the first"}). Look at `reports/gallery.html` after the pull.
 
 ## Read it
@@ -179,10 +179,10 @@ python -m tasks.verify                                        # compares every f
 ```python
 from datasets import load_dataset
 load_dataset("my-clone", "triplets", split="train")                    # ids and texts; streaming=True works
-load_dataset("my-clone", "images", split="train")                      # the pictures' table
-load_dataset("webdataset", data_files="my-clone/data/images/*.tar")    # the pictures' tars
+load_dataset("my-clone", "images", split="train")                      # the images' table
+load_dataset("webdataset", data_files="my-clone/data/images/*.tar")    # the images' tars
 {embedded}
-from tasks.readers import with_images                  # in the clone: every triplet joined with its pictures, streamed
+from tasks.readers import with_images                  # in the clone: every triplet joined with its images, streamed
 for row in with_images("my-clone"): ...
 ```
 `manifest.json` holds the SHA-256 of every file; `version.json` holds parameters, counts and figures, fingerprint `{version["fingerprint"][:16]}`. The factory's code and manual: branch `main`.
@@ -201,7 +201,7 @@ for row in with_images("my-clone"): ...
 {table(("encoder", "pairs", "triplets", "yield"), encoders)}
 {held_out}
 ## Licence
-Stated licence: `{license_name}`. Each picture keeps its own `license_code` and `attribution`; texts are machine-written by the models named in the rows. Takedown: by `source_uri`.
+Stated licence: `{license_name}`. Each image keeps its own `license_code` and `attribution`; texts are machine-written by the models named in the rows. Takedown: by `source_uri`.
 """
 
 

@@ -3,8 +3,8 @@
 
     python -m tasks.gallery --root CLONE --out gallery.html [--evaluation evaluation.json]
 
-Reads the version's tables, pictures and version.json, and evaluation.json when there is one; writes the page: no
-script, nothing loaded, every text escaped, pictures inside as small JPEGs, at most 6 MB. Opens from file://.
+Reads the version's tables, images and version.json, and evaluation.json when there is one; writes the page: no
+script, nothing loaded, every text escaped, images inside as small JPEGs, at most 6 MB. Opens from file://.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_BYTES = 6_000_000
-SIZES = ((192, 82), (144, 76), (96, 70), (64, 60))  # picture side px and JPEG quality, tried until the page fits
+SIZES = ((192, 82), (144, 76), (96, 70), (64, 60))  # image side px and JPEG quality, tried until the page fits
 QUERIES, CORPUS = 400, 20_000  # rows of the similarity histogram, at most
 BINS = 60
 COLOURS = {"semantic": "var(--c1)", "pattern": "var(--c2)", "caption": "var(--c3)"}
@@ -99,11 +99,11 @@ def histogram(values: Sequence[float], low: float, high: float, colour: str, lab
     )
 
 
-def card(row: Mapping[str, Any], pair: Mapping[str, Any], pictures: Mapping[str, str], threshold: float) -> str:
+def card(row: Mapping[str, Any], pair: Mapping[str, Any], images: Mapping[str, str], threshold: float) -> str:
     """One triplet."""
 
     def figure(image_id: str, caption: str) -> str:
-        return f'<figure><img src="{pictures[image_id]}" alt="{escaped(image_id[:12])}" title="{escaped(image_id)}" loading="lazy"><figcaption>{caption}</figcaption></figure>'
+        return f'<figure><img src="{images[image_id]}" alt="{escaped(image_id[:12])}" title="{escaped(image_id)}" loading="lazy"><figcaption>{caption}</figcaption></figure>'
 
     texts = "".join(
         f'<li><span>{escaped(text)}<small>{escaped(style)}</small></span><span class="score" title="judge: P(yes) of the target">{score:.2f}</span></li>'
@@ -135,7 +135,7 @@ def written_by(rows: Sequence[Mapping[str, Any]]) -> str:
     writers, judges = sorted({str(r["captioner"]) for r in rows}), sorted({str(r["judge"]) for r in rows})
     if not rows:
         return ""
-    warning = " Tiny checkpoints, trained on drawn scenes: on other pictures their words mean nothing." if any(TINY in n for n in (*writers, *judges)) else ""
+    warning = " Tiny checkpoints, trained on drawn scenes: on other images their words mean nothing." if any(TINY in n for n in (*writers, *judges)) else ""
     return f"Written with {', '.join(writers)}, judged by {', '.join(judges)}.{warning}"
 
 
@@ -188,7 +188,7 @@ def with_retrieval(text: str, evaluation: Mapping[str, Any]) -> str:
 def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[str], evaluation: Mapping[str, Any] | None, models: str) -> str:
     """The whole page; `models` says who wrote and judged the triplets."""
     rows, new = version["rows"], version["new_rows"]
-    stats = [("triplets", rows["triplets"], new["triplets"]), ("pictures", rows["images"], new["images"]), ("pairs", rows["pairs"], new["pairs"])]
+    stats = [("triplets", rows["triplets"], new["triplets"]), ("images", rows["images"], new["images"]), ("pairs", rows["pairs"], new["pairs"])]
     tiles = "".join(f'<div class="stat"><b>{total:,}</b><span>{name}, {fresh:,} new</span></div>' for name, total, fresh in stats)
     dropped = sum(c for reasons in version["drops"].values() for c in reasons.values())
     tiles += f'<div class="stat"><b>{dropped:,}</b><span>rows left out, with reasons</span></div>'
@@ -200,12 +200,12 @@ def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[
 <meta http-equiv="Content-Security-Policy" content="default-src 'none';img-src data:;style-src 'unsafe-inline'">
 <title>{escaped(version["dataset"])} {escaped(version["version"])}: gallery</title><style>{STYLE}</style></head>
 <body><main><header><div class="over">{escaped(version["dataset"])}</div><h1>Version {escaped(version["version"])}</h1>
-<p class="lead">Composed-retrieval triplets: a query picture, instructions, the target that they lead to, and hard negatives. {after[:1].upper() + after[1:]}, {escaped(version["date"])}.</p>
+<p class="lead">Composed-retrieval triplets: a query image, instructions, the target that they lead to, and hard negatives. {after[:1].upper() + after[1:]}, {escaped(version["date"])}.</p>
 <div class="stats">{tiles}</div></header>
 <section><h2>Triplets</h2><p class="lead">{len(cards)} drawn at random. Beside each instruction the judge's P(yes) for the target; below each negative the highest P(yes) over the instructions.
 The first negative is always the query itself. Coloured: the similarity models that found the pair. {escaped(models)}</p><div class="cards">{"".join(cards)}</div></section>
 <section><h2>What was left out, and why</h2><p class="lead">All versions up to this one, by stage. Each row stands in data/dropped with its reason and what it was.</p><div class="grid">{drop_panels(version["drops"])}</div></section>
-<section><h2>Similarities</h2><p class="lead">Cosine of pictures to their nearest neighbours under each model. Pairs are mined inside the dashed window: nearer ones are copies, farther ones unrelated.</p>
+<section><h2>Similarities</h2><p class="lead">Cosine of images to their nearest neighbours under each model. Pairs are mined inside the dashed window: nearer ones are copies, farther ones unrelated.</p>
 <div class="grid">{"".join(histograms)}</div></section>{retrieval}
 <footer>Fingerprint <span class="mono">{escaped(version["fingerprint"])}</span>, code <span class="mono">{escaped(version["git_commit"][:12])}</span>. Made by the MegaPairs factory.</footer>
 </main></body></html>
@@ -213,7 +213,7 @@ The first negative is always the query itself. Coloured: the similarity models t
 
 
 def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> str:
-    """The page of a version, at most 6 MB: pictures shrink until it fits, then fewer triplets are shown."""
+    """The page of a version, at most 6 MB: images shrink until it fits, then fewer triplets are shown."""
     chosen = set(sample(store.read_table("triplets", ["triplet_id"]).column("triplet_id").to_pylist(), params.version.gallery_triplets, version["version"]))
     import pyarrow.compute as pc
 
@@ -227,7 +227,7 @@ def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: 
     for encoder, window in params.mine.windows.items():
         _, vectors, revision = store.read_embeddings(encoder)
         model = "/".join(params.embed.encoders[encoder].model.split("/")[-2:]) if encoder in params.embed.encoders else ""
-        picture = histogram(
+        image = histogram(
             nearest_similarities(vectors, params.mine.neighbours, params.open_run.seed).tolist(),
             window.low,
             window.high,
@@ -235,13 +235,13 @@ def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: 
             f"cosine similarities, {encoder}",
         )
         histograms.append(
-            f'<div class="panel"><h3 style="color:{COLOURS[encoder]}">{escaped(encoder)}</h3><p>{escaped(model)}, window {window.low:g} to {window.high:g}, revision <span class="mono">{escaped(revision[:12])}</span></p>{picture}</div>'
+            f'<div class="panel"><h3 style="color:{COLOURS[encoder]}">{escaped(encoder)}</h3><p>{escaped(model)}, window {window.low:g} to {window.high:g}, revision <span class="mono">{escaped(revision[:12])}</span></p>{image}</div>'
         )
     ids = sorted({i for r in rows for i in (r["query_image_id"], r["target_image_id"], *r["negative_image_ids"][:10])})
     text, models = "", written_by(rows)
     for side, quality in SIZES:
-        pictures = {i: thumbnail(store, i, side, quality) for i in ids}
-        cards = [card(r, pairs.get(r["pair_id"], {}), pictures, params.judge.negative_threshold) for r in rows]
+        images = {i: thumbnail(store, i, side, quality) for i in ids}
+        cards = [card(r, pairs.get(r["pair_id"], {}), images, params.judge.negative_threshold) for r in rows]
         text = page(version, cards, histograms, evaluation, models)
         if len(text.encode()) <= MAX_BYTES:
             return text

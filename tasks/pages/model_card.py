@@ -46,7 +46,7 @@ def score_section(evaluation: Mapping[str, Any]) -> str:
     seen = evaluation.get("contamination")
     if seen:
         lines.append(
-            f"- trained on {seen['copies']} of {seen['pictures']:,} pictures of queries and answers, {seen['distractor_copies']} of {seen['distractors']:,} others"
+            f"- trained on {seen['copies']} of {seen['images']:,} images of queries and answers, {seen['distractor_copies']} of {seen['distractors']:,} others"
         )
     return "\n".join(line if line.startswith("- ") else line + "\n" for line in lines)
 
@@ -92,7 +92,7 @@ def model_card(
     known = version or {}
     rows = known.get("rows") or {}
     about = (
-        f" ({rows['triplets']:,} triplets over {rows['images']:,} pictures, fingerprint `{known['fingerprint'][:16]}`)"
+        f" ({rows['triplets']:,} triplets over {rows['images']:,} images, fingerprint `{known['fingerprint'][:16]}`)"
         if rows and known.get("fingerprint")
         else ""
     )
@@ -105,7 +105,7 @@ def model_card(
 {yaml.safe_dump(header, sort_keys=False)}---
 # BGE-VL (CLIP type), {tag}
 
-Fine-tuned from `{base_model}` on data version `{data_version}`{about}. Query = normalised sum of the picture's and the text's projected features. Promoted: {why}.
+Fine-tuned from `{base_model}` on data version `{data_version}`{about}. Query = normalised sum of the image's and the text's projected features. Promoted: {why}.
 
 The triplets that made it: `git checkout {data_version} && dvc pull` in the clone that holds this tag; `version.json` and `manifest.json` there name every parameter and file.
 

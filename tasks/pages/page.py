@@ -52,9 +52,9 @@ def sample(triplet_ids: Sequence[str], count: int, salt: str) -> list[str]:
 
 
 def thumbnail(store: Store, image_id: str, side_px: int, quality: int) -> str:
-    """A picture as a data URI, no side above `side_px`."""
-    picture = store.read_image(image_id)
-    picture.thumbnail((side_px, side_px))
+    """A image as a data URI, no side above `side_px`."""
+    image = store.read_image(image_id)
+    image.thumbnail((side_px, side_px))
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=quality)
+    image.save(out, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

@@ -3,7 +3,7 @@
 
     python -m tasks.verdicts --root CLONE --out verdicts.html [--count 30]
 
-Reads triplets, pairs, captioned, the dropped rows of caption and judge, the judge's thresholds (params.yaml) and the pictures, of a clone or
+Reads triplets, pairs, captioned, the dropped rows of caption and judge, the judge's thresholds (params.yaml) and the images, of a clone or
 of a run's worktree. Three parts: triplets accepted, pairs rejected as a whole, and what was taken out of triplets that stayed (a text, a
 negative). Rows are drawn by their ids alone, rejected ones over all reasons in turn. In the gallery's style: no script, nothing loaded,
 every text escaped.
@@ -74,7 +74,7 @@ def texts_of(reason: str, detail: Mapping[str, Any]) -> list[Text]:
 
 
 def judged_text(row: Mapping[str, Any]) -> Text:
-    """A text that the judge took out. Its number is the target's where that decided, else it stands with the picture that it is of."""
+    """A text that the judge took out. Its number is the target's where that decided, else it stands with the image that it is of."""
     if row["reason"] == "wrong_instruction":
         return Text(row["instruction"], f"{row['style']}: does not lead to the target", row["p_yes"], False)
     return Text(row["instruction"], f"{row['style']}: {SAID.get(row['reason'], words(row['reason']))} ({row['p_yes']:.2f})", None, False)
@@ -86,13 +86,13 @@ def words(reason: str) -> str:
 
 
 def figure(src: str, caption: str) -> str:
-    """One picture with its caption."""
+    """One image with its caption."""
     return f'<figure><img src="{src}" alt="" loading="lazy"><figcaption><span>{escaped(caption)}</span></figcaption></figure>'
 
 
-def entry(pictures: Sequence[tuple[str, str]], texts: Sequence[Text], label: str, sentence: str, *, is_good: bool, description: str = "") -> str:
-    """One card: the verdict, its pictures (source, caption), its texts, and what the describing model said."""
-    figures = [figure(*p) for p in pictures]
+def entry(images: Sequence[tuple[str, str]], texts: Sequence[Text], label: str, sentence: str, *, is_good: bool, description: str = "") -> str:
+    """One card: the verdict, its images (source, caption), its texts, and what the describing model said."""
+    figures = [figure(*p) for p in images]
     shown = (
         f'<div class="pair">{figures[0]}<div class="arrow">&rarr;</div>{figures[1]}</div>'
         if len(figures) == 2
@@ -115,8 +115,8 @@ def accepted_sentence(triplet: Mapping[str, Any]) -> str:
     out = f"Every text leads to the target ({worst:.2f} or more) and to none of {count} negative{'s' * (count != 1)}, the query among them ({nearest:.2f} or less)."
     if triplet["found_by"] is None:
         return out
-    alone = [{"text": "the text", "image": "the picture"}[m] for m in triplet["found_by"] if m != "composed"]
-    return f"{out} {'A shortcut: ' + ' and '.join(alone) + ' alone would find it first.' if alone else 'Neither text nor picture alone would find it first.'}"
+    alone = [{"text": "the text", "image": "the image"}[m] for m in triplet["found_by"] if m != "composed"]
+    return f"{out} {'A shortcut: ' + ' and '.join(alone) + ' alone would find it first.' if alone else 'Neither text nor image alone would find it first.'}"
 
 
 def rejected_sentence(row: Mapping[str, Any], params: Params | None) -> str:
@@ -126,7 +126,7 @@ def rejected_sentence(row: Mapping[str, Any], params: Params | None) -> str:
     if params is not None and row["reason"] in ("wrong_target", "wrong_instruction"):
         out += f" A text must reach {params.judge.threshold:g} for the target."
     if params is not None and row["reason"] in ("ambiguous", "partial_fits", "false_negative", "query_fits"):
-        out += f" No other picture may reach {params.judge.negative_threshold:g}."
+        out += f" No other image may reach {params.judge.negative_threshold:g}."
     return out
 
 
@@ -146,22 +146,22 @@ def build(store: Store, count: int = 30) -> str:
     except ConfigError:
         params = None  # a bare copy of the tables: the page goes without the thresholds
 
-    def picture(image_id: str) -> str:
+    def image(image_id: str) -> str:
         return thumbnail(store, image_id, SIDE_PX, QUALITY)
 
     good = []
     for t in (triplets[i] for i in sample(list(triplets), count, "verdicts")):
         texts = [Text(text, style, yes, True) for text, style, yes in zip(t["instructions"], t["styles"], t["judge_target"], strict=True)]
-        ends = [(picture(t["query_image_id"]), "query"), (picture(t["target_image_id"]), "target")]
+        ends = [(image(t["query_image_id"]), "query"), (image(t["target_image_id"]), "target")]
         good.append(entry(ends, texts, "accepted", accepted_sentence(t), is_good=True, description=t["description"]))
 
     def refused(row: Mapping[str, Any]) -> str:
         pair_id, _, what = row["key"].partition(":")
         pair, detail = pairs[pair_id], json.loads(row["detail"] or "{}")
-        shown = [(picture(pair["query_image_id"]), "query"), (picture(pair["target_image_id"]), "target")]
+        shown = [(image(pair["query_image_id"]), "query"), (image(pair["target_image_id"]), "target")]
         texts, label = texts_of(row["reason"], detail), f"{row['stage']}: {words(row['reason'])}"
         if "image_id" in detail:
-            shown.append((picture(detail["image_id"]), f"negative, {detail['p_yes']:.2f}"))
+            shown.append((image(detail["image_id"]), f"negative, {detail['p_yes']:.2f}"))
             texts = [Text(text, "leads to the negative as well as to the target") for text in by_pair[pair_id]["instructions"]]
         description = captioned.get(pair_id, {}).get("description") or detail.get("description") or ""
         return entry(shown, texts, label, rejected_sentence(row, params), is_good=False, description=description)
@@ -172,7 +172,7 @@ def build(store: Store, count: int = 30) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>Verdicts</title><style>{STYLE}{OWN_STYLE}</style></head><body><main><div class='over'>MegaPairs factory</div><h1>What was accepted, what was rejected, and why</h1>"
-        "<p class='lead'>A triplet is a query picture, texts that lead from it to a target picture, and negatives that they must not lead to. The number beside a text is the "
+        "<p class='lead'>A triplet is a query image, texts that lead from it to a target image, and negatives that they must not lead to. The number beside a text is the "
         "judge's probability that the target is what the text makes of the query, from 0 to 1.</p>"
         f"<nav><a href='#accepted'>Accepted: {len(good)} of {len(triplets):,}</a><a href='#rejected'>Rejected: {len(bad)} of {len(whole):,}</a>"
         f"<a href='#taken'>Taken out of accepted ones: {len(taken)} of {len(part):,}</a></nav>"

@@ -56,7 +56,7 @@ def decide(
 
     It must beat the model in place (the base checkpoint where none is) by more than `min_gain` and the noise, be worse in no
     other metric by more than its noise, and beat its own image-only and text-only queries: a model that ignores half of the
-    query is no composed retriever. A model that was trained on the benchmark's pictures is not promoted whatever it scores.
+    query is no composed retriever. A model that was trained on the benchmark's images is not promoted whatever it scores.
     Where no noise was measured, `min_gain` alone stands for it, on the main metric.
 
     Args:
@@ -66,14 +66,14 @@ def decide(
         metric: name of the metric, of the composed query.
         min_gain: the gain must exceed this.
         noise: of the candidate's recipe.
-        seen_share: share of the pictures of the benchmark's queries and answers that it was trained on, 0..1.
+        seen_share: share of the images of the benchmark's queries and answers that it was trained on, 0..1.
         seen_share_max: more than this is a contaminated model.
     """
     score = candidate["composed"][metric]
     if not math.isfinite(score):
         return Decision(False, f"its composed {metric} is {score}")
     if seen_share > seen_share_max:
-        return Decision(False, f"contaminated: it was trained on {seen_share:.1%} of the pictures of the benchmark's queries and answers")
+        return Decision(False, f"contaminated: it was trained on {seen_share:.1%} of the images of the benchmark's queries and answers")
     rival_name, rivals = ("the model in place", in_place["composed"]) if in_place else ("the base model", base["composed"])
     rival = rivals[metric]
     gain = f"composed {metric} {score:.4f} against {rival:.4f} of {rival_name}"

@@ -81,7 +81,7 @@ def read_noise(path: Path) -> Noise | None:
 
 
 def seen_share(evaluation: Mapping[str, Any]) -> float:
-    """The largest share of a benchmark's query and answer pictures that was trained on, over its benchmarks, 0..1."""
+    """The largest share of a benchmark's query and answer images that was trained on, over its benchmarks, 0..1."""
     sections = [evaluation, *(evaluation.get("benchmarks") or {}).values()]
     return max(float((s.get("contamination") or {}).get("share", 0.0)) for s in sections)
 

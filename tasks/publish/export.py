@@ -1,4 +1,4 @@
-"""Exports of a version: Parquet with the pictures inside (small versions), and MegaPairs' own record as JSON lines.
+"""Exports of a version: Parquet with the images inside (small versions), and MegaPairs' own record as JSON lines.
 
     python -m tasks.export --root CLONE --embed-images OUT.parquet
     python -m tasks.export --root CLONE --jsonl OUT.jsonl
@@ -22,14 +22,14 @@ from tasks.store import Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_IN_GROUP = 64  # about 2 MB of small pictures: a reader holds one group at a time
+ROWS_IN_GROUP = 64  # about 2 MB of small images: a reader holds one group at a time
 
 
 def export_schema() -> pa.Schema:
-    """Arrow schema with the Hub's feature types in its metadata, so that `datasets` decodes the pictures."""
+    """Arrow schema with the Hub's feature types in its metadata, so that `datasets` decodes the images."""
     import pyarrow as pa
 
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image_struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     strings = pa.list_(pa.field("item", pa.string()))
     text, image = {"dtype": "string", "_type": "Value"}, {"_type": "Image"}
     features = {
@@ -42,10 +42,10 @@ def export_schema() -> pa.Schema:
     }
     fields = [
         ("triplet_id", pa.string()),
-        ("query_image", picture),
-        ("target_image", picture),
+        ("query_image", image_struct),
+        ("target_image", image_struct),
         ("instructions", strings),
-        ("negative_images", pa.list_(pa.field("item", picture))),
+        ("negative_images", pa.list_(pa.field("item", image_struct))),
         ("negative_image_ids", strings),
     ]
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
@@ -59,24 +59,24 @@ def exported_rows(folder: Path) -> int:
 
 
 def embedded(rows: Iterable[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
-    """Triplets with the stored bytes of their pictures."""
+    """Triplets with the stored bytes of their images."""
 
-    def picture(image_id: str) -> dict[str, Any]:
+    def image(image_id: str) -> dict[str, Any]:
         return {"bytes": store.read_image_bytes(image_id), "path": f"{image_id}.jpg"}
 
     for row in rows:
         yield {
             "triplet_id": row["triplet_id"],
-            "query_image": picture(row["query_image_id"]),
-            "target_image": picture(row["target_image_id"]),
+            "query_image": image(row["query_image_id"]),
+            "target_image": image(row["target_image_id"]),
             "instructions": row["instructions"],
-            "negative_images": [picture(i) for i in row["negative_image_ids"]],
+            "negative_images": [image(i) for i in row["negative_image_ids"]],
             "negative_image_ids": row["negative_image_ids"],
         }
 
 
 def write_embedded(rows: Iterable[dict[str, Any]], store: Store, out: Path) -> int:
-    """Write rows with their pictures inside as Parquet, group by group, aside and renamed. Returns the row count."""
+    """Write rows with their images inside as Parquet, group by group, aside and renamed. Returns the row count."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -98,7 +98,7 @@ def write_embedded(rows: Iterable[dict[str, Any]], store: Store, out: Path) -> i
 
 
 def megapairs_record(row: dict[str, Any]) -> dict[str, Any]:
-    """A triplet as MegaPairs publishes it; pictures by member name of the tars."""
+    """A triplet as MegaPairs publishes it; images by member name of the tars."""
     return {
         "q_img": f"{row['query_image_id']}.jpg",
         "q_text": row["instructions"],

@@ -1,8 +1,8 @@
-"""Read a version as a researcher: every triplet with its pictures, streamed, one pread a picture.
+"""Read a version as a researcher: every triplet with its images, streamed, one pread a image.
 
     from tasks.readers import with_images
     for row in with_images("my-clone"):
-        row["instructions"], row["query_image"], row["target_image"], row["negative_images"]  # PIL pictures, RGB
+        row["instructions"], row["query_image"], row["target_image"], row["negative_images"]  # PIL images, RGB
 
 Reads data/triplets/*.parquet and data/images of a clone after `dvc pull`. Needs pyarrow and Pillow, nothing else.
 """
@@ -30,16 +30,16 @@ def triplets(folder: Path | str, rows_at_once: int = 256) -> Iterator[dict[str, 
 
 
 def with_images(folder: Path | str, *, negatives: bool = True) -> Iterator[dict[str, Any]]:
-    """Stream every triplet joined with its pictures.
+    """Stream every triplet joined with its images.
 
     Args:
         folder: a clone of the dataset after `dvc pull`.
-        negatives: also read the hard negatives' pictures (negative 0 is the query image).
+        negatives: also read the hard negatives' images (negative 0 is the query image).
     Yields:
         the triplet's columns, and `query_image`, `target_image` (PIL, RGB), `negative_images` (a list in the order of
         `negative_image_ids`).
     Raises:
-        DataError: a picture or a table is missing or cut short.
+        DataError: a image or a table is missing or cut short.
     """
     store = Store(folder)
     for row in triplets(folder):

@@ -81,7 +81,7 @@ def check_places(params: Params, kind: Kind) -> None:
         if "://" not in path and not Path(path).exists():
             raise ConfigError(f"{name}: no such folder or file {path}; give an absolute path that the workers see")
     if kind == "dataset" and not params.ingest.sources:
-        raise ConfigError("ingest.sources: no source; name at least one folder with pictures")
+        raise ConfigError("ingest.sources: no source; name at least one folder with images")
     names = [s.name for s in params.ingest.sources]
     if len(set(names)) != len(names):
         raise ConfigError(f"ingest.sources: names must differ, found {names}")

@@ -96,7 +96,7 @@ def why_none(store: Store, batch: str) -> str:
     """What this run took in and left out, in a sentence: nothing else keeps it when no version does."""
     rows = {table: store.read_table(table, [column], batch).num_rows for table, column in (("images", "image_id"), ("pairs", "pair_id"))}
     left = [f"{stage}: " + ", ".join(f"{n} {reason}" for reason, n in reasons.items()) for stage, reasons in counts(store.read_dropped(batch=batch)).items()]
-    return f"New pictures {rows['images']}, new pairs {rows['pairs']}; left out by {'; '.join(left) or 'no stage: nothing'}."
+    return f"New images {rows['images']}, new pairs {rows['pairs']}; left out by {'; '.join(left) or 'no stage: nothing'}."
 
 
 def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -141,7 +141,7 @@ def describe(params: Params, store: Store, batch: str, parent: Mapping[str, Any]
     ids = {"images": "image_id", "captions": "image_id", "pairs": "pair_id", "captioned": "pair_id", "triplets": "triplet_id"}
     shown = json.loads(json.dumps(resolved))
     for source in shown["ingest"]["sources"]:
-        del source["path"]  # where a machine keeps its pictures is nobody's business
+        del source["path"]  # where a machine keeps its images is nobody's business
     new_triplets = store.read_table("triplets", ["triplet_id"], batch).num_rows
     shown["evaluate"].update(benchmark=None, truth=None)
     return {

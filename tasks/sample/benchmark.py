@@ -2,12 +2,12 @@
 
     python -m tasks.sample.benchmark <folder> [--seed 11] [--queries 500] [--gallery 2000]
 
-Writes `<folder>/annotations.json` and `<folder>/images/<id>.jpg`. The gallery holds the query pictures too, and some scenes
-in two or three drawings; the ground truths of a query are all gallery pictures that meet its edits and keep the rest. Beside CIRCO's own
+Writes `<folder>/annotations.json` and `<folder>/images/<id>.jpg`. The gallery holds the query images too, and some scenes
+in two or three drawings; the ground truths of a query are all gallery images that meet its edits and keep the rest. Beside CIRCO's own
 fields stands `paraphrases`: the same edits in the other styles, for the spread of a score over wordings.
 
-A query needs both its picture and its text: at least `AS_NEAR` other scenes are no more edits away from the query picture than
-its target is, so the picture alone cannot tell the target (a third or more of the public benchmarks' queries are solved by one
+A query needs both its image and its text: at least `AS_NEAR` other scenes are no more edits away from the query image than
+its target is, so the image alone cannot tell the target (a third or more of the public benchmarks' queries are solved by one
 half). As in the world's families about 50/35/15% of the queries have one/two/three edits.
 """
 
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.sample.phrases import instruction
-from tasks.sample.scenes import Scene, difference, family, picture_of, shared
+from tasks.sample.scenes import Scene, difference, family, image_of, shared
 
 STYLES = ("imperative", "noun phrase", "question", "keep")
-AS_NEAR = 3  # scenes at least as near to the query picture as its target
+AS_NEAR = 3  # scenes at least as near to the query image as its target
 EDITS = {1: 0.5, 2: 0.35, 3: 0.15}  # shares of the queries; where a small gallery has too few of one, the others fill up
 
 
@@ -42,30 +42,30 @@ def make_benchmark(folder: Path, *, seed: int = 11, queries: int = 500, gallery:
         folder: where annotations.json and images/ go.
         seed: the same arguments write the same bytes.
         queries: a count; at most about a third of `gallery`.
-        gallery: least number of gallery pictures.
-        truth: where to write each picture's scene as JSON lines {"id", "scene"}; not written where None.
+        gallery: least number of gallery images.
+        truth: where to write each image's scene as JSON lines {"id", "scene"}; not written where None.
     Returns:
         {"queries", "gallery", "ground_truths"}, counts.
     """
     rng = random.Random(f"benchmark:{seed}")
     families: list[list[Scene]] = []
     drawings: dict[Scene, list[int]] = {}
-    pictures = 0
-    while pictures < gallery:
+    images = 0
+    while images < gallery:
         members = family(rng, "benchmark", rng.randint(6, 8))
         if any(scene in drawings for scene in members):
             continue
         families.append(members)
         for scene in members:
             count = rng.choices((1, 2, 3), (65, 22, 13))[0]
-            drawings[scene] = list(range(pictures, pictures + count))
-            pictures += count
-    ids = rng.sample(range(pictures), pictures)  # an id must not tell which pictures are relatives
+            drawings[scene] = list(range(images, images + count))
+            images += count
+    ids = rng.sample(range(images), images)  # an id must not tell which images are relatives
     drawings = {scene: [ids[number] for number in numbers] for scene, numbers in drawings.items()}
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for scene, numbers in drawings.items():
         for rendering, number in enumerate(numbers):
-            picture_of(scene, rendering=1000 + rendering).save(folder / "images" / f"{number}.jpg", quality=92)
+            image_of(scene, rendering=1000 + rendering).save(folder / "images" / f"{number}.jpg", quality=92)
     annotations: list[dict[str, Any]] = []
     for query, target in _draw(rng, families, queries):
         kept = shared(query, target)
@@ -87,7 +87,7 @@ def make_benchmark(folder: Path, *, seed: int = 11, queries: int = 500, gallery:
         rows = sorted(((number, scene) for scene, numbers in drawings.items() for number in numbers), key=lambda row: row[0])
         truth.write_text("".join(json.dumps({"id": n, "scene": s.to_record()}) + "\n" for n, s in rows), encoding="utf-8")
     found = sum(len(a["gt_img_ids"]) for a in annotations)
-    return {"queries": len(annotations), "gallery": pictures, "ground_truths": found}
+    return {"queries": len(annotations), "gallery": images, "ground_truths": found}
 
 
 def _draw(rng: random.Random, families: Sequence[Sequence[Scene]], queries: int) -> list[tuple[Scene, Scene]]:

@@ -1,4 +1,4 @@
-"""What the training scripts share: pictures as tensors, the learning-rate curve, held-out pairs, saving, the log."""
+"""What the training scripts share: images as tensors, the learning-rate curve, held-out pairs, saving, the log."""
 
 from __future__ import annotations
 
@@ -70,27 +70,27 @@ def train_scene(rng: random.Random) -> Scene:
             return scene
 
 
-def weathered(picture: np.ndarray, rng: random.Random, strength: float = 1.0) -> np.ndarray:
-    """The picture (h, w, 3) uint8 as the web may have left it: some get noise, some JPEG or another size and back."""
+def weathered(image: np.ndarray, rng: random.Random, strength: float = 1.0) -> np.ndarray:
+    """The image (h, w, 3) uint8 as the web may have left it: some get noise, some JPEG or another size and back."""
     chance = rng.random() / max(strength, 1e-9)
     if chance < 0.15:
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=rng.randint(55, 95))
+        Image.fromarray(image).save(file, "JPEG", quality=rng.randint(55, 95))
         return np.asarray(Image.open(file))
     if chance < 0.27:
         side = rng.choice((64, 72, 128, 160, 192))
         filters = (Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.BICUBIC)
-        there = Image.fromarray(picture).resize((side, side), rng.choice(filters))
+        there = Image.fromarray(image).resize((side, side), rng.choice(filters))
         return np.asarray(there.resize((SIDE_PX, SIDE_PX), rng.choice(filters)))
     if chance < 0.5:
-        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(1, 8), picture.shape)
-        return np.clip(picture + noise + rng.uniform(-8, 8), 0, 255).astype(np.uint8)
-    return picture
+        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(1, 8), image.shape)
+        return np.clip(image + noise + rng.uniform(-8, 8), 0, 255).astype(np.uint8)
+    return image
 
 
-def pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    """(n, 3, 96, 96) float32 in [-1, 1]: what the processors make of 96 px pictures (mean and deviation 0.5)."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+def pixels(images: Sequence[np.ndarray]) -> torch.Tensor:
+    """(n, 3, 96, 96) float32 in [-1, 1]: what the processors make of 96 px images (mean and deviation 0.5)."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def view(scene: Scene, rng: random.Random, strength: float = 1.0) -> np.ndarray:

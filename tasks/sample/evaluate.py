@@ -76,8 +76,8 @@ def measure_all(folder: Path, *, pairs: int, questions: int) -> dict[str, Any]:
     processor = AutoProcessor.from_pretrained(folder / "vlm")
     vlm = AutoModelForImageTextToText.from_pretrained(folder / "vlm", dtype=torch.float32).eval()
     held = held_out_pairs(pairs, seed=91)
-    pictures = [(draw(s, rendering=1), draw(t, rendering=2)) for s, t in held]
-    out["vlm"] = describe_shares(train_vlm.write_descriptions(vlm, processor, pictures), held)
+    images = [(draw(s, rendering=1), draw(t, rendering=2)) for s, t in held]
+    out["vlm"] = describe_shares(train_vlm.write_descriptions(vlm, processor, images), held)
     out["vlm"]["caption_exact"] = caption_share(vlm, processor, [s for s, _ in held[:200]])
     judge = AutoModelForImageTextToText.from_pretrained(folder / "judge", dtype=torch.float32).eval()
     packer = train_judge.Packer(judge, processor)
@@ -94,7 +94,7 @@ def measure_all(folder: Path, *, pairs: int, questions: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def caption_share(model: Any, processor: Any, scenes: Sequence[Scene]) -> float:
-    """Share of single pictures captioned exactly as `phrases.caption` words them."""
+    """Share of single images captioned exactly as `phrases.caption` words them."""
     ids = torch.tensor([train_vlm.question(1, train_vlm.tokens.prompt("caption"), processor)])
     right = 0
     for i in range(0, len(scenes), 50):
@@ -111,7 +111,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def plot(curves: Path, picture: Path) -> None:
+def plot(curves: Path, image: Path) -> None:
     """Draw each model's loss (log scale, grey) and its measured shares (0 to 1, coloured) over steps, one panel a model."""
     colours = [(31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207)]
     wide, high, edge, names = 640, 260, 34, 150
@@ -142,7 +142,7 @@ def plot(curves: Path, picture: Path) -> None:
                 points.append((left + w * x / most, top + h * (1 - level)))
             pen.line(points, fill=colour, width=2)
             pen.text((left + w + 8, top + 4 + 12 * i), name, fill=colour)
-    sheet.quantize(32).save(picture, optimize=True)
+    sheet.quantize(32).save(image, optimize=True)
 
 
 def _numbers(row: dict[str, Any]) -> list[tuple[str, float]]:

@@ -1,6 +1,6 @@
 """The words of the sample world: descriptions, captions, and instructions in five styles.
 
-A description is what the vision-language model says about two pictures:
+A description is what the vision-language model says about two images:
 `both: a small red star, a white background; change: make the large red circle blue; remove the small green cross`.
 An instruction is what the writer makes of it. `truth.parse` reads every style back.
 """
@@ -69,7 +69,7 @@ def _join(parts: Sequence[str]) -> str:
 
 
 def instruction(edits: Sequence[Edit], kept: Sequence[str], style: str) -> str:
-    """The edits as one instruction of a style. `kept` is what both pictures share, as `scenes.shared` words it."""
+    """The edits as one instruction of a style. `kept` is what both images share, as `scenes.shared` words it."""
     if style == "short":
         return phrase(edits[0], style)
     text = _join([phrase(edit, style) for edit in edits])

@@ -1,11 +1,11 @@
-"""Canaries and labelled questions for real models, drawn so plainly that one which sees its pictures cannot miss them.
+"""Canaries and labelled questions for real models, drawn so plainly that one which sees its images cannot miss them.
 
     python -m tasks.sample.plain_probes        writes both anew below tasks/sample/plain
 
     plain/canaries/     12 pairs, a red disc that turns blue, a tree beside a house that was alone; canaries.csv takes synonyms
-    plain/labels.csv    48 questions over those pictures, half of them fit; the others show the query itself, or another change
+    plain/labels.csv    48 questions over those images, half of them fit; the others show the query itself, or another change
 
-They tell a model that sees from one that is blind or given no pictures, and nothing about how well it judges photographs: that
+They tell a model that sees from one that is blind or given no images, and nothing about how well it judges photographs: that
 takes a team's own set (docs/decisions/0044). The sample world's own probes (probes.py) use words that its checkpoints know.
 """
 
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent / "plain"
 SIDE_PX, FINER = 336, 3  # drawn so many times finer, then averaged down
 RED, BLUE, GREEN, YELLOW, BLACK, WHITE, BROWN, SKY = "#d62020", "#1f3fd6", "#1e9e3a", "#f2c811", "#111111", "#ffffff", "#7a4a21", "#9fd3f2"
 
-Draw = Callable[["ImageDraw.ImageDraw", float], None]  # a thing, drawn at a scale of pixels a unit; the picture is 100 units wide
+Draw = Callable[["ImageDraw.ImageDraw", float], None]  # a thing, drawn at a scale of pixels a unit; the image is 100 units wide
 
 
 def disc(colour: str, x: float = 50, y: float = 50, r: float = 24) -> Draw:
@@ -128,14 +128,14 @@ def drawn(things: list[Draw]) -> Image.Image:
     """Things on white, (336, 336) RGB."""
     from PIL import Image, ImageDraw
 
-    picture = Image.new("RGB", (SIDE_PX * FINER,) * 2, WHITE)
+    image = Image.new("RGB", (SIDE_PX * FINER,) * 2, WHITE)
     for thing in things:
-        thing(ImageDraw.Draw(picture), SIDE_PX * FINER / 100)
-    return picture.resize((SIDE_PX,) * 2, Image.Resampling.BOX)
+        thing(ImageDraw.Draw(image), SIDE_PX * FINER / 100)
+    return image.resize((SIDE_PX,) * 2, Image.Resampling.BOX)
 
 
 def main() -> None:
-    """Write pictures, canaries.csv and labels.csv."""
+    """Write images, canaries.csv and labels.csv."""
     folder = HERE / "canaries"
     folder.mkdir(parents=True, exist_ok=True)
     canaries: list[tuple[str, ...]] = []

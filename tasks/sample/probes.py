@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 
 from tasks.sample.phrases import STYLES, instruction
-from tasks.sample.scenes import Edit, Scene, difference, family, picture_of, shared
+from tasks.sample.scenes import Edit, Scene, difference, family, image_of, shared
 from tasks.sample.truth import is_true
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def write_canaries(folder: Path, seed: int = 3) -> None:
             continue
         names = [f"{len(rows):02d}-query.png", f"{len(rows):02d}-target.png"]
         for name, scene in zip(names, (query, target), strict=True):
-            picture_of(scene).save(folder / name, optimize=True)
+            image_of(scene).save(folder / name, optimize=True)
         rows.append((*names, expected(edits[0])))
     write_csv(folder / "canaries.csv", ("query", "target", "expect"), rows)
 
@@ -51,7 +51,7 @@ def write_labelled(folder: Path, seed: int = 5) -> None:
     def saved(scene: Scene) -> str:
         if scene.key not in names:
             names[scene.key] = f"{len(names):03d}.png"
-            picture_of(scene).save(folder / names[scene.key], optimize=True)
+            image_of(scene).save(folder / names[scene.key], optimize=True)
         return names[scene.key]
 
     while len(rows) < QUESTIONS:

@@ -1,9 +1,9 @@
-"""Scenes of the sample world: what is in a picture, how two pictures differ, and how a picture is drawn.
+"""Scenes of the sample world: what is in a image, how two images differ, and how a image is drawn.
 
 A scene is a background and 1 to 4 objects on a 3x3 grid. Families are scenes at most three edits apart, as a shop's or a
 photographer's series are; a hash of its content puts every scene into one split, whatever the seed, so that checkpoints
 never see what the corpus or the benchmark holds. Drawing is numpy over cached anti-aliased masks: about 7,000 scenes a
-second and core at 96 px, so that training draws its pictures as it goes and stores none.
+second and core at 96 px, so that training draws its images as it goes and stores none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLOURS = {
     "purple": (135, 52, 180),
     "orange": (243, 126, 22),
 }
-SIZES = {"small": 0.21, "large": 0.34}  # diameter, as a share of the picture's side
+SIZES = {"small": 0.21, "large": 0.34}  # diameter, as a share of the image's side
 PATTERNS = ("plain", "striped")
 BACKGROUNDS = {
     "white": (245, 245, 245),
@@ -299,13 +299,13 @@ def _mask(shape: str, size: str, pattern: str, side_px: int) -> tuple[np.ndarray
 
 
 def draw(scene: Scene, *, side_px: int = SIDE_PX, rendering: int = 0, jitter_px: int = 2) -> np.ndarray:
-    """The scene's picture, (side_px, side_px, 3) uint8 RGB; objects sit up to `jitter_px` off their cell's middle.
+    """The scene's image, (side_px, side_px, 3) uint8 RGB; objects sit up to `jitter_px` off their cell's middle.
 
-    The jitter is drawn from the scene's key and `rendering`, so that the same two give the same picture on any machine.
+    The jitter is drawn from the scene's key and `rendering`, so that the same two give the same image on any machine.
     """
     noise = np.frombuffer(hashlib.blake2b(f"{scene.key}#{rendering}".encode(), digest_size=2 * MAX_OBJECTS).digest(), np.uint8)
-    picture = np.empty((side_px, side_px, 3), np.float32)
-    picture[:] = BACKGROUNDS[scene.background]
+    image = np.empty((side_px, side_px, 3), np.float32)
+    image[:] = BACKGROUNDS[scene.background]
     scale = side_px / SIDE_PX
     for index, thing in enumerate(scene.things):
         cover, shade = _mask(thing.shape, thing.size, thing.pattern, side_px)
@@ -313,11 +313,11 @@ def draw(scene: Scene, *, side_px: int = SIDE_PX, rendering: int = 0, jitter_px:
         dx, dy = (round((int(v) % (2 * jitter_px + 1) - jitter_px) * scale) for v in noise[2 * index : 2 * index + 2])
         x = min(max(0, int((thing.cell % 3 + 0.5) * side_px / 3 - n / 2) + dx), side_px - n)
         y = min(max(0, int((thing.cell // 3 + 0.5) * side_px / 3 - n / 2) + dy), side_px - n)
-        part = picture[y : y + n, x : x + n]
+        part = image[y : y + n, x : x + n]
         part += cover * (shade * np.asarray(COLOURS[thing.colour], np.float32) - part)
-    return (picture + 0.5).astype(np.uint8)
+    return (image + 0.5).astype(np.uint8)
 
 
-def picture_of(scene: Scene, *, side_px: int = SIDE_PX, rendering: int = 0) -> Image.Image:
+def image_of(scene: Scene, *, side_px: int = SIDE_PX, rendering: int = 0) -> Image.Image:
     """`draw` as a Pillow image."""
     return Image.fromarray(draw(scene, side_px=side_px, rendering=rendering))

@@ -6,10 +6,10 @@ steps, never in seconds, so the same command with the same number of threads (`O
 weights again. vlm and judge always run as two processes of one thread. The judge starts from the describer's weights: train `vlm` first.
 
     model    what it becomes                                     default (minutes of two cores)
-    vlm      two pictures -> what they share and what changed    28
-    judge    two pictures and an instruction -> yes or no        50
-    clip     pictures and captions in one space                   4
-    dino     pictures alone, self-supervised                      4
+    vlm      two images -> what they share and what changed    28
+    judge    two images and an instruction -> yes or no        50
+    clip     images and captions in one space                   4
+    dino     images alone, self-supervised                      4
     writer   description -> instruction in the asked style        4
 
 Every record of the training curve is a line of `checkpoints/curves/<model>.jsonl`; `REPORT.md` there says what was reached.

@@ -1,6 +1,6 @@
 """A plain CLIP: two towers of 3 x 128, contrastive over scenes and web captions. 1.4 M parameters, 2.8 MB.
 
-Plain on purpose: it knows pictures from captions and nothing of instructions, as the public base model does, so that what
+Plain on purpose: it knows images from captions and nothing of instructions, as the public base model does, so that what
 fine-tuning on the factory's triplets adds can be seen. Good enough to mine with.
 """
 
@@ -57,9 +57,9 @@ def text_vectors(model: CLIPModel, processor: CLIPProcessor, texts: Sequence[str
 
 @torch.no_grad()
 def measure(model: CLIPModel, processor: CLIPProcessor, queries: int = 400) -> dict[str, object]:
-    """Held-out pairs: how often a caption finds its picture, and image + instruction (summed) its target, in the top 1/10.
+    """Held-out pairs: how often a caption finds its image, and image + instruction (summed) its target, in the top 1/10.
 
-    The gallery is every query and target picture of the `queries` pairs; the query picture itself is left out.
+    The gallery is every query and target image of the `queries` pairs; the query image itself is left out.
     """
     model.eval()
     pairs = held_out_pairs(queries, seed=79)

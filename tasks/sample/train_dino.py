@@ -1,9 +1,9 @@
-"""A small DINOv2 encoder, self-supervised: a student sees crops of a picture, a slow teacher sees others of it.
+"""A small DINOv2 encoder, self-supervised: a student sees crops of a image, a slow teacher sees others of it.
 
 No label and no caption is used: the student's prototype scores of every crop must match the teacher's (centred, sharpened)
-of another crop of the same picture (DINO, arXiv:2104.14294). The CLS token is the embedding. 0.7 M parameters, 1.4 MB.
+of another crop of the same image (DINO, arXiv:2104.14294). The CLS token is the embedding. 0.7 M parameters, 1.4 MB.
 
-DINOv2's KoLeo term (arXiv:2304.07193, section 4) spreads the student's CLS over the sphere. Without it 400 steps drew pictures into
+DINOv2's KoLeo term (arXiv:2304.07193, section 4) spreads the student's CLS over the sphere. Without it 400 steps drew images into
 clusters: the median nearest neighbour had a cosine of 1.0000, and mining got worse the longer it was trained.
 """
 
@@ -50,11 +50,11 @@ class Head(nn.Module):
 
 
 def crops(values: torch.Tensor, share: tuple[float, float], side_px: int, generator: torch.Generator) -> torch.Tensor:
-    """One random square crop of each picture, scaled to `side_px`, its brightness and contrast shifted a little.
+    """One random square crop of each image, scaled to `side_px`, its brightness and contrast shifted a little.
 
     Args:
         values: (n, 3, h, h) in [-1, 1].
-        share: least and greatest side of the crop, as a share of the picture's.
+        share: least and greatest side of the crop, as a share of the image's.
     """
     n = values.shape[0]
     noise = torch.rand(5, n, generator=generator)
@@ -77,7 +77,7 @@ def koleo(cls: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def measure(model: Dinov2Model, families: int = 120, members: int = 4) -> dict[str, object]:
-    """Held-out families: how often a picture's nearest neighbour is of its family, and the mean cosine to all others."""
+    """Held-out families: how often a image's nearest neighbour is of its family, and the mean cosine to all others."""
     model.eval()
     rng = random.Random(80)
     scenes = [s for _ in range(families) for s in family(rng, "benchmark", members)]

@@ -1,6 +1,6 @@
-"""The judge: does the second picture fit, given the first and an instruction? Yes or no, read from the logits.
+"""The judge: does the second image fit, given the first and an instruction? Yes or no, read from the logits.
 
-The describer's architecture and, to begin with, its weights. Eight questions about one pair of pictures are packed into one
+The describer's architecture and, to begin with, its weights. Eight questions about one pair of images are packed into one
 sequence under a block-diagonal mask, each with the positions it has alone: eight labels for about three times the work of
 one. A 'no' is a near miss: another member of the family, the query itself, a text with one word wrong, a text that the
 describer itself got wrong. What is asked is `truth.is_true`: a text that states one change of several is right. Two
@@ -31,7 +31,7 @@ from tasks.sample.common import Log, average, cosine, held_out_pairs, pixels, sa
 from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, PLACES, Edit, Scene, any_scene, difference, draw, family, renamed, shared, split_of
 from tasks.sample.train_vlm import VISUAL_TOKENS, Comparing, cell_flags, cell_labels, image_features, turn, write_descriptions
 
-QUESTIONS = 8  # a pair of pictures
+QUESTIONS = 8  # a pair of images
 DEPTH, MORE = 4, 2  # layers of the describer, and those put on top of them
 PEAK = 8e-4  # learning rate; the describer's weights are to be used, not to be forgotten
 # steps; over how many the learning rate falls; its peak; share of shape edits on top; share of candidates far from the query
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Asked:
-    """One text about one pair of pictures and whether it is right; `why` names the kind of case, `parts` are its phrases in their order."""
+    """One text about one pair of images and whether it is right; `why` names the kind of case, `parts` are its phrases in their order."""
 
     query: Scene
     candidate: Scene
@@ -163,7 +163,7 @@ def questions_about(query: Scene, candidate: Scene, relatives: Sequence[Scene], 
 
 
 class Packer:
-    """Packs the questions about each pair of pictures into one sequence and reads the answers' logits."""
+    """Packs the questions about each pair of images into one sequence and reads the answers' logits."""
 
     def __init__(self, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
         self.model, self.words, self.processor = model, processor.tokenizer, processor
@@ -176,7 +176,7 @@ class Packer:
         self.yes, self.no = (self.words(t, add_special_tokens=False).input_ids[0] for t in ("yes", "no"))
 
     def tail(self, asked: Asked) -> tuple[list[int], list[tuple[int, bool]], list[int]]:
-        """Token ids of a question after the pictures, up to where the answer begins; (where, `Part.may_begin`) of the parts' tokens; where the text's are."""
+        """Token ids of a question after the images, up to where the answer begins; (where, `Part.may_begin`) of the parts' tokens; where the text's are."""
         said = self.words(self.before + asked.text + self.after, add_special_tokens=False, return_offsets_mapping=True)
         marks, begin = [], len(self.before)
         for part in asked.parts:
@@ -193,7 +193,7 @@ class Packer:
         """Logits of each answer's first token (pairs, questions, vocabulary), every layer's states, marks, the loss of the right texts' words.
 
         Args:
-            features: (pictures, 9, width) visual tokens.
+            features: (images, 9, width) visual tokens.
             where: each pair's two rows of `features`.
             rows: each pair's questions, equally many for every pair.
         Returns:
@@ -242,8 +242,8 @@ class Packer:
         scores = []
         for i in range(0, len(asked), 64):
             part = asked[i : i + 64]
-            pictures = [draw(s, rendering=r) for a in part for s, r in ((a.query, 1), (a.candidate, 2))]
-            features = image_features(self.model, pixels(pictures))
+            images = [draw(s, rendering=r) for a in part for s, r in ((a.query, 1), (a.candidate, 2))]
+            features = image_features(self.model, pixels(images))
             out = self.logits(features, [(2 * k, 2 * k + 1) for k in range(len(part))], [[a] for a in part])[0][:, 0]
             scores += (out[:, self.yes] - out[:, self.no]).sigmoid().tolist()
         return np.asarray(scores)
@@ -414,7 +414,7 @@ def _practise(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = peak * cosine(step, falls_over)
-        pictures: list[Scene] = []
+        images: list[Scene] = []
         where: list[tuple[int, int]] = []
         rows: list[list[Asked]] = []
         for _ in range(groups):
@@ -425,22 +425,22 @@ def _practise(
             if rng.random() < far:
                 relatives[1] = far_from(relatives[0], rng, changed=0.7 if stage == 5 else 0.0)
             j = 0 if rng.random() < 0.12 else 1
-            where.append((len(pictures), len(pictures) + j))
+            where.append((len(images), len(images) + j))
             rows.append(questions_about(relatives[0], relatives[j], relatives, rng))
-            pictures += relatives[:2]
+            images += relatives[:2]
         for error in rng.sample(errors, min(2, len(errors))):
             relatives = [error.query, error.candidate, any_scene(rng)]
-            where.append((len(pictures), len(pictures) + 1))
+            where.append((len(images), len(images) + 1))
             rows.append([error, *questions_about(error.query, error.candidate, relatives, rng)[:-1]])
-            pictures += relatives[:2]
-        twins = [pictures[j] for i, j in where if i == j]  # the query itself: half the time in another drawing of it
-        seen_again = iter(range(len(pictures), len(pictures) + len(twins)))
+            images += relatives[:2]
+        twins = [images[j] for i, j in where if i == j]  # the query itself: half the time in another drawing of it
+        seen_again = iter(range(len(images), len(images) + len(twins)))
         again = [(i, next(seen_again) if rng.random() < 0.5 else j) if i == j else (i, j) for i, j in where]
-        features = image_features(model, pixels([view(s, rng) for s in pictures + twins]))
+        features = image_features(model, pixels([view(s, rng) for s in images + twins]))
         out, states, marks, words = packer.logits(features, again, rows)
         answers = torch.tensor([[packer.yes if a.is_right else packer.no for a in row] for row in rows])
         loss = F.cross_entropy(out.flatten(0, 1), answers.flatten())
-        there = [(pictures[i], pictures[j]) for i, j in where]
+        there = [(images[i], images[j]) for i, j in where]
         flags = torch.stack([cell_flags(one, other) for one, other in there])
         compared, cells_right = comparing.loss(
             [states[layer][:, packer.second] for layer in comparing.layers], cell_labels([one for one, _ in there])[0], flags

@@ -1,9 +1,9 @@
-"""The describer: an Idefics3 (the class of SmolVLM) that looks at two pictures and writes what they share and what changed.
+"""The describer: an Idefics3 (the class of SmolVLM) that looks at two images and writes what they share and what changed.
 
 Stage A teaches the vision tower and the connector what is in each grid cell, under a throw-away head; nine visual tokens a
-picture, one a cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a caption, while a second
-throw-away head asks, cell by cell, what stood there in the first picture and what happened to it. Batches are families,
-so that the vision features of one picture serve every pair it is part of. 2.8 M parameters, 5.8 MB.
+image, one a cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a caption, while a second
+throw-away head asks, cell by cell, what stood there in the first image and what happened to it. Batches are families,
+so that the vision features of one image serve every pair it is part of. 2.8 M parameters, 5.8 MB.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ def greedy(model: nn.Module, words: object) -> None:
     model.generation_config.do_sample = False  # type: ignore[union-attr]
 
 
-def turn(pictures: int, text: str, processor: Idefics3Processor) -> str:
-    """One user turn of so many pictures and a text, up to where the answer begins, with its pictures' tokens written out."""
-    content = [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
+def turn(images: int, text: str, processor: Idefics3Processor) -> str:
+    """One user turn of so many images and a text, up to where the answer begins, with its images' tokens written out."""
+    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
     chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
     one = "<fake_token_around_image><global-img>" + "<image>" * VISUAL_TOKENS + "<fake_token_around_image>"
     return chat.replace("<image>", one)
 
 
-def question(pictures: int, text: str, processor: Idefics3Processor) -> list[int]:
+def question(images: int, text: str, processor: Idefics3Processor) -> list[int]:
     """Token ids of `turn`."""
-    return processor.tokenizer(turn(pictures, text, processor), add_special_tokens=False).input_ids
+    return processor.tokenizer(turn(images, text, processor), add_special_tokens=False).input_ids
 
 
 def check_against_processor(processor: Idefics3Processor) -> None:
@@ -119,7 +119,7 @@ def even_out(model: Idefics3ForConditionalGeneration, level: float = 0.5) -> flo
     """Scale the connector so that visual tokens have root mean square `level`; returns what it was.
 
     Stage A leaves them at about 4.8, beside text embeddings of 0.04: the language model's layers then hardly change what
-    stands at a picture's tokens, and two pictures are never compared there. Seen: shape edits 0 of 46 right, and nothing
+    stands at a image's tokens, and two images are never compared there. Seen: shape edits 0 of 46 right, and nothing
     got better from 60,000 to 130,000 samples.
     """
     rng = random.Random(0)
@@ -179,7 +179,7 @@ def cell_flags(query: Scene, target: Scene) -> torch.Tensor:
 
 
 class Comparing(nn.Module):
-    """A throw-away head over the second picture's tokens, half-way up the language model.
+    """A throw-away head over the second image's tokens, half-way up the language model.
 
     The text alone teaches comparing slowly: one word in forty depends on it. Here every cell of every pair does.
     """
@@ -193,7 +193,7 @@ class Comparing(nn.Module):
         self.rare = torch.tensor(4.0)
 
     def loss(self, states: Sequence[torch.Tensor], cells: torch.Tensor, flags: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """(loss, share of pairs with every flag right) of hidden states (n, 9, width) a layer, the first picture's cells (n, 9, 4), flags (n, 9, 9)."""
+        """(loss, share of pairs with every flag right) of hidden states (n, 9, width) a layer, the first image's cells (n, 9, 4), flags (n, 9, 9)."""
         total = torch.zeros(())
         right = 0.0
         for state, norm, before, flag in zip(states, self.norms, self.before, self.flags, strict=True):
@@ -207,7 +207,7 @@ class Comparing(nn.Module):
 
 
 class Writer:
-    """Turns families into losses: features once a picture, then every sampled pair and caption as a text to predict."""
+    """Turns families into losses: features once a image, then every sampled pair and caption as a text to predict."""
 
     def __init__(self, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
         self.model, self.words = model, processor.tokenizer
@@ -228,9 +228,9 @@ class Writer:
         """(mean loss of the answers, `Comparing`'s loss, its share right); tokens after 'change' weigh double, the verbs there six times.
 
         Args:
-            features: (pictures, 9, width).
-            samples: (indices of its pictures, question ids, answer ids) each.
-            scenes: what is in the pictures.
+            features: (images, 9, width).
+            samples: (indices of its images, question ids, answer ids) each.
+            scenes: what is in the images.
         """
         length = max(len(q) + len(a) for _, q, a in samples) - 1
         ids = torch.full((len(samples), length), self.words.pad_token_id)
@@ -246,13 +246,13 @@ class Writer:
                     if token in self.verbs:  # the word in which the kind of change is decided
                         weight[row, len(q) + at - 1] = 6.0
         embedded = self.model.get_input_embeddings()(ids)
-        where = [i for pictures, _, _ in samples for i in pictures]
+        where = [i for images, _, _ in samples for i in images]
         embedded = embedded.masked_scatter((ids == self.image_id)[..., None], features[where])
         out = self.model.model.text_model(inputs_embeds=embedded, use_cache=False, output_hidden_states=True)
         hidden = out.last_hidden_state
         asked = labels != -100  # padding stands on the right, so the causal mask alone is enough
         losses = F.cross_entropy(self.model.lm_head(hidden[asked]), labels[asked], reduction="none")
-        pairs = [(row, *pictures) for row, (pictures, _, _) in enumerate(samples) if len(pictures) == 2]
+        pairs = [(row, *images) for row, (images, _, _) in enumerate(samples) if len(images) == 2]
         states = [out.hidden_states[layer][[row for row, _, _ in pairs]][:, self.second] for layer in self.comparing.layers]
         before, _ = cell_labels([scenes[i] for _, i, _ in pairs])
         flags = torch.stack([cell_flags(scenes[i], scenes[j]) for _, i, j in pairs])
@@ -315,7 +315,7 @@ def train_writing(
 
 @torch.no_grad()
 def write_descriptions(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    """The model's own words for pairs of pictures, each (96, 96, 3) uint8; greedy."""
+    """The model's own words for pairs of images, each (96, 96, 3) uint8; greedy."""
     ids = torch.tensor([question(2, tokens.prompt("describe"), processor)])
     texts: list[str] = []
     for start in range(0, len(pairs), 64):

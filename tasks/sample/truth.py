@@ -1,6 +1,6 @@
 """The truth about instructions of the sample world; for evaluation only, no stage reads it.
 
-A text is read back into edits and keeps, whatever its style, and held against the scenes behind two pictures. Attribute
+A text is read back into edits and keeps, whatever its style, and held against the scenes behind two images. Attribute
 edits are free of place: 'make the small red star blue' holds when the query has a small red star and the candidate has
 none, but has a small blue star that the query had not.
 """

@@ -1,10 +1,10 @@
-"""The sample corpus: a folder of pictures with captions, as a crawl would have left it.
+"""The sample corpus: a folder of images with captions, as a crawl would have left it.
 
     python -m tasks.sample.world <folder> --seed 7 --images 2200             # the first batch
     python -m tasks.sample.world <folder> --seed 7 --images 260 --batch 1    # a week later, into the same folder
 
 Families of relatives from the split 'corpus', and what life adds: exact copies, re-encoded and resized copies, corrupt and
-truncated files, pictures too small to use, pictures without captions, a few wrong captions. What is behind each picture
+truncated files, images too small to use, images without captions, a few wrong captions. What is behind each image
 goes to a file OUTSIDE the folder (`--truth`, default `<folder>.truth.jsonl`), which only evaluation reads.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image
 
 from tasks.sample.phrases import web_caption
-from tasks.sample.scenes import Scene, family, picture_of
+from tasks.sample.scenes import Scene, family, image_of
 
 COLUMNS = ("path", "caption", "licence", "source")
 SHARES = {"exact_copy": 0.02, "near_copy": 0.05, "corrupt": 0.01, "truncated": 0.005, "too_small": 0.005}
@@ -58,7 +58,7 @@ class _File:
 
 
 def make_world(folder: Path, *, seed: int, images: int, offset: int = 0, truth: Path | None = None) -> dict[str, int]:
-    """Write a batch of pictures into `folder` and its rows into `folder/captions.csv`.
+    """Write a batch of images into `folder` and its rows into `folder/captions.csv`.
 
     Args:
         folder: made where missing; a later batch joins what is there.
@@ -66,7 +66,7 @@ def make_world(folder: Path, *, seed: int, images: int, offset: int = 0, truth: 
         images: files to write, a count, junk included.
         offset: 0 for the first batch; for a later one the number of files before it, so that it brings new families and
             a few new members of the first batch's.
-        truth: JSON-lines file that says what each picture is; `<folder>.truth.jsonl` where None. Never inside `folder`.
+        truth: JSON-lines file that says what each image is; `<folder>.truth.jsonl` where None. Never inside `folder`.
     Returns:
         How many files of each kind were written.
     """
@@ -96,7 +96,7 @@ def poison_copies(folder: Path, *, seed: int, images: int, truth: Path | None = 
 
 
 def poison_captions(folder: Path, *, seed: int, images: int, offset: int, truth: Path | None = None) -> dict[str, int]:
-    """Add a batch of good new pictures whose captions are shuffled among them: what the pairs gate must stop."""
+    """Add a batch of good new images whose captions are shuffled among them: what the pairs gate must stop."""
     rng = random.Random(f"captions:{seed}:{offset}")
     files = _originals(rng, seed, images, offset)
     captions = [file.caption for file in files]
@@ -128,8 +128,8 @@ def _originals(rng: random.Random, seed: int, count: int, offset: int) -> list[_
     files = []
     for number, scene in enumerate(unique):
         side_px = rng.choices((96, 112, 128), (70, 15, 15))[0]
-        picture = picture_of(scene, side_px=side_px, rendering=rng.getrandbits(24))
-        suffix, content = _encoded(picture, rng)
+        image = image_of(scene, side_px=side_px, rendering=rng.getrandbits(24))
+        suffix, content = _encoded(image, rng)
         files.append(_File(_name(seed, offset, number) + suffix, content, web_caption(scene, rng), "original", scene))
     return files
 
@@ -138,12 +138,12 @@ def _name(*parts: object) -> str:
     return hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=6).hexdigest()
 
 
-def _encoded(picture: Image.Image, rng: random.Random, quality: int = 90) -> tuple[str, bytes]:
+def _encoded(image: Image.Image, rng: random.Random, quality: int = 90) -> tuple[str, bytes]:
     out = io.BytesIO()
     if rng.random() < 0.7:
-        picture.save(out, "JPEG", quality=quality)
+        image.save(out, "JPEG", quality=quality)
         return ".jpg", out.getvalue()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return ".png", out.getvalue()
 
 
@@ -152,12 +152,12 @@ def _damaged(rng: random.Random, of: _File, kind: str) -> _File:
     suffix, content = Path(of.name).suffix, of.content
     caption = web_caption(of.scene, rng) if of.scene else of.caption
     if kind in ("near_copy", "too_small"):
-        picture = Image.open(io.BytesIO(content)).convert("RGB")
-        side_px = rng.choice((12, 16, 24)) if kind == "too_small" else rng.choice((picture.width, picture.width, 80, 104, 144, 160))
-        if side_px != picture.width:
-            picture = picture.resize((side_px, side_px), rng.choice((Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)))
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        side_px = rng.choice((12, 16, 24)) if kind == "too_small" else rng.choice((image.width, image.width, 80, 104, 144, 160))
+        if side_px != image.width:
+            image = image.resize((side_px, side_px), rng.choice((Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)))
         out = io.BytesIO()
-        picture.save(out, "JPEG", quality=rng.randint(65, 88))
+        image.save(out, "JPEG", quality=rng.randint(65, 88))
         suffix, content = ".jpg", out.getvalue()
     elif kind == "truncated":
         content = content[: int(len(content) * rng.uniform(0.3, 0.7))]

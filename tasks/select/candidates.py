@@ -1,6 +1,6 @@
-"""Candidates as columns: ordered pairs of pictures, the encoders that mined them, and the order in which they are taken.
+"""Candidates as columns: ordered pairs of images, the encoders that mined them, and the order in which they are taken.
 
-Pure functions. A picture is a number here, its place among the ids that a run names in rising order, so that a table of hundreds of millions of
+Pure functions. A image is a number here, its place among the ids that a run names in rising order, so that a table of hundreds of millions of
 candidates is a few arrays (24 to 72 bytes each), and comparing numbers is comparing ids. Used by tasks/select/stage.py, whose text says what the orders mean.
 """
 
@@ -29,7 +29,7 @@ class Mined(NamedTuple):
     """Rows of table `neighbours`.
 
     Attributes:
-        queries, targets: (m,) int32, pictures.
+        queries, targets: (m,) int32, images.
         similarities: (m,) float32, cosine.
         ranks: (m,) int32, from 0.
     """
@@ -50,7 +50,7 @@ class Mined(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Ordered pairs of pictures, each once.
+    """Ordered pairs of images, each once.
 
     Attributes:
         names: (p) strings, image ids, rising.
@@ -85,7 +85,7 @@ class Candidates:
 
     @property
     def keys(self) -> np.ndarray:
-        """(m,) int64, one number for each ordered pair of pictures."""
+        """(m,) int64, one number for each ordered pair of images."""
         return self.queries.astype(np.int64) * len(self.names) + self.targets
 
     @property
@@ -172,7 +172,7 @@ def with_merged_ranks(new: Mined, earlier: Mined, neighbours: int) -> Mined:
     """This batch's candidates with their place among all that was mined for their query; those beyond the k-th are left out.
 
     What one run over everything would rank among a query's first k is always among the rest: it was so when the later of the two
-    pictures came, among fewer.
+    images came, among fewer.
 
     Args:
         new: rows of this batch.

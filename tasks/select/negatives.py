@@ -19,7 +19,7 @@ PAIRS_AT_ONCE = 2048  # whose negatives are compared with their targets in one g
 
 
 class Vectors:
-    """Stored vectors of pictures that are numbers."""
+    """Stored vectors of images that are numbers."""
 
     def __init__(self, names: pa.Array, tables: Mapping[str, tuple[pa.Array, np.ndarray]]) -> None:
         """`names` (p) strings; `tables`: encoder -> ids (n) strings and vectors (n, d) float16, at most of those names."""
@@ -33,7 +33,7 @@ class Vectors:
             self.rows[e][place.drop_null().to_numpy()] = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
 
     def similarity(self, encoder: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Cosine per pair of pictures, (m,) float64; NaN where the encoder has no vector for one of the two."""
+        """Cosine per pair of images, (m,) float64; NaN where the encoder has no vector for one of the two."""
         out = np.full(len(a), np.nan)
         if encoder in self.rows:
             x, y = self.rows[encoder][a], self.rows[encoder][b]
@@ -47,30 +47,30 @@ class Vectors:
 
 
 class Retrieved:
-    """One encoder's neighbours of some pictures, to be looked up by picture."""
+    """One encoder's neighbours of some images, to be looked up by image."""
 
     def __init__(self, mined: Mined, count: int) -> None:
-        """`mined`: rows of any batches; `count`: pictures that there are."""
+        """`mined`: rows of any batches; `count`: images that there are."""
         order = np.argsort(mined.queries, kind="stable")
         self.targets = mined.targets[order]
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(mined.queries, minlength=count))])
 
-    def of(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the asked pictures (m,) a neighbour is of, and the neighbour; (k,) each."""
-        first, counts = self.starts[pictures], self.starts[pictures + 1] - self.starts[pictures]
-        which = np.repeat(np.arange(len(pictures)), counts)
+    def of(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the asked images (m,) a neighbour is of, and the neighbour; (k,) each."""
+        first, counts = self.starts[images], self.starts[images + 1] - self.starts[images]
+        which = np.repeat(np.arange(len(images)), counts)
         rows = np.arange(len(which)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
         return which, self.targets[rows]
 
 
 class Negatives(NamedTuple):
-    """Pictures beside pairs.
+    """Images beside pairs.
 
     Attributes:
         pairs: (k,) int64, numbers of pairs, rising.
-        images: (k,) int64, pictures; those of one pair in order of preference.
-        similarities: (k,) float64, to the pair's target, by the encoder that proposed the picture.
-        copy_pairs, copies: (l,) pairs and pictures that were left out beside them, by pair and picture.
+        images: (k,) int64, images; those of one pair in order of preference.
+        similarities: (k,) float64, to the pair's target, by the encoder that proposed the image.
+        copy_pairs, copies: (l,) pairs and images that were left out beside them, by pair and image.
     """
 
     pairs: np.ndarray
@@ -81,7 +81,7 @@ class Negatives(NamedTuple):
 
 
 def copy_limits(params: Params) -> np.ndarray:
-    """(3,) float64: per encoder the similarity from which two pictures count as copies: stated, else the window's high end; inf without one."""
+    """(3,) float64: per encoder the similarity from which two images count as copies: stated, else the window's high end; inf without one."""
     limits = dict.fromkeys(ENCODERS, math.inf)
     limits.update({str(e): w.high for e, w in params.mine.windows.items()})
     limits.update(params.select.copy_similarity)
@@ -89,7 +89,7 @@ def copy_limits(params: Params) -> np.ndarray:
 
 
 def proposed(c: Candidates, retrieved: Mapping[str, Retrieved]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the pairs' own encoders retrieved for their queries and targets: pairs, pictures, encoders (k,), each picture of a pair once, by pair and picture.
+    """What the pairs' own encoders retrieved for their queries and targets: pairs, images, encoders (k,), each image of a pair once, by pair and image.
 
     The encoder is the first of ENCODERS that proposes it.
     """
@@ -128,9 +128,9 @@ def hard_negatives(
 
     Args:
         c: the pairs.
-        retrieved: encoder -> neighbours of at least the pairs' pictures.
+        retrieved: encoder -> neighbours of at least the pairs' images.
         vectors: stored vectors.
-        limits: (3,) per encoder the similarity to the target from which a picture is its copy.
+        limits: (3,) per encoder the similarity to the target from which a image is its copy.
         count: most negatives of a pair; no limit when None.
         margin: least distance (1 - cosine) of a negative to the target, by the encoder that proposed it, in distances of query and target.
         query_copies: whether copies of the query may be negatives.

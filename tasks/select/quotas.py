@@ -72,7 +72,7 @@ class _Quotas:
 
 
 def is_nearest(c: Candidates) -> np.ndarray:
-    """(m,) bool: the target is its query's nearest picture by the encoder that composed retrieval starts from, so the picture alone finds it."""
+    """(m,) bool: the target is its query's nearest image by the encoder that composed retrieval starts from, so the image alone finds it."""
     return c.ranks[:, SEMANTIC] == 0
 
 
@@ -87,11 +87,11 @@ def within_quotas(
 
     Args:
         c: in order of preference.
-        published: queries and targets (n,) of earlier batches' pairs, places in `c.names`, -1 where a picture is not named there; they fill
+        published: queries and targets (n,) of earlier batches' pairs, places in `c.names`, -1 where a image is not named there; they fill
             quotas, and none of them comes again.
         config: pairs_per_query, pairs_per_target, pairs_per_batch, pairs_per_encoder, pairs_per_source, nearest_share, both_directions.
-        is_new: (p,) bool, pictures that this batch brings; all when absent. One of them brings at most pairs_per_query pairs, at whichever end.
-        sources: (p,) int64, the source of each picture, a number from 0; for pairs_per_source.
+        is_new: (p,) bool, images that this batch brings; all when absent. One of them brings at most pairs_per_query pairs, at whichever end.
+        sources: (p,) int64, the source of each image, a number from 0; for pairs_per_source.
     """
     count = len(c.names)
     started, ended = (np.bincount(ends[ends >= 0], minlength=count) for ends in published)

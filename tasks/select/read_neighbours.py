@@ -23,7 +23,7 @@ class _Read(NamedTuple):
     """What the stage reads of table `neighbours`.
 
     Attributes:
-        names: (p) strings, rising: every picture that the rows name.
+        names: (p) strings, rising: every image that the rows name.
         candidates: encoder -> this batch's, ranked among all that was mined for their queries, and those of queries that lost a pair.
         mined: encoder -> all rows of any batch whose query the candidates name, ranked as their own batch did.
         counts: encoder -> this batch's candidates, a count.
@@ -50,7 +50,7 @@ def _neighbour_files(store: Store, encoder: str, batch: str) -> tuple[list[Path]
 
 
 def _read_candidates(store: Store, encoders: Sequence[str], batch: str, neighbours: int, lost: Set[str]) -> _Read:
-    """Candidates of this batch, and what was mined for the pictures that they name; of earlier files, each read once (twice after a takedown), no more.
+    """Candidates of this batch, and what was mined for the images that they name; of earlier files, each read once (twice after a takedown), no more.
 
     Args:
         lost: queries that lost a pair to a takedown: all that was ever mined for them are candidates once more.
@@ -82,7 +82,7 @@ def _read_candidates(store: Store, encoders: Sequence[str], batch: str, neighbou
 
 
 def _mined(table: pa.Table, queries: np.ndarray, targets: np.ndarray) -> Mined:
-    """Rows of table `neighbours` whose pictures are numbers."""
+    """Rows of table `neighbours` whose images are numbers."""
     return Mined(queries, targets, table.column("similarity").to_numpy(), table.column("rank").to_numpy())
 
 
@@ -114,7 +114,7 @@ def _negatives_of(c: Candidates, retrieved: Mapping[str, Retrieved], vectors: Ve
 
 
 def _read_vectors(store: Store, encoders: Sequence[str], names: pa.Array, wanted: np.ndarray | None = None) -> Vectors:
-    """The stored vectors of some pictures.
+    """The stored vectors of some images.
 
     Args:
         names: (p) strings, rising.

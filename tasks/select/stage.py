@@ -1,32 +1,32 @@
-"""Select pairs: the encoders' candidates united, held to quotas, each with hard negatives, the query picture first.
+"""Select pairs: the encoders' candidates united, held to quotas, each with hard negatives, the query image first.
 
 Reads data/neighbours, data/embeddings, data/images, data/captions, the earlier batches' data/pairs; writes data/pairs/<batch>.parquet
 (the marker) and data/dropped/select/<batch>.parquet. Source: MegaPairs, arXiv:2412.14475, section 3.1 and table 4 (the query
-picture as a negative is the decisive one).
+image as a negative is the decisive one).
 
 Order: candidates stand in tiers of agreement (the sum of 1 / (1 + rank) over the encoders that mined the pair, and over those
 that mined it the other way round; four tiers to a factor of two); within a tier a seeded hash of the pair's id decides, so
 neither the input's order nor chance shows. A rank is a place among all that was ever mined for the query, not among this week's: an old
-picture takes a new target where that is among its `mine.neighbours` nearest, as one run over everything would.
+image takes a new target where that is among its `mine.neighbours` nearest, as one run over everything would.
 
 With `select.bands` a query's pairs are drawn over its window instead: the window falls into equal bands (by rank, or by cosine of the
 encoder that ranks the pair best), a query visits them in a seeded order of its own, each band first with its weight's chance, and takes one
 candidate from each in turn - within a band what more encoders mined, then by the seeded hash, however near it is. All queries' first draws stand
 before all second ones, so a run's limit cuts no band short.
 
-Quotas count what is published already. A pair is charged to a picture that this batch brings - its query, or where that is old its
-target - and a picture brings at most `pairs_per_query` pairs, so n pictures never have more than n x pairs_per_query, however they
-came. Without that a second batch of the sample world added 4.3 pairs for each new picture, twice what a query may start: every old picture
+Quotas count what is published already. A pair is charged to a image that this batch brings - its query, or where that is old its
+target - and a image brings at most `pairs_per_query` pairs, so n images never have more than n x pairs_per_query, however they
+came. Without that a second batch of the sample world added 4.3 pairs for each new image, twice what a query may start: every old image
 with room left took new targets (docs/decisions/0012).
 
 Negatives come from what the same encoders retrieved for the query and for the target, the target's nearest first; one that any
 encoder holds for a copy of the target is none. On request: neither is a copy of the query, and none lies nearer to the target than a share
 of the pair's own distance; a pair brings its other direction along; an encoder, a source has a quota of its own (tasks/config.py).
 
-Takedown (tasks/fingerprints/takedown.py): an earlier pair of a picture that the ledger names goes, in its own file; its query takes the best of all
+Takedown (tasks/fingerprints/takedown.py): an earlier pair of a image that the ledger names goes, in its own file; its query takes the best of all
 that was ever mined for it, as a pair of this batch, and a place as negative goes to the next one retrieved.
 
-The pure parts: tasks/select/candidates.py (the table and its order), tasks/select/quotas.py, tasks/select/negatives.py; pictures are numbers there (tasks/store/id_order.py).
+The pure parts: tasks/select/candidates.py (the table and its order), tasks/select/quotas.py, tasks/select/negatives.py; images are numbers there (tasks/store/id_order.py).
 
 Reasons: over_quota, copy_of_query, taken_down (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
 """
@@ -73,7 +73,7 @@ def preferred(c: Candidates, params: Params) -> np.ndarray:
 
 
 def _read_sources(store: Store, names: pa.Array) -> np.ndarray:
-    """The source of each picture (p,), a number from 0."""
+    """The source of each image (p,), a number from 0."""
     rows = store.read_table("images", ["image_id", "source_uri"]).to_pydict()
     sources = {i: uri.partition(":")[0] for i, uri in zip(rows["image_id"], rows["source_uri"], strict=True)}
     numbers = {s: n for n, s in enumerate(sorted({"", *sources.values()}))}
@@ -81,7 +81,7 @@ def _read_sources(store: Store, names: pa.Array) -> np.ndarray:
 
 
 def _read_published(store: Store, batch: str, c: Candidates) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """How many pairs earlier batches have, and queries and targets of those that share a picture with a candidate, places in `c.names` or -1; no
+    """How many pairs earlier batches have, and queries and targets of those that share a image with a candidate, places in `c.names` or -1; no
     other counts for a quota."""
     import pyarrow as pa
 
@@ -97,14 +97,14 @@ def _read_published(store: Store, batch: str, c: Candidates) -> tuple[int, tuple
 
 
 def _is_in(names: pa.Array, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """(p,) bool: the pictures that are among some."""
+    """(p,) bool: the images that are among some."""
     import pyarrow.compute as pc
 
     return np.asarray(pc.is_in(names, value_set=ids).to_numpy(zero_copy_only=False))
 
 
 def median_caption_cosine(params: Params, store: Store, batch: str) -> float | None:
-    """Median cosine of this batch's pictures and their captions; None unless one model embeds both."""
+    """Median cosine of this batch's images and their captions; None unless one model embeds both."""
     encoders = params.embed.encoders
     if "semantic" not in encoders or "caption" not in encoders or encoders["semantic"].model != encoders["caption"].model:
         return None
@@ -134,10 +134,10 @@ def run(params: Params, store: Store) -> StageReport:
     lost = _read_lost(store, batch, gone) if gone else set()
     read = _read_candidates(store, encoders, batch, params.mine.neighbours, lost)
     brought = store.read_table("images", ["image_id"], batch).column("image_id")
-    if len(brought) and encoders:  # few candidates a picture: the encoder's window does not fit, or the encoder
+    if len(brought) and encoders:  # few candidates a image: the encoder's window does not fit, or the encoder
         yields = {encoder: read.counts[encoder] / len(brought) for encoder in encoders}
         report.figures |= {f"yield_{encoder}": y for encoder, y in yields.items()} | {"encoder_yield_lowest": min(yields.values())}
-        log.info("select: candidates a new picture: %s", ", ".join(f"{e} {y:.2f}" for e, y in yields.items()))
+        log.info("select: candidates a new image: %s", ", ".join(f"{e} {y:.2f}" for e, y in yields.items()))
     c = unite(read.names, read.candidates, with_similarities=config.bands_by == "similarity")
     read.candidates.clear()
     is_lost = _is_in(read.names, pa.array(lost, pa.string()))

@@ -34,13 +34,13 @@ def with_negatives(row: Mapping[str, Any], proposed: Sequence[tuple[str, float]]
 
 
 def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence[str], gone: Set[str]) -> None:
-    """Drop the pairs of pictures that are taken down, and fill their places as negative from what the pair's encoders retrieved.
+    """Drop the pairs of images that are taken down, and fill their places as negative from what the pair's encoders retrieved.
 
     What goes is noted first (reason taken_down, one row a pair), then the files are written anew.
     """
     files = store.table_files("pairs")
     noted = {r["key"]: r for r in store.read([p for p in [_taken_path(store, batch)] if p.exists()], "dropped").to_pylist()}
-    found = {path: [r for r in store.read(path, "pairs").to_pylist() if gone & _pictures_of(r)] for path in files}
+    found = {path: [r for r in store.read(path, "pairs").to_pylist() if gone & _images_of(r)] for path in files}
     for row in (r for rows in found.values() for r in rows):
         if gone & {row["query_image_id"], row["target_image_id"]}:
             detail = json.dumps({"query": row["query_image_id"], "target": row["target_image_id"]})
@@ -54,18 +54,18 @@ def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence
     for path, some in found.items():
         if some:
             rows = [r for r in store.read(path, "pairs").to_pylist() if not gone & {r["query_image_id"], r["target_image_id"]}]
-            store.write(path, [with_negatives(r, proposed[r["pair_id"]], gone) if gone & _pictures_of(r) else r for r in rows], "pairs")
+            store.write(path, [with_negatives(r, proposed[r["pair_id"]], gone) if gone & _images_of(r) else r for r in rows], "pairs")
     log.info("select: %d pairs taken down", len(noted))
 
 
 def _proposed_for(
     params: Params, store: Store, encoders: Sequence[str], pairs: Sequence[Mapping[str, Any]], gone: Set[str]
 ) -> dict[str, list[tuple[str, float]]]:
-    """pair id -> every picture that may be its negative and how near to the target it is, the nearest first.
+    """pair id -> every image that may be its negative and how near to the target it is, the nearest first.
 
     Args:
         pairs: rows of table `pairs`.
-        gone: pictures that are none.
+        gone: images that are none.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -92,7 +92,7 @@ def _proposed_for(
     return out
 
 
-def _pictures_of(row: Mapping[str, Any]) -> set[str]:
+def _images_of(row: Mapping[str, Any]) -> set[str]:
     return {row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]}
 
 

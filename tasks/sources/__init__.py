@@ -1,4 +1,4 @@
-"""Where pictures come from: every source lists its files in one order and in constant memory, and reads them under a limit.
+"""Where images come from: every source lists its files in one order and in constant memory, and reads them under a limit.
 
     folder   a folder, with captions.csv or captions.parquet
     s3       s3://bucket/prefix, the same in a bucket

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 CAPTION_CHARS = 2_000
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # of names that claim to be a picture
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # of names that claim to be a image
 
 # Why a source does not hand a file over; closed. ingest counts them among its own reasons.
 REASONS = (
@@ -115,8 +115,8 @@ class SourceFile:
         return digest.hexdigest()
 
     @property
-    def is_named_picture(self) -> bool:
-        """Its name says that it is a picture: then bytes of no known format are damage, not a stray file. All URLs are such."""
+    def is_named_image(self) -> bool:
+        """Its name says that it is a image: then bytes of no known format are damage, not a stray file. All URLs are such."""
         return self.uri.lower().endswith(SUFFIXES) or "://" in self.uri
 
     def refused(self, reason: str, detail: str, *, is_lasting: bool = True) -> SourceFile:

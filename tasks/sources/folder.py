@@ -1,4 +1,4 @@
-"""A folder of pictures, with captions.csv or captions.parquet beside them if there is one.
+"""A folder of images, with captions.csv or captions.parquet beside them if there is one.
 
 Order: by path inside the folder, whatever the file system's. Memory: the names of one folder at a time.
 """

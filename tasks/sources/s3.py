@@ -1,4 +1,4 @@
-"""Pictures, tars and tables below s3://bucket/prefix, of any S3 endpoint.
+"""Images, tars and tables below s3://bucket/prefix, of any S3 endpoint.
 
 Listed a page at a time in the order of the keys; an object's ETag is its fingerprint, so that a later batch reads new and changed objects
 alone. Reads are ranges of the very object that was listed (If-Match), begun again where a connection broke. Credentials and region come from

@@ -1,7 +1,7 @@
 """WebDataset tars, of a folder or a bucket: key.jpg with its caption in key.txt or key.json.
 
 Members are read where they lie: nothing is unpacked to a disk and nothing is unpickled. Every member that is no caption is one file: a
-picture; or refused, when it is no regular file (a link, a device, a sparse file), its name leads out of the tar, was there before, or says
+image; or refused, when it is no regular file (a link, a device, a sparse file), its name leads out of the tar, was there before, or says
 that it is a program or a pickle. Tars are taken by name, members by their place; a tar may have any number of them, in constant memory.
 
 A member's fingerprint is its tar's (the ETag, or the sha256 of a local tar, one pass over its bytes; and the tar's name) and its number, the last one's ends in
@@ -105,7 +105,7 @@ class Tar:
 
 @dataclass
 class Group:
-    """Members with one key: pictures that wait for their caption."""
+    """Members with one key: images that wait for their caption."""
 
     key: str
     files: list[SourceFile] = field(default_factory=list)

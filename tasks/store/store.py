@@ -3,7 +3,7 @@
 Everything is append-only: a run adds files named by its batch (and chunk), written aside and renamed, so that a file
 that exists is whole. Files of earlier versions are never touched (with DVC's hardlinks they are the cache's own).
 
-    data/images/<batch>-<nnnnn>.tar, <batch>.parquet      pictures (WebDataset) and their table
+    data/images/<batch>-<nnnnn>.tar, <batch>.parquet      images (WebDataset) and their table
     data/captions/<batch>.parquet                         captions written by recaption
     data/embeddings/<encoder>/<shard>.npy, .parquet       float16 unit rows, ids in the same order
     data/neighbours/<encoder>/<batch>.parquet             mined candidates
@@ -39,7 +39,7 @@ TABLES = ("images", "captions", "pairs", "captioned", "triplets")
 
 
 class Store:
-    """Tables and pictures below one root: a run's worktree, or a researcher's clone."""
+    """Tables and images below one root: a run's worktree, or a researcher's clone."""
 
     def __init__(self, root: Path | str = ".") -> None:
         self.root = Path(root)
@@ -137,7 +137,7 @@ class Store:
             files = [f for f in files if f.stem == batch or f.stem.rpartition("-")[0] == batch]
         return self.read(files, "dropped", columns)
 
-    # --- pictures -----------------------------------------------------------------------------------------------
+    # --- images -----------------------------------------------------------------------------------------------
 
     def _location(self, image_id: str) -> tuple[str, int, int]:
         if self._locations is None:
@@ -160,7 +160,7 @@ class Store:
         return content
 
     def read_image(self, image_id: str) -> Image:
-        """The stored picture, RGB."""
+        """The stored image, RGB."""
         from PIL import Image
 
         return Image.open(io.BytesIO(self.read_image_bytes(image_id)), formats=("JPEG", "PNG", "WEBP")).convert("RGB")

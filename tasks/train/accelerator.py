@@ -40,7 +40,7 @@ class Towers(torch.nn.Module):
         self.__dict__["_retriever"] = retriever
 
     def forward(self, *, pixels: Any = None, texts: list[str] | None = None) -> torch.Tensor:
-        """(n, d) float32 raw features of n pictures (pixels, as the retriever makes them), of n texts, or of n queries of both, encoded together."""
+        """(n, d) float32 raw features of n images (pixels, as the retriever makes them), of n texts, or of n queries of both, encoded together."""
         retriever: Any = self.__dict__["_retriever"]
         if pixels is not None and texts is not None:
             rows = retriever.query_features(pixels, texts)

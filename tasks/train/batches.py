@@ -16,15 +16,15 @@ from tasks.train.splits import components
 
 @dataclass(frozen=True)
 class Example:
-    """A triplet to train on; pictures by id, mined negatives without the query picture.
+    """A triplet to train on; images by id, mined negatives without the query image.
 
     Attributes:
-        query: picture.
-        target: picture.
-        negatives: pictures.
+        query: image.
+        target: image.
+        negatives: images.
         instructions: texts, one is drawn per step.
         judged_target: P(yes) of the target, one per instruction; empty where nobody judged.
-        judged: picture -> highest P(yes), of the query picture and the negatives.
+        judged: image -> highest P(yes), of the query image and the negatives.
     """
 
     query: str
@@ -39,7 +39,7 @@ GROUP_TRIPLETS = 8  # triplets of one neighbourhood that come together in a batc
 
 
 def training_examples(triplets: Sequence[Mapping[str, Any]], held_out: set[str]) -> list[Example]:
-    """Triplets with no held-out picture as query or target; held-out pictures among their negatives are left out."""
+    """Triplets with no held-out image as query or target; held-out images among their negatives are left out."""
     out = []
     for t in triplets:
         query, target = t["query_image_id"], t["target_image_id"]
@@ -83,7 +83,7 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
 
 
 def mixed_batches(datasets: Sequence[tuple[Sequence[Example], float]], size: int, rng: random.Random) -> Iterator[list[Example]]:
-    """Batches without end, each from one dataset, drawn by weight: pictures of different datasets are told apart too easily.
+    """Batches without end, each from one dataset, drawn by weight: images of different datasets are told apart too easily.
 
     Args:
         datasets: examples and weight of each; one alone costs no draw.
@@ -98,14 +98,14 @@ def mixed_batches(datasets: Sequence[tuple[Sequence[Example], float]], size: int
 
 @dataclass(frozen=True)
 class Plan:
-    """One step: which pictures are encoded, with which texts, and what is what.
+    """One step: which images are encoded, with which texts, and what is what.
 
     Attributes:
-        shown: (c) distinct pictures; their ids, or their rows in the locked phase.
+        shown: (c) distinct images; their ids, or their rows in the locked phase.
         positive: (b) position of each query's target.
-        query: (b) position of each query's own picture.
+        query: (b) position of each query's own image.
         texts: (b) one instruction each.
-        copies: (c) how often the batch names each picture.
+        copies: (c) how often the batch names each image.
         columns: (b, k) positions of the judged candidates.
         scores: (b, k) the judge's P(yes); NaN where there is none.
     """
@@ -126,8 +126,8 @@ def plan_of(batch: Sequence[Example], negatives: Sequence[Sequence[str]], said: 
         batch: its examples.
         negatives: of each the mined negatives.
         said: of each the instruction's number.
-        shown: distinct pictures.
-        place: picture id -> position among them.
+        shown: distinct images.
+        place: image id -> position among them.
     """
     named = [(e.target, e.query, *n) for e, n in zip(batch, negatives, strict=True)]
     counts = Counter(place[i] for row in named for i in row)
@@ -154,12 +154,12 @@ def plans(datasets: Sequence[tuple[Sequence[Example], float]], config: TrainConf
         negatives = [rng.sample(e.negatives, min(config.negatives, len(e.negatives))) for e in batch]
         shown = list(dict.fromkeys([*(e.target for e in batch), *(e.query for e in batch), *(i for n in negatives for i in n)]))
         said = [rng.choice(range(len(e.instructions))) for e in batch]
-        yield plan_of(batch, negatives, said, shown, {picture: n for n, picture in enumerate(shown)})
+        yield plan_of(batch, negatives, said, shown, {image: n for n, image in enumerate(shown)})
 
 
 def locked_plans(examples: Sequence[Example], pool: Sequence[str], config: TrainConfig, rng: random.Random) -> Iterator[Plan]:
-    """The steps of the phase with the picture tower locked, without end; `shown` are rows of the pool."""
-    place = {picture: n for n, picture in enumerate(pool)}
+    """The steps of the phase with the image tower locked, without end; `shown` are rows of the pool."""
+    place = {image: n for n, image in enumerate(pool)}
     waiting: list[Example] = []
     while True:
         while len(waiting) < config.locked_batch_triplets:

@@ -24,31 +24,31 @@ def check_revision(wanted: str | None, found: str, model: str) -> None:
         raise ConfigError(f"train: base model '{model}' has revision {found}, 'train.revision' pins {wanted}; bring the right weights, or change the pin")
 
 
-def check_pictures(examples: Sequence[Example], places: Mapping[str, tuple[str, int]], sizes: Mapping[str, int]) -> None:
-    """Every picture that training will ask for is there: said in the first second, not in the last hour.
+def check_images(examples: Sequence[Example], places: Mapping[str, tuple[str, int]], sizes: Mapping[str, int]) -> None:
+    """Every image that training will ask for is there: said in the first second, not in the last hour.
 
     Args:
         examples: of the version.
-        places: picture id -> shard and the byte behind its last.
+        places: image id -> shard and the byte behind its last.
         sizes: shard -> bytes on disk; without those that are not there.
     Raises:
-        DataError: a picture without a row, or whose shard is missing or too short.
+        DataError: a image without a row, or whose shard is missing or too short.
     """
     wanted = sorted({i for e in examples for i in (e.query, e.target, *e.negatives)})
     missing = [i for i in wanted if i not in places]
     if missing:
-        raise DataError(f"train: {len(missing)} pictures of the triplets are not in the images table, the first is {missing[0]}; run `dvc pull`")
+        raise DataError(f"train: {len(missing)} images of the triplets are not in the images table, the first is {missing[0]}; run `dvc pull`")
     missing = [i for i in wanted if places[i][1] > sizes.get(places[i][0], 0)]
     if missing:
         shard = places[missing[0]][0]
         found = f"has {sizes[shard]} bytes" if shard in sizes else "is missing"
         raise DataError(
-            f"train: {len(missing)} pictures are not in their shards, the first is {missing[0]}: data/images/{shard} {found}; run `dvc pull --force`"
+            f"train: {len(missing)} images are not in their shards, the first is {missing[0]}: data/images/{shard} {found}; run `dvc pull --force`"
         )
 
 
 def places_of(store: Store) -> tuple[dict[str, tuple[str, int]], dict[str, int]]:
-    """Picture id -> shard and the byte behind its last; shard -> bytes on disk."""
+    """Image id -> shard and the byte behind its last; shard -> bytes on disk."""
     rows = store.read_table("images", ["image_id", "shard", "offset_bytes", "size_bytes"]).to_pylist()
     files = {shard: store.folder("data", "images", shard) for shard in {r["shard"] for r in rows}}
     return {r["image_id"]: (r["shard"], r["offset_bytes"] + r["size_bytes"]) for r in rows}, {k: f.stat().st_size for k, f in files.items() if f.is_file()}

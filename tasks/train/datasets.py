@@ -1,10 +1,10 @@
 """Examples to train on from other datasets: MegaPairs' own records and VLM2Vec's (MMEB-style).
 
-    megapairs   {"q_img": path, "q_text": [texts], "t_img": path, "hns": [paths]}; hns[0] is the query picture
+    megapairs   {"q_img": path, "q_text": [texts], "t_img": path, "hns": [paths]}; hns[0] is the query image
     mmeb        {"qry": text, "qry_image_path": path, "pos_text": text, "pos_image_path": path, "neg_text": ..., "neg_image_path": path or [paths]}
 
-The retriever ranks pictures for a query of picture and text. So of MMEB-style records those count whose query has both and
-whose candidates are pictures; the others are counted by reason, never trained on half. Sources: VectorSpaceLab/MegaPairs,
+The retriever ranks images for a query of image and text. So of MMEB-style records those count whose query has both and
+whose candidates are images; the others are counted by reason, never trained on half. Sources: VectorSpaceLab/MegaPairs,
 README; TIGER-AI-Lab/VLM2Vec, data format of its issue 8.
 """
 
@@ -25,7 +25,7 @@ IMAGE_TOKEN = re.compile(r"<\|image_\d+\|>|<image>|<\|image_pad\|>")
 
 
 def text_of(text: Any) -> str:
-    """A text without the places where pictures go."""
+    """A text without the places where images go."""
     return " ".join(IMAGE_TOKEN.sub(" ", str(text or "")).split())
 
 
@@ -46,11 +46,11 @@ def megapairs_example(record: Mapping[str, Any]) -> Example | str:
 
 
 def mmeb_example(record: Mapping[str, Any]) -> Example | str:
-    """An example, or why not: no_query_picture, no_text, text_candidate."""
+    """An example, or why not: no_query_image, no_text, text_candidate."""
     query, text = listed(record.get("qry_image_path")), text_of(record.get("qry"))
     targets = listed(record.get("pos_image_path"))
     if not query:
-        return "no_query_picture"
+        return "no_query_image"
     if not text:
         return "no_text"
     if not targets or text_of(record.get("pos_text")) or any(text_of(t) for t in listed(record.get("neg_text"))):
@@ -86,10 +86,10 @@ def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_dataset(config: MixedDatasetConfig) -> tuple[list[Example], dict[str, Path], Counter[str]]:
-    """Its examples, picture ids -> files, and what was left out by reason.
+    """Its examples, image ids -> files, and what was left out by reason.
 
     Raises:
-        DataError: a record without its format's keys, a picture that is not there, or no example at all.
+        DataError: a record without its format's keys, a image that is not there, or no example at all.
         ConfigError: no such file.
     """
     root, make = Path(config.images), MAKE[config.format]
@@ -97,14 +97,14 @@ def read_dataset(config: MixedDatasetConfig) -> tuple[list[Example], dict[str, P
     files: dict[str, Path] = {}
     dropped: Counter[str] = Counter()
 
-    def known(picture: str) -> str:
-        name = f"{config.name}:{picture}"
+    def known(image: str) -> str:
+        name = f"{config.name}:{image}"
         if name not in files:
-            file = root / picture
+            file = root / image
             if not file.resolve().is_relative_to(root.resolve()):
-                raise DataError(f"{where}: picture {picture!r} lies outside {root}")
+                raise DataError(f"{where}: image {image!r} lies outside {root}")
             if not file.is_file():
-                raise DataError(f"{where}: picture {file} is missing; 'train.datasets' names the folder in `images`")
+                raise DataError(f"{where}: image {file} is missing; 'train.datasets' names the folder in `images`")
             files[name] = file
         return name
 

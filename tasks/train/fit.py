@@ -34,7 +34,7 @@ def rate_at(step: int, *, steps: int, warmup: int, peak: float) -> float:
 
 
 def contrast_of(config: TrainConfig, model: Any, plan: Plan, device: torch.device, *, is_joint: bool = False) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
-    """The loss of a plan: (c, d) raw pictures, (b, d) raw texts, or raw queries where picture and text are encoded together -> parts."""
+    """The loss of a plan: (c, d) raw images, (b, d) raw texts, or raw queries where image and text are encoded together -> parts."""
     import torch
     import torch.nn.functional as F
 
@@ -50,9 +50,9 @@ def contrast_of(config: TrainConfig, model: Any, plan: Plan, device: torch.devic
         return info_nce(
             F.normalize(texts if is_joint else images[query] + texts, dim=-1),
             F.normalize(images, dim=-1),
-            picture_ids=torch.arange(len(images), device=device),
+            image_ids=torch.arange(len(images), device=device),
             positive=positive,
-            query_picture=query,
+            query_image=query,
             temperature=(-model.logit_scale.clamp(max=math.log(100))).exp() if config.learn_temperature else config.temperature,
             mask_margin=config.mask_margin,
             copies=torch.tensor(plan.copies, device=device) if config.count_copies else None,
@@ -81,7 +81,7 @@ def optimizer_of(model: Any, config: TrainConfig, peak: float) -> torch.optim.Op
 def figures_of(parts: Loss, plan: Plan, config: TrainConfig, model: Any) -> dict[str, float]:
     """What a step says of itself; an option's figure only where the option is on."""
     out = {"loss": float(parts.total.detach()), "accuracy": float(parts.accuracy), "query_margin": float(parts.query_margin)}
-    out["pictures"] = float(len(plan.shown))
+    out["images"] = float(len(plan.shown))
     if config.mask_margin is not None:
         out["masked"] = float(parts.masked)
     if config.judge_weight:
@@ -99,7 +99,7 @@ def adapt(retriever: AnyRetriever, config: TrainConfig, seed: int) -> None:
     """
     if retriever.is_joint and config.locked_steps:
         raise ConfigError(
-            f"'train.locked_steps' is {config.locked_steps}: model '{config.base_model}' reads picture and text together, no tower can be locked; set it to 0"
+            f"'train.locked_steps' is {config.locked_steps}: model '{config.base_model}' reads image and text together, no tower can be locked; set it to 0"
         )
     if config.lora is None:
         return
@@ -128,14 +128,14 @@ def fit(
     Args:
         retriever: its model is changed.
         examples: at least one.
-        pixels: picture ids -> (n, 3, height, width), or a list of pictures of an MLLM.
+        pixels: image ids -> (n, 3, height, width), or a list of images of an MLLM.
         config: steps, batch, rates.
         seed: of the order, the instructions and the negatives.
         more: further datasets, examples and weight of each.
         course: checkpoint and metrics; a bare curve where None.
         machine: of the retriever and the config; a new one where None.
     Returns:
-        The curve: per `LOGGED_STEPS` steps their mean loss, accuracy, query_margin and number of pictures.
+        The curve: per `LOGGED_STEPS` steps their mean loss, accuracy, query_margin and number of images.
     Raises:
         DataError: the loss is not finite, or there is no example.
         ConfigError: a learnt temperature without logit_scale.
@@ -172,13 +172,13 @@ def fit(
 
 
 def take_step(machine: Machine, optimizer: Any, plan: Plan, shown: torch.Tensor, config: TrainConfig, *, rate: float, step: int) -> Loss:
-    """One step of both towers: every distinct picture of the plan is encoded once, and every text.
+    """One step of both towers: every distinct image of the plan is encoded once, and every text.
 
     Args:
         machine: its towers are changed.
         optimizer: as `Machine.prepare` gave it.
         plan: of the step.
-        shown: (c, 3, height, width) pixels of the plan's pictures.
+        shown: (c, 3, height, width) pixels of the plan's images.
         config: cache_chunk and what the loss needs.
         rate: learning rate.
         step: from 1, for the error.
@@ -189,7 +189,7 @@ def take_step(machine: Machine, optimizer: Any, plan: Plan, shown: torch.Tensor,
 
     device, shards = machine.device, machine.is_sharded
     with machine.autocast():
-        images = encoded(partial(picture_rows, machine.towers, shown), len(plan.shown), config.cache_chunk, device, is_sharded=shards)
+        images = encoded(partial(image_rows, machine.towers, shown), len(plan.shown), config.cache_chunk, device, is_sharded=shards)
         rows = partial(query_rows, machine.towers, shown, plan) if machine.retriever.is_joint else partial(text_rows, machine.towers, plan.texts)
         texts = encoded(rows, len(plan.texts), config.cache_chunk, device, is_sharded=shards)
     contrast = contrast_of(config, machine.retriever.model, plan, device, is_joint=machine.retriever.is_joint)
@@ -235,8 +235,8 @@ def fit_locked(
     return course.curve
 
 
-def picture_rows(towers: Callable[..., torch.Tensor], pixels: Any, at: Sequence[int]) -> torch.Tensor:
-    """(n, d) float32 raw features of the pictures at these positions of the batch."""
+def image_rows(towers: Callable[..., torch.Tensor], pixels: Any, at: Sequence[int]) -> torch.Tensor:
+    """(n, d) float32 raw features of the images at these positions of the batch."""
     return towers(pixels=part_of(pixels, at))
 
 
@@ -246,7 +246,7 @@ def text_rows(towers: Callable[..., torch.Tensor], texts: Sequence[str], at: Seq
 
 
 def query_rows(towers: Callable[..., torch.Tensor], pixels: Any, plan: Plan, at: Sequence[int]) -> torch.Tensor:
-    """(n, d) float32 raw features of the queries at these positions of the batch, picture and text encoded together."""
+    """(n, d) float32 raw features of the queries at these positions of the batch, image and text encoded together."""
     return towers(pixels=[pixels[plan.query[n]] for n in at], texts=[plan.texts[n] for n in at])
 
 

@@ -3,7 +3,7 @@
 The loss is taken on the features as on leaves; their gradients are then handed back to the towers. So
 - gradient caching (GradCache, arXiv:2101.06983) is the same step with a second pass in chunks: memory is that of a chunk
   and of the features, whatever the batch;
-- several processes share one batch: each encodes every n-th picture and text, features are gathered, everybody takes the
+- several processes share one batch: each encodes every n-th image and text, features are gathered, everybody takes the
   same loss, gradients of the weights are summed. The step is that of one process with the whole batch.
 - with sharded weights (FSDP2) the backward pass itself reduces, to the mean: it is handed the gradient times the processes,
   and every process goes through the towers as often as the others, with a row of no weight where it has one less.
@@ -140,7 +140,7 @@ def descend(
 
     Args:
         optimizer: its first group is the towers'; others (a learnt temperature) have the same gradient in every process.
-        contrast: (c, d) raw pictures, (b, d) raw texts -> loss.
+        contrast: (c, d) raw images, (b, d) raw texts -> loss.
         images: features and their way back; None where the tower is locked.
         texts: likewise.
         rate: learning rate.

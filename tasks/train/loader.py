@@ -1,6 +1,6 @@
-"""The loader of a training: pictures by random access from the tar shards, decoded by workers, each once a batch.
+"""The loader of a training: images by random access from the tar shards, decoded by workers, each once a batch.
 
-A batch names a picture many times (query here, target there, negative of a third) and it is read, decoded and prepared once:
+A batch names a image many times (query here, target there, negative of a third) and it is read, decoded and prepared once:
 one pread of its shard by the offset in the images table. The plans are drawn in the training's own order, the workers only
 make pixels, so the number of workers changes no weight. `python -m benchmarks.loader` measures it against webdataset.
 """
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from tasks.models.retrievers.load import AnyRetriever
 
-GROUP = 8  # pictures in one call of the processor: what it makes on the way stays in the processor's cache
-CACHE_BYTES = 1_000_000_000  # pixels of all pictures are kept in memory up to this size
+GROUP = 8  # images in one call of the processor: what it makes on the way stays in the processor's cache
+CACHE_BYTES = 1_000_000_000  # pixels of all images are kept in memory up to this size
 
 
 class Shows(Protocol):
@@ -52,7 +52,7 @@ def ahead(steps: Iterator[P], pixels: Callable[[list[str]], torch.Tensor], worke
 
 
 class Pixels:
-    """Pictures as the processor makes them: each decoded once per call, and kept in memory while they fit into `CACHE_BYTES`."""
+    """Images as the processor makes them: each decoded once per call, and kept in memory while they fit into `CACHE_BYTES`."""
 
     def __init__(
         self, store: Store, retriever: AnyRetriever, *, workers: int = 0, files: Mapping[str, Path] | None = None, cache_bytes: int = CACHE_BYTES
@@ -60,10 +60,10 @@ class Pixels:
         """Nothing is read yet.
 
         Args:
-            store: of the version's pictures.
+            store: of the version's images.
             retriever: its processor is used.
             workers: threads that decode (Pillow lets others run meanwhile), a count; in turn for 0.
-            files: pictures of other datasets, id -> file.
+            files: images of other datasets, id -> file.
             cache_bytes: of pixels kept.
         """
         self.store, self.retriever, self.files, self.cache_bytes = store, retriever, files or {}, cache_bytes
@@ -72,7 +72,7 @@ class Pixels:
         self._bytes = 0
 
     def read(self, image_id: str) -> Image:
-        """The picture, RGB.
+        """The image, RGB.
 
         Raises:
             DataError: it cannot be read.
@@ -84,17 +84,17 @@ class Pixels:
         try:
             return Image.open(self.files[image_id], formats=("JPEG", "PNG", "WEBP")).convert("RGB")
         except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"{self.files[image_id]}: not a readable picture ({error}); take its records out of train.datasets") from error
+            raise DataError(f"{self.files[image_id]}: not a readable image ({error}); take its records out of train.datasets") from error
 
     def made(self, image_ids: Sequence[str]) -> list[Any]:
-        """(3, height, width) float32 of each, or what else the retriever makes of a picture."""
+        """(3, height, width) float32 of each, or what else the retriever makes of a image."""
         if self._pool is None:
             parts = [image_ids[n : n + GROUP] for n in range(0, len(image_ids), GROUP)]
             return [row for part in parts for row in self.retriever.pixels([self.read(i) for i in part])]
         return list(self._pool.map(lambda i: self.retriever.pixels([self.read(i)])[0], image_ids))
 
     def __call__(self, image_ids: list[str]) -> Any:
-        """(n, 3, height, width) float32; a list of n pictures of a retriever that takes them in unequal sizes."""
+        """(n, 3, height, width) float32; a list of n images of a retriever that takes them in unequal sizes."""
         import torch
 
         missing = [i for i in image_ids if i not in self._kept]

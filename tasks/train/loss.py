@@ -1,7 +1,7 @@
-"""InfoNCE over the distinct pictures of a batch: positives of the others, the query pictures, mined negatives.
+"""InfoNCE over the distinct images of a batch: positives of the others, the query images, mined negatives.
 
-The softmax of a query runs over every picture of the batch once; a picture that is the query's own positive again is no
-negative. Source: MegaPairs, arXiv:2412.14475, appendix B; the query picture among the negatives is what makes it work.
+The softmax of a query runs over every image of the batch once; a image that is the query's own positive again is no
+negative. Source: MegaPairs, arXiv:2412.14475, appendix B; the query image among the negatives is what makes it work.
 Options: a mask of likely false negatives (Qwen3-VL-Embedding, 2026, equation 1) and the judge's scores as soft labels,
 by the symmetric Kullback-Leibler divergence (UniME-V2, arXiv:2510.13515).
 """
@@ -21,7 +21,7 @@ class Loss(NamedTuple):
         total: what is minimised.
         contrast: mean InfoNCE.
         accuracy: share of queries whose positive comes first.
-        query_margin: mean similarity of the positive less that of the query picture.
+        query_margin: mean similarity of the positive less that of the query image.
         masked: share of the candidates left out as likely false negatives.
         divergence: mean symmetric KL divergence from the judge; 0 without soft labels.
     """
@@ -50,34 +50,34 @@ class Judged(NamedTuple):
     weight: float
 
 
-def excluded(picture_ids: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+def excluded(image_ids: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     """Candidates that must not count for a query, (b, c) bool.
 
     Args:
-        picture_ids: (c,) int64, equal for equal pictures.
+        image_ids: (c,) int64, equal for equal images.
         positive: (b,) int64, position of each query's positive among the candidates.
     Returns:
-        True where the candidate shows the same picture as the positive without being it, or as an earlier candidate.
+        True where the candidate shows the same image as the positive without being it, or as an earlier candidate.
     """
-    same = picture_ids[:, None] == picture_ids[None]  # (c, c)
+    same = image_ids[:, None] == image_ids[None]  # (c, c)
     is_repeat = (same & torch.ones_like(same).tril(-1)).any(1)  # (c,)
     out = is_repeat[None] | same[positive]  # (b, c)
     return out.scatter(1, positive[:, None], False)
 
 
-def likely_false(similarity: torch.Tensor, positive: torch.Tensor, query_picture: torch.Tensor, margin: float) -> torch.Tensor:
-    """Candidates that score higher than the positive by more than the margin, (b, c) bool; never the positive or the query's own picture.
+def likely_false(similarity: torch.Tensor, positive: torch.Tensor, query_image: torch.Tensor, margin: float) -> torch.Tensor:
+    """Candidates that score higher than the positive by more than the margin, (b, c) bool; never the positive or the query's own image.
 
-    The query picture is exempt: an untrained model finds it nearest of all, and it is the one negative that is known to be wrong.
+    The query image is exempt: an untrained model finds it nearest of all, and it is the one negative that is known to be wrong.
 
     Args:
         similarity: (b, c) cosine.
         positive: (b,) int64, position of the target.
-        query_picture: (b,) int64, position of the query's own picture.
+        query_image: (b,) int64, position of the query's own image.
         margin: cosine.
     """
     out = similarity > similarity.gather(1, positive[:, None]) + margin
-    return out.scatter(1, torch.stack([positive, query_picture], 1), False)
+    return out.scatter(1, torch.stack([positive, query_image], 1), False)
 
 
 def divergence(logits: torch.Tensor, judged: Judged) -> torch.Tensor:
@@ -100,43 +100,43 @@ def info_nce(
     queries: torch.Tensor,
     candidates: torch.Tensor,
     *,
-    picture_ids: torch.Tensor,
+    image_ids: torch.Tensor,
     positive: torch.Tensor,
-    query_picture: torch.Tensor,
+    query_image: torch.Tensor,
     temperature: float | torch.Tensor,
     allowed: torch.Tensor | None = None,
     mask_margin: float | None = None,
     copies: torch.Tensor | None = None,
     judged: Judged | None = None,
 ) -> Loss:
-    """Contrast each query with every distinct picture of the batch.
+    """Contrast each query with every distinct image of the batch.
 
     Args:
         queries: (b, d) unit rows, of image and text.
         candidates: (c, d) unit rows, of images.
-        picture_ids: (c,) int64, equal for equal pictures.
+        image_ids: (c,) int64, equal for equal images.
         positive: (b,) int64, position of the target.
-        query_picture: (b,) int64, position of the query's own picture; it is always a negative.
+        query_image: (b,) int64, position of the query's own image; it is always a negative.
         temperature: of the softmax; a scalar tensor where it is learnt.
-        allowed: (b, c) bool, candidates that may be negatives of a query; all where None. Positive and query picture count anyway.
+        allowed: (b, c) bool, candidates that may be negatives of a query; all where None. Positive and query image count anyway.
         mask_margin: candidates that score higher than the positive by more than this are left out (`likely_false`); none where None.
-        copies: (c,) how often each candidate stands in the batch. Given, a picture weighs as often as it was named, the positive's
+        copies: (c,) how often each candidate stands in the batch. Given, a image weighs as often as it was named, the positive's
             copies count as negatives, and the loss is that of sentence-transformers' MultipleNegativesRankingLoss over all columns.
         judged: soft labels of the judge.
     Returns:
         Named parts; `total` is `contrast`, plus the weighted `divergence` where there are soft labels.
     """
     similarity = queries @ candidates.T  # (b, c)
-    out = excluded(picture_ids, positive)
+    out = excluded(image_ids, positive)
     if allowed is not None:
         rows = torch.arange(len(queries), device=queries.device)
         allowed = allowed.clone()
         allowed[rows, positive] = True
-        allowed[rows, query_picture] = True
+        allowed[rows, query_image] = True
         out = out | ~allowed
     masked = torch.zeros((), device=queries.device)
     if mask_margin is not None:
-        found = likely_false(similarity.detach(), positive, query_picture, mask_margin) & ~out
+        found = likely_false(similarity.detach(), positive, query_image, mask_margin) & ~out
         masked = found.float().mean()
         out = out | found
     logits = (similarity / temperature).masked_fill(out, float("-inf"))
@@ -149,6 +149,6 @@ def info_nce(
         apart = divergence(similarity / temperature, judged)
         total = contrast + judged.weight * apart
     of_positive = similarity.gather(1, positive[:, None])[:, 0]
-    of_query = similarity.gather(1, query_picture[:, None])[:, 0]
+    of_query = similarity.gather(1, query_image[:, None])[:, 0]
     accuracy = (logits.argmax(1) == positive).float().mean()
     return Loss(total, contrast, accuracy, (of_positive - of_query).mean().detach(), masked, apart.detach())

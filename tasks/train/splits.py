@@ -1,7 +1,7 @@
-"""Held-out triplets: whole connected components of pictures, so that no picture stands on both sides.
+"""Held-out triplets: whole connected components of images, so that no image stands on both sides.
 
-Two pictures are connected when they are query and target of one triplet. Components are taken in the order of a hash of
-their smallest picture id, as many whole ones as fit: a new batch adds to the split, it does not shuffle it.
+Two images are connected when they are query and target of one triplet. Components are taken in the order of a hash of
+their smallest image id, as many whole ones as fit: a new batch adds to the split, it does not shuffle it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 def components(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Picture id -> the smallest picture id that it is connected with (union-find with path halving)."""
+    """Image id -> the smallest image id that it is connected with (union-find with path halving)."""
     parent: dict[str, str] = {}
 
     def root(x: str) -> str:
@@ -28,11 +28,11 @@ def components(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return {x: root(x) for x in parent}
 
 
-def held_out_pictures(pairs: Sequence[tuple[str, str]], share: float) -> set[str]:
-    """Pictures never to be trained on.
+def held_out_images(pairs: Sequence[tuple[str, str]], share: float) -> set[str]:
+    """Images never to be trained on.
 
     Args:
-        pairs: (query, target) picture ids, one per triplet.
+        pairs: (query, target) image ids, one per triplet.
         share: share of the triplets to hold out, 0..1; whole components only, never more than that.
     Returns:
         The ids in the held-out components; empty where no component is small enough.
@@ -47,4 +47,4 @@ def held_out_pictures(pairs: Sequence[tuple[str, str]], share: float) -> set[str
         if sizes[name] <= room:
             taken.add(name)
             room -= sizes[name]
-    return {picture for picture, name in of.items() if name in taken}
+    return {image for image, name in of.items() if name in taken}

@@ -2,22 +2,22 @@
 
 Reads data/triplets and data/images (and the datasets that train.datasets names); writes models/candidate (put in place as
 a whole), reports/training.json (the loss curve, no clocks) and reports/training/ (metrics as they come: tasks/train/run_log.py).
-Each step one instruction of a triplet is drawn; every distinct picture of the batch is decoded and encoded
-once and stands against every query: targets of the others, the query pictures, mined negatives. Both towers are trained,
+Each step one instruction of a triplet is drawn; every distinct image of the batch is decoded and encoded
+once and stands against every query: targets of the others, the query images, mined negatives. Both towers are trained,
 with AdamW, linear warm-up and linear decay. Source: MegaPairs, arXiv:2412.14475, appendix B.
 
-A batch is put together from neighbourhoods: triplets that share pictures come in the same batch, so that a step encodes
-few pictures, and those are each other's hard negatives (batch mining as in B3). Which pictures are held out: tasks/train/splits.py.
+A batch is put together from neighbourhoods: triplets that share images come in the same batch, so that a step encodes
+few images, and those are each other's hard negatives (batch mining as in B3). Which images are held out: tasks/train/splits.py.
 
-An MLLM (config.json says so) reads a query's picture and text together, so a query is encoded as a whole beside the candidates, and
+An MLLM (config.json says so) reads a query's image and text together, so a query is encoded as a whole beside the candidates, and
 there is no phase with a locked tower. With `lora` only adapters in its vision and language parts are trained (tasks/models/retrievers/mllm.py).
 
-With `locked_steps` the text tower goes first: the picture tower is locked, so every picture is encoded once and for all and
+With `locked_steps` the text tower goes first: the image tower is locked, so every image is encoded once and for all and
 (almost) all of them can stand against each query at the price of a matrix product. Source: LiT, arXiv:2111.07991.
 
 The whole order of batches, instructions and negatives follows from the seed alone. So a run that died goes on from its last
 checkpoint with the same weights as if it had lived, and `processes` share each batch without talking about it: torchrun's
-launcher starts them (or you do, with `accelerate-launch` or torchrun, on several machines too), each encodes its part of the pictures
+launcher starts them (or you do, with `accelerate-launch` or torchrun, on several machines too), each encodes its part of the images
 and texts (tasks/train/grad_cache.py). The loop stands on accelerate (tasks/train/accelerator.py). On failure models/promoted is as it was.
 """
 
@@ -38,11 +38,11 @@ from tasks.models.retrievers.load import load_retriever
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.train.batches import Example, training_examples
-from tasks.train.checks import check_pictures, check_revision, places_of
+from tasks.train.checks import check_images, check_revision, places_of
 from tasks.train.datasets import read_dataset
 from tasks.train.fit import adapt, fit
 from tasks.train.loader import Pixels
-from tasks.train.splits import held_out_pictures
+from tasks.train.splits import held_out_images
 
 if TYPE_CHECKING:
 
@@ -81,7 +81,7 @@ def run(params: Params, store: Store) -> StageReport:
     """Train models/candidate on all triplets but the held-out ones.
 
     Raises:
-        DataError: no triplet to train on, a picture that is missing, a loss that is not finite.
+        DataError: no triplet to train on, a image that is missing, a loss that is not finite.
         ConfigError: a base model that is not the pinned one.
     """
     config, seed = params.train, params.open_run.seed
@@ -93,16 +93,16 @@ def run(params: Params, store: Store) -> StageReport:
     from tasks.train.run_log import Course
 
     triplets = store.read_table("triplets").sort_by("triplet_id").to_pylist()
-    held_out = held_out_pictures([(t["query_image_id"], t["target_image_id"]) for t in triplets], config.held_out_share)
+    held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], config.held_out_share)
     examples = training_examples(triplets, held_out)
     if not examples:
         raise DataError(f"train: no triplet to train on among {len(triplets)}; run the dataset's stages first, or lower train.held_out_share")
-    check_pictures(examples, *places_of(store))
+    check_images(examples, *places_of(store))
     more, files, dropped = [], dict[str, Path](), Counter({"held_out": len(triplets) - len(examples)})
     for dataset in config.datasets:
-        found, pictures, left_out = read_dataset(dataset)
+        found, images, left_out = read_dataset(dataset)
         more.append((found, dataset.weight))
-        files |= pictures
+        files |= images
         dropped.update(left_out)
     device = join(config.device) if is_launched else config.device
     threads = max(2, params.open_run.threads)
@@ -142,7 +142,7 @@ def run(params: Params, store: Store) -> StageReport:
             "recipe": config.model_dump(mode="json", exclude={"device"}),
             "triplets": len(examples),
             "held_out_triplets": len(triplets) - len(examples),
-            "held_out_pictures": len(held_out),
+            "held_out_images": len(held_out),
             "datasets": {d.name: len(found) for d, (found, _) in zip(config.datasets, more, strict=True)},
             "curve": curve,
         }

@@ -13,14 +13,14 @@ from tasks.validate.rows import COPIES, EXAMPLES, UNREADABLE
 
 
 def copies(store: Store, batch: str) -> list[dict[str, Any]]:
-    """Dropped copies of this run, with the kept picture that each repeats when its detail names one."""
+    """Dropped copies of this run, with the kept image that each repeats when its detail names one."""
     rows = store.read_dropped("ingest", batch).to_pylist()
     wanted = [r for r in rows if r["reason"] in (*COPIES, *UNREADABLE)]
     return [{"key": r["key"], "image_ids": re.findall(r"\b[0-9a-f]{64}\b", r["detail"] or ""), "reason": r["reason"], "detail": r["detail"]} for r in wanted]
 
 
 def worst_captions(store: Store, batch: str, new_images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """New pictures whose caption fits worst, by the cosine of the two vectors when one model made both kinds."""
+    """New images whose caption fits worst, by the cosine of the two vectors when one model made both kinds."""
     captions = store.captions()
     shards = sorted({r["shard"] for r in new_images})
     try:
@@ -39,7 +39,7 @@ def worst_captions(store: Store, batch: str, new_images: Sequence[Mapping[str, A
 
 
 def rows_examples(rows: Iterable[Mapping[str, Any]], key: str, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of these ids, with the pictures that they name and what a person reads first."""
+    """The rows of these ids, with the images that they name and what a person reads first."""
     wanted = set(keys[:EXAMPLES])
     out: list[dict[str, Any]] = []
     for r in rows:

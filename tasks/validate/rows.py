@@ -15,12 +15,12 @@ EXAMPLES = 5
 
 
 def images_rows(rows: Sequence[Mapping[str, Any]], known_ids: set[str]) -> list[dict[str, Any]]:
-    """New pictures: the table's columns but the thumbnail, and whether an earlier version holds the picture."""
+    """New images: the table's columns but the thumbnail, and whether an earlier version holds the image."""
     return [{**{k: v for k, v in r.items() if k != "thumbnail"}, "is_known_before": r["image_id"] in known_ids} for r in rows]
 
 
 def _relations(row: Mapping[str, Any], images: set[str]) -> dict[str, Any]:
-    """What pairs and triplets have in common: the pictures that they name."""
+    """What pairs and triplets have in common: the images that they name."""
     negatives = row["negative_image_ids"] or []
     named = {row["query_image_id"], row["target_image_id"], *negatives}
     return {
@@ -33,7 +33,7 @@ def _relations(row: Mapping[str, Any], images: set[str]) -> dict[str, Any]:
 
 
 def pairs_rows(rows: Sequence[Mapping[str, Any]], known_ids: set[str], images: set[str]) -> list[dict[str, Any]]:
-    """New pairs, one flat mapping each. `images` are the ids of all pictures."""
+    """New pairs, one flat mapping each. `images` are the ids of all images."""
     out = []
     for r in rows:
         mined_by = r["mined_by"] or []
@@ -43,7 +43,7 @@ def pairs_rows(rows: Sequence[Mapping[str, Any]], known_ids: set[str], images: s
                 "pair_id": r["pair_id"],
                 "is_known_before": r["pair_id"] in known_ids,
                 **_relations(r, images),
-                "is_same_picture": r["query_image_id"] == r["target_image_id"],
+                "is_same_image": r["query_image_id"] == r["target_image_id"],
                 "encoders": len(mined_by),
                 "rank": r["rank"],
                 "similarity_of_miners": max(scores, default=math.nan),
@@ -53,7 +53,7 @@ def pairs_rows(rows: Sequence[Mapping[str, Any]], known_ids: set[str], images: s
 
 
 def triplets_rows(rows: Sequence[Mapping[str, Any]], known_ids: set[str], images: set[str]) -> list[dict[str, Any]]:
-    """New triplets, one flat mapping each. `images` are the ids of all pictures."""
+    """New triplets, one flat mapping each. `images` are the ids of all images."""
     out = []
     for r in rows:
         texts, target, negative = r["instructions"] or [], r["judge_target"] or [], r["judge_negative"] or []

@@ -43,7 +43,7 @@ def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The worktree of run 'r1': its parameters, one stored picture, a gate's report and Data Docs."""
+    """The worktree of run 'r1': its parameters, one stored image, a gate's report and Data Docs."""
     monkeypatch.setenv("MEGAPAIRS_RUNS", str(tmp_path))
     monkeypatch.setenv("MEGAPAIRS_UI", "http://airflow.test/")
     folder = tmp_path / slug("r1")

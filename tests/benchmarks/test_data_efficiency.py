@@ -35,14 +35,14 @@ def test_a_larger_size_holds_the_smaller_one_and_encoders_choose():
 def test_the_filter_leaves_only_what_needs_both_halves():
     vectors = {name: np.array(row, np.float32) for name, row in {"q": (1, 0, 0), "near": (0.9, 0.1, 0), "far": (0.5, 0.6, 0.5)}.items()}
     pool = with_shortcuts([Sample("q", "near", ("x",)), Sample("q", "far", ("y",))], vectors, np.array([[0, 0, 1], [0, 1, 0]], np.float32))
-    assert [s.is_shortcut for s in pool] == [True, True], "the picture finds the near one, the text the far one"
+    assert [s.is_shortcut for s in pool] == [True, True], "the image finds the near one, the text the far one"
     pool = with_shortcuts(pool, vectors, np.array([[0, 0, 1], [1, 0, 0]], np.float32))
     assert [s.is_shortcut for s in pool] == [True, False]
     assert [s.target for s in samples_of(Job("judged", 5, 0, filtered=True), {"judged": pool})] == ["far"]
     assert len(samples_of(Job("judged", 5, 0, filtered=False), {"judged": pool})) == 2
 
 
-def test_the_query_picture_is_no_mined_negative():
+def test_the_query_image_is_no_mined_negative():
     row = {"query_image_id": "q", "target_image_id": "t", "instructions": ["x"], "negative_image_ids": ["q", "a", "t"], "mined_by": ["semantic"]}
     assert triplet_samples([row]) == [Sample("q", "t", ("x",), ("a",), ("semantic",))]
 

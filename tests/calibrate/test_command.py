@@ -104,8 +104,8 @@ def test_a_caption_is_text_on_the_page():
     assert "<script" not in part and "&lt;script&gt;" in part and "a &lt;b&gt;" in part
 
 
-def pictures(folder: Path, count: int, captions: bool) -> Path:
-    """Small pictures of coloured patches, and a line that is no picture."""
+def images(folder: Path, count: int, captions: bool) -> Path:
+    """Small images of coloured patches, and a line that is no image."""
     folder.mkdir()
     rng = np.random.default_rng(1)
     for n in range(count):
@@ -116,16 +116,16 @@ def pictures(folder: Path, count: int, captions: bool) -> Path:
     return folder
 
 
-def test_a_folder_of_pictures_gives_the_values_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder = pictures(tmp_path / "my pictures", 8, captions=True)
+def test_a_folder_of_images_gives_the_values_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = images(tmp_path / "my images", 8, captions=True)
     assert calibrate.main(["--source", str(folder), "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
-    assert "9 files, 9 looked at, 8 pictures, dropped: 1 not_a_picture" in text
+    assert "9 files, 9 looked at, 8 images, dropped: 1 not_a_picture" in text
     values = json.loads(text.splitlines()[-1])
-    assert values["profile"] == "demo" and values["sources"] == [{"name": "my-pictures", "path": str(folder)}]
+    assert values["profile"] == "demo" and values["sources"] == [{"name": "my-images", "path": str(folder)}]
     assert all(values[f"window_{role}"]["low"] < values[f"window_{role}"]["high"] for role in calibrate.ROLES)
-    assert "validate" not in values  # every picture has a caption; without, the values would lower that floor and say so
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "my pictures"] and len(list(folder.iterdir())) == 10
+    assert "validate" not in values  # every image has a caption; without, the values would lower that floor and say so
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "my images"] and len(list(folder.iterdir())) == 10
     saved = json.loads((tmp_path / "figures" / "calibration.json").read_text())
     assert saved["semantic"]["window"] == values["window_semantic"] and set(saved) == set(calibrate.ROLES)
     assert "near-copies" in saved["pattern"]["quantiles"] and "near-copies" not in saved["caption"]["quantiles"]
@@ -138,12 +138,12 @@ def test_a_folder_of_pictures_gives_the_values_of_its_run(tmp_path: Path, capsys
 def test_a_folder_without_captions_says_what_the_gate_would_say(project: Path, capsys: pytest.CaptureFixture[str]):
     params = load_params(project / "params.yaml")
     assert calibrate.source_values(params, {"caption_share": 0.0})["validate"] == {"images": {"caption_share_min": 0}}
-    assert "0% of the pictures have one, the images gate wants 50%" in capsys.readouterr().out
+    assert "0% of the images have one, the images gate wants 50%" in capsys.readouterr().out
 
 
 def test_what_cannot_be_calibrated_is_refused_with_the_next_step(tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
-    few = pictures(tmp_path / "few", 2, captions=True)
+    few = images(tmp_path / "few", 2, captions=True)
     for arguments, code, message in (
         (["--source", str(tmp_path / "none")], 78, "is no folder"),
         (["--source", str(few)], 65, "at least 3 are needed"),

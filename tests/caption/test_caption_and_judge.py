@@ -1,4 +1,4 @@
-"""Describe, write, check, judge: with models that say what the test tells them, over a store of a few pictures."""
+"""Describe, write, check, judge: with models that say what the test tells them, over a store of a few images."""
 
 import io
 import json
@@ -69,7 +69,7 @@ def params() -> Params:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Six plain pictures, named by colour, and five pairs with two mined negatives each."""
+    """Six plain images, named by colour, and five pairs with two mined negatives each."""
     store = Store(tmp_path)
     shard, images = b"", []
     for colour in COLOURS:
@@ -241,7 +241,7 @@ def test_the_other_direction_of_a_pair_is_written_judged_and_stored_as_a_triplet
     back = [r for r in store.read_table("captioned").to_pylist() if r["pair_id"] not in pairs]
     # Ids of this store are short names, so all five are reversed; where select made the other direction itself, its id is known.
     assert len(back) == 5 and captioned.figures["yield"] == 1 and captioned.figures["reversed_per_pair"] == 1
-    assert model.asked.count(tasks.prompts.prompt_set.read_prompts("tiny").describe) == 10  # no form to turn round: asked for again, pictures exchanged
+    assert model.asked.count(tasks.prompts.prompt_set.read_prompts("tiny").describe) == 10  # no form to turn round: asked for again, images exchanged
     tasks.judge.stage.run(reversing(params), store)
     one, other = sorted(store.read_table("triplets").to_pylist(), key=lambda t: t["query_image_id"])
     assert (one["query_image_id"], one["target_image_id"], one["negative_image_ids"]) == ("green", "red", ["green", "blue", "white"])

@@ -89,7 +89,7 @@ def test_a_text_stands_on_its_card_with_what_was_said_of_it():
 
 @pytest.fixture
 def judged(tmp_path: Path) -> Store:
-    """Forty pairs of plain pictures: four of five became triplets, the rest were left out by caption or judge, and negatives went."""
+    """Forty pairs of plain images: four of five became triplets, the rest were left out by caption or judge, and negatives went."""
     store, batch, content, images = Store(tmp_path), "2026.01.04", b"", []
     for n in range(3):
         file = io.BytesIO()

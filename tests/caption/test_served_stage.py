@@ -68,7 +68,7 @@ def paid(tmp_path: Path) -> list[str]:
 
 
 def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
-    """Twelve pairs over thirteen pictures, and params for the served engine."""
+    """Twelve pairs over thirteen images, and params for the served engine."""
     store = Store(root)
     shard, images, pairs = b"", [], []
     for n in range(PAIRS + 1):

@@ -21,7 +21,7 @@ BATCH = "2026.01.04"
 
 
 class ToyEncoder:
-    """Brightness and its complement; a black picture has no vector. Texts by their length."""
+    """Brightness and its complement; a black image has no vector. Texts by their length."""
 
     kind = "image"
     calls: list[int] = []
@@ -48,7 +48,7 @@ def params_for(batch: str = BATCH) -> Params:
 
 
 def fill(store: Store, batch: str, shades: list[int], captions: list[str | None], per_shard: int = 3) -> list[str]:
-    """Plain pictures in shards that are just their bytes, one after another."""
+    """Plain images in shards that are just their bytes, one after another."""
     rows, shards = [], {}
     for n, (shade, caption) in enumerate(zip(shades, captions, strict=True)):
         out = io.BytesIO()
@@ -117,7 +117,7 @@ def test_one_index_holds_one_revision(tmp_path: Path, toy: type[ToyEncoder], mon
         embed.run(params_for("2026.01.11"), store, "semantic")
 
 
-def test_the_text_encoder_takes_captions_and_leaves_out_pictures_without(tmp_path: Path, toy: type[ToyEncoder]):
+def test_the_text_encoder_takes_captions_and_leaves_out_images_without(tmp_path: Path, toy: type[ToyEncoder]):
     store = Store(tmp_path)
     ids = fill(store, BATCH, [10, 60, 110], ["one", None, None])
     store.write(store.table_path("captions", BATCH), [{"image_id": ids[2], "caption": "three", "caption_source": "m"}], "captions")
@@ -126,7 +126,7 @@ def test_the_text_encoder_takes_captions_and_leaves_out_pictures_without(tmp_pat
     assert store.read_embeddings("caption")[0] == [ids[0], ids[2]]
 
 
-def test_a_vector_of_another_width_is_quarantined_with_its_picture(tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch):
+def test_a_vector_of_another_width_is_quarantined_with_its_image(tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch):
     store = Store(tmp_path)
     ids = fill(store, BATCH, [10, 60, 110], ["a"] * 3)
 
@@ -254,7 +254,7 @@ class ToyCaptioner:
         return [Reply("" if np.asarray(r.images[0]).mean() < 50 else f'"shade\n{round(np.asarray(r.images[0]).mean())}"', 5, 2) for r in requests]
 
 
-def test_pictures_without_a_caption_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_images_without_a_caption_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = Store(tmp_path)
     ids = fill(store, BATCH, [10, 60, 110, 20], ["its own", None, None, None])
     monkeypatch.setattr(recaption, "load_captioner", lambda *_, **__: ToyCaptioner())

@@ -17,8 +17,8 @@ CIRCO = Path("../shared/benchmarks/circo")
 def naive_ap(ranked: list[int], right: list[int], k: int) -> float:
     """AP@K = sum of precision@i over the relevant ranks i <= K, divided by min(|GT|, K)."""
     found, total = 0, 0.0
-    for i, picture in enumerate(ranked[:k], start=1):
-        if picture in right:
+    for i, image in enumerate(ranked[:k], start=1):
+        if image in right:
             found += 1
             total += found / i
     return total / min(len(right), k)

@@ -27,7 +27,7 @@ BATCH = "2026.01.05"
 
 
 class Colours:
-    """A retriever that knows mean colours: the sum of a picture and a colour word leans to that colour."""
+    """A retriever that knows mean colours: the sum of a image and a colour word leans to that colour."""
 
     revision = "colours"
     embedder = Retriever.embedder
@@ -43,7 +43,7 @@ class Colours:
         return np.array([[self.weight * v / 255 for v in COLOURS[c]] for c in said], np.float32)
 
 
-def picture(colour: str, seed: int) -> Image.Image:
+def image(colour: str, seed: int) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 120, (8, 8, 3))
     blocks = np.clip(np.array(COLOURS[colour]) * 0.6 + noise, 0, 255).astype(np.uint8)
     return Image.fromarray(blocks).resize((64, 64), Image.Resampling.NEAREST)
@@ -51,24 +51,24 @@ def picture(colour: str, seed: int) -> Image.Image:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A CIRCO-like folder, a CIRR one and a CIRCO test split over 24 pictures, and a run's root with a candidate."""
+    """A CIRCO-like folder, a CIRR one and a CIRCO test split over 24 images, and a run's root with a candidate."""
     monkeypatch.setattr(tasks.evaluate, "load_retriever", Colours)
     rng = random.Random(0)
     names = list(COLOURS)
-    pictures = [(names[n % 4], n) for n in range(24)]
+    images = [(names[n % 4], n) for n in range(24)]
     annotations, pairs = [], []
     for n in range(20):
         reference, target = rng.sample(range(24), 2)
-        wanted = [m for m in range(24) if pictures[m][0] == pictures[target][0] and m != reference]
+        wanted = [m for m in range(24) if images[m][0] == images[target][0] and m != reference]
         row = {"id": n, "reference_img_id": reference, "target_img_id": target, "gt_img_ids": wanted, "shared_concept": "blocks"}
-        annotations.append({**row, "relative_caption": f"is {pictures[target][0]}", "paraphrases": [f"turn it {pictures[target][0]}", "something else"]})
+        annotations.append({**row, "relative_caption": f"is {images[target][0]}", "paraphrases": [f"turn it {images[target][0]}", "something else"]})
         members = [f"p{m}" for m in dict.fromkeys([reference, target, *range(6)])][:6]
-        pairs.append({"pairid": n, "reference": f"p{reference}", "target_hard": f"p{target}", "caption": pictures[target][0], "img_set": {"members": members}})
+        pairs.append({"pairid": n, "reference": f"p{reference}", "target_hard": f"p{target}", "caption": images[target][0], "img_set": {"members": members}})
     for folder in ("circo/images", "cirr/captions", "cirr/image_splits", "cirr/dev", "hidden/annotations", "run/models/candidate", "run/models/promoted"):
         (tmp_path / folder).mkdir(parents=True)
-    for n, (colour, seed) in enumerate(pictures):
-        picture(colour, seed).save(tmp_path / f"circo/images/{n}.png")
-        picture(colour, seed).save(tmp_path / f"cirr/dev/p{n}.png")
+    for n, (colour, seed) in enumerate(images):
+        image(colour, seed).save(tmp_path / f"circo/images/{n}.png")
+        image(colour, seed).save(tmp_path / f"cirr/dev/p{n}.png")
     (tmp_path / "hidden/images").symlink_to(tmp_path / "circo/images")
     (tmp_path / "circo/annotations.json").write_text(json.dumps(annotations))
     shown = [{k: v for k, v in a.items() if k not in ("target_img_id", "gt_img_ids")} for a in annotations]
@@ -120,15 +120,15 @@ def test_several_benchmarks_each_by_its_own_rule(world: Path):
     assert json.loads((world / "run/reports/evaluation.json").read_text()) == again
 
 
-def test_training_on_the_benchmarks_pictures_is_seen(world: Path):
+def test_training_on_the_benchmarks_images_is_seen(world: Path):
     store = Store(world / "run")
     tasks.evaluate.stage.run(params_of(world, ALL[0]), store)
     clean = json.loads((world / "run/reports/evaluation.json").read_text())
-    assert seen_share(clean) == 0.0 and clean["contamination"]["pictures"] > 20
+    assert seen_share(clean) == 0.0 and clean["contamination"]["images"] > 20
     rows = []
-    for n in range(24):  # the training data holds ten of the pictures, as JPEG
+    for n in range(24):  # the training data holds ten of the images, as JPEG
         path = world / "copy.jpg"
-        (picture(list(COLOURS)[n % 4], n) if n < 10 else picture("green", 1000 + n)).save(path, quality=85)
+        (image(list(COLOURS)[n % 4], n) if n < 10 else image("green", 1000 + n)).save(path, quality=85)
         copy = Image.open(path)
         rows.append({"image_id": f"i{n}", "batch": BATCH, "phash": f"{perceptual_hash(copy):016x}", "thumbnail": thumbnail(copy)})
     triplet = dict.fromkeys(schemas()["triplets"].names)
@@ -167,7 +167,7 @@ def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
         recipe_id(params),
     ):
         assert text in card
-    assert "1,234 triplets over 5,678 pictures" in card and "git checkout dataset/2026.01.05 && dvc pull" in card and "trained-on:dataset/2026.01.05" in card
+    assert "1,234 triplets over 5,678 images" in card and "git checkout dataset/2026.01.05 && dvc pull" in card and "trained-on:dataset/2026.01.05" in card
     assert "was not measured" in model_card(found, recipe={}, **facts)
 
 

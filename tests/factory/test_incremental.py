@@ -30,7 +30,7 @@ def corpus(seed: int, n: int) -> tuple[np.ndarray, list[str]]:
 
 
 def batches(seed: int, sizes: list[int], k: int, config: SelectConfig) -> list[tuple[set[str], list[Pair]]]:
-    """Per batch its new pictures and its pairs. The sizes split the corpus at random."""
+    """Per batch its new images and its pairs. The sizes split the corpus at random."""
     n = sum(sizes)
     rows, ids = corpus(seed, n)
     order = np.random.default_rng(seed + 1).permutation(n)
@@ -81,7 +81,7 @@ def test_with_quotas_none_is_exceeded_and_no_pair_comes_twice(seed: int, sizes: 
     assert len(pairs) == len(set(pairs))
     assert max(Counter(q for q, _ in pairs).values(), default=0) <= query
     assert max(Counter(t for _, t in pairs).values(), default=0) <= target
-    for new, some in found:  # a batch adds no more than its own pictures may bring, whatever room the old ones have left
+    for new, some in found:  # a batch adds no more than its own images may bring, whatever room the old ones have left
         assert len(some) <= min(query * len(new), per_batch or len(some))
     assert batches(seed, sizes, k, config) == found
 
@@ -91,7 +91,7 @@ def mined(*rows: tuple[int, int, float, int]) -> Mined:
     return Mined(np.array(query, np.int32), np.array(target, np.int32), np.array(similarity, np.float32), np.array(rank, np.int32))
 
 
-def test_an_old_picture_takes_a_new_target_only_where_it_is_among_its_nearest():
+def test_an_old_image_takes_a_new_target_only_where_it_is_among_its_nearest():
     a, b, c, d, e, new, other = range(7)
     earlier = mined((a, b, 0.9, 0), (a, c, 0.8, 1), (d, e, 0.5, 0))
     found = with_merged_ranks(mined((a, new, 0.85, 0), (a, other, 0.7, 1), (d, new, 0.4, 0), (new, a, 0.85, 0)), earlier, 2)

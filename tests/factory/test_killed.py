@@ -77,7 +77,7 @@ MOMENTS: dict[str, tuple[Moment, ...]] = {
         Moment("rename", "opened.json"),
     ),
     "ingest": (
-        Moment("picture", share=0.2),
+        Moment("image", share=0.2),
         Moment("rename", ".tar", 1.0),
         Moment("rename", "data/images/.2026.11.23.parquet"),
         REPORT,

@@ -1,4 +1,4 @@
-"""Pictures that nobody captioned: windows from one command, then one run of the DAG, and an account of every file and pair.
+"""Images that nobody captioned: windows from one command, then one run of the DAG, and an account of every file and pair.
 
 Once on a drawn folder that has what photographs have (sizes, EXIF turns, crops, recolours, copies, broken files), once on
 real photographs where they are: `../shared/photos`, kept out of the repository. Each run gets an empty deployment of its own.
@@ -83,11 +83,11 @@ def draw_photographs(folder: Path) -> dict[str, str]:
             "pale": ImageEnhance.Color(ImageEnhance.Brightness(base).enhance(1.35)).enhance(0.3),
             "close": base.crop((0, 0, width * 2 // 3, height * 2 // 3)),
         }
-        for name, picture in family.items():
+        for name, image in family.items():
             exif = Image.Exif()
             if name == "close":
                 exif[0x0112] = 6  # the camera was held on its side
-            picture.save(folder / f"{n}_{name}.jpg", quality=88, exif=exif)
+            image.save(folder / f"{n}_{name}.jpg", quality=88, exif=exif)
     (folder / "broken_cut.jpg").write_bytes((folder / "0_whole.jpg").read_bytes()[:3000])
     (folder / "broken_noise.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8)
     shutil.copyfile(folder / "1_whole.jpg", folder / "z_same.jpg")
@@ -191,7 +191,7 @@ def assert_rows_add_up(clone: Path, folder: Path) -> None:
 
 
 def assert_the_gallery_shows_them(clone: Path) -> None:
-    """Every picture of the page decodes and keeps its shape; every reason is explained; the words' worth is said."""
+    """Every image of the page decodes and keeps its shape; every reason is explained; the words' worth is said."""
     page, version = (clone / "reports" / "gallery.html").read_text(), json.loads((clone / "version.json").read_text())
     assert page.count('<article class="card">') == min(48, version["rows"]["triplets"])
     shapes = {Image.open(io.BytesIO(base64.b64decode(found))).size for found in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)}
@@ -199,14 +199,14 @@ def assert_the_gallery_shows_them(clone: Path) -> None:
     for stage, reasons in version["drops"].items():
         for reason in reasons:
             assert REASONS[stage][reason].replace("'", "&#x27;") in page, (stage, reason)
-    assert "on other pictures their words mean nothing" in page
+    assert "on other images their words mean nothing" in page
 
 
 def test_a_drawn_folder_like_photographs(deployment: Factory, tmp_path: Path):
     folder = tmp_path / "drawn"
     expected = draw_photographs(folder)
     conf = {**calibrated(folder, limit=1000), "pairs_per_batch": 60, "dataset": "drawn"}
-    assert conf["validate"] == {"images": {"caption_share_min": 0}}  # said, because no picture has a caption
+    assert conf["validate"] == {"images": {"caption_share_min": 0}}  # said, because no image has a caption
     run = refresh(deployment, conf, tmp_path / "clone")
     assert_counts_add_up(run, files=5 * BASES + len(expected))
     if run.clone is None:

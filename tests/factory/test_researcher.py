@@ -33,7 +33,7 @@ class Deployment(NamedTuple):
 
 
 def deploy(root: Path, project: Path, remote_url: str, **options: str) -> None:
-    """Two weekly versions: 10 pictures, then 6 more."""
+    """Two weekly versions: 10 images, then 6 more."""
     configure_deployment(root / "origin.git", root / "dataset", remote_url, root / "cache", checkout=project, **options)
     assert publish_version(root, "scheduled__1", "2026-11-16", range(0, 10)) == FIRST
     assert publish_version(root, "scheduled__2", "2026-11-23", range(10, 16)) == SECOND
@@ -115,7 +115,7 @@ def test_clones_pulls_loads_and_goes_back(kind: str, request: pytest.FixtureRequ
 
     # back to the first version in the same clone, with the same cache: what is loaded is what version.json counts
     shell(here, "git", "checkout", "-q", FIRST)
-    with pytest.raises(NonMatchingSplitsSizesError):  # `dvc pull` forgotten: the pictures of the second version are still here
+    with pytest.raises(NonMatchingSplitsSizesError):  # `dvc pull` forgotten: the images of the second version are still here
         load_dataset(str(here), "images", split="train", cache_dir=cache)
     dvc(here, "pull")
     assert counts(here)["triplets"] == len(list(with_images(here))) == 7

@@ -1,4 +1,4 @@
-"""Fine-tuning learns, repeats itself, never sees a held-out picture; evaluation follows CIRCO and reads the truth alone."""
+"""Fine-tuning learns, repeats itself, never sees a held-out image; evaluation follows CIRCO and reads the truth alone."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from tasks.sample.scenes import difference, draw, family, shared
 from tasks.store import Store
 from tasks.train.batches import batches, training_examples
 from tasks.train.fit import rate_at
-from tasks.train.splits import held_out_pictures
+from tasks.train.splits import held_out_images
 from tasks.train.stage import Example
 from tests.support.tiny import save_narrow_clip
 
@@ -36,7 +36,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Twelve families of three pictures; in each the first leads to the second, with the third as its negative."""
+    """Twelve families of three images; in each the first leads to the second, with the third as its negative."""
     store, rng = Store(tmp_path), random.Random(5)
     shard, images, triplets, truth = b"", [], [], []
     for f in range(12):
@@ -75,17 +75,17 @@ def test_training_learns_and_repeats_itself(store: Store, params: Params):
     weights = store.folder("models", "candidate", "model.safetensors").read_bytes()
     training = json.loads(store.folder("reports", "training.json").read_text())
     assert training["curve"][-1]["loss"] < 0.8 * training["curve"][0]["loss"]
-    assert (training["triplets"], training["held_out_triplets"], training["held_out_pictures"]) == (9, 3, 6)
+    assert (training["triplets"], training["held_out_triplets"], training["held_out_images"]) == (9, 3, 6)
     assert report.figures["loss"] == training["curve"][-1]["loss"] and report.dropped == {"held_out": 3}
     assert not any(word in json.dumps(training) for word in ("second", "wall", "time"))
     tasks.train.stage.run(params, store)
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == weights
 
 
-def test_both_towers_are_trained_and_held_out_pictures_never_shown(store: Store, params: Params, base_model: Path):
+def test_both_towers_are_trained_and_held_out_images_never_shown(store: Store, params: Params, base_model: Path):
     triplets = store.read_table("triplets").to_pylist()
     triplets[0]["negative_image_ids"] += [t["target_image_id"] for t in triplets[1:]]
-    held_out = held_out_pictures([(t["query_image_id"], t["target_image_id"]) for t in triplets], 0.25)
+    held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], 0.25)
     retriever = Retriever(str(base_model), device="cpu")
     before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
     pixels, shown = tasks.train.stage.Pixels(store, retriever), set()
@@ -100,7 +100,7 @@ def test_both_towers_are_trained_and_held_out_pictures_never_shown(store: Store,
     assert shown and not shown & held_out
 
 
-def test_with_the_picture_tower_locked_only_words_move_against_every_picture(store: Store, params: Params, base_model: Path):
+def test_with_the_image_tower_locked_only_words_move_against_every_image(store: Store, params: Params, base_model: Path):
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
     retriever = Retriever(str(base_model), device="cpu")
     before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
@@ -109,9 +109,9 @@ def test_with_the_picture_tower_locked_only_words_move_against_every_picture(sto
     curve = tasks.train.fit.fit_locked(retriever, examples, pixels, locked, seed=0)
     changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
     assert changed == {"text_model", "text_projection"}
-    assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["pictures"] == len({i for e in examples for i in (e.query, e.target, *e.negatives)})
+    assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["images"] == len({i for e in examples for i in (e.query, e.target, *e.negatives)})
     few = tasks.train.fit.fit_locked(retriever, examples, pixels, locked.model_copy(update={"locked_candidates": 2, "locked_steps": 1}), seed=0)
-    assert few[0]["pictures"] < curve[0]["pictures"], "a bound on the candidates holds, but a batch's own pictures are always among them"
+    assert few[0]["images"] < curve[0]["images"], "a bound on the candidates holds, but a batch's own images are always among them"
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(store: Store, params: Params):
@@ -166,7 +166,7 @@ def test_a_benchmark_in_circos_format(tmp_path: Path, base_model: Path):
     with pytest.raises(ConfigError, match="relative_caption"):
         tasks.evaluate.benchmarks.read_benchmark(tmp_path, "{text}")
     (tmp_path / "images" / "3.jpg").unlink()
-    with pytest.raises(DataError, match=r"query 0 names pictures \[3\]"):
+    with pytest.raises(DataError, match=r"query 0 names images \[3\]"):
         tasks.evaluate.benchmarks.read_benchmark(tmp_path, "{relative_caption}")
     with pytest.raises(ConfigError, match="annotations.json"):
         tasks.evaluate.benchmarks.read_benchmark(tmp_path / "images", "{relative_caption}")

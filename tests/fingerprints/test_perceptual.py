@@ -14,13 +14,13 @@ from PIL import Image
 from tasks.config import load_params
 from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.ingest.dedup import Corpus
-from tasks.ingest.normalize import Picture, Rules, read_picture
-from tasks.sample.scenes import difference, family, picture_of
+from tasks.ingest.normalize import NormalizedImage, Rules, read_image
+from tasks.sample.scenes import difference, family, image_of
 
 
-def encoded(picture: Image.Image, quality: int) -> Image.Image:
+def encoded(image: Image.Image, quality: int) -> Image.Image:
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=quality)
+    image.save(out, "JPEG", quality=quality)
     return Image.open(out).convert("RGB")
 
 
@@ -36,16 +36,16 @@ def test_copies_are_caught_and_one_edit_relatives_are_not():
     rng, caught, lost, relatives = random.Random(3), 0, 0, 0
     for _ in range(100):
         scenes = family(rng, "corpus", 5)
-        pictures = [encoded(picture_of(s, rendering=rng.getrandbits(24)), 90) for s in scenes]
-        for picture in pictures[:3]:
+        images = [encoded(image_of(s, rendering=rng.getrandbits(24)), 90) for s in scenes]
+        for image in images[:3]:
             side = rng.choice((96, 80, 104, 144, 160))
-            resized = picture if side == 96 else picture.resize((side, side), Image.Resampling.BICUBIC)
-            caught += is_copy(picture, encoded(resized, rng.randint(65, 88)))
+            resized = image if side == 96 else image.resize((side, side), Image.Resampling.BICUBIC)
+            caught += is_copy(image, encoded(resized, rng.randint(65, 88)))
         for n, scene in enumerate(scenes):
             for m in range(n):
                 if len(difference(scene, scenes[m])) == 1:
                     relatives += 1
-                    lost += is_copy(pictures[n], pictures[m])
+                    lost += is_copy(images[n], images[m])
     assert relatives >= 300
     assert caught >= 0.99 * 300
     assert lost <= 0.005 * relatives
@@ -53,8 +53,8 @@ def test_copies_are_caught_and_one_edit_relatives_are_not():
 
 def test_the_hash_sees_form_and_the_thumbnail_sees_colour():
     red, blue = (Image.new("RGB", (96, 96), c) for c in ((200, 60, 60), (60, 83, 230)))  # the same grey, almost
-    for picture in (red, blue):
-        picture.paste((255, 255, 255), (10, 10, 40, 40))
+    for image in (red, blue):
+        image.paste((255, 255, 255), (10, 10, 40, 40))
     assert (perceptual_hash(red) ^ perceptual_hash(blue)).bit_count() <= 16
     assert not is_copy(red, blue)
     assert is_copy(red, encoded(red, 75))
@@ -74,7 +74,7 @@ def test_hash_hits_equal_the_naive_form_whatever_the_block(new: list[int], known
 
 
 def recoloured(image: Image.Image, rng: random.Random) -> Image.Image:
-    """What stands out from the picture's corners in another colour, every grey level as it was: the perceptual hash sees no difference."""
+    """What stands out from the image's corners in another colour, every grey level as it was: the perceptual hash sees no difference."""
     pixels = np.asarray(image.convert("YCbCr")).astype(np.int16)
     rgb = np.asarray(image.convert("RGB")).astype(np.int16)
     ground = np.median(np.concatenate([rgb[:8, :8].reshape(-1, 3), rgb[:8, -8:].reshape(-1, 3)]), axis=0)
@@ -105,23 +105,23 @@ CHANGES = {
 
 
 def called_copies(originals: list[Image.Image], crop_margin: float, seed: int = 1) -> dict[str, float]:
-    """Share of the pictures that ingest calls a copy of another one: of the originals among themselves ('another picture'), and after each of CHANGES."""
+    """Share of the images that ingest calls a copy of another one: of the originals among themselves ('another image'), and after each of CHANGES."""
     rules, rng = Rules(has_grid=True, min_side_px=32), random.Random(seed)
 
-    def read(image: Image.Image) -> Picture:
+    def read(image: Image.Image) -> NormalizedImage:
         out = io.BytesIO()
         image.save(out, "PNG", compress_level=1)
-        found = read_picture(out.getvalue(), is_named_picture=True, rules=rules)
-        assert isinstance(found, Picture)
+        found = read_image(out.getvalue(), is_named_image=True, rules=rules)
+        assert isinstance(found, NormalizedImage)
         return found
 
     none: dict[str, list] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
     corpus = Corpus(none, hash_distance_bits=16, thumbnail_max=8.0, crop_margin=crop_margin)
-    counts = dict.fromkeys(["another picture", *CHANGES], 0)
+    counts = dict.fromkeys(["another image", *CHANGES], 0)
     for n, image in enumerate(originals):
-        picture = read(image)
-        counts["another picture"] += corpus.copy_of(f"s{n}", f"i{n}", picture) is not None
-        corpus.add(f"s{n}", f"i{n}", picture)
+        stored = read(image)
+        counts["another image"] += corpus.copy_of(f"s{n}", f"i{n}", stored) is not None
+        corpus.add(f"s{n}", f"i{n}", stored)
     for name, change in CHANGES.items():
         for image in originals:
             counts[name] += corpus.copy_of("new", "new", read(change(image, rng))) is not None
@@ -152,5 +152,5 @@ def photographs(count: int) -> list[Image.Image]:
 def test_copies_of_photographs_go_and_other_clothes_and_other_colours_stay(originals: Callable[[int], list[Image.Image]]):
     """A small form of the measurement in docs/decisions/0021."""
     shares = called_copies(originals(16), 0.06)
-    assert shares["another picture"] == 0 and shares["recoloured"] <= 1 / 16
+    assert shares["another image"] == 0 and shares["recoloured"] <= 1 / 16
     assert shares["re-encoded"] == 1 and shares["resized"] >= 15 / 16 and min(shares["cropped by 2%"], shares["cropped by 5%"]) >= 0.75

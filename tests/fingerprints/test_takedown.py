@@ -52,7 +52,7 @@ def vectors_of(seed: int, n: int) -> dict[str, np.ndarray]:
 
 
 def week(store: Store, params: Params, numbers: list[int], vectors: dict[str, np.ndarray]) -> None:
-    """A batch's pictures with their vectors, mined and selected."""
+    """A batch's images with their vectors, mined and selected."""
     batch = str(params.open_run.batch)
     ids = [name_of(n) for n in numbers]
     rows = [
@@ -111,7 +111,7 @@ def test_what_is_taken_down_is_nowhere_and_its_places_are_filled(
         assert max(Counter(r[end] for r in after.values()).values(), default=0) <= 2
     stay = sorted({name_of(n) for n in range(30 + more)} - removed)
     by_name = {name_of(n): n for n in range(40)}
-    for role in ROLES:  # the candidates are those of a corpus that never had the pictures
+    for role in ROLES:  # the candidates are those of a corpus that never had the images
         rows = vectors[role][[by_name[i] for i in stay]]
         query, target, _, _ = neighbours_in_window(rows, rows, stay, stay, low=0.5, high=0.999, neighbours=K)
         assert {(stay[q], stay[t]) for q, t in zip(query.tolist(), target.tolist(), strict=True)} <= mined(store, role)
@@ -182,7 +182,7 @@ def test_a_ledger_that_cannot_be_read_is_an_error_not_an_empty_one(tmp_path: Pat
     assert taken_down(params_for(BATCHES[0]), Store(tmp_path)) == set()
 
 
-def test_a_ledger_names_pictures_by_source_and_by_perceptual_hash_too(tmp_path: Path):
+def test_a_ledger_names_images_by_source_and_by_perceptual_hash_too(tmp_path: Path):
     store = Store(tmp_path)
     flat = {n: bytes([n] * 192) for n in (10, 12, 200)}
     looks = [(1, 0xF0, flat[10]), (2, 0xF1, flat[12]), (3, 0xF1, flat[200]), (4, 0xFFFF << 40, flat[10])]

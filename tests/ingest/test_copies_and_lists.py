@@ -1,4 +1,4 @@
-"""Who is a copy of whom, across batches; and the pictures that must not come in."""
+"""Who is a copy of whom, across batches; and the images that must not come in."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import decontaminate
 from tasks.ingest import stage as ingest
 from tasks.ingest.dedup import Corpus, copy_groups
-from tasks.ingest.normalize import Picture
+from tasks.ingest.normalize import NormalizedImage
 from tasks.pages.dataset_card import dataset_card
 from tasks.publish.version import counts
 from tasks.store import Store
@@ -27,7 +27,7 @@ def params_for(source: Path, batch: str = "2026.01.04", **changes: object) -> Pa
     return parse_params(resolve(read_raw(Path("params.yaml")), "test", given))
 
 
-def picture(seed: int, side: int = 192) -> Image.Image:
+def image(seed: int, side: int = 192) -> Image.Image:
     """Soft blobs: no two seeds are near-duplicates, and a crop stays recognisable."""
     cells = np.random.default_rng(seed).integers(0, 256, (5, 5, 3)).astype(np.uint8)
     return Image.fromarray(cells).resize((side, side), Image.Resampling.BICUBIC)
@@ -46,13 +46,13 @@ def taken(store: Store) -> tuple[set[str], dict[str, str]]:
     return kept, {r["key"].partition(":")[2]: r["reason"] for r in store.read_dropped("ingest").to_pylist()}
 
 
-def of_levels(*levels: int) -> Picture:
-    """A picture of one hash whose thumbnail is flat, but for its first cells."""
+def of_levels(*levels: int) -> NormalizedImage:
+    """A image of one hash whose thumbnail is flat, but for its first cells."""
     thumbnail = bytes([*levels, *[100] * (192 - len(levels))])
-    return Picture(content=b"", width_px=8, height_px=8, phash=5, thumbnail=thumbnail)
+    return NormalizedImage(content=b"", width_px=8, height_px=8, phash=5, thumbnail=thumbnail)
 
 
-def test_a_picture_between_two_kept_ones_goes_as_a_copy_of_the_first_and_ties_them():
+def test_a_image_between_two_kept_ones_goes_as_a_copy_of_the_first_and_ties_them():
     none: dict[str, list] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
     corpus = Corpus(none, hash_distance_bits=0, thumbnail_max=8.0)
     first, last, between = of_levels(100, 100, 100), of_levels(112, 112, 112), of_levels(106, 106, 106)
@@ -70,7 +70,7 @@ ties = st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 9), min_siz
 
 @settings(max_examples=60, deadline=None)
 @given(ties, st.randoms(use_true_random=False))
-def test_the_ledgers_groups_are_the_connected_pictures_whatever_the_order(ties, random):
+def test_the_ledgers_groups_are_the_connected_images_whatever_the_order(ties, random):
     details = [json.dumps({"copy_of": str(of), "also": [str(a) for a in also]}) for of, also in ties]
     groups = copy_groups(details)
     shuffled = details[:]
@@ -91,7 +91,7 @@ def test_the_ledgers_groups_are_the_connected_pictures_whatever_the_order(ties, 
 def test_exact_copies_do_not_depend_on_how_the_weeks_fall(tmp_path_factory, weeks: list[int]):
     root = tmp_path_factory.mktemp("weeks")
     source, store = root / "source", Store(root / "run")
-    files = [(n, saved(picture(n % 4), root / "aside" / f"{n}.jpg")) for n in range(8)]  # each picture twice
+    files = [(n, saved(image(n % 4), root / "aside" / f"{n}.jpg")) for n in range(8)]  # each image twice
     for week in range(3):
         for n, content in files:
             if weeks[n] == week:
@@ -106,9 +106,9 @@ def test_exact_copies_do_not_depend_on_how_the_weeks_fall(tmp_path_factory, week
 
 def test_a_slight_crop_goes_where_the_margin_says_so(tmp_path: Path):
     for name in ("plain", "margin"):
-        saved(picture(1), tmp_path / name / "a.jpg")
-        saved(picture(1).crop((6, 3, 189, 187)), tmp_path / name / "b.jpg", 88)
-        saved(picture(2), tmp_path / name / "c.jpg")
+        saved(image(1), tmp_path / name / "a.jpg")
+        saved(image(1).crop((6, 3, 189, 187)), tmp_path / name / "b.jpg", 88)
+        saved(image(2), tmp_path / name / "c.jpg")
     for name, margin in (("plain", 0.0), ("margin", 0.06)):
         store = Store(tmp_path / f"run-{name}")
         ingest.run(params_for(tmp_path / name, crop_margin=margin), store)
@@ -116,12 +116,12 @@ def test_a_slight_crop_goes_where_the_margin_says_so(tmp_path: Path):
         assert (kept, dropped) == (({"a.jpg", "b.jpg", "c.jpg"}, {}) if not margin else ({"a.jpg", "c.jpg"}, {"b.jpg": "near_duplicate"}))
 
 
-def test_lists_keep_pictures_out_each_with_its_reason(tmp_path: Path):
+def test_lists_keep_images_out_each_with_its_reason(tmp_path: Path):
     source = tmp_path / "source"
     for n in range(4):
-        saved(picture(n), source / f"{n}.jpg")
-    saved(picture(2), tmp_path / "benchmark" / "x.jpg", 75)  # the benchmark's is another encoding of 2
-    (tmp_path / "benchmark" / "readme.txt").write_text("no picture")
+        saved(image(n), source / f"{n}.jpg")
+    saved(image(2), tmp_path / "benchmark" / "x.jpg", 75)  # the benchmark's is another encoding of 2
+    (tmp_path / "benchmark" / "readme.txt").write_text("no image")
     report = decontaminate.build(tmp_path / "benchmark", tmp_path / "benchmark.jsonl")
     assert (report.read, report.written) == (2, 1)
     sums = [hashlib.sha256((source / f"{n}.jpg").read_bytes()).hexdigest() for n in range(4)]
@@ -134,9 +134,9 @@ def test_lists_keep_pictures_out_each_with_its_reason(tmp_path: Path):
     assert kept == {"3.jpg"} and dropped == {"0.jpg": "blocked", "1.jpg": "taken_down", "2.jpg": "benchmark"}
     assert report.read == report.written + sum(report.dropped.values())
     drops = counts(store.read_dropped())
-    assert "## Benchmark decontamination\nNew pictures were compared with the hashes of `benchmark.jsonl`" in card_of(drops, drops, lists["benchmark_hashes"])
-    assert ": 1 exact or near copies of a benchmark's pictures were left out of this version, 1 of all versions so far." in card_of(drops, drops, ["b.jsonl"])
-    assert ": 0 exact or near copies of a benchmark's pictures were left out of this version, 1 of all" in card_of(drops, {}, ["b.jsonl"])
+    assert "## Benchmark decontamination\nNew images were compared with the hashes of `benchmark.jsonl`" in card_of(drops, drops, lists["benchmark_hashes"])
+    assert ": 1 exact or near copies of a benchmark's images were left out of this version, 1 of all versions so far." in card_of(drops, drops, ["b.jsonl"])
+    assert ": 0 exact or near copies of a benchmark's images were left out of this version, 1 of all" in card_of(drops, {}, ["b.jsonl"])
     assert "is empty); 1 copies were left out of earlier versions" in card_of(drops, {}, [])
     assert "Not done: `ingest.benchmark_hashes` names no list" in card_of({}, {}, [])
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin, features
 
 from tasks.ingest import stage as ingest
-from tasks.ingest.normalize import ADAM7, PNG_CHANNELS, Picture, Refusal, Rules, png_size_bytes, read_picture
-from tasks.ingest.workers import PictureWorkers
+from tasks.ingest.normalize import ADAM7, PNG_CHANNELS, NormalizedImage, Refusal, Rules, png_size_bytes, read_image
+from tasks.ingest.workers import ImageWorkers
 from tasks.sources import cleaned_text
 from tasks.store import Store
-from tests.ingest.test_stage import images_of, params_for, picture, reasons_of
+from tests.ingest.test_stage import image, images_of, params_for, reasons_of
 
 KEPT = "kept"
 
@@ -51,7 +51,7 @@ def png(
 
 def jpeg_that_says(width: int, height: int) -> bytes:
     """A JPEG whose header states another size."""
-    content = bytearray(saved(picture(700), "JPEG"))
+    content = bytearray(saved(image(700), "JPEG"))
     place = next(n for n in range(len(content)) if content[n : n + 2] in (b"\xff\xc0", b"\xff\xc2"))
     content[place + 5 : place + 9] = struct.pack(">HH", height, width)
     return bytes(content)
@@ -75,7 +75,7 @@ def riff(webp: bytes) -> bytes:
 
 
 def with_foot(image: Image.Image) -> Image.Image:
-    """The picture with its lower rows black."""
+    """The image with its lower rows black."""
     image.paste((0, 0, 0), (0, image.height - 20, image.width, image.height))
     return image
 
@@ -88,9 +88,9 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def hostile_set() -> dict[str, tuple[bytes, str]]:
-    """name -> (bytes, how it must end). Pictures are of different seeds, so that none is a copy of another."""
+    """name -> (bytes, how it must end). Images are of different seeds, so that none is a copy of another."""
     seeds = iter(range(100, 200))
-    new = lambda *size: picture(next(seeds), *size)  # noqa: E731
+    new = lambda *size: image(next(seeds), *size)  # noqa: E731
     jpeg, png_, webp = saved(new((300, 200)), "JPEG"), saved(new((300, 200)), "PNG"), saved(new((300, 200)), "WEBP")
     tiff, gif, bmp = saved(new(), "TIFF"), saved(new(), "GIF"), saved(new(), "BMP")
     text = PngImagePlugin.PngInfo()
@@ -121,11 +121,11 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
         "ppm.jpg": (saved(new(), "PPM"), "undecodable"),
         "plain.tiff": (tiff, "not_a_picture"),
         "plain.gif": (gif, "not_a_picture"),
-        # names that lie about a good picture: the bytes decide
+        # names that lie about a good image: the bytes decide
         "png_named.jpg": (png_, KEPT),
         "jpeg_named.png": (jpeg, KEPT),
         "webp_named.txt": (webp, KEPT),
-        # polyglots: a good picture with something else behind it; what is stored holds the pixels alone
+        # polyglots: a good image with something else behind it; what is stored holds the pixels alone
         "polyglot_zip.jpg": (saved(new(), "JPEG") + b"PK\x03\x04" + b"\0" * 300, KEPT),
         "polyglot_php.png": (saved(new(), "PNG") + b"<?php system($_GET[0]); ?>", KEPT),
         "polyglot_html.jpg": (saved(new(), "JPEG", comment=b"<script>alert(1)</script>"), KEPT),
@@ -150,7 +150,7 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
         "cut_mended_cmyk.jpg": (mended(saved(new((400, 400)).convert("CMYK"), "JPEG"), 5_000), "undecodable"),
         "cut_mended.webp": (riff(webp[: len(webp) // 4 * 2]), "undecodable"),
         "no_end.jpg": (jpeg[:-2], "undecodable"),
-        "black_foot.png": (saved(with_foot(new((200, 200))), "PNG"), KEPT),  # a whole picture may end in rows of zeros
+        "black_foot.png": (saved(with_foot(new((200, 200))), "PNG"), KEPT),  # a whole image may end in rows of zeros
         "black_foot_palette.png": (saved(with_foot(new((200, 200))).quantize(8), "PNG"), KEPT),
         "padded.jpg": (saved(new((200, 200)), "JPEG")[:-2] + b"\0\0\xff\xd9", KEPT),  # some encoders do
         # bombs
@@ -200,7 +200,7 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
     }
     if features.check("avif"):
         avif = saved(new((120, 120)), "AVIF", quality=70)
-        found |= {"picture.avif": (avif, KEPT), "cut.avif": (avif[: len(avif) // 2], "undecodable")}
+        found |= {"image.avif": (avif, KEPT), "cut.avif": (avif[: len(avif) // 2], "undecodable")}
     return found
 
 
@@ -249,13 +249,13 @@ def test_a_file_that_was_cut_is_refused_also_with_its_end_mended(which: int, sha
     noise = Image.fromarray(np.random.default_rng(which).integers(0, 256, (60, 60, 3), dtype=np.uint8)).resize((150, 150), Image.Resampling.BICUBIC)
     whole = saved(noise, format, **options)
     keep = int(share * len(whole)) // 2 * 2
-    assert isinstance(read_picture(whole, is_named_picture=True, rules=Rules()), Picture)
+    assert isinstance(read_image(whole, is_named_image=True, rules=Rules()), NormalizedImage)
     cut = {"JPEG": mended, "PNG": lambda w, k: w[:k] + chunk(b"IEND", b""), "WEBP": lambda w, k: riff(w[:k])}[format](whole, keep)
-    found = read_picture(cut, is_named_picture=True, rules=Rules())
+    found = read_image(cut, is_named_image=True, rules=Rules())
     assert isinstance(found, Refusal) and found.reason == "undecodable"
     if format == "PNG":
         changed = whole[:keep] + bytes([whole[keep] ^ 1 << bit]) + whole[keep + 1 :]
-        assert isinstance(read_picture(changed, is_named_picture=True, rules=Rules()), Refusal)
+        assert isinstance(read_image(changed, is_named_image=True, rules=Rules()), Refusal)
 
 
 @settings(max_examples=40, deadline=None)
@@ -281,25 +281,25 @@ def test_rows_of_interlaced_pngs_are_counted_as_the_format_lays_them_out(width: 
 def test_a_file_takes_no_more_memory_and_time_than_it_may():
     """Twelve megapixels with alpha need more than 64 MiB; noise of the same size takes more than 30 ms."""
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (700, 700, 3), dtype=np.uint8))
-    large, slow, good = png(4_000, 3_000, colour=6), saved(noise.resize((2_800, 2_800)), "JPEG", quality=95), saved(picture(1), "PNG")
-    with PictureWorkers(Rules(), count=1, memory_mib=64, cpu_s=20) as workers:
-        found = workers.read(large, is_named_picture=True)
+    large, slow, good = png(4_000, 3_000, colour=6), saved(noise.resize((2_800, 2_800)), "JPEG", quality=95), saved(image(1), "PNG")
+    with ImageWorkers(Rules(), count=1, memory_mib=64, cpu_s=20) as workers:
+        found = workers.read(large, is_named_image=True)
         assert isinstance(found, Refusal) and found.reason == "too_costly" and "memory" in found.detail
-        assert isinstance(workers.read(good, is_named_picture=True), Picture)
+        assert isinstance(workers.read(good, is_named_image=True), NormalizedImage)
         peak_kib = next(int(line.split()[1]) for line in Path(f"/proc/{workers.pids()[0]}/status").read_text().splitlines() if line.startswith("VmHWM"))
         assert peak_kib < 200 * 1024
-    with PictureWorkers(Rules(max_side_px=4_000), count=1, memory_mib=420, cpu_s=0.03) as workers:
-        found = workers.read(slow, is_named_picture=True)
+    with ImageWorkers(Rules(max_side_px=4_000), count=1, memory_mib=420, cpu_s=0.03) as workers:
+        found = workers.read(slow, is_named_image=True)
         assert isinstance(found, Refusal) and found.reason == "too_costly" and "CPU-seconds" in found.detail
-        assert isinstance(workers.read(good, is_named_picture=True), Picture)  # by a new worker
+        assert isinstance(workers.read(good, is_named_image=True), NormalizedImage)  # by a new worker
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_a_second_try():
-    good = saved(picture(1), "PNG")
-    with PictureWorkers(Rules(), count=1, memory_mib=420, cpu_s=20) as workers:
-        first = workers.read(good, is_named_picture=True)
+    good = saved(image(1), "PNG")
+    with ImageWorkers(Rules(), count=1, memory_mib=420, cpu_s=20) as workers:
+        first = workers.read(good, is_named_image=True)
         os.kill(workers.pids()[0], signal.SIGKILL)
-        assert workers.read(good, is_named_picture=True) == first
+        assert workers.read(good, is_named_image=True) == first
 
 
 def test_a_decoder_that_crashes_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -307,20 +307,20 @@ def test_a_decoder_that_crashes_is_a_row(tmp_path: Path, monkeypatch: pytest.Mon
     package = tmp_path / "tasks"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "picture_workers.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    from tasks.ingest import workers as picture_workers
+    (package / "image_workers.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    from tasks.ingest import workers as image_workers
 
-    monkeypatch.setattr(picture_workers, "__file__", str(package / "picture_workers.py"))
+    monkeypatch.setattr(image_workers, "__file__", str(package / "image_workers.py"))
     monkeypatch.chdir(tmp_path)
-    with PictureWorkers(Rules(), count=1, memory_mib=420, cpu_s=20) as workers:
-        found = workers.read(saved(picture(1), "PNG"), is_named_picture=True)
+    with ImageWorkers(Rules(), count=1, memory_mib=420, cpu_s=20) as workers:
+        found = workers.read(saved(image(1), "PNG"), is_named_image=True)
     assert found == Refusal("undecodable", "the decoder crashed over it, twice (SIGSEGV)")
 
 
 def test_workers_know_neither_torch_nor_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with PictureWorkers(Rules(), count=1, memory_mib=420, cpu_s=20) as workers:
-        workers.read(saved(picture(1), "PNG"), is_named_picture=True)
+    with ImageWorkers(Rules(), count=1, memory_mib=420, cpu_s=20) as workers:
+        workers.read(saved(image(1), "PNG"), is_named_image=True)
         pid = workers.pids()[0]
         assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
         assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()

@@ -29,7 +29,7 @@ from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.ingest import progress
 from tasks.ingest import stage as ingest
-from tasks.ingest.normalize import Picture, Refusal, Rules, read_picture
+from tasks.ingest.normalize import NormalizedImage, Refusal, Rules, read_image
 from tasks.sample.world import make_world
 from tasks.store import Store
 from tasks.store import store as store_module
@@ -45,7 +45,7 @@ def params_for(source: Path, batch: str = "2026.01.04", limit: int | None = None
     return parse_params(resolve(read_raw(Path("params.yaml")), "test", changes))
 
 
-def picture(seed: int, size: tuple[int, int] = (96, 80), mode: str = "RGB") -> Image.Image:
+def image(seed: int, size: tuple[int, int] = (96, 80), mode: str = "RGB") -> Image.Image:
     """Blocks of random colour: no two seeds are near-duplicates."""
     cells = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
     return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST).convert(mode)
@@ -77,19 +77,19 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_every_file_ends_as_one_row(source: Path, tmp_path: Path):
-    good = bytes_of(picture(1))
-    png = bytes_of(picture(9, (200, 200)))
+    good = bytes_of(image(1))
+    png = bytes_of(image(9, (200, 200)))
     files = {
         "a.png": good,
         "b_copy.png": good,
-        "c_near.jpg": bytes_of(picture(1), "JPEG", quality=80),
+        "c_near.jpg": bytes_of(image(1), "JPEG", quality=80),
         "d_truncated.png": png[: len(png) // 2],
         "e_empty.jpg": b"",
         "f_html.jpg": b"<html>404</html>",
-        "g_small.png": bytes_of(picture(3, (20, 400))),
+        "g_small.png": bytes_of(image(3, (20, 400))),
         "notes.txt": b"hello",
-        "deep/er/h.webp": bytes_of(picture(4), "WEBP", quality=95),
-        "i_gif.gif": bytes_of(picture(5), "GIF"),
+        "deep/er/h.webp": bytes_of(image(4), "WEBP", quality=95),
+        "i_gif.gif": bytes_of(image(5), "GIF"),
     }
     for name, content in files.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def test_every_file_ends_as_one_row(source: Path, tmp_path: Path):
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG whose header states a huge picture."""
+    """A PNG whose header states a huge image."""
     chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))  # noqa: E731
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -128,12 +128,12 @@ def bomb(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
 def test_a_decompression_bomb_is_refused_by_its_header(side: int):
-    found = read_picture(bomb(side, side), is_named_picture=True, rules=Rules())
+    found = read_image(bomb(side, side), is_named_image=True, rules=Rules())
     assert isinstance(found, Refusal) and found.reason == "too_large"
 
 
 def test_a_large_file_is_not_read(source: Path, tmp_path: Path):
-    (source / "a.png").write_bytes(bytes_of(picture(1)))
+    (source / "a.png").write_bytes(bytes_of(image(1)))
     store = Store(tmp_path / "run")
     ingest.run(params_for(source, max_size_bytes=100), store)
     assert reasons_of(store) == {"a.png": "too_large"}
@@ -142,16 +142,16 @@ def test_a_large_file_is_not_read(source: Path, tmp_path: Path):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 3), st.integers(0, 5_000), st.integers(0, 255), st.integers(0, 5_000))
 def test_no_bytes_raise(which: int, place: int, value: int, cut: int):
-    """Pictures with a byte changed and the end cut off."""
-    content = bytearray((bytes_of(picture(1)), bytes_of(picture(1), "JPEG"), bytes_of(picture(1), "WEBP"), bomb(90, 90))[which])
+    """Images with a byte changed and the end cut off."""
+    content = bytearray((bytes_of(image(1)), bytes_of(image(1), "JPEG"), bytes_of(image(1), "WEBP"), bomb(90, 90))[which])
     content[place % len(content)] = value
-    found = read_picture(bytes(content[: len(content) - cut % len(content)]), is_named_picture=True, rules=Rules())
-    assert isinstance(found, Picture) or found.reason in ingest.REASONS
+    found = read_image(bytes(content[: len(content) - cut % len(content)]), is_named_image=True, rules=Rules())
+    assert isinstance(found, NormalizedImage) or found.reason in ingest.REASONS
 
 
 def stored(content: bytes) -> Image.Image:
-    found = read_picture(content, is_named_picture=True, rules=Rules())
-    assert isinstance(found, Picture), found
+    found = read_image(content, is_named_image=True, rules=Rules())
+    assert isinstance(found, NormalizedImage), found
     image = Image.open(io.BytesIO(found.content))
     assert image.format == "JPEG" and image.mode == "RGB" and image.size == (found.width_px, found.height_px)
     assert not image.getexif() and "icc_profile" not in image.info
@@ -168,7 +168,7 @@ def test_what_is_stored_is_upright_rgb_without_metadata():
     turned = stored(bytes_of(left_red, "JPEG", exif=exif, quality=95))
     assert turned.size == (100, 200)
     assert turned.getpixel((50, 20))[0] > 200 and turned.getpixel((50, 180))[2] > 200
-    assert max(stored(bytes_of(picture(1, (1600, 900)), "JPEG")).size) == 512
+    assert max(stored(bytes_of(image(1, (1600, 900)), "JPEG")).size) == 512
 
 
 def test_every_mode_becomes_rgb():
@@ -181,14 +181,14 @@ def test_every_mode_becomes_rgb():
     stored(bytes_of(Image.new("CMYK", (64, 64), (0, 200, 200, 0)), "JPEG"))
     stored(bytes_of(Image.new("1", (64, 64), 1)))
     stored(bytes_of(Image.new("LA", (64, 64), (90, 128))))
-    frames = [picture(n) for n in range(3)]
+    frames = [image(n) for n in range(3)]
     first = stored(bytes_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
     assert abs(int(first.getpixel((3, 3))[0]) - frames[0].getpixel((3, 3))[0]) < 12
 
 
 def test_captions_licences_and_sources(source: Path, tmp_path: Path):
     for n, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
-        (source / name).write_bytes(bytes_of(picture(n)))
+        (source / name).write_bytes(bytes_of(image(n)))
     with open(source / "captions.csv", "w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(("path", "caption", "licence", "source"))
@@ -210,7 +210,7 @@ def test_captions_as_parquet(source: Path, tmp_path: Path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    (source / "a.png").write_bytes(bytes_of(picture(1)))
+    (source / "a.png").write_bytes(bytes_of(image(1)))
     pq.write_table(pa.table({"path": ["a.png", None], "caption": ["a thing", None]}), source / "captions.parquet")
     store = Store(tmp_path / "run")
     ingest.run(params_for(source), store)
@@ -219,7 +219,7 @@ def test_captions_as_parquet(source: Path, tmp_path: Path):
 
 def test_shards_hold_what_the_table_says(source: Path, tmp_path: Path):
     for n in range(7):
-        (source / f"{n}.png").write_bytes(bytes_of(picture(n)))
+        (source / f"{n}.png").write_bytes(bytes_of(image(n)))
     store = Store(tmp_path / "run")
     ingest.run(params_for(source), store)
     rows = store.read_table("images").to_pylist()
@@ -237,7 +237,7 @@ def test_shards_hold_what_the_table_says(source: Path, tmp_path: Path):
 
 def test_a_later_run_takes_what_is_new_and_a_limit_leaves_the_rest_for_it(source: Path, tmp_path: Path):
     for n in range(5):
-        (source / f"{n}.png").write_bytes(bytes_of(picture(n)))
+        (source / f"{n}.png").write_bytes(bytes_of(image(n)))
     (source / "5.jpg").write_bytes(b"broken")
     store = Store(tmp_path / "run")
     first = ingest.run(params_for(source, limit=4), store)
@@ -248,7 +248,7 @@ def test_a_later_run_takes_what_is_new_and_a_limit_leaves_the_rest_for_it(source
     third = ingest.run(params_for(source, "2026.01.18"), store)  # an empty week, the broken file included
     assert (third.new, third.written, third.dropped, third.figures, third.reused) == (0, 0, {}, {}, 5)
     assert store.table_path("images", "2026.01.18").exists()
-    (source / "5.jpg").write_bytes(bytes_of(picture(50), "JPEG", quality=95))  # mended
+    (source / "5.jpg").write_bytes(bytes_of(image(50), "JPEG", quality=95))  # mended
     (source / "copy.png").write_bytes((source / "0.png").read_bytes())
     fourth = ingest.run(params_for(source, "2026.01.25"), store)
     assert (fourth.new, fourth.written, fourth.dropped) == (2, 1, {"duplicate": 1})
@@ -259,7 +259,7 @@ def test_a_caption_that_alone_changes_is_counted_and_said_and_the_published_one_
         (source / "captions.csv").write_text("path,caption\n" + "".join(f"{n}.png,{caption}\n" for n, caption in enumerate(captions)))
 
     for n in range(3):
-        (source / f"{n}.png").write_bytes(bytes_of(picture(n)))
+        (source / f"{n}.png").write_bytes(bytes_of(image(n)))
     (source / "3.jpg").write_bytes(b"broken")
     say("a red thing", "", "a third")
     store = Store(tmp_path / "run")
@@ -268,7 +268,7 @@ def test_a_caption_that_alone_changes_is_counted_and_said_and_the_published_one_
     say("a crimson thing", "a second thing", "a third")
     second = ingest.run(params_for(source, "2026.01.11"), store)
     assert (second.new, second.figures["captions_changed"]) == (0, 2)
-    assert "2 pictures of earlier batches" in second.notes[0] and "mine:0.png ('a crimson thing')" in second.notes[0] and "mine:2.png" not in second.notes[0]
+    assert "2 images of earlier batches" in second.notes[0] and "mine:0.png ('a crimson thing')" in second.notes[0] and "mine:2.png" not in second.notes[0]
     assert second.notes[0] in caplog.text
     assert {uri: row["caption"] for uri, row in images_of(store).items()} == {"0.png": "a red thing", "1.png": None, "2.png": "a third"}
     assert ingest.run(params_for(source, "2026.01.11"), store) == second  # the batch is done; its report says the same
@@ -317,10 +317,10 @@ def test_the_file_systems_order_does_not_show(source: Path, tmp_path: Path, monk
 
 
 def test_links_out_of_the_source_are_not_followed(source: Path, tmp_path: Path):
-    (tmp_path / "secret.png").write_bytes(bytes_of(picture(1)))
+    (tmp_path / "secret.png").write_bytes(bytes_of(image(1)))
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "x.png").write_bytes(bytes_of(picture(2)))
-    (source / "a.png").write_bytes(bytes_of(picture(3)))
+    (tmp_path / "elsewhere" / "x.png").write_bytes(bytes_of(image(2)))
+    (source / "a.png").write_bytes(bytes_of(image(3)))
     (source / "out.png").symlink_to(tmp_path / "secret.png")
     (source / "within.png").symlink_to(source / "a.png")
     (source / "folder").symlink_to(tmp_path / "elsewhere")

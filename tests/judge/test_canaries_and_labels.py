@@ -1,4 +1,4 @@
-"""A model that does not see its pictures, and a judge that does not judge, stop the part before it costs anything."""
+"""A model that does not see its images, and a judge that does not judge, stop the part before it costs anything."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ HERE = Path("tasks/sample")
 
 
 class Says:
-    """Describes pictures by a rule."""
+    """Describes images by a rule."""
 
     name, revision, engine = "fake", "1", "fake 1"
 
@@ -59,7 +59,7 @@ def test_the_shipped_model_sees_the_shipped_canaries():
 
 
 def test_the_plain_canaries_take_plain_words_and_no_blind_guess():
-    """For real models: what a person would write passes, in any of several wordings; what is said of no picture does not."""
+    """For real models: what a person would write passes, in any of several wordings; what is said of no image does not."""
     canaries = read_canaries(HERE / "plain" / "canaries")
     seen = [
         "both show a house on green ground; the target also has a tree beside it",

@@ -1,4 +1,4 @@
-"""The rule refuses what only looks trained: shuffled instructions, text without the picture, and training on the benchmark's own pictures.
+"""The rule refuses what only looks trained: shuffled instructions, text without the image, and training on the benchmark's own images.
 
 All start from the sample world's CLIP checkpoint and train its text tower as the recipe's first phase does; an honest one, trained on
 true triplets, is promoted by the same rule on the same benchmark.
@@ -13,12 +13,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from benchmarks.data_efficiency import Pictures, Sample, fit_texts
+from benchmarks.data_efficiency import Images, Sample, fit_texts
 from tasks.config import load_params
 from tasks.evaluate.benchmarks import read_benchmark
 from tasks.evaluate.contamination import Fingerprints, contamination_of
 from tasks.evaluate.protocols import Benchmark
-from tasks.evaluate.retrieval import picture_features
+from tasks.evaluate.retrieval import image_features
 from tasks.evaluate.scores import measure
 from tasks.models.retrievers.clip import Retriever
 from tasks.promote.decision import Decision, decide
@@ -38,7 +38,7 @@ class Bench(NamedTuple):
     honest: Scores
     samples: list[Sample]
     tuned: Callable[[list[Sample]], Scores]
-    seen: Callable[[list[str]], float]  # training pictures -> share of the benchmark's
+    seen: Callable[[list[str]], float]  # training images -> share of the benchmark's
 
 
 def true_samples(families: list[list[Scene]], names: dict[Scene, str]) -> list[Sample]:
@@ -66,42 +66,42 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
     scenes = list(dict.fromkeys(s for members in families for s in members))
     names = {scene: f"s{n}" for n, scene in enumerate(scenes)}
     base = Retriever(checkpoint, device="cpu", threads=1)
-    gallery = picture_features(base, benchmark, 128)
-    trained = Pictures(base, Store(folder), {name: scene for scene, name in names.items()})
+    gallery = image_features(base, benchmark, 128)
+    trained = Images(base, Store(folder), {name: scene for scene, name in names.items()})
     trained.raw |= {key: torch.from_numpy(row) for key, row in gallery.items()}  # for the one that trains on the benchmark
 
     def tuned(samples: list[Sample]) -> Scores:
         trained.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
         retriever = Retriever(checkpoint, device="cpu", threads=1)
         fit_texts(retriever, samples, trained.raw, steps=30, batch=48, rate=0.0015, warmup=5, temperature=0.02, negatives="mined", seed=0)
-        return measure(retriever, benchmark, 128, pictures=gallery)
+        return measure(retriever, benchmark, 128, images=gallery)
 
-    def seen(pictures: list[str]) -> float:
+    def seen(images: list[str]) -> float:
         known = Fingerprints(lambda key: benchmark.read(key) if key in gallery else _drawn(key))
-        for key in dict.fromkeys(pictures):
+        for key in dict.fromkeys(images):
             known(key)
         return float(contamination_of(benchmark, recorder.found, list(known.found.values()), params)["share"])
 
     def _drawn(key: str):
-        from tasks.sample.scenes import picture_of
+        from tasks.sample.scenes import image_of
 
-        return picture_of(trained.drawn[key])
+        return image_of(trained.drawn[key])
 
     samples = true_samples(families, names)
-    return Bench(benchmark, measure(base, benchmark, 128, pictures=gallery), tuned(samples), samples, tuned, seen)
+    return Bench(benchmark, measure(base, benchmark, 128, images=gallery), tuned(samples), samples, tuned, seen)
 
 
-def decision(bench: Bench, candidate: Scores, pictures: list[str]) -> Decision:
+def decision(bench: Bench, candidate: Scores, images: list[str]) -> Decision:
     """What promote says of a candidate, the base model in place."""
-    return decide(candidate, None, bench.base, "map_at_5", 0.005, seen_share=bench.seen(pictures), seen_share_max=0.01)
+    return decide(candidate, None, bench.base, "map_at_5", 0.005, seen_share=bench.seen(images), seen_share_max=0.01)
 
 
-def pictures_of(samples: list[Sample]) -> list[str]:
+def images_of(samples: list[Sample]) -> list[str]:
     return [p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)]
 
 
 def test_true_triplets_are_promoted(bench: Bench):
-    found = decision(bench, bench.honest, pictures_of(bench.samples))
+    found = decision(bench, bench.honest, images_of(bench.samples))
     assert found.is_promoted, found.why
 
 
@@ -110,14 +110,14 @@ def test_shuffled_instructions_are_refused(bench: Bench):
     random.Random(1).shuffle(texts)
     shuffled = [replace(s, texts=t) for s, t in zip(bench.samples, texts, strict=True)]
     candidate = bench.tuned(shuffled)
-    found = decision(bench, candidate, pictures_of(shuffled))
+    found = decision(bench, candidate, images_of(shuffled))
     assert not found.is_promoted, found.why
 
 
-def test_text_without_the_picture_is_refused(bench: Bench):
+def test_text_without_the_image_is_refused(bench: Bench):
     alone = [replace(s, query=None) for s in bench.samples]
     candidate = bench.tuned(alone)
-    found = decision(bench, candidate, pictures_of(alone))
+    found = decision(bench, candidate, images_of(alone))
     assert not found.is_promoted, found.why
 
 
@@ -126,5 +126,5 @@ def test_training_on_the_benchmark_is_refused_though_it_scores_best(bench: Bench
     stolen = [Sample(q.reference, q.right[0], (q.text,)) for q in task.queries]
     candidate = bench.tuned(stolen)
     assert candidate["composed"]["map_at_5"] > bench.honest["composed"]["map_at_5"]
-    found = decision(bench, candidate, pictures_of(stolen))
+    found = decision(bench, candidate, images_of(stolen))
     assert not found.is_promoted and found.why.startswith("contaminated")

@@ -13,11 +13,11 @@ def test_a_target_is_found_only_before_all_others_that_count():
     gallery = np.eye(3, dtype=np.float32)
     query = np.array([[0.9, 0.8, 0.0], [0.5, 0.5, 0.0]], np.float32)
     targets = gallery[[1, 1]]
-    assert is_first(query, targets, gallery, [[1], [1]]).tolist() == [False, False]  # the first picture is nearer; a tie is not nearer
+    assert is_first(query, targets, gallery, [[1], [1]]).tolist() == [False, False]  # the first image is nearer; a tie is not nearer
     assert is_first(query, targets, gallery, [[0, 1], [0, 1]]).tolist() == [True, True]  # it is the query itself
 
 
-def test_text_picture_and_both_are_told_apart():
+def test_text_image_and_both_are_told_apart():
     vectors = {
         "query": np.array([1, 0, 0.0]),
         "target": np.array([0.6, 0.8, 0]),

@@ -114,7 +114,7 @@ def test_one_join_serves_as_many_files_as_memory_allows():
 
 @pytest.mark.parametrize("backend", ["blocked", "torch", "faiss-flat"])
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_corpus_of_none_one_and_two_pictures_with_more_neighbours_than_pictures(tmp_path: Path, backend: str, count: int):
+def test_a_corpus_of_none_one_and_two_images_with_more_neighbours_than_images(tmp_path: Path, backend: str, count: int):
     store, params = Store(tmp_path), params_for(BATCHES[0], neighbours=50, low=-1.0)
     params = params.model_copy(update={"mine": params.mine.model_copy(update={"backend": backend})})
     turned = np.array([[1, 0], [0.8, 0.6]], np.float16)

@@ -50,7 +50,7 @@ def test_the_page_holds_all_it_shows_and_escapes_it(root: Path):
     assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'src="([^"]*)"', page))
     assert not re.search(r"(https?:)?//[a-z]", page.replace("http://www.w3.org", ""))
     assert page.count("<svg") == 3 and "Recall@10" in page
-    assert "near duplicate<small>a kept picture, re-encoded, resized or slightly cropped</small>" in page  # what was left out is explained, not only counted
+    assert "near duplicate<small>a kept image, re-encoded, resized or slightly cropped</small>" in page  # what was left out is explained, not only counted
     assert page == build(root, EVALUATION)
 
 
@@ -68,7 +68,7 @@ def test_scores_can_be_filled_in_later(root: Path):
     assert gallery.with_retrieval(page, EVALUATION) == build(root, EVALUATION)
 
 
-def test_a_page_that_is_too_large_gets_smaller_pictures_then_fewer_triplets(root: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_page_that_is_too_large_gets_smaller_images_then_fewer_triplets(root: Path, monkeypatch: pytest.MonkeyPatch):
     whole = len(build(root).encode())
     monkeypatch.setattr(gallery, "MAX_BYTES", whole * 2 // 3)
     small = build(root)

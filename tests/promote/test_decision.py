@@ -58,7 +58,7 @@ def test_without_noise_the_main_metric_alone_decides_by_min_gain():
 
 def test_a_contaminated_model_is_refused_whatever_it_scores():
     decision = decide(scores(0.9), None, scores(0.1), "map_at_5", 0.005, seen_share=0.02, seen_share_max=0.01)
-    assert not decision.is_promoted and decision.why.startswith("contaminated: it was trained on 2.0% of the pictures")
+    assert not decision.is_promoted and decision.why.startswith("contaminated: it was trained on 2.0% of the images")
     assert decide(scores(0.9), None, scores(0.1), "map_at_5", 0.005, seen_share=0.005, seen_share_max=0.01).is_promoted
 
 

@@ -261,7 +261,7 @@ def written(*answers: str, draft: Draft | None = None, **more) -> tuple[Draft, M
         ("it at night", None),
     ],
 )
-def test_a_text_that_gives_a_picture_away_is_not_taken(answer: str, reason: str | None):
+def test_a_text_that_gives_a_image_away_is_not_taken(answer: str, reason: str | None):
     draft, model = written(answer, "it in green, lit by a lamp", source_share=0.3, leak_share=0.8)
     assert model.spent.rejected == ({reason: 1} if reason else {})
     assert draft.texts == {"short": answer if reason is None else "it in green, lit by a lamp"}
@@ -305,8 +305,8 @@ def test_a_server_is_guided_by_the_form_where_one_is_asked_for_and_not_elsewhere
 
     served = load_writer("m", engine="openai", url="http://server/v1", in_flight=1)
     served._client = httpx.Client(transport=httpx.MockTransport(answer))  # type: ignore[attr-defined]
-    draft, pictures = Draft("p"), (Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue"))
-    describe([draft], [pictures], served, STANDARD, max_chars=1600)  # type: ignore[arg-type]
+    draft, images = Draft("p"), (Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue"))
+    describe([draft], [images], served, STANDARD, max_chars=1600)  # type: ignore[arg-type]
     write([draft], [(None, None)], config(styles=["keep"]), served, STANDARD)
     assert draft.texts == {"keep": "the same at night, with a lamp"} and len(asked) == 2
     guided, free = asked

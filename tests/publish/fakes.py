@@ -1,4 +1,4 @@
-"""A tiny run without models: a few coloured pictures, tables that name them, the gates for real, and a version."""
+"""A tiny run without models: a few coloured images, tables that name them, the gates for real, and a version."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ ENCODERS = ("semantic", "pattern", "caption")
 REVISION = "0123456789ab"
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     """A 24 px JPEG that no other number gives."""
     noise = np.random.default_rng(number).integers(0, 255, (3, 3, 3), dtype=np.uint8)
     out = io.BytesIO()
@@ -30,14 +30,14 @@ def picture(number: int) -> bytes:
 
 
 def fill(root: Path, numbers: range, *, copies: int = 0, cosine: float = 0.30, triplets: bool = True) -> Params:
-    """Write what ingest to judge would have written for pictures `numbers`, and the reports that the gates read."""
+    """Write what ingest to judge would have written for images `numbers`, and the reports that the gates read."""
     params, store = load_params(root / "params.yaml"), Store(root)
     batch = params.open_run.batch or ""
     shard, rows = f"{batch}-00000.tar", []
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for n in numbers:
-            content = picture(n)
+            content = image(n)
             image_id = hashlib.sha256(content).hexdigest()
             member = tarfile.TarInfo(f"{image_id}.jpg")
             member.size = len(content)
@@ -78,7 +78,7 @@ def image_row(n: int, image_id: str, batch: str, shard: str, offset: int, size: 
         "shard": shard,
         "width_px": 24,
         "height_px": 24,
-        "caption": f"picture {n}",
+        "caption": f"image {n}",
         "caption_source": "source",
         "license_code": "CC0-1.0",
         "attribution": "",

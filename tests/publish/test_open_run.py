@@ -49,18 +49,18 @@ def test_training_needs_a_version(deployment: Path):
 
 
 def test_the_run_has_its_worktree_and_a_retry_gets_the_same(deployment: Path, monkeypatch: pytest.MonkeyPatch):
-    (deployment / "pictures").mkdir()
+    (deployment / "images").mkdir()
     monkeypatch.setenv("MEGAPAIRS_DATASET", str(deployment / "dataset"))
     monkeypatch.setenv("MEGAPAIRS_RUNS", str(deployment / "runs"))
     monkeypatch.setenv("MEGAPAIRS_SOURCES_ROOT", str(deployment))
-    conf = json.dumps({"profile": "test", "sources": "pictures", "date": "2026-11-16", "select.negatives": 2})
+    conf = json.dumps({"profile": "test", "sources": "images", "date": "2026-11-16", "select.negatives": 2})
     start = time.monotonic()
     first = main(["--run-id", "manual__2026-11-16T00:00:00", "--kind", "dataset", "--conf", conf])
     assert time.monotonic() - start < 5
     root = Path(first.notes[0])
     params = load_params(root / "params.yaml")
     assert (params.profile, params.open_run.batch, params.select.negatives, params.caption.chunk_pairs) == ("test", "2026.11.16", 2, 32)
-    assert params.ingest.sources[0].path == str(deployment / "pictures")
+    assert params.ingest.sources[0].path == str(deployment / "images")
     assert "profiles" not in yaml.safe_load((root / "params.yaml").read_text())
     assert params.embed.encoders["semantic"].model.startswith("tasks/")  # models lie in the code
     (root / "data").mkdir()
@@ -93,7 +93,7 @@ def test_named_benchmarks_are_found_below_the_root_and_missed_by_name(tmp_path: 
     check_places(params, "model")
 
 
-def test_lists_of_pictures_are_found_below_the_root(tmp_path: Path):
+def test_lists_of_images_are_found_below_the_root(tmp_path: Path):
     lists = {"blocklists": ["block.txt", "/etc/block.txt"], "benchmark_hashes": ["circo.jsonl"], "takedown": "ledger.txt"}
     found = located({"ingest": lists, "evaluate": {}}, tmp_path)["ingest"]
     assert found["blocklists"] == [str(tmp_path / "block.txt"), "/etc/block.txt"]

@@ -23,7 +23,7 @@ from tests.publish.fakes import fill, gates, open_dataset_run, publish_version
 
 @pytest.fixture(scope="module")
 def versions(deployment: Path) -> Path:
-    """Two versions: 8 pictures, then 5 more."""
+    """Two versions: 8 images, then 5 more."""
     publish_version(deployment, "one", "2026-11-16", range(0, 8))
     publish_version(deployment, "two", "2026-11-23", range(8, 13))
     return deployment
@@ -50,7 +50,7 @@ def test_the_branch_holds_code_card_and_counts(versions: Path):
 def test_a_dry_run_and_an_empty_week_publish_nothing(versions: Path):
     for run_id, conf, with_triplets, why in (
         ("dry", {"dry_run": True}, True, "dry run"),
-        ("empty", {}, False, "no new triplet.* New pictures 4, new pairs 2; left out by judge: 2 wrong_target"),
+        ("empty", {}, False, "no new triplet.* New images 4, new pairs 2; left out by judge: 2 wrong_target"),
     ):
         root = open_dataset_run(versions, run_id, "2026-11-30", **conf)
         params = fill(root, range(20, 24), triplets=with_triplets)

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, Au
 
 from tasks.sample import phrases, train_clip, train_judge, train_vlm, train_writer
 from tasks.sample.common import held_out_pairs
-from tasks.sample.scenes import difference, draw, picture_of, split_of
+from tasks.sample.scenes import difference, draw, image_of, split_of
 from tasks.sample.tokens import CHECKPOINTS, prompt
 
 PAIRS = held_out_pairs(40, seed=101)
@@ -36,8 +36,8 @@ def test_all_together_are_at_most_25_mib():
     assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()) <= 25 * 2**20
 
 
-def test_clip_and_dino_embed_pictures_and_texts():
-    images = [picture_of(s, side_px=side) for side, (s, _) in zip((96, 128), PAIRS, strict=False)]
+def test_clip_and_dino_embed_images_and_texts():
+    images = [image_of(s, side_px=side) for side, (s, _) in zip((96, 128), PAIRS, strict=False)]
     processor, model = AutoProcessor.from_pretrained(CHECKPOINTS / "clip"), AutoModel.from_pretrained(CHECKPOINTS / "clip", dtype=torch.float32)
     values = processor(images=images, return_tensors="pt")["pixel_values"]
     assert train_clip.image_vectors(model, values).shape == train_clip.text_vectors(model, processor, ["a", "b"]).shape == (2, 128)
@@ -75,10 +75,10 @@ def test_the_describer_is_right_on_most_held_out_pairs(vlm, edits, bar):
     assert np.mean(right) >= bar, list(zip(texts, right, strict=True))
 
 
-def test_the_describer_reads_pictures_through_its_processor(vlm):
+def test_the_describer_reads_images_through_its_processor(vlm):
     model, processor = vlm
     s, t = PAIRS[0]
-    parts = [{"type": "image", "image": picture_of(x, side_px=128)} for x in (s, t)] + [{"type": "text", "text": prompt("describe")}]
+    parts = [{"type": "image", "image": image_of(x, side_px=128)} for x in (s, t)] + [{"type": "text", "text": prompt("describe")}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": parts}], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
@@ -116,8 +116,8 @@ def test_the_writer_copies_names_exactly_in_every_style():
     assert all(share >= 0.9 for share in shares.values()), shares
 
 
-def test_a_black_picture_is_no_padding(vlm):
-    """Idefics3 takes an image of zeros for padding and drops it: a black picture must not become one (-1, not 0)."""
+def test_a_black_image_is_no_padding(vlm):
+    """Idefics3 takes an image of zeros for padding and drops it: a black image must not become one (-1, not 0)."""
     model, processor = vlm
     black = Image.new("RGB", (96, 96))
     values = processor.image_processor(images=[[black]], return_tensors="pt")["pixel_values"]

@@ -98,7 +98,7 @@ def test_a_query_needs_its_text(tmp_path: Path):
         assert sum(len(difference(query, other)) <= len(difference(query, target)) for other in others) >= AS_NEAR
 
 
-def test_a_lone_near_relative_is_told_by_the_picture():
+def test_a_lone_near_relative_is_told_by_the_image():
     def circle(colour: str, background: str = "white") -> Scene:
         return Scene(background, (Thing(0, "circle", colour, "large"),))
 

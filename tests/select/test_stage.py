@@ -106,7 +106,7 @@ def test_unites_the_encoders_with_provenance():
 
     found = unite(pa.array(["a", "b"]), {"caption": mined((0, 1, 4)), "semantic": mined((1, 0, 2), (0, 1, 0), (0, 0, 0))})
     there, back = {"semantic": 0, "caption": 4}, {"semantic": 2}
-    assert rows_of(found) == [("a", "b", there), ("b", "a", back)]  # no picture is its own target
+    assert rows_of(found) == [("a", "b", there), ("b", "a", back)]  # no image is its own target
     assert [of for *_, of in rows_of(found.mirrored())] == [{"semantic": 2, "caption": 4}, there]
     assert found.reverse_ranks.tolist() == found.ranks[::-1].tolist()
 
@@ -163,7 +163,7 @@ def test_no_encoder_and_no_source_brings_more_and_both_directions_come_or_neithe
 
 @settings(max_examples=60, deadline=None)
 @given(pairs_of_letters, st.integers(0, 9), st.floats(0, 1), st.randoms())
-def test_at_most_a_share_of_pairs_ends_at_the_query_s_nearest_picture(names: list[str], seed: int, share: float, chance: random.Random):
+def test_at_most_a_share_of_pairs_ends_at_the_query_s_nearest_image(names: list[str], seed: int, share: float, chance: random.Random):
     config = SelectConfig(pairs_per_query=9, pairs_per_target=9, nearest_share=share)
     some = table_of([(n[0], n[1], {"semantic": chance.randrange(2)} if chance.random() < 0.8 else {"pattern": 0}) for n in sorted(names)])
     other = shuffled(some, chance)
@@ -295,7 +295,7 @@ def test_negatives_are_the_retrieved_nearest_to_the_target_but_no_copy_of_it():
     assert [s for _, s in negatives] == pytest.approx([np.cos(np.deg2rad(20)), np.cos(np.deg2rad(40))], abs=2e-3)
 
 
-def test_encoders_take_turns_and_the_first_that_proposes_a_picture_has_it():
+def test_encoders_take_turns_and_the_first_that_proposes_a_image_has_it():
     ids = ["query", "target", "a", "b", "c"]
     tables = {"semantic": (ids, on_circle(0, 40, 60, 80, 100)), "pattern": (ids, on_circle(0, 40, 90, 45, 50))}
     retrieved = {"semantic": {"query": ["a", "b"]}, "pattern": {"target": ["b", "c"]}}
@@ -350,7 +350,7 @@ def params_for(batch: str, **changes: object) -> Params:
 
 
 def fill(store: Store, batch: str, degrees: list[int], all_degrees: list[int], encoders: tuple[str, ...] = ("semantic", "pattern", "caption")) -> None:
-    """Pictures by angle, and the neighbours that `mine` would have found, up to 30 degrees."""
+    """Images by angle, and the neighbours that `mine` would have found, up to 30 degrees."""
     ids = [f"{d:03d}" for d in degrees]
     rows = [{"image_id": i, "batch": batch, "shard": f"{batch}-00000.tar", "source_uri": f"s:{i}"} for i in ids]
     store.write(store.table_path("images", batch), rows, "images")
@@ -391,7 +391,7 @@ def test_a_batch_then_a_second_one(tmp_path: Path):
     assert store.table_path("pairs", "2026.01.11").read_bytes() == before[0]
 
 
-def test_a_week_reads_the_vectors_of_the_pictures_that_it_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_week_reads_the_vectors_of_the_images_that_it_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of the earlier tables and vectors it takes what its candidates and their neighbours name, and the pairs are those of reading all."""
     store = Store(tmp_path)
     first, second = [0, 5, 10, 100, 105, 110, 200, 210], [3, 8]  # the new ones lie near three of the old
@@ -421,9 +421,9 @@ def test_a_week_reads_the_vectors_of_the_pictures_that_it_names_alone(tmp_path: 
     assert path.read_bytes() == lean and store.read(path, "pairs").num_rows > 0
 
 
-def test_the_yield_of_each_encoder_is_reported_a_new_picture(tmp_path: Path):
+def test_the_yield_of_each_encoder_is_reported_a_new_image(tmp_path: Path):
     store = Store(tmp_path)
-    fill(store, "2026.01.04", [0, 10, 20, 90], [0, 10, 20, 90])  # of four pictures three have two neighbours each
+    fill(store, "2026.01.04", [0, 10, 20, 90], [0, 10, 20, 90])  # of four images three have two neighbours each
     path = store.folder("data", "neighbours", "pattern", "2026.01.04-00000.parquet")
     store.write(path, store.read(path, "neighbours").slice(0, 1), "neighbours")
     figures = select.run(params_for("2026.01.04"), store).figures
@@ -463,7 +463,7 @@ def test_a_similarity_that_no_vector_gives_is_null(tmp_path: Path):
     assert row["negative_image_ids"] == [row["query_image_id"]]  # no mined one: the pair is kept all the same
 
 
-def test_the_captions_fit_is_measured_on_the_new_pictures(tmp_path: Path):
+def test_the_captions_fit_is_measured_on_the_new_images(tmp_path: Path):
     store = Store(tmp_path)
     fill(store, "2026.01.04", [0, 10], [0, 10])
     assert select.run(params_for("2026.01.04"), store).figures["median_caption_cosine_new"] == pytest.approx(1, abs=1e-3)

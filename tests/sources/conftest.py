@@ -43,7 +43,7 @@ def s3_url() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client, and an empty bucket 'pictures'; the environment holds the credentials."""
+    """A client, and an empty bucket 'images'; the environment holds the credentials."""
     import boto3
 
     for name in [n for n in os.environ if n.startswith("AWS_")]:
@@ -51,12 +51,12 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=s3_url)
-    client.create_bucket(Bucket="pictures")
+    client.create_bucket(Bucket="images")
     yield client
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket="pictures"):
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket="images"):
         for row in page.get("Contents", ()):
-            client.delete_object(Bucket="pictures", Key=row["Key"])
-    client.delete_bucket(Bucket="pictures")
+            client.delete_object(Bucket="images", Key=row["Key"])
+    client.delete_bucket(Bucket="images")
 
 
 class Flaky(ThreadingHTTPServer):

@@ -1,7 +1,7 @@
 """Buckets and URLs whose other side fails, and a SIGKILL in the middle: the next run gives the tables of an undisturbed one.
 
-The undisturbed run reads the same pictures from servers that answer everything. The other one asks an S3 endpoint that fails half of its requests, or
-sites of which one drips a byte a second, and is killed with its workers when half of the pictures were asked for.
+The undisturbed run reads the same images from servers that answer everything. The other one asks an S3 endpoint that fails half of its requests, or
+sites of which one drips a byte a second, and is killed with its workers when half of the images were asked for.
 """
 
 import json
@@ -22,7 +22,7 @@ import yaml
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import stage as ingest
 from tasks.store import Store
-from tests.ingest.test_copies_and_lists import picture, saved
+from tests.ingest.test_copies_and_lists import image, saved
 from tests.ingest.test_stage import tables_of
 from tests.sources.conftest import Flaky
 
@@ -47,9 +47,9 @@ def params_for(root: Path, **source: Any) -> Params:
     return params
 
 
-def pictures(folder: Path) -> dict[str, bytes]:
-    """Twelve files: ten pictures, a copy of the first, and one that is none."""
-    found = {f"{n:02d}.jpg": saved(picture(n), folder / f"{n:02d}.jpg") for n in range(COUNT - 2)}
+def images(folder: Path) -> dict[str, bytes]:
+    """Twelve files: ten images, a copy of the first, and one that is none."""
+    found = {f"{n:02d}.jpg": saved(image(n), folder / f"{n:02d}.jpg") for n in range(COUNT - 2)}
     return found | {"10.jpg": found["00.jpg"], "11.jpg": b"<html>404</html>"}
 
 
@@ -83,11 +83,11 @@ def assert_every_file_once(report: dict[str, Any], root: Path) -> None:
 
 
 def test_killed_in_the_middle_of_a_bucket_that_fails_half_of_what_it_is_asked(tmp_path: Path, project: Path, s3: Any, s3_url: str, flaky: Flaky):
-    for name, content in pictures(tmp_path / "files").items():
-        s3.put_object(Bucket="pictures", Key=f"week/{name}", Body=content)
-    ingest.run(params_for(tmp_path / "whole", path="s3://pictures/week", endpoint_url=s3_url), Store(tmp_path / "whole"))
-    params_for(tmp_path / "killed", path="s3://pictures/week", endpoint_url=flaky.url)
-    keys = [f"GET /pictures/week/{n:02d}.jpg" for n in range(COUNT)]
+    for name, content in images(tmp_path / "files").items():
+        s3.put_object(Bucket="images", Key=f"week/{name}", Body=content)
+    ingest.run(params_for(tmp_path / "whole", path="s3://images/week", endpoint_url=s3_url), Store(tmp_path / "whole"))
+    params_for(tmp_path / "killed", path="s3://images/week", endpoint_url=flaky.url)
+    keys = [f"GET /images/week/{n:02d}.jpg" for n in range(COUNT)]
     killed_when(tmp_path / "killed", project, lambda: sum(flaky.asked[k] > 0 for k in keys) >= COUNT // 2)
     report = run_again(tmp_path / "killed", project)
     assert_every_file_once(report, tmp_path / "killed")
@@ -135,7 +135,7 @@ class SiteHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    server = Site(pictures(tmp_path / "files"), drips=("03.jpg",))
+    server = Site(images(tmp_path / "files"), drips=("03.jpg",))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server
     server.shutdown()
@@ -162,7 +162,7 @@ def test_killed_in_the_middle_of_a_table_of_urls_one_of_which_drips(tmp_path: Pa
     assert_every_file_once(run_again(tmp_path / "killed", project), tmp_path / "killed")
     assert whole_tables(tmp_path / "killed") == whole_tables(tmp_path / "whole")
 
-    site.drips = ()  # a week later it is well again: that picture alone is asked for
+    site.drips = ()  # a week later it is well again: that image alone is asked for
     site.asked.clear()
     params = params_for(tmp_path / "killed", **source)
     later = params.model_copy(update={"open_run": params.open_run.model_copy(update={"batch": "2026.11.08", "date": "2026-11-08"})})

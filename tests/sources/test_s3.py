@@ -14,7 +14,7 @@ from tasks.sources import s3 as s3_source
 from tests.sources.conftest import Flaky
 
 
-def source(url: str, path: str = "s3://pictures/week", **more: Any) -> SourceConfig:
+def source(url: str, path: str = "s3://images/week", **more: Any) -> SourceConfig:
     return SourceConfig(name="bucket", path=path, endpoint_url=url, license_code="CC0-1.0", **more)
 
 
@@ -24,14 +24,14 @@ def bytes_for(name: str, size: int = 3_000) -> bytes:
 
 def put(client: Any, *keys: str) -> None:
     for key in keys:
-        client.put_object(Bucket="pictures", Key=key, Body=bytes_for(key))
+        client.put_object(Bucket="images", Key=key, Body=bytes_for(key))
 
 
 def test_objects_are_listed_by_key_and_read_under_a_limit(s3: Any, s3_url: str):
     put(s3, "week/b.jpg", "week/a/../c.jpg", "week/a.jpg", "weekend/z.jpg", "other.jpg")
-    s3.put_object(Bucket="pictures", Key="week/", Body=b"")
-    s3.put_object(Bucket="pictures", Key="week/empty.jpg", Body=b"")
-    s3.put_object(Bucket="pictures", Key="week/captions.csv", Body=b"path,caption,licence\na.jpg,a thing,CC-BY-4.0\n")
+    s3.put_object(Bucket="images", Key="week/", Body=b"")
+    s3.put_object(Bucket="images", Key="week/empty.jpg", Body=b"")
+    s3.put_object(Bucket="images", Key="week/captions.csv", Body=b"path,caption,licence\na.jpg,a thing,CC-BY-4.0\n")
     found = list(sources.listing(source(s3_url)))
     assert [f.uri for f in found] == ["bucket:a.jpg", "bucket:a/../c.jpg", "bucket:b.jpg", "bucket:empty.jpg"]
     assert (found[0].label.caption, found[0].license_code, found[2].license_code) == ("a thing", "CC-BY-4.0", "CC0-1.0")
@@ -56,11 +56,11 @@ def test_a_fingerprint_changes_with_the_bytes_alone(s3: Any, s3_url: str):
     put(s3, "week/a.jpg", "week/b.jpg")
     first = {f.uri: f for f in sources.listing(source(s3_url))}
     put(s3, "week/a.jpg")  # the same bytes, written again
-    s3.put_object(Bucket="pictures", Key="week/b.jpg", Body=b"others")
+    s3.put_object(Bucket="images", Key="week/b.jpg", Body=b"others")
     second = {f.uri: f for f in sources.listing(source(s3_url))}
     assert first["bucket:a.jpg"].fingerprint == second["bucket:a.jpg"].fingerprint != ""
     assert first["bucket:b.jpg"].fingerprint != second["bucket:b.jpg"].fingerprint
-    s3.copy_object(Bucket="pictures", Key="week/copy.jpg", CopySource="pictures/week/a.jpg")
+    s3.copy_object(Bucket="images", Key="week/copy.jpg", CopySource="images/week/a.jpg")
     assert len({f.fingerprint for f in sources.listing(source(s3_url))}) == 3  # the same bytes under a new name are a new file
     with pytest.raises(Refused) as caught:  # what was listed is not there any more: never other bytes under its ETag
         first["bucket:b.jpg"].read(10_000)

@@ -1,6 +1,6 @@
-"""The same pictures as a folder, as tars, in a bucket, as tars in a bucket and as URLs give the same ids; what was seen is only listed.
+"""The same images as a folder, as tars, in a bucket, as tars in a bucket and as URLs give the same ids; what was seen is only listed.
 
-Once with drawn pictures; once with real photographs where they are (`../shared/photos`, kept out of the repository).
+Once with drawn images; once with real photographs where they are (`../shared/photos`, kept out of the repository).
 """
 
 import csv
@@ -93,7 +93,7 @@ def labels_in(folder: Path) -> dict[str, str]:
 
 
 def tars_of(folder: Path, out: Path, count: int) -> None:
-    """The folder's pictures in WebDataset tars, captions as .txt in some and .json in others."""
+    """The folder's images in WebDataset tars, captions as .txt in some and .json in others."""
     labels = labels_in(folder)
     paths = sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".webp"))
     out.mkdir()
@@ -123,23 +123,23 @@ def taken(root: Path, batch: str, **source: Any) -> tuple[Any, list[tuple[str, s
 
 
 @pytest.mark.parametrize("fill", [drawn, photographed])
-def test_the_same_pictures_have_the_same_ids_wherever_they_come_from(fill: Any, tmp_path: Path, s3: Any, s3_url: str, site: Site, objects_read: list[str]):
+def test_the_same_images_have_the_same_ids_wherever_they_come_from(fill: Any, tmp_path: Path, s3: Any, s3_url: str, site: Site, objects_read: list[str]):
     folder = tmp_path / "folder"
     fill(folder)
     labels = labels_in(folder)
     tars_of(folder, tmp_path / "tars", 3)
     for path in (p for p in folder.rglob("*") if p.is_file()):
-        s3.put_object(Bucket="pictures", Key=f"week/{path.relative_to(folder)}", Body=path.read_bytes())
+        s3.put_object(Bucket="images", Key=f"week/{path.relative_to(folder)}", Body=path.read_bytes())
     for path in (tmp_path / "tars").iterdir():
-        s3.put_object(Bucket="pictures", Key=f"tars/{path.name}", Body=path.read_bytes())
+        s3.put_object(Bucket="images", Key=f"tars/{path.name}", Body=path.read_bytes())
     with open(tmp_path / "urls.jsonl", "w") as f:
         for name in sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".webp")):
             f.write(json.dumps({"URL": f"http://127.0.0.1:{site.server_port}/{name}", "TEXT": labels.get(name)}) + "\n")
     settings: dict[str, dict[str, Any]] = {
         "folder": {"path": str(folder)},
         "tars": {"path": str(tmp_path / "tars" / "*.tar")},
-        "bucket": {"path": "s3://pictures/week", "endpoint_url": s3_url},
-        "tars in a bucket": {"path": "s3://pictures/tars/*.tar", "endpoint_url": s3_url},
+        "bucket": {"path": "s3://images/week", "endpoint_url": s3_url},
+        "tars in a bucket": {"path": "s3://images/tars/*.tar", "endpoint_url": s3_url},
         "urls": {"path": str(tmp_path / "urls.jsonl"), "contact": "me@example.org", "delay_s": 0.0, "per_host": 8, "allow_hosts": ["127.0.0.1"]},
     }
     found = {name: taken(tmp_path / "runs" / name, "2026.11.01", **source)[1] for name, source in settings.items()}
@@ -158,7 +158,7 @@ def test_the_same_pictures_have_the_same_ids_wherever_they_come_from(fill: Any, 
     assert set(objects_read[read:]) <= {"week/captions.csv"}  # nothing but the table of captions was read again
 
 
-def test_a_picture_whose_server_was_down_is_taken_a_week_later_and_nothing_twice(tmp_path: Path, site: Site):
+def test_a_image_whose_server_was_down_is_taken_a_week_later_and_nothing_twice(tmp_path: Path, site: Site):
     folder = tmp_path / "folder"
     make_world(folder, seed=6, images=4, truth=tmp_path / "truth.jsonl")
     names = sorted(labels_in(folder))

@@ -140,19 +140,19 @@ def test_a_long_table_takes_no_memory(tmp_path: Path, monkeypatch: pytest.Monkey
 def site(tmp_path: Path) -> Iterator[str]:
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "a.jpg").write_bytes(b"picture a")
+    (folder / "a.jpg").write_bytes(b"image a")
     with serving(folder) as address:
         yield address
 
 
 def test_a_url_is_fetched_and_held_against_the_tables_sha256(site: str, tmp_path: Path):
-    right, wrong = hashlib.sha256(b"picture a").hexdigest(), "0" * 64
+    right, wrong = hashlib.sha256(b"image a").hexdigest(), "0" * 64
     for sha256 in (right, wrong):
         (tmp_path / "t.jsonl").write_text(json.dumps({"url": f"{site}/a.jpg", "sha256": sha256}) + "\n")
         (file,) = sources.listing(source(tmp_path / "t.jsonl"))
-        assert file.fingerprint.startswith(sha256) and file.is_remote and file.is_named_picture
+        assert file.fingerprint.startswith(sha256) and file.is_remote and file.is_named_image
         if sha256 == right:
-            assert (file.read(100), file.read(100).robots) == (b"picture a", "absent")
+            assert (file.read(100), file.read(100).robots) == (b"image a", "absent")
         else:
             with pytest.raises(Refused) as caught:
                 file.read(100)
@@ -160,10 +160,10 @@ def test_a_url_is_fetched_and_held_against_the_tables_sha256(site: str, tmp_path
 
 
 def test_a_table_in_a_bucket(s3: Any, s3_url: str, tmp_path: Path):
-    s3.put_object(Bucket="pictures", Key="tables/t.csv", Body=b"url,caption\nhttp://example.org/a.jpg,a thing\n")
-    (file,) = sources.listing(source("s3://pictures/tables/*.csv", endpoint_url=s3_url))
+    s3.put_object(Bucket="images", Key="tables/t.csv", Body=b"url,caption\nhttp://example.org/a.jpg,a thing\n")
+    (file,) = sources.listing(source("s3://images/tables/*.csv", endpoint_url=s3_url))
     assert (file.uri, file.label.caption) == ("web:http://example.org/a.jpg", "a thing")
-    s3.put_object(Bucket="pictures", Key="tables/u.jsonl.gz", Body=gzip.compress(b'{"url": "http://example.org/b.jpg", "caption": "another"}\n'))
-    s3.put_object(Bucket="pictures", Key="tables/v.jsonl.xz", Body=b"xz")
-    found = [f.uri for f in sources.listing(source("s3://pictures/tables", kind="table", endpoint_url=s3_url))]
+    s3.put_object(Bucket="images", Key="tables/u.jsonl.gz", Body=gzip.compress(b'{"url": "http://example.org/b.jpg", "caption": "another"}\n'))
+    s3.put_object(Bucket="images", Key="tables/v.jsonl.xz", Body=b"xz")
+    found = [f.uri for f in sources.listing(source("s3://images/tables", kind="table", endpoint_url=s3_url))]
     assert found == ["web:http://example.org/a.jpg", "web:http://example.org/b.jpg", "web:v.jsonl.xz"]

@@ -54,7 +54,7 @@ def states(files: list[sources.SourceFile]) -> dict[str, bytes | str]:
     return found
 
 
-def test_pictures_come_with_their_captions_in_the_order_of_the_tar(tmp_path: Path):
+def test_images_come_with_their_captions_in_the_order_of_the_tar(tmp_path: Path):
     members = [
         ("b/1.jpg", b"one"),
         ("b/1.txt", b"first \n thing"),
@@ -68,7 +68,7 @@ def test_pictures_come_with_their_captions_in_the_order_of_the_tar(tmp_path: Pat
     (tmp_path / "x.tar").write_bytes(tar_of(members))
     (tmp_path / "w.tar").write_bytes(tar_of([("9.jpg", b"nine")]))
     found = list(sources.listing(source(str(tmp_path / "*.tar"))))
-    assert [(f.uri, f.label.caption, f.license_code, f.attribution) for f in found if f.is_named_picture] == [
+    assert [(f.uri, f.label.caption, f.license_code, f.attribution) for f in found if f.is_named_image] == [
         ("wds:w.tar/9.jpg", None, "CC0-1.0", ""),
         ("wds:x.tar/b/1.jpg", "first thing", "CC0-1.0", ""),
         ("wds:x.tar/b/2.png", "second", "CC-BY-4.0", "her"),
@@ -87,11 +87,11 @@ def test_a_packed_tar_is_a_row_that_says_what_to_do(tmp_path: Path, s3: Any, s3_
     (tmp_path / "a.tar.gz").write_bytes(content)
     (tmp_path / "b.tgz").write_bytes(content)
     (tmp_path / "c.tar").write_bytes(tar_of([("1.jpg", b"one")]))
-    s3.put_object(Bucket="pictures", Key="w/a.tar.gz", Body=content)
+    s3.put_object(Bucket="images", Key="w/a.tar.gz", Body=content)
     for files, names in (
         (sources.listing(source(str(tmp_path), kind="tars")), ["a.tar.gz", "b.tgz", "c.tar/1.jpg"]),
         (sources.listing(source(str(tmp_path / "a.tar.gz"))), ["a.tar.gz"]),
-        (sources.listing(source("s3://pictures/w/*.tar.gz", endpoint_url=s3_url)), ["a.tar.gz"]),
+        (sources.listing(source("s3://images/w/*.tar.gz", endpoint_url=s3_url)), ["a.tar.gz"]),
     ):
         read = list(files)
         assert [f.uri.partition(":")[2] for f in read] == names and all(f.fingerprint for f in read)
@@ -142,7 +142,7 @@ def test_hostile_members_are_refused_and_nothing_is_written(tmp_path: Path):
 
 
 def many(path: Path, count: int) -> None:
-    """A tar of so many members: pictures of no bytes, every tenth of another kind, the last of a name that was there before."""
+    """A tar of so many members: images of no bytes, every tenth of another kind, the last of a name that was there before."""
     with open(path, "wb") as f:
         for n in range(count):
             entry = tarfile.TarInfo(f"{n:07d}.{'cls' if n % 10 == 0 else 'jpg'}" if n < count - 1 else "0000001.jpg")
@@ -227,9 +227,9 @@ def test_a_tar_in_a_bucket_is_the_same_as_on_a_disk(s3: Any, s3_url: str, tmp_pa
     monkeypatch.setattr(tars.Source, "SKIP_BYTES", 1_000)
     content = tar_of([("1.jpg", b"one"), ("1.txt", b"a thing"), ("big.jpg", b"B" * 9_000), ("../c", b"c"), ("2.jpg", b"two" * 512), ("2.txt", b"last")])
     (tmp_path / "x.tar").write_bytes(content)
-    s3.put_object(Bucket="pictures", Key="w/x.tar", Body=content)
+    s3.put_object(Bucket="images", Key="w/x.tar", Body=content)
     local = list(sources.listing(source(str(tmp_path / "*.tar"))))
-    remote = list(sources.listing(source("s3://pictures/w/*.tar", endpoint_url=s3_url)))
+    remote = list(sources.listing(source("s3://images/w/*.tar", endpoint_url=s3_url)))
     assert [(f.uri, f.label) for f in local] == [(f.uri, f.label) for f in remote]
     assert states(local) == states(remote) and states(local)["x.tar/big.jpg"] == b"B" * 9_000
-    assert list(sources.listing(source("s3://pictures/w/x.tar", endpoint_url=s3_url), {f.fingerprint for f in remote}.__contains__)) == []
+    assert list(sources.listing(source("s3://images/w/x.tar", endpoint_url=s3_url), {f.fingerprint for f in remote}.__contains__)) == []

@@ -1,6 +1,6 @@
 """Within a batch neither the order in which files are found, nor how they are divided, nor the number of workers shows in the tables.
 
-Drawn by hypothesis over pictures of all kinds of forms (JPEG, CMYK, palette, transparency, 16 bits, WebP and PNG animations, GIF, AVIF where there is
+Drawn by hypothesis over images of all kinds of forms (JPEG, CMYK, palette, transparency, 16 bits, WebP and PNG animations, GIF, AVIF where there is
 one), with exact and near copies and damaged files among them, as a folder, as tars and as a table of URLs. The order of a table's rows and of a tar's
 members is the source's own and is kept: there, of two near copies the first stays. Decoding runs in threads here, in processes once.
 """
@@ -26,9 +26,9 @@ from PIL import Image, features
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import inspect
 from tasks.ingest import stage as ingest
-from tasks.ingest.normalize import Picture, Refusal, Rules, read_picture
+from tasks.ingest.normalize import NormalizedImage, Refusal, Rules, read_image
 from tasks.store import Store
-from tests.ingest.test_copies_and_lists import picture
+from tests.ingest.test_copies_and_lists import image
 from tests.ingest.test_stage import tables_of
 from tests.sources.test_tars import tar_of
 from tests.support.web import serving
@@ -42,32 +42,32 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
 
 @cache
 def pool() -> dict[str, bytes]:
-    """name -> bytes; `a` and what begins with it are copies of one picture, in several forms."""
-    clear = picture(3, 96).convert("RGBA")
+    """name -> bytes; `a` and what begins with it are copies of one image, in several forms."""
+    clear = image(3, 96).convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize((96, 96)))
-    deep = Image.fromarray(np.asarray(picture(4, 96).convert("L"), np.uint16) * 257)
-    frames = [picture(5, 96), picture(6, 96)]
+    deep = Image.fromarray(np.asarray(image(4, 96).convert("L"), np.uint16) * 257)
+    frames = [image(5, 96), image(6, 96)]
     found = {
-        "a.jpg": encoded(picture(1, 96), "JPEG", quality=95),
-        "a_again.jpg": encoded(picture(1, 96), "JPEG", quality=95),
-        "a_worse.jpg": encoded(picture(1, 96), "JPEG", quality=70),
-        "a_lossless.png": encoded(picture(1, 96), "PNG"),
-        "a_smaller.webp": encoded(picture(1, 96).resize((80, 80)), "WEBP"),
-        "cmyk.jpg": encoded(picture(2, 96).convert("CMYK"), "JPEG"),
+        "a.jpg": encoded(image(1, 96), "JPEG", quality=95),
+        "a_again.jpg": encoded(image(1, 96), "JPEG", quality=95),
+        "a_worse.jpg": encoded(image(1, 96), "JPEG", quality=70),
+        "a_lossless.png": encoded(image(1, 96), "PNG"),
+        "a_smaller.webp": encoded(image(1, 96).resize((80, 80)), "WEBP"),
+        "cmyk.jpg": encoded(image(2, 96).convert("CMYK"), "JPEG"),
         "clear.png": encoded(clear, "PNG"),
         "clear.webp": encoded(clear, "WEBP"),
         "deep.png": encoded(deep, "PNG"),
         "animated.webp": encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
         "animated.png": encoded(frames[1], "PNG", save_all=True, append_images=frames[:1]),
         "animated.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-        "palette.png": encoded(picture(7, 96).quantize(16), "PNG"),
-        "turned.jpg": encoded(picture(8, 96), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
-        "grey.jpg": encoded(picture(9, 96).convert("L"), "JPEG"),
-        "cut.jpg": encoded(picture(10, 96), "JPEG")[:900],
-        "small.png": encoded(picture(11, 20), "PNG"),
+        "palette.png": encoded(image(7, 96).quantize(16), "PNG"),
+        "turned.jpg": encoded(image(8, 96), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+        "grey.jpg": encoded(image(9, 96).convert("L"), "JPEG"),
+        "cut.jpg": encoded(image(10, 96), "JPEG")[:900],
+        "small.png": encoded(image(11, 20), "PNG"),
         "page.jpg": b"<html>404</html>",
     }
-    return found | ({"picture.avif": encoded(picture(12, 96), "AVIF")} if features.check("avif") else {})
+    return found | ({"image.avif": encoded(image(12, 96), "AVIF")} if features.check("avif") else {})
 
 
 # Near copies: in a table of URLs the first row's stays.
@@ -75,7 +75,7 @@ NEAR = (("a.jpg", "a_again.jpg", "a_worse.jpg", "a_lossless.png", "a_smaller.web
 
 
 class Threads:
-    """Stands where PictureWorkers stands, without the processes."""
+    """Stands where ImageWorkers stands, without the processes."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -86,8 +86,8 @@ class Threads:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         pass
 
-    def read(self, content: bytes, *, is_named_picture: bool) -> Picture | Refusal:
-        return read_picture(content, is_named_picture=is_named_picture, rules=self.rules)
+    def read(self, content: bytes, *, is_named_image: bool) -> NormalizedImage | Refusal:
+        return read_image(content, is_named_image=is_named_image, rules=self.rules)
 
 
 @contextmanager

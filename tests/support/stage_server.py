@@ -10,7 +10,7 @@ right before its n-th event (from 0) of that kind whose label contains the needl
 
     write, rename, link, remove  changes of the disk, as Python's audit hooks tell them; the label is the (first) path
     process                 a program that is started (git); its words
-    picture                 a file put into a tar; its name
+    image                 a file put into a tar; its name
     pass, step              a model's forward pass, its class; an optimiser's step
     end                     the stage is over, only its exit code is not told yet
 

@@ -13,7 +13,7 @@ BATCH = "2026.01.05"
 
 
 def save_version(folder: Path) -> Store:
-    """Images and judged triplets of eight families of three pictures: query, target, one mined negative."""
+    """Images and judged triplets of eight families of three images: query, target, one mined negative."""
     store, rng = Store(folder), random.Random(5)
     shard, images, triplets = b"", [], []
     for f in range(8):

@@ -17,7 +17,7 @@ SENTENCES = ["retrieve the target image that best meets the combined criteria", 
 TEXTS = ["make it blue", "remove the star, please", "what if it were red? and larger, and on a dark background"]
 
 
-def pictures(count: int) -> list[Image.Image]:
+def images(count: int) -> list[Image.Image]:
     """Scenes of two shapes: Qwen-VL's processor gives them unequal numbers of tokens."""
     rng = random.Random(7)
     scenes = [Image.fromarray(draw(family(rng, "corpus", 1)[0])) for _ in range(count)]

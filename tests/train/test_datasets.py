@@ -17,7 +17,7 @@ from tasks.train.stage import Pixels
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures and room for records."""
+    """Six images and room for records."""
     (tmp_path / "images" / "deep").mkdir(parents=True)
     for n, name in enumerate(("q", "t", "n1", "n2", "deep/q2", "deep/t2")):
         Image.new("RGB", (40, 40), (40 * n, 0, 0)).save(tmp_path / "images" / f"{name}.png")
@@ -38,18 +38,18 @@ def test_megapairs_own_records(folder: Path):
     assert dropped == {"no_text": 1} and files[name("n2")] == folder / "images" / "n2.png"
 
 
-def test_mmeb_style_records_with_pictures_on_both_sides(folder: Path):
+def test_mmeb_style_records_with_images_on_both_sides(folder: Path):
     right = {"qry": "<|image_1|>\nmake it red", "qry_image_path": "q.png", "pos_text": "<|image_1|>", "pos_image_path": "t.png"}
     right |= {"neg_text": "<|image_1|>", "neg_image_path": ["n1.png"]}
     written_out = {"qry": "<|image_1|> what is it?", "qry_image_path": "q.png", "pos_text": "a star", "pos_image_path": ""}
     examples, _, dropped = read_dataset(written(folder, "mmeb", right, written_out, {"qry": "a star", "pos_image_path": "t.png"}))
     assert examples == [Example("mmeb:q.png", "mmeb:t.png", ("mmeb:n1.png",), ("make it red",))]
-    assert dropped == {"text_candidate": 1, "no_query_picture": 1}
+    assert dropped == {"text_candidate": 1, "no_query_image": 1}
     assert mmeb_example(right | {"neg_text": ["a star"]}) == "text_candidate"
     assert mmeb_example(right | {"qry": "<|image_1|>"}) == "no_text"
 
 
-def test_the_pictures_of_a_mixture_are_read_where_they_lie(folder: Path):
+def test_the_images_of_a_mixture_are_read_where_they_lie(folder: Path):
     class Processor:
         def pixels(self, images):
             return [__import__("torch").tensor([i.getpixel((0, 0))[0]]) for i in images]
@@ -66,14 +66,14 @@ def test_the_pictures_of_a_mixture_are_read_where_they_lie(folder: Path):
         "megapairs:deep/t2.png": 200,
         "megapairs:n2.png": 120,
     }
-    (folder / "images" / "n2.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="not a readable picture"):
+    (folder / "images" / "n2.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="not a readable image"):
         Pixels(Store(folder), Processor(), files=files)(["megapairs:n2.png"])
 
 
 def test_what_is_wrong_is_said_with_file_and_line(folder: Path):
     good = {"q_img": "q.png", "q_text": ["x"], "t_img": "t.png", "hns": []}
-    with pytest.raises(DataError, match=r"megapairs.jsonl:2: picture .*gone.png is missing"):
+    with pytest.raises(DataError, match=r"megapairs.jsonl:2: image .*gone.png is missing"):
         read_dataset(written(folder, "megapairs", good, good | {"t_img": "gone.png"}))
     with pytest.raises(DataError, match="lies outside"):
         read_dataset(written(folder, "megapairs", good | {"t_img": "../../etc/passwd"}))

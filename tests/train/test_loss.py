@@ -1,4 +1,4 @@
-"""InfoNCE against a loop over the distinct pictures of the batch: the loop is the specification."""
+"""InfoNCE against a loop over the distinct images of the batch: the loop is the specification."""
 
 import math
 
@@ -14,10 +14,10 @@ def naive(queries, candidates, ids, positive, temperature) -> float:
     total = 0.0
     for n, row in enumerate(queries.tolist()):
         shown: dict[int, int] = {}
-        for k, picture in enumerate(ids):
-            shown.setdefault(picture, k)  # of equal pictures the first counts
+        for k, image in enumerate(ids):
+            shown.setdefault(image, k)  # of equal images the first counts
         shown[ids[positive[n]]] = positive[n]  # but the positive is the positive
-        score = {picture: sum(a * b for a, b in zip(row, candidates[k].tolist(), strict=True)) / temperature for picture, k in shown.items()}
+        score = {image: sum(a * b for a, b in zip(row, candidates[k].tolist(), strict=True)) / temperature for image, k in shown.items()}
         total += math.log(sum(math.exp(s) for s in score.values())) - score[ids[positive[n]]]
     return total / len(queries)
 
@@ -29,7 +29,7 @@ def test_it_is_the_loop(b: int, c: int, seed: int):
     ids = torch.randint(0, 4, (c,))
     positive, query = torch.randint(0, c, (b,)), torch.randint(0, c, (b,))
     queries, candidates = F.normalize(torch.randn(b, 6), dim=-1), F.normalize(torch.randn(c, 6), dim=-1)
-    loss = info_nce(queries, candidates, picture_ids=ids, positive=positive, query_picture=query, temperature=0.1)
+    loss = info_nce(queries, candidates, image_ids=ids, positive=positive, query_image=query, temperature=0.1)
     assert math.isclose(float(loss.total), naive(queries, candidates, ids.tolist(), positive.tolist(), 0.1), rel_tol=1e-4, abs_tol=1e-5)
 
 
@@ -39,16 +39,16 @@ def test_a_copy_of_the_positive_is_no_negative_and_copies_count_once():
     assert out.tolist() == [[True, False, False, True, False], [False, False, True, True, False]]
 
 
-def test_the_query_picture_counts_even_where_others_are_not_allowed():
+def test_the_query_image_counts_even_where_others_are_not_allowed():
     queries = torch.tensor([[1.0, 0.0]])
     candidates = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-    keywords = {"picture_ids": torch.arange(3), "positive": torch.tensor([0]), "query_picture": torch.tensor([1]), "temperature": 1.0}
+    keywords = {"image_ids": torch.arange(3), "positive": torch.tensor([0]), "query_image": torch.tensor([1]), "temperature": 1.0}
     loss = info_nce(queries, candidates, allowed=torch.zeros(1, 3, dtype=torch.bool), **keywords)
     assert math.isclose(float(loss.total), math.log(1 + math.e), rel_tol=1e-5)
     assert float(loss.query_margin) == -1.0 and float(loss.accuracy) == 0.0
 
 
-def test_what_scores_above_the_positive_by_the_margin_is_no_negative_but_the_query_picture_stays():
+def test_what_scores_above_the_positive_by_the_margin_is_no_negative_but_the_query_image_stays():
     similarity = torch.tensor([[0.5, 0.59, 0.61, 0.9], [0.2, 0.3, 0.0, 0.35]])
     out = likely_false(similarity, torch.tensor([0, 2]), torch.tensor([3, 1]), 0.1)
     assert out.tolist() == [[False, False, True, False], [True, False, False, True]]
@@ -56,7 +56,7 @@ def test_what_scores_above_the_positive_by_the_margin_is_no_negative_but_the_que
 
 def test_masked_candidates_leave_the_softmax():
     queries, candidates = torch.tensor([[1.0, 0.0]]), F.normalize(torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), dim=-1)
-    keywords = {"picture_ids": torch.arange(4), "positive": torch.tensor([0]), "query_picture": torch.tensor([3]), "temperature": 0.5}
+    keywords = {"image_ids": torch.arange(4), "positive": torch.tensor([0]), "query_image": torch.tensor([3]), "temperature": 0.5}
     loss = info_nce(queries, candidates, mask_margin=0.1, **keywords)
     expected = math.log(sum(math.exp(s / 0.5) for s in (0.8, 0.6, 0.0))) - 0.8 / 0.5
     assert math.isclose(float(loss.total), expected, rel_tol=1e-5) and float(loss.masked) == 0.25
@@ -66,18 +66,18 @@ def test_masked_candidates_leave_the_softmax():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 10**6))
 def test_with_copies_it_is_the_plain_softmax_over_all_columns(b: int, negatives: int, seed: int):
-    """MultipleNegativesRankingLoss: every column of every row is a candidate, however often a picture came."""
+    """MultipleNegativesRankingLoss: every column of every row is a candidate, however often a image came."""
     torch.manual_seed(seed)
-    pictures, queries = F.normalize(torch.randn(5, 6), dim=-1), F.normalize(torch.randn(b, 6), dim=-1)
+    images, queries = F.normalize(torch.randn(5, 6), dim=-1), F.normalize(torch.randn(b, 6), dim=-1)
     columns = torch.randint(0, 5, (b, 1 + negatives))
     naive_total = 0.0
     for n in range(b):
-        scores = [float(queries[n] @ pictures[k]) / 0.1 for row in columns.tolist() for k in row]
-        naive_total += math.log(sum(map(math.exp, scores))) - float(queries[n] @ pictures[columns[n, 0]]) / 0.1
+        scores = [float(queries[n] @ images[k]) / 0.1 for row in columns.tolist() for k in row]
+        naive_total += math.log(sum(map(math.exp, scores))) - float(queries[n] @ images[columns[n, 0]]) / 0.1
     shown, place, copies = columns.flatten().unique(return_inverse=True, return_counts=True)
     positive = place.view_as(columns)[:, 0]
-    keywords = {"picture_ids": torch.arange(len(shown)), "positive": positive, "query_picture": positive, "temperature": 0.1}
-    loss = info_nce(queries, pictures[shown], copies=copies, **keywords)
+    keywords = {"image_ids": torch.arange(len(shown)), "positive": positive, "query_image": positive, "temperature": 0.1}
+    loss = info_nce(queries, images[shown], copies=copies, **keywords)
     assert math.isclose(float(loss.total), naive_total / b, rel_tol=1e-4, abs_tol=1e-5)
 
 

@@ -23,7 +23,7 @@ from tasks.train.batches import training_examples
 from tasks.train.grad_cache import encoded
 from tasks.train.run_log import Course
 from tests.support.tiny import save_narrow_clip, save_version
-from tests.support.tiny_mllm import FAMILIES, TEXTS, pictures, save_tiny
+from tests.support.tiny_mllm import FAMILIES, TEXTS, images, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_without_adapters_all_weights_are_trained(folders: dict[str, Path], stor
 
 
 def test_trained_and_evaluated_by_the_stages(folders: dict[str, Path], store: Store):
-    """From triplets to scores: held-out triplets, the base, the candidate, each composed, by picture and by text."""
+    """From triplets to scores: held-out triplets, the base, the candidate, each composed, by image and by text."""
     params = params_of(folders["llava_next"], held_out_share=0.3, steps=2)
     report = tasks.train.stage.run(params, store)
     recipe = json.loads(store.folder("reports", "training.json").read_text())["recipe"]
@@ -152,13 +152,13 @@ def test_trained_and_evaluated_by_the_stages(folders: dict[str, Path], store: St
     for model in ("base", "finetuned"):
         assert set(found["metrics"][model]) == {"composed", "image_only", "text_only"}
     base, tuned = load_retriever(str(folders["llava_next"]), device="cpu"), load_retriever(str(store.folder("models", "candidate")), device="cpu")
-    assert np.abs(base.encode(pictures(2), TEXTS[:2]) - tuned.encode(pictures(2), TEXTS[:2])).max() > 1e-4
+    assert np.abs(base.encode(images(2), TEXTS[:2]) - tuned.encode(images(2), TEXTS[:2])).max() > 1e-4
 
 
 def test_the_evaluator_asks_for_whole_queries(folders: dict[str, Path], store: Store):
-    """Each query's row is that of its picture and text together, its halves are queries too, candidates are asked as candidates."""
+    """Each query's row is that of its image and text together, its halves are queries too, candidates are asked as candidates."""
     retriever = load_retriever(str(folders["qwen2_vl"]), device="cpu")
-    shown = dict(zip("ab", pictures(2), strict=True))
+    shown = dict(zip("ab", images(2), strict=True))
     reads = []
 
     def read(key: str) -> Image:

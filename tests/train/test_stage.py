@@ -38,7 +38,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Eight families of three pictures: query, target, one mined negative."""
+    """Eight families of three images: query, target, one mined negative."""
     return save_version(tmp_path / "clone")
 
 
@@ -158,7 +158,7 @@ def test_mask_and_judge_make_figures_of_their_own(params: Params, store: Store):
     assert not {"masked", "divergence", "temperature"} & set(trained(params, store, steps=1)[1][-1])
 
 
-def test_the_judges_scores_stand_at_the_right_pictures(params: Params, store: Store):
+def test_the_judges_scores_stand_at_the_right_images(params: Params, store: Store):
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
     plan = next(tasks.train.batches.plans([([*examples[:3], replace(examples[3], judged_target=(), judged={})], 1.0)], params.train, random.Random(1)))
     for n in range(4):
@@ -260,11 +260,11 @@ def in_place(store: Store) -> Path:
     return file
 
 
-def test_a_missing_picture_is_said_before_any_step(params: Params, store: Store):
+def test_a_missing_image_is_said_before_any_step(params: Params, store: Store):
     promoted = in_place(store)
     images = store.read_table("images").to_pylist()
     store.write(store.table_path("images", BATCH), [r for r in images if r["image_id"] != "03c"], "images")
-    with pytest.raises(DataError, match="1 pictures of the triplets are not in the images table, the first is 03c"):
+    with pytest.raises(DataError, match="1 images of the triplets are not in the images table, the first is 03c"):
         tasks.train.stage.run(params, Store(store.root))
     assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
 
@@ -276,7 +276,7 @@ def test_a_shard_that_is_missing_or_cut_short_is_said_before_any_step(params: Pa
         shard.unlink()
     else:
         os.truncate(shard, left)
-    with pytest.raises(DataError, match=rf"24 pictures are not in their shards, the first is 00a: data/images/{BATCH}-00000.tar {message}"):
+    with pytest.raises(DataError, match=rf"24 images are not in their shards, the first is 00a: data/images/{BATCH}-00000.tar {message}"):
         tasks.train.stage.run(params, store)
     assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
 

@@ -111,7 +111,7 @@ def test_ids_of_an_earlier_version_do_not_come_again(root: Path):
     raw = yaml.safe_load((root / "params.yaml").read_text())
     raw["open_run"].update(date="2026-11-23", batch="2026.11.23")
     (root / "params.yaml").write_text(yaml.safe_dump(raw))
-    params = fill(root, range(5, 9))  # picture 5 a second time
+    params = fill(root, range(5, 9))  # image 5 a second time
     with pytest.raises(DataError, match="is_known_before: be in set: observed 1 of 4 rows"):
         validate.run(params, Store(root), table="images")
 

@@ -1,7 +1,7 @@
 """What every benchmark is made of: composed queries over a gallery, in one task or several; and how they are ranked.
 
-Pure but for reading annotation files and pictures. A picture is named by a key, the benchmark's own id as text. A gallery entry is a
-picture unless `Benchmark.items` says otherwise (MMEB ranks texts, and pictures with texts).
+Pure but for reading annotation files and images. A image is named by a key, the benchmark's own id as text. A gallery entry is a
+image unless `Benchmark.items` says otherwise (MMEB ranks texts, and images with texts).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tasks.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Item(NamedTuple):
-    """A gallery entry: a picture, a text, or both."""
+    """A gallery entry: a image, a text, or both."""
 
-    picture: str | None
+    image: str | None
     text: str = ""
 
 
@@ -37,7 +37,7 @@ class Query:
 
     Attributes:
         query_id: the benchmark's own.
-        reference: key of its picture; None where it has none.
+        reference: key of its image; None where it has none.
         text: the template filled in; empty where it has none.
         right: gallery keys that answer it, the one target first; empty where the benchmark hides them.
         wordings: the same query in several words, `text` the first; empty where there is one wording.
@@ -84,8 +84,8 @@ class Benchmark:
         split: val, test, ...
         templates: per task the query template that made the texts; stored with each score.
         tasks: at least one.
-        read: picture key -> picture, RGB.
-        items: gallery key -> entry, for galleries that are not of pictures alone.
+        read: image key -> image, RGB.
+        items: gallery key -> entry, for galleries that are not of images alone.
     """
 
     name: str
@@ -100,13 +100,13 @@ class Benchmark:
         """The gallery entry of a key."""
         return self.items.get(key, Item(key))
 
-    def pictures(self) -> list[str]:
-        """Keys of all pictures, each once, in the order of gallery and queries."""
+    def images(self) -> list[str]:
+        """Keys of all images, each once, in the order of gallery and queries."""
         found: dict[str, None] = {}
         for task in self.tasks:
             for key in task.gallery:
-                if (picture := self.item(key).picture) is not None:
-                    found[picture] = None
+                if (image := self.item(key).image) is not None:
+                    found[image] = None
             found.update(dict.fromkeys(q.reference for q in task.queries if q.reference is not None))
         return list(found)
 
@@ -187,15 +187,15 @@ def filled(template: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: values[m[1]], template)
 
 
-def picture_reader(files: Mapping[str, Path]) -> Callable[[str], Image]:
-    """key -> picture, RGB; the file is opened when it is asked for."""
+def image_reader(files: Mapping[str, Path]) -> Callable[[str], Image]:
+    """key -> image, RGB; the file is opened when it is asked for."""
 
     def read(key: str) -> Image:
         from PIL import Image
 
         path = files.get(key)
         if path is None or not path.is_file():
-            raise DataError(f"picture {key}: {path or 'no file'} is not there; the pictures have terms of their own, see the benchmark's page")
+            raise DataError(f"image {key}: {path or 'no file'} is not there; the images have terms of their own, see the benchmark's page")
         return Image.open(path, formats=("JPEG", "PNG", "WEBP")).convert("RGB")
 
     return read
@@ -215,7 +215,7 @@ def order(task: Task, similarity: np.ndarray, top: int, *, without: str | None =
     """
     count = min(top + 1, len(similarity))
     least = np.partition(similarity, len(similarity) - count)[len(similarity) - count]
-    near = np.flatnonzero(similarity >= least)  # a full sort of 123,403 pictures for the sake of 50 is the dearer way
+    near = np.flatnonzero(similarity >= least)  # a full sort of 123,403 images for the sake of 50 is the dearer way
     best = near[np.argsort(-similarity[near], kind="stable")][:count]
     return [task.gallery[n] for n in best if task.gallery[n] != without][:top]
 

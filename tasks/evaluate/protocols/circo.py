@@ -1,4 +1,4 @@
-"""CIRCO: composed retrieval over all COCO-2017 unlabeled pictures, several right answers a query; and the sample world's benchmark in its form.
+"""CIRCO: composed retrieval over all COCO-2017 unlabeled images, several right answers a query; and the sample world's benchmark in its form.
 
 <folder>/annotations/{val,test}.json, COCO2017_unlabeled/annotations/image_info_unlabeled2017.json and
 COCO2017_unlabeled/unlabeled2017/<12 digits>.jpg; or <folder>/annotations.json and images/<id>.jpg (split "all").
@@ -16,7 +16,7 @@ import numpy as np
 
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.metrics import RANKS, average_precisions
-from tasks.evaluate.protocols.base import PICTURES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
+from tasks.evaluate.protocols.base import IMAGES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, image_reader, order, read_json, recalls
 
 TEMPLATE = "Find a picture that also {shared_concept}, but {relative_caption}."  # MegaPairs, eval/data/circo_query.jsonl
 
@@ -39,7 +39,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
     Raises:
         ConfigError: files that are not there, a template without {relative_caption}.
-        DataError: an annotation names a picture that is not there.
+        DataError: an annotation names a image that is not there.
     """
     template = TEMPLATE if template is None else template
     if "{relative_caption}" not in template:
@@ -50,19 +50,19 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     else:
         split = "all"
     annotations = read_json(path)
-    pictures = first_of(folder, "COCO2017_unlabeled/unlabeled2017", "unlabeled2017", "images")
-    listed = pictures.parent / "annotations" / "image_info_unlabeled2017.json"
+    images = first_of(folder, "COCO2017_unlabeled/unlabeled2017", "unlabeled2017", "images")
+    listed = images.parent / "annotations" / "image_info_unlabeled2017.json"
     if listed.is_file():
-        files = {str(i["id"]): pictures / f"{i['id']:012d}.jpg" for i in read_json(listed)["images"]}
+        files = {str(i["id"]): images / f"{i['id']:012d}.jpg" for i in read_json(listed)["images"]}
     else:
-        found = [f for f in pictures.iterdir() if f.suffix.lower() in PICTURES]
+        found = [f for f in images.iterdir() if f.suffix.lower() in IMAGES]
         files = {f.stem.lstrip("0") or "0" if f.stem.isdigit() else f.stem: f for f in found}
     gallery = sorted(files, key=lambda stem: (len(stem), stem))
     for a in annotations:
         named = [a["reference_img_id"], *([a["target_img_id"], *a["gt_img_ids"]] if "target_img_id" in a else [])]
         if missing := [i for i in named if str(i) not in files]:
-            raise DataError(f"{path}: query {a['id']} names pictures {missing[:3]} that are not in {pictures}")
-    return Benchmark(name, "circo", split, {"": template}, [Task("", [query_of(a, template) for a in annotations], gallery)], picture_reader(files))
+            raise DataError(f"{path}: query {a['id']} names images {missing[:3]} that are not in {images}")
+    return Benchmark(name, "circo", split, {"": template}, [Task("", [query_of(a, template) for a in annotations], gallery)], image_reader(files))
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
@@ -73,12 +73,12 @@ def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
 def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     """map_at_{5,10,25,50} over all right answers, recall_at_{1,5,10,25,50} of the one target."""
     if len(set(prediction.ranked)) != len(prediction.ranked):
-        raise DataError(f"query {query.query_id}: a picture is predicted twice; a ranking names each once")
+        raise DataError(f"query {query.query_id}: a image is predicted twice; a ranking names each once")
     return average_precisions(prediction.ranked, query.right) | recalls(query.right[0], prediction.ranked, (1, *RANKS))
 
 
 def submission(predicted: Sequence[tuple[Query, Prediction]]) -> dict[str, Any]:
-    """{"0": [50 picture ids], ...}, as the server takes it."""
+    """{"0": [50 image ids], ...}, as the server takes it."""
     return {"circo.json": {q.query_id: [int(i) if i.isdigit() else i for i in p.ranked] for q, p in predicted}}
 
 

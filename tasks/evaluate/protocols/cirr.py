@@ -1,7 +1,7 @@
-"""CIRR rc2: real-life pictures (NLVR2) in groups of six that look alike; one target, the reference taken out of the ranking.
+"""CIRR rc2: real-life images (NLVR2) in groups of six that look alike; one target, the reference taken out of the ranking.
 
 <folder>/captions/cap.rc2.{val,test1}.json, image_splits/split.rc2.{val,test1}.json (also below <folder>/cirr, or all in <folder>)
-and the pictures at the split's paths. R@K over the whole split, R_subset@K among the other five of the group. test1 hides its
+and the images at the split's paths. R@K over the whole split, R_subset@K among the other five of the group. test1 hides its
 targets: it makes the two files for the server cirr.cecs.anu.edu.au. Source: Cuberick-Orion/CIRR, branch cirr_dataset;
 miccunifi/SEARLE at a9c314b, src/validate.py and src/generate_test_submission.py.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.evaluate.protocols.base import Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
+from tasks.evaluate.protocols.base import Benchmark, Prediction, Protocol, Query, Task, filled, first_of, image_reader, order, read_json, recalls
 
 TEMPLATE = "{relative_caption}"  # MegaPairs' own is unpublished (MegaPairs issue #34)
 RANKS, GROUP_RANKS = (1, 5, 10, 50), (1, 2, 3)
@@ -26,7 +26,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
     Raises:
         ConfigError: files that are not there.
-        DataError: a query names a picture that the split does not list.
+        DataError: a query names a image that the split does not list.
     """
     split = {"test": "test1"}.get(split, split)
     template = TEMPLATE if template is None else template
@@ -36,11 +36,11 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     for a in read_json(captions):
         target = [a["target_hard"]] if "target_hard" in a else []
         if missing := [i for i in (a["reference"], *target, *a["img_set"]["members"]) if i not in paths]:
-            raise DataError(f"{captions}: query {a['pairid']} names pictures {missing[:3]} that the split does not list")
+            raise DataError(f"{captions}: query {a['pairid']} names images {missing[:3]} that the split does not list")
         text = filled(template, {"relative_caption": a["caption"]})
         queries.append(Query(str(a["pairid"]), a["reference"], text, tuple(target), group=tuple(i for i in a["img_set"]["members"] if i != a["reference"])))
     files = {key: folder / path for key, path in paths.items()}
-    return Benchmark(name, "cirr", split, {"": template}, [Task("", queries, list(paths))], picture_reader(files))
+    return Benchmark(name, "cirr", split, {"": template}, [Task("", queries, list(paths))], image_reader(files))
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:

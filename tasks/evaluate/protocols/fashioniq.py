@@ -1,7 +1,7 @@
 """FashionIQ, original split: three categories, each with its own gallery; scores are the unweighted mean of the three.
 
 <folder>/captions/cap.{dress,shirt,toptee}.val.json, image_splits/split.*.val.json (or all in <folder>), images/<id>.{png,jpg}.
-The reference stays in the ranking. The gallery is the split's list (15,536 pictures), not the smaller one of queries and
+The reference stays in the ranking. The gallery is the split's list (15,536 images), not the smaller one of queries and
 targets alone. Source: XiaoxiaoGuo/fashion-iq at f71b16c; text: MegaPairs' "{c1}, and {c2}" (eval/eval_fashioniq.py).
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.evaluate.protocols.base import PICTURES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, order, picture_reader, read_json, recalls
+from tasks.evaluate.protocols.base import IMAGES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, image_reader, order, read_json, recalls
 
 TEMPLATE = "{caption_1}, and {caption_2}"
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -24,7 +24,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
     Raises:
         ConfigError: files that are not there.
-        DataError: a query names a picture that its split does not list, or has not two captions.
+        DataError: a query names a image that its split does not list, or has not two captions.
     """
     template = TEMPLATE if template is None else template
     tasks = []
@@ -35,16 +35,16 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         queries = []
         for n, a in enumerate(read_json(path)):
             if missing := [i for i in (a["candidate"], a["target"]) if i not in known]:
-                raise DataError(f"{path}: query {n} names pictures {missing} that the split does not list")
+                raise DataError(f"{path}: query {n} names images {missing} that the split does not list")
             if len(a["captions"]) != 2:
                 raise DataError(f"{path}: query {n} has {len(a['captions'])} captions; expected 2")
             one, two = a["captions"]
             texts = tuple(filled(template, {"caption_1": x, "caption_2": y}) for x, y in ((one, two), (two, one)))
             queries.append(Query(f"{category}:{n}", a["candidate"], texts[0], (a["target"],), texts))
         tasks.append(Task(category, queries, gallery))
-    pictures = folder / "images"
-    files = {f.stem: f for f in pictures.iterdir() if f.suffix.lower() in PICTURES} if pictures.is_dir() else {}
-    return Benchmark(name, "fashioniq", split, {"": template}, tasks, picture_reader(files))
+    images = folder / "images"
+    files = {f.stem: f for f in images.iterdir() if f.suffix.lower() in IMAGES} if images.is_dir() else {}
+    return Benchmark(name, "fashioniq", split, {"": template}, tasks, image_reader(files))
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:

@@ -1,7 +1,7 @@
 """GeneCIS: four tasks, focus on or change an attribute or an object; each query has about fifteen candidates of its own.
 
-<folder>/[genecis/]{focus,change}_{attribute,object}.json. Object tasks show COCO val2017 pictures (val2017/<12 digits>.jpg), attribute
-tasks boxes of Visual Genome 1.2 pictures (VG_100K[_2]/<id>.jpg), cut out 0.7 wider and padded to a square. Recall@1, 2, 3; the
+<folder>/[genecis/]{focus,change}_{attribute,object}.json. Object tasks show COCO val2017 images (val2017/<12 digits>.jpg), attribute
+tasks boxes of Visual Genome 1.2 images (VG_100K[_2]/<id>.jpg), cut out 0.7 wider and padded to a square. Recall@1, 2, 3; the
 benchmark's score is the mean over the tasks. The files name the target first, so of equal candidates the target comes last.
 Attribute queries whose gallery has not the usual size are left out, as the official loader does. Source:
 facebookresearch/genecis at 0c5c968, datasets/{coco,vaw}_dataset.py, eval/eval_functions.py, utils/metric_utils.py.
@@ -26,8 +26,8 @@ from tasks.evaluate.protocols.base import (
     Task,
     filled,
     first_of,
+    image_reader,
     order_candidates,
-    picture_reader,
     read_json,
     recalls,
 )
@@ -47,20 +47,20 @@ DILATION = 0.7
 
 
 def key_of(entry: Mapping[str, Any]) -> str:
-    """A picture's key: the COCO id, or the Visual Genome id and box."""
+    """A image's key: the COCO id, or the Visual Genome id and box."""
     if "val_image_id" in entry:
         return str(entry["val_image_id"])
     return f"{entry['image_id']}:" + ",".join(str(v) for v in entry["instance_bbox"])
 
 
-def cut_out(picture: Image, box: Sequence[float]) -> Image:
+def cut_out(image: Image, box: Sequence[float]) -> Image:
     """The box (left, top, width, height; px) widened by `DILATION` to the left, top, right and bottom, on a black square."""
     from PIL import Image
 
     left, top = max(0.0, box[0] - DILATION * box[2]), max(0.0, box[1] - DILATION * box[3])
     # right and bottom count from the widened corner, as in the official code
-    right, bottom = min(picture.width, left + (1 + DILATION) * box[2]), min(picture.height, top + (1 + DILATION) * box[3])
-    cut = picture.crop((left, top, right, bottom))  # type: ignore[arg-type]  # Pillow rounds
+    right, bottom = min(image.width, left + (1 + DILATION) * box[2]), min(image.height, top + (1 + DILATION) * box[3])
+    cut = image.crop((left, top, right, bottom))  # type: ignore[arg-type]  # Pillow rounds
     side = max(cut.size)
     square = Image.new("RGB", (side, side))
     square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
@@ -105,19 +105,19 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
 
 def reader(folder: Path) -> Any:
-    """key -> picture, cut out where the key names a box."""
+    """key -> image, cut out where the key names a box."""
 
-    def read_picture(key: str) -> Image:
-        picture, _, box = key.partition(":")
+    def read_image(key: str) -> Image:
+        image, _, box = key.partition(":")
         if not box:
-            places = [folder / p / f"{int(picture):012d}.jpg" for p in ("val2017", "coco/val2017", "images")]
+            places = [folder / p / f"{int(image):012d}.jpg" for p in ("val2017", "coco/val2017", "images")]
         else:
-            places = [folder / p / f"{picture}.jpg" for p in ("VG_100K", "VG_100K_2", "images")]
+            places = [folder / p / f"{image}.jpg" for p in ("VG_100K", "VG_100K_2", "images")]
         there = next((p for p in places if p.is_file()), places[0])
-        whole = picture_reader({key: there})(key)
+        whole = image_reader({key: there})(key)
         return cut_out(whole, [float(v) for v in box.split(",")]) if box else whole
 
-    return read_picture
+    return read_image
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:

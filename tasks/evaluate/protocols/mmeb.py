@@ -1,6 +1,6 @@
-"""MMEB (36 tasks) in VLM2Vec's format: a query of picture and/or text, candidates of its own, the first of them right.
+"""MMEB (36 tasks) in VLM2Vec's format: a query of image and/or text, candidates of its own, the first of them right.
 
-<folder>/<dataset>/*.parquet or <dataset>.jsonl with qry_text, qry_img_path, tgt_text (list), tgt_img_path (list); the pictures below
+<folder>/<dataset>/*.parquet or <dataset>.jsonl with qry_text, qry_img_path, tgt_text (list), tgt_img_path (list); the images below
 <folder>/eval_images, <folder>/images or <folder>. precision_at_1 is whether the first candidate wins, the benchmark's score the mean over
 datasets. The official code takes numpy's argmax, which gives a tie to the first candidate - the right one; here a tie is lost, so that
 a model that has not seen half of the query earns nothing by it. Without ties both are equal. Source: TIGER-AI-Lab/VLM2Vec, eval.py.
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import ConfigError, DataError
-from tasks.evaluate.protocols.base import Benchmark, Item, Prediction, Protocol, Query, Task, filled, order_candidates, picture_reader, recalls
+from tasks.evaluate.protocols.base import Benchmark, Item, Prediction, Protocol, Query, Task, filled, image_reader, order_candidates, recalls
 
 TEMPLATE = "{qry_text}"  # MMEB's texts hold each task's instruction
-IMAGE_TOKENS = ("<|image_1|>", "<image>")  # where a chat model would put the picture; for other models they are noise
+IMAGE_TOKENS = ("<|image_1|>", "<image>")  # where a chat model would put the image; for other models they are noise
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(text: str | None) -> str:
-    """The text without picture tokens."""
+    """The text without image tokens."""
     for token in IMAGE_TOKENS:
         text = (text or "").replace(token, "")
     return (text or "").strip()
@@ -50,10 +50,10 @@ def task_of(name: str, rows: Sequence[Mapping[str, Any]], template: str, items: 
     for n, row in enumerate(rows):
         texts, paths = row["tgt_text"], row["tgt_img_path"]
         if not texts or len(texts) != len(paths):
-            raise DataError(f"MMEB {name}: row {n} has {len(texts)} texts and {len(paths)} pictures as candidates; expected as many of both, at least one")
+            raise DataError(f"MMEB {name}: row {n} has {len(texts)} texts and {len(paths)} images as candidates; expected as many of both, at least one")
         candidates = []
-        for text, picture in zip(texts, paths, strict=True):
-            item = Item(picture or None, plain(text))
+        for text, image in zip(texts, paths, strict=True):
+            item = Item(image or None, plain(text))
             keys.setdefault(item, f"{name}:{len(keys)}")
             candidates.append(keys[item])
         text = plain(filled(template, {"qry_text": row["qry_text"] or ""}))
@@ -74,10 +74,10 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         raise ConfigError(f"{folder}: no <dataset>.jsonl and no <dataset>/*.parquet; `path` names the folder of MMEB-eval")
     items: dict[str, Item] = {}
     tasks = [task_of(dataset, rows_of(path), template, items) for dataset, path in found.items()]
-    pictures = next((folder / p for p in ("eval_images", "images") if (folder / p).is_dir()), folder)
-    named = {q.reference for t in tasks for q in t.queries} | {i.picture for i in items.values()}
-    files = {p: pictures / p for p in named if p}
-    return Benchmark(name, "mmeb", split, {"": template}, tasks, picture_reader(files), items)
+    images = next((folder / p for p in ("eval_images", "images") if (folder / p).is_dir()), folder)
+    named = {q.reference for t in tasks for q in t.queries} | {i.image for i in items.values()}
+    files = {p: images / p for p in named if p}
+    return Benchmark(name, "mmeb", split, {"": template}, tasks, image_reader(files), items)
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:

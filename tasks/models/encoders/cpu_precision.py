@@ -1,7 +1,7 @@
 """A tower's products on a CPU in fewer bits: bfloat16 where the processor has it, or 8 bits; float32 stays the default.
 
 8 bits: every row of a linear layer's input and every row of its weights becomes whole numbers in -127..127 times a scale of its own, taken when the
-row is there (dynamic), so no calibration pictures are needed; the product is exact in int32 (oneDNN behind `torch._int_mm`, torchao's own basis),
+row is there (dynamic), so no calibration images are needed; the product is exact in int32 (oneDNN behind `torch._int_mm`, torchao's own basis),
 everything else stays float32. Layers that are not plain `torch.nn.Linear` (convolutions, `nn.MultiheadAttention`'s) stay as they are.
 What is lost depends on the weights: so the first call of a process is made both ways and compared (`CpuArithmetic.checked`).
 Why not a runtime of its own: docs/decisions/0050.
@@ -19,7 +19,7 @@ import torch
 from tasks.errors import ConfigError
 
 COSINE = 0.999  # that the first call's vectors keep to float32's, at least
-COMPARED = 16  # pictures or texts of the first call
+COMPARED = 16  # images or texts of the first call
 
 
 class Int8Linear(torch.nn.Module):

@@ -1,7 +1,7 @@
-"""Pictures for a vision tower, fast: JPEGs decoded at the scale that is needed, resized as bytes, normalised on the device.
+"""Images for a vision tower, fast: JPEGs decoded at the scale that is needed, resized as bytes, normalised on the device.
 
 What a Hugging Face processor of the usual form does (resize, centre crop, rescale, normalise), the same arithmetic by faster code: OpenCV decodes,
-libjpeg's inverse DCT gives 1/2, 1/4 or 1/8 of a picture much too large; torch resizes the bytes by Pillow's own filter, vectorised (0.4 ms where
+libjpeg's inverse DCT gives 1/2, 1/4 or 1/8 of a image much too large; torch resizes the bytes by Pillow's own filter, vectorised (0.4 ms where
 Pillow takes 1.7); and the float arithmetic happens once, in the model's batch, where a GPU does it. Where nothing is decoded smaller the pixels are
 the processor's to a rounding. `python -m benchmarks.embed` measures the speed a core and how far the vectors move.
 """
@@ -29,7 +29,7 @@ class Preparation:
 
     Attributes:
         shortest_px: side that the shorter side is resized to; None where `resize_px` says both.
-        resize_px: (width, height) that a picture is resized to, whatever its shape; None where the shape stays.
+        resize_px: (width, height) that a image is resized to, whatever its shape; None where the shape stays.
         crop_px: (width, height) of the centre that is kept; None for all.
         resample: Pillow's filter.
         mean, std: per channel, of pixels in 0..1.
@@ -47,12 +47,12 @@ class Preparation:
     is_rounded: bool = False
 
     def prepare(self, content: bytes) -> np.ndarray:
-        """A stored picture as the tower's pixels, (3, height, width) uint8."""
+        """A stored image as the tower's pixels, (3, height, width) uint8."""
         from PIL import Image
 
-        picture = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))  # the header alone
-        size = self._resized(picture.size)
-        return self._resampled(self._decoded(picture, content, size), size)
+        image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))  # the header alone
+        size = self._resized(image.size)
+        return self._resampled(self._decoded(image, content, size), size)
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         if self.resize_px is not None:
@@ -64,18 +64,18 @@ class Preparation:
         return int(self.shortest_px * width / height), self.shortest_px
 
     @staticmethod
-    def _decoded(picture: Image, content: bytes, size: tuple[int, int]) -> np.ndarray:
+    def _decoded(image: Image, content: bytes, size: tuple[int, int]) -> np.ndarray:
         """Pixels (height, width, 3) uint8, at the smallest of 1, 1/2, 1/4, 1/8 that is at least DECODED times `size` where it is a JPEG."""
-        if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):
             import cv2
 
-            scale = next((n for n in (8, 4, 2) if all(math.ceil(side / n) >= DECODED * wanted for side, wanted in zip(picture.size, size, strict=True))), 1)
+            scale = next((n for n in (8, 4, 2) if all(math.ceil(side / n) >= DECODED * wanted for side, wanted in zip(image.size, size, strict=True))), 1)
             how = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}[scale]  # the scale's bit
-            # Pictures were turned when they were stored; the processor, too, leaves an orientation alone.
+            # Images were turned when they were stored; the processor, too, leaves an orientation alone.
             pixels = cv2.imdecode(np.frombuffer(content, np.uint8), how | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
             if pixels is not None:
                 return np.asarray(pixels)
-        return np.array(picture.convert("RGB"))
+        return np.array(image.convert("RGB"))
 
     def _resampled(self, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Resized to `size` and cut to the crop, (3, height, width) uint8."""
@@ -95,13 +95,13 @@ class Preparation:
         left, top = [round(gap / 2) if self.is_rounded else gap // 2 for gap in (size[0] - width, size[1] - height)]
         return np.ascontiguousarray(small[:, top : top + height, left : left + width])
 
-    def prepare_picture(self, picture: Image) -> np.ndarray:
-        """An opened picture as the tower's pixels, (3, height, width) uint8, by Pillow throughout: what a stock transform does."""
-        size = self._resized(picture.size)
-        return self._cut(np.asarray(picture.convert("RGB").resize(size, self.resample)).transpose(2, 0, 1), size)
+    def prepare_image(self, image: Image) -> np.ndarray:
+        """An opened image as the tower's pixels, (3, height, width) uint8, by Pillow throughout: what a stock transform does."""
+        size = self._resized(image.size)
+        return self._cut(np.asarray(image.convert("RGB").resize(size, self.resample)).transpose(2, 0, 1), size)
 
     def normalised(self, pixels: Sequence[np.ndarray], device: str) -> Any:
-        """Prepared pictures as the tower's input, (n, 3, height, width) float32 on the device."""
+        """Prepared images as the tower's input, (n, 3, height, width) float32 on the device."""
         import torch
 
         mean, std = torch.tensor(self.mean, device=device), torch.tensor(self.std, device=device)
@@ -109,8 +109,8 @@ class Preparation:
         if device != "cpu":
             return torch.from_numpy(np.stack(pixels)).to(device).float().mul_(factor).sub_(offset)  # bytes travel, a quarter of the floats
         batch = torch.empty((len(pixels), *pixels[0].shape))
-        for row, picture in zip(batch, pixels, strict=True):  # one at a time: it stays in the cache
-            row.copy_(torch.from_numpy(picture)).mul_(factor).sub_(offset)
+        for row, image in zip(batch, pixels, strict=True):  # one at a time: it stays in the cache
+            row.copy_(torch.from_numpy(image)).mul_(factor).sub_(offset)
         return batch
 
 
@@ -134,7 +134,7 @@ def preparation_of(processor: Any) -> Preparation | None:
     if cut is not None and (max(cut) > shortest if shortest else cut[0] > resize[0] or cut[1] > resize[1]):  # type: ignore[index]
         return None  # the processor would pad
     if cut is None and shortest:
-        return None  # pictures of many shapes do not make a batch
+        return None  # images of many shapes do not make a batch
     return Preparation(
         shortest, resize, cut, int(asked("resample", 3)), tuple(asked("image_mean")), tuple(asked("image_std")), float(asked("rescale_factor", 1 / 255))
     )

@@ -2,7 +2,7 @@
 
 `timm:NAME` and `open_clip:NAME` (a hub's repository, `revision` pinned) or a folder, which its files tell: `open_clip_config.json`, or timm's
 `config.json` with an `architecture`; a `config.json` with a `model_type` is transformers' and stays there. Weights are safetensors only, loaded
-strictly. timm gives the pooled features in front of its classifier, open_clip the towers' projections. Pictures are prepared by Pillow as the folder's
+strictly. timm gives the pooled features in front of its classifier, open_clip the towers' projections. Images are prepared by Pillow as the folder's
 configuration says (timm's evaluation transform, open_clip's `image_transform`); padding forms are refused.
 
 Both libraries import torchvision, of which they need nothing to run a tower, and whose index build does not import beside a CPU torch. Where it is
@@ -130,11 +130,11 @@ def _files(form: str, name: str, pinned: str | None) -> tuple[dict[str, Any], Pa
 
 
 def _preparation(name: str, side: tuple[int, int], mode: str, crop_share: float, config: dict[str, Any]) -> Preparation:
-    """`side`: (height, width) px of the tower's input; `crop_share` of the resized picture is kept."""
+    """`side`: (height, width) px of the tower's input; `crop_share` of the resized image is kept."""
     scaled = math.floor(side[0] / crop_share), math.floor(side[1] / crop_share)
     resample = FILTERS.get(config["interpolation"])
     if resample is None or mode not in ("shortest", "squash") or (mode == "shortest" and side[0] != side[1]):
-        raise ConfigError(f"model '{name}': pictures are prepared by '{mode}' and '{config['interpolation']}' to {side}; expected shortest (square) or squash")
+        raise ConfigError(f"model '{name}': images are prepared by '{mode}' and '{config['interpolation']}' to {side}; expected shortest (square) or squash")
     return Preparation(
         scaled[0] if mode == "shortest" else None,
         None if mode == "shortest" else (scaled[1], scaled[0]),
@@ -211,11 +211,11 @@ class TowerEncoder:
             ConfigError: this is a text encoder.
         """
         if self.kind != "image":
-            raise ConfigError(f"encoder '{self.name}': kind is 'text', pictures need kind 'image'")
-        return self.encode_prepared([self.preparation.prepare_picture(image) for image in images])
+            raise ConfigError(f"encoder '{self.name}': kind is 'text', images need kind 'image'")
+        return self.encode_prepared([self.preparation.prepare_image(image) for image in images])
 
     def encode_prepared(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """(n, d) float32, rows of unit length, from what `preparation.prepare` made of stored pictures."""
+        """(n, d) float32, rows of unit length, from what `preparation.prepare` made of stored images."""
         return self.arithmetic.checked(self._encode_pixels, pixels, self.name)
 
     def _encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:

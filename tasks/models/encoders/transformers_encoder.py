@@ -1,6 +1,6 @@
-"""Encoders: pictures or captions in, unit vectors out; CLIP and SigLIP towers, DINOv2, text encoders.
+"""Encoders: images or captions in, unit vectors out; CLIP and SigLIP towers, DINOv2, text encoders.
 
-`load_encoder(spec, device, threads)` takes the name or folder of any of them: what the model offers decides. Pictures:
+`load_encoder(spec, device, threads)` takes the name or folder of any of them: what the model offers decides. Images:
 `get_image_features` where it has that (CLIP, SigLIP), else the first token of the last layer (DINOv2, ViT). Texts:
 `get_text_features`, else what the folder's `1_Pooling/config.json` says (sentence-transformers; BGE: the first token), else the mean of the last
 layer over the text's tokens. SigLIP's texts are padded to its full length, as it was trained (model card of google/siglip-base-patch16-224).
@@ -65,11 +65,11 @@ class TransformersEncoder:
             ConfigError: this is a text encoder.
         """
         if self.kind != "image":
-            raise ConfigError(f"encoder '{self.name}': kind is 'text', pictures need kind 'image'")
+            raise ConfigError(f"encoder '{self.name}': kind is 'text', images need kind 'image'")
         return self.arithmetic.checked(self._encode_pixels, self.front(images=list(images), return_tensors="pt")["pixel_values"].to(self.device), self.name)
 
     def encode_prepared(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """(n, d) float32, rows of unit length, from what `preparation.prepare` made of stored pictures.
+        """(n, d) float32, rows of unit length, from what `preparation.prepare` made of stored images.
 
         Raises:
             ConfigError: this model's processor is of no form that we know.

@@ -1,13 +1,13 @@
-"""Multimodal LLMs: pictures and a text in, a reply or a probability of yes out; in process or on a server.
+"""Multimodal LLMs: images and a text in, a reply or a probability of yes out; in process or on a server.
 
 `load_captioner(name)` gives a `Captioner`: `chat` writes (greedy), `yes_probability` reads P(yes) off the first answer
 token. Engines: 'transformers' (any AutoModelForImageTextToText, no torchvision), 'openai' (an OpenAI-compatible server
 such as `vllm serve`; tasks/models/llm/openai_server.py) and 'vllm' (its offline engine in this process; tasks/models/llm/vllm_engine.py).
 
 In process, work is sorted by length and cut into fixed batches within one call, so equal calls give equal bytes. For the
-class of SmolVLM (Idefics3) the vision features of a picture are made once a call, whatever number of requests show it
-(tasks/models/llm/vision.py: prepared by a thread while the model writes), and questions about the same pictures share the
-pictures' part of the attention cache (tasks/models/llm/kv_cache.py).
+class of SmolVLM (Idefics3) the vision features of a image are made once a call, whatever number of requests show it
+(tasks/models/llm/vision.py: prepared by a thread while the model writes), and questions about the same images share the
+images' part of the attention cache (tasks/models/llm/kv_cache.py).
 """
 
 from __future__ import annotations
@@ -138,11 +138,11 @@ class LocalCaptioner(LocalModel):
         """The prompt with every image token replaced by what the processor puts there."""
         parts = self._prompt(request).split(self.processor.image_token)
         if len(parts) != len(request.images) + 1:
-            raise DataError(f"a prompt of '{self.name}' has {len(parts) - 1} places for {len(request.images)} pictures; does the text hold an image token?")
+            raise DataError(f"a prompt of '{self.name}' has {len(parts) - 1} places for {len(request.images)} images; does the text hold an image token?")
         return parts[0] + "".join(texts[id(image)] + part for image, part in zip(request.images, parts[1:], strict=True))
 
     def _embedded(self, ids: Sequence[Sequence[int]], images: Sequence[tuple[Image, ...]], looking: Looking, side: str) -> tuple[Any, Any]:
-        """Token rows padded on a side, (b, length, width) and their mask (b, length); image tokens get their pictures' rows."""
+        """Token rows padded on a side, (b, length, width) and their mask (b, length); image tokens get their images' rows."""
         import torch
 
         length = max(map(len, ids))
@@ -229,7 +229,7 @@ class LocalCaptioner(LocalModel):
         return [found[n] for n in range(len(requests))]
 
     def _yes_fast(self, requests: Sequence[Request]) -> list[float]:
-        """Pictures once, then the questions: those about the same pictures share the cache of the pictures' tokens."""
+        """Images once, then the questions: those about the same images share the cache of the images' tokens."""
         found: dict[int, float] = {}
         with Looking(self.vision, (i for r in requests for i in r.images)) as looking:
             image_id = self.model.config.image_token_id
@@ -249,7 +249,7 @@ class LocalCaptioner(LocalModel):
         return [found[n] for n in range(len(requests))]
 
     def _answered(self, part: Sequence[_Asked], looking: Looking) -> dict[int, float]:
-        """P(yes) by request number of questions whose picture prefixes are of one length."""
+        """P(yes) by request number of questions whose image prefixes are of one length."""
         import torch
 
         from tasks.models.llm.kv_cache import chosen, filled_cache
@@ -276,7 +276,7 @@ class LocalCaptioner(LocalModel):
 
 @dataclass
 class _Asked:
-    """Questions about the same pictures: the tokens up to the pictures' last, then per question its number and its own tokens."""
+    """Questions about the same images: the tokens up to the images' last, then per question its number and its own tokens."""
 
     prefix: tuple[int, ...]
     images: tuple[Image, ...]

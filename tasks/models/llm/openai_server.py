@@ -1,6 +1,6 @@
 """A model behind OpenAI-compatible servers (vLLM's and others'), asked so that no fault of theirs costs twice or passes unseen.
 
-Pictures travel inside the request, as bytes. A request that fails is asked again, at the next replica, after a wait that
+Images travel inside the request, as bytes. A request that fails is asked again, at the next replica, after a wait that
 doubles; a busy server (429, 503) is given half as many at once and more again as it recovers. A reply has a deadline and a
 size, whatever trickles in. Before its first request, and after any fault, each server is asked which model it has: another
 one than before is refused, and so is a reply in another model's name. A reply is in the cache before it is handed on, so a
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 REPLY_BYTES = 4 << 20  # a longer answer is no chat completion
 BUSY = (429, 503)
-PICTURES_KEPT = 4096  # encoded pictures kept for the next request that shows them
+IMAGES_KEPT = 4096  # encoded images kept for the next request that shows them
 
 
 class Gate:
@@ -160,7 +160,7 @@ class ServedCaptioner(Accounted):
         image.save(file, "JPEG", quality=95)
         text = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
         with self._lock:
-            if len(self._files) >= PICTURES_KEPT:
+            if len(self._files) >= IMAGES_KEPT:
                 self._files.clear()
             self._files[id(image)] = (image, text)
         return text

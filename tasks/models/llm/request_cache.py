@@ -1,7 +1,7 @@
 """Replies that were paid for once: key -> reply, in one SQLite file outside git, across crashes, runs and weeks.
 
-The key is a SHA-256 over everything that decides a reply (the models make it): the pictures' bytes, the text, the model,
-its revision, the engine, sampling and seed. So two requests share an entry only if all of that is equal, and two pictures
+The key is a SHA-256 over everything that decides a reply (the models make it): the images' bytes, the text, the model,
+its revision, the engine, sampling and seed. So two requests share an entry only if all of that is equal, and two images
 never collide. A reply is on disk before anyone sees it: a process that is killed loses at most what is in flight.
 
 Where: MEGAPAIRS_CACHE names the folder (empty or `off`: no cache); without it, a deployment keeps `request-cache` beside
@@ -65,14 +65,14 @@ def key_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
-def picture_key(image: Image) -> str:
-    """SHA-256 (hex) of a picture as a model gets it: mode, size and every pixel."""
+def image_key(image: Image) -> str:
+    """SHA-256 (hex) of a image as a model gets it: mode, size and every pixel."""
     return hashlib.sha256(f"{image.mode} {image.width} {image.height}\n".encode() + image.tobytes()).hexdigest()
 
 
-def picture_keys(images: Iterable[Image]) -> dict[int, str]:
-    """`picture_key` by id(), each picture hashed once."""
-    return {i: picture_key(image) for i, image in {id(image): image for image in images}.items()}
+def image_keys(images: Iterable[Image]) -> dict[int, str]:
+    """`image_key` by id(), each image hashed once."""
+    return {i: image_key(image) for i, image in {id(image): image for image in images}.items()}
 
 
 def folder_for(root: Path, environment: Mapping[str, str] | None = None) -> Path | None:

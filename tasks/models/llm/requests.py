@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tasks.models.llm.request_cache import RequestCache, key_of, picture_keys
+from tasks.models.llm.request_cache import RequestCache, image_keys, key_of
 from tasks.usage import Ledger
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One user turn: pictures first, then the text. `schema`, a JSON schema, guides engines that can be guided."""
+    """One user turn: images first, then the text. `schema`, a JSON schema, guides engines that can be guided."""
 
     images: tuple[Image, ...]
     text: str
@@ -68,8 +68,8 @@ class Accounted:
             return []
         key = ""
         if self.cache is not None:
-            pictures = picture_keys(i for r in requests for i in r.images)
-            asked = [[[pictures[id(i)] for i in r.images], r.text, r.schema] for r in requests]
+            images = image_keys(i for r in requests for i in r.images)
+            asked = [[[images[id(i)] for i in r.images], r.text, r.schema] for r in requests]
             who = {"model": self.name, "revision": self.revision, "engine": self.engine, "sampling": self.sampling}
             key = key_of({"kind": kind, **who, **facts, "asked": asked})
             found = self.cache.get(key)

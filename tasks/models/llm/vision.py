@@ -1,7 +1,7 @@
-"""Pictures through a vision tower, once a call: prepared ahead in a thread, seen in fixed passes when they are first needed.
+"""Images through a vision tower, once a call: prepared ahead in a thread, seen in fixed passes when they are first needed.
 
 For the class of SmolVLM (Idefics3), whose `get_image_features` gives the rows that image tokens stand for. The passes depend on the call alone
-(pictures in order of appearance, of one shape), never on who needs them when: equal calls give equal bytes. Preparing the next passes' pictures
+(images in order of appearance, of one shape), never on who needs them when: equal calls give equal bytes. Preparing the next passes' images
 (Pillow and numpy, which let go of Python's lock) goes on while the model writes.
 """
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-KEPT_BYTES = 256 << 20  # prepared pictures kept between calls, bytes
-PASS_BYTES = 48 << 20  # pixels in one pass of the vision tower, bytes: 436 pictures of 96 px, or one of 17 tiles of 512 px
-AHEAD = 2  # passes whose pictures are prepared before they are needed, a count
-FORMS = 4096  # kinds of pictures whose form is remembered, a count
+KEPT_BYTES = 256 << 20  # prepared images kept between calls, bytes
+PASS_BYTES = 48 << 20  # pixels in one pass of the vision tower, bytes: 436 images of 96 px, or one of 17 tiles of 512 px
+AHEAD = 2  # passes whose images are prepared before they are needed, a count
+FORMS = 4096  # kinds of images whose form is remembered, a count
 
 PIXELS = ("pixel_values", "pixel_attention_mask")
-Inputs = dict[str, Any]  # by name of PIXELS, torch.Tensor with one picture in front
-Kind = tuple[tuple[int, int], str]  # size and mode: pictures of one kind are prepared alike
+Inputs = dict[str, Any]  # by name of PIXELS, torch.Tensor with one image in front
+Kind = tuple[tuple[int, int], str]  # size and mode: images of one kind are prepared alike
 
 
 @dataclass(frozen=True)
 class Form:
-    """What all prepared pictures of a kind have in common: the prompt text that stands for one, its pixels' shape (1, tiles, 3, height, width), bytes."""
+    """What all prepared images of a kind have in common: the prompt text that stands for one, its pixels' shape (1, tiles, 3, height, width), bytes."""
 
     text: str
     shape: tuple[int, ...]
@@ -36,17 +36,17 @@ class Form:
 
 
 class Vision:
-    """A model's eyes: its processor, its tower, and the pictures that are prepared already."""
+    """A model's eyes: its processor, its tower, and the images that are prepared already."""
 
     def __init__(self, processor: Any, model: Any, device: str, batch: int) -> None:
-        """`batch`: pictures in one pass of the tower at most, a count."""
+        """`batch`: images in one pass of the tower at most, a count."""
         self.processor, self.model, self.device, self.batch = processor, model, device, batch
         self._kept: dict[int, tuple[Image, Inputs]] = {}
         self._kept_bytes = 0
         self._forms: dict[Kind, Form] = {}
 
     def form(self, image: Image) -> Form:
-        """The form of the picture's kind; the first one of a kind is prepared to learn it, and kept."""
+        """The form of the image's kind; the first one of a kind is prepared to learn it, and kept."""
         kind = _kind(image)
         if kind not in self._forms:
             made = self.processor(text=[self.processor.image_token], images=[[image]], add_special_tokens=False, return_tensors="pt")
@@ -59,7 +59,7 @@ class Vision:
         return self._forms[kind]
 
     def prepare(self, images: Sequence[Image]) -> list[Inputs]:
-        """The processor's work, one call for all pictures of a kind: the same pixels as one by one, in less than half the time."""
+        """The processor's work, one call for all images of a kind: the same pixels as one by one, in less than half the time."""
         kinds: dict[Kind, list[Image]] = {}
         for image in images:
             kinds.setdefault(_kind(image), []).append(image)
@@ -71,25 +71,25 @@ class Vision:
         return [found[id(image)] for image in images]
 
     def kept(self, image: Image) -> Inputs | None:
-        """What was prepared of this very picture before."""
+        """What was prepared of this very image before."""
         found = self._kept.get(id(image))
         return found[1] if found is not None and found[0] is image else None
 
     def keep(self, image: Image, inputs: Inputs) -> None:
-        """Keep it while there is room: the same picture often comes again."""
+        """Keep it while there is room: the same image often comes again."""
         size = sum(x.nbytes for x in inputs.values())
         if self._kept_bytes + size > KEPT_BYTES:
             self._kept.clear()
             self._kept_bytes = 0
         if size <= KEPT_BYTES and self.kept(image) is None:
-            self._kept[id(image)] = (image, inputs)  # holding the picture keeps its id from being given to another
+            self._kept[id(image)] = (image, inputs)  # holding the image keeps its id from being given to another
             self._kept_bytes += size
 
-    def see(self, pictures: Sequence[Inputs]) -> list[torch.Tensor]:
-        """One pass of the tower over pictures of one shape: for each the rows that stand for it, (tokens, width)."""
+    def see(self, images: Sequence[Inputs]) -> list[torch.Tensor]:
+        """One pass of the tower over images of one shape: for each the rows that stand for it, (tokens, width)."""
         import torch
 
-        joined = {k: torch.cat([p[k] for p in pictures]).to(self.device) for k in pictures[0]}
+        joined = {k: torch.cat([p[k] for p in images]).to(self.device) for k in images[0]}
         return list(self.model.get_image_features(**joined, return_dict=True).pooler_output)
 
 
@@ -98,10 +98,10 @@ def _kind(image: Image) -> Kind:
 
 
 class Looking:
-    """One call's look at its pictures; a context manager, for it holds the thread that prepares them."""
+    """One call's look at its images; a context manager, for it holds the thread that prepares them."""
 
     def __init__(self, vision: Vision, images: Iterable[Image]) -> None:
-        """`images`: all pictures of the call, in order of appearance; the same one may come several times."""
+        """`images`: all images of the call, in order of appearance; the same one may come several times."""
         self.vision = vision
         distinct = {id(i): i for i in images}
         forms = {n: vision.form(i) for n, i in distinct.items()}
@@ -112,7 +112,7 @@ class Looking:
         self._left = list(range(len(self._passes)))  # passes not yet made, in the order in which they will be needed
         self._coming: dict[int, Future[list[Inputs]]] = {}
         self._rows: dict[int, torch.Tensor] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare-pictures")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare-images")
 
     def __enter__(self) -> Looking:
         return self
@@ -121,7 +121,7 @@ class Looking:
         self._thread.shutdown(cancel_futures=True)
 
     def expect(self, images: Iterable[Image]) -> None:
-        """Say in which order the pictures will be needed; the thread prepares them in that order."""
+        """Say in which order the images will be needed; the thread prepares them in that order."""
         first = dict.fromkeys(self._pass_of[id(i)] for i in images)
         self._left = [*first, *(n for n in range(len(self._passes)) if n not in first)]
         self._prepare_ahead()
@@ -135,7 +135,7 @@ class Looking:
                 self._coming[n] = self._thread.submit(self.vision.prepare, self._missing(n))
 
     def rows(self, image: Image) -> torch.Tensor:
-        """The rows that stand for a picture, (tokens, width); makes the pass that it is in, once."""
+        """The rows that stand for a image, (tokens, width); makes the pass that it is in, once."""
         if id(image) not in self._rows:
             n = self._pass_of[id(image)]
             part, missing = self._passes[n], self._missing(n)
@@ -145,15 +145,15 @@ class Looking:
             self._ready |= dict(zip(map(id, missing), self._coming.pop(n).result(), strict=True))
             self._left.remove(n)
             self._prepare_ahead()  # of the next passes, while this one and what it is for are computed
-            pictures = [self._ready.pop(id(i)) for i in part]
-            self._rows |= dict(zip(map(id, part), self.vision.see(pictures), strict=True))
-            for i, inputs in zip(part, pictures, strict=True):
+            images = [self._ready.pop(id(i)) for i in part]
+            self._rows |= dict(zip(map(id, part), self.vision.see(images), strict=True))
+            for i, inputs in zip(part, images, strict=True):
                 self.vision.keep(i, inputs)
         return self._rows[id(image)]
 
 
 def passes(images: Sequence[Image], forms: Sequence[Form], batch: int) -> Iterable[list[Image]]:
-    """Pictures cut into passes, in their order: of one shape, `batch` at most, PASS_BYTES at most."""
+    """Images cut into passes, in their order: of one shape, `batch` at most, PASS_BYTES at most."""
     part: list[Image] = []
     shape: tuple[int, ...] = ()
     for image, form in zip(images, forms, strict=True):

@@ -1,6 +1,6 @@
 """vLLM's offline engine in this process: one per GPU task, batched by vLLM itself; imported only when it is asked for.
 
-Pictures are handed over as they are, prompts are those of the other engines. vLLM lives in an environment of its own
+Images are handed over as they are, prompts are those of the other engines. vLLM lives in an environment of its own
 (`make test-vllm`); TASKS_PYTHON names that environment's interpreter where a stage is to run in it. Settings: structured
 output by xgrammar, which must not write blanks to the limit; one process on a CPU, where workers would share two cores.
 """

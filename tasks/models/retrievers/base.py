@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 Role = Literal["query", "candidate"]  # what is asked with, or what is searched; the MLLM type prompts them differently
-Content = tuple[str | None, str]  # picture key or None, text or ""
+Content = tuple[str | None, str]  # image key or None, text or ""
 
 
 def count_of(images: Sequence[Image] | None, texts: Sequence[str] | None) -> int:
-    """How many rows pictures, texts, or both together ask for.
+    """How many rows images, texts, or both together ask for.
 
     Raises:
         ConfigError: neither is given, or both in different numbers.
     """
     counts = [len(x) for x in (images, texts) if x is not None]
     if not counts or len(set(counts)) > 1:
-        raise ConfigError(f"encode: expected pictures, texts, or as many of both; found {counts}")
+        raise ConfigError(f"encode: expected images, texts, or as many of both; found {counts}")
     return counts[0]
 
 

@@ -1,6 +1,6 @@
-"""The retriever: BGE-VL of the CLIP type. A query of picture and text is the sum of their raw projected features.
+"""The retriever: BGE-VL of the CLIP type. A query of image and text is the sum of their raw projected features.
 
-The features are summed as they come, then the sum is scaled to unit length; a picture or a text alone is scaled as it is.
+The features are summed as they come, then the sum is scaled to unit length; a image or a text alone is scaled as it is.
 Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub. What is saved
 loads in plain transformers, in sentence-transformers and through the released models' interface (models/published/).
 `load_retriever` tells from config.json whether a model is of this type or of the MLLM type (models/mllm.py).
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Retriever:
     """A CLIP model with its processor; `model` may be trained from outside."""
 
-    is_joint = False  # a query's vector is put together from those of picture and text
+    is_joint = False  # a query's vector is put together from those of image and text
 
     def __init__(self, model: str, *, revision: str | None = None, device: str = "auto", threads: int = 1) -> None:
         """Load it.
@@ -79,10 +79,10 @@ class Retriever:
         return features
 
     def encode(self, images: Sequence[Image] | None = None, texts: Sequence[str] | None = None, batch: int = 128) -> np.ndarray:
-        """Unit rows of pictures, of texts, or of both together.
+        """Unit rows of images, of texts, or of both together.
 
         Args:
-            images: n pictures, or None.
+            images: n images, or None.
             texts: n texts, or None.
             batch: rows in one pass of the model, a count.
         Returns:
@@ -115,9 +115,9 @@ class Retriever:
         with torch.inference_mode():
             return self.text_features(texts).float().cpu().numpy()
 
-    def embedder(self, read: Callable[[str], Image], batch: int, pictures: Mapping[str, np.ndarray] | None = None) -> Summed:
-        """Vectors of a benchmark's contents; `pictures` are raw features, where they are known."""
-        return Summed(self, read, batch, pictures)
+    def embedder(self, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None) -> Summed:
+        """Vectors of a benchmark's contents; `images` are raw features, where they are known."""
+        return Summed(self, read, batch, images)
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Save model, processor and what others need to load them beside the folder, then put the whole in its place.
@@ -134,35 +134,35 @@ class Retriever:
 
 
 class Summed:
-    """Vectors of a benchmark's contents by a CLIP: raw features of every picture and text, each encoded once, are summed."""
+    """Vectors of a benchmark's contents by a CLIP: raw features of every image and text, each encoded once, are summed."""
 
-    def __init__(self, retriever: Retriever, read: Callable[[str], Image], batch: int, pictures: Mapping[str, np.ndarray] | None = None) -> None:
+    def __init__(self, retriever: Retriever, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None) -> None:
         """Nothing is encoded yet.
 
         Args:
             retriever: the model.
-            read: picture key -> picture.
-            batch: pictures or texts in one pass of the model, a count.
-            pictures: raw features, where they are known: studies with a locked picture tower encode it once.
+            read: image key -> image.
+            batch: images or texts in one pass of the model, a count.
+            images: raw features, where they are known: studies with a locked image tower encode it once.
         """
         self._retriever, self._read, self._batch = retriever, read, batch
-        self._pictures, self._texts = dict(pictures or {}), dict[str, np.ndarray]()
+        self._images, self._texts = dict(images or {}), dict[str, np.ndarray]()
 
-    def prepare(self, pictures: Sequence[str], texts: Sequence[str]) -> None:
+    def prepare(self, images: Sequence[str], texts: Sequence[str]) -> None:
         """Encode what is not known yet, each once, in this order."""
-        missing = [key for key in dict.fromkeys(pictures) if key not in self._pictures]
+        missing = [key for key in dict.fromkeys(images) if key not in self._images]
         for start in range(0, len(missing), self._batch):
             part = missing[start : start + self._batch]
-            self._pictures.update(zip(part, self._retriever.raw_images([self._read(key) for key in part]), strict=True))
+            self._images.update(zip(part, self._retriever.raw_images([self._read(key) for key in part]), strict=True))
         missing = [text for text in dict.fromkeys(texts) if text and text not in self._texts]
         for start in range(0, len(missing), self._batch):
             part = missing[start : start + self._batch]
             self._texts.update(zip(part, self._retriever.raw_texts(part), strict=True))
 
     def rows(self, contents: Sequence[Content], role: Role) -> np.ndarray:
-        """(n, d) float32 unit rows of (picture key or None, text); a row of zeros where there is neither. The role makes no difference here."""
+        """(n, d) float32 unit rows of (image key or None, text); a row of zeros where there is neither. The role makes no difference here."""
         self.prepare([key for key, _ in contents if key is not None], [text for _, text in contents])
-        nothing = np.zeros_like(next(iter((self._pictures or self._texts).values())))
-        return unit(np.stack([(nothing if key is None else self._pictures[key]) + (self._texts[text] if text else nothing) for key, text in contents]))
+        nothing = np.zeros_like(next(iter((self._images or self._texts).values())))
+        return unit(np.stack([(nothing if key is None else self._images[key]) + (self._texts[text] if text else nothing) for key, text in contents]))
 
 

@@ -1,7 +1,7 @@
-"""The retriever of the MLLM type: one decoder reads picture and text together, the last token's hidden state is the vector.
+"""The retriever of the MLLM type: one decoder reads image and text together, the last token's hidden state is the vector.
 
 LLaVA-NeXT as BGE-VL-MLLM-S1 was released, or Qwen2-VL and Qwen3-VL; config.json says which, and no code from the folder runs.
-Prompts: tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left. LLaVA-NeXT's pictures are 512 x 512; Qwen-VL
+Prompts: tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left. LLaVA-NeXT's images are 512 x 512; Qwen-VL
 takes them as they are, within its processor's limits (models/published/bge_vl_inputs.py). Weights stay float32; adapters (LoRA):
 `MllmRetriever.adapt`.
 Source: MegaPairs, arXiv:2412.14475, appendix B, and the released modeling_llavanext_for_embedding.py.
@@ -19,7 +19,7 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.models.hub import loading, pick_device, revision_of
 from tasks.models.retrievers.base import Content, Role, count_of, publish, replacing, unit
-from tasks.models.retrievers.published.bge_vl_inputs import Inputs, Picture
+from tasks.models.retrievers.published.bge_vl_inputs import ImageInput, Inputs
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ class MllmRetriever:
 
     # --- what goes in ---------------------------------------------------------------------------------------------
 
-    def pixels(self, images: Sequence[Image]) -> list[Picture]:
-        """Each picture as the model takes it, one by one: they may differ in size."""
-        return [self.inputs.picture(image) for image in images]
+    def pixels(self, images: Sequence[Image]) -> list[ImageInput]:
+        """Each image as the model takes it, one by one: they may differ in size."""
+        return [self.inputs.image(image) for image in images]
 
     # --- what comes out -------------------------------------------------------------------------------------------
 
-    def features(self, contents: Sequence[tuple[Picture | None, str]], role: Role) -> torch.Tensor:
+    def features(self, contents: Sequence[tuple[ImageInput | None, str]], role: Role) -> torch.Tensor:
         """(n, d) last hidden state of each prompt's last token, in one pass."""
         base = self.model.get_base_model() if self.is_adapted else self.model
         made = self.inputs.batch(contents, is_query=role == "query", instruction=self.instruction)
@@ -82,19 +82,19 @@ class MllmRetriever:
         rows: torch.Tensor = out.last_hidden_state[:, -1, :]
         return rows
 
-    def image_features(self, pictures: Sequence[Picture]) -> torch.Tensor:
-        """(n, d) of pictures as candidates."""
-        return self.features([(picture, "") for picture in pictures], "candidate")
+    def image_features(self, images: Sequence[ImageInput]) -> torch.Tensor:
+        """(n, d) of images as candidates."""
+        return self.features([(image, "") for image in images], "candidate")
 
-    def query_features(self, pictures: Sequence[Picture], texts: Sequence[str]) -> torch.Tensor:
-        """(n, d) of pictures and texts as queries."""
-        return self.features(list(zip(pictures, texts, strict=True)), "query")
+    def query_features(self, images: Sequence[ImageInput], texts: Sequence[str]) -> torch.Tensor:
+        """(n, d) of images and texts as queries."""
+        return self.features(list(zip(images, texts, strict=True)), "query")
 
     def encode(self, images: Sequence[Image] | None = None, texts: Sequence[str] | None = None, batch: int = 8, *, role: Role | None = None) -> np.ndarray:
-        """Unit rows of pictures, of texts, or of both together.
+        """Unit rows of images, of texts, or of both together.
 
         Args:
-            images: n pictures, or None.
+            images: n images, or None.
             texts: n texts, or None.
             batch: rows in one pass of the model, a count.
             role: query or candidate; where None, both together are a query, one alone is a candidate.
@@ -112,21 +112,21 @@ class MllmRetriever:
             rows.append(self.raw_contents(list(zip(shown, texts[part] if texts is not None else [""] * len(shown), strict=True)), role))
         return unit(np.concatenate(rows))
 
-    def raw_contents(self, contents: Sequence[tuple[Picture | None, str]], role: Role) -> np.ndarray:
+    def raw_contents(self, contents: Sequence[tuple[ImageInput | None, str]], role: Role) -> np.ndarray:
         """(n, d) float32, in one pass."""
         import torch
 
         with torch.inference_mode():
             return self.features(contents, role).float().cpu().numpy()
 
-    def embedder(self, read: Callable[[str], Image], batch: int, pictures: Mapping[str, np.ndarray] | None = None) -> Joint:
+    def embedder(self, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None) -> Joint:
         """Vectors of a benchmark's contents.
 
         Raises:
-            ConfigError: features of pictures alone are given: here there are none that a query could be put together from.
+            ConfigError: features of images alone are given: here there are none that a query could be put together from.
         """
-        if pictures is not None:
-            raise ConfigError(f"model '{self.name}': a {self.kind} encodes picture and text together; features of pictures alone cannot be reused")
+        if images is not None:
+            raise ConfigError(f"model '{self.name}': a {self.kind} encodes image and text together; features of images alone cannot be reused")
         return Joint(self, read, batch)
 
     # --- adapters -------------------------------------------------------------------------------------------------
@@ -190,29 +190,29 @@ class MllmRetriever:
 
 
 class Joint:
-    """Vectors of a benchmark's contents: every content is encoded once in each role, picture and text together."""
+    """Vectors of a benchmark's contents: every content is encoded once in each role, image and text together."""
 
     def __init__(self, retriever: MllmRetriever, read: Callable[[str], Image], batch: int) -> None:
         """Nothing is encoded yet.
 
         Args:
             retriever: the model.
-            read: picture key -> picture.
+            read: image key -> image.
             batch: contents in one pass of the model, a count.
         """
         self._retriever, self._read, self._batch = retriever, read, batch
         self._known: dict[tuple[Role, Content], np.ndarray] = {}
 
-    def prepare(self, pictures: Sequence[str], texts: Sequence[str]) -> None:
-        """Nothing: what a picture or text is alone says nothing of both together."""
+    def prepare(self, images: Sequence[str], texts: Sequence[str]) -> None:
+        """Nothing: what a image or text is alone says nothing of both together."""
 
     def rows(self, contents: Sequence[Content], role: Role) -> np.ndarray:
-        """(n, d) float32 unit rows of (picture key or None, text); a row of zeros where there is neither."""
+        """(n, d) float32 unit rows of (image key or None, text); a row of zeros where there is neither."""
         missing = [c for c in dict.fromkeys(contents) if (role, c) not in self._known and (c[0] is not None or c[1])]
         for start in range(0, len(missing), self._batch):
             part = missing[start : start + self._batch]
             shown = [None if key is None else self._retriever.pixels([self._read(key)])[0] for key, _ in part]
-            raw = self._retriever.raw_contents([(picture, text) for picture, (_, text) in zip(shown, part, strict=True)], role)
+            raw = self._retriever.raw_contents([(image, text) for image, (_, text) in zip(shown, part, strict=True)], role)
             self._known.update({(role, content): row for content, row in zip(part, unit(raw), strict=True)})
         nothing = np.zeros(self._retriever.dimension, np.float32)
         return np.stack([self._known.get((role, c), nothing) for c in contents])

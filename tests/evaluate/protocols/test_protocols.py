@@ -203,7 +203,7 @@ class Model:
         if self.is_perfect:
             scores[[self.tasks[task].place[key] for key in self.tasks[task].queries[query].right]] += 1
         for key, n in self.tasks[task].place.items():
-            if key.endswith("#copy"):  # a candidate with the target's own picture
+            if key.endswith("#copy"):  # a candidate with the target's own image
                 scores[n] = scores[self.tasks[task].place[key.removesuffix("#copy")]]
         return scores
 
@@ -231,7 +231,7 @@ def test_scores_are_the_official_ones(protocol: str, is_perfect: bool, folder: A
     ours, official = scores_of(benchmark, model), NAIVE[protocol](place, model, benchmark.tasks[0].gallery)
     assert set(ours) == set(official) and PROTOCOLS[protocol].main in ours
     assert ours == pytest.approx(official, abs=1e-6)
-    # one query of GeneCIS' change_object names its target's picture twice: a tie that is lost
+    # one query of GeneCIS' change_object names its target's image twice: a tie that is lost
     assert ours[PROTOCOLS[protocol].main] > 0.94 if is_perfect else ours[PROTOCOLS[protocol].main] < 0.5
 
 
@@ -325,11 +325,11 @@ def test_templates_are_pinned_and_filled(tmp_path: Path):
 
 
 def test_a_box_is_cut_out_wider_and_padded():
-    picture = Image.new("RGB", (100, 50), "white")
-    whole = cut_out(picture, [20, 10, 20, 10])
+    image = Image.new("RGB", (100, 50), "white")
+    whole = cut_out(image, [20, 10, 20, 10])
     assert whole.size == (34, 34)  # left 20 - 14 = 6, right 6 + 34 = 40; top 3, bottom 20; then padded
     assert whole.getpixel((17, 0)) == (0, 0, 0) and whole.getpixel((17, 17)) == (255, 255, 255)
-    assert cut_out(picture, [0, 0, 100, 50]).size == (100, 100)
+    assert cut_out(image, [0, 0, 100, 50]).size == (100, 100)
 
 
 def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
@@ -344,8 +344,8 @@ def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
     first, second = benchmark.tasks[1].queries
     assert [t.name for t in benchmark.tasks] == ["A", "B"] and (first.text, first.reference, second.reference) == ("What is it?", "a/1.jpg", None)
     assert benchmark.item(second.candidates[0]) == ("a/2.jpg", "") and benchmark.item(second.candidates[1]).text == "a dog"
-    assert benchmark.pictures() == ["a/1.jpg", "a/2.jpg"] and benchmark.is_scored
-    scores = np.array([0.2, 0.1, 0.3])  # cat, dog, picture 2
+    assert benchmark.images() == ["a/1.jpg", "a/2.jpg"] and benchmark.is_scored
+    scores = np.array([0.2, 0.1, 0.3])  # cat, dog, image 2
     assert benchmark.tasks[1].gallery == [first.candidates[0], first.candidates[1], second.candidates[0]]
     assert PROTOCOLS["mmeb"].measure(first, PROTOCOLS["mmeb"].predict(benchmark.tasks[1], first, scores)) == {"precision_at_1": 1.0}
     (tmp_path / "A.jsonl").write_text(json.dumps({**rows[0], "tgt_text": []}))
@@ -354,7 +354,7 @@ def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
 
 
 def wrongs() -> Iterator[tuple[str, str, Any, str]]:
-    yield "circo", "annotations/val.json", [{"reference_img_id": 1, "target_img_id": 2, "gt_img_ids": [2], "relative_caption": "x", "id": 0}], "names pictures"
+    yield "circo", "annotations/val.json", [{"reference_img_id": 1, "target_img_id": 2, "gt_img_ids": [2], "relative_caption": "x", "id": 0}], "names images"
     yield "cirr", "captions/cap.rc2.val.json", [{"pairid": 1, "reference": "no", "caption": "", "img_set": {"members": []}}], "does not list"
     yield "fashioniq", "captions/cap.dress.val.json", [{"target": "no", "candidate": "no", "captions": ["a", "b"]}], "does not list"
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tasks.models.encoders.preprocess import preparation_of
 
 
-def picture(width: int, height: int, kind: str, mode: str = "RGB") -> bytes:
+def image(width: int, height: int, kind: str, mode: str = "RGB") -> bytes:
     cells = np.random.default_rng(width).integers(0, 256, (6, 6, 3)).astype(np.uint8)
     out = io.BytesIO()
     Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(out, kind, **({"quality": 95} if kind == "JPEG" else {}))
@@ -36,7 +36,7 @@ def test_without_a_scaled_decode_the_pixels_are_the_processors(width: int, heigh
     stock = processor(**changes)
     preparation = preparation_of(stock)
     assert preparation is not None
-    content = picture(width, height, "PNG")
+    content = image(width, height, "PNG")
     ours = preparation.normalised([preparation.prepare(content)], "cpu").numpy()
     theirs = stock(images=[Image.open(io.BytesIO(content))], return_tensors="np")["pixel_values"]
     assert ours.shape == theirs.shape
@@ -49,7 +49,7 @@ def test_a_jpeg_decoded_in_full_gives_the_processors_pixels_whatever_its_filter(
     stock = processor(resample=resample)
     preparation = preparation_of(stock)
     assert preparation is not None
-    content = picture(100, 130, "JPEG", mode)
+    content = image(100, 130, "JPEG", mode)
     ours = preparation.normalised([preparation.prepare(content)], "cpu").numpy()
     theirs = stock(images=[Image.open(io.BytesIO(content)).convert("RGB")], return_tensors="np")["pixel_values"]
     assert np.abs(ours - theirs).max() < 2.5 / 255 / 0.2  # two roundings
@@ -59,7 +59,7 @@ def test_a_jpeg_decoded_in_full_gives_the_processors_pixels_whatever_its_filter(
 def test_a_large_jpeg_is_decoded_small_and_stays_close(mode: str):
     stock = processor()
     preparation = preparation_of(stock)
-    content = picture(900, 700, "JPEG", mode)
+    content = image(900, 700, "JPEG", mode)
     ours = preparation.normalised([preparation.prepare(content)], "cpu").numpy().ravel()
     theirs = stock(images=[Image.open(io.BytesIO(content)).convert("RGB")], return_tensors="np")["pixel_values"].ravel()
     assert np.corrcoef(ours, theirs)[0, 1] > 0.999

@@ -22,7 +22,7 @@ from tasks.store.vectors import good_rows, unit_rows
 needs = pytest.mark.skipif(find_spec("timm") is None or find_spec("open_clip") is None, reason="timm and open_clip are not installed (extra 'towers')")
 
 
-def pictures(n: int) -> list[Image.Image]:
+def images(n: int) -> list[Image.Image]:
     cells = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3)).astype(np.uint8)
     return [Image.fromarray(c).resize((60 + 9 * i, 50), Image.Resampling.BICUBIC) for i, c in enumerate(cells)]
 
@@ -55,12 +55,12 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads"
 def test_timms_towers_give_the_pooled_features(architecture: str, tmp_path: Path):
     model = timm_folder(tmp_path / "m", architecture, VIT)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path / "m"), kind="image"), "cpu")
-    vectors = encoder.encode_images(pictures(3))
+    vectors = encoder.encode_images(images(3))
     assert vectors.shape == (3, 32) and good_rows(vectors).all() and len(encoder.revision) == 12
     pixels = []
-    for picture in pictures(3):  # timm's evaluation transform, in words: the shorter side to 32 / 0.9, the centre, scaled
-        width, height = picture.size
-        small = picture.resize((int(35 * width / height), 35) if width > height else (35, int(35 * height / width)), Image.Resampling.BICUBIC)
+    for image in images(3):  # timm's evaluation transform, in words: the shorter side to 32 / 0.9, the centre, scaled
+        width, height = image.size
+        small = image.resize((int(35 * width / height), 35) if width > height else (35, int(35 * height / width)), Image.Resampling.BICUBIC)
         left, top = round((small.width - 32) / 2), round((small.height - 32) / 2)
         pixels.append((np.asarray(small.crop((left, top, left + 32, top + 32))) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4])
     with torch.inference_mode():
@@ -68,9 +68,9 @@ def test_timms_towers_give_the_pooled_features(architecture: str, tmp_path: Path
         expected = model.forward_head(model.forward_features(batch), pre_logits=True).numpy()
     assert np.allclose(vectors, unit_rows(expected), atol=1e-4)
     contents = []
-    for picture in pictures(3):
+    for image in images(3):
         out = io.BytesIO()
-        picture.save(out, "PNG")
+        image.save(out, "PNG")
         contents.append(out.getvalue())
     fast = encoder.encode_prepared([encoder.preparation.prepare(c) for c in contents])
     assert (fast * vectors).sum(axis=1).min() > 0.9999
@@ -80,7 +80,7 @@ def test_timms_towers_give_the_pooled_features(architecture: str, tmp_path: Path
 def test_a_timm_tower_in_8_bits(tmp_path: Path):
     timm_folder(tmp_path / "m", "vit_tiny_patch16_224", VIT)
     exact, fewer = (load_encoder(EncoderConfig(model=str(tmp_path / "m"), kind="image", cpu_dtype=n), "cpu") for n in ("float32", "int8"))
-    assert (exact.encode_images(pictures(4)) * fewer.encode_images(pictures(4))).sum(axis=1).min() >= 0.999
+    assert (exact.encode_images(images(4)) * fewer.encode_images(images(4))).sum(axis=1).min() >= 0.999
     assert fewer.revision == exact.revision + "+int8"
 
 
@@ -120,10 +120,10 @@ EVA = {"image_size": 224, "timm_model_name": "eva02_tiny_patch14_224", "timm_mod
 def test_open_clips_two_towers(vision: dict[str, Any], tmp_path: Path):
     model = clip_folder(tmp_path / "m", vision)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path / "m"), kind="image"), "cpu")
-    vectors = encoder.encode_images(pictures(3))
+    vectors = encoder.encode_images(images(3))
     assert vectors.shape == (3, 24) and good_rows(vectors).all()
     with torch.inference_mode():
-        batch = encoder.preparation.normalised([encoder.preparation.prepare_picture(p) for p in pictures(3)], "cpu")
+        batch = encoder.preparation.normalised([encoder.preparation.prepare_image(p) for p in images(3)], "cpu")
         assert batch.shape == (3, 3, vision["image_size"], vision["image_size"])
         assert np.allclose(vectors, unit_rows(model.encode_image(batch).numpy()), atol=1e-5)
     reader = load_encoder(EncoderConfig(model=f"open_clip:{tmp_path / 'm'}", kind="text"), "cpu")
@@ -133,8 +133,8 @@ def test_open_clips_two_towers(vision: dict[str, Any], tmp_path: Path):
     with torch.inference_mode():
         tokens = imported("open_clip").get_tokenizer(f"local-dir:{tmp_path / 'm'}")(texts)
         assert tokens.shape == (2, 16) and np.allclose(words, unit_rows(model.encode_text(tokens).numpy()), atol=1e-5)
-    with pytest.raises(ConfigError, match="pictures need kind 'image'"):
-        reader.encode_images(pictures(1))
+    with pytest.raises(ConfigError, match="images need kind 'image'"):
+        reader.encode_images(images(1))
     with pytest.raises(ConfigError, match="texts need kind 'text'"):
         encoder.encode_texts(texts)
 

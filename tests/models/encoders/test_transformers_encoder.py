@@ -15,7 +15,7 @@ from tasks.store.vectors import good_rows, unit_rows
 CHECKPOINTS = Path("tasks/sample/checkpoints")
 
 
-def pictures(n: int) -> list[Image.Image]:
+def images(n: int) -> list[Image.Image]:
     cells = np.random.default_rng(0).integers(0, 256, (n, 4, 4, 3)).astype(np.uint8)
     return [Image.fromarray(c).resize((96 + 8 * i, 96), Image.Resampling.NEAREST) for i, c in enumerate(cells)]
 
@@ -23,9 +23,9 @@ def pictures(n: int) -> list[Image.Image]:
 @pytest.mark.parametrize("name", ["clip", "dino"])
 def test_an_image_encoder_gives_unit_rows(name: str):
     encoder = load_encoder(EncoderConfig(model=str(CHECKPOINTS / name), kind="image"))
-    vectors = encoder.encode_images(pictures(5))
+    vectors = encoder.encode_images(images(5))
     assert vectors.dtype == np.float32 and vectors.shape[0] == 5 and good_rows(vectors).all()
-    assert np.allclose(encoder.encode_images(pictures(5)[3:]), vectors[3:], atol=1e-4)
+    assert np.allclose(encoder.encode_images(images(5)[3:]), vectors[3:], atol=1e-4)
     assert len(encoder.revision) == 12
     with pytest.raises(ConfigError, match="kind 'text'"):
         encoder.encode_texts(["a"])
@@ -35,11 +35,11 @@ def test_a_clips_text_tower_reads_captions():
     encoder = load_encoder(EncoderConfig(model=str(CHECKPOINTS / "clip"), kind="text"))
     texts = ["a large red circle at the top left on a white background", "a small blue star", "word " * 500]
     vectors = encoder.encode_texts(texts)
-    assert vectors.shape == (3, load_encoder(EncoderConfig(model=str(CHECKPOINTS / "clip"), kind="image")).encode_images(pictures(1)).shape[1])
+    assert vectors.shape == (3, load_encoder(EncoderConfig(model=str(CHECKPOINTS / "clip"), kind="image")).encode_images(images(1)).shape[1])
     assert good_rows(vectors).all()
     assert np.allclose(encoder.encode_texts(texts[1:2]), vectors[1:2], atol=1e-4)  # padding does not show
     with pytest.raises(ConfigError, match="kind 'image'"):
-        encoder.encode_images(pictures(1))
+        encoder.encode_images(images(1))
 
 
 def test_a_text_encoder_of_berts_kin_is_pooled_over_its_tokens(tmp_path: Path):
@@ -113,10 +113,10 @@ def _vocabulary(folder: Path) -> Path:
 def test_other_vision_towers_load_by_their_folder_alone(name: str, tmp_path: Path):
     tower(name, tmp_path)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path), kind="image"))
-    vectors = encoder.encode_images(pictures(3))
+    vectors = encoder.encode_images(images(3))
     assert vectors.shape == (3, 16) and good_rows(vectors).all()
     with torch_mode():
-        pixels = encoder.front(images=pictures(3), return_tensors="pt")["pixel_values"]
+        pixels = encoder.front(images=images(3), return_tensors="pt")["pixel_values"]
         out = encoder.model.get_image_features(pixel_values=pixels) if name == "siglip" else encoder.model(pixel_values=pixels).last_hidden_state[:, 0]
     assert np.allclose(vectors, unit_rows(getattr(out, "pooler_output", out).numpy()), atol=1e-5)
 

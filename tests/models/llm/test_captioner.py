@@ -67,7 +67,7 @@ def test_the_judge_shows_the_query_first(model: LocalCaptioner, scenes: list[Ima
     assert yes == model.yes_probability([Request((scenes[0], scenes[1]), "Does it fit: make {it} blue")])
 
 
-def test_pictures_that_are_not_square_get_through(model: LocalCaptioner):
+def test_images_that_are_not_square_get_through(model: LocalCaptioner):
     asked = [Request((Image.new("RGB", size, "red"), Image.new("RGB", (96, 96), "blue")), "Compare the pictures.") for size in ((96, 48), (200, 96), (96, 96))]
     assert len(model.chat(asked)) == 3 and len(model.yes_probability(asked)) == 3
 

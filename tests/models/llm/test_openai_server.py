@@ -64,10 +64,10 @@ def captioner(server: Server, **more) -> ServedCaptioner:
     return ServedCaptioner("Qwen/Qwen3-VL-8B-Instruct", **{"revision": None, "url": url, "in_flight": 4, "max_new_tokens": 9, "sleep": lambda s: None, **more})
 
 
-def test_pictures_travel_as_bytes_before_the_text_and_replies_keep_their_order(server: Server):
+def test_images_travel_as_bytes_before_the_text_and_replies_keep_their_order(server: Server):
     server.answer = lambda n, body: (200, said(f" {body['messages'][0]['content'][-1]['text']}! "))
-    pictures = tuple(Image.new("RGB", (8, 8), c) for c in ("red", "blue"))
-    replies = captioner(server).chat([Request(pictures, f"text {n}") for n in range(20)])
+    images = tuple(Image.new("RGB", (8, 8), c) for c in ("red", "blue"))
+    replies = captioner(server).chat([Request(images, f"text {n}") for n in range(20)])
     assert replies == [Reply(f"text {n}!", 7, 3) for n in range(20)]
     sent = server.seen[0]
     assert sent["path"] == "/v1/chat/completions" and sent["temperature"] == 0 and sent["max_tokens"] == 9

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks import usage as ledger
 from tasks.models.llm.load import load_captioner, load_writer
-from tasks.models.llm.request_cache import RequestCache, folder_for, key_of, open_cache, picture_key
+from tasks.models.llm.request_cache import RequestCache, folder_for, image_key, key_of, open_cache
 from tasks.models.llm.requests import Request
 from tasks.usage import Ledger
 
@@ -40,12 +40,12 @@ def test_keys_are_equal_exactly_for_equal_facts(one: dict, other: dict):
     assert key_of(dict(reversed(one.items()))) == key_of(one)
 
 
-def test_two_pictures_never_share_a_key():
-    pictures = [Image.new("RGB", (8, 8), "red"), Image.new("RGB", (16, 4), "red"), Image.new("RGB", (8, 8), (254, 0, 0)), Image.new("L", (8, 24), 0)]
-    changed = pictures[0].copy()
+def test_two_images_never_share_a_key():
+    images = [Image.new("RGB", (8, 8), "red"), Image.new("RGB", (16, 4), "red"), Image.new("RGB", (8, 8), (254, 0, 0)), Image.new("L", (8, 24), 0)]
+    changed = images[0].copy()
     changed.putpixel((7, 7), (255, 0, 1))
-    assert len({picture_key(p) for p in [*pictures, changed]}) == 5
-    assert picture_key(pictures[0]) == picture_key(Image.new("RGB", (8, 8), "red"))
+    assert len({image_key(p) for p in [*images, changed]}) == 5
+    assert image_key(images[0]) == image_key(Image.new("RGB", (8, 8), "red"))
 
 
 def test_where_it_lies(tmp_path: Path, monkeypatch):
@@ -64,12 +64,12 @@ def test_where_it_lies(tmp_path: Path, monkeypatch):
 def test_a_call_in_process_is_answered_again_with_the_same_bytes_and_other_calls_are_not(tmp_path: Path):
     cache = RequestCache(tmp_path)
     judge = load_captioner(str(CHECKPOINTS / "judge"), device="cpu", max_new_tokens=8, cache=cache)
-    pictures = [Image.new("RGB", (96, 96), c) for c in ("red", "blue", "green")]
-    asked = [Request((pictures[0], p), "Does it fit: make it blue") for p in pictures[1:]]
+    images = [Image.new("RGB", (96, 96), c) for c in ("red", "blue", "green")]
+    asked = [Request((images[0], p), "Does it fit: make it blue") for p in images[1:]]
     first = judge.yes_probability(asked)
     assert judge.spent.cached == 0 and judge.spent.prompt_tokens > 0
     again = load_captioner(str(CHECKPOINTS / "judge"), device="cpu", max_new_tokens=8, cache=RequestCache(tmp_path))
-    same_pixels = [Request((pictures[0].copy(), r.images[1].copy()), r.text) for r in asked]
+    same_pixels = [Request((images[0].copy(), r.images[1].copy()), r.text) for r in asked]
     assert again.yes_probability(same_pixels) == first and (again.spent.requests, again.spent.cached, again.spent.prompt_tokens) == (2, 2, 0)
     again.yes_probability(asked[:1])
     again.yes_probability([Request(r.images[::-1], r.text) for r in asked])

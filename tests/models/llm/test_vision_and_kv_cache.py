@@ -1,4 +1,4 @@
-"""What makes the engine in process fast changes nothing: pictures prepared together and ahead, a cache with room, a pass that ends early."""
+"""What makes the engine in process fast changes nothing: images prepared together and ahead, a cache with room, a pass that ends early."""
 
 import random
 import threading
@@ -26,31 +26,31 @@ def model() -> LocalCaptioner:
 
 
 @pytest.fixture
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     drawn = [Image.fromarray(draw(scene)) for scene in family(random.Random(3), "corpus", 4)]
     return [*drawn, Image.new("RGB", (200, 96), "red"), Image.new("L", (64, 64), 90)]
 
 
-def test_pictures_prepared_together_are_those_prepared_alone(model: LocalCaptioner, pictures: list[Image.Image]):
-    together = model.vision.prepare(pictures)
-    for image, inputs in zip(pictures, together, strict=True):
+def test_images_prepared_together_are_those_prepared_alone(model: LocalCaptioner, images: list[Image.Image]):
+    together = model.vision.prepare(images)
+    for image, inputs in zip(images, together, strict=True):
         alone = model.processor(text=[model.processor.image_token], images=[[image]], add_special_tokens=False, return_tensors="pt")
         assert set(inputs) == {"pixel_values", "pixel_attention_mask"}
         assert all(torch.equal(inputs[name], alone[name]) for name in inputs)
         assert model.vision.form(image).text == model.tokenizer.decode(alone["input_ids"][0])
 
 
-def test_the_order_in_which_pictures_are_needed_changes_no_bit(model: LocalCaptioner, pictures: list[Image.Image]):
-    with Looking(model.vision, pictures) as looking, torch.inference_mode():
-        forwards = [looking.rows(i) for i in pictures]
-    with Looking(model.vision, pictures) as looking, torch.inference_mode():
-        looking.expect(reversed(pictures))
-        backwards = [looking.rows(i) for i in reversed(pictures)][::-1]
+def test_the_order_in_which_images_are_needed_changes_no_bit(model: LocalCaptioner, images: list[Image.Image]):
+    with Looking(model.vision, images) as looking, torch.inference_mode():
+        forwards = [looking.rows(i) for i in images]
+    with Looking(model.vision, images) as looking, torch.inference_mode():
+        looking.expect(reversed(images))
+        backwards = [looking.rows(i) for i in reversed(images)][::-1]
     assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
 
 
-def test_later_pictures_are_prepared_while_the_model_writes(model: LocalCaptioner, monkeypatch: pytest.MonkeyPatch):
-    """The writer waits until the thread has prepared the next pass's pictures: this ends only if that does not wait for the writer."""
+def test_later_images_are_prepared_while_the_model_writes(model: LocalCaptioner, monkeypatch: pytest.MonkeyPatch):
+    """The writer waits until the thread has prepared the next pass's images: this ends only if that does not wait for the writer."""
     scenes = [Image.fromarray(draw(scene)) for _ in range(5) for scene in family(random.Random(7), "corpus", 2)]
     asked = [Request((scenes[n], scenes[n + 1]), "Compare the pictures.") for n in range(0, 10, 2)]
     prepared, where, prepare, generate = threading.Semaphore(0), set(), model.vision.prepare, model.model.generate
@@ -73,13 +73,13 @@ def test_later_pictures_are_prepared_while_the_model_writes(model: LocalCaptione
     assert told == [True] and where == {False}
 
 
-def test_a_fault_of_the_preparing_thread_is_the_calls_fault(model: LocalCaptioner, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch):
+def test_a_fault_of_the_preparing_thread_is_the_calls_fault(model: LocalCaptioner, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch):
     def broken(images):
         raise OSError("a truncated picture")
 
-    model.vision.form(pictures[0])
+    model.vision.form(images[0])
     monkeypatch.setattr(model.vision, "prepare", broken)
-    fresh = [i.copy() for i in pictures[:2]]
+    fresh = [i.copy() for i in images[:2]]
     with pytest.raises(OSError, match="truncated"):
         model.chat([Request(tuple(fresh), "Compare the pictures.")])
 
@@ -117,8 +117,8 @@ def test_a_pass_that_ends_early_leaves_the_whole_cache(model: LocalCaptioner):
     assert found.get_seq_length() == 7  # the one it was chosen from stays
 
 
-def test_questions_of_many_lengths_are_answered_as_each_alone(model: LocalCaptioner, pictures: list[Image.Image]):
+def test_questions_of_many_lengths_are_answered_as_each_alone(model: LocalCaptioner, images: list[Image.Image]):
     texts = ["Does it fit: " + " ".join(["remove the small red star"] * n) for n in (1, 4, 2)]
-    asked = [Request((pictures[a], pictures[b]), text) for a, b in ((0, 1), (1, 2), (0, 3)) for text in texts]
+    asked = [Request((images[a], images[b]), text) for a, b in ((0, 1), (1, 2), (0, 3)) for text in texts]
     together = model.yes_probability(asked)
     assert together == pytest.approx([model.yes_probability([one])[0] for one in asked], abs=1e-5)

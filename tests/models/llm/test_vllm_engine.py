@@ -73,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def as_sent(image: Image.Image) -> Image.Image:
-    """What a server decodes of the picture."""
+    """What a server decodes of the image."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=95)
     return Image.open(file).convert("RGB")
@@ -131,7 +131,7 @@ def test_the_server_says_what_transformers_says(server: Server, plain: Captioner
     require_same_records(rows_of(served, images), rows_of(plain, [tuple(map(as_sent, i)) for i in images]))
 
 
-def test_pictures_reach_the_server_as_bytes_and_no_url_is_followed(server: Server, asked: list[Request]):
+def test_images_reach_the_server_as_bytes_and_no_url_is_followed(server: Server, asked: list[Request]):
     served = load_captioner("tiny", engine="openai", url=server.url, max_new_tokens=4)
     assert isinstance(served, ServedCaptioner)
     urls = [part["image_url"]["url"] for part in served._body(asked[0], {})["messages"][0]["content"][:2]]

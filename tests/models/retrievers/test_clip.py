@@ -20,15 +20,15 @@ def retriever() -> Retriever:
     return Retriever(CLIP, device="cpu")
 
 
-def pictures(n: int) -> list[Image.Image]:
+def images(n: int) -> list[Image.Image]:
     return [Image.fromarray(np.random.default_rng(i).integers(0, 256, (96, 96, 3)).astype(np.uint8)) for i in range(n)]
 
 
 def test_a_query_is_the_sum_of_raw_features_then_of_unit_length(retriever: Retriever):
-    images, texts = pictures(3), ["make it blue", "remove the star", "what if it were red?"]
-    both = retriever.encode(images, texts, batch=2)
+    batch, texts = images(3), ["make it blue", "remove the star", "what if it were red?"]
+    both = retriever.encode(batch, texts, batch=2)
     with torch.inference_mode():
-        values = retriever.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        values = retriever.processor(images=batch, text=texts, padding=True, return_tensors="pt")
         pooled = [
             getattr(out, "pooler_output", out)
             for out in (
@@ -54,7 +54,7 @@ def test_the_layout_of_bge_vl_loads_with_no_code_from_the_folder(tmp_path: Path,
     config |= {"auto_map": {"AutoModel": "modeling_MMRet_CLIP.CLIPModel"}, "architectures": ["CLIPModel"]}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_MMRet_CLIP.py").write_text("raise SystemExit('code from the hub ran')")
-    assert np.array_equal(Retriever(str(folder), device="cpu").encode(pictures(2)), retriever.encode(pictures(2)))
+    assert np.array_equal(Retriever(str(folder), device="cpu").encode(images(2)), retriever.encode(images(2)))
 
 
 def test_what_is_saved_loads_and_replaces_the_old_folder_as_a_whole(tmp_path: Path, retriever: Retriever):
@@ -64,7 +64,7 @@ def test_what_is_saved_loads_and_replaces_the_old_folder_as_a_whole(tmp_path: Pa
     retriever.save(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["candidate"] and not (folder / "stale").exists()
     again = Retriever(str(folder), device="cpu")
-    assert np.allclose(again.encode(pictures(2), ["a", "b"]), retriever.encode(pictures(2), ["a", "b"]), atol=1e-6)
+    assert np.allclose(again.encode(images(2), ["a", "b"]), retriever.encode(images(2), ["a", "b"]), atol=1e-6)
     assert len(again.revision) == 12
 
 

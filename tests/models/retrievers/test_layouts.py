@@ -29,23 +29,23 @@ def saved(ours: Retriever, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
     for n in range(3):
         Image.fromarray(np.random.default_rng(n).integers(0, 256, (80, 110, 3)).astype(np.uint8)).save(folder / f"{n}.png")
     return sorted(folder.iterdir())
 
 
-def opened(pictures: list[Path]) -> list[Image.Image]:
-    return [Image.open(p).convert("RGB") for p in pictures]
+def opened(images: list[Path]) -> list[Image.Image]:
+    return [Image.open(p).convert("RGB") for p in images]
 
 
-def test_plain_transformers_needs_no_code_from_the_folder(ours: Retriever, saved: Path, pictures: list[Path]):
+def test_plain_transformers_needs_no_code_from_the_folder(ours: Retriever, saved: Path, images: list[Path]):
     from transformers import AutoModel, AutoProcessor, CLIPModel
 
     model, processor = AutoModel.from_pretrained(saved, trust_remote_code=False), AutoProcessor.from_pretrained(saved)
     assert type(model) is CLIPModel
-    values = processor(images=opened(pictures), text=TEXTS, return_tensors="pt", padding=True)
+    values = processor(images=opened(images), text=TEXTS, return_tensors="pt", padding=True)
     with torch.inference_mode():
         features = [
             getattr(x, "pooler_output", x)
@@ -55,37 +55,37 @@ def test_plain_transformers_needs_no_code_from_the_folder(ours: Retriever, saved
             )
         ]
     composed = torch.nn.functional.normalize(features[0] + features[1], dim=-1).numpy()
-    assert np.allclose(composed, ours.encode(opened(pictures), TEXTS), atol=1e-5)
+    assert np.allclose(composed, ours.encode(opened(images), TEXTS), atol=1e-5)
 
 
-def test_sentence_transformers_takes_pictures_texts_and_queries_of_both(ours: Retriever, saved: Path, pictures: list[Path]):
+def test_sentence_transformers_takes_images_texts_and_queries_of_both(ours: Retriever, saved: Path, images: list[Path]):
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu")
-    queries = [{"image": str(p), "text": t} for p, t in zip(pictures, TEXTS, strict=True)]
-    assert np.allclose(model.encode(queries), ours.encode(opened(pictures), TEXTS), atol=1e-5)
-    assert np.allclose(model.encode([{"text": t, "image": p} for p, t in zip(opened(pictures), TEXTS, strict=True)]), model.encode(queries), atol=1e-6)
-    assert np.allclose(model.encode(opened(pictures)), ours.encode(opened(pictures)), atol=1e-5)
+    queries = [{"image": str(p), "text": t} for p, t in zip(images, TEXTS, strict=True)]
+    assert np.allclose(model.encode(queries), ours.encode(opened(images), TEXTS), atol=1e-5)
+    assert np.allclose(model.encode([{"text": t, "image": p} for p, t in zip(opened(images), TEXTS, strict=True)]), model.encode(queries), atol=1e-6)
+    assert np.allclose(model.encode(opened(images)), ours.encode(opened(images)), atol=1e-5)
     assert np.allclose(model.encode(TEXTS), ours.encode(texts=TEXTS), atol=1e-5)
 
 
-def test_without_trust_sentence_transformers_still_takes_pictures_and_texts_alone(ours: Retriever, saved: Path):
+def test_without_trust_sentence_transformers_still_takes_images_and_texts_alone(ours: Retriever, saved: Path):
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(saved), device="cpu")
     assert np.allclose(model.encode(TEXTS), ours.encode(texts=TEXTS), atol=1e-5)
 
 
-def test_the_released_interface(ours: Retriever, saved: Path, pictures: list[Path]):
+def test_the_released_interface(ours: Retriever, saved: Path, images: list[Path]):
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(str(saved), trust_remote_code=True)
     model.set_processor(str(saved))
     model.eval()
-    paths = [str(p) for p in pictures]
+    paths = [str(p) for p in images]
     with torch.no_grad():
-        assert torch.allclose(model.encode(images=paths, text=TEXTS), torch.tensor(ours.encode(opened(pictures), TEXTS)), atol=1e-5)
-        assert torch.allclose(model.encode(images=paths), torch.tensor(ours.encode(opened(pictures))), atol=1e-5)
+        assert torch.allclose(model.encode(images=paths, text=TEXTS), torch.tensor(ours.encode(opened(images), TEXTS)), atol=1e-5)
+        assert torch.allclose(model.encode(images=paths), torch.tensor(ours.encode(opened(images))), atol=1e-5)
         assert torch.allclose(model.encode(text=TEXTS), torch.tensor(ours.encode(texts=TEXTS)), atol=1e-5)
         one = model.encode(images=paths[0], text=TEXTS[0])
     assert one.shape == (1, 128) and float(one.norm()) == pytest.approx(1, abs=1e-5)
@@ -98,18 +98,18 @@ def test_the_released_interface(ours: Retriever, saved: Path, pictures: list[Pat
         model.encode()
 
 
-def test_what_was_saved_with_code_beside_it_is_loaded_and_saved_again_without_running_it(ours: Retriever, saved: Path, pictures: list[Path], tmp_path: Path):
+def test_what_was_saved_with_code_beside_it_is_loaded_and_saved_again_without_running_it(ours: Retriever, saved: Path, images: list[Path], tmp_path: Path):
     folder = tmp_path / "copy"
     shutil.copytree(saved, folder)
     (folder / "modeling_bge_vl.py").write_text("raise SystemExit('code from the folder ran')")
     again = Retriever(str(folder), device="cpu")
-    assert np.array_equal(again.encode(opened(pictures), TEXTS), Retriever(str(saved), device="cpu").encode(opened(pictures), TEXTS))
+    assert np.array_equal(again.encode(opened(images), TEXTS), Retriever(str(saved), device="cpu").encode(opened(images), TEXTS))
     again.save(folder)
     assert (folder / "modeling_bge_vl.py").read_bytes() == (saved / "modeling_bge_vl.py").read_bytes()
     assert (folder / "config.json").read_bytes() == (saved / "config.json").read_bytes()
 
 
-def test_the_layout_of_the_released_checkpoints_loads(ours: Retriever, pictures: list[Path], tmp_path: Path):
+def test_the_layout_of_the_released_checkpoints_loads(ours: Retriever, images: list[Path], tmp_path: Path):
     """BAAI/BGE-VL-base and -large: auto_map to code, preprocessor_config.json instead of processor_config.json, torch_dtype, no modules.json."""
     folder = tmp_path / "BGE-VL-base"
     folder.mkdir()
@@ -123,7 +123,7 @@ def test_the_layout_of_the_released_checkpoints_loads(ours: Retriever, pictures:
     processor = json.loads(Path(CLIP, "processor_config.json").read_text())["image_processor"]
     (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}))
     found = Retriever(str(folder), device="cpu")
-    assert np.allclose(found.encode(opened(pictures), TEXTS), ours.encode(opened(pictures), TEXTS), atol=1e-5)
+    assert np.allclose(found.encode(opened(images), TEXTS), ours.encode(opened(images), TEXTS), atol=1e-5)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ConfigError):
         Retriever(str(folder), device="cpu")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tasks.models.retrievers.mllm import MllmRetriever
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION
-from tests.support.tiny_mllm import FAMILIES, TEXTS, pictures, save_tiny
+from tests.support.tiny_mllm import FAMILIES, TEXTS, images, save_tiny
 
 NO_TORCHVISION = importlib.util.find_spec("torchvision") is None
 WITHOUT = "sentence-transformers takes Qwen-VL's whole processor, which needs torchvision; `make test-vllm` makes an environment that has it"
@@ -32,9 +32,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Pictures of 512 x 512: the size that BGE-VL wants and that sentence-transformers does not bring about."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for n, image in enumerate(pictures(3)):
+    """Images of 512 x 512: the size that BGE-VL wants and that sentence-transformers does not bring about."""
+    folder = tmp_path_factory.mktemp("images")
+    for n, image in enumerate(images(3)):
         image.resize((512, 512)).save(folder / f"{n}.png")
     return sorted(folder.iterdir())
 
@@ -77,12 +77,12 @@ def test_llava_nexts_own_processor_makes_the_same_inputs(saved: dict[str, Path],
 
 @pytest.mark.parametrize("trusted", [False, True])
 @pytest.mark.parametrize("name", [n if n == "llava_next" else pytest.param(n, marks=pytest.mark.skipif(NO_TORCHVISION, reason=WITHOUT)) for n in FAMILIES])
-def test_sentence_transformers_takes_pictures_texts_and_queries_of_both(saved: dict[str, Path], paths: list[Path], name: str, trusted: bool):
+def test_sentence_transformers_takes_images_texts_and_queries_of_both(saved: dict[str, Path], paths: list[Path], name: str, trusted: bool):
     from sentence_transformers import SentenceTransformer
 
     ours, images = MllmRetriever(str(saved[name]), device="cpu"), opened(paths)
     model = SentenceTransformer(str(saved[name]), trust_remote_code=trusted, device="cpu")
-    near = {"atol": 1e-5 if NO_TORCHVISION else 1e-3}  # pictures are resized by torchvision there, by Pillow here
+    near = {"atol": 1e-5 if NO_TORCHVISION else 1e-3}  # images are resized by torchvision there, by Pillow here
     shown = [str(p) for p in paths] if NO_TORCHVISION else images  # transformers reads files by torchvision's extension, which a CUDA build lacks here
     queries = [{"image": p, "text": t} for p, t in zip(shown, TEXTS, strict=True)]
     assert np.allclose(model.encode_query(queries), ours.encode(images, TEXTS), **near)

@@ -28,7 +28,7 @@ from tasks.sources.web import addresses, connection
 from tasks.sources.web import fetcher as fetch
 from tasks.sources.web.fetcher import FetchConfig, Fetcher
 
-PICTURE = b"\xff\xd8 a picture " * 100
+IMAGE = b"\xff\xd8 a image " * 100
 LIMIT = 10_000
 
 
@@ -78,7 +78,7 @@ def reply(status: int = 200, body: bytes = b"", **headers: str) -> Callable[[Bas
 @pytest.fixture
 def site() -> Iterator[Site]:
     server = Site()
-    server.pages["/a.jpg"] = reply(body=PICTURE)
+    server.pages["/a.jpg"] = reply(body=IMAGE)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield server
@@ -101,7 +101,7 @@ def refused(url: str, using: Fetcher | None = None, limit: int = LIMIT) -> Refus
 
 def test_a_file_comes_with_its_sites_word_and_we_say_who_we_are(site: Site):
     content = fetcher().fetch(site.url + "/a.jpg", LIMIT)
-    assert (content, content.robots) == (PICTURE, "absent")
+    assert (content, content.robots) == (IMAGE, "absent")
     assert site.agents == {"MegaPairs/0.1 (image dataset; +mailto:me@example.org)"}
 
 
@@ -165,10 +165,10 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_the_one_connected(si
     """Rebinding: the second answer would be the house; it is never asked for. One private address among several refuses them all."""
     answers = iter([["127.0.0.1"], ["127.0.0.1"], ["10.0.0.1"]])
     using = Fetcher(FetchConfig("me", delay_s=0, allow_hosts=("127.0.0.0/8",)), resolver=lambda host, port: next(answers))
-    assert using.fetch(f"http://pictures.example:{site.server_port}/a.jpg", LIMIT) == PICTURE  # robots.txt, then the file
-    assert refused(f"http://pictures.example:{site.server_port}/a.jpg", using).reason == "unsafe"
+    assert using.fetch(f"http://images.example:{site.server_port}/a.jpg", LIMIT) == IMAGE  # robots.txt, then the file
+    assert refused(f"http://images.example:{site.server_port}/a.jpg", using).reason == "unsafe"
     mixed = Fetcher(FetchConfig("me", delay_s=0), resolver=lambda host, port: ["93.184.215.14", "127.0.0.1"])
-    assert refused(f"http://pictures.example:{site.server_port}/a.jpg", mixed).reason == "unsafe"
+    assert refused(f"http://images.example:{site.server_port}/a.jpg", mixed).reason == "unsafe"
     assert site.asked["/a.jpg"] == 1
 
 
@@ -180,7 +180,7 @@ def test_a_name_that_is_not_there_is_asked_for_once_and_one_that_fails_again():
             asked.append(host)
             raise socket.gaierror(errno, "no")
 
-        found = refused("http://pictures.example/a.jpg", Fetcher(FetchConfig("me", delay_s=0), resolver=resolver, sleep=lambda s: None))
+        found = refused("http://images.example/a.jpg", Fetcher(FetchConfig("me", delay_s=0), resolver=resolver, sleep=lambda s: None))
         assert (found.reason, found.is_lasting, len(asked)) == ("unreachable", False, tries)
 
 
@@ -189,7 +189,7 @@ def test_redirects_are_followed_but_not_for_ever(site: Site):
     site.pages["/round"], site.pages["/about"] = reply(302, Location="/about"), reply(302, Location="/round")
     for n in range(9):
         site.pages[f"/far{n}"] = reply(302, Location=f"/far{n + 1}")
-    assert fetcher().fetch(site.url + "/1", LIMIT) == PICTURE
+    assert fetcher().fetch(site.url + "/1", LIMIT) == IMAGE
     assert [refused(site.url + p).reason for p in ("/round", "/far0")] == ["unreachable"] * 2
     assert site.asked["/far6"] == 0
 
@@ -238,13 +238,13 @@ def test_what_is_larger_than_the_limit_is_not_taken(site: Site):
 def test_a_gzip_bomb_is_unpacked_no_further_than_the_limit(site: Site):
     bomb = gzip.compress(b"\0" * 50_000_000)
     site.pages["/bomb.jpg"] = reply(body=bomb, Content_Encoding="gzip")
-    site.pages["/fine.jpg"] = reply(body=gzip.compress(PICTURE), Content_Encoding="gzip")
-    site.pages["/cut.jpg"] = reply(body=gzip.compress(PICTURE)[:-12], Content_Encoding="gzip")
+    site.pages["/fine.jpg"] = reply(body=gzip.compress(IMAGE), Content_Encoding="gzip")
+    site.pages["/cut.jpg"] = reply(body=gzip.compress(IMAGE)[:-12], Content_Encoding="gzip")
     site.pages["/br.jpg"] = reply(body=b"?", Content_Encoding="br")
     pieces = connection.unpacked(iter([bomb]), "gzip", LIMIT)
     assert sum(len(p) for p in pieces) == LIMIT + 1
     assert refused(site.url + "/bomb.jpg", limit=60_000).reason == "too_large"
-    assert fetcher().fetch(site.url + "/fine.jpg", LIMIT) == PICTURE
+    assert fetcher().fetch(site.url + "/fine.jpg", LIMIT) == IMAGE
     assert [refused(site.url + p).reason for p in ("/cut.jpg", "/br.jpg")] == ["unreachable"] * 2
 
 
@@ -263,13 +263,13 @@ def time_passes_at_once(using: Fetcher, url: str) -> list[float]:
 
 def test_a_busy_host_is_waited_for_as_long_as_it_says(site: Site):
     def busy(status: int, after: str) -> Callable[[BaseHTTPRequestHandler], None]:
-        return lambda h: (reply(body=PICTURE) if site.asked[h.path] > 1 else reply(status, Retry_After=after))(h)
+        return lambda h: (reply(body=IMAGE) if site.asked[h.path] > 1 else reply(status, Retry_After=after))(h)
 
     site.pages["/429.jpg"], site.pages["/503.jpg"] = busy(429, "7"), busy(503, formatdate(time.time() + 30, usegmt=True))
     for path, low_s, high_s in (("/429.jpg", 7, 7), ("/503.jpg", 20, 30)):
         using = fetcher(max_wait_s=60.0)
         waits = time_passes_at_once(using, site.url)
-        assert using.fetch(site.url + path, LIMIT) == PICTURE
+        assert using.fetch(site.url + path, LIMIT) == IMAGE
         assert low_s <= waits[0] <= high_s
     site.pages["/long.jpg"] = reply(429, Retry_After="86400")
     found = refused(site.url + "/long.jpg")
@@ -278,11 +278,11 @@ def test_a_busy_host_is_waited_for_as_long_as_it_says(site: Site):
 
 def test_answers_that_last_and_answers_that_pass(site: Site):
     site.pages["/500.jpg"] = reply(500)
-    site.pages["/once.jpg"] = lambda h: (reply(body=PICTURE) if site.asked[h.path] > 1 else reply(502))(h)
+    site.pages["/once.jpg"] = lambda h: (reply(body=IMAGE) if site.asked[h.path] > 1 else reply(502))(h)
     gone, broken = refused(site.url + "/gone.jpg"), refused(site.url + "/500.jpg")
     assert (gone.reason, gone.is_lasting, broken.reason, broken.is_lasting) == ("unreachable", True, "unreachable", False)
     assert (site.asked["/gone.jpg"], site.asked["/500.jpg"]) == (1, 3)
-    assert fetcher().fetch(site.url + "/once.jpg", LIMIT) == PICTURE
+    assert fetcher().fetch(site.url + "/once.jpg", LIMIT) == IMAGE
 
 
 def test_a_body_cut_short_is_no_file(site: Site):
@@ -310,7 +310,7 @@ def test_a_host_that_only_fails_is_left_alone(site: Site):
 def test_robots_txt_is_read_once_and_kept(site: Site):
     site.pages["/robots.txt"] = reply(body=b"User-agent: *\nDisallow: /\n\nUser-agent: MegaPairs\nDisallow: /private/*.jpg$\nAllow: /\n")
     for path in ("/private/a.jpg", "/open/a.jpg"):
-        site.pages[path] = reply(body=PICTURE)
+        site.pages[path] = reply(body=IMAGE)
     using = fetcher()
     found = refused(site.url + "/private/a.jpg", using)
     assert (found.reason, found.robots, site.asked["/private/a.jpg"]) == ("opted_out", "disallowed", 0)
@@ -327,7 +327,7 @@ def test_a_robots_txt_that_cannot_be_read_allows_nothing_for_now(site: Site):
 
 def test_a_redirect_is_asked_for_at_the_robots_txt_of_where_it_leads(site: Site):
     site.pages["/robots.txt"] = reply(body=b"User-agent: *\nDisallow: /no/\n")
-    site.pages["/yes"], site.pages["/no/a.jpg"] = reply(302, Location="/no/a.jpg"), reply(body=PICTURE)
+    site.pages["/yes"], site.pages["/no/a.jpg"] = reply(302, Location="/no/a.jpg"), reply(body=IMAGE)
     assert refused(site.url + "/yes").reason == "opted_out"
     assert site.asked["/no/a.jpg"] == 0
 
@@ -347,7 +347,7 @@ def test_a_redirect_is_asked_for_at_the_robots_txt_of_where_it_leads(site: Site)
     ],
 )
 def test_headers_that_opt_out(headers: dict[str, str], state: str, site: Site):
-    site.pages["/x.jpg"] = reply(body=PICTURE, **headers)
+    site.pages["/x.jpg"] = reply(body=IMAGE, **headers)
     if state == "absent":
         assert fetcher().fetch(site.url + "/x.jpg", LIMIT).robots == state
     else:
@@ -373,7 +373,7 @@ def test_a_host_has_a_delay_and_few_requests_at_a_time(site: Site):
         time.sleep(0.05)
         with lock:
             busy[0] -= 1
-        reply(body=PICTURE)(handler)
+        reply(body=IMAGE)(handler)
 
     site.pages["/s.jpg"] = slow
     using = Fetcher(FetchConfig("me", delay_s=0.02, per_host=2, allow_hosts=("127.0.0.1",)))
@@ -383,17 +383,17 @@ def test_a_host_has_a_delay_and_few_requests_at_a_time(site: Site):
     for thread in threads:
         thread.join()
     assert site.asked["/s.jpg"] == 8 and most[0] <= 2
-    pictures = site.times[1:]  # the first is robots.txt
-    assert pictures[-1] - pictures[0] >= 7 * 0.02
+    images = site.times[1:]  # the first is robots.txt
+    assert images[-1] - images[0] >= 7 * 0.02
 
 
 def test_tls_is_verified_with_the_hosts_name(site: Site, tmp_path: Path):
-    """A certificate for pictures.example alone; the connection goes to a pinned 127.0.0.1 all the same."""
+    """A certificate for images.example alone; the connection goes to a pinned 127.0.0.1 all the same."""
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    secret, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pictures.example")]), datetime.now(UTC)
+    secret, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "images.example")]), datetime.now(UTC)
     signed = (
         x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number(), now - timedelta(hours=1), now + timedelta(days=2))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("pictures.example")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("images.example")]), critical=False)
         .sign(secret, hashes.SHA256())
     )
     certificate.write_bytes(signed.public_bytes(Encoding.PEM))
@@ -406,9 +406,9 @@ def test_tls_is_verified_with_the_hosts_name(site: Site, tmp_path: Path):
         config = FetchConfig("me", delay_s=0, allow_hosts=("127.0.0.1",), ca_file=str(ca_file) if ca_file else None)
         return Fetcher(config, resolver=lambda host, port: ["127.0.0.1"], sleep=lambda s: None)
 
-    assert using(certificate).fetch(f"https://pictures.example:{site.server_port}/a.jpg", LIMIT) == PICTURE
+    assert using(certificate).fetch(f"https://images.example:{site.server_port}/a.jpg", LIMIT) == IMAGE
     asked = site.asked.total()
-    for url, ca_file in ((f"https://other.example:{site.server_port}/a.jpg", certificate), (f"https://pictures.example:{site.server_port}/a.jpg", None)):
+    for url, ca_file in ((f"https://other.example:{site.server_port}/a.jpg", certificate), (f"https://images.example:{site.server_port}/a.jpg", None)):
         found = refused(url, using(ca_file))
         assert found.reason == "unreachable" and "certificate" in found.detail
     assert site.asked.total() == asked
@@ -420,10 +420,10 @@ def test_a_body_in_chunks_is_put_together(site: Site):
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        stream = io.BytesIO(PICTURE)
+        stream = io.BytesIO(IMAGE)
         while piece := stream.read(333):
             handler.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
         handler.wfile.write(b"0\r\n\r\n")
 
     site.pages["/chunks.jpg"] = chunked
-    assert fetcher().fetch(site.url + "/chunks.jpg", LIMIT) == PICTURE
+    assert fetcher().fetch(site.url + "/chunks.jpg", LIMIT) == IMAGE

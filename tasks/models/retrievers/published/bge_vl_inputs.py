@@ -1,7 +1,7 @@
-"""Pictures and texts as BGE-VL of the MLLM type takes them; goes beside the weights too, so that there and here they are made alike.
+"""Images and texts as BGE-VL of the MLLM type takes them; goes beside the weights too, so that there and here they are made alike.
 
-Made from the tokenizer and the picture part of the processor. Qwen-VL's whole processor wants torchvision, for films alone; its
-picture part, on Pillow, does not. Pictures are made one by one, so that a trainer may keep them.
+Made from the tokenizer and the image part of the processor. Qwen-VL's whole processor wants torchvision, for films alone; its
+image part, on Pillow, does not. Images are made one by one, so that a trainer may keep them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NOT_IN_TEXTS = (*IMAGE_TOKENS.values(), "<|vision_start|>", "<|vision_end|>", "<
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as the model takes it.
+class ImageInput:
+    """A image as the model takes it.
 
     Attributes:
         pixels: LLaVA-NeXT (crops, 3, height, width), Qwen-VL (patches, values of a patch); float32.
@@ -49,7 +49,7 @@ class Inputs:
 
         Args:
             tokenizer: its padding side is set.
-            image_processor: picture part of the processor.
+            image_processor: image part of the processor.
             config: of the model.
         """
         self.tokenizer, self.image_processor, self.config = tokenizer, image_processor, config
@@ -65,16 +65,16 @@ class Inputs:
         tokenizer = AutoTokenizer.from_pretrained(model, **kept)
         return cls(tokenizer, AutoImageProcessor.from_pretrained(model, backend="pil", **kept), config)
 
-    def picture(self, image: Image) -> Picture:
-        """One picture."""
+    def image(self, image: Image) -> ImageInput:
+        """One image."""
         if self.family == "llava_next":
             image = image.resize((LLAVA_SIDE_PX, LLAVA_SIDE_PX))
         made = self.image_processor(images=[image.convert("RGB")], return_tensors="pt")
         if self.family == "qwen_vl":
             grid = made["image_grid_thw"][0]
-            return Picture(made["pixel_values"], grid, int(grid.prod()) // self.image_processor.merge_size**2)
+            return ImageInput(made["pixel_values"], grid, int(grid.prod()) // self.image_processor.merge_size**2)
         tokens = self.llava_processor().replace_image_token(made, 0).count(self.image_token)
-        return Picture(made["pixel_values"][0], made["image_sizes"][0], tokens)
+        return ImageInput(made["pixel_values"][0], made["image_sizes"][0], tokens)
 
     def llava_processor(self, chat_template: str | None = None) -> Any:
         """The processor as the model's config wants it to count: the released folders leave that out of the processor's own."""
@@ -88,27 +88,27 @@ class Inputs:
             chat_template=chat_template,
         )
 
-    def prompt(self, picture: Picture | None, text: str, is_query: bool, instruction: str) -> str:
-        """The prompt with as many image tokens as the picture takes; a text that spells such a token is read without it."""
+    def prompt(self, image: ImageInput | None, text: str, is_query: bool, instruction: str) -> str:
+        """The prompt with as many image tokens as the image takes; a text that spells such a token is read without it."""
         for token in NOT_IN_TEXTS:
             text = text.replace(token, " ")
-        made = PROMPTS[self.family](text, picture is not None, is_query, instruction)
-        return made if picture is None else made.replace(self.image_token, self.image_token * picture.tokens)
+        made = PROMPTS[self.family](text, image is not None, is_query, instruction)
+        return made if image is None else made.replace(self.image_token, self.image_token * image.tokens)
 
-    def batch(self, contents: Sequence[tuple[Picture | None, str]], *, is_query: bool, instruction: str) -> dict[str, torch.Tensor]:
+    def batch(self, contents: Sequence[tuple[ImageInput | None, str]], *, is_query: bool, instruction: str) -> dict[str, torch.Tensor]:
         """What the model's forward takes.
 
         Args:
-            contents: n pictures, texts, or both together.
+            contents: n images, texts, or both together.
             is_query: all are queries, or all are candidates.
             instruction: of queries.
         Returns:
-            `input_ids` and `attention_mask` (n, longest), and what the pictures need.
+            `input_ids` and `attention_mask` (n, longest), and what the images need.
         """
-        prompts = [self.prompt(picture, text, is_query, instruction) for picture, text in contents]
+        prompts = [self.prompt(image, text, is_query, instruction) for image, text in contents]
         made = self.tokenizer(prompts, padding=True, return_tensors="pt")
         out: dict[str, torch.Tensor] = {key: made[key] for key in ("input_ids", "attention_mask")}
-        shown = [picture for picture, _ in contents if picture is not None]
+        shown = [image for image, _ in contents if image is not None]
         if not shown:
             return out
         shapes = torch.stack([p.shape for p in shown])

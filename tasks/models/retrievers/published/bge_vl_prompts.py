@@ -8,15 +8,15 @@ last hidden state is the vector.
 CIR_INSTRUCTION = "Retrieve the target image that best meets the combined criteria by using both the provided image and the image retrieval instructions: "
 QWEN_INSTRUCTION = "You are a helpful assistant."  # of a candidate, and of a query without one
 IMAGE_TOKENS = {"llava_next": "<image>", "qwen_vl": "<|image_pad|>"}
-QWEN_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def llava_next_prompt(text: str, has_image: bool, is_query: bool, instruction: str = "") -> str:
-    """The released template, with `<image>` once where there is a picture.
+    """The released template, with `<image>` once where there is a image.
 
     Args:
         text: of the query or candidate; empty for none.
-        has_image: a picture goes with it.
+        has_image: a image goes with it.
         is_query: queries carry the instruction, candidates none.
         instruction: what is to be retrieved; empty for none.
     """
@@ -32,9 +32,9 @@ def llava_next_prompt(text: str, has_image: bool, is_query: bool, instruction: s
 
 
 def qwen_vl_prompt(text: str, has_image: bool, is_query: bool, instruction: str = "") -> str:
-    """The chat form with an end token, with one picture's tokens where there is a picture. Arguments as of `llava_next_prompt`."""
+    """The chat form with an end token, with one image's tokens where there is a image. Arguments as of `llava_next_prompt`."""
     system = instruction if is_query and instruction else QWEN_INSTRUCTION
-    content = (QWEN_PICTURE if has_image else "") + text
+    content = (QWEN_IMAGE if has_image else "") + text
     return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
 
 

@@ -5,7 +5,7 @@
     query = model.encode(images="query.jpg", text="make the background dark")  # (1, d), unit length
     scores = query @ model.encode(images=["one.jpg", "two.jpg"]).T
 
-The same folder is a plain CLIP for transformers without this file. A query of picture and text is the sum of their raw
+The same folder is a plain CLIP for transformers without this file. A query of image and text is the sum of their raw
 projected features, scaled to unit length. Needs torch, transformers and Pillow. Source: MegaPairs, arXiv:2412.14475, equation 2.
 """
 
@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 
 class BGEVLModel(CLIPModel):
-    """A CLIP that also encodes pictures and texts together."""
+    """A CLIP that also encodes images and texts together."""
 
     def set_processor(self, model_name: str) -> None:
         """Load the processor that makes pixels and tokens; name or folder, usually the model's own."""
@@ -27,8 +27,8 @@ class BGEVLModel(CLIPModel):
         """What the towers take.
 
         Args:
-            images: a path or a PIL picture, a list of them, or None.
-            text: a text, a list of them, or None; as many as pictures where both are given.
+            images: a path or a PIL image, a list of them, or None.
+            text: a text, a list of them, or None; as many as images where both are given.
         Returns:
             (pixels or None, tokens or None, kind); kind is 'images', 'text' or 'multimodal'.
         """
@@ -50,7 +50,7 @@ class BGEVLModel(CLIPModel):
         return pixels, tokens, "multimodal" if pixels is not None and tokens is not None else "images" if tokens is None else "text"
 
     def get_composed_features(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(n, d) sum of the raw projected features of picture and text; sentence-transformers calls it for {"image", "text"}."""
+        """(n, d) sum of the raw projected features of image and text; sentence-transformers calls it for {"image", "text"}."""
         return raw(self.get_image_features(pixel_values=pixel_values)) + raw(self.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
 
     def encode_image(self, images: Any) -> torch.Tensor:
@@ -66,7 +66,7 @@ class BGEVLModel(CLIPModel):
         return unit(self.get_composed_features(images["pixel_values"], text["input_ids"], text["attention_mask"]))
 
     def encode(self, images: Any = None, text: Any = None) -> torch.Tensor:
-        """(n, d) of unit length; pictures, texts, or queries of both. Arguments as of `data_process`."""
+        """(n, d) of unit length; images, texts, or queries of both. Arguments as of `data_process`."""
         pixels, tokens, kind = self.data_process(images, text)
         if kind == "images":
             return self.encode_image(pixels)

@@ -46,8 +46,8 @@ class ReleasedInterface:
         """What the model takes.
 
         Args:
-            images: a path or a PIL picture, a list of them, or None.
-            text: a text, a list of them, or None; as many as pictures where both are given.
+            images: a path or a PIL image, a list of them, or None.
+            text: a text, a list of them, or None; as many as images where both are given.
             q_or_c: 'q' or 'query' for queries, 'c' or 'candidate' for what is searched.
             task_instruction: of queries.
         Returns:
@@ -65,8 +65,8 @@ class ReleasedInterface:
         is_query = q_or_c.startswith("q")
         if is_query and not task_instruction:
             warnings.warn(f"a query without task_instruction ranks worse; for composed image retrieval take {CIR_INSTRUCTION!r}", stacklevel=2)
-        pictures = [i if i is None else self.processor.picture(i if isinstance(i, Image.Image) else Image.open(i)) for i in shown]
-        contents = list(zip(pictures, said, strict=True))
+        prepared = [i if i is None else self.processor.image(i if isinstance(i, Image.Image) else Image.open(i)) for i in shown]
+        contents = list(zip(prepared, said, strict=True))
         return BatchFeature(self.processor.batch(contents, is_query=is_query, instruction=task_instruction or "")).to(self.device)
 
     def forward(self, *args: Any, output_hidden_states: bool | None = None, **inputs: Any) -> Any:
