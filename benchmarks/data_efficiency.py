@@ -1,25 +1,31 @@
-"""The seed's claim in miniature: how much composed retrieval a number of training samples buys, by what the samples are.
+"""The seed's claim in miniature: how much composed retrieval a number of training samples buys, by what the samples
+are.
 
     python -m benchmarks.data_efficiency --dataset CLONE --benchmark FOLDER [--arms judged unjudged image_text random]
-        [--sizes 50 100 200 400 800] [--image-text-factor 70] [--seeds 0 1 2] [--steps 150] [--batch 256] [--ablations [...]]
-        [--out .run/benchmarks/data_efficiency]
+        [--sizes 50 100 200 400 800] [--image-text-factor 70] [--seeds 0 1 2] [--steps 150] [--batch 256] [--ablations
+        [...]] [--out .run/benchmarks/data_efficiency]
 
-CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a run's worktree); FOLDER comes from `python -m tasks.sample.benchmark`.
+CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a run's worktree); FOLDER comes from `python
+-m tasks.sample.benchmark`.
 
 | arm | a sample is |
 |---|---|
 | judged | a triplet of the version: mined pair, instructions that the judge let pass |
 | unjudged | a mined pair with every instruction that was written for it |
-| image_text | a image and its caption, learnt from text to image, as the image-text models do; beyond the version's images new ones are drawn |
-| random | two images drawn at random, with the instructions that the same captioner and writer give to them (`python -m tasks caption`) |
+| image_text | a image and its caption, learnt from text to image, as the image-text models do; beyond the version's
+images new ones are drawn |
+| random | two images drawn at random, with the instructions that the same captioner and writer give to them (`python -m
+tasks caption`) |
 
-All arms start from the same checkpoint and get the same steps (more only where one pass over many samples needs them), batch, rates and
-candidates' temperature; the text tower is trained on features of the locked image tower (the recipe's first phase, LiT), so that
-sixty trainings fit a laptop. `--ablations` adds METHOD.md 1.2 in
-miniature at the largest size: negatives none / query image / + mined, and pairs by each encoder alone, in twos, by all three; and, with as
-many samples each, judge on / off by shortcut filter on / off (only samples whose target neither text nor image alone finds first). A run that
-is done stands in <out>/runs.jsonl and is not done again. Writes <out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the
-mean and standard deviation of composed mAP@5 over the seeds, and for each N whether N judged triplets beat `factor` x N image-text pairs.
+All arms start from the same checkpoint and get the same steps (more only where one pass over many samples needs them),
+batch, rates and candidates' temperature; the text tower is trained on features of the locked image tower (the recipe's
+first phase, LiT), so that sixty trainings fit a laptop. `--ablations` adds METHOD.md 1.2 in
+miniature at the largest size: negatives none / query image / + mined, and pairs by each encoder alone, in twos, by all
+three; and, with as many samples each, judge on / off by shortcut filter on / off (only samples whose target neither
+text nor image alone finds first). A run that is done stands in <out>/runs.jsonl and is not done again. Writes
+<out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the
+mean and standard deviation of composed mAP@5 over the seeds, and for each N whether N judged triplets beat `factor` x N
+image-text pairs.
 """
 
 from __future__ import annotations
@@ -96,7 +102,9 @@ def triplet_samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
 def written_pairs(store: Store) -> list[Sample]:
     """Pairs with all the instructions that were written for them, judged or not."""
     pairs = {r["pair_id"]: r for r in store.read_table("pairs").to_pylist()}
-    return triplet_samples([{**pairs[r["pair_id"]], "instructions": r["instructions"]} for r in store.read_table("captioned").to_pylist()])
+    return triplet_samples(
+        [{**pairs[r["pair_id"]], "instructions": r["instructions"]} for r in store.read_table("captioned").to_pylist()]
+    )
 
 
 def with_shortcuts(samples: Sequence[Sample], vectors: Mapping[str, np.ndarray], texts: np.ndarray) -> list[Sample]:
@@ -207,7 +215,8 @@ def fit_texts(
         rate: peak learning rate.
         warmup: steps.
         temperature: of the softmax.
-        negatives: candidates beside the batch's targets: "none", "query" (the batch's query images), "mined" (and its mined negatives).
+        negatives: candidates beside the batch's targets: "none", "query" (the batch's query images), "mined" (and its
+            mined negatives).
         seed: of batches and texts.
     """
     model, rng = retriever.model, random.Random(seed)
@@ -228,7 +237,9 @@ def fit_texts(
         place = {image: n for n, image in enumerate(shown)}
         images = torch.stack([raw[image] for image in shown])
         texts = retriever.text_features([rng.choice(s.texts) for s in part]).float()
-        queries = torch.stack([raw[s.query] if s.query is not None else torch.zeros_like(images[0]) for s in part]) + texts
+        queries = (
+            torch.stack([raw[s.query] if s.query is not None else torch.zeros_like(images[0]) for s in part]) + texts
+        )
         positive = torch.tensor([place[s.target] for s in part])
         # the position of the query image only feeds a figure; where it is no candidate the target's stands in
         own = torch.tensor([place.get(s.query or s.target, place[s.target]) for s in part])
@@ -263,7 +274,9 @@ class Images:
         todo = [p for p in dict.fromkeys(images) if p not in self.raw]
         for start in range(0, len(todo), 128):
             part = todo[start : start + 128]
-            rows = self.retriever.raw_images([image_of(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in part])
+            rows = self.retriever.raw_images(
+                [image_of(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in part]
+            )
             self.raw |= dict(zip(part, torch.from_numpy(rows), strict=True))
 
 
@@ -285,7 +298,9 @@ class Job:
     def label(self) -> str:
         """What it ablates; empty where nothing."""
         if self.filtered is not None:
-            return f"judge {'on' if self.arm == 'judged' else 'off'}, shortcut filter {'on' if self.filtered else 'off'}"
+            return (
+                f"judge {'on' if self.arm == 'judged' else 'off'}, shortcut filter {'on' if self.filtered else 'off'}"
+            )
         return "+".join(self.encoders) or (f"negatives: {self.negatives}" if self.negatives != "mined" else "")
 
     @property
@@ -294,14 +309,25 @@ class Job:
         return "/".join((self.arm, str(self.size), str(self.seed), self.label))
 
 
-def jobs_of(arms: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], factor: int, *, ablations: Collection[str] = (), cell: int = 0) -> list[Job]:
-    """All trainings of a study: every arm at every size and seed, image-text pairs at `factor` times each size too, and the ablations.
+def jobs_of(
+    arms: Sequence[str],
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+    factor: int,
+    *,
+    ablations: Collection[str] = (),
+    cell: int = 0,
+) -> list[Job]:
+    """All trainings of a study: every arm at every size and seed, image-text pairs at `factor` times each size too, and
+    the ablations.
 
     `cell` samples stand in each cell of the table judge by shortcut filter, a count; no table where 0.
     """
     jobs = [Job(arm, size, seed) for arm in arms for size in sizes for seed in seeds]
     if "image_text" in arms:
-        jobs += [Job("image_text", size * factor, seed) for size in sizes for seed in seeds if size * factor not in sizes]
+        jobs += [
+            Job("image_text", size * factor, seed) for size in sizes for seed in seeds if size * factor not in sizes
+        ]
     most = max(sizes)
     if "negatives" in ablations:
         jobs += [Job("judged", most, seed, negatives=n) for n in NEGATIVES[:-1] for seed in seeds]
@@ -309,16 +335,24 @@ def jobs_of(arms: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], fac
         groups = [g for n in (1, 2, 3) for g in itertools.combinations(ENCODERS, n)]
         jobs += [Job("unjudged", most, seed, encoders=g) for g in groups for seed in seeds]
     if "filters" in ablations and cell:
-        jobs += [Job(arm, cell, seed, filtered=f) for arm in ("judged", "unjudged") for f in (True, False) for seed in seeds]
+        jobs += [
+            Job(arm, cell, seed, filtered=f) for arm in ("judged", "unjudged") for f in (True, False) for seed in seeds
+        ]
     return list(dict.fromkeys(jobs))
 
 
 def samples_of(job: Job, pools: Mapping[str, Sequence[Sample]]) -> list[Sample]:
-    """A job's samples: the first `size` of its arm's pool in an order drawn by the seed, so that a larger size holds the smaller one.
+    """A job's samples: the first `size` of its arm's pool in an order drawn by the seed, so that a larger size holds
+    the smaller one.
 
-    With `encoders`, pairs that one of them mined; fewer than `size` where there are not so many (the figures say how many).
+    With `encoders`, pairs that one of them mined; fewer than `size` where there are not so many (the figures say how
+    many).
     """
-    pool = [s for s in pools[job.arm] if (not job.encoders or set(s.mined_by) & set(job.encoders)) and not (job.filtered and s.is_shortcut)]
+    pool = [
+        s
+        for s in pools[job.arm]
+        if (not job.encoders or set(s.mined_by) & set(job.encoders)) and not (job.filtered and s.is_shortcut)
+    ]
     order = random.Random(f"{job.arm}:{job.seed}").sample(range(len(pool)), len(pool))
     return [pool[n] for n in order[: job.size]]
 
@@ -327,13 +361,19 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
     """Means and deviations over the seeds, and what became of the claim.
 
     Returns:
-        {"arms": {arm: {size: {"mean", "deviation", "seeds"}}}, "claim": {N: {"judged", "image_text", "factor", "holds"}}, "ablations": {name: ...}}.
+        {"arms": {arm: {size: {"mean", "deviation", "seeds"}}}, "claim": {N: {"judged", "image_text", "factor",
+        "holds"}}, "ablations": {name: ...}}.
     """
 
     def of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [r["composed"] for r in rows]
         samples = statistics.fmean(r["samples"] for r in rows)
-        return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None, "seeds": len(values), "samples": samples}
+        return {
+            "mean": statistics.fmean(values),
+            "deviation": statistics.stdev(values) if len(values) > 1 else None,
+            "seeds": len(values),
+            "samples": samples,
+        }
 
     plain = [r for r in runs if not r["label"]]
     arms: dict[str, dict[str, Any]] = {}
@@ -343,17 +383,32 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
     for size, judged in arms.get("judged", {}).items():
         other = arms.get("image_text", {}).get(str(int(size) * factor))
         if other:
-            claim[size] = {"judged": judged["mean"], "image_text": other["mean"], "factor": factor, "holds": judged["mean"] > other["mean"]}
+            claim[size] = {
+                "judged": judged["mean"],
+                "image_text": other["mean"],
+                "factor": factor,
+                "holds": judged["mean"] > other["mean"],
+            }
     labels = sorted({r["label"] for r in runs if r["label"]})
     ablations = {label: of([r for r in runs if r["label"] == label]) for label in labels}
     return {"arms": arms, "claim": claim, "ablations": ablations}
 
 
 def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float) -> str:
-    """The scaling figure as SVG: composed mAP@5 against the number of samples (log scale), one line an arm, bars of one deviation."""
-    width, height, left, bottom, colours = 640, 400, 60, 50, {"judged": "#1b7837", "unjudged": "#7fbf7b", "image_text": "#762a83", "random": "#999999"}
+    """The scaling figure as SVG: composed mAP@5 against the number of samples (log scale), one line an arm, bars of one
+    deviation.
+    """
+    width, height, left, bottom, colours = (
+        640,
+        400,
+        60,
+        50,
+        {"judged": "#1b7837", "unjudged": "#7fbf7b", "image_text": "#762a83", "random": "#999999"},
+    )
     sizes = [int(s) for found in arms.values() for s in found]
-    values = [base] + [v["mean"] + sign * (v["deviation"] or 0) for found in arms.values() for v in found.values() for sign in (-1, 1)]
+    values = [base] + [
+        v["mean"] + sign * (v["deviation"] or 0) for found in arms.values() for v in found.values() for sign in (-1, 1)
+    ]
     low, high = min(values) * 0.95, max(values) * 1.05
     first, last = math.log(min(sizes)), math.log(max(max(sizes), min(sizes) * 2))
 
@@ -361,7 +416,9 @@ def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float) -> st
         x = left + (math.log(size) - first) / (last - first) * (width - left - 140)
         return round(x, 1), round(height - bottom - (value - low) / ((high - low) or 1) * (height - bottom - 20), 1)
 
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">']
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
+    ]
     lines.append(f'<rect width="{width}" height="{height}" fill="white"/>')
     (_, y), (right, _) = at(min(sizes), base), at(math.exp(last), base)
     lines.append(
@@ -374,12 +431,19 @@ def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float) -> st
         _, y = at(min(sizes), float(value))
         lines.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{value:.3f}</text>')
     for arm, found in arms.items():
-        points = [(at(int(s), v["mean"]), v["deviation"] or 0.0, int(s), v["mean"]) for s, v in sorted(found.items(), key=lambda x: int(x[0]))]
+        points = [
+            (at(int(s), v["mean"]), v["deviation"] or 0.0, int(s), v["mean"])
+            for s, v in sorted(found.items(), key=lambda x: int(x[0]))
+        ]
         colour = colours.get(arm, "#333333")
-        lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x},{y}" for (x, y), *_ in points)}"/>')
+        lines.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x},{y}" for (x, y), *_ in points)}"/>'
+        )
         for (x, y), deviation, size, mean in points:
             top, under = at(size, mean + deviation)[1], at(size, mean - deviation)[1]
-            lines.append(f'<line x1="{x}" y1="{top}" x2="{x}" y2="{under}" stroke="{colour}"/><circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+            lines.append(
+                f'<line x1="{x}" y1="{top}" x2="{x}" y2="{under}" stroke="{colour}"/><circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>'
+            )
         (x, y), *_ = points[-1]
         lines.append(f'<text x="{x + 8}" y="{y + 4}" fill="{colour}">{arm.replace("_", "-")}</text>')
     lines.append(f'<text x="{(left + right) / 2}" y="{height - 8}" text-anchor="middle">training samples</text>')
@@ -407,14 +471,22 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         pools["random"] = random_pairs(store, params, math.ceil(max(args.sizes) * 1.2), out / "random")
     if "image_text" in wanted:
         pools["image_text"] = image_text_pairs(store, max(j.size for j in jobs if j.arm == "image_text"), drawn)
-    settings = {"steps": args.steps, "batch": args.batch, "rate": args.rate, "warmup": args.warmup, "temperature": args.temperature}
+    settings = {
+        "steps": args.steps,
+        "batch": args.batch,
+        "rate": args.rate,
+        "warmup": args.warmup,
+        "temperature": args.temperature,
+    }
     images = Images(base, store, drawn)
     if "filters" in args.ablations:
         known = store.read_table("images", ["image_id"])["image_id"].to_pylist()
         images.add(known)
         vectors = dict(zip(known, unit_rows(torch.stack([images.raw[i] for i in known]).numpy()), strict=True))
         for arm in ("judged", "unjudged"):
-            pools[arm] = with_shortcuts(pools[arm], vectors, base.encode(texts=[t for s in pools[arm] for t in s.texts]))
+            pools[arm] = with_shortcuts(
+                pools[arm], vectors, base.encode(texts=[t for s in pools[arm] for t in s.texts])
+            )
         cell = min(sum(not s.is_shortcut for s in pools[arm]) for arm in ("judged", "unjudged"))
         jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=args.ablations, cell=cell)
     same = {**settings, "base": base.revision, "benchmark": str(args.benchmark), "dataset": str(args.dataset)}
@@ -430,18 +502,34 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         images.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
         retriever = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
         steps = max(args.steps, math.ceil(len(samples) / args.batch))  # whoever has many samples sees each of them once
-        loss = fit_texts(retriever, samples, images.raw, negatives=job.negatives, seed=job.seed, **(settings | {"steps": steps}))
+        loss = fit_texts(
+            retriever, samples, images.raw, negatives=job.negatives, seed=job.seed, **(settings | {"steps": steps})
+        )
         scores = measure(retriever, benchmark, 128, images=gallery)
         row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "label": job.label}
-        row |= {"samples": len(samples), "steps": steps, "loss": loss, "settings": same, **{half: scores[half][METRIC] for half in scores}}
+        row |= {
+            "samples": len(samples),
+            "steps": steps,
+            "loss": loss,
+            "settings": same,
+            **{half: scores[half][METRIC] for half in scores},
+        }
         runs.append(row)
         with open(log, "a") as f:
             f.write(json.dumps(row) + "\n")
         print(f"{n + 1}/{len(jobs)}  {job.key}: composed {METRIC} {row['composed']:.4f}", flush=True)
     keys_wanted = {job.key for job in jobs}
     figures = summary_of([r for r in runs if r["settings"] == same and r["key"] in keys_wanted], args.image_text_factor)
-    figures |= {"base": {half: base_scores[half][METRIC] for half in base_scores}, "settings": same, "pools": {arm: len(pool) for arm, pool in pools.items()}}
-    figures["shortcut_shares"] = {arm: sum(s.is_shortcut for s in pool) / len(pool) for arm, pool in pools.items()} if "filters" in args.ablations else {}
+    figures |= {
+        "base": {half: base_scores[half][METRIC] for half in base_scores},
+        "settings": same,
+        "pools": {arm: len(pool) for arm, pool in pools.items()},
+    }
+    figures["shortcut_shares"] = (
+        {arm: sum(s.is_shortcut for s in pool) / len(pool) for arm, pool in pools.items()}
+        if "filters" in args.ablations
+        else {}
+    )
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     if figures["arms"]:
         (out / "scaling.svg").write_text(plot(figures["arms"], base_scores["composed"][METRIC]))
@@ -450,7 +538,11 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_efficiency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data_efficiency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--benchmark", type=Path, required=True)
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))

@@ -1,26 +1,31 @@
 """Decoding, preparing and encoding images: ours against the stock Hugging Face way, one core or one GPU.
 
-    python -m benchmarks.embed [--photos ../shared/photos] [--images 400] [--side 224] [--model tasks/sample/checkpoints/clip]
-                               [--max-side 512 0 1024] [--arithmetic float32 bfloat16 int8] [--shape clip-b32] [--no-preparation] [--no-towers]
+    python -m benchmarks.embed [--photos ../shared/photos] [--images 400] [--side 224] [--model
+    tasks/sample/checkpoints/clip]
+                               [--max-side 512 0 1024] [--arithmetic float32 bfloat16 int8] [--shape clip-b32]
+                               [--no-preparation] [--no-towers]
     python -m benchmarks.embed --device cuda --shape clip-l14 dinov2-l [--readers 14] [--images 4096]
 
-Preparation: JPEG bytes to the tower's float pixels, CPU-seconds of one thread - Pillow and the processor (CLIP's defaults at --side) against
-tasks/models/encoders/preprocess.py - the two in turns, best of five each. Images: photographs of a folder, stored as ingest stores them (JPEG, quality 95,
-at most --max-side px; the photographs' own size for 0, enlarged to it where it is larger), else scenes of the sample world, enlarged; one row a size.
-Fidelity, on the trained weights of --model with its own processor: the cosine of both ways' embeddings image by image, beside it that of
-unrelated images, and how many of a image's ten nearest are the same.
+Preparation: JPEG bytes to the tower's float pixels, CPU-seconds of one thread - Pillow and the processor (CLIP's
+defaults at --side) against tasks/models/encoders/preprocess.py - the two in turns, best of five each. Images:
+photographs of a folder, stored as ingest stores them (JPEG, quality 95, at most --max-side px; the photographs' own
+size for 0, enlarged to it where it is larger), else scenes of the sample world, enlarged; one row a size.
+Fidelity, on the trained weights of --model with its own processor: the cosine of both ways' embeddings image by image,
+beside it that of unrelated images, and how many of a image's ten nearest are the same.
 
-Towers on a CPU: a ViT-B/32 with random weights, float pixels to vectors, images per CPU-second of transformers' plain loop (as it comes: float32,
-sdpa, batches of 32) against `cpu_dtype`; the cosine is to the plain loop's, beside it the same on --model's trained weights with its images, with
-the overlap of ten nearest.
+Towers on a CPU: a ViT-B/32 with random weights, float pixels to vectors, images per CPU-second of transformers' plain
+loop (as it comes: float32, sdpa, batches of 32) against `cpu_dtype`; the cosine is to the plain loop's, beside it the
+same on --model's trained weights with its images, with the overlap of ten nearest.
 
-On a GPU: stored JPEGs to vectors, wall-clock seconds, loading included: a plain loop (open, processor, model, one after another) against
+On a GPU: stored JPEGs to vectors, wall-clock seconds, loading included: a plain loop (open, processor, model, one after
+another) against
 `encode_in_batches` with `preprocess: fast` and --readers threads; random weights of the shape, both in bfloat16.
 
-The last line is JSON. Of the first size: n, images, side_px, stored_px, decode_images_per_cpu_s (the floor: JPEG decoding alone),
-stock_images_per_cpu_s, ours_images_per_cpu_s, ratio, model, cosine_min, cosine_mean, unrelated_cosine, top10_overlap, is_equal (cosine_min >= 0.999
-and top10_overlap >= 0.95); `sizes`: the same of every size; `towers`: shape, arithmetic, plain_images_per_s, ours_images_per_s, ratio, cosine_min,
-trained_cosine_min, trained_top10_overlap; `gpu`: shape, plain_images_per_s, ours_images_per_s, ratio, cosine_min; rss_mib.
+The last line is JSON. Of the first size: n, images, side_px, stored_px, decode_images_per_cpu_s (the floor: JPEG
+decoding alone), stock_images_per_cpu_s, ours_images_per_cpu_s, ratio, model, cosine_min, cosine_mean, unrelated_cosine,
+top10_overlap, is_equal (cosine_min >= 0.999 and top10_overlap >= 0.95); `sizes`: the same of every size; `towers`:
+shape, arithmetic, plain_images_per_s, ours_images_per_s, ratio, cosine_min, trained_cosine_min, trained_top10_overlap;
+`gpu`: shape, plain_images_per_s, ours_images_per_s, ratio, cosine_min; rss_mib.
 """
 
 from __future__ import annotations
@@ -46,9 +51,14 @@ TURNS = 5
 
 
 def stored_photographs(folder: Path, count: int, max_side: int, enlarge: bool = False) -> list[bytes]:
-    """JPEG bytes of at most `count` photographs, drawn evenly over the folder, no side above `max_side` px (0: none); with `enlarge` all of that size."""
+    """JPEG bytes of at most `count` photographs, drawn evenly over the folder, no side above `max_side` px (0: none);
+    with `enlarge` all of that size.
+    """
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
-    return [_stored(Image.open(files[n]).convert("RGB"), max_side, enlarge) for n in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
+    return [
+        _stored(Image.open(files[n]).convert("RGB"), max_side, enlarge)
+        for n in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)
+    ]
 
 
 def stored_scenes(count: int, max_side: int, seed: int = 0) -> list[bytes]:
@@ -112,8 +122,12 @@ def speeds(contents: Sequence[bytes], side: int) -> tuple[float, float, float]:
     assert preparation is not None
     seconds = cpu_seconds(
         [
-            in_batches(contents, lambda some: [cv2.imdecode(np.frombuffer(c, np.uint8), cv2.IMREAD_COLOR_RGB) for c in some]),
-            in_batches(contents, lambda some: stock(images=[opened(c) for c in some], return_tensors="pt")["pixel_values"]),
+            in_batches(
+                contents, lambda some: [cv2.imdecode(np.frombuffer(c, np.uint8), cv2.IMREAD_COLOR_RGB) for c in some]
+            ),
+            in_batches(
+                contents, lambda some: stock(images=[opened(c) for c in some], return_tensors="pt")["pixel_values"]
+            ),
             in_batches(contents, lambda some: preparation.normalised([preparation.prepare(c) for c in some], "cpu")),
         ]
     )
@@ -189,30 +203,50 @@ def random_tower(shape: str, folder: Path) -> str:
             "patch_size": 14,
             "projection_dim": 768,
         },
-        "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 56, "projection_dim": 32},
+        "tiny": {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "patch_size": 56,
+            "projection_dim": 32,
+        },
     }
     side = {"height": 224, "width": 224}
     if shape == "dinov2-l":
-        config = transformers.Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14)
+        config = transformers.Dinov2Config(
+            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14
+        )
         transformers.Dinov2Model(config).save_pretrained(folder)
         transformers.BitImageProcessor(size={"shortest_edge": 256}, crop_size=side).save_pretrained(folder)
     else:
         vision = {k: v for k, v in clip[shape].items() if k != "projection_dim"}
-        text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}  # not asked
-        config = transformers.CLIPConfig(text_config=text, vision_config={**vision, "image_size": 224}, projection_dim=clip[shape]["projection_dim"])
+        # not asked
+        text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+        config = transformers.CLIPConfig(
+            text_config=text, vision_config={**vision, "image_size": 224}, projection_dim=clip[shape]["projection_dim"]
+        )
         transformers.CLIPModel(config).save_pretrained(folder)
-        transformers.AutoImageProcessor.from_pretrained("tasks/sample/checkpoints/clip", size={"shortest_edge": 224}, crop_size=side).save_pretrained(folder)
+        transformers.AutoImageProcessor.from_pretrained(
+            "tasks/sample/checkpoints/clip", size={"shortest_edge": 224}, crop_size=side
+        ).save_pretrained(folder)
     return str(folder)
 
 
 def plain_vectors(model: Any, pixels: Any) -> Any:
     """What a plain loop calls: the tower as transformers has it."""
-    out = model.get_image_features(pixel_values=pixels) if hasattr(model, "get_image_features") else model(pixel_values=pixels).last_hidden_state[:, 0]
+    out = (
+        model.get_image_features(pixel_values=pixels)
+        if hasattr(model, "get_image_features")
+        else model(pixel_values=pixels).last_hidden_state[:, 0]
+    )
     return getattr(out, "pooler_output", out)
 
 
 def cpu_towers(shape: str, arithmetics: Sequence[str], contents: Sequence[bytes], model: str) -> list[dict[str, Any]]:
-    """Pixels to vectors on one core, transformers' plain loop against each arithmetic; then the same on trained weights."""
+    """Pixels to vectors on one core, transformers' plain loop against each arithmetic; then the same on trained
+    weights.
+    """
     import torch
     from transformers import AutoModel
 
@@ -255,7 +289,9 @@ def cpu_towers(shape: str, arithmetics: Sequence[str], contents: Sequence[bytes]
 
 
 def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, batch: int) -> dict[str, Any]:
-    """Stored bytes to vectors, seconds by the clock: a plain loop against the stage's own way, bfloat16 where the device is a GPU."""
+    """Stored bytes to vectors, seconds by the clock: a plain loop against the stage's own way, bfloat16 where the
+    device is a GPU.
+    """
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
@@ -265,20 +301,31 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         name = random_tower(shape, Path(folder))
-        stock, processor = AutoModel.from_pretrained(name, dtype=dtype).eval().to(device), AutoImageProcessor.from_pretrained(name)
+        stock, processor = (
+            AutoModel.from_pretrained(name, dtype=dtype).eval().to(device),
+            AutoImageProcessor.from_pretrained(name),
+        )
         encoder = loaded(name, dtype=str(dtype).rpartition(".")[2], device=device)
 
     def plain(some: Sequence[bytes]) -> np.ndarray:
         found = []
         for first in range(0, len(some), batch):
-            pixels = processor(images=[opened(c) for c in some[first : first + batch]], return_tensors="pt")["pixel_values"].to(device, dtype)
+            pixels = processor(images=[opened(c) for c in some[first : first + batch]], return_tensors="pt")[
+                "pixel_values"
+            ].to(device, dtype)
             with torch.inference_mode():
                 found.append(unit_rows(plain_vectors(stock, pixels).float().cpu().numpy()))
         return np.concatenate(found)
 
     def ours(some: Sequence[bytes]) -> np.ndarray:
         index = [str(n) for n in range(len(some))]
-        return encode_in_batches(_Images(index, lambda n: encoder.preparation.prepare(some[int(n)])), encoder.encode_prepared, batch, None, readers)[0]
+        return encode_in_batches(
+            _Images(index, lambda n: encoder.preparation.prepare(some[int(n)])),
+            encoder.encode_prepared,
+            batch,
+            None,
+            readers,
+        )[0]
 
     seconds, vectors = [], []
     for way in (plain, ours):
@@ -303,7 +350,11 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
 def preparation_row(args: argparse.Namespace, max_side: int) -> tuple[dict[str, Any], list[bytes]]:
     """One size's speed and fidelity, and its images."""
     is_real = args.photos.is_dir()
-    contents = stored_photographs(args.photos, args.images, max_side, max_side > 512) if is_real else stored_scenes(args.images, max_side or 512)
+    contents = (
+        stored_photographs(args.photos, args.images, max_side, max_side > 512)
+        if is_real
+        else stored_scenes(args.images, max_side or 512)
+    )
     if args.no_preparation:
         return {}, contents
     decode, stock, ours = speeds(contents, args.side)
@@ -328,18 +379,28 @@ def preparation_row(args: argparse.Namespace, max_side: int) -> tuple[dict[str, 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Measure, print, return the last line's object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--side", type=int, default=224, help="of the tower's input, px")
-    parser.add_argument("--max-side", type=int, nargs="+", default=[512, 1024], help="of a stored image, px (ingest.max_side_px)")
-    parser.add_argument("--model", default="tasks/sample/checkpoints/clip", help="trained weights that the fidelity is shown on")
+    parser.add_argument(
+        "--max-side", type=int, nargs="+", default=[512, 1024], help="of a stored image, px (ingest.max_side_px)"
+    )
+    parser.add_argument(
+        "--model", default="tasks/sample/checkpoints/clip", help="trained weights that the fidelity is shown on"
+    )
     parser.add_argument("--arithmetic", nargs="+", default=["int8"], choices=["float32", "bfloat16", "int8"])
-    parser.add_argument("--shape", nargs="+", default=["clip-b32"], choices=["clip-b32", "clip-l14", "dinov2-l", "tiny"])
+    parser.add_argument(
+        "--shape", nargs="+", default=["clip-b32"], choices=["clip-b32", "clip-l14", "dinov2-l", "tiny"]
+    )
     parser.add_argument("--device", default="cpu", help="cuda: the whole way on a GPU")
     parser.add_argument("--readers", type=int, default=1, help="threads that prepare images, with --device")
     parser.add_argument("--batch", type=int, default=256, help="images in one call, with --device")
-    parser.add_argument("--whole-way", action="store_true", help="stored bytes to vectors, as with --device cuda, on a CPU")
+    parser.add_argument(
+        "--whole-way", action="store_true", help="stored bytes to vectors, as with --device cuda, on a CPU"
+    )
     parser.add_argument("--no-preparation", action="store_true")
     parser.add_argument("--no-towers", action="store_true")
     args = parser.parse_args(argv)
@@ -357,7 +418,9 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
             contents += contents[: args.images - len(contents)]
         figures["gpu"] = [whole_way(shape, contents, args.device, args.readers, args.batch) for shape in args.shape]
     elif not args.no_towers:
-        figures["towers"] = [row for shape in args.shape for row in cpu_towers(shape, args.arithmetic, contents[:200], args.model)]
+        figures["towers"] = [
+            row for shape in args.shape for row in cpu_towers(shape, args.arithmetic, contents[:200], args.model)
+        ]
     figures["is_equal"] = all(row["is_equal"] for row in sizes)
     figures["rss_mib"] = peak_mib()
     print(json.dumps(figures), flush=True)

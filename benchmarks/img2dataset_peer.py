@@ -1,10 +1,12 @@
-"""img2dataset's own Resizer and WebDataset writer over images in memory; run by benchmarks/ingest.py with the Python of .venv-peers.
+"""img2dataset's own Resizer and WebDataset writer over images in memory; run by benchmarks/ingest.py with the Python of
+.venv-peers.
 
     .venv-peers/bin/python benchmarks/img2dataset_peer.py FOLDER OUT [--repeats N]
 
-Reads FOLDER/*.jpg into memory, writes OUT/00000.tar and .parquet as `img2dataset --image_size 512 --resize_mode keep_ratio_largest
---resize_only_if_bigger true --encode_quality 95 --output_format webdataset` does, once for each repeat, and prints one JSON object:
-images, cpu_s (of the fastest repeat, reading left out), rss_mib, version. Imports nothing of this project: it runs in another environment.
+Reads FOLDER/*.jpg into memory, writes OUT/00000.tar and .parquet as `img2dataset --image_size 512 --resize_mode
+keep_ratio_largest --resize_only_if_bigger true --encode_quality 95 --output_format webdataset` does, once for each
+repeat, and prints one JSON object: images, cpu_s (of the fastest repeat, reading left out), rss_mib, version. Imports
+nothing of this project: it runs in another environment.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def main() -> None:
         shutil.rmtree(args.out, ignore_errors=True)
         args.out.mkdir(parents=True)
         start = time.process_time()
-        resize = Resizer(image_size=512, resize_mode="keep_ratio_largest", resize_only_if_bigger=True)  # all else at its default
+        # all else at its default
+        resize = Resizer(image_size=512, resize_mode="keep_ratio_largest", resize_only_if_bigger=True)
         writer = WebDatasetSampleWriter(0, str(args.out), True, 5, schema, "jpg")
         for key, content in images:
             stored, width, height, _, _, error = resize(io.BytesIO(content))
@@ -47,7 +50,16 @@ def main() -> None:
         writer.close()
         times.append(time.process_time() - start)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"images": len(images), "cpu_s": min(times), "rss_mib": round(peak_mib, 1), "version": importlib.metadata.version("img2dataset")}))
+    print(
+        json.dumps(
+            {
+                "images": len(images),
+                "cpu_s": min(times),
+                "rss_mib": round(peak_mib, 1),
+                "version": importlib.metadata.version("img2dataset"),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

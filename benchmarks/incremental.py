@@ -1,13 +1,18 @@
-"""What a week costs: mine and select of 1% more images against the build of all, CPU-seconds, through the stages themselves.
+"""What a week costs: mine and select of 1% more images against the build of all, CPU-seconds, through the stages
+themselves.
 
-    python -m benchmarks.incremental [--n 300000] [--share 0.01] [--vectors clustered|scenes] [--neighbours 12] [--folder .run/benchmarks] [--keep FOLDER]
+    python -m benchmarks.incremental [--n 300000] [--share 0.01] [--vectors clustered|scenes] [--neighbours 12]
+    [--folder .run/benchmarks] [--keep FOLDER]
 
-One encoder, one thread, a store in a temporary folder: the first batch brings n images, the second `share` x n more. With --keep the store lies in
-FOLDER, with the seconds of each finished stage beside it: a run that is cut off goes on with the stage that it was in, from that stage's start. Quotas are
-the benchmark's own (two pairs a query, three a target), so that its figures do not move with params.yaml. Checked: of 2,000
-images, old and new, the k nearest over both batches' tables are those of a search from scratch, and the first batch's files are as they were.
+One encoder, one thread, a store in a temporary folder: the first batch brings n images, the second `share` x n more.
+With --keep the store lies in
+FOLDER, with the seconds of each finished stage beside it: a run that is cut off goes on with the stage that it was in,
+from that stage's start. Quotas are the benchmark's own (two pairs a query, three a target), so that its figures do not
+move with params.yaml. Checked: of 2,000 images, old and new, the k nearest over both batches' tables are those of a
+search from scratch, and the first batch's files are as they were.
 
-The last line is JSON: n, dims, full_cpu_s, increment_cpu_s, share (increment / full), is_equal, and the parts mine and select of both, rss_mib.
+The last line is JSON: n, dims, full_cpu_s, increment_cpu_s, share (increment / full), is_equal, and the parts mine and
+select of both, rss_mib.
 """
 
 from __future__ import annotations
@@ -40,8 +45,12 @@ def params_of(batch: str, neighbours: int, low: float, high: float) -> Params:
     changes = {
         "open_run": params.open_run.model_copy(update={"batch": batch, "threads": 1}),
         "embed": params.embed.model_copy(update={"encoders": {"semantic": params.embed.encoders["semantic"]}}),
-        "mine": params.mine.model_copy(update={"neighbours": neighbours, "windows": {"semantic": window}, "backend": "blocked"}),
-        "select": params.select.model_copy(update={"pairs_per_batch": None, "pairs_per_query": 2, "pairs_per_target": 3, "nearest_share": 1.0}),
+        "mine": params.mine.model_copy(
+            update={"neighbours": neighbours, "windows": {"semantic": window}, "backend": "blocked"}
+        ),
+        "select": params.select.model_copy(
+            update={"pairs_per_batch": None, "pairs_per_query": 2, "pairs_per_target": 3, "nearest_share": 1.0}
+        ),
     }
     return params.model_copy(update=changes)
 
@@ -50,14 +59,21 @@ def fill(store: Store, batch: str, vectors: np.ndarray, first: int) -> None:
     """A batch's table of images and its vectors; ids look like the factory's, in no order."""
     ids = [hashlib.blake2b(str(first + i).encode(), digest_size=12).hexdigest() for i in range(len(vectors))]
     shards = [f"{batch}-{i // SHARD:05d}.tar" for i in range(len(ids))]
-    rows = [{"image_id": i, "batch": batch, "shard": s, "source_uri": "s", "license_code": "x"} for i, s in zip(ids, shards, strict=True)]
+    rows = [
+        {"image_id": i, "batch": batch, "shard": s, "source_uri": "s", "license_code": "x"}
+        for i, s in zip(ids, shards, strict=True)
+    ]
     store.write(store.table_path("images", batch), rows, "images")
     for start in range(0, len(ids), SHARD):
-        store.write_embeddings("semantic", shards[start], "r1", ids[start : start + SHARD], vectors[start : start + SHARD])
+        store.write_embeddings(
+            "semantic", shards[start], "r1", ids[start : start + SHARD], vectors[start : start + SHARD]
+        )
 
 
 def measured(params: Params, store: Store, known: dict[str, float]) -> dict[str, float]:
-    """CPU-seconds of mine and select; those of `known` are not run again, what an unfinished one left behind goes first."""
+    """CPU-seconds of mine and select; those of `known` are not run again, what an unfinished one left behind goes
+    first.
+    """
     from tasks.mine import stage as mine
     from tasks.select import stage as select
 
@@ -80,7 +96,9 @@ def measured(params: Params, store: Store, known: dict[str, float]) -> dict[str,
 
 
 def is_equal(store: Store, old: int, neighbours: int, low: float, high: float) -> bool:
-    """Whether the batches' tables together hold what a search from scratch finds, for 2,000 images, half of them of the first `old`."""
+    """Whether the batches' tables together hold what a search from scratch finds, for 2,000 images, half of them of the
+    first `old`.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -90,7 +108,9 @@ def is_equal(store: Store, old: int, neighbours: int, low: float, high: float) -
     rng = np.random.default_rng(2)
     asked = np.concatenate([rng.permutation(old)[:1000], old + rng.permutation(len(ids) - old)[:1000]])
     keys = [ids[i] for i in asked]
-    query, target, _, _ = neighbours_in_window(vectors[asked], vectors, keys, ids, low=low, high=high, neighbours=neighbours)
+    query, target, _, _ = neighbours_in_window(
+        vectors[asked], vectors, keys, ids, low=low, high=high, neighbours=neighbours
+    )
     wanted = {(keys[q], ids[t]) for q, t in zip(query.tolist(), target.tolist(), strict=True)}
     held = set()
     for path in sorted(store.folder("data", "neighbours", "semantic").glob("*.parquet")):
@@ -102,14 +122,20 @@ def is_equal(store: Store, old: int, neighbours: int, low: float, high: float) -
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Measure, print, return the last line's object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.incremental", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.incremental",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--n", type=int, default=300_000)
     parser.add_argument("--share", type=float, default=0.01)
     parser.add_argument("--vectors", choices=("clustered", "scenes"), default="clustered")
     parser.add_argument("--low", type=float, default=0.8)
     parser.add_argument("--high", type=float, default=0.96)
     parser.add_argument("--neighbours", type=int, default=12)
-    parser.add_argument("--keep", type=Path, help="where the store lies, and stays: a run that is cut off goes on there")
+    parser.add_argument(
+        "--keep", type=Path, help="where the store lies, and stays: a run that is cut off goes on there"
+    )
     parser.add_argument("--folder", type=Path, default=Path(".run/benchmarks"), help="where the vectors are kept")
     args = parser.parse_args(argv)
     import torch  # noqa: F401 - an import is no part of the work
@@ -129,7 +155,11 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
             seconds = store.root / f"seconds-{batch}.json"
             took.append(measured(params, store, json.loads(seconds.read_text()) if seconds.exists() else {}))
             if batch == BATCHES[0]:
-                before = {p: (p.stat().st_size, p.stat().st_mtime) for p in Path(folder).rglob("*.parquet") if BATCHES[1] not in p.name}
+                before = {
+                    p: (p.stat().st_size, p.stat().st_mtime)
+                    for p in Path(folder).rglob("*.parquet")
+                    if BATCHES[1] not in p.name
+                }
         untouched = all((p.stat().st_size, p.stat().st_mtime) == was for p, was in before.items())
         equal = untouched and is_equal(store, args.n, args.neighbours, args.low, args.high)
     full, increment = (sum(t.values()) for t in took)

@@ -1,20 +1,24 @@
 """Ingest against img2dataset on the same images in memory: images per CPU-second, quality, bytes, memory.
 
-    python -m benchmarks.ingest [--images 200] [--repeats 3] [--folder .run/benchmarks] [--photos ../shared/photos] [--fitted] [--peer .venv-peers/bin/python]
+    python -m benchmarks.ingest [--images 200] [--repeats 3] [--folder .run/benchmarks] [--photos ../shared/photos]
+    [--fitted] [--peer .venv-peers/bin/python]
 
-The images: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side by side in their own sharpness (enlarged ones would be soft and flatter any
-filter), or drawn ones where there is no folder of photographs. The taps of `resized_by_opencv` were fitted on images made of 320 of the photographs;
-those are left out here, unless `--fitted` asks for them alone. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
-(benchmarks/img2dataset_peer.py), in an environment of its own: `python -m venv .venv-peers && .venv-peers/bin/pip install img2dataset`.
+The images: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side by side in their own sharpness (enlarged
+ones would be soft and flatter any filter), or drawn ones where there is no folder of photographs. The taps of
+`resized_by_opencv` were fitted on images made of 320 of the photographs; those are left out here, unless `--fitted`
+asks for them alone. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
+(benchmarks/img2dataset_peer.py), in an environment of its own: `python -m venv .venv-peers && .venv-peers/bin/pip
+install img2dataset`.
 
-Ours: what ingest does with each file's bytes: sha256 twice, limits, decode, check for damage, shrink, flags, perceptual hash, thumbnail, encode, search for
-copies, tar, row with provenance; settings of profile `production`, through a worker process as in a run, the CPU time of both counted. Also in one process,
-without the worker (`in_process`). Both are given the same images, alternate, and the fastest of `repeats` counts: noise only adds. PSNR: stored
+Ours: what ingest does with each file's bytes: sha256 twice, limits, decode, check for damage, shrink, flags, perceptual
+hash, thumbnail, encode, search for copies, tar, row with provenance; settings of profile `production`, through a worker
+process as in a run, the CPU time of both counted. Also in one process, without the worker (`in_process`). Both are
+given the same images, alternate, and the fastest of `repeats` counts: noise only adds. PSNR: stored
 images against the fully decoded source shrunk by a float Lanczos filter, mean over images, dB.
 
-The last line is JSON: images, images, ours_images_per_cpu_s, in_process_images_per_cpu_s, img2dataset_images_per_cpu_s, ratio (ours / theirs),
-ratio_in_process, ours_psnr_db, img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker), img2dataset_rss_mib, img2dataset. Where the peer is not
-there, its keys and the ratios are null.
+The last line is JSON: images, images, ours_images_per_cpu_s, in_process_images_per_cpu_s, img2dataset_images_per_cpu_s,
+ratio (ours / theirs), ratio_in_process, ours_psnr_db, img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker),
+img2dataset_rss_mib, img2dataset. Where the peer is not there, its keys and the ratios are null.
 """
 
 from __future__ import annotations
@@ -55,7 +59,9 @@ FITTED = 320  # of the mixed photographs: the taps were fitted on 20 images of u
 def drawn(seed: int) -> Image.Image:
     """A image of blobs and texture, where there are no photographs."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((400, 300), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+        (400, 300), Image.Resampling.BICUBIC
+    )
     return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 8, (300, 400, 1)), 0, 255).astype(np.uint8))
 
 
@@ -66,7 +72,11 @@ def shuffled(photos: Sequence[Path], *, is_fitted: bool) -> list[Path]:
         photos: in order of path.
         is_fitted: those that the taps were fitted on, else the others; where there are no others (another folder), all.
     """
-    mixed = [photos[number * STEP % len(photos)] for number in range(len(photos))] if math.gcd(STEP, len(photos) or 1) == 1 else list(photos)
+    mixed = (
+        [photos[number * STEP % len(photos)] for number in range(len(photos))]
+        if math.gcd(STEP, len(photos) or 1) == 1
+        else list(photos)
+    )
     return mixed[:FITTED] if is_fitted or len(mixed) <= FITTED else mixed[FITTED:]
 
 
@@ -96,7 +106,10 @@ def mean_psnr(sources: dict[str, bytes], stored: dict[str, bytes]) -> float:
     for name, content in stored.items():
         source = Image.open(io.BytesIO(sources[name])).convert("RGB")
         size = stored_size(*source.size, MAX_SIDE_PX)
-        reference = np.stack([np.asarray(c.convert("F").resize(size, Image.Resampling.LANCZOS), np.float64) for c in source.split()], axis=-1)
+        reference = np.stack(
+            [np.asarray(c.convert("F").resize(size, Image.Resampling.LANCZOS), np.float64) for c in source.split()],
+            axis=-1,
+        )
         pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), np.float64)
         values.append(10 * np.log10(255**2 / np.mean((pixels - reference.clip(0, 255)) ** 2)))
     return float(np.mean(values))
@@ -121,7 +134,12 @@ def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> 
     shutil.rmtree(out, ignore_errors=True)
     store, config = Store(out), params.ingest
     nothing: dict[str, list[Any]] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
-    corpus = Corpus(nothing, hash_distance_bits=config.hash_distance_bits, thumbnail_max=config.thumbnail_distance, crop_margin=config.crop_margin)
+    corpus = Corpus(
+        nothing,
+        hash_distance_bits=config.hash_distance_bits,
+        thumbnail_max=config.thumbnail_distance,
+        crop_margin=config.crop_margin,
+    )
     writer, stored, rows = shards.ShardWriter(store, "2026.01.04", config.shard_images), {}, []
     for name, content in sources.items():
         file = SourceFile(f"memory:{name}", "", Label("a photograph"), "CC0-1.0", "", reader=lambda _, c=content: c)  # type: ignore[misc]
@@ -157,11 +175,20 @@ def peak_rss_mib(pid: int) -> float:
 def peer_run(peer: Path, folder: Path, out: Path) -> dict[str, Any]:
     """One measurement of img2dataset; {'reason': ...} where it cannot be run."""
     if not peer.exists():
-        return {"reason": f"{peer} is not there; `python -m venv .venv-peers && .venv-peers/bin/pip install img2dataset`"}
+        return {
+            "reason": f"{peer} is not there; `python -m venv .venv-peers && .venv-peers/bin/pip install img2dataset`"
+        }
     command = [str(peer), str(Path(__file__).with_name("img2dataset_peer.py")), str(folder), str(out)]
-    ended = subprocess.run(command, capture_output=True, text=True, env={"NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"})
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={"NO_ALBUMENTATIONS_UPDATE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+    )
     if ended.returncode:
-        return {"reason": f"img2dataset does not run in {peer}: {(ended.stderr.strip().splitlines() or ['no message'])[-1]}"}
+        return {
+            "reason": f"img2dataset does not run in {peer}: {(ended.stderr.strip().splitlines() or ['no message'])[-1]}"
+        }
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 
@@ -177,7 +204,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     found = sorted(args.photos.glob("*/*.jpg"))
     photos = shuffled(found, is_fitted=args.fitted)
-    kind = f"{len(photos)} of {len(found)} photographs, {'fitted' if args.fitted else 'held out'}" if photos else "drawn"
+    kind = (
+        f"{len(photos)} of {len(found)} photographs, {'fitted' if args.fitted else 'held out'}" if photos else "drawn"
+    )
     folder = args.folder / f"ingest-{args.images}-{kind.rpartition(' ')[2] if photos else kind}"
     make_images(folder, args.images, photos)
     sources = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.jpg"))[: args.images]}
@@ -200,7 +229,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             if "reason" not in peer:
                 peer = peer_run(args.peer, folder, args.folder / "peer")
                 peer_s.append(peer.get("cpu_s", 0.0))
-            print(f"ours {len(sources) / with_worker_s[-1]:.1f}/s, in process {len(sources) / alone_s[-1]:.1f}/s, peer {peer}", flush=True)
+            print(
+                f"ours {len(sources) / with_worker_s[-1]:.1f}/s, in process {len(sources) / alone_s[-1]:.1f}/s, peer {peer}",
+                flush=True,
+            )
         rss_mib = peak_rss_mib(workers.pids()[0])
     count = len(sources)
     figures: dict[str, Any] = {

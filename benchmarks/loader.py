@@ -2,17 +2,20 @@
 
     python -m benchmarks.loader [--dataset CLONE] [--side 224] [--batch 64] [--negatives 3] [--batches 6] [--turns 3]
 
-Both deliver the same triplets, in training order, with query, target and --negatives mined images: decoded to RGB, and also prepared for the tower
-by the same stock processor at --side px.
-Ours: the trainer's own plans and tasks/train/loader.py: the distinct images of a batch, one pread each at its offset in the version's tars, decoded
-and prepared once.
-webdataset: a tar in which every triplet is a sample with its images inside, which is how webdataset reads (sequentially, no image by its name);
-written in the very order in which it is read, no shuffle, `WebDataset(...).decode("pil")`, the query image stored once though it is a negative too.
-One process and one thread each, without webdataset's worker processes and their queues: workers multiply either rate. Best of the turns; sides alternate.
+Both deliver the same triplets, in training order, with query, target and --negatives mined images: decoded to RGB, and
+also prepared for the tower by the same stock processor at --side px.
+Ours: the trainer's own plans and tasks/train/loader.py: the distinct images of a batch, one pread each at its offset in
+the version's tars, decoded and prepared once.
+webdataset: a tar in which every triplet is a sample with its images inside, which is how webdataset reads
+(sequentially, no image by its name); written in the very order in which it is read, no shuffle,
+`WebDataset(...).decode("pil")`, the query image stored once though it is a negative too.
+One process and one thread each, without webdataset's worker processes and their queues: workers multiply either rate.
+Best of the turns; sides alternate.
 
-The last line is JSON: batch, triplets, ours, webdataset, ratio (triplets a CPU-second, decoded to RGB), prepared_ours, prepared_webdataset,
-prepared_ratio (decoded and prepared: mostly the processor's arithmetic, so nearly the ratio of the images), images_ours, images_webdataset
-(decoded, all batches), ours_bytes, webdataset_bytes (of the images, of the tar), is_equal (the same pixels, triplet by triplet).
+The last line is JSON: batch, triplets, ours, webdataset, ratio (triplets a CPU-second, decoded to RGB), prepared_ours,
+prepared_webdataset, prepared_ratio (decoded and prepared: mostly the processor's arithmetic, so nearly the ratio of the
+images), images_ours, images_webdataset (decoded, all batches), ours_bytes, webdataset_bytes (of the images, of the
+tar), is_equal (the same pixels, triplet by triplet).
 """
 
 from __future__ import annotations
@@ -72,7 +75,9 @@ def write_samples(found: Sequence[Plan], store: Store, path: Path) -> int:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for b, plan in enumerate(found):
             for n, text in enumerate(plan.texts):
-                parts = {f"{k}.jpg": store.read_image_bytes(i) for k, i in enumerate(members(plan, n))} | {"json": json.dumps({"text": text}).encode()}
+                parts = {f"{k}.jpg": store.read_image_bytes(i) for k, i in enumerate(members(plan, n))} | {
+                    "json": json.dumps({"text": text}).encode()
+                }
                 for name, content in parts.items():
                     info = tarfile.TarInfo(f"{b:05d}_{n:05d}.{name}")
                     info.size = len(content)
@@ -145,7 +150,10 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
                 took[name].append(seconds_of(work_of))
         first, stream = found[0], samples(path, images)
         shown = dict(zip(first.shown, Pixels(store, processor, cache_bytes=0)(first.shown), strict=True))  # type: ignore[arg-type]
-        equal = all(torch.equal(torch.stack([shown[i] for i in members(first, n)]), processor.pixels(next(stream))) for n in range(len(first.texts)))
+        equal = all(
+            torch.equal(torch.stack([shown[i] for i in members(first, n)]), processor.pixels(next(stream)))
+            for n in range(len(first.texts))
+        )
     triplets = sum(len(p.texts) for p in found)
     best = {name: min(x) for name, x in took.items()}
     return {
@@ -169,7 +177,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, return the last line's object."""
     from benchmarks.triplets import drawn_version
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", type=Path, help="a version; drawn triplets where absent")
     parser.add_argument("--side", type=int, default=SIDE_PX, help="of the tower's input, px")
     parser.add_argument("--batch", type=int, default=64, help="triplets")
@@ -179,7 +189,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as work:
         dataset = args.dataset or drawn_version(Path(work) / "drawn", max(8, args.batch))
-        figures = compare(dataset, args.side, batch=args.batch, negatives=args.negatives, batches=args.batches, turns=args.turns)
+        figures = compare(
+            dataset, args.side, batch=args.batch, negatives=args.negatives, batches=args.batches, turns=args.turns
+        )
     print(json.dumps(figures), flush=True)
     return figures
 

@@ -1,22 +1,25 @@
 """The exact windowed self-join: our blocked join against FAISS's IndexFlatIP, CPU-seconds, the same pairs.
 
-    python -m benchmarks.mine [--n 100000] [--vectors clustered|scenes] [--low 0.8] [--high 0.96] [--neighbours K] [--folder .run/benchmarks]
-    python -m benchmarks.mine --n 1000000 --faiss-queries 2048
+    python -m benchmarks.mine [--n 100000] [--vectors clustered|scenes] [--low 0.8] [--high 0.96] [--neighbours K]
+    [--folder .run/benchmarks] python -m benchmarks.mine --n 1000000 --faiss-queries 2048
     python -m benchmarks.mine --rows clustered:100000,scenes:100000,clustered:300000
     python -m benchmarks.mine --device cuda --n 1000000 --dims 768          on a GPU, against its own matrix rate (benchmarks/mine_device.py)
 
-Every pair of rows with low <= cosine < high, decided on the float64 product of the stored float16 rows; with --neighbours the K nearest
-of each row alone. One thread each. FAISS runs at the best of the settings tried on 1,024 of the rows: search for 32, 64, 100 or K
-neighbours, or range_search, and three sizes of its database block. Environment variables that slow it (and numpy) down - OPENBLAS_CORETYPE,
-OPENBLAS_L2_SIZE - are removed first. FAISS's answers are float32; those that lie within rounding of the window's ends are decided in
-float64 outside its clock, and where a search left a row unsettled it is asked again, inside it.
-With --faiss-queries FAISS answers for so many of the rows alone, drawn at random (a flat index spends the same on each), those answers are
-compared, and faiss_cpu_s is what all rows would take: is_extrapolated says so, faiss_measured_cpu_s is what was measured. Ours is always whole.
+Every pair of rows with low <= cosine < high, decided on the float64 product of the stored float16 rows; with
+--neighbours the K nearest of each row alone. One thread each. FAISS runs at the best of the settings tried on 1,024 of
+the rows: search for 32, 64, 100 or K neighbours, or range_search, and three sizes of its database block. Environment
+variables that slow it (and numpy) down - OPENBLAS_CORETYPE, OPENBLAS_L2_SIZE - are removed first. FAISS's answers are
+float32; those that lie within rounding of the window's ends are decided in float64 outside its clock, and where a
+search left a row unsettled it is asked again, inside it. With --faiss-queries FAISS answers for so many of the rows
+alone, drawn at random (a flat index spends the same on each), those answers are
+compared, and faiss_cpu_s is what all rows would take: is_extrapolated says so, faiss_measured_cpu_s is what was
+measured. Ours is always whole.
 
-The last line is JSON: n, dims, ours_cpu_s, faiss_cpu_s, ratio, pairs, is_equal, rss_mib (peak of ours, vectors included), and beside them
-vectors, neighbours, faiss_rss_mib, faiss_setting (way, k, database block), faiss_queries, faiss_measured_cpu_s, is_extrapolated.
---rows measures each corpus in a process of its own, one line of JSON each, the last with all of them as `rows`; scenes are asked in the window
-that params.yaml gives the semantic encoder, unless --low and --high are given.
+The last line is JSON: n, dims, ours_cpu_s, faiss_cpu_s, ratio, pairs, is_equal, rss_mib (peak of ours, vectors
+included), and beside them vectors, neighbours, faiss_rss_mib, faiss_setting (way, k, database block), faiss_queries,
+faiss_measured_cpu_s, is_extrapolated. --rows measures each corpus in a process of its own, one line of JSON each, the
+last with all of them as `rows`; scenes are asked in the window that params.yaml gives the semantic encoder, unless
+--low and --high are given.
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ def ours(vectors: np.ndarray, low: float, high: float, neighbours: int | None) -
     return time.process_time() - start, found
 
 
-def in_order(query: np.ndarray, target: np.ndarray, similarity: np.ndarray, neighbours: int | None) -> tuple[np.ndarray, np.ndarray]:
+def in_order(
+    query: np.ndarray, target: np.ndarray, similarity: np.ndarray, neighbours: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     """The pairs by query, falling similarity, target; the first `neighbours` of each query."""
     order = np.lexsort((target, -similarity, query))
     query, target = query[order], target[order]
@@ -74,7 +79,11 @@ class Faiss:
     def settings(self) -> list[tuple[str, int, int]]:
         """(way, k, rows of a database block)."""
         ks = sorted({32, 64, 100} | ({self.neighbours + 16} if self.neighbours else set()))
-        return [("range", 0, 1024), ("range", 0, 4096), *(("search", min(k, len(self.rows)), b) for k in ks for b in (512, 1024, 4096))]
+        return [
+            ("range", 0, 1024),
+            ("range", 0, 4096),
+            *(("search", min(k, len(self.rows)), b) for k in ks for b in (512, 1024, 4096)),
+        ]
 
     def ask(self, setting: tuple[str, int, int], asked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(query, target, float32 score) of all pairs of some rows that may lie in the window, the row itself left out."""
@@ -90,7 +99,11 @@ class Faiss:
             todo, wanted = rows, k
             while len(todo):
                 scores, hits = self.index.search(self.rows[todo], wanted)
-                enough = (scores < self.high - self.slack).sum(axis=1) > self.neighbours + 1 if self.neighbours else np.zeros(len(todo), bool)
+                enough = (
+                    (scores < self.high - self.slack).sum(axis=1) > self.neighbours + 1
+                    if self.neighbours
+                    else np.zeros(len(todo), bool)
+                )
                 done = (scores[:, -1] < self.low - self.slack) | enough | (wanted == len(self.rows))
                 parts.append((np.repeat(todo[done], wanted), hits[done].ravel(), scores[done].ravel()))
                 todo, wanted = todo[~done], min(len(self.rows), wanted * 4)
@@ -114,7 +127,9 @@ class Faiss:
         similarity = np.empty(len(query))
         for start in range(0, len(query), 2048):
             s = slice(start, start + 2048)
-            similarity[s] = np.einsum("md,md->m", self.vectors[query[s]].astype(np.float64), self.vectors[target[s]].astype(np.float64))
+            similarity[s] = np.einsum(
+                "md,md->m", self.vectors[query[s]].astype(np.float64), self.vectors[target[s]].astype(np.float64)
+            )
         inside = (similarity >= self.low) & (similarity < self.high)
         return in_order(query[inside], target[inside], similarity[inside], self.neighbours)
 
@@ -137,7 +152,9 @@ def rows_of(text: str) -> list[tuple[str, int]]:
     """
     rows = [part.partition(":") for part in text.split(",")]
     if not all(kind in ("clustered", "scenes") and n.isdigit() and int(n) > 1 for kind, _, n in rows):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected vectors:n[,vectors:n ...], vectors one of clustered, scenes")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected vectors:n[,vectors:n ...], vectors one of clustered, scenes"
+        )
     return [(kind, int(n)) for kind, _, n in rows]
 
 
@@ -166,16 +183,23 @@ def measured_rows(rows: Sequence[tuple[str, int]], more: Sequence[str]) -> dict[
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
     """Measure, print, return the last line's object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n", type=int, default=100_000)
     parser.add_argument("--vectors", choices=("clustered", "scenes"), default="clustered")
     parser.add_argument("--low", type=float, help="of the window (default: 0.8; of scenes that in params.yaml)")
     parser.add_argument("--high", type=float, help="of the window (default: 0.96; of scenes that in params.yaml)")
     parser.add_argument("--rows", type=rows_of, help="several corpora, vectors:n[,vectors:n ...]")
-    parser.add_argument("--device", help="of torch: measure the join there, against the device's own matrix rate, instead of against FAISS")
+    parser.add_argument(
+        "--device",
+        help="of torch: measure the join there, against the device's own matrix rate, instead of against FAISS",
+    )
     parser.add_argument("--dims", type=int, default=768, help="width of the rows with --device")
     parser.add_argument("--faiss-queries", type=int, help="rows that FAISS answers for, a count (default: all)")
-    parser.add_argument("--neighbours", type=int, help="nearest of each row alone; all pairs of the window when left out")
+    parser.add_argument(
+        "--neighbours", type=int, help="nearest of each row alone; all pairs of the window when left out"
+    )
     parser.add_argument("--folder", type=Path, default=Path(".run/benchmarks"), help="where the vectors are kept")
     args = parser.parse_args(argv)
     if args.device:
@@ -196,7 +220,10 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     low, high = window_of(args.vectors)
     args.low, args.high = low if args.low is None else args.low, high if args.high is None else args.high
     vectors = np.asarray(stored(args.vectors, args.n, args.folder))
-    print(f"{args.vectors}: {vectors.shape[0]} x {vectors.shape[1]}, window [{args.low}, {args.high}), neighbours {args.neighbours or 'all'}", flush=True)
+    print(
+        f"{args.vectors}: {vectors.shape[0]} x {vectors.shape[1]}, window [{args.low}, {args.high}), neighbours {args.neighbours or 'all'}",
+        flush=True,
+    )
     ours_s, (query, target, _, _) = ours(vectors, args.low, args.high, args.neighbours)
     ours_rss = peak_mib()
     print(f"ours: {ours_s:.2f} CPU-seconds, {len(query)} ordered pairs, peak {ours_rss} MiB", flush=True)

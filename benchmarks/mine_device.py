@@ -1,14 +1,17 @@
-"""The exact join on a GPU: how much of the card's matrix rate it reaches, and what its half-precision product would lose alone.
+"""The exact join on a GPU: how much of the card's matrix rate it reaches, and what its half-precision product would
+lose alone.
 
     python -m benchmarks.mine --device cuda [--n 1000000] [--dims 768] [--neighbours 12] [--low 0.8] [--high 0.96]
 
-Rows like `clustered` (benchmarks/vectors.py), made on the device. matrix_tflops is the device's own rate, of the best of three square products in
-float16 (float32 on a CPU); join_tflops is n^2 d / seconds, a multiplication and an addition for each coordinate of each pair, looked at once; seconds
-are of the clock, with the rows' way to the device, window, exact scoring and top-k included. Checked: of some rows, the neighbours are those of
-a float32 product scored in float64 on the CPU (recall, 1 or a bug); recall_half is what the nearest by the float16 product alone would hold.
+Rows like `clustered` (benchmarks/vectors.py), made on the device. matrix_tflops is the device's own rate, of the best
+of three square products in float16 (float32 on a CPU); join_tflops is n^2 d / seconds, a multiplication and an addition
+for each coordinate of each pair, looked at once; seconds are of the clock, with the rows' way to the device, window,
+exact scoring and top-k included. Checked: of some rows, the neighbours are those of
+a float32 product scored in float64 on the CPU (recall, 1 or a bug); recall_half is what the nearest by the float16
+product alone would hold.
 
-The last line is JSON: device, n, dims, neighbours, seconds, matrix_tflops, join_tflops, share (join / matrix), pairs, recall, recall_half, is_equal,
-all_pairs_20m_h (20 million rows at this rate, hours), rss_mib, device_mib (peak).
+The last line is JSON: device, n, dims, neighbours, seconds, matrix_tflops, join_tflops, share (join / matrix), pairs,
+recall, recall_half, is_equal, all_pairs_20m_h (20 million rows at this rate, hours), rss_mib, device_mib (peak).
 """
 
 from __future__ import annotations
@@ -33,12 +36,16 @@ def clustered_on(device: Any, n: int, d: int, seed: int = 0) -> np.ndarray:
     spread = torch.arange(1, d + 1, device=device) ** -0.5
     subjects = max(1, n // 30)
     themes = torch.randn(2000, d, generator=draw, device=device)
-    middles = themes[torch.randint(2000, (subjects,), generator=draw, device=device)] + 0.7 * torch.randn(subjects, d, generator=draw, device=device)
+    middles = themes[torch.randint(2000, (subjects,), generator=draw, device=device)] + 0.7 * torch.randn(
+        subjects, d, generator=draw, device=device
+    )
     turn = torch.linalg.qr(torch.randn(d, d, generator=draw, device=device))[0]
     out = np.empty((n, d), np.float16)
     for start in range(0, n, 1 << 17):
         count = min(1 << 17, n - start)
-        rows = middles[torch.randint(subjects, (count,), generator=draw, device=device)] + 0.45 * torch.randn(count, d, generator=draw, device=device)
+        rows = middles[torch.randint(subjects, (count,), generator=draw, device=device)] + 0.45 * torch.randn(
+            count, d, generator=draw, device=device
+        )
         out[start : start + count] = torch.nn.functional.normalize(rows * spread @ turn).half().cpu().numpy()
     return out
 
@@ -66,8 +73,12 @@ def matrix_rate(device: Any) -> float:
     return 2 * side**3 / min(took[1:]) / 1e12
 
 
-def recall_half(vectors: np.ndarray, asked: np.ndarray, exact: tuple[np.ndarray, ...], neighbours: int, high: float, device: Any) -> float:
-    """Share of the exact neighbours among the nearest by a float16 product: each row has as many places as it has exact neighbours."""
+def recall_half(
+    vectors: np.ndarray, asked: np.ndarray, exact: tuple[np.ndarray, ...], neighbours: int, high: float, device: Any
+) -> float:
+    """Share of the exact neighbours among the nearest by a float16 product: each row has as many places as it has exact
+    neighbours.
+    """
     import torch
 
     queries = torch.from_numpy(vectors[asked]).to(device)
@@ -83,7 +94,11 @@ def recall_half(vectors: np.ndarray, asked: np.ndarray, exact: tuple[np.ndarray,
         best, places = both.topk(neighbours, 1)
         rows = names.gather(1, places)
     counts = np.bincount(np.searchsorted(asked, exact[0]), minlength=len(asked))
-    found = {(int(a), int(t)) for a, nearest, count in zip(asked, rows.cpu().numpy(), counts, strict=True) for t in nearest[:count]}
+    found = {
+        (int(a), int(t))
+        for a, nearest, count in zip(asked, rows.cpu().numpy(), counts, strict=True)
+        for t in nearest[:count]
+    }
     wanted = set(zip(exact[0].tolist(), exact[1].tolist(), strict=True))
     return len(wanted & found) / len(wanted) if wanted else 1.0
 
@@ -102,11 +117,22 @@ def measure(name: str, n: int, dims: int, neighbours: int, low: float, high: flo
     print(f"matrix product: {rate:.3f} TFLOP/s", flush=True)
     everyone, is_new = np.arange(n), np.ones(n, bool)
     warm = min(n, 4096)
-    join_in_window(vectors[:warm], is_new[:warm], everyone[:warm], low=low, high=high, neighbours=neighbours, backend="torch", screen=f"torch:{name}")
+    join_in_window(
+        vectors[:warm],
+        is_new[:warm],
+        everyone[:warm],
+        low=low,
+        high=high,
+        neighbours=neighbours,
+        backend="torch",
+        screen=f"torch:{name}",
+    )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = waited(device)
-    found = join_in_window(vectors, is_new, everyone, low=low, high=high, neighbours=neighbours, backend="torch", screen=f"torch:{name}")
+    found = join_in_window(
+        vectors, is_new, everyone, low=low, high=high, neighbours=neighbours, backend="torch", screen=f"torch:{name}"
+    )
     seconds = waited(device) - start
     print(f"join: {seconds:.2f} s, {len(found[0])} rows", flush=True)
     asked = np.sort(np.random.default_rng(3).permutation(n)[:ASKED])

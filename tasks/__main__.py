@@ -6,8 +6,8 @@ worktree. The last line printed is the StageReport as JSON; the exit code says w
     item        the encoder of embed and mine (semantic, pattern, caption), the table of validate (images, pairs, triplets)
     --part i/n  the i-th of n parts, 1-based (caption, judge, embed, mine); leave out for the whole
 
-No stages: `calibrate [--source FOLDER]` proposes the encoders' windows (tasks/calibrate/command.py), `plan [pairs]` says what captioning and
-judging will cost, `judge_check` judges the judge.
+No stages: `calibrate [--source FOLDER]` proposes the encoders' windows (tasks/calibrate/command.py), `plan [pairs]`
+says what captioning and judging will cost, `judge_check` judges the judge.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from tasks.meter import Meter
 from tasks.records import StageReport
 from tasks.store import Store
 
-# stage -> what its item is, and whether it takes a part. Each stage is run(params, store, ...) of its module in MODULES.
+# stage -> what its item is, and whether it takes a part. Each stage is run(params, store, ...) of its module in
+# MODULES.
 STAGES: dict[str, tuple[str | None, bool]] = {
     "ingest": (None, False),
     "recaption": (None, False),
@@ -97,7 +98,9 @@ def exclusive(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TransientError(f"{path}: another process works on this part; wait for it, or end it, then run again") from None
+            raise TransientError(
+                f"{path}: another process works on this part; wait for it, or end it, then run again"
+            ) from None
         yield
 
 
@@ -105,7 +108,9 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
     """Check the arguments, hold the part's lock, run the stage and keep its report."""
     wants_item, takes_part = STAGES[stage]
     if (item is not None) != (wants_item is not None):
-        raise ConfigError(f"{stage}: expected {'one argument, the ' + wants_item if wants_item else 'no argument'}, found {item!r}")
+        raise ConfigError(
+            f"{stage}: expected {'one argument, the ' + wants_item if wants_item else 'no argument'}, found {item!r}"
+        )
     parsed = parse_part(part)
     if parsed and not takes_part:
         raise ConfigError(f"{stage}: works on the whole; leave --part out")
@@ -115,7 +120,8 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
     keywords: dict[str, Any] = {wants_item: item} if wants_item else {}
     if takes_part:
         keywords["part"] = parsed
-    if rank := os.environ.get("RANK"):  # one of several processes that torchrun started (train); they share the work, not the lock
+    # one of several processes that torchrun started (train); they share the work, not the lock
+    if rank := os.environ.get("RANK"):
         name += f".rank{rank}"
     with exclusive(root / ".run" / "locks" / name):
         start, meter = time.monotonic(), Meter()
@@ -142,11 +148,13 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("tasks").setLevel(logging.INFO)  # libraries' chatter would bury what a stage says
-    if argv[:1] == ["calibrate"]:  # no stage: it proposes windows, before a run or between two stages, and leaves no report
+    # no stage: it proposes windows, before a run or between two stages, and leaves no report
+    if argv[:1] == ["calibrate"]:
         from tasks.calibrate import command as calibrate
 
         return calibrate.main(argv[1:])
-    if argv[:1] == ["open_run"]:  # the one stage with arguments of its own: it makes the worktree that the others run in
+    # the one stage with arguments of its own: it makes the worktree that the others run in
+    if argv[:1] == ["open_run"]:
         from tasks.publish import open_run
 
         command = lambda: open_run.main(argv[1:])  # noqa: E731
@@ -158,12 +166,16 @@ def main(argv: list[str] | None = None) -> int:
         parser = argparse.ArgumentParser(prog=f"python -m tasks {argv[0]}")
         parser.add_argument("--root", default=".", type=Path, help="the run's worktree (default: the current folder)")
         if argv[0] == "plan":
-            parser.add_argument("pairs", nargs="?", type=int, help="pairs to plan for, a count; the batch's when left out")
+            parser.add_argument(
+                "pairs", nargs="?", type=int, help="pairs to plan for, a count; the batch's when left out"
+            )
         args = parser.parse_args(argv[1:])
         more = {"pairs": args.pairs} if argv[0] == "plan" else {}
         command = lambda: look(argv[0], args.root, more)  # noqa: E731
     else:
-        parser = argparse.ArgumentParser(prog="python -m tasks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = argparse.ArgumentParser(
+            prog="python -m tasks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         parser.add_argument("stage", choices=["open_run", *STAGES])
         parser.add_argument("item", nargs="?")
         parser.add_argument("--part")

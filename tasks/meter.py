@@ -1,8 +1,10 @@
-"""What a stage cost: wall and CPU seconds, GPU seconds, and energy where the machine measures it. Beside the run, never versioned.
+"""What a stage cost: wall and CPU seconds, GPU seconds, and energy where the machine measures it. Beside the run, never
+versioned.
 
-CPU seconds are the process's and its children's; GPU seconds are wall seconds times the GPUs in use. Energy comes from counters of the machine
-as a whole, so it is an upper bound where others work on it too: RAPL packages (/sys/class/powercap, often readable by root alone) and NVML (nvidia-smi's
-library, through the package nvidia-ml-py, where it is installed).
+CPU seconds are the process's and its children's; GPU seconds are wall seconds times the GPUs in use. Energy comes from
+counters of the machine
+as a whole, so it is an upper bound where others work on it too: RAPL packages (/sys/class/powercap, often readable by
+root alone) and NVML (nvidia-smi's library, through the package nvidia-ml-py, where it is installed).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ def rapl_joules(root: Path = RAPL) -> dict[str, tuple[float, float]]:
     for zone in sorted(root.glob("intel-rapl:[0-9]*")):
         if zone.name.count(":") == 1:  # packages; their parts are counted in them
             try:
-                found[zone.name] = tuple(int((zone / f).read_text()) / 1e6 for f in ("energy_uj", "max_energy_range_uj"))
+                found[zone.name] = tuple(
+                    int((zone / f).read_text()) / 1e6 for f in ("energy_uj", "max_energy_range_uj")
+                )
             except (OSError, ValueError):
                 continue
     return {name: (float(now), float(span)) for name, (now, span) in found.items()}
@@ -83,7 +87,9 @@ class Meter:
         }
 
     def write(self, path: Path) -> None:
-        """Write `read()` as JSON. Where processes of one stage wrote before (torchrun's), their GPUs are kept: the launcher itself uses none."""
+        """Write `read()` as JSON. Where processes of one stage wrote before (torchrun's), their GPUs are kept: the
+        launcher itself uses none.
+        """
         cost = self.read()
         if path.exists():
             cost["gpus"] = max(cost["gpus"], json.loads(path.read_text())["gpus"])

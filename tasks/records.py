@@ -104,8 +104,10 @@ def schemas() -> dict[str, pa.Schema]:
                 ("thumbnail", pa.binary()),  # 8x8 RGB uint8, 192 bytes: near-duplicates are confirmed on it
                 ("offset_bytes", i64),
                 ("size_bytes", i32),
-                ("source_fingerprint", s),  # what the source changes when the bytes change (ETag, tar member, URL); '' for files of a folder
-                ("robots", s),  # what the site said about machine readers (tasks/sources/files.py); '' where nobody was asked
+                # what the source changes when the bytes change (ETag, tar member, URL); '' for files of a folder
+                ("source_fingerprint", s),
+                # what the site said about machine readers (tasks/sources/files.py); '' where nobody was asked
+                ("robots", s),
                 ("sharpness", f32),  # variance of the Laplacian of the grey image, levels^2
                 ("is_blurry", b),
                 ("is_near_empty", b),
@@ -136,7 +138,8 @@ def schemas() -> dict[str, pa.Schema]:
                 ("similarity_caption", f32),
                 ("rank", i32),  # best rank among the encoders that mined it
                 ("negative_image_ids", strings),  # negative 0 is the query image
-                ("negative_similarity", floats),  # to the target, by the encoder that proposed the negative; [0] query-target
+                # to the target, by the encoder that proposed the negative; [0] query-target
+                ("negative_similarity", floats),
             ]
         ),
         # What the MLLM and the LLM wrote for a pair, before the judge.
@@ -154,13 +157,15 @@ def schemas() -> dict[str, pa.Schema]:
                 ("prompt_sha256", s),
                 ("prompt_tokens", i32),
                 ("output_tokens", i32),
-                ("differences", strings),  # 'kind: source -> target', where the describing model answers by a schema; else empty
+                # 'kind: source -> target', where the describing model answers by a schema; else empty
+                ("differences", strings),
                 ("language", s),  # of the instructions
                 ("requests", i32),  # put to models for this pair, retries included
                 ("engine", s),  # of both models, with its version
                 ("sampling", s),  # JSON
                 ("seed", i64),
-                ("shared_concept", s),  # what both images show, where the describing model answers by a schema; else null
+                # what both images show, where the describing model answers by a schema; else null
+                ("shared_concept", s),
             ]
         ),
         "triplets": pa.schema(
@@ -174,7 +179,8 @@ def schemas() -> dict[str, pa.Schema]:
                 ("styles", strings),
                 ("negative_image_ids", strings),
                 ("judge_target", floats),  # P(yes), one per instruction
-                ("judge_negative", floats),  # highest P(yes) over the instructions, one per negative (0 = the query image)
+                # highest P(yes) over the instructions, one per negative (0 = the query image)
+                ("judge_negative", floats),
                 ("mined_by", strings),
                 ("description", s),
                 ("captioner", s),
@@ -189,16 +195,28 @@ def schemas() -> dict[str, pa.Schema]:
                 ("seed", i64),
                 ("judge_prompt_sha256", s),
                 ("judge_engine", s),  # with its version
-                ("found_by", strings),  # of text, image, composed: what finds the target first among the corpus' images; null where it was not looked at
+                # of text, image, composed: what finds the target first among the corpus' images; null where it was not
+                # looked at
+                ("found_by", strings),
             ]
         ),
-        "quarantine": pa.schema([("table", s), ("batch", s), ("key", s), ("expectation", s), ("column", s), ("observed", s)]),
+        "quarantine": pa.schema(
+            [("table", s), ("batch", s), ("key", s), ("expectation", s), ("column", s), ("observed", s)]
+        ),
     }
 
 
 # Columns that versions before them lack; they are read as nulls there.
 LATER_COLUMNS: dict[str, tuple[str, ...]] = {
-    "images": ("source_fingerprint", "robots", "sharpness", "is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy"),
+    "images": (
+        "source_fingerprint",
+        "robots",
+        "sharpness",
+        "is_blurry",
+        "is_near_empty",
+        "has_extreme_ratio",
+        "is_text_heavy",
+    ),
     "captioned": ("differences", "language", "requests", "engine", "sampling", "seed", "shared_concept"),
     "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "judge_engine", "found_by"),
 }

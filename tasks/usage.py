@@ -1,8 +1,10 @@
-"""What the models of a part were asked and what it took: counts that add up, per part, per version, per accepted triplet.
+"""What the models of a part were asked and what it took: counts that add up, per part, per version, per accepted
+triplet.
 
-A stage's tables say how many requests and tokens a row took (the same after every crash); the ledger says what was really
-paid: tokens that came out of the request cache are not in it. One JSON line a chunk in .run/ledger/<stage>[@part].jsonl,
-which is of this run alone and never versioned; `version` puts the sums into the card.
+A stage's tables say how many requests and tokens a row took (the same after every crash); the ledger says what was
+really
+paid: tokens that came out of the request cache are not in it. One JSON line a chunk in
+.run/ledger/<stage>[@part].jsonl, which is of this run alone and never versioned; `version` puts the sums into the card.
 """
 
 from __future__ import annotations
@@ -108,10 +110,19 @@ def read(root: Path) -> dict[str, Ledger]:
 
 
 def cost(stages: Mapping[str, Ledger], *, triplets: int, pairs: int) -> dict[str, Any]:
-    """version.json's `ledger`: per stage its sums, and what one of this run's accepted triplets took. Empty without a ledger."""
+    """version.json's `ledger`: per stage its sums, and what one of this run's accepted triplets took. Empty without a
+    ledger.
+    """
     if not stages:
         return {}
     whole = total(stages.values())
-    each = {n: round(getattr(whole, n) / triplets, 4) for n in ("requests", "prompt_tokens", "output_tokens", "cpu_s", "gpu_s")} if triplets else {}
+    each = (
+        {
+            n: round(getattr(whole, n) / triplets, 4)
+            for n in ("requests", "prompt_tokens", "output_tokens", "cpu_s", "gpu_s")
+        }
+        if triplets
+        else {}
+    )
     sums = {s: {**ledger.record(), "cached_share": round(ledger.cached_share, 4)} for s, ledger in stages.items()}
     return {"stages": sums, "per_triplet": each, "triplets": triplets, "pairs": pairs}

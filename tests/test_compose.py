@@ -10,7 +10,21 @@ from typing import Any
 import pytest
 import yaml
 
-SERVICES = {"init", "api-server", "scheduler", "dag-processor", "triggerer", "worker", "gpu-worker", "vllm", "vllm-writer", "postgres", "redis", "s3", "mail"}
+SERVICES = {
+    "init",
+    "api-server",
+    "scheduler",
+    "dag-processor",
+    "triggerer",
+    "worker",
+    "gpu-worker",
+    "vllm",
+    "vllm-writer",
+    "postgres",
+    "redis",
+    "s3",
+    "mail",
+}
 SERVICE_KEYS = {
     "image", "build", "restart", "environment", "volumes", "depends_on", "user", "entrypoint", "command", "ports", "healthcheck", "profiles",
     "stop_grace_period", "deploy", "ipc", "configs",
@@ -44,7 +58,9 @@ def test_the_file_has_the_form_of_a_compose_file(compose: dict[str, Any]):
         assert set(service) <= SERVICE_KEYS, name
         assert service.get("image") or service.get("build"), name
         assert service["command"] and isinstance(service["command"], list), name
-        assert ":" in service["image"] and not service["image"].endswith(":latest"), f"{name}: an image needs a pinned tag"
+        assert ":" in service["image"] and not service["image"].endswith(":latest"), (
+            f"{name}: an image needs a pinned tag"
+        )
 
 
 def test_whatever_a_service_refers_to_is_declared(compose: dict[str, Any]):
@@ -71,15 +87,22 @@ def test_the_gpu_profile_holds_the_worker_and_the_servers_that_params_call(compo
     for key, model in (("url", "model"), ("writer_url", "writer")):
         host = re.fullmatch(r"http://([a-z-]+):8000/v1", caption[key])
         assert host and host[1] in services, caption[key]
-        assert any(caption[model] in text for text in services[host[1]]["command"]), f"{host[1]} must serve {caption[model]}"
+        assert any(caption[model] in text for text in services[host[1]]["command"]), (
+            f"{host[1]} must serve {caption[model]}"
+        )
 
 
 def test_every_variable_that_dags_plugins_and_tasks_read_is_set(compose: dict[str, Any]):
     code = [p for folder in ("dags", "plugins", "tasks") for p in Path(folder).rglob("*.py")]
-    wanted = {n for p in code for n in re.findall(r"environ(?:\.get)?[\[(]\s*\"((?:MEGAPAIRS|TASKS)_[A-Z_]+)\"", p.read_text())}
+    wanted = {
+        n
+        for p in code
+        for n in re.findall(r"environ(?:\.get)?[\[(]\s*\"((?:MEGAPAIRS|TASKS)_[A-Z_]+)\"", p.read_text())
+    }
     assert {"MEGAPAIRS_DATASET", "MEGAPAIRS_RUNS", "MEGAPAIRS_MAIL_TO", "MEGAPAIRS_SCHEDULE", "TASKS_PYTHON"} <= wanted
     for name in AIRFLOW:
-        missing = wanted - set(compose["services"][name]["environment"]) - {"MEGAPAIRS_PROFILE"}  # that one is for a bare terminal
+        # that one is for a bare terminal
+        missing = wanted - set(compose["services"][name]["environment"]) - {"MEGAPAIRS_PROFILE"}
         assert not missing, f"{name} lacks {sorted(missing)}"
 
 

@@ -18,7 +18,10 @@ def test_every_profile_resolves(profile: str):
 
 
 def test_an_unknown_key_is_named_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"unknown key 'mine.neighbors'; known in 'mine': \['backend', 'memory_mib', 'neighbours', 'windows'\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown key 'mine.neighbors'; known in 'mine': \['backend', 'memory_mib', 'neighbours', 'windows'\]",
+    ):
         parse_params(resolve(raw(), "demo", {"mine": {"neighbors": 5}}))
 
 

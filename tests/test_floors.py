@@ -22,7 +22,9 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_tasks_never_import_airflow(project: Path):
-    guilty = {str(p): m for p in (project / "tasks").rglob("*.py") for m in imports_of(p) if m.split(".")[0] == "airflow"}
+    guilty = {
+        str(p): m for p in (project / "tasks").rglob("*.py") for m in imports_of(p) if m.split(".")[0] == "airflow"
+    }
     assert guilty == {}
 
 
@@ -43,7 +45,9 @@ def test_the_ground_floor_imports_nothing_above(project: Path):
 
 def test_config_loads_neither_numpy_nor_torch():
     code = "import tasks.config, sys; print([m for m in ('numpy', 'torch', 'pyarrow') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_dags_and_plugins_import_no_stage_and_no_model(project: Path):
@@ -62,4 +66,6 @@ def test_what_dags_and_plugins_import_is_light(project: Path):
         for path in (project / folder).rglob("*.py"):
             wanted |= {".".join(m.split(".")[:2]) for m in imports_of(path) if m.startswith("tasks.")}
     code = f"import importlib, sys; [importlib.import_module(m) for m in {sorted(wanted)}]; print([m for m in ('numpy', 'torch', 'dvc') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -1,4 +1,5 @@
-"""The alert mail: what failed, on which dataset, with what a person needs to decide, sent by the SMTP provider's notifier.
+"""The alert mail: what failed, on which dataset, with what a person needs to decide, sent by the SMTP provider's
+notifier.
 
 A gate's mail shows each failing expectation, observed against expected against the last version, and five example rows
 with thumbnails; it reads reports/validation/<table>.json and the images table in the run's worktree. Any other mail
@@ -81,7 +82,9 @@ def shown(value: Any) -> str:
 
 
 def details(example: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a row says of itself besides key and images, as (name, text): the reason first, a JSON detail taken apart, long hashes cut."""
+    """What a row says of itself besides key and images, as (name, text): the reason first, a JSON detail taken apart,
+    long hashes cut.
+    """
     flat: dict[str, Any] = {}
     for name in sorted(example, key=lambda n: (n != "reason", n == "detail")):
         value = example[name]
@@ -90,7 +93,11 @@ def details(example: Mapping[str, Any]) -> list[tuple[str, str]]:
                 value = json.loads(value)
         if name not in ("key", "image_ids"):
             flat.update(value if isinstance(value, dict) else {name: value})
-    cut = {k: v[:12] + "…" if isinstance(v, str) and re.fullmatch("[0-9a-f]{24,}", v) else v for k, v in flat.items() if v not in (None, "")}
+    cut = {
+        k: v[:12] + "…" if isinstance(v, str) and re.fullmatch("[0-9a-f]{24,}", v) else v
+        for k, v in flat.items()
+        if v not in (None, "")
+    }
     return [(k.replace("_", " "), shown(v)) for k, v in cut.items()]
 
 
@@ -147,7 +154,12 @@ def failure_of(context: Mapping[str, Any], ui: str) -> Failure:
     gate = read_json(folder / "reports" / "validation" / f"{item}.json") if stage == "validate" else None
     if gate is not None and gate.get("is_valid"):
         gate = None  # an older report: the stage itself broke
-    ids = [i for f in (gate or {}).get("failures", []) for e in list(f.get("examples") or [])[:EXAMPLES] for i in e.get("image_ids", [])]
+    ids = [
+        i
+        for f in (gate or {}).get("failures", [])
+        for e in list(f.get("examples") or [])[:EXAMPLES]
+        for i in e.get("image_ids", [])
+    ]
     run_url = f"{ui}/dags/{quote(ti.dag_id)}/runs/{quote(run_id)}" if ui else ""
     docs = folder / "reports" / "data_docs" / "index.html"
     version = read_json(folder / "version.json") or {}
@@ -160,7 +172,9 @@ def failure_of(context: Mapping[str, Any], ui: str) -> Failure:
         gate=gate,
         thumbnails=thumbnails_of(folder, ids) if ids else {},
         run_url=run_url,
-        docs_url=(f"{ui}/megapairs/runs/{quote(folder.name)}/data_docs/index.html" if ui else docs.as_uri()) if docs.exists() else "",
+        docs_url=(f"{ui}/megapairs/runs/{quote(folder.name)}/data_docs/index.html" if ui else docs.as_uri())
+        if docs.exists()
+        else "",
         version=str(version.get("version", "")),
     )
 

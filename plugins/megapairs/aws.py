@@ -1,7 +1,7 @@
 """Airflow's own AWS connection, for the stage that reads buckets: tasks/ knows the environment alone.
 
-The connection MEGAPAIRS_AWS_CONNECTION (default aws_default), if there is one, becomes the AWS_* variables of that one process. What the
-worker's environment sets itself goes first, so that instance roles and profiles stay as they are.
+The connection MEGAPAIRS_AWS_CONNECTION (default aws_default), if there is one, becomes the AWS_* variables of that one
+process. What the worker's environment sets itself goes first, so that instance roles and profiles stay as they are.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ CONNECTION = "aws_default"
 
 
 def variables_of(connection: Any) -> dict[str, str]:
-    """AWS_* variables of a connection: login and password, or aws_access_key_id ... of its extra; region, endpoint, session token.
+    """AWS_* variables of a connection: login and password, or aws_access_key_id ... of its extra; region, endpoint,
+    session token.
 
     Args:
         connection: with login, password and extra_dejson.
     """
     extra = connection.extra_dejson
-    endpoint = (extra.get("service_config") or {}).get("s3", {}).get("endpoint_url") or extra.get("endpoint_url") or extra.get("host")
+    endpoint = (
+        (extra.get("service_config") or {}).get("s3", {}).get("endpoint_url")
+        or extra.get("endpoint_url")
+        or extra.get("host")
+    )
     found = {
         "AWS_ACCESS_KEY_ID": connection.login or extra.get("aws_access_key_id"),
         "AWS_SECRET_ACCESS_KEY": connection.password or extra.get("aws_secret_access_key"),
@@ -35,7 +40,8 @@ def variables_of(connection: Any) -> dict[str, str]:
 
 
 def aws_variables(base: Mapping[str, str]) -> dict[str, str]:
-    """What the connection adds to this environment; nothing when it has credentials, or when there is no such connection.
+    """What the connection adds to this environment; nothing when it has credentials, or when there is no such
+    connection.
 
     Args:
         base: the worker's environment.

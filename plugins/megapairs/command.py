@@ -21,7 +21,8 @@ from typing import Any
 LAST_LINES = 20  # so many lines of a failing stage travel in the exception, and from there into the mail
 KILL_AFTER_S = 10.0  # a stage that ignores SIGTERM for so long is killed
 
-# Set for Airflow alone; a stage must not see it: the profile is written into the run's params.yaml, its code is the worktree's.
+# Set for Airflow alone; a stage must not see it: the profile is written into the run's params.yaml, its code is the
+# worktree's.
 NOT_FOR_STAGES = ("MEGAPAIRS_PROFILE", "PYTHONPATH")
 
 
@@ -34,7 +35,9 @@ class Ending:
     last_lines: list[str]
 
 
-def stage_command(stage: str, item: str | None = None, part: str | None = None, more: tuple[str, ...] = ()) -> list[str]:
+def stage_command(
+    stage: str, item: str | None = None, part: str | None = None, more: tuple[str, ...] = ()
+) -> list[str]:
     """The command line of a stage: the same as in dvc.yaml and in a terminal."""
     python = os.environ.get("TASKS_PYTHON") or sys.executable
     return [python, "-m", "tasks", stage, *([item] if item else []), *(["--part", part] if part else []), *more]

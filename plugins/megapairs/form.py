@@ -54,7 +54,19 @@ HEADINGS = {
     "promote": "Evaluation and promotion",
 }
 PLACES = {**DATASET_FORM, **MODEL_FORM}
-KEPT = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern", "minLength", "enum", "properties", "required", "additionalProperties", "items")
+KEPT = (
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "pattern",
+    "minLength",
+    "enum",
+    "properties",
+    "required",
+    "additionalProperties",
+    "items",
+)
 
 
 def inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
@@ -100,7 +112,10 @@ def value_at(raw: Mapping[str, Any], place: str) -> Any:
 def param_of(name: str, place: str, raw: Mapping[str, Any]) -> Param:
     """One field of the form: empty by default, with the parameter's sentence, type, limits and present value."""
     schema, value = schema_at(place), value_at(raw, place)
-    sentence = schema.get("description") or f"Cosine window of the encoder '{place.rpartition('.')[2]}': pairs with low <= similarity < high."
+    sentence = (
+        schema.get("description")
+        or f"Cosine window of the encoder '{place.rpartition('.')[2]}': pairs with low <= similarity < high."
+    )
     heading = {"section": HEADINGS[place.split(".")[0]]} if place.split(".")[0] in HEADINGS else {}
     shown = "empty" if value in (None, "", [], {}) else value
     if isinstance(value, list):
@@ -145,7 +160,11 @@ def model_params() -> dict[str, Param]:
         title="dataset_version",
         description="Tag of the version to train on, dataset/YYYY.MM.DD[.n]. Empty: the event's version, else the newest.",
     )
-    return {"profile": profile_param(raw), "dataset_version": version, **{name: param_of(name, place, raw) for name, place in MODEL_FORM.items()}}
+    return {
+        "profile": profile_param(raw),
+        "dataset_version": version,
+        **{name: param_of(name, place, raw) for name, place in MODEL_FORM.items()},
+    }
 
 
 def changes_from(given: Mapping[str, Any]) -> dict[str, Any]:

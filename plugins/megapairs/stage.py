@@ -39,12 +39,16 @@ def conclude(name: str, ending: Ending) -> dict[str, Any]:
         raise AirflowSkipException(f"{name}: nothing to do. {notes[0]}")
     if ending.code in (EXIT_DATA_ERROR, EXIT_CONFIG_ERROR):
         kind = "DataError" if ending.code == EXIT_DATA_ERROR else "ConfigError"
-        raise AirflowFailException(f"{name}: ended with {kind} (exit code {ending.code}), a retry cannot help. Its last lines:\n{last}")
+        raise AirflowFailException(
+            f"{name}: ended with {kind} (exit code {ending.code}), a retry cannot help. Its last lines:\n{last}"
+        )
     if ending.code != 0:
         how = f"was ended by signal {-ending.code}" if ending.code < 0 else f"ended with exit code {ending.code}"
         raise AirflowException(f"{name}: {how}. Its last lines:\n{last}")
     if ending.report is None:
-        raise AirflowException(f"{name}: ended with exit code 0 but its last line is no StageReport. Its last lines:\n{last}")
+        raise AirflowException(
+            f"{name}: ended with exit code 0 but its last line is no StageReport. Its last lines:\n{last}"
+        )
     return ending.report
 
 
@@ -60,7 +64,9 @@ class Command(BaseOperator):
             variables: put into the stage's environment; never logged.
         """
         if not cwd.is_dir():
-            raise AirflowFailException(f"{cwd}: no such folder. open_run makes a run's worktree below MEGAPAIRS_RUNS; clear open_run to make it again")
+            raise AirflowFailException(
+                f"{cwd}: no such folder. open_run makes a run's worktree below MEGAPAIRS_RUNS; clear open_run to make it again"
+            )
         name = " ".join(command[3:5]) if len(command) > 4 and not command[4].startswith("-") else command[3]
         self.log.info("in %s: %s", cwd, " ".join(command))
         self._running = StageProcess(command, cwd, stage_environment({**os.environ, **(variables or {})}))
@@ -91,12 +97,17 @@ class Stage(Command):
         self.part = part
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Run the stage; returns its StageReport. A publishing stage puts the version's tag, its first note, into its asset event."""
+        """Run the stage; returns its StageReport. A publishing stage puts the version's tag, its first note, into its
+        asset event.
+        """
         folder = run_folder(str(context["run_id"]))
         variables = aws_variables(os.environ) if self.stage == READS_BUCKETS else None
         report = self.run_command(stage_command(self.stage, self.item, self.part), folder, variables)
         if TRIPLETS in self.outlets:
-            context["outlet_events"][TRIPLETS].extra = {"version": report["notes"][0], "changes": for_training(changes_from(values_of(context)))}
+            context["outlet_events"][TRIPLETS].extra = {
+                "version": report["notes"][0],
+                "changes": for_training(changes_from(values_of(context))),
+            }
         return report
 
 
@@ -118,7 +129,8 @@ class OpenRun(Command):
         more = ["--run-id", str(context["run_id"]), "--kind", self.kind]
         if self.kind == "model":
             event = newest_event(context.get("triggering_asset_events"))
-            changes = overlay(changes, event.get("changes") or {})  # the form of a run that an event started holds only its presets
+            # the form of a run that an event started holds only its presets
+            changes = overlay(changes, event.get("changes") or {})
             tag = given.get("dataset_version") or event.get("version")
             more += ["--dataset-version", str(tag)] if tag else []
         report = self.run_command(stage_command("open_run", more=(*more, "--conf", json.dumps(changes))), deployment())
@@ -135,7 +147,9 @@ class CloseRun(Command):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Close the run; returns the command's report."""
-        return self.run_command(stage_command("open_run", more=("--close", "--run-id", str(context["run_id"]))), deployment())
+        return self.run_command(
+            stage_command("open_run", more=("--close", "--run-id", str(context["run_id"]))), deployment()
+        )
 
 
 def deployment() -> Path:
@@ -145,12 +159,16 @@ def deployment() -> Path:
         AirflowFailException: MEGAPAIRS_DATASET is not set.
     """
     if not os.environ.get("MEGAPAIRS_DATASET"):
-        raise AirflowFailException("MEGAPAIRS_DATASET is not set: it names the deployment's clone of the dataset repository (.env.example)")
+        raise AirflowFailException(
+            "MEGAPAIRS_DATASET is not set: it names the deployment's clone of the dataset repository (.env.example)"
+        )
     return Path(os.environ["MEGAPAIRS_DATASET"])
 
 
 def values_of(context: Context) -> dict[str, Any]:
-    """The run's values by name: the form's presets, then what the trigger said (also names that the form does not know)."""
+    """The run's values by name: the form's presets, then what the trigger said (also names that the form does not
+    know).
+    """
     return {**context["params"], **(context["dag_run"].conf or {})}
 
 

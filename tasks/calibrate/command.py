@@ -3,17 +3,19 @@
     python -m tasks calibrate --source FOLDER [--profile NAME] [--limit 2000] [--write] [--figures FOLDER]     before any run
     python -m tasks calibrate [--root WORKTREE] [--write]                                   of a run, after `embed`, before `mine`
 
-Cosines of different encoders are distributed very differently, so a window belongs to an encoder and a corpus. With --source the
-folder's images (or `limit` of them) go through ingest, recaption and embed in a temporary folder: nothing is published, nothing
-stays. Without it, reads the worktree's data/embeddings. Prints both distributions, and as the last line the proposal as JSON:
-values of dataset_refresh's trigger form. --write puts the numbers in params.yaml, `mine.windows`, the rest of the file untouched.
---figures saves what the numbers were taken from: the distributions (random pairs, nearest, 10th nearest, and images beside near-copies made of
-them) as a plot and as quantiles, and a page that shows for each encoder twenty pairs from three bands of its window.
-A run never calibrates itself, so that a version's windows are numbers. A thousand photographs take a minute on two cores.
+Cosines of different encoders are distributed very differently, so a window belongs to an encoder and a corpus. With
+--source the folder's images (or `limit` of them) go through ingest, recaption and embed in a temporary folder: nothing
+is published, nothing stays. Without it, reads the worktree's data/embeddings. Prints both distributions, and as the
+last line the proposal as JSON: values of dataset_refresh's trigger form. --write puts the numbers in params.yaml,
+`mine.windows`, the rest of the file untouched. --figures saves what the numbers were taken from: the distributions
+(random pairs, nearest, 10th nearest, and images beside near-copies made of them) as a plot and as quantiles, and a page
+that shows for each encoder twenty pairs from three bands of its window. A run never calibrates itself, so that a
+version's windows are numbers. A thousand photographs take a minute on two cores.
 
-low = the `low-quantile` of random pairs: at 0.99 one stranger in a hundred is as near, and `mine.neighbours` takes the nearest
-of those above. high = the `high-quantile` of nearest neighbours (copies are gone since ingest: what is nearest of all is suspicious).
-Where low would not lie below high, or above what half the images' neighbours reach, low is the median of the 10th nearest.
+low = the `low-quantile` of random pairs: at 0.99 one stranger in a hundred is as near, and `mine.neighbours` takes the
+nearest of those above. high = the `high-quantile` of nearest neighbours (copies are gone since ingest: what is nearest
+of all is suspicious). Where low would not lie below high, or above what half the images' neighbours reach, low is the
+median of the 10th nearest.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Distribution:
-    """Cosines of a corpus under one encoder, sorted: random pairs, nearest neighbours, 10th nearest, images and their known near-copies."""
+    """Cosines of a corpus under one encoder, sorted: random pairs, nearest neighbours, 10th nearest, images and their
+    known near-copies.
+    """
 
     random: np.ndarray
     nearest: np.ndarray
@@ -77,7 +81,9 @@ def distribution(vectors: np.ndarray, seed: int = 0) -> Distribution:
     b = (a + rng.integers(1, n, RANDOM_PAIRS)) % n  # never the row itself
     random = np.concatenate(
         [
-            np.einsum("md,md->m", vectors[a[s : s + 20_000]].astype(np.float32), vectors[b[s : s + 20_000]].astype(np.float32))
+            np.einsum(
+                "md,md->m", vectors[a[s : s + 20_000]].astype(np.float32), vectors[b[s : s + 20_000]].astype(np.float32)
+            )
             for s in range(0, RANDOM_PAIRS, 20_000)
         ]
     )
@@ -120,7 +126,10 @@ def with_windows(text: str, windows: dict[str, tuple[float, float]]) -> str:
     end = start + 1
     while end < len(lines) and lines[end].startswith("   "):
         end += 1
-    block = ["  windows:", *(f"    {role}: {{low: {low:.4f}, high: {high:.4f}}}" for role, (low, high) in windows.items())]
+    block = [
+        "  windows:",
+        *(f"    {role}: {{low: {low:.4f}, high: {high:.4f}}}" for role, (low, high) in windows.items()),
+    ]
     return "\n".join(lines[:start] + block + lines[end:])
 
 
@@ -128,7 +137,8 @@ def with_windows(text: str, windows: dict[str, tuple[float, float]]) -> str:
 
 
 def spread(files: Sequence[T], limit: int, run: int = SIDE_BY_SIDE) -> list[T]:
-    """At most `limit` files, in runs of neighbours spread evenly over all: relatives often lie side by side, strangers far apart.
+    """At most `limit` files, in runs of neighbours spread evenly over all: relatives often lie side by side, strangers
+    far apart.
 
     Args:
         files: in order of path.
@@ -165,9 +175,14 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
     ingest.take(spread(files, limit), params, store, batch)
     report = ingest.report_of(store, batch)
     left = ", ".join(f"{count} {reason}" for reason, count in sorted(report.dropped.items())) or "none"
-    print(f"{source.path}: {len(files)} files, {report.read} looked at, {report.written} images, dropped: {left}", flush=True)
+    print(
+        f"{source.path}: {len(files)} files, {report.read} looked at, {report.written} images, dropped: {left}",
+        flush=True,
+    )
     if report.written < 3:
-        raise DataError(f"{source.path}: {report.written} images among {report.read} files; at least 3 are needed to see a distribution")
+        raise DataError(
+            f"{source.path}: {report.written} images among {report.read} files; at least 3 are needed to see a distribution"
+        )
     recaption.run(params, store)
     for role in params.embed.encoders:
         embed.run(params, store, role)
@@ -181,8 +196,14 @@ def of_source(raw: dict[str, Any], profile: str | None, folder: Path) -> Params:
     """Parameters with the folder as the only source, and today's date."""
     from tasks.config import sources_of
 
-    params = parse_params(resolve(raw, profile, {"ingest": {"sources": sources_of(str(folder.resolve()), [])}, "open_run": {"limit": None}}))
-    return parse_params(overlay(params.model_dump(by_alias=True), {"open_run": {"date": date_of(params), "batch": None}}))
+    params = parse_params(
+        resolve(
+            raw, profile, {"ingest": {"sources": sources_of(str(folder.resolve()), [])}, "open_run": {"limit": None}}
+        )
+    )
+    return parse_params(
+        overlay(params.model_dump(by_alias=True), {"open_run": {"date": date_of(params), "batch": None}})
+    )
 
 
 def near_copies_of(image: Image) -> list[Image]:
@@ -193,7 +214,9 @@ def near_copies_of(image: Image) -> list[Image]:
     image.save(out, "JPEG", quality=50)
     width, height = image.size
     small = image.resize((max(1, round(0.6 * width)), max(1, round(0.6 * height))))
-    cropped = image.crop((round(0.03 * width), round(0.03 * height), width - round(0.03 * width), height - round(0.03 * height)))
+    cropped = image.crop(
+        (round(0.03 * width), round(0.03 * height), width - round(0.03 * width), height - round(0.03 * height))
+    )
     return [images.open(io.BytesIO(out.getvalue())).convert("RGB"), small, cropped]
 
 
@@ -213,31 +236,47 @@ def copy_cosines(params: Params, store: Store, role: str, ids: Sequence[str], ve
     model = load_encoder(spec, params.embed.device, params.open_run.threads)
     made = [near_copies_of(store.read_image(ids[n])) for n in rows]
     of = np.repeat(rows, [len(m) for m in made])
-    return np.sort(np.einsum("md,md->m", vectors[of].astype(np.float32), model.encode_images([c for m in made for c in m])))
+    return np.sort(
+        np.einsum("md,md->m", vectors[of].astype(np.float32), model.encode_images([c for m in made for c in m]))
+    )
 
 
 def shown_pairs(
-    store: Store, ids: Sequence[str], vectors: np.ndarray, window: tuple[float, float], seed: int, *, with_captions: bool = True
+    store: Store,
+    ids: Sequence[str],
+    vectors: np.ndarray,
+    window: tuple[float, float],
+    seed: int,
+    *,
+    with_captions: bool = True,
 ) -> list[list[tuple[float, Image, Image, str, str]]]:
-    """Pairs over three bands of a window, with images and, where wanted, captions: drawn from all that a sample of the queries has inside it."""
+    """Pairs over three bands of a window, with images and, where wanted, captions: drawn from all that a sample of the
+    queries has inside it.
+    """
     from tasks.calibrate.page import band_pairs
     from tasks.knn.search import neighbours_in_window
 
     low, high = window
     rows = np.sort(np.random.default_rng(seed).permutation(len(ids))[:SHOWN_QUERIES])
-    query, target, similarity, _ = neighbours_in_window(vectors[rows], vectors, [ids[n] for n in rows], ids, low=low, high=high, neighbours=SHOWN_NEIGHBOURS)
+    query, target, similarity, _ = neighbours_in_window(
+        vectors[rows], vectors, [ids[n] for n in rows], ids, low=low, high=high, neighbours=SHOWN_NEIGHBOURS
+    )
     captions = store.captions() if with_captions else {}
 
     def shown(n: int) -> tuple[float, Image, Image, str, str]:
         a, b = ids[rows[query[n]]], ids[target[n]]
         return float(similarity[n]), store.read_image(a), store.read_image(b), captions.get(a, ""), captions.get(b, "")
 
-    return [[shown(n) for n in band] for band in band_pairs(rows[query], target, similarity, low=low, high=high, seed=seed)]
+    return [
+        [shown(n) for n in band] for band in band_pairs(rows[query], target, similarity, low=low, high=high, seed=seed)
+    ]
 
 
-def proposals(params: Params, store: Store, *, low_quantile: float, high_quantile: float, figures: Path | None = None) -> dict[str, tuple[float, float]]:
-    """Window per encoder from the stored embeddings; prints what it was taken from, and saves it in `figures`: the quantiles
-    (calibration.json), the plot (calibration.svg) and pairs to look at (pairs.html)."""
+def proposals(
+    params: Params, store: Store, *, low_quantile: float, high_quantile: float, figures: Path | None = None
+) -> dict[str, tuple[float, float]]:
+    """Window per encoder from the stored embeddings; prints what it was taken from, and saves it in `figures`: the
+    quantiles (calibration.json), the plot (calibration.svg) and pairs to look at (pairs.html)."""
     from tasks.calibrate.page import histogram_svg, page, pairs_section, stacked_svg
 
     windows: dict[str, tuple[float, float]] = {}
@@ -252,7 +291,12 @@ def proposals(params: Params, store: Store, *, low_quantile: float, high_quantil
             found = replace(found, copies=copy_cosines(params, store, role, ids, vectors))
         title = f"{role} ({params.embed.encoders[role].model}, {revision})"  # type: ignore[index]
         print(f"{title}: {len(vectors)} vectors")
-        values = {"random pairs": found.random, "nearest": found.nearest, "10th nearest": found.tenth, "near-copies": found.copies}
+        values = {
+            "random pairs": found.random,
+            "nearest": found.nearest,
+            "10th nearest": found.tenth,
+            "near-copies": found.copies,
+        }
         for name, some in values.items():
             if len(some):
                 print(f"  {name:13}" + "  ".join(f"q{q:g} {np.quantile(some, q):.4f}" for q in SHOWN))
@@ -264,9 +308,21 @@ def proposals(params: Params, store: Store, *, low_quantile: float, high_quantil
             is_text = params.embed.encoders[role].kind == "text"  # type: ignore[index]
             pairs = shown_pairs(store, ids, vectors, windows[role], params.open_run.seed, with_captions=is_text)
             sections.append(pairs_section(role, title.partition("(")[2].rstrip(")"), plot, pairs, low, high, inside))
-            quantiles = {n: {f"q{q:g}": round(float(np.quantile(v, q)), 6) for q in SHOWN} for n, v in values.items() if len(v)}
-            stated = {"low_quantile": low_quantile, "high_quantile": high_quantile, "vectors": len(vectors), "revision": revision}
-            saved[role] = {**stated, "window": {"low": low, "high": high}, "nearest_inside": round(inside, 6), "quantiles": quantiles}
+            quantiles = {
+                n: {f"q{q:g}": round(float(np.quantile(v, q)), 6) for q in SHOWN} for n, v in values.items() if len(v)
+            }
+            stated = {
+                "low_quantile": low_quantile,
+                "high_quantile": high_quantile,
+                "vectors": len(vectors),
+                "revision": revision,
+            }
+            saved[role] = {
+                **stated,
+                "window": {"low": low, "high": high},
+                "nearest_inside": round(inside, 6),
+                "quantiles": quantiles,
+            }
     if figures is not None:
         store.write_bytes(figures / "calibration.json", json.dumps(saved, indent=1).encode())
         store.write_bytes(figures / "calibration.svg", stacked_svg(plots).encode())
@@ -276,25 +332,46 @@ def proposals(params: Params, store: Store, *, low_quantile: float, high_quantil
 
 
 def source_values(params: Params, figures: dict[str, float]) -> dict[str, Any]:
-    """The form's values of a run over the source, beside the windows; says so where captions are fewer than the gate wants."""
+    """The form's values of a run over the source, beside the windows; says so where captions are fewer than the gate
+    wants.
+    """
     source = params.ingest.sources[0]
     values: dict[str, Any] = {"profile": params.profile, "sources": [{"name": source.name, "path": source.path}]}
     share, floor = figures.get("caption_share", 1.0), params.validate_.images.get("caption_share_min", 0.0)
     if share < floor:
-        print(f"captions: {share:.0%} of the images have one, the images gate wants {floor:.0%} (validate.images.caption_share_min); the values below say 0")
+        print(
+            f"captions: {share:.0%} of the images have one, the images gate wants {floor:.0%} (validate.images.caption_share_min); the values below say 0"
+        )
         values["validate"] = {"images": {"caption_share_min": 0}}
     return values
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the proposals; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tasks calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("."), help="the run's worktree, or where params.yaml lies (default: the current folder)")
-    parser.add_argument("--source", type=Path, help="a folder of images, with captions.csv or captions.parquet if there is one")
-    parser.add_argument("--profile", help="of params.yaml: whose models embed (default: the one that params.yaml names)")
-    parser.add_argument("--limit", type=int, default=QUERIES, help=f"most files of the source looked at, a count (default {QUERIES})")
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("."),
+        help="the run's worktree, or where params.yaml lies (default: the current folder)",
+    )
+    parser.add_argument(
+        "--source", type=Path, help="a folder of images, with captions.csv or captions.parquet if there is one"
+    )
+    parser.add_argument(
+        "--profile", help="of params.yaml: whose models embed (default: the one that params.yaml names)"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=QUERIES, help=f"most files of the source looked at, a count (default {QUERIES})"
+    )
     parser.add_argument("--write", action="store_true", help="put the windows in params.yaml")
-    parser.add_argument("--figures", type=Path, help="a folder for the plot, its numbers and a page of pairs from three bands of each window")
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        help="a folder for the plot, its numbers and a page of pairs from three bands of each window",
+    )
     parser.add_argument("--low-quantile", type=float, default=0.99, help="of random pairs, 0..1")
     parser.add_argument("--high-quantile", type=float, default=0.995, help="of nearest neighbours, 0..1")
     args = parser.parse_args(argv)
@@ -312,7 +389,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.limit < 3:
             raise ConfigError(f"--limit {args.limit}: expected at least 3")
         if args.write and "windows" in (profiles.get(profile) or {}).get("mine", {}):
-            raise ConfigError(f"{path}: profile '{profile}' has mine.windows of its own, which would hide what --write changes; put the numbers there by hand")
+            raise ConfigError(
+                f"{path}: profile '{profile}' has mine.windows of its own, which would hide what --write changes; put the numbers there by hand"
+            )
         values: dict[str, Any] = {}
         if args.source:
             params = of_source(raw, profile, args.source)
@@ -321,13 +400,19 @@ def main(argv: list[str] | None = None) -> int:
                 values = source_values(params, embed_folder(params, store, args.limit))
                 windows = proposals(params, store, **quantiles, **saving)
         else:
-            windows = proposals(parse_params(resolve(raw, profile), where=str(path)), Store(args.root), **quantiles, **saving)
+            windows = proposals(
+                parse_params(resolve(raw, profile), where=str(path)), Store(args.root), **quantiles, **saving
+            )
         if args.write:
             Store(args.root).write_bytes(path, with_windows(path.read_text(encoding="utf-8"), windows).encode())
             parse_params(resolve(read_raw(path)), where=str(path))
             print(f"written to {path}: mine.windows")
         print("values of dataset_refresh's trigger form, or of its Configuration JSON:")
-        print(json.dumps({**values, **{f"window_{role}": {"low": low, "high": high} for role, (low, high) in windows.items()}}))
+        print(
+            json.dumps(
+                {**values, **{f"window_{role}": {"low": low, "high": high} for role, (low, high) in windows.items()}}
+            )
+        )
     except TasksError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

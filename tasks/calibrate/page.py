@@ -1,8 +1,9 @@
 # ruff: noqa: E501 - lines of HTML and SVG are as long as they are
-"""What `python -m tasks calibrate --figures FOLDER` saves: the distributions drawn, their numbers, and pairs from all over each window to look at.
+"""What `python -m tasks calibrate --figures FOLDER` saves: the distributions drawn, their numbers, and pairs from all
+over each window to look at.
 
-Pure functions, text out. The page needs nothing: no script, images inside as small JPEGs, every text escaped; it opens from file://. Its
-looks are the gallery's (tasks/pages/gallery.py).
+Pure functions, text out. The page needs nothing: no script, images inside as small JPEGs, every text escaped; it opens
+from file://. Its looks are the gallery's (tasks/pages/gallery.py).
 """
 
 from __future__ import annotations
@@ -36,14 +37,24 @@ MORE_STYLE = """.cards{grid-template-columns:repeat(auto-fill,minmax(min(100%,25
 
 
 def band_pairs(
-    query: np.ndarray, target: np.ndarray, similarity: np.ndarray, *, low: float, high: float, bands: int = BANDS, count: int = PAIRS, seed: int = 0
+    query: np.ndarray,
+    target: np.ndarray,
+    similarity: np.ndarray,
+    *,
+    low: float,
+    high: float,
+    bands: int = BANDS,
+    count: int = PAIRS,
+    seed: int = 0,
 ) -> list[list[int]]:
     """Positions of pairs drawn from equal bands of a window, the nearest band first; a query is shown once in a band.
 
     Args:
-        query, target, similarity: (m,) pairs; those outside the window are passed over, and of (a, b) and (b, a) one is taken.
+        query, target, similarity: (m,) pairs; those outside the window are passed over, and of (a, b) and (b, a) one is
+            taken.
         low, high: the window, low <= cosine < high.
-        count: pairs in all: as many from each band, the nearest ones have what is over, and what another band has too few of.
+        count: pairs in all: as many from each band, the nearest ones have what is over, and what another band has too
+            few of.
         seed: of the draw.
     """
     order = np.random.default_rng(seed).permutation(len(query))
@@ -83,25 +94,41 @@ def histogram_svg(title: str, values: Mapping[str, np.ndarray], low: float, high
     floor = HEIGHT - FOOT
     x = lambda s: (s - left) / (edges[-1] - left) * WIDTH  # noqa: E731
     parts = [f'<text x="0" y="14" font-size="14" fill="currentColor">{html.escape(title)}</text>']
-    parts.append(f'<rect x="{x(low):.1f}" y="{HEAD}" width="{max(x(high) - x(low), 1):.1f}" height="{floor - HEAD}" fill="#4a68e8" opacity=".13"/>')
+    parts.append(
+        f'<rect x="{x(low):.1f}" y="{HEAD}" width="{max(x(high) - x(low), 1):.1f}" height="{floor - HEAD}" fill="#4a68e8" opacity=".13"/>'
+    )
     for edge in (low, high):
-        parts.append(f'<line x1="{x(edge):.1f}" x2="{x(edge):.1f}" y1="{HEAD}" y2="{floor}" stroke="#4a68e8" stroke-dasharray="4 4"/>')
+        parts.append(
+            f'<line x1="{x(edge):.1f}" x2="{x(edge):.1f}" y1="{HEAD}" y2="{floor}" stroke="#4a68e8" stroke-dasharray="4 4"/>'
+        )
     parts.append(f'<line x1="0" x2="{WIDTH}" y1="{floor}" y2="{floor}" stroke="#7b8494" opacity=".5"/>')
     for tick in _ticks(left, 1.0):
-        parts.append(f'<text x="{min(max(x(tick), 14), WIDTH - 14):.1f}" y="{floor + 16}" font-size="12" fill="#7b8494" text-anchor="middle">{tick:.2f}</text>')
+        parts.append(
+            f'<text x="{min(max(x(tick), 14), WIDTH - 14):.1f}" y="{floor + 16}" font-size="12" fill="#7b8494" text-anchor="middle">{tick:.2f}</text>'
+        )
     for n, (name, v) in enumerate(shown.items()):
         counts, _ = np.histogram(v, edges)
         middles = (edges[1:] + edges[:-1]) / 2
-        points = " ".join(f"{x(m):.1f},{floor - (floor - HEAD - 8) * c / max(counts.max(), 1):.1f}" for m, c in zip(middles, counts, strict=True))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" stroke-width="2" stroke-linejoin="round"/>')
-        parts.append(f'<text x="{140 * n}" y="{HEIGHT - 8}" font-size="13" font-weight="600" fill="{COLOURS[name]}">{html.escape(name)}</text>')
+        points = " ".join(
+            f"{x(m):.1f},{floor - (floor - HEAD - 8) * c / max(counts.max(), 1):.1f}"
+            for m, c in zip(middles, counts, strict=True)
+        )
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" stroke-width="2" stroke-linejoin="round"/>'
+        )
+        parts.append(
+            f'<text x="{140 * n}" y="{HEIGHT - 8}" font-size="13" font-weight="600" fill="{COLOURS[name]}">{html.escape(name)}</text>'
+        )
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" color="#7b8494" font-family="system-ui,sans-serif" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
 
 
 def stacked_svg(plots: Sequence[str]) -> str:
     """Several plots below each other as one file."""
     height, margin = HEIGHT + 20, 20
-    inner = "".join(p.replace("<svg ", f'<svg x="{margin}" y="{margin + n * height}" width="{WIDTH}" height="{HEIGHT}" ', 1) for n, p in enumerate(plots))
+    inner = "".join(
+        p.replace("<svg ", f'<svg x="{margin}" y="{margin + n * height}" width="{WIDTH}" height="{HEIGHT}" ', 1)
+        for n, p in enumerate(plots)
+    )
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 2 * margin} {height * len(plots) + margin}"><rect width="100%" height="100%" fill="#fff"/>{inner}</svg>'
 
 
@@ -115,7 +142,13 @@ def _figure(image: Image, text: str, side_px: int = 200) -> str:
 
 
 def pairs_section(
-    role: str, title: str, plot: str, bands: Sequence[Sequence[tuple[float, Image, Image, str, str]]], low: float, high: float, nearest_inside: float = 0.0
+    role: str,
+    title: str,
+    plot: str,
+    bands: Sequence[Sequence[tuple[float, Image, Image, str, str]]],
+    low: float,
+    high: float,
+    nearest_inside: float = 0.0,
 ) -> str:
     """One encoder's part of the page.
 
@@ -133,7 +166,9 @@ def pairs_section(
     step = (high - low) / len(bands)
     for n, pairs in enumerate(bands):
         name = BAND_NAMES[n] if len(bands) == len(BAND_NAMES) else f"band {n + 1}"
-        parts.append(f'<h3>{name[:1].upper() + name[1:]} <span>cosine {high - (n + 1) * step:.4f} to {high - n * step:.4f}</span></h3><div class="cards">')
+        parts.append(
+            f'<h3>{name[:1].upper() + name[1:]} <span>cosine {high - (n + 1) * step:.4f} to {high - n * step:.4f}</span></h3><div class="cards">'
+        )
         for similarity, a, b, text_a, text_b in pairs:
             parts.append(
                 f'<article class="card"><span class="cosine">{similarity:.4f}</span><div class="pair">{_figure(a, text_a)}{_figure(b, text_b)}</div></article>'
@@ -150,7 +185,10 @@ def page(sections: Sequence[str]) -> str:
         "Each encoder finds related images by cosine similarity; pairs inside its window become candidates. Look at the pairs: "
         "the same image twice at the top of a window says that its high end is too high, strangers at its foot say that its low end is too low."
     )
-    key = "".join(f'<li><i style="background:{COLOURS[name]}"></i><b>{name}</b>: {meaning}</li>' for name, meaning in MEANING.items())
+    key = "".join(
+        f'<li><i style="background:{COLOURS[name]}"></i><b>{name}</b>: {meaning}</li>'
+        for name, meaning in MEANING.items()
+    )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';img-src data:;style-src 'unsafe-inline'\">"

@@ -1,12 +1,15 @@
-"""Canaries: pairs whose difference is known, shown to the describing model in every part before it is paid for anything else.
+"""Canaries: pairs whose difference is known, shown to the describing model in every part before it is paid for anything
+else.
 
 A batch engine may answer without ever seeing the images, and its replies read well (Ray #56125 did that for one message
 shape). So: of the canaries' descriptions at least a stated share must say the known difference, and the description of
 two blank images must not happen to fit more than a stated share of them. A model that fails either fails the part.
 
-A folder of canaries: canaries.csv with the columns query, target (images beside it) and expect (words of which the description
-must hold one of each group: `red|crimson; star`). The sample world's are in tasks/sample/canaries; those for real models, drawn so
-plainly that none which sees can miss them, in tasks/sample/plain/canaries. `caption.canaries` names either, or your own.
+A folder of canaries: canaries.csv with the columns query, target (images beside it) and expect (words of which the
+description
+must hold one of each group: `red|crimson; star`). The sample world's are in tasks/sample/canaries; those for real
+models, drawn so plainly that none which sees can miss them, in tasks/sample/plain/canaries. `caption.canaries` names
+either, or your own.
 """
 
 from __future__ import annotations
@@ -65,7 +68,9 @@ def read_canaries(folder: Path) -> list[Canary]:
     found = []
     for row in rows:
         try:
-            query, target = (Image.open(folder / row[c], formats=("JPEG", "PNG", "WEBP")).convert("RGB") for c in ("query", "target"))
+            query, target = (
+                Image.open(folder / row[c], formats=("JPEG", "PNG", "WEBP")).convert("RGB") for c in ("query", "target")
+            )
         except OSError as error:
             raise ConfigError(f"caption.canaries: {path}: a image cannot be read ({error})") from None
         groups = tuple(tuple(w.strip() for w in group.split("|") if w.strip()) for group in row["expect"].split(";"))
@@ -74,7 +79,9 @@ def read_canaries(folder: Path) -> list[Canary]:
 
 
 def shares(descriptions: Sequence[str], blank: str, canaries: Sequence[Canary]) -> tuple[float, float]:
-    """(share of canaries whose own description says the difference, share that the blank images' description would fit)."""
+    """(share of canaries whose own description says the difference, share that the blank images' description would
+    fit).
+    """
     seen = sum(c.is_seen(d) for c, d in zip(canaries, descriptions, strict=True))
     guessed = sum(c.is_seen(blank) for c in canaries)
     return seen / len(canaries), guessed / len(canaries)
@@ -87,7 +94,13 @@ def what_it_says(reply: str) -> str:
 
 
 def show(
-    model: Captioner, prompt: str, canaries: Sequence[Canary], *, least: float, blank_most: float, schema: dict[str, object] | None = None
+    model: Captioner,
+    prompt: str,
+    canaries: Sequence[Canary],
+    *,
+    least: float,
+    blank_most: float,
+    schema: dict[str, object] | None = None,
 ) -> tuple[float, float]:
     """Describe the canaries and two blank images; `shares` of what came.
 
@@ -97,7 +110,9 @@ def show(
     from PIL import Image
 
     probe = Image.new("RGB", canaries[0].query.size, BLANK)
-    replies = model.chat([*(Request((c.query, c.target), prompt, schema) for c in canaries), Request((probe, probe), prompt, schema)])
+    replies = model.chat(
+        [*(Request((c.query, c.target), prompt, schema) for c in canaries), Request((probe, probe), prompt, schema)]
+    )
     *said, of_blank = [what_it_says(r.text) if schema else r.text for r in replies]
     seen, guessed = shares(said, of_blank, canaries)
     if seen < least or guessed > blank_most:

@@ -33,7 +33,8 @@ _ORDERS = re.compile(
     r"\b(?:answer|reply|respond|say|output|print|write)\b.{0,20}\b(?:only|with|exactly|always)\b.{0,12}\b(?:yes|no|hacked|pwned)\b|\b(?:jailbreak|pwned|hacked)\b",
     re.IGNORECASE,
 )
-# Words of a language that others do not share, and its script: enough to tell a reply in the wrong one, not to name any.
+# Words of a language that others do not share, and its script: enough to tell a reply in the wrong one, not to name
+# any.
 _WORDS = {
     "en": {"the", "with", "and", "of", "instead", "is", "what", "same"},
     "de": {"der", "die", "das", "und", "mit", "statt", "ist", "ein", "eine", "nicht"},
@@ -45,8 +46,18 @@ _WORDS = {
     "pl": {"jest", "nie", "się", "ale", "bez", "oraz", "tylko", "zamiast"},
     "tr": {"ve", "bir", "ile", "için", "ama", "değil", "yerine"},
 }
-_SCRIPTS = {"zh": "CJK", "ja": "CJK|HIRAGANA|KATAKANA", "ko": "HANGUL", "ru": "CYRILLIC", "uk": "CYRILLIC", "ar": "ARABIC", "hi": "DEVANAGARI", "el": "GREEK"}
-# Letters by which languages of one script are told apart: what a text of the language never has, and what a longer one must have.
+_SCRIPTS = {
+    "zh": "CJK",
+    "ja": "CJK|HIRAGANA|KATAKANA",
+    "ko": "HANGUL",
+    "ru": "CYRILLIC",
+    "uk": "CYRILLIC",
+    "ar": "ARABIC",
+    "hi": "DEVANAGARI",
+    "el": "GREEK",
+}
+# Letters by which languages of one script are told apart: what a text of the language never has, and what a longer one
+# must have.
 _NEVER = {"uk": "[ыэъё]", "ru": "[іїєґ]", "zh": "[\u3041-\u309f]"}
 _ALWAYS = {"ja": "[\u3041-\u309f\u30a0-\u30ff]"}
 
@@ -55,20 +66,28 @@ _REFUSALS = re.compile(
     r"(?:cannot|can't|unable to) (?:help|assist|see|view|describe|determine|process)|no images? (?:was|were|is|are)? ?(?:provided|attached|given))",
     re.IGNORECASE,
 )
-_FILE = re.compile(r"https?://|www\.\w|\b[\w-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|svg|tar|parquet)\b|\b(?:img|dsc)[_-]?\d{3,}\b", re.IGNORECASE)
-_BABBLE = re.compile(r"\b(\w+(?:\W+\w+)?)(?:\W+\1\b){3,}|([,;:])(?:\s*\2){3,}", re.IGNORECASE)  # what a small model says about what it never saw
+_FILE = re.compile(
+    r"https?://|www\.\w|\b[\w-]+\.(?:jpe?g|png|webp|gif|bmp|tiff?|svg|tar|parquet)\b|\b(?:img|dsc)[_-]?\d{3,}\b",
+    re.IGNORECASE,
+)
+# what a small model says about what it never saw
+_BABBLE = re.compile(r"\b(\w+(?:\W+\w+)?)(?:\W+\1\b){3,}|([,;:])(?:\s*\2){3,}", re.IGNORECASE)
 _CONTROL = re.compile(r"<\|[a-z_]+\|>|</?(?:s|think|image)>|\[/?inst\]", re.IGNORECASE)
 _MARKUP = re.compile(r"<\|?/?[a-z_]+\|?>|```|^\s*[\[{].*[\]}]\s*$", re.IGNORECASE | re.DOTALL)
 
 
 def plain(text: str) -> str:
-    """The text's words alone: folded, lower case, no punctuation, single spaces; equal for texts that say the same letters."""
+    """The text's words alone: folded, lower case, no punctuation, single spaces; equal for texts that say the same
+    letters.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(r"\w+", folded))
 
 
 def cleaned(text: str) -> str:
-    """The reply without the wrapping models like: what they thought first, quotes all around, a list mark, `Answer:`; inner text untouched."""
+    """The reply without the wrapping models like: what they thought first, quotes all around, a list mark, `Answer:`;
+    inner text untouched.
+    """
     text = " ".join(after_thinking(text).split())
     text = re.sub(r"^(?:(?:answer|instruction|query|text)\s*:|[-*•]|\d+[.)])\s+", "", text, flags=re.IGNORECASE)
     while len(text) > 1 and text[0] + text[-1] in ('""', "''", "“”", "``"):
@@ -98,13 +117,17 @@ def problem(
     Args:
         text: the reply.
         max_chars: longest reply, characters.
-        prompt: what was asked; a reply that holds it, or a line of it (or of what a retry says) of 6 words or more, copies it.
+        prompt: what was asked; a reply that holds it, or a line of it (or of what a retry says) of 6 words or more,
+            copies it.
         others: replies that stand already; one that says the same is no new one.
-        target_caption: caption of the target image; a reply that holds all of it (4 words or more) needs no query image.
-        leak_share: share of that caption's words from which a reply leaks it, whatever their order; only the whole when None.
+        target_caption: caption of the target image; a reply that holds all of it (4 words or more) needs no query
+            image.
+        leak_share: share of that caption's words from which a reply leaks it, whatever their order; only the whole when
+            None.
         query_caption: caption of the query image; a reply that holds all of it gives the query away.
         language: ISO 639-1 code that the reply must be in; unchecked when None or unknown.
-        demonstrations: texts shown as examples; a reply that holds one of 4 words or more copies it (fewer words may be meant).
+        demonstrations: texts shown as examples; a reply that holds one of 4 words or more copies it (fewer words may be
+            meant).
     Returns:
         A key of `EXPLAINED`.
     """
@@ -123,9 +146,11 @@ def problem(
         return "wrong_language"
     if any(len(shown.split()) >= 4 and holds(words, shown) for shown in map(plain, demonstrations)):
         return "copy_of_demonstration"
-    if any(holds(words, plain(line)) for line in [*prompt.splitlines(), *EXPLAINED.values()] if len(plain(line).split()) >= 6) or (
-        prompt and words == plain(prompt)
-    ):
+    if any(
+        holds(words, plain(line))
+        for line in [*prompt.splitlines(), *EXPLAINED.values()]
+        if len(plain(line).split()) >= 6
+    ) or (prompt and words == plain(prompt)):
         return "copy_of_prompt"
     if words in {plain(other) for other in others}:
         return "same_as_another"
@@ -137,12 +162,21 @@ def problem(
 
 
 def steers(text: str) -> str | None:
-    """Why a text of any kind may not be handed on: 'speaks_to_model', 'names_a_file', or 'not_text' for a chat's control marks; else None.
+    """Why a text of any kind may not be handed on: 'speaks_to_model', 'names_a_file', or 'not_text' for a chat's
+    control marks; else None.
 
     Read as a model would: full-width letters as plain ones, invisible characters as none.
     """
     seen = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
-    return "speaks_to_model" if _ORDERS.search(seen) else "names_a_file" if _FILE.search(seen) else "not_text" if _CONTROL.search(seen) else None
+    return (
+        "speaks_to_model"
+        if _ORDERS.search(seen)
+        else "names_a_file"
+        if _FILE.search(seen)
+        else "not_text"
+        if _CONTROL.search(seen)
+        else None
+    )
 
 
 def misses_length(text: str, few: int, many: int) -> str | None:
@@ -165,7 +199,9 @@ def leaks(words: str, caption: str, share: float | None) -> bool:
 
 
 def is_foreign(text: str, language: str) -> bool:
-    """Whether a text is surely not in `language`: most letters of another script, or words of another language and none of its own."""
+    """Whether a text is surely not in `language`: most letters of another script, or words of another language and none
+    of its own.
+    """
     names = [unicodedata.name(c, "") for c in text if c.isalpha()]
     script = _SCRIPTS.get(language, "LATIN" if language in _WORDS else None)
     if script is None or not names:
@@ -197,7 +233,9 @@ def holds(words: str, part: str) -> bool:
 
 
 def is_text(text: str) -> bool:
-    """Plain words: mostly letters, no control or private characters, no markup, no JSON, not one word or mark over and over."""
+    """Plain words: mostly letters, no control or private characters, no markup, no JSON, not one word or mark over and
+    over.
+    """
     if _MARKUP.search(text) or _BABBLE.search(text) or "\ufffd" in text:
         return False
     if any(unicodedata.category(c) in ("Cc", "Co", "Cn", "Cs") and c not in "\n\t" for c in text):

@@ -1,9 +1,9 @@
 """Descriptions by a form: what a describing model is asked for as JSON, and how its reply is read, strictly.
 
-The form stands beside the prompt that asks for it (tasks/prompts/<set>/describe.schema.json). Engines that can be guided
-get it; every reply is read here all the same, whatever the engine promised. A difference says what each side shows, so
-that a description can be turned round (target to source) and a text held against what the source alone shows. See
-docs/decisions/0043.
+The form stands beside the prompt that asks for it (tasks/prompts/<set>/describe.schema.json). Engines that can be
+guided get it; every reply is read here all the same, whatever the engine promised. A difference says what each side
+shows, so that a description can be turned round (target to source) and a text held against what the source alone shows.
+See docs/decisions/0043.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tasks.caption.checks import after_thinking, cleaned, plain
 
-Kind = Literal["attribute", "added", "removed", "replaced", "count", "position", "background", "style", "viewpoint", "action", "text"]
+Kind = Literal[
+    "attribute",
+    "added",
+    "removed",
+    "replaced",
+    "count",
+    "position",
+    "background",
+    "style",
+    "viewpoint",
+    "action",
+    "text",
+]
 KINDS: tuple[str, ...] = get_args(Kind)
 NOTHING = "nothing"  # how an empty side is stored
 TURNED: dict[str, str] = {"added": "removed", "removed": "added"}
@@ -34,7 +46,9 @@ class _Form(BaseModel):
 
 
 class Difference(_Form):
-    """One difference: its kind, and in a few words what each side shows; `source` is empty for what was added, `target` for what was removed."""
+    """One difference: its kind, and in a few words what each side shows; `source` is empty for what was added, `target`
+    for what was removed.
+    """
 
     kind: Kind
     source: str = Field(max_length=160)
@@ -56,7 +70,9 @@ class Difference(_Form):
 
     def turned(self) -> Difference:
         """The same seen from the other side."""
-        return Difference.model_validate({"kind": TURNED.get(self.kind, self.kind), "source": self.target, "target": self.source})
+        return Difference.model_validate(
+            {"kind": TURNED.get(self.kind, self.kind), "source": self.target, "target": self.source}
+        )
 
 
 class Description(_Form):
@@ -82,13 +98,19 @@ class Description(_Form):
         return f"Both pictures show {shared}. However, in {d.kind} the source has {cleaned(d.source)}, whereas the target has {cleaned(d.target)}."
 
     def turned(self) -> Description:
-        """The description of the same two images, source and target exchanged: sides, kinds, and 'the source' and 'the target' in the prose."""
+        """The description of the same two images, source and target exchanged: sides, kinds, and 'the source' and 'the
+        target' in the prose.
+        """
         other = {"source": "target", "target": "source"}
-        prose = re.sub(r"\b(the )(source|target)\b", lambda m: m[1] + other[m[2].lower()], self.prose, flags=re.IGNORECASE)
+        prose = re.sub(
+            r"\b(the )(source|target)\b", lambda m: m[1] + other[m[2].lower()], self.prose, flags=re.IGNORECASE
+        )
         return Description(shared=self.shared, differences=tuple(d.turned() for d in self.differences), prose=prose)
 
     def source_words(self) -> frozenset[str]:
-        """Words that the source's side of the differences has and neither the target's side nor what is shared; those of things removed may be told."""
+        """Words that the source's side of the differences has and neither the target's side nor what is shared; those
+        of things removed may be told.
+        """
         told = {w for d in self.differences if d.kind != "removed" for w in words_of(d.source)}
         return frozenset(told - words_of(self.shared) - {w for d in self.differences for w in words_of(d.target)})
 
@@ -104,7 +126,9 @@ def singular(word: str) -> str:
 
 
 def read_description(text: str) -> Description | None:
-    """The description that a reply holds, or None where it is not exactly of the form: no field missing, none more, none twice, no other type."""
+    """The description that a reply holds, or None where it is not exactly of the form: no field missing, none more,
+    none twice, no other type.
+    """
     text = re.sub(r"^```(?:json)?\s*|\s*```$", "", after_thinking(text).strip())
     try:
         return Description.model_validate(json.loads(text, object_pairs_hook=_once))

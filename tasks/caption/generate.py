@@ -17,7 +17,8 @@ from tasks.models.llm.requests import Reply, Request
 from tasks.prompts.prompt_set import Prompts, filled, shown
 from tasks.prompts.styles import PARTIAL_STYLES, numbered
 
-WORDS_BESIDE = 0.25  # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
+# a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
+WORDS_BESIDE = 0.25
 QUOTED_CHARS = 600  # of a refused reply, what its retry shows
 LEFT_OUT = "(not quoted)"  # an order that a image gave is not put before a model once more, nor what nobody could read
 LANGUAGES = {"en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "nl": "Dutch", "zh": "Chinese"} | {
@@ -45,7 +46,8 @@ class Draft:
     form: Description | None = None  # where it was asked for as JSON
     turns: Draft | None = None  # the draft of the pair whose direction this one reverses
     texts: dict[str, str] = field(default_factory=dict)  # style -> instruction
-    problems: dict[str, str] = field(default_factory=dict)  # what ('description' or a style) -> reason of its last reply
+    # what ('description' or a style) -> reason of its last reply
+    problems: dict[str, str] = field(default_factory=dict)
     last_reply: dict[str, str] = field(default_factory=dict)
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -60,7 +62,9 @@ class Draft:
     def reason(self) -> str:
         """Why the pair is left out: its description's reason, else the most frequent one among its styles."""
         found = Counter(self.problems.values())
-        return self.problems.get("description") or min(found, key=lambda r: (-found[r], r), default="too_few_instructions")
+        return self.problems.get("description") or min(
+            found, key=lambda r: (-found[r], r), default="too_few_instructions"
+        )
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -73,7 +77,8 @@ def ask_twice(
     retry: str,
     spent: ledger.Ledger,
 ) -> list[Key]:
-    """Ask for every key, and once more for those whose reply could not be used, with the reply and what is wrong with it.
+    """Ask for every key, and once more for those whose reply could not be used, with the reply and what is wrong with
+    it.
 
     Args:
         asked: key -> prompt; asked and taken in this order.
@@ -125,7 +130,9 @@ def describe(
                 found = "not_json"
             else:
                 text = checks.cleaned(form.prose)
-                found = next((reason for side in form.fields() if (reason := checks.steers(side))), None) or checks.misses_length(text, few, many)
+                found = next(
+                    (reason for side in form.fields() if (reason := checks.steers(side))), None
+                ) or checks.misses_length(text, few, many)
         found = found or checks.problem(text, max_chars=max_chars, prompt=prompt)
         if found is not None:
             draft.problems["description"], draft.last_reply["description"] = found, text
@@ -137,7 +144,9 @@ def describe(
     asked = {n: prompts.describing(words_for(words, seed, d.pair_id)) for n, d in enumerate(drafts)}
     again = ask_twice(
         asked,
-        lambda keys, texts: model.chat([Request(images[n], text, prompts.schema) for n, text in zip(keys, texts, strict=True)]),
+        lambda keys, texts: model.chat(
+            [Request(images[n], text, prompts.schema) for n, text in zip(keys, texts, strict=True)]
+        ),
         take,
         prompts.retry,
         model.spent,
@@ -147,7 +156,12 @@ def describe(
 
 
 def write(
-    drafts: Sequence[Draft], captions: Sequence[tuple[str | None, str | None]], config: CaptionConfig, model: Writer, prompts: Prompts, seed: int = 0
+    drafts: Sequence[Draft],
+    captions: Sequence[tuple[str | None, str | None]],
+    config: CaptionConfig,
+    model: Writer,
+    prompts: Prompts,
+    seed: int = 0,
 ) -> None:
     """Fill in the drafts' instructions, one per style and all different; one retry for a reply that fails its check.
 
@@ -167,7 +181,9 @@ def write(
             examples[n, style] = [d["texts"][name] for d in chosen]
             text = "\n\n".join(f"Description: {d['description']}\nText: {d['texts'][name]}" for d in chosen)
             language = LANGUAGES.get(draft.language, draft.language)
-            asked[n, style] = filled(prompts.write, style=name, description=description, demonstrations=text, language=language)
+            asked[n, style] = filled(
+                prompts.write, style=name, description=description, demonstrations=text, language=language
+            )
 
     def take(key: tuple[int, str], reply: Reply, prompt: str) -> tuple[str, str] | None:
         (n, style), text = key, checks.cleaned(reply.text)
@@ -185,7 +201,9 @@ def write(
             demonstrations=examples[key],
         )
         if found is None and config.source_share is not None and draft.form is not None and draft.language == "en":
-            found = "leaks_source" if checks.tells(words_of(text), draft.form.source_words(), config.source_share) else None
+            found = (
+                "leaks_source" if checks.tells(words_of(text), draft.form.source_words(), config.source_share) else None
+            )
         if found is not None:
             draft.problems[style], draft.last_reply[style] = found, text
             return found, text

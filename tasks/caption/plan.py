@@ -1,10 +1,11 @@
 """Plan: what captioning and judging will ask of the models, before anything is paid: `python -m tasks plan [pairs]`.
 
-Counts this batch's pairs that have no file yet (or takes the number given; before `select` ran, `select.pairs_per_batch`),
+Counts this batch's pairs that have no file yet (or takes the number given; before `select` ran,
+`select.pairs_per_batch`),
 and multiplies by what a pair took in earlier versions: requests and tokens from the captioned table, questions from the
-triplets, seconds from the last version's ledger (version.json). Without an earlier version requests are counted from the
-styles, and tokens from the prompts' length and the images' size; a time is only given where a speed was measured, here or by
-`caption.tokens_per_s`. It also says what `caption.budget_tokens` will stop. Writes nothing.
+triplets, seconds from the last version's ledger (version.json). Without an earlier version requests are counted from
+the styles, and tokens from the prompts' length and the images' size; a time is only given where a speed was measured,
+here or by `caption.tokens_per_s`. It also says what `caption.budget_tokens` will stop. Writes nothing.
 """
 
 from __future__ import annotations
@@ -80,14 +81,20 @@ def demonstration_chars(folder: Path) -> int:
     return round(sum(sizes) / max(1, len(sizes)))
 
 
-def measured(captioned: Mapping[str, Sequence[Any]], params: Params, judged: Mapping[str, Any] | None, fallback: PairCost) -> PairCost:
+def measured(
+    captioned: Mapping[str, Sequence[Any]], params: Params, judged: Mapping[str, Any] | None, fallback: PairCost
+) -> PairCost:
     """What a pair took in earlier versions; `fallback` where they do not tell.
 
     Args:
         captioned: columns requests, prompt_tokens, output_tokens, instructions.
         judged: the judge's record in the last version's ledger, and the pairs that it judged under 'pairs'.
     """
-    known = [(n, p + o) for n, p, o in zip(captioned["requests"], captioned["prompt_tokens"], captioned["output_tokens"], strict=True) if n]
+    known = [
+        (n, p + o)
+        for n, p, o in zip(captioned["requests"], captioned["prompt_tokens"], captioned["output_tokens"], strict=True)
+        if n
+    ]
     if not known:
         return fallback
     questions, size = fallback.questions, fallback.question_tokens
@@ -108,30 +115,48 @@ def run(params: Params, store: Store, pairs: int | None = None) -> StageReport:
     chars = {k: len((PROMPTS / params.caption.prompts / name).read_text(encoding="utf-8")) for k, name in names.items()}
     chars["demonstration"] = demonstration_chars(PROMPTS / params.caption.prompts)
     there = store.read_table("pairs", ["pair_id"], batch).column("pair_id").to_pylist()
-    done = {*store.read_table("captioned", ["pair_id"], batch).column("pair_id").to_pylist(), *store.read_dropped("caption", batch).column("key").to_pylist()}
-    count = pairs if pairs is not None else sum(p not in done for p in there) if there else params.select.pairs_per_batch
+    done = {
+        *store.read_table("captioned", ["pair_id"], batch).column("pair_id").to_pylist(),
+        *store.read_dropped("caption", batch).column("key").to_pylist(),
+    }
+    count = (
+        pairs if pairs is not None else sum(p not in done for p in there) if there else params.select.pairs_per_batch
+    )
     if count is None:
-        raise ConfigError("plan: no pairs are selected yet and select.pairs_per_batch has no limit; say how many: `python -m tasks plan 100000`")
+        raise ConfigError(
+            "plan: no pairs are selected yet and select.pairs_per_batch has no limit; say how many: `python -m tasks plan 100000`"
+        )
     path = store.root / "version.json"
     ledger: dict[str, Any] = (json.loads(path.read_text()) if path.exists() else {}).get("ledger") or {}
     stages = ledger.get("stages") or {}
     judged = {**stages["judge"], "pairs": ledger.get("pairs", 0)} if "judge" in stages else None
     columns = ["requests", "prompt_tokens", "output_tokens"]
     each = measured(store.read_table("captioned", columns).to_pydict(), params, judged, reckoned(params, chars))
-    rows = 2 if params.caption.reverse and each.is_measured else 1  # means are of rows, and the other direction of a pair is one more
+    # means are of rows, and the other direction of a pair is one more
+    rows = 2 if params.caption.reverse and each.is_measured else 1
     requests, questions = rows * each.requests * count, each.questions * count
     tokens = rows * each.tokens * count + questions * each.question_tokens
     seconds, on = time_of(stages, params.caption.tokens_per_s, tokens)
-    report = StageReport("plan", read=count, figures={"requests": requests + questions, "tokens": tokens, "hours": seconds / 3600})
-    how = "as earlier versions took" if each.is_measured else "reckoned from prompts and images, output at half of its limit"
+    report = StageReport(
+        "plan", read=count, figures={"requests": requests + questions, "tokens": tokens, "hours": seconds / 3600}
+    )
+    how = (
+        "as earlier versions took"
+        if each.is_measured
+        else "reckoned from prompts and images, output at half of its limit"
+    )
     report.notes = [
         f"{count:,} pairs: {requests:,.0f} requests to captioner and writer, {questions:,.0f} questions to the judge; {how}",
         f"{tokens:,.0f} tokens ({rows * each.tokens:,.0f} a pair to write, {each.question_tokens:,.0f} a question)",
-        f"{seconds / 3600:,.2f} {on}-hours" if seconds else "no speed was measured yet: name caption.tokens_per_s for hours",
+        f"{seconds / 3600:,.2f} {on}-hours"
+        if seconds
+        else "no speed was measured yet: name caption.tokens_per_s for hours",
     ]
     budget = params.caption.budget_tokens
     if budget is not None and rows * each.tokens * count > budget:
-        report.notes.append(f"caption.budget_tokens ({budget:,}) will stop it after about {budget / (rows * each.tokens):,.0f} pairs")
+        report.notes.append(
+            f"caption.budget_tokens ({budget:,}) will stop it after about {budget / (rows * each.tokens):,.0f} pairs"
+        )
     return report
 
 

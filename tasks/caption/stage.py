@@ -1,24 +1,27 @@
 """Caption pairs: an MLLM describes what two images share and what differs, an LLM turns that into instructions.
 
-Reads data/pairs, data/images, the captions (to refuse a text that leaks the target's) and tasks/prompts/<set>/{describe,
-write,retry}.txt; writes data/captioned/<batch>-<chunk>.parquet and data/dropped/caption/. A chunk's file is its own
-marker. Source: MegaPairs, arXiv:2412.14475, section 3.1 (two steps, at least three instructions a pair, five demonstrations
-drawn from fifty).
+Reads data/pairs, data/images, the captions (to refuse a text that leaks the target's) and
+tasks/prompts/<set>/{describe, write,retry}.txt; writes data/captioned/<batch>-<chunk>.parquet and
+data/dropped/caption/. A chunk's file is its own marker. Source: MegaPairs, arXiv:2412.14475, section 3.1 (two steps, at
+least three instructions a pair, five demonstrations drawn from fifty).
 
-Before its first chunk a part shows the model canaries (tasks/caption/canaries.py): one that does not see its images stops it.
-Every reply is checked (tasks/caption/checks.py); one that cannot be used is asked for once more with its error, and then left out
-with its reason. Nothing is ever filled in by default: a pair with too few different instructions is dropped. Where
-`budget_tokens` is spent the part ends politely: what is written stays, what is left is said, and a larger budget goes on.
+Before its first chunk a part shows the model canaries (tasks/caption/canaries.py): one that does not see its images
+stops it. Every reply is checked (tasks/caption/checks.py); one that cannot be used is asked for once more with its
+error, and then left out with its reason. Nothing is ever filled in by default: a pair with too few different
+instructions is dropped. Where
+`budget_tokens` is spent the part ends politely: what is written stays, what is left is said, and a larger budget goes
+on.
 
-A prompt set is a folder: describe.txt ({words} where a length is asked for); write.txt with {style} and {description}, and
-{language}, {demonstrations} where it wants them; retry.txt with {prompt}, {reply} and {error}; demonstrations.jsonl; and
-describe.schema.json where the description is asked for as JSON (tasks/caption/descriptions.py). Their bytes give the prompt hash.
+A prompt set is a folder: describe.txt ({words} where a length is asked for); write.txt with {style} and {description},
+and {language}, {demonstrations} where it wants them; retry.txt with {prompt}, {reply} and {error};
+demonstrations.jsonl; and describe.schema.json where the description is asked for as JSON
+(tasks/caption/descriptions.py). Their bytes give the prompt hash.
 
-A style `short` states one change: where the description is a form, its writer is shown the first difference alone, and that of
-`short 2` the second, where there are two.
+A style `short` states one change: where the description is a form, its writer is shown the first difference alone, and
+that of `short 2` the second, where there are two.
 
-With `reverse` a pair that is described also gets instructions that lead from its target back to its query: a captioned row
-of its own, under the id that the pair (target, query) has. Where select made that pair itself, it is left to it.
+With `reverse` a pair that is described also gets instructions that lead from its target back to its query: a captioned
+row of its own, under the id that the pair (target, query) has. Where select made that pair itself, it is left to it.
 See docs/decisions/0043.
 """
 
@@ -59,23 +62,30 @@ def require_fit(config: CaptionConfig, prompts: Prompts) -> None:
     """Refuse what the prompt set never asks for.
 
     Raises:
-        ConfigError: other languages than English, and no {language} in write.txt; or a style with a number, and no form to count differences in.
+        ConfigError: other languages than English, and no {language} in write.txt; or a style with a number, and no form
+            to count differences in.
     """
     if set(config.languages) != {"en"} and "{language}" not in prompts.write:
         asked = f"caption.languages: {list(config.languages)}, and write.txt of '{config.prompts}' has no field {{language}}"
         raise ConfigError(f"{asked}; take the prompts 'standard' or 'plain', or give it one")
     if prompts.schema is None and (several := [s for s in config.styles if numbered(s)[1] > 1]):
-        raise ConfigError(f"caption.styles: {several}, and '{config.prompts}' has no {SCHEMA}: differences are counted in descriptions by a form only")
+        raise ConfigError(
+            f"caption.styles: {several}, and '{config.prompts}' has no {SCHEMA}: differences are counted in descriptions by a form only"
+        )
 
 
-def split_drafts(drafts: Sequence[Draft], styles: Sequence[str], instructions_min: int) -> tuple[list[Draft], list[Draft]]:
+def split_drafts(
+    drafts: Sequence[Draft], styles: Sequence[str], instructions_min: int
+) -> tuple[list[Draft], list[Draft]]:
     """(with at least `instructions_min` instructions, the others)."""
     kept = [d for d in drafts if d.description and len(d.texts) >= instructions_min]
     names = {d.pair_id for d in kept}
     return kept, [d for d in drafts if d.pair_id not in names]
 
 
-def captioned_row(draft: Draft, batch: str, styles: Sequence[str], model: Captioner, writer: Writer, prompts: Prompts, seed: int = 0) -> dict[str, Any]:
+def captioned_row(
+    draft: Draft, batch: str, styles: Sequence[str], model: Captioner, writer: Writer, prompts: Prompts, seed: int = 0
+) -> dict[str, Any]:
     """A row of table `captioned`."""
     used = [s for s in styles if s in draft.texts]
     return {
@@ -126,7 +136,8 @@ def caption_chunk(
     seed: int = 0,
     known: Container[str] = (),
 ) -> list[Draft]:
-    """Drafts for a chunk of pairs (columns pair_id, query_image_id, target_image_id), in their order, those of reversed pairs after them.
+    """Drafts for a chunk of pairs (columns pair_id, query_image_id, target_image_id), in their order, those of reversed
+    pairs after them.
 
     `known` holds the ids of all pairs: none of them is made by reversing another one.
     """
@@ -141,7 +152,15 @@ def caption_chunk(
     # A description that says which side shows what is turned round; any other is asked for with the images exchanged.
     asked = [n for n, d in enumerate(drafts) if d.turns is None or prompts.schema is None]
     end_images = [(images[ends[n][0]], images[ends[n][1]]) for n in asked]
-    describe([drafts[n] for n in asked], end_images, model, prompts, max_chars=4 * config.max_chars, words=config.description_words, seed=seed)
+    describe(
+        [drafts[n] for n in asked],
+        end_images,
+        model,
+        prompts,
+        max_chars=4 * config.max_chars,
+        words=config.description_words,
+        seed=seed,
+    )
     for draft in drafts:
         if draft.turns is not None and prompts.schema is not None and draft.turns.form is not None:
             draft.form = draft.turns.form.turned()
@@ -166,7 +185,11 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     if part is None or part[0] == 1:
         withdraw_captioned(store, taken_down(params, store), batch)
     captions = store.captions()
-    known = frozenset(store.read_table("pairs", ["pair_id"]).column("pair_id").to_pylist()) if config.reverse else frozenset()
+    known = (
+        frozenset(store.read_table("pairs", ["pair_id"]).column("pair_id").to_pylist())
+        if config.reverse
+        else frozenset()
+    )
     retries: list[int] = []  # per pair of this try
 
     seed = params.open_run.seed
@@ -174,27 +197,61 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
 
     @cache
     def models() -> tuple[Captioner, Writer]:
-        shared: dict[str, Any] = {"device": config.device, "engine": config.engine, "threads": params.open_run.threads, "max_new_tokens": config.max_new_tokens}
+        shared: dict[str, Any] = {
+            "device": config.device,
+            "engine": config.engine,
+            "threads": params.open_run.threads,
+            "max_new_tokens": config.max_new_tokens,
+        }
         shared |= {"in_flight": config.in_flight, "timeout_s": config.timeout_s, "seed": seed}
         shared["cache"] = open_cache(store.root, served=config.engine == "openai")
-        model = load_captioner(config.model, revision=config.revision, url=config.url, batch=config.batch_pairs, **shared)
+        model = load_captioner(
+            config.model, revision=config.revision, url=config.url, batch=config.batch_pairs, **shared
+        )
         if config.canaries:
             shown_first = canaries.read_canaries(Path(config.canaries))
             prompt = prompts.describing(sum(config.description_words) // 2)
-            shares = canaries.show(model, prompt, shown_first, least=config.canaries_min, blank_most=config.blank_max, schema=prompts.schema)
-            seen.append(f"canaries: {shares[0]:.0%} of {len(shown_first)} seen, {shares[1]:.0%} guessed from blank images")
-        return model, load_writer(config.writer, revision=config.writer_revision, url=config.writer_url, batch=2 * config.batch_pairs, **shared)
+            shares = canaries.show(
+                model,
+                prompt,
+                shown_first,
+                least=config.canaries_min,
+                blank_most=config.blank_max,
+                schema=prompts.schema,
+            )
+            seen.append(
+                f"canaries: {shares[0]:.0%} of {len(shown_first)} seen, {shares[1]:.0%} guessed from blank images"
+            )
+        return model, load_writer(
+            config.writer,
+            revision=config.writer_revision,
+            url=config.writer_url,
+            batch=2 * config.batch_pairs,
+            **shared,
+        )
 
     def make(rows: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         model, writer = models()
-        drafts = caption_chunk(pairs.slice(rows.start, rows.stop - rows.start).to_pydict(), store, captions, model, writer, prompts, config, seed, known)
+        drafts = caption_chunk(
+            pairs.slice(rows.start, rows.stop - rows.start).to_pydict(),
+            store,
+            captions,
+            model,
+            writer,
+            prompts,
+            config,
+            seed,
+            known,
+        )
         kept, dropped = split_drafts(drafts, config.styles, config.instructions_min)
         retries.extend(d.retries for d in drafts)
         paid = ledger.total([model.spent, writer.spent])
         ledger.append(store.root, "caption", part, paid)
         spent.append(paid)
         model.spent, writer.spent = ledger.Ledger(), ledger.Ledger()
-        return [captioned_row(d, batch, config.styles, model, writer, prompts, seed) for d in kept], [dropped_row(d, batch) for d in dropped]
+        return [captioned_row(d, batch, config.styles, model, writer, prompts, seed) for d in kept], [
+            dropped_row(d, batch) for d in dropped
+        ]
 
     spent: list[ledger.Ledger] = []  # of this try
     done, left = finish_chunks(
@@ -233,7 +290,9 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
 
 def tokens_of(done: Mapping[str, Sequence[Any]], left: Mapping[str, Sequence[Any]]) -> int:
     """Tokens that captioned and dropped rows took, a count; from the tables, so that a crash forgets none."""
-    return sum(done["prompt_tokens"]) + sum(done["output_tokens"]) + sum(json.loads(d)["tokens"] for d in left["detail"])
+    return (
+        sum(done["prompt_tokens"]) + sum(done["output_tokens"]) + sum(json.loads(d)["tokens"] for d in left["detail"])
+    )
 
 
 def requests_of(done: Mapping[str, Sequence[Any]], left: Mapping[str, Sequence[Any]]) -> int:
@@ -255,7 +314,8 @@ def withdraw_captioned(store: Store, ids: Iterable[str], batch: str) -> int:
         return 0
     pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"])
     ends = zip(pairs.column("query_image_id").to_pylist(), pairs.column("target_image_id").to_pylist(), strict=True)
-    reversed_ids = [stable_id(target, query) for query, target in ends]  # what caption.reverse writes stands and falls with its pair
+    # what caption.reverse writes stands and falls with its pair
+    reversed_ids = [stable_id(target, query) for query, target in ends]
     there = pa.array({*pairs.column("pair_id").to_pylist(), *reversed_ids}, pa.string())
     count = 0
     for path in store.table_files("captioned"):

@@ -5,8 +5,8 @@
 
 Draws the sample world, lays a deployment out (origin, DVC remote, clone), starts an embedded Airflow, runs the DAG
 dataset_refresh on a first batch of images and on a second one, and waits for the bge_vl_finetune run that the second
-version's asset event starts. Writes <root>/summary.json and <root>/gallery.html. What ran is the checkout's last commit.
-The driver talks to Airflow by REST and imports none of it; it needs the standard library and httpx.
+version's asset event starts. Writes <root>/summary.json and <root>/gallery.html. What ran is the checkout's last
+commit. The driver talks to Airflow by REST and imports none of it; it needs the standard library and httpx.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def empty_root(root: Path) -> None:
     """
     if root.exists() and any(root.iterdir()):
         if not (root / MARKER).exists():
-            raise DemoFailed(f"{root} was not made by a demo (no {MARKER} in it); name another folder with --root, or remove it yourself")
+            raise DemoFailed(
+                f"{root} was not made by a demo (no {MARKER} in it); name another folder with --root, or remove it yourself"
+            )
         shutil.rmtree(root)
     root.mkdir(parents=True, exist_ok=True)
     (root / MARKER).write_text("Made by `make demo`, which removes this folder when it starts again.\n")
@@ -97,7 +99,9 @@ def lay_out_deployment(root: Path) -> None:
     """Origin, DVC remote, the deployment's clone and the cache below `root`, from the checkout's last commit."""
     from tasks.publish.deployment import configure_deployment
 
-    configure_deployment(root / "origin.git", root / "dataset", str(root / "dvc-remote"), root / "dvc-cache", checkout=PROJECT)
+    configure_deployment(
+        root / "origin.git", root / "dataset", str(root / "dvc-remote"), root / "dvc-cache", checkout=PROJECT
+    )
 
 
 def draw_world(root: Path, seed: int, images: int, offset: int) -> dict[str, int]:
@@ -109,15 +113,31 @@ def draw_world(root: Path, seed: int, images: int, offset: int) -> dict[str, int
 
 def start_benchmark(root: Path, size: Size) -> subprocess.Popen[bytes]:
     """Draw the held-out benchmark beside the first run; it is needed only when a model is evaluated."""
-    command = [sys.executable, "-m", "tasks.sample.benchmark", str(root / "benchmark"), "--queries", str(size.queries), "--gallery", str(size.gallery)]
+    command = [
+        sys.executable,
+        "-m",
+        "tasks.sample.benchmark",
+        str(root / "benchmark"),
+        "--queries",
+        str(size.queries),
+        "--gallery",
+        str(size.gallery),
+    ]
     (root / "benchmark").mkdir()
     with open(root / "benchmark.log", "wb") as log:
-        return subprocess.Popen(["nice", *command] if shutil.which("nice") else command, cwd=PROJECT, stdout=log, stderr=log)
+        return subprocess.Popen(
+            ["nice", *command] if shutil.which("nice") else command, cwd=PROJECT, stdout=log, stderr=log
+        )
 
 
 def run_conf(root: Path, profile: str, date: datetime.date) -> dict[str, Any]:
     """The trigger form's values of the demo's runs: its own folders, and the run's date."""
-    source = {"name": "sample", "path": str(root / "source"), "license_code": "CC0-1.0", "attribution": "MegaPairs sample world"}
+    source = {
+        "name": "sample",
+        "path": str(root / "source"),
+        "license_code": "CC0-1.0",
+        "attribution": "MegaPairs sample world",
+    }
     return {
         "profile": profile,
         "sources": [source],
@@ -128,7 +148,9 @@ def run_conf(root: Path, profile: str, date: datetime.date) -> dict[str, Any]:
 
 def label_of(task: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """What a mapped task was mapped to: the report's own part, else Airflow's label."""
-    return "" if task["map_index"] < 0 else str(report.get("part") or task.get("rendered_map_index") or task["map_index"])
+    return (
+        "" if task["map_index"] < 0 else str(report.get("part") or task.get("rendered_map_index") or task["map_index"])
+    )
 
 
 def follow(airflow: LocalAirflow, clock: Clock, dag_id: str, run_id: str, keep: Path | None = None) -> list[Finished]:
@@ -167,7 +189,9 @@ def failure_text(airflow: LocalAirflow, dag_id: str, run_id: str, failed: Sequen
     lines = [line for line in airflow.task_log(dag_id, run_id, task) if not line.startswith("::")]
     if "Task failed with exception" in lines:  # what follows repeats the stage's own last lines
         lines = lines[: lines.index("Task failed with exception")] or lines
-    return f"{dag_id}: task {task['task_id']} failed. The end of its log:\n" + "\n".join(f"  | {line}" for line in lines[-LOG_LINES:])
+    return f"{dag_id}: task {task['task_id']} failed. The end of its log:\n" + "\n".join(
+        f"  | {line}" for line in lines[-LOG_LINES:]
+    )
 
 
 def wait_for_training(airflow: LocalAirflow, timeout_s: float = 60.0) -> str:
@@ -184,7 +208,9 @@ def wait_for_training(airflow: LocalAirflow, timeout_s: float = 60.0) -> str:
         if runs:
             return str(runs[0]["dag_run_id"])
         time.sleep(0.5)
-    raise DemoFailed(f"{MODEL_DAG}: no run within {timeout_s:.0f} s of the second version; the asset event did not arrive")
+    raise DemoFailed(
+        f"{MODEL_DAG}: no run within {timeout_s:.0f} s of the second version; the asset event did not arrive"
+    )
 
 
 def copy_gallery(root: Path, version: str) -> None:
@@ -211,7 +237,9 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_demo(root: Path, profile: str, seed: int, keep: bool, airflow_changes: Mapping[str, str] | None = None) -> dict[str, Any]:
+def run_demo(
+    root: Path, profile: str, seed: int, keep: bool, airflow_changes: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The whole story; returns the summary.
 
     Raises:
@@ -220,9 +248,15 @@ def run_demo(root: Path, profile: str, seed: int, keep: bool, airflow_changes: M
     """
     clock, size = Clock(), SIZES[profile]
     empty_root(root)
-    print(f"MegaPairs: two weekly versions and one fine-tuning on this machine, profile '{profile}', all of it in {root}", flush=True)
+    print(
+        f"MegaPairs: two weekly versions and one fine-tuning on this machine, profile '{profile}', all of it in {root}",
+        flush=True,
+    )
     if git_output(PROJECT, "status", "--porcelain", "--untracked-files=no"):
-        print("       note: what runs is the last commit; changes of the checkout that are not committed take no part", flush=True)
+        print(
+            "       note: what runs is the last commit; changes of the checkout that are not committed take no part",
+            flush=True,
+        )
     airflow = LocalAirflow(root, airflow_changes)
     benchmark: subprocess.Popen[bytes] | None = None
     pool = ThreadPoolExecutor(1)
@@ -231,7 +265,9 @@ def run_demo(root: Path, profile: str, seed: int, keep: bool, airflow_changes: M
         airflow.migrate_and_start()
         lay_out_deployment(root)
         files = drawing.result()
-        clock.say(f"the sample world: {sum(files.values()):,} files ({', '.join(f'{n:,} {kind}' for kind, n in files.items())})")
+        clock.say(
+            f"the sample world: {sum(files.values()):,} files ({', '.join(f'{n:,} {kind}' for kind, n in files.items())})"
+        )
         airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
         airflow.make_pool("gpu", 2)
         airflow.set_paused(DATASET_DAG, False)
@@ -253,7 +289,9 @@ def run_demo(root: Path, profile: str, seed: int, keep: bool, airflow_changes: M
             weeks.append(follow(airflow, clock, DATASET_DAG, run_id))
             if any(task.task_id == "version" and task.state == "skipped" for task in weeks[-1]):
                 left_out = json.dumps(drops_of(weeks[-1]))
-                raise DemoFailed(f"{DATASET_DAG}: no version was published, so there is nothing to train on. What was left out: {left_out}")
+                raise DemoFailed(
+                    f"{DATASET_DAG}: no version was published, so there is nothing to train on. What was left out: {left_out}"
+                )
         clock.say(f"{MODEL_DAG}, started by the second version")
         training = follow(airflow, clock, MODEL_DAG, wait_for_training(airflow), root / "evaluation.json")
         summary = collect(root, weeks, training, clock.seconds())
@@ -284,7 +322,10 @@ def serve_ui(root: Path) -> None:
         airflow.migrate_and_start()
         airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
         user, password = airflow.credentials()
-        print(f"\n  {airflow.url}\n  user {user}, password {password}\n\nTrigger {DATASET_DAG} from its page; Ctrl-C stops Airflow.", flush=True)
+        print(
+            f"\n  {airflow.url}\n  user {user}, password {password}\n\nTrigger {DATASET_DAG} from its page; Ctrl-C stops Airflow.",
+            flush=True,
+        )
         while True:
             airflow.check_alive()
             time.sleep(1)
@@ -292,9 +333,13 @@ def serve_ui(root: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=sorted(SIZES), default="demo")
-    parser.add_argument("--root", type=Path, default=PROJECT / ".demo", help="folder for all that the demo makes (default: .demo)")
+    parser.add_argument(
+        "--root", type=Path, default=PROJECT / ".demo", help="folder for all that the demo makes (default: .demo)"
+    )
     parser.add_argument("--seed", type=int, default=7, help="of the sample world")
     parser.add_argument("--keep", action="store_true", help="leave Airflow running at the end")
     parser.add_argument("--ui", action="store_true", help="start Airflow on the last demo's folder and wait")

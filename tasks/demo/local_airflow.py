@@ -35,7 +35,9 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent() -> None:
-    """In a new child, on Linux: get SIGTERM when the thread that started it ends, so that a killed demo leaves nothing behind."""
+    """In a new child, on Linux: get SIGTERM when the thread that started it ends, so that a killed demo leaves nothing
+    behind.
+    """
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -83,7 +85,8 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
         "AIRFLOW__API__SECRET_KEY": secrets.token_hex(16),
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",  # the files do not change while it runs, and parsing costs CPU
+        # the files do not change while it runs, and parsing costs CPU
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "TASKS_PYTHON": sys.executable,
@@ -197,7 +200,9 @@ class LocalAirflow:
                     if all(self._client.get(f"/api/v2/dags/{dag_id}").status_code == 200 for dag_id in dag_ids):
                         return
             time.sleep(0.5)
-        raise TransientError(f"Airflow is not healthy after {START_TIMEOUT_S:.0f} s; its logs: {self.logs}\n{self.import_errors()}")
+        raise TransientError(
+            f"Airflow is not healthy after {START_TIMEOUT_S:.0f} s; its logs: {self.logs}\n{self.import_errors()}"
+        )
 
     def check_alive(self) -> None:
         """Raise TransientError when a service has ended by itself."""
@@ -294,7 +299,9 @@ class LocalAirflow:
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """All runs of a DAG, oldest first."""
-        found: list[dict[str, Any]] = self.call("GET", f"dags/{dag_id}/dagRuns", order_by="run_after", limit=100)["dag_runs"]
+        found: list[dict[str, Any]] = self.call("GET", f"dags/{dag_id}/dagRuns", order_by="run_after", limit=100)[
+            "dag_runs"
+        ]
         return found
 
     def run_state(self, dag_id: str, run_id: str) -> str:
@@ -303,7 +310,9 @@ class LocalAirflow:
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's task instances, mapped ones each."""
-        found: list[dict[str, Any]] = self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=200)["task_instances"]
+        found: list[dict[str, Any]] = self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=200)[
+            "task_instances"
+        ]
         return found
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:

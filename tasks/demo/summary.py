@@ -28,7 +28,10 @@ def counts_text(report: Mapping[str, Any]) -> str:
     parts = [f"{name} {report[name]:,}" for name in ("read", "written", "reused") if report.get(name)]
     dropped = report.get("dropped") or {}
     if dropped:
-        parts.append("dropped " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=lambda x: -x[1])))
+        parts.append(
+            "dropped "
+            + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=lambda x: -x[1]))
+        )
     return ", ".join(parts)
 
 
@@ -79,7 +82,9 @@ def incremental_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
 
 
 def certainty_lines(summary: Mapping[str, Any]) -> list[str]:
-    """How sure the scores are: intervals, the gap to the better half, the spread over wordings; nothing where the evaluation was not asked."""
+    """How sure the scores are: intervals, the gap to the better half, the spread over wordings; nothing where the
+    evaluation was not asked.
+    """
     lines = []
     metric = summary.get("main_metric")
     for model, kinds in (summary.get("intervals") or {}).items():
@@ -98,9 +103,14 @@ def summary_text(summary: Mapping[str, Any], root: Path) -> str:
     """The demo's last page: what came out, what it cost, where to look next."""
     lines = ["", "What came out", f"  versions    {', '.join(summary['versions']) or 'none'}"]
     lines += [f"  fingerprint {value[:16]} {tag}" for tag, value in summary.get("fingerprints", {}).items()]
-    lines.append(f"  newest      {summary['images']:,} images, {summary['pairs']:,} pairs, {summary['triplets']:,} triplets")
+    lines.append(
+        f"  newest      {summary['images']:,} images, {summary['pairs']:,} pairs, {summary['triplets']:,} triplets"
+    )
     for stage, reasons in summary["drops"].items():
-        lines.append(f"  dropped     {stage}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda x: -x[1])))
+        lines.append(
+            f"  dropped     {stage}: "
+            + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda x: -x[1]))
+        )
     work = {k: v for k, v in summary["incremental"].items() if k in ("embed", "caption", "judge")}
     if work:
         lines += ["", "The second week did only what was new", f"  {'':<10}{'new':>8}{'done':>8}{'reused':>8}"]
@@ -109,7 +119,10 @@ def summary_text(summary: Mapping[str, Any], root: Path) -> str:
         lines += ["", "Retrieval on the held-out benchmark", f"  {'':<28}{'mAP@5':>8}{'R@1':>8}{'R@10':>8}"]
         for model, kinds in summary["metrics"].items():
             for kind, m in kinds.items():
-                shown = "".join(f"{100 * m[k]:>8.1f}" if k in m else f"{'-':>8}" for k in ("map_at_5", "recall_at_1", "recall_at_10"))
+                shown = "".join(
+                    f"{100 * m[k]:>8.1f}" if k in m else f"{'-':>8}"
+                    for k in ("map_at_5", "recall_at_1", "recall_at_10")
+                )
                 lines.append(f"  {model + ', ' + kind.replace('_', ' '):<28}{shown}")
     lines += certainty_lines(summary)
     lines.append(f"  promoted    {'yes' if summary['promoted'] else 'no'}: {summary['why']}")
@@ -151,7 +164,9 @@ def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {name: models[name] for name in ("base", "finetuned") if isinstance(models.get(name), dict)}
 
 
-def collect(root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[Finished], total_s: float) -> dict[str, Any]:
+def collect(
+    root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[Finished], total_s: float
+) -> dict[str, Any]:
     """The summary, from what was published and what the tasks reported."""
     origin = root / "origin.git"
     tags = git_output(origin, "tag", "--list", "dataset/*", "--sort=creatordate").split()
@@ -170,10 +185,14 @@ def collect(root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[
         "drops": version.get("drops") or drops_of(everything),
         "seconds": seconds_of(everything, total_s),
         "promoted": bool(decision.get("figures", {}).get("is_promoted")),
-        "why": str((decision.get("notes") or ["promote said nothing"])[-1]).removeprefix("not promoted: ").removeprefix("promoted: "),
+        "why": str((decision.get("notes") or ["promote said nothing"])[-1])
+        .removeprefix("not promoted: ")
+        .removeprefix("promoted: "),
         "metrics": flat_metrics(evaluation),
         "main_metric": evaluation.get("main_metric"),
-        "intervals": {name: evaluation["intervals"][name] for name in ("base", "finetuned")} if evaluation.get("intervals") else {},
+        "intervals": {name: evaluation["intervals"][name] for name in ("base", "finetuned")}
+        if evaluation.get("intervals")
+        else {},
         "composition_gap": evaluation.get("composition_gap") or {},
         "paraphrases": evaluation.get("paraphrases") or {},
         "contamination": evaluation.get("contamination") or {},

@@ -4,11 +4,11 @@ Reads data/images, data/captions; writes data/embeddings/<encoder>/<shard>.npy a
 data/dropped/embed-<encoder>/<batch>-<nnnnn>.parquet. Source: MegaPairs, arXiv:2412.14475, section 3.1 (three similarity
 models: image semantics, image pattern, caption).
 
-Works shard by shard: a finished one is skipped, parts share them. Within a shard batches follow the table's order, so equal
-shards give equal bytes. The next batches' images are decoded by `embed.readers` threads while the model works on this one; with
-`embed.preprocess: fast` they are prepared there, too. The revision that is stored says how vectors were made where that is not the
-default (`+fast`, `+int8`, `+bfloat16`): another way is another index. Dropped: no_caption (text encoder), bad_vector (zero,
-not finite, or not as wide as the rest).
+Works shard by shard: a finished one is skipped, parts share them. Within a shard batches follow the table's order, so
+equal shards give equal bytes. The next batches' images are decoded by `embed.readers` threads while the model works on
+this one; with `embed.preprocess: fast` they are prepared there, too. The revision that is stored says how vectors were
+made where that is not the default (`+fast`, `+int8`, `+bfloat16`): another way is another index. Dropped: no_caption
+(text encoder), bad_vector (zero, not finite, or not as wide as the rest).
 Vectors are float16.
 """
 
@@ -37,7 +37,11 @@ log = logging.getLogger(__name__)
 
 
 def encode_in_batches(
-    items: Sequence[Any], encode: Callable[[Sequence[Any]], np.ndarray], batch: int, width: int | None = None, readers: int = 1
+    items: Sequence[Any],
+    encode: Callable[[Sequence[Any]], np.ndarray],
+    batch: int,
+    width: int | None = None,
+    readers: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of all items, a fixed batch at a time; the next batches' items are read while this one is encoded.
 
@@ -121,26 +125,45 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         if part is not None and number % part[1] != part[0] - 1:
             continue
         stem = Path(shard).stem
-        marker, dropped_path = store.folder("data", "embeddings", encoder, f"{stem}.parquet"), store.dropped_path(f"embed-{encoder}", batch, number)
+        marker, dropped_path = (
+            store.folder("data", "embeddings", encoder, f"{stem}.parquet"),
+            store.dropped_path(f"embed-{encoder}", batch, number),
+        )
         usable = [i for i in ids if i in captions] if spec.kind == "text" else ids
         report.new += len(usable)
         if not marker.exists():
             if model is None:
                 model = load_encoder(spec, config.device, params.open_run.threads)
-                is_fast = spec.kind == "image" and config.preprocess == "fast" and getattr(model, "preparation", None) is not None
+                is_fast = (
+                    spec.kind == "image"
+                    and config.preprocess == "fast"
+                    and getattr(model, "preparation", None) is not None
+                )
                 revision = model.revision + ("+fast" if is_fast else "")
                 width = _check_revision(store, encoder, revision)
             if spec.kind == "text":
-                vectors, is_good = encode_in_batches([captions[i] for i in usable], model.encode_texts, config.batch_images, width)
+                vectors, is_good = encode_in_batches(
+                    [captions[i] for i in usable], model.encode_texts, config.batch_images, width
+                )
             elif is_fast:
                 prepare = model.preparation.prepare  # type: ignore[attr-defined]
                 prepared = _Images(usable, lambda i, prepare=prepare: prepare(store.read_image_bytes(i)))  # type: ignore[misc]
-                vectors, is_good = encode_in_batches(prepared, model.encode_prepared, config.batch_images, width, config.readers)  # type: ignore[attr-defined]
+                vectors, is_good = encode_in_batches(
+                    prepared,
+                    model.encode_prepared,  # type: ignore[attr-defined]
+                    config.batch_images,
+                    width,
+                    config.readers,
+                )
             else:
-                vectors, is_good = encode_in_batches(_Images(usable, store.read_image), model.encode_images, config.batch_images, width, config.readers)
+                vectors, is_good = encode_in_batches(
+                    _Images(usable, store.read_image), model.encode_images, config.batch_images, width, config.readers
+                )
             kept = [i for i, good in zip(usable, is_good, strict=True) if good]
             rows = _dropped(encoder, batch, sorted(set(ids) - set(usable), key=ids.index), "no_caption")
-            rows += _dropped(encoder, batch, [i for i, good in zip(usable, is_good, strict=True) if not good], "bad_vector")
+            rows += _dropped(
+                encoder, batch, [i for i, good in zip(usable, is_good, strict=True) if not good], "bad_vector"
+            )
             store.write(dropped_path, rows, "dropped")
             store.write_embeddings(encoder, shard, revision, kept, vectors[is_good])  # last: the shard's marker
             report.written += len(kept)
@@ -173,7 +196,9 @@ def _check_revision(store: Store, encoder: str, revision: str) -> int | None:
 
 
 def withdraw_vectors(store: Store, encoder: str, ids: Iterable[str]) -> int:
-    """Write an encoder's shards anew without the vectors of the ids; returns their count. A shard cut off between its two files is finished."""
+    """Write an encoder's shards anew without the vectors of the ids; returns their count. A shard cut off between its
+    two files is finished.
+    """
     import numpy as np
     import pyarrow.parquet as pq
 
@@ -186,7 +211,8 @@ def withdraw_vectors(store: Store, encoder: str, ids: Iterable[str]) -> int:
         if len(kept) == len(names):
             continue
         vectors = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
-        vectors = vectors if len(vectors) == len(kept) else vectors[kept]  # the second time round its vectors are gone already
+        # the second time round its vectors are gone already
+        vectors = vectors if len(vectors) == len(kept) else vectors[kept]
         revision = (table.schema.metadata or {}).get(b"revision", b"").decode()
         store.write_embeddings(encoder, f"{stem}.tar", revision, [names[n] for n in kept], vectors)
         count += len(names) - len(kept)

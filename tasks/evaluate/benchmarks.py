@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def read_benchmark(folder: Path, template: str, name: str | None = None) -> Benchmark:
-    """A benchmark in CIRCO's format, in one folder: annotations.json and images/<id>.jpg; every file of images/ is in the gallery.
+    """A benchmark in CIRCO's format, in one folder: annotations.json and images/<id>.jpg; every file of images/ is in
+    the gallery.
 
     Raises:
         ConfigError: no annotations.json there, or a template without {relative_caption}.
@@ -26,12 +27,17 @@ def read_benchmark(folder: Path, template: str, name: str | None = None) -> Benc
     """
     path = folder / "annotations.json"
     if not path.is_file():
-        raise ConfigError(f"{path}: missing; 'evaluate.benchmark' names a folder with annotations.json in CIRCO's format and images/<id>.jpg")
+        raise ConfigError(
+            f"{path}: missing; 'evaluate.benchmark' names a folder with annotations.json in CIRCO's format and images/<id>.jpg"
+        )
     return PROTOCOLS["circo"].read(folder, "all", template, name or folder.name)
 
 
-def held_out_benchmark(triplets: Sequence[Mapping[str, Any]], share: float, template: str, read: Callable[[str], Image]) -> Benchmark:
-    """The held-out triplets as a benchmark: their first instruction (the others are wordings), all their images as gallery.
+def held_out_benchmark(
+    triplets: Sequence[Mapping[str, Any]], share: float, template: str, read: Callable[[str], Image]
+) -> Benchmark:
+    """The held-out triplets as a benchmark: their first instruction (the others are wordings), all their images as
+    gallery.
 
     A image is right when it is the target of a triplet with the same query image and text.
 

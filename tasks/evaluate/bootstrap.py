@@ -1,8 +1,9 @@
-"""Confidence intervals by the bootstrap over queries: how far a score could be off because these queries were asked and not others.
+"""Confidence intervals by the bootstrap over queries: how far a score could be off because these queries were asked and
+not others.
 
-The same draws serve every model, so differences of models are paired. Where a benchmark is a mean over tasks (categories, datasets),
-queries are drawn within each task. Percentile intervals; source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
-What training's own dice do is another matter: `python -m tasks noise`.
+The same draws serve every model, so differences of models are paired. Where a benchmark is a mean over tasks
+(categories, datasets), queries are drawn within each task. Percentile intervals; source: Efron & Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 13. What training's own dice do is another matter: `python -m tasks noise`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ RESAMPLES = 1000
 LEVEL = 0.95
 
 
-def resampled_means(tables: Mapping[str, Sequence[np.ndarray]], *, seed: int, resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
+def resampled_means(
+    tables: Mapping[str, Sequence[np.ndarray]], *, seed: int, resamples: int = RESAMPLES
+) -> dict[str, np.ndarray]:
     """Means of the resampled queries.
 
     Args:
@@ -29,7 +32,12 @@ def resampled_means(tables: Mapping[str, Sequence[np.ndarray]], *, seed: int, re
     tasks = len(next(iter(tables.values()))) if tables else 0
     for task in range(tasks):
         count = len(next(iter(tables.values()))[task])
-        draws = np.random.default_rng([seed, task]).multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float32)  # (resamples, n)
+        # (resamples, n)
+        draws = (
+            np.random.default_rng([seed, task])
+            .multinomial(count, np.full(count, 1 / count), size=resamples)
+            .astype(np.float32)
+        )
         for label, parts in tables.items():
             means = draws @ parts[task].astype(np.float32) / count
             out[label] = out.get(label, 0) + means / tasks

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class Fingerprints:
-    """Wraps a image reader and keeps the perceptual hash and thumbnail of each image that passes, for a search for copies."""
+    """Wraps a image reader and keeps the perceptual hash and thumbnail of each image that passes, for a search for
+    copies.
+    """
 
     def __init__(self, read: Callable[[str], Image]) -> None:
         self._read = read
@@ -31,8 +33,15 @@ class Fingerprints:
         return image
 
 
-def copies_among(found: Mapping[str, tuple[int, bytes]], known: Sequence[tuple[int, bytes]], *, distance_bits: int, cell_distance: float) -> set[str]:
-    """Keys of images of which a copy is known, by ingest's own rule for near-duplicates (tasks/fingerprints/perceptual.py).
+def copies_among(
+    found: Mapping[str, tuple[int, bytes]],
+    known: Sequence[tuple[int, bytes]],
+    *,
+    distance_bits: int,
+    cell_distance: float,
+) -> set[str]:
+    """Keys of images of which a copy is known, by ingest's own rule for near-duplicates
+    (tasks/fingerprints/perceptual.py).
 
     Args:
         found: key -> (hash, thumbnail).
@@ -60,7 +69,9 @@ def trained_images(triplets: Sequence[Mapping[str, Any]], share: float) -> set[s
 
 
 def known_fingerprints(params: Params, store: Store, triplets: Sequence[Mapping[str, Any]]) -> list[tuple[int, bytes]]:
-    """Hash and thumbnail of each image that training may have shown: those of the version, and of train.datasets' files."""
+    """Hash and thumbnail of each image that training may have shown: those of the version, and of train.datasets'
+    files.
+    """
     shown = trained_images(triplets, params.train.held_out_share)
     columns = store.read_table("images", ["image_id", "phash", "thumbnail"]).to_pydict()
     rows = zip(columns["image_id"], columns["phash"], columns["thumbnail"], strict=True)
@@ -78,14 +89,18 @@ def known_fingerprints(params: Params, store: Store, triplets: Sequence[Mapping[
     return known
 
 
-def contamination_of(benchmark: Benchmark, found: Mapping[str, tuple[int, bytes]], known: Sequence[tuple[int, bytes]], params: Params) -> dict[str, Any]:
+def contamination_of(
+    benchmark: Benchmark, found: Mapping[str, tuple[int, bytes]], known: Sequence[tuple[int, bytes]], params: Params
+) -> dict[str, Any]:
     """How many of the benchmark's images were trained on.
 
     Returns:
         {"images", "copies", "share"} of the images of queries and answers, the same of the other images of the gallery
         ("distractors", "distractor_copies"), and some of the copies' keys.
     """
-    copies = copies_among(found, known, distance_bits=params.ingest.hash_distance_bits, cell_distance=params.ingest.thumbnail_distance)
+    copies = copies_among(
+        found, known, distance_bits=params.ingest.hash_distance_bits, cell_distance=params.ingest.thumbnail_distance
+    )
     asked: set[str] = set()
     for task in benchmark.tasks:
         for query in task.queries:

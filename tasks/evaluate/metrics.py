@@ -33,7 +33,9 @@ def rank_gallery(queries: np.ndarray, gallery: np.ndarray, top: int) -> np.ndarr
     return out
 
 
-def average_precisions(ranked: Sequence[int | str], right: Sequence[int | str], ranks: Sequence[int] = RANKS) -> dict[str, float]:
+def average_precisions(
+    ranked: Sequence[int | str], right: Sequence[int | str], ranks: Sequence[int] = RANKS
+) -> dict[str, float]:
     """map_at_K of one query: its AP@K, 0..1.
 
     Args:
@@ -67,11 +69,15 @@ def score(
             image predicted twice for one query is.
     """
     if missing := sorted(set(ground_truths) ^ set(predictions)):
-        raise DataError(f"predictions and ground truths differ in {len(missing)} queries, the first {missing[0]}; every query needs both")
+        raise DataError(
+            f"predictions and ground truths differ in {len(missing)} queries, the first {missing[0]}; every query needs both"
+        )
     sums: dict[str, float] = {f"map_at_{k}": 0.0 for k in ranks} | {f"recall_at_{k}": 0.0 for k in recall_ranks}
     for query, ranked in predictions.items():
         if len(set(ranked)) != len(ranked):
-            raise DataError(f"query {query}: {len(ranked) - len(set(ranked))} images are predicted twice; a ranking names each once")
+            raise DataError(
+                f"query {query}: {len(ranked) - len(set(ranked))} images are predicted twice; a ranking names each once"
+            )
         right = set(ground_truths[query])
         if not right:
             raise DataError(f"query {query}: no ground truth")

@@ -33,7 +33,9 @@ class Answers:
 
 
 def image_features(retriever: Retriever, benchmark: Benchmark, batch: int) -> dict[str, np.ndarray]:
-    """Raw features of every image by a CLIP, each encoded once: key -> (d,). Studies with a locked image tower hand them to `measure`."""
+    """Raw features of every image by a CLIP, each encoded once: key -> (d,). Studies with a locked image tower hand
+    them to `measure`.
+    """
     keys = benchmark.images()
     found: dict[str, np.ndarray] = {}
     for start in range(0, len(keys), batch):
@@ -42,7 +44,9 @@ def image_features(retriever: Retriever, benchmark: Benchmark, batch: int) -> di
     return found
 
 
-def ranked(protocol: Protocol, task: Task, queries: Sequence[Query], rows: np.ndarray, gallery: np.ndarray) -> Iterator[Prediction]:
+def ranked(
+    protocol: Protocol, task: Task, queries: Sequence[Query], rows: np.ndarray, gallery: np.ndarray
+) -> Iterator[Prediction]:
     """The protocol's prediction of each query.
 
     Args:
@@ -58,8 +62,11 @@ def ranked(protocol: Protocol, task: Task, queries: Sequence[Query], rows: np.nd
             yield protocol.predict(task, query, row)
 
 
-def answer(retriever: AnyRetriever, benchmark: Benchmark, batch: int, images: Mapping[str, np.ndarray] | None = None) -> Answers:
-    """Rank every query of a benchmark: composed, by its image alone, by its text alone, and composed in its other wordings.
+def answer(
+    retriever: AnyRetriever, benchmark: Benchmark, batch: int, images: Mapping[str, np.ndarray] | None = None
+) -> Answers:
+    """Rank every query of a benchmark: composed, by its image alone, by its text alone, and composed in its other
+    wordings.
 
     Args:
         retriever: the model; how image and text become one vector is its own affair.
@@ -74,7 +81,10 @@ def answer(retriever: AnyRetriever, benchmark: Benchmark, batch: int, images: Ma
     out = Answers({half: [] for half in HALVES})
     for task in benchmark.tasks:
         gallery = embedder.rows([(i.image, i.text) for i in map(benchmark.item, task.gallery)], "candidate")
-        halves = {"composed": [(q.reference, q.text) for q in task.queries], "image_only": [(q.reference, "") for q in task.queries]}
+        halves = {
+            "composed": [(q.reference, q.text) for q in task.queries],
+            "image_only": [(q.reference, "") for q in task.queries],
+        }
         halves["text_only"] = [(None, q.text) for q in task.queries]
         for half, contents in halves.items():
             predicted = ranked(protocol, task, task.queries, embedder.rows(contents, "query"), gallery)

@@ -34,15 +34,23 @@ def table_of(benchmark: Benchmark, predicted: Sequence[Sequence[tuple[Query, Pre
 
 
 def means_of(benchmark: Benchmark, table: Table) -> dict[str, float]:
-    """metric -> unweighted mean over the tasks of their queries' means; where there are several tasks also <task>.<metric>."""
+    """metric -> unweighted mean over the tasks of their queries' means; where there are several tasks also
+    <task>.<metric>.
+    """
     means = [part.mean(axis=0) for part in table.parts]
     out = {name: float(np.mean([m[n] for m in means])) for n, name in enumerate(table.names)}
     if len(means) > 1:
-        out |= {f"{task.name}.{name}": float(m[n]) for task, m in zip(benchmark.tasks, means, strict=True) for n, name in enumerate(table.names)}
+        out |= {
+            f"{task.name}.{name}": float(m[n])
+            for task, m in zip(benchmark.tasks, means, strict=True)
+            for n, name in enumerate(table.names)
+        }
     return out
 
 
-def measure(retriever: AnyRetriever, benchmark: Benchmark, batch: int, *, images: Mapping[str, np.ndarray] | None = None) -> dict[str, dict[str, float]]:
+def measure(
+    retriever: AnyRetriever, benchmark: Benchmark, batch: int, *, images: Mapping[str, np.ndarray] | None = None
+) -> dict[str, dict[str, float]]:
     """half -> metric -> score, without intervals: for benchmarks and studies. Arguments as of `answer`."""
     answers = answer(retriever, benchmark, batch, images)
     return {half: means_of(benchmark, table_of(benchmark, answers.predicted[half])) for half in HALVES}
@@ -52,11 +60,13 @@ def paraphrase_spread(benchmark: Benchmark, answers: Answers, metric: str) -> di
     """How much a query's score hangs on its words: over the queries with several wordings, means of the metric.
 
     Returns:
-        {"queries", "wordings" (mean count), "mean", "worst" and "best" (each query by its worst, best wording), "spread" (best - worst)};
-        empty where no query has several.
+        {"queries", "wordings" (mean count), "mean", "worst" and "best" (each query by its worst, best wording),
+        "spread" (best - worst)}; empty where no query has several.
     """
     measure_one = PROTOCOLS[benchmark.protocol].measure
-    values = [[measure_one(query, p)[metric] for p in predictions] for task in answers.wordings for query, predictions in task]
+    values = [
+        [measure_one(query, p)[metric] for p in predictions] for task in answers.wordings for query, predictions in task
+    ]
     if not values:
         return {}
     worst, best = (float(np.mean([pick(v) for v in values])) for pick in (min, max))
@@ -87,7 +97,11 @@ def section_of(benchmark: Benchmark, answers: Mapping[str, Answers], metric: str
     for model, found in metrics.items():
         better = max(HALVES[1:], key=lambda half: found[half][metric])
         difference = draws[f"{model}/composed"][:, at] - draws[f"{model}/{better}"][:, at]
-        gaps[model] = {"over": better, "value": found["composed"][metric] - found[better][metric], "interval": interval(difference)}
+        gaps[model] = {
+            "over": better,
+            "value": found["composed"][metric] - found[better][metric],
+            "interval": interval(difference),
+        }
     gains = {}
     for rival in ("promoted", "base"):
         if rival in answers and "finetuned" in answers:
@@ -107,7 +121,13 @@ def section_of(benchmark: Benchmark, answers: Mapping[str, Answers], metric: str
         "templates": benchmark.templates,
         "main_metric": metric,
         "metrics": metrics,
-        "intervals": {model: {half: {name: interval(draws[f"{model}/{half}"][:, n]) for n, name in enumerate(names)} for half in HALVES} for model in answers},
+        "intervals": {
+            model: {
+                half: {name: interval(draws[f"{model}/{half}"][:, n]) for n, name in enumerate(names)}
+                for half in HALVES
+            }
+            for model in answers
+        },
         "composition_gap": gaps,
         "gain": gains,
         "paraphrases": {model: spread for model, spread in spreads.items() if spread},
@@ -115,8 +135,13 @@ def section_of(benchmark: Benchmark, answers: Mapping[str, Answers], metric: str
 
 
 def composed_scores(evaluation: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """model -> half -> metric -> score of reports/evaluation.json; metrics of further benchmarks join the composed ones as "<name>:<metric>"."""
-    out = {model: {half: dict(values) for half, values in halves.items()} for model, halves in evaluation["metrics"].items()}
+    """model -> half -> metric -> score of reports/evaluation.json; metrics of further benchmarks join the composed ones
+    as "<name>:<metric>".
+    """
+    out = {
+        model: {half: dict(values) for half, values in halves.items()}
+        for model, halves in evaluation["metrics"].items()
+    }
     for name, section in (evaluation.get("benchmarks") or {}).items():
         for model, halves in section["metrics"].items():
             if model in out:

@@ -1,12 +1,15 @@
-"""Evaluate: the base checkpoint, the candidate and the model in place on composed retrieval, by each benchmark's own protocol.
+"""Evaluate: the base checkpoint, the candidate and the model in place on composed retrieval, by each benchmark's own
+protocol.
 
-Reads models/candidate, models/promoted (if there is one), and the benchmarks that `evaluate.benchmark` names (tasks/protocols), or one
-folder in CIRCO's format, or else the version's held-out triplets; writes reports/evaluation.json, and reports/evaluation/ with
-the files for the servers of splits whose answers are hidden. The first benchmark is the one that promotion goes by.
+Reads models/candidate, models/promoted (if there is one), and the benchmarks that `evaluate.benchmark` names
+(tasks/protocols), or one folder in CIRCO's format, or else the version's held-out triplets; writes
+reports/evaluation.json, and reports/evaluation/ with the files for the servers of splits whose answers are hidden. The
+first benchmark is the one that promotion goes by.
 
-Beside each composed score stand its halves alone and the gap to the better half: a model that does not beat both ignores half
-of the query; what other wordings of the same query give; and 95% intervals over the queries (tasks/evaluate/bootstrap.py). Images of the
-queries and answers that also lie in the training data are counted. With `evaluate.truth` the sample world's truth measures the triplets.
+Beside each composed score stand its halves alone and the gap to the better half: a model that does not beat both
+ignores half of the query; what other wordings of the same query give; and 95% intervals over the queries
+(tasks/evaluate/bootstrap.py). Images of the queries and answers that also lie in the training data are counted. With
+`evaluate.truth` the sample world's truth measures the triplets.
 """
 
 from __future__ import annotations
@@ -31,7 +34,6 @@ from tasks.records import StageReport
 from tasks.store import Store
 
 if TYPE_CHECKING:
-
     pass
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,9 @@ def truth_of(path: Path, triplets: Sequence[dict[str, Any]], source_uris: Mappin
     from tasks.sample.scenes import Scene
 
     if not path.is_file():
-        raise ConfigError(f"{path}: missing; 'evaluate.truth' names the sample world's truth file, leave it empty for any other source")
+        raise ConfigError(
+            f"{path}: missing; 'evaluate.truth' names the sample world's truth file, leave it empty for any other source"
+        )
     scenes: dict[str, Scene] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -87,15 +91,21 @@ def run(params: Params, store: Store) -> StageReport:
     benchmarks = benchmarks_of(params, store, triplets)
     scored = [b for b in benchmarks if b.is_scored]
     if not scored:
-        raise ConfigError("evaluate.benchmark: every benchmark hides its answers; name one with known answers first, promotion goes by it")
+        raise ConfigError(
+            "evaluate.benchmark: every benchmark hides its answers; name one with known answers first, promotion goes by it"
+        )
     readers = {b.name: Fingerprints(b.read) for b in benchmarks}
     benchmarks = [replace(b, read=readers[b.name]) for b in benchmarks]
-    models = {"base": params.train.base_model, "finetuned": str(candidate)} | ({"promoted": str(in_place)} if in_place.is_dir() else {})
+    models = {"base": params.train.base_model, "finetuned": str(candidate)} | (
+        {"promoted": str(in_place)} if in_place.is_dir() else {}
+    )
     revisions: dict[str, str] = {}
     answers: dict[str, dict[str, Answers]] = {b.name: {} for b in benchmarks}
     for name, model in models.items():
         revision = params.train.revision if name == "base" else None
-        retriever = load_retriever(model, revision=revision, device=config.device, threads=max(2, params.open_run.threads))
+        retriever = load_retriever(
+            model, revision=revision, device=config.device, threads=max(2, params.open_run.threads)
+        )
         revisions[name] = retriever.revision
         for benchmark in benchmarks:
             answers[benchmark.name][name] = answer(retriever, benchmark, config.batch_images)
@@ -108,12 +118,16 @@ def run(params: Params, store: Store) -> StageReport:
         if benchmark.is_scored:
             main = params.promote.metric if benchmark.name == scored[0].name else protocol.main
             sections[benchmark.name] = section_of(benchmark, answers[benchmark.name], main, params.open_run.seed)
-            sections[benchmark.name]["contamination"] = contamination_of(benchmark, readers[benchmark.name].found, known, params)
+            sections[benchmark.name]["contamination"] = contamination_of(
+                benchmark, readers[benchmark.name].found, known, params
+            )
         elif protocol.submission:
             for model, a in answers[benchmark.name].items():
                 predicted = [pair for task in a.predicted["composed"] for pair in task]
                 for file, content in protocol.submission(predicted).items():
-                    store.write_bytes(store.folder("reports", "evaluation", benchmark.name, model, file), json.dumps(content).encode())
+                    store.write_bytes(
+                        store.folder("reports", "evaluation", benchmark.name, model, file), json.dumps(content).encode()
+                    )
                     written += 1
     first = scored[0].name
     evaluation: dict[str, Any] = {
@@ -131,6 +145,10 @@ def run(params: Params, store: Store) -> StageReport:
         evaluation["truth_counts"] = {name: value for name, value in found.items() if isinstance(value, int)}
     store.write_bytes(store.folder("reports", "evaluation.json"), (json.dumps(evaluation, indent=1) + "\n").encode())
     main = evaluation["main_metric"]
-    figures = {f"{name}_{half}_{main}": scores[half][main] for name, scores in evaluation["metrics"].items() for half in HALVES}
+    figures = {
+        f"{name}_{half}_{main}": scores[half][main] for name, scores in evaluation["metrics"].items() for half in HALVES
+    }
     figures |= {f"{name}_composition_gap": gap["value"] for name, gap in evaluation["composition_gap"].items()}
-    return StageReport("evaluate", read=evaluation["queries"], written=written, new=len(models), done=len(models), figures=figures)
+    return StageReport(
+        "evaluate", read=evaluation["queries"], written=written, new=len(models), done=len(models), figures=figures
+    )

@@ -14,7 +14,8 @@ def _spans(margin: float, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """Where the other image's 8 cells may lie on this one's 64, one axis.
 
     Returns:
-        spans (h, 2): start and end of the other image, in sides of this one; weights (h, 8, 64) of means; visible (h, 8): share of a cell within.
+        spans (h, 2): start and end of the other image, in sides of this one; weights (h, 8, 64) of means; visible (h,
+        8): share of a cell within.
     """
     moves = np.arange(-round(margin / step), round(margin / step) + 1) * step
     spans = np.array([(a, 1 + b) for a in moves for b in moves])
@@ -33,8 +34,12 @@ def _weights(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (overlap / np.maximum(inside, 1e-9)[:, :, None]).astype(np.float32), inside / np.diff(edges, axis=1)
 
 
-def _aligned(grid: np.ndarray, cells: np.ndarray, ys: tuple[np.ndarray, np.ndarray], xs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """(h_y, h_x, 8, 8) mean absolute RGB difference of each cell under each alignment; cells less than 80% visible count 0."""
+def _aligned(
+    grid: np.ndarray, cells: np.ndarray, ys: tuple[np.ndarray, np.ndarray], xs: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """(h_y, h_x, 8, 8) mean absolute RGB difference of each cell under each alignment; cells less than 80% visible
+    count 0.
+    """
     wide = np.einsum("hir,rcx->hicx", ys[0], grid, optimize=True)  # (h_y, 8, 64, 3)
     means = np.einsum("hicx,gjc->hgijx", wide, xs[0], optimize=True)  # (h_y, h_x, 8, 8, 3)
     difference = np.abs(means - cells).mean(axis=4)
@@ -43,9 +48,11 @@ def _aligned(grid: np.ndarray, cells: np.ndarray, ys: tuple[np.ndarray, np.ndarr
 
 
 def crop_distance(grid: bytes, other: bytes, *, margin: float) -> float:
-    """Largest cell difference at the best alignment of a image with the thumbnail of another that shows a little more or less of it.
+    """Largest cell difference at the best alignment of a image with the thumbnail of another that shows a little more
+    or less of it.
 
-    Each side may be moved by up to `margin`: first on a raster of 2%, judged by the mean over the cells, then finer around the best.
+    Each side may be moved by up to `margin`: first on a raster of 2%, judged by the mean over the cells, then finer
+    around the best.
 
     Args:
         grid: 64x64 RGB means of the image, 12,288 bytes.

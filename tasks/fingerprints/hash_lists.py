@@ -1,6 +1,7 @@
 """Lists of images that must not come in: blocklist, takedown ledger, benchmark hashes. One reader for all three.
 
-A list is a text file of any form (lines, CSV, JSONL); what counts are its hexadecimal words, all else is for people, and what follows a `#` is a comment:
+A list is a text file of any form (lines, CSV, JSONL); what counts are its hexadecimal words, all else is for people,
+and what follows a `#` is a comment:
 
     64 digits    sha256 of a file as the source has it, or of the stored bytes
     16 digits    perceptual hash (column phash of the images table): everything within the list's distance, bits, is refused
@@ -54,7 +55,16 @@ class HashList:
                     self.thumbnails.append(thumbnails[0] if thumbnails else None)
         self._known = np.array(self.hashes, np.uint64)
 
-    def names(self, sha256s: Iterable[str], phash: int, thumbnail: bytes, *, confirmed_bits: int, thumbnail_max: float, alone_bits: int) -> str | None:
+    def names(
+        self,
+        sha256s: Iterable[str],
+        phash: int,
+        thumbnail: bytes,
+        *,
+        confirmed_bits: int,
+        thumbnail_max: float,
+        alone_bits: int,
+    ) -> str | None:
         """Why the list names a image, in words; None when it does not.
 
         Args:
@@ -67,7 +77,9 @@ class HashList:
             return f"sha256 {found}"
         if not self.hashes:
             return None
-        _, hits = next(hash_hits(np.array([phash], np.uint64), self._known, distance_bits=max(confirmed_bits, alone_bits)))
+        _, hits = next(
+            hash_hits(np.array([phash], np.uint64), self._known, distance_bits=max(confirmed_bits, alone_bits))
+        )
         for row in hits.tolist():
             known, bits = self.thumbnails[row], (self.hashes[row] ^ phash).bit_count()
             if known is None and bits <= alone_bits:
@@ -91,5 +103,7 @@ def read_lists(reason: str, parameter: str, paths: Iterable[Path]) -> HashList:
             with open(path, encoding="utf-8", errors="replace") as lines:
                 found.add_lines(lines)
         except OSError as error:
-            raise ConfigError(f"{parameter}: {path} cannot be read ({error.strerror}); give the list's path, or leave it out") from error
+            raise ConfigError(
+                f"{parameter}: {path} cannot be read ({error.strerror}); give the list's path, or leave it out"
+            ) from error
     return found

@@ -6,9 +6,9 @@ a candidate; it is a copy when no cell of the two 8x8 RGB thumbnails differs by 
 resizing move every cell a little, an edit moves a few cells a lot.
 
 Measured on the sample world, 1,500 copies (JPEG quality 65-88, 80-160 px) and 3,004 one-edit relatives, share of copies
-caught / of relatives lost: hash 12 bits and thumbnails 6.0 .9947/0; 12 and 8.0 .9973/0; 16 and 8.0 .9980/0 (in use); 16 and
-10.0 .9980/.0020; 16 and 12.0 .9980/.0053. Finer thumbnails are worse: with 16x16 the best is .9887/.0003 (16 and 16.0),
-because what resizing does to an edge fills a small cell.
+caught / of relatives lost: hash 12 bits and thumbnails 6.0 .9947/0; 12 and 8.0 .9973/0; 16 and 8.0 .9980/0 (in use); 16
+and 10.0 .9980/.0020; 16 and 12.0 .9980/.0053. Finer thumbnails are worse: with 16x16 the best is .9887/.0003 (16 and
+16.0), because what resizing does to an edge fills a small cell.
 """
 
 from __future__ import annotations
@@ -35,12 +35,16 @@ def _cosines() -> np.ndarray:
 
 
 def reduced(image: Image) -> Image:
-    """A quarter of the image's sides, means of 4x4 px, where both have 256 px or more: all else here is then made from a sixteenth of the pixels."""
+    """A quarter of the image's sides, means of 4x4 px, where both have 256 px or more: all else here is then made from
+    a sixteenth of the pixels.
+    """
     return image.reduce(4) if min(image.size) >= 256 else image
 
 
 def grid_of(image: Image) -> Image:
-    """64x64 RGB means of the image, for `crop_distance`. Not for hash and thumbnail: made from these means, 87% of copies were caught."""
+    """64x64 RGB means of the image, for `crop_distance`. Not for hash and thumbnail: made from these means, 87% of
+    copies were caught.
+    """
     from PIL import Image as Pillow
 
     return reduced(image).convert("RGB").resize((GRID_SIDE, GRID_SIDE), Pillow.Resampling.BOX)
@@ -88,7 +92,9 @@ def thumbnail_distance(one: bytes, others: np.ndarray) -> np.ndarray:
     return difference.max(axis=1) if len(others) else np.zeros(0)
 
 
-def hash_hits(hashes: np.ndarray, known: np.ndarray, *, distance_bits: int, block: int = 1 << 22) -> Iterator[tuple[int, np.ndarray]]:
+def hash_hits(
+    hashes: np.ndarray, known: np.ndarray, *, distance_bits: int, block: int = 1 << 22
+) -> Iterator[tuple[int, np.ndarray]]:
     """For each new hash the known ones within the Hamming distance.
 
     Args:
@@ -104,5 +110,3 @@ def hash_hits(hashes: np.ndarray, known: np.ndarray, *, distance_bits: int, bloc
         near = np.bitwise_count(hashes[start : start + step, None] ^ known[None, :]) <= distance_bits  # (step, n)
         for row, hits in enumerate(near):
             yield start + row, np.flatnonzero(hits)
-
-

@@ -1,9 +1,11 @@
-"""Decontaminate: hashes of a benchmark's images, so that ingest keeps them and their near copies out of the training data.
+"""Decontaminate: hashes of a benchmark's images, so that ingest keeps them and their near copies out of the training
+data.
 
     python -m tasks decontaminate build FOLDER --out FILE
 
-Reads every image below FOLDER as ingest would, writes FILE: one JSON object a line (name, sha256 of the file, sha256 of the stored form, phash,
-thumbnail), the form that `ingest.benchmark_hashes` names and tasks/fingerprints/hash_lists.py reads. Files that are no images are counted and left out.
+Reads every image below FOLDER as ingest would, writes FILE: one JSON object a line (name, sha256 of the file, sha256 of
+the stored form, phash, thumbnail), the form that `ingest.benchmark_hashes` names and tasks/fingerprints/hash_lists.py
+reads. Files that are no images are counted and left out.
 """
 
 from __future__ import annotations
@@ -51,12 +53,16 @@ def build(folder: Path, out: Path, rules: Rules | None = None) -> StageReport:
     if not kept:
         raise DataError(f"decontaminate: no image among the {len(lines)} files below {folder}")
     Store(out.parent).write_bytes(out, "".join(json.dumps(line) + "\n" for line in kept).encode())
-    return StageReport("decontaminate", read=len(lines), written=len(kept), new=len(lines), done=len(lines), notes=[str(out)])
+    return StageReport(
+        "decontaminate", read=len(lines), written=len(kept), new=len(lines), done=len(lines), notes=[str(out)]
+    )
 
 
 def main(argv: list[str]) -> StageReport:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tasks decontaminate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks decontaminate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=["build"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,8 +1,10 @@
-"""Classifiers that refuse images at ingest (nsfw, faces ...), by Hugging Face name or folder; off unless `ingest.filters` names one.
+"""Classifiers that refuse images at ingest (nsfw, faces ...), by Hugging Face name or folder; off unless
+`ingest.filters` names one.
 
     ingest.filters.nsfw: {model: Falconsai/nsfw_image_detection, labels: [nsfw], threshold: 0.5}
 
-Loads torch in the stage's own process, never in a worker that decodes. A image is refused when the probabilities of `labels` add up to `threshold`.
+Loads torch in the stage's own process, never in a worker that decodes. A image is refused when the probabilities of
+`labels` add up to `threshold`.
 """
 
 from __future__ import annotations
@@ -32,12 +34,18 @@ class ImageFilter:
         self.name, self.config = name, config
         try:
             self.processor = AutoImageProcessor.from_pretrained(config.model, revision=config.revision)
-            self.model: Any = AutoModelForImageClassification.from_pretrained(config.model, revision=config.revision, use_safetensors=True).eval()
+            self.model: Any = AutoModelForImageClassification.from_pretrained(
+                config.model, revision=config.revision, use_safetensors=True
+            ).eval()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"ingest.filters.{name}: '{config.model}' is no image classifier that loads ({' '.join(str(error).split())[:200]})") from error
+            raise ConfigError(
+                f"ingest.filters.{name}: '{config.model}' is no image classifier that loads ({' '.join(str(error).split())[:200]})"
+            ) from error
         ids = {str(label): int(row) for row, label in self.model.config.id2label.items()}
         if unknown := [label for label in config.labels if label not in ids]:
-            raise ConfigError(f"ingest.filters.{name}.labels: {unknown} unknown to '{config.model}'; it knows {sorted(ids)}")
+            raise ConfigError(
+                f"ingest.filters.{name}.labels: {unknown} unknown to '{config.model}'; it knows {sorted(ids)}"
+            )
         self.rows = [ids[label] for label in config.labels]
 
     def scores(self, images: list[NormalizedImage]) -> list[float]:
@@ -51,7 +59,12 @@ class ImageFilter:
             probabilities = self.model(**inputs).logits.float().softmax(dim=-1)
         return [float(s) for s in probabilities[:, self.rows].sum(dim=1)]
 
-    def apply(self, found: Iterable[T], result_of: Callable[[T], NormalizedImage | Refusal], refused: Callable[[T, Refusal], T]) -> Iterator[T]:
+    def apply(
+        self,
+        found: Iterable[T],
+        result_of: Callable[[T], NormalizedImage | Refusal],
+        refused: Callable[[T, Refusal], T],
+    ) -> Iterator[T]:
         """The same items in the same order, `refused` where the classifier says so; `batch_images` at a time."""
         block: list[T] = []
         for item in found:
@@ -61,10 +74,14 @@ class ImageFilter:
                 block = []
         yield from self._block(block, result_of, refused)
 
-    def _block(self, block: list[T], result_of: Callable[[T], NormalizedImage | Refusal], refused: Callable[[T, Refusal], T]) -> Iterator[T]:
+    def _block(
+        self, block: list[T], result_of: Callable[[T], NormalizedImage | Refusal], refused: Callable[[T, Refusal], T]
+    ) -> Iterator[T]:
         images = [result for item in block if isinstance(result := result_of(item), NormalizedImage)]
         scores = iter(self.scores(images) if images else [])
         for item in block:
             if isinstance(result_of(item), NormalizedImage) and (score := next(scores)) >= self.config.threshold:
-                item = refused(item, Refusal("filtered", f"{self.name}: {score:.2f}, at least {self.config.threshold:g}"))
+                item = refused(
+                    item, Refusal("filtered", f"{self.name}: {score:.2f}, at least {self.config.threshold:g}")
+                )
             yield item

@@ -86,7 +86,11 @@ def lists_of(config: IngestConfig, store: Store) -> list[HashList]:
         "blocked": ("ingest.blocklists", config.blocklists),
         "benchmark": ("ingest.benchmark_hashes", config.benchmark_hashes),
     }
-    return [read_lists(reason, parameter, [store.folder(p) for p in paths]) for reason, (parameter, paths) in named.items() if paths]
+    return [
+        read_lists(reason, parameter, [store.folder(p) for p in paths])
+        for reason, (parameter, paths) in named.items()
+        if paths
+    ]
 
 
 def refusal_of(looked: Looked, image_id: str, lists: Sequence[HashList], config: IngestConfig) -> Refusal | None:
@@ -114,5 +118,7 @@ def filtered(found: Iterable[Looked], config: IngestConfig) -> Iterator[Looked]:
     for name, of in sorted(config.filters.items()):
         from tasks.ingest.filters import ImageFilter
 
-        found = ImageFilter(name, of).apply(found, lambda looked: looked.result, lambda looked, refusal: replace(looked, result=refusal))
+        found = ImageFilter(name, of).apply(
+            found, lambda looked: looked.result, lambda looked, refusal: replace(looked, result=refusal)
+        )
     yield from found

@@ -1,18 +1,21 @@
 """What happens to a image: from any bytes to the one stored form, or to the reason why not.
 
-Pure functions over bytes; run in worker processes by tasks/ingest/workers.py. Loads numpy, Pillow and OpenCV, nothing else.
+Pure functions over bytes; run in worker processes by tasks/ingest/workers.py. Loads numpy, Pillow and OpenCV, nothing
+else.
 
-Order: the header states format and pixels, and nothing is decoded before both are allowed; a JPEG of at least twice the wanted side is decoded at
-half (a quarter ...) by its DCT; then first frame, shrunk to `max_side_px` (antialiased bicubic, or `resized_by_opencv`), turned as EXIF says,
-converted to sRGB, encoded once. What is encoded is made of pixels alone, so no EXIF (GPS), XMP, profile, comment or thumbnail can come along.
+Order: the header states format and pixels, and nothing is decoded before both are allowed; a JPEG of at least twice the
+wanted side is decoded at half (a quarter ...) by its DCT; then first frame, shrunk to `max_side_px` (antialiased
+bicubic, or `resized_by_opencv`), turned as EXIF says, converted to sRGB, encoded once. What is encoded is made of
+pixels alone, so no EXIF (GPS), XMP, profile, comment or thumbnail can come along.
 
-A file that ends early or is damaged is refused, also where a decoder would fill up what is missing without a word. JPEG: OpenCV's libjpeg decodes (its
-pixels are Pillow's, bit for bit) and its warnings are heard. PNG: checksums of the chunks that matter, the end chunk, and all rows there. A changed byte
-inside a JPEG's scan that still decodes cannot be told, for the format has no checksum.
+A file that ends early or is damaged is refused, also where a decoder would fill up what is missing without a word.
+JPEG: OpenCV's libjpeg decodes (its pixels are Pillow's, bit for bit) and its warnings are heard. PNG: checksums of the
+chunks that matter, the end chunk, and all rows there. A changed byte inside a JPEG's scan that still decodes cannot be
+told, for the format has no checksum.
 
-Rules for what is not 8-bit sRGB: transparency lies over white; palettes are resolved; 16-bit grey is scaled to 8 bits, not clipped; an ICC profile is
-converted to sRGB (perceptual intent) and a profile that cannot be read counts as sRGB; CMYK without a profile by Pillow's plain formula; of an
-animation the first frame.
+Rules for what is not 8-bit sRGB: transparency lies over white; palettes are resolved; 16-bit grey is scaled to 8 bits,
+not clipped; an ICC profile is converted to sRGB (perceptual intent) and a profile that cannot be read counts as sRGB;
+CMYK without a profile by Pillow's plain formula; of an animation the first frame.
 
 Bicubic against Lanczos, and half against full decode: docs/decisions/0020-the-stored-image.md.
 """
@@ -49,15 +52,28 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# libjpeg's warnings that mean: part of the image is made up. Others (an odd JFIF version, an odd progression) leave every pixel as it was written.
+# libjpeg's warnings that mean: part of the image is made up. Others (an odd JFIF version, an odd progression) leave
+# every pixel as it was written.
 JPEG_DAMAGE = re.compile(r"premature end|bad (?:Huffman|arithmetic) code|instead of RST", re.IGNORECASE)
 JPEG_STRAY = re.compile(r"(\d+) extraneous bytes")
 JPEG_STRAY_BYTES = 16  # between two markers; more is a scan that lost its step, fewer are some encoders' padding
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # first column and row, steps
+# first column and row, steps
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # What Pillow's decoders raise on bytes that are not what they claim to be.
 BROKEN = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError),
+    *(
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+    ),
     *(ZeroDivisionError, struct.error, zlib.error, NotImplementedError),
 )
 # Thresholds of the flags; docs/decisions/0021-copies-and-flags.md.
@@ -124,7 +140,9 @@ class Refusal:
 
 
 def webp_size(content: bytes) -> tuple[int, int] | None:
-    """(width, height) that a WebP's header states, px; Pillow allocates the whole canvas before it tells. None: not such a header."""
+    """(width, height) that a WebP's header states, px; Pillow allocates the whole canvas before it tells. None: not
+    such a header.
+    """
     if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
         return None
     kind, body = content[12:16], content[20:30]
@@ -204,9 +222,11 @@ def flat_rgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def resized_by_opencv(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Shrink by up to a factor of two: three taps against aliasing, then OpenCV's cubic; five times as fast as Pillow's filters, better than INTER_AREA.
+    """Shrink by up to a factor of two: three taps against aliasing, then OpenCV's cubic; five times as fast as Pillow's
+    filters, better than INTER_AREA.
 
-    The outer taps were fitted to a float Lanczos reference: 0.05 at a factor of 1.25, 0.12 at 1.56 (docs/decisions/0020-the-stored-image.md).
+    The outer taps were fitted to a float Lanczos reference: 0.05 at a factor of 1.25, 0.12 at 1.56
+    (docs/decisions/0020-the-stored-image.md).
 
     Args:
         pixels: (h, w) or (h, w, 3) uint8, channels in any order.
@@ -227,7 +247,9 @@ def can_opencv(pixels_size: tuple[int, int], wanted: tuple[int, int], rules: Rul
 
 
 class Hearing:
-    """What libraries in C write to stderr, which here is where libjpeg warns. One at a time in a process: file descriptor 2 is everybody's."""
+    """What libraries in C write to stderr, which here is where libjpeg warns. One at a time in a process: file
+    descriptor 2 is everybody's.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -282,8 +304,18 @@ def decoded_jpeg(image: Image.Image, content: bytes, wanted: tuple[int, int]) ->
 
     width, height = image.size
     scale = next((s for s in (8, 4, 2) if width // s >= wanted[0] and height // s >= wanted[1]), 1)
-    colour = {1: cv2.IMREAD_COLOR_BGR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-    grey = {1: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
+    colour = {
+        1: cv2.IMREAD_COLOR_BGR,
+        2: cv2.IMREAD_REDUCED_COLOR_2,
+        4: cv2.IMREAD_REDUCED_COLOR_4,
+        8: cv2.IMREAD_REDUCED_COLOR_8,
+    }
+    grey = {
+        1: cv2.IMREAD_GRAYSCALE,
+        2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+        4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+        8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    }
     is_plain = image.mode in ("L", "RGB")
     pixels, said = _hearing.decode(content, grey[scale] if image.mode == "L" else colour[scale if is_plain else 8])
     if damage := jpeg_damage(said):
@@ -316,7 +348,8 @@ def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
         end = at + 8 + size
         if end + 4 > len(content):
             break
-        if kind[0] & 0x20 == 0 and zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):  # capital letter: critical
+        # capital letter: critical
+        if kind[0] & 0x20 == 0 and zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise OSError(f"a PNG whose chunk {kind.decode('ascii', 'replace')} has another checksum")
         yield kind, view[at + 8 : end]
         if kind == b"IEND":
@@ -339,7 +372,8 @@ def png_size_bytes(width: int, height: int, depth: int, colour: int, *, is_inter
 def check_png(image: Image.Image, content: bytes) -> None:
     """Look whether a PNG that was decoded was there as a whole.
 
-    Rows that are missing stay zero, so only where the last row is zero (or rows come interlaced) are the rows unpacked again, and counted.
+    Rows that are missing stay zero, so only where the last row is zero (or rows come interlaced) are the rows unpacked
+    again, and counted.
 
     Raises:
         OSError: it was not.
@@ -401,10 +435,14 @@ def flags_of(image: Image.Image, spread: float) -> tuple[float, tuple[str, ...]]
         spread: standard deviation of its coarse grey image, levels.
     """
     left, top = max(0, image.width // 2 - 96), max(0, image.height // 2 - 96)
-    grey = np.asarray(image.crop((left, top, min(image.width, left + 192), min(image.height, top + 192))).convert("L"), np.int16)
+    grey = np.asarray(
+        image.crop((left, top, min(image.width, left + 192), min(image.height, top + 192))).convert("L"), np.int16
+    )
     if min(grey.shape) >= 3:
         middle = grey[1:-1, 1:-1]
-        laplacian = (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle).astype(np.float32)
+        laplacian = (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle).astype(
+            np.float32
+        )
         sharpness = round(float(laplacian.var(dtype=np.float64)), 3)
     else:
         sharpness = 0.0
@@ -439,7 +477,10 @@ def read_image(content: bytes, *, is_named_image: bool, rules: Rules) -> Normali
     except MemoryError:
         return Refusal("too_costly", "its header alone takes more memory than a worker has")
     except BROKEN as error:
-        return Refusal("undecodable" if is_named_image else "not_a_picture", f"no header of {', '.join(FORMATS)} ({type(error).__name__})")
+        return Refusal(
+            "undecodable" if is_named_image else "not_a_picture",
+            f"no header of {', '.join(FORMATS)} ({type(error).__name__})",
+        )
     if refusal := size_refusal(*image.size, rules):
         return refusal
     stated = f"{image.width}x{image.height} px, {image.format} {image.mode}"

@@ -23,7 +23,8 @@ def short_hash(text: str) -> int:
 
 @dataclass
 class Seen:
-    """What earlier batches have looked at; names, fingerprints and captions as `short_hash`, so that a million take some 200 MB.
+    """What earlier batches have looked at; names, fingerprints and captions as `short_hash`, so that a million take
+    some 200 MB.
 
     Attributes:
         sha256s: source_uri -> of the bytes that it had, of files without a fingerprint.
@@ -43,7 +44,9 @@ class Seen:
     def before(cls, store: Store, batch: str) -> Seen:
         """All that earlier batches kept or dropped, but what a later batch is to try again."""
         seen = cls()
-        images = store.read_table("images", ["source_uri", "source_sha256", "batch", "source_fingerprint", "caption", "caption_source"])
+        images = store.read_table(
+            "images", ["source_uri", "source_sha256", "batch", "source_fingerprint", "caption", "caption_source"]
+        )
         for block in images.to_batches(max_chunksize=10_000):
             for uri, sha256, of, fingerprint, caption, caption_source in zip(*block.to_pydict().values(), strict=True):
                 if of != batch:
@@ -73,8 +76,13 @@ class Seen:
         return file.uri in self.sha256s and file.sha256() in self.sha256s[file.uri]
 
     def note_caption(self, file: SourceFile) -> None:
-        """Count a file that is seen again, the same but for a caption that its source did not tell, or told otherwise, when it was published."""
-        if file.label.caption and self.captions.get(short_hash(file.uri), known := short_hash(file.label.caption)) != known:
+        """Count a file that is seen again, the same but for a caption that its source did not tell, or told otherwise,
+        when it was published.
+        """
+        if (
+            file.label.caption
+            and self.captions.get(short_hash(file.uri), known := short_hash(file.label.caption)) != known
+        ):
             self.changed_count += 1
             if len(self.changed) < SHOWN_CHANGES:
                 self.changed[file.uri] = file.label.caption
@@ -85,7 +93,10 @@ def new_files(listed: Iterable[SourceFile], seen: Seen, threads: int) -> Iterato
     with ThreadPoolExecutor(threads) as pool:
         listing = iter(listed)
         while block := list(itertools.islice(listing, BLOCK_FILES)):
-            asked = [seen.has(file) if file.fingerprint or file.uri not in seen.sha256s else pool.submit(seen.has, file) for file in block]
+            asked = [
+                seen.has(file) if file.fingerprint or file.uri not in seen.sha256s else pool.submit(seen.has, file)
+                for file in block
+            ]
             for file, answer in zip(block, asked, strict=True):
                 if answer.result() if isinstance(answer, Future) else answer:
                     seen.note_caption(file)

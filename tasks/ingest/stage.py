@@ -1,16 +1,19 @@
 """Ingest: take in the new images of the sources; each file is kept, or dropped with a reason.
 
-Reads the sources of `ingest.sources` (tasks/sources/), the takedown ledger, the blocklists and the benchmark hashes; writes data/images/<batch>-<nnnnn>.tar,
-data/dropped/ingest/<batch>.parquet and data/images/<batch>.parquet (last: the marker).
+Reads the sources of `ingest.sources` (tasks/sources/), the takedown ledger, the blocklists and the benchmark hashes;
+writes data/images/<batch>-<nnnnn>.tar, data/dropped/ingest/<batch>.parquet and data/images/<batch>.parquet (last: the
+marker).
 
-A file's bytes are read under a limit, its header's pixels looked at before anything is decoded, and it is decoded in a worker process with limits of
-its own (tasks/ingest/workers.py); what is stored, tasks/ingest/normalize.py says. Then, in this order: licence, exact copy, lists, quality flags,
-classifiers, near copy (tasks/ingest/dedup.py, against the whole corpus). Files are taken in order of source and path, so neither the file system's order
-nor the number of workers shows in the tables. A file that an earlier batch has kept or dropped, with the same bytes, is not looked at again; one that
-could not be reached is.
+A file's bytes are read under a limit, its header's pixels looked at before anything is decoded, and it is decoded in a
+worker process with limits of its own (tasks/ingest/workers.py); what is stored, tasks/ingest/normalize.py says. Then,
+in this order: licence, exact copy, lists, quality flags, classifiers, near copy (tasks/ingest/dedup.py, against the
+whole corpus). Files are taken in order of source and path, so neither the file system's order
+nor the number of workers shows in the tables. A file that an earlier batch has kept or dropped, with the same bytes, is
+not looked at again; one that could not be reached is.
 
-Every file ends as one row: kept + dropped = seen, checked before the table is written. A dropped row keeps the source URI and, as JSON, why, the
-sha256, and of copies whose copy. What was found: docs/decisions/0020 and 0021. Reasons, closed: REASONS, in words in tasks/reasons.py.
+Every file ends as one row: kept + dropped = seen, checked before the table is written. A dropped row keeps the source
+URI and, as JSON, why, the sha256, and of copies whose copy. What was found: docs/decisions/0020 and 0021. Reasons,
+closed: REASONS, in words in tasks/reasons.py.
 """
 
 from __future__ import annotations
@@ -73,9 +76,18 @@ def report_of(store: Store, batch: str) -> StageReport:
     flags = ("is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy")
     images = store.read_table("images", ["caption", *flags], batch)
     new = images.num_rows
-    reasons = Counter(store.read(store.dropped_path("ingest", batch), "dropped", ["reason"]).column("reason").to_pylist())
+    reasons = Counter(
+        store.read(store.dropped_path("ingest", batch), "dropped", ["reason"]).column("reason").to_pylist()
+    )
     seen = new + reasons.total()
-    report = StageReport("ingest", read=seen, written=new, new=seen, done=seen, reused=store.read_table("images", ["batch"]).num_rows - new)
+    report = StageReport(
+        "ingest",
+        read=seen,
+        written=new,
+        new=seen,
+        done=seen,
+        reused=store.read_table("images", ["batch"]).num_rows - new,
+    )
     for reason, count in reasons.items():
         report.drop(reason, count)
     if seen:
@@ -116,7 +128,9 @@ def run(params: Params, store: Store) -> StageReport:
         if len(set(names)) != len(names):
             raise ConfigError(f"ingest.sources: names {names}; expected each once, for they make the ids of files")
         seen = Seen.before(store, batch)
-        listed = (f for s in sorted(config.sources, key=lambda s: s.name) for f in sources.listing(s, seen.has_fingerprint))
+        listed = (
+            f for s in sorted(config.sources, key=lambda s: s.name) for f in sources.listing(s, seen.has_fingerprint)
+        )
         taken = new_files(listed, seen, min(4, os.cpu_count() or 1))
         take(itertools.islice(taken, params.open_run.limit), params, store, batch, seen)
     return report_of(store, batch)
@@ -165,7 +179,8 @@ def image_row(looked: Looked, image_id: str, batch: str, date: str, shard: str, 
 
 
 def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str, seen: Seen | None = None) -> None:
-    """Take in these files: write the shards, the dropped rows, then the table. Rows go to the disk as they come: a million of them take no memory.
+    """Take in these files: write the shards, the dropped rows, then the table. Rows go to the disk as they come: a
+    million of them take no memory.
 
     Raises:
         DataError: kept and dropped rows are not as many as the files (a bug; nothing is written).
@@ -173,7 +188,12 @@ def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str, 
     config, date, seen = params.ingest, date_of(params), seen or Seen()
     lists = lists_of(config, store)
     known = store.read_table("images", ["image_id", "source_sha256", "phash", "thumbnail"]).to_pydict()
-    corpus = Corpus(known, hash_distance_bits=config.hash_distance_bits, thumbnail_max=config.thumbnail_distance, crop_margin=config.crop_margin)
+    corpus = Corpus(
+        known,
+        hash_distance_bits=config.hash_distance_bits,
+        thumbnail_max=config.thumbnail_distance,
+        crop_margin=config.crop_margin,
+    )
     del known
     shards, progress = ShardWriter(store, batch, config.shard_images), Progress()
     rows = TableWriter(path := store.table_path("images", batch), "images")
@@ -192,13 +212,19 @@ def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str, 
     try:
         with workers_of(config) as workers:
             known_sha256 = set(corpus.by_source)
-            for looked in filtered(in_order(counted(), lambda f: look_at(f, config, workers, known_sha256), threads), config):
+            for looked in filtered(
+                in_order(counted(), lambda f: look_at(f, config, workers, known_sha256), threads), config
+            ):
                 result = looked.result
                 image_id = hashlib.sha256(result.content).hexdigest() if isinstance(result, NormalizedImage) else ""
                 refusal = result if isinstance(result, Refusal) else refusal_of(looked, image_id, lists, config)
                 copied = corpus.by_source.get(looked.sha256, "") if refusal and refusal.reason == "duplicate" else ""
                 also: tuple[str, ...] = ()
-                if refusal is None and isinstance(result, NormalizedImage) and (found := corpus.copy_of(looked.sha256, image_id, result)):
+                if (
+                    refusal is None
+                    and isinstance(result, NormalizedImage)
+                    and (found := corpus.copy_of(looked.sha256, image_id, result))
+                ):
                     refusal, copied, also = Refusal(found.reason), found.image_id, found.also
                 progress.count(refusal.reason if refusal else None)
                 if refusal is not None:
@@ -212,10 +238,14 @@ def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str, 
                 held[shard] += 1
                 rows.add(image_row(looked, image_id, batch, date, shard, offset))
         if rows.count + dropped.count != read:
-            raise DataError(f"ingest: {read} files read, {rows.count} kept and {dropped.count} dropped; expected every file as one row")
+            raise DataError(
+                f"ingest: {read} files read, {rows.count} kept and {dropped.count} dropped; expected every file as one row"
+            )
         shards.close()
         if seen.changed_count:
-            store.write_bytes(changes_path(store, batch), json.dumps({"count": seen.changed_count, "first": seen.changed}).encode())
+            store.write_bytes(
+                changes_path(store, batch), json.dumps({"count": seen.changed_count, "first": seen.changed}).encode()
+            )
             log.warning("ingest: %s", changed_captions_text(seen.changed_count, seen.changed))
         dropped.close()
         rows.close()  # last: the batch's marker

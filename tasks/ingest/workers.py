@@ -2,12 +2,14 @@
 
     python -m tasks.image_workers RULES_JSON MEMORY_MIB CPU_S        what a worker is started as; reads files from stdin, answers on stdout
 
-A worker holds Pillow, OpenCV and numpy, never torch, no credential of its own and no path: it is handed bytes and hands bytes back. Its address space is
-limited to what it has at start plus `memory_mib`, so a bomb meets MemoryError. The deadline counts CPU time (ITIMER_PROF, whose default action ends
-the process even inside a decoder): a busy machine does not make a good file late. A wall-clock limit stands behind it.
+A worker holds Pillow, OpenCV and numpy, never torch, no credential of its own and no path: it is handed bytes and hands
+bytes back. Its address space is limited to what it has at start plus `memory_mib`, so a bomb meets MemoryError. The
+deadline counts CPU time (ITIMER_PROF, whose default action ends the process even inside a decoder): a busy machine does
+not make a good file late. A wall-clock limit stands behind it.
 
-A worker that dies costs its file: that is tried once more in a new worker, then becomes a row, and the batch goes on. Nothing a worker says is unpickled.
-Answers depend on the bytes and the rules alone, so neither the number of workers nor their order shows.
+A worker that dies costs its file: that is tried once more in a new worker, then becomes a row, and the batch goes on.
+Nothing a worker says is unpickled. Answers depend on the bytes and the rules alone, so neither the number of workers
+nor their order shows.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from tasks.ingest.normalize import NormalizedImage, Refusal, Rules, be_strict, r
 
 ASK = struct.Struct(">Q?")  # bytes of the file, is_named_image
 ANSWER = struct.Struct(">QQ")  # bytes of the JSON, bytes of the stored image
-WALL_FACTOR = 30  # a file may wait this much longer than its CPU deadline, and this time for the worker's start, before its worker counts as hung
+# a file may wait this much longer than its CPU deadline, and this time for the worker's start, before its worker counts
+# as hung
+WALL_FACTOR = 30
 START_S = 120.0
 MIB = 1 << 20
 PIPE_BYTES = MIB  # what Linux lets everybody have; 64 KiB is its default
@@ -55,7 +59,9 @@ def read_exactly(stream: IO[bytes], count: int) -> bytes:
 
 
 def widen(pipe: IO[bytes]) -> None:
-    """Let a whole image lie in a pipe, so that the two processes take turns once a file; where the system does not allow it, more often."""
+    """Let a whole image lie in a pipe, so that the two processes take turns once a file; where the system does not
+    allow it, more often.
+    """
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -68,7 +74,11 @@ class Worker:
         arguments = [json.dumps(asdict(rules)), str(memory_mib), str(cpu_s)]
         root = str(Path(__file__).resolve().parents[2])
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        environment = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")}
+        environment = {
+            k: v
+            for k, v in os.environ.items()
+            if k in ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
+        }
         self.wall_s = START_S + cpu_s * WALL_FACTOR
         self.child = subprocess.Popen(
             [sys.executable, "-m", "tasks.ingest.workers", *arguments],
@@ -120,14 +130,17 @@ class ImageWorkers:
 
     def __init__(self, rules: Rules, *, count: int, memory_mib: int, cpu_s: float) -> None:
         self.rules, self.memory_mib, self.cpu_s = rules, memory_mib, cpu_s
-        self._free: queue.LifoQueue[Worker | None] = queue.LifoQueue()  # the one that worked last goes first: few files start few workers
+        # the one that worked last goes first: few files start few workers
+        self._free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         for _ in range(count):
             self._free.put(None)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         while not self._free.empty():
             if worker := self._free.get():
                 worker.close()
@@ -137,7 +150,9 @@ class ImageWorkers:
         return [worker.child.pid for worker in list(self._free.queue) if worker]
 
     def read(self, content: bytes, *, is_named_image: bool) -> NormalizedImage | Refusal:
-        """As tasks.images.read_image, in a worker. What kills two workers is too_costly where the limits did it, else undecodable."""
+        """As tasks.images.read_image, in a worker. What kills two workers is too_costly where the limits did it, else
+        undecodable.
+        """
         if not content:
             return read_image(content, is_named_image=is_named_image, rules=self.rules)
         worker = self._free.get()
@@ -158,7 +173,10 @@ class ImageWorkers:
             return Refusal("too_costly", f"not decoded within {self.cpu_s:g} CPU-seconds")
         if code is None or code == -signal.SIGKILL:
             return Refusal("too_costly", "the worker was killed over it, twice")
-        return Refusal("undecodable", f"the decoder crashed over it, twice ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})")
+        return Refusal(
+            "undecodable",
+            f"the decoder crashed over it, twice ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})",
+        )
 
 
 def limit_memory(more_mib: int) -> None:
@@ -175,7 +193,8 @@ def main(rules_json: str, memory_mib: str, cpu_s: str) -> None:
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: of the thread that started it, which lives as long as the stage's pool
+        # PR_SET_PDEATHSIG: of the thread that started it, which lives as long as the stage's pool
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     rules = Rules(**json.loads(rules_json))
     files, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not answer

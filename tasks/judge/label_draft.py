@@ -1,11 +1,13 @@
 # ruff: noqa: E501 - lines of HTML are as long as they are
-"""Label draft: questions out of a run, their images, and a sheet to look at; a person fills in yes or no, and the judge is judged by it.
+"""Label draft: questions out of a run, their images, and a sheet to look at; a person fills in yes or no, and the judge
+is judged by it.
 
     python -m tasks.label_draft --root RUN --out labelled/mine [--count 120]
 
-Reads captioned, pairs and the images of a clone or of a run's worktree, before or after its judge; writes OUT/labels.csv (column `fits`
-empty), OUT/images/ and OUT/sheet.html. Drawn by the pairs' ids alone, whatever any judge thinks of them: of every five questions two show the
-target, two a mined negative (the hard ones) and one the query itself. docs/labelled/README.md says how to fill it in.
+Reads captioned, pairs and the images of a clone or of a run's worktree, before or after its judge; writes
+OUT/labels.csv (column `fits` empty), OUT/images/ and OUT/sheet.html. Drawn by the pairs' ids alone, whatever any judge
+thinks of them: of every five questions two show the target, two a mined negative (the hard ones) and one the query
+itself. docs/labelled/README.md says how to fill it in.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ SIDE_PX, QUALITY = 240, 82
 TURNS = ("target", "negative", "target", "negative", "query")
 
 
-def questions(captioned: Sequence[Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+def questions(
+    captioned: Sequence[Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]], count: int
+) -> list[dict[str, Any]]:
     """`count` questions (query, candidate: image ids; instruction), at most two of one pair, drawn by the pairs' ids.
 
     Args:
@@ -42,7 +46,11 @@ def questions(captioned: Sequence[Mapping[str, Any]], pairs: Mapping[str, Mappin
         mined = pair["negative_image_ids"][1:]
         if turn == "negative" and not mined:
             turn = "query"
-        candidate = {"target": pair["target_image_id"], "query": pair["query_image_id"], "negative": mined[n % len(mined)] if mined else ""}[turn]
+        candidate = {
+            "target": pair["target_image_id"],
+            "query": pair["query_image_id"],
+            "negative": mined[n % len(mined)] if mined else "",
+        }[turn]
         out.append({"query": pair["query_image_id"], "candidate": candidate, "instruction": texts[n % len(texts)]})
     return out
 
@@ -52,7 +60,8 @@ def sheet(rows: Sequence[Mapping[str, Any]], store: Store) -> str:
     cards = []
     for number, row in enumerate(rows, 1):
         shown = '<div class="arrow">?</div>'.join(
-            f'<figure><img src="{thumbnail(store, row[c], SIDE_PX, QUALITY)}" alt=""><figcaption>{c}</figcaption></figure>' for c in ("query", "candidate")
+            f'<figure><img src="{thumbnail(store, row[c], SIDE_PX, QUALITY)}" alt=""><figcaption>{c}</figcaption></figure>'
+            for c in ("query", "candidate")
         )
         cards.append(
             f'<article class="card"><div class="over">row {number}</div><div class="pair">{shown}</div><ol><li><span>{escaped(row["instruction"])}</span></li></ol></article>'
@@ -73,11 +82,19 @@ def write(store: Store, out: Path, count: int) -> int:
     """
     if (out / "labels.csv").exists():
         raise ConfigError(f"{out / 'labels.csv'}: exists; name another folder with --out")
-    pairs = {p["pair_id"]: p for p in store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id", "negative_image_ids"]).to_pylist()}
+    pairs = {
+        p["pair_id"]: p
+        for p in store.read_table(
+            "pairs", ["pair_id", "query_image_id", "target_image_id", "negative_image_ids"]
+        ).to_pylist()
+    }
     rows = questions(store.read_table("captioned", ["pair_id", "instructions"]).to_pylist(), pairs, count)
     if not rows:
         raise DataError(f"{store.root}: no captioned pair; run the stage caption first")
-    names = {i: f"images/{n:04d}.jpg" for n, i in enumerate(dict.fromkeys(row[c] for row in rows for c in ("query", "candidate")), 1)}
+    names = {
+        i: f"images/{n:04d}.jpg"
+        for n, i in enumerate(dict.fromkeys(row[c] for row in rows for c in ("query", "candidate")), 1)
+    }
     for image_id, name in names.items():
         file = io.BytesIO()
         store.read_image(image_id).save(file, "JPEG", quality=95)
@@ -93,7 +110,9 @@ def write(store: Store, out: Path, count: int) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.label_draft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.label_draft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull`, or a run's worktree")
     parser.add_argument("--out", required=True, type=Path, help="folder for labels.csv, images/ and sheet.html")
     parser.add_argument("--count", default=120, type=int, help="questions")

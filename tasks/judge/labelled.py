@@ -1,9 +1,10 @@
 """Judge the judge: questions with known answers, and what a judge makes of them.
 
-A labelled file is CSV or Parquet with the columns query, candidate (images, relative to the file), instruction, and fits (yes or no): is
-the candidate what the instruction makes of the query? The sample world's is tasks/sample/labelled/labels.csv; for real models there is
-tasks/sample/plain/labels.csv, which tells a judge that sees from one that does not. How good a judge is on a team's own images only the
-team's own rows tell: docs/labelled/README.md says how to fill them, `judge.labelled` names them. The choice of judge matters more than any
+A labelled file is CSV or Parquet with the columns query, candidate (images, relative to the file), instruction, and
+fits (yes or no): is the candidate what the instruction makes of the query? The sample world's is
+tasks/sample/labelled/labels.csv; for real models there is tasks/sample/plain/labels.csv, which tells a judge that sees
+from one that does not. How good a judge is on a team's own images only the team's own rows tell:
+docs/labelled/README.md says how to fill them, `judge.labelled` names them. The choice of judge matters more than any
 other here: in UniME-V2 (arXiv:2510.13515) one judge was worth +3.5 points and another cost 1.6.
 """
 
@@ -55,7 +56,9 @@ def standing(yes: Sequence[float], fits: Sequence[bool], threshold: float) -> St
     right = [p for p, f in zip(yes, fits, strict=True) if f]
     wrong = [p for p, f in zip(yes, fits, strict=True) if not f]
     if not right or not wrong:
-        raise DataError(f"judge.labelled: {len(right)} rows fit and {len(wrong)} do not; both kinds are needed to judge a judge")
+        raise DataError(
+            f"judge.labelled: {len(right)} rows fit and {len(wrong)} do not; both kinds are needed to judge a judge"
+        )
     taken, fooled = sum(p >= threshold for p in right), sum(p >= threshold for p in wrong)
     above = sum((r > w) + 0.5 * (r == w) for r in right for w in wrong)
     return Standing(
@@ -82,7 +85,9 @@ def read_labelled(path: Path) -> list[dict[str, Any]]:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
     except OSError as error:
-        raise ConfigError(f"judge.labelled: {path} cannot be read ({error}); expected CSV or Parquet with the columns {list(COLUMNS)}") from None
+        raise ConfigError(
+            f"judge.labelled: {path} cannot be read ({error}); expected CSV or Parquet with the columns {list(COLUMNS)}"
+        ) from None
     out = []
     for number, row in enumerate(rows, 1):
         if any(row.get(c) in (None, "") for c in COLUMNS):
@@ -112,14 +117,20 @@ def questions_of(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Questi
 
 
 def measured(model: Captioner, template: str, config: JudgeConfig, path: Path, store: Store) -> Standing:
-    """The judge's standing on a labelled file, measured once per worktree, judge, prompt and file (.run/judge/<key>.json)."""
+    """The judge's standing on a labelled file, measured once per worktree, judge, prompt and file
+    (.run/judge/<key>.json).
+    """
     rows = read_labelled(path)
     facts = [model.name, model.revision, model.engine, template, config.threshold, rows, str(path)]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     place = store.folder(".run", "judge", f"{key}.json")
     if place.exists():
         return Standing(**json.loads(place.read_text()))
-    found = standing(yes_probabilities(model, questions_of(rows, path.parent), template), [bool(row["fits"]) for row in rows], config.threshold)
+    found = standing(
+        yes_probabilities(model, questions_of(rows, path.parent), template),
+        [bool(row["fits"]) for row in rows],
+        config.threshold,
+    )
     store.write_bytes(place, json.dumps(asdict(found)).encode())
     return found
 
@@ -128,7 +139,8 @@ def require(found: Standing, config: JudgeConfig, judge: str) -> None:
     """Stop where a judge stands below its floors.
 
     Raises:
-        DataError: accuracy or AUC too low, or too many wrong candidates taken. A judge that sees nothing is no better than chance in its
+        DataError: accuracy or AUC too low, or too many wrong candidates taken. A judge that sees nothing is no better
+            than chance in its
             AUC, whatever the share of "no" among the rows.
     """
     if found.accuracy < config.accuracy_min or found.false_yes > config.false_yes_max or found.auc < config.auc_min:

@@ -55,4 +55,6 @@ def yes_probabilities(model: Captioner, questions: Sequence[Question], template:
         questions: what to ask; the query image is shown first, then the candidate.
         template: the prompt, with {instruction}.
     """
-    return model.yes_probability([Request((q.query, q.candidate), template.replace("{instruction}", q.instruction)) for q in questions])
+    return model.yes_probability(
+        [Request((q.query, q.candidate), template.replace("{instruction}", q.instruction)) for q in questions]
+    )

@@ -2,8 +2,9 @@
 
 A triplet teaches composition only where neither modality is enough. Each is looked for among the corpus' images, by the
 CLIP that embedded them (encoder `semantic`): its texts alone, its query image alone, and both summed as BGE-VL does
-(arXiv:2412.14475, eq. 2); the query image is taken out, as in CIRR's protocol. Found means: first of all. Pure functions of
-vectors; `judge` tags triplets with them (column `found_by`), limits shortcuts to `judge.shortcut_share_max` of a chunk, and the version
+(arXiv:2412.14475, eq. 2); the query image is taken out, as in CIRR's protocol. Found means: first of all. Pure
+functions of vectors; `judge` tags triplets with them (column `found_by`), limits shortcuts to
+`judge.shortcut_share_max` of a chunk, and the version
 keeps the composition gap: how much oftener both find the target than the better of the two alone.
 """
 
@@ -31,8 +32,11 @@ def drawn(image_ids: Sequence[str], most: int, seed: int) -> list[str]:
     return sorted(sorted(known, key=lambda i: hashlib.sha256(f"{seed}\x1f{i}".encode()).digest())[:most])
 
 
-def is_first(queries: np.ndarray, targets: np.ndarray, gallery: np.ndarray, left_out: Sequence[Sequence[int]]) -> np.ndarray:
-    """Whether each query is nearer to its own target than to every image of the gallery that counts; a tie is not nearer.
+def is_first(
+    queries: np.ndarray, targets: np.ndarray, gallery: np.ndarray, left_out: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Whether each query is nearer to its own target than to every image of the gallery that counts; a tie is not
+    nearer.
 
     Args:
         queries: (n, d) rows.
@@ -49,7 +53,12 @@ def is_first(queries: np.ndarray, targets: np.ndarray, gallery: np.ndarray, left
     return own > scores.max(axis=1, initial=-np.inf)
 
 
-def found_by(triplets: Sequence[Mapping[str, Any]], texts: np.ndarray, vectors: Mapping[str, np.ndarray], gallery_ids: Sequence[str]) -> list[list[str]]:
+def found_by(
+    triplets: Sequence[Mapping[str, Any]],
+    texts: np.ndarray,
+    vectors: Mapping[str, np.ndarray],
+    gallery_ids: Sequence[str],
+) -> list[list[str]]:
     """Per triplet which of MODES find its target: text and composed where more than half of its texts do.
 
     Args:
@@ -86,7 +95,9 @@ def is_shortcut(found: Sequence[str] | None) -> bool:
 
 
 def beyond_share(found: Sequence[Sequence[str] | None], share: float) -> list[int]:
-    """Positions to drop so that shortcuts are at most `share` of what is left: those that the text alone solves first, then in order."""
+    """Positions to drop so that shortcuts are at most `share` of what is left: those that the text alone solves first,
+    then in order.
+    """
     solved = [n for n, f in enumerate(found) if is_shortcut(f)]
     others = len(found) - len(solved)
     most = len(solved) if share >= 1 else int(share / (1 - share) * others + 1e-9)
@@ -95,7 +106,9 @@ def beyond_share(found: Sequence[Sequence[str] | None], share: float) -> list[in
 
 
 def figures(found: Sequence[Sequence[str] | None]) -> dict[str, float]:
-    """Shares of triplets found by text, by image and by both, the share of shortcuts, and the composition gap; empty where none was looked at."""
+    """Shares of triplets found by text, by image and by both, the share of shortcuts, and the composition gap; empty
+    where none was looked at.
+    """
     looked = [f for f in found if f is not None]
     if not looked:
         return {}
@@ -110,10 +123,14 @@ def figures(found: Sequence[Sequence[str] | None]) -> dict[str, float]:
 
 
 class Finder:
-    """Finds out what finds a triplet's target among the corpus' images; None for all where the batch's CLIP cannot tell."""
+    """Finds out what finds a triplet's target among the corpus' images; None for all where the batch's CLIP cannot
+    tell.
+    """
 
     def __init__(self, params: Params, store: Store, image_ids: Sequence[str]) -> None:
-        """`image_ids` are the batch's queries and targets, which are looked up whatever is drawn; nothing is read before the first call."""
+        """`image_ids` are the batch's queries and targets, which are looked up whatever is drawn; nothing is read
+        before the first call.
+        """
         self.params, self.store, self.image_ids = params, store, image_ids
         self._ready: tuple[dict[str, Any], list[str], Any] | None = None
 
@@ -130,8 +147,11 @@ class Finder:
         vectors = {i: stored[n].astype("float32") for n, i in enumerate(ids) if i in wanted}
         if wanted - set(vectors):
             return None
-        encoder = load_encoder(spec.model_copy(update={"kind": "text"}), self.params.judge.device, self.params.open_run.threads)
-        is_joint = hasattr(getattr(encoder, "model", None), "get_text_features")  # a text tower of its own lies in another space
+        encoder = load_encoder(
+            spec.model_copy(update={"kind": "text"}), self.params.judge.device, self.params.open_run.threads
+        )
+        # a text tower of its own lies in another space
+        is_joint = hasattr(getattr(encoder, "model", None), "get_text_features")
         return (vectors, gallery, encoder) if is_joint else None
 
     def __call__(self, triplets: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
@@ -146,5 +166,7 @@ class Finder:
         vectors, gallery, encoder = self._ready
         texts = [text for t in triplets for text in t["instructions"]]
         size = self.params.embed.batch_images
-        rows = np.concatenate([encoder.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)])
+        rows = np.concatenate(
+            [encoder.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)]
+        )
         return list(shortcuts.found_by(triplets, rows, vectors, gallery))

@@ -8,19 +8,20 @@ In this order, for one pair:
 
 1. an instruction whose P(yes) for the target is below `threshold` goes (wrong_instruction);
 2. one that the query image itself meets goes (query_fits);
-3. a mined negative that meets an instruction which states the whole change is a false negative and goes (false_negative);
-4. an instruction of a style that states one change of several goes where a negative that is left meets it (partial_fits);
-5. a pair with fewer than `instructions_min` instructions left goes: wrong_target where step 1 took them, else ambiguous;
-6. of the mined negatives that are left the first `negatives` stay: candidates behind them stand in for false ones.
+3. a mined negative that meets an instruction which states the whole change is a false negative and goes
+(false_negative); 4. an instruction of a style that states one change of several goes where a negative that is left
+meets it (partial_fits); 5. a pair with fewer than `instructions_min` instructions left goes: wrong_target where step 1
+took them, else ambiguous; 6. of the mined negatives that are left the first `negatives` stay: candidates behind them
+stand in for false ones.
 
 A candidate meets an instruction when its P(yes) reaches `negative_threshold`, or comes within `negative_margin` of the
 target's. The scores are stored: training may use them as soft labels.
 
-What `caption.reverse` wrote is judged like any pair: its query is the pair's target, its negatives are that query and the
-pair's mined ones, and it becomes a triplet of its own.
+What `caption.reverse` wrote is judged like any pair: its query is the pair's target, its negatives are that query and
+the pair's mined ones, and it becomes a triplet of its own.
 
-Before its first chunk a part judges the judge (tasks/judge/labelled.py): one below its floors stops it. Each chunk's triplets are
-looked at for shortcuts (tasks/judge/shortcuts.py): beyond `shortcut_share_max` they go (shortcut).
+Before its first chunk a part judges the judge (tasks/judge/labelled.py): one below its floors stops it. Each chunk's
+triplets are looked at for shortcuts (tasks/judge/shortcuts.py): beyond `shortcut_share_max` they go (shortcut).
 """
 
 from __future__ import annotations
@@ -59,26 +60,34 @@ def read_prompt(name: str) -> str:
     """
     path = PROMPTS / name / "judge.txt"
     if not path.is_file():
-        raise ConfigError(f"{path}: no such prompt; 'caption.prompts' names a folder of tasks/prompts: {sorted(p.name for p in PROMPTS.iterdir())}")
+        raise ConfigError(
+            f"{path}: no such prompt; 'caption.prompts' names a folder of tasks/prompts: {sorted(p.name for p in PROMPTS.iterdir())}"
+        )
     text = path.read_text(encoding="utf-8").rstrip("\n")
     if "{instruction}" not in text:
         raise ConfigError(f"{path}: expected the field {{instruction}}")
     return text
 
 
-def judge_rows(rows: Sequence[Mapping[str, Any]], images: Mapping[str, Any], model: Captioner, template: str, config: JudgeConfig) -> list[Verdict]:
+def judge_rows(
+    rows: Sequence[Mapping[str, Any]], images: Mapping[str, Any], model: Captioner, template: str, config: JudgeConfig
+) -> list[Verdict]:
     """A verdict per row (instructions, styles, query_image_id, target_image_id, negative_image_ids).
 
     The targets are asked about first; negatives only for instructions that passed.
     """
     first = [(r, n) for r, row in enumerate(rows) for n in range(len(row["instructions"]))]
-    scores = yes_probabilities(model, [_question(rows[r], images, n, rows[r]["target_image_id"]) for r, n in first], template)
+    scores = yes_probabilities(
+        model, [_question(rows[r], images, n, rows[r]["target_image_id"]) for r, n in first], template
+    )
     target_yes: list[list[float]] = [[] for _ in rows]
     for (r, _), yes in zip(first, scores, strict=True):
         target_yes[r].append(yes)
     passed = [(r, n) for r, n in first if target_yes[r][n] >= config.threshold]
     second = [(r, n, k) for r, n in passed for k in range(len(rows[r]["negative_image_ids"]))]
-    scores = yes_probabilities(model, [_question(rows[r], images, n, rows[r]["negative_image_ids"][k]) for r, n, k in second], template)
+    scores = yes_probabilities(
+        model, [_question(rows[r], images, n, rows[r]["negative_image_ids"][k]) for r, n, k in second], template
+    )
     negative_yes: list[dict[int, list[float]]] = [{} for _ in rows]
     for (r, n, _), yes in zip(second, scores, strict=True):
         negative_yes[r].setdefault(n, []).append(yes)
@@ -141,7 +150,11 @@ def dropped_rows(row: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any
     out = [_dropped(row, f"{row['pair_id']}:{t['style']}", str(t["reason"]), t) for t in texts]
     for k, yes in sorted(verdict.false_negatives.items()):
         image_id = row["negative_image_ids"][k]
-        out.append(_dropped(row, f"{row['pair_id']}:{image_id}", "false_negative", {"image_id": image_id, "p_yes": round(yes, 4)}))
+        out.append(
+            _dropped(
+                row, f"{row['pair_id']}:{image_id}", "false_negative", {"image_id": image_id, "p_yes": round(yes, 4)}
+            )
+        )
     return out
 
 
@@ -160,12 +173,16 @@ def joined(captioned: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]])
     if any(c["pair_id"] not in by_id for c in captioned):
         by_id = {r["pair_id"]: r for r in map(reversed_pair, pairs)} | by_id
     if missing := [c["pair_id"] for c in captioned if c["pair_id"] not in by_id]:
-        raise DataError(f"captioned: {len(missing)} rows have no pair of the same batch, the first {missing[0]}; run select and caption again for this batch")
+        raise DataError(
+            f"captioned: {len(missing)} rows have no pair of the same batch, the first {missing[0]}; run select and caption again for this batch"
+        )
     return sorted(({**by_id[c["pair_id"]], **c} for c in captioned), key=lambda row: str(row["pair_id"]))
 
 
 def reversed_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
-    """The pair that leads from a pair's target to its query: its own id, its query image as negative 0, the same mined negatives after it."""
+    """The pair that leads from a pair's target to its query: its own id, its query image as negative 0, the same mined
+    negatives after it.
+    """
     query, target = pair["target_image_id"], pair["query_image_id"]
     ends = {"pair_id": stable_id(query, target), "query_image_id": query, "target_image_id": target}
     return {**pair, **ends, "negative_image_ids": [query, *pair["negative_image_ids"][1:]]}
@@ -177,7 +194,9 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     template = read_prompt(params.caption.prompts)
     if part is None or part[0] == 1:
         withdraw_triplets(store, taken_down(params, store))
-    rows = joined(store.read_table("captioned", batch=batch).to_pylist(), store.read_table("pairs", batch=batch).to_pylist())
+    rows = joined(
+        store.read_table("captioned", batch=batch).to_pylist(), store.read_table("pairs", batch=batch).to_pylist()
+    )
     earlier = store.read_table("triplets", ["batch", "query_image_id", "target_image_id"]).to_pylist()
     seen = {(t["query_image_id"], t["target_image_id"]) for t in earlier if t["batch"] != batch}
     is_again = [_is_seen(row, seen) for row in rows]
@@ -193,7 +212,9 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
         if config.labelled:
             found = labelled.measured(judge, template, config, Path(config.labelled), store)
             labelled.require(found, config, judge.name)
-            looked.append(f"judge: right on {found.accuracy:.1%} of {found.questions} labelled questions, false yes {found.false_yes:.1%}, AUC {found.auc:.3f}")
+            looked.append(
+                f"judge: right on {found.accuracy:.1%} of {found.questions} labelled questions, false yes {found.false_yes:.1%}, AUC {found.auc:.3f}"
+            )
         return judge
 
     find = Finder(params, store, [i for row in rows for i in (row["query_image_id"], row["target_image_id"])])
@@ -201,29 +222,57 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     def make(cut: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         fresh = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if not again]
         copies = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if again]
-        wanted = dict.fromkeys(i for row in fresh for i in (row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]))
+        wanted = dict.fromkeys(
+            i for row in fresh for i in (row["query_image_id"], row["target_image_id"], *row["negative_image_ids"])
+        )
         verdicts = judge_rows(fresh, {i: store.read_image(i) for i in wanted}, model(), template, config)
-        left = [_dropped(row, row["pair_id"], "duplicate", {"query": row["query_image_id"], "target": row["target_image_id"]}) for row in copies]
+        left = [
+            _dropped(
+                row, row["pair_id"], "duplicate", {"query": row["query_image_id"], "target": row["target_image_id"]}
+            )
+            for row in copies
+        ]
         for row, verdict in zip(fresh, verdicts, strict=True):
             left += dropped_rows(row, verdict)
-        kept = [triplet_row(row, verdict, model(), prompt_sha256) for row, verdict in zip(fresh, verdicts, strict=True) if verdict.reason is None]
+        kept = [
+            triplet_row(row, verdict, model(), prompt_sha256)
+            for row, verdict in zip(fresh, verdicts, strict=True)
+            if verdict.reason is None
+        ]
         for triplet, found in zip(kept, find(kept), strict=True):
             triplet["found_by"] = found
         if config.shortcut_share_max is not None:
             beyond = set(shortcuts.beyond_share([t["found_by"] for t in kept], config.shortcut_share_max))
-            left += [_dropped(t, t["pair_id"], "shortcut", {"found_by": t["found_by"], "texts": t["instructions"]}) for n, t in enumerate(kept) if n in beyond]
+            left += [
+                _dropped(t, t["pair_id"], "shortcut", {"found_by": t["found_by"], "texts": t["instructions"]})
+                for n, t in enumerate(kept)
+                if n in beyond
+            ]
             kept = [t for n, t in enumerate(kept) if n not in beyond]
         ledger.append(store.root, "judge", part, model().spent)
         spent.append(model().spent)
         model().spent = ledger.Ledger()
         return kept, left
 
-    done, left = finish_chunks(store, report, table="triplets", batch=batch, count=len(rows), chunk_rows=config.chunk_pairs, part=part, make=make)
-    report.figures = figures(report.new, done["judge_target"], done["negative_image_ids"], left["reason"].count("false_negative"))
+    done, left = finish_chunks(
+        store,
+        report,
+        table="triplets",
+        batch=batch,
+        count=len(rows),
+        chunk_rows=config.chunk_pairs,
+        part=part,
+        make=make,
+    )
+    report.figures = figures(
+        report.new, done["judge_target"], done["negative_image_ids"], left["reason"].count("false_negative")
+    )
     report.figures |= shortcuts.figures(done["found_by"])
     if config.negatives is not None and done["pair_id"]:
         first = {row["pair_id"]: set(row["negative_image_ids"][: config.negatives + 1]) for row in rows}
-        stood_in = sum(i not in first[p] for p, ids in zip(done["pair_id"], done["negative_image_ids"], strict=True) for i in ids)
+        stood_in = sum(
+            i not in first[p] for p, ids in zip(done["pair_id"], done["negative_image_ids"], strict=True) for i in ids
+        )
         report.figures["negatives_replaced"] = stood_in / len(done["pair_id"])
     report.notes += looked
     if spent:
@@ -240,7 +289,9 @@ def _is_seen(row: Mapping[str, Any], seen: set[tuple[str, str]]) -> bool:
     return False
 
 
-def figures(pairs: int, judge_target: Sequence[Sequence[float]], negatives: Sequence[Sequence[str]], false_negatives: int) -> dict[str, float]:
+def figures(
+    pairs: int, judge_target: Sequence[Sequence[float]], negatives: Sequence[Sequence[str]], false_negatives: int
+) -> dict[str, float]:
     """yield: triplets a pair; yes_mean: mean P(yes) of kept instructions; negatives_mean: mined negatives a triplet;
     false_negative_share: of the kept triplets' mined negatives, those taken out. Empty without pairs."""
     if not pairs:
@@ -258,8 +309,10 @@ def figures(pairs: int, judge_target: Sequence[Sequence[float]], negatives: Sequ
 
 log = logging.getLogger(__name__)
 
+
 def withdraw_triplets(store: Store, ids: Iterable[str]) -> tuple[int, int]:
-    """Drop triplets of the ids, and the ids' places as negative in others: a negative that no judge saw does not take them.
+    """Drop triplets of the ids, and the ids' places as negative in others: a negative that no judge saw does not take
+    them.
 
     Returns:
         triplets withdrawn, and places.

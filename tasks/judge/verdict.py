@@ -49,10 +49,14 @@ def decide(
         threshold: least P(yes) of the target.
         negative_threshold: P(yes) from which a negative meets an instruction.
         instructions_min: least number of instructions, a count.
-        negative_margin: a negative above the target's P(yes) minus this meets an instruction too; not looked at when None.
+        negative_margin: a negative above the target's P(yes) minus this meets an instruction too; not looked at when
+            None.
         negatives_max: mined negatives that stay at most, in their order, a count.
     """
-    meets = [negative_threshold if negative_margin is None else min(negative_threshold, yes - negative_margin) for yes in target_yes]
+    meets = [
+        negative_threshold if negative_margin is None else min(negative_threshold, yes - negative_margin)
+        for yes in target_yes
+    ]
     dropped: dict[int, tuple[str, float]] = {}
     for n, yes in enumerate(target_yes):
         if yes < threshold:
@@ -64,7 +68,11 @@ def decide(
     kept = [n for n in right if n not in dropped]
     count = len(negative_yes[right[0]]) if right else 1
     whole = [n for n in kept if not is_partial[n]]
-    false = {k: max(negative_yes[n][k] for n in whole) for k in range(1, count) if any(negative_yes[n][k] >= meets[n] for n in whole)}
+    false = {
+        k: max(negative_yes[n][k] for n in whole)
+        for k in range(1, count)
+        if any(negative_yes[n][k] >= meets[n] for n in whole)
+    }
     for n in kept:
         met = [negative_yes[n][k] for k in range(1, count) if k not in false and negative_yes[n][k] >= meets[n]]
         if is_partial[n] and met:

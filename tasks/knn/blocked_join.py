@@ -13,7 +13,8 @@ from tasks.knn.codes import Coded
 from tasks.knn.exact import Found, Rows, exact_of_rows, order_of
 from tasks.knn.screen import QUERY_ROWS
 
-LOOKED_AFTER = 1 << 17  # candidates that come in before the collector looks for what is beyond the k-th: a look reads every row's count
+# candidates that come in before the collector looks for what is beyond the k-th: a look reads every row's count
+LOOKED_AFTER = 1 << 17
 ENTRY_BYTES = 80  # what a candidate takes while the collector sorts it
 
 
@@ -45,7 +46,8 @@ class _Collector:
     """The k best of each row so far.
 
     Attributes:
-        floors: (n,) float64, similarity that a row's next candidate must reach: the window's low end, later the row's k-th
+        floors: (n,) float64, similarity that a row's next candidate must reach: the window's low end, later the row's
+            k-th
             best; inf for rows that collect nothing. Kept up to date in place.
         place: (n,) int64, order of the targets' ids.
         neighbours: k.
@@ -62,18 +64,23 @@ class _Collector:
 
     def __post_init__(self) -> None:
         self._counts = np.zeros(len(self.floors), np.int64)
-        self._is_choosy = bool((self.floors != self.floors.min(initial=np.inf)).any())  # some row wants more than the window's low end
+        # some row wants more than the window's low end
+        self._is_choosy = bool((self.floors != self.floors.min(initial=np.inf)).any())
         self._limit = (self.memory_mib << 20) // 2 // ENTRY_BYTES
 
     def offer(self, block: np.ndarray, rows: np.ndarray, targets: np.ndarray, similarities: np.ndarray) -> None:
-        """Candidates inside the window, each (row, target) once over the whole join; `block`: the rows that they are of, rising."""
+        """Candidates inside the window, each (row, target) once over the whole join; `block`: the rows that they are
+        of, rising.
+        """
         if self._is_choosy:
             good = similarities >= self.floors[rows]
             if not good.all():
                 rows, targets, similarities = rows[good], targets[good], similarities[good]
         if not len(rows):
             return
-        self._parts.append(_Part(int(block[0]), int(block[-1]), rows.astype(np.int32), targets.astype(np.int32), similarities))
+        self._parts.append(
+            _Part(int(block[0]), int(block[-1]), rows.astype(np.int32), targets.astype(np.int32), similarities)
+        )
         np.add.at(self._counts, rows, 1)
         self._stored += len(rows)
         self._since += len(rows)
@@ -86,7 +93,8 @@ class _Collector:
     def _compact(self) -> list[np.ndarray]:
         """Drop what is beyond the k-th; the rest in order. Returns each part's ranks.
 
-        Rows come a block at a time, so that what was offered falls into ranges of rows that do not meet; each is put in order for itself, in cache.
+        Rows come a block at a time, so that what was offered falls into ranges of rows that do not meet; each is put in
+        order for itself, in cache.
         """
         ranges: list[list[_Part]] = []
         last = -1
@@ -106,11 +114,17 @@ class _Collector:
     def _in_order(self, parts: Sequence[_Part]) -> tuple[_Part, np.ndarray]:
         """Parts of one range of rows as one, by row, then rank, up to the k-th; and the ranks."""
         first, last = parts[0].first, max(p.last for p in parts)
-        rows, targets, similarities = (np.concatenate(c) for c in zip(*((p.rows, p.targets, p.similarities) for p in parts), strict=True))
+        rows, targets, similarities = (
+            np.concatenate(c) for c in zip(*((p.rows, p.targets, p.similarities) for p in parts), strict=True)
+        )
         rows -= first
         order = order_of(rows, similarities, targets, self.place)
         counts = np.bincount(rows, minlength=last - first + 1)
-        rows, targets, similarities = np.repeat(np.arange(first, last + 1, dtype=np.int32), counts), targets[order], similarities[order]
+        rows, targets, similarities = (
+            np.repeat(np.arange(first, last + 1, dtype=np.int32), counts),
+            targets[order],
+            similarities[order],
+        )
         rank = np.arange(len(rows), dtype=np.int32) - np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
         if self.neighbours < int(counts.max()):
             kept = rank < self.neighbours
@@ -124,8 +138,15 @@ class _Collector:
     def result(self) -> Found:
         """All rows' neighbours, by row, then rank."""
         ranks = self._compact()
-        rows, targets = (np.concatenate([np.zeros(0, np.int64), *(getattr(p, c) for p in self._parts)]) for c in ("rows", "targets"))
-        return rows, targets, np.concatenate([np.zeros(0), *(p.similarities for p in self._parts)]), np.concatenate([np.zeros(0, np.int32), *ranks])
+        rows, targets = (
+            np.concatenate([np.zeros(0, np.int64), *(getattr(p, c) for p in self._parts)]) for c in ("rows", "targets")
+        )
+        return (
+            rows,
+            targets,
+            np.concatenate([np.zeros(0), *(p.similarities for p in self._parts)]),
+            np.concatenate([np.zeros(0, np.int32), *ranks]),
+        )
 
 
 def _blocked(
@@ -153,10 +174,13 @@ def _blocked(
         own: (m,) the target row that a query itself is, -1 where none; None when the jobs never meet it.
     """
     both_ways = target_floors is collector.floors
-    chosen = make_screen(queries, targets, low=low, threads=threads, kind=screen, pairs=sum(job.pairs for job in jobs), coded=coded)
+    chosen = make_screen(
+        queries, targets, low=low, threads=threads, kind=screen, pairs=sum(job.pairs for job in jobs), coded=coded
+    )
     budget = memory_mib << 20
     query_rows = max(1, min(QUERY_ROWS, budget // (1 << 16)))
-    target_rows = max(1, min(chosen.target_rows, budget // 64 // query_rows))  # a product, its masks, the places of the hits
+    # a product, its masks, the places of the hits
+    target_rows = max(1, min(chosen.target_rows, budget // 64 // query_rows))
     step = max(1, min(1 << 16, budget // 1024))
     for job in jobs:
         if not job.pairs:

@@ -23,7 +23,9 @@ PAIR_NS, PAIR_COORDINATE_NS, PLACE_NS, SURVIVOR_COORDINATE_NS = 0.20, 0.0044, 25
 
 
 def load_for(pairs: int, d: int) -> bool:
-    """Whether a join is large enough for the 8-bit screen; torch is loaded then. Its import and the codes cost what some 10^8 pairs cost in float32."""
+    """Whether a join is large enough for the 8-bit screen; torch is loaded then. Its import and the codes cost what
+    some 10^8 pairs cost in float32.
+    """
     if pairs < LARGE_PAIRS or d < WIDTHS[0]:
         return False
     importlib.import_module("torch")
@@ -31,7 +33,8 @@ def load_for(pairs: int, d: int) -> bool:
 
 
 def best_axes(sample: np.ndarray, low: float, widths: Sequence[int] = WIDTHS, seed: int = 0) -> tuple[Axes, float]:
-    """The axes whose screen is expected to be fastest, and the share of pairs that survive it, measured on part of the sample.
+    """The axes whose screen is expected to be fastest, and the share of pairs that survive it, measured on part of the
+    sample.
 
     Args:
         sample: (m, d) float16, rows drawn at random.
@@ -54,7 +57,9 @@ def best_axes(sample: np.ndarray, low: float, widths: Sequence[int] = WIDTHS, se
             margin = codes.margin(float(np.sqrt(max(0.0, 2 * float(codes.norm2.max()) - 2 * low))))
             values = codes.codes.astype(np.float32) * np.float32(codes.scale)
             a, b = slice(0, len(queries)), slice(len(queries), None)
-            reachable = values[a] @ values[b].T + margin[a, None].astype(np.float32) + margin[None, b].astype(np.float32)
+            reachable = (
+                values[a] @ values[b].T + margin[a, None].astype(np.float32) + margin[None, b].astype(np.float32)
+            )
             share = float(np.mean(reachable >= low))
             # a product says 0 by the largest margin of its queries alone; what is not 0 is looked at one by one
             cost += PLACE_NS * float(np.mean(reachable + (margin[a].max() - margin[a, None]).astype(np.float32) >= low))
@@ -112,6 +117,7 @@ def make_screen(
         return Int8Screen(queries, targets, coded.axes, low=low, bits=bits, threads=threads, codes=coded.codes)
     axes, share = corpus_axes(targets, low)
     bits = product_bits(axes.matrix.shape[1])
-    if bits == 0 or (kind == "auto" and not is_worthwhile(axes, share)):  # nearly everything survives: the product would be paid for nothing
+    # nearly everything survives: the product would be paid for nothing
+    if bits == 0 or (kind == "auto" and not is_worthwhile(axes, share)):
         return FloatScreen(queries, targets)
     return Int8Screen(queries, targets, axes, low=low, bits=bits, threads=threads)

@@ -75,7 +75,8 @@ def principal_axes(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def axes_of(directions: np.ndarray, mean: np.ndarray, sample: np.ndarray, width: int, seed: int = 0) -> Axes:
-    """The first `width` directions, turned among themselves so that all coordinates spread alike (one scale serves all).
+    """The first `width` directions, turned among themselves so that all coordinates spread alike (one scale serves
+    all).
 
     Args:
         directions: (d, d) float64, orthonormal columns.
@@ -120,7 +121,8 @@ def encode(vectors: Rows, axes: Axes, levels: int = _LEVELS, block: int = 1024) 
         q = np.clip(np.rint(z * np.float32(1 / scale)), -levels, levels)
         norm2[rows] = np.einsum("nd,nd->n", x, x) * (1 + (d + 2) * 2.0**-24)  # at least |x|^2
         codes[rows] = q
-        code_norm2[rows] = np.einsum("nw,nw->n", q, q).astype(np.float64) * scale**2  # integers below 2^24: exact in float32
+        # integers below 2^24: exact in float32
+        code_norm2[rows] = np.einsum("nw,nw->n", q, q).astype(np.float64) * scale**2
         z -= q * np.float32(scale)
         rounding = (d + 16) * 2.0**-24 * np.sqrt(width) * (1 + np.sqrt(norm2[rows]))
         error[rows] = np.sqrt(np.einsum("nw,nw->n", z, z)) * (1 + 1e-4) + rounding

@@ -64,11 +64,14 @@ def _in_order(parts: Sequence[Found]) -> Found:
     return columns[0][order], columns[1][order], columns[2][order], columns[3][order]
 
 
-def order_of(rows: np.ndarray, similarities: np.ndarray, targets: np.ndarray, place: np.ndarray | None = None) -> np.ndarray:
+def order_of(
+    rows: np.ndarray, similarities: np.ndarray, targets: np.ndarray, place: np.ndarray | None = None
+) -> np.ndarray:
     """The order of candidates by row, falling similarity, place of the target.
 
-    One sort of 64-bit numbers: the row, then the similarity cut to the bits that are left - which keeps its order -, then which candidate it is.
-    What is equal but for the last is looked at closely. Eight million take 0.6 s so, 4.6 by three keys.
+    One sort of 64-bit numbers: the row, then the similarity cut to the bits that are left - which keeps its order -,
+    then which candidate it is. What is equal but for the last is looked at closely. Eight million take 0.6 s so, 4.6 by
+    three keys.
 
     Args:
         rows: (p,) whole numbers from 0.
@@ -110,7 +113,9 @@ def order_of(rows: np.ndarray, similarities: np.ndarray, targets: np.ndarray, pl
 
 
 def widened(rows: np.ndarray, is_own: bool = False) -> np.ndarray:
-    """float16 as float32: by torch where it is loaded (0.07 us for 512 numbers), else by numpy (0.87). `is_own`: a copy, in order, that may be written."""
+    """float16 as float32: by torch where it is loaded (0.07 us for 512 numbers), else by numpy (0.87). `is_own`: a
+    copy, in order, that may be written.
+    """
     torch = sys.modules.get("torch")
     if torch is None or rows.dtype != np.float16:
         return rows.astype(np.float32)

@@ -14,7 +14,8 @@ APPROXIMATE = ("faiss-ivf", "faiss-hnsw")
 FAISS_SCORES = 1 << 22  # (query, proposal) scores in memory at a time
 FAISS_COORDINATES = 1 << 24
 IVF_PROBED = 16  # one list in so many is looked at, at least 8
-HNSW_LINKS, HNSW_BREADTH = 32, 128  # links of a row; rows kept while building and searching, at least twice the proposals
+# links of a row; rows kept while building and searching, at least twice the proposals
+HNSW_LINKS, HNSW_BREADTH = 32, 128
 
 
 def _faiss_part(
@@ -33,7 +34,15 @@ def _faiss_part(
     own = np.searchsorted(target_rows, query_rows)
     own[(own == len(target_rows)) | (target_rows[np.minimum(own, len(target_rows) - 1)] != query_rows)] = -1
     found = _faiss(
-        vectors[query_rows], vectors[target_rows], own, place[target_rows], low=low, high=high, neighbours=neighbours, threads=threads, backend=backend
+        vectors[query_rows],
+        vectors[target_rows],
+        own,
+        place[target_rows],
+        low=low,
+        high=high,
+        neighbours=neighbours,
+        threads=threads,
+        backend=backend,
     )
     return query_rows[found[0]], target_rows[found[1]], found[2], found[3]
 
@@ -71,7 +80,8 @@ def _faiss(
     threads: int,
     backend: Backend = "faiss-flat",
 ) -> Found:
-    """`neighbours_in_window` by FAISS: own (m,) the target row that a query is or -1, place (n,) the order of the targets' ids.
+    """`neighbours_in_window` by FAISS: own (m,) the target row that a query is or -1, place (n,) the order of the
+    targets' ids.
 
     An approximate index is asked once: it has no bound on what it did not propose.
     """
@@ -91,15 +101,24 @@ def _faiss(
         step = max(1, min(FAISS_SCORES // proposals, FAISS_COORDINATES // (proposals * d)))
         for start in range(0, len(todo), step):
             rows = todo[start : start + step]
-            scores, hits = index.search(np.ascontiguousarray(queries[rows], dtype=np.float32), proposals)  # (b, proposals)
-            exact = exact_of_rows(queries, targets, np.repeat(rows, proposals), np.maximum(hits, 0).ravel()).reshape(hits.shape)
+            # (b, proposals)
+            scores, hits = index.search(np.ascontiguousarray(queries[rows], dtype=np.float32), proposals)
+            exact = exact_of_rows(queries, targets, np.repeat(rows, proposals), np.maximum(hits, 0).ravel()).reshape(
+                hits.shape
+            )
             for row, hit, similarity, last in zip(rows, hits, exact, scores[:, -1], strict=True):
-                inside = (similarity >= low) & (similarity < high) & (hit != own[row]) & (hit >= 0)  # -1: nothing more was found
+                # -1: nothing more was found
+                inside = (similarity >= low) & (similarity < high) & (hit != own[row]) & (hit >= 0)
                 hit, similarity = hit[inside], similarity[inside]
                 by_rank = np.lexsort((place[hit], -similarity))[:neighbours]
                 hit, similarity = hit[by_rank], similarity[by_rank]
                 unseen = float(last) + slack  # nothing that was not proposed is nearer than this
-                if not is_exact or proposals == n or unseen < low or (len(hit) == neighbours and similarity[-1] > unseen):
+                if (
+                    not is_exact
+                    or proposals == n
+                    or unseen < low
+                    or (len(hit) == neighbours and similarity[-1] > unseen)
+                ):
                     found[int(row)] = (hit, similarity)
                 else:
                     again.append(row)

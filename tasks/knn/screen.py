@@ -8,7 +8,9 @@ import numpy as np
 
 from tasks.knn.exact import Rows, widened
 
-QUERY_ROWS = 1024  # rows of one product; with TARGET_ROWS others its result (3 MiB) stays in a processor's cache: 0.7 ns a pair, 1.05 with 8,192
+# rows of one product; with TARGET_ROWS others its result (3 MiB) stays in a processor's cache: 0.7 ns a pair, 1.05 with
+# 8,192
+QUERY_ROWS = 1024
 TARGET_ROWS, GPU_TARGET_ROWS = 3072, 65_536
 FLOAT_TARGET_ROWS = 2048  # of a float32 product: its result is four times as wide
 
@@ -26,7 +28,9 @@ class Screen(Protocol):
         """Prepare some rows of the target side; kept as long as a join runs."""
         ...
 
-    def hits(self, queries: Any, targets: Any, query_floors: np.ndarray, target_floors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def hits(
+        self, queries: Any, targets: Any, query_floors: np.ndarray, target_floors: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns (k,) of every pair whose similarity may be at least the lower of its two floors.
 
         Args:
@@ -72,7 +76,9 @@ class FloatScreen:
     def targets(self, rows: np.ndarray) -> np.ndarray:
         return rows  # widened when it is their turn: float32 rows of a whole corpus would not fit
 
-    def hits(self, queries: np.ndarray, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def hits(
+        self, queries: np.ndarray, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         scores = queries @ widened(self.target_vectors[targets]).T  # (m, n)
         by_query, by_target = _which_sides(query_floors, target_floors)
         places = _flat(

@@ -1,14 +1,16 @@
 """Exact nearest neighbours inside a window of cosine similarity, by rank.
 
-Pure functions over float16 unit rows. What decides - window, rank, ties - is the inner product in float64, which for float16
-rows is exact: a product of two float16 numbers of at most 1 is a multiple of 2^-48, so sums below 16 fit a float64's 53 bits
-whatever the order of summation. So every backend, screen, block size and number of parts gives the same rows.
+Pure functions over float16 unit rows. What decides - window, rank, ties - is the inner product in float64, which for
+float16
+rows is exact: a product of two float16 numbers of at most 1 is a multiple of 2^-48, so sums below 16 fit a float64's 53
+bits whatever the order of summation. So every backend, screen, block size and number of parts gives the same rows.
 
-Exact backends propose. `blocked`, the default, looks at every pair of rows once and offers it to both ends, in blocks, behind a
-screen with a proven bound (tasks/knn/int8_screen.py); a row that has its k neighbours raises its own floor, so that a wide window costs
-little. `faiss-flat` asks FAISS's IndexFlatIP (float32) for more than k and asks again where that does not settle it.
-`faiss-ivf` and `faiss-hnsw` are approximate: what they propose is scored exactly, what they miss is missed; mine measures how much and
-keeps the recall with the run's figures. No backend holds n x n, and `memory_mib` bounds what a join needs beside its vectors, codes and result.
+Exact backends propose. `blocked`, the default, looks at every pair of rows once and offers it to both ends, in blocks,
+behind a screen with a proven bound (tasks/knn/int8_screen.py); a row that has its k neighbours raises its own floor, so
+that a wide window costs little. `faiss-flat` asks FAISS's IndexFlatIP (float32) for more than k and asks again where
+that does not settle it. `faiss-ivf` and `faiss-hnsw` are approximate: what they propose is scored exactly, what they
+miss is missed; mine measures how much and keeps the recall with the run's figures. No backend holds n x n, and
+`memory_mib` bounds what a join needs beside its vectors, codes and result.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def _check(vectors: Rows, what: str) -> None:
         good = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1) < 5e-3
         if not good.all():
             row = int(np.argmin(good))
-            raise DataError(f"knn: {what} row {start + row} has length {np.linalg.norm(block[row]):.4f}, expected 1; embed that shard again")
+            raise DataError(
+                f"knn: {what} row {start + row} has length {np.linalg.norm(block[row]):.4f}, expected 1; embed that shard again"
+            )
 
 
 def neighbours_in_window(
@@ -62,9 +66,11 @@ def neighbours_in_window(
         threads: CPU threads of the search, a count.
         backend: blocked, torch, faiss-flat, with the same rows from all; or faiss-ivf, faiss-hnsw, which may miss some.
         memory_mib: what the blocked join may take beside vectors, codes and result, MiB.
-        screen: auto, int8 or float32 (tasks/knn/int8_screen.py); the same rows from all. `torch:<device>` says where backend torch works.
+        screen: auto, int8 or float32 (tasks/knn/int8_screen.py); the same rows from all. `torch:<device>` says where
+            backend torch works.
     Returns:
-        query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then rank.
+        query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then
+        rank.
     Raises:
         DataError: a row is not of unit length, or widths differ.
     """
@@ -72,7 +78,9 @@ def neighbours_in_window(
     if m == 0 or n == 0:
         return _empty()
     if queries.shape[1] != targets.shape[1]:
-        raise DataError(f"knn: queries are {queries.shape[1]} wide, targets {targets.shape[1]}; vectors of two models in one index")
+        raise DataError(
+            f"knn: queries are {queries.shape[1]} wide, targets {targets.shape[1]}; vectors of two models in one index"
+        )
     load_for(m * n, queries.shape[1])
     _check(queries, "query")
     if targets is not queries:
@@ -83,17 +91,33 @@ def neighbours_in_window(
     itself = dict(zip(target_keys, range(n), strict=True))
     own = np.array([itself.get(k, -1) for k in query_keys], np.int64)
     if backend.startswith("faiss"):
-        return _faiss(queries, targets, own, place, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend)
+        return _faiss(
+            queries, targets, own, place, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend
+        )
     both_ways = queries is targets and np.array_equal(own, np.arange(n))
     floors = np.full(m, low, np.float64)
     rows = np.arange(m)
     job = _Job(rows, rows, is_self=True) if both_ways else _Job(rows, np.arange(n))
     if backend == "torch":
         limits = Limits(low, high, neighbours, memory_mib)
-        return join_on_device(queries, targets, [job], floors, place, own, limits, both_ways=both_ways, device=device_of(screen))
+        return join_on_device(
+            queries, targets, [job], floors, place, own, limits, both_ways=both_ways, device=device_of(screen)
+        )
     collector = _Collector(floors, place, neighbours, memory_mib)
     target_floors = floors if both_ways else np.full(n, np.inf)
-    _blocked(queries, targets, [job], collector, target_floors, own, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen)
+    _blocked(
+        queries,
+        targets,
+        [job],
+        collector,
+        target_floors,
+        own,
+        low=low,
+        high=high,
+        threads=threads,
+        memory_mib=memory_mib,
+        screen=screen,
+    )
     return collector.result()
 
 
@@ -112,11 +136,12 @@ def join_in_window(
     screen: str = "auto",
     coded: Coded | None = None,
 ) -> Found:
-    """The weekly join: for each new row asked for its nearest among all rows, for each old one its nearest among the new.
+    """The weekly join: for each new row asked for its nearest among all rows, for each old one its nearest among the
+    new.
 
-    The work is new x all: a pair of two old rows is never looked at, any other pair once for both its ends (the full build is
-    the case where every row is new, and costs half a product). Where only some rows are asked for, pairs with the others
-    serve one end.
+    The work is new x all: a pair of two old rows is never looked at, any other pair once for both its ends (the full
+    build is the case where every row is new, and costs half a product). Where only some rows are asked for, pairs with
+    the others serve one end.
 
     Args:
         vectors: (n, d) float16, rows of unit length.
@@ -126,7 +151,8 @@ def join_in_window(
         low, high, neighbours, threads, backend, memory_mib, screen: as for `neighbours_in_window`.
         coded: the rows' codes, where they are stored; of another corpus they would cost pairs.
     Returns:
-        query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then rank.
+        query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then
+        rank.
     Raises:
         DataError: a row is not of unit length.
     """
@@ -139,11 +165,20 @@ def join_in_window(
     if coded is None:
         _check(vectors, "stored")
     elif len(coded.codes.norm2) != n or bool((np.abs(np.sqrt(coded.codes.norm2) - 1) >= 5e-3).any()):
-        raise DataError(f"knn: codes of {len(coded.codes.norm2)} rows for {n}, or of rows that are no unit vectors; remove the codes and mine again")
+        raise DataError(
+            f"knn: codes of {len(coded.codes.norm2)} rows for {n}, or of rows that are no unit vectors; remove the codes and mine again"
+        )
     asked_new, asked_old = asked[is_new[asked]], asked[~is_new[asked]]
     if backend.startswith("faiss"):
         sides = ((asked_new, np.arange(n)), (asked_old, np.flatnonzero(is_new)))
-        return _in_order([_faiss_part(vectors, place, q, t, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend) for q, t in sides])
+        return _in_order(
+            [
+                _faiss_part(
+                    vectors, place, q, t, low=low, high=high, neighbours=neighbours, threads=threads, backend=backend
+                )
+                for q, t in sides
+            ]
+        )
     floors = np.full(n, np.inf)
     floors[asked] = low
     rest = np.ones(n, bool)
@@ -156,9 +191,32 @@ def join_in_window(
     ]
     if backend == "torch":
         limits = Limits(low, high, neighbours, memory_mib)
-        return join_on_device(whole := in_memory(vectors), whole, jobs, floors, place, None, limits, both_ways=True, device=device_of(screen))
+        return join_on_device(
+            whole := in_memory(vectors),
+            whole,
+            jobs,
+            floors,
+            place,
+            None,
+            limits,
+            both_ways=True,
+            device=device_of(screen),
+        )
     collector = _Collector(floors, place, neighbours, memory_mib)
-    _blocked(vectors, vectors, jobs, collector, floors, None, low=low, high=high, threads=threads, memory_mib=memory_mib, screen=screen, coded=coded)
+    _blocked(
+        vectors,
+        vectors,
+        jobs,
+        collector,
+        floors,
+        None,
+        low=low,
+        high=high,
+        threads=threads,
+        memory_mib=memory_mib,
+        screen=screen,
+        coded=coded,
+    )
     return collector.result()
 
 
@@ -171,5 +229,3 @@ def device_of(screen: str) -> str | None:
 
 
 # --- FAISS ------------------------------------------------------------------------------------------------------------
-
-

@@ -1,8 +1,11 @@
-"""The blocked join on a torch device: product, screen, exact scoring and the k best of each row stay there, the result alone comes back.
+"""The blocked join on a torch device: product, screen, exact scoring and the k best of each row stay there, the result
+alone comes back.
 
-A GPU multiplies a hundred times faster than a CPU scores what is left, so nothing of a pair travels before it is among the k best. What decides is the
-same as on a CPU: the product of two float16 numbers is exact in float32, sums of those are exact in float64 in any order (tasks/knn/search.py). Used by
-tasks/knn/search.py for `mine.backend: torch`; with no GPU it runs on the CPU, for tests. Several GPUs: a process each, with `--part i/n`.
+A GPU multiplies a hundred times faster than a CPU scores what is left, so nothing of a pair travels before it is among
+the k best. What decides is the
+same as on a CPU: the product of two float16 numbers is exact in float32, sums of those are exact in float64 in any
+order (tasks/knn/search.py). Used by tasks/knn/search.py for `mine.backend: torch`; with no GPU it runs on the CPU, for
+tests. Several GPUs: a process each, with `--part i/n`.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import numpy as np
 
 from tasks.knn.screen import FLOAT_TARGET_ROWS, GPU_TARGET_ROWS, QUERY_ROWS
 
-GPU_QUERY_ROWS = 8192  # rows of one product: with 32,768 others 0.5 ms on a card of 800 TFLOP/s, several times what starting its kernels takes
+# rows of one product: with 32,768 others 0.5 ms on a card of 800 TFLOP/s, several times what starting its kernels takes
+GPU_QUERY_ROWS = 8192
 GPU_COORDINATES, CPU_COORDINATES = 1 << 27, 1 << 18  # coordinates at a time when pairs are scored
-GPU_ENTRIES, CPU_ENTRIES = 1 << 24, 1 << 17  # candidates that come in before the collector looks for what is beyond the k-th
+# candidates that come in before the collector looks for what is beyond the k-th
+GPU_ENTRIES, CPU_ENTRIES = 1 << 24, 1 << 17
 
 
 class Limits(NamedTuple):
@@ -45,7 +50,8 @@ class _Collector:
     """The k best of each row so far, on the device.
 
     Attributes:
-        floors: (n,) float64 tensor, similarity that a row's next candidate must reach; inf for rows that collect nothing.
+        floors: (n,) float64 tensor, similarity that a row's next candidate must reach; inf for rows that collect
+            nothing.
         place: (n,) int64 tensor, order of the targets' ids.
         neighbours: k.
         entries: candidates that may come in between two looks.
@@ -111,7 +117,8 @@ def join_on_device(
         device: of torch; the first GPU, else the CPU, when None.
         is_half: products in float16, as on a GPU.
     Returns:
-        query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then rank.
+        query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then
+        rank.
     """
     import torch
 
@@ -121,7 +128,9 @@ def join_on_device(
     def there(array: np.ndarray) -> Any:
         return torch.from_numpy(np.ascontiguousarray(array)).to(screen.device)
 
-    collector = _Collector(there(floors.astype(np.float64)), there(place), limits.neighbours, GPU_ENTRIES if is_gpu else CPU_ENTRIES)
+    collector = _Collector(
+        there(floors.astype(np.float64)), there(place), limits.neighbours, GPU_ENTRIES if is_gpu else CPU_ENTRIES
+    )
     nothing = torch.zeros(0, dtype=torch.int64, device=screen.device)
     collector.offer(nothing, nothing, nothing.double())
     own_rows = None if own is None else there(own)
@@ -141,7 +150,9 @@ def join_on_device(
                     continue
                 others_there, block = there(others), screen.loaded(others)
                 target_floors = (
-                    collector.floors[others_there] if both_ways else torch.full((len(others),), torch.inf, dtype=torch.float64, device=screen.device)
+                    collector.floors[others_there]
+                    if both_ways
+                    else torch.full((len(others),), torch.inf, dtype=torch.float64, device=screen.device)
                 )
                 i, j = screen.near(prepared, block, collector.floors[asked_there], target_floors)
                 if job.is_self:
@@ -167,15 +178,21 @@ TILE = 64  # columns of a product that are looked at together on a torch device
 
 
 class TorchScreen:
-    """A product on a torch device, a GPU where there is one: float16 rows, sums in float32; on a CPU all of it in float32.
+    """A product on a torch device, a GPU where there is one: float16 rows, sums in float32; on a CPU all of it in
+    float32.
 
-    On a GPU the result is rounded to float16, so a score errs by at most 2^-11 of itself; the sums by (d + 8) 2^-23 with a factor of 4 for tensor
-    cores, which cut instead of rounding. Reduced-precision sums (split-K in float16) and TF32 are turned off while it works.
-    The rows lie on the device as a whole where half of its free memory holds them, else each block travels when it is its turn.
+    On a GPU the result is rounded to float16, so a score errs by at most 2^-11 of itself; the sums by (d + 8) 2^-23
+    with a factor of 4 for tensor cores, which cut instead of rounding. Reduced-precision sums (split-K in float16) and
+    TF32 are turned off while it works. The rows lie on the device as a whole where half of its free memory holds them,
+    else each block travels when it is its turn.
     """
 
-    def __init__(self, queries: np.ndarray, targets: np.ndarray, device: str | None = None, is_half: bool | None = None) -> None:
-        """`queries` (m, d) and `targets` (n, d) float16; `device`: of torch, the first GPU or the CPU when None; `is_half`: as on a GPU."""
+    def __init__(
+        self, queries: np.ndarray, targets: np.ndarray, device: str | None = None, is_half: bool | None = None
+    ) -> None:
+        """`queries` (m, d) and `targets` (n, d) float16; `device`: of torch, the first GPU or the CPU when None;
+        `is_half`: as on a GPU.
+        """
         import torch
 
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -209,8 +226,8 @@ class TorchScreen:
     def near(self, queries: Any, targets: Any, query_floors: Any, target_floors: Any) -> tuple[Any, Any]:
         """Places (i, j) of `hits` as tensors on the device.
 
-        A product is larger than what is left of it, and reading it is what costs beside making it. So it is read once, for the largest score of
-        each TILE columns; only tiles that may hold a hit are looked at again.
+        A product is larger than what is left of it, and reading it is what costs beside making it. So it is read once,
+        for the largest score of each TILE columns; only tiles that may hold a hit are looked at again.
 
         Args:
             queries: (m, d) tensor, of `queries`.
@@ -235,9 +252,13 @@ class TorchScreen:
         """Some target rows on the device, (n, d)."""
         return self._rows(self.target_vectors, rows)
 
-    def hits(self, queries: Any, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def hits(
+        self, queries: Any, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
-        floors = [torch.from_numpy(np.ascontiguousarray(f, np.float64)).to(self.device) for f in (query_floors, target_floors)]
+        floors = [
+            torch.from_numpy(np.ascontiguousarray(f, np.float64)).to(self.device) for f in (query_floors, target_floors)
+        ]
         i, j = self.near(queries, self.loaded(targets), *floors)
         return np.asarray(i.cpu().numpy(), np.int64), np.asarray(j.cpu().numpy(), np.int64)

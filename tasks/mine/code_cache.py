@@ -20,8 +20,9 @@ PROBED = 8  # rows at either end of a shard whose codes are worked out again to 
 def stored_codes(store: Store, encoder: str, corpus: EmbeddedCorpus, low: float) -> Coded | None:
     """The screen's codes of all rows: read where an earlier run stored them, else made and stored, shard by shard.
 
-    They lie in data/neighbours/<encoder>/codes, in a folder for the model and the window's low end that the axes were chosen for. A shard's
-    file is used if it has as many rows as the shard and its first and last ones are what coding gives now.
+    They lie in data/neighbours/<encoder>/codes, in a folder for the model and the window's low end that the axes were
+    chosen for. A shard's file is used if it has as many rows as the shard and its first and last ones are what coding
+    gives now.
 
     Args:
         corpus: all that the encoder has embedded; the codes are in its order.
@@ -69,7 +70,9 @@ def _read_codes(path: Path, axes: Axes) -> Codes:
 
 
 def _write_codes(store: Store, path: Path, codes: Codes) -> None:
-    rows = np.empty(len(codes.norm2), [("codes", np.int8, codes.codes.shape[1:]), *((c, np.float64) for c in CODE_COLUMNS[1:])])
+    rows = np.empty(
+        len(codes.norm2), [("codes", np.int8, codes.codes.shape[1:]), *((c, np.float64) for c in CODE_COLUMNS[1:])]
+    )
     for name in CODE_COLUMNS:
         rows[name] = getattr(codes, name)
     out = io.BytesIO()

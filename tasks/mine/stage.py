@@ -3,15 +3,17 @@
 Reads data/embeddings/<encoder>, writes data/neighbours/<encoder>/<batch>-<chunk>.parquet (each its own marker). Source:
 MegaPairs, arXiv:2412.14475, section 3.1.
 
-Work is what this batch brings: for each new image its nearest among all, for each old one its nearest among the new. So a
-row names at least one new image, no pair of two old ones is looked at again, and any other pair once for both its ends. With
-`neighbours` no limit, the union over the batches is what one batch of everything would give. An empty batch writes one empty file.
+Work is what this batch brings: for each new image its nearest among all, for each old one its nearest among the new. So
+a row names at least one new image, no pair of two old ones is looked at again, and any other pair once for both its
+ends. With `neighbours` no limit, the union over the batches is what one batch of everything would give. An empty batch
+writes one empty file.
 
-A file holds the rows of 50,000 queries and is its own marker. One join serves as many missing files as `mine.memory_mib` allows (1 GiB:
-some 500,000 queries at 12 neighbours); a run that is killed does that join again, and only that.
+A file holds the rows of 50,000 queries and is its own marker. One join serves as many missing files as
+`mine.memory_mib` allows (1 GiB: some 500,000 queries at 12 neighbours); a run that is killed does that join again, and
+only that.
 
-What the screen knows of a row (its code, its norms: 88 to 536 bytes) depends on nothing but the row and the axes, so a large join stores it per
-shard in data/neighbours/<encoder>/codes, and the next one codes the new rows alone.
+What the screen knows of a row (its code, its norms: 88 to 536 bytes) depends on nothing but the row and the axes, so a
+large join stores it per shard in data/neighbours/<encoder>/codes, and the next one codes the new rows alone.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def chunk_path(store: Store, encoder: str, batch: str, chunk: int) -> Path:
     return store.folder("data", "neighbours", encoder, f"{batch}-{chunk:05d}.parquet")
 
 
-def groups_of(chunks: Sequence[tuple[int, slice]], *, neighbours: int, memory_mib: int) -> list[list[tuple[int, slice]]]:
+def groups_of(
+    chunks: Sequence[tuple[int, slice]], *, neighbours: int, memory_mib: int
+) -> list[list[tuple[int, slice]]]:
     """Chunks that one join serves: as many as its results leave room for. Pairs inside a group are looked at once.
 
     Args:
@@ -84,17 +88,34 @@ def neighbour_rows(ids: pa.Array, asked: np.ndarray, found: Found) -> pa.Table:
     query, target, similarity, rank = found
     first, last = np.searchsorted(query, asked), np.searchsorted(query, asked, side="right")
     counts = last - first
-    rows = np.repeat(first - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts) + np.arange(counts.sum()) if len(asked) else asked
-    columns = [ids.take(pa.array(query[rows])), ids.take(pa.array(target[rows])), pa.array(similarity[rows], pa.float64()), pa.array(rank[rows])]
+    rows = (
+        np.repeat(first - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts) + np.arange(counts.sum())
+        if len(asked)
+        else asked
+    )
+    columns = [
+        ids.take(pa.array(query[rows])),
+        ids.take(pa.array(target[rows])),
+        pa.array(similarity[rows], pa.float64()),
+        pa.array(rank[rows]),
+    ]
     return pa.table(columns, names=["query_image_id", "target_image_id", "similarity", "rank"])
 
 
 def _replace_neighbours(
-    store: Store, encoder: str, batch: str, gone: Set[str], ids: Sequence[str], vectors: np.ndarray, config: MineConfig, window: Window
+    store: Store,
+    encoder: str,
+    batch: str,
+    gone: Set[str],
+    ids: Sequence[str],
+    vectors: np.ndarray,
+    config: MineConfig,
+    window: Window,
 ) -> None:
     """Drop candidates of images that are taken down; queries that lost one get the old images that come up instead.
 
-    Those are written first, to a file of this batch, then the older files anew, a query's ranks closing up; so a rerun finds what is left to do.
+    Those are written first, to a file of this batch, then the older files anew, a query's ranks closing up; so a rerun
+    finds what is left to do.
 
     Args:
         ids: of the old images that stay, in order.
@@ -136,7 +157,11 @@ def _replace_neighbours(
         table = store.read(path, "neighbours")
         kept = table.filter(pc.invert(rows_naming(table, gone, ["query_image_id", "target_image_id"])))
         if kept.num_rows < table.num_rows:
-            store.write(path, kept.set_column(3, "rank", pa.array(closed_up(kept.column("query_image_id").to_pylist()), pa.int32())), "neighbours")
+            store.write(
+                path,
+                kept.set_column(3, "rank", pa.array(closed_up(kept.column("query_image_id").to_pylist()), pa.int32())),
+                "neighbours",
+            )
 
 
 def closed_up(queries: Sequence[str]) -> list[int]:
@@ -156,12 +181,16 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         raise ConfigError(f"mine: no encoder '{encoder}' in embed.encoders; known: {sorted(params.embed.encoders)}")
     window = config.windows.get(encoder)  # type: ignore[call-overload]
     if window is None or window.low >= window.high:
-        raise ConfigError(f"mine.windows: '{encoder}' is {window}; expected low < high; `python -m tasks calibrate` proposes numbers from the embeddings")
+        raise ConfigError(
+            f"mine.windows: '{encoder}' is {window}; expected low < high; `python -m tasks calibrate` proposes numbers from the embeddings"
+        )
     stems = store.embedded_shards(encoder)
     images = store.read_table("images", ["shard"], batch)
     wanted = {Path(s).stem for s in pc.unique(images.column("shard")).to_pylist()}
     if missing := sorted(wanted - set(stems)):
-        raise DataError(f"mine {encoder}: shards {missing} are not embedded; run `python -m tasks embed {encoder}` first")
+        raise DataError(
+            f"mine {encoder}: shards {missing} are not embedded; run `python -m tasks embed {encoder}` first"
+        )
     corpus = store.read_corpus(encoder)
     ids = corpus.ids
     coded = None
@@ -180,8 +209,12 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     report = StageReport("mine", reused=int((~is_new).sum()) if is_first else 0)
     if is_first and (gone := taken_down(params, store)):
         old = by_id[~is_new[by_id]]
-        _replace_neighbours(store, encoder, batch, gone, ids.take(pa.array(old)).to_pylist(), vectors[old], config, window)
-    chunks = list(chunks_of_part(len(queries), CHUNK_QUERIES, part)) or ([(0, slice(0, 0))] if is_first and not len(queries) else [])
+        _replace_neighbours(
+            store, encoder, batch, gone, ids.take(pa.array(old)).to_pylist(), vectors[old], config, window
+        )
+    chunks = list(chunks_of_part(len(queries), CHUNK_QUERIES, part)) or (
+        [(0, slice(0, 0))] if is_first and not len(queries) else []
+    )
     store.folder("data", "neighbours", encoder).mkdir(parents=True, exist_ok=True)
     missing_chunks = [c for c in chunks if not chunk_path(store, encoder, batch, c[0]).exists()]
     for group in groups_of(missing_chunks, neighbours=config.neighbours, memory_mib=config.memory_mib):
@@ -200,7 +233,9 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
             coded=coded,
         )
         for number, rows in group:
-            written = store.write(chunk_path(store, encoder, batch, number), neighbour_rows(ids, queries[rows], found), "neighbours")
+            written = store.write(
+                chunk_path(store, encoder, batch, number), neighbour_rows(ids, queries[rows], found), "neighbours"
+            )
             report.written += written
             log.info("mine %s: chunk %d, %d queries, %d candidates", encoder, number, rows.stop - rows.start, written)
     made = 0
@@ -210,15 +245,32 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         count = int(is_new[queries[rows]].sum())
         report.new += count
         report.done += count
-    report.figures = {f"candidates_{encoder}": float(made)} | ({f"candidates_per_new_image_{encoder}": made / report.new} if report.new else {})
+    report.figures = {f"candidates_{encoder}": float(made)} | (
+        {f"candidates_per_new_image_{encoder}": made / report.new} if report.new else {}
+    )
     if config.backend in APPROXIMATE and len(queries) and chunks:
         mined = np.concatenate([queries[rows] for _, rows in chunks])
         sample = np.sort(np.random.default_rng(params.open_run.seed).permutation(mined)[:RECALL_QUERIES])
         files = [chunk_path(store, encoder, batch, number) for number, _ in chunks]
-        exact = join_in_window(vectors, is_new, sample, place, low=window.low, high=window.high, neighbours=config.neighbours, memory_mib=config.memory_mib)
+        exact = join_in_window(
+            vectors,
+            is_new,
+            sample,
+            place,
+            low=window.low,
+            high=window.high,
+            neighbours=config.neighbours,
+            memory_mib=config.memory_mib,
+        )
         found = _read_found(store, files, ids, sample)
         report.figures[f"recall_{encoder}"] = recall_of(found, exact)
-        log.info("mine %s: %s finds %.4f of the neighbours of %d queries", encoder, config.backend, report.figures[f"recall_{encoder}"], len(sample))
+        log.info(
+            "mine %s: %s finds %.4f of the neighbours of %d queries",
+            encoder,
+            config.backend,
+            report.figures[f"recall_{encoder}"],
+            len(sample),
+        )
     return report
 
 
@@ -226,5 +278,8 @@ def _read_found(store: Store, files: Sequence[Path], names: pa.Array, asked: np.
     """What files hold for some queries, as rows of the corpus."""
     table = store.read(files, "neighbours")
     table = table.filter(rows_naming(table, names.take(pa.array(asked)).to_pylist(), ["query_image_id"]))
-    query, target = (pc.index_in(table.column(c), value_set=names).to_numpy().astype(np.int64) for c in ("query_image_id", "target_image_id"))
+    query, target = (
+        pc.index_in(table.column(c), value_set=names).to_numpy().astype(np.int64)
+        for c in ("query_image_id", "target_image_id")
+    )
     return query, target, table.column("similarity").to_numpy(), table.column("rank").to_numpy()

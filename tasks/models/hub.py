@@ -1,6 +1,7 @@
 """From a name in params.yaml to a loaded model: which bytes it is, on what device, and errors that say what to do.
 
-A local folder's revision is the hash of its weights, so that a table says which weights wrote it wherever the folder lay.
+A local folder's revision is the hash of its weights, so that a table says which weights wrote it wherever the folder
+lay.
 """
 
 from __future__ import annotations
@@ -42,8 +43,12 @@ def revision_of(model: str, revision: str | None = None, config: Any = None) -> 
     if folder.is_dir():
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise ConfigError(f"model '{model}': the folder holds no *.safetensors; save the weights with save_pretrained(..., safe_serialization=True)")
-        return _folder_revision(folder.resolve(), tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+            raise ConfigError(
+                f"model '{model}': the folder holds no *.safetensors; save the weights with save_pretrained(..., safe_serialization=True)"
+            )
+        return _folder_revision(
+            folder.resolve(), tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
+        )
     return str(getattr(config, "_commit_hash", None) or revision or "main")
 
 
@@ -67,5 +72,9 @@ def loading(model: str, key: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())[:300]
         if "couldn't connect" in text.lower() or "timed out" in text.lower():
-            raise TransientError(f"model '{model}' ({key}): the hub cannot be reached ({text}); try again, or name a local folder") from error
-        raise ConfigError(f"model '{model}' ({key}): cannot be loaded ({text}); expected a local folder or a Hugging Face name with safetensors") from error
+            raise TransientError(
+                f"model '{model}' ({key}): the hub cannot be reached ({text}); try again, or name a local folder"
+            ) from error
+        raise ConfigError(
+            f"model '{model}' ({key}): cannot be loaded ({text}); expected a local folder or a Hugging Face name with safetensors"
+        ) from error

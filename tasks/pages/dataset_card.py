@@ -42,7 +42,13 @@ IMAGE_COLUMNS = {
 
 def size_category(rows: int) -> str:
     """The Hub's size class of a row count."""
-    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M")):
+    for limit, name in (
+        (1_000, "n<1K"),
+        (10_000, "1K<n<10K"),
+        (100_000, "10K<n<100K"),
+        (1_000_000, "100K<n<1M"),
+        (10_000_000, "1M<n<10M"),
+    ):
         if rows < limit:
             return name
     return "n>10M"
@@ -51,7 +57,9 @@ def size_category(rows: int) -> str:
 def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     """A Markdown table; pipes in cells are escaped."""
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in line) + " |" for line in lines
+    )
 
 
 def features(schema: pa.Schema) -> list[dict[str, object]]:
@@ -61,7 +69,11 @@ def features(schema: pa.Schema) -> list[dict[str, object]]:
         text = str(field.type)
         inner = text.partition("item: ")[2].rstrip(">") if text.startswith("list<") else ""
         names = {"float": "float32", "double": "float64"}
-        out.append({"name": field.name, "list": names.get(inner, inner)} if inner else {"name": field.name, "dtype": names.get(text, text)})
+        out.append(
+            {"name": field.name, "list": names.get(inner, inner)}
+            if inner
+            else {"name": field.name, "dtype": names.get(text, text)}
+        )
     return out
 
 
@@ -82,7 +94,16 @@ def ledger_section(ledger: Mapping[str, Any]) -> str:
         )
         for stage, s in ledger["stages"].items()
     ]
-    head = ("stage", "requests", "from the cache", "prompt tokens", "output tokens", "CPU-s", "GPU-s", "replies refused")
+    head = (
+        "stage",
+        "requests",
+        "from the cache",
+        "prompt tokens",
+        "output tokens",
+        "CPU-s",
+        "GPU-s",
+        "replies refused",
+    )
     each = ledger["per_triplet"]
     words = (
         f"One of the {ledger['triplets']:,} accepted triplets took {each['requests']:.1f} requests, {each['prompt_tokens']:,.0f} prompt and "
@@ -104,15 +125,21 @@ def decontamination_section(version: Mapping[str, Any]) -> str:
             f"of this version, {total:,} of all versions so far. Images that came in before a list was named were not looked at again."
         )
     elif total:
-        words = (
-            f"This version's images were compared with no benchmark (`ingest.benchmark_hashes` is empty); {total:,} copies were left out of earlier versions."
-        )
+        words = f"This version's images were compared with no benchmark (`ingest.benchmark_hashes` is empty); {total:,} copies were left out of earlier versions."
     else:
         words = "Not done: `ingest.benchmark_hashes` names no list, so images of public benchmarks may be among these (`python -m tasks decontaminate build FOLDER --out FILE` makes one)."
     return f"## Benchmark decontamination\n{words}\n"
 
 
-def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, exported: int, parquet_bytes: Mapping[str, int], is_held_out_split: bool) -> str:
+def dataset_card(
+    version: Mapping[str, Any],
+    *,
+    name: str,
+    license_name: str,
+    exported: int,
+    parquet_bytes: Mapping[str, int],
+    is_held_out_split: bool,
+) -> str:
     """README.md of a version.
 
     Args:
@@ -131,13 +158,21 @@ def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, ex
     # apart, and the counts turn a forgotten `dvc pull` into an error.
     about = f"version {version['version']}, fingerprint {version['fingerprint'][:16]}"
     configs: list[dict[str, object]] = [
-        {"config_name": c, "description": about, "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]} for c, (folder, _) in tables.items()
+        {"config_name": c, "description": about, "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]}
+        for c, (folder, _) in tables.items()
     ]
     configs[0]["default"] = True
     # Files of versions before a column lack it; with the features told, `datasets` reads them as nulls.
-    told: dict[str, dict[str, object]] = {name: {"features": features(schemas()[name])} for name in ("triplets", "images")}
+    told: dict[str, dict[str, object]] = {
+        name: {"features": features(schemas()[name])} for name in ("triplets", "images")
+    }
     splits = [
-        {"config_name": c, **told.get(c, {}), "splits": [{"name": "train", "num_bytes": parquet_bytes[f], "num_examples": n}]} for c, (f, n) in tables.items()
+        {
+            "config_name": c,
+            **told.get(c, {}),
+            "splits": [{"name": "train", "num_bytes": parquet_bytes[f], "num_examples": n}],
+        }
+        for c, (f, n) in tables.items()
     ]
     header = {
         "license": license_name,
@@ -152,7 +187,10 @@ def dataset_card(version: Mapping[str, Any], *, name: str, license_name: str, ex
     if license_name == "other":
         header["license_name"] = "see-license_code-of-each-image"
     drops = [(stage, reason, count) for stage, reasons in version["drops"].items() for reason, count in reasons.items()]
-    encoders = [(e, f["pairs"], f["triplets"], "" if f["yield"] is None else f"{f['yield']:.3f}") for e, f in version["encoders"].items()]
+    encoders = [
+        (e, f["pairs"], f["triplets"], "" if f["yield"] is None else f"{f['yield']:.3f}")
+        for e, f in version["encoders"].items()
+    ]
     embedded = 'load_dataset("my-clone", "with_images")   # images inside the rows\n' if exported else ""
     held_out = (
         "\nNo benchmark of the user's own is configured: evaluation holds out whole connected components of this version's triplets (share "
@@ -203,5 +241,3 @@ for row in with_images("my-clone"): ...
 ## Licence
 Stated licence: `{license_name}`. Each image keeps its own `license_code` and `attribution`; texts are machine-written by the models named in the rows. Takedown: by `source_uri`.
 """
-
-

@@ -1,5 +1,6 @@
 # ruff: noqa: E501 - lines of HTML and SVG are as long as they are
-"""Gallery: one self-contained HTML page per version, for people: triplets, what was dropped and why, similarities, scores.
+"""Gallery: one self-contained HTML page per version, for people: triplets, what was dropped and why, similarities,
+scores.
 
     python -m tasks.gallery --root CLONE --out gallery.html [--evaluation evaluation.json]
 
@@ -92,7 +93,10 @@ def histogram(values: Sequence[float], low: float, high: float, colour: str, lab
         f'<text x="{min(max(x(t), 14), width - 14):.1f}" y="{height - 8}" text-anchor="middle" font-size="12" fill="var(--soft)">{t:.2f}</text>'
         for t in (left + f * (right - left) for f in (0, 0.25, 0.5, 0.75, 1))
     )
-    edges = "".join(f'<line x1="{e:.1f}" x2="{e:.1f}" y1="0" y2="{height - foot}" stroke="{colour}" stroke-dasharray="4 4"/>' for e in (a, b))
+    edges = "".join(
+        f'<line x1="{e:.1f}" x2="{e:.1f}" y1="0" y2="{height - foot}" stroke="{colour}" stroke-dasharray="4 4"/>'
+        for e in (a, b)
+    )
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(label)}"><rect x="{a:.1f}" y="0" width="{max(b - a, 1):.1f}" height="{height - foot}" fill="{colour}" opacity=".09"/>'
         f'{"".join(bars)}{edges}<line x1="0" x2="{width}" y1="{height - foot}" y2="{height - foot}" stroke="var(--line)"/>{ticks}</svg>'
@@ -112,7 +116,9 @@ def card(row: Mapping[str, Any], pair: Mapping[str, Any], images: Mapping[str, s
     negatives = []
     for n, (image_id, score) in enumerate(zip(row["negative_image_ids"], row["judge_negative"], strict=False)):
         hot = " hot" if score >= threshold else ""
-        negatives.append(figure(image_id, f'<span class="score{hot}">{score:.2f}</span>{"<small>query</small>" if n == 0 else ""}'))
+        negatives.append(
+            figure(image_id, f'<span class="score{hot}">{score:.2f}</span>{"<small>query</small>" if n == 0 else ""}')
+        )
     chips = []
     for encoder in COLOURS:
         similarity = pair.get(f"similarity_{encoder}")
@@ -135,7 +141,11 @@ def written_by(rows: Sequence[Mapping[str, Any]]) -> str:
     writers, judges = sorted({str(r["captioner"]) for r in rows}), sorted({str(r["judge"]) for r in rows})
     if not rows:
         return ""
-    warning = " Tiny checkpoints, trained on drawn scenes: on other images their words mean nothing." if any(TINY in n for n in (*writers, *judges)) else ""
+    warning = (
+        " Tiny checkpoints, trained on drawn scenes: on other images their words mean nothing."
+        if any(TINY in n for n in (*writers, *judges))
+        else ""
+    )
     return f"Written with {', '.join(writers)}, judged by {', '.join(judges)}.{warning}"
 
 
@@ -149,14 +159,22 @@ def drop_panels(drops: Mapping[str, Mapping[str, int]]) -> str:
             f'<div class="bar"><span>{escaped(reason.replace("_", " "))}<small>{escaped(why(stage, reason))}</small></span><i style="width:{100 * count / top:.1f}%"></i><b>{count:,}</b></div>'
             for reason, count in sorted(reasons.items(), key=lambda e: -e[1])
         )
-        panels.append(f'<div class="panel"><h3>{escaped(stage)}</h3><p>{sum(reasons.values()):,} rows left out</p>{bars}</div>')
+        panels.append(
+            f'<div class="panel"><h3>{escaped(stage)}</h3><p>{sum(reasons.values()):,} rows left out</p>{bars}</div>'
+        )
     return "".join(panels) or '<div class="panel"><p>Nothing was left out.</p></div>'
 
 
 def scores_table(metrics: Mapping[str, Any]) -> str:
     """Retrieval before and after: one row per model and kind of query."""
     names = (("map_at_5", "mAP@5"), ("recall_at_1", "Recall@1"), ("recall_at_10", "Recall@10"))
-    rows = [(m, k, v) for m, kinds in metrics.items() if isinstance(kinds, Mapping) for k, v in kinds.items() if isinstance(v, Mapping)]
+    rows = [
+        (m, k, v)
+        for m, kinds in metrics.items()
+        if isinstance(kinds, Mapping)
+        for k, v in kinds.items()
+        if isinstance(v, Mapping)
+    ]
     best = {n: max((v[n] for _, _, v in rows if isinstance(v.get(n), int | float)), default=None) for n, _ in names}
     lines = []
     for model, kind, values in rows:
@@ -185,11 +203,23 @@ def with_retrieval(text: str, evaluation: Mapping[str, Any]) -> str:
     return text.replace(EMPTY_RETRIEVAL, retrieval_section(evaluation.get("metrics") or {}), 1)
 
 
-def page(version: Mapping[str, Any], cards: Sequence[str], histograms: Sequence[str], evaluation: Mapping[str, Any] | None, models: str) -> str:
+def page(
+    version: Mapping[str, Any],
+    cards: Sequence[str],
+    histograms: Sequence[str],
+    evaluation: Mapping[str, Any] | None,
+    models: str,
+) -> str:
     """The whole page; `models` says who wrote and judged the triplets."""
     rows, new = version["rows"], version["new_rows"]
-    stats = [("triplets", rows["triplets"], new["triplets"]), ("images", rows["images"], new["images"]), ("pairs", rows["pairs"], new["pairs"])]
-    tiles = "".join(f'<div class="stat"><b>{total:,}</b><span>{name}, {fresh:,} new</span></div>' for name, total, fresh in stats)
+    stats = [
+        ("triplets", rows["triplets"], new["triplets"]),
+        ("images", rows["images"], new["images"]),
+        ("pairs", rows["pairs"], new["pairs"]),
+    ]
+    tiles = "".join(
+        f'<div class="stat"><b>{total:,}</b><span>{name}, {fresh:,} new</span></div>' for name, total, fresh in stats
+    )
     dropped = sum(c for reasons in version["drops"].values() for c in reasons.values())
     tiles += f'<div class="stat"><b>{dropped:,}</b><span>rows left out, with reasons</span></div>'
     metrics = (evaluation or {}).get("metrics") or {}
@@ -214,19 +244,32 @@ The first negative is always the query itself. Coloured: the similarity models t
 
 def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> str:
     """The page of a version, at most 6 MB: images shrink until it fits, then fewer triplets are shown."""
-    chosen = set(sample(store.read_table("triplets", ["triplet_id"]).column("triplet_id").to_pylist(), params.version.gallery_triplets, version["version"]))
+    chosen = set(
+        sample(
+            store.read_table("triplets", ["triplet_id"]).column("triplet_id").to_pylist(),
+            params.version.gallery_triplets,
+            version["version"],
+        )
+    )
     import pyarrow.compute as pc
 
     all_rows = store.read_table("triplets")
     rows = all_rows.filter(pc.is_in(all_rows.column("triplet_id"), value_set=_strings(chosen))).to_pylist()
     rows.sort(key=lambda r: hashlib.sha256(f"{version['version']}\x1f{r['triplet_id']}".encode()).digest())
     pair_ids = {r["pair_id"] for r in rows}
-    pairs_table = store.read_table("pairs", ["pair_id", "similarity_semantic", "similarity_pattern", "similarity_caption"])
-    pairs = {p["pair_id"]: p for p in pairs_table.filter(pc.is_in(pairs_table.column("pair_id"), value_set=_strings(pair_ids))).to_pylist()}
+    pairs_table = store.read_table(
+        "pairs", ["pair_id", "similarity_semantic", "similarity_pattern", "similarity_caption"]
+    )
+    pairs = {
+        p["pair_id"]: p
+        for p in pairs_table.filter(pc.is_in(pairs_table.column("pair_id"), value_set=_strings(pair_ids))).to_pylist()
+    }
     histograms = []
     for encoder, window in params.mine.windows.items():
         _, vectors, revision = store.read_embeddings(encoder)
-        model = "/".join(params.embed.encoders[encoder].model.split("/")[-2:]) if encoder in params.embed.encoders else ""
+        model = (
+            "/".join(params.embed.encoders[encoder].model.split("/")[-2:]) if encoder in params.embed.encoders else ""
+        )
         image = histogram(
             nearest_similarities(vectors, params.mine.neighbours, params.open_run.seed).tolist(),
             window.low,
@@ -257,14 +300,18 @@ def _strings(values: set[str]) -> Any:
     return pa.array(sorted(values), pa.string())
 
 
-def write_gallery(store: Store, params: Params, version: Mapping[str, Any], out: Path, evaluation: Mapping[str, Any] | None = None) -> None:
+def write_gallery(
+    store: Store, params: Params, version: Mapping[str, Any], out: Path, evaluation: Mapping[str, Any] | None = None
+) -> None:
     """Write the page of a version aside, then rename."""
     store.write_bytes(out, build(store, params, version, evaluation).encode())
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull`, or a run's worktree")
     parser.add_argument("--out", default="gallery.html", type=Path)
     parser.add_argument("--evaluation", type=Path, help="evaluation.json; default: the clone's reports/evaluation.json")

@@ -18,7 +18,11 @@ def interval_text(bounds: Sequence[float] | None) -> str:
 
 def score_section(evaluation: Mapping[str, Any]) -> str:
     """One benchmark of reports/evaluation.json: how it was scored, its scores with intervals, gaps and wordings."""
-    metrics = {model: kinds for model, kinds in evaluation["metrics"].items() if all(isinstance(v, Mapping) for v in kinds.values())}
+    metrics = {
+        model: kinds
+        for model, kinds in evaluation["metrics"].items()
+        if all(isinstance(v, Mapping) for v in kinds.values())
+    }
     found = [m for kinds in metrics.values() for values in kinds.values() for m in values if "." not in m]
     known = {"map_at_5": "mAP@5", "recall_at_1": "Recall@1", "recall_at_10": "Recall@10"}
     main = evaluation.get("main_metric")
@@ -28,21 +32,29 @@ def score_section(evaluation: Mapping[str, Any]) -> str:
     for model, kinds in metrics.items():
         for kind, values in kinds.items():
             bounds = intervals.get(model, {}).get(kind, {})
-            rows.append((model, kind, *(f"{values[m]:.4f}{interval_text(bounds.get(m))}" if m in values else "" for m in shown)))
+            rows.append(
+                (model, kind, *(f"{values[m]:.4f}{interval_text(bounds.get(m))}" if m in values else "" for m in shown))
+            )
     lines = [f"## Scores ({evaluation.get('benchmark') or 'held-out triplets'})"]
     if evaluation.get("templates"):
-        templates = "; ".join(f"{task + ': ' if task else ''}`{text}`" for task, text in evaluation["templates"].items())
+        templates = "; ".join(
+            f"{task + ': ' if task else ''}`{text}`" for task, text in evaluation["templates"].items()
+        )
         lines.append(
             f"{evaluation['rule']} {evaluation['queries']:,} queries, {evaluation['gallery']:,} in the gallery. Query text: {templates}. Source: {evaluation['source']}."
         )
     lines.append(table(("model", "query", *(known.get(m, m) for m in shown)), rows))
     for model, gap in (evaluation.get("composition_gap") or {}).items():
-        lines.append(f"- {model}: composed {main} is {gap['value']:+.4f}{interval_text(gap['interval'])} over its better half ({gap['over']})")
+        lines.append(
+            f"- {model}: composed {main} is {gap['value']:+.4f}{interval_text(gap['interval'])} over its better half ({gap['over']})"
+        )
     for rival, gain in (evaluation.get("gain") or {}).items():
         lines.append(f"- finetuned over {rival}: {gain['value']:+.4f}{interval_text(gain['interval'])}")
     for model, spread in (evaluation.get("paraphrases") or {}).items():
         words = f"{spread['queries']:.0f} queries in {spread['wordings']:.1f} wordings"
-        lines.append(f"- {model}, {words}: mean {spread['mean']:.4f}, each query's worst {spread['worst']:.4f}, best {spread['best']:.4f}")
+        lines.append(
+            f"- {model}, {words}: mean {spread['mean']:.4f}, each query's worst {spread['worst']:.4f}, best {spread['best']:.4f}"
+        )
     seen = evaluation.get("contamination")
     if seen:
         lines.append(
@@ -56,7 +68,9 @@ def cost_text(cost: Mapping[str, Any]) -> str:
     parts = [f"{cost['wall_s']:.0f} s wall", f"{cost['cpu_s']:.0f} CPU seconds"]
     if cost.get("gpus"):
         parts.append(f"{cost['gpu_s']:.0f} GPU seconds on {cost['gpus']}")
-    parts.append(f"{cost['energy_j'] / 3600:.2f} Wh" if cost.get("energy_j") is not None else "energy not measurable here")
+    parts.append(
+        f"{cost['energy_j'] / 3600:.2f} Wh" if cost.get("energy_j") is not None else "energy not measurable here"
+    )
     return ", ".join(parts)
 
 
@@ -73,7 +87,8 @@ def model_card(
     costs: Mapping[str, Mapping[str, Any]] | None = None,
     version: Mapping[str, Any] | None = None,
 ) -> str:
-    """README.md of a promoted model: data version, recipe, scores with intervals, noise, cost, and the way back to its triplets.
+    """README.md of a promoted model: data version, recipe, scores with intervals, noise, cost, and the way back to its
+    triplets.
 
     Args:
         evaluation: reports/evaluation.json; of hand-made ones only `metrics` is needed.
@@ -88,7 +103,10 @@ def model_card(
         "base_model": base_model,
         "tags": ["composed-image-retrieval", "bge-vl", f"trained-on:{data_version}"],
     }
-    sections = [score_section({**evaluation, "metrics": metrics}), *(score_section(s) for s in (evaluation.get("benchmarks") or {}).values())]
+    sections = [
+        score_section({**evaluation, "metrics": metrics}),
+        *(score_section(s) for s in (evaluation.get("benchmarks") or {}).values()),
+    ]
     known = version or {}
     rows = known.get("rows") or {}
     about = (

@@ -1,12 +1,13 @@
 # ruff: noqa: E501 - lines of HTML are as long as they are
-"""Verdicts: one self-contained HTML page with triplets that were accepted and pairs that were rejected, each with its reason.
+"""Verdicts: one self-contained HTML page with triplets that were accepted and pairs that were rejected, each with its
+reason.
 
     python -m tasks.verdicts --root CLONE --out verdicts.html [--count 30]
 
-Reads triplets, pairs, captioned, the dropped rows of caption and judge, the judge's thresholds (params.yaml) and the images, of a clone or
-of a run's worktree. Three parts: triplets accepted, pairs rejected as a whole, and what was taken out of triplets that stayed (a text, a
-negative). Rows are drawn by their ids alone, rejected ones over all reasons in turn. In the gallery's style: no script, nothing loaded,
-every text escaped.
+Reads triplets, pairs, captioned, the dropped rows of caption and judge, the judge's thresholds (params.yaml) and the
+images, of a clone or of a run's worktree. Three parts: triplets accepted, pairs rejected as a whole, and what was taken
+out of triplets that stayed (a text, a negative). Rows are drawn by their ids alone, rejected ones over all reasons in
+turn. In the gallery's style: no script, nothing loaded, every text escaped.
 """
 
 from __future__ import annotations
@@ -67,17 +68,29 @@ def texts_of(reason: str, detail: Mapping[str, Any]) -> list[Text]:
     judged = [*detail.get("instructions", []), *([detail] if "instruction" in detail else [])]
     out = [judged_text(t) for t in judged]
     for what, text in detail.get("replies", {}).items():
-        out.append(Text(text or "(nothing)", f"{what}: {words(detail.get('problems', {}).get(what, reason))}", None, False))
+        out.append(
+            Text(text or "(nothing)", f"{what}: {words(detail.get('problems', {}).get(what, reason))}", None, False)
+        )
     out += [Text(text, f"{style}: could be used") for style, text in detail.get("kept", {}).items()]
-    out += [Text(text, f"the target is found first by {' and by '.join(detail.get('found_by') or [])}", None, False) for text in detail.get("texts", [])]
+    out += [
+        Text(text, f"the target is found first by {' and by '.join(detail.get('found_by') or [])}", None, False)
+        for text in detail.get("texts", [])
+    ]
     return out
 
 
 def judged_text(row: Mapping[str, Any]) -> Text:
-    """A text that the judge took out. Its number is the target's where that decided, else it stands with the image that it is of."""
+    """A text that the judge took out. Its number is the target's where that decided, else it stands with the image that
+    it is of.
+    """
     if row["reason"] == "wrong_instruction":
         return Text(row["instruction"], f"{row['style']}: does not lead to the target", row["p_yes"], False)
-    return Text(row["instruction"], f"{row['style']}: {SAID.get(row['reason'], words(row['reason']))} ({row['p_yes']:.2f})", None, False)
+    return Text(
+        row["instruction"],
+        f"{row['style']}: {SAID.get(row['reason'], words(row['reason']))} ({row['p_yes']:.2f})",
+        None,
+        False,
+    )
 
 
 def words(reason: str) -> str:
@@ -90,7 +103,15 @@ def figure(src: str, caption: str) -> str:
     return f'<figure><img src="{src}" alt="" loading="lazy"><figcaption><span>{escaped(caption)}</span></figcaption></figure>'
 
 
-def entry(images: Sequence[tuple[str, str]], texts: Sequence[Text], label: str, sentence: str, *, is_good: bool, description: str = "") -> str:
+def entry(
+    images: Sequence[tuple[str, str]],
+    texts: Sequence[Text],
+    label: str,
+    sentence: str,
+    *,
+    is_good: bool,
+    description: str = "",
+) -> str:
     """One card: the verdict, its images (source, caption), its texts, and what the describing model said."""
     figures = [figure(*p) for p in images]
     shown = (
@@ -111,7 +132,11 @@ def entry(images: Sequence[tuple[str, str]], texts: Sequence[Text], label: str, 
 
 def accepted_sentence(triplet: Mapping[str, Any]) -> str:
     """Why a triplet was accepted, and whether it is a shortcut."""
-    worst, nearest, count = min(triplet["judge_target"]), max(triplet["judge_negative"], default=0.0), len(triplet["negative_image_ids"])
+    worst, nearest, count = (
+        min(triplet["judge_target"]),
+        max(triplet["judge_negative"], default=0.0),
+        len(triplet["negative_image_ids"]),
+    )
     out = f"Every text leads to the target ({worst:.2f} or more) and to none of {count} negative{'s' * (count != 1)}, the query among them ({nearest:.2f} or less)."
     if triplet["found_by"] is None:
         return out
@@ -136,11 +161,23 @@ def build(store: Store, count: int = 30) -> str:
     columns = ["pair_id", "query_image_id", "target_image_id"]
     pairs = {p["pair_id"]: p for p in store.read_table("pairs", columns).to_pylist()}
     back = [{"query_image_id": p["target_image_id"], "target_image_id": p["query_image_id"]} for p in pairs.values()]
-    pairs = {stable_id(p["query_image_id"], p["target_image_id"]): p for p in back} | pairs  # what caption.reverse wrote has no row of its own
-    captioned = {c["pair_id"]: c for c in store.read_table("captioned", ["pair_id", "description", "instructions", "styles"]).to_pylist()}
+    # what caption.reverse wrote has no row of its own
+    pairs = {stable_id(p["query_image_id"], p["target_image_id"]): p for p in back} | pairs
+    captioned = {
+        c["pair_id"]: c
+        for c in store.read_table("captioned", ["pair_id", "description", "instructions", "styles"]).to_pylist()
+    }
     by_pair = {t["pair_id"]: t for t in triplets.values()}
-    dropped = [r for stage in ("caption", "judge") for r in store.read_dropped(stage).to_pylist() if r["key"].partition(":")[0] in pairs]
-    whole, part = [r for r in dropped if ":" not in r["key"]], [r for r in dropped if r["key"].partition(":")[0] in by_pair and ":" in r["key"]]
+    dropped = [
+        r
+        for stage in ("caption", "judge")
+        for r in store.read_dropped(stage).to_pylist()
+        if r["key"].partition(":")[0] in pairs
+    ]
+    whole, part = (
+        [r for r in dropped if ":" not in r["key"]],
+        [r for r in dropped if r["key"].partition(":")[0] in by_pair and ":" in r["key"]],
+    )
     try:
         params: Params | None = load_params(store.root / "params.yaml")
     except ConfigError:
@@ -151,7 +188,10 @@ def build(store: Store, count: int = 30) -> str:
 
     good = []
     for t in (triplets[i] for i in sample(list(triplets), count, "verdicts")):
-        texts = [Text(text, style, yes, True) for text, style, yes in zip(t["instructions"], t["styles"], t["judge_target"], strict=True)]
+        texts = [
+            Text(text, style, yes, True)
+            for text, style, yes in zip(t["instructions"], t["styles"], t["judge_target"], strict=True)
+        ]
         ends = [(image(t["query_image_id"]), "query"), (image(t["target_image_id"]), "target")]
         good.append(entry(ends, texts, "accepted", accepted_sentence(t), is_good=True, description=t["description"]))
 
@@ -162,7 +202,10 @@ def build(store: Store, count: int = 30) -> str:
         texts, label = texts_of(row["reason"], detail), f"{row['stage']}: {words(row['reason'])}"
         if "image_id" in detail:
             shown.append((image(detail["image_id"]), f"negative, {detail['p_yes']:.2f}"))
-            texts = [Text(text, "leads to the negative as well as to the target") for text in by_pair[pair_id]["instructions"]]
+            texts = [
+                Text(text, "leads to the negative as well as to the target")
+                for text in by_pair[pair_id]["instructions"]
+            ]
         description = captioned.get(pair_id, {}).get("description") or detail.get("description") or ""
         return entry(shown, texts, label, rejected_sentence(row, params), is_good=False, description=description)
 
@@ -185,7 +228,9 @@ def build(store: Store, count: int = 30) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.verdicts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.verdicts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull`, or a run's worktree")
     parser.add_argument("--out", default="verdicts.html", type=Path)
     parser.add_argument("--count", default=30, type=int, help="rows of either kind")

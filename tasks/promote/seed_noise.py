@@ -2,11 +2,13 @@
 
     python -m tasks noise
 
-Run in the worktree of a model run (`python -m tasks open_run --run-id noise --kind model`), or in any clone with data. Trains and evaluates the
-recipe of params.yaml with `promote.noise_seeds` seeds, each as the very commands that a run has (`python -m tasks train`, `evaluate`), in folders
-below .run/noise/; a seed that is done is its own marker, so a killed run goes on. Writes reports/noise-<recipe>.json: every score of each seed, mean and
-sample standard deviation. In a run's worktree the table is then tracked by DVC and published on the branch `dataset` under the tag `noise/<recipe>`;
-`open_run` brings it into later runs, where `promote` reads it. What makes two recipes one: tasks/train/recipe.py. Costs `noise_seeds` trainings.
+Run in the worktree of a model run (`python -m tasks open_run --run-id noise --kind model`), or in any clone with data.
+Trains and evaluates the recipe of params.yaml with `promote.noise_seeds` seeds, each as the very commands that a run
+has (`python -m tasks train`, `evaluate`), in folders below .run/noise/; a seed that is done is its own marker, so a
+killed run goes on. Writes reports/noise-<recipe>.json: every score of each seed, mean and
+sample standard deviation. In a run's worktree the table is then tracked by DVC and published on the branch `dataset`
+under the tag `noise/<recipe>`; `open_run` brings it into later runs, where `promote` reads it. What makes two recipes
+one: tasks/train/recipe.py. Costs `noise_seeds` trainings.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ def statistics(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any
 
 
 def lay_out(folder: Path, store: Store, params: Params, seed: int) -> None:
-    """A root for one seed: the run's data by a link, its parameters with that seed, no model in place (it is not what is measured)."""
+    """A root for one seed: the run's data by a link, its parameters with that seed, no model in place (it is not what
+    is measured).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data").exists():
         (folder / "data").symlink_to(store.folder("data").resolve(), target_is_directory=True)
@@ -60,17 +64,22 @@ def lay_out(folder: Path, store: Store, params: Params, seed: int) -> None:
 
 
 def command(stage: str, folder: Path) -> None:
-    """Run a stage on the seed's root, from the folder that this one runs in: there lie the code and what relative model paths name.
+    """Run a stage on the seed's root, from the folder that this one runs in: there lie the code and what relative model
+    paths name.
 
     Raises:
         ConfigError, DataError, TransientError: as the stage ended, with its last lines.
     """
     environment = {k: v for k, v in os.environ.items() if k != "MEGAPAIRS_PROFILE"}  # its parameters are resolved
     line = [sys.executable, "-m", "tasks", stage, "--root", str(folder.resolve())]
-    done = subprocess.run(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if done.returncode:
         last = "\n".join(done.stdout.splitlines()[-5:])
-        raise ERRORS.get(done.returncode, TransientError)(f"noise: `{' '.join(line[1:])}` ended with {done.returncode}:\n{last}")
+        raise ERRORS.get(done.returncode, TransientError)(
+            f"noise: `{' '.join(line[1:])}` ended with {done.returncode}:\n{last}"
+        )
 
 
 def run(params: Params, store: Store) -> StageReport:
@@ -110,11 +119,24 @@ def run(params: Params, store: Store) -> StageReport:
     }
     store.write_bytes(store.folder(name), (json.dumps(table, indent=1) + "\n").encode())
     main = table["metrics"][params.promote.metric]
-    notes = [f"recipe {recipe}: {params.promote.metric} {main['mean']:.4f}, standard deviation {main['deviation']:.4f} over seeds {seeds}"]
+    notes = [
+        f"recipe {recipe}: {params.promote.metric} {main['mean']:.4f}, standard deviation {main['deviation']:.4f} over seeds {seeds}"
+    ]
     if is_opened and not params.open_run.dry_run:
         commit_outputs(store.root, (), [name], store.folder("dvc.lock").read_bytes())
         files = {path: store.folder(path).read_bytes() for path in (f"{name}.dvc", "dvc.lock", "params.yaml")}
         published = publish(store.root, tag=f"noise/{recipe}", message=notes[0], files=files, stages=(), sections=())
-        notes.append(f"noise/{recipe}, commit {published.commit[:12]}, {published.objects} objects verified in the remote")
+        notes.append(
+            f"noise/{recipe}, commit {published.commit[:12]}, {published.objects} objects verified in the remote"
+        )
     figures = {f"{metric}_deviation": found["deviation"] for metric, found in table["metrics"].items()}
-    return StageReport("noise", read=len(seeds), written=1, new=len(seeds), done=len(seeds), reused=reused, figures=figures, notes=notes)
+    return StageReport(
+        "noise",
+        read=len(seeds),
+        written=1,
+        new=len(seeds),
+        done=len(seeds),
+        reused=reused,
+        figures=figures,
+        notes=notes,
+    )

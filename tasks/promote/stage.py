@@ -1,8 +1,9 @@
 """Promote: the fine-tuned candidate becomes the model in place when it is better, and is published like a version.
 
-Reads reports/evaluation.json, models/candidate and the recipe's noise (reports/noise-<recipe>.json, `python -m tasks noise`; `min_gain` alone where
-it was not measured); writes models/promoted (with a model card, and the submission files of splits with hidden answers) and publishes
-the tag `model/<name>` on origin's branch `dataset`. The rule is tasks/promote/decision.py. Not better: the report says why, exit 0.
+Reads reports/evaluation.json, models/candidate and the recipe's noise (reports/noise-<recipe>.json, `python -m tasks
+noise`; `min_gain` alone where it was not measured); writes models/promoted (with a model card, and the submission files
+of splits with hidden answers) and publishes the tag `model/<name>` on origin's branch `dataset`. The rule is
+tasks/promote/decision.py. Not better: the report says why, exit 0.
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     evaluation: dict[str, Any] = json.loads(path.read_text())
     for model in (CANDIDATE, BASE):
         if "composed" not in evaluation.get("metrics", {}).get(model, {}):
-            raise DataError(f"{path}: metrics.{model}.composed is missing; found {sorted(evaluation.get('metrics', {}))}")
+            raise DataError(
+                f"{path}: metrics.{model}.composed is missing; found {sorted(evaluation.get('metrics', {}))}"
+            )
     return evaluation
 
 
 def place(candidate: Path, promoted: Path, card: str, submissions: Path | None = None) -> None:
-    """Copy the candidate to models/promoted with its card; the old folder is replaced as a whole, its files are never written into."""
+    """Copy the candidate to models/promoted with its card; the old folder is replaced as a whole, its files are never
+    written into.
+    """
     aside = promoted.with_name(f".{promoted.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(candidate, aside)
@@ -63,7 +68,11 @@ def place(candidate: Path, promoted: Path, card: str, submissions: Path | None =
 
 def recipe_table(params: Params) -> Mapping[str, Any]:
     """What was done to train, for the card."""
-    return {"recipe": recipe_id(params), **params.train.model_dump(mode="json", exclude={"device"}), "seed": params.open_run.seed}
+    return {
+        "recipe": recipe_id(params),
+        **params.train.model_dump(mode="json", exclude={"device"}),
+        "seed": params.open_run.seed,
+    }
 
 
 def read_noise(path: Path) -> Noise | None:
@@ -119,9 +128,24 @@ def run(params: Params, store: Store) -> StageReport:
         if value is not None:
             figures[f"{model}_{params.promote.metric}"] = float(value)
     if not decision.is_promoted:
-        return StageReport("promote", read=1, dropped={"not_better": 1}, new=1, done=1, figures=figures, notes=[f"not promoted: {decision.why}"])
+        return StageReport(
+            "promote",
+            read=1,
+            dropped={"not_better": 1},
+            new=1,
+            done=1,
+            figures=figures,
+            notes=[f"not promoted: {decision.why}"],
+        )
     if params.open_run.dry_run:
-        return StageReport("promote", read=1, new=1, done=1, figures={**figures, "is_promoted": 0.0}, notes=[f"dry run: not promoted, though {decision.why}"])
+        return StageReport(
+            "promote",
+            read=1,
+            new=1,
+            done=1,
+            figures={**figures, "is_promoted": 0.0},
+            notes=[f"dry run: not promoted, though {decision.why}"],
+        )
     candidate = root / "models" / "candidate"
     if not candidate.is_dir():
         raise DataError(f"{candidate}: missing; run `python -m tasks train` first")
@@ -140,7 +164,9 @@ def run(params: Params, store: Store) -> StageReport:
         version=json.loads((root / "version.json").read_text()),
     )
     place(candidate, root / "models" / "promoted", card, root / "reports" / "evaluation")
-    commit_outputs(root, MODEL_STAGES, ["models/promoted"], read_at(root, f"refs/tags/dataset/{data_version}", "dvc.lock"))
+    commit_outputs(
+        root, MODEL_STAGES, ["models/promoted"], read_at(root, f"refs/tags/dataset/{data_version}", "dvc.lock")
+    )
     files = {
         "params.yaml": (root / "params.yaml").read_bytes(),
         "dvc.lock": (root / "dvc.lock").read_bytes(),
@@ -155,5 +181,9 @@ def run(params: Params, store: Store) -> StageReport:
         stages=MODEL_STAGES,
         sections=MODEL_SECTIONS,
     )
-    notes = [tag, f"commit {published.commit[:12]}, {published.objects} objects verified in the remote", f"promoted: {decision.why}"]
+    notes = [
+        tag,
+        f"commit {published.commit[:12]}, {published.objects} objects verified in the remote",
+        f"promoted: {decision.why}",
+    ]
     return StageReport("promote", read=1, written=1, new=1, done=1, figures=figures, notes=notes)

@@ -47,7 +47,9 @@ def read_prompts(name: str) -> Prompts:
         if path.is_file():
             texts[part] = path.read_text(encoding="utf-8").rstrip("\n")
         elif part != "retry":
-            raise ConfigError(f"{path}: no such prompt; 'caption.prompts' names a folder of tasks/prompts: {sorted(p.name for p in PROMPTS.iterdir())}")
+            raise ConfigError(
+                f"{path}: no such prompt; 'caption.prompts' names a folder of tasks/prompts: {sorted(p.name for p in PROMPTS.iterdir())}"
+            )
     if missing := [f for f in ("{style}", "{description}") if f not in texts["write"]]:
         raise ConfigError(f"{folder / 'write.txt'}: expected the fields {missing}")
     hashed, schema, demonstrations = dict(texts), None, []
@@ -59,12 +61,18 @@ def read_prompts(name: str) -> Prompts:
             hashed["demonstrations"] = (folder / DEMONSTRATIONS).read_text(encoding="utf-8")
             demonstrations = [json.loads(line) for line in hashed["demonstrations"].splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: {error}; {DEMONSTRATIONS} has one JSON object a line, {SCHEMA} is a JSON schema") from None
+        raise ConfigError(
+            f"{folder}: {error}; {DEMONSTRATIONS} has one JSON object a line, {SCHEMA} is a JSON schema"
+        ) from None
     digest = hashlib.sha256("\x1f".join(f"{k}\x1e{v}" for k, v in sorted(hashed.items())).encode()).hexdigest()
-    return Prompts(texts["describe"], texts["write"], texts.get("retry", DEFAULT_RETRY), digest, schema, tuple(demonstrations))
+    return Prompts(
+        texts["describe"], texts["write"], texts.get("retry", DEFAULT_RETRY), digest, schema, tuple(demonstrations)
+    )
 
 
-def shown(demonstrations: Sequence[Mapping[str, Any]], style: str, count: int, seed: int, pair_id: str) -> list[Mapping[str, Any]]:
+def shown(
+    demonstrations: Sequence[Mapping[str, Any]], style: str, count: int, seed: int, pair_id: str
+) -> list[Mapping[str, Any]]:
     """The demonstrations for one request: `count` of those that have the style, drawn by seed, pair and style alone."""
     known = [d for d in demonstrations if style in d["texts"]]
     return random.Random(f"{seed}:{pair_id}:{style}").sample(known, min(count, len(known)))

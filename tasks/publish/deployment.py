@@ -2,7 +2,8 @@
 
     python -m tasks.deploy      in the image; the checkout to deploy is mounted at /checkout
 
-Makes what is missing and leaves the rest as it is. Environment: AIRFLOW_PASSWORD, DVC_REMOTE, S3_ENDPOINT, MEGAPAIRS_DATASET.
+Makes what is missing and leaves the rest as it is. Environment: AIRFLOW_PASSWORD, DVC_REMOTE, S3_ENDPOINT,
+MEGAPAIRS_DATASET.
 To deploy newer code later: git push <volume>/origin.git HEAD:main (or point MEGAPAIRS_DEPLOYED at another ref).
 """
 
@@ -45,19 +46,30 @@ def lay_out(dataset: Path, checkout: Path, remote: str, endpoint: str | None) ->
     if dataset.exists():
         return False
     options = {"endpointurl": endpoint} if endpoint and remote.startswith("s3://") else {}
-    configure_deployment(dataset.parent / "origin.git", dataset, remote, dataset.parent / "dvc-cache", checkout=checkout, **options)
+    configure_deployment(
+        dataset.parent / "origin.git", dataset, remote, dataset.parent / "dvc-cache", checkout=checkout, **options
+    )
     return True
 
 
 def main() -> int:
     """Entry point; returns the exit code."""
     try:
-        wanted = ("AIRFLOW_PASSWORD", "DVC_REMOTE", "MEGAPAIRS_DATASET", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE")
+        wanted = (
+            "AIRFLOW_PASSWORD",
+            "DVC_REMOTE",
+            "MEGAPAIRS_DATASET",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
+        )
         missing = [name for name in wanted if not os.environ.get(name)]
         if missing:
             raise ConfigError(f"tasks.deploy: environment lacks {missing}; see .env.example")
         remote, endpoint = os.environ["DVC_REMOTE"], os.environ.get("S3_ENDPOINT") or None
-        write_password(Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]), "admin", os.environ["AIRFLOW_PASSWORD"])
+        write_password(
+            Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]),
+            "admin",
+            os.environ["AIRFLOW_PASSWORD"],
+        )
         bucket = bucket_of(remote)
         if bucket:
             make_bucket(bucket, endpoint)
@@ -80,7 +92,9 @@ def config_text(remote_url: str, options: Mapping[str, str]) -> str:
     return "\n".join(lines + [f"    {k} = {v}" for k, v in options.items()]) + "\n"
 
 
-def configure_deployment(origin: Path, dataset: Path, remote_url: str, cache: Path, *, checkout: Path = Path("."), **remote_options: str) -> None:
+def configure_deployment(
+    origin: Path, dataset: Path, remote_url: str, cache: Path, *, checkout: Path = Path("."), **remote_options: str
+) -> None:
     """Lay a deployment out: bare `origin` from the checkout's HEAD, the deployment's clone `dataset`, remote and cache.
 
     Args:
@@ -93,7 +107,9 @@ def configure_deployment(origin: Path, dataset: Path, remote_url: str, cache: Pa
         ConfigError: a relative remote folder (each clone would look for it elsewhere), or origin exists.
     """
     if "://" not in remote_url and not os.path.isabs(remote_url):
-        raise ConfigError(f"remote {remote_url!r}: a relative folder means another place in every clone; give an absolute one or s3://")
+        raise ConfigError(
+            f"remote {remote_url!r}: a relative folder means another place in every clone; give an absolute one or s3://"
+        )
     if origin.exists() or dataset.exists():
         raise ConfigError(f"{origin} or {dataset} exists; remove it first, or keep the deployment as it is")
     origin.parent.mkdir(parents=True, exist_ok=True)
@@ -112,4 +128,6 @@ def configure_deployment(origin: Path, dataset: Path, remote_url: str, cache: Pa
     cache = cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
     site = f"[core]\n    site_cache_dir = {cache / 'site'}\n"
-    (dataset / ".dvc" / "config.local").write_text(f'{site}[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n')
+    (dataset / ".dvc" / "config.local").write_text(
+        f'{site}[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n'
+    )

@@ -17,7 +17,9 @@ from tasks.errors import TransientError
 
 @contextmanager
 def dvc_repo(root: Path) -> Iterator[Any]:
-    """An open `dvc.repo.Repo`; DVC's own errors become TransientError with their text. DVC wants to stand in the root meanwhile."""
+    """An open `dvc.repo.Repo`; DVC's own errors become TransientError with their text. DVC wants to stand in the root
+    meanwhile.
+    """
     os.environ.setdefault("DVC_NO_ANALYTICS", "true")
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -52,10 +54,11 @@ def merged_lock(tip: bytes | None, ours: bytes | None, stages: Sequence[str]) ->
 def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lock: bytes | None) -> list[str]:
     """Write dvc.lock for stages that ran without DVC, track `paths` by a .dvc file each, put all of it into the cache.
 
-    What `dvc commit -f <stage>` does, with dvc.yaml and dvc.lock read once instead of a dozen times (20 s for 14 stages).
-    May be killed at any time and called again: it starts from `lock`, without the note of who works on what that DVC leaves behind
-    when it is killed, and the work tree's files are copied into the cache, never moved or linked back (for a moment such a file
-    would be in the cache alone).
+    What `dvc commit -f <stage>` does, with dvc.yaml and dvc.lock read once instead of a dozen times (20 s for 14
+    stages).
+    May be killed at any time and called again: it starts from `lock`, without the note of who works on what that DVC
+    leaves behind when it is killed, and the work tree's files are copied into the cache, never moved or linked back
+    (for a moment such a file would be in the cache alone).
 
     Args:
         sections: entries of dvc.yaml; a foreach entry means all its stages.
@@ -70,7 +73,8 @@ def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lo
         (root / "dvc.lock").write_bytes(lock)
     for path in paths:
         (root / f"{path}.dvc").unlink(missing_ok=True)
-    # Cut off in its writing it would stop every later DVC command; so would a process that got the dead one's number. A run's worktree is its own.
+    # Cut off in its writing it would stop every later DVC command; so would a process that got the dead one's number. A
+    # run's worktree is its own.
     (root / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
     with dvc_repo(root) as repo:
         with repo.lock:
@@ -100,12 +104,16 @@ def push_and_verify(root: Path) -> int:
         remote = repo.cloud.get_remote_odb()
         missing = sorted(wanted - set(remote.oids_exist(list(wanted))))
         if missing:
-            raise TransientError(f"remote {remote.path}: {len(missing)} of {len(wanted)} objects are missing after the push, first {missing[:3]}; run again")
+            raise TransientError(
+                f"remote {remote.path}: {len(missing)} of {len(wanted)} objects are missing after the push, first {missing[:3]}; run again"
+            )
         return len(wanted)
 
 
 def bring_in(root: Path) -> None:
-    """Check out all data that dvc.lock and .dvc files name, from the shared cache; pull from the remote what the cache lacks."""
+    """Check out all data that dvc.lock and .dvc files name, from the shared cache; pull from the remote what the cache
+    lacks.
+    """
     from dvc.exceptions import CheckoutError
 
     with dvc_repo(root) as repo:

@@ -41,15 +41,18 @@ def git(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Pa
 def git_bytes(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Path | None = None) -> bytes:
     """Like `git`, the output as it is.
 
-    Git gets a session of its own and is never killed: a SIGKILL of the stage's process group, or Ctrl-C, must not take it between
-    making its lock files and removing them, for every later git command would stop at those. What it was told to do is whole or not at all.
+    Git gets a session of its own and is never killed: a SIGKILL of the stage's process group, or Ctrl-C, must not take
+    it between making its lock files and removing them, for every later git command would stop at those. What it was
+    told to do is whole or not at all.
     """
     env = environment()
     if index is not None:
         env["GIT_INDEX_FILE"] = str(index)
     content = stdin.encode() if isinstance(stdin, str) else stdin
     pipe = subprocess.PIPE
-    with subprocess.Popen(["git", *args], cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+    with subprocess.Popen(
+        ["git", *args], cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
         out, err = process.communicate(content)
     if process.returncode:
         tail = "\n".join(err.decode(errors="replace").strip().splitlines()[-5:])
@@ -67,7 +70,13 @@ def resolve_ref(cwd: Path, ref: str) -> str | None:
 
 def is_ancestor(cwd: Path, older: str, newer: str) -> bool:
     """Whether commit `newer` contains `older`."""
-    done = subprocess.run(["git", "merge-base", "--is-ancestor", older, newer], cwd=cwd, env=environment(), capture_output=True, check=False)
+    done = subprocess.run(
+        ["git", "merge-base", "--is-ancestor", older, newer],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        check=False,
+    )
     return done.returncode == 0
 
 
@@ -119,11 +128,11 @@ def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
-                    raise TransientError(f"{path}: another run has been publishing for {timeout_s:.0f} s; run again when it is done") from None
+                    raise TransientError(
+                        f"{path}: another run has been publishing for {timeout_s:.0f} s; run again when it is done"
+                    ) from None
                 time.sleep(0.2)
         yield
 
 
 # --- DVC ----------------------------------------------------------------------------------------------------------
-
-

@@ -3,15 +3,18 @@
     python -m tasks open_run --run-id RUN --kind dataset|model [--conf JSON] [--dataset-version dataset/YYYY.MM.DD[.n]]
     python -m tasks open_run --run-id RUN --close      (takes the worktree away again)
 
-Run in the deployment's clone (MEGAPAIRS_DATASET, else the current folder). Lays the profile and the trigger form's values
-over the deployed commit's params.yaml (MEGAPAIRS_DEPLOYED, default origin/main), takes the next free version name, makes
-MEGAPAIRS_RUNS/<slug of the run id>, brings in the last version's data and writes the resolved params.yaml there. A second
-call with the same run id gives the same worktree and the same name. The worktree's path is `notes[0]` of the report.
+Run in the deployment's clone (MEGAPAIRS_DATASET, else the current folder). Lays the profile and the trigger form's
+values over the deployed commit's params.yaml (MEGAPAIRS_DEPLOYED, default origin/main), takes the next free version
+name, makes MEGAPAIRS_RUNS/<slug of the run id>, brings in the last version's data and writes the resolved params.yaml
+there. A second call with the same run id gives the same worktree and the same name. The worktree's path is `notes[0]`
+of the report.
 
-conf, the form's values: `profile`, `sources`, the names of section open_run (`limit`, `dry_run`, `seed`, `date` ...), and
-any parameter by its dotted name (`mine.neighbours`) or nested ({"mine": {"neighbours": 5}}). An empty value (null) of a
+conf, the form's values: `profile`, `sources`, the names of section open_run (`limit`, `dry_run`, `seed`, `date` ...),
+and any parameter by its dotted name (`mine.neighbours`) or nested ({"mine": {"neighbours": 5}}). An empty value (null)
+of a
 plain or dotted name means: as the profile says. Relative source, benchmark and truth paths are taken from
-MEGAPAIRS_SOURCES_ROOT (else the current folder) and stored absolute; model paths stay as they are, they lie in the code.
+MEGAPAIRS_SOURCES_ROOT (else the current folder) and stored absolute; model paths stay as they are, they lie in the
+code.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ MARKER = "opened.json"
 
 
 def data_ref(clone: Path, kind: Kind, dataset_version: str | None) -> str | None:
-    """The commit whose data the run starts from: the branch's tip, or for training the version asked for (default: the newest)."""
+    """The commit whose data the run starts from: the branch's tip, or for training the version asked for (default: the
+    newest).
+    """
     if kind == "dataset":
         return resolve_ref(clone, REMOTE_BRANCH)
     known = tags(clone, "dataset")
@@ -57,7 +62,8 @@ def data_ref(clone: Path, kind: Kind, dataset_version: str | None) -> str | None
 
 
 def bring_version(worktree: Path, ref: str, tip: str | None) -> None:
-    """Put a version's lock, version.json, manifest and data into the worktree, and from the branch's tip the model in place and the recipes' noise.
+    """Put a version's lock, version.json, manifest and data into the worktree, and from the branch's tip the model in
+    place and the recipes' noise.
 
     Raises:
         DataError: what arrived is not what version.json counts.
@@ -67,7 +73,9 @@ def bring_version(worktree: Path, ref: str, tip: str | None) -> None:
     if tip and read_at(worktree, tip, "models/promoted.dvc"):
         pointers["models/promoted.dvc"] = tip
     if tip:  # what `python -m tasks noise` measured
-        pointers |= {path: tip for path in files_at(worktree, tip) if path.startswith("reports/noise-") and path.endswith(".dvc")}
+        pointers |= {
+            path: tip for path in files_at(worktree, tip) if path.startswith("reports/noise-") and path.endswith(".dvc")
+        }
     for path in ("version.json", "manifest.json"):
         if content := read_at(worktree, ref, path):
             (worktree / path).write_bytes(content)
@@ -137,7 +145,8 @@ def open_run(
     if worktree.exists():  # an earlier call was killed half-way: nothing in it is finished
         shutil.rmtree(worktree)
     git(clone, "worktree", "prune")
-    git(clone, "worktree", "add", "-q", "--force", "--force", "--detach", str(worktree), commit)  # twice: also one whose making was cut off
+    # twice: also one whose making was cut off
+    git(clone, "worktree", "add", "-q", "--force", "--force", "--detach", str(worktree), commit)
     local = clone / ".dvc" / "config.local"
     if local.exists():
         shutil.copyfile(local, worktree / ".dvc" / "config.local")
@@ -147,13 +156,24 @@ def open_run(
     if ref:
         bring_version(worktree, ref, resolve_ref(clone, REMOTE_BRANCH))
         parent = (version_at(clone, ref) or {}).get("version")
-    store.write_bytes(marker, json.dumps({"run_id": run_id, "kind": kind, "batch": batch, "parent": parent, "deployed": commit}).encode())
-    return StageReport("open_run", notes=[str(worktree), f"version {batch}, after {parent or 'nothing'}, profile {params.profile}, code {commit[:12]}"])
+    store.write_bytes(
+        marker,
+        json.dumps({"run_id": run_id, "kind": kind, "batch": batch, "parent": parent, "deployed": commit}).encode(),
+    )
+    return StageReport(
+        "open_run",
+        notes=[
+            str(worktree),
+            f"version {batch}, after {parent or 'nothing'}, profile {params.profile}, code {commit[:12]}",
+        ],
+    )
 
 
 def main(argv: list[str]) -> StageReport:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tasks open_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks open_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run-id", required=True)
     parser.add_argument("--kind", choices=["dataset", "model"])
     parser.add_argument("--close", action="store_true", help="remove the run's worktree; what it published stays")

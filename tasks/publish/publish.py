@@ -2,8 +2,9 @@
 
 The published commit's tree is the deployed code plus the data product's own small files (card, version.json, dvc.lock,
 .dvc files); its parents are the tip of `dataset` and the deployed commit. Under one lock: `dvc push`, ask the remote
-for every object, compose on the newest tip, `git push --atomic` of branch and tag; when the tip moved meanwhile, compose
-again on the new one. Decision: docs/decisions/0003-publishing.md. Also: how a deployment is laid out, and read back.
+for every object, compose on the newest tip, `git push --atomic` of branch and tag; when the tip moved meanwhile,
+compose again on the new one. Decision: docs/decisions/0003-publishing.md. Also: how a deployment is laid out, and read
+back.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def write_tree(cwd: Path, code: str, files: Mapping[str, bytes]) -> str:
         return git(cwd, "write-tree", index=index)
 
 
-def compose(worktree: Path, files: Mapping[str, bytes], stages: Sequence[str], sections: Sequence[str], message: str) -> str:
+def compose(
+    worktree: Path, files: Mapping[str, bytes], stages: Sequence[str], sections: Sequence[str], message: str
+) -> str:
     """The commit to publish, on the newest tip of the branch.
 
     Args:
@@ -75,7 +78,11 @@ def compose(worktree: Path, files: Mapping[str, bytes], stages: Sequence[str], s
     tip = resolve_ref(worktree, REMOTE_BRANCH)
     product: dict[str, bytes] = {}
     if tip:
-        product = {path: git_bytes(worktree, "cat-file", "blob", f"{tip}:{path}") for path in files_at(worktree, tip) if is_product(path)}
+        product = {
+            path: git_bytes(worktree, "cat-file", "blob", f"{tip}:{path}")
+            for path in files_at(worktree, tip)
+            if is_product(path)
+        }
     merged = {**product, **files}
     merged["dvc.lock"] = merged_lock(product.get("dvc.lock"), files["dvc.lock"], stages)
     merged["params.yaml"] = merged_params(product.get("params.yaml"), files["params.yaml"], sections)
@@ -92,7 +99,9 @@ def fetch(cwd: Path) -> None:
 
 
 def tag_object(cwd: Path, tag: str, commit: str, message: str) -> str:
-    """An annotated tag as an object alone: the name exists nowhere until it is pushed, so a crash leaves no half-made version."""
+    """An annotated tag as an object alone: the name exists nowhere until it is pushed, so a crash leaves no half-made
+    version.
+    """
     tagger = git(cwd, "var", "GIT_COMMITTER_IDENT")
     return git(cwd, "mktag", stdin=f"object {commit}\ntype commit\ntag {tag}\ntagger {tagger}\n\n{message}\n")
 
@@ -123,17 +132,33 @@ def publish(
             fetch(worktree)
             there = resolve_ref(worktree, f"refs/tags/{tag}")
             if there:
-                if all(read_at(worktree, there, path) == content for path, content in files.items() if path not in ("dvc.lock", "params.yaml")):
+                if all(
+                    read_at(worktree, there, path) == content
+                    for path, content in files.items()
+                    if path not in ("dvc.lock", "params.yaml")
+                ):
                     return Published(tag, there, objects)
-                raise DataError(f"{tag}: already published with another content; trigger a new run, it takes the next free name")
+                raise DataError(
+                    f"{tag}: already published with another content; trigger a new run, it takes the next free name"
+                )
             if check_parent:
                 now = version_at(worktree, REMOTE_BRANCH)
                 if (now or {}).get("version") != parent:
-                    raise DataError(f"origin: version {(now or {}).get('version')} came in since this run opened on {parent}; trigger a new run")
+                    raise DataError(
+                        f"origin: version {(now or {}).get('version')} came in since this run opened on {parent}; trigger a new run"
+                    )
             commit = compose(worktree, files, stages, sections, message)
             named = tag_object(worktree, tag, commit, message)
             try:
-                git(worktree, "push", "-q", "--atomic", "origin", f"{commit}:refs/heads/{BRANCH}", f"{named}:refs/tags/{tag}")
+                git(
+                    worktree,
+                    "push",
+                    "-q",
+                    "--atomic",
+                    "origin",
+                    f"{commit}:refs/heads/{BRANCH}",
+                    f"{named}:refs/tags/{tag}",
+                )
             except TransientError as error:
                 refusal = error
                 continue
@@ -149,10 +174,10 @@ def publish(
 
 
 def close_run(worktree: Path, dataset: Path | None = None) -> None:
-    """Remove a run's worktree after success. What it published lives in origin and the remote; nothing when it is gone already."""
+    """Remove a run's worktree after success. What it published lives in origin and the remote; nothing when it is gone
+    already.
+    """
     if not worktree.exists():
         return
     clone = dataset or common_dir(worktree).parent
     git(clone, "worktree", "remove", "--force", "--force", str(worktree.resolve()))
-
-

@@ -14,7 +14,18 @@ from tasks.publish.git import read_at, resolve_ref
 
 BRANCH = "dataset"
 REMOTE_BRANCH = f"origin/{BRANCH}"
-DATA_STAGES = ("ingest", "validate-images", "recaption", "embed", "mine", "select", "validate-pairs", "caption", "judge", "validate-triplets")
+DATA_STAGES = (
+    "ingest",
+    "validate-images",
+    "recaption",
+    "embed",
+    "mine",
+    "select",
+    "validate-pairs",
+    "caption",
+    "judge",
+    "validate-triplets",
+)
 MODEL_STAGES = ("train", "evaluate")
 MODEL_SECTIONS = ("train", "evaluate", "promote")
 

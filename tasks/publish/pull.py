@@ -53,19 +53,29 @@ def pull(root: Path, options: Sequence[str] = (), targets: Sequence[str] = ()) -
     faults = [f for f in undelivered(root, Path(cache)) if any(Path(f.path).is_relative_to(t) for t in asked)]
     if faults:
         more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise DataError(f"files that did not come as they were published: {len(faults)}\n  " + "\n  ".join(map(str, faults[:SHOWN])) + more)
+        raise DataError(
+            f"files that did not come as they were published: {len(faults)}\n  "
+            + "\n  ".join(map(str, faults[:SHOWN]))
+            + more
+        )
     return code
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.pull", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.pull", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-j", "--jobs", help="downloads at a time, a count")
     parser.add_argument("-r", "--remote", help="another remote of the DVC configuration")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite files changed here")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="files and folders to bring in; none means all")
     args = parser.parse_args(argv)
-    options = [*(["-j", args.jobs] if args.jobs else []), *(["-r", args.remote] if args.remote else []), *(["-f"] if args.force else [])]
+    options = [
+        *(["-j", args.jobs] if args.jobs else []),
+        *(["-r", args.remote] if args.remote else []),
+        *(["-f"] if args.force else []),
+    ]
     try:
         return pull(Path("."), options, args.targets)
     except TasksError as error:

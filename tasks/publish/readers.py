@@ -46,5 +46,7 @@ def with_images(folder: Path | str, *, negatives: bool = True) -> Iterator[dict[
         query = store.read_image(row["query_image_id"])
         joined = {**row, "query_image": query, "target_image": store.read_image(row["target_image_id"])}
         if negatives:
-            joined["negative_images"] = [query if i == row["query_image_id"] else store.read_image(i) for i in row["negative_image_ids"]]
+            joined["negative_images"] = [
+                query if i == row["query_image_id"] else store.read_image(i) for i in row["negative_image_ids"]
+            ]
         yield joined

@@ -33,14 +33,20 @@ def changes_of(conf: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[str | N
         if key == "profile":
             continue
         if key == "sources":
-            change = nested("ingest.sources", sources_of(value, (raw.get("ingest") or {}).get("sources") or [])) if value else {}
+            change = (
+                nested("ingest.sources", sources_of(value, (raw.get("ingest") or {}).get("sources") or []))
+                if value
+                else {}
+            )
         elif key in PLAIN:
             change = {} if value is None else {"open_run": {key: value}}
         elif "." in key:
             change = {} if value is None else nested(key, value)
         elif key in sections:
             if not isinstance(value, dict):
-                raise ConfigError(f"conf: '{key}' is a section; expected a mapping or a dotted name such as '{key}.<parameter>', found {value!r}")
+                raise ConfigError(
+                    f"conf: '{key}' is a section; expected a mapping or a dotted name such as '{key}.<parameter>', found {value!r}"
+                )
             change = {key: value}
         else:
             known = f"{['profile', 'sources', *PLAIN]}, sections {sections}"
@@ -56,16 +62,23 @@ def absolute(path: str, root: Path) -> str:
 
 def located(raw: dict[str, Any], root: Path) -> dict[str, Any]:
     """Resolved parameters with the paths of sources, lists, benchmark and truth absolute, relative ones below `root`."""
-    ingest: dict[str, Any] = {"sources": [{**s, "path": absolute(s["path"], root)} for s in raw["ingest"].get("sources") or []]}
+    ingest: dict[str, Any] = {
+        "sources": [{**s, "path": absolute(s["path"], root)} for s in raw["ingest"].get("sources") or []]
+    }
     for name in ("blocklists", "benchmark_hashes"):
         if isinstance(lists := raw["ingest"].get(name), list):
             ingest[name] = [absolute(path, root) if isinstance(path, str) else path for path in lists]
     if isinstance(ledger := raw["ingest"].get("takedown"), str):
         ingest["takedown"] = absolute(ledger, root)
     places = {k: raw["evaluate"].get(k) for k in ("benchmark", "truth")}
-    evaluate: dict[str, Any] = {k: absolute(place, root) for k, place in places.items() if place and isinstance(place, str)}
+    evaluate: dict[str, Any] = {
+        k: absolute(place, root) for k, place in places.items() if place and isinstance(place, str)
+    }
     if isinstance(named := places["benchmark"], list):
-        evaluate["benchmark"] = [{**b, "path": absolute(b["path"], root)} if isinstance(b, dict) and isinstance(b.get("path"), str) else b for b in named]
+        evaluate["benchmark"] = [
+            {**b, "path": absolute(b["path"], root)} if isinstance(b, dict) and isinstance(b.get("path"), str) else b
+            for b in named
+        ]
     return overlay(raw, {"ingest": ingest, "evaluate": evaluate})
 
 
@@ -73,7 +86,9 @@ def check_places(params: Params, kind: Kind) -> None:
     """Refuse folders that are not there before any work starts."""
     wanted = {f"ingest.sources.{s.name}": s.path for s in params.ingest.sources} if kind == "dataset" else {}
     benchmark = params.evaluate.benchmark or ()
-    named = {"benchmark": benchmark} if isinstance(benchmark, str) else {f"benchmark.{b.name}": b.path for b in benchmark}
+    named = (
+        {"benchmark": benchmark} if isinstance(benchmark, str) else {f"benchmark.{b.name}": b.path for b in benchmark}
+    )
     for name, path in {**named, "truth": params.evaluate.truth}.items():
         if path and kind == "model":
             wanted[f"evaluate.{name}"] = path

@@ -2,10 +2,10 @@
 
     python -m tasks.verify [--root CLONE]
 
-`dvc pull` refuses an altered object (the remote is verified) and names the folder that it could not make; this names the
-file in it, and `python -m tasks.pull` does both at once. Reads manifest.json (SHA-256 of every file of the version), and
-for what is missing dvc.lock, the .dvc files and the DVC cache. Exit 0: everything is as published; 65 otherwise. Needs
-neither DVC nor pyarrow.
+`dvc pull` refuses an altered object (the remote is verified) and names the folder that it could not make; this names
+the file in it, and `python -m tasks.pull` does both at once. Reads manifest.json (SHA-256 of every file of the
+version), and for what is missing dvc.lock, the .dvc files and the DVC cache. Exit 0: everything is as published; 65
+otherwise. Needs neither DVC nor pyarrow.
 """
 
 from __future__ import annotations
@@ -73,18 +73,24 @@ def check(root: Path) -> int:
         raise ConfigError(f"{path}: missing; give a clone of the dataset's branch")
     manifest = json.loads(path.read_text())
     missing = [name for name in manifest if not (root / name).exists()]
-    altered = [name for name, facts in manifest.items() if (root / name).exists() and sha256_of(root / name) != facts["sha256"]]
+    altered = [
+        name for name, facts in manifest.items() if (root / name).exists() and sha256_of(root / name) != facts["sha256"]
+    ]
     faults = [f"altered here: {name}" for name in altered]
     if missing:
         faults += [str(c) for c in undelivered(root)] or [f"missing here: {name}; run `dvc pull`" for name in missing]
     if faults:
-        raise DataError(f"{root}: {len(faults)} of {len(manifest)} files are not as published\n  " + "\n  ".join(faults[:50]))
+        raise DataError(
+            f"{root}: {len(faults)} of {len(manifest)} files are not as published\n  " + "\n  ".join(faults[:50])
+        )
     return len(manifest)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", default=".", type=Path)
     args = parser.parse_args(argv)
     try:

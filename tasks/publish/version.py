@@ -1,7 +1,8 @@
 """Version: make what this run added a published version: card, version.json, gallery, `dvc commit`, push, git tag.
 
-Reads all tables and the run's reports; writes README.md (the card), version.json, manifest.json, data/export/<batch>.parquet,
-reports/gallery.html, dvc.lock; publishes `dataset/<batch>` on origin's branch `dataset`. No accepted triplet in this
+Reads all tables and the run's reports; writes README.md (the card), version.json, manifest.json,
+data/export/<batch>.parquet, reports/gallery.html, dvc.lock; publishes `dataset/<batch>` on origin's branch `dataset`.
+No accepted triplet in this
 run, or dry_run: NothingToDo (exit 99), a green end without a version. After a crash, running again finishes it.
 """
 
@@ -34,14 +35,29 @@ if TYPE_CHECKING:
 
 # Columns that say when, where and at what cost a row was made, not what it is.
 NOT_IDENTITY = {"batch", "fetched_at", "shard", "prompt_tokens", "output_tokens", "tokens", "requests", "detail"}
-NOT_IDENTITY_PARAMS = {"date", "batch", "dataset", "path", "url", "writer_url", "device", "parts", "gallery_triplets", "profile"}
+NOT_IDENTITY_PARAMS = {
+    "date",
+    "batch",
+    "dataset",
+    "path",
+    "url",
+    "writer_url",
+    "device",
+    "parts",
+    "gallery_triplets",
+    "profile",
+}
 NOT_IDENTITY_PARAMS |= {"in_flight", "timeout_s", "budget_tokens", "tokens_per_s"}
 
 
 def identity_of(params: Any) -> Any:
     """Parameters without dates, places and ways of sharing work; model folders by their last two names."""
     if isinstance(params, Mapping):
-        return {k: identity_of(v) for k, v in sorted(params.items()) if k not in NOT_IDENTITY_PARAMS and k not in MODEL_SECTIONS}
+        return {
+            k: identity_of(v)
+            for k, v in sorted(params.items())
+            if k not in NOT_IDENTITY_PARAMS and k not in MODEL_SECTIONS
+        }
     if isinstance(params, list | tuple):
         return [identity_of(v) for v in params]
     if isinstance(params, str) and params.startswith("/"):
@@ -59,7 +75,9 @@ def hash_rows(digest: hashlib._Hash, name: str, rows: pa.Table) -> None:
             digest.update(json.dumps(line, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
-def fingerprint(store: Store, params: Mapping[str, Any], batch: str, encoders: Sequence[str], parent: str | None) -> str:
+def fingerprint(
+    store: Store, params: Mapping[str, Any], batch: str, encoders: Sequence[str], parent: str | None
+) -> str:
     """sha256 over the parent's fingerprint, this run's rows and the parameters: equal for equal inputs and seed.
 
     It covers tables, vectors and parameters; not dates, commits, paths or cost. It reads what the run added, no more.
@@ -94,9 +112,17 @@ def counts(rows: pa.Table) -> dict[str, dict[str, int]]:
 
 def why_none(store: Store, batch: str) -> str:
     """What this run took in and left out, in a sentence: nothing else keeps it when no version does."""
-    rows = {table: store.read_table(table, [column], batch).num_rows for table, column in (("images", "image_id"), ("pairs", "pair_id"))}
-    left = [f"{stage}: " + ", ".join(f"{n} {reason}" for reason, n in reasons.items()) for stage, reasons in counts(store.read_dropped(batch=batch)).items()]
-    return f"New images {rows['images']}, new pairs {rows['pairs']}; left out by {'; '.join(left) or 'no stage: nothing'}."
+    rows = {
+        table: store.read_table(table, [column], batch).num_rows
+        for table, column in (("images", "image_id"), ("pairs", "pair_id"))
+    }
+    left = [
+        f"{stage}: " + ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+        for stage, reasons in counts(store.read_dropped(batch=batch)).items()
+    ]
+    return (
+        f"New images {rows['images']}, new pairs {rows['pairs']}; left out by {'; '.join(left) or 'no stage: nothing'}."
+    )
 
 
 def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -112,8 +138,12 @@ def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[st
 
 
 def manifest(root: Path, known: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """{path: {sha256, size_bytes}} of every data file and the gallery; files of earlier versions by what is known of them."""
-    files = sorted(p for p in (root / "data").rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".dvc")
+    """{path: {sha256, size_bytes}} of every data file and the gallery; files of earlier versions by what is known of
+    them.
+    """
+    files = sorted(
+        p for p in (root / "data").rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".dvc"
+    )
     out = {}
     for path in [*files, *(root / "reports").glob("gallery.html")]:
         name, size = path.relative_to(root).as_posix(), path.stat().st_size
@@ -137,8 +167,15 @@ def describe(params: Params, store: Store, batch: str, parent: Mapping[str, Any]
     """version.json's mapping, without the manifest's hash."""
     resolved = params.model_dump(mode="json", by_alias=True)
     encoders = list(params.embed.encoders)
-    reports = {stage: report for stage, report in store.read_reports().items() if stage != "version"}  # its own is there on a second try
-    ids = {"images": "image_id", "captions": "image_id", "pairs": "pair_id", "captioned": "pair_id", "triplets": "triplet_id"}
+    # its own is there on a second try
+    reports = {stage: report for stage, report in store.read_reports().items() if stage != "version"}
+    ids = {
+        "images": "image_id",
+        "captions": "image_id",
+        "pairs": "pair_id",
+        "captioned": "pair_id",
+        "triplets": "triplet_id",
+    }
     shown = json.loads(json.dumps(resolved))
     for source in shown["ingest"]["sources"]:
         del source["path"]  # where a machine keeps its images is nobody's business
@@ -157,7 +194,11 @@ def describe(params: Params, store: Store, batch: str, parent: Mapping[str, Any]
         "new_drops": counts(store.read_dropped(batch=batch)),
         "encoders": encoder_yields(store, batch, encoders),
         "quality": {stage: report.figures for stage, report in reports.items() if report.figures},
-        "ledger": ledger.cost(ledger.read(store.root), triplets=new_triplets, pairs=store.read_table("captioned", ["pair_id"], batch).num_rows),
+        "ledger": ledger.cost(
+            ledger.read(store.root),
+            triplets=new_triplets,
+            pairs=store.read_table("captioned", ["pair_id"], batch).num_rows,
+        ),
         "tokens": {stage: report.tokens for stage, report in reports.items() if report.tokens},
         "params": shown,
     }
@@ -180,7 +221,8 @@ def run(params: Params, store: Store) -> StageReport:
         if node.name.partition("@")[0] in DATA_STAGES:
             for out in node.outs:
                 if not Path(out).suffix:
-                    (root / out).mkdir(parents=True, exist_ok=True)  # a stage without a dropped row still has its folder
+                    # a stage without a dropped row still has its folder
+                    (root / out).mkdir(parents=True, exist_ok=True)
     marker = root / ".run" / "opened.json"
     opened = json.loads(marker.read_text()) if marker.exists() else {}
     tag_of_parent = f"refs/tags/dataset/{opened['parent']}" if opened.get("parent") else None
@@ -190,7 +232,8 @@ def run(params: Params, store: Store) -> StageReport:
     if params.version.embed_images and not export.exists():
         write_embedded(store.read_table("triplets", batch=batch).to_pylist(), store, export)
     version = describe(params, store, batch, parent, git(root, "rev-parse", "HEAD"))
-    scores = read_at(root, REMOTE_BRANCH, "reports/evaluation.json") if resolve_ref(root, REMOTE_BRANCH) else None  # of the model in place
+    # of the model in place
+    scores = read_at(root, REMOTE_BRANCH, "reports/evaluation.json") if resolve_ref(root, REMOTE_BRANCH) else None
     write_gallery(store, params, version, root / "reports" / "gallery.html", json.loads(scores) if scores else None)
     known = json.loads((root / "manifest.json").read_text()) if (root / "manifest.json").exists() else {}
     files_now = manifest(root, known)
@@ -206,7 +249,9 @@ def run(params: Params, store: Store) -> StageReport:
         is_held_out_split=params.evaluate.benchmark is None,
     )
     folders = [*(["data/export"] if exported else []), "reports/gallery.html"]
-    stages = commit_outputs(root, DATA_STAGES, folders, read_at(root, tag_of_parent, "dvc.lock") if tag_of_parent else None)
+    stages = commit_outputs(
+        root, DATA_STAGES, folders, read_at(root, tag_of_parent, "dvc.lock") if tag_of_parent else None
+    )
     pointers = [f"{f}.dvc" for f in folders]
     files = {
         "README.md": card.encode(),
@@ -232,4 +277,6 @@ def run(params: Params, store: Store) -> StageReport:
     store.write_bytes(root / "manifest.json", listing)
     figures = {f"rows_{t}": float(n) for t, n in version["rows"].items()}
     note = f"{published.objects} objects verified in the remote; commit {published.commit[:12]}, fingerprint {version['fingerprint'][:16]}"
-    return StageReport("version", read=version["rows"]["triplets"], written=new, new=new, done=new, figures=figures, notes=[tag, note])
+    return StageReport(
+        "version", read=version["rows"]["triplets"], written=new, new=new, done=new, figures=figures, notes=[tag, note]
+    )

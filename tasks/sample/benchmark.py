@@ -2,13 +2,14 @@
 
     python -m tasks.sample.benchmark <folder> [--seed 11] [--queries 500] [--gallery 2000]
 
-Writes `<folder>/annotations.json` and `<folder>/images/<id>.jpg`. The gallery holds the query images too, and some scenes
-in two or three drawings; the ground truths of a query are all gallery images that meet its edits and keep the rest. Beside CIRCO's own
+Writes `<folder>/annotations.json` and `<folder>/images/<id>.jpg`. The gallery holds the query images too, and some
+scenes in two or three drawings; the ground truths of a query are all gallery images that meet its edits and keep the
+rest. Beside CIRCO's own
 fields stands `paraphrases`: the same edits in the other styles, for the spread of a score over wordings.
 
-A query needs both its image and its text: at least `AS_NEAR` other scenes are no more edits away from the query image than
-its target is, so the image alone cannot tell the target (a third or more of the public benchmarks' queries are solved by one
-half). As in the world's families about 50/35/15% of the queries have one/two/three edits.
+A query needs both its image and its text: at least `AS_NEAR` other scenes are no more edits away from the query image
+than its target is, so the image alone cannot tell the target (a third or more of the public benchmarks' queries are
+solved by one half). As in the world's families about 50/35/15% of the queries have one/two/three edits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from tasks.sample.scenes import Scene, difference, family, image_of, shared
 
 STYLES = ("imperative", "noun phrase", "question", "keep")
 AS_NEAR = 3  # scenes at least as near to the query image as its target
-EDITS = {1: 0.5, 2: 0.35, 3: 0.15}  # shares of the queries; where a small gallery has too few of one, the others fill up
+# shares of the queries; where a small gallery has too few of one, the others fill up
+EDITS = {1: 0.5, 2: 0.35, 3: 0.15}
 
 
 def needs_text(query: Scene, target: Scene, family: Sequence[Scene]) -> bool:
@@ -35,7 +37,9 @@ def needs_text(query: Scene, target: Scene, family: Sequence[Scene]) -> bool:
     return sum(len(difference(query, other)) <= edits for other in family if other not in (query, target)) >= AS_NEAR
 
 
-def make_benchmark(folder: Path, *, seed: int = 11, queries: int = 500, gallery: int = 2000, truth: Path | None = None) -> dict[str, int]:
+def make_benchmark(
+    folder: Path, *, seed: int = 11, queries: int = 500, gallery: int = 2000, truth: Path | None = None
+) -> dict[str, int]:
     """Write the benchmark.
 
     Args:
@@ -84,8 +88,12 @@ def make_benchmark(folder: Path, *, seed: int = 11, queries: int = 500, gallery:
         )
     (folder / "annotations.json").write_text(json.dumps(annotations, indent=1) + "\n", encoding="utf-8")
     if truth is not None:
-        rows = sorted(((number, scene) for scene, numbers in drawings.items() for number in numbers), key=lambda row: row[0])
-        truth.write_text("".join(json.dumps({"id": n, "scene": s.to_record()}) + "\n" for n, s in rows), encoding="utf-8")
+        rows = sorted(
+            ((number, scene) for scene, numbers in drawings.items() for number in numbers), key=lambda row: row[0]
+        )
+        truth.write_text(
+            "".join(json.dumps({"id": n, "scene": s.to_record()}) + "\n" for n, s in rows), encoding="utf-8"
+        )
     found = sum(len(a["gt_img_ids"]) for a in annotations)
     return {"queries": len(annotations), "gallery": images, "ground_truths": found}
 
@@ -103,21 +111,27 @@ def _draw(rng: random.Random, families: Sequence[Sequence[Scene]], queries: int)
     rest = [pair for edits, share in EDITS.items() for pair in usable[edits][round(share * queries) :]]
     drawn += rng.sample(rest, min(len(rest), max(0, queries - len(drawn))))
     if len(drawn) < queries:
-        raise ValueError(f"benchmark: {queries} queries asked, {len(drawn)} usable pairs of relatives in a gallery of this size; raise --gallery")
+        raise ValueError(
+            f"benchmark: {queries} queries asked, {len(drawn)} usable pairs of relatives in a gallery of this size; raise --gallery"
+        )
     rng.shuffle(drawn)
     return drawn[:queries]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and write the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.sample.benchmark", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.sample.benchmark", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--gallery", type=int, default=2000)
     parser.add_argument("--truth", type=Path)
     options = parser.parse_args(arguments)
-    made = make_benchmark(options.folder, seed=options.seed, queries=options.queries, gallery=options.gallery, truth=options.truth)
+    made = make_benchmark(
+        options.folder, seed=options.seed, queries=options.queries, gallery=options.gallery, truth=options.truth
+    )
     print(json.dumps(made))
 
 

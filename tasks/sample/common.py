@@ -36,8 +36,8 @@ WORKERS = 2  # processes of one thread each; part of the recipe, so that it is t
 def side_by_side(work: Callable[..., None], *arguments: object) -> None:
     """Run `work(rank, *arguments)` in WORKERS processes that `average` their gradients.
 
-    Two processes of one thread each meet once a step, two threads of one process thousands of times: on two cores shared
-    with one other busy process the first was seen to keep 2/3 of its speed, the second 1/8.
+    Two processes of one thread each meet once a step, two threads of one process thousands of times: on two cores
+    shared with one other busy process the first was seen to keep 2/3 of its speed, the second 1/8.
     """
     with tempfile.TemporaryDirectory() as meeting:
         mp.spawn(_join, args=(work, f"file://{meeting}/point", arguments), nprocs=WORKERS, daemon=True)
@@ -115,7 +115,9 @@ def held_out_pairs(count: int, seed: int, split: str = "benchmark") -> list[tupl
 
 def cosine(step: int, steps: int, warm: int = 40, floor: float = 0.03) -> float:
     """The share of the peak learning rate at a step: linear warm-up, then half a cosine down to `floor`."""
-    return (step + 1) / warm if step < warm else floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
+    return (
+        (step + 1) / warm if step < warm else floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
+    )
 
 
 def save(folder: Path, model: PreTrainedModel, *others: object) -> None:

@@ -2,8 +2,8 @@
 
     python -m tasks.sample.evaluate [--pairs 600] [--questions 2400]
 
-Everything is measured on the saved float16 weights, loaded through the Auto classes, on scenes that no training saw (the
-split 'benchmark' of `scenes.split_of`). About three minutes of one core.
+Everything is measured on the saved float16 weights, loaded through the Auto classes, on scenes that no training saw
+(the split 'benchmark' of `scenes.split_of`). About three minutes of one core.
 """
 
 from __future__ import annotations
@@ -83,9 +83,14 @@ def measure_all(folder: Path, *, pairs: int, questions: int) -> dict[str, Any]:
     packer = train_judge.Packer(judge, processor)
     mistakes = train_judge.own_errors(vlm, processor, held_out_pairs(2 * pairs, 92), random.Random(92))
     asked = train_judge.held_out_questions(questions, 93, mistakes)
-    out["judge"] = train_judge.figures(asked, packer.score(asked)) | {"own_errors": len(mistakes), "questions": len(asked)}
+    out["judge"] = train_judge.figures(asked, packer.score(asked)) | {
+        "own_errors": len(mistakes),
+        "questions": len(asked),
+    }
     words = AutoTokenizer.from_pretrained(folder / "writer")
-    out["writer"] = train_writer.measure(AutoModelForCausalLM.from_pretrained(folder / "writer", dtype=torch.float32), words)
+    out["writer"] = train_writer.measure(
+        AutoModelForCausalLM.from_pretrained(folder / "writer", dtype=torch.float32), words
+    )
     clip = AutoModel.from_pretrained(folder / "clip", dtype=torch.float32)
     out["clip"] = train_clip.measure(clip, AutoProcessor.from_pretrained(folder / "clip"))
     out["dino"] = train_dino.measure(AutoModel.from_pretrained(folder / "dino", dtype=torch.float32))
@@ -101,7 +106,9 @@ def caption_share(model: Any, processor: Any, scenes: Sequence[Scene]) -> float:
         part = scenes[i : i + 50]
         inputs = ids.repeat(len(part), 1)
         values = train_vlm.pixels([draw(s, rendering=1) for s in part])[:, None]
-        made = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=values, max_new_tokens=64)
+        made = model.generate(
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=values, max_new_tokens=64
+        )
         texts = processor.tokenizer.batch_decode(made[:, inputs.shape[1] :], skip_special_tokens=True)
         right += sum(text.strip() == phrases.caption(scene) for text, scene in zip(texts, part, strict=True))
     return round(right / len(scenes), 3)
@@ -112,7 +119,9 @@ def _size(folder: Path) -> int:
 
 
 def plot(curves: Path, image: Path) -> None:
-    """Draw each model's loss (log scale, grey) and its measured shares (0 to 1, coloured) over steps, one panel a model."""
+    """Draw each model's loss (log scale, grey) and its measured shares (0 to 1, coloured) over steps, one panel a
+    model.
+    """
     colours = [(31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207)]
     wide, high, edge, names = 640, 260, 34, 150
     files = sorted(curves.glob("*.jsonl"))
@@ -132,7 +141,11 @@ def plot(curves: Path, image: Path) -> None:
                 series.setdefault(prefix + key, []).append((row["step"], value))
         most = max((x for line in series.values() for x, _ in line), default=1)
         pen.rectangle((left, top, left + w, top + h), outline=(180, 180, 180))
-        pen.text((left, top - 24), f"{file.stem}: steps 0 to {most:.0f}; shares 0 to 1, loss log 0.001 to 10 (grey)", fill="black")
+        pen.text(
+            (left, top - 24),
+            f"{file.stem}: steps 0 to {most:.0f}; shares 0 to 1, loss log 0.001 to 10 (grey)",
+            fill="black",
+        )
         for i, (name, line) in enumerate(sorted(series.items())):
             is_loss = name.endswith("loss")
             colour = (150, 150, 150) if is_loss else colours[i % len(colours)]
@@ -164,7 +177,9 @@ def report(figures: dict[str, Any]) -> str:
     vlm, judge, clip, dino = figures["vlm"], figures["judge"], figures["clip"], figures["dino"]
     low, high = judge[f"at_{train_judge.LOW}"], judge[f"at_{train_judge.HIGH}"]
     sizes = figures["mib"]
-    exact = " / ".join(f"{vlm['exact'][n]:.3f} ({n} edit{'s' if n > 1 else ''}, {vlm['pairs'][n]} pairs)" for n in vlm["exact"])
+    exact = " / ".join(
+        f"{vlm['exact'][n]:.3f} ({n} edit{'s' if n > 1 else ''}, {vlm['pairs'][n]} pairs)" for n in vlm["exact"]
+    )
     lines = [
         "# The tiny checkpoints: what they reach, and how that was measured",
         "",
@@ -187,7 +202,8 @@ def report(figures: dict[str, Any]) -> str:
         f"- AUC {judge['auc']}",
         f"- **threshold {high['threshold']}**: true-yes {high['true_yes']} at false-yes {train_judge.HIGH}",
         f"- threshold {low['threshold']}: true-yes {low['true_yes']} at false-yes {train_judge.LOW}",
-        f"- yes by kind of case at false-yes {train_judge.HIGH}: " + ", ".join(f"{k} {v}" for k, v in judge[f"yes_by_kind_at_{train_judge.HIGH}"].items()),
+        f"- yes by kind of case at false-yes {train_judge.HIGH}: "
+        + ", ".join(f"{k} {v}" for k, v in judge[f"yes_by_kind_at_{train_judge.HIGH}"].items()),
         "",
         "The threshold is set on the same questions as it is reported on (two numbers chosen among thousands of scores).",
         "",

@@ -5,8 +5,9 @@
     plain/canaries/     12 pairs, a red disc that turns blue, a tree beside a house that was alone; canaries.csv takes synonyms
     plain/labels.csv    48 questions over those images, half of them fit; the others show the query itself, or another change
 
-They tell a model that sees from one that is blind or given no images, and nothing about how well it judges photographs: that
-takes a team's own set (docs/decisions/0044). The sample world's own probes (probes.py) use words that its checkpoints know.
+They tell a model that sees from one that is blind or given no images, and nothing about how well it judges photographs:
+that takes a team's own set (docs/decisions/0044). The sample world's own probes (probes.py) use words that its
+checkpoints know.
 """
 
 from __future__ import annotations
@@ -23,9 +24,19 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent / "plain"
 SIDE_PX, FINER = 336, 3  # drawn so many times finer, then averaged down
-RED, BLUE, GREEN, YELLOW, BLACK, WHITE, BROWN, SKY = "#d62020", "#1f3fd6", "#1e9e3a", "#f2c811", "#111111", "#ffffff", "#7a4a21", "#9fd3f2"
+RED, BLUE, GREEN, YELLOW, BLACK, WHITE, BROWN, SKY = (
+    "#d62020",
+    "#1f3fd6",
+    "#1e9e3a",
+    "#f2c811",
+    "#111111",
+    "#ffffff",
+    "#7a4a21",
+    "#9fd3f2",
+)
 
-Draw = Callable[["ImageDraw.ImageDraw", float], None]  # a thing, drawn at a scale of pixels a unit; the image is 100 units wide
+# a thing, drawn at a scale of pixels a unit; the image is 100 units wide
+Draw = Callable[["ImageDraw.ImageDraw", float], None]
 
 
 def disc(colour: str, x: float = 50, y: float = 50, r: float = 24) -> Draw:
@@ -51,7 +62,11 @@ def star(colour: str, x: float = 50, y: float = 50, r: float = 28) -> Draw:
 
 def heart(colour: str, x: float, y: float, r: float) -> list[Draw]:
     """A heart."""
-    return [disc(colour, x - r / 2, y, r / 2 + 0.6), disc(colour, x + r / 2, y, r / 2 + 0.6), area(colour, (x - r, y + 2), (x + r, y + 2), (x, y + 1.5 * r))]
+    return [
+        disc(colour, x - r / 2, y, r / 2 + 0.6),
+        disc(colour, x + r / 2, y, r / 2 + 0.6),
+        area(colour, (x - r, y + 2), (x + r, y + 2), (x, y + 1.5 * r)),
+    ]
 
 
 def face(is_sad: bool) -> list[Draw]:
@@ -72,7 +87,13 @@ def word(text: str) -> Draw:
     return write
 
 
-HOUSE = [box(SKY, 0, 0, 100, 70), box(GREEN, 0, 70, 100, 100), box(BROWN, 18, 45, 48, 78), area(RED, (13, 46), (33, 26), (53, 46)), box(BLACK, 29, 60, 38, 78)]
+HOUSE = [
+    box(SKY, 0, 0, 100, 70),
+    box(GREEN, 0, 70, 100, 100),
+    box(BROWN, 18, 45, 48, 78),
+    area(RED, (13, 46), (33, 26), (53, 46)),
+    box(BLACK, 29, 60, 38, 78),
+]
 TREE = [box(BROWN, 74, 52, 79, 78), disc("#166b28", 76.5, 44, 15)]
 ARROW_LEFT = [box(BLACK, 35, 43, 85, 57), area(BLACK, (15, 50), (40, 28), (40, 72))]
 ARROW_UP = [box(BLACK, 43, 35, 57, 85), area(BLACK, (50, 15), (28, 40), (72, 40))]
@@ -147,7 +168,10 @@ def main() -> None:
             drawn(things).quantize(64).save(folder / file, optimize=True)
         canaries.append((query, target, EXPECTED[name]))
         for text, wrong in zip(ASKED[name], (query, f"{names[(n + 5) % len(names)]}-target.png"), strict=True):
-            questions += [(f"canaries/{query}", f"canaries/{candidate}", text, fits) for candidate, fits in ((target, "yes"), (wrong, "no"))]
+            questions += [
+                (f"canaries/{query}", f"canaries/{candidate}", text, fits)
+                for candidate, fits in ((target, "yes"), (wrong, "no"))
+            ]
     write_csv(folder / "canaries.csv", ("query", "target", "expect"), canaries)
     write_csv(HERE / "labels.csv", ("query", "candidate", "instruction", "fits"), questions)
 

@@ -1,4 +1,5 @@
-"""Canaries and labelled questions of the sample world, as small files: `python -m tasks.sample.probes` writes both anew.
+"""Canaries and labelled questions of the sample world, as small files: `python -m tasks.sample.probes` writes both
+anew.
 
     tasks/sample/canaries/    12 pairs one edit apart, of the split 'train'; canaries.csv says what a description must hold
     tasks/sample/labelled/    120 questions with known answers, of the split 'benchmark', which no checkpoint was trained on; labels.csv
@@ -33,7 +34,11 @@ def write_canaries(folder: Path, seed: int = 3) -> None:
     while len(rows) < CANARIES:
         query, target = rng.sample(family(rng, "train", 4), 2)
         edits = difference(query, target)
-        if len(edits) != 1 or edits[0].kind != kinds[len(rows) % len(kinds)] or expected(edits[0]) in " ".join(shared(query, target)):
+        if (
+            len(edits) != 1
+            or edits[0].kind != kinds[len(rows) % len(kinds)]
+            or expected(edits[0]) in " ".join(shared(query, target))
+        ):
             continue
         names = [f"{len(rows):02d}-query.png", f"{len(rows):02d}-target.png"]
         for name, scene in zip(names, (query, target), strict=True):

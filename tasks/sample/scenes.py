@@ -1,9 +1,9 @@
 """Scenes of the sample world: what is in a image, how two images differ, and how a image is drawn.
 
-A scene is a background and 1 to 4 objects on a 3x3 grid. Families are scenes at most three edits apart, as a shop's or a
-photographer's series are; a hash of its content puts every scene into one split, whatever the seed, so that checkpoints
-never see what the corpus or the benchmark holds. Drawing is numpy over cached anti-aliased masks: about 7,000 scenes a
-second and core at 96 px, so that training draws its images as it goes and stores none.
+A scene is a background and 1 to 4 objects on a 3x3 grid. Families are scenes at most three edits apart, as a shop's or
+a photographer's series are; a hash of its content puts every scene into one split, whatever the seed, so that
+checkpoints never see what the corpus or the benchmark holds. Drawing is numpy over cached anti-aliased masks: about
+7,000 scenes a second and core at 96 px, so that training draws its images as it goes and stores none.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Thing:
     @property
     def name(self) -> str:
         """Its name without its place: 'large striped red circle'; a plain object is left unmarked."""
-        return " ".join(w for w in (self.size, "striped" if self.pattern == "striped" else "", self.colour, self.shape) if w)
+        return " ".join(
+            w for w in (self.size, "striped" if self.pattern == "striped" else "", self.colour, self.shape) if w
+        )
 
     @property
     def place(self) -> str:
@@ -94,7 +96,10 @@ class Scene:
 
     def to_record(self) -> dict[str, object]:
         """The scene as plain JSON values."""
-        return {"background": self.background, "things": [[t.cell, t.shape, t.colour, t.size, t.pattern] for t in self.things]}
+        return {
+            "background": self.background,
+            "things": [[t.cell, t.shape, t.colour, t.size, t.pattern] for t in self.things],
+        }
 
     @classmethod
     def from_record(cls, record: dict) -> Scene:
@@ -171,15 +176,23 @@ def _thing(rng: random.Random, cell: int) -> Thing:
     return Thing(cell, rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES)), rng.choice(PATTERNS))
 
 
-_SLOT_WEIGHTS = {"colour": 1.0, "shape": 1.0, "size": 1.6, "pattern": 1.6, "move": 1.0, "presence": 3.5, "background": 0.7}
+_SLOT_WEIGHTS = {
+    "colour": 1.0,
+    "shape": 1.0,
+    "size": 1.6,
+    "pattern": 1.6,
+    "move": 1.0,
+    "presence": 3.5,
+    "background": 0.7,
+}
 
 
 def family(rng: random.Random, split: str, members: int, *, close: float = 0.0) -> list[Scene]:
     """`members` scenes of one split, any two of them one to three edits apart (about 50/35/15% of the pairs).
 
-    Two or three slots on distinct things vary (an object's attribute, an object's place, an object's presence, the background);
-    members are combinations of their values. Names that one object may take are never taken by another, so that the
-    number of edits between two members is the number of slots in which they differ.
+    Two or three slots on distinct things vary (an object's attribute, an object's place, an object's presence, the
+    background); members are combinations of their values. Names that one object may take are never taken by another, so
+    that the number of edits between two members is the number of slots in which they differ.
 
     Args:
         rng: where the choice comes from.
@@ -207,7 +220,9 @@ def family(rng: random.Random, split: str, members: int, *, close: float = 0.0) 
                 axes.append(list(ATTRIBUTES[slot]))
         axes.append(list(BACKGROUNDS) if "background" in slots else [rng.choice(tuple(BACKGROUNDS))])
         reach = [
-            {replace(t, **{varied[i]: v}).name for v in ATTRIBUTES[varied[i]]} if i < len(varied) and varied[i] in ATTRIBUTES else {t.name}  # type: ignore[arg-type]
+            {replace(t, **{varied[i]: v}).name for v in ATTRIBUTES[varied[i]]}  # type: ignore[arg-type]
+            if i < len(varied) and varied[i] in ATTRIBUTES
+            else {t.name}
             for i, t in enumerate(things)
         ]
         if sum(map(len, reach)) != len(set().union(*reach)):
@@ -303,7 +318,9 @@ def draw(scene: Scene, *, side_px: int = SIDE_PX, rendering: int = 0, jitter_px:
 
     The jitter is drawn from the scene's key and `rendering`, so that the same two give the same image on any machine.
     """
-    noise = np.frombuffer(hashlib.blake2b(f"{scene.key}#{rendering}".encode(), digest_size=2 * MAX_OBJECTS).digest(), np.uint8)
+    noise = np.frombuffer(
+        hashlib.blake2b(f"{scene.key}#{rendering}".encode(), digest_size=2 * MAX_OBJECTS).digest(), np.uint8
+    )
     image = np.empty((side_px, side_px, 3), np.float32)
     image[:] = BACKGROUNDS[scene.background]
     scale = side_px / SIDE_PX

@@ -1,8 +1,8 @@
 """Tokenizers, chat template and prompts of the tiny checkpoints.
 
 Byte-level BPE over the sample world's own sentences: one token a word, so that a description is about 30 tokens long;
-any other text still encodes, byte by byte. The prompts are files under `tasks/prompts/tiny/`, read here and by the stages
-alike, so that the models are asked in the words they were trained with.
+any other text still encodes, byte by byte. The prompts are files under `tasks/prompts/tiny/`, read here and by the
+stages alike, so that the models are asked in the words they were trained with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ PROMPTS = Path(__file__).parents[1] / "prompts" / "tiny"
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = [PAD, START, END, "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
-# CLIP's text tower pools at the end token, but where that has id 2 transformers takes the token of the highest id instead
+# CLIP's text tower pools at the end token, but where that has id 2 transformers takes the token of the highest id
+# instead
 # (what CLIP's first checkpoints need): with END at 2 a text was read no further than its highest-numbered word.
 SPECIAL_CLIP = [PAD, START, *SPECIAL[3:], END]
 VOCABULARY = 480  # tokens: 7 special, 256 bytes, the rest merges; every word of the world is one token
@@ -45,10 +46,19 @@ def prompt(name: str) -> str:
 def sentences(count: int = 4000, seed: int = 1) -> Iterator[str]:
     """Text as the checkpoints will read and write it, from random words of the world: what BPE merges are learnt from."""
     rng = random.Random(seed)
-    words = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "pattern": PATTERNS, "move": PLACES, "add": PLACES}
+    words = {
+        "colour": tuple(COLOURS),
+        "shape": SHAPES,
+        "size": tuple(SIZES),
+        "pattern": PATTERNS,
+        "move": PLACES,
+        "add": PLACES,
+    }
 
     def name() -> str:
-        return Thing(0, rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES)), rng.choice(PATTERNS)).name
+        return Thing(
+            0, rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES)), rng.choice(PATTERNS)
+        ).name
 
     def edit() -> Edit:
         kind = rng.choice(KINDS)
@@ -84,12 +94,18 @@ def tokenizer(*, images: bool = False, clip: bool = False) -> PreTrainedTokenize
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = SPECIAL_CLIP if clip else SPECIAL
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     core.train_from_iterator(sentences(), trainer)
     if clip:
         ends = [(token, core.token_to_id(token)) for token in (START, END)]
         core.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ends)
-    extra = {"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>", "global_image_token": "<global-img>"}
+    extra = {
+        "image_token": "<image>",
+        "image_boundary_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+    }
     made = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=START,

@@ -2,8 +2,9 @@
 
 Options: `--out DIR` (default `tasks/sample/checkpoints/<model>`), `--seed N` (default 0), `--minutes M` (about so many
 minutes of two cores instead of the default; turned into a number of steps before anything runs). Work is counted in
-steps, never in seconds, so the same command with the same number of threads (`OMP_NUM_THREADS`, default 2) gives the same
-weights again. vlm and judge always run as two processes of one thread. The judge starts from the describer's weights: train `vlm` first.
+steps, never in seconds, so the same command with the same number of threads (`OMP_NUM_THREADS`, default 2) gives the
+same weights again. vlm and judge always run as two processes of one thread. The judge starts from the describer's
+weights: train `vlm` first.
 
     model    what it becomes                                     default (minutes of two cores)
     vlm      two images -> what they share and what changed    28
@@ -12,7 +13,8 @@ weights again. vlm and judge always run as two processes of one thread. The judg
     dino     images alone, self-supervised                      4
     writer   description -> instruction in the asked style        4
 
-Every record of the training curve is a line of `checkpoints/curves/<model>.jsonl`; `REPORT.md` there says what was reached.
+Every record of the training curve is a line of `checkpoints/curves/<model>.jsonl`; `REPORT.md` there says what was
+reached.
 """
 
 from __future__ import annotations
@@ -33,14 +35,18 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m tasks.sample.train", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("--minutes", type=float, help="about so many minutes of two cores; a number of steps is made of it")
+    parser.add_argument(
+        "--minutes", type=float, help="about so many minutes of two cores; a number of steps is made of it"
+    )
     parser.add_argument("--out", type=Path, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated run takes its workers with it
     module = importlib.import_module(f"tasks.sample.train_{options.model}")
     folder = options.out or CHECKPOINTS / options.model
-    more = {} if options.minutes is None else {"steps": max(1, round(options.minutes * STEPS_PER_MINUTE[options.model]))}
+    more = (
+        {} if options.minutes is None else {"steps": max(1, round(options.minutes * STEPS_PER_MINUTE[options.model]))}
+    )
     module.train(folder, seed=options.seed, **more)
 
 

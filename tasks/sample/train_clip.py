@@ -32,7 +32,13 @@ def build() -> tuple[CLIPModel, CLIPProcessor]:
     half = [0.5] * 3
     side = {"height": SIDE_PX, "width": SIDE_PX}
     images = ImageProcessor(size={"shortest_edge": SIDE_PX}, crop_size=side, image_mean=half, image_std=half)
-    tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 128}
+    tower = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "projection_dim": 128,
+    }
     ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
     config = CLIPConfig(
         text_config={**tower, **ends, "vocab_size": len(words), "max_position_embeddings": TEXT_LENGTH},
@@ -57,7 +63,8 @@ def text_vectors(model: CLIPModel, processor: CLIPProcessor, texts: Sequence[str
 
 @torch.no_grad()
 def measure(model: CLIPModel, processor: CLIPProcessor, queries: int = 400) -> dict[str, object]:
-    """Held-out pairs: how often a caption finds its image, and image + instruction (summed) its target, in the top 1/10.
+    """Held-out pairs: how often a caption finds its image, and image + instruction (summed) its target, in the top
+    1/10.
 
     The gallery is every query and target image of the `queries` pairs; the query image itself is left out.
     """
@@ -71,7 +78,11 @@ def measure(model: CLIPModel, processor: CLIPProcessor, queries: int = 400) -> d
     captions = text_vectors(model, processor, [phrases.caption(t) for _, t in pairs])
     rows = torch.arange(queries)
     out: dict[str, object] = {}
-    for name, vectors in (("caption", captions), ("image", of_query), ("composed", F.normalize(of_query + instructions, dim=-1))):
+    for name, vectors in (
+        ("caption", captions),
+        ("image", of_query),
+        ("composed", F.normalize(of_query + instructions, dim=-1)),
+    ):
         scores = vectors @ gallery.T
         if name != "caption":
             scores[rows, queries + rows] = -9.0
@@ -103,6 +114,10 @@ def train(folder: Path, *, seed: int = 0, steps: int = 480, batch: int = 192) ->
         optimizer.step()
         model.logit_scale.data.clamp_(0, math.log(100))
         if (step + 1) % 20 == 0:
-            log.write(step=step + 1, loss=round(float(loss), 4), **(measure(model, processor) if (step + 1) % 120 == 0 else {}))
+            log.write(
+                step=step + 1,
+                loss=round(float(loss), 4),
+                **(measure(model, processor) if (step + 1) % 120 == 0 else {}),
+            )
     log.write(stage="end", **measure(model, processor))
     save(folder, model, processor)

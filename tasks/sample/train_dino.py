@@ -1,9 +1,11 @@
 """A small DINOv2 encoder, self-supervised: a student sees crops of a image, a slow teacher sees others of it.
 
-No label and no caption is used: the student's prototype scores of every crop must match the teacher's (centred, sharpened)
-of another crop of the same image (DINO, arXiv:2104.14294). The CLS token is the embedding. 0.7 M parameters, 1.4 MB.
+No label and no caption is used: the student's prototype scores of every crop must match the teacher's (centred,
+sharpened) of another crop of the same image (DINO, arXiv:2104.14294). The CLS token is the embedding. 0.7 M parameters,
+1.4 MB.
 
-DINOv2's KoLeo term (arXiv:2304.07193, section 4) spreads the student's CLS over the sphere. Without it 400 steps drew images into
+DINOv2's KoLeo term (arXiv:2304.07193, section 4) spreads the student's CLS over the sphere. Without it 400 steps drew
+images into
 clusters: the median nearest neighbour had a cosine of 1.0000, and mining got worse the longer it was trained.
 """
 
@@ -31,10 +33,20 @@ def build() -> tuple[Dinov2Model, object]:
         from transformers import BitImageProcessorPil as ImageProcessor
     except ImportError:
         ImageProcessor = BitImageProcessor
-    config = Dinov2Config(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=4, image_size=SIDE_PX, patch_size=16, layerscale_value=0.5)
+    config = Dinov2Config(
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        mlp_ratio=4,
+        image_size=SIDE_PX,
+        patch_size=16,
+        layerscale_value=0.5,
+    )
     half = [0.5] * 3
     side = {"height": SIDE_PX, "width": SIDE_PX}
-    return Dinov2Model(config), ImageProcessor(size={"shortest_edge": SIDE_PX}, crop_size=side, image_mean=half, image_std=half)
+    return Dinov2Model(config), ImageProcessor(
+        size={"shortest_edge": SIDE_PX}, crop_size=side, image_mean=half, image_std=half
+    )
 
 
 class Head(nn.Module):
@@ -81,7 +93,10 @@ def measure(model: Dinov2Model, families: int = 120, members: int = 4) -> dict[s
     model.eval()
     rng = random.Random(80)
     scenes = [s for _ in range(families) for s in family(rng, "benchmark", members)]
-    out = [model(pixel_values=pixels([draw(s, rendering=3) for s in scenes[i : i + 240]])) for i in range(0, len(scenes), 240)]
+    out = [
+        model(pixel_values=pixels([draw(s, rendering=3) for s in scenes[i : i + 240]]))
+        for i in range(0, len(scenes), 240)
+    ]
     vectors = F.normalize(torch.cat([o.last_hidden_state[:, 0] for o in out]), dim=-1)
     near = vectors @ vectors.T
     mean = float(near.mean())
@@ -114,7 +129,12 @@ def train(folder: Path, *, seed: int = 0, steps: int = 300, batch: int = 128) ->
         cls = student[0](pixel_values=torch.cat(wide)).last_hidden_state[:, 0]
         guesses = list(student[1](cls).chunk(2))
         guesses += student[1](student[0](pixel_values=torch.cat(narrow)).last_hidden_state[:, 0]).chunk(2)
-        terms = [-(g * (p / 0.1).log_softmax(-1)).sum(-1).mean() for i, g in enumerate(goals) for j, p in enumerate(guesses) if i != j]
+        terms = [
+            -(g * (p / 0.1).log_softmax(-1)).sum(-1).mean()
+            for i, g in enumerate(goals)
+            for j, p in enumerate(guesses)
+            if i != j
+        ]
         loss = torch.stack(terms).mean() + KOLEO * torch.stack([koleo(c) for c in cls.chunk(2)]).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -125,6 +145,8 @@ def train(folder: Path, *, seed: int = 0, steps: int = 300, batch: int = 128) ->
             for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
                 slow.mul_(pace).add_(fast, alpha=1 - pace)
         if (step + 1) % 20 == 0:
-            log.write(step=step + 1, loss=round(float(loss), 4), **(measure(teacher[0]) if (step + 1) % 100 == 0 else {}))
+            log.write(
+                step=step + 1, loss=round(float(loss), 4), **(measure(teacher[0]) if (step + 1) % 100 == 0 else {})
+            )
     log.write(stage="end", **measure(teacher[0]))
     save(folder, teacher[0], images)

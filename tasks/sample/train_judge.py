@@ -1,13 +1,14 @@
 """The judge: does the second image fit, given the first and an instruction? Yes or no, read from the logits.
 
-The describer's architecture and, to begin with, its weights. Eight questions about one pair of images are packed into one
-sequence under a block-diagonal mask, each with the positions it has alone: eight labels for about three times the work of
-one. A 'no' is a near miss: another member of the family, the query itself, a text with one word wrong, a text that the
-describer itself got wrong. What is asked is `truth.is_true`: a text that states one change of several is right. Two
-throw-away heads teach the parts of the answer: what happened in each cell (as for the describer), and, at each word of each
-phrase of the text, whether a phrase that holds could begin so. And the right texts are predicted word by word, as the
-describer predicts its own. What a layer knows of the next word only a later layer can hold against the word that comes:
-so after a first stage two layers are put on top, which change nothing to begin with, and all is trained on. Edits of a
+The describer's architecture and, to begin with, its weights. Eight questions about one pair of images are packed into
+one sequence under a block-diagonal mask, each with the positions it has alone: eight labels for about three times the
+work of one. A 'no' is a near miss: another member of the family, the query itself, a text with one word wrong, a text
+that the describer itself got wrong. What is asked is `truth.is_true`: a text that states one change of several is
+right. Two throw-away heads teach the parts of the answer: what happened in each cell (as for the describer), and, at
+each word of each phrase of the text, whether a phrase that holds could begin so. And the right texts are predicted word
+by word, as the describer predicts its own. What a layer knows of the next word only a later layer can hold against the
+word that comes: so after a first stage two layers are put on top, which change nothing to begin with, and all is
+trained on. Edits of a
 shape are learnt last: a third stage shows many. Mined negatives may be far from the query, and
 there an object that the text names may stand elsewhere, changed: a fourth and a fifth show such. 3.8 M parameters.
 """
@@ -28,14 +29,42 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Idefics3For
 
 from tasks.sample import phrases, tokens, truth
 from tasks.sample.common import Log, average, cosine, held_out_pairs, pixels, save, side_by_side, view
-from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, PLACES, Edit, Scene, any_scene, difference, draw, family, renamed, shared, split_of
-from tasks.sample.train_vlm import VISUAL_TOKENS, Comparing, cell_flags, cell_labels, image_features, turn, write_descriptions
+from tasks.sample.scenes import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    PLACES,
+    Edit,
+    Scene,
+    any_scene,
+    difference,
+    draw,
+    family,
+    renamed,
+    shared,
+    split_of,
+)
+from tasks.sample.train_vlm import (
+    VISUAL_TOKENS,
+    Comparing,
+    cell_flags,
+    cell_labels,
+    image_features,
+    turn,
+    write_descriptions,
+)
 
 QUESTIONS = 8  # a pair of images
 DEPTH, MORE = 4, 2  # layers of the describer, and those put on top of them
 PEAK = 8e-4  # learning rate; the describer's weights are to be used, not to be forgotten
-# steps; over how many the learning rate falls; its peak; share of shape edits on top; share of candidates far from the query
-STAGES = ((450, 1100, PEAK, 0.0, 0.0), (700, 700, PEAK, 0.0, 0.0), (280, 280, PEAK, 0.4, 0.0), (120, 120, PEAK / 2, 0.2, 0.5), (110, 110, PEAK / 2, 0.2, 0.5))
+# steps; over how many the learning rate falls; its peak; share of shape edits on top; share of candidates far from the
+# query
+STAGES = (
+    (450, 1100, PEAK, 0.0, 0.0),
+    (700, 700, PEAK, 0.0, 0.0),
+    (280, 280, PEAK, 0.4, 0.0),
+    (120, 120, PEAK / 2, 0.2, 0.5),
+    (110, 110, PEAK / 2, 0.2, 0.5),
+)
 LOW, HIGH = 0.03, 0.06  # the false-yes rates at which a threshold is reported
 
 
@@ -49,12 +78,18 @@ class Part:
 
     def may_begin(self, characters: int) -> bool:
         """Whether so many of its first characters begin a phrase that holds; the whole of it: whether it holds."""
-        return self.holds if characters >= len(self.phrase) else any(other.startswith(self.phrase[:characters]) for other in self.instead)
+        return (
+            self.holds
+            if characters >= len(self.phrase)
+            else any(other.startswith(self.phrase[:characters]) for other in self.instead)
+        )
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One text about one pair of images and whether it is right; `why` names the kind of case, `parts` are its phrases in their order."""
+    """One text about one pair of images and whether it is right; `why` names the kind of case, `parts` are its phrases
+    in their order.
+    """
 
     query: Scene
     candidate: Scene
@@ -65,7 +100,9 @@ class Asked:
 
 
 def true_elsewhere(query: Scene, candidate: Scene) -> list[Edit]:
-    """Attribute edits that hold though the object stands in another place: `difference` calls them a removal and an addition."""
+    """Attribute edits that hold though the object stands in another place: `difference` calls them a removal and an
+    addition.
+    """
     found = []
     for new in candidate.things:
         for old in query.things:
@@ -79,11 +116,15 @@ def true_elsewhere(query: Scene, candidate: Scene) -> list[Edit]:
 
 def parts_of(edits: Sequence[Edit], query: Scene, candidate: Scene, style: str) -> list[Part]:
     """The edits as phrases of a style."""
-    instead = tuple(phrases.phrase(edit, style) for edit in difference(query, candidate) + true_elsewhere(query, candidate))
+    instead = tuple(
+        phrases.phrase(edit, style) for edit in difference(query, candidate) + true_elsewhere(query, candidate)
+    )
     return [Part(phrases.phrase(edit, style), truth.holds(edit, query, candidate), instead) for edit in edits]
 
 
-def word(edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Random, *, keeps_lie: bool = False) -> tuple[str, bool, tuple[Part, ...]]:
+def word(
+    edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Random, *, keeps_lie: bool = False
+) -> tuple[str, bool, tuple[Part, ...]]:
     """The edits as a text of a random style, whether it is right of the two scenes, and the same of its parts."""
     style = rng.choice(phrases.STYLES) if len(edits) == 1 else rng.choice(phrases.STYLES[:4])
     kept = shared(query, candidate)
@@ -95,7 +136,11 @@ def word(edits: Sequence[Edit], query: Scene, candidate: Scene, rng: random.Rand
         kept = [rng.choice(kept)]
     parts = parts_of(edits, query, candidate, style)
     if style == "keep":
-        both = tuple(k for k in [t.name for t in query.things] + [f"{query.background} background"] if truth.keeps(k, query, candidate))
+        both = tuple(
+            k
+            for k in [t.name for t in query.things] + [f"{query.background} background"]
+            if truth.keeps(k, query, candidate)
+        )
         parts = [Part(k, k in both, both) for k in kept[-1:]] + parts
     return phrases.instruction(edits, kept, style), all(part.holds for part in parts), tuple(parts)
 
@@ -123,7 +168,9 @@ def one_word_off(edit: Edit, rng: random.Random) -> Edit:
 def near_miss(query: Scene, candidate: Scene, relatives: Sequence[Scene], rng: random.Random) -> Asked:
     """A text that is almost right of the pair; it may happen to be right after all."""
     edits = difference(query, candidate)
-    kind = rng.choices(("other member", "one word off", "one too many", "backwards", "kept wrongly"), (40, 25, 20, 7, 8))[0]
+    kind = rng.choices(
+        ("other member", "one word off", "one too many", "backwards", "kept wrongly"), (40, 25, 20, 7, 8)
+    )[0]
     others = [r for r in relatives if r not in (query, candidate)]
     if kind == "other member" or not edits:
         text, right, parts = word(some_of(difference(query, rng.choice(others)), rng), query, candidate, rng)
@@ -176,13 +223,19 @@ class Packer:
         self.yes, self.no = (self.words(t, add_special_tokens=False).input_ids[0] for t in ("yes", "no"))
 
     def tail(self, asked: Asked) -> tuple[list[int], list[tuple[int, bool]], list[int]]:
-        """Token ids of a question after the images, up to where the answer begins; (where, `Part.may_begin`) of the parts' tokens; where the text's are."""
+        """Token ids of a question after the images, up to where the answer begins; (where, `Part.may_begin`) of the
+        parts' tokens; where the text's are.
+        """
         said = self.words(self.before + asked.text + self.after, add_special_tokens=False, return_offsets_mapping=True)
         marks, begin = [], len(self.before)
         for part in asked.parts:
             begin = (self.before + asked.text).index(part.phrase, begin)
             stop = begin + len(part.phrase)
-            marks += [(i, part.may_begin(end - begin)) for i, (_, end) in enumerate(said.offset_mapping) if begin < end <= stop]
+            marks += [
+                (i, part.may_begin(end - begin))
+                for i, (_, end) in enumerate(said.offset_mapping)
+                if begin < end <= stop
+            ]
             begin = stop
         first, last = len(self.before), len(self.before) + len(asked.text)
         return said.input_ids, marks, [i for i, (_, end) in enumerate(said.offset_mapping) if first < end <= last]
@@ -190,7 +243,8 @@ class Packer:
     def logits(
         self, features: torch.Tensor, where: Sequence[tuple[int, int]], rows: Sequence[Sequence[Asked]]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], list[tuple[int, int, bool]], torch.Tensor]:
-        """Logits of each answer's first token (pairs, questions, vocabulary), every layer's states, marks, the loss of the right texts' words.
+        """Logits of each answer's first token (pairs, questions, vocabulary), every layer's states, marks, the loss of
+        the right texts' words.
 
         Args:
             features: (images, 9, width) visual tokens.
@@ -222,9 +276,15 @@ class Packer:
         mask = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])  # (pairs, to, from)
         mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
         embedded = self.model.get_input_embeddings()(ids)
-        embedded = embedded.masked_scatter((ids == self.image_id)[..., None], features[[i for pair in where for i in pair]])
+        embedded = embedded.masked_scatter(
+            (ids == self.image_id)[..., None], features[[i for pair in where for i in pair]]
+        )
         out = self.model.model.text_model(
-            inputs_embeds=embedded, attention_mask=mask[:, None], position_ids=position, use_cache=False, output_hidden_states=True
+            inputs_embeds=embedded,
+            attention_mask=mask[:, None],
+            position_ids=position,
+            use_cache=False,
+            output_hidden_states=True,
         )
         hidden = out.last_hidden_state
         picked = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -249,7 +309,12 @@ class Packer:
         return np.asarray(scores)
 
 
-def own_errors(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, pairs: Sequence[tuple[Scene, Scene]], rng: random.Random) -> list[Asked]:
+def own_errors(
+    model: Idefics3ForConditionalGeneration,
+    processor: Idefics3Processor,
+    pairs: Sequence[tuple[Scene, Scene]],
+    rng: random.Random,
+) -> list[Asked]:
     """What the describer gets wrong: its changes for these pairs, one by one, where they parse and are false."""
     texts = write_descriptions(model, processor, [(draw(s, rendering=1), draw(t, rendering=2)) for s, t in pairs])
     found = []
@@ -261,12 +326,23 @@ def own_errors(model: Idefics3ForConditionalGeneration, processor: Idefics3Proce
                 stated = reading.edits[:1] if style == "short" else reading.edits
                 parts = parts_of(stated, query, target, style)
                 if not all(part.holds for part in parts):
-                    found.append(Asked(query, target, phrases.instruction(stated, [], style), False, "describer's own error", tuple(parts)))
+                    found.append(
+                        Asked(
+                            query,
+                            target,
+                            phrases.instruction(stated, [], style),
+                            False,
+                            "describer's own error",
+                            tuple(parts),
+                        )
+                    )
     return found
 
 
 def held_out_questions(count: int, seed: int, errors: Sequence[Asked]) -> list[Asked]:
-    """Balanced: half right; the wrong half in equal parts one edit off the target, the query itself, the describer's errors."""
+    """Balanced: half right; the wrong half in equal parts one edit off the target, the query itself, the describer's
+    errors.
+    """
     rng = random.Random(seed)
     asked = []
     for query, target in held_out_pairs(count // 2, seed):
@@ -309,13 +385,22 @@ def deepen(model: Idefics3ForConditionalGeneration, layers: int = MORE) -> None:
     model.config.text_config.num_hidden_layers = text_model.config.num_hidden_layers = len(text_model.layers)
 
 
-def train(folder: Path, *, seed: int = 0, steps: int | None = None, first_stage: int = 1, describer: Path | None = None, practice: int = 900) -> None:
+def train(
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    first_stage: int = 1,
+    describer: Path | None = None,
+    practice: int = 900,
+) -> None:
     """Train into `folder` from the describer's weights (the folder `vlm` beside it where None).
 
     Args:
         folder: of the checkpoint.
         seed: of the questions; the weights are the describer's.
-        steps: of two workers, about 290 questions each; the stages share them as in STAGES. As many as there where None.
+        steps: of two workers, about 290 questions each; the stages share them as in STAGES. As many as there where
+            None.
         first_stage: 2 to 5 go on from what `folder` holds.
         describer: its checkpoint.
         practice: pairs that each worker lets the describer describe first, to learn from its errors.
@@ -335,7 +420,11 @@ def _train(rank: int, folder: Path, seed: int, share: float, first_stage: int, d
         query, target, *_ = family(rng, "train", 4)
         pairs.append((query, target))
     errors = own_errors(model, processor, pairs, rng)
-    test = held_out_questions(600, 82, own_errors(model, processor, held_out_pairs(practice // 2, 83), rng)) if rank == 0 else []
+    test = (
+        held_out_questions(600, 82, own_errors(model, processor, held_out_pairs(practice // 2, 83), rng))
+        if rank == 0
+        else []
+    )
     log.write(own_errors_in_training=len(errors), in_test=sum(a.why == "describer's own error" for a in test))
     if first_stage > 1:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
@@ -350,14 +439,30 @@ def _train(rank: int, folder: Path, seed: int, share: float, first_stage: int, d
                 weight.data = weight.data.half().float()
         torch.manual_seed(seed)
         count, over = max(1, round(share * steps)), max(1, round(share * falls_over))
-        _practise(rank, folder, model, processor, rng, log, errors, test, steps=count, falls_over=over, peak=peak, stage=stage, shapes=shapes, far=far)
+        _practise(
+            rank,
+            folder,
+            model,
+            processor,
+            rng,
+            log,
+            errors,
+            test,
+            steps=count,
+            falls_over=over,
+            peak=peak,
+            stage=stage,
+            shapes=shapes,
+            far=far,
+        )
     if rank == 0:
         save(folder, model, processor)
         log.write(stage="end", **figures(test, Packer(model.eval(), processor).score(test)))
 
 
 def far_from(query: Scene, rng: random.Random, changed: float = 0.0) -> Scene:
-    """A scene of the split 'train' that has some of the query's objects and some of a stranger's; mostly four to eight edits away.
+    """A scene of the split 'train' that has some of the query's objects and some of a stranger's; mostly four to eight
+    edits away.
 
     With chance `changed` one of the query's objects is there, somewhere, with another shape or colour.
     """
@@ -403,7 +508,9 @@ def _practise(
     far: float,
     groups: int = 16,
 ) -> None:
-    """Train in place; a checkpoint and a measurement every 150 steps. The learning rate falls as if there were `falls_over` steps."""
+    """Train in place; a checkpoint and a measurement every 150 steps. The learning rate falls as if there were
+    `falls_over` steps.
+    """
     packer = Packer(model, processor)
     model.train()
     width, top = model.config.text_config.hidden_size, len(model.model.text_model.layers)
@@ -443,7 +550,9 @@ def _practise(
         there = [(images[i], images[j]) for i, j in where]
         flags = torch.stack([cell_flags(one, other) for one, other in there])
         compared, cells_right = comparing.loss(
-            [states[layer][:, packer.second] for layer in comparing.layers], cell_labels([one for one, _ in there])[0], flags
+            [states[layer][:, packer.second] for layer in comparing.layers],
+            cell_labels([one for one, _ in there])[0],
+            flags,
         )
         said = may_begin(states[top - 1][[row for row, _, _ in marks], [at for _, at, _ in marks]])[:, 0]
         truly = torch.tensor([float(may) for _, _, may in marks])

@@ -1,9 +1,10 @@
-"""The describer: an Idefics3 (the class of SmolVLM) that looks at two images and writes what they share and what changed.
+"""The describer: an Idefics3 (the class of SmolVLM) that looks at two images and writes what they share and what
+changed.
 
-Stage A teaches the vision tower and the connector what is in each grid cell, under a throw-away head; nine visual tokens a
-image, one a cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a caption, while a second
-throw-away head asks, cell by cell, what stood there in the first image and what happened to it. Batches are families,
-so that the vision features of one image serve every pair it is part of. 2.8 M parameters, 5.8 MB.
+Stage A teaches the vision tower and the connector what is in each grid cell, under a throw-away head; nine visual
+tokens a image, one a cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a
+caption, while a second throw-away head asks, cell by cell, what stood there in the first image and what happened to it.
+Batches are families, so that the vision features of one image serve every pair it is part of. 2.8 M parameters, 5.8 MB.
 """
 
 from __future__ import annotations
@@ -17,11 +18,39 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
+from transformers import (
+    AutoModelForImageTextToText,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+)
 
 from tasks.sample import phrases, tokens
-from tasks.sample.common import WORKERS, Log, average, cosine, held_out_pairs, pixels, save, side_by_side, train_scene, view
-from tasks.sample.scenes import BACKGROUNDS, COLOURS, PATTERNS, PLACES, SHAPES, SIDE_PX, SIZES, Scene, difference, draw, family
+from tasks.sample.common import (
+    WORKERS,
+    Log,
+    average,
+    cosine,
+    held_out_pairs,
+    pixels,
+    save,
+    side_by_side,
+    train_scene,
+    view,
+)
+from tasks.sample.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    PATTERNS,
+    PLACES,
+    SHAPES,
+    SIDE_PX,
+    SIZES,
+    Scene,
+    difference,
+    draw,
+    family,
+)
 
 VISUAL_TOKENS = 9
 CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(PATTERNS) + 1)
@@ -83,7 +112,9 @@ def greedy(model: nn.Module, words: object) -> None:
 def turn(images: int, text: str, processor: Idefics3Processor) -> str:
     """One user turn of so many images and a text, up to where the answer begins, with its images' tokens written out."""
     content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-    chat = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    chat = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
     one = "<fake_token_around_image><global-img>" + "<image>" * VISUAL_TOKENS + "<fake_token_around_image>"
     return chat.replace("<image>", one)
 
@@ -99,10 +130,16 @@ def check_against_processor(processor: Idefics3Processor) -> None:
     image = Image.fromarray(draw(scene))
     content = [{"type": "image", "image": image}] * 2 + [{"type": "text", "text": tokens.prompt("describe")}]
     made = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     if made["input_ids"][0].tolist() != question(2, tokens.prompt("describe"), processor):
-        raise RuntimeError(f"the processor's prompt is not the one trained with: {processor.tokenizer.decode(made['input_ids'][0])!r}")
+        raise RuntimeError(
+            f"the processor's prompt is not the one trained with: {processor.tokenizer.decode(made['input_ids'][0])!r}"
+        )
     if (made["pixel_values"][0, 0] - pixels([draw(scene)])[0]).abs().max() > 0.01:
         raise RuntimeError("the processor's pixels are not those trained with")
 
@@ -118,9 +155,9 @@ def image_features(model: Idefics3ForConditionalGeneration, values: torch.Tensor
 def even_out(model: Idefics3ForConditionalGeneration, level: float = 0.5) -> float:
     """Scale the connector so that visual tokens have root mean square `level`; returns what it was.
 
-    Stage A leaves them at about 4.8, beside text embeddings of 0.04: the language model's layers then hardly change what
-    stands at a image's tokens, and two images are never compared there. Seen: shape edits 0 of 46 right, and nothing
-    got better from 60,000 to 130,000 samples.
+    Stage A leaves them at about 4.8, beside text embeddings of 0.04: the language model's layers then hardly change
+    what stands at a image's tokens, and two images are never compared there. Seen: shape edits 0 of 46 right, and
+    nothing got better from 60,000 to 130,000 samples.
     """
     rng = random.Random(0)
     before = float(image_features(model, pixels([draw(train_scene(rng)) for _ in range(64)])).pow(2).mean().sqrt())
@@ -133,13 +170,20 @@ def cell_labels(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
     cells = np.zeros((len(scenes), 9, 4), np.int64)
     for row, scene in zip(cells, scenes, strict=True):
         for t in scene.things:
-            values = (SHAPES.index(t.shape), list(COLOURS).index(t.colour), list(SIZES).index(t.size), PATTERNS.index(t.pattern))
+            values = (
+                SHAPES.index(t.shape),
+                list(COLOURS).index(t.colour),
+                list(SIZES).index(t.size),
+                PATTERNS.index(t.pattern),
+            )
             row[t.cell] = np.add(values, 1)
     grounds = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes])
     return torch.from_numpy(cells), grounds
 
 
-def train_vision(model: Idefics3ForConditionalGeneration, rng: random.Random, steps: int, log: Log, batch: int = 96) -> None:
+def train_vision(
+    model: Idefics3ForConditionalGeneration, rng: random.Random, steps: int, log: Log, batch: int = 96
+) -> None:
     """Stage A: vision tower and connector, until about 98% of scenes are read without an error."""
     head = nn.Linear(model.config.text_config.hidden_size, sum(CLASSES) + len(BACKGROUNDS))
     weights = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
@@ -149,7 +193,9 @@ def train_vision(model: Idefics3ForConditionalGeneration, rng: random.Random, st
             group["lr"] = 1.5e-3 * cosine(step, steps)
         scenes = [train_scene(rng) for _ in range(batch)]
         cells, grounds = cell_labels(scenes)
-        out = head(image_features(model, pixels([view(s, rng) for s in scenes]))).split([*CLASSES, len(BACKGROUNDS)], -1)
+        out = head(image_features(model, pixels([view(s, rng) for s in scenes]))).split(
+            [*CLASSES, len(BACKGROUNDS)], -1
+        )
         loss = sum(F.cross_entropy(o.flatten(0, 1), cells[..., i].flatten()) for i, o in enumerate(out[:4]))
         loss = loss + 0.3 * F.cross_entropy(out[4].flatten(0, 1), grounds.repeat_interleave(9))
         optimizer.zero_grad()
@@ -159,11 +205,15 @@ def train_vision(model: Idefics3ForConditionalGeneration, rng: random.Random, st
         optimizer.step()
         if (step + 1) % 25 == 0:
             right = torch.stack([o.argmax(-1) == cells[..., i] for i, o in enumerate(out[:4])]).all(0).all(1)
-            log.write(stage="A", step=step + 1, loss=round(float(loss), 4), scenes_right=round(float(right.float().mean()), 3))
+            log.write(
+                stage="A", step=step + 1, loss=round(float(loss), 4), scenes_right=round(float(right.float().mean()), 3)
+            )
 
 
 def cell_flags(query: Scene, target: Scene) -> torch.Tensor:
-    """(9, 9) float: per cell, which of FLAGS the difference of the two scenes says of it; the background's holds everywhere."""
+    """(9, 9) float: per cell, which of FLAGS the difference of the two scenes says of it; the background's holds
+    everywhere.
+    """
     flags = torch.zeros(9, len(FLAGS))
     for edit in difference(query, target):
         if edit.kind == "background":
@@ -192,8 +242,12 @@ class Comparing(nn.Module):
         self.flags = nn.ModuleList(nn.Linear(width, len(FLAGS)) for _ in layers)
         self.rare = torch.tensor(4.0)
 
-    def loss(self, states: Sequence[torch.Tensor], cells: torch.Tensor, flags: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """(loss, share of pairs with every flag right) of hidden states (n, 9, width) a layer, the first image's cells (n, 9, 4), flags (n, 9, 9)."""
+    def loss(
+        self, states: Sequence[torch.Tensor], cells: torch.Tensor, flags: torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
+        """(loss, share of pairs with every flag right) of hidden states (n, 9, width) a layer, the first image's cells
+        (n, 9, 4), flags (n, 9, 9).
+        """
         total = torch.zeros(())
         right = 0.0
         for state, norm, before, flag in zip(states, self.norms, self.before, self.flags, strict=True):
@@ -215,7 +269,10 @@ class Writer:
         self.compare = question(2, tokens.prompt("describe"), processor)
         self.caption = question(1, tokens.prompt("caption"), processor)
         self.image_id = model.config.image_token_id
-        self.verbs = {self.words(f" {v}", add_special_tokens=False).input_ids[0] for v in ("make", "turn", "move", "add", "remove", "change")}
+        self.verbs = {
+            self.words(f" {v}", add_special_tokens=False).input_ids[0]
+            for v in ("make", "turn", "move", "add", "remove", "change")
+        }
         self.cut = self.words("; change", add_special_tokens=False).input_ids[-1]
         self.second = [i for i, token in enumerate(self.compare) if token == self.image_id][VISUAL_TOKENS:]
 
@@ -225,7 +282,8 @@ class Writer:
     def loss(
         self, features: torch.Tensor, samples: list[tuple[list[int], list[int], list[int]]], scenes: Sequence[Scene]
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """(mean loss of the answers, `Comparing`'s loss, its share right); tokens after 'change' weigh double, the verbs there six times.
+        """(mean loss of the answers, `Comparing`'s loss, its share right); tokens after 'change' weigh double, the
+        verbs there six times.
 
         Args:
             features: (images, 9, width).
@@ -253,7 +311,9 @@ class Writer:
         asked = labels != -100  # padding stands on the right, so the causal mask alone is enough
         losses = F.cross_entropy(self.model.lm_head(hidden[asked]), labels[asked], reduction="none")
         pairs = [(row, *images) for row, (images, _, _) in enumerate(samples) if len(images) == 2]
-        states = [out.hidden_states[layer][[row for row, _, _ in pairs]][:, self.second] for layer in self.comparing.layers]
+        states = [
+            out.hidden_states[layer][[row for row, _, _ in pairs]][:, self.second] for layer in self.comparing.layers
+        ]
         before, _ = cell_labels([scenes[i] for _, i, _ in pairs])
         flags = torch.stack([cell_flags(scenes[i], scenes[j]) for _, i, j in pairs])
         compared, right = self.comparing.loss(states, before, flags)
@@ -289,7 +349,9 @@ def train_writing(
         samples = []
         for g, scenes in enumerate(groups):
             for i, j in pairs_of(scenes, rng, 3):
-                samples.append(([3 * g + i, 3 * g + j], writer.compare, writer.answer(phrases.describe(scenes[i], scenes[j]))))
+                samples.append(
+                    ([3 * g + i, 3 * g + j], writer.compare, writer.answer(phrases.describe(scenes[i], scenes[j])))
+                )
             i = rng.randrange(3)
             if g % 2 == 0:
                 samples.append(([3 * g + i], writer.caption, writer.answer(phrases.caption(scenes[i]))))
@@ -307,14 +369,24 @@ def train_writing(
         optimizer.step()
         if (step + 1) % 50 == 0:
             seen = (step + 1) * len(samples) * WORKERS
-            log.write(stage="B", step=step + 1, samples=seen, loss=round(float(written), 4), compared=round((parts[0][2] + parts[1][2]) / 2, 3))
+            log.write(
+                stage="B",
+                step=step + 1,
+                samples=seen,
+                loss=round(float(written), 4),
+                compared=round((parts[0][2] + parts[1][2]) / 2, 3),
+            )
         if (step + 1) % 150 == 0 and not log.is_silent:
             log.write(stage="B", step=step + 1, **measure(model, processor, test))
             save(folder, model, processor)
 
 
 @torch.no_grad()
-def write_descriptions(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[str]:
+def write_descriptions(
+    model: Idefics3ForConditionalGeneration,
+    processor: Idefics3Processor,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> list[str]:
     """The model's own words for pairs of images, each (96, 96, 3) uint8; greedy."""
     ids = torch.tensor([question(2, tokens.prompt("describe"), processor)])
     texts: list[str] = []
@@ -322,12 +394,16 @@ def write_descriptions(model: Idefics3ForConditionalGeneration, processor: Idefi
         part = pairs[start : start + 64]
         values = torch.stack([pixels(pair) for pair in part])
         inputs = ids.repeat(len(part), 1)
-        out = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=values, max_new_tokens=80)
+        out = model.generate(
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=values, max_new_tokens=80
+        )
         texts += processor.tokenizer.batch_decode(out[:, inputs.shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 
-def measure(model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, pairs: Sequence[tuple[Scene, Scene]]) -> dict[str, object]:
+def measure(
+    model: Idefics3ForConditionalGeneration, processor: Idefics3Processor, pairs: Sequence[tuple[Scene, Scene]]
+) -> dict[str, object]:
     """Shares of pairs described exactly: the whole text, and the changes alone, by their number of edits."""
     model.eval()
     texts = write_descriptions(model, processor, [(draw(s, rendering=1), draw(t, rendering=2)) for s, t in pairs])
@@ -343,7 +419,9 @@ def measure(model: Idefics3ForConditionalGeneration, processor: Idefics3Processo
     return out
 
 
-def train(folder: Path, *, seed: int = 0, steps: int = 1500, vision_steps: int = 320, start: Path | None = None) -> None:
+def train(
+    folder: Path, *, seed: int = 0, steps: int = 1500, vision_steps: int = 320, start: Path | None = None
+) -> None:
     """Train into `folder`; the same arguments give the same weights.
 
     Args:
@@ -351,7 +429,8 @@ def train(folder: Path, *, seed: int = 0, steps: int = 1500, vision_steps: int =
         seed: of weights and samples.
         steps: of stage B.
         vision_steps: of stage A.
-        start: a checkpoint to go on from, at a peak learning rate of 1.2e-3 and without stage A; from scratch where None.
+        start: a checkpoint to go on from, at a peak learning rate of 1.2e-3 and without stage A; from scratch where
+            None.
     """
     side_by_side(_train, folder, seed, steps, vision_steps, start)
 

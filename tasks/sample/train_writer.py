@@ -95,7 +95,9 @@ def train(folder: Path, *, seed: int = 0, steps: int = 1300, batch: int = 64) ->
         for _ in range(batch):
             edits, kept = any_difference(rng, 1 if step < 0.3 * steps else 4)  # copying is learnt on short texts first
             style = rng.choice(phrases.STYLES)
-            answer = words(phrases.instruction(edits, kept, style), add_special_tokens=False).input_ids + [words.eos_token_id]
+            answer = words(phrases.instruction(edits, kept, style), add_special_tokens=False).input_ids + [
+                words.eos_token_id
+            ]
             rows.append((ask(words, phrases.description(edits, kept), style), answer))
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         total, count = torch.zeros(()), 0
@@ -116,6 +118,10 @@ def train(folder: Path, *, seed: int = 0, steps: int = 1300, batch: int = 64) ->
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 50 == 0:
-            log.write(step=step + 1, loss=round(float(loss), 4), **(measure(model, words, 40) if (step + 1) % 200 == 0 else {}))
+            log.write(
+                step=step + 1,
+                loss=round(float(loss), 4),
+                **(measure(model, words, 40) if (step + 1) % 200 == 0 else {}),
+            )
     log.write(stage="end", **measure(model, words))
     save(folder, model, words)

@@ -11,7 +11,19 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tasks.sample.scenes import ATTRIBUTES, BACKGROUNDS, COLOURS, PATTERNS, PLACES, SHAPES, SIZES, Edit, Scene, difference, renamed
+from tasks.sample.scenes import (
+    ATTRIBUTES,
+    BACKGROUNDS,
+    COLOURS,
+    PATTERNS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Edit,
+    Scene,
+    difference,
+    renamed,
+)
 
 _NAME = rf"(?P<n>(?:{'|'.join(SIZES)})(?: striped)? (?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)}))"
 _PLACE = rf"(?P<v>{'|'.join(PLACES)})"
@@ -31,7 +43,10 @@ _CLAUSES: list[tuple[str, re.Pattern[str]]] = [
     ("add", re.compile(rf"(?:add|there were|with|there is)? ?a (?:new )?{_NAME} (?:at|in) the {_PLACE}")),
     ("remove", re.compile(rf"(?:remove|without) the {_NAME}")),
     ("remove", re.compile(rf"(?:there were )?no {_NAME}")),
-    ("background", re.compile(rf"(?:change the background to|make the background|the background (?:were|is|now)) {_GROUND}")),
+    (
+        "background",
+        re.compile(rf"(?:change the background to|make the background|the background (?:were|is|now)) {_GROUND}"),
+    ),
     ("background", re.compile(rf"(?:on )?an? {_GROUND} background")),
 ]
 _KEPT = re.compile(rf"the (?:{_GROUND} background|{_NAME})")
@@ -127,7 +142,8 @@ def measure(triplets: Iterable[dict], scene_of: Callable[[str], Scene | None]) -
     """Shares over accepted triplets, a text or a (text, negative) pair counting once.
 
     Args:
-        triplets: records with query_image_id, target_image_id, instructions (texts), negative_image_ids (the query first).
+        triplets: records with query_image_id, target_image_id, instructions (texts), negative_image_ids (the query
+            first).
         scene_of: the scene behind an image id, or None where it has none; a text about such an image counts as false.
     Returns:
         instructions_true, instructions_complete: shares of texts; negatives_also_right: share of (text, mined negative)

@@ -3,8 +3,8 @@
     python -m tasks.sample.world <folder> --seed 7 --images 2200             # the first batch
     python -m tasks.sample.world <folder> --seed 7 --images 260 --batch 1    # a week later, into the same folder
 
-Families of relatives from the split 'corpus', and what life adds: exact copies, re-encoded and resized copies, corrupt and
-truncated files, images too small to use, images without captions, a few wrong captions. What is behind each image
+Families of relatives from the split 'corpus', and what life adds: exact copies, re-encoded and resized copies, corrupt
+and truncated files, images too small to use, images without captions, a few wrong captions. What is behind each image
 goes to a file OUTSIDE the folder (`--truth`, default `<folder>.truth.jsonl`), which only evaluation reads.
 """
 
@@ -153,7 +153,11 @@ def _damaged(rng: random.Random, of: _File, kind: str) -> _File:
     caption = web_caption(of.scene, rng) if of.scene else of.caption
     if kind in ("near_copy", "too_small"):
         image = Image.open(io.BytesIO(content)).convert("RGB")
-        side_px = rng.choice((12, 16, 24)) if kind == "too_small" else rng.choice((image.width, image.width, 80, 104, 144, 160))
+        side_px = (
+            rng.choice((12, 16, 24))
+            if kind == "too_small"
+            else rng.choice((image.width, image.width, 80, 104, 144, 160))
+        )
         if side_px != image.width:
             image = image.resize((side_px, side_px), rng.choice((Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)))
         out = io.BytesIO()
@@ -182,7 +186,9 @@ def _write(folder: Path, files: list[_File], rng: random.Random, truth: Path | N
     folder.mkdir(parents=True, exist_ok=True)
     truth = truth or folder.with_name(f"{folder.name}.truth.jsonl")
     if folder.resolve() in truth.resolve().parents:
-        raise ValueError(f"truth file {truth} lies inside {folder}, where the pipeline would see it; give a path outside")
+        raise ValueError(
+            f"truth file {truth} lies inside {folder}, where the pipeline would see it; give a path outside"
+        )
     truth.parent.mkdir(parents=True, exist_ok=True)
     table = folder / "captions.csv"
     is_new = not table.exists()
@@ -194,7 +200,9 @@ def _write(folder: Path, files: list[_File], rng: random.Random, truth: Path | N
             (folder / file.name).write_bytes(file.content)
             facts.write(json.dumps(file.truth()) + "\n")
             if file.caption or rng.random() < 0.5:  # half of those without a caption have a row all the same
-                writer.writerow((file.name, file.caption, rng.choice(LICENCES), f"https://example.org/{file.name[:2]}/{file.name}"))
+                writer.writerow(
+                    (file.name, file.caption, rng.choice(LICENCES), f"https://example.org/{file.name[:2]}/{file.name}")
+                )
     return dict(Counter(file.kind for file in files))
 
 
@@ -217,7 +225,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--truth", type=Path)
     options = parser.parse_args(arguments)
     before = len([p for p in options.folder.iterdir() if p.suffix in (".jpg", ".png")]) if options.batch else 0
-    print(json.dumps(make_world(options.folder, seed=options.seed, images=options.images, offset=before, truth=options.truth)))
+    print(
+        json.dumps(
+            make_world(options.folder, seed=options.seed, images=options.images, offset=before, truth=options.truth)
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Candidates as columns: ordered pairs of images, the encoders that mined them, and the order in which they are taken.
 
-Pure functions. A image is a number here, its place among the ids that a run names in rising order, so that a table of hundreds of millions of
-candidates is a few arrays (24 to 72 bytes each), and comparing numbers is comparing ids. Used by tasks/select/stage.py, whose text says what the orders mean.
+Pure functions. A image is a number here, its place among the ids that a run names in rising order, so that a table of
+hundreds of millions of candidates is a few arrays (24 to 72 bytes each), and comparing numbers is comparing ids. Used
+by tasks/select/stage.py, whose text says what the orders mean.
 """
 
 from __future__ import annotations
@@ -73,13 +74,17 @@ class Candidates:
     def take(self, rows: np.ndarray) -> Candidates:
         """Some of the pairs: their numbers in order, or (m,) bool."""
         similarities = None if self.similarities is None else self.similarities[rows]
-        out = Candidates(self.names, self.queries[rows], self.targets[rows], self.ranks[rows], self.reverse_ranks[rows], similarities)
+        out = Candidates(
+            self.names, self.queries[rows], self.targets[rows], self.ranks[rows], self.reverse_ranks[rows], similarities
+        )
         if "pair_ids" in self.__dict__:  # worked out already
             out.__dict__["pair_ids"] = self.pair_ids[rows]
         return out
 
     def mirrored(self) -> Candidates:
-        """The pairs' other directions. Cosines know none: where a query does not rank its target among the k nearest, the ranks are its mirror's."""
+        """The pairs' other directions. Cosines know none: where a query does not rank its target among the k nearest,
+        the ranks are its mirror's.
+        """
         ranks = np.where(self.reverse_ranks != ABSENT, self.reverse_ranks, self.ranks)
         return Candidates(self.names, self.targets, self.queries, ranks, self.ranks, self.similarities)
 
@@ -110,7 +115,15 @@ class Candidates:
         """(query, target) as ids, a part of the rows at a time."""
         for start in range(0, len(self), AT_ONCE):
             rows = slice(start, start + AT_ONCE)
-            yield rows, list(zip(*(self.names.take(column[rows]).to_pylist() for column in (self.queries, self.targets)), strict=True))
+            yield (
+                rows,
+                list(
+                    zip(
+                        *(self.names.take(column[rows]).to_pylist() for column in (self.queries, self.targets)),
+                        strict=True,
+                    )
+                ),
+            )
 
 
 def chances(pair_ids: np.ndarray, seed: int) -> np.ndarray:
@@ -124,7 +137,9 @@ def chances(pair_ids: np.ndarray, seed: int) -> np.ndarray:
     out = np.empty(len(pair_ids), ">u8")
     for first in range(0, len(out), AT_ONCE):
         some = pair_ids[first : first + AT_ONCE].tolist()
-        out[first : first + len(some)] = np.frombuffer(b"".join(hashlib.sha256(start + i).digest()[:8] for i in some), ">u8")
+        out[first : first + len(some)] = np.frombuffer(
+            b"".join(hashlib.sha256(start + i).digest()[:8] for i in some), ">u8"
+        )
     return out.astype(np.uint64)
 
 
@@ -169,10 +184,11 @@ def unite(names: pa.Array, mined: Mapping[str, Mined], with_similarities: bool =
 
 
 def with_merged_ranks(new: Mined, earlier: Mined, neighbours: int) -> Mined:
-    """This batch's candidates with their place among all that was mined for their query; those beyond the k-th are left out.
+    """This batch's candidates with their place among all that was mined for their query; those beyond the k-th are left
+    out.
 
-    What one run over everything would rank among a query's first k is always among the rest: it was so when the later of the two
-    images came, among fewer.
+    What one run over everything would rank among a query's first k is always among the rest: it was so when the later
+    of the two images came, among fewer.
 
     Args:
         new: rows of this batch.
@@ -208,14 +224,17 @@ def in_order(c: Candidates, seed: int, agreement: str = "rank") -> np.ndarray:
     Args:
         c: the candidates.
         seed: of the hash.
-        agreement: rank (by tier, the nearest pairs first) or encoders (by how many encoders mined the pair, either way, however near).
+        agreement: rank (by tier, the nearest pairs first) or encoders (by how many encoders mined the pair, either way,
+            however near).
     Returns:
         (m,) int64, their numbers.
     """
     return np.lexsort((c.keys, chances(c.pair_ids, seed), tiers(c) if agreement == "rank" else -c.agreeing))
 
 
-def band_of(c: Candidates, count: int, *, by: str, neighbours: int, windows: Mapping[str, tuple[float, float]]) -> np.ndarray:
+def band_of(
+    c: Candidates, count: int, *, by: str, neighbours: int, windows: Mapping[str, tuple[float, float]]
+) -> np.ndarray:
     """Which of `count` equal bands of its query's window each candidate lies in, 0 the nearest.
 
     Args:
@@ -239,7 +258,8 @@ def band_of(c: Candidates, count: int, *, by: str, neighbours: int, windows: Map
 
 
 def over_bands(c: Candidates, seed: int, weights: Sequence[float], bands: np.ndarray) -> np.ndarray:
-    """Draws over the bands of each query's window, every query's first before anyone's second: whatever the order they come in.
+    """Draws over the bands of each query's window, every query's first before anyone's second: whatever the order they
+    come in.
 
     Args:
         c: the candidates.
@@ -254,15 +274,17 @@ def over_bands(c: Candidates, seed: int, weights: Sequence[float], bands: np.nda
     turn = np.empty(len(c), np.int64)
     turn[order] = places_in_groups(c.queries[order].astype(np.int64) * len(weights) + bands[order])
     queries, which = np.unique(c.queries, return_inverse=True)
-    order = np.lexsort((_orders_of_bands(c.names.take(queries).to_pylist(), seed, weights)[which, bands], turn, c.queries))
+    order = np.lexsort(
+        (_orders_of_bands(c.names.take(queries).to_pylist(), seed, weights)[which, bands], turn, c.queries)
+    )
     draw = np.empty(len(c), np.int64)
     draw[order] = places_in_groups(c.queries[order])
     return np.lexsort((keys, chance, draw))
 
 
 def _orders_of_bands(queries: Sequence[str], seed: int, weights: Sequence[float]) -> np.ndarray:
-    """(m, bands) int64, in which turn each query visits each band: exponential waits, so b comes first with chance weights[b] / sum
-    (Efraimidis, Spirakis 2006)."""
+    """(m, bands) int64, in which turn each query visits each band: exponential waits, so b comes first with chance
+    weights[b] / sum (Efraimidis, Spirakis 2006)."""
     waits = np.empty((len(queries), len(weights)))
     for n, query in enumerate(queries):
         for b, weight in enumerate(weights):

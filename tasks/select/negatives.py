@@ -1,4 +1,6 @@
-"""Mined hard negatives: what the pair's own encoders retrieved for its two ends, less whatever is a copy. Pure functions, used by tasks/select/stage.py."""
+"""Mined hard negatives: what the pair's own encoders retrieved for its two ends, less whatever is a copy. Pure
+functions, used by tasks/select/stage.py.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Vectors:
 
     def similarities(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """`similarity` under each of ENCODERS, (m, 3) float64."""
-        return np.stack([self.similarity(e, a, b) for e in ENCODERS], axis=1) if len(a) else np.zeros((0, len(ENCODERS)))
+        return (
+            np.stack([self.similarity(e, a, b) for e in ENCODERS], axis=1) if len(a) else np.zeros((0, len(ENCODERS)))
+        )
 
 
 class Retrieved:
@@ -81,7 +85,9 @@ class Negatives(NamedTuple):
 
 
 def copy_limits(params: Params) -> np.ndarray:
-    """(3,) float64: per encoder the similarity from which two images count as copies: stated, else the window's high end; inf without one."""
+    """(3,) float64: per encoder the similarity from which two images count as copies: stated, else the window's high
+    end; inf without one.
+    """
     limits = dict.fromkeys(ENCODERS, math.inf)
     limits.update({str(e): w.high for e, w in params.mine.windows.items()})
     limits.update(params.select.copy_similarity)
@@ -89,7 +95,8 @@ def copy_limits(params: Params) -> np.ndarray:
 
 
 def proposed(c: Candidates, retrieved: Mapping[str, Retrieved]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the pairs' own encoders retrieved for their queries and targets: pairs, images, encoders (k,), each image of a pair once, by pair and image.
+    """What the pairs' own encoders retrieved for their queries and targets: pairs, images, encoders (k,), each image of
+    a pair once, by pair and image.
 
     The encoder is the first of ENCODERS that proposes it.
     """
@@ -100,7 +107,9 @@ def proposed(c: Candidates, retrieved: Mapping[str, Retrieved]) -> tuple[np.ndar
             for ends in (c.queries, c.targets):
                 which, images = retrieved[encoder].of(ends[own])
                 parts.append((own[which], images, np.full(len(which), e)))
-    pairs, images, encoders = (np.concatenate(x) for x in zip(*parts, strict=True)) if parts else (np.zeros(0, np.int64),) * 3
+    pairs, images, encoders = (
+        (np.concatenate(x) for x in zip(*parts, strict=True)) if parts else (np.zeros(0, np.int64),) * 3
+    )
     other = (images != c.queries[pairs]) & (images != c.targets[pairs])
     keys = np.sort(((pairs[other] * len(c.names)) + images[other]) * len(ENCODERS) + encoders[other])
     keys, encoders = np.divmod(keys, len(ENCODERS))
@@ -122,9 +131,10 @@ def hard_negatives(
 ) -> Negatives:
     """The pairs' mined negatives, the target's nearest first.
 
-    Encoders' cosines are not comparable: within an encoder by similarity, then the encoders in turn. The margin is positive-aware (after
-    NV-Retriever, arXiv:2407.15831, where a negative must score below the positive by a margin): here the pair's own distance is the yardstick,
-    so that one number serves encoders whose cosines are spread differently.
+    Encoders' cosines are not comparable: within an encoder by similarity, then the encoders in turn. The margin is
+    positive-aware (after NV-Retriever, arXiv:2407.15831, where a negative must score below the positive by a margin):
+    here the pair's own distance is the yardstick, so that one number serves encoders whose cosines are spread
+    differently.
 
     Args:
         c: the pairs.
@@ -132,19 +142,38 @@ def hard_negatives(
         vectors: stored vectors.
         limits: (3,) per encoder the similarity to the target from which a image is its copy.
         count: most negatives of a pair; no limit when None.
-        margin: least distance (1 - cosine) of a negative to the target, by the encoder that proposed it, in distances of query and target.
+        margin: least distance (1 - cosine) of a negative to the target, by the encoder that proposed it, in distances
+            of query and target.
         query_copies: whether copies of the query may be negatives.
     """
     parts = []
     for start in range(0, len(c), PAIRS_AT_ONCE):
-        some = _hard_negatives(c.take(np.arange(start, min(start + PAIRS_AT_ONCE, len(c)))), retrieved, vectors, limits, count, margin, query_copies)
+        some = _hard_negatives(
+            c.take(np.arange(start, min(start + PAIRS_AT_ONCE, len(c)))),
+            retrieved,
+            vectors,
+            limits,
+            count,
+            margin,
+            query_copies,
+        )
         parts.append(some._replace(pairs=some.pairs + start, copy_pairs=some.copy_pairs + start))
     none = np.zeros(0, np.int64)
-    return Negatives(*(np.concatenate(x) for x in zip(*parts, strict=True))) if parts else Negatives(none, none, np.zeros(0), none, none)
+    return (
+        Negatives(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+        if parts
+        else Negatives(none, none, np.zeros(0), none, none)
+    )
 
 
 def _hard_negatives(
-    c: Candidates, retrieved: Mapping[str, Retrieved], vectors: Vectors, limits: np.ndarray, count: int | None, margin: float, query_copies: bool
+    c: Candidates,
+    retrieved: Mapping[str, Retrieved],
+    vectors: Vectors,
+    limits: np.ndarray,
+    count: int | None,
+    margin: float,
+    query_copies: bool,
 ) -> Negatives:
     pairs, images, encoders = proposed(c, retrieved)
     to_target = vectors.similarities(images, c.targets[pairs])

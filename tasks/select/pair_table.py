@@ -49,7 +49,9 @@ def pair_table(c: Candidates, batch: str, similarities: np.ndarray, negatives: N
             "batch": pa.repeat(pa.scalar(batch), len(c)),
             "query_image_id": c.names.take(pa.array(c.queries)),
             "target_image_id": c.names.take(pa.array(c.targets)),
-            "mined_by": pa.ListArray.from_arrays(pa.array(np.cumsum([0, *c.mined_by.sum(axis=1)]), pa.int32()), pa.array(ENCODERS).take(pa.array(who[1]))),
+            "mined_by": pa.ListArray.from_arrays(
+                pa.array(np.cumsum([0, *c.mined_by.sum(axis=1)]), pa.int32()), pa.array(ENCODERS).take(pa.array(who[1]))
+            ),
             **{f"similarity_{e}": _or_null(similarities[:, n]) for n, e in enumerate(ENCODERS)},
             "rank": pa.array(c.ranks.min(axis=1, initial=ABSENT), pa.int32()),
             "negative_image_ids": pa.ListArray.from_arrays(offsets, c.names.take(pa.array(negative_images))),
@@ -70,10 +72,20 @@ def ascii_column(values: np.ndarray) -> pa.Array:
     import pyarrow as pa
 
     kind = pa.binary(values.dtype.itemsize)
-    return pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]).cast(pa.binary()).cast(pa.string())
+    return (
+        pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+        .cast(pa.binary())
+        .cast(pa.string())
+    )
 
 
-def _write_dropped(store: Store, batch: str, left: Sequence[tuple[str, Candidates, np.ndarray | None]], pairs: Candidates, negatives: Negatives) -> None:
+def _write_dropped(
+    store: Store,
+    batch: str,
+    left: Sequence[tuple[str, Candidates, np.ndarray | None]],
+    pairs: Candidates,
+    negatives: Negatives,
+) -> None:
     """Write what was left out, by reason, pair id and detail: some thousand rows in memory as text at a time.
 
     Args:
@@ -86,16 +98,23 @@ def _write_dropped(store: Store, batch: str, left: Sequence[tuple[str, Candidate
     writer = TableWriter(store.dropped_path("select", batch), "dropped")
 
     def add(reason: str, keys: np.ndarray, details: list[str]) -> None:
-        constant = {name: pa.repeat(pa.scalar(value), len(keys)) for name, value in (("stage", "select"), ("batch", batch), ("reason", reason))}
+        constant = {
+            name: pa.repeat(pa.scalar(value), len(keys))
+            for name, value in (("stage", "select"), ("batch", batch), ("reason", reason))
+        }
         writer.add_table(pa.table({**constant, "key": ascii_column(keys), "detail": pa.array(details, pa.string())}))
 
     def add_pairs(reason: str, c: Candidates, quotas: np.ndarray | None) -> None:
         order = np.argsort(c.pair_ids)
         for start in range(0, len(order), AT_ONCE):
             rows = order[start : start + AT_ONCE]
-            queries, targets = ([quoted(i) for i in c.names.take(pa.array(ends[rows])).to_pylist()] for ends in (c.queries, c.targets))
+            queries, targets = (
+                [quoted(i) for i in c.names.take(pa.array(ends[rows])).to_pylist()] for ends in (c.queries, c.targets)
+            )
             which = [""] * len(rows) if quotas is None else [f'"quota": "{QUOTAS[q]}", ' for q in quotas[rows].tolist()]
-            details = [f'{{"query": {q}, {quota}"target": {t}}}' for q, quota, t in zip(queries, which, targets, strict=True)]
+            details = [
+                f'{{"query": {q}, {quota}"target": {t}}}' for q, quota, t in zip(queries, which, targets, strict=True)
+            ]
             add(reason, c.pair_ids[rows], details)
 
     try:
@@ -104,7 +123,13 @@ def _write_dropped(store: Store, batch: str, left: Sequence[tuple[str, Candidate
                 break
             add_pairs(reason, c, quotas)
         images = pairs.names.take(pa.array(negatives.copies)).to_pylist()
-        copies = sorted(zip(pairs.pair_ids[negatives.copy_pairs].tolist(), (f'{{"negative": {quoted(i)}}}' for i in images), strict=True))
+        copies = sorted(
+            zip(
+                pairs.pair_ids[negatives.copy_pairs].tolist(),
+                (f'{{"negative": {quoted(i)}}}' for i in images),
+                strict=True,
+            )
+        )
         add("near_duplicate_negative", np.array([key for key, _ in copies], "S32"), [detail for _, detail in copies])
         for reason, c, quotas in sorted(left, key=lambda x: x[0]):
             if reason > "near_duplicate_negative":

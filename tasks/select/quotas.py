@@ -1,4 +1,6 @@
-"""Which candidates are taken: in order of preference, while no quota is full. Pure functions, used by tasks/select/stage.py."""
+"""Which candidates are taken: in order of preference, while no quota is full. Pure functions, used by
+tasks/select/stage.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ import numpy as np
 from tasks.config import SelectConfig
 from tasks.select.candidates import AT_ONCE, ENCODERS, Candidates, places_in
 
-QUOTAS = ("pairs_per_batch", "pairs_per_query", "pairs_per_target", "pairs_per_encoder", "nearest_share", "pairs_per_source")
+QUOTAS = (
+    "pairs_per_batch",
+    "pairs_per_query",
+    "pairs_per_target",
+    "pairs_per_encoder",
+    "nearest_share",
+    "pairs_per_source",
+)
 SEMANTIC = ENCODERS.index("semantic")
 
 
@@ -31,9 +40,16 @@ class Chosen(NamedTuple):
 class _Quotas:
     """What is used up so far."""
 
-    def __init__(self, started: np.ndarray, ended: np.ndarray, config: SelectConfig, sources: np.ndarray | None) -> None:
+    def __init__(
+        self, started: np.ndarray, ended: np.ndarray, config: SelectConfig, sources: np.ndarray | None
+    ) -> None:
         self.config = config
-        self.batch, self.query, self.target, self.share = config.pairs_per_batch, config.pairs_per_query, config.pairs_per_target, config.nearest_share
+        self.batch, self.query, self.target, self.share = (
+            config.pairs_per_batch,
+            config.pairs_per_query,
+            config.pairs_per_target,
+            config.nearest_share,
+        )
         self.limits = {ENCODERS.index(e): count for e, count in config.pairs_per_encoder.items()}
         self.queries, self.targets, self.brought = started.tolist(), ended.tolist(), [0] * len(started)
         self.sources = None if sources is None or config.pairs_per_source is None else sources.tolist()
@@ -57,7 +73,9 @@ class _Quotas:
             return 5
         return -1
 
-    def charge(self, query: int, target: int, bringer: int, is_nearest: bool, mined_by: list[bool], *, count: int = 1) -> None:
+    def charge(
+        self, query: int, target: int, bringer: int, is_nearest: bool, mined_by: list[bool], *, count: int = 1
+    ) -> None:
         """Use up room for the pair; -1 gives it back."""
         self.taken += count
         self.queries[query] += count
@@ -72,7 +90,9 @@ class _Quotas:
 
 
 def is_nearest(c: Candidates) -> np.ndarray:
-    """(m,) bool: the target is its query's nearest image by the encoder that composed retrieval starts from, so the image alone finds it."""
+    """(m,) bool: the target is its query's nearest image by the encoder that composed retrieval starts from, so the
+    image alone finds it.
+    """
     return c.ranks[:, SEMANTIC] == 0
 
 
@@ -87,10 +107,13 @@ def within_quotas(
 
     Args:
         c: in order of preference.
-        published: queries and targets (n,) of earlier batches' pairs, places in `c.names`, -1 where a image is not named there; they fill
+        published: queries and targets (n,) of earlier batches' pairs, places in `c.names`, -1 where a image is not
+            named there; they fill
             quotas, and none of them comes again.
-        config: pairs_per_query, pairs_per_target, pairs_per_batch, pairs_per_encoder, pairs_per_source, nearest_share, both_directions.
-        is_new: (p,) bool, images that this batch brings; all when absent. One of them brings at most pairs_per_query pairs, at whichever end.
+        config: pairs_per_query, pairs_per_target, pairs_per_batch, pairs_per_encoder, pairs_per_source, nearest_share,
+            both_directions.
+        is_new: (p,) bool, images that this batch brings; all when absent. One of them brings at most pairs_per_query
+            pairs, at whichever end.
         sources: (p,) int64, the source of each image, a number from 0; for pairs_per_source.
     """
     count = len(c.names)
@@ -103,8 +126,11 @@ def within_quotas(
     pairs = _charges(c, is_new, bool(quotas.limits))
     others = c.mirrored() if config.both_directions else None
     other_pairs = None if others is None else _charges(others, is_new, bool(quotas.limits))
-    # A query that is full of published pairs takes no more, whatever comes before: most of a week's candidates are settled so.
-    is_full = (started >= config.pairs_per_query)[c.queries] if config.pairs_per_batch is None else np.zeros(len(c), bool)
+    # A query that is full of published pairs takes no more, whatever comes before: most of a week's candidates are
+    # settled so.
+    is_full = (
+        (started >= config.pairs_per_query)[c.queries] if config.pairs_per_batch is None else np.zeros(len(c), bool)
+    )
     numbers = np.flatnonzero(~is_old & ~is_full)
     taken: list[int] = []
     mirrored: list[int] = []
@@ -119,7 +145,9 @@ def within_quotas(
                 continue
             reason = quotas.refusal(*pair)
             if reason < 0 and other_pairs is not None:
-                other: tuple[Any, ...] | None = None if is_old_mirrored[number] else tuple(column[number].tolist() for column in other_pairs)
+                other: tuple[Any, ...] | None = (
+                    None if is_old_mirrored[number] else tuple(column[number].tolist() for column in other_pairs)
+                )
                 quotas.charge(*pair)
                 if other is not None and (reason := quotas.refusal(*other)) >= 0:
                     quotas.charge(*pair, count=-1)
@@ -142,7 +170,9 @@ def within_quotas(
 
 
 def _charges(c: Candidates, is_new: np.ndarray | None, with_encoders: bool) -> tuple[np.ndarray, ...]:
-    """Columns of what `_Quotas` asks of a pair: query, target, who brings it, whether it is the nearest, who mined it (nobody, where no quota asks)."""
+    """Columns of what `_Quotas` asks of a pair: query, target, who brings it, whether it is the nearest, who mined it
+    (nobody, where no quota asks).
+    """
     bringers = c.queries if is_new is None else np.where(is_new[c.queries], c.queries, c.targets)
     return c.queries, c.targets, bringers, is_nearest(c), c.mined_by if with_encoders else np.zeros((len(c), 0), bool)
 

@@ -24,7 +24,8 @@ class _Read(NamedTuple):
 
     Attributes:
         names: (p) strings, rising: every image that the rows name.
-        candidates: encoder -> this batch's, ranked among all that was mined for their queries, and those of queries that lost a pair.
+        candidates: encoder -> this batch's, ranked among all that was mined for their queries, and those of queries
+            that lost a pair.
         mined: encoder -> all rows of any batch whose query the candidates name, ranked as their own batch did.
         counts: encoder -> this batch's candidates, a count.
     """
@@ -37,7 +38,9 @@ class _Read(NamedTuple):
 
 def _read_mined(store: Store, paths: Path | Iterable[Path]) -> pa.Table:
     """Rows of table `neighbours`; queries, which repeat, as a dictionary."""
-    return store.read(paths, "neighbours", ["query_image_id", "target_image_id", "similarity", "rank"], encoded=["query_image_id"])
+    return store.read(
+        paths, "neighbours", ["query_image_id", "target_image_id", "similarity", "rank"], encoded=["query_image_id"]
+    )
 
 
 def _neighbour_files(store: Store, encoder: str, batch: str) -> tuple[list[Path], list[Path]]:
@@ -45,19 +48,23 @@ def _neighbour_files(store: Store, encoder: str, batch: str) -> tuple[list[Path]
     files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))
     of_batch = [f for f in files if f.stem.rpartition("-")[0] == batch]
     if not of_batch:
-        raise DataError(f"select: no candidates of batch {batch} in data/neighbours/{encoder}; run `python -m tasks mine {encoder}` first")
+        raise DataError(
+            f"select: no candidates of batch {batch} in data/neighbours/{encoder}; run `python -m tasks mine {encoder}` first"
+        )
     return of_batch, [f for f in files if f not in of_batch]
 
 
 def _read_candidates(store: Store, encoders: Sequence[str], batch: str, neighbours: int, lost: Set[str]) -> _Read:
-    """Candidates of this batch, and what was mined for the images that they name; of earlier files, each read once (twice after a takedown), no more.
+    """Candidates of this batch, and what was mined for the images that they name; of earlier files, each read once
+    (twice after a takedown), no more.
 
     Args:
         lost: queries that lost a pair to a takedown: all that was ever mined for them are candidates once more.
     """
     import pyarrow as pa
 
-    tables: list[tuple[pa.Table, pa.Table, pa.Table]] = []  # of each encoder: this batch's rows, earlier ones, those of lost queries
+    # of each encoder: this batch's rows, earlier ones, those of lost queries
+    tables: list[tuple[pa.Table, pa.Table, pa.Table]] = []
     for encoder in encoders:
         of_batch, before = _neighbour_files(store, encoder, batch)
         brought = _read_mined(store, of_batch)
@@ -67,10 +74,14 @@ def _read_candidates(store: Store, encoders: Sequence[str], batch: str, neighbou
         older = [_rows_of(_read_mined(store, path), ids) for path in before]
         none = brought.slice(0, 0)
         tables.append((brought, pa.concat_tables([none, *older]), pa.concat_tables([none, *of_lost])))
-    names, numbers = numbered([t.column(c) for three in tables for t in three for c in ("query_image_id", "target_image_id")])
+    names, numbers = numbered(
+        [t.column(c) for three in tables for t in three for c in ("query_image_id", "target_image_id")]
+    )
     out = _Read(names, {}, {}, {})
     for n, (encoder, three) in enumerate(zip(encoders, tables, strict=True)):
-        new, earlier, again = (_mined(table, *numbers[6 * n + 2 * k : 6 * n + 2 * k + 2]) for k, table in enumerate(three))
+        new, earlier, again = (
+            _mined(table, *numbers[6 * n + 2 * k : 6 * n + 2 * k + 2]) for k, table in enumerate(three)
+        )
         out.mined[encoder] = new.with_(earlier)
         if len(earlier.queries):
             ranked = with_merged_ranks(_reaching(new, earlier, neighbours, len(names)), earlier, neighbours)
@@ -87,7 +98,9 @@ def _mined(table: pa.Table, queries: np.ndarray, targets: np.ndarray) -> Mined:
 
 
 def _reaching(new: Mined, earlier: Mined, neighbours: int, count: int) -> Mined:
-    """Those of this batch's rows that may be among their query's k nearest: a query that had k in some batch keeps nothing below the k-th of them."""
+    """Those of this batch's rows that may be among their query's k nearest: a query that had k in some batch keeps
+    nothing below the k-th of them.
+    """
     floors = np.full(count, -2, np.float32)
     last = earlier.ranks == neighbours - 1
     np.maximum.at(floors, earlier.queries[last], earlier.similarities[last])
@@ -101,16 +114,29 @@ def _rows_of(table: pa.Table, queries: pa.Array) -> pa.Table:
 
     chunks = table.column("query_image_id").chunks
     names = pa.concat_arrays([pa.array([], pa.string()), *(c.dictionary for c in chunks)])
-    is_asked = pc.is_in(names, value_set=queries).to_numpy(zero_copy_only=False)  # once a table: each call makes a hash table of the queries
+    # once a table: each call makes a hash table of the queries
+    is_asked = pc.is_in(names, value_set=queries).to_numpy(zero_copy_only=False)
     starts = np.cumsum([0, *(len(c.dictionary) for c in chunks)])
-    found = [pa.array(is_asked[start:][c.indices.to_numpy()]) for start, c in zip(starts.tolist(), chunks, strict=False)]
+    found = [
+        pa.array(is_asked[start:][c.indices.to_numpy()]) for start, c in zip(starts.tolist(), chunks, strict=False)
+    ]
     return table.filter(pa.chunked_array(found, pa.bool_()))
 
 
-def _negatives_of(c: Candidates, retrieved: Mapping[str, Retrieved], vectors: Vectors, params: Params, count: int | None) -> Negatives:
+def _negatives_of(
+    c: Candidates, retrieved: Mapping[str, Retrieved], vectors: Vectors, params: Params, count: int | None
+) -> Negatives:
     """`hard_negatives` as the parameters say."""
     config, limits = params.select, copy_limits(params)
-    return hard_negatives(c, retrieved, vectors, limits=limits, count=count, margin=config.negative_margin, query_copies=not config.drop_query_copies)
+    return hard_negatives(
+        c,
+        retrieved,
+        vectors,
+        limits=limits,
+        count=count,
+        margin=config.negative_margin,
+        query_copies=not config.drop_query_copies,
+    )
 
 
 def _read_vectors(store: Store, encoders: Sequence[str], names: pa.Array, wanted: np.ndarray | None = None) -> Vectors:

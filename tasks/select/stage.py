@@ -1,34 +1,40 @@
 """Select pairs: the encoders' candidates united, held to quotas, each with hard negatives, the query image first.
 
-Reads data/neighbours, data/embeddings, data/images, data/captions, the earlier batches' data/pairs; writes data/pairs/<batch>.parquet
-(the marker) and data/dropped/select/<batch>.parquet. Source: MegaPairs, arXiv:2412.14475, section 3.1 and table 4 (the query
-image as a negative is the decisive one).
+Reads data/neighbours, data/embeddings, data/images, data/captions, the earlier batches' data/pairs; writes
+data/pairs/<batch>.parquet (the marker) and data/dropped/select/<batch>.parquet. Source: MegaPairs, arXiv:2412.14475,
+section 3.1 and table 4 (the query image as a negative is the decisive one).
 
-Order: candidates stand in tiers of agreement (the sum of 1 / (1 + rank) over the encoders that mined the pair, and over those
-that mined it the other way round; four tiers to a factor of two); within a tier a seeded hash of the pair's id decides, so
-neither the input's order nor chance shows. A rank is a place among all that was ever mined for the query, not among this week's: an old
-image takes a new target where that is among its `mine.neighbours` nearest, as one run over everything would.
+Order: candidates stand in tiers of agreement (the sum of 1 / (1 + rank) over the encoders that mined the pair, and over
+those that mined it the other way round; four tiers to a factor of two); within a tier a seeded hash of the pair's id
+decides, so neither the input's order nor chance shows. A rank is a place among all that was ever mined for the query,
+not among this week's: an old image takes a new target where that is among its `mine.neighbours` nearest, as one run
+over everything would.
 
-With `select.bands` a query's pairs are drawn over its window instead: the window falls into equal bands (by rank, or by cosine of the
-encoder that ranks the pair best), a query visits them in a seeded order of its own, each band first with its weight's chance, and takes one
-candidate from each in turn - within a band what more encoders mined, then by the seeded hash, however near it is. All queries' first draws stand
-before all second ones, so a run's limit cuts no band short.
+With `select.bands` a query's pairs are drawn over its window instead: the window falls into equal bands (by rank, or by
+cosine of the encoder that ranks the pair best), a query visits them in a seeded order of its own, each band first with
+its weight's chance, and takes one candidate from each in turn - within a band what more encoders mined, then by the
+seeded hash, however near it is. All queries' first draws stand before all second ones, so a run's limit cuts no band
+short.
 
-Quotas count what is published already. A pair is charged to a image that this batch brings - its query, or where that is old its
-target - and a image brings at most `pairs_per_query` pairs, so n images never have more than n x pairs_per_query, however they
-came. Without that a second batch of the sample world added 4.3 pairs for each new image, twice what a query may start: every old image
-with room left took new targets (docs/decisions/0012).
+Quotas count what is published already. A pair is charged to a image that this batch brings - its query, or where that
+is old its target - and a image brings at most `pairs_per_query` pairs, so n images never have more than n x
+pairs_per_query, however they came. Without that a second batch of the sample world added 4.3 pairs for each new image,
+twice what a query may start: every old image with room left took new targets (docs/decisions/0012).
 
-Negatives come from what the same encoders retrieved for the query and for the target, the target's nearest first; one that any
-encoder holds for a copy of the target is none. On request: neither is a copy of the query, and none lies nearer to the target than a share
-of the pair's own distance; a pair brings its other direction along; an encoder, a source has a quota of its own (tasks/config.py).
+Negatives come from what the same encoders retrieved for the query and for the target, the target's nearest first; one
+that any encoder holds for a copy of the target is none. On request: neither is a copy of the query, and none lies
+nearer to the target than a share of the pair's own distance; a pair brings its other direction along; an encoder, a
+source has a quota of its own (tasks/config.py).
 
-Takedown (tasks/fingerprints/takedown.py): an earlier pair of a image that the ledger names goes, in its own file; its query takes the best of all
-that was ever mined for it, as a pair of this batch, and a place as negative goes to the next one retrieved.
+Takedown (tasks/fingerprints/takedown.py): an earlier pair of a image that the ledger names goes, in its own file; its
+query takes the best of all that was ever mined for it, as a pair of this batch, and a place as negative goes to the
+next one retrieved.
 
-The pure parts: tasks/select/candidates.py (the table and its order), tasks/select/quotas.py, tasks/select/negatives.py; images are numbers there (tasks/store/id_order.py).
+The pure parts: tasks/select/candidates.py (the table and its order), tasks/select/quotas.py, tasks/select/negatives.py;
+images are numbers there (tasks/store/id_order.py).
 
-Reasons: over_quota, copy_of_query, taken_down (a pair), near_duplicate_negative (a proposed negative; its pair may well be kept).
+Reasons: over_quota, copy_of_query, taken_down (a pair), near_duplicate_negative (a proposed negative; its pair may well
+be kept).
 """
 
 from __future__ import annotations
@@ -57,16 +63,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger(__name__)
-TORCH_PAIRS = 20_000  # from so many on converting their negatives' float16 by numpy costs more than loading torch, which is twelve times as fast
+# from so many on converting their negatives' float16 by numpy costs more than loading torch, which is twelve times as
+# fast
+TORCH_PAIRS = 20_000
 
 
 def preferred(c: Candidates, params: Params) -> np.ndarray:
-    """Candidates' numbers as `select.bands` wants them: best agreement first, or drawn over the bands of each query's window."""
+    """Candidates' numbers as `select.bands` wants them: best agreement first, or drawn over the bands of each query's
+    window.
+    """
     config, seed = params.select, params.open_run.seed
     if not config.bands:
         return in_order(c, seed, config.agreement)
     windows = {str(e): (w.low, w.high) for e, w in params.mine.windows.items()}
-    return over_bands(c, seed, config.bands, band_of(c, len(config.bands), by=config.bands_by, neighbours=params.mine.neighbours, windows=windows))
+    return over_bands(
+        c,
+        seed,
+        config.bands,
+        band_of(c, len(config.bands), by=config.bands_by, neighbours=params.mine.neighbours, windows=windows),
+    )
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
@@ -81,8 +96,8 @@ def _read_sources(store: Store, names: pa.Array) -> np.ndarray:
 
 
 def _read_published(store: Store, batch: str, c: Candidates) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """How many pairs earlier batches have, and queries and targets of those that share a image with a candidate, places in `c.names` or -1; no
-    other counts for a quota."""
+    """How many pairs earlier batches have, and queries and targets of those that share a image with a candidate, places
+    in `c.names` or -1; no other counts for a quota."""
     import pyarrow as pa
 
     files = [f for f in store.table_files("pairs") if f.stem != batch]
@@ -106,7 +121,11 @@ def _is_in(names: pa.Array, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
 def median_caption_cosine(params: Params, store: Store, batch: str) -> float | None:
     """Median cosine of this batch's images and their captions; None unless one model embeds both."""
     encoders = params.embed.encoders
-    if "semantic" not in encoders or "caption" not in encoders or encoders["semantic"].model != encoders["caption"].model:
+    if (
+        "semantic" not in encoders
+        or "caption" not in encoders
+        or encoders["semantic"].model != encoders["caption"].model
+    ):
         return None
     tables = {}
     for encoder in ("semantic", "caption"):
@@ -116,7 +135,13 @@ def median_caption_cosine(params: Params, store: Store, batch: str) -> float | N
     both = sorted(set(tables["semantic"]) & set(tables["caption"]))
     if not both or len(tables["semantic"][both[0]]) != len(tables["caption"][both[0]]):
         return None
-    return float(np.median(exact_similarity(np.stack([tables["semantic"][i] for i in both]), np.stack([tables["caption"][i] for i in both]))))
+    return float(
+        np.median(
+            exact_similarity(
+                np.stack([tables["semantic"][i] for i in both]), np.stack([tables["caption"][i] for i in both])
+            )
+        )
+    )
 
 
 def run(params: Params, store: Store) -> StageReport:
@@ -136,7 +161,9 @@ def run(params: Params, store: Store) -> StageReport:
     brought = store.read_table("images", ["image_id"], batch).column("image_id")
     if len(brought) and encoders:  # few candidates a image: the encoder's window does not fit, or the encoder
         yields = {encoder: read.counts[encoder] / len(brought) for encoder in encoders}
-        report.figures |= {f"yield_{encoder}": y for encoder, y in yields.items()} | {"encoder_yield_lowest": min(yields.values())}
+        report.figures |= {f"yield_{encoder}": y for encoder, y in yields.items()} | {
+            "encoder_yield_lowest": min(yields.values())
+        }
         log.info("select: candidates a new image: %s", ", ".join(f"{e} {y:.2f}" for e, y in yields.items()))
     c = unite(read.names, read.candidates, with_similarities=config.bands_by == "similarity")
     read.candidates.clear()
@@ -155,7 +182,13 @@ def run(params: Params, store: Store) -> StageReport:
             left.append(("copy_of_query", c.take(~good), None))
             c = c.take(good)
         c = c.take(preferred(c, params))
-        chosen = within_quotas(c, published, config, is_new, _read_sources(store, read.names) if config.pairs_per_source is not None else None)
+        chosen = within_quotas(
+            c,
+            published,
+            config,
+            is_new,
+            _read_sources(store, read.names) if config.pairs_per_source is not None else None,
+        )
         left.append(("over_quota", c.take(chosen.left), chosen.reasons))
         taken = chosen.taken
         is_end = np.zeros(len(read.names), bool)
@@ -169,10 +202,13 @@ def run(params: Params, store: Store) -> StageReport:
             torch = importlib.import_module("torch")
             torch.set_num_threads(params.open_run.threads)
         vectors = _read_vectors(store, encoders, read.names, is_wanted)
-        negatives = _negatives_of(taken, {e: Retrieved(rows, len(read.names)) for e, rows in mined.items()}, vectors, params, config.negatives)
+        negatives = _negatives_of(
+            taken, {e: Retrieved(rows, len(read.names)) for e, rows in mined.items()}, vectors, params, config.negatives
+        )
         similarities = vectors.similarities(taken.queries, taken.targets)
         _write_dropped(store, batch, left, taken, negatives)
-        report.written = store.write(path, pair_table(taken, batch, similarities, negatives), "pairs")  # last: the marker
+        # last: the marker
+        report.written = store.write(path, pair_table(taken, batch, similarities, negatives), "pairs")
         log.info("select: %d candidates, %d pairs", report.read, report.written)
     made = store.read(path, "pairs", ["mined_by", "negative_image_ids"])
     report.new = report.done = made.num_rows
@@ -182,9 +218,9 @@ def run(params: Params, store: Store) -> StageReport:
     for encoder in encoders:
         report.figures[f"pairs_{encoder}"] = float(pc.sum(pc.equal(mined_by, encoder)).as_py() or 0)
     if made.num_rows:
-        report.figures["negatives_mean"] = pc.sum(pc.list_value_length(made.column("negative_image_ids"))).as_py() / made.num_rows - 1
+        report.figures["negatives_mean"] = (
+            pc.sum(pc.list_value_length(made.column("negative_image_ids"))).as_py() / made.num_rows - 1
+        )
     if (median := median_caption_cosine(params, store, batch)) is not None:
         report.figures["median_caption_cosine_new"] = median
     return report
-
-

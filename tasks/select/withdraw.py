@@ -25,26 +25,40 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
 def with_negatives(row: Mapping[str, Any], proposed: Sequence[tuple[str, float]], gone: Set[str]) -> dict[str, Any]:
-    """A pair whose negatives that are gone have given their places to the nearest proposed ones; the rest stay, in order, and those stand last."""
+    """A pair whose negatives that are gone have given their places to the nearest proposed ones; the rest stay, in
+    order, and those stand last.
+    """
     kept = [(i, s) for i, s in zip(row["negative_image_ids"], row["negative_similarity"], strict=True) if i not in gone]
     there = {i for i, _ in kept}
-    kept += [(i, s) for i, s in proposed if i not in there and i not in gone][: len(row["negative_image_ids"]) - len(kept)]
+    kept += [(i, s) for i, s in proposed if i not in there and i not in gone][
+        : len(row["negative_image_ids"]) - len(kept)
+    ]
     return {**row, "negative_image_ids": [i for i, _ in kept], "negative_similarity": [s for _, s in kept]}
 
 
 def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence[str], gone: Set[str]) -> None:
-    """Drop the pairs of images that are taken down, and fill their places as negative from what the pair's encoders retrieved.
+    """Drop the pairs of images that are taken down, and fill their places as negative from what the pair's encoders
+    retrieved.
 
     What goes is noted first (reason taken_down, one row a pair), then the files are written anew.
     """
     files = store.table_files("pairs")
-    noted = {r["key"]: r for r in store.read([p for p in [_taken_path(store, batch)] if p.exists()], "dropped").to_pylist()}
+    noted = {
+        r["key"]: r for r in store.read([p for p in [_taken_path(store, batch)] if p.exists()], "dropped").to_pylist()
+    }
     found = {path: [r for r in store.read(path, "pairs").to_pylist() if gone & _images_of(r)] for path in files}
     for row in (r for rows in found.values() for r in rows):
         if gone & {row["query_image_id"], row["target_image_id"]}:
             detail = json.dumps({"query": row["query_image_id"], "target": row["target_image_id"]})
-            noted[row["pair_id"]] = {"stage": "select", "batch": batch, "key": row["pair_id"], "reason": REASON, "detail": detail}
+            noted[row["pair_id"]] = {
+                "stage": "select",
+                "batch": batch,
+                "key": row["pair_id"],
+                "reason": REASON,
+                "detail": detail,
+            }
     if noted:
         store.write(_taken_path(store, batch), [noted[k] for k in sorted(noted)], "dropped")
     kept = [r for rows in found.values() for r in rows if not gone & {r["query_image_id"], r["target_image_id"]}]
@@ -53,8 +67,16 @@ def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence
     proposed = _proposed_for(params, store, encoders, kept, gone)
     for path, some in found.items():
         if some:
-            rows = [r for r in store.read(path, "pairs").to_pylist() if not gone & {r["query_image_id"], r["target_image_id"]}]
-            store.write(path, [with_negatives(r, proposed[r["pair_id"]], gone) if gone & _images_of(r) else r for r in rows], "pairs")
+            rows = [
+                r
+                for r in store.read(path, "pairs").to_pylist()
+                if not gone & {r["query_image_id"], r["target_image_id"]}
+            ]
+            store.write(
+                path,
+                [with_negatives(r, proposed[r["pair_id"]], gone) if gone & _images_of(r) else r for r in rows],
+                "pairs",
+            )
     log.info("select: %d pairs taken down", len(noted))
 
 
@@ -70,7 +92,10 @@ def _proposed_for(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    ends = [pa.chunked_array([pa.array((r[c] for r in pairs), pa.string(), size=len(pairs))]) for c in ("query_image_id", "target_image_id")]
+    ends = [
+        pa.chunked_array([pa.array((r[c] for r in pairs), pa.string(), size=len(pairs))])
+        for c in ("query_image_id", "target_image_id")
+    ]
     asked = numbered(ends)[0]
     tables = []
     for encoder in encoders:
@@ -87,7 +112,9 @@ def _proposed_for(
     c = Candidates(names, numbers[0], numbers[1], ranks, ranks)
     found = _negatives_of(c, retrieved, _read_vectors(store, encoders, names), params, None)
     out: dict[str, list[tuple[str, float]]] = {r["pair_id"]: [] for r in pairs}
-    for pair, image, similarity in zip(found.pairs.tolist(), names.take(pa.array(found.images)).to_pylist(), found.similarities.tolist(), strict=True):
+    for pair, image, similarity in zip(
+        found.pairs.tolist(), names.take(pa.array(found.images)).to_pylist(), found.similarities.tolist(), strict=True
+    ):
         out[pairs[pair]["pair_id"]].append((image, similarity))
     return out
 

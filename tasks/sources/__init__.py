@@ -1,4 +1,5 @@
-"""Where images come from: every source lists its files in one order and in constant memory, and reads them under a limit.
+"""Where images come from: every source lists its files in one order and in constant memory, and reads them under a
+limit.
 
     folder   a folder, with captions.csv or captions.parquet
     s3       s3://bucket/prefix, the same in a bucket
@@ -29,7 +30,8 @@ def listing(source: SourceConfig, is_seen: Callable[[str], bool] = nothing_seen)
 
     Args:
         source: an entry of ingest.sources.
-        is_seen: whether an earlier batch has a row of this fingerprint. A tar whose last member was seen is left out as a whole.
+        is_seen: whether an earlier batch has a row of this fingerprint. A tar whose last member was seen is left out as
+            a whole.
     Raises:
         ConfigError: there is no such folder, bucket or table.
         DataError: a table that cannot be read.

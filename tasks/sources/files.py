@@ -36,7 +36,12 @@ class Refused(Exception):
         if reason not in REASONS:
             raise ValueError(f"'{reason}' is none of {REASONS}")
         super().__init__(reason, detail)
-        self.reason, self.detail, self.is_lasting, self.robots = reason, cleaned_text(detail, 300) or "", is_lasting, robots
+        self.reason, self.detail, self.is_lasting, self.robots = (
+            reason,
+            cleaned_text(detail, 300) or "",
+            is_lasting,
+            robots,
+        )
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
@@ -46,7 +51,8 @@ class Content(bytes):
     """A file's bytes, with what its site says about machine readers.
 
     Attributes:
-        robots: '' where nobody was asked (folders, buckets, tars); else 'allowed' (a robots.txt allows it), 'absent' (no robots.txt),
+        robots: '' where nobody was asked (folders, buckets, tars); else 'allowed' (a robots.txt allows it), 'absent'
+            (no robots.txt),
             'ignored' (the source's setting), 'disallowed', 'header:<directive>' or 'meta:<directive>'.
     """
 
@@ -74,12 +80,16 @@ class SourceFile:
     """A file that a source offers.
 
     Attributes:
-        uri: `<source name>:<path inside the source>`, for tables of addresses `<source name>:<URL>`; never the machine's own path.
-        fingerprint: changes when the bytes do, and costs no read: an ETag, a tar's own hash with the member's number, a URL. Empty where
-            nothing so cheap is the same on every machine (files of a folder: a time of change is not): then compare `sha256()`.
+        uri: `<source name>:<path inside the source>`, for tables of addresses `<source name>:<URL>`; never the
+            machine's own path.
+        fingerprint: changes when the bytes do, and costs no read: an ETag, a tar's own hash with the member's number, a
+            URL. Empty where
+            nothing so cheap is the same on every machine (files of a folder: a time of change is not): then compare
+            `sha256()`.
         label: what the source's table says about it.
         license_code, attribution: the label's, else the source's default.
-        is_remote: reading waits for a network: many at a time in threads. Always of the process that listed, for hosts have limits.
+        is_remote: reading waits for a network: many at a time in threads. Always of the process that listed, for hosts
+            have limits.
     """
 
     uri: str
@@ -116,7 +126,9 @@ class SourceFile:
 
     @property
     def is_named_image(self) -> bool:
-        """Its name says that it is a image: then bytes of no known format are damage, not a stray file. All URLs are such."""
+        """Its name says that it is a image: then bytes of no known format are damage, not a stray file. All URLs are
+        such.
+        """
         return self.uri.lower().endswith(SUFFIXES) or "://" in self.uri
 
     def refused(self, reason: str, detail: str, *, is_lasting: bool = True) -> SourceFile:
@@ -129,7 +141,8 @@ class SourceFile:
 
 
 def cleaned_text(text: object, max_chars: int = CAPTION_CHARS) -> str | None:
-    """One line of text without control characters, writing-direction marks or lone surrogates; None when nothing is left.
+    """One line of text without control characters, writing-direction marks or lone surrogates; None when nothing is
+    left.
 
     Args:
         text: a caption as a source gives it.
@@ -145,7 +158,8 @@ def cleaned_text(text: object, max_chars: int = CAPTION_CHARS) -> str | None:
         category = unicodedata.category(char)
         if category == "Cc" or category.startswith("Z"):
             kept.append(" ")
-        elif category in ("Cs", "Co", "Cn") or (category == "Cf" and char not in "\u200c\u200d"):  # joiners shape letters and emoji
+        # joiners shape letters and emoji
+        elif category in ("Cs", "Co", "Cn") or (category == "Cf" and char not in "\u200c\u200d"):
             continue
         else:
             kept.append(char)

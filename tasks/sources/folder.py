@@ -22,7 +22,8 @@ URI_CHARS = 2_000
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(path inside the folder, path) of everything below it but folders, in order of the former. Linked folders are not entered.
+    """(path inside the folder, path) of everything below it but folders, in order of the former. Linked folders are not
+    entered.
 
     A folder sorts with its slash, so that the order is that of the whole paths: 'a.png' < 'a/x.png'.
     """
@@ -64,12 +65,19 @@ def pieces_of(path: Path) -> Iterator[bytes]:
 
 
 def uri_text(text: str) -> str:
-    """A name as one printable line: control, direction and unpaired characters by their escapes; a name too long is cut, with its hash.
+    """A name as one printable line: control, direction and unpaired characters by their escapes; a name too long is
+    cut, with its hash.
 
     Two different names stay different.
     """
-    shown = "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text[:URI_CHARS])
-    return shown if len(text) <= URI_CHARS else f"{shown}...{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    shown = "".join(
+        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text[:URI_CHARS]
+    )
+    return (
+        shown
+        if len(text) <= URI_CHARS
+        else f"{shown}...{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    )
 
 
 def marked(fingerprint: str, uri: str) -> str:
@@ -102,7 +110,9 @@ def list_folder(source: SourceConfig) -> Iterator[SourceFile]:
     """
     folder = Path(source.path)
     if not folder.is_dir():
-        raise ConfigError(f"ingest.sources: source '{source.name}': {folder} is no folder; make it, or correct 'path' in params.yaml or the trigger form")
+        raise ConfigError(
+            f"ingest.sources: source '{source.name}': {folder} is no folder; make it, or correct 'path' in params.yaml or the trigger form"
+        )
     top, labels = folder.resolve(), Labels()
     table = next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
     if table is not None:

@@ -39,7 +39,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 def columns_of(source: SourceConfig, known: list[str], *, key: str, where: str) -> dict[str, str]:
-    """thing -> name of its column in this table. What the source names must be there; the rest is found by its usual names.
+    """thing -> name of its column in this table. What the source names must be there; the rest is found by its usual
+    names.
 
     Raises:
         DataError: a column that the source names, or the column of the key, is missing.
@@ -48,12 +49,16 @@ def columns_of(source: SourceConfig, known: list[str], *, key: str, where: str) 
     for thing, usual in COLUMNS.items():
         named = source.columns.get(thing)  # type: ignore[call-overload]
         if named and named not in known:
-            raise DataError(f"{where}: column '{named}' is missing, found {known}; correct ingest.sources '{source.name}' columns.{thing}")
+            raise DataError(
+                f"{where}: column '{named}' is missing, found {known}; correct ingest.sources '{source.name}' columns.{thing}"
+            )
         column = named or next((name for name in usual if name in known), None)
         if column:
             found[thing] = column
     if key not in found:
-        raise DataError(f"{where}: column '{key}' is missing, found {known}; expected {key}, caption, licence, source, or columns.{key} of the source")
+        raise DataError(
+            f"{where}: column '{key}' is missing, found {known}; expected {key}, caption, licence, source, or columns.{key} of the source"
+        )
     return found
 
 
@@ -61,7 +66,8 @@ def rows_of(path: Path, source: SourceConfig, *, key: str, where: str | None = N
     """Rows of a CSV, JSONL or Parquet file, a few thousand at a time: thing (see COLUMNS) -> value as the file has it.
 
     Args:
-        path: the file; its suffix says the format. CSV and JSONL may be packed by gzip or Zstandard: unpacked as they are read, up to PACKED_TIMES their size.
+        path: the file; its suffix says the format. CSV and JSONL may be packed by gzip or Zstandard: unpacked as they
+            are read, up to PACKED_TIMES their size.
         source: whose column names count.
         key: the column without which the table is of no use, 'path' or 'url'.
         where: what errors call the file.
@@ -85,7 +91,9 @@ def rows_of(path: Path, source: SourceConfig, *, key: str, where: str | None = N
                 for row in reader:
                     yield {thing: row.get(column) for thing, column in columns.items()}
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
-        raise DataError(f"{where}: cannot be read ({error}); expected columns {key}, caption, licence, source") from error
+        raise DataError(
+            f"{where}: cannot be read ({error}); expected columns {key}, caption, licence, source"
+        ) from error
 
 
 class Unpacked(io.RawIOBase):
@@ -101,7 +109,9 @@ class Unpacked(io.RawIOBase):
         piece = self._stream.read(min(len(buffer), PIECE_BYTES))
         self._room -= len(piece)
         if self._room < 0:
-            raise ValueError(f"it unpacks to more than {PACKED_TIMES} times its size; unpack it, look at it, and name the plain file")
+            raise ValueError(
+                f"it unpacks to more than {PACKED_TIMES} times its size; unpack it, look at it, and name the plain file"
+            )
         buffer[: len(piece)] = piece
         return len(piece)
 
@@ -156,13 +166,19 @@ def lines_of(f: IO[AnyStr]) -> Iterator[AnyStr]:
     """
     while line := f.readline(FIELD_CHARS + 1):
         if len(line) > FIELD_CHARS:
-            raise ValueError(f"a line of more than {FIELD_CHARS} {'bytes' if isinstance(line, bytes) else 'characters'}")
+            raise ValueError(
+                f"a line of more than {FIELD_CHARS} {'bytes' if isinstance(line, bytes) else 'characters'}"
+            )
         yield line
 
 
 def label_of(row: Mapping[str, Any]) -> Label:
     """A row's words, cleaned."""
-    return Label(cleaned_text(row.get("caption")), cleaned_text(row.get("license"), 200), cleaned_text(row.get("attribution"), 500))
+    return Label(
+        cleaned_text(row.get("caption")),
+        cleaned_text(row.get("license"), 200),
+        cleaned_text(row.get("attribution"), 500),
+    )
 
 
 class Once:
@@ -186,7 +202,9 @@ class Labels:
     def __init__(self) -> None:
         self._rows = sqlite3.connect("", check_same_thread=False)  # '': a temporary file of SQLite's own
         self._rows.execute("PRAGMA journal_mode = OFF")
-        self._rows.execute("CREATE TABLE labels (path TEXT PRIMARY KEY, caption TEXT, license TEXT, attribution TEXT) WITHOUT ROWID")
+        self._rows.execute(
+            "CREATE TABLE labels (path TEXT PRIMARY KEY, caption TEXT, license TEXT, attribution TEXT) WITHOUT ROWID"
+        )
         self.count = 0
 
     def add(self, table: Path, source: SourceConfig, where: str | None = None) -> Labels:
@@ -201,7 +219,10 @@ class Labels:
                 if isinstance(path, str) and path:
                     label = label_of(row)
                     name = path.replace("\\", "/").removeprefix("./").encode("utf-8", "backslashreplace").decode()
-                    self._rows.execute("INSERT OR IGNORE INTO labels VALUES (?, ?, ?, ?)", (name, label.caption, label.license_code, label.attribution))
+                    self._rows.execute(
+                        "INSERT OR IGNORE INTO labels VALUES (?, ?, ?, ?)",
+                        (name, label.caption, label.license_code, label.attribution),
+                    )
                     self.count += 1
         return self
 
@@ -210,6 +231,7 @@ class Labels:
         if not self.count:
             return Label()
         row = self._rows.execute(
-            "SELECT caption, license, attribution FROM labels WHERE path = ?", (path.encode("utf-8", "backslashreplace").decode(),)
+            "SELECT caption, license, attribution FROM labels WHERE path = ?",
+            (path.encode("utf-8", "backslashreplace").decode(),),
         ).fetchone()
         return Label(*row) if row else Label()

@@ -1,8 +1,9 @@
 """Images, tars and tables below s3://bucket/prefix, of any S3 endpoint.
 
-Listed a page at a time in the order of the keys; an object's ETag is its fingerprint, so that a later batch reads new and changed objects
-alone. Reads are ranges of the very object that was listed (If-Match), begun again where a connection broke. Credentials and region come from
-the environment (AWS_ACCESS_KEY_ID ..., AWS_PROFILE, an instance's role), where the Airflow plugin puts Airflow's own AWS connection.
+Listed a page at a time in the order of the keys; an object's ETag is its fingerprint, so that a later batch reads new
+and changed objects alone. Reads are ranges of the very object that was listed (If-Match), begun again where a
+connection broke. Credentials and region come from the environment (AWS_ACCESS_KEY_ID ..., AWS_PROFILE, an instance's
+role), where the Airflow plugin puts Airflow's own AWS connection.
 """
 
 from __future__ import annotations
@@ -29,7 +30,16 @@ log = logging.getLogger(__name__)
 TRIES = 10  # of one request; a broken body is begun again where it broke as often
 PIECE_BYTES = 1 << 20
 # What the endpoint answers when asking again gives the same.
-WRONG = ("NoSuchBucket", "AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidBucketName", "PermanentRedirect", "AllAccessDisabled")
+WRONG = (
+    "NoSuchBucket",
+    "AccessDenied",
+    "403",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidBucketName",
+    "PermanentRedirect",
+    "AllAccessDisabled",
+)
 PASSING = ("RequestTimeout", "RequestTimeTooSkewed", "Throttling")  # though they are answers of the kind 400
 GONE = ("NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416", "InvalidObjectState")
 
@@ -87,7 +97,9 @@ def place_of(source: SourceConfig) -> Place:
     """
     bucket, _, rest = source.path.removeprefix("s3://").partition("/")
     if not bucket:
-        raise ConfigError(f"ingest.sources: source '{source.name}': '{source.path}' names no bucket; expected s3://bucket/prefix")
+        raise ConfigError(
+            f"ingest.sources: source '{source.name}': '{source.path}' names no bucket; expected s3://bucket/prefix"
+        )
     folder, _, last = rest.rpartition("/")
     is_pattern = "*" in last or last.endswith((".tar", *PACKED_TARS, *TABLE_SUFFIXES, *PACKED_TABLES))
     prefix, pattern = (folder, last) if is_pattern else (rest.rstrip("/"), "")
@@ -103,20 +115,38 @@ def errors_of(place: Place, what: str) -> Iterator[None]:
         ConfigError: no right to it, no bucket, no credentials.
         TransientError: everything else; run again.
     """
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        HTTPClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+        ProfileNotFound,
+    )
 
     where = f"ingest.sources: source '{place.source.name}': {what}"
     try:
         yield
     except ClientError as error:
-        code, status = str(error.response["Error"].get("Code", "")), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code, status = (
+            str(error.response["Error"].get("Code", "")),
+            error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
+        )
         if code in GONE:
-            raise Refused("unreachable", f"gone, or changed since it was listed ({code}); a later batch takes what is there then", is_lasting=False) from error
+            raise Refused(
+                "unreachable",
+                f"gone, or changed since it was listed ({code}); a later batch takes what is there then",
+                is_lasting=False,
+            ) from error
         if code in WRONG or status in (301, 401, 403) or status == 400 and code not in PASSING:
-            raise ConfigError(f"{where}: {code}; correct 'path', 'endpoint_url' or the credentials (AWS_ACCESS_KEY_ID ..., Airflow's aws_default)") from error
+            raise ConfigError(
+                f"{where}: {code}; correct 'path', 'endpoint_url' or the credentials (AWS_ACCESS_KEY_ID ..., Airflow's aws_default)"
+            ) from error
         raise TransientError(f"{where}: {code or error} after {TRIES} tries; run the stage again") from error
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
-        raise ConfigError(f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or Airflow's connection aws_default") from error
+        raise ConfigError(
+            f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or Airflow's connection aws_default"
+        ) from error
     except (BotoCoreError, HTTPClientError, OSError) as error:
         raise TransientError(f"{where}: {error}; run the stage again") from error
 
@@ -128,7 +158,9 @@ def objects(place: Place) -> Iterator[S3Object]:
         ConfigError, TransientError: see `errors_of`.
     """
     with errors_of(place, f"listing {place.source.path}"):
-        pages = place.client.get_paginator("list_objects_v2").paginate(Bucket=place.bucket, Prefix=place.prefix + place.pattern.partition("*")[0])
+        pages = place.client.get_paginator("list_objects_v2").paginate(
+            Bucket=place.bucket, Prefix=place.prefix + place.pattern.partition("*")[0]
+        )
         for page in pages:
             for row in page.get("Contents", ()):
                 found = S3Object(place.bucket, row["Key"], row["ETag"].strip('"'), int(row["Size"]))
@@ -140,7 +172,8 @@ def objects(place: Place) -> Iterator[S3Object]:
 
 
 def pieces_of(place: Place, found: S3Object, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """Bytes [start, stop) of an object as it was listed, a piece at a time; a broken connection is begun again where it broke.
+    """Bytes [start, stop) of an object as it was listed, a piece at a time; a broken connection is begun again where it
+    broke.
 
     Raises:
         Refused, ConfigError, TransientError: see `errors_of`.
@@ -152,7 +185,9 @@ def pieces_of(place: Place, found: S3Object, start: int = 0, stop: int | None = 
     broken = 0
     with errors_of(place, f"s3://{found.bucket}/{found.key}"):
         while start < stop:
-            got = place.client.get_object(Bucket=found.bucket, Key=found.key, IfMatch=f'"{found.etag}"', Range=f"bytes={start}-{stop - 1}")
+            got = place.client.get_object(
+                Bucket=found.bucket, Key=found.key, IfMatch=f'"{found.etag}"', Range=f"bytes={start}-{stop - 1}"
+            )
             begun = start
             try:
                 with got["Body"] as body:
@@ -161,11 +196,20 @@ def pieces_of(place: Place, found: S3Object, start: int = 0, stop: int | None = 
                         yield piece
                 if start < stop:
                     raise OSError(f"{stop - start} bytes short")
-            except (OSError, HTTPError, HTTPClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError) as error:
+            except (
+                OSError,
+                HTTPError,
+                HTTPClientError,
+                IncompleteReadError,
+                ReadTimeoutError,
+                ResponseStreamingError,
+            ) as error:
                 broken = broken + 1 if start == begun else 0
                 if broken == TRIES:
                     raise OSError(f"its body broke {TRIES} times: {error}") from error
-                log.info("ingest: s3://%s/%s: broken at byte %d (%s), begun again", found.bucket, found.key, start, error)
+                log.info(
+                    "ingest: s3://%s/%s: broken at byte %d (%s), begun again", found.bucket, found.key, start, error
+                )
 
 
 def read_object(place: Place, found: S3Object, limit_bytes: int, start: int = 0, stop: int | None = None) -> bytes:

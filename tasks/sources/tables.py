@@ -1,8 +1,10 @@
-"""Tables of URLs with captions: Parquet, CSV or JSONL (also .gz, .zst) as DataComp, Recap-DataComp and LAION export them.
+"""Tables of URLs with captions: Parquet, CSV or JSONL (also .gz, .zst) as DataComp, Recap-DataComp and LAION export
+them.
 
-Column names by use (url or URL; caption, re_caption or TEXT ...), or as the source's `columns` says. Rows in the table's order, a few
-thousand in memory; the first row of a URL counts (the others are kept on disk as hashes only). A URL that an earlier batch has seen is not
-fetched again. Where the table states a sha256 of the file, other bytes are refused as changed.
+Column names by use (url or URL; caption, re_caption or TEXT ...), or as the source's `columns` says. Rows in the
+table's order, a few thousand in memory; the first row of a URL counts (the others are kept on disk as hashes only). A
+URL that an earlier batch has seen is not fetched again. Where the table states a sha256 of the file, other bytes are
+refused as changed.
 """
 
 from __future__ import annotations
@@ -28,13 +30,23 @@ from tasks.sources.web.fetcher import FetchConfig, Fetcher
 
 @functools.cache
 def fetcher_of(config: FetchConfig) -> Fetcher:
-    """One fetcher for all sources of the process that are fetched alike, so that hosts are spared by all of them together."""
+    """One fetcher for all sources of the process that are fetched alike, so that hosts are spared by all of them
+    together.
+    """
     return Fetcher(config)
 
 
 def fetch_config(source: SourceConfig) -> FetchConfig:
     """How a source is fetched from."""
-    return FetchConfig(source.contact.strip(), source.robots, source.delay_s, source.per_host, source.deadline_s, source.max_wait_s, tuple(source.allow_hosts))
+    return FetchConfig(
+        source.contact.strip(),
+        source.robots,
+        source.delay_s,
+        source.per_host,
+        source.deadline_s,
+        source.max_wait_s,
+        tuple(source.allow_hosts),
+    )
 
 
 def fetched(fetcher: Fetcher, url: str, sha256: str | None, limit_bytes: int) -> Content:
@@ -55,7 +67,9 @@ def _as_is(path: Path) -> Iterator[Path]:
 
 
 def tables_of(source: SourceConfig) -> Iterator[tuple[str, Any]]:
-    """(name, context manager of a local path) of the source's tables, by name; None for one that is packed in a way that is not read."""
+    """(name, context manager of a local path) of the source's tables, by name; None for one that is packed in a way
+    that is not read.
+    """
     if source.path.startswith("s3://"):
         place = s3.place_of(source)
         for found in s3.objects(place):
@@ -76,16 +90,22 @@ def list_table(source: SourceConfig) -> Iterator[SourceFile]:
     fetcher, once = fetcher_of(fetch_config(source)), Once()
     for name, local in tables_of(source):
         if local is None:
-            yield labelled(source, name, "packed", Label()).refused("not_a_picture", "a packed table; pack it by gzip or Zstandard, or unpack it")
+            yield labelled(source, name, "packed", Label()).refused(
+                "not_a_picture", "a packed table; pack it by gzip or Zstandard, or unpack it"
+            )
             continue
         with local as path:
             for number, row in enumerate(rows_of(path, source, key="url", where=name)):
                 url, stated = row["url"], row.get("sha256")
                 if not isinstance(url, str) or not url.strip():
-                    yield labelled(source, f"{name}#{number}", f"row {number}", label_of(row)).refused("not_a_picture", "a row without a URL")
+                    yield labelled(source, f"{name}#{number}", f"row {number}", label_of(row)).refused(
+                        "not_a_picture", "a row without a URL"
+                    )
                     continue
                 url = url.strip()
                 if once.is_new(url):
-                    sha256 = stated.lower() if isinstance(stated, str) and re.fullmatch(r"[0-9a-fA-F]{64}", stated) else None
+                    sha256 = (
+                        stated.lower() if isinstance(stated, str) and re.fullmatch(r"[0-9a-fA-F]{64}", stated) else None
+                    )
                     file = labelled(source, url, sha256 or "url", label_of(row))
                     yield replace(file, is_remote=True, reader=partial(fetched, fetcher, url, sha256))

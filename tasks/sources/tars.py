@@ -1,12 +1,14 @@
 """WebDataset tars, of a folder or a bucket: key.jpg with its caption in key.txt or key.json.
 
-Members are read where they lie: nothing is unpacked to a disk and nothing is unpickled. Every member that is no caption is one file: a
-image; or refused, when it is no regular file (a link, a device, a sparse file), its name leads out of the tar, was there before, or says
-that it is a program or a pickle. Tars are taken by name, members by their place; a tar may have any number of them, in constant memory.
+Members are read where they lie: nothing is unpacked to a disk and nothing is unpickled. Every member that is no caption
+is one file: a image; or refused, when it is no regular file (a link, a device, a sparse file), its name leads out of
+the tar, was there before, or says that it is a program or a pickle. Tars are taken by name, members by their place; a
+tar may have any number of them, in constant memory.
 
-A member's fingerprint is its tar's (the ETag, or the sha256 of a local tar, one pass over its bytes; and the tar's name) and its number, the last one's ends in
-'/end': once that was seen, the whole tar is passed over. A tar in a bucket is read once, front to back; members of at most 1 MiB come along with
-the listing, larger ones are read as a range when they are wanted.
+A member's fingerprint is its tar's (the ETag, or the sha256 of a local tar, one pass over its bytes; and the tar's
+name) and its number, the last one's ends in '/end': once that was seen, the whole tar is passed over. A tar in a bucket
+is read once, front to back; members of at most 1 MiB come along with the listing, larger ones are read as a range when
+they are wanted.
 """
 
 from __future__ import annotations
@@ -152,7 +154,12 @@ def caption_row(suffix: str, content: bytes, source: SourceConfig) -> dict[str, 
 
 def with_label(source: SourceConfig, file: SourceFile, label: Label) -> SourceFile:
     """The file under its label, with the source's defaults."""
-    return replace(file, label=label, license_code=label.license_code or source.license_code, attribution=label.attribution or source.attribution)
+    return replace(
+        file,
+        label=label,
+        license_code=label.license_code or source.license_code,
+        attribution=label.attribution or source.attribution,
+    )
 
 
 def members_of(tar: Tar, source: SourceConfig) -> Iterator[SourceFile]:
@@ -198,7 +205,9 @@ def members_of(tar: Tar, source: SourceConfig) -> Iterator[SourceFile]:
                     raw.seek(start)
                     group.files.append(replace(file_of(member.name), reader=partial(_inline, raw.read(size), size)))
                 else:
-                    group.files.append(replace(file_of(member.name), reader=partial(tar.read_span, start, start + size)))
+                    group.files.append(
+                        replace(file_of(member.name), reader=partial(tar.read_span, start, start + size))
+                    )
         yield from closed()
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         number += 1
@@ -231,7 +240,8 @@ def tar_files(tar: Tar, source: SourceConfig) -> Iterator[SourceFile]:
 
 
 def local_paths(source: SourceConfig, suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """(name, path) of a source's local files: the path itself, what its pattern matches, or all of those suffixes below a folder.
+    """(name, path) of a source's local files: the path itself, what its pattern matches, or all of those suffixes below
+    a folder.
 
     Raises:
         ConfigError: none.
@@ -244,7 +254,9 @@ def local_paths(source: SourceConfig, suffixes: tuple[str, ...]) -> list[tuple[s
     else:
         found = [(path.name, path)] if path.is_file() else []
     if not found and not path.is_dir():
-        raise ConfigError(f"ingest.sources: source '{source.name}': nothing at {source.path}; put files there, or correct 'path'")
+        raise ConfigError(
+            f"ingest.sources: source '{source.name}': nothing at {source.path}; put files there, or correct 'path'"
+        )
     return found
 
 
@@ -277,7 +289,9 @@ def tars_of(source: SourceConfig) -> Iterator[Tar | SourceFile]:
 
     def packed(name: str, fingerprint: str) -> SourceFile:
         file = labelled(source, name, fingerprint, Label())
-        return file.refused("not_a_picture", "a packed tar, whose members cannot be read where they lie; unpack it to .tar")
+        return file.refused(
+            "not_a_picture", "a packed tar, whose members cannot be read where they lie; unpack it to .tar"
+        )
 
     if source.path.startswith("s3://"):
         place = s3.place_of(source)
@@ -289,7 +303,9 @@ def tars_of(source: SourceConfig) -> Iterator[Tar | SourceFile]:
                     place.inside(found),
                     marked(found.etag, f"{source.name}:{place.inside(found)}"),
                     partial(_remote, place, found),
-                    lambda start, stop, limit, place=place, found=found: s3.read_object(place, found, limit, start, stop),  # type: ignore[misc]
+                    lambda start, stop, limit, place=place, found=found: s3.read_object(
+                        place, found, limit, start, stop
+                    ),  # type: ignore[misc]
                     True,
                 )
         return
@@ -300,7 +316,13 @@ def tars_of(source: SourceConfig) -> Iterator[Tar | SourceFile]:
         if name.endswith(PACKED_TARS):
             yield packed(name, digest.hexdigest())
         else:
-            yield Tar(name, marked(digest.hexdigest(), f"{source.name}:{name}"), partial(_local, path), partial(read_span, path), False)
+            yield Tar(
+                name,
+                marked(digest.hexdigest(), f"{source.name}:{name}"),
+                partial(_local, path),
+                partial(read_span, path),
+                False,
+            )
 
 
 def _remote(place: s3.Place, found: s3.S3Object) -> Source:

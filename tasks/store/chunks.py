@@ -1,4 +1,6 @@
-"""Work cut into chunks of rows, one file each: what is there is skipped, so that a rerun after a crash does what is missing."""
+"""Work cut into chunks of rows, one file each: what is there is skipped, so that a rerun after a crash does what is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ def finish_chunks(
         part: (i, n), or None for the whole.
         make: input rows as a slice -> (rows to keep, dropped rows).
         tokens: (kept rows, dropped rows) of chunks -> tokens that they took; needed with a budget.
-        budget: tokens of the part; no chunk is begun once the chunks before it, in order, have taken as many. What is left then
+        budget: tokens of the part; no chunk is begun once the chunks before it, in order, have taken as many. What is
+            left then
             has no file, is not counted as done, and is made by a later call with a larger budget.
     Returns:
         the part's kept rows and dropped rows, by column.

@@ -93,14 +93,22 @@ class Store:
             os.fsync(f.fileno())
         os.replace(aside, path)
 
-    def read(self, paths: Path | Iterable[Path], schema: str, columns: list[str] | None = None, *, encoded: Sequence[str] = ()) -> pa.Table:
+    def read(
+        self,
+        paths: Path | Iterable[Path],
+        schema: str,
+        columns: list[str] | None = None,
+        *,
+        encoded: Sequence[str] = (),
+    ) -> pa.Table:
         """Concatenate Parquet files (none gives an empty table of that schema).
 
         Args:
             paths: files.
             schema: name of the table's schema.
             columns: to read; all when None.
-            encoded: columns of strings to be read as dictionaries: a third of the time and a tenth of the memory where they repeat (tasks/store/id_order.py).
+            encoded: columns of strings to be read as dictionaries: a third of the time and a tenth of the memory where
+                they repeat (tasks/store/id_order.py).
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -116,11 +124,15 @@ class Store:
                 with pq.ParquetFile(path, read_dictionary=list(encoded)) as found:
                     known = set(found.schema_arrow.names)
                     rows = found.read(columns=[n for n in wanted.names if n in known])
-                for field in [wanted.field(n) for n in LATER_COLUMNS.get(schema, ()) if n in wanted.names and n not in known]:
+                for field in [
+                    wanted.field(n) for n in LATER_COLUMNS.get(schema, ()) if n in wanted.names and n not in known
+                ]:
                     rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
                 tables.append(rows.select(wanted.names).cast(wanted))
             except (OSError, pa.ArrowInvalid, KeyError) as error:
-                raise DataError(f"{path}: not a readable '{schema}' table ({error}); run `dvc pull` or the stage again") from error
+                raise DataError(
+                    f"{path}: not a readable '{schema}' table ({error}); run `dvc pull` or the stage again"
+                ) from error
         return pa.concat_tables(tables) if tables else wanted.empty_table()
 
     def read_table(self, table: str, columns: list[str] | None = None, batch: str | None = None) -> pa.Table:
@@ -130,7 +142,9 @@ class Store:
             files = [f for f in files if f.stem == batch or f.stem.rpartition("-")[0] == batch]
         return self.read(files, table, columns)
 
-    def read_dropped(self, stage: str | None = None, batch: str | None = None, columns: list[str] | None = None) -> pa.Table:
+    def read_dropped(
+        self, stage: str | None = None, batch: str | None = None, columns: list[str] | None = None
+    ) -> pa.Table:
         """Dropped rows of a stage (all stages when None)."""
         files = sorted(self.folder("data", "dropped").glob(f"{stage or '*'}/*.parquet"))
         if batch is not None:
@@ -156,7 +170,9 @@ class Store:
             self._files[shard] = open(self.folder("data", "images", shard), "rb")  # noqa: SIM115 - kept open for reuse
         content = os.pread(self._files[shard].fileno(), size, offset)
         if len(content) != size:
-            raise DataError(f"{shard}: {len(content)} of {size} bytes at {offset}; the shard is cut short, run `dvc pull --force`")
+            raise DataError(
+                f"{shard}: {len(content)} of {size} bytes at {offset}; the shard is cut short, run `dvc pull --force`"
+            )
         return content
 
     def read_image(self, image_id: str) -> Image:
@@ -176,7 +192,9 @@ class Store:
 
     # --- embeddings ---------------------------------------------------------------------------------------------
 
-    def write_embeddings(self, encoder: str, shard: str, revision: str, image_ids: list[str], vectors: np.ndarray) -> None:
+    def write_embeddings(
+        self, encoder: str, shard: str, revision: str, image_ids: list[str], vectors: np.ndarray
+    ) -> None:
         """Store (n, d) float16 unit rows and their ids; the ids' file comes last and is the marker."""
         import numpy as np
         import pyarrow as pa
@@ -186,7 +204,9 @@ class Store:
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(vectors, dtype=np.float16))
         self.write_bytes(folder / f"{stem}.npy", buffer.getvalue())
-        table = pa.table({"image_id": pa.array(image_ids, pa.string())}).replace_schema_metadata({"encoder": encoder, "revision": revision})
+        table = pa.table({"image_id": pa.array(image_ids, pa.string())}).replace_schema_metadata(
+            {"encoder": encoder, "revision": revision}
+        )
         out = io.BytesIO()
         pq.write_table(table, out, compression="zstd")
         self.write_bytes(folder / f"{stem}.parquet", out.getvalue())
@@ -241,13 +261,24 @@ class Store:
                 revisions.add(metadata.get(b"revision", b"").decode())
                 found[stem] = ids
         if len(revisions) > 1:
-            raise DataError(f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; embed all again with one")
+            raise DataError(
+                f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; embed all again with one"
+            )
         rows = MappedRows([folder / f"{stem}.npy" for stem in found])
-        places = {stem: slice(int(start), int(end)) for stem, start, end in zip(found, rows.starts, rows.starts[1:], strict=False)}
+        places = {
+            stem: slice(int(start), int(end))
+            for stem, start, end in zip(found, rows.starts, rows.starts[1:], strict=False)
+        }
         for stem, ids in found.items():
             if (count := places[stem].stop - places[stem].start) != len(ids):
-                raise DataError(f"embeddings/{encoder}/{stem}: {count} vectors for {len(ids)} ids; delete both files and embed again")
-        names = pa.concat_arrays([chunk for ids in found.values() for chunk in ids.chunks]) if found else pa.array([], pa.string())
+                raise DataError(
+                    f"embeddings/{encoder}/{stem}: {count} vectors for {len(ids)} ids; delete both files and embed again"
+                )
+        names = (
+            pa.concat_arrays([chunk for ids in found.values() for chunk in ids.chunks])
+            if found
+            else pa.array([], pa.string())
+        )
         return EmbeddedCorpus(names, rows, revisions.pop() if revisions else "", places)
 
     # --- reports ------------------------------------------------------------------------------------------------
@@ -264,5 +295,3 @@ class Store:
             report = StageReport.from_json(path.read_text())
             parts.setdefault(report.stage, []).append(report)
         return {stage: StageReport.merged(stage, reports) for stage, reports in parts.items()}
-
-

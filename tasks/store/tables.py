@@ -24,7 +24,9 @@ BATCH_ROWS = 2_000  # rows as Python objects at a time, of a TableWriter
 
 
 class TableWriter:
-    """One file of a table, a row at a time, in memory that does not grow with the rows; the bytes are those of `Store.write` for the same rows."""
+    """One file of a table, a row at a time, in memory that does not grow with the rows; the bytes are those of
+    `Store.write` for the same rows.
+    """
 
     def __init__(self, path: Path, schema: str) -> None:
         self._path, self._schema = path, schemas()[schema]

@@ -36,7 +36,9 @@ OPEN_MAPS = 256  # files of vectors
 
 
 class MappedRows:
-    """Rows of several files as one matrix (n, d) float16 that is never in memory as a whole: files are mapped when rows of theirs are asked for."""
+    """Rows of several files as one matrix (n, d) float16 that is never in memory as a whole: files are mapped when rows
+    of theirs are asked for.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """`paths`: .npy files.
@@ -49,7 +51,9 @@ class MappedRows:
         self._paths, self._maps = list(paths), OrderedDict[int, "np.ndarray"]()
         shapes = [self.block(n).shape for n in range(len(self._paths))]
         if len(widths := {shape[1] for shape in shapes}) > 1:
-            raise DataError(f"{self._paths[0].parent}: vectors {sorted(widths)} wide in one index; embed all again with one model")
+            raise DataError(
+                f"{self._paths[0].parent}: vectors {sorted(widths)} wide in one index; embed all again with one model"
+            )
         self.starts: np.ndarray = np.cumsum([0, *(shape[0] for shape in shapes)])
         self.shape, self.dtype = (int(self.starts[-1]), widths.pop() if widths else 1), np.dtype(np.float16)
 

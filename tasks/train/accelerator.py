@@ -1,10 +1,12 @@
-"""The machine under a training: accelerate places the model, runs the towers in bfloat16, shards the weights, keeps the state.
+"""The machine under a training: accelerate places the model, runs the towers in bfloat16, shards the weights, keeps the
+state.
 
-What accelerate does here, on one device, on several (torchrun or `accelerate-launch` start the processes), and with the weights
-sharded (FSDP2): the process group and each process's device, autocast, `fully_shard`, clipping over shards, and checkpoints of
-weights, optimiser and random state that every process can go on from. What it does not: the reduction of gradients. The loss is
-taken over the whole batch in every process, so gradients are summed where DDP would average them (tasks/train/grad_cache.py); DDP's wrapper
-is left out, FSDP's average is undone by the number of processes. docs/decisions/0035 says why this trainer.
+What accelerate does here, on one device, on several (torchrun or `accelerate-launch` start the processes), and with the
+weights sharded (FSDP2): the process group and each process's device, autocast, `fully_shard`, clipping over shards, and
+checkpoints of weights, optimiser and random state that every process can go on from. What it does not: the reduction of
+gradients. The loss is taken over the whole batch in every process, so gradients are summed where DDP would average them
+(tasks/train/grad_cache.py); DDP's wrapper is left out, FSDP's average is undone by the number of processes.
+docs/decisions/0035 says why this trainer.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Towers(torch.nn.Module):
         self.__dict__["_retriever"] = retriever
 
     def forward(self, *, pixels: Any = None, texts: list[str] | None = None) -> torch.Tensor:
-        """(n, d) float32 raw features of n images (pixels, as the retriever makes them), of n texts, or of n queries of both, encoded together."""
+        """(n, d) float32 raw features of n images (pixels, as the retriever makes them), of n texts, or of n queries of
+        both, encoded together.
+        """
         retriever: Any = self.__dict__["_retriever"]
         if pixels is not None and texts is not None:
             rows = retriever.query_features(pixels, texts)
@@ -59,7 +63,9 @@ class Towers(torch.nn.Module):
         trained = set(self.state_dict())
         found.missing_keys[:] = [name for name in found.missing_keys if name in trained]
         if strict and (found.missing_keys or found.unexpected_keys):
-            raise RuntimeError(f"the checkpoint is of other weights: it lacks {found.missing_keys[:3]}, and has {found.unexpected_keys[:3]}")
+            raise RuntimeError(
+                f"the checkpoint is of other weights: it lacks {found.missing_keys[:3]}, and has {found.unexpected_keys[:3]}"
+            )
         return found
 
 
@@ -73,7 +79,8 @@ class Machine:
             retriever: on its device; several processes have joined already (`join`).
             config: precision, shard_weights, learn_temperature.
         Raises:
-            ConfigError: sharding is asked for and cannot be had: one process, FSDP of version 1, or a temperature that is learnt.
+            ConfigError: sharding is asked for and cannot be had: one process, FSDP of version 1, or a temperature that
+                is learnt.
         """
         from accelerate import Accelerator
 
@@ -86,12 +93,18 @@ class Machine:
         )
         self.is_sharded = bool(self.accelerator.is_fsdp2)
         if str(self.accelerator.distributed_type).endswith("FSDP") and not self.is_sharded:
-            raise ConfigError("train: accelerate was launched with FSDP of version 1; ask for version 2 (`fsdp_version: 2`), or set 'train.shard_weights'")
+            raise ConfigError(
+                "train: accelerate was launched with FSDP of version 1; ask for version 2 (`fsdp_version: 2`), or set 'train.shard_weights'"
+            )
         if config.shard_weights and not self.is_sharded:
-            raise ConfigError("'train.shard_weights' needs several processes on GPUs; set 'train.processes', or switch it off")
+            raise ConfigError(
+                "'train.shard_weights' needs several processes on GPUs; set 'train.processes', or switch it off"
+            )
         self._scale: torch.nn.Parameter | None = None
         if self.is_sharded and config.learn_temperature:
-            raise ConfigError("'train.learn_temperature' and 'train.shard_weights' do not go together: FSDP shards no scalar; switch one of them off")
+            raise ConfigError(
+                "'train.learn_temperature' and 'train.shard_weights' do not go together: FSDP shards no scalar; switch one of them off"
+            )
         if self.is_sharded and isinstance(getattr(retriever.model, SCALE, None), torch.nn.Parameter):
             self._scale = getattr(retriever.model, SCALE)
             retriever.model.register_parameter(SCALE, None)
@@ -108,7 +121,8 @@ class Machine:
         if self.is_sharded:
             self.towers, prepared = self.accelerator.prepare(self.towers, optimizer)
             return prepared
-        self.towers = self.accelerator.prepare_model(self.towers, evaluation_mode=True)  # without DDP's averaging reducer
+        # without DDP's averaging reducer
+        self.towers = self.accelerator.prepare_model(self.towers, evaluation_mode=True)
         return self.accelerator.prepare_optimizer(optimizer)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -145,7 +159,9 @@ class Machine:
         self.accelerator.load_state(str(folder))
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The model's whole state on the first process where it is sharded; None where the model itself has it. Called by all."""
+        """The model's whole state on the first process where it is sharded; None where the model itself has it. Called
+        by all.
+        """
         if not self.is_sharded:
             return None
         state = {k.removeprefix("model."): v for k, v in self.accelerator.get_state_dict(self.towers).items()}
@@ -172,7 +188,9 @@ def part(machine: Machine) -> None:
 
 
 def _forget(device: str) -> None:
-    """accelerate keeps one state a process and refuses another precision or device: a second training starts anew. Joined processes stay joined."""
+    """accelerate keeps one state a process and refuses another precision or device: a second training starts anew.
+    Joined processes stay joined.
+    """
     from accelerate.state import AcceleratorState
 
     if device.startswith("cuda:"):
@@ -186,5 +204,11 @@ def _plugin(config: TrainConfig) -> Any:
     from accelerate.utils import FullyShardedDataParallelPlugin
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if config.precision == "bfloat16" else None
-    return FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", mixed_precision_policy=policy)
+    policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if config.precision == "bfloat16"
+        else None
+    )
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", mixed_precision_policy=policy
+    )

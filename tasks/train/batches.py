@@ -48,7 +48,9 @@ def training_examples(triplets: Sequence[Mapping[str, Any]], held_out: set[str])
         negatives = tuple(i for i in t["negative_image_ids"] if i not in held_out and i not in (query, target))
         scores = dict(zip(t["negative_image_ids"], t.get("judge_negative") or (), strict=False))
         judged = {i: scores[i] for i in (query, *negatives) if i in scores}
-        out.append(Example(query, target, negatives, tuple(t["instructions"]), tuple(t.get("judge_target") or ()), judged))
+        out.append(
+            Example(query, target, negatives, tuple(t["instructions"]), tuple(t.get("judge_target") or ()), judged)
+        )
     return out
 
 
@@ -63,7 +65,9 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
         DataError: no example.
     """
     if not examples:
-        raise DataError("train: no triplet to make a batch of; run the dataset's stages first, or look into train.datasets")
+        raise DataError(
+            "train: no triplet to make a batch of; run the dataset's stages first, or look into train.datasets"
+        )
     of = components([(e.query, e.target) for e in examples])
     waiting: list[Example] = []
     while True:
@@ -82,8 +86,11 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
                 waiting = waiting[size:]
 
 
-def mixed_batches(datasets: Sequence[tuple[Sequence[Example], float]], size: int, rng: random.Random) -> Iterator[list[Example]]:
-    """Batches without end, each from one dataset, drawn by weight: images of different datasets are told apart too easily.
+def mixed_batches(
+    datasets: Sequence[tuple[Sequence[Example], float]], size: int, rng: random.Random
+) -> Iterator[list[Example]]:
+    """Batches without end, each from one dataset, drawn by weight: images of different datasets are told apart too
+    easily.
 
     Args:
         datasets: examples and weight of each; one alone costs no draw.
@@ -119,7 +126,13 @@ class Plan:
     scores: list[list[float]]
 
 
-def plan_of(batch: Sequence[Example], negatives: Sequence[Sequence[str]], said: Sequence[int], shown: list[Any], place: Mapping[str, int]) -> Plan:
+def plan_of(
+    batch: Sequence[Example],
+    negatives: Sequence[Sequence[str]],
+    said: Sequence[int],
+    shown: list[Any],
+    place: Mapping[str, int],
+) -> Plan:
     """Put a step together from what was drawn.
 
     Args:
@@ -135,7 +148,10 @@ def plan_of(batch: Sequence[Example], negatives: Sequence[Sequence[str]], said: 
     columns = [[place[i] for i in row] + [place[row[0]]] * (width - len(row)) for row in named]
     scores = []
     for e, n, row in zip(batch, said, named, strict=True):
-        found = [e.judged_target[n] if n < len(e.judged_target) else math.nan, *(e.judged.get(i, math.nan) for i in row[1:])]
+        found = [
+            e.judged_target[n] if n < len(e.judged_target) else math.nan,
+            *(e.judged.get(i, math.nan) for i in row[1:]),
+        ]
         scores.append(found + [math.nan] * (width - len(row)))
     return Plan(
         shown,
@@ -148,16 +164,22 @@ def plan_of(batch: Sequence[Example], negatives: Sequence[Sequence[str]], said: 
     )
 
 
-def plans(datasets: Sequence[tuple[Sequence[Example], float]], config: TrainConfig, rng: random.Random) -> Iterator[Plan]:
+def plans(
+    datasets: Sequence[tuple[Sequence[Example], float]], config: TrainConfig, rng: random.Random
+) -> Iterator[Plan]:
     """The steps of the phase that trains both towers, without end."""
     for batch in mixed_batches(datasets, config.batch_triplets, rng):
         negatives = [rng.sample(e.negatives, min(config.negatives, len(e.negatives))) for e in batch]
-        shown = list(dict.fromkeys([*(e.target for e in batch), *(e.query for e in batch), *(i for n in negatives for i in n)]))
+        shown = list(
+            dict.fromkeys([*(e.target for e in batch), *(e.query for e in batch), *(i for n in negatives for i in n)])
+        )
         said = [rng.choice(range(len(e.instructions))) for e in batch]
         yield plan_of(batch, negatives, said, shown, {image: n for n, image in enumerate(shown)})
 
 
-def locked_plans(examples: Sequence[Example], pool: Sequence[str], config: TrainConfig, rng: random.Random) -> Iterator[Plan]:
+def locked_plans(
+    examples: Sequence[Example], pool: Sequence[str], config: TrainConfig, rng: random.Random
+) -> Iterator[Plan]:
     """The steps of the phase with the image tower locked, without end; `shown` are rows of the pool."""
     place = {image: n for n, image in enumerate(pool)}
     waiting: list[Example] = []

@@ -21,7 +21,9 @@ def check_revision(wanted: str | None, found: str, model: str) -> None:
     if wanted is None or not set(wanted) <= set("0123456789abcdef") or len(wanted) < 7:
         return
     if not (wanted.startswith(found) or found.startswith(wanted)):
-        raise ConfigError(f"train: base model '{model}' has revision {found}, 'train.revision' pins {wanted}; bring the right weights, or change the pin")
+        raise ConfigError(
+            f"train: base model '{model}' has revision {found}, 'train.revision' pins {wanted}; bring the right weights, or change the pin"
+        )
 
 
 def check_images(examples: Sequence[Example], places: Mapping[str, tuple[str, int]], sizes: Mapping[str, int]) -> None:
@@ -37,7 +39,9 @@ def check_images(examples: Sequence[Example], places: Mapping[str, tuple[str, in
     wanted = sorted({i for e in examples for i in (e.query, e.target, *e.negatives)})
     missing = [i for i in wanted if i not in places]
     if missing:
-        raise DataError(f"train: {len(missing)} images of the triplets are not in the images table, the first is {missing[0]}; run `dvc pull`")
+        raise DataError(
+            f"train: {len(missing)} images of the triplets are not in the images table, the first is {missing[0]}; run `dvc pull`"
+        )
     missing = [i for i in wanted if places[i][1] > sizes.get(places[i][0], 0)]
     if missing:
         shard = places[missing[0]][0]
@@ -51,4 +55,6 @@ def places_of(store: Store) -> tuple[dict[str, tuple[str, int]], dict[str, int]]
     """Image id -> shard and the byte behind its last; shard -> bytes on disk."""
     rows = store.read_table("images", ["image_id", "shard", "offset_bytes", "size_bytes"]).to_pylist()
     files = {shard: store.folder("data", "images", shard) for shard in {r["shard"] for r in rows}}
-    return {r["image_id"]: (r["shard"], r["offset_bytes"] + r["size_bytes"]) for r in rows}, {k: f.stat().st_size for k, f in files.items() if f.is_file()}
+    return {r["image_id"]: (r["shard"], r["offset_bytes"] + r["size_bytes"]) for r in rows}, {
+        k: f.stat().st_size for k, f in files.items() if f.is_file()
+    }

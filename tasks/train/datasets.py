@@ -42,7 +42,12 @@ def megapairs_example(record: Mapping[str, Any]) -> Example | str:
         return "no_text"
     if not target:
         return "no_target"
-    return Example(query, str(target), tuple(i for i in dict.fromkeys(listed(record.get("hns"))) if i not in (query, target)), texts)
+    return Example(
+        query,
+        str(target),
+        tuple(i for i in dict.fromkeys(listed(record.get("hns"))) if i not in (query, target)),
+        texts,
+    )
 
 
 def mmeb_example(record: Mapping[str, Any]) -> Example | str:
@@ -55,7 +60,12 @@ def mmeb_example(record: Mapping[str, Any]) -> Example | str:
         return "no_text"
     if not targets or text_of(record.get("pos_text")) or any(text_of(t) for t in listed(record.get("neg_text"))):
         return "text_candidate"
-    return Example(query[0], targets[0], tuple(i for i in dict.fromkeys(listed(record.get("neg_image_path"))) if i not in (query[0], targets[0])), (text,))
+    return Example(
+        query[0],
+        targets[0],
+        tuple(i for i in dict.fromkeys(listed(record.get("neg_image_path"))) if i not in (query[0], targets[0])),
+        (text,),
+    )
 
 
 MAKE = {"megapairs": megapairs_example, "mmeb": mmeb_example}
@@ -112,11 +122,17 @@ def read_dataset(config: MixedDatasetConfig) -> tuple[list[Example], dict[str, P
         try:
             found = make(record)
         except KeyError as error:
-            raise DataError(f"{where}: key {error} is missing in a record of format '{config.format}'; found {sorted(record)}") from error
+            raise DataError(
+                f"{where}: key {error} is missing in a record of format '{config.format}'; found {sorted(record)}"
+            ) from error
         if isinstance(found, str):
             dropped[found] += 1
             continue
-        examples.append(Example(known(found.query), known(found.target), tuple(known(i) for i in found.negatives), found.instructions))
+        examples.append(
+            Example(
+                known(found.query), known(found.target), tuple(known(i) for i in found.negatives), found.instructions
+            )
+        )
     if not examples:
         raise DataError(f"{config.path}: no record to train on; left out: {dict(dropped)}")
     return examples, files, dropped

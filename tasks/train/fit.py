@@ -33,8 +33,12 @@ def rate_at(step: int, *, steps: int, warmup: int, peak: float) -> float:
     return peak * (steps - step) / max(1, steps - warmup)
 
 
-def contrast_of(config: TrainConfig, model: Any, plan: Plan, device: torch.device, *, is_joint: bool = False) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
-    """The loss of a plan: (c, d) raw images, (b, d) raw texts, or raw queries where image and text are encoded together -> parts."""
+def contrast_of(
+    config: TrainConfig, model: Any, plan: Plan, device: torch.device, *, is_joint: bool = False
+) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
+    """The loss of a plan: (c, d) raw images, (b, d) raw texts, or raw queries where image and text are encoded together
+    -> parts.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -46,14 +50,18 @@ def contrast_of(config: TrainConfig, model: Any, plan: Plan, device: torch.devic
         judged = None
         if config.judge_weight:
             scores = torch.tensor(plan.scores, device=device)
-            judged = Judged(torch.tensor(plan.columns, device=device), scores, config.judge_temperature, config.judge_weight)
+            judged = Judged(
+                torch.tensor(plan.columns, device=device), scores, config.judge_temperature, config.judge_weight
+            )
         return info_nce(
             F.normalize(texts if is_joint else images[query] + texts, dim=-1),
             F.normalize(images, dim=-1),
             image_ids=torch.arange(len(images), device=device),
             positive=positive,
             query_image=query,
-            temperature=(-model.logit_scale.clamp(max=math.log(100))).exp() if config.learn_temperature else config.temperature,
+            temperature=(-model.logit_scale.clamp(max=math.log(100))).exp()
+            if config.learn_temperature
+            else config.temperature,
             mask_margin=config.mask_margin,
             copies=torch.tensor(plan.copies, device=device) if config.count_copies else None,
             judged=judged,
@@ -73,14 +81,23 @@ def optimizer_of(model: Any, config: TrainConfig, peak: float) -> torch.optim.Op
     groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     if config.learn_temperature:
         if not isinstance(getattr(model, "logit_scale", None), torch.nn.Parameter):
-            raise ConfigError(f"'train.learn_temperature' is on, but a {type(model).__name__} has no logit_scale; switch it off")
-        groups = [{"params": [p for p in model.parameters() if p is not model.logit_scale]}, {"params": [model.logit_scale], "weight_decay": 0.0}]
+            raise ConfigError(
+                f"'train.learn_temperature' is on, but a {type(model).__name__} has no logit_scale; switch it off"
+            )
+        groups = [
+            {"params": [p for p in model.parameters() if p is not model.logit_scale]},
+            {"params": [model.logit_scale], "weight_decay": 0.0},
+        ]
     return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
 
 
 def figures_of(parts: Loss, plan: Plan, config: TrainConfig, model: Any) -> dict[str, float]:
     """What a step says of itself; an option's figure only where the option is on."""
-    out = {"loss": float(parts.total.detach()), "accuracy": float(parts.accuracy), "query_margin": float(parts.query_margin)}
+    out = {
+        "loss": float(parts.total.detach()),
+        "accuracy": float(parts.accuracy),
+        "query_margin": float(parts.query_margin),
+    }
     out["images"] = float(len(plan.shown))
     if config.mask_margin is not None:
         out["masked"] = float(parts.masked)
@@ -106,9 +123,13 @@ def adapt(retriever: AnyRetriever, config: TrainConfig, seed: int) -> None:
     from tasks.models.retrievers.mllm import MllmRetriever
 
     if not isinstance(retriever, MllmRetriever):
-        raise ConfigError(f"'train.lora' is set, but '{config.base_model}' is a CLIP, which is trained as a whole; leave it empty")
+        raise ConfigError(
+            f"'train.lora' is set, but '{config.base_model}' is a CLIP, which is trained as a whole; leave it empty"
+        )
     if config.shard_weights:
-        raise ConfigError("'train.lora' and 'train.shard_weights' do not go together: adapters are not merged into shards; switch one of them off")
+        raise ConfigError(
+            "'train.lora' and 'train.shard_weights' do not go together: adapters are not merged into shards; switch one of them off"
+        )
     retriever.adapt(**config.lora.model_dump(), seed=seed)
 
 
@@ -171,7 +192,9 @@ def fit(
     return course.curve
 
 
-def take_step(machine: Machine, optimizer: Any, plan: Plan, shown: torch.Tensor, config: TrainConfig, *, rate: float, step: int) -> Loss:
+def take_step(
+    machine: Machine, optimizer: Any, plan: Plan, shown: torch.Tensor, config: TrainConfig, *, rate: float, step: int
+) -> Loss:
     """One step of both towers: every distinct image of the plan is encoded once, and every text.
 
     Args:
@@ -189,8 +212,14 @@ def take_step(machine: Machine, optimizer: Any, plan: Plan, shown: torch.Tensor,
 
     device, shards = machine.device, machine.is_sharded
     with machine.autocast():
-        images = encoded(partial(image_rows, machine.towers, shown), len(plan.shown), config.cache_chunk, device, is_sharded=shards)
-        rows = partial(query_rows, machine.towers, shown, plan) if machine.retriever.is_joint else partial(text_rows, machine.towers, plan.texts)
+        images = encoded(
+            partial(image_rows, machine.towers, shown), len(plan.shown), config.cache_chunk, device, is_sharded=shards
+        )
+        rows = (
+            partial(query_rows, machine.towers, shown, plan)
+            if machine.retriever.is_joint
+            else partial(text_rows, machine.towers, plan.texts)
+        )
         texts = encoded(rows, len(plan.texts), config.cache_chunk, device, is_sharded=shards)
     contrast = contrast_of(config, machine.retriever.model, plan, device, is_joint=machine.retriever.is_joint)
     return descend(optimizer, contrast, images, texts, rate=rate, step=step, machine=machine)
@@ -226,7 +255,9 @@ def fit_locked(
     steps = islice(locked_plans(examples, pool, config, random.Random(f"locked:{seed}")), done, config.locked_steps)
     for step, plan in enumerate(steps, done):
         with machine.autocast():
-            texts = encoded(partial(text_rows, towers, plan.texts), len(plan.texts), config.cache_chunk, device, is_sharded=shards)
+            texts = encoded(
+                partial(text_rows, towers, plan.texts), len(plan.texts), config.cache_chunk, device, is_sharded=shards
+            )
         rate = rate_at(step, steps=config.locked_steps, warmup=config.warmup_steps, peak=config.locked_learning_rate)
         contrast = contrast_of(config, model, plan, device)
         parts = descend(optimizer, contrast, (raw[plan.shown], None), texts, rate=rate, step=step + 1, machine=machine)

@@ -1,11 +1,13 @@
 """One step of contrastive training: encode, contrast, go down - on one process or several, in one pass or in chunks.
 
 The loss is taken on the features as on leaves; their gradients are then handed back to the towers. So
-- gradient caching (GradCache, arXiv:2101.06983) is the same step with a second pass in chunks: memory is that of a chunk
+- gradient caching (GradCache, arXiv:2101.06983) is the same step with a second pass in chunks: memory is that of a
+  chunk
   and of the features, whatever the batch;
 - several processes share one batch: each encodes every n-th image and text, features are gathered, everybody takes the
   same loss, gradients of the weights are summed. The step is that of one process with the whole batch.
-- with sharded weights (FSDP2) the backward pass itself reduces, to the mean: it is handed the gradient times the processes,
+- with sharded weights (FSDP2) the backward pass itself reduces, to the mean: it is handed the gradient times the
+  processes,
   and every process goes through the towers as often as the others, with a row of no weight where it has one less.
 """
 
@@ -67,7 +69,9 @@ def same_dice(device: torch.device) -> Iterator[Callable[[], None]]:
     yield again
 
 
-def encoded(encode: Encode, count: int, chunk: int | None, device: torch.device, *, is_sharded: bool = False) -> tuple[torch.Tensor, Back]:
+def encoded(
+    encode: Encode, count: int, chunk: int | None, device: torch.device, *, is_sharded: bool = False
+) -> tuple[torch.Tensor, Back]:
     """Features of a batch as a leaf, and the way back into the weights.
 
     Args:
@@ -139,7 +143,8 @@ def descend(
     """One step of the optimiser.
 
     Args:
-        optimizer: its first group is the towers'; others (a learnt temperature) have the same gradient in every process.
+        optimizer: its first group is the towers'; others (a learnt temperature) have the same gradient in every
+            process.
         contrast: (c, d) raw images, (b, d) raw texts -> loss.
         images: features and their way back; None where the tower is locked.
         texts: likewise.
@@ -152,7 +157,9 @@ def descend(
     parts = contrast(images[0], texts[0])
     loss = float(parts.total.detach())
     if not math.isfinite(loss):
-        raise DataError(f"train: the loss is {loss} at step {step}; lower train.learning_rate or raise train.temperature")
+        raise DataError(
+            f"train: the loss is {loss} at step {step}; lower train.learning_rate or raise train.temperature"
+        )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
@@ -164,6 +171,8 @@ def descend(
         sum_gradients(optimizer.param_groups[0]["params"])
     norm = machine.clip([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     if not math.isfinite(norm):
-        raise DataError(f"train: the gradient is {norm} at step {step} (loss {loss:g}); lower train.learning_rate, or train in float32")
+        raise DataError(
+            f"train: the gradient is {norm} at step {step} (loss {loss:g}); lower train.learning_rate, or train in float32"
+        )
     optimizer.step()
     return parts

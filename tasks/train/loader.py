@@ -1,8 +1,9 @@
 """The loader of a training: images by random access from the tar shards, decoded by workers, each once a batch.
 
-A batch names a image many times (query here, target there, negative of a third) and it is read, decoded and prepared once:
-one pread of its shard by the offset in the images table. The plans are drawn in the training's own order, the workers only
-make pixels, so the number of workers changes no weight. `python -m benchmarks.loader` measures it against webdataset.
+A batch names a image many times (query here, target there, negative of a third) and it is read, decoded and prepared
+once: one pread of its shard by the offset in the images table. The plans are drawn in the training's own order, the
+workers only make pixels, so the number of workers changes no weight. `python -m benchmarks.loader` measures it against
+webdataset.
 """
 
 from __future__ import annotations
@@ -35,8 +36,12 @@ class Shows(Protocol):
 P = TypeVar("P", bound=Shows)
 
 
-def ahead(steps: Iterator[P], pixels: Callable[[list[str]], torch.Tensor], workers: int) -> Iterator[tuple[P, torch.Tensor]]:
-    """Each plan with its pixels; with workers the next one's are made meanwhile. The plans are drawn here, in their order."""
+def ahead(
+    steps: Iterator[P], pixels: Callable[[list[str]], torch.Tensor], workers: int
+) -> Iterator[tuple[P, torch.Tensor]]:
+    """Each plan with its pixels; with workers the next one's are made meanwhile. The plans are drawn here, in their
+    order.
+    """
     if not workers:
         yield from ((plan, pixels(plan.shown)) for plan in steps)
         return
@@ -52,10 +57,18 @@ def ahead(steps: Iterator[P], pixels: Callable[[list[str]], torch.Tensor], worke
 
 
 class Pixels:
-    """Images as the processor makes them: each decoded once per call, and kept in memory while they fit into `CACHE_BYTES`."""
+    """Images as the processor makes them: each decoded once per call, and kept in memory while they fit into
+    `CACHE_BYTES`.
+    """
 
     def __init__(
-        self, store: Store, retriever: AnyRetriever, *, workers: int = 0, files: Mapping[str, Path] | None = None, cache_bytes: int = CACHE_BYTES
+        self,
+        store: Store,
+        retriever: AnyRetriever,
+        *,
+        workers: int = 0,
+        files: Mapping[str, Path] | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Nothing is read yet.
 
@@ -84,7 +97,9 @@ class Pixels:
         try:
             return Image.open(self.files[image_id], formats=("JPEG", "PNG", "WEBP")).convert("RGB")
         except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"{self.files[image_id]}: not a readable image ({error}); take its records out of train.datasets") from error
+            raise DataError(
+                f"{self.files[image_id]}: not a readable image ({error}); take its records out of train.datasets"
+            ) from error
 
     def made(self, image_ids: Sequence[str]) -> list[Any]:
         """(3, height, width) float32 of each, or what else the retriever makes of a image."""

@@ -65,10 +65,14 @@ def excluded(image_ids: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     return out.scatter(1, positive[:, None], False)
 
 
-def likely_false(similarity: torch.Tensor, positive: torch.Tensor, query_image: torch.Tensor, margin: float) -> torch.Tensor:
-    """Candidates that score higher than the positive by more than the margin, (b, c) bool; never the positive or the query's own image.
+def likely_false(
+    similarity: torch.Tensor, positive: torch.Tensor, query_image: torch.Tensor, margin: float
+) -> torch.Tensor:
+    """Candidates that score higher than the positive by more than the margin, (b, c) bool; never the positive or the
+    query's own image.
 
-    The query image is exempt: an untrained model finds it nearest of all, and it is the one negative that is known to be wrong.
+    The query image is exempt: an untrained model finds it nearest of all, and it is the one negative that is known to
+    be wrong.
 
     Args:
         similarity: (b, c) cosine.
@@ -118,10 +122,14 @@ def info_nce(
         positive: (b,) int64, position of the target.
         query_image: (b,) int64, position of the query's own image; it is always a negative.
         temperature: of the softmax; a scalar tensor where it is learnt.
-        allowed: (b, c) bool, candidates that may be negatives of a query; all where None. Positive and query image count anyway.
-        mask_margin: candidates that score higher than the positive by more than this are left out (`likely_false`); none where None.
-        copies: (c,) how often each candidate stands in the batch. Given, a image weighs as often as it was named, the positive's
-            copies count as negatives, and the loss is that of sentence-transformers' MultipleNegativesRankingLoss over all columns.
+        allowed: (b, c) bool, candidates that may be negatives of a query; all where None. Positive and query image
+            count anyway.
+        mask_margin: candidates that score higher than the positive by more than this are left out (`likely_false`);
+            none where None.
+        copies: (c,) how often each candidate stands in the batch. Given, a image weighs as often as it was named, the
+            positive's
+            copies count as negatives, and the loss is that of sentence-transformers' MultipleNegativesRankingLoss over
+            all columns.
         judged: soft labels of the judge.
     Returns:
         Named parts; `total` is `contrast`, plus the weighted `divergence` where there are soft labels.

@@ -1,7 +1,8 @@
 """A training recipe and its name: what must be equal for two runs to differ by the seed alone. Pure.
 
-The recipe is the train section and what it is scored on; not the data version, so that noise measured once serves the next week's
-version too, and not what changes no score (device, threads of the decoder, how often a checkpoint is written).
+The recipe is the train section and what it is scored on; not the data version, so that noise measured once serves the
+next week's version too, and not what changes no score (device, threads of the decoder, how often a checkpoint is
+written).
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from typing import Any
 
 from tasks.config import Params
 
-HARMLESS = {"device", "tensorboard", "checkpoint_steps", "decode_workers", "cache_chunk", "processes", "shard_weights", "gradient_checkpointing"}
+HARMLESS = {
+    "device",
+    "tensorboard",
+    "checkpoint_steps",
+    "decode_workers",
+    "cache_chunk",
+    "processes",
+    "shard_weights",
+    "gradient_checkpointing",
+}
 
 
 def recipe_of(params: Params) -> dict[str, Any]:
@@ -23,11 +33,13 @@ def recipe_of(params: Params) -> dict[str, Any]:
         scored: Any = PurePath(named).name
     else:
         scored = [b.model_dump(mode="json", exclude={"path"}) for b in named or ()]
-    return {"train": params.train.model_dump(mode="json", exclude=HARMLESS), "benchmark": scored, "template": params.evaluate.template}
+    return {
+        "train": params.train.model_dump(mode="json", exclude=HARMLESS),
+        "benchmark": scored,
+        "template": params.evaluate.template,
+    }
 
 
 def recipe_id(params: Params) -> str:
     """First 12 hex digits of the recipe's SHA-256."""
     return hashlib.sha256(json.dumps(recipe_of(params), sort_keys=True).encode()).hexdigest()[:12]
-
-

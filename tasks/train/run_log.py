@@ -49,7 +49,8 @@ class Course:
 
         Args:
             steps: of the whole training, a count.
-            checkpoint: folder of the checkpoints: the last one is gone on from, a newer one takes its place; none where None.
+            checkpoint: folder of the checkpoints: the last one is gone on from, a newer one takes its place; none where
+                None.
             identity: a checkpoint of another one (recipe, data, base weights) is not used.
             checkpoint_steps: steps between two checkpoints, a count.
             reports: folder of the metrics; none where None.
@@ -82,7 +83,9 @@ class Course:
             self._bar = tqdm(total=steps, initial=self.start, unit="step", desc="train")
 
     def restore(self, phase: str, machine: Machine) -> int:
-        """Steps of this phase that are done; where there are any, weights, optimiser and random state are put back to there."""
+        """Steps of this phase that are done; where there are any, weights, optimiser and random state are put back to
+        there.
+        """
         if self._state is None or self._state["phase"] != phase:
             return 0
         machine.load_state(self._from)
@@ -93,7 +96,9 @@ class Course:
         return self._state is not None and phases.index(self._state["phase"]) > phases.index(phase)
 
     def note(self, step: int, figures: Mapping[str, float], last: bool) -> None:
-        """Take the figures of a step (from 1); every `LOGGED_STEPS` of them, and the last of a phase, make a point of the curve."""
+        """Take the figures of a step (from 1); every `LOGGED_STEPS` of them, and the last of a phase, make a point of
+        the curve.
+        """
         self.recent.append(dict(figures))
         if self._bar is not None:
             self._bar.update(1)
@@ -104,7 +109,9 @@ class Course:
         self.recent = []
         self.curve.append({"step": step, **means})
         if self._bar is None and step % (5 * LOGGED_STEPS) == 0:
-            log.info("train: step %d of %d, loss %.4f, accuracy %.3f", step, self.steps, means["loss"], means["accuracy"])
+            log.info(
+                "train: step %d of %d, loss %.4f, accuracy %.3f", step, self.steps, means["loss"], means["accuracy"]
+            )
         now, (then, before) = time.perf_counter(), self._since
         self._since = (now, step)
         self._metrics(step, {**means, "steps_per_s": (step - before) / max(now - then, 1e-9)})
@@ -113,7 +120,14 @@ class Course:
         """Write the checkpoint where it is due, aside and renamed; then the one before goes. Called by every process."""
         if self._folder is None or step % self._every or step == self.steps:
             return
-        place = {"identity": self._identity, "step": step, "phase": phase, "phase_step": phase_step, "curve": self.curve, "recent": self.recent}
+        place = {
+            "identity": self._identity,
+            "step": step,
+            "phase": phase,
+            "phase_step": phase_step,
+            "curve": self.curve,
+            "recent": self.recent,
+        }
         folder = self._folder / f"checkpoint-{step:09d}"
         machine.save_state(folder, {PLACE: json.dumps(place)})
         if self._is_writer:
@@ -128,7 +142,10 @@ class Course:
         if self._board is not None:
             self._board.close()
         if self._is_writer:
-            for folder in [*self._checkpoints(), *(self._folder.glob(".checkpoint-*.tmp") if self._folder is not None else ())]:
+            for folder in [
+                *self._checkpoints(),
+                *(self._folder.glob(".checkpoint-*.tmp") if self._folder is not None else ()),
+            ]:
                 shutil.rmtree(folder)
 
     def _checkpoints(self) -> list[Path]:
@@ -139,7 +156,9 @@ class Course:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError("'train.tensorboard' is on and TensorBoard is not installed; `pip install tensorboard`, or switch it off") from error
+            raise ConfigError(
+                "'train.tensorboard' is on and TensorBoard is not installed; `pip install tensorboard`, or switch it off"
+            ) from error
         assert self._reports is not None
         return SummaryWriter(str(self._reports / "tensorboard"), purge_step=self.start + 1)  # type: ignore[no-untyped-call]
 

@@ -1,24 +1,29 @@
 """Fine-tune BGE-VL, of the CLIP or the MLLM type, on the version's judged triplets, by InfoNCE.
 
-Reads data/triplets and data/images (and the datasets that train.datasets names); writes models/candidate (put in place as
-a whole), reports/training.json (the loss curve, no clocks) and reports/training/ (metrics as they come: tasks/train/run_log.py).
-Each step one instruction of a triplet is drawn; every distinct image of the batch is decoded and encoded
+Reads data/triplets and data/images (and the datasets that train.datasets names); writes models/candidate (put in place
+as a whole), reports/training.json (the loss curve, no clocks) and reports/training/ (metrics as they come:
+tasks/train/run_log.py). Each step one instruction of a triplet is drawn; every distinct image of the batch is decoded
+and encoded
 once and stands against every query: targets of the others, the query images, mined negatives. Both towers are trained,
 with AdamW, linear warm-up and linear decay. Source: MegaPairs, arXiv:2412.14475, appendix B.
 
 A batch is put together from neighbourhoods: triplets that share images come in the same batch, so that a step encodes
-few images, and those are each other's hard negatives (batch mining as in B3). Which images are held out: tasks/train/splits.py.
+few images, and those are each other's hard negatives (batch mining as in B3). Which images are held out:
+tasks/train/splits.py.
 
-An MLLM (config.json says so) reads a query's image and text together, so a query is encoded as a whole beside the candidates, and
-there is no phase with a locked tower. With `lora` only adapters in its vision and language parts are trained (tasks/models/retrievers/mllm.py).
+An MLLM (config.json says so) reads a query's image and text together, so a query is encoded as a whole beside the
+candidates, and there is no phase with a locked tower. With `lora` only adapters in its vision and language parts are
+trained (tasks/models/retrievers/mllm.py).
 
 With `locked_steps` the text tower goes first: the image tower is locked, so every image is encoded once and for all and
 (almost) all of them can stand against each query at the price of a matrix product. Source: LiT, arXiv:2111.07991.
 
-The whole order of batches, instructions and negatives follows from the seed alone. So a run that died goes on from its last
-checkpoint with the same weights as if it had lived, and `processes` share each batch without talking about it: torchrun's
-launcher starts them (or you do, with `accelerate-launch` or torchrun, on several machines too), each encodes its part of the images
-and texts (tasks/train/grad_cache.py). The loop stands on accelerate (tasks/train/accelerator.py). On failure models/promoted is as it was.
+The whole order of batches, instructions and negatives follows from the seed alone. So a run that died goes on from its
+last
+checkpoint with the same weights as if it had lived, and `processes` share each batch without talking about it:
+torchrun's launcher starts them (or you do, with `accelerate-launch` or torchrun, on several machines too), each encodes
+its part of the images and texts (tasks/train/grad_cache.py). The loop stands on accelerate
+(tasks/train/accelerator.py). On failure models/promoted is as it was.
 """
 
 from __future__ import annotations
@@ -45,7 +50,6 @@ from tasks.train.loader import Pixels
 from tasks.train.splits import held_out_images
 
 if TYPE_CHECKING:
-
     pass
 
 HARMLESS = {"device", "tensorboard", "checkpoint_steps", "decode_workers"}  # parameters that do not change the weights
@@ -60,18 +64,36 @@ def launch(processes: int, root: Path) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="train", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="train",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
     try:
         elastic_launch(config, sys.executable)("-m", "tasks", "train", "--root", str(root))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         kind = {e.exit_code: e for e in (DataError, ConfigError)}.get(failure.exitcode, TransientError)
-        raise kind(f"train: process {rank} of {processes} ended with exit code {failure.exitcode}; its message stands above") from error
+        raise kind(
+            f"train: process {rank} of {processes} ended with exit code {failure.exitcode}; its message stands above"
+        ) from error
 
 
-def identity_of(config: TrainConfig, seed: int, base_revision: str, datasets: Sequence[tuple[Sequence[Example], float]], threads: int) -> str:
+def identity_of(
+    config: TrainConfig,
+    seed: int,
+    base_revision: str,
+    datasets: Sequence[tuple[Sequence[Example], float]],
+    threads: int,
+) -> str:
     """Of a training: equal where the weights of every step are equal."""
-    digest = hashlib.sha256(json.dumps([config.model_dump(mode="json", exclude=HARMLESS), seed, base_revision, threads]).encode())
+    digest = hashlib.sha256(
+        json.dumps([config.model_dump(mode="json", exclude=HARMLESS), seed, base_revision, threads]).encode()
+    )
     for examples, weight in datasets:
         digest.update(repr((weight, examples)).encode())
     return digest.hexdigest()
@@ -96,7 +118,9 @@ def run(params: Params, store: Store) -> StageReport:
     held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], config.held_out_share)
     examples = training_examples(triplets, held_out)
     if not examples:
-        raise DataError(f"train: no triplet to train on among {len(triplets)}; run the dataset's stages first, or lower train.held_out_share")
+        raise DataError(
+            f"train: no triplet to train on among {len(triplets)}; run the dataset's stages first, or lower train.held_out_share"
+        )
     check_images(examples, *places_of(store))
     more, files, dropped = [], dict[str, Path](), Counter({"held_out": len(triplets) - len(examples)})
     for dataset in config.datasets:
@@ -131,7 +155,12 @@ def run(params: Params, store: Store) -> StageReport:
         dropped=dict(dropped),
         new=config.locked_steps + config.steps,
         done=config.locked_steps + config.steps,
-        figures={"loss": curve[-1]["loss"], "accuracy": curve[-1]["accuracy"], "query_margin": curve[-1]["query_margin"], "triplets": float(len(examples))},
+        figures={
+            "loss": curve[-1]["loss"],
+            "accuracy": curve[-1]["accuracy"],
+            "query_margin": curve[-1]["query_margin"],
+            "triplets": float(len(examples)),
+        },
     )
     if is_first:
         retriever.save(store.folder("models", "candidate"), state)

@@ -1,6 +1,7 @@
 """Great Expectations' Data Docs, readable without a network: GX's pages take all their looks from public CDNs.
 
-A small stylesheet for the classes that they use goes first into each page's head, so that Bootstrap, where it can be had, stands behind it and wins.
+A small stylesheet for the classes that they use goes first into each page's head, so that Bootstrap, where it can be
+had, stands behind it and wins.
 The index builds its table with a script from there too: a plain list of the checks goes above it.
 """
 
@@ -32,11 +33,18 @@ def with_style(page: str) -> str:
 
 
 def with_list(index: str, pages: Sequence[str]) -> str:
-    """The index page with links to the pages of checks (paths from its folder: validations/<suite>/<run>/<time>/<page>), the newest of a suite first."""
+    """The index page with links to the pages of checks (paths from its folder:
+    validations/<suite>/<run>/<time>/<page>), the newest of a suite first.
+    """
     ordered = sorted(pages, key=lambda p: p.split("/")[-2], reverse=True)
     ordered.sort(key=lambda p: p.split("/")[1])
-    rows = "".join(f'<li><a href="{html.escape(p)}">{html.escape(" · ".join((p.split("/")[1].replace("_", " "), p.split("/")[-2])))}</a></li>' for p in ordered)
-    return index.replace("<body>", f'<body><div class="container-fluid" id="checks"><b>Checks</b><ul>{rows}</ul></div>', 1)
+    rows = "".join(
+        f'<li><a href="{html.escape(p)}">{html.escape(" · ".join((p.split("/")[1].replace("_", " "), p.split("/")[-2])))}</a></li>'
+        for p in ordered
+    )
+    return index.replace(
+        "<body>", f'<body><div class="container-fluid" id="checks"><b>Checks</b><ul>{rows}</ul></div>', 1
+    )
 
 
 def make_readable(folder: Path) -> None:

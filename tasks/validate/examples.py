@@ -16,7 +16,15 @@ def copies(store: Store, batch: str) -> list[dict[str, Any]]:
     """Dropped copies of this run, with the kept image that each repeats when its detail names one."""
     rows = store.read_dropped("ingest", batch).to_pylist()
     wanted = [r for r in rows if r["reason"] in (*COPIES, *UNREADABLE)]
-    return [{"key": r["key"], "image_ids": re.findall(r"\b[0-9a-f]{64}\b", r["detail"] or ""), "reason": r["reason"], "detail": r["detail"]} for r in wanted]
+    return [
+        {
+            "key": r["key"],
+            "image_ids": re.findall(r"\b[0-9a-f]{64}\b", r["detail"] or ""),
+            "reason": r["reason"],
+            "detail": r["detail"],
+        }
+        for r in wanted
+    ]
 
 
 def worst_captions(store: Store, batch: str, new_images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -35,7 +43,15 @@ def worst_captions(store: Store, batch: str, new_images: Sequence[Mapping[str, A
             if i in place and i in scores:
                 scores[i] = float(images[n].astype("float64") @ texts[place[i]].astype("float64"))
     ordered = sorted(scores, key=lambda i: (math.isnan(scores[i]), scores[i], i))
-    return [{"key": i, "image_ids": [i], "caption": captions.get(i, ""), "cosine": None if math.isnan(scores[i]) else round(scores[i], 4)} for i in ordered]
+    return [
+        {
+            "key": i,
+            "image_ids": [i],
+            "caption": captions.get(i, ""),
+            "cosine": None if math.isnan(scores[i]) else round(scores[i], 4),
+        }
+        for i in ordered
+    ]
 
 
 def rows_examples(rows: Iterable[Mapping[str, Any]], key: str, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -45,6 +61,10 @@ def rows_examples(rows: Iterable[Mapping[str, Any]], key: str, keys: Sequence[st
     for r in rows:
         if str(r[key]) in wanted and len(out) < EXAMPLES:
             image_ids = [r[c] for c in ("image_id", "query_image_id", "target_image_id") if r.get(c)]
-            shown = {c: r[c] for c in ("source_uri", "caption", "text", "similarity_of_miners", "lowest_judge_target") if r.get(c) is not None}
+            shown = {
+                c: r[c]
+                for c in ("source_uri", "caption", "text", "similarity_of_miners", "lowest_judge_target")
+                if r.get(c) is not None
+            }
             out.append({"key": str(r[key]), "image_ids": image_ids, **shown})
     return out

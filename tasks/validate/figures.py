@@ -28,7 +28,8 @@ def figures_of(
     Args:
         rows: new rows, as `*_rows` makes them.
         dropped: rows that the stage before left out in this run, by reason.
-        reported: figures that the stage before reported (`median_caption_cosine_new` and `encoder_yield_lowest` for pairs).
+        reported: figures that the stage before reported (`median_caption_cosine_new` and `encoder_yield_lowest` for
+            pairs).
         last: the last version's version.json.
         pairs_before: captioned pairs of this run, for the triplets' yield.
     """
@@ -43,7 +44,9 @@ def figures_of(
         new = reported.get("median_caption_cosine_new", math.nan)
         before = ((last or {}).get("quality", {}).get("select") or {}).get("median_caption_cosine_new")
         out["median_caption_cosine_new"] = math.nan if new is None else float(new)
-        out["median_caption_cosine_drop"] = float(before) - out["median_caption_cosine_new"] if before is not None else math.nan
+        out["median_caption_cosine_drop"] = (
+            float(before) - out["median_caption_cosine_new"] if before is not None else math.nan
+        )
         out["encoder_yield_lowest"] = float(reported.get("encoder_yield_lowest", math.nan))
         for key, value in reported.items():
             out.setdefault(key, float(value))
@@ -57,7 +60,15 @@ def figures_of(
 
 def last_figures(last: Mapping[str, Any] | None, table: Table) -> dict[str, Any]:
     """The last version's figures of a table, as its own gate saw them."""
-    found = ((last or {}).get("quality", {}).get(f"validate@{table}") or (last or {}).get("quality", {}).get("validate") or {}) if last else {}
+    found = (
+        (
+            (last or {}).get("quality", {}).get(f"validate@{table}")
+            or (last or {}).get("quality", {}).get("validate")
+            or {}
+        )
+        if last
+        else {}
+    )
     prefix = f"{table}_"
     return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 

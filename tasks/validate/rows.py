@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 Table = Literal["images", "pairs", "triplets"]
 KEYS: dict[str, str] = {"images": "image_id", "pairs": "pair_id", "triplets": "triplet_id"}
-STAGE_BEFORE: dict[str, str] = {"images": "ingest", "pairs": "select", "triplets": "judge"}  # whose report and drops belong to the table
+# whose report and drops belong to the table
+STAGE_BEFORE: dict[str, str] = {"images": "ingest", "pairs": "select", "triplets": "judge"}
 COPIES = ("duplicate", "near_duplicate")
 UNREADABLE = ("undecodable", "truncated", "unreadable", "corrupt", "too_large")
 EXAMPLES = 5
@@ -16,7 +17,10 @@ EXAMPLES = 5
 
 def images_rows(rows: Sequence[Mapping[str, Any]], known_ids: set[str]) -> list[dict[str, Any]]:
     """New images: the table's columns but the thumbnail, and whether an earlier version holds the image."""
-    return [{**{k: v for k, v in r.items() if k != "thumbnail"}, "is_known_before": r["image_id"] in known_ids} for r in rows]
+    return [
+        {**{k: v for k, v in r.items() if k != "thumbnail"}, "is_known_before": r["image_id"] in known_ids}
+        for r in rows
+    ]
 
 
 def _relations(row: Mapping[str, Any], images: set[str]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Validate: the gate after a table. Great Expectations checks this run's new rows and a one-row table of its figures.
 
 Reads one table (images, pairs, triplets), what was dropped, the last version's version.json, and the suite
-expectations/<table>.json, whose `$PARAMETER` numbers come from params.yaml (`validate.<table>`; `max_side_px` from ingest). Writes
-reports/validation/<table>.json, data/quarantine/<table>/<batch>.parquet (failing rows' ids), and GX's Data Docs in
-reports/data_docs. A failing expectation ends the run: DataError, exit 65. A run without new rows is green. It costs what
-the run added: of earlier versions only ids are read. Importing Great Expectations takes 2 to 3 s, the check itself 0.1 s.
+expectations/<table>.json, whose `$PARAMETER` numbers come from params.yaml (`validate.<table>`; `max_side_px` from
+ingest). Writes reports/validation/<table>.json, data/quarantine/<table>/<batch>.parquet (failing rows' ids), and GX's
+Data Docs in reports/data_docs. A failing expectation ends the run: DataError, exit 65. A run without new rows is green.
+It costs what
+the run added: of earlier versions only ids are read. Importing Great Expectations takes 2 to 3 s, the check itself 0.1
+s.
 """
 
 from __future__ import annotations
@@ -75,8 +77,16 @@ def run(params: Params, store: Store, table: Table) -> StageReport:
         for r in new:
             own[r[key]] = own.get(r[key], 0) + 1
         known |= {i for i in new_keys if counted[i] > own[i]}
-    images = set(store.read_table("images", ["image_id"]).column("image_id").to_pylist()) if table != "images" else set()
-    rows = images_rows(new, known) if table == "images" else pairs_rows(new, known, images) if table == "pairs" else triplets_rows(new, known, images)
+    images = (
+        set(store.read_table("images", ["image_id"]).column("image_id").to_pylist()) if table != "images" else set()
+    )
+    rows = (
+        images_rows(new, known)
+        if table == "images"
+        else pairs_rows(new, known, images)
+        if table == "pairs"
+        else triplets_rows(new, known, images)
+    )
 
     last = last_version(store.root, batch)
     before = STAGE_BEFORE[table]
@@ -102,15 +112,27 @@ def run(params: Params, store: Store, table: Table) -> StageReport:
             if half == "rows":
                 examples = rows_examples(rows, key, keys)
             elif table == "images":
-                examples = [e for e in copies(store, batch) if (e["reason"] in UNREADABLE) == (column == "unreadable_share")]
+                examples = [
+                    e for e in copies(store, batch) if (e["reason"] in UNREADABLE) == (column == "unreadable_share")
+                ]
             elif column.startswith("median_caption_cosine"):
-                examples = worst_captions(store, batch, store.read_table("images", ["image_id", "shard"], batch).to_pylist())
+                examples = worst_captions(
+                    store, batch, store.read_table("images", ["image_id", "shard"], batch).to_pylist()
+                )
             else:
                 examples = rows_examples(rows, key, [str(r[key]) for r in rows])
             failures.append(failure_of(result, half, given, previous, examples, len(rows)))
             values = {str(r[key]): r.get(column) for r in rows} if keys else {}
             quarantined += [
-                {"table": table, "batch": batch, "key": k, "expectation": config["type"], "column": column, "observed": str(values.get(k))} for k in keys
+                {
+                    "table": table,
+                    "batch": batch,
+                    "key": k,
+                    "expectation": config["type"],
+                    "column": column,
+                    "observed": str(values.get(k)),
+                }
+                for k in keys
             ]
     store.write(store.folder("data", "quarantine", table, f"{batch}.parquet"), quarantined, "quarantine")
     report = {
@@ -127,7 +149,22 @@ def run(params: Params, store: Store, table: Table) -> StageReport:
     content = json.dumps(report, indent=1, ensure_ascii=False, sort_keys=True, default=str)
     store.write_bytes(store.folder("reports", "validation", f"{table}.json"), content.encode())
     if failures:
-        lines = [f"{f['column']}: {f['expectation']}: observed {f['observed']}, expected {f['expected']}, last version {f['last']}" for f in failures]
-        raise DataError(f"gate '{table}' holds batch {batch}: " + "; ".join(lines) + f". See reports/validation/{table}.json and {docs / 'index.html'}")
+        lines = [
+            f"{f['column']}: {f['expectation']}: observed {f['observed']}, expected {f['expected']}, last version {f['last']}"
+            for f in failures
+        ]
+        raise DataError(
+            f"gate '{table}' holds batch {batch}: "
+            + "; ".join(lines)
+            + f". See reports/validation/{table}.json and {docs / 'index.html'}"
+        )
     named = {f"{table}_{k}": v for k, v in finite(figures).items()}
-    return StageReport("validate", read=len(rows), written=len(quarantined), new=len(rows), done=len(rows), reused=len(known), figures=named)
+    return StageReport(
+        "validate",
+        read=len(rows),
+        written=len(quarantined),
+        new=len(rows),
+        done=len(rows),
+        reused=len(known),
+        figures=named,
+    )

@@ -32,12 +32,18 @@ def read_suite(path: Path, given: Mapping[str, float]) -> dict[str, dict[str, An
             for value in e["kwargs"].values():
                 name = value.get("$PARAMETER") if isinstance(value, dict) else None
                 if name is not None and name not in given:
-                    raise ConfigError(f"{path}: {e['type']} wants parameter '{name}'; known in validate.{path.stem}: {sorted(given)}")
+                    raise ConfigError(
+                        f"{path}: {e['type']} wants parameter '{name}'; known in validate.{path.stem}: {sorted(given)}"
+                    )
     return suite
 
 
 def check(
-    frames: Mapping[str, pd.DataFrame], suite: Mapping[str, Mapping[str, Any]], given: Mapping[str, float], key: str, docs: Path | None
+    frames: Mapping[str, pd.DataFrame],
+    suite: Mapping[str, Mapping[str, Any]],
+    given: Mapping[str, float],
+    key: str,
+    docs: Path | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Run both halves of a suite with Great Expectations; Data Docs go to `docs`.
 
@@ -56,16 +62,28 @@ def check(
     for half, frame in frames.items():
         name = str(suite[half]["name"]).replace(" ", "_")
         expectations = gx.ExpectationSuite(name=name)
-        expectations.add_expectation_configurations([ExpectationConfiguration(**e) for e in suite[half]["expectations"]])
+        expectations.add_expectation_configurations(
+            [ExpectationConfiguration(**e) for e in suite[half]["expectations"]]
+        )
         expectations = context.suites.add(expectations)
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
-        definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=expectations))
+        definition = context.validation_definitions.add(
+            gx.ValidationDefinition(name=name, data=batch, suite=expectations)
+        )
         form: dict[str, Any] = {"result_format": "COMPLETE"}
         if half == "rows":
             form["unexpected_index_column_names"] = [key]
-        used = {v["$PARAMETER"] for e in suite[half]["expectations"] for v in e["kwargs"].values() if isinstance(v, dict)}
-        done = definition.run(batch_parameters={"dataframe": frame}, expectation_parameters={k: given[k] for k in used}, result_format=form)
-        by_kwargs = {_identity(r.expectation_config.type, r.expectation_config.kwargs): r.to_json_dict() for r in done.results}
+        used = {
+            v["$PARAMETER"] for e in suite[half]["expectations"] for v in e["kwargs"].values() if isinstance(v, dict)
+        }
+        done = definition.run(
+            batch_parameters={"dataframe": frame},
+            expectation_parameters={k: given[k] for k in used},
+            result_format=form,
+        )
+        by_kwargs = {
+            _identity(r.expectation_config.type, r.expectation_config.kwargs): r.to_json_dict() for r in done.results
+        }
         results[half] = [by_kwargs[_identity(e["type"], e["kwargs"])] for e in suite[half]["expectations"]]
     if docs is not None:
         site = {
@@ -98,11 +116,15 @@ def failure_of(
     expected = {}
     for name, value in config["kwargs"].items():
         if name not in ("column", "batch_id"):
-            expected[name] = given.get(value["$PARAMETER"]) if isinstance(value, dict) and "$PARAMETER" in value else value
+            expected[name] = (
+                given.get(value["$PARAMETER"]) if isinstance(value, dict) and "$PARAMETER" in value else value
+            )
     if half == "figures":
         observed: Any = (outcome.get("partial_unexpected_list") or [None])[0]
     elif outcome:
-        observed = f"{outcome.get('unexpected_count')} of {rows} rows, e.g. {outcome.get('partial_unexpected_list', [])[:3]}"
+        observed = (
+            f"{outcome.get('unexpected_count')} of {rows} rows, e.g. {outcome.get('partial_unexpected_list', [])[:3]}"
+        )
     else:
         observed = str((result.get("exception_info") or {}).get("exception_message", "could not be evaluated"))[:300]
     return {
@@ -120,7 +142,11 @@ def failure_of(
 
 def last_value(column: str, last: Mapping[str, Any]) -> Any:
     """The last version's value of a figure; for a drop, the value that it is measured from."""
-    return last.get(f"{column.removesuffix('_drop')}_new", last.get(column)) if column.endswith("_drop") else last.get(column)
+    return (
+        last.get(f"{column.removesuffix('_drop')}_new", last.get(column))
+        if column.endswith("_drop")
+        else last.get(column)
+    )
 
 
 def _readable(kind: str) -> str:
@@ -130,7 +156,11 @@ def _readable(kind: str) -> str:
 def _range(expected: Mapping[str, Any]) -> str:
     low, high = expected.get("min_value"), expected.get("max_value")
     if low is not None or high is not None:
-        return " and ".join(t for t in (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "") if t)
+        return " and ".join(
+            t
+            for t in (f"at least {low:g}" if low is not None else "", f"at most {high:g}" if high is not None else "")
+            if t
+        )
     if "value_set" in expected:
         return "one of " + ", ".join(map(str, expected["value_set"]))
     return ", ".join(f"{k} {v}" for k, v in expected.items()) or "every row"

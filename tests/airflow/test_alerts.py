@@ -28,7 +28,10 @@ GATE = {
             "observed": 0.61234567,
             "expected": "at most 0.25",
             "last": 0.07,
-            "examples": [{"key": f"sample:{EVIL}{n}.jpg", "image_ids": [IMAGE_ID] if n == 0 else [], "reason": "duplicate"} for n in range(9)],
+            "examples": [
+                {"key": f"sample:{EVIL}{n}.jpg", "image_ids": [IMAGE_ID] if n == 0 else [], "reason": "duplicate"}
+                for n in range(9)
+            ],
         }
     ],
 }
@@ -63,7 +66,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def context(stage: str, item: str | None, error: str) -> dict[str, Any]:
     task = SimpleNamespace(stage=stage, item=item, part=None)
-    return {"run_id": "r1", "task": task, "ti": SimpleNamespace(dag_id="dataset_refresh", task_id=f"{stage}_x"), "exception": RuntimeError(error)}
+    return {
+        "run_id": "r1",
+        "task": task,
+        "ti": SimpleNamespace(dag_id="dataset_refresh", task_id=f"{stage}_x"),
+        "exception": RuntimeError(error),
+    }
 
 
 def send(what: dict[str, Any]) -> None:
@@ -82,7 +90,14 @@ def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails
     assert mail["Subject"] == "[cats & dogs] gate 'images' holds: duplicate_share"
     assert mail["To"] == "data@example.org" and mail["From"] == "factory@example.org"
     page = page_of(mail)
-    for text in ("cats &amp; dogs", "0.6123", "at most 0.25", "0.07", "a flood of copies stops here", "The published version 2026.11.17 is untouched"):
+    for text in (
+        "cats &amp; dogs",
+        "0.6123",
+        "at most 0.25",
+        "0.07",
+        "a flood of copies stops here",
+        "The published version 2026.11.17 is untouched",
+    ):
         assert text in page
     assert page.count("&lt;script&gt;") == 5 and "<script" not in page
     assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 1
@@ -98,7 +113,9 @@ def test_any_other_mail_shows_the_stage_and_its_last_lines_escaped(run: Path, in
     assert "OSError: disk full &lt;script&gt;" in page and "<script" not in page
 
 
-def test_a_failure_before_the_worktree_exists_still_writes_a_mail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inbox: Inbox):
+def test_a_failure_before_the_worktree_exists_still_writes_a_mail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inbox: Inbox
+):
     monkeypatch.setenv("MEGAPAIRS_RUNS", str(tmp_path))
     send(context("open_run", None, "ConfigError: conf: unknown key 'lmit'"))
     (mail,) = inbox.mails
@@ -124,6 +141,11 @@ def test_nobody_to_write_to_means_no_callback(monkeypatch: pytest.MonkeyPatch):
 def test_a_row_says_its_reason_first_and_takes_its_detail_apart():
     from megapairs.alerts import details
 
-    row = {"key": "a.jpg", "detail": json.dumps({"copy_of": "3a" * 32, "why": ""}), "reason": "near_duplicate", "image_ids": ["x"]}
+    row = {
+        "key": "a.jpg",
+        "detail": json.dumps({"copy_of": "3a" * 32, "why": ""}),
+        "reason": "near_duplicate",
+        "image_ids": ["x"],
+    }
     assert details(row) == [("reason", "near_duplicate"), ("copy of", "3a3a3a3a3a3a…")]
     assert details({"detail": "<b>not JSON"}) == [("detail", "<b>not JSON")]

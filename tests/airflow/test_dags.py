@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 NAMES = ("dataset_refresh", "bge_vl_finetune")
-GPU_STAGES = {"dataset_refresh": {"recaption", "embed", "mine", "caption", "judge"}, "bge_vl_finetune": {"train", "evaluate"}}
+GPU_STAGES = {
+    "dataset_refresh": {"recaption", "embed", "mine", "caption", "judge"},
+    "bge_vl_finetune": {"train", "evaluate"},
+}
 
 
 def upstream(dag: Any, task_id: str) -> set[str]:
@@ -31,7 +34,9 @@ def test_the_manual_names_every_parameter(name: str, load_dag: Callable[[str], A
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_task_retries_and_writes_a_mail_at_the_last_failure(name: str, load_dag: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+def test_every_task_retries_and_writes_a_mail_at_the_last_failure(
+    name: str, load_dag: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("MEGAPAIRS_MAIL_TO", "a@example.org")
     for task in load_dag(name).tasks:
         arguments = task.partial_kwargs if task.is_mapped else vars(task)
@@ -67,7 +72,9 @@ def test_the_version_starts_the_training(load_dag: Callable[[str], Any]):
     assert [t for t in ("open_run", "train", "evaluate", "promote", "close_run") if t in dag.task_ids] == dag.task_ids
 
 
-def test_the_schedule_is_weekly_and_can_be_changed_or_taken_away(load_dag: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+def test_the_schedule_is_weekly_and_can_be_changed_or_taken_away(
+    load_dag: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.delenv("MEGAPAIRS_SCHEDULE", raising=False)
     assert load_dag("dataset_refresh").schedule == "@weekly"
     monkeypatch.setenv("MEGAPAIRS_SCHEDULE", "*/5 * * * *")

@@ -40,8 +40,16 @@ def test_every_field_has_a_type_and_a_sentence(forms: dict[str, Any]):
             [{"name": "b", "path": "s3://bucket/week", "endpoint_url": "https://s3.example.org"}],
             [{"name": "b", "path": "s3://b", "endpoint_url": "s3"}],
         ),
-        ("sources", [{"name": "t", "path": "urls.parquet", "contact": "me@example.org", "delay_s": 2}], [{"name": "t", "path": "a.csv", "delay_s": -1}]),
-        ("sources", [{"name": "t", "path": "s3://b/*.tar", "kind": "tars", "columns": {"caption": "alt"}}], [{"name": "t", "path": "x", "kind": "zip"}]),
+        (
+            "sources",
+            [{"name": "t", "path": "urls.parquet", "contact": "me@example.org", "delay_s": 2}],
+            [{"name": "t", "path": "a.csv", "delay_s": -1}],
+        ),
+        (
+            "sources",
+            [{"name": "t", "path": "s3://b/*.tar", "kind": "tars", "columns": {"caption": "alt"}}],
+            [{"name": "t", "path": "x", "kind": "zip"}],
+        ),
         ("dry_run", True, "yes"),
         ("judge_threshold", 0.5, 1.5),
     ],
@@ -65,7 +73,13 @@ def test_an_empty_form_changes_nothing_but_names_its_profile(forms: dict[str, An
 def test_what_is_filled_in_lands_in_its_section_and_resolves():
     from megapairs.form import changes_from
 
-    given = {"limit": 60, "window_pattern": {"low": 0.5, "high": 0.9}, "mine.neighbours": 3, "caption": {"batch_pairs": 8}, "dry_run": True}
+    given = {
+        "limit": 60,
+        "window_pattern": {"low": 0.5, "high": 0.9},
+        "mine.neighbours": 3,
+        "caption": {"batch_pairs": 8},
+        "dry_run": True,
+    }
     changes = changes_from(given)
     assert changes == {
         "open_run": {"limit": 60, "dry_run": True},

@@ -32,7 +32,10 @@ def test_the_last_line_becomes_the_report(fake_tasks: Fake):
 
 
 def test_the_line_is_the_one_of_a_terminal_and_runs_in_the_runs_worktree(fake_tasks: Fake):
-    folder = fake_tasks('echo "$*" > line; pwd > folder; echo "${PYTHONPATH-none} ${MEGAPAIRS_PROFILE-none} $OMP_NUM_THREADS" > env;' + REPORT)
+    folder = fake_tasks(
+        'echo "$*" > line; pwd > folder; echo "${PYTHONPATH-none} ${MEGAPAIRS_PROFILE-none} $OMP_NUM_THREADS" > env;'
+        + REPORT
+    )
     os.environ["MEGAPAIRS_PROFILE"] = "production"
     try:
         stage(stage="caption", part="1/4").execute(context())
@@ -47,7 +50,13 @@ def test_the_line_is_the_one_of_a_terminal_and_runs_in_the_runs_worktree(fake_ta
 
 @pytest.mark.parametrize(
     ("code", "error"),
-    [(65, AirflowFailException), (78, AirflowFailException), (99, AirflowSkipException), (75, AirflowException), (1, AirflowException)],
+    [
+        (65, AirflowFailException),
+        (78, AirflowFailException),
+        (99, AirflowSkipException),
+        (75, AirflowException),
+        (1, AirflowException),
+    ],
 )
 def test_an_exit_code_says_whether_a_retry_can_help(fake_tasks: Fake, code: int, error: type[Exception]):
     fake_tasks(f"echo 'ConfigError: mine.neighbors is unknown' >&2; exit {code}")
@@ -106,7 +115,9 @@ def test_the_asset_event_carries_the_version_and_what_training_takes_over(fake_t
     fake_tasks(REPORT)
     events = {TRIPLETS: SimpleNamespace(extra={})}
     conf = {"limit": 5, "date": "2026-11-24", "evaluate": {"benchmark": "/b"}}
-    stage(stage="version", outlets=[TRIPLETS]).execute(context(outlet_events=events, params={"profile": "test"}, dag_run=SimpleNamespace(conf=conf)))
+    stage(stage="version", outlets=[TRIPLETS]).execute(
+        context(outlet_events=events, params={"profile": "test"}, dag_run=SimpleNamespace(conf=conf))
+    )
     assert events[TRIPLETS].extra == {
         "version": "dataset/2026.11.24",
         "changes": {"profile": "test", "evaluate": {"benchmark": "/b"}, "open_run": {"date": "2026-11-24"}},
@@ -120,7 +131,17 @@ def test_open_run_passes_what_was_filled_in(fake_tasks: Fake, tmp_path: Path):
     presets = {"profile": "demo", "limit": None, "dry_run": False}
     OpenRun(kind="dataset").execute(context(params=presets, dag_run=SimpleNamespace(conf={"limit": 60, "lmit": 5})))
     lines = (tmp_path / "dataset" / "arguments").read_text().splitlines()
-    assert lines == ["-m", "tasks", "open_run", "--run-id", "run 1", "--kind", "dataset", "--conf", '{"profile": "demo", "open_run": {"limit": 60}, "lmit": 5}']
+    assert lines == [
+        "-m",
+        "tasks",
+        "open_run",
+        "--run-id",
+        "run 1",
+        "--kind",
+        "dataset",
+        "--conf",
+        '{"profile": "demo", "open_run": {"limit": 60}, "lmit": 5}',
+    ]
 
 
 def test_training_takes_the_newest_events_version_and_values(fake_tasks: Fake, tmp_path: Path):
@@ -128,8 +149,15 @@ def test_training_takes_the_newest_events_version_and_values(fake_tasks: Fake, t
     from megapairs.wiring import TRIPLETS
 
     fake_tasks('for a in "$@"; do echo "$a"; done > arguments;' + REPORT)
-    events = {TRIPLETS: [SimpleNamespace(timestamp=n, extra={"version": f"dataset/2026.11.0{n}", "changes": {"profile": "test"}}) for n in (1, 2)]}
-    OpenRun(kind="model").execute(context(params={"profile": "demo", "dataset_version": None}, triggering_asset_events=events))
+    events = {
+        TRIPLETS: [
+            SimpleNamespace(timestamp=n, extra={"version": f"dataset/2026.11.0{n}", "changes": {"profile": "test"}})
+            for n in (1, 2)
+        ]
+    }
+    OpenRun(kind="model").execute(
+        context(params={"profile": "demo", "dataset_version": None}, triggering_asset_events=events)
+    )
     lines = (tmp_path / "dataset" / "arguments").read_text().splitlines()
     assert lines[6:] == ["model", "--dataset-version", "dataset/2026.11.02", "--conf", '{"profile": "test"}']
 
@@ -142,11 +170,21 @@ def test_parts_come_from_the_runs_own_parameters(fake_tasks: Fake):
     assert parts_of("run 1", "caption") == ["1/3", "2/3", "3/3"]
 
 
-def test_the_stage_that_reads_buckets_gets_airflows_aws_connection_and_no_other(fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch):
-    folder = fake_tasks('echo "${AWS_ACCESS_KEY_ID-none} ${AWS_SECRET_ACCESS_KEY-none} ${AWS_DEFAULT_REGION-none} ${AWS_ENDPOINT_URL_S3-none}" > env;' + REPORT)
+def test_the_stage_that_reads_buckets_gets_airflows_aws_connection_and_no_other(
+    fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch
+):
+    folder = fake_tasks(
+        'echo "${AWS_ACCESS_KEY_ID-none} ${AWS_SECRET_ACCESS_KEY-none} ${AWS_DEFAULT_REGION-none} ${AWS_ENDPOINT_URL_S3-none}" > env;'
+        + REPORT
+    )
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    connection = {"conn_type": "aws", "login": "key", "password": "s/e+c", "extra": {"region_name": "eu-1", "endpoint_url": "http://store:9000"}}
+    connection = {
+        "conn_type": "aws",
+        "login": "key",
+        "password": "s/e+c",
+        "extra": {"region_name": "eu-1", "endpoint_url": "http://store:9000"},
+    }
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
     stage().execute(context())
     assert (folder / "env").read_text().split() == ["key", "s/e+c", "eu-1", "http://store:9000"]
@@ -154,7 +192,9 @@ def test_the_stage_that_reads_buckets_gets_airflows_aws_connection_and_no_other(
     assert (folder / "env").read_text().split() == ["none"] * 4
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the worker's own")
     stage().execute(context())
-    assert (folder / "env").read_text().split()[:3] == ["the", "worker's", "own"] and "s/e+c" not in (folder / "env").read_text()
+    assert (folder / "env").read_text().split()[:3] == ["the", "worker's", "own"] and "s/e+c" not in (
+        folder / "env"
+    ).read_text()
 
 
 def test_no_aws_connection_is_no_error(fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,6 @@
-"""The study's bookkeeping: which trainings, on which samples, and what the figures say; one training runs in test_negative_controls.py."""
+"""The study's bookkeeping: which trainings, on which samples, and what the figures say; one training runs in
+test_negative_controls.py.
+"""
 
 import xml.etree.ElementTree as ET
 from typing import Any
@@ -6,25 +8,40 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.data_efficiency import ABLATIONS, ARMS, Job, Sample, jobs_of, plot, samples_of, summary_of, triplet_samples, with_shortcuts
+from benchmarks.data_efficiency import (
+    ABLATIONS,
+    ARMS,
+    Job,
+    Sample,
+    jobs_of,
+    plot,
+    samples_of,
+    summary_of,
+    triplet_samples,
+    with_shortcuts,
+)
 
 
 def test_every_arm_size_and_seed_once_and_image_text_at_the_factor_too():
     jobs = jobs_of(ARMS, [10, 100], [0, 1, 2], 10)
     assert len(jobs) == len(set(jobs)) == 4 * 2 * 3 + 1 * 3  # 10 x 10 is among the sizes already
-    assert {j.size for j in jobs if j.arm == "image_text"} == {10, 100, 1000} and {j.size for j in jobs if j.arm == "judged"} == {10, 100}
+    assert {j.size for j in jobs if j.arm == "image_text"} == {10, 100, 1000} and {
+        j.size for j in jobs if j.arm == "judged"
+    } == {10, 100}
     more = jobs_of(["judged"], [10], [0], 70, ablations=ABLATIONS, cell=7)
     table = [j for j in more if j.filtered is not None]
-    assert sorted(j.label for j in table) == [f"judge {a}, shortcut filter {b}" for a in ("off", "on") for b in ("off", "on")] and {j.size for j in table} == {
-        7
-    }
+    assert sorted(j.label for j in table) == [
+        f"judge {a}, shortcut filter {b}" for a in ("off", "on") for b in ("off", "on")
+    ] and {j.size for j in table} == {7}
     assert {j.negatives for j in more if j.arm == "judged"} == {"none", "query", "mined"}
     assert sorted(len(j.encoders) for j in more if j.arm == "unjudged" and j.encoders) == [1, 1, 1, 2, 2, 2, 3]
     assert len({j.key for j in more}) == len(more)
 
 
 def test_a_larger_size_holds_the_smaller_one_and_encoders_choose():
-    pool = [Sample(f"q{n}", f"t{n}", ("x",), mined_by=("semantic",) if n % 2 else ("caption", "pattern")) for n in range(20)]
+    pool = [
+        Sample(f"q{n}", f"t{n}", ("x",), mined_by=("semantic",) if n % 2 else ("caption", "pattern")) for n in range(20)
+    ]
     small, large = (samples_of(Job("unjudged", size, 3), {"unjudged": pool}) for size in (5, 12))
     assert large[:5] == small and len(large) == 12
     assert samples_of(Job("unjudged", 5, 4), {"unjudged": pool}) != small, "another seed draws others"
@@ -33,8 +50,13 @@ def test_a_larger_size_holds_the_smaller_one_and_encoders_choose():
 
 
 def test_the_filter_leaves_only_what_needs_both_halves():
-    vectors = {name: np.array(row, np.float32) for name, row in {"q": (1, 0, 0), "near": (0.9, 0.1, 0), "far": (0.5, 0.6, 0.5)}.items()}
-    pool = with_shortcuts([Sample("q", "near", ("x",)), Sample("q", "far", ("y",))], vectors, np.array([[0, 0, 1], [0, 1, 0]], np.float32))
+    vectors = {
+        name: np.array(row, np.float32)
+        for name, row in {"q": (1, 0, 0), "near": (0.9, 0.1, 0), "far": (0.5, 0.6, 0.5)}.items()
+    }
+    pool = with_shortcuts(
+        [Sample("q", "near", ("x",)), Sample("q", "far", ("y",))], vectors, np.array([[0, 0, 1], [0, 1, 0]], np.float32)
+    )
     assert [s.is_shortcut for s in pool] == [True, True], "the image finds the near one, the text the far one"
     pool = with_shortcuts(pool, vectors, np.array([[0, 0, 1], [1, 0, 0]], np.float32))
     assert [s.is_shortcut for s in pool] == [True, False]
@@ -43,7 +65,13 @@ def test_the_filter_leaves_only_what_needs_both_halves():
 
 
 def test_the_query_image_is_no_mined_negative():
-    row = {"query_image_id": "q", "target_image_id": "t", "instructions": ["x"], "negative_image_ids": ["q", "a", "t"], "mined_by": ["semantic"]}
+    row = {
+        "query_image_id": "q",
+        "target_image_id": "t",
+        "instructions": ["x"],
+        "negative_image_ids": ["q", "a", "t"],
+        "mined_by": ["semantic"],
+    }
     assert triplet_samples([row]) == [Sample("q", "t", ("x",), ("a",), ("semantic",))]
 
 
@@ -52,10 +80,18 @@ def row(arm: str, size: int, composed: float, **more: Any) -> dict[str, Any]:
 
 
 def test_the_claim_is_said_whatever_came_out():
-    runs = [row("judged", 10, 0.2), row("judged", 10, 0.3), row("judged", 20, 0.3), row("image_text", 700, 0.24), row("image_text", 1400, 0.31)]
+    runs = [
+        row("judged", 10, 0.2),
+        row("judged", 10, 0.3),
+        row("judged", 20, 0.3),
+        row("image_text", 700, 0.24),
+        row("image_text", 1400, 0.31),
+    ]
     runs += [row("judged", 20, 0.1, label="negatives: none"), row("unjudged", 20, 0.22, label="semantic+pattern")]
     figures = summary_of(runs, 70)
-    assert figures["arms"]["judged"]["10"]["mean"] == 0.25 and figures["arms"]["judged"]["10"]["deviation"] == pytest.approx(0.0707, abs=1e-4)
+    assert figures["arms"]["judged"]["10"]["mean"] == 0.25 and figures["arms"]["judged"]["10"][
+        "deviation"
+    ] == pytest.approx(0.0707, abs=1e-4)
     assert [figures["claim"][n]["holds"] for n in ("10", "20")] == [True, False]
     assert set(figures["ablations"]) == {"negatives: none", "semantic+pattern"} and "unjudged" not in figures["arms"]
     drawn = ET.fromstring(plot(figures["arms"], 0.12))

@@ -28,17 +28,23 @@ def test_faiss_may_answer_for_a_part_of_the_rows_and_the_figures_say_so(tmp_path
 def test_the_device_benchmark_runs_on_a_cpu_and_finds_what_is_exact(capsys: pytest.CaptureFixture[str]):
     figures = mine.main(["--device", "cpu", "--n", "700", "--dims", "96", "--neighbours", "5"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
-    assert figures["is_equal"] and figures["recall"] == 1 and 0.9 < figures["recall_half"] <= 1 and figures["pairs"] > 700
+    assert (
+        figures["is_equal"] and figures["recall"] == 1 and 0.9 < figures["recall_half"] <= 1 and figures["pairs"] > 700
+    )
     assert {"share", "matrix_tflops", "join_tflops", "all_pairs_20m_h", "rss_mib", "seconds"} <= set(figures)
 
 
 def test_the_vectors_are_of_unit_length_and_always_the_same():
     rows = vectors.clustered(300, d=32)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    assert np.array_equal(rows, vectors.clustered(300, d=32)) and not np.array_equal(rows, vectors.clustered(300, d=32, seed=1))
+    assert np.array_equal(rows, vectors.clustered(300, d=32)) and not np.array_equal(
+        rows, vectors.clustered(300, d=32, seed=1)
+    )
 
 
-def test_a_week_is_measured_and_its_tables_hold_what_a_search_from_scratch_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_week_is_measured_and_its_tables_hold_what_a_search_from_scratch_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     figures = incremental.main(["--n", "900", "--share", "0.1", "--neighbours", "4", "--folder", str(tmp_path)])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["is_equal"] and figures["new"] == 90
@@ -46,48 +52,92 @@ def test_a_week_is_measured_and_its_tables_hold_what_a_search_from_scratch_finds
 
 
 def test_a_week_that_was_cut_off_goes_on_with_the_stage_that_it_was_in(tmp_path: Path):
-    arguments = ["--n", "500", "--share", "0.1", "--neighbours", "4", "--folder", str(tmp_path), "--keep", str(tmp_path / "store")]
+    arguments = [
+        "--n",
+        "500",
+        "--share",
+        "0.1",
+        "--neighbours",
+        "4",
+        "--folder",
+        str(tmp_path),
+        "--keep",
+        str(tmp_path / "store"),
+    ]
     whole = incremental.main(arguments)
     seconds = tmp_path / "store" / f"seconds-{incremental.BATCHES[1]}.json"
     seconds.write_text(json.dumps({"mine": 7.5}))  # as if it had ended in the second select
     again = incremental.main(arguments)
-    assert again["is_equal"] and again["full"] == whole["full"] and again["increment"]["mine"] == 7.5 and again["increment"]["select"] != 0
+    assert (
+        again["is_equal"]
+        and again["full"] == whole["full"]
+        and again["increment"]["mine"] == 7.5
+        and again["increment"]["select"] != 0
+    )
 
 
 def test_several_corpora_are_measured_one_after_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     figures = mine.main(["--rows", "clustered:600,scenes:150", "--neighbours", "3", "--folder", str(tmp_path)])
     assert json.loads(capfd.readouterr().out.splitlines()[-1]) == figures
-    assert [(f["vectors"], f["n"], f["is_equal"]) for f in figures["rows"]] == [("clustered", 600, True), ("scenes", 150, True)] and figures["n"] == 600
+    assert [(f["vectors"], f["n"], f["is_equal"]) for f in figures["rows"]] == [
+        ("clustered", 600, True),
+        ("scenes", 150, True),
+    ] and figures["n"] == 600
     with pytest.raises(SystemExit):
         mine.main(["--rows", "faces:10"])
 
 
-def test_the_fast_preparation_is_measured_for_speed_and_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_fast_preparation_is_measured_for_speed_and_fidelity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr(embed, "TURNS", 1)
     figures = embed.main(["--photos", str(tmp_path / "none"), "--images", "16"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["cosine_min"] >= 0.999 and figures["top10_overlap"] >= 0.95 and figures["unrelated_cosine"] < 0.9
-    assert {"ours_images_per_cpu_s", "stock_images_per_cpu_s", "ratio", "rss_mib"} <= set(figures) and figures["ratio"] > 0
+    assert {"ours_images_per_cpu_s", "stock_images_per_cpu_s", "ratio", "rss_mib"} <= set(figures) and figures[
+        "ratio"
+    ] > 0
 
 
 def test_captions_of_the_loop_and_of_the_batch_are_compared(capsys: pytest.CaptureFixture[str]):
     figures = caption.main(["--pairs", "6", "--turns", "1", "--no-vllm"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["ratio"] > 0 and figures["judge_ratio"] > 0 and figures["equal_share"] == 1.0
-    assert figures["vllm_offline_pairs_per_cpu_s"] is None and figures["vllm_server_pairs_per_cpu_s"] is None and "--no-vllm" in figures["vllm_reason"]
+    assert (
+        figures["vllm_offline_pairs_per_cpu_s"] is None
+        and figures["vllm_server_pairs_per_cpu_s"] is None
+        and "--no-vllm" in figures["vllm_reason"]
+    )
     assert figures["ratio"] == figures["batched_ratio"] and figures["gpu_days_1m"] is None and figures["gpu_reason"]
     assert caption.part_pairs(10.0, 50.0) == 9500  # 9,500 pairs are 190 s: 10 s are 5% of 200
 
 
-def test_ingest_is_measured_also_where_no_peer_and_no_photographs_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_ingest_is_measured_also_where_no_peer_and_no_photographs_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     nowhere = tmp_path / "nowhere"
-    figures = ingest.main(["--images", "4", "--repeats", "1", "--folder", str(tmp_path), "--photos", str(nowhere), "--peer", str(nowhere)])
+    figures = ingest.main(
+        ["--images", "4", "--repeats", "1", "--folder", str(tmp_path), "--photos", str(nowhere), "--peer", str(nowhere)]
+    )
     printed = capsys.readouterr().out
     assert json.loads(printed.splitlines()[-1]) == figures and "pip install img2dataset" in printed
-    assert figures["images"] == 4 and figures["images"] == "drawn" and figures["ours_images_per_cpu_s"] > 0 and figures["ours_psnr_db"] > 30
+    assert (
+        figures["images"] == 4
+        and figures["images"] == "drawn"
+        and figures["ours_images_per_cpu_s"] > 0
+        and figures["ours_psnr_db"] > 30
+    )
     assert 0 < figures["rss_mib"] <= 500
     assert {k for k, v in figures.items() if v is None} == {
-        *("img2dataset_images_per_cpu_s", "ratio", "ratio_in_process", "img2dataset_psnr_db", "bytes_ratio", "img2dataset_rss_mib", "img2dataset")
+        *(
+            "img2dataset_images_per_cpu_s",
+            "ratio",
+            "ratio_in_process",
+            "img2dataset_psnr_db",
+            "bytes_ratio",
+            "img2dataset_rss_mib",
+            "img2dataset",
+        )
     }
 
 
@@ -95,5 +145,6 @@ def test_the_photographs_that_ingests_filter_was_fitted_on_are_not_those_that_it
     photos = [Path(f"{n:04d}.jpg") for n in range(1_100)]
     held_out, fitted = (ingest.shuffled(photos, is_fitted=f) for f in (False, True))
     assert not set(held_out) & set(fitted) and len(held_out) + len(fitted) == len(set(held_out) | set(fitted)) == 1_100
-    assert {photos[(n * 16 + tile) * 37 % 1_100] for n in range(20) for tile in range(16)} == set(fitted)  # as the fit took them
+    # as the fit took them
+    assert {photos[(n * 16 + tile) * 37 % 1_100] for n in range(20) for tile in range(16)} == set(fitted)
     assert ingest.shuffled(photos[:100], is_fitted=False) and ingest.shuffled([], is_fitted=False) == []

@@ -12,13 +12,32 @@ def test_our_step_and_sentence_transformers_take_the_same_loss_of_the_same_batch
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["is_equal"] and figures["loss_difference"] < 1e-4 and len(figures["losses"][0]) == 3
     assert figures["hard_negatives"] == 4 and figures["total_images"] == 36 and figures["unique_images"] < 15
-    assert {"ours_samples_per_s", "sentence_transformers_samples_per_s", "ratio", "rss_mib"} <= set(figures) and figures["ratio"] > 0
+    assert {"ours_samples_per_s", "sentence_transformers_samples_per_s", "ratio", "rss_mib"} <= set(
+        figures
+    ) and figures["ratio"] > 0
 
 
 def test_memory_with_and_without_gradient_caching_is_of_the_same_loss(capsys: pytest.CaptureFixture[str]):
-    line = ["--shape", "tiny", "--batch", "6", "--no-speed", "--no-loader", "--memory-shape", "tiny", "--memory-batch", "40", "--memory-chunk", "4"]
+    line = [
+        "--shape",
+        "tiny",
+        "--batch",
+        "6",
+        "--no-speed",
+        "--no-loader",
+        "--memory-shape",
+        "tiny",
+        "--memory-batch",
+        "40",
+        "--memory-chunk",
+        "4",
+    ]
     memory = train.main(line)["memory"]
-    assert memory["loss_difference"] < 1e-5 and memory["batch"] == 40 and memory["cached"]["images"] == memory["plain"]["images"]
+    assert (
+        memory["loss_difference"] < 1e-5
+        and memory["batch"] == 40
+        and memory["cached"]["images"] == memory["plain"]["images"]
+    )
     assert memory["ratio"] > 0 and memory["plain"]["peak_mib"] > memory["plain"]["before_mib"] > 0
 
 
@@ -26,4 +45,8 @@ def test_the_loader_and_webdataset_give_the_same_pixels(capsys: pytest.CaptureFi
     figures = loader.main(["--side", "96", "--batch", "8", "--batches", "2", "--turns", "1"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["is_equal"] and figures["triplets"] == 16
-    assert figures["images_webdataset"] == 16 * 5 > 2 * figures["images_ours"] and figures["ratio"] > 0 and figures["prepared_ratio"] > 0
+    assert (
+        figures["images_webdataset"] == 16 * 5 > 2 * figures["images_ours"]
+        and figures["ratio"] > 0
+        and figures["prepared_ratio"] > 0
+    )

@@ -28,7 +28,9 @@ def families(count: int, members: int, spread: float) -> np.ndarray:
 
 def test_the_window_holds_families_and_leaves_strangers_out():
     vectors = families(60, 5, 0.3).astype(np.float64)
-    low, high = calibrate.propose(calibrate.distribution(vectors.astype(np.float16)), low_quantile=0.98, high_quantile=0.995)
+    low, high = calibrate.propose(
+        calibrate.distribution(vectors.astype(np.float16)), low_quantile=0.98, high_quantile=0.995
+    )
     similar = vectors @ vectors.T
     same = np.equal.outer(np.arange(300) // 5, np.arange(300) // 5) & ~np.eye(300, dtype=bool)
     inside = (similar >= low) & (similar < high)
@@ -52,10 +54,15 @@ def test_the_rest_of_the_file_stays_as_it_was(project: Path):
     assert after["mine"].pop("windows") == {"semantic": {"low": 0.1, "high": 0.2}, "caption": {"low": 0.3, "high": 0.4}}
     before["mine"].pop("windows")
     assert after == before
-    assert [line for line in text.split("\n") if "#" in line and "windows" not in line][:3] == [line for line in changed.split("\n") if "#" in line][:3]
+    assert [line for line in text.split("\n") if "#" in line and "windows" not in line][:3] == [
+        line for line in changed.split("\n") if "#" in line
+    ][:3]
     assert calibrate.with_windows(changed, windows) == changed
     block_style = yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
-    assert yaml.safe_load(calibrate.with_windows(block_style, windows))["mine"]["windows"]["caption"] == {"low": 0.3, "high": 0.4}
+    assert yaml.safe_load(calibrate.with_windows(block_style, windows))["mine"]["windows"]["caption"] == {
+        "low": 0.3,
+        "high": 0.4,
+    }
     with pytest.raises(ConfigError, match="no block 'windows:'"):
         calibrate.with_windows("select:\n  a: 1\n", windows)
 
@@ -86,14 +93,22 @@ def test_the_pages_pairs_come_from_every_band(seed: int, m: int, count: int, ban
     step = 0.4 / bands
     assert len(found) == bands and sum(map(len, found)) <= count
     for n, band in enumerate(found):
-        assert all(0.9 - (n + 1) * step - 1e-9 <= similarity[k] <= 0.9 - n * step + 1e-9 and 0.5 <= similarity[k] < 0.9 for k in band)
-        assert len({query[k] for k in band}) == len(band) and list(similarity[band]) == sorted(similarity[band], reverse=True)
+        assert all(
+            0.9 - (n + 1) * step - 1e-9 <= similarity[k] <= 0.9 - n * step + 1e-9 and 0.5 <= similarity[k] < 0.9
+            for k in band
+        )
+        assert len({query[k] for k in band}) == len(band) and list(similarity[band]) == sorted(
+            similarity[band], reverse=True
+        )
     assert found == band_pairs(query, target, similarity, low=0.5, high=0.9, bands=bands, count=count, seed=seed)
 
 
 def test_the_page_shows_twenty_pairs_even_where_a_band_has_few():
     query, target = np.arange(60), np.arange(60) + 100
-    for similarity, wanted in ((np.linspace(0.501, 0.899, 60), [7, 7, 6]), (np.r_[np.full(2, 0.89), np.full(30, 0.7), np.full(28, 0.51)], [2, 12, 6])):
+    for similarity, wanted in (
+        (np.linspace(0.501, 0.899, 60), [7, 7, 6]),
+        (np.r_[np.full(2, 0.89), np.full(30, 0.7), np.full(28, 0.51)], [2, 12, 6]),
+    ):
         found = band_pairs(query, target, similarity, low=0.5, high=0.9)
         assert [len(band) for band in found] == wanted and sum(wanted) == 20
 
@@ -109,10 +124,14 @@ def images(folder: Path, count: int, captions: bool) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(1)
     for n in range(count):
-        Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8)).resize((96, 80), Image.Resampling.NEAREST).save(folder / f"{n}.png")
+        Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8)).resize((96, 80), Image.Resampling.NEAREST).save(
+            folder / f"{n}.png"
+        )
     (folder / "notes.txt").write_text("taken by hand")
     if captions:
-        (folder / "captions.csv").write_text("path,caption\n" + "".join(f"{n}.png,nine patches number {n}\n" for n in range(count)))
+        (folder / "captions.csv").write_text(
+            "path,caption\n" + "".join(f"{n}.png,nine patches number {n}\n" for n in range(count))
+        )
     return folder
 
 
@@ -129,10 +148,15 @@ def test_a_folder_of_images_gives_the_values_of_its_run(tmp_path: Path, capsys: 
     saved = json.loads((tmp_path / "figures" / "calibration.json").read_text())
     assert saved["semantic"]["window"] == values["window_semantic"] and set(saved) == set(calibrate.ROLES)
     assert "near-copies" in saved["pattern"]["quantiles"] and "near-copies" not in saved["caption"]["quantiles"]
-    assert saved["semantic"]["quantiles"]["near-copies"]["q0.5"] > saved["semantic"]["quantiles"]["random pairs"]["q0.5"]
+    assert (
+        saved["semantic"]["quantiles"]["near-copies"]["q0.5"] > saved["semantic"]["quantiles"]["random pairs"]["q0.5"]
+    )
     svg, page = ((tmp_path / "figures" / name).read_text() for name in ("calibration.svg", "pairs.html"))
-    assert ElementTree.fromstring(svg).tag.endswith("svg") and svg.count("<polyline") == 11  # four lines, and three of the texts
-    assert page.count("<h2>") == 3 and page.count("<h3>") == 9 and "nine patches number" in page and "<script" not in page
+    # four lines, and three of the texts
+    assert ElementTree.fromstring(svg).tag.endswith("svg") and svg.count("<polyline") == 11
+    assert (
+        page.count("<h2>") == 3 and page.count("<h3>") == 9 and "nine patches number" in page and "<script" not in page
+    )
 
 
 def test_a_folder_without_captions_says_what_the_gate_would_say(project: Path, capsys: pytest.CaptureFixture[str]):
@@ -141,7 +165,9 @@ def test_a_folder_without_captions_says_what_the_gate_would_say(project: Path, c
     assert "0% of the images have one, the images gate wants 50%" in capsys.readouterr().out
 
 
-def test_what_cannot_be_calibrated_is_refused_with_the_next_step(tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_cannot_be_calibrated_is_refused_with_the_next_step(
+    tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
     few = images(tmp_path / "few", 2, captions=True)
     for arguments, code, message in (
@@ -149,7 +175,11 @@ def test_what_cannot_be_calibrated_is_refused_with_the_next_step(tmp_path: Path,
         (["--source", str(few)], 65, "at least 3 are needed"),
         (["--source", str(few), "--limit", "2"], 78, "at least 3"),
         (["--source", str(few), "--profile", "tiny"], 78, "no profile 'tiny'"),
-        (["--source", str(few), "--profile", "small", "--write", "--root", str(tmp_path)], 78, "has mine.windows of its own"),
+        (
+            ["--source", str(few), "--profile", "small", "--write", "--root", str(tmp_path)],
+            78,
+            "has mine.windows of its own",
+        ),
     ):
         assert calibrate.main(arguments) == code, arguments
         assert message in capsys.readouterr().err
@@ -165,5 +195,8 @@ def test_a_part_of_a_folder_is_whole_runs_of_neighbours_from_end_to_end(count: i
         return
     run = min(run, limit)
     assert len(taken) == limit // run * run and taken[0] == 0
-    assert all(taken[start : start + run] == list(range(taken[start], taken[start] + run)) for start in range(0, len(taken), run))
+    assert all(
+        taken[start : start + run] == list(range(taken[start], taken[start] + run))
+        for start in range(0, len(taken), run)
+    )
     assert len(taken) == run or taken[-1] == count - 1

@@ -65,13 +65,18 @@ def test_words_of_the_targets_caption_leak_it_from_a_share_on(text: str, share: 
 
 
 def test_a_text_that_holds_the_querys_caption_gives_the_query_away():
-    assert problem("like a cat on a brown sofa, but a dog", max_chars=99, query_caption="A cat on a brown sofa.") == "leaks_source"
+    assert (
+        problem("like a cat on a brown sofa, but a dog", max_chars=99, query_caption="A cat on a brown sofa.")
+        == "leaks_source"
+    )
     assert problem("the same, but a dog", max_chars=99, query_caption="A cat on a brown sofa.") is None
 
 
 def test_what_only_the_source_shows_may_be_told_below_a_share():
     secret = {"red", "bright", "day"}
-    assert [tells(set(text.split()), secret, 0.5) for text in ("at night", "the red one at night", "the red one of the day")] == [False, False, True]
+    assert [
+        tells(set(text.split()), secret, 0.5) for text in ("at night", "the red one at night", "the red one of the day")
+    ] == [False, False, True]
     assert not tells({"red"}, set(), 0.5)
 
 
@@ -91,15 +96,35 @@ def test_a_demonstration_is_told_from_words_that_are_merely_alike(text: str, sho
 @pytest.mark.parametrize(
     ("language", "right", "wrong"),
     [
-        ("en", "the same one with a lit lamp on the table", "das gleiche mit einer Lampe auf dem Tisch und nicht mit der Kerze"),
-        ("de", "das gleiche Zimmer, aber mit einer Lampe und ohne die Kerze", "the same room with a lamp instead of a candle"),
-        ("fr", "la même pièce avec une lampe sur la table et les rideaux fermés", "the same room with a lamp on top of the table"),
-        ("es", "la misma sala con una lámpara y las cortinas cerradas", "das gleiche Zimmer mit der Lampe und die Kerze ist aus"),
+        (
+            "en",
+            "the same one with a lit lamp on the table",
+            "das gleiche mit einer Lampe auf dem Tisch und nicht mit der Kerze",
+        ),
+        (
+            "de",
+            "das gleiche Zimmer, aber mit einer Lampe und ohne die Kerze",
+            "the same room with a lamp instead of a candle",
+        ),
+        (
+            "fr",
+            "la même pièce avec une lampe sur la table et les rideaux fermés",
+            "the same room with a lamp on top of the table",
+        ),
+        (
+            "es",
+            "la misma sala con una lámpara y las cortinas cerradas",
+            "das gleiche Zimmer mit der Lampe und die Kerze ist aus",
+        ),
         ("zh", "同一个房间，换成夜晚，开着灯", "the same room at night"),
         ("ja", "同じ部屋で、夜にして、ランプをつける", "the same room at night"),
         ("ko", "같은 방인데 밤이고 램프가 켜져 있다", "the same room at night"),
         ("ru", "та же комната, но ночью и с лампой", "the same room at night"),
-        ("pl", "ten sam pokój, ale w nocy i z lampą, bez świecy", "the same room at night with the lamp instead of a candle"),
+        (
+            "pl",
+            "ten sam pokój, ale w nocy i z lampą, bez świecy",
+            "the same room at night with the lamp instead of a candle",
+        ),
         ("tr", "aynı oda, ama gece ve bir lamba ile", "the same room at night with the lamp instead of a candle"),
         ("uk", "та сама кімната, але вночі і з лампою", "та же комната, но ночью, чтобы был свет лампы, стены жёлтые"),
         ("ru", "та же комната, но ночью", "та сама кімната, але вночі"),
@@ -115,7 +140,11 @@ def test_a_reply_in_another_language_is_refused_and_one_in_its_own_is_not(langua
 
 def test_every_language_that_can_be_asked_for_is_checked():
     for language in LANGUAGES:
-        other = "the same room at night with the lamp instead of a candle" if language != "en" else "та же комната, но ночью"
+        other = (
+            "the same room at night with the lamp instead of a candle"
+            if language != "en"
+            else "та же комната, но ночью"
+        )
         assert problem(other, max_chars=200, language=language) == "wrong_language", language
 
 
@@ -125,7 +154,12 @@ def test_a_text_that_many_pairs_share_is_about_none_of_them():
 
 
 def test_a_description_has_about_as_many_words_as_were_asked_for():
-    assert [misses_length("word " * count, 45, 125) for count in (44, 45, 125, 126)] == ["too_short", None, None, "too_long"]
+    assert [misses_length("word " * count, 45, 125) for count in (44, 45, 125, 126)] == [
+        "too_short",
+        None,
+        None,
+        "too_long",
+    ]
 
 
 def test_thoughts_in_front_of_an_answer_are_no_part_of_it():

@@ -23,7 +23,9 @@ def test_earlier_versions_are_believed_before_the_prompts(tmp_path: Path):
     columns = {"requests": [6, 8, None], "prompt_tokens": [300, 500, 10], "output_tokens": [100, 100, 10]}
     judged = {"requests": 100, "cached": 50, "prompt_tokens": 5000, "pairs": 10}
     assert measured(columns, params, judged, RECKONED) == PairCost(7, 500, 10, 100, True)
-    assert measured({"requests": [None], "prompt_tokens": [1], "output_tokens": [1]}, params, judged, RECKONED) == RECKONED
+    assert (
+        measured({"requests": [None], "prompt_tokens": [1], "output_tokens": [1]}, params, judged, RECKONED) == RECKONED
+    )
     report = plan.run(params, Store(tmp_path), 1000)
     assert report.read == 1000 and report.figures["requests"] == 1000 * (6 + 5 * 7) and report.figures["hours"] == 0
     assert not list(tmp_path.iterdir())
@@ -50,14 +52,27 @@ def test_the_other_direction_is_planned_for_and_what_is_done_is_not(tmp_path: Pa
     params, store, batch = load_params("params.yaml"), Store(tmp_path), "2026.01.04"
     params = params.model_copy(update={"open_run": params.open_run.model_copy(update={"batch": batch})})
     store.write(store.table_path("pairs", batch), [{"pair_id": f"p{n}", "batch": batch} for n in range(10)], "pairs")
-    store.write(store.table_path("captioned", batch, 0), [{"pair_id": p, "batch": batch} for p in ("p0", "p1", "the other direction of p1")], "captioned")
-    store.write(store.dropped_path("caption", batch, 0), [{"stage": "caption", "batch": batch, "key": "p2", "reason": "refused"}], "dropped")
+    store.write(
+        store.table_path("captioned", batch, 0),
+        [{"pair_id": p, "batch": batch} for p in ("p0", "p1", "the other direction of p1")],
+        "captioned",
+    )
+    store.write(
+        store.dropped_path("caption", batch, 0),
+        [{"stage": "caption", "batch": batch, "key": "p2", "reason": "refused"}],
+        "dropped",
+    )
     one = plan.run(params, store)
     both = plan.run(params.model_copy(update={"caption": params.caption.model_copy(update={"reverse": True})}), store)
     assert one.read == both.read == 7
-    assert both.figures["requests"] == pytest.approx(2 * one.figures["requests"]) and both.figures["tokens"] == pytest.approx(2 * one.figures["tokens"])
-    formal = params.model_copy(update={"caption": params.caption.model_copy(update={"reverse": True, "prompts": "standard"})})
-    assert plan.run(formal, store).figures["requests"] == both.figures["requests"] - 7  # a form is turned round, not asked for again
+    assert both.figures["requests"] == pytest.approx(2 * one.figures["requests"]) and both.figures[
+        "tokens"
+    ] == pytest.approx(2 * one.figures["tokens"])
+    formal = params.model_copy(
+        update={"caption": params.caption.model_copy(update={"reverse": True, "prompts": "standard"})}
+    )
+    # a form is turned round, not asked for again
+    assert plan.run(formal, store).figures["requests"] == both.figures["requests"] - 7
 
 
 def test_demonstrations_are_paid_for_where_they_are_shown(tmp_path: Path):
@@ -80,8 +95,12 @@ def test_a_text_stands_on_its_card_with_what_was_said_of_it():
     fits = {"instruction": "make it red", "style": "short", "reason": "query_fits", "p_yes": 0.9}
     wrong = {"instruction": "make it blue", "style": "keep", "reason": "wrong_instruction", "p_yes": 0.2}
     assert texts_of("query_fits", fits) == [Text("make it red", "short: the query itself meets it (0.90)", None, False)]
-    assert texts_of("wrong_target", {"instructions": [wrong]}) == [Text("make it blue", "keep: does not lead to the target", 0.2, False)]
-    assert texts_of("refused", {"problems": {"short": "refused"}, "replies": {"short": "I cannot"}, "kept": {"keep": "stays"}}) == [
+    assert texts_of("wrong_target", {"instructions": [wrong]}) == [
+        Text("make it blue", "keep: does not lead to the target", 0.2, False)
+    ]
+    assert texts_of(
+        "refused", {"problems": {"short": "refused"}, "replies": {"short": "I cannot"}, "kept": {"keep": "stays"}}
+    ) == [
         Text("I cannot", "short: refused", None, False),
         Text("stays", "keep: could be used"),
     ]
@@ -89,35 +108,71 @@ def test_a_text_stands_on_its_card_with_what_was_said_of_it():
 
 @pytest.fixture
 def judged(tmp_path: Path) -> Store:
-    """Forty pairs of plain images: four of five became triplets, the rest were left out by caption or judge, and negatives went."""
+    """Forty pairs of plain images: four of five became triplets, the rest were left out by caption or judge, and
+    negatives went.
+    """
     store, batch, content, images = Store(tmp_path), "2026.01.04", b"", []
     for n in range(3):
         file = io.BytesIO()
         Image.new("RGB", (16, 16), (80 * n, 0, 0)).save(file, "PNG")
-        images.append({"image_id": f"i{n}", "batch": batch, "shard": f"{batch}-00000.tar", "offset_bytes": len(content), "size_bytes": file.tell()})
+        images.append(
+            {
+                "image_id": f"i{n}",
+                "batch": batch,
+                "shard": f"{batch}-00000.tar",
+                "offset_bytes": len(content),
+                "size_bytes": file.tell(),
+            }
+        )
         content += file.getvalue()
     store.write_bytes(store.folder("data", "images", f"{batch}-00000.tar"), content)
     store.write(store.table_path("images", batch), images, "images")
     ends = {"query_image_id": "i0", "target_image_id": "i1", "batch": batch}
     ids = [f"p{n:02d}" for n in range(40)]
-    store.write(store.table_path("pairs", batch), [{"pair_id": i, **ends, "negative_image_ids": ["i0", "i2"]} for i in ids], "pairs")
+    store.write(
+        store.table_path("pairs", batch),
+        [{"pair_id": i, **ends, "negative_image_ids": ["i0", "i2"]} for i in ids],
+        "pairs",
+    )
     texts = {"instructions": ["make it <b>red</b>"], "styles": ["short"], "description": "one & another"}
-    store.write(store.table_path("captioned", batch, 0), [{"pair_id": i, "batch": batch, **texts} for i in ids], "captioned")
+    store.write(
+        store.table_path("captioned", batch, 0), [{"pair_id": i, "batch": batch, **texts} for i in ids], "captioned"
+    )
     kept = [i for n, i in enumerate(ids) if n % 5]
     scores = {"negative_image_ids": ["i0"], "judge_target": [0.9], "judge_negative": [0.1]}
-    rows = [{"triplet_id": f"t{i}", "pair_id": i, **ends, **texts, **scores, "found_by": ["image", "composed"]} for i in kept]
+    rows = [
+        {"triplet_id": f"t{i}", "pair_id": i, **ends, **texts, **scores, "found_by": ["image", "composed"]}
+        for i in kept
+    ]
     store.write(store.table_path("triplets", batch, 0), rows, "triplets")
     lost = {
-        "caption": [("p00", "empty_reply", {"problems": {"description": "empty_reply"}, "replies": {"description": ""}, "kept": {}})],
+        "caption": [
+            (
+                "p00",
+                "empty_reply",
+                {"problems": {"description": "empty_reply"}, "replies": {"description": ""}, "kept": {}},
+            )
+        ],
         "judge": [
-            ("p05", "wrong_target", {"instructions": [{"instruction": "make it red", "style": "short", "reason": "wrong_instruction", "p_yes": 0.2}]}),
+            (
+                "p05",
+                "wrong_target",
+                {
+                    "instructions": [
+                        {"instruction": "make it red", "style": "short", "reason": "wrong_instruction", "p_yes": 0.2}
+                    ]
+                },
+            ),
             ("p10", "shortcut", {"found_by": ["text"], "texts": ["a red one"]}),
             ("p15", "duplicate", {"query": "i0", "target": "i1"}),
             ("p01:i2", "false_negative", {"image_id": "i2", "p_yes": 0.8}),
         ],
     }
     for stage, dropped in lost.items():
-        table = [{"stage": stage, "batch": batch, "key": key, "reason": reason, "detail": json.dumps(detail)} for key, reason, detail in dropped]
+        table = [
+            {"stage": stage, "batch": batch, "key": key, "reason": reason, "detail": json.dumps(detail)}
+            for key, reason, detail in dropped
+        ]
         store.write(store.dropped_path(stage, batch, 0), table, "dropped")
     return store
 
@@ -126,10 +181,25 @@ def test_the_page_shows_thirty_of_either_kind_each_with_its_reason(judged: Store
     page = build(judged)
     good, bad, taken = (part.count("<article") for part in re.split("<h2", page)[1:])
     assert (good, bad, taken) == (30, 4, 1)
-    assert "Accepted: 30 of 32" in page and "Rejected: 4 of 4" in page and "A shortcut: the picture alone would find it first." in page
-    for reason in ("caption: empty reply", "judge: wrong target", "judge: shortcut", "judge: duplicate", "judge: false negative"):
+    assert (
+        "Accepted: 30 of 32" in page
+        and "Rejected: 4 of 4" in page
+        and "A shortcut: the picture alone would find it first." in page
+    )
+    for reason in (
+        "caption: empty reply",
+        "judge: wrong target",
+        "judge: shortcut",
+        "judge: duplicate",
+        "judge: false negative",
+    ):
         assert reason in page
-    assert "negative, 0.80" in page and "make it &lt;b&gt;red&lt;/b&gt;" in page and "<b>red" not in page and "<script" not in page
+    assert (
+        "negative, 0.80" in page
+        and "make it &lt;b&gt;red&lt;/b&gt;" in page
+        and "<b>red" not in page
+        and "<script" not in page
+    )
     assert build(judged) == page
 
 

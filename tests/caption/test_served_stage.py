@@ -74,15 +74,44 @@ def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
     for n in range(PAIRS + 1):
         file = io.BytesIO()
         Image.new("RGB", (16, 16), (20 * n, 255 - 20 * n, 99)).save(file, "PNG")
-        blank = {"source_uri": f"s:{n}", "source_sha256": "", "license_code": "", "attribution": "", "fetched_at": "", "phash": "", "thumbnail": b""}
+        blank = {
+            "source_uri": f"s:{n}",
+            "source_sha256": "",
+            "license_code": "",
+            "attribution": "",
+            "fetched_at": "",
+            "phash": "",
+            "thumbnail": b"",
+        }
         where = {"shard": f"{BATCH}-00000.tar", "offset_bytes": len(shard), "size_bytes": len(file.getvalue())}
         images.append(
-            {"image_id": f"i{n:02d}", "batch": BATCH, "width_px": 16, "height_px": 16, "caption": f"number {n}", "caption_source": "source", **blank, **where}
+            {
+                "image_id": f"i{n:02d}",
+                "batch": BATCH,
+                "width_px": 16,
+                "height_px": 16,
+                "caption": f"number {n}",
+                "caption_source": "source",
+                **blank,
+                **where,
+            }
         )
         shard += file.getvalue()
     for n in range(PAIRS):
-        ids = {"pair_id": f"p{n:02d}", "batch": BATCH, "query_image_id": f"i{n:02d}", "target_image_id": f"i{n + 1:02d}", "mined_by": ["semantic"]}
-        scores = {"similarity_semantic": 0.9, "similarity_pattern": None, "similarity_caption": None, "rank": 0, "negative_similarity": [0.9, 0.8]}
+        ids = {
+            "pair_id": f"p{n:02d}",
+            "batch": BATCH,
+            "query_image_id": f"i{n:02d}",
+            "target_image_id": f"i{n + 1:02d}",
+            "mined_by": ["semantic"],
+        }
+        scores = {
+            "similarity_semantic": 0.9,
+            "similarity_pattern": None,
+            "similarity_caption": None,
+            "rank": 0,
+            "negative_similarity": [0.9, 0.8],
+        }
         pairs.append({**ids, "negative_image_ids": [f"i{n:02d}", f"i{(n + 5) % 13:02d}"], **scores})
     store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), images, "images")
@@ -91,7 +120,17 @@ def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
     params.pop("profiles")
     params["open_run"]["batch"] = BATCH
     served = {"engine": "openai", "url": url, "model": "tiny", "chunk_pairs": 5, "in_flight": 4, "timeout_s": 2.0}
-    params["caption"] |= served | {"writer_url": url, "writer": "tiny", "styles": ["imperative", "question"], "instructions_min": 1, "canaries": None} | caption
+    params["caption"] |= (
+        served
+        | {
+            "writer_url": url,
+            "writer": "tiny",
+            "styles": ["imperative", "question"],
+            "instructions_min": 1,
+            "canaries": None,
+        }
+        | caption
+    )
     params["judge"] |= served | {"labelled": None, "threshold": 0.5, "negative_threshold": 0.99, "instructions_min": 1}
     store.write_bytes(root / "params.yaml", yaml.safe_dump(params).encode())
     return store
@@ -100,7 +139,14 @@ def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
 def run(stage: str, root: Path, project: Path, pid_file: Path | None = None) -> tuple[int, str]:
     """`python -m tasks <stage>`; exit code and output."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | {"PYTHONPATH": str(project)}
-    with subprocess.Popen([sys.executable, "-m", "tasks", stage], cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tasks", stage],
+        cwd=root,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         if pid_file:
             pid_file.write_text(str(process.pid))
         output, _ = process.communicate(timeout=120)
@@ -112,16 +158,30 @@ def tables(store: Store) -> dict[str, bytes]:
     return {str(p.relative_to(store.root)): p.read_bytes() for p in sorted(wanted)}
 
 
-def test_killed_and_run_again_the_tables_are_the_same_and_nothing_is_paid_twice(tmp_path: Path, project: Path, start: Start):
+def test_killed_and_run_again_the_tables_are_the_same_and_nothing_is_paid_twice(
+    tmp_path: Path, project: Path, start: Start
+):
     url = start()
     whole = worktree(tmp_path / "whole", project, url)
     for stage in ("caption", "judge"):
         assert run(stage, whole.root, project)[0] == 0
     once = paid(tmp_path)
     assert len(set(once)) == len(once) > 40
-    known = ("captioner_revision", "engine", "prompt_sha256", "sampling", "judge_revision", "judge_engine", "judge_prompt_sha256")
+    known = (
+        "captioner_revision",
+        "engine",
+        "prompt_sha256",
+        "sampling",
+        "judge_revision",
+        "judge_engine",
+        "judge_prompt_sha256",
+    )
     rows = whole.read_table("triplets").to_pylist() + whole.read_table("captioned").to_pylist()
-    assert rows and all(row[name] for row in rows for name in known if name in row) and {row["seed"] for row in rows} == {0}
+    assert (
+        rows
+        and all(row[name] for row in rows for name in known if name in row)
+        and {row["seed"] for row in rows} == {0}
+    )
     assert {row["judge_engine"] for row in rows if "judge_engine" in row} == {"openai, vllm 0.fake"}
 
     (tmp_path / "paid").unlink()
@@ -135,7 +195,8 @@ def test_killed_and_run_again_the_tables_are_the_same_and_nothing_is_paid_twice(
         assert code == 0 and "from the cache" in output, output
     assert tables(killed) == tables(whole)
     again = paid(tmp_path)
-    # A reply that was on its way when its client died is lost; at most in_flight of them a kill, and no other request twice.
+    # A reply that was on its way when its client died is lost; at most in_flight of them a kill, and no other request
+    # twice.
     assert set(again) == set(once) and len(again) - len(set(again)) <= 2 * 4
 
     (tmp_path / "paid").unlink()
@@ -152,13 +213,17 @@ def test_a_server_that_fails_now_and_then_gives_the_same_replies(fault: str, tmp
     asked = [Request((), f"style: {n}") for n in range(30 if fault != "hang" else 8)]
 
     def replies(url: str) -> list[Any]:
-        return ServedCaptioner("tiny", revision=None, url=url, in_flight=4, max_new_tokens=9, timeout_s=1.0, sleep=lambda s: None).chat(asked)
+        return ServedCaptioner(
+            "tiny", revision=None, url=url, in_flight=4, max_new_tokens=9, timeout_s=1.0, sleep=lambda s: None
+        ).chat(asked)
 
     expected = replies(start())
     assert replies(start(fault=fault, every=4)) == expected
 
 
-def test_a_server_killed_half_way_and_started_again_gives_the_same_tables_and_repeats_only_what_was_on_its_way(tmp_path: Path, project: Path, start: Start):
+def test_a_server_killed_half_way_and_started_again_gives_the_same_tables_and_repeats_only_what_was_on_its_way(
+    tmp_path: Path, project: Path, start: Start
+):
     whole = worktree(tmp_path / "whole", project, start())
     assert run("caption", whole.root, project)[0] == 0
     once = paid(tmp_path)
@@ -180,7 +245,11 @@ def test_a_server_killed_half_way_and_started_again_gives_the_same_tables_and_re
 
 
 @pytest.mark.parametrize(
-    ("back_as", "said"), [({"model": "other"}, "serves ['other'], not 'tiny'"), ({"root": "/weights/b"}, "is /weights/b there now and was /weights/a")]
+    ("back_as", "said"),
+    [
+        ({"model": "other"}, "serves ['other'], not 'tiny'"),
+        ({"root": "/weights/b"}, "is /weights/b there now and was /weights/a"),
+    ],
 )
 def test_a_stage_whose_server_comes_back_with_another_model_ends_without_a_retry(
     tmp_path: Path, project: Path, start: Start, back_as: dict[str, str], said: str
@@ -206,7 +275,9 @@ def test_no_more_than_in_flight_are_asked_at_once_and_all_places_are_used(tmp_pa
 
 def test_a_busy_server_is_given_fewer_at_once_and_more_again_as_it_recovers(tmp_path: Path, start: Start):
     url = start(together=3, busy=2)
-    model = ServedCaptioner("tiny", revision=None, url=url, in_flight=8, max_new_tokens=9, timeout_s=20.0, tries=40, sleep=lambda s: None)
+    model = ServedCaptioner(
+        "tiny", revision=None, url=url, in_flight=8, max_new_tokens=9, timeout_s=20.0, tries=40, sleep=lambda s: None
+    )
     asked = [Request((), f"style: {n}") for n in range(24)]
     replies = model.chat(asked)
     gate = model.replicas[0].gate
@@ -219,7 +290,9 @@ def test_a_busy_server_is_given_fewer_at_once_and_more_again_as_it_recovers(tmp_
 
 def test_a_server_that_hangs_is_given_up_after_the_deadline(start: Start):
     url = start(fault="hang", every=1)
-    model = ServedCaptioner("tiny", revision=None, url=url, in_flight=2, max_new_tokens=9, timeout_s=0.3, tries=2, sleep=lambda s: None)
+    model = ServedCaptioner(
+        "tiny", revision=None, url=url, in_flight=2, max_new_tokens=9, timeout_s=0.3, tries=2, sleep=lambda s: None
+    )
     with pytest.raises(TransientError, match="after 2 tries"):
         model.chat([Request((), "style: short")])
 
@@ -239,7 +312,13 @@ def test_a_server_that_was_restarted_with_another_model_is_refused(tmp_path: Pat
 def test_replicas_share_the_work_and_one_may_be_dead(tmp_path: Path, start: Start):
     url = start()
     model = ServedCaptioner(
-        "tiny", revision=None, url=f"http://127.0.0.1:9/v1,{url}", in_flight=4, max_new_tokens=9, cache=RequestCache(tmp_path / "cache"), sleep=lambda s: None
+        "tiny",
+        revision=None,
+        url=f"http://127.0.0.1:9/v1,{url}",
+        in_flight=4,
+        max_new_tokens=9,
+        cache=RequestCache(tmp_path / "cache"),
+        sleep=lambda s: None,
     )
     replies = model.chat([Request((), f"style: {n}") for n in range(12)])
     assert [r.text.rpartition(" ")[2] for r in replies] == [str(n) for n in range(12)] and len(paid(tmp_path)) == 12
@@ -247,7 +326,9 @@ def test_replicas_share_the_work_and_one_may_be_dead(tmp_path: Path, start: Star
     assert (model.spent.requests, model.spent.cached, model.spent.output_tokens) == (24, 12, 84)
 
 
-def test_a_reply_of_ten_thousand_tokens_is_refused_and_its_retry_does_not_quote_it(tmp_path: Path, project: Path, start: Start):
+def test_a_reply_of_ten_thousand_tokens_is_refused_and_its_retry_does_not_quote_it(
+    tmp_path: Path, project: Path, start: Start
+):
     url = start(fault="long", every=1)
     store = worktree(tmp_path / "tree", project, url)
     code, output = run("caption", store.root, project)
@@ -266,4 +347,6 @@ def test_a_budget_stops_politely_and_a_larger_one_goes_on(tmp_path: Path, projec
     assert len(small.table_files("captioned")) == 1
     worktree(tmp_path / "small", project, url, budget_tokens=100_000)
     assert run("caption", small.root, project)[0] == 0
-    assert {k: v for k, v in tables(small).items() if "captioned" in k} == {k: v for k, v in tables(whole).items() if "captioned" in k}
+    assert {k: v for k, v in tables(small).items() if "captioned" in k} == {
+        k: v for k, v in tables(whole).items() if "captioned" in k
+    }

@@ -6,7 +6,15 @@ import pytest
 
 from tasks.demo.demo import DemoFailed, empty_root
 from tasks.demo.local_airflow import airflow_environment
-from tasks.demo.summary import Finished, certainty_lines, counts_text, drops_of, incremental_of, seconds_of, summary_text
+from tasks.demo.summary import (
+    Finished,
+    certainty_lines,
+    counts_text,
+    drops_of,
+    incremental_of,
+    seconds_of,
+    summary_text,
+)
 
 
 def done(task_id: str, label: str = "", seconds: float = 1.0, **report: object) -> Finished:
@@ -14,12 +22,18 @@ def done(task_id: str, label: str = "", seconds: float = 1.0, **report: object) 
 
 
 def test_drops_of_parts_and_runs_add_up():
-    tasks = [done("judge", "1/2", dropped={"wrong_target": 3}), done("judge", "2/2", dropped={"wrong_target": 4, "ambiguous": 1}), done("ingest")]
+    tasks = [
+        done("judge", "1/2", dropped={"wrong_target": 3}),
+        done("judge", "2/2", dropped={"wrong_target": 4, "ambiguous": 1}),
+        done("ingest"),
+    ]
     assert drops_of(tasks) == {"judge": {"wrong_target": 7, "ambiguous": 1}}
 
 
 def test_seconds_are_wall_seconds_by_stage_and_a_total():
-    assert seconds_of([done("embed", "semantic", 2.04), done("embed", "pattern", 3.0), done("ingest", "", 1.5)], 60.04) == {
+    assert seconds_of(
+        [done("embed", "semantic", 2.04), done("embed", "pattern", 3.0), done("ingest", "", 1.5)], 60.04
+    ) == {
         "embed": 5.0,
         "ingest": 1.5,
         "total": 60.0,
@@ -51,7 +65,10 @@ def test_a_line_says_counts_and_the_commonest_reason_first():
 def test_the_last_page_names_versions_figures_and_where_to_look():
     summary = {
         "versions": ["dataset/2026.11.17", "dataset/2026.11.24"],
-        "fingerprints": {"dataset/2026.11.17": "0123456789abcdef" + 48 * "0", "dataset/2026.11.24": "fedcba9876543210" + 48 * "0"},
+        "fingerprints": {
+            "dataset/2026.11.17": "0123456789abcdef" + 48 * "0",
+            "dataset/2026.11.24": "fedcba9876543210" + 48 * "0",
+        },
         "images": 2100,
         "pairs": 1500,
         "triplets": 1200,
@@ -59,7 +76,10 @@ def test_the_last_page_names_versions_figures_and_where_to_look():
         "seconds": {"ingest": 9.6, "total": 300.0},
         "promoted": True,
         "why": "30.1 over 12.0",
-        "metrics": {"base": {"composed": {"map_at_5": 0.12, "recall_at_1": 0.08, "recall_at_10": 0.3}}, "finetuned": {"image_only": {"map_at_5": 0.301}}},
+        "metrics": {
+            "base": {"composed": {"map_at_5": 0.12, "recall_at_1": 0.08, "recall_at_10": 0.3}},
+            "finetuned": {"image_only": {"map_at_5": 0.301}},
+        },
         "truth": {"instructions_true": 0.934},
         "incremental": {"embed": {"new": 200, "done": 200, "reused": 2000}},
     }
@@ -96,7 +116,10 @@ def test_the_embedded_airflow_keeps_to_its_folder_and_the_loopback(tmp_path: Pat
     environment = airflow_environment(tmp_path, 8123)
     assert environment["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
     assert environment["AIRFLOW__API__HOST"] == "127.0.0.1"
-    assert environment["AIRFLOW_HOME"].startswith(str(tmp_path)) and str(tmp_path) in environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+    assert (
+        environment["AIRFLOW_HOME"].startswith(str(tmp_path))
+        and str(tmp_path) in environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+    )
     assert "MEGAPAIRS_PROFILE" not in environment
 
 

@@ -44,7 +44,13 @@ class ToyEncoder:
 
 def params_for(batch: str = BATCH) -> Params:
     encoders = {"semantic": {"model": "toy", "kind": "image"}, "caption": {"model": "toy", "kind": "text"}}
-    return parse_params(resolve(read_raw(Path("params.yaml")), "test", {"open_run": {"batch": batch}, "embed": {"encoders": encoders, "batch_images": 2}}))
+    return parse_params(
+        resolve(
+            read_raw(Path("params.yaml")),
+            "test",
+            {"open_run": {"batch": batch}, "embed": {"encoders": encoders, "batch_images": 2}},
+        )
+    )
 
 
 def fill(store: Store, batch: str, shades: list[int], captions: list[str | None], per_shard: int = 3) -> list[str]:
@@ -57,7 +63,16 @@ def fill(store: Store, batch: str, shades: list[int], captions: list[str | None]
         offset = len(shards.setdefault(shard, b""))
         shards[shard] += out.getvalue()
         image_id = hashlib.sha256(f"{batch}{n}".encode()).hexdigest()
-        rows.append({"image_id": image_id, "batch": batch, "shard": shard, "caption": caption, "offset_bytes": offset, "size_bytes": len(out.getvalue())})
+        rows.append(
+            {
+                "image_id": image_id,
+                "batch": batch,
+                "shard": shard,
+                "caption": caption,
+                "offset_bytes": offset,
+                "size_bytes": len(out.getvalue()),
+            }
+        )
     for shard, content in shards.items():
         store.write_bytes(store.folder("data", "images", shard), content)
     store.write(store.table_path("images", batch), rows, "images")
@@ -120,13 +135,19 @@ def test_one_index_holds_one_revision(tmp_path: Path, toy: type[ToyEncoder], mon
 def test_the_text_encoder_takes_captions_and_leaves_out_images_without(tmp_path: Path, toy: type[ToyEncoder]):
     store = Store(tmp_path)
     ids = fill(store, BATCH, [10, 60, 110], ["one", None, None])
-    store.write(store.table_path("captions", BATCH), [{"image_id": ids[2], "caption": "three", "caption_source": "m"}], "captions")
+    store.write(
+        store.table_path("captions", BATCH),
+        [{"image_id": ids[2], "caption": "three", "caption_source": "m"}],
+        "captions",
+    )
     report = embed.run(params_for(), store, "caption")
     assert (report.new, report.dropped) == (2, {"no_caption": 1})
     assert store.read_embeddings("caption")[0] == [ids[0], ids[2]]
 
 
-def test_a_vector_of_another_width_is_quarantined_with_its_image(tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch):
+def test_a_vector_of_another_width_is_quarantined_with_its_image(
+    tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch
+):
     store = Store(tmp_path)
     ids = fill(store, BATCH, [10, 60, 110], ["a"] * 3)
 
@@ -193,7 +214,9 @@ def test_a_reader_that_fails_ends_the_shard_with_its_own_error():
         embed.encode_in_batches(Items(range(9)), lambda some: np.eye(16, dtype=np.float32)[list(some)], 2, readers=2)
 
 
-def test_vectors_made_in_another_way_do_not_meet_in_one_index(tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch):
+def test_vectors_made_in_another_way_do_not_meet_in_one_index(
+    tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch
+):
     class Prepared(ToyEncoder):
         class preparation:
             prepare = staticmethod(lambda content: Image.open(io.BytesIO(content)))
@@ -205,7 +228,9 @@ def test_vectors_made_in_another_way_do_not_meet_in_one_index(tmp_path: Path, to
     fill(store, BATCH, [10], ["a"])
     embed.run(params_for(), store, "semantic")
     fill(store, "2026.01.11", [30], ["b"])
-    fast = params_for("2026.01.11").model_copy(update={"embed": params_for().embed.model_copy(update={"preprocess": "fast"})})
+    fast = params_for("2026.01.11").model_copy(
+        update={"embed": params_for().embed.model_copy(update={"preprocess": "fast"})}
+    )
     with pytest.raises(DataError, match=r"revision r1, the model is now r1\+fast"):
         embed.run(fast, store, "semantic")
 
@@ -222,10 +247,20 @@ def test_fast_preprocessing_gives_nearly_the_stock_processors_vectors(tmp_path: 
     rng = np.random.default_rng(0)
     store, rows, content = Store(tmp_path), [], b""
     for n in range(6):
-        cells = Image.fromarray(rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)).resize((320 + 40 * n, 400), Image.Resampling.BICUBIC)
+        cells = Image.fromarray(rng.integers(0, 256, (5, 7, 3)).astype(np.uint8)).resize(
+            (320 + 40 * n, 400), Image.Resampling.BICUBIC
+        )
         out = io.BytesIO()
         cells.save(out, "JPEG", quality=95)
-        rows.append({"image_id": str(n), "batch": BATCH, "shard": f"{BATCH}-00000.tar", "offset_bytes": len(content), "size_bytes": out.tell()})
+        rows.append(
+            {
+                "image_id": str(n),
+                "batch": BATCH,
+                "shard": f"{BATCH}-00000.tar",
+                "offset_bytes": len(content),
+                "size_bytes": out.tell(),
+            }
+        )
         content += out.getvalue()
     store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), content)
     store.write(store.table_path("images", BATCH), rows, "images")
@@ -251,7 +286,12 @@ class ToyCaptioner:
     revision = "m1"
 
     def chat(self, requests: list[Request]) -> list[Reply]:
-        return [Reply("" if np.asarray(r.images[0]).mean() < 50 else f'"shade\n{round(np.asarray(r.images[0]).mean())}"', 5, 2) for r in requests]
+        return [
+            Reply(
+                "" if np.asarray(r.images[0]).mean() < 50 else f'"shade\n{round(np.asarray(r.images[0]).mean())}"', 5, 2
+            )
+            for r in requests
+        ]
 
 
 def test_images_without_a_caption_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -261,7 +301,8 @@ def test_images_without_a_caption_get_one(tmp_path: Path, monkeypatch: pytest.Mo
     report = recaption.run(params_for(), store)
     assert (report.new, report.done, report.written, report.dropped, report.tokens) == (3, 3, 2, {"empty_reply": 1}, 21)
     assert store.captions() == {ids[0]: "its own", ids[1]: "shade 60", ids[2]: "shade 110"}
-    assert recaption.run(params_for(), store).tokens == 21  # the tables tell what was spent, also by a run that was cut off after them
+    # the tables tell what was spent, also by a run that was cut off after them
+    assert recaption.run(params_for(), store).tokens == 21
     before = store.table_path("captions", BATCH).read_bytes()
     store.table_path("captions", BATCH).unlink()
     recaption.run(params_for(), store)

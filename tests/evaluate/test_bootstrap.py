@@ -20,7 +20,9 @@ def test_models_are_compared_on_the_same_draws():
     hard = rng.random((500, 1))
     draws = resampled_means({"a": [hard], "b": [hard + 0.05]}, seed=0)
     low, high = interval((draws["b"] - draws["a"])[:, 0])
-    assert high - low < 1e-5 and low == pytest.approx(0.05, abs=1e-5), "a constant gain has no spread, however much queries differ"
+    assert high - low < 1e-5 and low == pytest.approx(0.05, abs=1e-5), (
+        "a constant gain has no spread, however much queries differ"
+    )
 
 
 @given(st.integers(1, 40), st.integers(1, 40))

@@ -29,7 +29,11 @@ def test_by_hand():
     assert scores == {"map_at_2": 0.5 / 2, "map_at_5": (1 / 2 + 2 / 3) / 3, "recall_at_1": 0.0, "recall_at_2": 1.0}
 
 
-queries = st.lists(st.tuples(st.permutations(range(12)), st.lists(st.integers(0, 20), min_size=1, max_size=6, unique=True)), min_size=1, max_size=5)
+queries = st.lists(
+    st.tuples(st.permutations(range(12)), st.lists(st.integers(0, 20), min_size=1, max_size=6, unique=True)),
+    min_size=1,
+    max_size=5,
+)
 
 
 @given(queries)

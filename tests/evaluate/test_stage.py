@@ -1,4 +1,6 @@
-"""Several benchmarks in one evaluation, what stands beside a score, and what promote makes of it; with a model of colours for speed."""
+"""Several benchmarks in one evaluation, what stands beside a score, and what promote makes of it; with a model of
+colours for speed.
+"""
 
 import json
 import random
@@ -60,11 +62,39 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for n in range(20):
         reference, target = rng.sample(range(24), 2)
         wanted = [m for m in range(24) if images[m][0] == images[target][0] and m != reference]
-        row = {"id": n, "reference_img_id": reference, "target_img_id": target, "gt_img_ids": wanted, "shared_concept": "blocks"}
-        annotations.append({**row, "relative_caption": f"is {images[target][0]}", "paraphrases": [f"turn it {images[target][0]}", "something else"]})
+        row = {
+            "id": n,
+            "reference_img_id": reference,
+            "target_img_id": target,
+            "gt_img_ids": wanted,
+            "shared_concept": "blocks",
+        }
+        annotations.append(
+            {
+                **row,
+                "relative_caption": f"is {images[target][0]}",
+                "paraphrases": [f"turn it {images[target][0]}", "something else"],
+            }
+        )
         members = [f"p{m}" for m in dict.fromkeys([reference, target, *range(6)])][:6]
-        pairs.append({"pairid": n, "reference": f"p{reference}", "target_hard": f"p{target}", "caption": images[target][0], "img_set": {"members": members}})
-    for folder in ("circo/images", "cirr/captions", "cirr/image_splits", "cirr/dev", "hidden/annotations", "run/models/candidate", "run/models/promoted"):
+        pairs.append(
+            {
+                "pairid": n,
+                "reference": f"p{reference}",
+                "target_hard": f"p{target}",
+                "caption": images[target][0],
+                "img_set": {"members": members},
+            }
+        )
+    for folder in (
+        "circo/images",
+        "cirr/captions",
+        "cirr/image_splits",
+        "cirr/dev",
+        "hidden/annotations",
+        "run/models/candidate",
+        "run/models/promoted",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     for n, (colour, seed) in enumerate(images):
         image(colour, seed).save(tmp_path / f"circo/images/{n}.png")
@@ -74,7 +104,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shown = [{k: v for k, v in a.items() if k not in ("target_img_id", "gt_img_ids")} for a in annotations]
     (tmp_path / "hidden/annotations/test.json").write_text(json.dumps(shown))
     (tmp_path / "cirr/captions/cap.rc2.val.json").write_text(json.dumps(pairs))
-    (tmp_path / "cirr/image_splits/split.rc2.val.json").write_text(json.dumps({f"p{n}": f"./dev/p{n}.png" for n in range(24)}))
+    (tmp_path / "cirr/image_splits/split.rc2.val.json").write_text(
+        json.dumps({f"p{n}": f"./dev/p{n}.png" for n in range(24)})
+    )
     return tmp_path
 
 
@@ -93,28 +125,42 @@ def test_several_benchmarks_each_by_its_own_rule(world: Path):
     store = Store(world / "run")
     report = tasks.evaluate.stage.run(params_of(world, *ALL), store)
     found = json.loads((world / "run/reports/evaluation.json").read_text())
-    assert found["benchmark"] == "circo" and set(found["benchmarks"]) == {"cirr"} and "{shared_concept}" in found["template"]
+    assert (
+        found["benchmark"] == "circo"
+        and set(found["benchmarks"]) == {"cirr"}
+        and "{shared_concept}" in found["template"]
+    )
     tuned, base = found["metrics"]["finetuned"], found["metrics"]["base"]
-    assert set(found["metrics"]) == {"base", "finetuned", "promoted"} and tuned["composed"]["map_at_5"] > base["composed"]["map_at_5"]
+    assert (
+        set(found["metrics"]) == {"base", "finetuned", "promoted"}
+        and tuned["composed"]["map_at_5"] > base["composed"]["map_at_5"]
+    )
     for model, kinds in found["intervals"].items():
         for kind, bounds in kinds.items():
             for metric, (low, high) in bounds.items():
                 assert low - 1e-6 <= found["metrics"][model][kind][metric] <= high + 1e-6
     gap = found["composition_gap"]["finetuned"]
     better = max(tuned["image_only"]["map_at_5"], tuned["text_only"]["map_at_5"])
-    assert gap["value"] == pytest.approx(tuned["composed"]["map_at_5"] - better) and gap["interval"][0] <= gap["value"] <= gap["interval"][1]
+    assert (
+        gap["value"] == pytest.approx(tuned["composed"]["map_at_5"] - better)
+        and gap["interval"][0] <= gap["value"] <= gap["interval"][1]
+    )
     spread = found["paraphrases"]["finetuned"]
     assert (spread["queries"], spread["wordings"]) == (20, 3) and spread["worst"] < spread["mean"] < spread["best"]
     assert found["paraphrases"]["base"]["spread"] == 0, "a model that does not read has no spread"
     assert found["gain"]["promoted"]["value"] == 0 == found["gain"]["promoted"]["interval"][1]
     cirr = found["benchmarks"]["cirr"]
-    assert {"recall_at_1", "recall_subset_at_1"} <= set(cirr["metrics"]["finetuned"]["composed"]) and cirr["template"] == "{relative_caption}"
+    assert {"recall_at_1", "recall_subset_at_1"} <= set(cirr["metrics"]["finetuned"]["composed"]) and cirr[
+        "template"
+    ] == "{relative_caption}"
     for model in ("base", "finetuned", "promoted"):
         submitted = json.loads((world / f"run/reports/evaluation/hidden/{model}/circo.json").read_text())
         assert len(submitted) == 20 and all(len(v) == 24 for v in submitted.values())
     assert report.written == 4 and report.figures["finetuned_composed_map_at_5"] == tuned["composed"]["map_at_5"]
     scores = composed_scores(found)
-    assert scores["finetuned"]["composed"]["cirr:recall_at_1"] == cirr["metrics"]["finetuned"]["composed"]["recall_at_1"]
+    assert (
+        scores["finetuned"]["composed"]["cirr:recall_at_1"] == cirr["metrics"]["finetuned"]["composed"]["recall_at_1"]
+    )
     again = json.loads((world / "run/reports/evaluation.json").read_text())
     tasks.evaluate.stage.run(params_of(world, *ALL), store)
     assert json.loads((world / "run/reports/evaluation.json").read_text()) == again
@@ -130,10 +176,24 @@ def test_training_on_the_benchmarks_images_is_seen(world: Path):
         path = world / "copy.jpg"
         (image(list(COLOURS)[n % 4], n) if n < 10 else image("green", 1000 + n)).save(path, quality=85)
         copy = Image.open(path)
-        rows.append({"image_id": f"i{n}", "batch": BATCH, "phash": f"{perceptual_hash(copy):016x}", "thumbnail": thumbnail(copy)})
+        rows.append(
+            {
+                "image_id": f"i{n}",
+                "batch": BATCH,
+                "phash": f"{perceptual_hash(copy):016x}",
+                "thumbnail": thumbnail(copy),
+            }
+        )
     triplet = dict.fromkeys(schemas()["triplets"].names)
     triplets = [
-        triplet | {"triplet_id": f"t{n}", "query_image_id": f"i{n}", "target_image_id": f"i{n + 1}", "instructions": ["x"], "negative_image_ids": []}
+        triplet
+        | {
+            "triplet_id": f"t{n}",
+            "query_image_id": f"i{n}",
+            "target_image_id": f"i{n + 1}",
+            "instructions": ["x"],
+            "negative_image_ids": [],
+        }
         for n in range(0, 24, 2)
     ]
     store.write(store.table_path("images", BATCH), rows, "images")
@@ -153,8 +213,21 @@ def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
         "evaluate": {"wall_s": 5.0, "cpu_s": 5.0, "energy_j": None},
     }
     version = {"fingerprint": "f" * 64, "rows": {"triplets": 1234, "images": 5678}}
-    facts = {"tag": "model/2026.01.06", "data_version": "dataset/2026.01.05", "base_model": "base", "why": "better", "metrics": found["metrics"]}
-    card = model_card(found, recipe={"recipe": recipe_id(params)}, noise={"seeds": 3, "margin": 0.0165}, costs=cost, version=version, **facts)
+    facts = {
+        "tag": "model/2026.01.06",
+        "data_version": "dataset/2026.01.05",
+        "base_model": "base",
+        "why": "better",
+        "metrics": found["metrics"],
+    }
+    card = model_card(
+        found,
+        recipe={"recipe": recipe_id(params)},
+        noise={"seeds": 3, "margin": 0.0165},
+        costs=cost,
+        version=version,
+        **facts,
+    )
     low, high = found["intervals"]["finetuned"]["composed"]["map_at_5"]
     for text in (
         f"[{low:.4f}, {high:.4f}]",
@@ -167,7 +240,11 @@ def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
         recipe_id(params),
     ):
         assert text in card
-    assert "1,234 triplets over 5,678 images" in card and "git checkout dataset/2026.01.05 && dvc pull" in card and "trained-on:dataset/2026.01.05" in card
+    assert (
+        "1,234 triplets over 5,678 images" in card
+        and "git checkout dataset/2026.01.05 && dvc pull" in card
+        and "trained-on:dataset/2026.01.05" in card
+    )
     assert "was not measured" in model_card(found, recipe={}, **facts)
 
 
@@ -193,6 +270,10 @@ def test_a_recipe_is_what_changes_scores(world: Path):
 def test_noise_that_is_not_there_or_no_noise(tmp_path: Path):
     assert read_noise(tmp_path / "none.json") is None
     path = tmp_path / "noise.json"
-    path.write_text(json.dumps({"seeds": [0, 1, 2], "metrics": {"map_at_5": {"values": [0.1, 0.2, 0.3], "mean": 0.2, "deviation": 0.1}}}))
+    path.write_text(
+        json.dumps(
+            {"seeds": [0, 1, 2], "metrics": {"map_at_5": {"values": [0.1, 0.2, 0.3], "mean": 0.2, "deviation": 0.1}}}
+        )
+    )
     noise = read_noise(path)
     assert noise is not None and (noise.seeds, dict(noise.deviations)) == (3, {"map_at_5": 0.1})

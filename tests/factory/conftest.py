@@ -1,4 +1,6 @@
-"""One deployment of the factory (profile test, real stages), one embedded Airflow and one mail server for all stories here."""
+"""One deployment of the factory (profile test, real stages), one embedded Airflow and one mail server for all stories
+here.
+"""
 
 import re
 import shutil
@@ -36,12 +38,15 @@ class Factory:
         for task in self.airflow.watch(DATASET_DAG, run_id):
             states[task["task_id"]] = task["state"]
             if task["state"] == "failed":
-                print("\n".join(self.airflow.task_log(DATASET_DAG, run_id, task)))  # pytest shows it when the test fails
+                # pytest shows it when the test fails
+                print("\n".join(self.airflow.task_log(DATASET_DAG, run_id, task)))
         return self.airflow.run_state(DATASET_DAG, run_id), states
 
     def published(self) -> str:
         """What researchers see: every ref of origin with its commit."""
-        return subprocess.run(["git", "for-each-ref"], cwd=self.root / "origin.git", capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", "for-each-ref"], cwd=self.root / "origin.git", capture_output=True, text=True, check=True
+        ).stdout
 
     def versions(self) -> list[str]:
         """Tags of the published versions."""
@@ -56,7 +61,9 @@ class Factory:
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
     root = tmp_path_factory.mktemp("factory")
     make_world(root / ".demo" / "source", seed=3, images=IMAGES, truth=root / "truth.jsonl")
-    configure_deployment(root / "origin.git", root / "dataset", str(root / "dvc-remote"), root / "dvc-cache", checkout=PROJECT)
+    configure_deployment(
+        root / "origin.git", root / "dataset", str(root / "dvc-remote"), root / "dvc-cache", checkout=PROJECT
+    )
     with serving_inbox() as (inbox, connection):
         changes = {
             "MEGAPAIRS_DEFAULT_PROFILE": "test",

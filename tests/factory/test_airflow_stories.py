@@ -14,7 +14,13 @@ from .conftest import IMAGES, Factory
 
 pytestmark = pytest.mark.e2e
 
-ARGUMENTS = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
 LIMIT = 150
 
 
@@ -51,7 +57,9 @@ def test_a_run_from_the_form_is_green_and_its_log_ends_in_counts(factory: Factor
         page.goto(f"{factory.airflow.url}/dags/{DATASET_DAG}/runs/{run['dag_run_id']}")
         expect(page.get_by_text("success", exact=False).first).to_be_visible(timeout=60_000)
         page.goto(f"{factory.airflow.url}/dags/{DATASET_DAG}/runs/{run['dag_run_id']}/tasks/ingest")
-        expect(page.get_by_text(re.compile(r"ingest\s*: read \d+, written \d+, dropped: ")).first).to_be_visible(timeout=60_000)
+        expect(page.get_by_text(re.compile(r"ingest\s*: read \d+, written \d+, dropped: ")).first).to_be_visible(
+            timeout=60_000
+        )
 
         page.goto(f"{factory.airflow.url}/megapairs/")
         name = factory.versions()[-1].removeprefix("dataset/")
@@ -69,10 +77,18 @@ def test_a_flood_of_copies_stops_at_the_images_gate(factory: Factory, first_vers
     before, seen = factory.published(), len(factory.inbox.mails)
     state, states = factory.run({"sources": [{"name": "sample", "path": str(source)}]})
     assert state == "failed"
-    assert (states["ingest"], states["validate_images"], states["recaption"]) == ("success", "failed", "upstream_failed")
+    assert (states["ingest"], states["validate_images"], states["recaption"]) == (
+        "success",
+        "failed",
+        "upstream_failed",
+    )
     assert factory.published() == before
     (mail,) = factory.inbox.mails[seen:]
-    assert "sample-world" in mail["Subject"] and "gate 'images'" in mail["Subject"] and "duplicate_share" in mail["Subject"]
+    assert (
+        "sample-world" in mail["Subject"]
+        and "gate 'images'" in mail["Subject"]
+        and "duplicate_share" in mail["Subject"]
+    )
     page = page_of(mail)
     assert "at most 0.25" in page and first_version.removeprefix("dataset/") in page
     assert len(re.findall(r"reason</span> (?:near_)?duplicate", page)) == 5
@@ -85,7 +101,11 @@ def test_shuffled_captions_stop_at_the_pairs_gate(factory: Factory, first_versio
     before, seen = factory.published(), len(factory.inbox.mails)
     state, states = factory.run({"sources": [{"name": "sample", "path": str(source)}]})
     assert state == "failed"
-    assert (states["validate_images"], states["validate_pairs"], states["version"]) == ("success", "failed", "upstream_failed")
+    assert (states["validate_images"], states["validate_pairs"], states["version"]) == (
+        "success",
+        "failed",
+        "upstream_failed",
+    )
     assert factory.published() == before
     (mail,) = factory.inbox.mails[seen:]
     assert "gate 'pairs'" in mail["Subject"] and "median_caption_cosine_drop" in mail["Subject"]
@@ -105,7 +125,11 @@ def test_a_scheduled_run_happens_and_with_nothing_new_it_is_green(factory: Facto
     before = factory.published()
     (factory.root / "quiet" / ".demo" / "source").mkdir(parents=True)
     factory.airflow.stop()
-    changes = {"MEGAPAIRS_DEFAULT_PROFILE": "test", "MEGAPAIRS_SOURCES_ROOT": str(factory.root / "quiet"), "MEGAPAIRS_SCHEDULE": "* * * * *"}
+    changes = {
+        "MEGAPAIRS_DEFAULT_PROFILE": "test",
+        "MEGAPAIRS_SOURCES_ROOT": str(factory.root / "quiet"),
+        "MEGAPAIRS_SCHEDULE": "* * * * *",
+    }
     with LocalAirflow(factory.root, changes) as airflow:
         airflow.migrate_and_start()
         airflow.wait_healthy((DATASET_DAG, MODEL_DAG))

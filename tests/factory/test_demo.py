@@ -15,7 +15,13 @@ pytestmark = pytest.mark.e2e
 def demo(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a finished demo leaves; its output is shown when it failed."""
     root = tmp_path_factory.mktemp("demo") / ".demo"
-    done = subprocess.run([sys.executable, "-m", "tasks.demo.demo", "--root", str(root)], cwd=project, capture_output=True, text=True, timeout=2400)
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.demo.demo", "--root", str(root)],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=2400,
+    )
     print(done.stdout[-6000:], done.stderr[-3000:])
     assert done.returncode == 0, "the demo failed; its last lines are above"
     return root
@@ -43,7 +49,10 @@ def test_the_second_week_cost_what_the_second_week_brought(summary: dict[str, An
 
 
 def test_fine_tuning_doubles_the_base(summary: dict[str, Any]):
-    assert summary["metrics"]["finetuned"]["composed"]["map_at_5"] >= 2 * summary["metrics"]["base"]["composed"]["map_at_5"]
+    assert (
+        summary["metrics"]["finetuned"]["composed"]["map_at_5"]
+        >= 2 * summary["metrics"]["base"]["composed"]["map_at_5"]
+    )
 
 
 def test_the_fine_tuned_model_uses_both_halves_of_the_query(summary: dict[str, Any]):
@@ -87,10 +96,13 @@ def test_the_checkout_stays_clean_and_the_gallery_opens(demo: Path, chromium: st
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
+        )
         page = browser.new_page()
         page.goto((demo / "gallery.html").as_uri())
         assert page.locator("img").count() >= 2 * 24
-        page.evaluate("Promise.all(Array.from(document.images, i => { i.loading = 'eager'; return i.decode(); }))")  # raises for a broken one
+        # raises for a broken one
+        page.evaluate("Promise.all(Array.from(document.images, i => { i.loading = 'eager'; return i.decode(); }))")
         assert page.evaluate("Array.from(document.images).every(i => i.naturalWidth > 0)")
         browser.close()

@@ -1,6 +1,8 @@
-"""Laws of batches: however a corpus came, the pairs are those of one run over everything, or never more than the quotas say.
+"""Laws of batches: however a corpus came, the pairs are those of one run over everything, or never more than the quotas
+say.
 
-The chain here is the stages' own functions without their files: join_in_window, with_merged_ranks, unite, in_order, within_quotas.
+The chain here is the stages' own functions without their files: join_in_window, with_merged_ranks, unite, in_order,
+within_quotas.
 """
 
 from collections import Counter
@@ -40,7 +42,9 @@ def batches(seed: int, sizes: list[int], k: int, config: SelectConfig) -> list[t
     for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
         here = np.sort(order[: start + size]).astype(np.int32)
         is_new = np.isin(here, order[start : start + size])
-        query, target, similarity, rank = join_in_window(rows[here], is_new, np.arange(len(here)), low=0.4, high=0.999, neighbours=k)
+        query, target, similarity, rank = join_in_window(
+            rows[here], is_new, np.arange(len(here)), low=0.4, high=0.999, neighbours=k
+        )
         mined = Mined(here[query], here[target], similarity.astype(np.float32), rank)
         ranked = mined if earlier is None else with_merged_ranks(mined, earlier, k)
         new = np.zeros(n, bool)
@@ -73,8 +77,17 @@ def test_with_k_alone_the_union_contains_the_whole(seed: int, sizes: list[int], 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 9999), splits, st.integers(1, 8), st.integers(1, 3), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 20)))
-def test_with_quotas_none_is_exceeded_and_no_pair_comes_twice(seed: int, sizes: list[int], k: int, query: int, target: int, per_batch: int | None):
+@given(
+    st.integers(0, 9999),
+    splits,
+    st.integers(1, 8),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.one_of(st.none(), st.integers(1, 20)),
+)
+def test_with_quotas_none_is_exceeded_and_no_pair_comes_twice(
+    seed: int, sizes: list[int], k: int, query: int, target: int, per_batch: int | None
+):
     config = SelectConfig(pairs_per_query=query, pairs_per_target=target, pairs_per_batch=per_batch)
     found = batches(seed, sizes, k, config)
     pairs = [p for _, some in found for p in some]
@@ -88,11 +101,22 @@ def test_with_quotas_none_is_exceeded_and_no_pair_comes_twice(seed: int, sizes: 
 
 def mined(*rows: tuple[int, int, float, int]) -> Mined:
     query, target, similarity, rank = zip(*rows, strict=True)
-    return Mined(np.array(query, np.int32), np.array(target, np.int32), np.array(similarity, np.float32), np.array(rank, np.int32))
+    return Mined(
+        np.array(query, np.int32),
+        np.array(target, np.int32),
+        np.array(similarity, np.float32),
+        np.array(rank, np.int32),
+    )
 
 
 def test_an_old_image_takes_a_new_target_only_where_it_is_among_its_nearest():
     a, b, c, d, e, new, other = range(7)
     earlier = mined((a, b, 0.9, 0), (a, c, 0.8, 1), (d, e, 0.5, 0))
-    found = with_merged_ranks(mined((a, new, 0.85, 0), (a, other, 0.7, 1), (d, new, 0.4, 0), (new, a, 0.85, 0)), earlier, 2)
-    assert list(zip(found.queries.tolist(), found.targets.tolist(), found.ranks.tolist(), strict=True)) == [(a, new, 1), (d, new, 1), (new, a, 0)]
+    found = with_merged_ranks(
+        mined((a, new, 0.85, 0), (a, other, 0.7, 1), (d, new, 0.4, 0), (new, a, 0.85, 0)), earlier, 2
+    )
+    assert list(zip(found.queries.tolist(), found.targets.tolist(), found.ranks.tolist(), strict=True)) == [
+        (a, new, 1),
+        (d, new, 1),
+        (new, a, 0),
+    ]

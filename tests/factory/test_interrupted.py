@@ -1,6 +1,7 @@
 """Embed, mine and select, cut off before each of their writes and run again: the same bytes as without a crash.
 
-A real SIGKILL of every stage, at a few moments each: tests/factory/test_killed.py. Here toy stages "die" at every write in turn, in milliseconds.
+A real SIGKILL of every stage, at a few moments each: tests/factory/test_killed.py. Here toy stages "die" at every write
+in turn, in milliseconds.
 """
 
 from collections.abc import Callable
@@ -56,12 +57,19 @@ class ByName:
 def params() -> Params:
     encoders = {e: {"model": "toy", "kind": "text"} for e in ENCODERS}
     windows = {e: {"low": 0.2, "high": 0.9999} for e in ENCODERS}
-    changes = {"open_run": {"batch": BATCH}, "embed": {"encoders": encoders, "batch_images": 2}, "mine": {"windows": windows}}
+    changes = {
+        "open_run": {"batch": BATCH},
+        "embed": {"encoders": encoders, "batch_images": 2},
+        "mine": {"windows": windows},
+    }
     return parse_params(resolve(read_raw(Path("params.yaml")), "test", changes))
 
 
 def images(store: Store) -> None:
-    rows = [{"image_id": f"{n:02d}", "batch": BATCH, "shard": f"{BATCH}-{n // 5:05d}.tar", "caption": f"caption {n:02d}"} for n in range(14)]
+    rows = [
+        {"image_id": f"{n:02d}", "batch": BATCH, "shard": f"{BATCH}-{n // 5:05d}.tar", "caption": f"caption {n:02d}"}
+        for n in range(14)
+    ]
     store.write(store.table_path("images", BATCH), rows, "images")
 
 
@@ -100,7 +108,9 @@ def test_cut_off_anywhere_and_run_again(name: str, tmp_path: Path, monkeypatch: 
         mortal, close = MortalStore(root, writes), TableWriter.close
         try:
             with monkeypatch.context() as patch:  # a table that is written row by row is a write too
-                patch.setattr(TableWriter, "close", lambda writer, mortal=mortal, close=close: (mortal.count(), close(writer)))
+                patch.setattr(
+                    TableWriter, "close", lambda writer, mortal=mortal, close=close: (mortal.count(), close(writer))
+                )
                 stages()[name](mortal)
         except Died:
             factory(Store(root))

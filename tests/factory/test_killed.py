@@ -1,9 +1,9 @@
 """Any stage, killed by SIGKILL in its middle and run again: the same bytes as without the kill.
 
-The second weekly batch in profile `test`, real in every part: a deployment with its origin and remote and a version before it, the
-shipped checkpoints, the command lines of dvc.yaml. The week runs once undisturbed and its state is kept before every stage. Then each
-stage starts from that state, is killed with its whole process group at a chosen moment (tests/support/stage_server.py), runs again to its end,
-and what is there then is compared with the undisturbed week.
+The second weekly batch in profile `test`, real in every part: a deployment with its origin and remote and a version
+before it, the shipped checkpoints, the command lines of dvc.yaml. The week runs once undisturbed and its state is kept
+before every stage. Then each stage starts from that state, is killed with its whole process group at a chosen moment
+(tests/support/stage_server.py), runs again to its end, and what is there then is compared with the undisturbed week.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ CONF: dict[str, Any] = {
     "mine": {"windows": {e: {"low": -1.0, "high": 1.0} for e in ENCODERS}},
     "select": {"pairs_per_batch": 9},
     "caption": {"chunk_pairs": 4},
-    "judge": {"chunk_pairs": 4, "threshold": 0.0, "negative_threshold": 1.0, "labelled": None},  # how good the models are is no matter here
+    # how good the models are is no matter here
+    "judge": {"chunk_pairs": 4, "threshold": 0.0, "negative_threshold": 1.0, "labelled": None},
     "validate": {
         "images": {"duplicate_share_max": 1.0, "unreadable_share_max": 1.0, "caption_share_min": 0.0},
         "pairs": {"cosine_drop_max": 2.0},
@@ -56,9 +57,11 @@ kill -s KILL -- "-$STAGE_GROUP"
 
 
 class Moment(NamedTuple):
-    """When a stage dies: right before one of its events of a kind whose label contains `needle`; `share` 0 is the first, 1 the last.
+    """When a stage dies: right before one of its events of a kind whose label contains `needle`; `share` 0 is the
+    first, 1 the last.
 
-    Kind `hook`: in the middle of a git command that changes refs, by the hook `needle` of origin (of the clone for open_run).
+    Kind `hook`: in the middle of a git command that changes refs, by the hook `needle` of origin (of the clone for
+    open_run).
     """
 
     kind: str
@@ -86,7 +89,11 @@ MOMENTS: dict[str, tuple[Moment, ...]] = {
     "validate pairs": (Moment("remove", "data_docs", 1.0), Moment("rename", "reports/validation")),
     "validate triplets": (Moment("write", "data_docs", 0.5),),
     "recaption": (Moment("pass", share=0.7), Moment("rename", "data/captions"), REPORT),
-    "embed semantic": (Moment("pass", share=0.5), Moment("rename", "data/embeddings/semantic/.2026.11.23-00000.parquet"), REPORT),
+    "embed semantic": (
+        Moment("pass", share=0.5),
+        Moment("rename", "data/embeddings/semantic/.2026.11.23-00000.parquet"),
+        REPORT,
+    ),
     "embed pattern": (Moment("pass", share=1.0), Moment("rename", "data/embeddings/pattern", 1.0)),
     "embed caption": (Moment("pass"), Moment("rename", "data/dropped", 1.0)),
     "mine semantic": (Moment("rename", "data/neighbours"), REPORT),
@@ -182,21 +189,40 @@ class Factory:
         return before
 
     def product(self, name: str, worktree: Path) -> dict[str, str]:
-        """Every file of the run by its sha256; where the stage publishes, what is published too, by git's own hashes and DVC's."""
+        """Every file of the run by its sha256; where the stage publishes, what is published too, by git's own hashes
+        and DVC's.
+        """
         found = {}
-        for top in ("data", "models", "reports", ".run/reports", "dvc.lock", "version.json", "manifest.json", "params.yaml"):
+        for top in (
+            "data",
+            "models",
+            "reports",
+            ".run/reports",
+            "dvc.lock",
+            "version.json",
+            "manifest.json",
+            "params.yaml",
+        ):
             path = worktree / top
             for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
                 relative = file.relative_to(worktree).as_posix()
-                if ".tmp" in relative or "data_docs" in relative:  # what the dead one was writing aside; GX's pages, which show the time
+                # what the dead one was writing aside; GX's pages, which show the time
+                if ".tmp" in relative or "data_docs" in relative:
                     continue
-                content = untimed(file) if top == ".run/reports" else without_clock(file) if file.name == "metrics.jsonl" else file.read_bytes()
+                content = (
+                    untimed(file)
+                    if top == ".run/reports"
+                    else without_clock(file)
+                    if file.name == "metrics.jsonl"
+                    else file.read_bytes()
+                )
                 found[relative] = hashlib.sha256(content).hexdigest()
         if name in PUBLISHING:
             for line in git(self.origin, "for-each-ref", "--format=%(objecttype) %(refname)").splitlines():
                 found[line] = git(self.origin, "log", "-1", "--format=%T %s", line.partition(" ")[2])
             found["versions"] = git(self.origin, "rev-list", "--count", "dataset")
-            for file in sorted(p for p in self.remote.rglob("*") if p.is_file() and p.suffix != ".tmp"):  # DVC writes an object aside too
+            # DVC writes an object aside too
+            for file in sorted(p for p in self.remote.rglob("*") if p.is_file() and p.suffix != ".tmp"):
                 found[file.relative_to(self.root).as_posix()] = hashlib.md5(file.read_bytes()).hexdigest()
         return found
 
@@ -208,7 +234,9 @@ def untimed(report: Path) -> bytes:
 
 
 def without_clock(metrics: Path) -> bytes:
-    """The lines of a training's metrics without the time at which they were written (MLflow's form asks for it) and the speed."""
+    """The lines of a training's metrics without the time at which they were written (MLflow's form asks for it) and the
+    speed.
+    """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     return json.dumps([(x["key"], x["value"], x["step"]) for x in lines if x["key"] != "steps_per_s"]).encode()
 
@@ -267,7 +295,9 @@ def live_two_weeks(factory: Factory, project: Path, root: Path) -> None:
 
 def serve(project: Path, cwd: Path) -> subprocess.Popen[str]:
     """The server of stages. Threads that wait sleep: a test shares its cores."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | {"OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | {
+        "OMP_WAIT_POLICY": "PASSIVE"
+    }
     command = [sys.executable, str(project / "tests" / "stage_server.py")]
     return subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -286,7 +316,9 @@ def test_every_stage_is_killed(factory: Factory):
     assert set(factory.before) == set(MOMENTS)
 
 
-@pytest.mark.parametrize(("name", "moment"), [pytest.param(n, m, id=f"{n}-{'-'.join(map(str, m))}") for n, ms in MOMENTS.items() for m in ms])
+@pytest.mark.parametrize(
+    ("name", "moment"), [pytest.param(n, m, id=f"{n}-{'-'.join(map(str, m))}") for n, ms in MOMENTS.items() for m in ms]
+)
 def test_killed_and_run_again(name: str, moment: Moment, factory: Factory):
     kill_and_run_again(name, moment, factory)
 
@@ -309,4 +341,6 @@ def kill_and_run_again(name: str, moment: Moment, factory: Factory) -> None:
         hook.unlink()
     factory.finish(before.words, before.cwd)
     found = factory.product(name, before.worktree)
-    assert not (changed := {k for k in found.keys() | before.after.keys() if found.get(k) != before.after.get(k)}), sorted(changed)
+    assert not (changed := {k for k in found.keys() | before.after.keys() if found.get(k) != before.after.get(k)}), (
+        sorted(changed)
+    )

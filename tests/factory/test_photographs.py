@@ -1,7 +1,10 @@
-"""Images that nobody captioned: windows from one command, then one run of the DAG, and an account of every file and pair.
+"""Images that nobody captioned: windows from one command, then one run of the DAG, and an account of every file and
+pair.
 
-Once on a drawn folder that has what photographs have (sizes, EXIF turns, crops, recolours, copies, broken files), once on
-real photographs where they are: `../shared/photos`, kept out of the repository. Each run gets an empty deployment of its own.
+Once on a drawn folder that has what photographs have (sizes, EXIF turns, crops, recolours, copies, broken files), once
+on
+real photographs where they are: `../shared/photos`, kept out of the repository. Each run gets an empty deployment of
+its own.
 """
 
 import base64
@@ -29,12 +32,15 @@ from .conftest import Factory, Inbox
 pytestmark = pytest.mark.e2e
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2].parent / "shared" / "photos"
-ENDS_A_PAIR = ("wrong_target", "ambiguous", "duplicate")  # of judge's reasons; the others leave out a text or a negative of a pair that stays
+# of judge's reasons; the others leave out a text or a negative of a pair that stays
+ENDS_A_PAIR = ("wrong_target", "ambiguous", "duplicate")
 BASES = 8  # drawn motifs
 
 
 class Run(NamedTuple):
-    """A finished run: what it was asked, its tasks' reports (parts in a list), and the version's clone when there is one."""
+    """A finished run: what it was asked, its tasks' reports (parts in a list), and the version's clone when there is
+    one.
+    """
 
     conf: dict[str, Any]
     reports: dict[str, list[dict[str, Any]]]
@@ -52,19 +58,23 @@ class Run(NamedTuple):
         return found
 
 
-# --- a folder that looks like photographs ---------------------------------------------------------------------------------
+# --- a folder that looks like photographs
+# ---------------------------------------------------------------------------------
 
 
 def motif(seed: int, width: int, height: int) -> Image.Image:
     """Light falling over a rough surface with a few soft bodies on it."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(40, 216, (3, 4, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(40, 216, (3, 4, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     pixels = np.asarray(coarse).astype(np.float64)
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     for _ in range(4):
         cx, cy, r = rng.uniform(0.1, 0.7), rng.uniform(0.1, 0.7), rng.uniform(0.08, 0.25)
         inside = 1 / (1 + np.exp(((x - cx) ** 2 + (y - cy) ** 2 - r * r) * 400))
-        body = rng.integers(0, 256, 3) + 25 * np.sin(x * rng.uniform(20, 90) + y * rng.uniform(20, 90))[:, :, None]  # woven
+        # woven
+        body = rng.integers(0, 256, 3) + 25 * np.sin(x * rng.uniform(20, 90) + y * rng.uniform(20, 90))[:, :, None]
         pixels = pixels * (1 - inside[:, :, None]) + body * inside[:, :, None]
     pixels += rng.normal(0, 6, pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6))
@@ -79,7 +89,13 @@ def draw_photographs(folder: Path) -> dict[str, str]:
         family = {
             "whole": base,
             "crop": base.crop((width // 6, height // 8, width, height * 7 // 8)),
-            "warm": Image.merge("RGB", [c.point(lambda v, f=f: min(255, int(v * f))) for c, f in zip(base.split(), (1.25, 0.95, 0.6), strict=True)]),
+            "warm": Image.merge(
+                "RGB",
+                [
+                    c.point(lambda v, f=f: min(255, int(v * f)))
+                    for c, f in zip(base.split(), (1.25, 0.95, 0.6), strict=True)
+                ],
+            ),
             "pale": ImageEnhance.Color(ImageEnhance.Brightness(base).enhance(1.35)).enhance(0.3),
             "close": base.crop((0, 0, width * 2 // 3, height * 2 // 3)),
         }
@@ -104,7 +120,8 @@ def draw_photographs(folder: Path) -> dict[str, str]:
     }
 
 
-# --- one Airflow, an empty deployment for each story ----------------------------------------------------------------------
+# --- one Airflow, an empty deployment for each story
+# ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +146,17 @@ def deployment(airflow: LocalAirflow) -> Factory:
 
 def calibrated(folder: Path, *, limit: int) -> dict[str, Any]:
     """What `tasks.calibrate` proposes for a folder before any run: values of the trigger form, its last line."""
-    command = [sys.executable, "-m", "tasks.calibrate.command", "--source", str(folder), "--profile", "demo", "--limit", str(limit)]
+    command = [
+        sys.executable,
+        "-m",
+        "tasks.calibrate.command",
+        "--source",
+        str(folder),
+        "--profile",
+        "demo",
+        "--limit",
+        str(limit),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -146,7 +173,9 @@ def refresh(deployment: Factory, conf: dict[str, Any], clone: Path) -> Run:
     why_none = ""
     for task in airflow.task_instances(DATASET_DAG, run_id):
         if task["state"] == "success":
-            reports.setdefault(task["task_id"], []).append(airflow.xcom(DATASET_DAG, run_id, task["task_id"], task["map_index"]))
+            reports.setdefault(task["task_id"], []).append(
+                airflow.xcom(DATASET_DAG, run_id, task["task_id"], task["map_index"])
+            )
         elif task["task_id"] == "version":
             why_none = "\n".join(airflow.task_log(DATASET_DAG, run_id, task))
     if not deployment.versions():
@@ -156,7 +185,8 @@ def refresh(deployment: Factory, conf: dict[str, Any], clone: Path) -> Run:
     return Run(conf, reports, clone, "")
 
 
-# --- the account ----------------------------------------------------------------------------------------------------------
+# --- the account
+# ----------------------------------------------------------------------------------------------------------
 
 
 def assert_counts_add_up(run: Run, files: int) -> None:
@@ -165,11 +195,19 @@ def assert_counts_add_up(run: Run, files: int) -> None:
         assert set(run.dropped(task)) <= set(REASONS[task]), task
     kept, pairs, captioned, triplets = (run.total(task, "written") for task in ("ingest", "select", "caption", "judge"))
     assert run.total("ingest", "read") == files == kept + sum(run.dropped("ingest").values())
-    assert run.total("recaption", "read") == kept == run.total("recaption", "written") + sum(run.dropped("recaption").values())
+    assert (
+        run.total("recaption", "read")
+        == kept
+        == run.total("recaption", "written") + sum(run.dropped("recaption").values())
+    )
     assert run.total("embed", "written") == 3 * kept - sum(run.dropped("embed").values())
     assert 0 < pairs <= run.conf["pairs_per_batch"]
     assert run.total("caption", "read") == pairs == captioned + sum(run.dropped("caption").values())
-    assert run.total("judge", "read") == captioned == triplets + sum(run.dropped("judge").get(reason, 0) for reason in ENDS_A_PAIR)
+    assert (
+        run.total("judge", "read")
+        == captioned
+        == triplets + sum(run.dropped("judge").get(reason, 0) for reason in ENDS_A_PAIR)
+    )
     if run.clone is None:
         assert triplets == 0 and "no new triplet" in run.why_none and f"new pairs {pairs}" in run.why_none, run.why_none
 
@@ -185,7 +223,11 @@ def assert_rows_add_up(clone: Path, folder: Path) -> None:
     captions = store.captions()
     assert {row["image_id"] for row in images} == set(captions) | set(left["recaption"]) and all(captions.values())
     pairs = store.read_table("pairs", ["pair_id"]).column("pair_id").to_pylist()
-    ended = [row["key"] for row in dropped if row["stage"] == "caption" or (row["stage"] == "judge" and row["reason"] in ENDS_A_PAIR)]
+    ended = [
+        row["key"]
+        for row in dropped
+        if row["stage"] == "caption" or (row["stage"] == "judge" and row["reason"] in ENDS_A_PAIR)
+    ]
     assert sorted(pairs) == sorted(store.read_table("triplets", ["pair_id"]).column("pair_id").to_pylist() + ended)
     assert all(row["reason"] in REASONS[row["stage"]] for row in dropped)
 
@@ -194,7 +236,10 @@ def assert_the_gallery_shows_them(clone: Path) -> None:
     """Every image of the page decodes and keeps its shape; every reason is explained; the words' worth is said."""
     page, version = (clone / "reports" / "gallery.html").read_text(), json.loads((clone / "version.json").read_text())
     assert page.count('<article class="card">') == min(48, version["rows"]["triplets"])
-    shapes = {Image.open(io.BytesIO(base64.b64decode(found))).size for found in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)}
+    shapes = {
+        Image.open(io.BytesIO(base64.b64decode(found))).size
+        for found in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    }
     assert len(shapes) > 1
     for stage, reasons in version["drops"].items():
         for reason in reasons:
@@ -215,11 +260,14 @@ def test_a_drawn_folder_like_photographs(deployment: Factory, tmp_path: Path):
     store = Store(run.clone)
     assert {row["key"].partition(":")[2]: row["reason"] for row in store.read_dropped("ingest").to_pylist()} == expected
     sizes = {row["source_uri"]: (row["width_px"], row["height_px"]) for row in store.read_table("images").to_pylist()}
-    assert sizes["drawn:0_close.jpg"] == (320, 426) and sizes["drawn:2_whole.jpg"] == (512, 171)  # turned upright; at most 512 px
+    # turned upright; at most 512 px
+    assert sizes["drawn:0_close.jpg"] == (320, 426) and sizes["drawn:2_whole.jpg"] == (512, 171)
     assert_the_gallery_shows_them(run.clone)
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"no photographs: {PHOTOGRAPHS} is not there; the drawn folder stands in for it")
+@pytest.mark.skipif(
+    not PHOTOGRAPHS.is_dir(), reason=f"no photographs: {PHOTOGRAPHS} is not there; the drawn folder stands in for it"
+)
 def test_a_folder_of_real_photographs(deployment: Factory, tmp_path: Path):
     conf = {**calibrated(PHOTOGRAPHS, limit=400), "pairs_per_batch": 256, "dataset": "photographs"}
     run = refresh(deployment, conf, tmp_path / "clone")

@@ -1,4 +1,6 @@
-"""`dvc repro` alone, in a clone and without Airflow: the factory runs through, and a second time there is nothing to do."""
+"""`dvc repro` alone, in a clone and without Airflow: the factory runs through, and a second time there is nothing to
+do.
+"""
 
 import os
 import shutil
@@ -17,7 +19,8 @@ from tasks.sample.world import make_world
 CHANGES = {
     "open_run": {"date": "2026-11-16", "batch": "2026.11.16"},
     "select": {"pairs_per_batch": 24},
-    "judge": {"threshold": 0.0, "negative_threshold": 1.0, "labelled": None},  # what is tested is the graph, not the models
+    # what is tested is the graph, not the models
+    "judge": {"threshold": 0.0, "negative_threshold": 1.0, "labelled": None},
     "validate": {"images": {"caption_share_min": 0.0}, "triplets": {"yes_min": 0.0}},
     "train": {"steps": 10},
     "evaluate": {"benchmark": None, "truth": None},
@@ -46,8 +49,11 @@ def clone(tmp_path: Path, project: Path) -> Path:
 
 def repro(root: Path, *args: str) -> str:
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # dvc.yaml says `python`: the environment's own
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro", *args], cwd=root, env=env, capture_output=True, text=True, check=False)
+    # dvc.yaml says `python`: the environment's own
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", *args], cwd=root, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 

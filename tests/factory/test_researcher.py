@@ -58,7 +58,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Depl
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_DEFAULT_REGION", "us-east-1"), ("NO_PROXY", "127.0.0.1")):
+        for name, value in (
+            ("AWS_ACCESS_KEY_ID", "k"),
+            ("AWS_SECRET_ACCESS_KEY", "s"),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+            ("NO_PROXY", "127.0.0.1"),
+        ):
             patch.setenv(name, value)
         patch.delenv("AWS_PROFILE", raising=False)
         boto3.client("s3", endpoint_url=url).create_bucket(Bucket="versions")
@@ -102,12 +107,17 @@ def test_clones_pulls_loads_and_goes_back(kind: str, request: pytest.FixtureRequ
 
     cache = str(tmp_path / "hf")
     triplets = load_dataset(str(here), "triplets", split="train", cache_dir=cache)
-    assert (len(triplets), len(load_dataset(str(here), "images", split="train", cache_dir=cache))) == (counts(here)["triplets"], counts(here)["images"])
+    assert (len(triplets), len(load_dataset(str(here), "images", split="train", cache_dir=cache))) == (
+        counts(here)["triplets"],
+        counts(here)["images"],
+    )
     streamed = list(load_dataset(str(here), "with_images", split="train", streaming=True))
     assert [r["triplet_id"] for r in streamed] == triplets["triplet_id"][:]
     assert streamed[0]["query_image"].size == (24, 24) and len(streamed[0]["negative_images"]) == 2
     tars = list(load_dataset("webdataset", data_files=str(here / "data/images/*.tar"), split="train", streaming=True))
-    assert sorted(t["__key__"].rpartition("/")[2] for t in tars) == sorted(load_dataset(str(here), "images", split="train", cache_dir=cache)["image_id"])
+    assert sorted(t["__key__"].rpartition("/")[2] for t in tars) == sorted(
+        load_dataset(str(here), "images", split="train", cache_dir=cache)["image_id"]
+    )
     joined = list(with_images(here))
     assert [r["triplet_id"] for r in joined] == triplets["triplet_id"][:]
     assert all(r["query_image"].size == r["target_image"].size == (24, 24) for r in joined)
@@ -115,7 +125,8 @@ def test_clones_pulls_loads_and_goes_back(kind: str, request: pytest.FixtureRequ
 
     # back to the first version in the same clone, with the same cache: what is loaded is what version.json counts
     shell(here, "git", "checkout", "-q", FIRST)
-    with pytest.raises(NonMatchingSplitsSizesError):  # `dvc pull` forgotten: the images of the second version are still here
+    # `dvc pull` forgotten: the images of the second version are still here
+    with pytest.raises(NonMatchingSplitsSizesError):
         load_dataset(str(here), "images", split="train", cache_dir=cache)
     dvc(here, "pull")
     assert counts(here)["triplets"] == len(list(with_images(here))) == 7
@@ -160,13 +171,19 @@ def spoil(deployment: Deployment, md5: str, to: Path) -> Spoilt:
 def test_an_altered_object_stops_the_pull_and_is_named(kind: str, request: pytest.FixtureRequest, tmp_path: Path):
     deployment: Deployment = request.getfixturevalue(kind)
     here, name = clone(deployment, tmp_path / "mine"), "data/triplets/2026.11.16-00000.parquet"
-    altered = spoil(deployment, hashlib.md5(published_content(deployment, name)).hexdigest(), tmp_path / f"altered-{kind}")
+    altered = spoil(
+        deployment, hashlib.md5(published_content(deployment, name)).hexdigest(), tmp_path / f"altered-{kind}"
+    )
     dvc(here, "config", "--local", "remote.versions.url", altered.url)
 
     plain = dvc(here, "pull", check=False)
-    assert plain.returncode != 0 and "data/triplets" in plain.stderr  # DVC alone names the folder that it would not make
-    done = shell(here, sys.executable, "-m", "tasks.publish.pull", check=False)  # this names the file in it, and no other
-    assert done.returncode == EXIT_DATA_ERROR and done.stderr.count("missing or altered in the remote") == 1, done.stderr
+    # DVC alone names the folder that it would not make
+    assert plain.returncode != 0 and "data/triplets" in plain.stderr
+    # this names the file in it, and no other
+    done = shell(here, sys.executable, "-m", "tasks.publish.pull", check=False)
+    assert done.returncode == EXIT_DATA_ERROR and done.stderr.count("missing or altered in the remote") == 1, (
+        done.stderr
+    )
     assert f"in the remote: {name} (object files/md5/" in done.stderr
     assert not (here / name).exists()
     again = shell(here, sys.executable, "-m", "tasks.publish.verify", check=False)
@@ -179,14 +196,20 @@ def test_an_altered_object_stops_the_pull_and_is_named(kind: str, request: pytes
 
 def test_an_altered_list_of_files_goes_through_dvc_but_not_through_tasks_pull(folder: Deployment, tmp_path: Path):
     here = clone(folder, tmp_path / "mine")
-    md5 = next(o["md5"] for s in locked_stages((here / "dvc.lock").read_bytes()).values() for o in s["outs"] if o["path"] == "data/triplets")
+    md5 = next(
+        o["md5"]
+        for s in locked_stages((here / "dvc.lock").read_bytes()).values()
+        for o in s["outs"]
+        if o["path"] == "data/triplets"
+    )
     altered = spoil(folder, md5, tmp_path / "altered")
     dvc(here, "config", "--local", "remote.versions.url", altered.url)
     dvc(here, "pull")  # no error: DVC checks the objects in a folder, not what they are called there
     done = shell(here, sys.executable, "-m", "tasks.publish.pull", check=False)
     assert done.returncode == EXIT_DATA_ERROR
     assert f"in the remote: data/triplets (object files/md5/{md5[:2]}/{md5[2:]}, the list of its files)" in done.stderr
-    assert shell(here, sys.executable, "-m", "tasks.publish.pull", "data/images").stdout  # only what was asked for is judged
+    # only what was asked for is judged
+    assert shell(here, sys.executable, "-m", "tasks.publish.pull", "data/images").stdout
 
     altered.mend()
     shell(here, sys.executable, "-m", "tasks.publish.pull")
@@ -202,4 +225,7 @@ def test_the_deployment_reads_back_what_it_published(folder: Deployment):
     clone_of_the_deployment = folder.root / "dataset"
     assert json.loads(published_bytes(clone_of_the_deployment, "version.json"))["version"] == "2026.11.23"
     assert published_bytes(clone_of_the_deployment, "reports/gallery.html").startswith(b"<!doctype html>")
-    assert json.loads(published_bytes(clone_of_the_deployment, "version.json", f"refs/tags/{FIRST}"))["version"] == "2026.11.16"
+    assert (
+        json.loads(published_bytes(clone_of_the_deployment, "version.json", f"refs/tags/{FIRST}"))["version"]
+        == "2026.11.16"
+    )

@@ -1,7 +1,7 @@
 """Two deployments made from scratch with the same seed publish the same version; another seed gives another one.
 
-Real models, no Airflow: the command lines of dvc.yaml, run in one process a deployment. The processes differ in what must not matter:
-where they lie, how Python orders its sets, the time zone.
+Real models, no Airflow: the command lines of dvc.yaml, run in one process a deployment. The processes differ in what
+must not matter: where they lie, how Python orders its sets, the time zone.
 """
 
 import json
@@ -23,7 +23,8 @@ CONF = {
     "profile": "test",
     "date": "2026-11-16",
     "select": {"pairs_per_batch": 16},
-    "judge": {"threshold": 0.0, "negative_threshold": 1.0, "labelled": None},  # what is tested is the sameness, not the models
+    # what is tested is the sameness, not the models
+    "judge": {"threshold": 0.0, "negative_threshold": 1.0, "labelled": None},
     "validate": {"images": {"caption_share_min": 0.0}, "triplets": {"yes_min": 0.0}},
 }
 
@@ -36,7 +37,9 @@ def build(root: Path, project: Path, seed: int) -> None:
     make_world(root / "source", seed=seed, images=60, truth=root / "truth.jsonl")
     configure_deployment(root / "origin.git", root / "dataset", str(root / "remote"), root / "cache", checkout=project)
     sources = [{"name": "sample", "path": str(root / "source"), "license_code": "CC0-1.0"}]
-    worktree = open_run(root / "dataset", root / "runs", "manual__1", "dataset", overlay(CONF, {"sources": sources})).notes[0]
+    worktree = open_run(
+        root / "dataset", root / "runs", "manual__1", "dataset", overlay(CONF, {"sources": sources})
+    ).notes[0]
     os.chdir(worktree)
     for node in [n for n in graph(".") if n.name.partition("@")[0] in DATA_STAGES]:
         assert main(node.cmd.split()[3:]) == 0, node.name  # python -m tasks <stage> [item]
@@ -47,7 +50,9 @@ def start(root: Path, project: Path, seed: int, **environment: str) -> subproces
     root.mkdir(parents=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | environment
     code = f"from pathlib import Path; from tests.factory.test_same_seed import build; build(Path({str(root)!r}), Path({str(project)!r}), {seed})"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finished(build_process: subprocess.Popen[str]) -> None:
@@ -70,7 +75,10 @@ def fingerprint(root: Path) -> str:
 @pytest.mark.factory
 def test_the_same_seed_gives_the_same_version_and_another_seed_another(tmp_path: Path, project: Path):
     one, two, other = tmp_path / "one", tmp_path / "quite" / "elsewhere", tmp_path / "other"
-    running = [start(one, project, 7, PYTHONHASHSEED="1", TZ="Asia/Tokyo"), start(two, project, 7, PYTHONHASHSEED="2", TZ="America/Lima")]
+    running = [
+        start(one, project, 7, PYTHONHASHSEED="1", TZ="Asia/Tokyo"),
+        start(two, project, 7, PYTHONHASHSEED="2", TZ="America/Lima"),
+    ]
     for process in running:
         finished(process)
     names = published(one)

@@ -45,16 +45,61 @@ def store(tmp_path: Path) -> Store:
             file = io.BytesIO()
             Image.fromarray(draw(scene)).save(file, "PNG")
             content = file.getvalue()
-            other = {"source_sha256": "", "license_code": "", "attribution": "", "fetched_at": "", "phash": "", "thumbnail": b"", "caption": None}
-            where = {"shard": f"{BATCH}-00000.tar", "offset_bytes": len(shard), "size_bytes": len(content), "width_px": 96, "height_px": 96}
-            images.append({"image_id": f"{f:02d}{'abc'[m]}", "source_uri": f"world:{f}/{m}.png", "batch": BATCH, "caption_source": None, **other, **where})
+            other = {
+                "source_sha256": "",
+                "license_code": "",
+                "attribution": "",
+                "fetched_at": "",
+                "phash": "",
+                "thumbnail": b"",
+                "caption": None,
+            }
+            where = {
+                "shard": f"{BATCH}-00000.tar",
+                "offset_bytes": len(shard),
+                "size_bytes": len(content),
+                "width_px": 96,
+                "height_px": 96,
+            }
+            images.append(
+                {
+                    "image_id": f"{f:02d}{'abc'[m]}",
+                    "source_uri": f"world:{f}/{m}.png",
+                    "batch": BATCH,
+                    "caption_source": None,
+                    **other,
+                    **where,
+                }
+            )
             truth.append({"path": f"{f}/{m}.png", "kind": "original", "scene": scene.to_record()})
             shard += content
         edits = difference(scenes[0], scenes[1])
-        row = {"triplet_id": f"t{f:02d}", "pair_id": f"p{f:02d}", "batch": BATCH, "styles": ["imperative"], "mined_by": ["semantic"], "tokens": 1}
-        row |= {"query_image_id": f"{f:02d}a", "target_image_id": f"{f:02d}b", "negative_image_ids": [f"{f:02d}a", f"{f:02d}c"]}
-        row |= {"instructions": [instruction(edits, shared(scenes[0], scenes[1]), "imperative")], "judge_target": [0.9], "judge_negative": [0.1, 0.1]}
-        triplets.append({**row, **dict.fromkeys(("description", "captioner", "captioner_revision", "prompt_sha256", "judge", "judge_revision"), "x")})
+        row = {
+            "triplet_id": f"t{f:02d}",
+            "pair_id": f"p{f:02d}",
+            "batch": BATCH,
+            "styles": ["imperative"],
+            "mined_by": ["semantic"],
+            "tokens": 1,
+        }
+        row |= {
+            "query_image_id": f"{f:02d}a",
+            "target_image_id": f"{f:02d}b",
+            "negative_image_ids": [f"{f:02d}a", f"{f:02d}c"],
+        }
+        row |= {
+            "instructions": [instruction(edits, shared(scenes[0], scenes[1]), "imperative")],
+            "judge_target": [0.9],
+            "judge_negative": [0.1, 0.1],
+        }
+        triplets.append(
+            {
+                **row,
+                **dict.fromkeys(
+                    ("description", "captioner", "captioner_revision", "prompt_sha256", "judge", "judge_revision"), "x"
+                ),
+            }
+        )
     store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), images, "images")
     store.write(store.table_path("triplets", BATCH, 0), triplets, "triplets")
@@ -65,9 +110,18 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def params(base_model: Path) -> Params:
     params = load_params("params.yaml", "test")
-    train = {"base_model": str(base_model), "steps": 30, "batch_triplets": 6, "learning_rate": 2e-3, "held_out_share": 0.25, "device": "cpu"}
+    train = {
+        "base_model": str(base_model),
+        "steps": 30,
+        "batch_triplets": 6,
+        "learning_rate": 2e-3,
+        "held_out_share": 0.25,
+        "device": "cpu",
+    }
     evaluate = {"device": "cpu", "benchmark": None, "truth": None}
-    return params.model_copy(update={"train": params.train.model_copy(update=train), "evaluate": params.evaluate.model_copy(update=evaluate)})
+    return params.model_copy(
+        update={"train": params.train.model_copy(update=train), "evaluate": params.evaluate.model_copy(update=evaluate)}
+    )
 
 
 def test_training_learns_and_repeats_itself(store: Store, params: Params):
@@ -94,29 +148,46 @@ def test_both_towers_are_trained_and_held_out_images_never_shown(store: Store, p
         shown.update(image_ids)
         return pixels(image_ids)
 
-    tasks.train.fit.fit(retriever, training_examples(triplets, held_out), spy, params.train.model_copy(update={"steps": 12}), seed=0)
+    tasks.train.fit.fit(
+        retriever, training_examples(triplets, held_out), spy, params.train.model_copy(update={"steps": 12}), seed=0
+    )
     changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
     assert {"text_model", "vision_model", "text_projection", "visual_projection"} <= changed
     assert shown and not shown & held_out
 
 
-def test_with_the_image_tower_locked_only_words_move_against_every_image(store: Store, params: Params, base_model: Path):
+def test_with_the_image_tower_locked_only_words_move_against_every_image(
+    store: Store, params: Params, base_model: Path
+):
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
     retriever = Retriever(str(base_model), device="cpu")
     before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
-    locked = params.train.model_copy(update={"locked_steps": 20, "locked_batch_triplets": 8, "locked_learning_rate": 2e-3, "warmup_steps": 2})
+    locked = params.train.model_copy(
+        update={"locked_steps": 20, "locked_batch_triplets": 8, "locked_learning_rate": 2e-3, "warmup_steps": 2}
+    )
     pixels = tasks.train.stage.Pixels(store, retriever)
     curve = tasks.train.fit.fit_locked(retriever, examples, pixels, locked, seed=0)
     changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
     assert changed == {"text_model", "text_projection"}
-    assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["images"] == len({i for e in examples for i in (e.query, e.target, *e.negatives)})
-    few = tasks.train.fit.fit_locked(retriever, examples, pixels, locked.model_copy(update={"locked_candidates": 2, "locked_steps": 1}), seed=0)
-    assert few[0]["images"] < curve[0]["images"], "a bound on the candidates holds, but a batch's own images are always among them"
+    assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["images"] == len(
+        {i for e in examples for i in (e.query, e.target, *e.negatives)}
+    )
+    few = tasks.train.fit.fit_locked(
+        retriever, examples, pixels, locked.model_copy(update={"locked_candidates": 2, "locked_steps": 1}), seed=0
+    )
+    assert few[0]["images"] < curve[0]["images"], (
+        "a bound on the candidates holds, but a batch's own images are always among them"
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(store: Store, params: Params):
     with pytest.raises(DataError, match="the loss is nan at step"):
-        tasks.train.stage.run(params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})}), store)
+        tasks.train.stage.run(
+            params.model_copy(
+                update={"train": params.train.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})}
+            ),
+            store,
+        )
     assert not store.folder("models", "candidate").exists()
 
 
@@ -124,7 +195,10 @@ def test_every_pass_shows_every_example_once_and_neighbours_together():
     examples = [Example(f"f{n // 4}", f"t{n}", (), ("x",)) for n in range(40)]
     stream = batches(examples, 8, random.Random(0))
     passes = [[e for _ in range(5) for e in next(stream)] for _ in range(2)]
-    assert all(sorted(p, key=lambda e: e.target) == sorted(examples, key=lambda e: e.target) for p in passes) and passes[0] != passes[1]
+    assert (
+        all(sorted(p, key=lambda e: e.target) == sorted(examples, key=lambda e: e.target) for p in passes)
+        and passes[0] != passes[1]
+    )
     assert all(len({e.query for e in passes[0][i : i + 8]}) == 2 for i in range(0, 40, 8))
 
 
@@ -136,13 +210,19 @@ def test_the_rate_rises_and_falls_linearly():
 
 def test_evaluation_of_the_held_out_split_and_the_truth(store: Store, params: Params):
     tasks.train.stage.run(params, store)
-    truth = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"truth": str(store.folder("truth.jsonl"))})})
+    truth = params.model_copy(
+        update={"evaluate": params.evaluate.model_copy(update={"truth": str(store.folder("truth.jsonl"))})}
+    )
     tasks.evaluate.stage.run(truth, store)
     found = json.loads(store.folder("reports", "evaluation.json").read_text())
     assert set(found["metrics"]) == {"base", "finetuned"} and found["queries"] == 3 and found["gallery"] == 9
     assert {"map_at_5", "recall_at_1", "recall_at_10"} <= set(found["metrics"]["finetuned"]["composed"])
-    assert found["metrics"]["base"]["image_only"]["recall_at_1"] == 0.0  # the reference stays in the gallery, as in CIRCO
-    assert found["truth"]["instructions_true"] == found["truth"]["instructions_complete"] == 1.0 and found["truth_counts"]["texts"] == 12
+    # the reference stays in the gallery, as in CIRCO
+    assert found["metrics"]["base"]["image_only"]["recall_at_1"] == 0.0
+    assert (
+        found["truth"]["instructions_true"] == found["truth"]["instructions_complete"] == 1.0
+        and found["truth_counts"]["texts"] == 12
+    )
     (store.folder("models") / "candidate").rename(store.folder("models", "promoted"))
     with pytest.raises(DataError, match="run `python -m tasks train` first"):
         tasks.evaluate.stage.run(params, store)
@@ -156,13 +236,26 @@ def test_a_benchmark_in_circos_format(tmp_path: Path, base_model: Path):
     (tmp_path / "images").mkdir()
     for n, scene in enumerate(family(random.Random(9), "benchmark", 4)):
         Image.fromarray(draw(scene)).save(tmp_path / "images" / f"{n}.jpg")
-    annotation = {"id": 0, "reference_img_id": 0, "target_img_id": 2, "gt_img_ids": [2, 3], "relative_caption": "make it blue", "shared_concept": "a star"}
+    annotation = {
+        "id": 0,
+        "reference_img_id": 0,
+        "target_img_id": 2,
+        "gt_img_ids": [2, 3],
+        "relative_caption": "make it blue",
+        "shared_concept": "a star",
+    }
     (tmp_path / "annotations.json").write_text(json.dumps([annotation]))
     benchmark = tasks.evaluate.benchmarks.read_benchmark(tmp_path, "find {shared_concept} but {relative_caption}")
     (task,) = benchmark.tasks
-    assert [(q.text, q.right) for q in task.queries] == [("find a star but make it blue", ("2", "3"))] and task.gallery == ["0", "1", "2", "3"]
+    assert [(q.text, q.right) for q in task.queries] == [
+        ("find a star but make it blue", ("2", "3"))
+    ] and task.gallery == ["0", "1", "2", "3"]
     scores = tasks.evaluate.scores.measure(Retriever(str(base_model), device="cpu"), benchmark, batch=3)
-    assert scores["image_only"]["recall_at_1"] == 0 and scores["composed"]["recall_at_5"] == 1 and 0 < scores["text_only"]["map_at_5"] <= 1
+    assert (
+        scores["image_only"]["recall_at_1"] == 0
+        and scores["composed"]["recall_at_5"] == 1
+        and 0 < scores["text_only"]["map_at_5"] <= 1
+    )
     with pytest.raises(ConfigError, match="relative_caption"):
         tasks.evaluate.benchmarks.read_benchmark(tmp_path, "{text}")
     (tmp_path / "images" / "3.jpg").unlink()
@@ -174,4 +267,6 @@ def test_a_benchmark_in_circos_format(tmp_path: Path, base_model: Path):
 
 def test_without_a_small_component_evaluation_says_what_to_do(store: Store):
     with pytest.raises(DataError, match="raise the share, or name a folder"):
-        tasks.evaluate.benchmarks.held_out_benchmark(store.read_table("triplets").to_pylist(), 0.01, "{relative_caption}", store.read_image)
+        tasks.evaluate.benchmarks.held_out_benchmark(
+            store.read_table("triplets").to_pylist(), 0.01, "{relative_caption}", store.read_image
+        )

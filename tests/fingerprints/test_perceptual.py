@@ -74,7 +74,9 @@ def test_hash_hits_equal_the_naive_form_whatever_the_block(new: list[int], known
 
 
 def recoloured(image: Image.Image, rng: random.Random) -> Image.Image:
-    """What stands out from the image's corners in another colour, every grey level as it was: the perceptual hash sees no difference."""
+    """What stands out from the image's corners in another colour, every grey level as it was: the perceptual hash sees
+    no difference.
+    """
     pixels = np.asarray(image.convert("YCbCr")).astype(np.int16)
     rgb = np.asarray(image.convert("RGB")).astype(np.int16)
     ground = np.median(np.concatenate([rgb[:8, :8].reshape(-1, 3), rgb[:8, -8:].reshape(-1, 3)]), axis=0)
@@ -87,7 +89,12 @@ def recoloured(image: Image.Image, rng: random.Random) -> Image.Image:
 def cropped(image: Image.Image, most: float, rng: random.Random) -> Image.Image:
     w, h = image.size
     return image.crop(
-        (round(w * rng.uniform(0, most)), round(h * rng.uniform(0, most)), w - round(w * rng.uniform(0, most)), h - round(h * rng.uniform(0, most)))
+        (
+            round(w * rng.uniform(0, most)),
+            round(h * rng.uniform(0, most)),
+            w - round(w * rng.uniform(0, most)),
+            h - round(h * rng.uniform(0, most)),
+        )
     )
 
 
@@ -105,7 +112,9 @@ CHANGES = {
 
 
 def called_copies(originals: list[Image.Image], crop_margin: float, seed: int = 1) -> dict[str, float]:
-    """Share of the images that ingest calls a copy of another one: of the originals among themselves ('another image'), and after each of CHANGES."""
+    """Share of the images that ingest calls a copy of another one: of the originals among themselves ('another image'),
+    and after each of CHANGES.
+    """
     rules, rng = Rules(has_grid=True, min_side_px=32), random.Random(seed)
 
     def read(image: Image.Image) -> NormalizedImage:
@@ -149,8 +158,14 @@ def photographs(count: int) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("originals", [drawn, photographs])
-def test_copies_of_photographs_go_and_other_clothes_and_other_colours_stay(originals: Callable[[int], list[Image.Image]]):
+def test_copies_of_photographs_go_and_other_clothes_and_other_colours_stay(
+    originals: Callable[[int], list[Image.Image]],
+):
     """A small form of the measurement in docs/decisions/0021."""
     shares = called_copies(originals(16), 0.06)
     assert shares["another image"] == 0 and shares["recoloured"] <= 1 / 16
-    assert shares["re-encoded"] == 1 and shares["resized"] >= 15 / 16 and min(shares["cropped by 2%"], shares["cropped by 5%"]) >= 0.75
+    assert (
+        shares["re-encoded"] == 1
+        and shares["resized"] >= 15 / 16
+        and min(shares["cropped by 2%"], shares["cropped by 5%"]) >= 0.75
+    )

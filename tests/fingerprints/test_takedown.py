@@ -56,7 +56,13 @@ def week(store: Store, params: Params, numbers: list[int], vectors: dict[str, np
     batch = str(params.open_run.batch)
     ids = [name_of(n) for n in numbers]
     rows = [
-        {"image_id": i, "batch": batch, "shard": f"{batch}-00000.tar", "source_uri": "s:x", "source_sha256": name_of(10_000 + n)}
+        {
+            "image_id": i,
+            "batch": batch,
+            "shard": f"{batch}-00000.tar",
+            "source_uri": "s:x",
+            "source_sha256": name_of(10_000 + n),
+        }
         for i, n in zip(ids, numbers, strict=True)
     ]
     store.write(store.table_path("images", batch), rows, "images")
@@ -93,20 +99,29 @@ def test_what_is_taken_down_is_nowhere_and_its_places_are_filled(
     week(store, params_for(BATCHES[1]), list(range(20, 30)), vectors)
     before, removed = pairs_of(store), {name_of(n) for n in gone}
     ledger = root / "ledger.txt"
-    ledger.write_text("".join(f"{name_of(10_000 + n if by_source else n)},2026-01-15 # asked by the artist\n" for n in gone))
+    ledger.write_text(
+        "".join(f"{name_of(10_000 + n if by_source else n)},2026-01-15 # asked by the artist\n" for n in gone)
+    )
     last = params_for(BATCHES[2], ledger)
     week(store, last, list(range(30, 30 + more)), vectors)
-    assert [k for k, v in content(store).items() if "images" not in k and "dropped" not in k and any(i.encode() in v for i in removed)] == []
+    assert [
+        k
+        for k, v in content(store).items()
+        if "images" not in k and "dropped" not in k and any(i.encode() in v for i in removed)
+    ] == []
     after = pairs_of(store)
     ends = {k: {r["query_image_id"], r["target_image_id"]} for k, r in before.items()}
-    assert set(before) - set(after) == {k for k, e in ends.items() if e & removed}  # no other published pair is withdrawn
+    # no other published pair is withdrawn
+    assert set(before) - set(after) == {k for k, e in ends.items() if e & removed}
     for key in set(before) & set(after):
         old, new = before[key], after[key]
         kept = [i for i in old["negative_image_ids"] if i not in removed]
-        assert new["negative_image_ids"][: len(kept)] == kept and len(set(new["negative_image_ids"])) == len(new["negative_image_ids"]) == len(
-            new["negative_similarity"]
+        assert new["negative_image_ids"][: len(kept)] == kept and len(set(new["negative_image_ids"])) == len(
+            new["negative_image_ids"]
+        ) == len(new["negative_similarity"])
+        assert len(new["negative_image_ids"]) <= len(old["negative_image_ids"]) and not removed & set(
+            new["negative_image_ids"]
         )
-        assert len(new["negative_image_ids"]) <= len(old["negative_image_ids"]) and not removed & set(new["negative_image_ids"])
     for end in ("query_image_id", "target_image_id"):
         assert max(Counter(r[end] for r in after.values()).values(), default=0) <= 2
     stay = sorted({name_of(n) for n in range(30 + more)} - removed)
@@ -134,7 +149,8 @@ def test_a_query_that_lost_its_pair_takes_another_and_a_negative_another_place(t
     after = pairs_of(store)
     losers = {r["query_image_id"] for r in before.values() if r["target_image_id"] == victim}
     new = [after[k] for k in set(after) - set(before)]
-    assert len(losers) == 2 and losers >= {r["query_image_id"] for r in new} and 0 < len(new) <= 2  # where a target has room left
+    # where a target has room left
+    assert len(losers) == 2 and losers >= {r["query_image_id"] for r in new} and 0 < len(new) <= 2
     assert all(r["batch"] == BATCHES[1] for r in new)
     places = [k for k, r in before.items() if victim in r["negative_image_ids"] and k in after]
     filled = [k for k in places if len(after[k]["negative_image_ids"]) == len(before[k]["negative_image_ids"])]
@@ -146,19 +162,44 @@ def test_a_query_that_lost_its_pair_takes_another_and_a_negative_another_place(t
 def test_captioned_rows_and_triplets_go_with_their_pair_and_negatives_leave_with_their_score(tmp_path: Path):
     store = Store(tmp_path)
     a, b, c, d = (name_of(n) for n in range(4))
-    store.write(store.table_path("pairs", BATCHES[0]), [{"pair_id": "ab", "query_image_id": a, "target_image_id": b}], "pairs")
-    store.write(store.table_path("captioned", BATCHES[0], 0), [{"pair_id": p, "batch": BATCHES[0]} for p in ("ab", "ac", stable_id(b, a))], "captioned")
+    store.write(
+        store.table_path("pairs", BATCHES[0]), [{"pair_id": "ab", "query_image_id": a, "target_image_id": b}], "pairs"
+    )
+    store.write(
+        store.table_path("captioned", BATCHES[0], 0),
+        [{"pair_id": p, "batch": BATCHES[0]} for p in ("ab", "ac", stable_id(b, a))],
+        "captioned",
+    )
     rows = [
-        {"triplet_id": "1", "query_image_id": a, "target_image_id": b, "negative_image_ids": [a, c, d], "judge_negative": [0.1, 0.2, 0.3]},
-        {"triplet_id": "2", "query_image_id": a, "target_image_id": c, "negative_image_ids": [a], "judge_negative": [0.1]},
+        {
+            "triplet_id": "1",
+            "query_image_id": a,
+            "target_image_id": b,
+            "negative_image_ids": [a, c, d],
+            "judge_negative": [0.1, 0.2, 0.3],
+        },
+        {
+            "triplet_id": "2",
+            "query_image_id": a,
+            "target_image_id": c,
+            "negative_image_ids": [a],
+            "judge_negative": [0.1],
+        },
     ]
     store.write(store.table_path("triplets", BATCHES[0], 0), rows, "triplets")
     assert withdraw_triplets(store, {c}) == (1, 1) and withdraw_captioned(store, {c}, BATCHES[1]) == 1
-    assert store.read_table("captioned").column("pair_id").to_pylist() == ["ab", stable_id(b, a)]  # the second was written with caption.reverse
+    # the second was written with caption.reverse
+    assert store.read_table("captioned").column("pair_id").to_pylist() == ["ab", stable_id(b, a)]
     left = store.read_table("triplets").to_pylist()
-    assert [(r["triplet_id"], r["negative_image_ids"], r["judge_negative"]) for r in left] == [("1", [a, d], pytest.approx([0.1, 0.3]))]
+    assert [(r["triplet_id"], r["negative_image_ids"], r["judge_negative"]) for r in left] == [
+        ("1", [a, d], pytest.approx([0.1, 0.3]))
+    ]
     before = content(store)
-    assert withdraw_triplets(store, {c}) == (0, 0) and withdraw_triplets(store, set()) == (0, 0) and content(store) == before
+    assert (
+        withdraw_triplets(store, {c}) == (0, 0)
+        and withdraw_triplets(store, set()) == (0, 0)
+        and content(store) == before
+    )
 
 
 def test_vectors_leave_and_a_shard_cut_off_between_its_files_is_finished(tmp_path: Path):

@@ -61,7 +61,11 @@ def test_a_image_between_two_kept_ones_goes_as_a_copy_of_the_first_and_ties_them
     assert corpus.copy_of("s2", "last", last) is None, "too far apart to be copies of each other"
     corpus.add("s2", "last", last)
     bridge = corpus.copy_of("s3", "between", between)
-    assert bridge is not None and (bridge.reason, bridge.image_id, bridge.also) == ("near_duplicate", "first", ("last",))
+    assert bridge is not None and (bridge.reason, bridge.image_id, bridge.also) == (
+        "near_duplicate",
+        "first",
+        ("last",),
+    )
     assert corpus.ids == ["first", "last"], "nothing that is kept is withdrawn"
 
 
@@ -113,7 +117,9 @@ def test_a_slight_crop_goes_where_the_margin_says_so(tmp_path: Path):
         store = Store(tmp_path / f"run-{name}")
         ingest.run(params_for(tmp_path / name, crop_margin=margin), store)
         kept, dropped = taken(store)
-        assert (kept, dropped) == (({"a.jpg", "b.jpg", "c.jpg"}, {}) if not margin else ({"a.jpg", "c.jpg"}, {"b.jpg": "near_duplicate"}))
+        assert (kept, dropped) == (
+            ({"a.jpg", "b.jpg", "c.jpg"}, {}) if not margin else ({"a.jpg", "c.jpg"}, {"b.jpg": "near_duplicate"})
+        )
 
 
 def test_lists_keep_images_out_each_with_its_reason(tmp_path: Path):
@@ -128,15 +134,26 @@ def test_lists_keep_images_out_each_with_its_reason(tmp_path: Path):
     (tmp_path / "block.txt").write_text(f"# asked for by nobody: {sums[3]}\n{sums[0]}  a person asked\n")
     (tmp_path / "ledger.txt").write_text(f"{sums[1]}\n")
     store = Store(tmp_path / "run")
-    lists = {"blocklists": [str(tmp_path / "block.txt")], "takedown": str(tmp_path / "ledger.txt"), "benchmark_hashes": [str(tmp_path / "benchmark.jsonl")]}
+    lists = {
+        "blocklists": [str(tmp_path / "block.txt")],
+        "takedown": str(tmp_path / "ledger.txt"),
+        "benchmark_hashes": [str(tmp_path / "benchmark.jsonl")],
+    }
     report = ingest.run(params_for(source, **lists), store)
     kept, dropped = taken(store)
     assert kept == {"3.jpg"} and dropped == {"0.jpg": "blocked", "1.jpg": "taken_down", "2.jpg": "benchmark"}
     assert report.read == report.written + sum(report.dropped.values())
     drops = counts(store.read_dropped())
-    assert "## Benchmark decontamination\nNew images were compared with the hashes of `benchmark.jsonl`" in card_of(drops, drops, lists["benchmark_hashes"])
-    assert ": 1 exact or near copies of a benchmark's images were left out of this version, 1 of all versions so far." in card_of(drops, drops, ["b.jsonl"])
-    assert ": 0 exact or near copies of a benchmark's images were left out of this version, 1 of all" in card_of(drops, {}, ["b.jsonl"])
+    assert "## Benchmark decontamination\nNew images were compared with the hashes of `benchmark.jsonl`" in card_of(
+        drops, drops, lists["benchmark_hashes"]
+    )
+    assert (
+        ": 1 exact or near copies of a benchmark's images were left out of this version, 1 of all versions so far."
+        in card_of(drops, drops, ["b.jsonl"])
+    )
+    assert ": 0 exact or near copies of a benchmark's images were left out of this version, 1 of all" in card_of(
+        drops, {}, ["b.jsonl"]
+    )
     assert "is empty); 1 copies were left out of earlier versions" in card_of(drops, {}, [])
     assert "Not done: `ingest.benchmark_hashes` names no list" in card_of({}, {}, [])
 
@@ -144,7 +161,17 @@ def test_lists_keep_images_out_each_with_its_reason(tmp_path: Path):
 def card_of(drops: dict[str, dict[str, int]], new_drops: dict[str, dict[str, int]], lists: list[str]) -> str:
     """The dataset card of a version with these dropped rows."""
     none = dict.fromkeys(("triplets", "images"), 0)
-    version = {"version": "2026.01.04", "fingerprint": "f" * 64, "parent": None, "rows": none, "new_rows": none, "drops": drops, "new_drops": new_drops}
+    version = {
+        "version": "2026.01.04",
+        "fingerprint": "f" * 64,
+        "parent": None,
+        "rows": none,
+        "new_rows": none,
+        "drops": drops,
+        "new_drops": new_drops,
+    }
     version |= {"encoders": {}, "params": {"train": {"held_out_share": 0.1}, "ingest": {"benchmark_hashes": lists}}}
     sizes = {"data/triplets": 0, "data/images": 0}
-    return dataset_card(version, name="n", license_name="CC0-1.0", exported=0, parquet_bytes=sizes, is_held_out_split=False)
+    return dataset_card(
+        version, name="n", license_name="CC0-1.0", exported=0, parquet_bytes=sizes, is_held_out_split=False
+    )

@@ -36,7 +36,15 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(
-    width: int, height: int, *, depth: int = 8, colour: int = 2, rows: int | None = None, fill: bytes = b"\0", extra: bytes = b"", interlaced: int = 0
+    width: int,
+    height: int,
+    *,
+    depth: int = 8,
+    colour: int = 2,
+    rows: int | None = None,
+    fill: bytes = b"\0",
+    extra: bytes = b"",
+    interlaced: int = 0,
 ) -> bytes:
     """A PNG whose rows are all alike, truly there (a bomb: small file, many pixels)."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
@@ -59,7 +67,13 @@ def jpeg_that_says(width: int, height: int) -> bytes:
 
 def webp_that_says(width: int, height: int) -> bytes:
     """A lossless WebP's header alone, of another size."""
-    body = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = (
+        b"VP8X"
+        + struct.pack("<I", 10)
+        + b"\0\0\0\0"
+        + (width - 1).to_bytes(3, "little")
+        + (height - 1).to_bytes(3, "little")
+    )
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
@@ -95,7 +109,9 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
     tiff, gif, bmp = saved(new(), "TIFF"), saved(new(), "GIF"), saved(new(), "BMP")
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", "<script>alert(1)</script>" * 100, zip=True)
-    grey16 = Image.fromarray(np.random.default_rng(1).integers(0, 2**16, (6, 6)).repeat(20, 0).repeat(20, 1).astype(np.uint16))
+    grey16 = Image.fromarray(
+        np.random.default_rng(1).integers(0, 2**16, (6, 6)).repeat(20, 0).repeat(20, 1).astype(np.uint16)
+    )
     frames = [new(), new(), new()]
     clear = new((120, 100)).convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(clear.size))
@@ -160,10 +176,17 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
         "bomb_says.jpg": (jpeg_that_says(65_000, 65_000), "too_large"),
         "bomb_says.webp": (webp_that_says(16_383, 16_383), "too_large"),
         "bomb_says_more.webp": (webp_that_says(1 << 24, 1 << 24), "too_large"),
-        "bomb_text.png": (png(64, 64, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 80_000_000, 9))), "undecodable"),
-        "bomb_profile.png": (png(64, 64, extra=chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))), "undecodable"),
+        "bomb_text.png": (
+            png(64, 64, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 80_000_000, 9))),
+            "undecodable",
+        ),
+        "bomb_profile.png": (
+            png(64, 64, extra=chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))),
+            "undecodable",
+        ),
         "says_zero.png": (png(0, 0, rows=0), "undecodable"),
-        "says_more.jpg": (jpeg_that_says(4_000, 4_000), "undecodable"),  # an end marker in its place: libjpeg fills up with grey
+        # an end marker in its place: libjpeg fills up with grey
+        "says_more.jpg": (jpeg_that_says(4_000, 4_000), "undecodable"),
         # sizes
         "one_pixel.png": (png(1, 1), "too_small"),
         "line.png": (png(1, 20_000), "too_small"),
@@ -223,20 +246,37 @@ def test_every_hostile_file_is_the_row_that_it_must_be(tmp_path: Path):
     wanted = {name: reason for name, (_, reason) in files.items()}
     plain = {name: reason for name, reason in wanted.items() if name.isprintable()}
     assert {name: reason for name, reason in ended.items() if name in plain and reason != plain[name]} == {}
-    odd = {name: reason for name, reason in ended.items() if name not in plain}  # control characters in names are written out
-    assert len(ended) == len(files) and len(odd) == 3 and set(odd.values()) == {KEPT} and all(name.isprintable() for name in odd), odd
+    # control characters in names are written out
+    odd = {name: reason for name, reason in ended.items() if name not in plain}
+    assert (
+        len(ended) == len(files)
+        and len(odd) == 3
+        and set(odd.values()) == {KEPT}
+        and all(name.isprintable() for name in odd)
+    ), odd
     assert set(dropped.values()) <= set(ingest.REASONS)
     assert report.read == len(files) == report.written + sum(report.dropped.values())
     for row in kept.values():
         content = store.read_image_bytes(row["image_id"])
         image = Image.open(io.BytesIO(content))
-        assert image.format == "JPEG" and max(image.size) <= 512 and set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-        assert not image.getexif() and b"<script" not in content and b"<?php" not in content and b"PK\x03\x04" not in content
+        assert (
+            image.format == "JPEG"
+            and max(image.size) <= 512
+            and set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        )
+        assert (
+            not image.getexif()
+            and b"<script" not in content
+            and b"<?php" not in content
+            and b"PK\x03\x04" not in content
+        )
     assert (kept["turned.jpg"]["width_px"], kept["turned.jpg"]["height_px"]) == (100, 200)
     assert (kept["turned_9.jpg"]["width_px"], kept["turned_9.jpg"]["height_px"]) == (200, 100)
     assert kept["turned.jpg"]["caption"] == cleaned_text(kept["turned.jpg"]["caption"]) == "a b [31m<script>\"'"
     assert len(kept["alpha.png"]["caption"]) <= 2_000
-    assert kept["long.png"]["has_extreme_ratio"] and kept["rgb16.png"]["is_near_empty"] and kept["rgb16.png"]["is_blurry"]
+    assert (
+        kept["long.png"]["has_extreme_ratio"] and kept["rgb16.png"]["is_near_empty"] and kept["rgb16.png"]["is_blurry"]
+    )
     for row in store.read_dropped("ingest").to_pylist():
         assert row["key"].startswith("mine:") and len(json.loads(row["detail"])["sha256"]) == 64
 
@@ -245,12 +285,22 @@ def test_every_hostile_file_is_the_row_that_it_must_be(tmp_path: Path):
 @given(st.integers(0, 4), st.floats(0.3, 0.98), st.integers(0, 7))
 def test_a_file_that_was_cut_is_refused_also_with_its_end_mended(which: int, share: float, bit: int):
     """And a PNG with one bit changed, for PNG alone has checksums."""
-    format, options = (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}))[which]
-    noise = Image.fromarray(np.random.default_rng(which).integers(0, 256, (60, 60, 3), dtype=np.uint8)).resize((150, 150), Image.Resampling.BICUBIC)
+    format, options = (
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+    )[which]
+    noise = Image.fromarray(np.random.default_rng(which).integers(0, 256, (60, 60, 3), dtype=np.uint8)).resize(
+        (150, 150), Image.Resampling.BICUBIC
+    )
     whole = saved(noise, format, **options)
     keep = int(share * len(whole)) // 2 * 2
     assert isinstance(read_image(whole, is_named_image=True, rules=Rules()), NormalizedImage)
-    cut = {"JPEG": mended, "PNG": lambda w, k: w[:k] + chunk(b"IEND", b""), "WEBP": lambda w, k: riff(w[:k])}[format](whole, keep)
+    cut = {"JPEG": mended, "PNG": lambda w, k: w[:k] + chunk(b"IEND", b""), "WEBP": lambda w, k: riff(w[:k])}[format](
+        whole, keep
+    )
     found = read_image(cut, is_named_image=True, rules=Rules())
     assert isinstance(found, Refusal) and found.reason == "undecodable"
     if format == "PNG":
@@ -259,8 +309,12 @@ def test_a_file_that_was_cut_is_refused_also_with_its_end_mended(which: int, sha
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([(0, 1), (0, 4), (0, 16), (2, 8), (3, 2), (4, 8), (6, 16)]))
-def test_rows_of_interlaced_pngs_are_counted_as_the_format_lays_them_out(width: int, height: int, kind: tuple[int, int]):
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.sampled_from([(0, 1), (0, 4), (0, 16), (2, 8), (3, 2), (4, 8), (6, 16)])
+)
+def test_rows_of_interlaced_pngs_are_counted_as_the_format_lays_them_out(
+    width: int, height: int, kind: tuple[int, int]
+):
     """The naive form: every pixel belongs to the first of the seven passes that hits it."""
     colour, depth = kind
     pattern = np.zeros((8, 8), int)
@@ -273,20 +327,33 @@ def test_rows_of_interlaced_pngs_are_counted_as_the_format_lays_them_out(width: 
         number = int(pattern[y % 8, x % 8])
         passes.setdefault(number, set()).add(y)
         pixels[number] = pixels.get(number, 0) + 1
-    naive = sum(len(rows) * (1 + -(-(pixels[number] // len(rows)) * PNG_CHANNELS[colour] * depth // 8)) for number, rows in passes.items())
+    naive = sum(
+        len(rows) * (1 + -(-(pixels[number] // len(rows)) * PNG_CHANNELS[colour] * depth // 8))
+        for number, rows in passes.items()
+    )
     assert png_size_bytes(width, height, depth, colour, is_interlaced=True) == naive
-    assert png_size_bytes(width, height, depth, colour, is_interlaced=False) == height * (1 + -(-width * PNG_CHANNELS[colour] * depth // 8))
+    assert png_size_bytes(width, height, depth, colour, is_interlaced=False) == height * (
+        1 + -(-width * PNG_CHANNELS[colour] * depth // 8)
+    )
 
 
 def test_a_file_takes_no_more_memory_and_time_than_it_may():
     """Twelve megapixels with alpha need more than 64 MiB; noise of the same size takes more than 30 ms."""
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (700, 700, 3), dtype=np.uint8))
-    large, slow, good = png(4_000, 3_000, colour=6), saved(noise.resize((2_800, 2_800)), "JPEG", quality=95), saved(image(1), "PNG")
+    large, slow, good = (
+        png(4_000, 3_000, colour=6),
+        saved(noise.resize((2_800, 2_800)), "JPEG", quality=95),
+        saved(image(1), "PNG"),
+    )
     with ImageWorkers(Rules(), count=1, memory_mib=64, cpu_s=20) as workers:
         found = workers.read(large, is_named_image=True)
         assert isinstance(found, Refusal) and found.reason == "too_costly" and "memory" in found.detail
         assert isinstance(workers.read(good, is_named_image=True), NormalizedImage)
-        peak_kib = next(int(line.split()[1]) for line in Path(f"/proc/{workers.pids()[0]}/status").read_text().splitlines() if line.startswith("VmHWM"))
+        peak_kib = next(
+            int(line.split()[1])
+            for line in Path(f"/proc/{workers.pids()[0]}/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
         assert peak_kib < 200 * 1024
     with ImageWorkers(Rules(max_side_px=4_000), count=1, memory_mib=420, cpu_s=0.03) as workers:
         found = workers.read(slow, is_named_image=True)

@@ -66,7 +66,11 @@ def reasons_of(store: Store) -> dict[str, str]:
 
 
 def tables_of(root: Path) -> dict[str, str]:
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((root / "data").rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted((root / "data").rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.fixture
@@ -114,7 +118,9 @@ def test_every_file_ends_as_one_row(source: Path, tmp_path: Path):
         "unreadable_share": 0.3,
         "caption_share": 0.0,
     }
-    of_copy = json.loads(next(r["detail"] for r in store.read_dropped("ingest").to_pylist() if r["key"] == "mine:b_copy.png"))
+    of_copy = json.loads(
+        next(r["detail"] for r in store.read_dropped("ingest").to_pylist() if r["key"] == "mine:b_copy.png")
+    )
     assert of_copy["copy_of"] == images_of(store)["a.png"]["image_id"]
 
 
@@ -122,7 +128,10 @@ def bomb(width: int, height: int) -> bytes:
     """A PNG whose header states a huge image."""
     chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))  # noqa: E731
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -143,7 +152,9 @@ def test_a_large_file_is_not_read(source: Path, tmp_path: Path):
 @given(st.integers(0, 3), st.integers(0, 5_000), st.integers(0, 255), st.integers(0, 5_000))
 def test_no_bytes_raise(which: int, place: int, value: int, cut: int):
     """Images with a byte changed and the end cut off."""
-    content = bytearray((bytes_of(image(1)), bytes_of(image(1), "JPEG"), bytes_of(image(1), "WEBP"), bomb(90, 90))[which])
+    content = bytearray(
+        (bytes_of(image(1)), bytes_of(image(1), "JPEG"), bytes_of(image(1), "WEBP"), bomb(90, 90))[which]
+    )
     content[place % len(content)] = value
     found = read_image(bytes(content[: len(content) - cut % len(content)]), is_named_image=True, rules=Rules())
     assert isinstance(found, NormalizedImage) or found.reason in ingest.REASONS
@@ -199,8 +210,16 @@ def test_captions_licences_and_sources(source: Path, tmp_path: Path):
     store = Store(tmp_path / "run")
     report = ingest.run(params_for(source, allowed_licenses=["CC-BY-4.0", "CC0-1.0"]), store)
     rows = images_of(store)
-    assert (rows["a.png"]["caption"], rows["a.png"]["license_code"], rows["a.png"]["attribution"]) == ("a red circle", "CC-BY-4.0", "https://example.org/a")
-    assert (len(rows["b.png"]["caption"]), rows["b.png"]["license_code"], rows["b.png"]["attribution"]) == (2_000, "CC0-1.0", "me")
+    assert (rows["a.png"]["caption"], rows["a.png"]["license_code"], rows["a.png"]["attribution"]) == (
+        "a red circle",
+        "CC-BY-4.0",
+        "https://example.org/a",
+    )
+    assert (len(rows["b.png"]["caption"]), rows["b.png"]["license_code"], rows["b.png"]["attribution"]) == (
+        2_000,
+        "CC0-1.0",
+        "me",
+    )
     assert (rows["d.png"]["caption"], rows["d.png"]["caption_source"]) == (None, None)
     assert reasons_of(store) == {"c.png": "licence"}
     assert report.figures["caption_share"] == pytest.approx(2 / 3)
@@ -223,7 +242,9 @@ def test_shards_hold_what_the_table_says(source: Path, tmp_path: Path):
     store = Store(tmp_path / "run")
     ingest.run(params_for(source), store)
     rows = store.read_table("images").to_pylist()
-    assert [r["shard"] for r in rows] == ["2026.01.04-00000.tar"] * 3 + ["2026.01.04-00001.tar"] * 3 + ["2026.01.04-00002.tar"]
+    assert [r["shard"] for r in rows] == ["2026.01.04-00000.tar"] * 3 + ["2026.01.04-00001.tar"] * 3 + [
+        "2026.01.04-00002.tar"
+    ]
     for row in rows:
         assert hashlib.sha256(store.read_image_bytes(row["image_id"])).hexdigest() == row["image_id"]
         assert store.read_image(row["image_id"]).size == (row["width_px"], row["height_px"])
@@ -232,7 +253,13 @@ def test_shards_hold_what_the_table_says(source: Path, tmp_path: Path):
         assert [m.name for m in members[:2]] == [f"{rows[0]['image_id']}.jpg", f"{rows[0]['image_id']}.json"]
         assert {(m.mtime, m.uid, m.gid, m.uname) for m in members} == {(0, 0, 0, "")}
         facts = json.load(tar.extractfile(members[1]))  # type: ignore[arg-type]
-        assert facts == {"image_id": rows[0]["image_id"], "caption": "", "license": "CC0-1.0", "attribution": "me", "source_uri": "mine:0.png"}
+        assert facts == {
+            "image_id": rows[0]["image_id"],
+            "caption": "",
+            "license": "CC0-1.0",
+            "attribution": "me",
+            "source_uri": "mine:0.png",
+        }
 
 
 def test_a_later_run_takes_what_is_new_and_a_limit_leaves_the_rest_for_it(source: Path, tmp_path: Path):
@@ -254,9 +281,13 @@ def test_a_later_run_takes_what_is_new_and_a_limit_leaves_the_rest_for_it(source
     assert (fourth.new, fourth.written, fourth.dropped) == (2, 1, {"duplicate": 1})
 
 
-def test_a_caption_that_alone_changes_is_counted_and_said_and_the_published_one_stays(source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_caption_that_alone_changes_is_counted_and_said_and_the_published_one_stays(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     def say(*captions: str) -> None:
-        (source / "captions.csv").write_text("path,caption\n" + "".join(f"{n}.png,{caption}\n" for n, caption in enumerate(captions)))
+        (source / "captions.csv").write_text(
+            "path,caption\n" + "".join(f"{n}.png,{caption}\n" for n, caption in enumerate(captions))
+        )
 
     for n in range(3):
         (source / f"{n}.png").write_bytes(bytes_of(image(n)))
@@ -268,18 +299,39 @@ def test_a_caption_that_alone_changes_is_counted_and_said_and_the_published_one_
     say("a crimson thing", "a second thing", "a third")
     second = ingest.run(params_for(source, "2026.01.11"), store)
     assert (second.new, second.figures["captions_changed"]) == (0, 2)
-    assert "2 images of earlier batches" in second.notes[0] and "mine:0.png ('a crimson thing')" in second.notes[0] and "mine:2.png" not in second.notes[0]
+    assert (
+        "2 images of earlier batches" in second.notes[0]
+        and "mine:0.png ('a crimson thing')" in second.notes[0]
+        and "mine:2.png" not in second.notes[0]
+    )
     assert second.notes[0] in caplog.text
-    assert {uri: row["caption"] for uri, row in images_of(store).items()} == {"0.png": "a red thing", "1.png": None, "2.png": "a third"}
+    assert {uri: row["caption"] for uri, row in images_of(store).items()} == {
+        "0.png": "a red thing",
+        "1.png": None,
+        "2.png": "a third",
+    }
     assert ingest.run(params_for(source, "2026.01.11"), store) == second  # the batch is done; its report says the same
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(st.text(max_size=5), st.sampled_from(["duplicate", "blocked"])), max_size=40), st.integers(1, 7), st.integers(1, 4))
+@given(
+    st.lists(st.tuples(st.text(max_size=5), st.sampled_from(["duplicate", "blocked"])), max_size=40),
+    st.integers(1, 7),
+    st.integers(1, 4),
+)
 def test_rows_written_one_by_one_are_the_bytes_of_rows_written_at_once(
     tmp_path_factory: pytest.TempPathFactory, found: list[tuple[str, str]], batch: int, batches: int
 ):
-    rows = [{"stage": "ingest", "batch": "b", "key": key.encode("utf-8", "replace").decode(), "reason": reason, "detail": "{}"} for key, reason in found]
+    rows = [
+        {
+            "stage": "ingest",
+            "batch": "b",
+            "key": key.encode("utf-8", "replace").decode(),
+            "reason": reason,
+            "detail": "{}",
+        }
+        for key, reason in found
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_module, "BATCH_ROWS", batch)
         patch.setattr(store_module, "ROW_GROUP_ROWS", batch * batches)
@@ -367,23 +419,30 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(source: Path, t
 def test_a_full_disk_stops_it_and_the_next_run_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
     make_world(source, seed=4, images=60, truth=tmp_path / "truth.jsonl")
     roots = whole_and(tmp_path, "full", source)
-    room = max(p.stat().st_size for p in roots["whole"].rglob("*.tar")) // 2  # bytes that a file may have: no shard fits
+    # bytes that a file may have: no shard fits
+    room = max(p.stat().st_size for p in roots["whole"].rglob("*.tar")) // 2
     limited = (
         f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}));"
         "sys.argv[0] = 'tasks'; runpy.run_module('tasks', run_name='__main__')"
     )
     words = ["ingest", "--root", str(roots["full"])]
     stopped = subprocess.run([sys.executable, "-c", limited, *words], cwd=project, capture_output=True, text=True)
-    assert stopped.returncode not in (0, 64, 65), stopped.stderr  # neither done nor a matter of configuration or data: Airflow tries again
+    # neither done nor a matter of configuration or data: Airflow tries again
+    assert stopped.returncode not in (0, 64, 65), stopped.stderr
     assert not list(roots["full"].rglob("data/images/*.parquet")), "the marker comes last"
     subprocess.run([sys.executable, "-m", "tasks", *words], cwd=project, check=True, stdout=subprocess.DEVNULL)
     assert {k: v for k, v in tables_of(roots["full"]).items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
 
 
-def test_a_disk_that_is_really_full_stops_it_and_with_more_room_the_same_bytes_come(source: Path, tmp_path: Path, project: Path):
+def test_a_disk_that_is_really_full_stops_it_and_with_more_room_the_same_bytes_come(
+    source: Path, tmp_path: Path, project: Path
+):
     """On a small tmpfs in a mount namespace of its own, which ends with the test."""
     apart = ["unshare", "--map-root-user", "--mount"]
-    if shutil.which("unshare") is None or subprocess.run([*apart, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*apart, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode
+    ):
         pytest.skip("no mount namespace for this user; the test above limits files instead")
     make_world(source, seed=4, images=60, truth=tmp_path / "truth.jsonl")
     roots = whole_and(tmp_path, "small", source)
@@ -401,12 +460,17 @@ def test_a_disk_that_is_really_full_stops_it_and_with_more_room_the_same_bytes_c
     said = (roots["small"] / "first.err").read_text()
     assert (roots["small"] / "first.rc").read_text().strip() not in ("0", "64", "65") and "No space left" in said, said
     assert (roots["small"] / "markers").read_text() == ""
-    assert {k: v for k, v in tables_of(roots["small"] / "copy").items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
+    assert {k: v for k, v in tables_of(roots["small"] / "copy").items() if not k.endswith(".tmp")} == tables_of(
+        roots["whole"]
+    )
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress_is_a_line_that_moves_in_a_terminal_and_counts_per_minute_in_a_log(
-    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    is_terminal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ):
     clock = iter(range(0, 10_000))  # a file a second
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
@@ -424,7 +488,9 @@ def test_progress_is_a_line_that_moves_in_a_terminal_and_counts_per_minute_in_a_
         assert logged[0] == "ingest: 60 seen = 40 kept + 20 dropped (duplicate 20), 60 a minute"
 
 
-def test_the_end_of_a_run_is_told_in_a_terminal(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_end_of_a_run_is_told_in_a_terminal(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     (source / "a.txt").write_text("hello")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     ingest.run(params_for(source), Store(tmp_path / "run"))

@@ -38,7 +38,10 @@ class Says:
 
 
 def test_a_model_that_sees_passes_and_one_that_guesses_or_is_blind_does_not():
-    canaries = [Canary(Image.new("RGB", (8, 8), a), Image.new("RGB", (8, 8), b), ((b, "light " + b), ("wall",))) for a, b in (("red", "blue"), ("blue", "red"))]
+    canaries = [
+        Canary(Image.new("RGB", (8, 8), a), Image.new("RGB", (8, 8), b), ((b, "light " + b), ("wall",)))
+        for a, b in (("red", "blue"), ("blue", "red"))
+    ]
     names = {(255, 0, 0): "red", (0, 0, 255): "blue"}
     sees = Says(lambda images: f"the wall is {names.get(images[1].getpixel((0, 0)), 'grey')} now")
     assert show(sees, "Compare.", canaries, least=1.0, blank_most=0.0) == (1.0, 0.0)
@@ -53,7 +56,11 @@ def test_the_shipped_model_sees_the_shipped_canaries():
     params = load_params("params.yaml")
     model = load_captioner(params.caption.model, device="cpu", max_new_tokens=80)
     seen, guessed = show(
-        model, "Compare the pictures.", read_canaries(HERE / "canaries"), least=params.caption.canaries_min, blank_most=params.caption.blank_max
+        model,
+        "Compare the pictures.",
+        read_canaries(HERE / "canaries"),
+        least=params.caption.canaries_min,
+        blank_most=params.caption.blank_max,
     )
     assert seen >= 0.9 and guessed <= 0.1
 
@@ -75,9 +82,16 @@ def test_the_plain_canaries_take_plain_words_and_no_blind_guess():
         "the disc is much larger and fills the picture",
         "the word CAT was replaced by DOG",
     ]
-    assert len(canaries) == 12 and all(c.query.size == (336, 336) and c.query.tobytes() != c.target.tobytes() for c in canaries)
+    assert len(canaries) == 12 and all(
+        c.query.size == (336, 336) and c.query.tobytes() != c.target.tobytes() for c in canaries
+    )
     assert all(sum(c.is_seen(text) for text in seen) >= 1 for c in canaries)
-    for blank in ("Both pictures show a plain grey square. There is no difference between them.", "", "a picture of something", "I see two images."):
+    for blank in (
+        "Both pictures show a plain grey square. There is no difference between them.",
+        "",
+        "a picture of something",
+        "I see two images.",
+    ):
         assert shares([""] * 12, blank, canaries)[1] <= 1 / 12
 
 
@@ -127,7 +141,11 @@ def test_canaries_of_a_team_must_be_whole(tmp_path: Path):
 
 def test_a_standing_is_counted_as_by_hand():
     found = standing([0.9, 0.6, 0.4, 0.6, 0.1, 0.2], [True, True, True, False, False, False], threshold=0.5)
-    assert (found.accuracy, found.true_yes, found.false_yes) == (pytest.approx(4 / 6), pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert (found.accuracy, found.true_yes, found.false_yes) == (
+        pytest.approx(4 / 6),
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 3),
+    )
     assert found.auc == pytest.approx((3 + 2.5 + 2) / 9)
     with pytest.raises(DataError, match="both kinds are needed"):
         standing([0.5], [True], 0.5)
@@ -152,7 +170,10 @@ def test_the_shipped_judge_stands_above_its_floors_and_a_yes_man_does_not(tmp_pa
     require(found, params.judge, judge.name)
     assert found.accuracy >= 0.8 and found.false_yes <= 0.1 and found.auc >= 0.9
     before = judge.spent.requests
-    assert measured(judge, "Does it fit: {instruction}", params.judge, path, Store(tmp_path)) == found and judge.spent.requests == before
+    assert (
+        measured(judge, "Does it fit: {instruction}", params.judge, path, Store(tmp_path)) == found
+        and judge.spent.requests == before
+    )
     yes_man = measured(Says(lambda images: 1.0), "{instruction}", params.judge, path, Store(tmp_path))
     with pytest.raises(DataError, match=r"right on 50\.0% of 120 .* takes 100\.0% of the wrong candidates"):
         require(yes_man, params.judge, "yes-man")
@@ -160,11 +181,18 @@ def test_the_shipped_judge_stands_above_its_floors_and_a_yes_man_does_not(tmp_pa
 
 def test_a_draft_is_drawn_by_ids_alone_and_asks_for_its_answers(tmp_path: Path):
     ids = [f"{n:02d}" for n in range(40)]
-    pairs = {i: {"query_image_id": f"q{i}", "target_image_id": f"t{i}", "negative_image_ids": [f"q{i}", f"n{i}", f"m{i}"]} for i in ids}
+    pairs = {
+        i: {"query_image_id": f"q{i}", "target_image_id": f"t{i}", "negative_image_ids": [f"q{i}", f"n{i}", f"m{i}"]}
+        for i in ids
+    }
     rows = [{"pair_id": i, "instructions": [f"make it {i}", f"a {i} one"]} for i in ids]
     drawn = questions(rows, pairs, 30)
-    assert drawn == questions(list(reversed(rows)), pairs, 30) and len({(r["query"], r["candidate"]) for r in drawn}) == 30
-    assert Counter(r["candidate"][0] for r in drawn) == Counter({"t": 12, "q": 6}) + Counter(r["candidate"][0] for r in drawn if r["candidate"][0] in "nm")
+    assert (
+        drawn == questions(list(reversed(rows)), pairs, 30) and len({(r["query"], r["candidate"]) for r in drawn}) == 30
+    )
+    assert Counter(r["candidate"][0] for r in drawn) == Counter({"t": 12, "q": 6}) + Counter(
+        r["candidate"][0] for r in drawn if r["candidate"][0] in "nm"
+    )
     assert len(questions(rows[:10], pairs, 30)) == 20  # no pair is asked about more than twice
     alone = {i: {**p, "negative_image_ids": p["negative_image_ids"][:1]} for i, p in pairs.items()}
     assert {r["candidate"][0] for r in questions(rows, alone, 30)} == {"t", "q"}

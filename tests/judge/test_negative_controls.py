@@ -1,7 +1,8 @@
-"""The rule refuses what only looks trained: shuffled instructions, text without the image, and training on the benchmark's own images.
+"""The rule refuses what only looks trained: shuffled instructions, text without the image, and training on the
+benchmark's own images.
 
-All start from the sample world's CLIP checkpoint and train its text tower as the recipe's first phase does; an honest one, trained on
-true triplets, is promoted by the same rule on the same benchmark.
+All start from the sample world's CLIP checkpoint and train its text tower as the recipe's first phase does; an honest
+one, trained on true triplets, is promoted by the same rule on the same benchmark.
 """
 
 import random
@@ -45,8 +46,16 @@ def true_samples(families: list[list[Scene]], names: dict[Scene, str]) -> list[S
     """Two members of each family in each direction as query and target, the other members as negatives."""
     samples = []
     for members in families:
-        for query, target in ((members[0], members[1]), (members[1], members[2]), (members[2], members[0]), (members[3], members[1])):
-            texts = tuple(instruction(difference(query, target), shared(query, target), style) for style in ("imperative", "noun phrase", "question", "keep"))
+        for query, target in (
+            (members[0], members[1]),
+            (members[1], members[2]),
+            (members[2], members[0]),
+            (members[3], members[1]),
+        ):
+            texts = tuple(
+                instruction(difference(query, target), shared(query, target), style)
+                for style in ("imperative", "noun phrase", "question", "keep")
+            )
             negatives = tuple(names[m] for m in members if m not in (query, target))
             samples.append(Sample(names[query], names[target], texts, negatives))
     return samples
@@ -68,12 +77,24 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
     base = Retriever(checkpoint, device="cpu", threads=1)
     gallery = image_features(base, benchmark, 128)
     trained = Images(base, Store(folder), {name: scene for scene, name in names.items()})
-    trained.raw |= {key: torch.from_numpy(row) for key, row in gallery.items()}  # for the one that trains on the benchmark
+    # for the one that trains on the benchmark
+    trained.raw |= {key: torch.from_numpy(row) for key, row in gallery.items()}
 
     def tuned(samples: list[Sample]) -> Scores:
         trained.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
         retriever = Retriever(checkpoint, device="cpu", threads=1)
-        fit_texts(retriever, samples, trained.raw, steps=30, batch=48, rate=0.0015, warmup=5, temperature=0.02, negatives="mined", seed=0)
+        fit_texts(
+            retriever,
+            samples,
+            trained.raw,
+            steps=30,
+            batch=48,
+            rate=0.0015,
+            warmup=5,
+            temperature=0.02,
+            negatives="mined",
+            seed=0,
+        )
         return measure(retriever, benchmark, 128, images=gallery)
 
     def seen(images: list[str]) -> float:

@@ -13,7 +13,8 @@ def test_a_target_is_found_only_before_all_others_that_count():
     gallery = np.eye(3, dtype=np.float32)
     query = np.array([[0.9, 0.8, 0.0], [0.5, 0.5, 0.0]], np.float32)
     targets = gallery[[1, 1]]
-    assert is_first(query, targets, gallery, [[1], [1]]).tolist() == [False, False]  # the first image is nearer; a tie is not nearer
+    # the first image is nearer; a tie is not nearer
+    assert is_first(query, targets, gallery, [[1], [1]]).tolist() == [False, False]
     assert is_first(query, targets, gallery, [[0, 1], [0, 1]]).tolist() == [True, True]  # it is the query itself
 
 
@@ -26,7 +27,11 @@ def test_text_image_and_both_are_told_apart():
     }
     triplets = [
         {"query_image_id": "query", "target_image_id": "target", "instructions": ["both are needed"]},
-        {"query_image_id": "query", "target_image_id": "like the query", "instructions": ["the picture is enough", "and again"]},
+        {
+            "query_image_id": "query",
+            "target_image_id": "like the query",
+            "instructions": ["the picture is enough", "and again"],
+        },
     ]
     texts = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 1.0]], np.float32)
     assert found_by(triplets, texts, vectors, sorted(vectors)) == [["composed"], ["text", "image", "composed"]]
@@ -51,7 +56,13 @@ def test_the_text_that_is_enough_goes_first():
 
 def test_the_gap_is_over_the_better_half():
     found = figures([["composed"], ["image", "composed"], ["text"], [], None])
-    assert found == {"found_by_text": 0.25, "found_by_image": 0.25, "found_by_both": 0.5, "shortcut_share": 0.5, "composition_gap": 0.25}
+    assert found == {
+        "found_by_text": 0.25,
+        "found_by_image": 0.25,
+        "found_by_both": 0.5,
+        "shortcut_share": 0.5,
+        "composition_gap": 0.25,
+    }
     assert figures([None]) == {}
 
 

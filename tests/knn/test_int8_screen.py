@@ -1,4 +1,6 @@
-"""The bound of the 8-bit screen: nothing that is near enough is held back, on vectors made to break it, on any processor."""
+"""The bound of the 8-bit screen: nothing that is near enough is held back, on vectors made to break it, on any
+processor.
+"""
 
 import os
 import subprocess
@@ -78,7 +80,12 @@ def test_no_near_pair_is_held_back(kind: str, n: int, d: int, width: int, bits: 
         target_floors[:] = np.inf
     near = exact >= np.minimum(query_floors[:, None], target_floors[None, :])
     eight = int8(rows, low, min(bits, product_bits(min(width, d))) or 7, min(width, d))
-    for of in (eight, FloatScreen(rows, rows), TorchScreen(rows, rows, "cpu"), TorchScreen(rows, rows, "cpu", is_half=True)):
+    for of in (
+        eight,
+        FloatScreen(rows, rows),
+        TorchScreen(rows, rows, "cpu"),
+        TorchScreen(rows, rows, "cpu", is_half=True),
+    ):
         assert not (near & ~passed(of, n, query_floors, target_floors)).any()
 
 
@@ -141,6 +148,12 @@ print(product_bits(64), product_bits(128))
 def test_a_processor_without_vnni_gives_the_same_pairs(isa: str):
     """oneDNN can be told to use no newer instructions than these, whose 16-bit sums saturate."""
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", OTHER_PROCESSOR], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_PROCESSOR],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) <= {"7", "8", "0"}

@@ -56,7 +56,12 @@ def test_keeps_the_related_and_drops_the_copy_and_the_unrelated():
     vectors = on_circle(0, 1, 30, 90)  # degrees; cos 1 = 0.9998, cos 29 = 0.875, cos 30 = 0.866, cos 60 = 0.5
     keys = list("abcd")
     query, target, _, rank = neighbours_in_window(vectors, vectors, keys, keys, low=0.80, high=0.96, neighbours=3)
-    assert list(zip(query.tolist(), target.tolist(), rank.tolist(), strict=True)) == [(0, 2, 0), (1, 2, 0), (2, 1, 0), (2, 0, 1)]
+    assert list(zip(query.tolist(), target.tolist(), rank.tolist(), strict=True)) == [
+        (0, 2, 0),
+        (1, 2, 0),
+        (2, 1, 0),
+        (2, 0, 1),
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -70,13 +75,19 @@ def test_keeps_the_related_and_drops_the_copy_and_the_unrelated():
     st.sampled_from([0.02, 0.5, 2.0]),
     st.sampled_from(WAYS),
 )
-def test_equals_the_naive_form(seed: int, m: int, n: int, k: int, low: float, width: float, spread: float, way: dict[str, Any]):
+def test_equals_the_naive_form(
+    seed: int, m: int, n: int, k: int, low: float, width: float, spread: float, way: dict[str, Any]
+):
     rows = random_rows(seed, m + n, 8, spread)
     keys = [f"{i:03d}" for i in np.random.default_rng(seed).permutation(m + n)]
     queries, targets = rows[:m], rows[m // 2 :]  # some queries are targets too
     query_keys, target_keys = keys[:m], keys[m // 2 :]
-    found = neighbours_in_window(queries, targets, query_keys, target_keys, low=low, high=low + width, neighbours=k, **way)
-    assert list(zip(*(c.tolist() for c in found), strict=True)) == naive(queries, targets, query_keys, target_keys, low, low + width, k)
+    found = neighbours_in_window(
+        queries, targets, query_keys, target_keys, low=low, high=low + width, neighbours=k, **way
+    )
+    assert list(zip(*(c.tolist() for c in found), strict=True)) == naive(
+        queries, targets, query_keys, target_keys, low, low + width, k
+    )
 
 
 def test_many_copies_do_not_hide_what_is_inside_the_window():
@@ -100,7 +111,9 @@ def test_refuses_rows_that_are_no_unit_vectors_and_widths_that_differ():
     with pytest.raises(DataError, match="length 2.0000"):
         neighbours_in_window(good * np.float16(2), good, ["a", "b"], ["a", "b"], low=0, high=1, neighbours=1)
     with pytest.raises(DataError, match="wide"):
-        neighbours_in_window(good, np.eye(3, dtype=np.float16), ["a", "b"], ["c", "d", "e"], low=0, high=1, neighbours=1)
+        neighbours_in_window(
+            good, np.eye(3, dtype=np.float16), ["a", "b"], ["c", "d", "e"], low=0, high=1, neighbours=1
+        )
 
 
 def test_nothing_in_gives_nothing_out():
@@ -126,7 +139,9 @@ def corpus(kind: str, n: int, d: int, seed: int) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-def whole_matrix(rows: np.ndarray, is_new: np.ndarray, asked: np.ndarray, low: float, high: float, k: int) -> list[tuple[int, int, float, int]]:
+def whole_matrix(
+    rows: np.ndarray, is_new: np.ndarray, asked: np.ndarray, low: float, high: float, k: int
+) -> list[tuple[int, int, float, int]]:
     """The specification: all similarities at once."""
     out = []
     scores = rows.astype(np.float64) @ rows.astype(np.float64).T
@@ -148,18 +163,35 @@ def listed(found: Any) -> list[tuple[int, int, float, int]]:
     st.floats(-1, 0.95), st.sampled_from([0.05, 0.5, 2.1]), st.sampled_from(WAYS), st.floats(0, 1), st.integers(1, 5), st.integers(0, 9999),
 )  # fmt: skip
 def test_the_join_equals_the_whole_matrix(
-    kind: str, n: int, d: int, k: int, low: float, width: float, way: dict[str, Any], share: float, parts: int, seed: int
+    kind: str,
+    n: int,
+    d: int,
+    k: int,
+    low: float,
+    width: float,
+    way: dict[str, Any],
+    share: float,
+    parts: int,
+    seed: int,
 ):
     rows, rng = corpus(kind, n, d, seed), np.random.default_rng(seed)
     is_new, asked = rng.random(n) < share, rng.permutation(n)
     found = []
     for part in range(parts):  # whoever does which rows, and in what order, the rows are the same
-        found += listed(join_in_window(rows, is_new, asked[part::parts], low=low, high=low + width, neighbours=k, **way))
+        found += listed(
+            join_in_window(rows, is_new, asked[part::parts], low=low, high=low + width, neighbours=k, **way)
+        )
     assert sorted(found, key=lambda f: (f[0], f[3])) == whole_matrix(rows, is_new, asked, low, low + width, k)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 60), st.integers(0, 60), st.sampled_from(["clustered", "ties"]), st.sampled_from(WAYS), st.integers(0, 9999))
+@given(
+    st.integers(0, 60),
+    st.integers(0, 60),
+    st.sampled_from(["clustered", "ties"]),
+    st.sampled_from(WAYS),
+    st.integers(0, 9999),
+)
 def test_the_old_pairs_and_the_new_join_are_the_whole(old: int, new: int, kind: str, way: dict[str, Any], seed: int):
     rows = corpus(kind, old + new, 16, seed)
     is_new = np.random.default_rng(seed).permutation(old + new) < new
@@ -178,7 +210,9 @@ def test_the_old_pairs_and_the_new_join_are_the_whole(old: int, new: int, kind: 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 80), st.integers(0, 80), st.floats(0, 1), st.integers(0, 9999))
 def test_a_week_looks_at_pairs_of_a_new_row_alone_and_at_each_once(old: int, new: int, share: float, seed: int):
-    """The work is new x old and half of new x new, less what nobody asks for: whatever the old rows are among themselves, nobody looks."""
+    """The work is new x old and half of new x new, less what nobody asks for: whatever the old rows are among
+    themselves, nobody looks.
+    """
     n, rng = old + new, np.random.default_rng(seed)
     is_new = rng.permutation(n) < new
     asked = np.flatnonzero(rng.random(n) < share)
@@ -186,7 +220,9 @@ def test_a_week_looks_at_pairs_of_a_new_row_alone_and_at_each_once(old: int, new
     looked: list[int] = []
     with pytest.MonkeyPatch.context() as patched:
         make = knn.make_screen
-        patched.setattr(knn, "make_screen", lambda *a, pairs, **more: looked.append(pairs) or make(*a, pairs=pairs, **more))
+        patched.setattr(
+            knn, "make_screen", lambda *a, pairs, **more: looked.append(pairs) or make(*a, pairs=pairs, **more)
+        )
         join_in_window(rows, is_new, asked, low=0.5, high=0.99, neighbours=3)
     assert sum(looked) <= new * old + new * new // 2
     if share == 1:
@@ -199,7 +235,9 @@ def test_several_blocks_and_floors_that_rise(monkeypatch: pytest.MonkeyPatch, ki
     monkeypatch.setattr(knn, "QUERY_ROWS", 32)
     compacted = []
     compact = blocked_join._Collector._compact
-    monkeypatch.setattr(blocked_join._Collector, "_compact", lambda self: compacted.append(self._stored) or compact(self))
+    monkeypatch.setattr(
+        blocked_join._Collector, "_compact", lambda self: compacted.append(self._stored) or compact(self)
+    )
     rows = corpus("clustered", 1500, 32, 3)
     is_new, asked = np.random.default_rng(1).random(1500) < 0.7, np.arange(1500)
     found = join_in_window(rows, is_new, asked, low=-0.5, high=0.999, neighbours=5, screen=kind, memory_mib=16)
@@ -209,7 +247,14 @@ def test_several_blocks_and_floors_that_rise(monkeypatch: pytest.MonkeyPatch, ki
 
 def test_the_join_refuses_rows_that_are_no_unit_vectors():
     with pytest.raises(DataError, match="stored row 1 has length"):
-        join_in_window(on_circle(0, 10) * np.array([[1], [2]], np.float16), np.ones(2, bool), np.arange(2), low=0, high=1, neighbours=1)
+        join_in_window(
+            on_circle(0, 10) * np.array([[1], [2]], np.float16),
+            np.ones(2, bool),
+            np.arange(2),
+            low=0,
+            high=1,
+            neighbours=1,
+        )
 
 
 @pytest.mark.parametrize("backend", ["faiss-ivf", "faiss-hnsw"])
@@ -218,19 +263,27 @@ def test_an_approximate_backend_finds_true_neighbours_and_its_recall_is_known(ba
     is_new, asked = np.arange(1200) >= 400, np.arange(0, 1200, 3)
     exact = join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=8)
     found = join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=8, backend=backend)
-    similarity = {f[:2]: f[2] for f in listed(join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=1200))}
-    assert all(similarity[q, t] == s for q, t, s, _ in listed(found))  # scored exactly, inside the window, between the right rows
+    similarity = {
+        f[:2]: f[2] for f in listed(join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=1200))
+    }
+    # scored exactly, inside the window, between the right rows
+    assert all(similarity[q, t] == s for q, t, s, _ in listed(found))
     recall = recall_of(found, exact)
     assert 0.8 < recall <= 1 and recall_of(exact, exact) == 1
-    assert listed(join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=8, backend=backend)) == listed(found)
+    assert listed(join_in_window(rows, is_new, asked, low=0.2, high=0.999, neighbours=8, backend=backend)) == listed(
+        found
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 9999), st.integers(0, 60), st.integers(1, 6), st.sampled_from([0, 1, 3, 10**9]), st.booleans())
-def test_one_sort_of_cut_numbers_orders_candidates_as_three_keys_do(seed: int, count: int, n: int, levels: int, is_large: bool):
+def test_one_sort_of_cut_numbers_orders_candidates_as_three_keys_do(
+    seed: int, count: int, n: int, levels: int, is_large: bool
+):
     rng = np.random.default_rng(seed)
     rows, targets, place = rng.integers(0, n, count), rng.integers(0, 40, count), rng.permutation(40)
-    similarities = 0.7 + rng.integers(0, levels, count, endpoint=True) * 1e-12  # equal, or apart by less than a key tells
+    # equal, or apart by less than a key tells
+    similarities = 0.7 + rng.integers(0, levels, count, endpoint=True) * 1e-12
     similarities[: count // 2] -= rng.random(count // 2) * 0.5
     rows += (1 << 52) * is_large  # of so many rows a key has no room for the similarity
     found = order_of(rows, similarities, targets, place)

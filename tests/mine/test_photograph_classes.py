@@ -1,6 +1,8 @@
-"""What is mined from real photographs with trained weights lies inside one class; and the counting behind that figure, which needs neither.
+"""What is mined from real photographs with trained weights lies inside one class; and the counting behind that figure,
+which needs neither.
 
-The photographs are ../shared/photos, the weights a package's (extra 'photographs'), loaded as a timm folder by the product's own route (extra 'towers').
+The photographs are ../shared/photos, the weights a package's (extra 'photographs'), loaded as a timm folder by the
+product's own route (extra 'towers').
 """
 
 from importlib.util import find_spec
@@ -25,8 +27,12 @@ def test_shares_are_of_pairs_and_chance_is_a_random_pairs():
     classes = np.repeat(np.arange(10), 30)
     found = by_band(clustered(classes, 0.9), classes)
     assert found["chance"] == round(29 / 299, 4)
-    assert found["over_chance"] == pytest.approx(found["in_class_share"] / found["chance"], abs=0.01) and found["over_chance"] > 5
-    assert sum(band["pairs"] for band in found["bands"]) <= found["pairs"]  # a pair at the window's very end is in no band
+    assert (
+        found["over_chance"] == pytest.approx(found["in_class_share"] / found["chance"], abs=0.01)
+        and found["over_chance"] > 5
+    )
+    # a pair at the window's very end is in no band
+    assert sum(band["pairs"] for band in found["bands"]) <= found["pairs"]
     assert [band["low"] for band in found["bands"]] == sorted(band["low"] for band in found["bands"])
 
 
@@ -38,17 +44,25 @@ def test_vectors_that_know_nothing_of_classes_are_at_chance():
     assert 0.7 < found["over_chance"] < 1.3
 
 
-@pytest.mark.skipif(not has_weights, reason="no trained weights: the extras 'photographs' and 'towers' are not installed")
+@pytest.mark.skipif(
+    not has_weights, reason="no trained weights: the extras 'photographs' and 'towers' are not installed"
+)
 def test_the_packages_weights_fill_timms_model(tmp_path: Path):
     from safetensors.torch import load_file
 
     efficientnet_folder(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    assert weights["classifier.weight"].shape == (1000, 1280) and weights["bn1.running_mean"].any()  # random weights have zeros there
+    # random weights have zeros there
+    assert weights["classifier.weight"].shape == (1000, 1280) and weights["bn1.running_mean"].any()
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"no photographs: {PHOTOGRAPHS} is not there; the clustered vectors stand in for them")
-@pytest.mark.skipif(not has_weights, reason="no trained weights: the extras 'photographs' and 'towers' are not installed")
+@pytest.mark.skipif(
+    not PHOTOGRAPHS.is_dir(),
+    reason=f"no photographs: {PHOTOGRAPHS} is not there; the clustered vectors stand in for them",
+)
+@pytest.mark.skipif(
+    not has_weights, reason="no trained weights: the extras 'photographs' and 'towers' are not installed"
+)
 def test_pairs_of_real_photographs_lie_inside_one_class():
     found = main(["--photos", str(PHOTOGRAPHS), "--per-class", "25"])
     assert found["n"] == 250 and found["classes"] == 10

@@ -19,11 +19,23 @@ BATCHES = ("2026.01.04", "2026.01.11", "2026.01.18")
 
 def params_for(batch: str, neighbours: int = 100, low: float = 0.6, high: float = 0.999) -> Params:
     windows = {"semantic": {"low": low, "high": high}}
-    return parse_params(resolve(read_raw(Path("params.yaml")), "test", {"open_run": {"batch": batch}, "mine": {"neighbours": neighbours, "windows": windows}}))
+    return parse_params(
+        resolve(
+            read_raw(Path("params.yaml")),
+            "test",
+            {"open_run": {"batch": batch}, "mine": {"neighbours": neighbours, "windows": windows}},
+        )
+    )
 
 
 def image_row(image_id: str, batch: str) -> dict[str, object]:
-    return {"image_id": image_id, "batch": batch, "shard": f"{batch}-00000.tar", "source_uri": f"s:{image_id}", "license_code": "x"}
+    return {
+        "image_id": image_id,
+        "batch": batch,
+        "shard": f"{batch}-00000.tar",
+        "source_uri": f"s:{image_id}",
+        "license_code": "x",
+    }
 
 
 def fill(store: Store, batch: str, ids: list[str], vectors: np.ndarray) -> None:
@@ -46,7 +58,9 @@ def mined(store: Store, batch: str | None = None) -> list[tuple[str, str, float]
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 12), min_size=3, max_size=3))
-def test_the_union_over_batches_is_what_one_batch_of_everything_gives(tmp_path_factory: pytest.TempPathFactory, seed: int, sizes: list[int]):
+def test_the_union_over_batches_is_what_one_batch_of_everything_gives(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, sizes: list[int]
+):
     root = tmp_path_factory.mktemp("runs")
     vectors = rows_of(sum(sizes), seed)
     ids = [f"{i:02d}" for i in np.random.default_rng(seed).permutation(sum(sizes))]
@@ -86,7 +100,12 @@ def test_backends_screens_and_the_number_of_joins_do_not_show(tmp_path: Path, mo
     monkeypatch.setattr(mine, "CHUNK_QUERIES", 7)
     vectors, ids = rows_of(60, 4), [f"{i:02d}" for i in range(60)]
     written = []
-    for name, changes in (("blocked", {}), ("faiss-flat", {"backend": "faiss-flat"}), ("torch", {"backend": "torch"}), ("many joins", {})):
+    for name, changes in (
+        ("blocked", {}),
+        ("faiss-flat", {"backend": "faiss-flat"}),
+        ("torch", {"backend": "torch"}),
+        ("many joins", {}),
+    ):
         store, params = Store(tmp_path / name), params_for(BATCHES[1], neighbours=5)
         fill(store, BATCHES[0], ids[:40], vectors[:40])
         fill(store, BATCHES[1], ids[40:], vectors[40:])
@@ -108,8 +127,15 @@ def test_an_approximate_backend_states_its_recall_again_and_again(tmp_path: Path
 def test_one_join_serves_as_many_files_as_memory_allows():
     chunks = [(n, slice(10_000 * n, 10_000 * (n + 1))) for n in range(5)]
     room_for_two = 2 * (2 * 10_000 * 20 * 80 >> 20) + 2  # MiB; half of them for 20,000 rows of 20 candidates
-    assert [[n for n, _ in g] for g in mine.groups_of(chunks, neighbours=20, memory_mib=room_for_two)] == [[0, 1], [2, 3], [4]]
-    assert len(mine.groups_of(chunks, neighbours=20, memory_mib=1)) == 5 and mine.groups_of([], neighbours=20, memory_mib=1) == []
+    assert [[n for n, _ in g] for g in mine.groups_of(chunks, neighbours=20, memory_mib=room_for_two)] == [
+        [0, 1],
+        [2, 3],
+        [4],
+    ]
+    assert (
+        len(mine.groups_of(chunks, neighbours=20, memory_mib=1)) == 5
+        and mine.groups_of([], neighbours=20, memory_mib=1) == []
+    )
 
 
 @pytest.mark.parametrize("backend", ["blocked", "torch", "faiss-flat"])
@@ -148,7 +174,9 @@ def test_errors_say_what_to_do(tmp_path: Path):
 
 
 def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With the threshold of a large join at nothing: the rows are what the float32 screen gives, and a later batch codes its own rows alone."""
+    """With the threshold of a large join at nothing: the rows are what the float32 screen gives, and a later batch
+    codes its own rows alone.
+    """
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(20, 64))[rng.integers(0, 20, 700)] + 0.4 * rng.normal(size=(700, 64))
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
@@ -168,7 +196,11 @@ def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.
                 assert [n for n in coded if n > 2 * code_cache.PROBED] == [cut.stop - cut.start]
     assert mined(stores["codes"]) == mined(stores["float32"]) != []
     folder = next(stores["codes"].folder("data", "neighbours", "semantic", "codes").iterdir())
-    assert sorted(p.name for p in folder.iterdir()) == [f"{BATCHES[0]}-00000.npy", f"{BATCHES[1]}-00000.npy", "axes.npz"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        f"{BATCHES[0]}-00000.npy",
+        f"{BATCHES[1]}-00000.npy",
+        "axes.npz",
+    ]
     assert not stores["float32"].folder("data", "neighbours", "semantic", "codes").exists()
     stores["codes"].write_embeddings(
         "semantic", f"{BATCHES[0]}-00000.tar", "r1", ids[:600], np.roll(vectors[:600], 1, axis=0)

@@ -1,4 +1,6 @@
-"""The gallery: everything inside, every text escaped, small enough, the same for the same version; looked at in Chromium."""
+"""The gallery: everything inside, every text escaped, small enough, the same for the same version; looked at in
+Chromium.
+"""
 
 import json
 import re
@@ -14,7 +16,10 @@ from tasks.pages import gallery
 from tasks.store import Store
 from tests.publish.fakes import fill
 
-SCORES = {"composed": {"map_at_5": 0.31, "recall_at_1": 0.2, "recall_at_10": 0.5}, "text_only": {"map_at_5": 0.01, "recall_at_1": 0.0, "recall_at_10": 0.02}}
+SCORES = {
+    "composed": {"map_at_5": 0.31, "recall_at_1": 0.2, "recall_at_10": 0.5},
+    "text_only": {"map_at_5": 0.01, "recall_at_1": 0.0, "recall_at_10": 0.02},
+}
 EVALUATION = {"metrics": {"base": SCORES, "finetuned": SCORES}}
 VERSION = {
     "version": "2026.11.16",
@@ -33,7 +38,9 @@ VERSION = {
 def root(tmp_path: Path, project: Path) -> Path:
     """Tables of a fake version, without git."""
     changes = {"open_run": {"date": "2026-11-16", "batch": "2026.11.16"}, "version": {"gallery_triplets": 4}}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(overlay(resolve(read_raw(project / "params.yaml"), "test"), changes)))
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump(overlay(resolve(read_raw(project / "params.yaml"), "test"), changes))
+    )
     fill(tmp_path, range(0, 8))
     return tmp_path
 
@@ -50,14 +57,18 @@ def test_the_page_holds_all_it_shows_and_escapes_it(root: Path):
     assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'src="([^"]*)"', page))
     assert not re.search(r"(https?:)?//[a-z]", page.replace("http://www.w3.org", ""))
     assert page.count("<svg") == 3 and "Recall@10" in page
-    assert "near duplicate<small>a kept image, re-encoded, resized or slightly cropped</small>" in page  # what was left out is explained, not only counted
+    # what was left out is explained, not only counted
+    assert "near duplicate<small>a kept image, re-encoded, resized or slightly cropped</small>" in page
     assert page == build(root, EVALUATION)
 
 
 def test_it_says_who_wrote_and_warns_of_the_tiny_checkpoints():
     row = {"captioner": "tasks/sample/checkpoints/vlm", "judge": "Qwen/Qwen3-VL-8B-Instruct"}
     text = gallery.written_by([row])
-    assert text.startswith("Written with tasks/sample/checkpoints/vlm, judged by Qwen/Qwen3-VL-8B-Instruct.") and "mean nothing" in text
+    assert (
+        text.startswith("Written with tasks/sample/checkpoints/vlm, judged by Qwen/Qwen3-VL-8B-Instruct.")
+        and "mean nothing" in text
+    )
     assert "mean nothing" not in gallery.written_by([{**row, "captioner": "Qwen/Qwen3-VL-8B-Instruct"}])
     assert gallery.written_by([]) == ""
 
@@ -93,11 +104,25 @@ def test_the_command_line_reads_a_clone(root: Path, capsys: pytest.CaptureFixtur
 def test_a_browser_opens_it_from_a_file(root: Path, chromium: str, tmp_path: Path):
     page = tmp_path / "gallery.html"
     page.write_text(build(root, EVALUATION))
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    command = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert dom.count('<article class="card">') == 4
     narrow = tmp_path / "narrow.html"  # a phone: nothing is wider than the screen
     script = "<script>document.title='W'+(document.documentElement.scrollWidth<=innerWidth)</script></body>"
     narrow.write_text(re.sub(r"<meta http-equiv[^>]*>", "", page.read_text()).replace("</body>", script))
-    dom = subprocess.run([*command[:-2], "--window-size=500,900", "--dump-dom", narrow.as_uri()], capture_output=True, text=True, check=True, timeout=60).stdout
+    dom = subprocess.run(
+        [*command[:-2], "--window-size=500,900", "--dump-dom", narrow.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
     assert "<title>Wtrue</title>" in dom

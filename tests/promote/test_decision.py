@@ -6,7 +6,10 @@ from tasks.promote.decision import Noise, decide
 
 
 def scores(composed: float, image: float = 0.0, text: float = 0.0) -> dict[str, dict[str, float]]:
-    return {name: {"map_at_5": value} for name, value in (("composed", composed), ("image_only", image), ("text_only", text))}
+    return {
+        name: {"map_at_5": value}
+        for name, value in (("composed", composed), ("image_only", image), ("text_only", text))
+    }
 
 
 @pytest.mark.parametrize(
@@ -39,8 +42,13 @@ NOISE = Noise(3, {"map_at_5": 0.004, "recall_at_10": 0.01, "cirr:recall_at_1": 0
         (several(map_at_5=0.27, recall_at_10=0.5), True, "noise 0.0165"),
         (several(map_at_5=0.26, recall_at_10=0.9), False, "more than 0.0165, the noise of 3 seeds, is asked for"),
         (several(map_at_5=0.27, recall_at_10=0.46), True, "noise"),  # worse, but within its noise
-        (several(map_at_5=0.27, recall_at_10=0.45), False, "its recall_at_10 is 0.4500 against 0.5000, worse by more than 0.0413"),
-        (several(**{"map_at_5": 0.30, "cirr:recall_at_1": 0.20}), False, "its cirr:recall_at_1 is 0.2000"),  # a further benchmark
+        (
+            several(map_at_5=0.27, recall_at_10=0.45),
+            False,
+            "its recall_at_10 is 0.4500 against 0.5000, worse by more than 0.0413",
+        ),
+        # a further benchmark
+        (several(**{"map_at_5": 0.30, "cirr:recall_at_1": 0.20}), False, "its cirr:recall_at_1 is 0.2000"),
         (several(map_at_5=0.30, recall_at_1=0.0), True, "noise"),  # of what was not measured nothing is known
     ],
 )
@@ -51,9 +59,17 @@ def test_noise_decides_where_it_was_measured(candidate: dict, is_promoted: bool,
 
 
 def test_without_noise_the_main_metric_alone_decides_by_min_gain():
-    assert decide(several(map_at_5=0.26, recall_at_10=0.1), several(map_at_5=0.25, recall_at_10=0.5), scores(0.1), "map_at_5", 0.005).is_promoted
+    assert decide(
+        several(map_at_5=0.26, recall_at_10=0.1),
+        several(map_at_5=0.25, recall_at_10=0.5),
+        scores(0.1),
+        "map_at_5",
+        0.005,
+    ).is_promoted
     calm = Noise(3, {"map_at_5": 0.0001})
-    assert not decide(several(map_at_5=0.254), several(map_at_5=0.25), scores(0.1), "map_at_5", 0.005, noise=calm).is_promoted, "min_gain still holds"
+    assert not decide(
+        several(map_at_5=0.254), several(map_at_5=0.25), scores(0.1), "map_at_5", 0.005, noise=calm
+    ).is_promoted, "min_gain still holds"
 
 
 def test_a_contaminated_model_is_refused_whatever_it_scores():

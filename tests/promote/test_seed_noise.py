@@ -23,7 +23,12 @@ def evaluation_of(tuned: float, base: float = 0.10) -> dict[str, Any]:
     """The report of an evaluation in which the candidate composes at `tuned`."""
     values = {"base": base, "finetuned": tuned}
     metrics = {
-        m: {"composed": {"map_at_5": v, "recall_at_1": v / 2}, "image_only": {"map_at_5": 0.01}, "text_only": {"map_at_5": 0.0}} for m, v in values.items()
+        m: {
+            "composed": {"map_at_5": v, "recall_at_1": v / 2},
+            "image_only": {"map_at_5": 0.01},
+            "text_only": {"map_at_5": 0.0},
+        }
+        for m, v in values.items()
     }
     return {"metrics": metrics, "revisions": {"base": "b" * 12}}
 
@@ -53,7 +58,9 @@ def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatc
             called.append((stage, seed))
             raise TransientError("killed")
         called.append((stage, seed))
-        assert load_params(folder / "params.yaml").train == params.train and list((folder / "data").resolve().glob("triplets/*.parquet"))
+        assert load_params(folder / "params.yaml").train == params.train and list(
+            (folder / "data").resolve().glob("triplets/*.parquet")
+        )
         (folder / "models").mkdir(exist_ok=True)
         if stage == "evaluate":
             (folder / "reports").mkdir()
@@ -64,9 +71,22 @@ def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatc
         noise.run(params, store)
     assert tags(clone, "noise") == []
     report = noise.run(params, store)
-    assert called == [("train", 0), ("evaluate", 0), ("train", 1), ("evaluate", 1), ("train", 2), ("evaluate", 2), ("train", 2), ("evaluate", 2)]
+    assert called == [
+        ("train", 0),
+        ("evaluate", 0),
+        ("train", 1),
+        ("evaluate", 1),
+        ("train", 2),
+        ("evaluate", 2),
+        ("train", 2),
+        ("evaluate", 2),
+    ]
     recipe = recipe_id(params)
-    assert report.reused == 2 and report.figures["map_at_5_deviation"] == pytest.approx(0.01) and tags(clone, "noise") == [f"noise/{recipe}"]
+    assert (
+        report.reused == 2
+        and report.figures["map_at_5_deviation"] == pytest.approx(0.01)
+        and tags(clone, "noise") == [f"noise/{recipe}"]
+    )
     assert f"reports/noise-{recipe}.json.dvc" in files_at(clone, REMOTE_BRANCH)
     with pytest.raises(NothingToDo, match="was measured before"):
         noise.run(params, store)
@@ -83,6 +103,11 @@ def test_a_seed_that_fails_says_what_its_stage_said(tmp_path: Path):
     params = load_params("params.yaml", "test")
     (tmp_path / "data").mkdir()
     noise.lay_out(tmp_path / "seed", Store(tmp_path), params, 7)
-    assert load_params(tmp_path / "seed" / "params.yaml").open_run.seed == 7 and (tmp_path / "seed" / "data").resolve() == tmp_path / "data"
-    with pytest.raises(noise.DataError, match=r"(?s)`-m tasks evaluate --root .* ended with 65.*run `python -m tasks train` first"):
+    assert (
+        load_params(tmp_path / "seed" / "params.yaml").open_run.seed == 7
+        and (tmp_path / "seed" / "data").resolve() == tmp_path / "data"
+    )
+    with pytest.raises(
+        noise.DataError, match=r"(?s)`-m tasks evaluate --root .* ended with 65.*run `python -m tasks train` first"
+    ):
         noise.command("evaluate", tmp_path / "seed")

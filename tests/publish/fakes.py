@@ -46,25 +46,43 @@ def fill(root: Path, numbers: range, *, copies: int = 0, cosine: float = 0.30, t
             rows.append(image_row(n, image_id, batch, shard, offset, len(content), str(params.open_run.date)))
     store.write_bytes(store.folder("data", "images", shard), out.getvalue())
     store.write(store.table_path("images", batch), rows, "images")
-    dropped = [{"stage": "ingest", "batch": batch, "key": f"s:copy{n}.jpg", "reason": "duplicate", "detail": rows[0]["image_id"]} for n in range(copies)]
+    dropped = [
+        {
+            "stage": "ingest",
+            "batch": batch,
+            "key": f"s:copy{n}.jpg",
+            "reason": "duplicate",
+            "detail": rows[0]["image_id"],
+        }
+        for n in range(copies)
+    ]
     store.write(store.dropped_path("ingest", batch), dropped, "dropped")
     store.write(store.table_path("captions", batch), [], "captions")
     ids = [r["image_id"] for r in rows]
     for encoder in ENCODERS:
         vectors = np.random.default_rng(len(encoder)).normal(size=(max(numbers) + 1, 8))[numbers.start :]
         store.write_embeddings(encoder, shard, REVISION, ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-        near = [{"query_image_id": a, "target_image_id": b, "similarity": 0.9, "rank": 0} for a, b in zip(ids, ids[1:], strict=False)]
+        near = [
+            {"query_image_id": a, "target_image_id": b, "similarity": 0.9, "rank": 0}
+            for a, b in zip(ids, ids[1:], strict=False)
+        ]
         store.write(store.folder("data", "neighbours", encoder, f"{batch}.parquet"), near, "neighbours")
     pairs = [pair_row(batch, a, b, c) for a, b, c in zip(ids, ids[1:], ids[2:], strict=False)]
     store.write(store.table_path("pairs", batch), pairs, "pairs")
     store.write(store.dropped_path("select", batch), [], "dropped")
-    store.write_report(StageReport("select", read=len(ids), written=len(pairs), figures={"median_caption_cosine_new": cosine}))
+    store.write_report(
+        StageReport("select", read=len(ids), written=len(pairs), figures={"median_caption_cosine_new": cosine})
+    )
     texts = ["make it <b>red</b>", "a red one", "what if it were red?"]
     captioned = [captioned_row(batch, p, texts) for p in pairs]
     store.write(store.table_path("captioned", batch, 0), captioned, "captioned")
     kept = pairs[:-1] if triplets else []
     store.write(store.table_path("triplets", batch, 0), [triplet_row(batch, p, texts) for p in kept], "triplets")
-    lost = [{"stage": "judge", "batch": batch, "key": p["pair_id"], "reason": "wrong_target", "detail": ""} for p in pairs if p not in kept]
+    lost = [
+        {"stage": "judge", "batch": batch, "key": p["pair_id"], "reason": "wrong_target", "detail": ""}
+        for p in pairs
+        if p not in kept
+    ]
     store.write(store.dropped_path("judge", batch, 0), lost, "dropped")
     return params
 
@@ -159,7 +177,9 @@ def open_dataset_run(root: Path, run_id: str, date: str, **conf: Any) -> Path:
     """A worktree below `root`/runs; the source is an empty folder, for the fakes write the tables themselves."""
     source = root / "source"
     source.mkdir(exist_ok=True)
-    report = open_run(root / "dataset", root / "runs", run_id, "dataset", {"sources": str(source), "date": date, **conf})
+    report = open_run(
+        root / "dataset", root / "runs", run_id, "dataset", {"sources": str(source), "date": date, **conf}
+    )
     return Path(report.notes[0])
 
 

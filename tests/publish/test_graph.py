@@ -30,20 +30,33 @@ print("DAG " + json.dumps(found))
 def commands_of_dag(name: str, project: Path, home: Path) -> list[str]:
     """The `python -m tasks ...` lines of a DAG's stages, mapped items expanded, parts left out."""
     env = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-    done = subprocess.run([sys.executable, "-c", READ_DAG, name], cwd=project, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_DAG, name], cwd=project, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(next(line[4:] for line in done.stdout.splitlines() if line.startswith("DAG ")))
-    return ["python -m tasks " + " ".join(x for x in (stage, item) if x) for stage, items in found if stage not in AIRFLOW_ALONE for item in items]
+    return [
+        "python -m tasks " + " ".join(x for x in (stage, item) if x)
+        for stage, items in found
+        if stage not in AIRFLOW_ALONE
+        for item in items
+    ]
 
 
 def test_airflow_and_dvc_run_the_same_lines_in_the_same_order(project: Path, tmp_path: Path):
-    from_dags = commands_of_dag("dataset_refresh", project, tmp_path) + commands_of_dag("bge_vl_finetune", project, tmp_path)
+    from_dags = commands_of_dag("dataset_refresh", project, tmp_path) + commands_of_dag(
+        "bge_vl_finetune", project, tmp_path
+    )
     assert [node.cmd for node in graph(project)] == from_dags
 
 
 def test_dvc_reads_dvc_yaml_as_graph_does(project: Path):
     with dvc_repo(project) as repo:
-        seen = {s.name: (s.cmd, {str(Path(o.fs_path).relative_to(project)) for o in s.outs}) for s in repo.index.stages if getattr(s, "name", None)}
+        seen = {
+            s.name: (s.cmd, {str(Path(o.fs_path).relative_to(project)) for o in s.outs})
+            for s in repo.index.stages
+            if getattr(s, "name", None)
+        }
     assert seen == {n.name: (n.cmd, set(n.outs)) for n in graph(project)}
 
 

@@ -13,11 +13,24 @@ from tasks.publish.git import git, next_free, version_key
 from tasks.publish.open_run import main, open_run
 from tasks.publish.run_conf import changes_of, check_places, located
 
-RAW = {"profile": "demo", "open_run": {}, "ingest": {"sources": [{"name": "shop", "path": "/shop", "license_code": "CC0-1.0"}]}, "mine": {}, "profiles": {}}
+RAW = {
+    "profile": "demo",
+    "open_run": {},
+    "ingest": {"sources": [{"name": "shop", "path": "/shop", "license_code": "CC0-1.0"}]},
+    "mine": {},
+    "profiles": {},
+}
 
 
 def test_form_values_nested_dotted_and_plain():
-    conf = {"profile": "test", "limit": 5, "date": None, "mine.neighbours": 7, "mine": {"backend": "faiss-flat"}, "sources": "/photos"}
+    conf = {
+        "profile": "test",
+        "limit": 5,
+        "date": None,
+        "mine.neighbours": 7,
+        "mine": {"backend": "faiss-flat"},
+        "sources": "/photos",
+    }
     profile, changes = changes_of(conf, RAW)
     assert profile == "test"
     assert changes == {
@@ -27,7 +40,17 @@ def test_form_values_nested_dotted_and_plain():
     }
 
 
-@pytest.mark.parametrize("conf", [{"mien.neighbours": 5}, {"limt": 5}, {"mine": 5}, {"mine.neighbors": 5}, {"mine.neighbours": "many"}, {"profile": "big"}])
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"mien.neighbours": 5},
+        {"limt": 5},
+        {"mine": 5},
+        {"mine.neighbors": 5},
+        {"mine.neighbours": "many"},
+        {"profile": "big"},
+    ],
+)
 def test_a_wrong_key_or_value_is_refused_and_leaves_nothing(conf: dict[str, object], deployment: Path):
     with pytest.raises(ConfigError, match="known|valid|section"):
         open_run(deployment / "dataset", deployment / "refused", "r", "dataset", {"sources": str(deployment), **conf})
@@ -59,7 +82,12 @@ def test_the_run_has_its_worktree_and_a_retry_gets_the_same(deployment: Path, mo
     assert time.monotonic() - start < 5
     root = Path(first.notes[0])
     params = load_params(root / "params.yaml")
-    assert (params.profile, params.open_run.batch, params.select.negatives, params.caption.chunk_pairs) == ("test", "2026.11.16", 2, 32)
+    assert (params.profile, params.open_run.batch, params.select.negatives, params.caption.chunk_pairs) == (
+        "test",
+        "2026.11.16",
+        2,
+        32,
+    )
     assert params.ingest.sources[0].path == str(deployment / "images")
     assert "profiles" not in yaml.safe_load((root / "params.yaml").read_text())
     assert params.embed.encoders["semantic"].model.startswith("tasks/")  # models lie in the code
@@ -81,9 +109,14 @@ def test_names_of_a_day_count_up_and_sort_by_number():
 
 
 def test_named_benchmarks_are_found_below_the_root_and_missed_by_name(tmp_path: Path):
-    named = [{"name": "circo", "protocol": "circo", "path": "benchmarks/circo"}, {"name": "far", "protocol": "cirr", "path": "s3://b/cirr"}]
+    named = [
+        {"name": "circo", "protocol": "circo", "path": "benchmarks/circo"},
+        {"name": "far", "protocol": "cirr", "path": "s3://b/cirr"},
+    ]
     found = located({"ingest": {}, "evaluate": {"benchmark": named, "truth": "truth.jsonl"}}, tmp_path)["evaluate"]
-    assert [b["path"] for b in found["benchmark"]] == [str(tmp_path / "benchmarks/circo"), "s3://b/cirr"] and found["truth"] == str(tmp_path / "truth.jsonl")
+    assert [b["path"] for b in found["benchmark"]] == [str(tmp_path / "benchmarks/circo"), "s3://b/cirr"] and found[
+        "truth"
+    ] == str(tmp_path / "truth.jsonl")
     assert located({"ingest": {}, "evaluate": {"benchmark": None}}, tmp_path)["evaluate"] == {"benchmark": None}
     params = load_params("params.yaml", "test")
     params = params.model_copy(update={"evaluate": params.evaluate.model_validate({"benchmark": found["benchmark"]})})
@@ -94,8 +127,15 @@ def test_named_benchmarks_are_found_below_the_root_and_missed_by_name(tmp_path: 
 
 
 def test_lists_of_images_are_found_below_the_root(tmp_path: Path):
-    lists = {"blocklists": ["block.txt", "/etc/block.txt"], "benchmark_hashes": ["circo.jsonl"], "takedown": "ledger.txt"}
+    lists = {
+        "blocklists": ["block.txt", "/etc/block.txt"],
+        "benchmark_hashes": ["circo.jsonl"],
+        "takedown": "ledger.txt",
+    }
     found = located({"ingest": lists, "evaluate": {}}, tmp_path)["ingest"]
     assert found["blocklists"] == [str(tmp_path / "block.txt"), "/etc/block.txt"]
-    assert (found["benchmark_hashes"], found["takedown"]) == ([str(tmp_path / "circo.jsonl")], str(tmp_path / "ledger.txt"))
+    assert (found["benchmark_hashes"], found["takedown"]) == (
+        [str(tmp_path / "circo.jsonl")],
+        str(tmp_path / "ledger.txt"),
+    )
     assert located({"ingest": {"takedown": None}, "evaluate": {}}, tmp_path)["ingest"]["takedown"] is None

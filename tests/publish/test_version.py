@@ -40,11 +40,19 @@ def test_the_branch_holds_code_card_and_counts(versions: Path):
     assert newest["encoders"]["semantic"] == {"pairs": 3, "triplets": 2, "yield": 2 / 3}
     assert "path" not in newest["params"]["ingest"]["sources"][0]
     files = files_at(clone, REMOTE_BRANCH)
-    assert {"README.md", "version.json", "manifest.json", "dvc.lock", "data/export.dvc", "tasks/publish/version.py"} <= set(files)
+    assert {
+        "README.md",
+        "version.json",
+        "manifest.json",
+        "dvc.lock",
+        "data/export.dvc",
+        "tasks/publish/version.py",
+    } <= set(files)
     assert b"config_name: triplets" in (read_at(clone, REMOTE_BRANCH, "README.md") or b"")
     assert git(clone, "rev-parse", f"{REMOTE_BRANCH}^1") == git(clone, "rev-parse", "dataset/2026.11.16^{commit}")
     assert git(versions / "origin.git", "symbolic-ref", "HEAD") == "refs/heads/dataset"
-    assert "megapairs" not in (read_at(clone, "origin/main", "README.md") or b"").decode()[:4]  # main keeps the project's own README
+    # main keeps the project's own README
+    assert "megapairs" not in (read_at(clone, "origin/main", "README.md") or b"").decode()[:4]
 
 
 def test_a_dry_run_and_an_empty_week_publish_nothing(versions: Path):
@@ -64,7 +72,8 @@ def test_a_dry_run_and_an_empty_week_publish_nothing(versions: Path):
 def test_a_second_try_after_the_push_changes_nothing(versions: Path):
     root = Path(open_run(versions / "dataset", versions / "runs", "two", "dataset", {}).notes[0])
     tip = git(versions / "origin.git", "rev-parse", "dataset")
-    Store(root).write_report(StageReport("version", figures={"rows_images": 13.0}))  # as `python -m tasks version` leaves it
+    # as `python -m tasks version` leaves it
+    Store(root).write_report(StageReport("version", figures={"rows_images": 13.0}))
     assert version.run(load_params(root / "params.yaml"), Store(root)).notes[0] == "dataset/2026.11.23"
     assert git(versions / "origin.git", "rev-parse", "dataset") == tip
 
@@ -99,23 +108,31 @@ def test_a_run_that_was_overtaken_does_not_hide_the_other_version(versions: Path
 
 
 def test_equal_inputs_give_equal_fingerprints_on_another_day_and_machine(versions: Path, tmp_path: Path, project: Path):
-    configure_deployment(tmp_path / "origin.git", tmp_path / "dataset", str(tmp_path / "remote"), tmp_path / "cache", checkout=project)
+    configure_deployment(
+        tmp_path / "origin.git", tmp_path / "dataset", str(tmp_path / "remote"), tmp_path / "cache", checkout=project
+    )
     publish_version(tmp_path, "other", "2027-01-04", range(0, 8))
     first = version_at(versions / "dataset", "refs/tags/dataset/2026.11.16") or {}
     assert (version_at(tmp_path / "dataset") or {})["fingerprint"] == first["fingerprint"]
     root = open_dataset_run(tmp_path, "changed", "2027-01-05", **{"mine.neighbours": 3})
-    assert version.identity_of(load_params(root / "params.yaml").model_dump(by_alias=True)) != version.identity_of(first["params"])
+    assert version.identity_of(load_params(root / "params.yaml").model_dump(by_alias=True)) != version.identity_of(
+        first["params"]
+    )
 
 
 @pytest.mark.parametrize(("score", "is_promoted"), [(0.30, True), (0.10, False)])
 def test_a_better_model_is_published_beside_the_data(score: float, is_promoted: bool, versions: Path):
-    root = Path(open_run(versions / "dataset", versions / "runs", f"model {score}", "model", {"date": "2026-12-10"}).notes[0])
+    root = Path(
+        open_run(versions / "dataset", versions / "runs", f"model {score}", "model", {"date": "2026-12-10"}).notes[0]
+    )
     assert len(list(Store(root).table_files("triplets"))) == 4  # the newest version's data is there
     (root / "models" / "candidate").mkdir(parents=True)
     (root / "models" / "candidate" / "model.safetensors").write_bytes(b"weights")
     kinds, names = ("composed", "image_only", "text_only"), ("map_at_5", "recall_at_1", "recall_at_10")
     values = {"base": 0.1, "finetuned": score}
-    metrics = {m: {kind: dict.fromkeys(names, v if kind == "composed" else v / 2) for kind in kinds} for m, v in values.items()}
+    metrics = {
+        m: {kind: dict.fromkeys(names, v if kind == "composed" else v / 2) for kind in kinds} for m, v in values.items()
+    }
     (root / "reports").mkdir(exist_ok=True)
     (root / "reports" / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
     (root / "reports" / "training.json").write_text("{}")
@@ -126,7 +143,9 @@ def test_a_better_model_is_published_beside_the_data(score: float, is_promoted: 
         assert report.notes[0] == "model/2026.12.10" in tags(clone, "model")
         assert "Recall@10" in (root / "models/promoted/README.md").read_text()
         assert (version_at(clone) or {})["version"] == "2026.12.08"  # the data is the same
-        assert {"models/promoted.dvc", "reports/evaluation.json", "README.md"} <= set(files_at(clone, "model/2026.12.10"))
+        assert {"models/promoted.dvc", "reports/evaluation.json", "README.md"} <= set(
+            files_at(clone, "model/2026.12.10")
+        )
         again = Path(open_run(clone, versions / "runs", "model next", "model", {"date": "2026-12-10"}).notes[0])
         assert (again / "models/promoted/model.safetensors").read_bytes() == b"weights"
         assert not (again / "models/candidate").exists()

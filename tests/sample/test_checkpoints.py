@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from tasks.sample import phrases, train_clip, train_judge, train_vlm, train_writer
 from tasks.sample.common import held_out_pairs
@@ -29,7 +36,9 @@ def one_thread():
 @pytest.fixture(scope="module")
 def vlm():
     folder = CHECKPOINTS / "vlm"
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval(), AutoProcessor.from_pretrained(folder)
+    return AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32
+    ).eval(), AutoProcessor.from_pretrained(folder)
 
 
 def test_all_together_are_at_most_25_mib():
@@ -38,20 +47,36 @@ def test_all_together_are_at_most_25_mib():
 
 def test_clip_and_dino_embed_images_and_texts():
     images = [image_of(s, side_px=side) for side, (s, _) in zip((96, 128), PAIRS, strict=False)]
-    processor, model = AutoProcessor.from_pretrained(CHECKPOINTS / "clip"), AutoModel.from_pretrained(CHECKPOINTS / "clip", dtype=torch.float32)
+    processor, model = (
+        AutoProcessor.from_pretrained(CHECKPOINTS / "clip"),
+        AutoModel.from_pretrained(CHECKPOINTS / "clip", dtype=torch.float32),
+    )
     values = processor(images=images, return_tensors="pt")["pixel_values"]
-    assert train_clip.image_vectors(model, values).shape == train_clip.text_vectors(model, processor, ["a", "b"]).shape == (2, 128)
-    processor, model = AutoImageProcessor.from_pretrained(CHECKPOINTS / "dino"), AutoModel.from_pretrained(CHECKPOINTS / "dino", dtype=torch.float32)
+    assert (
+        train_clip.image_vectors(model, values).shape
+        == train_clip.text_vectors(model, processor, ["a", "b"]).shape
+        == (2, 128)
+    )
+    processor, model = (
+        AutoImageProcessor.from_pretrained(CHECKPOINTS / "dino"),
+        AutoModel.from_pretrained(CHECKPOINTS / "dino", dtype=torch.float32),
+    )
     hidden = model(pixel_values=processor(images=images, return_tensors="pt")["pixel_values"]).last_hidden_state
     assert hidden[:, 0].shape == (2, 128)
 
 
 def test_clip_reads_a_text_to_its_end():
-    # transformers pools at the highest token id where the end token has id 2; whatever stands behind that word would not count
-    processor, model = AutoProcessor.from_pretrained(CHECKPOINTS / "clip"), AutoModel.from_pretrained(CHECKPOINTS / "clip", dtype=torch.float32)
+    # transformers pools at the highest token id where the end token has id 2; whatever stands behind that word would
+    # not count
+    processor, model = (
+        AutoProcessor.from_pretrained(CHECKPOINTS / "clip"),
+        AutoModel.from_pretrained(CHECKPOINTS / "clip", dtype=torch.float32),
+    )
     begun = "on a white background: a small red star at the top left, a large "
     with torch.no_grad():
-        one, other = train_clip.text_vectors(model, processor, [begun + "blue circle at the middle left", begun + "green cross at the middle left"])
+        one, other = train_clip.text_vectors(
+            model, processor, [begun + "blue circle at the middle left", begun + "green cross at the middle left"]
+        )
     assert float(one @ other) < 0.9
 
 
@@ -62,7 +87,9 @@ def test_the_processor_makes_what_was_trained_with(vlm):
 def test_string_and_list_content_make_the_same_prompt(vlm):
     words = vlm[1].tokenizer
     as_text = words.apply_chat_template([{"role": "user", "content": "Hello."}], tokenize=False)
-    as_parts = words.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "Hello."}]}], tokenize=False)
+    as_parts = words.apply_chat_template(
+        [{"role": "user", "content": [{"type": "text", "text": "Hello."}]}], tokenize=False
+    )
     assert as_text == as_parts
 
 
@@ -78,9 +105,15 @@ def test_the_describer_is_right_on_most_held_out_pairs(vlm, edits, bar):
 def test_the_describer_reads_images_through_its_processor(vlm):
     model, processor = vlm
     s, t = PAIRS[0]
-    parts = [{"type": "image", "image": image_of(x, side_px=128)} for x in (s, t)] + [{"type": "text", "text": prompt("describe")}]
+    parts = [{"type": "image", "image": image_of(x, side_px=128)} for x in (s, t)] + [
+        {"type": "text", "text": prompt("describe")}
+    ]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": parts}], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        [{"role": "user", "content": parts}],
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     out = model.generate(**inputs, max_new_tokens=80)
     text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

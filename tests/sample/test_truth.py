@@ -118,7 +118,11 @@ def test_measure_leaves_negative_zero_out_and_counts_unknown_images_as_false():
     triplet = {
         "query_image_id": "q",
         "target_image_id": "t",
-        "instructions": ["make the small red star blue", "make the small red star blue and change the background to teal", "hm"],
+        "instructions": [
+            "make the small red star blue",
+            "make the small red star blue and change the background to teal",
+            "hm",
+        ],
         "negative_image_ids": ["q", "n", "unknown"],
     }
     got = measure([triplet], scenes.get)

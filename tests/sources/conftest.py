@@ -1,4 +1,6 @@
-"""A real S3 endpoint on loopback (moto's server, a process of its own) and one in front of it that fails half of what it is asked."""
+"""A real S3 endpoint on loopback (moto's server, a process of its own) and one in front of it that fails half of what
+it is asked.
+"""
 
 import http.client
 import os
@@ -22,7 +24,11 @@ def s3_url() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         until = time.monotonic() + 60
         while time.monotonic() < until:
@@ -48,7 +54,11 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=s3_url)
     client.create_bucket(Bucket="images")
@@ -87,7 +97,11 @@ class FlakyHandler(BaseHTTPRequestHandler):
         server: Flaky = self.server  # type: ignore[assignment]
         with server.lock:
             server.asked[f"{self.command} {self.path.partition('?')[0]}"] += 1
-            fate = server.random.choice(("503", "hang up", "broken", "fine", "fine", "fine")) if not server.is_down else "503"
+            fate = (
+                server.random.choice(("503", "hang up", "broken", "fine", "fine", "fine"))
+                if not server.is_down
+                else "503"
+            )
             server.failed[fate] += 1
         self.close_connection = True
         if fate == "hang up":
@@ -105,7 +119,12 @@ class FlakyHandler(BaseHTTPRequestHandler):
         for name, value in got.headers.items():
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", got.headers["Content-Length"] if self.command == "HEAD" and got.headers["Content-Length"] else str(len(body)))
+        self.send_header(
+            "Content-Length",
+            got.headers["Content-Length"]
+            if self.command == "HEAD" and got.headers["Content-Length"]
+            else str(len(body)),
+        )
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if fate == "broken" else body)
 

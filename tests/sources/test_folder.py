@@ -18,15 +18,25 @@ from tasks.sources.labels import Labels
 
 
 def listed(folder: Path, **more: object) -> dict[str, sources.SourceFile]:
-    return {f.uri: f for f in sources.listing(SourceConfig(name="s", path=str(folder), license_code="CC0-1.0", attribution="me", **more))}  # type: ignore[arg-type]
+    return {
+        f.uri: f
+        for f in sources.listing(
+            SourceConfig(name="s", path=str(folder), license_code="CC0-1.0", attribution="me", **more)
+        )
+    }  # type: ignore[arg-type]
 
 
-NAMES = st.lists(st.lists(st.text("ab.-0 é", min_size=1, max_size=3).filter(lambda n: n.strip(".")), min_size=1, max_size=3), max_size=12)
+NAMES = st.lists(
+    st.lists(st.text("ab.-0 é", min_size=1, max_size=3).filter(lambda n: n.strip(".")), min_size=1, max_size=3),
+    max_size=12,
+)
 
 
 @settings(max_examples=40, deadline=None)
 @given(NAMES, st.randoms(use_true_random=False))
-def test_the_order_is_that_of_the_whole_paths(tmp_path_factory: pytest.TempPathFactory, names: list[list[str]], shuffle: random.Random):
+def test_the_order_is_that_of_the_whole_paths(
+    tmp_path_factory: pytest.TempPathFactory, names: list[list[str]], shuffle: random.Random
+):
     folder = tmp_path_factory.mktemp("walk")
     for parts in names:
         try:
@@ -52,14 +62,28 @@ def test_a_file_is_read_under_a_limit(tmp_path: Path):
 
 
 def test_hostile_names_and_texts_are_one_printable_line(tmp_path: Path):
-    names = [b"line\nbreak.jpg", b"<script>.jpg", b'quote".jpg', "bidi\u202egpj.exe".encode(), b"latin-\xe9.jpg", b"back\\slash.jpg"]
+    names = [
+        b"line\nbreak.jpg",
+        b"<script>.jpg",
+        b'quote".jpg',
+        "bidi\u202egpj.exe".encode(),
+        b"latin-\xe9.jpg",
+        b"back\\slash.jpg",
+    ]
     for name in names:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")
-    (tmp_path / "captions.csv").write_text('path,caption\n"line\nbreak.jpg","a \u202e\x00<script>alert(1)</script>' + "x" * (1 << 20) + '"\n')
+    (tmp_path / "captions.csv").write_text(
+        'path,caption\n"line\nbreak.jpg","a \u202e\x00<script>alert(1)</script>' + "x" * (1 << 20) + '"\n'
+    )
     found = listed(tmp_path)
     assert len(found) == len(names) and all(uri.isprintable() and uri.isascii() for uri in found)
     caption = found["s:line\\nbreak.jpg"].label.caption
-    assert caption is not None and caption.startswith("a <script>") and len(caption) == files.CAPTION_CHARS and caption.isprintable()
+    assert (
+        caption is not None
+        and caption.startswith("a <script>")
+        and len(caption) == files.CAPTION_CHARS
+        and caption.isprintable()
+    )
     assert all(file.read(5) == b"x" for file in found.values())
 
 
@@ -79,7 +103,9 @@ def test_a_name_of_a_mebibyte_is_cut_and_still_its_own():
 @given(st.text(max_size=60))
 def test_a_cleaned_text_is_clean_and_stays_so(text: str):
     clean = files.cleaned_text(text)
-    assert clean is None or (clean == files.cleaned_text(clean) and (clean.isprintable() or "\u200c" in clean or "\u200d" in clean))
+    assert clean is None or (
+        clean == files.cleaned_text(clean) and (clean.isprintable() or "\u200c" in clean or "\u200d" in clean)
+    )
 
 
 def test_columns_may_have_other_names(tmp_path: Path):

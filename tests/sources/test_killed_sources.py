@@ -1,7 +1,9 @@
-"""Buckets and URLs whose other side fails, and a SIGKILL in the middle: the next run gives the tables of an undisturbed one.
+"""Buckets and URLs whose other side fails, and a SIGKILL in the middle: the next run gives the tables of an undisturbed
+one.
 
-The undisturbed run reads the same images from servers that answer everything. The other one asks an S3 endpoint that fails half of its requests, or
-sites of which one drips a byte a second, and is killed with its workers when half of the images were asked for.
+The undisturbed run reads the same images from servers that answer everything. The other one asks an S3 endpoint that
+fails half of its requests, or sites of which one drips a byte a second, and is killed with its workers when half of the
+images were asked for.
 """
 
 import json
@@ -39,7 +41,11 @@ def params_for(root: Path, **source: Any) -> Params:
     """Written below the root too, for the command line."""
     changes = {
         "open_run": {"batch": "2026.11.01", "date": "2026-11-01"},
-        "ingest": {"sources": [{"name": "s", "license_code": "CC0-1.0", "attribution": "me", **source}], "shard_images": 4, "workers": 1},
+        "ingest": {
+            "sources": [{"name": "s", "license_code": "CC0-1.0", "attribution": "me", **source}],
+            "shard_images": 4,
+            "workers": 1,
+        },
     }
     params = parse_params(resolve(read_raw(Path("params.yaml")), "test", changes))
     root.mkdir(exist_ok=True)
@@ -55,7 +61,9 @@ def images(folder: Path) -> dict[str, bytes]:
 
 def killed_when(root: Path, project: Path, is_time: Callable[[], bool]) -> None:
     """Run ingest and end its whole process group by SIGKILL at that moment; it must not have ended before."""
-    child = subprocess.Popen([sys.executable, "-c", IMPATIENT, str(root)], cwd=project, start_new_session=True, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT, str(root)], cwd=project, start_new_session=True, stdout=subprocess.DEVNULL
+    )
     until = time.monotonic() + 120
     while time.monotonic() < until and child.poll() is None and not is_time():
         time.sleep(0.002)
@@ -67,7 +75,9 @@ def killed_when(root: Path, project: Path, is_time: Callable[[], bool]) -> None:
 
 def run_again(root: Path, project: Path) -> dict[str, Any]:
     """The next run, to its end; its report."""
-    ended = subprocess.run([sys.executable, "-c", IMPATIENT, str(root)], cwd=project, check=True, stdout=subprocess.PIPE, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, str(root)], cwd=project, check=True, stdout=subprocess.PIPE, text=True
+    )
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 
@@ -78,11 +88,16 @@ def whole_tables(root: Path) -> dict[str, str]:
 
 def assert_every_file_once(report: dict[str, Any], root: Path) -> None:
     store = Store(root)
-    keys = [*store.read_table("images", ["source_uri"]).column(0).to_pylist(), *store.read_dropped("ingest").column("key").to_pylist()]
+    keys = [
+        *store.read_table("images", ["source_uri"]).column(0).to_pylist(),
+        *store.read_dropped("ingest").column("key").to_pylist(),
+    ]
     assert len(keys) == len(set(keys)) == COUNT == report["read"] == report["written"] + sum(report["dropped"].values())
 
 
-def test_killed_in_the_middle_of_a_bucket_that_fails_half_of_what_it_is_asked(tmp_path: Path, project: Path, s3: Any, s3_url: str, flaky: Flaky):
+def test_killed_in_the_middle_of_a_bucket_that_fails_half_of_what_it_is_asked(
+    tmp_path: Path, project: Path, s3: Any, s3_url: str, flaky: Flaky
+):
     for name, content in images(tmp_path / "files").items():
         s3.put_object(Bucket="images", Key=f"week/{name}", Body=content)
     ingest.run(params_for(tmp_path / "whole", path="s3://images/week", endpoint_url=s3_url), Store(tmp_path / "whole"))
@@ -154,7 +169,9 @@ def test_killed_in_the_middle_of_a_table_of_urls_one_of_which_drips(tmp_path: Pa
         "allow_hosts": ["127.0.0.1"],
     }
     ingest.run(params_for(tmp_path / "whole", **source), Store(tmp_path / "whole"))
-    dropped = {r["key"].rpartition("/")[2]: r["reason"] for r in Store(tmp_path / "whole").read_dropped("ingest").to_pylist()}
+    dropped = {
+        r["key"].rpartition("/")[2]: r["reason"] for r in Store(tmp_path / "whole").read_dropped("ingest").to_pylist()
+    }
     assert dropped == {"03.jpg": "unreachable", "10.jpg": "duplicate", "11.jpg": "undecodable"}
     site.asked.clear()
     params_for(tmp_path / "killed", **source)
@@ -165,6 +182,8 @@ def test_killed_in_the_middle_of_a_table_of_urls_one_of_which_drips(tmp_path: Pa
     site.drips = ()  # a week later it is well again: that image alone is asked for
     site.asked.clear()
     params = params_for(tmp_path / "killed", **source)
-    later = params.model_copy(update={"open_run": params.open_run.model_copy(update={"batch": "2026.11.08", "date": "2026-11-08"})})
+    later = params.model_copy(
+        update={"open_run": params.open_run.model_copy(update={"batch": "2026.11.08", "date": "2026-11-08"})}
+    )
     report = ingest.run(later, Store(tmp_path / "killed"))
     assert (report.new, report.written, site.asked) == (1, 1, {"03.jpg"})

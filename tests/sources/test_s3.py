@@ -35,7 +35,10 @@ def test_objects_are_listed_by_key_and_read_under_a_limit(s3: Any, s3_url: str):
     found = list(sources.listing(source(s3_url)))
     assert [f.uri for f in found] == ["bucket:a.jpg", "bucket:a/../c.jpg", "bucket:b.jpg", "bucket:empty.jpg"]
     assert (found[0].label.caption, found[0].license_code, found[2].license_code) == ("a thing", "CC-BY-4.0", "CC0-1.0")
-    assert [f.read(3_000) for f in found] == [*(bytes_for(k) for k in ("week/a.jpg", "week/a/../c.jpg", "week/b.jpg")), b""]
+    assert [f.read(3_000) for f in found] == [
+        *(bytes_for(k) for k in ("week/a.jpg", "week/a/../c.jpg", "week/b.jpg")),
+        b"",
+    ]
     with pytest.raises(Refused) as caught:
         found[0].read(2_999)
     assert caught.value.reason == "too_large"
@@ -45,7 +48,9 @@ def test_more_than_a_page(s3: Any, s3_url: str, monkeypatch: pytest.MonkeyPatch)
     """Pages of two keys."""
     put(s3, *(f"week/{n:03d}.jpg" for n in range(7)))
     client = s3_source.client_of(s3_url, None)
-    client.meta.events.register("provide-client-params.s3.ListObjectsV2", lambda params, **_: {**params, "MaxKeys": 2}, unique_id="two")
+    client.meta.events.register(
+        "provide-client-params.s3.ListObjectsV2", lambda params, **_: {**params, "MaxKeys": 2}, unique_id="two"
+    )
     try:
         assert [f.uri for f in sources.listing(source(s3_url))] == [f"bucket:{n:03d}.jpg" for n in range(7)]
     finally:
@@ -61,7 +66,8 @@ def test_a_fingerprint_changes_with_the_bytes_alone(s3: Any, s3_url: str):
     assert first["bucket:a.jpg"].fingerprint == second["bucket:a.jpg"].fingerprint != ""
     assert first["bucket:b.jpg"].fingerprint != second["bucket:b.jpg"].fingerprint
     s3.copy_object(Bucket="images", Key="week/copy.jpg", CopySource="images/week/a.jpg")
-    assert len({f.fingerprint for f in sources.listing(source(s3_url))}) == 3  # the same bytes under a new name are a new file
+    # the same bytes under a new name are a new file
+    assert len({f.fingerprint for f in sources.listing(source(s3_url))}) == 3
     with pytest.raises(Refused) as caught:  # what was listed is not there any more: never other bytes under its ETag
         first["bucket:b.jpg"].read(10_000)
     assert (caught.value.reason, caught.value.is_lasting) == ("unreachable", False)

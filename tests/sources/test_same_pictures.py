@@ -1,4 +1,5 @@
-"""The same images as a folder, as tars, in a bucket, as tars in a bucket and as URLs give the same ids; what was seen is only listed.
+"""The same images as a folder, as tars, in a bucket, as tars in a bucket and as URLs give the same ids; what was seen
+is only listed.
 
 Once with drawn images; once with real photographs where they are (`../shared/photos`, kept out of the repository).
 """
@@ -82,7 +83,9 @@ def objects_read(s3: Any, s3_url: str) -> Iterator[list[str]]:
     """Keys of the GetObject calls at the endpoint."""
     read: list[str] = []
     events = s3_source.client_of(s3_url, None).meta.events
-    events.register("provide-client-params.s3.GetObject", lambda params, **_: read.append(params["Key"]), unique_id="read")
+    events.register(
+        "provide-client-params.s3.GetObject", lambda params, **_: read.append(params["Key"]), unique_id="read"
+    )
     yield read
     events.unregister("provide-client-params.s3.GetObject", unique_id="read")
 
@@ -103,7 +106,10 @@ def tars_of(folder: Path, out: Path, count: int) -> None:
             for path in paths[number * size : (number + 1) * size]:
                 name, caption = str(path.relative_to(folder)), labels.get(str(path.relative_to(folder)), "")
                 said = caption.encode() if number % 2 else json.dumps({"caption": caption}).encode()
-                for member, content in ((name, path.read_bytes()), (name.rpartition(".")[0] + (".txt" if number % 2 else ".json"), said)):
+                for member, content in (
+                    (name, path.read_bytes()),
+                    (name.rpartition(".")[0] + (".txt" if number % 2 else ".json"), said),
+                ):
                     entry = tarfile.TarInfo(member)
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
@@ -123,7 +129,9 @@ def taken(root: Path, batch: str, **source: Any) -> tuple[Any, list[tuple[str, s
 
 
 @pytest.mark.parametrize("fill", [drawn, photographed])
-def test_the_same_images_have_the_same_ids_wherever_they_come_from(fill: Any, tmp_path: Path, s3: Any, s3_url: str, site: Site, objects_read: list[str]):
+def test_the_same_images_have_the_same_ids_wherever_they_come_from(
+    fill: Any, tmp_path: Path, s3: Any, s3_url: str, site: Site, objects_read: list[str]
+):
     folder = tmp_path / "folder"
     fill(folder)
     labels = labels_in(folder)
@@ -133,21 +141,32 @@ def test_the_same_images_have_the_same_ids_wherever_they_come_from(fill: Any, tm
     for path in (tmp_path / "tars").iterdir():
         s3.put_object(Bucket="images", Key=f"tars/{path.name}", Body=path.read_bytes())
     with open(tmp_path / "urls.jsonl", "w") as f:
-        for name in sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".webp")):
+        for name in sorted(
+            str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".webp")
+        ):
             f.write(json.dumps({"URL": f"http://127.0.0.1:{site.server_port}/{name}", "TEXT": labels.get(name)}) + "\n")
     settings: dict[str, dict[str, Any]] = {
         "folder": {"path": str(folder)},
         "tars": {"path": str(tmp_path / "tars" / "*.tar")},
         "bucket": {"path": "s3://images/week", "endpoint_url": s3_url},
         "tars in a bucket": {"path": "s3://images/tars/*.tar", "endpoint_url": s3_url},
-        "urls": {"path": str(tmp_path / "urls.jsonl"), "contact": "me@example.org", "delay_s": 0.0, "per_host": 8, "allow_hosts": ["127.0.0.1"]},
+        "urls": {
+            "path": str(tmp_path / "urls.jsonl"),
+            "contact": "me@example.org",
+            "delay_s": 0.0,
+            "per_host": 8,
+            "allow_hosts": ["127.0.0.1"],
+        },
     }
     found = {name: taken(tmp_path / "runs" / name, "2026.11.01", **source)[1] for name, source in settings.items()}
     assert len(found["folder"]) >= 15 and sum(caption is not None for _, caption in found["folder"]) >= 10
     for name in settings:
         assert found[name] == found["folder"], name
 
-    robots = {name: set(Store(tmp_path / "runs" / name).read_table("images", ["robots"]).column("robots").to_pylist()) for name in ("bucket", "urls")}
+    robots = {
+        name: set(Store(tmp_path / "runs" / name).read_table("images", ["robots"]).column("robots").to_pylist())
+        for name in ("bucket", "urls")
+    }
     assert robots == {"bucket": {""}, "urls": {"absent"}}  # the state is stored with every row
 
     asked, read = site.asked.total(), len(objects_read)
@@ -162,13 +181,25 @@ def test_a_image_whose_server_was_down_is_taken_a_week_later_and_nothing_twice(t
     folder = tmp_path / "folder"
     make_world(folder, seed=6, images=4, truth=tmp_path / "truth.jsonl")
     names = sorted(labels_in(folder))
-    (tmp_path / "urls.csv").write_text("url\n" + "".join(f"http://127.0.0.1:{site.server_port}/{name}\n" for name in [*names, "gone.jpg"]))
-    source = {"path": str(tmp_path / "urls.csv"), "contact": "me@example.org", "delay_s": 0.0, "allow_hosts": ["127.0.0.1"]}
+    (tmp_path / "urls.csv").write_text(
+        "url\n" + "".join(f"http://127.0.0.1:{site.server_port}/{name}\n" for name in [*names, "gone.jpg"])
+    )
+    source = {
+        "path": str(tmp_path / "urls.csv"),
+        "contact": "me@example.org",
+        "delay_s": 0.0,
+        "allow_hosts": ["127.0.0.1"],
+    }
     site.down.add(f"/{names[1]}")
     first, before = taken(tmp_path / "run", "2026.11.01", **source)
-    assert (first.read, first.written + sum(first.dropped.values()), first.dropped["unreachable"]) == (len(names) + 1, len(names) + 1, 2)
+    assert (first.read, first.written + sum(first.dropped.values()), first.dropped["unreachable"]) == (
+        len(names) + 1,
+        len(names) + 1,
+        2,
+    )
     site.down.clear()
     second, after = taken(tmp_path / "run", "2026.11.08", **source)
-    assert (second.new, second.dropped.get("unreachable", 0)) == (1, 0)  # the one that is gone for good (404) is not asked for again
+    # the one that is gone for good (404) is not asked for again
+    assert (second.new, second.dropped.get("unreachable", 0)) == (1, 0)
     assert after[: len(before)] == before
     assert all(site.asked[f"/{name}"] == 1 for name in names if name != names[1]) and site.asked["/gone.jpg"] == 1

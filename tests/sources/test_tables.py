@@ -1,4 +1,6 @@
-"""Tables of URLs: the columns of DataComp, Recap-DataComp and LAION, in constant memory, fetched by tasks/sources/web/fetcher.py."""
+"""Tables of URLs: the columns of DataComp, Recap-DataComp and LAION, in constant memory, fetched by
+tasks/sources/web/fetcher.py.
+"""
 
 import bz2
 import gzip
@@ -31,14 +33,28 @@ def captions(path: Path, **more: Any) -> dict[str, str | None]:
 
 def test_the_exports_columns_are_known(tmp_path: Path):
     url = "https://example.org/a.jpg?x=1"
-    pq.write_table(pa.table({"uid": ["1"], "url": [url], "text": ["datacomp"], "sha256": ["0" * 64]}), tmp_path / "datacomp.parquet")
-    pq.write_table(pa.table({"url": [url], "re_caption": ["recap"], "org_caption": ["old"]}), tmp_path / "recap.parquet")
-    pq.write_table(pa.table({"URL": [url], "TEXT": ["laion"], "WIDTH": [3], "LICENSE": ["CC0"]}), tmp_path / "laion.parquet")
+    pq.write_table(
+        pa.table({"uid": ["1"], "url": [url], "text": ["datacomp"], "sha256": ["0" * 64]}),
+        tmp_path / "datacomp.parquet",
+    )
+    pq.write_table(
+        pa.table({"url": [url], "re_caption": ["recap"], "org_caption": ["old"]}), tmp_path / "recap.parquet"
+    )
+    pq.write_table(
+        pa.table({"URL": [url], "TEXT": ["laion"], "WIDTH": [3], "LICENSE": ["CC0"]}), tmp_path / "laion.parquet"
+    )
     (tmp_path / "t.csv").write_text(f"url,caption\n{url},csv\n")
     (tmp_path / "t.tsv").write_text(f"url\tcaption\n{url}\ttsv\n")
     (tmp_path / "t.jsonl").write_text(json.dumps({"url": url, "caption": "jsonl"}) + "\n\n")
     for name, caption in {
-        **{"datacomp.parquet": "datacomp", "recap.parquet": "recap", "laion.parquet": "laion", "t.csv": "csv", "t.tsv": "tsv", "t.jsonl": "jsonl"}
+        **{
+            "datacomp.parquet": "datacomp",
+            "recap.parquet": "recap",
+            "laion.parquet": "laion",
+            "t.csv": "csv",
+            "t.tsv": "tsv",
+            "t.jsonl": "jsonl",
+        }
     }.items():
         assert captions(tmp_path / name) == {f"web:{url}": caption}
     assert captions(tmp_path / "recap.parquet", columns={"caption": "org_caption"}) == {f"web:{url}": "old"}
@@ -47,7 +63,9 @@ def test_the_exports_columns_are_known(tmp_path: Path):
 
 
 def test_rows_without_a_url_are_rows_all_the_same(tmp_path: Path):
-    (tmp_path / "t.jsonl").write_text('{"url": null}\n{"url": "file:///etc/passwd"}\n{"url": "http://169.254.169.254/a.jpg"}\n{"url": 7}\n')
+    (tmp_path / "t.jsonl").write_text(
+        '{"url": null}\n{"url": "file:///etc/passwd"}\n{"url": "http://169.254.169.254/a.jpg"}\n{"url": 7}\n'
+    )
     reasons = []
     for file in sources.listing(source(tmp_path / "t.jsonl")):
         with pytest.raises(Refused) as caught:
@@ -62,7 +80,10 @@ def zstd(content: bytes) -> bytes:
 
 def test_packed_tables_are_read_as_they_unpack_and_others_are_refused_in_a_row(tmp_path: Path):
     rows = "".join(f"http://example.org/{n}.jpg,a thing of number {n}\n" for n in range(300))
-    lines = "".join(json.dumps({"url": f"http://example.org/{n}.jpg", "caption": f"a thing of number {n}"}) + "\n" for n in range(300))
+    lines = "".join(
+        json.dumps({"url": f"http://example.org/{n}.jpg", "caption": f"a thing of number {n}"}) + "\n"
+        for n in range(300)
+    )
     plain = {f"web:http://example.org/{n}.jpg": f"a thing of number {n}" for n in range(300)}
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(f"url,caption\n{rows}".encode()))
     (tmp_path / "t.tsv.zst").write_bytes(zstd(f"url\tcaption\n{rows}".replace(",", "\t").encode()))
@@ -75,7 +96,9 @@ def test_packed_tables_are_read_as_they_unpack_and_others_are_refused_in_a_row(t
     with pytest.raises(Refused, match="unpack it") as caught:
         packed.read(10)
     assert (packed.uri, caught.value.reason, packed.fingerprint != "") == ("web:t.csv.bz2", "not_a_picture", True)
-    assert set(captions(tmp_path, kind="table")) == {*plain, "web:t.csv.bz2"}, "in a folder of tables none is passed over"
+    assert set(captions(tmp_path, kind="table")) == {*plain, "web:t.csv.bz2"}, (
+        "in a folder of tables none is passed over"
+    )
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
@@ -121,7 +144,12 @@ def test_a_long_table_takes_no_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(labels, "BATCH_ROWS", 500)
 
     def peak(rows: int) -> int:
-        table = pa.table({"url": [f"http://example.org/{n}.jpg" for n in range(rows)], "caption": [f"a thing of number {n}" for n in range(rows)]})
+        table = pa.table(
+            {
+                "url": [f"http://example.org/{n}.jpg" for n in range(rows)],
+                "caption": [f"a thing of number {n}" for n in range(rows)],
+            }
+        )
         pq.write_table(table, tmp_path / "t.parquet", row_group_size=500)
         del table
         tracemalloc.start()
@@ -163,7 +191,11 @@ def test_a_table_in_a_bucket(s3: Any, s3_url: str, tmp_path: Path):
     s3.put_object(Bucket="images", Key="tables/t.csv", Body=b"url,caption\nhttp://example.org/a.jpg,a thing\n")
     (file,) = sources.listing(source("s3://images/tables/*.csv", endpoint_url=s3_url))
     assert (file.uri, file.label.caption) == ("web:http://example.org/a.jpg", "a thing")
-    s3.put_object(Bucket="images", Key="tables/u.jsonl.gz", Body=gzip.compress(b'{"url": "http://example.org/b.jpg", "caption": "another"}\n'))
+    s3.put_object(
+        Bucket="images",
+        Key="tables/u.jsonl.gz",
+        Body=gzip.compress(b'{"url": "http://example.org/b.jpg", "caption": "another"}\n'),
+    )
     s3.put_object(Bucket="images", Key="tables/v.jsonl.xz", Body=b"xz")
     found = [f.uri for f in sources.listing(source("s3://images/tables", kind="table", endpoint_url=s3_url))]
     assert found == ["web:http://example.org/a.jpg", "web:http://example.org/b.jpg", "web:v.jsonl.xz"]

@@ -76,7 +76,12 @@ def test_images_come_with_their_captions_in_the_order_of_the_tar(tmp_path: Path)
         ("wds:x.tar/a/1.webp", None, "CC0-1.0", ""),
     ]
     read = states(found)
-    assert [read[k] for k in ("w.tar/9.jpg", "x.tar/b/1.jpg", "x.tar/a/1.webp", "x.tar/a/1.cls")] == [b"nine", b"one", b"four", "not_a_picture"]
+    assert [read[k] for k in ("w.tar/9.jpg", "x.tar/b/1.jpg", "x.tar/a/1.webp", "x.tar/a/1.cls")] == [
+        b"nine",
+        b"one",
+        b"four",
+        "not_a_picture",
+    ]
     assert [f.uri for f in sources.listing(source(str(tmp_path), kind="tars"))] == [f.uri for f in found]
     with pytest.raises(ConfigError, match="nothing at"):
         list(sources.listing(source(str(tmp_path / "no.tar"))))
@@ -142,7 +147,9 @@ def test_hostile_members_are_refused_and_nothing_is_written(tmp_path: Path):
 
 
 def many(path: Path, count: int) -> None:
-    """A tar of so many members: images of no bytes, every tenth of another kind, the last of a name that was there before."""
+    """A tar of so many members: images of no bytes, every tenth of another kind, the last of a name that was there
+    before.
+    """
     with open(path, "wb") as f:
         for n in range(count):
             entry = tarfile.TarInfo(f"{n:07d}.{'cls' if n % 10 == 0 else 'jpg'}" if n < count - 1 else "0000001.jpg")
@@ -171,17 +178,28 @@ def test_any_number_of_members_is_counted_in_constant_memory(tmp_path: Path):
     assert large < small + 50_000
 
 
-def test_every_member_is_a_row_and_the_next_week_costs_a_look_at_the_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_member_is_a_row_and_the_next_week_costs_a_look_at_the_tar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     many(tmp_path / "m.tar", 5_003)
     monkeypatch.setattr(store, "BATCH_ROWS", 100)
     monkeypatch.setattr(store, "ROW_GROUP_ROWS", 1_000)
 
     def run(batch: str) -> StageReport:
-        changes = {"open_run": {"batch": batch, "date": batch.replace(".", "-")}, "ingest": {"sources": [{"name": "m", "path": str(tmp_path / "m.tar")}]}}
-        return ingest.run(parse_params(resolve(read_raw(Path("params.yaml")), "test", changes)), Store(tmp_path / "run"))
+        changes = {
+            "open_run": {"batch": batch, "date": batch.replace(".", "-")},
+            "ingest": {"sources": [{"name": "m", "path": str(tmp_path / "m.tar")}]},
+        }
+        return ingest.run(
+            parse_params(resolve(read_raw(Path("params.yaml")), "test", changes)), Store(tmp_path / "run")
+        )
 
     report = run("2026.01.04")
-    assert (report.read, report.written, report.dropped) == (5_003, 0, {"not_a_picture": 501, "undecodable": 4_501, "unsafe": 1})
+    assert (report.read, report.written, report.dropped) == (
+        5_003,
+        0,
+        {"not_a_picture": 501, "undecodable": 4_501, "unsafe": 1},
+    )
     keys = Store(tmp_path / "run").read_dropped("ingest").column("key").to_pylist()
     assert len(set(keys)) == 5_003 and "m:m.tar/0000001.jpg#5002" in keys[-2:]
     assert run("2026.01.11").read == 0
@@ -200,7 +218,9 @@ def test_headers_that_ask_for_memory_are_damage(tmp_path: Path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 5_000), st.binary(min_size=1, max_size=40), st.integers(0, 4_000))
-def test_no_bytes_raise_and_every_file_has_its_row(tmp_path_factory: pytest.TempPathFactory, place: int, junk: bytes, cut: int):
+def test_no_bytes_raise_and_every_file_has_its_row(
+    tmp_path_factory: pytest.TempPathFactory, place: int, junk: bytes, cut: int
+):
     content = bytearray(tar_of([("a.jpg", b"a" * 600), ("a.txt", b"x"), ("b.png", b"b"), ("../c", b"c")]))
     place %= len(content)
     content[place : place + len(junk)] = junk
@@ -217,19 +237,39 @@ def test_a_tar_seen_to_its_end_is_passed_over(tmp_path: Path):
     seen = {f.fingerprint for f in first}
     assert list(sources.listing(source(str(tmp_path / "*.tar")), seen.__contains__)) == []
     part = {first[0].fingerprint}  # a limit left the rest
-    assert [f.uri for f in sources.listing(source(str(tmp_path / "*.tar")), part.__contains__)] == [f.uri for f in first]
+    assert [f.uri for f in sources.listing(source(str(tmp_path / "*.tar")), part.__contains__)] == [
+        f.uri for f in first
+    ]
     (tmp_path / "x.tar").write_bytes(tar_of([("1.jpg", b"one"), ("2.jpg", b"TWO")]))
     assert len(list(sources.listing(source(str(tmp_path / "*.tar")), seen.__contains__))) == 2
 
 
-def test_a_tar_in_a_bucket_is_the_same_as_on_a_disk(s3: Any, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_tar_in_a_bucket_is_the_same_as_on_a_disk(
+    s3: Any, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(tars, "INLINE_BYTES", 2_000)
     monkeypatch.setattr(tars.Source, "SKIP_BYTES", 1_000)
-    content = tar_of([("1.jpg", b"one"), ("1.txt", b"a thing"), ("big.jpg", b"B" * 9_000), ("../c", b"c"), ("2.jpg", b"two" * 512), ("2.txt", b"last")])
+    content = tar_of(
+        [
+            ("1.jpg", b"one"),
+            ("1.txt", b"a thing"),
+            ("big.jpg", b"B" * 9_000),
+            ("../c", b"c"),
+            ("2.jpg", b"two" * 512),
+            ("2.txt", b"last"),
+        ]
+    )
     (tmp_path / "x.tar").write_bytes(content)
     s3.put_object(Bucket="images", Key="w/x.tar", Body=content)
     local = list(sources.listing(source(str(tmp_path / "*.tar"))))
     remote = list(sources.listing(source("s3://images/w/*.tar", endpoint_url=s3_url)))
     assert [(f.uri, f.label) for f in local] == [(f.uri, f.label) for f in remote]
     assert states(local) == states(remote) and states(local)["x.tar/big.jpg"] == b"B" * 9_000
-    assert list(sources.listing(source("s3://images/w/x.tar", endpoint_url=s3_url), {f.fingerprint for f in remote}.__contains__)) == []
+    assert (
+        list(
+            sources.listing(
+                source("s3://images/w/x.tar", endpoint_url=s3_url), {f.fingerprint for f in remote}.__contains__
+            )
+        )
+        == []
+    )

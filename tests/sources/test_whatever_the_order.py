@@ -1,8 +1,10 @@
-"""Within a batch neither the order in which files are found, nor how they are divided, nor the number of workers shows in the tables.
+"""Within a batch neither the order in which files are found, nor how they are divided, nor the number of workers shows
+in the tables.
 
-Drawn by hypothesis over images of all kinds of forms (JPEG, CMYK, palette, transparency, 16 bits, WebP and PNG animations, GIF, AVIF where there is
-one), with exact and near copies and damaged files among them, as a folder, as tars and as a table of URLs. The order of a table's rows and of a tar's
-members is the source's own and is kept: there, of two near copies the first stays. Decoding runs in threads here, in processes once.
+Drawn by hypothesis over images of all kinds of forms (JPEG, CMYK, palette, transparency, 16 bits, WebP and PNG
+animations, GIF, AVIF where there is one), with exact and near copies and damaged files among them, as a folder, as tars
+and as a table of URLs. The order of a table's rows and of a tar's members is the source's own and is kept: there, of
+two near copies the first stays. Decoding runs in threads here, in processes once.
 """
 
 import csv
@@ -61,7 +63,9 @@ def pool() -> dict[str, bytes]:
         "animated.png": encoded(frames[1], "PNG", save_all=True, append_images=frames[:1]),
         "animated.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         "palette.png": encoded(image(7, 96).quantize(16), "PNG"),
-        "turned.jpg": encoded(image(8, 96), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+        "turned.jpg": encoded(
+            image(8, 96), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+        ),
         "grey.jpg": encoded(image(9, 96).convert("L"), "JPEG"),
         "cut.jpg": encoded(image(10, 96), "JPEG")[:900],
         "small.png": encoded(image(11, 20), "PNG"),
@@ -83,7 +87,9 @@ class Threads:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
     def read(self, content: bytes, *, is_named_image: bool) -> NormalizedImage | Refusal:
@@ -101,7 +107,10 @@ def in_threads(block: int = 256) -> Iterator[pytest.MonkeyPatch]:
 
 def params_for(sources: list[dict[str, Any]], workers: int) -> Params:
     rows = [{"license_code": "CC0-1.0", "attribution": "me", **s} for s in sources]
-    changes = {"open_run": {"batch": "2026.11.01", "date": "2026-11-01"}, "ingest": {"sources": rows, "shard_images": 3, "workers": workers}}
+    changes = {
+        "open_run": {"batch": "2026.11.01", "date": "2026-11-01"},
+        "ingest": {"sources": rows, "shard_images": 3, "workers": workers},
+    }
     return parse_params(resolve(read_raw(Path("params.yaml")), "test", changes))
 
 
@@ -130,7 +139,10 @@ def tars(folder: Path, names: list[str], cuts: list[int]) -> None:
     for name, members in reversed(parts):  # made in another order than they are named
         content: list[Any] = []
         for member in members:
-            content += [(f"{member[0]}/{member}", pool()[member]), (f"{member[0]}/{member.rpartition('.')[0]}.txt", f"a {member}".encode())]
+            content += [
+                (f"{member[0]}/{member}", pool()[member]),
+                (f"{member[0]}/{member.rpartition('.')[0]}.txt", f"a {member}".encode()),
+            ]
         (folder / name).write_bytes(tar_of(content))
 
 
@@ -151,8 +163,21 @@ some = st.lists(st.sampled_from(sorted(pool())), min_size=2, max_size=9, unique=
 
 
 @settings(max_examples=8, deadline=None)
-@given(some, st.lists(st.integers(0, 9), max_size=2), st.integers(1, 5), st.integers(1, 6), st.randoms(use_true_random=False))
-def test_the_tables_are_the_same(tmp_path_factory: pytest.TempPathFactory, names: list[str], cuts: list[int], workers: int, block: int, order: random.Random):
+@given(
+    some,
+    st.lists(st.integers(0, 9), max_size=2),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.randoms(use_true_random=False),
+)
+def test_the_tables_are_the_same(
+    tmp_path_factory: pytest.TempPathFactory,
+    names: list[str],
+    cuts: list[int],
+    workers: int,
+    block: int,
+    order: random.Random,
+):
     root = tmp_path_factory.mktemp("order")
     names = sorted(names, key=lambda name: f"{name[0]}/{name}")
     stems = {n.rpartition(".")[0] for n in names}
@@ -161,11 +186,19 @@ def test_the_tables_are_the_same(tmp_path_factory: pytest.TempPathFactory, names
     order.shuffle(shuffled)
     fill(root / "two", shuffled, shuffled[::-1])
     with in_threads():
-        first = kept_by(root / "run1", [{"name": "a", "path": str(root / "one")}, {"name": "b", "path": str(root / "two")}], workers=1)
+        first = kept_by(
+            root / "run1",
+            [{"name": "a", "path": str(root / "one")}, {"name": "b", "path": str(root / "two")}],
+            workers=1,
+        )
     assert len(first) == len(set(first)) <= len(names)
     with in_threads(block) as patch:
         patch.setattr(os, "scandir", shuffling(os.scandir, order))
-        second = kept_by(root / "run2", [{"name": "b", "path": str(root / "one")}, {"name": "a", "path": str(root / "two")}], workers=workers)
+        second = kept_by(
+            root / "run2",
+            [{"name": "b", "path": str(root / "one")}, {"name": "a", "path": str(root / "two")}],
+            workers=workers,
+        )
     assert tables_of(root / "run2") == tables_of(root / "run1") and second == first
 
     if len(stems) == len(names):  # two members of one key would share a caption
@@ -176,7 +209,14 @@ def test_the_tables_are_the_same(tmp_path_factory: pytest.TempPathFactory, names
     with in_threads(block), serving(root / "one") as url:
         for name, rows in (("run4", names), ("run5", shuffled)):
             (root / f"{name}.csv").write_text("url,caption\n" + "".join(f"{url}/{n[0]}/{n},a {n}\n" for n in rows))
-            source = {"name": "u", "path": str(root / f"{name}.csv"), "contact": "me@example.org", "delay_s": 0.0, "per_host": 8, "allow_hosts": ["127.0.0.1"]}
+            source = {
+                "name": "u",
+                "path": str(root / f"{name}.csv"),
+                "contact": "me@example.org",
+                "delay_s": 0.0,
+                "per_host": 8,
+                "allow_hosts": ["127.0.0.1"],
+            }
             found = kept_by(root / name, [source], workers=workers)
             if name == "run4":
                 assert found == first
@@ -192,7 +232,20 @@ def test_processes_make_of_it_what_threads_make(tmp_path: Path):
     with in_threads():
         assert kept_by(tmp_path / "run2", source, workers=4) == by_processes
     assert tables_of(tmp_path / "run1") == tables_of(tmp_path / "run2")
-    dropped = {r["key"].rpartition("/")[2]: r["reason"] for r in Store(tmp_path / "run1").read_dropped("ingest").to_pylist()}
-    expected = {"a_again.jpg": "duplicate", "a_worse.jpg": "near_duplicate", "a_lossless.png": "near_duplicate", "a_smaller.webp": "near_duplicate"}
-    expected |= {"cut.jpg": "undecodable", "small.png": "too_small", "page.jpg": "undecodable", "animated.gif": "not_a_picture", "clear.webp": "near_duplicate"}
+    dropped = {
+        r["key"].rpartition("/")[2]: r["reason"] for r in Store(tmp_path / "run1").read_dropped("ingest").to_pylist()
+    }
+    expected = {
+        "a_again.jpg": "duplicate",
+        "a_worse.jpg": "near_duplicate",
+        "a_lossless.png": "near_duplicate",
+        "a_smaller.webp": "near_duplicate",
+    }
+    expected |= {
+        "cut.jpg": "undecodable",
+        "small.png": "too_small",
+        "page.jpg": "undecodable",
+        "animated.gif": "not_a_picture",
+        "clear.webp": "near_duplicate",
+    }
     assert dropped == expected

@@ -28,7 +28,11 @@ def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):
 def test_a_batch_is_not_taken_for_its_namesake(tmp_path):
     store = Store(tmp_path)
     for batch in ("2026.01.01", "2026.01.01.2"):
-        store.write(store.table_path("captions", batch, 0), [{"image_id": batch, "caption": "x", "caption_source": "s"}], "captions")
+        store.write(
+            store.table_path("captions", batch, 0),
+            [{"image_id": batch, "caption": "x", "caption_source": "s"}],
+            "captions",
+        )
     assert store.read_table("captions", batch="2026.01.01").column("image_id").to_pylist() == ["2026.01.01"]
 
 
@@ -50,7 +54,9 @@ def test_a_broken_table_is_named(tmp_path):
 @given(count=st.integers(0, 200), chunk=st.integers(1, 40), parts=st.integers(1, 7))
 def test_the_parts_together_are_the_whole(count: int, chunk: int, parts: int):
     whole = list(chunks_of_part(count, chunk, None))
-    together = sorted((c for i in range(parts) for c in chunks_of_part(count, chunk, (i + 1, parts))), key=lambda c: c[0])
+    together = sorted(
+        (c for i in range(parts) for c in chunks_of_part(count, chunk, (i + 1, parts))), key=lambda c: c[0]
+    )
     assert together == whole
     assert [i for _, s in whole for i in range(count)[s]] == list(range(count))
 
@@ -74,11 +80,15 @@ def test_vectors_are_gathered_from_the_shards_in_their_order(tmp_path_factory, s
     ids = [f"{i:02d}" for i in rng.permutation(sum(sizes))]
     vectors = rng.normal(size=(len(ids), 3)).astype(np.float16)
     for n, (start, size) in enumerate(zip(np.cumsum([0, *sizes]).tolist(), sizes, strict=False)):
-        store.write_embeddings("semantic", f"b-{n:05d}.tar", "r1", ids[start : start + size], vectors[start : start + size])
+        store.write_embeddings(
+            "semantic", f"b-{n:05d}.tar", "r1", ids[start : start + size], vectors[start : start + size]
+        )
     found, rows, revision = store.read_embeddings("semantic")
     assert found == ids and revision == ("r1" if ids else "") and (not ids or np.array_equal(rows, vectors))
     corpus = store.read_corpus("semantic")
-    assert corpus.ids.to_pylist() == ids and [s.stop - s.start for s in corpus.shards.values()] == [n for n in sizes if n]
+    assert corpus.ids.to_pylist() == ids and [s.stop - s.start for s in corpus.shards.values()] == [
+        n for n in sizes if n
+    ]
     asked = rng.integers(0, len(ids), 9) if ids else np.zeros(0, np.int64)
     assert not ids or np.array_equal(corpus.rows.take(asked), vectors[asked])
     assert not ids or np.array_equal(corpus.rows[1:4], vectors[1:4])
@@ -90,10 +100,14 @@ def test_few_files_of_vectors_are_open_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "OPEN_MAPS", 2)
     store, vectors = Store(tmp_path), np.arange(20, dtype=np.float16).reshape(10, 2)
     for n in range(5):
-        store.write_embeddings("semantic", f"b-{n:05d}.tar", "r1", [str(2 * n), str(2 * n + 1)], vectors[2 * n : 2 * n + 2])
+        store.write_embeddings(
+            "semantic", f"b-{n:05d}.tar", "r1", [str(2 * n), str(2 * n + 1)], vectors[2 * n : 2 * n + 2]
+        )
     rows = store.read_corpus("semantic").rows
     assert np.array_equal(rows.take(np.array([9, 0, 4, 9, 5])), vectors[[9, 0, 4, 9, 5]]) and len(rows._maps) == 2
-    assert np.array_equal(rows.gathered(), vectors) and np.array_equal(rows.gathered(np.arange(10) % 3 == 0), vectors[::3])
+    assert np.array_equal(rows.gathered(), vectors) and np.array_equal(
+        rows.gathered(np.arange(10) % 3 == 0), vectors[::3]
+    )
 
 
 def test_one_shard_is_mapped_and_widths_do_not_mix(tmp_path):
@@ -116,4 +130,6 @@ def test_a_table_written_in_parts_has_the_bytes_of_the_whole(tmp_path, monkeypat
         for start, end in zip(cuts, cuts[1:], strict=False):
             writer.add_table(table.slice(start, end - start))
         writer.close()
-        assert (tmp_path / "parts.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes() and writer.count == 25
+        assert (tmp_path / "parts.parquet").read_bytes() == (
+            tmp_path / "whole.parquet"
+        ).read_bytes() and writer.count == 25

@@ -1,8 +1,10 @@
-"""An OpenAI-compatible server that a test starts, counts, breaks and kills: a process of its own, answers made from the request alone.
+"""An OpenAI-compatible server that a test starts, counts, breaks and kills: a process of its own, answers made from the
+request alone.
 
     python tests/support/fake_server.py PORT LOG [JSON]
 
-Every chat completion that it answers whole is one line in LOG, the SHA-256 of its body: what a client would be billed for. Options:
+Every chat completion that it answers whole is one line in LOG, the SHA-256 of its body: what a client would be billed
+for. Options:
 
     model     the served model's name ('tiny'); root: where its weights lie, as vLLM tells it
     fault     what goes wrong at every `every`-th request: 500, 429, hang, half (half-sent JSON), long (10,000 tokens), alien (in another model's name)
@@ -32,7 +34,10 @@ def said(body: dict[str, Any]) -> tuple[str, float]:
     content = body["messages"][0]["content"]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
     if sum(part["type"] == "image_url" for part in content) == 2:
-        return f"both show a wall; however the target is {COLOURS[digest[0] % 8]} and number {digest[1]}", 0.95 if digest[0] % 4 else 0.05
+        return (
+            f"both show a wall; however the target is {COLOURS[digest[0] % 8]} and number {digest[1]}",
+            0.95 if digest[0] % 4 else 0.05,
+        )
     style = content[-1]["text"].splitlines()[0].removeprefix("style: ")
     return f"paint it {COLOURS[digest[0] % 8]} with {digest[1]} dots, as a {style}", 0.0
 
@@ -61,7 +66,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         options = self.server.options
-        known = {"/v1/models": {"data": [{"id": options["model"], "root": options.get("root", options["model"])}]}, "/version": {"version": "0.fake"}}
+        known = {
+            "/v1/models": {"data": [{"id": options["model"], "root": options.get("root", options["model"])}]},
+            "/version": {"version": "0.fake"},
+        }
         self.answer(200 if self.path in known else 404, json.dumps(known.get(self.path, {})).encode())
 
     def do_POST(self) -> None:
@@ -85,10 +93,18 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "hang":
             time.sleep(30)
         text, yes = said(body)
-        likely = [{"token": "yes", "logprob": 0.0 if yes > 0.5 else -3.0}, {"token": "no", "logprob": -3.0 if yes > 0.5 else 0.0}]
-        choice = {"message": {"content": "word " * 10_000 if fault == "long" else text}, "logprobs": {"content": [{"top_logprobs": likely}]}}
+        likely = [
+            {"token": "yes", "logprob": 0.0 if yes > 0.5 else -3.0},
+            {"token": "no", "logprob": -3.0 if yes > 0.5 else 0.0},
+        ]
+        choice = {
+            "message": {"content": "word " * 10_000 if fault == "long" else text},
+            "logprobs": {"content": [{"top_logprobs": likely}]},
+        }
         name = "another" if fault == "alien" else body["model"]
-        content = json.dumps({"model": name, "choices": [choice], "usage": {"prompt_tokens": len(raw) % 97 + 3, "completion_tokens": 7}}).encode()
+        content = json.dumps(
+            {"model": name, "choices": [choice], "usage": {"prompt_tokens": len(raw) % 97 + 3, "completion_tokens": 7}}
+        ).encode()
         if fault == "half":
             self.close_connection = True
             return self.answer(200, content, len(content) // 2)
@@ -111,6 +127,9 @@ class Server(ThreadingHTTPServer):
 
 if __name__ == "__main__":
     server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
-    server.log, server.options = sys.argv[2], {"model": "tiny", **json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")}
+    server.log, server.options = (
+        sys.argv[2],
+        {"model": "tiny", **json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")},
+    )
     print("ready", flush=True)
     server.serve_forever()

@@ -1,12 +1,14 @@
-"""A server that forks: the heavy libraries are imported once, then each stage runs in a fork, as `python -m tasks ...` would.
+"""A server that forks: the heavy libraries are imported once, then each stage runs in a fork, as `python -m tasks ...`
+would.
 
     python tests/support/stage_server.py        one request a line on stdin, one answer a line on stdout, both JSON
 
     request  {"words": ["embed", "semantic"], "cwd": folder, "env": {}, "kill": null | [kind, needle, n]}
     answer   {"code": exit code, or minus the signal, "events": {kind: [label, ...]}, "output": text}
 
-The fork is a process group of its own with a fresh `tasks` from its folder. With `kill` it dies by SIGKILL, its whole group with it,
-right before its n-th event (from 0) of that kind whose label contains the needle. Without, it tells all events of the run:
+The fork is a process group of its own with a fresh `tasks` from its folder. With `kill` it dies by SIGKILL, its whole
+group with it, right before its n-th event (from 0) of that kind whose label contains the needle. Without, it tells all
+events of the run:
 
     write, rename, link, remove  changes of the disk, as Python's audit hooks tell them; the label is the (first) path
     process                 a program that is started (git); its words
@@ -32,7 +34,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LIMIT_S = 600  # a stage that hangs fails its test
-CHANGES = {"os.rename": "rename", "os.link": "link", "os.symlink": "link", "os.remove": "remove", "os.rmdir": "remove", "subprocess.Popen": "process"}
+CHANGES = {
+    "os.rename": "rename",
+    "os.link": "link",
+    "os.symlink": "link",
+    "os.remove": "remove",
+    "os.rmdir": "remove",
+    "subprocess.Popen": "process",
+}
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "tasks" / "sample" / "checkpoints"
 
 
@@ -74,7 +83,12 @@ def preload() -> None:
     for path in sorted(CHECKPOINTS.glob("*/config.json")):
         for name in json.loads(path.read_text()).get("architectures", []):
             getattr(transformers, name)
-    _ = transformers.AutoModel, transformers.AutoProcessor, transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM
+    _ = (
+        transformers.AutoModel,
+        transformers.AutoProcessor,
+        transformers.AutoModelForImageTextToText,
+        transformers.AutoModelForCausalLM,
+    )
 
 
 def watch(events: Events) -> None:
@@ -144,7 +158,11 @@ def main() -> None:
                     stage(json.loads(line), output.fileno(), trace)
                 _, status = os.waitpid(child, 0)
             events = json.loads(trace.read_text()) if trace.exists() else {}
-            answer = {"code": os.waitstatus_to_exitcode(status), "events": events, "output": log.read_text(errors="replace")}
+            answer = {
+                "code": os.waitstatus_to_exitcode(status),
+                "events": events,
+                "output": log.read_text(errors="replace"),
+            }
             print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -21,14 +21,51 @@ def save_version(folder: Path) -> Store:
             file = io.BytesIO()
             Image.fromarray(draw(scene)).save(file, "PNG")
             content = file.getvalue()
-            other = {"source_sha256": "", "license_code": "", "attribution": "", "fetched_at": "", "phash": "", "thumbnail": b"", "caption": None}
-            where = {"shard": f"{BATCH}-00000.tar", "offset_bytes": len(shard), "size_bytes": len(content), "width_px": 96, "height_px": 96}
-            images.append({"image_id": f"{f:02d}{'abc'[m]}", "source_uri": f"w:{f}/{m}.png", "batch": BATCH, "caption_source": None, **other, **where})
+            other = {
+                "source_sha256": "",
+                "license_code": "",
+                "attribution": "",
+                "fetched_at": "",
+                "phash": "",
+                "thumbnail": b"",
+                "caption": None,
+            }
+            where = {
+                "shard": f"{BATCH}-00000.tar",
+                "offset_bytes": len(shard),
+                "size_bytes": len(content),
+                "width_px": 96,
+                "height_px": 96,
+            }
+            images.append(
+                {
+                    "image_id": f"{f:02d}{'abc'[m]}",
+                    "source_uri": f"w:{f}/{m}.png",
+                    "batch": BATCH,
+                    "caption_source": None,
+                    **other,
+                    **where,
+                }
+            )
             shard += content
         a, b, c = (f"{f:02d}{x}" for x in "abc")
-        names = {"triplet_id": f"t{f}", "pair_id": f"p{f}", "batch": BATCH, "query_image_id": a, "target_image_id": b, "negative_image_ids": [a, c]}
-        said = {"instructions": [f"make it {f}", f"{f} times"], "styles": ["short", "short"], "judge_target": [0.9, 0.8], "judge_negative": [0.1, 0.3]}
-        rest = dict.fromkeys(("description", "captioner", "captioner_revision", "prompt_sha256", "judge", "judge_revision"), "")
+        names = {
+            "triplet_id": f"t{f}",
+            "pair_id": f"p{f}",
+            "batch": BATCH,
+            "query_image_id": a,
+            "target_image_id": b,
+            "negative_image_ids": [a, c],
+        }
+        said = {
+            "instructions": [f"make it {f}", f"{f} times"],
+            "styles": ["short", "short"],
+            "judge_target": [0.9, 0.8],
+            "judge_negative": [0.1, 0.3],
+        }
+        rest = dict.fromkeys(
+            ("description", "captioner", "captioner_revision", "prompt_sha256", "judge", "judge_revision"), ""
+        )
         triplets.append({**names, **said, **rest, "mined_by": ["semantic"], "tokens": 0})
     store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), images, "images")
@@ -45,7 +82,13 @@ def save_narrow_clip(folder: Path) -> Path:
 
     torch.manual_seed(3)
     _, processor = train_clip.build()
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 32}
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 32,
+    }
     ends = {k: getattr(processor.tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = CLIPConfig(
         text_config={**tower, **ends, "vocab_size": len(processor.tokenizer), "max_position_embeddings": 77},

@@ -1,6 +1,8 @@
-"""Beside a CPU torch the index's torchvision lacks its C++ operators and will not import; declaring two schemas lets its pure-torch transforms work.
+"""Beside a CPU torch the index's torchvision lacks its C++ operators and will not import; declaring two schemas lets
+its pure-torch transforms work.
 
-`make test-vllm` copies this file into its environment and loads it by a .pth file, so that vLLM's own processes have it too.
+`make test-vllm` copies this file into its environment and loads it by a .pth file, so that vLLM's own processes have it
+too.
 """
 
 import importlib.abc
@@ -17,7 +19,9 @@ class Declare(importlib.abc.MetaPathFinder):
 
             if not torch.backends.cuda.is_built():
                 for operator in ("nms", "qnms"):
-                    torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                    torch.library.define(
+                        f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                    )
 
 
 sys.meta_path.insert(0, Declare())

@@ -31,18 +31,37 @@ def written(folder: Path, kind: str, *records: object) -> MixedDatasetConfig:
 
 
 def test_megapairs_own_records(folder: Path):
-    record = {"q_img": "q.png", "q_text": ["make it red", "red, please"], "t_img": "t.png", "hns": ["q.png", "n1.png", "t.png", "n2.png", "n1.png"]}
-    examples, files, dropped = read_dataset(written(folder, "megapairs", record, {"q_img": "q.png", "q_text": [], "t_img": "t.png"}))
+    record = {
+        "q_img": "q.png",
+        "q_text": ["make it red", "red, please"],
+        "t_img": "t.png",
+        "hns": ["q.png", "n1.png", "t.png", "n2.png", "n1.png"],
+    }
+    examples, files, dropped = read_dataset(
+        written(folder, "megapairs", record, {"q_img": "q.png", "q_text": [], "t_img": "t.png"})
+    )
     name = "megapairs:{}.png".format
     assert examples == [Example(name("q"), name("t"), (name("n1"), name("n2")), ("make it red", "red, please"))]
     assert dropped == {"no_text": 1} and files[name("n2")] == folder / "images" / "n2.png"
 
 
 def test_mmeb_style_records_with_images_on_both_sides(folder: Path):
-    right = {"qry": "<|image_1|>\nmake it red", "qry_image_path": "q.png", "pos_text": "<|image_1|>", "pos_image_path": "t.png"}
+    right = {
+        "qry": "<|image_1|>\nmake it red",
+        "qry_image_path": "q.png",
+        "pos_text": "<|image_1|>",
+        "pos_image_path": "t.png",
+    }
     right |= {"neg_text": "<|image_1|>", "neg_image_path": ["n1.png"]}
-    written_out = {"qry": "<|image_1|> what is it?", "qry_image_path": "q.png", "pos_text": "a star", "pos_image_path": ""}
-    examples, _, dropped = read_dataset(written(folder, "mmeb", right, written_out, {"qry": "a star", "pos_image_path": "t.png"}))
+    written_out = {
+        "qry": "<|image_1|> what is it?",
+        "qry_image_path": "q.png",
+        "pos_text": "a star",
+        "pos_image_path": "",
+    }
+    examples, _, dropped = read_dataset(
+        written(folder, "mmeb", right, written_out, {"qry": "a star", "pos_image_path": "t.png"})
+    )
     assert examples == [Example("mmeb:q.png", "mmeb:t.png", ("mmeb:n1.png",), ("make it red",))]
     assert dropped == {"text_candidate": 1, "no_query_image": 1}
     assert mmeb_example(right | {"neg_text": ["a star"]}) == "text_candidate"
@@ -54,7 +73,9 @@ def test_the_images_of_a_mixture_are_read_where_they_lie(folder: Path):
         def pixels(self, images):
             return [__import__("torch").tensor([i.getpixel((0, 0))[0]]) for i in images]
 
-    config = written(folder, "megapairs", {"q_img": "deep/q2.png", "q_text": "brighter", "t_img": "deep/t2.png", "hns": ["n2.png"]})
+    config = written(
+        folder, "megapairs", {"q_img": "deep/q2.png", "q_text": "brighter", "t_img": "deep/t2.png", "hns": ["n2.png"]}
+    )
     examples, files, _ = read_dataset(config)
     from tasks.config import load_params
 
@@ -77,7 +98,9 @@ def test_what_is_wrong_is_said_with_file_and_line(folder: Path):
         read_dataset(written(folder, "megapairs", good, good | {"t_img": "gone.png"}))
     with pytest.raises(DataError, match="lies outside"):
         read_dataset(written(folder, "megapairs", good | {"t_img": "../../etc/passwd"}))
-    with pytest.raises(DataError, match=r":1: key 'q_img' is missing in a record of format 'megapairs'; found \['text'\]"):
+    with pytest.raises(
+        DataError, match=r":1: key 'q_img' is missing in a record of format 'megapairs'; found \['text'\]"
+    ):
         read_dataset(written(folder, "megapairs", {"text": 1}))
     with pytest.raises(DataError, match="no record to train on; left out: {'no_text': 1}"):
         read_dataset(written(folder, "megapairs", good | {"q_text": []}))

@@ -17,7 +17,10 @@ def naive(queries, candidates, ids, positive, temperature) -> float:
         for k, image in enumerate(ids):
             shown.setdefault(image, k)  # of equal images the first counts
         shown[ids[positive[n]]] = positive[n]  # but the positive is the positive
-        score = {image: sum(a * b for a, b in zip(row, candidates[k].tolist(), strict=True)) / temperature for image, k in shown.items()}
+        score = {
+            image: sum(a * b for a, b in zip(row, candidates[k].tolist(), strict=True)) / temperature
+            for image, k in shown.items()
+        }
         total += math.log(sum(math.exp(s) for s in score.values())) - score[ids[positive[n]]]
     return total / len(queries)
 
@@ -30,7 +33,9 @@ def test_it_is_the_loop(b: int, c: int, seed: int):
     positive, query = torch.randint(0, c, (b,)), torch.randint(0, c, (b,))
     queries, candidates = F.normalize(torch.randn(b, 6), dim=-1), F.normalize(torch.randn(c, 6), dim=-1)
     loss = info_nce(queries, candidates, image_ids=ids, positive=positive, query_image=query, temperature=0.1)
-    assert math.isclose(float(loss.total), naive(queries, candidates, ids.tolist(), positive.tolist(), 0.1), rel_tol=1e-4, abs_tol=1e-5)
+    assert math.isclose(
+        float(loss.total), naive(queries, candidates, ids.tolist(), positive.tolist(), 0.1), rel_tol=1e-4, abs_tol=1e-5
+    )
 
 
 def test_a_copy_of_the_positive_is_no_negative_and_copies_count_once():
@@ -42,7 +47,12 @@ def test_a_copy_of_the_positive_is_no_negative_and_copies_count_once():
 def test_the_query_image_counts_even_where_others_are_not_allowed():
     queries = torch.tensor([[1.0, 0.0]])
     candidates = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-    keywords = {"image_ids": torch.arange(3), "positive": torch.tensor([0]), "query_image": torch.tensor([1]), "temperature": 1.0}
+    keywords = {
+        "image_ids": torch.arange(3),
+        "positive": torch.tensor([0]),
+        "query_image": torch.tensor([1]),
+        "temperature": 1.0,
+    }
     loss = info_nce(queries, candidates, allowed=torch.zeros(1, 3, dtype=torch.bool), **keywords)
     assert math.isclose(float(loss.total), math.log(1 + math.e), rel_tol=1e-5)
     assert float(loss.query_margin) == -1.0 and float(loss.accuracy) == 0.0
@@ -55,8 +65,16 @@ def test_what_scores_above_the_positive_by_the_margin_is_no_negative_but_the_que
 
 
 def test_masked_candidates_leave_the_softmax():
-    queries, candidates = torch.tensor([[1.0, 0.0]]), F.normalize(torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), dim=-1)
-    keywords = {"image_ids": torch.arange(4), "positive": torch.tensor([0]), "query_image": torch.tensor([3]), "temperature": 0.5}
+    queries, candidates = (
+        torch.tensor([[1.0, 0.0]]),
+        F.normalize(torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), dim=-1),
+    )
+    keywords = {
+        "image_ids": torch.arange(4),
+        "positive": torch.tensor([0]),
+        "query_image": torch.tensor([3]),
+        "temperature": 0.5,
+    }
     loss = info_nce(queries, candidates, mask_margin=0.1, **keywords)
     expected = math.log(sum(math.exp(s / 0.5) for s in (0.8, 0.6, 0.0))) - 0.8 / 0.5
     assert math.isclose(float(loss.total), expected, rel_tol=1e-5) and float(loss.masked) == 0.25
@@ -76,7 +94,12 @@ def test_with_copies_it_is_the_plain_softmax_over_all_columns(b: int, negatives:
         naive_total += math.log(sum(map(math.exp, scores))) - float(queries[n] @ images[columns[n, 0]]) / 0.1
     shown, place, copies = columns.flatten().unique(return_inverse=True, return_counts=True)
     positive = place.view_as(columns)[:, 0]
-    keywords = {"image_ids": torch.arange(len(shown)), "positive": positive, "query_image": positive, "temperature": 0.1}
+    keywords = {
+        "image_ids": torch.arange(len(shown)),
+        "positive": positive,
+        "query_image": positive,
+        "temperature": 0.1,
+    }
     loss = info_nce(queries, images[shown], copies=copies, **keywords)
     assert math.isclose(float(loss.total), naive_total / b, rel_tol=1e-4, abs_tol=1e-5)
 
@@ -89,8 +112,15 @@ def test_the_divergence_from_the_judge_is_the_symmetric_one_and_zero_where_both_
     expected = sum((p - q) * (math.log(p) - math.log(q)) for p, q in zip(ours, theirs, strict=True)) / 2
     found = divergence(logits, judged)
     found.backward()
-    assert math.isclose(float(found.detach()), expected, rel_tol=1e-5), "the second query has one score: nothing to compare"
-    assert logits.grad is not None and logits.grad.isfinite().all() and (logits.grad[1] == 0).all() and logits.grad[0, 3] == 0
+    assert math.isclose(float(found.detach()), expected, rel_tol=1e-5), (
+        "the second query has one score: nothing to compare"
+    )
+    assert (
+        logits.grad is not None
+        and logits.grad.isfinite().all()
+        and (logits.grad[1] == 0).all()
+        and logits.grad[0, 3] == 0
+    )
     agreeing = Judged(judged.columns[:1], torch.tensor([[0.9, 0.65, float("nan")]]), 0.5, 1.0)
     assert math.isclose(float(divergence(logits[:1], agreeing)), 0.0, abs_tol=1e-6)
     none = Judged(judged.columns, torch.full((2, 3), float("nan")), 0.5, 1.0)

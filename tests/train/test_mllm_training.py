@@ -40,8 +40,23 @@ def store(tmp_path: Path) -> Store:
 def params_of(base: Path, **train: object) -> Params:
     """A recipe of a few steps with adapters, soft labels and mined negatives."""
     params = load_params("params.yaml", "test")
-    recipe = {"base_model": str(base), "locked_steps": 0, "steps": 6, "batch_triplets": 4, "learning_rate": 1e-2, "warmup_steps": 2, "temperature": 0.05}
-    recipe |= {"negatives": 1, "judge_weight": 0.2, "lora": LoraConfig(rank=4, alpha=8), "held_out_share": 0.0, "device": "cpu", "checkpoint_steps": 2}
+    recipe = {
+        "base_model": str(base),
+        "locked_steps": 0,
+        "steps": 6,
+        "batch_triplets": 4,
+        "learning_rate": 1e-2,
+        "warmup_steps": 2,
+        "temperature": 0.05,
+    }
+    recipe |= {
+        "negatives": 1,
+        "judge_weight": 0.2,
+        "lora": LoraConfig(rank=4, alpha=8),
+        "held_out_share": 0.0,
+        "device": "cpu",
+        "checkpoint_steps": 2,
+    }
     evaluate = params.evaluate.model_copy(update={"benchmark": None, "truth": None, "device": "cpu", "batch_images": 4})
     return params.model_copy(update={"train": params.train.model_copy(update=recipe | train), "evaluate": evaluate})
 
@@ -68,7 +83,9 @@ def test_a_few_steps_lower_the_loss_and_change_adapters_alone(folders: dict[str,
     vision = "vision_tower" if name == "llava_next" else "visual"
     assert all(any(f".{part}." in n for n in changed) for part in (vision, "language_model"))
     again, _, same = fitted(params, store)
-    assert same == curve and all(torch.equal(p, q) for p, q in zip(again.model.parameters(), retriever.model.parameters(), strict=True))
+    assert same == curve and all(
+        torch.equal(p, q) for p, q in zip(again.model.parameters(), retriever.model.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -86,10 +103,14 @@ def test_gradient_caching_equals_no_caching(folders: dict[str, Path], store: Sto
 
     def gradients(chunk: int | None) -> dict[str, torch.Tensor]:
         retriever.model.zero_grad(set_to_none=True)
-        images, back_images = encoded(lambda at: retriever.image_features([shown[n] for n in at]), len(shown), chunk, device)
+        images, back_images = encoded(
+            lambda at: retriever.image_features([shown[n] for n in at]), len(shown), chunk, device
+        )
         asked = lambda at: retriever.query_features([shown[plan.query[n]] for n in at], [plan.texts[n] for n in at])  # noqa: E731
         queries, back_queries = encoded(asked, len(plan.texts), chunk, device)
-        tasks.train.fit.contrast_of(params.train, retriever.model, plan, device, is_joint=True)(images, queries).total.backward()
+        tasks.train.fit.contrast_of(params.train, retriever.model, plan, device, is_joint=True)(
+            images, queries
+        ).total.backward()
         back_images(images.grad)
         back_queries(queries.grad)
         return {n: p.grad.clone() for n, p in retriever.model.named_parameters() if p.grad is not None}
@@ -108,7 +129,9 @@ def test_what_saves_memory_or_time_changes_no_course(folders: dict[str, Path], s
     assert [p["loss"] for p in other] == pytest.approx([p["loss"] for p in plain], abs=1e-3)
 
 
-def test_a_run_that_died_goes_on_with_the_same_weights_from_a_checkpoint_of_adapters(folders: dict[str, Path], store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_died_goes_on_with_the_same_weights_from_a_checkpoint_of_adapters(
+    folders: dict[str, Path], store: Store, monkeypatch: pytest.MonkeyPatch
+):
     params = params_of(folders["qwen2_vl"], steps=4)
     files = ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
     tasks.train.stage.run(params, store)
@@ -136,7 +159,11 @@ def test_a_run_that_died_goes_on_with_the_same_weights_from_a_checkpoint_of_adap
 def test_without_adapters_all_weights_are_trained(folders: dict[str, Path], store: Store):
     retriever, before, _ = fitted(params_of(folders["llava_next"], lora=None, steps=2, learning_rate=1e-3), store)
     changed = {n for n, p in retriever.model.named_parameters() if not torch.equal(p, before[n])}
-    assert {"model.vision_tower.embeddings.patch_embedding.weight", "model.language_model.embed_tokens.weight", "model.image_newline"} <= changed
+    assert {
+        "model.vision_tower.embeddings.patch_embedding.weight",
+        "model.language_model.embed_tokens.weight",
+        "model.image_newline",
+    } <= changed
     assert "lm_head.weight" not in changed
 
 
@@ -145,18 +172,26 @@ def test_trained_and_evaluated_by_the_stages(folders: dict[str, Path], store: St
     params = params_of(folders["llava_next"], held_out_share=0.3, steps=2)
     report = tasks.train.stage.run(params, store)
     recipe = json.loads(store.folder("reports", "training.json").read_text())["recipe"]
-    assert recipe["lora"] == {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"} and report.figures["loss"] > 0
+    assert (
+        recipe["lora"] == {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+        and report.figures["loss"] > 0
+    )
     tasks.evaluate.stage.run(params, store)
     found = json.loads(store.folder("reports", "evaluation.json").read_text())
     assert found["revisions"]["base"] != found["revisions"]["finetuned"]
     for model in ("base", "finetuned"):
         assert set(found["metrics"][model]) == {"composed", "image_only", "text_only"}
-    base, tuned = load_retriever(str(folders["llava_next"]), device="cpu"), load_retriever(str(store.folder("models", "candidate")), device="cpu")
+    base, tuned = (
+        load_retriever(str(folders["llava_next"]), device="cpu"),
+        load_retriever(str(store.folder("models", "candidate")), device="cpu"),
+    )
     assert np.abs(base.encode(images(2), TEXTS[:2]) - tuned.encode(images(2), TEXTS[:2])).max() > 1e-4
 
 
 def test_the_evaluator_asks_for_whole_queries(folders: dict[str, Path], store: Store):
-    """Each query's row is that of its image and text together, its halves are queries too, candidates are asked as candidates."""
+    """Each query's row is that of its image and text together, its halves are queries too, candidates are asked as
+    candidates.
+    """
     retriever = load_retriever(str(folders["qwen2_vl"]), device="cpu")
     shown = dict(zip("ab", images(2), strict=True))
     reads = []
@@ -168,7 +203,9 @@ def test_the_evaluator_asks_for_whole_queries(folders: dict[str, Path], store: S
     embedder = retriever.embedder(read, 2)
     embedder.prepare(["a", "b"], TEXTS)
     rows = embedder.rows([("a", TEXTS[0]), ("b", ""), (None, TEXTS[1]), (None, ""), ("a", TEXTS[0])], "query")
-    assert np.allclose(rows[0], retriever.encode([shown["a"]], TEXTS[:1])[0], atol=1e-5) and np.array_equal(rows[0], rows[4])
+    assert np.allclose(rows[0], retriever.encode([shown["a"]], TEXTS[:1])[0], atol=1e-5) and np.array_equal(
+        rows[0], rows[4]
+    )
     assert np.allclose(rows[1], retriever.encode([shown["b"]], role="query")[0], atol=1e-5)
     assert np.allclose(rows[2], retriever.encode(texts=[TEXTS[1]], role="query")[0], atol=1e-5) and not rows[3].any()
     assert np.allclose(embedder.rows([("b", "")], "candidate")[0], retriever.encode([shown["b"]])[0], atol=1e-5)
@@ -178,7 +215,9 @@ def test_the_evaluator_asks_for_whole_queries(folders: dict[str, Path], store: S
 
 
 def test_recipes_that_do_not_suit_the_type_are_refused_with_the_next_step(folders: dict[str, Path], tmp_path: Path):
-    clip, mllm = (load_retriever(str(f), device="cpu") for f in (save_narrow_clip(tmp_path / "clip"), folders["qwen3_vl"]))
+    clip, mllm = (
+        load_retriever(str(f), device="cpu") for f in (save_narrow_clip(tmp_path / "clip"), folders["qwen3_vl"])
+    )
     config = params_of(folders["qwen3_vl"]).train
     with pytest.raises(ConfigError, match="no tower can be locked; set it to 0"):
         tasks.train.fit.adapt(mllm, config.model_copy(update={"locked_steps": 5}), 0)

@@ -45,8 +45,21 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def params(base_model: Path) -> Params:
     params = load_params("params.yaml", "test")
-    train = {"base_model": str(base_model), "locked_steps": 4, "locked_batch_triplets": 4, "steps": 8, "batch_triplets": 4, "learning_rate": 1e-3}
-    return params.model_copy(update={"train": params.train.model_copy(update={**train, "held_out_share": 0.0, "device": "cpu", "checkpoint_steps": 3})})
+    train = {
+        "base_model": str(base_model),
+        "locked_steps": 4,
+        "locked_batch_triplets": 4,
+        "steps": 8,
+        "batch_triplets": 4,
+        "learning_rate": 1e-3,
+    }
+    return params.model_copy(
+        update={
+            "train": params.train.model_copy(
+                update={**train, "held_out_share": 0.0, "device": "cpu", "checkpoint_steps": 3}
+            )
+        }
+    )
 
 
 def changed(params: Params, **train: object) -> Params:
@@ -65,16 +78,22 @@ def trained(params: Params, store: Store, **train: object) -> tuple[torch.Tensor
     config = changed(params, **train).train
     retriever = Retriever(config.base_model, device="cpu", threads=1)
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    curve = tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever, workers=config.decode_workers), config, seed=0)
+    curve = tasks.train.fit.fit(
+        retriever, examples, tasks.train.stage.Pixels(store, retriever, workers=config.decode_workers), config, seed=0
+    )
     return weights(retriever), curve
 
 
-def gradients(retriever: Retriever, plan: tasks.train.batches.Plan, pixels: torch.Tensor, params: Params, chunk: int | None) -> dict[str, torch.Tensor]:
+def gradients(
+    retriever: Retriever, plan: tasks.train.batches.Plan, pixels: torch.Tensor, params: Params, chunk: int | None
+) -> dict[str, torch.Tensor]:
     """Of one step's loss, by the trainer's own pieces."""
     retriever.model.zero_grad(set_to_none=True)
     device = torch.device("cpu")
     images, back_images = encoded(lambda at: retriever.image_features(pixels[list(at)]), len(pixels), chunk, device)
-    texts, back_texts = encoded(lambda at: retriever.text_features([plan.texts[n] for n in at]), len(plan.texts), chunk, device)
+    texts, back_texts = encoded(
+        lambda at: retriever.text_features([plan.texts[n] for n in at]), len(plan.texts), chunk, device
+    )
     tasks.train.fit.contrast_of(params.train, retriever.model, plan, device)(images, texts).total.backward()
     back_images(images.grad)
     back_texts(texts.grad)
@@ -90,7 +109,9 @@ def test_gradient_caching_equals_no_caching(params: Params, store: Store, chunk:
     pixels = tasks.train.stage.Pixels(store, retriever)(plan.shown)
     images, texts = retriever.image_features(pixels), retriever.text_features(plan.texts)
     retriever.model.zero_grad(set_to_none=True)
-    tasks.train.fit.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))(images, texts).total.backward()
+    tasks.train.fit.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))(
+        images, texts
+    ).total.backward()
     plain = {k: p.grad.clone() for k, p in retriever.model.named_parameters() if p.grad is not None}
     cached = gradients(retriever, plan, pixels, params, chunk)
     assert plain.keys() == cached.keys() and len(plain) > 20
@@ -109,14 +130,20 @@ def test_with_dropout_the_second_pass_falls_as_the_first():
     rows, back = encoded(encode, 5, 2, torch.device("cpu"))
     rows.sum().backward()
     back(rows.grad)
-    assert len(seen) == 6 and torch.equal(torch.cat(seen[:3]), torch.cat(seen[3:])) and torch.equal(torch.cat(seen[:3]), rows)
+    assert (
+        len(seen) == 6
+        and torch.equal(torch.cat(seen[:3]), torch.cat(seen[3:]))
+        and torch.equal(torch.cat(seen[:3]), rows)
+    )
 
 
 @pytest.mark.parametrize("option", [{"cache_chunk": 3}, {"gradient_checkpointing": True}, {"decode_workers": 2}])
 def test_what_saves_memory_or_time_changes_no_course(params: Params, store: Store, option: dict[str, object]):
     plain, curve = trained(params, store)
     other, other_curve = trained(params, store, **option)
-    assert torch.allclose(plain, other, atol=1e-3), "AdamW makes a whole step of a gradient's last bit: so many steps, so much"
+    assert torch.allclose(plain, other, atol=1e-3), (
+        "AdamW makes a whole step of a gradient's last bit: so many steps, so much"
+    )
     for one, two in zip(curve, other_curve, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-3)
     assert torch.equal(plain, other) or "cache_chunk" in option
@@ -132,7 +159,9 @@ def test_bfloat16_trains_and_leaves_float32_weights(params: Params, store: Store
 def test_with_caching_both_passes_of_bfloat16_are_bfloat16(params: Params, store: Store):
     config = changed(params, precision="bfloat16", cache_chunk=3, locked_steps=0, steps=1).train
     retriever, seen = Retriever(config.base_model, device="cpu", threads=1), []
-    retriever.model.visual_projection.register_forward_hook(lambda module, given, out: seen.append((out.dtype, torch.is_grad_enabled())))
+    retriever.model.visual_projection.register_forward_hook(
+        lambda module, given, out: seen.append((out.dtype, torch.is_grad_enabled()))
+    )
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
     tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
     assert {dtype for dtype, _ in seen} == {torch.bfloat16} and sum(graded for _, graded in seen) == len(seen) / 2 > 1
@@ -144,7 +173,11 @@ def test_the_temperature_is_learnt_from_where_it_is_set_and_saved_where_clip_kee
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
     curve = tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
     learnt = float((-retriever.model.logit_scale.detach()).exp())
-    assert curve[-1]["temperature"] == pytest.approx(learnt, abs=1e-3) and learnt != pytest.approx(0.05, abs=1e-4) and 0.03 < learnt < 0.08
+    assert (
+        curve[-1]["temperature"] == pytest.approx(learnt, abs=1e-3)
+        and learnt != pytest.approx(0.05, abs=1e-4)
+        and 0.03 < learnt < 0.08
+    )
     fixed, _ = trained(params, store, locked_steps=0, steps=1)
     assert float(fixed[0]) == pytest.approx(2.6592, abs=1e-4), "a fixed temperature leaves the model's own alone"
     del retriever.model.logit_scale
@@ -160,7 +193,11 @@ def test_mask_and_judge_make_figures_of_their_own(params: Params, store: Store):
 
 def test_the_judges_scores_stand_at_the_right_images(params: Params, store: Store):
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    plan = next(tasks.train.batches.plans([([*examples[:3], replace(examples[3], judged_target=(), judged={})], 1.0)], params.train, random.Random(1)))
+    plan = next(
+        tasks.train.batches.plans(
+            [([*examples[:3], replace(examples[3], judged_target=(), judged={})], 1.0)], params.train, random.Random(1)
+        )
+    )
     for n in range(4):
         names = [plan.shown[k] for k in plan.columns[n]]
         family_of = names[0][:2]
@@ -180,11 +217,15 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("dies_at", [2, 4, 11])
-def test_a_run_that_died_goes_on_with_the_same_weights_and_metrics(params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, dies_at: int):
+def test_a_run_that_died_goes_on_with_the_same_weights_and_metrics(
+    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, dies_at: int
+):
     tasks.train.stage.run(params, store)
     whole = store.folder("models", "candidate", "model.safetensors").read_bytes()
     told = store.folder("reports", "training.json").read_bytes()
-    metrics = [json.loads(line) for line in store.folder("reports", "training", "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line) for line in store.folder("reports", "training", "metrics.jsonl").read_text().splitlines()
+    ]
     note = Course.note
 
     def dying(self: Course, step: int, *rest: object, **keywords: object) -> None:
@@ -201,7 +242,9 @@ def test_a_run_that_died_goes_on_with_the_same_weights_and_metrics(params: Param
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == whole
     assert store.folder("reports", "training.json").read_bytes() == told
     again = [json.loads(line) for line in store.folder("reports", "training", "metrics.jsonl").read_text().splitlines()]
-    without_clocks = [[(r["key"], r["step"], r["value"]) for r in rows if r["key"] != "steps_per_s"] for rows in (metrics, again)]
+    without_clocks = [
+        [(r["key"], r["step"], r["value"]) for r in rows if r["key"] != "steps_per_s"] for rows in (metrics, again)
+    ]
     assert without_clocks[0] == without_clocks[1]
     assert {"key", "value", "step", "timestamp"} == set(again[0])
     assert not list(store.folder(".run", "train").iterdir())
@@ -228,7 +271,9 @@ def test_killed_with_sigkill_and_run_again_gives_the_same_weights(params: Params
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == resumed
 
 
-def test_a_checkpoint_of_another_recipe_is_not_used(params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_a_checkpoint_of_another_recipe_is_not_used(
+    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     course = Course(50, checkpoint=store.folder(".run", "train"), identity="other", checkpoint_steps=1)
     machine = Machine(Retriever(params.train.base_model, device="cpu"), params.train)
     machine.prepare(torch.optim.AdamW(machine.towers.parameters()))
@@ -246,7 +291,9 @@ def test_tensorboard_says_what_the_lines_say(params: Params, store: Store):
     tasks.train.stage.run(changed(params, tensorboard=True), store)
     events = EventAccumulator(str(store.folder("reports", "training", "tensorboard"))).Reload()
     curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
-    assert [(e.step, pytest.approx(e.value, abs=1e-4)) for e in events.Scalars("train/loss")] == [(p["step"], p["loss"]) for p in curve]
+    assert [(e.step, pytest.approx(e.value, abs=1e-4)) for e in events.Scalars("train/loss")] == [
+        (p["step"], p["loss"]) for p in curve
+    ]
 
 
 # --- fail fast ----------------------------------------------------------------------------------------------------
@@ -270,13 +317,18 @@ def test_a_missing_image_is_said_before_any_step(params: Params, store: Store):
 
 
 @pytest.mark.parametrize(("left", "message"), [(None, "is missing; run `dvc pull --force`"), (100, "has 100 bytes")])
-def test_a_shard_that_is_missing_or_cut_short_is_said_before_any_step(params: Params, store: Store, left: int | None, message: str):
+def test_a_shard_that_is_missing_or_cut_short_is_said_before_any_step(
+    params: Params, store: Store, left: int | None, message: str
+):
     promoted, shard = in_place(store), store.folder("data", "images", f"{BATCH}-00000.tar")
     if left is None:
         shard.unlink()
     else:
         os.truncate(shard, left)
-    with pytest.raises(DataError, match=rf"24 images are not in their shards, the first is 00a: data/images/{BATCH}-00000.tar {message}"):
+    with pytest.raises(
+        DataError,
+        match=rf"24 images are not in their shards, the first is 00a: data/images/{BATCH}-00000.tar {message}",
+    ):
         tasks.train.stage.run(params, store)
     assert promoted.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
 
@@ -303,11 +355,17 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(params: Params):
     retriever = Retriever(params.train.base_model, device="cpu", threads=1)
     machine = Machine(retriever, params.train)
     optimizer = machine.prepare(torch.optim.AdamW(retriever.model.parameters()))
-    before, images, texts = weights(retriever), torch.randn(3, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    before, images, texts = (
+        weights(retriever),
+        torch.randn(3, 4, requires_grad=True),
+        torch.randn(2, 4, requires_grad=True),
+    )
     plan = tasks.train.batches.Plan([0, 1, 2], [0, 1], [1, 2], ["a", "b"], [1] * 3, [[0, 1], [1, 2]], [[0.0] * 2] * 2)
 
     def back(gradient: torch.Tensor) -> None:
-        retriever.model.visual_projection.weight.grad = torch.full_like(retriever.model.visual_projection.weight, float("nan"))
+        retriever.model.visual_projection.weight.grad = torch.full_like(
+            retriever.model.visual_projection.weight, float("nan")
+        )
 
     contrast = tasks.train.fit.contrast_of(params.train, retriever.model, plan, torch.device("cpu"))
     with pytest.raises(DataError, match="the gradient is nan at step 7"):
@@ -332,7 +390,9 @@ def test_an_empty_batch_is_an_error_not_a_hang():
 # --- several processes --------------------------------------------------------------------------------------------
 
 
-def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path):
+def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
+    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path
+):
     params = changed(params, steps=4, locked_steps=2, batch_triplets=5)
     tasks.train.stage.run(params, store)
     one = Retriever(str(store.folder("models", "candidate")), device="cpu")
@@ -370,8 +430,12 @@ tasks.train.stage.run(load_params(sys.argv[1] + "/params.yaml"), Store(sys.argv[
 """
 
 
-def test_sharded_weights_on_two_processes_equal_one_process_and_go_on_after_a_death(params: Params, store: Store, project: Path, tmp_path: Path):
-    """FSDP2 by gloo: its average, its clipping and its checkpoints, with a batch that does not divide by two and gradient caching."""
+def test_sharded_weights_on_two_processes_equal_one_process_and_go_on_after_a_death(
+    params: Params, store: Store, project: Path, tmp_path: Path
+):
+    """FSDP2 by gloo: its average, its clipping and its checkpoints, with a batch that does not divide by two and
+    gradient caching.
+    """
     params = changed(params, steps=5, locked_steps=4, batch_triplets=5, cache_chunk=3)
     tasks.train.stage.run(params, store)
     one = Retriever(str(store.folder("models", "candidate")), device="cpu")
@@ -379,7 +443,16 @@ def test_sharded_weights_on_two_processes_equal_one_process_and_go_on_after_a_de
     sharded = changed(params, shard_weights=True)
     store.folder("params.yaml").write_text(yaml.safe_dump(sharded.model_dump(mode="json", by_alias=True)))
     (tmp_path / "sharded.py").write_text(SHARDED)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "sharded.py"), str(store.root)]
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(tmp_path / "sharded.py"),
+        str(store.root),
+    ]
     env = os.environ | {"PYTHONPATH": str(project)}
     died = subprocess.run([*line, "8"], env=env, capture_output=True, text=True, timeout=240)
     assert died.returncode and checkpoints(store), died.stderr[-3000:]
@@ -389,7 +462,9 @@ def test_sharded_weights_on_two_processes_equal_one_process_and_go_on_after_a_de
     shared = Retriever(str(store.folder("models", "candidate")), device="cpu")
     for a, b in zip(curve, json.loads(store.folder("reports", "training.json").read_text())["curve"], strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
-    assert {k: v.shape for k, v in one.model.state_dict().items()} == {k: v.shape for k, v in shared.model.state_dict().items()}
+    assert {k: v.shape for k, v in one.model.state_dict().items()} == {
+        k: v.shape for k, v in shared.model.state_dict().items()
+    }
     assert torch.allclose(weights(one), weights(shared), atol=2e-4)
 
 
@@ -399,7 +474,9 @@ def test_sharding_that_cannot_be_is_refused(params: Params, store: Store):
     assert not store.folder("models", "candidate").exists()
 
 
-def test_what_a_process_says_by_its_exit_code_is_raised(params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path):
+def test_what_a_process_says_by_its_exit_code_is_raised(
+    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path
+):
     two = changed(params, processes=2, base_model=str(store.folder("nowhere")))
     store.folder("params.yaml").write_text(yaml.safe_dump(two.model_dump(mode="json", by_alias=True)))
     monkeypatch.setenv("PYTHONPATH", str(project))

@@ -20,7 +20,9 @@ from tests.publish.fakes import fill, gates
 def root(tmp_path: Path, project: Path) -> Path:
     """A folder as open_run leaves it, without git."""
     shutil.copytree(project / "expectations", tmp_path / "expectations")
-    resolved = overlay(resolve(read_raw(project / "params.yaml"), "test"), {"open_run": {"date": "2026-11-16", "batch": "2026.11.16"}})
+    resolved = overlay(
+        resolve(read_raw(project / "params.yaml"), "test"), {"open_run": {"date": "2026-11-16", "batch": "2026.11.16"}}
+    )
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(resolved))
     return tmp_path
 
@@ -48,21 +50,35 @@ def test_an_empty_week_is_green_even_with_floors(root: Path):
 
 def test_a_flood_of_copies_stops_at_the_images_gate(root: Path):
     params = fill(root, range(0, 6), copies=20)
-    with pytest.raises(DataError, match=r"gate 'images' holds batch 2026.11.16: duplicate_share: be between: observed 0.7"):
+    with pytest.raises(
+        DataError, match=r"gate 'images' holds batch 2026.11.16: duplicate_share: be between: observed 0.7"
+    ):
         validate.run(params, Store(root), table="images")
     failure = report(root, "images")["failures"][0]
     assert (failure["observed"], failure["expected"]) == (pytest.approx(20 / 26), "at most 0.25")
-    assert len(failure["examples"]) == 5 and failure["examples"][0]["reason"] == "duplicate" and len(failure["examples"][0]["image_ids"]) == 1
+    assert (
+        len(failure["examples"]) == 5
+        and failure["examples"][0]["reason"] == "duplicate"
+        and len(failure["examples"][0]["image_ids"]) == 1
+    )
 
 
 def test_an_encoder_that_mines_next_to_nothing_stops_at_the_pairs_gate(root: Path):
     params = fill(root, range(0, 6))
     for floor, lowest, is_held in ((0.1, 0.05, True), (0.1, 0.1, False), (0.0, 0.0, False)):
-        params = params.model_copy(update={"validate_": params.validate_.model_copy(update={"pairs": {**params.validate_.pairs, "encoder_yield_min": floor}})})
+        params = params.model_copy(
+            update={
+                "validate_": params.validate_.model_copy(
+                    update={"pairs": {**params.validate_.pairs, "encoder_yield_min": floor}}
+                )
+            }
+        )
         figures = {"yield_semantic": 9.5, "yield_pattern": lowest, "encoder_yield_lowest": lowest}
         Store(root).write_report(StageReport("select", figures=figures))
         if is_held:
-            with pytest.raises(DataError, match=r"encoder_yield_lowest: be between: observed 0.05, expected at least 0.1"):
+            with pytest.raises(
+                DataError, match=r"encoder_yield_lowest: be between: observed 0.05, expected at least 0.1"
+            ):
                 validate.run(params, Store(root), table="pairs")
         else:
             assert validate.run(params, Store(root), table="pairs").figures["pairs_yield_pattern"] == lowest

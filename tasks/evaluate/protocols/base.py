@@ -1,7 +1,7 @@
 """What every benchmark is made of: composed queries over a gallery, in one task or several; and how they are ranked.
 
-Pure but for reading annotation files and images. A image is named by a key, the benchmark's own id as text. A gallery entry is a
-image unless `Benchmark.items` says otherwise (MMEB ranks texts, and images with texts).
+Pure but for reading annotation files and images. A image is named by a key, the benchmark's own id as text. A gallery
+entry is a image unless `Benchmark.items` says otherwise (MMEB ranks texts, and images with texts).
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ class Protocol:
         read: (folder, split, template or None, name) -> Benchmark.
         predict: (task, query, similarity to each gallery entry (m,)) -> Prediction.
         measure: (query, prediction) -> metric -> value of this one query.
-        submission: predictions -> file name -> content, in the form of the benchmark's server; None where it has no server.
+        submission: predictions -> file name -> content, in the form of the benchmark's server; None where it has no
+            server.
         source: where definition and template come from.
     """
 
@@ -172,7 +173,9 @@ def first_of(folder: Path, *places: str) -> Path:
     for place in places:
         if (folder / place).exists():
             return folder / place
-    raise ConfigError(f"{folder}: none of {', '.join(places)} is there; evaluate.benchmark's `path` names the folder with the benchmark's own files")
+    raise ConfigError(
+        f"{folder}: none of {', '.join(places)} is there; evaluate.benchmark's `path` names the folder with the benchmark's own files"
+    )
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:
@@ -195,7 +198,9 @@ def image_reader(files: Mapping[str, Path]) -> Callable[[str], Image]:
 
         path = files.get(key)
         if path is None or not path.is_file():
-            raise DataError(f"image {key}: {path or 'no file'} is not there; the images have terms of their own, see the benchmark's page")
+            raise DataError(
+                f"image {key}: {path or 'no file'} is not there; the images have terms of their own, see the benchmark's page"
+            )
         return Image.open(path, formats=("JPEG", "PNG", "WEBP")).convert("RGB")
 
     return read

@@ -1,9 +1,10 @@
-"""CIRCO: composed retrieval over all COCO-2017 unlabeled images, several right answers a query; and the sample world's benchmark in its form.
+"""CIRCO: composed retrieval over all COCO-2017 unlabeled images, several right answers a query; and the sample world's
+benchmark in its form.
 
 <folder>/annotations/{val,test}.json, COCO2017_unlabeled/annotations/image_info_unlabeled2017.json and
 COCO2017_unlabeled/unlabeled2017/<12 digits>.jpg; or <folder>/annotations.json and images/<id>.jpg (split "all").
-mAP@K divides by min(number of right answers, K); the reference stays in the ranking. The test split's answers are hidden:
-it makes a file for the server circo.micc.unifi.it. Source: miccunifi/CIRCO at 267b5c9, src/evaluation.py.
+mAP@K divides by min(number of right answers, K); the reference stays in the ranking. The test split's answers are
+hidden: it makes a file for the server circo.micc.unifi.it. Source: miccunifi/CIRCO at 267b5c9, src/evaluation.py.
 """
 
 from __future__ import annotations
@@ -16,20 +17,39 @@ import numpy as np
 
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.metrics import RANKS, average_precisions
-from tasks.evaluate.protocols.base import IMAGES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, image_reader, order, read_json, recalls
+from tasks.evaluate.protocols.base import (
+    IMAGES,
+    Benchmark,
+    Prediction,
+    Protocol,
+    Query,
+    Task,
+    filled,
+    first_of,
+    image_reader,
+    order,
+    read_json,
+    recalls,
+)
 
-TEMPLATE = "Find a picture that also {shared_concept}, but {relative_caption}."  # MegaPairs, eval/data/circo_query.jsonl
+# MegaPairs, eval/data/circo_query.jsonl
+TEMPLATE = "Find a picture that also {shared_concept}, but {relative_caption}."
 
 
 def query_of(annotation: dict[str, Any], template: str) -> Query:
     """One annotation as a query; `paraphrases` (a list of captions, the sample world's) become its wordings."""
     said = [annotation["relative_caption"], *annotation.get("paraphrases", [])]
-    texts = [filled(template, {"relative_caption": str(t), "shared_concept": str(annotation.get("shared_concept", ""))}) for t in said]
+    texts = [
+        filled(template, {"relative_caption": str(t), "shared_concept": str(annotation.get("shared_concept", ""))})
+        for t in said
+    ]
     right: list[str] = []
     if "target_img_id" in annotation:
         right = list(dict.fromkeys(map(str, [annotation["target_img_id"], *annotation["gt_img_ids"]])))
         if str(annotation["target_img_id"]) not in map(str, annotation["gt_img_ids"]):
-            raise DataError(f"query {annotation['id']}: its target {annotation['target_img_id']} is not among its ground truths {annotation['gt_img_ids']}")
+            raise DataError(
+                f"query {annotation['id']}: its target {annotation['target_img_id']} is not among its ground truths {annotation['gt_img_ids']}"
+            )
     wordings = tuple(texts) if len(texts) > 1 else ()
     return Query(str(annotation["id"]), str(annotation["reference_img_id"]), texts[0], tuple(right), wordings)
 
@@ -62,7 +82,14 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         named = [a["reference_img_id"], *([a["target_img_id"], *a["gt_img_ids"]] if "target_img_id" in a else [])]
         if missing := [i for i in named if str(i) not in files]:
             raise DataError(f"{path}: query {a['id']} names images {missing[:3]} that are not in {images}")
-    return Benchmark(name, "circo", split, {"": template}, [Task("", [query_of(a, template) for a in annotations], gallery)], image_reader(files))
+    return Benchmark(
+        name,
+        "circo",
+        split,
+        {"": template},
+        [Task("", [query_of(a, template) for a in annotations], gallery)],
+        image_reader(files),
+    )
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
@@ -83,5 +110,12 @@ def submission(predicted: Sequence[tuple[Query, Prediction]]) -> dict[str, Any]:
 
 
 PROTOCOL = Protocol(
-    "circo", {"": TEMPLATE}, "map_at_5", read, predict, measure, submission, "miccunifi/CIRCO 267b5c9; template: VectorSpaceLab/MegaPairs ad99aca"
+    "circo",
+    {"": TEMPLATE},
+    "map_at_5",
+    read,
+    predict,
+    measure,
+    submission,
+    "miccunifi/CIRCO 267b5c9; template: VectorSpaceLab/MegaPairs ad99aca",
 )

@@ -1,7 +1,9 @@
-"""CIRR rc2: real-life images (NLVR2) in groups of six that look alike; one target, the reference taken out of the ranking.
+"""CIRR rc2: real-life images (NLVR2) in groups of six that look alike; one target, the reference taken out of the
+ranking.
 
-<folder>/captions/cap.rc2.{val,test1}.json, image_splits/split.rc2.{val,test1}.json (also below <folder>/cirr, or all in <folder>)
-and the images at the split's paths. R@K over the whole split, R_subset@K among the other five of the group. test1 hides its
+<folder>/captions/cap.rc2.{val,test1}.json, image_splits/split.rc2.{val,test1}.json (also below <folder>/cirr, or all in
+<folder>) and the images at the split's paths. R@K over the whole split, R_subset@K among the other five of the group.
+test1 hides its
 targets: it makes the two files for the server cirr.cecs.anu.edu.au. Source: Cuberick-Orion/CIRR, branch cirr_dataset;
 miccunifi/SEARLE at a9c314b, src/validate.py and src/generate_test_submission.py.
 """
@@ -15,7 +17,19 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.evaluate.protocols.base import Benchmark, Prediction, Protocol, Query, Task, filled, first_of, image_reader, order, read_json, recalls
+from tasks.evaluate.protocols.base import (
+    Benchmark,
+    Prediction,
+    Protocol,
+    Query,
+    Task,
+    filled,
+    first_of,
+    image_reader,
+    order,
+    read_json,
+    recalls,
+)
 
 TEMPLATE = "{relative_caption}"  # MegaPairs' own is unpublished (MegaPairs issue #34)
 RANKS, GROUP_RANKS = (1, 5, 10, 50), (1, 2, 3)
@@ -31,14 +45,24 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     split = {"test": "test1"}.get(split, split)
     template = TEMPLATE if template is None else template
     captions = first_of(folder, *(f"{place}cap.rc2.{split}.json" for place in ("captions/", "cirr/captions/", "")))
-    paths = read_json(first_of(folder, *(f"{place}split.rc2.{split}.json" for place in ("image_splits/", "cirr/image_splits/", ""))))
+    paths = read_json(
+        first_of(folder, *(f"{place}split.rc2.{split}.json" for place in ("image_splits/", "cirr/image_splits/", "")))
+    )
     queries = []
     for a in read_json(captions):
         target = [a["target_hard"]] if "target_hard" in a else []
         if missing := [i for i in (a["reference"], *target, *a["img_set"]["members"]) if i not in paths]:
             raise DataError(f"{captions}: query {a['pairid']} names images {missing[:3]} that the split does not list")
         text = filled(template, {"relative_caption": a["caption"]})
-        queries.append(Query(str(a["pairid"]), a["reference"], text, tuple(target), group=tuple(i for i in a["img_set"]["members"] if i != a["reference"])))
+        queries.append(
+            Query(
+                str(a["pairid"]),
+                a["reference"],
+                text,
+                tuple(target),
+                group=tuple(i for i in a["img_set"]["members"] if i != a["reference"]),
+            )
+        )
     files = {key: folder / path for key, path in paths.items()}
     return Benchmark(name, "cirr", split, {"": template}, [Task("", queries, list(paths))], image_reader(files))
 
@@ -54,7 +78,9 @@ def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
 def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     """recall_at_{1,5,10,50} and recall_subset_at_{1,2,3} of the target."""
     target = query.right[0]
-    return recalls(target, prediction.ranked, RANKS) | recalls(target, prediction.group, GROUP_RANKS, "recall_subset_at")
+    return recalls(target, prediction.ranked, RANKS) | recalls(
+        target, prediction.group, GROUP_RANKS, "recall_subset_at"
+    )
 
 
 def submission(predicted: Sequence[tuple[Query, Prediction]]) -> dict[str, Any]:
@@ -62,10 +88,21 @@ def submission(predicted: Sequence[tuple[Query, Prediction]]) -> dict[str, Any]:
     head = {"version": "rc2"}
     return {
         "cirr_recall.json": {**head, "metric": "recall", **{q.query_id: p.ranked[:50] for q, p in predicted}},
-        "cirr_recall_subset.json": {**head, "metric": "recall_subset", **{q.query_id: list(p.group[:3]) for q, p in predicted}},
+        "cirr_recall_subset.json": {
+            **head,
+            "metric": "recall_subset",
+            **{q.query_id: list(p.group[:3]) for q, p in predicted},
+        },
     }
 
 
 PROTOCOL = Protocol(
-    "cirr", {"": TEMPLATE}, "recall_at_1", read, predict, measure, submission, "Cuberick-Orion/CIRR cirr_dataset, miccunifi/SEARLE a9c314b; template: ours"
+    "cirr",
+    {"": TEMPLATE},
+    "recall_at_1",
+    read,
+    predict,
+    measure,
+    submission,
+    "Cuberick-Orion/CIRR cirr_dataset, miccunifi/SEARLE a9c314b; template: ours",
 )

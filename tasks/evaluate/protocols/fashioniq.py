@@ -1,8 +1,9 @@
 """FashionIQ, original split: three categories, each with its own gallery; scores are the unweighted mean of the three.
 
-<folder>/captions/cap.{dress,shirt,toptee}.val.json, image_splits/split.*.val.json (or all in <folder>), images/<id>.{png,jpg}.
-The reference stays in the ranking. The gallery is the split's list (15,536 images), not the smaller one of queries and
-targets alone. Source: XiaoxiaoGuo/fashion-iq at f71b16c; text: MegaPairs' "{c1}, and {c2}" (eval/eval_fashioniq.py).
+<folder>/captions/cap.{dress,shirt,toptee}.val.json, image_splits/split.*.val.json (or all in <folder>),
+images/<id>.{png,jpg}. The reference stays in the ranking. The gallery is the split's list (15,536 images), not the
+smaller one of queries and targets alone. Source: XiaoxiaoGuo/fashion-iq at f71b16c; text: MegaPairs' "{c1}, and {c2}"
+(eval/eval_fashioniq.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.evaluate.protocols.base import IMAGES, Benchmark, Prediction, Protocol, Query, Task, filled, first_of, image_reader, order, read_json, recalls
+from tasks.evaluate.protocols.base import (
+    IMAGES,
+    Benchmark,
+    Prediction,
+    Protocol,
+    Query,
+    Task,
+    filled,
+    first_of,
+    image_reader,
+    order,
+    read_json,
+    recalls,
+)
 
 TEMPLATE = "{caption_1}, and {caption_2}"
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -30,7 +44,9 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     tasks = []
     for category in CATEGORIES:
         path = first_of(folder, *(f"{place}cap.{category}.{split}.json" for place in ("captions/", "")))
-        gallery = read_json(first_of(folder, *(f"{place}split.{category}.{split}.json" for place in ("image_splits/", ""))))
+        gallery = read_json(
+            first_of(folder, *(f"{place}split.{category}.{split}.json" for place in ("image_splits/", "")))
+        )
         known = set(gallery)
         queries = []
         for n, a in enumerate(read_json(path)):
@@ -58,5 +74,12 @@ def measure(query: Query, prediction: Prediction) -> dict[str, float]:
 
 
 PROTOCOL = Protocol(
-    "fashioniq", {"": TEMPLATE}, "recall_at_10", read, predict, measure, None, "XiaoxiaoGuo/fashion-iq f71b16c; template: VectorSpaceLab/MegaPairs ad99aca"
+    "fashioniq",
+    {"": TEMPLATE},
+    "recall_at_10",
+    read,
+    predict,
+    measure,
+    None,
+    "XiaoxiaoGuo/fashion-iq f71b16c; template: VectorSpaceLab/MegaPairs ad99aca",
 )

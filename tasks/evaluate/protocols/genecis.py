@@ -1,10 +1,12 @@
-"""GeneCIS: four tasks, focus on or change an attribute or an object; each query has about fifteen candidates of its own.
+"""GeneCIS: four tasks, focus on or change an attribute or an object; each query has about fifteen candidates of its
+own.
 
-<folder>/[genecis/]{focus,change}_{attribute,object}.json. Object tasks show COCO val2017 images (val2017/<12 digits>.jpg), attribute
-tasks boxes of Visual Genome 1.2 images (VG_100K[_2]/<id>.jpg), cut out 0.7 wider and padded to a square. Recall@1, 2, 3; the
-benchmark's score is the mean over the tasks. The files name the target first, so of equal candidates the target comes last.
-Attribute queries whose gallery has not the usual size are left out, as the official loader does. Source:
-facebookresearch/genecis at 0c5c968, datasets/{coco,vaw}_dataset.py, eval/eval_functions.py, utils/metric_utils.py.
+<folder>/[genecis/]{focus,change}_{attribute,object}.json. Object tasks show COCO val2017 images (val2017/<12
+digits>.jpg), attribute tasks boxes of Visual Genome 1.2 images (VG_100K[_2]/<id>.jpg), cut out 0.7 wider and padded to
+a square. Recall@1, 2, 3; the benchmark's score is the mean over the tasks. The files name the target first, so of equal
+candidates the target comes last. Attribute queries whose gallery has not the usual size are left out, as the official
+loader does. Source: facebookresearch/genecis at 0c5c968, datasets/{coco,vaw}_dataset.py, eval/eval_functions.py,
+utils/metric_utils.py.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ def key_of(entry: Mapping[str, Any]) -> str:
 
 
 def cut_out(image: Image, box: Sequence[float]) -> Image:
-    """The box (left, top, width, height; px) widened by `DILATION` to the left, top, right and bottom, on a black square."""
+    """The box (left, top, width, height; px) widened by `DILATION` to the left, top, right and bottom, on a black
+    square.
+    """
     from PIL import Image
 
     left, top = max(0.0, box[0] - DILATION * box[2]), max(0.0, box[1] - DILATION * box[3])
@@ -97,7 +101,9 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
                 others = [f"{key}#copy" if key == target else key for key in others]
             gallery.update(dict.fromkeys([target, *others]))
             text = filled(templates[task], {"condition": row["condition"]})
-            queries.append(Query(f"{task}:{n}", key_of(row["reference"]), text, (target,), candidates=(target, *others)))
+            queries.append(
+                Query(f"{task}:{n}", key_of(row["reference"]), text, (target,), candidates=(target, *others))
+            )
         tasks.append(Task(task, queries, list(gallery)))
     if not tasks:
         raise ConfigError(f"{place}: none of {', '.join(TEMPLATES)} (.json) is there")
@@ -130,4 +136,13 @@ def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     return recalls(query.right[0], prediction.ranked, RANKS)
 
 
-PROTOCOL = Protocol("genecis", TEMPLATES, "recall_at_1", read, predict, measure, None, "facebookresearch/genecis 0c5c968; templates: ours")
+PROTOCOL = Protocol(
+    "genecis",
+    TEMPLATES,
+    "recall_at_1",
+    read,
+    predict,
+    measure,
+    None,
+    "facebookresearch/genecis 0c5c968; templates: ours",
+)

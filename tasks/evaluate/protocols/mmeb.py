@@ -1,9 +1,10 @@
 """MMEB (36 tasks) in VLM2Vec's format: a query of image and/or text, candidates of its own, the first of them right.
 
-<folder>/<dataset>/*.parquet or <dataset>.jsonl with qry_text, qry_img_path, tgt_text (list), tgt_img_path (list); the images below
-<folder>/eval_images, <folder>/images or <folder>. precision_at_1 is whether the first candidate wins, the benchmark's score the mean over
-datasets. The official code takes numpy's argmax, which gives a tie to the first candidate - the right one; here a tie is lost, so that
-a model that has not seen half of the query earns nothing by it. Without ties both are equal. Source: TIGER-AI-Lab/VLM2Vec, eval.py.
+<folder>/<dataset>/*.parquet or <dataset>.jsonl with qry_text, qry_img_path, tgt_text (list), tgt_img_path (list); the
+images below <folder>/eval_images, <folder>/images or <folder>. precision_at_1 is whether the first candidate wins, the
+benchmark's score the mean over datasets. The official code takes numpy's argmax, which gives a tie to the first
+candidate - the right one; here a tie is lost, so that a model that has not seen half of the query earns nothing by it.
+Without ties both are equal. Source: TIGER-AI-Lab/VLM2Vec, eval.py.
 Why not through mteb: docs/decisions/0030.
 """
 
@@ -17,7 +18,18 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import ConfigError, DataError
-from tasks.evaluate.protocols.base import Benchmark, Item, Prediction, Protocol, Query, Task, filled, image_reader, order_candidates, recalls
+from tasks.evaluate.protocols.base import (
+    Benchmark,
+    Item,
+    Prediction,
+    Protocol,
+    Query,
+    Task,
+    filled,
+    image_reader,
+    order_candidates,
+    recalls,
+)
 
 TEMPLATE = "{qry_text}"  # MMEB's texts hold each task's instruction
 IMAGE_TOKENS = ("<|image_1|>", "<image>")  # where a chat model would put the image; for other models they are noise
@@ -50,14 +62,18 @@ def task_of(name: str, rows: Sequence[Mapping[str, Any]], template: str, items: 
     for n, row in enumerate(rows):
         texts, paths = row["tgt_text"], row["tgt_img_path"]
         if not texts or len(texts) != len(paths):
-            raise DataError(f"MMEB {name}: row {n} has {len(texts)} texts and {len(paths)} images as candidates; expected as many of both, at least one")
+            raise DataError(
+                f"MMEB {name}: row {n} has {len(texts)} texts and {len(paths)} images as candidates; expected as many of both, at least one"
+            )
         candidates = []
         for text, image in zip(texts, paths, strict=True):
             item = Item(image or None, plain(text))
             keys.setdefault(item, f"{name}:{len(keys)}")
             candidates.append(keys[item])
         text = plain(filled(template, {"qry_text": row["qry_text"] or ""}))
-        queries.append(Query(f"{name}:{n}", row["qry_img_path"] or None, text, (candidates[0],), candidates=tuple(candidates)))
+        queries.append(
+            Query(f"{name}:{n}", row["qry_img_path"] or None, text, (candidates[0],), candidates=tuple(candidates))
+        )
     items.update({key: item for item, key in keys.items()})
     return Task(name, queries, list(keys.values()))
 
@@ -69,9 +85,15 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         ConfigError: there is none.
     """
     template = TEMPLATE if template is None else template
-    found = {p.stem if p.suffix == ".jsonl" else p.name: p for p in sorted(folder.iterdir()) if p.suffix == ".jsonl" or next(p.glob("*.parquet"), None)}
+    found = {
+        p.stem if p.suffix == ".jsonl" else p.name: p
+        for p in sorted(folder.iterdir())
+        if p.suffix == ".jsonl" or next(p.glob("*.parquet"), None)
+    }
     if not found:
-        raise ConfigError(f"{folder}: no <dataset>.jsonl and no <dataset>/*.parquet; `path` names the folder of MMEB-eval")
+        raise ConfigError(
+            f"{folder}: no <dataset>.jsonl and no <dataset>/*.parquet; `path` names the folder of MMEB-eval"
+        )
     items: dict[str, Item] = {}
     tasks = [task_of(dataset, rows_of(path), template, items) for dataset, path in found.items()]
     images = next((folder / p for p in ("eval_images", "images") if (folder / p).is_dir()), folder)
@@ -90,4 +112,13 @@ def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     return recalls(query.right[0], prediction.ranked, (1,), "precision_at")
 
 
-PROTOCOL = Protocol("mmeb", {"": TEMPLATE}, "precision_at_1", read, predict, measure, None, "TIGER-AI-Lab/VLM2Vec eval.py; texts: MMEB's own")
+PROTOCOL = Protocol(
+    "mmeb",
+    {"": TEMPLATE},
+    "precision_at_1",
+    read,
+    predict,
+    measure,
+    None,
+    "TIGER-AI-Lab/VLM2Vec eval.py; texts: MMEB's own",
+)

@@ -1,9 +1,11 @@
 """A tower's products on a CPU in fewer bits: bfloat16 where the processor has it, or 8 bits; float32 stays the default.
 
-8 bits: every row of a linear layer's input and every row of its weights becomes whole numbers in -127..127 times a scale of its own, taken when the
-row is there (dynamic), so no calibration images are needed; the product is exact in int32 (oneDNN behind `torch._int_mm`, torchao's own basis),
-everything else stays float32. Layers that are not plain `torch.nn.Linear` (convolutions, `nn.MultiheadAttention`'s) stay as they are.
-What is lost depends on the weights: so the first call of a process is made both ways and compared (`CpuArithmetic.checked`).
+8 bits: every row of a linear layer's input and every row of its weights becomes whole numbers in -127..127 times a
+scale of its own, taken when the row is there (dynamic), so no calibration images are needed; the product is exact in
+int32 (oneDNN behind `torch._int_mm`, torchao's own basis), everything else stays float32. Layers that are not plain
+`torch.nn.Linear` (convolutions, `nn.MultiheadAttention`'s) stay as they are.
+What is lost depends on the weights: so the first call of a process is made both ways and compared
+(`CpuArithmetic.checked`).
 Why not a runtime of its own: docs/decisions/0050.
 """
 
@@ -56,10 +58,16 @@ class Int8Linear(torch.nn.Module):
 
 
 def products_are_exact() -> bool:
-    """Whether this processor's 8-bit product is right where sums are largest; without VNNI some kernels saturate in 16 bits."""
+    """Whether this processor's 8-bit product is right where sums are largest; without VNNI some kernels saturate in 16
+    bits.
+    """
     signs = torch.tensor([1, -1], dtype=torch.int8).repeat(32)
-    left = torch.full((40, 64), 127, dtype=torch.int8) * torch.where(torch.arange(40)[:, None] % 2 == 0, 1, signs[None, :]).to(torch.int8)
-    right = torch.full((64, 24), 127, dtype=torch.int8) * torch.where(torch.arange(24)[None, :] % 3 == 0, -1, signs[:, None]).to(torch.int8)
+    left = torch.full((40, 64), 127, dtype=torch.int8) * torch.where(
+        torch.arange(40)[:, None] % 2 == 0, 1, signs[None, :]
+    ).to(torch.int8)
+    right = torch.full((64, 24), 127, dtype=torch.int8) * torch.where(
+        torch.arange(24)[None, :] % 3 == 0, -1, signs[:, None]
+    ).to(torch.int8)
     return bool(torch.equal(torch._int_mm(left, right).long(), left.long() @ right.long()))
 
 
@@ -68,7 +76,8 @@ class CpuArithmetic:
 
     Attributes:
         name: float32, bfloat16 or int8.
-        suffix: what a revision is followed by, so that vectors of two kinds do not meet in one index; empty for float32.
+        suffix: what a revision is followed by, so that vectors of two kinds do not meet in one index; empty for
+            float32.
     """
 
     def __init__(self, model: Any, name: str, device: str) -> None:
@@ -82,8 +91,12 @@ class CpuArithmetic:
         self.layers: list[Int8Linear] = []
         self.is_checked = self.name == "float32"
         self.is_exact = False
-        if self.name == "bfloat16" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-            raise ConfigError("cpu_dtype 'bfloat16': this processor has neither avx512_bf16 nor AMX, float32 is faster on it; set float32 or int8")
+        if self.name == "bfloat16" and not (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        ):
+            raise ConfigError(
+                "cpu_dtype 'bfloat16': this processor has neither avx512_bf16 nor AMX, float32 is faster on it; set float32 or int8"
+            )
         if self.name == "int8":
             if not products_are_exact():
                 raise ConfigError("cpu_dtype 'int8': this processor's 8-bit product saturates; set float32")
@@ -91,7 +104,8 @@ class CpuArithmetic:
 
     def _replace(self, module: Any) -> None:
         for name, child in list(module.named_children()):
-            # Not its subclasses: their owners read the weights themselves. Of one column torch 2.13's product is wrong on a CPU.
+            # Not its subclasses: their owners read the weights themselves. Of one column torch 2.13's product is wrong
+            # on a CPU.
             if type(child) is torch.nn.Linear and child.in_features > 1:
                 layer = Int8Linear(child)
                 setattr(module, name, layer)
@@ -131,6 +145,8 @@ class CpuArithmetic:
             self._set_exact(False)
         cosine = float((vectors[: len(few)].astype(np.float64) * exact).sum(axis=1).min())
         if np.isfinite(exact).all() and not cosine >= COSINE:
-            raise ConfigError(f"encoder '{model}': cpu_dtype {self.name} moves its vectors to a cosine of {cosine:.4f}, expected {COSINE}; set float32")
+            raise ConfigError(
+                f"encoder '{model}': cpu_dtype {self.name} moves its vectors to a cosine of {cosine:.4f}, expected {COSINE}; set float32"
+            )
         self.is_checked = True
         return vectors

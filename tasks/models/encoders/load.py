@@ -23,4 +23,8 @@ def load_encoder(spec: EncoderConfig, device: str = "auto", threads: int = 1) ->
         ConfigError: nothing loadable under that name.
         TransientError: the hub cannot be reached.
     """
-    return TowerEncoder(spec, device, threads) if form_of(spec.model) is not None else TransformersEncoder(spec, device, threads)
+    return (
+        TowerEncoder(spec, device, threads)
+        if form_of(spec.model) is not None
+        else TransformersEncoder(spec, device, threads)
+    )

@@ -1,12 +1,14 @@
 """Towers of timm and open_clip: EVA-CLIP, SigLIP, DINOv3, MobileCLIP and whatever else is published in their form.
 
-`timm:NAME` and `open_clip:NAME` (a hub's repository, `revision` pinned) or a folder, which its files tell: `open_clip_config.json`, or timm's
-`config.json` with an `architecture`; a `config.json` with a `model_type` is transformers' and stays there. Weights are safetensors only, loaded
-strictly. timm gives the pooled features in front of its classifier, open_clip the towers' projections. Images are prepared by Pillow as the folder's
+`timm:NAME` and `open_clip:NAME` (a hub's repository, `revision` pinned) or a folder, which its files tell:
+`open_clip_config.json`, or timm's `config.json` with an `architecture`; a `config.json` with a `model_type` is
+transformers' and stays there. Weights are safetensors only, loaded strictly. timm gives the pooled features in front of
+its classifier, open_clip the towers' projections. Images are prepared by Pillow as the folder's
 configuration says (timm's evaluation transform, open_clip's `image_transform`); padding forms are refused.
 
-Both libraries import torchvision, of which they need nothing to run a tower, and whose index build does not import beside a CPU torch. Where it is
-not installed a stand-in of empty names is put in its place while they are imported, and taken away again.
+Both libraries import torchvision, of which they need nothing to run a tower, and whose index build does not import
+beside a CPU torch. Where it is not installed a stand-in of empty names is put in its place while they are imported, and
+taken away again.
 """
 
 from __future__ import annotations
@@ -36,10 +38,23 @@ if TYPE_CHECKING:
 
 FILES = {  # of a hub's repository; the weights' names in order of preference
     "timm": ("config.json", ("model.safetensors",)),
-    "open_clip": ("open_clip_config.json", ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")),
+    "open_clip": (
+        "open_clip_config.json",
+        ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors"),
+    ),
 }
 FILTERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
-TORCHVISION = ("", ".ops", ".ops.misc", ".transforms", ".transforms.functional", ".datasets", ".models", ".models.feature_extraction", ".utils")
+TORCHVISION = (
+    "",
+    ".ops",
+    ".ops.misc",
+    ".transforms",
+    ".transforms.functional",
+    ".datasets",
+    ".models",
+    ".models.feature_extraction",
+    ".utils",
+)
 
 
 def form_of(model: str) -> tuple[str, str] | None:
@@ -107,7 +122,9 @@ def imported(library: str) -> Any:
         with _torchvision():
             return importlib.import_module(library)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"models of '{library}' need the extra 'towers' (pip install timm open-clip-torch): {error}") from error
+        raise ConfigError(
+            f"models of '{library}' need the extra 'towers' (pip install timm open-clip-torch): {error}"
+        ) from error
 
 
 def _files(form: str, name: str, pinned: str | None) -> tuple[dict[str, Any], Path, str]:
@@ -125,7 +142,9 @@ def _files(form: str, name: str, pinned: str | None) -> tuple[dict[str, Any], Pa
             revision = folder.name  # the commit that a branch or tag led to
     found = [folder / w for w in weights if (folder / w).is_file()]
     if not found or not (folder / config_name).is_file():
-        raise ConfigError(f"model '{name}': cannot be loaded as {form}'s; expected {config_name} and {' or '.join(weights)}")
+        raise ConfigError(
+            f"model '{name}': cannot be loaded as {form}'s; expected {config_name} and {' or '.join(weights)}"
+        )
     return json.loads((folder / config_name).read_text(encoding="utf-8")), found[0], revision
 
 
@@ -134,7 +153,9 @@ def _preparation(name: str, side: tuple[int, int], mode: str, crop_share: float,
     scaled = math.floor(side[0] / crop_share), math.floor(side[1] / crop_share)
     resample = FILTERS.get(config["interpolation"])
     if resample is None or mode not in ("shortest", "squash") or (mode == "shortest" and side[0] != side[1]):
-        raise ConfigError(f"model '{name}': images are prepared by '{mode}' and '{config['interpolation']}' to {side}; expected shortest (square) or squash")
+        raise ConfigError(
+            f"model '{name}': images are prepared by '{mode}' and '{config['interpolation']}' to {side}; expected shortest (square) or squash"
+        )
     return Preparation(
         scaled[0] if mode == "shortest" else None,
         None if mode == "shortest" else (scaled[1], scaled[0]),
@@ -152,14 +173,18 @@ def _timm(name: str, config: dict[str, Any], weights: Path) -> tuple[Any, Prepar
 
     timm = imported("timm")
     with loading(name, "a timm encoder"):
-        model = timm.create_model(config["architecture"], pretrained=False, num_classes=0, **(config.get("model_args") or {}))
+        model = timm.create_model(
+            config["architecture"], pretrained=False, num_classes=0, **(config.get("model_args") or {})
+        )
     cfg = {**dict(model.pretrained_cfg), **(config.get("pretrained_cfg") or {})}
     missing, left = model.load_state_dict(load_file(weights), strict=False)
     heads = cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     left = [key for key in left if not key.startswith(tuple(f"{h}." for h in heads))]
     if missing or left:
-        raise ConfigError(f"model '{name}': its weights do not fit {config['architecture']}: missing {missing[:3]}, unknown {left[:3]}")
+        raise ConfigError(
+            f"model '{name}': its weights do not fit {config['architecture']}: missing {missing[:3]}, unknown {left[:3]}"
+        )
     mode = {"center": "shortest", "squash": "squash"}.get(cfg.get("crop_mode", "center"), str(cfg.get("crop_mode")))
     return model, _preparation(name, tuple(cfg["input_size"][1:]), mode, float(cfg.get("crop_pct") or 0.875), cfg)
 
@@ -171,8 +196,14 @@ def _open_clip(name: str, config: dict[str, Any], weights: Path) -> tuple[Any, P
         try:
             open_clip.load_checkpoint(model, str(weights))
         except RuntimeError as error:
-            raise ConfigError(f"model '{name}': its weights do not fit its configuration: {str(error)[:300]}") from error
-    cfg = {"mode": "shortest", **dict(open_clip.get_model_preprocess_cfg(model)), **(config.get("preprocess_cfg") or {})}
+            raise ConfigError(
+                f"model '{name}': its weights do not fit its configuration: {str(error)[:300]}"
+            ) from error
+    cfg = {
+        "mode": "shortest",
+        **dict(open_clip.get_model_preprocess_cfg(model)),
+        **(config.get("preprocess_cfg") or {}),
+    }
     size = cfg["size"]
     side = (size, size) if isinstance(size, int) else tuple(size)
     return model, _preparation(name, side, str(cfg.get("resize_mode") or "shortest"), 1.0, cfg)
@@ -190,7 +221,9 @@ class TowerEncoder:
         assert form is not None
         library, name = form
         if spec.kind == "text" and library == "timm":
-            raise ConfigError(f"encoder '{spec.model}': timm's models read no text; name an open_clip or transformers model")
+            raise ConfigError(
+                f"encoder '{spec.model}': timm's models read no text; name an open_clip or transformers model"
+            )
         torch.set_num_threads(threads)
         self.kind, self.name, self.library = spec.kind, spec.model, library
         self.device = pick_device(device)

@@ -2,10 +2,11 @@
 
 `load_encoder(spec, device, threads)` takes the name or folder of any of them: what the model offers decides. Images:
 `get_image_features` where it has that (CLIP, SigLIP), else the first token of the last layer (DINOv2, ViT). Texts:
-`get_text_features`, else what the folder's `1_Pooling/config.json` says (sentence-transformers; BGE: the first token), else the mean of the last
-layer over the text's tokens. SigLIP's texts are padded to its full length, as it was trained (model card of google/siglip-base-patch16-224).
-Models in timm's and open_clip's form (EVA-CLIP; `timm:NAME`, `open_clip:NAME`, a folder): tasks/models/encoders/timm_open_clip.py.
-Processors are Pillow's: no torchvision. Weights are safetensors only; no code from the hub is run. `dtype` is for GPUs, `cpu_dtype` for CPUs.
+`get_text_features`, else what the folder's `1_Pooling/config.json` says (sentence-transformers; BGE: the first token),
+else the mean of the last layer over the text's tokens. SigLIP's texts are padded to its full length, as it was trained
+(model card of google/siglip-base-patch16-224). Models in timm's and open_clip's form (EVA-CLIP; `timm:NAME`,
+`open_clip:NAME`, a folder): tasks/models/encoders/timm_open_clip.py. Processors are Pillow's: no torchvision. Weights
+are safetensors only; no code from the hub is run. `dtype` is for GPUs, `cpu_dtype` for CPUs.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class TransformersEncoder:
         self.device = pick_device(device)
         dtype = getattr(torch, spec.dtype) if self.device.startswith("cuda") else torch.float32
         with loading(spec.model, f"an {spec.kind} encoder" if spec.kind == "image" else "a text encoder"):
-            self.model: Any = AutoModel.from_pretrained(spec.model, revision=spec.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+            self.model: Any = AutoModel.from_pretrained(
+                spec.model, revision=spec.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
             front: Any = AutoImageProcessor if spec.kind == "image" else AutoTokenizer
             self.front: Any = front.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
         self.model.eval().to(self.device)
@@ -51,11 +54,16 @@ class TransformersEncoder:
         self.revision = revision_of(spec.model, spec.revision, self.model.config) + self.arithmetic.suffix
         text_config = getattr(self.model.config, "text_config", self.model.config)
         limits = [getattr(text_config, "max_position_embeddings", None)]
-        if limits[0] is None or not hasattr(self.model, "get_text_features"):  # of BERT's kin some positions are not for tokens
+        # of BERT's kin some positions are not for tokens
+        if limits[0] is None or not hasattr(self.model, "get_text_features"):
             limits.append(getattr(self.front, "model_max_length", None))
         self.preparation = preparation_of(self.front) if spec.kind == "image" else None
         self.is_siglip = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
-        self.pooling = "mean" if spec.kind == "image" or hasattr(self.model, "get_text_features") else pooling_of(spec.model, spec.revision)
+        self.pooling = (
+            "mean"
+            if spec.kind == "image" or hasattr(self.model, "get_text_features")
+            else pooling_of(spec.model, spec.revision)
+        )
         self.max_tokens = min([int(x) for x in limits if isinstance(x, int) and 0 < x < 100_000], default=512)
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
@@ -66,7 +74,11 @@ class TransformersEncoder:
         """
         if self.kind != "image":
             raise ConfigError(f"encoder '{self.name}': kind is 'text', images need kind 'image'")
-        return self.arithmetic.checked(self._encode_pixels, self.front(images=list(images), return_tensors="pt")["pixel_values"].to(self.device), self.name)
+        return self.arithmetic.checked(
+            self._encode_pixels,
+            self.front(images=list(images), return_tensors="pt")["pixel_values"].to(self.device),
+            self.name,
+        )
 
     def encode_prepared(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """(n, d) float32, rows of unit length, from what `preparation.prepare` made of stored images.
@@ -75,7 +87,9 @@ class TransformersEncoder:
             ConfigError: this model's processor is of no form that we know.
         """
         if self.preparation is None:
-            raise ConfigError(f"encoder '{self.name}': its processor does more than resize, crop and normalise; set embed.preprocess to 'stock'")
+            raise ConfigError(
+                f"encoder '{self.name}': its processor does more than resize, crop and normalise; set embed.preprocess to 'stock'"
+            )
         return self.arithmetic.checked(self._encode_pixels, self.preparation.normalised(pixels, self.device), self.name)
 
     def _encode_pixels(self, pixels: Any) -> np.ndarray:
@@ -99,9 +113,13 @@ class TransformersEncoder:
         return self.arithmetic.checked(self._encode_texts, list(texts), self.name)
 
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        tokens = self.front(list(texts), padding="max_length" if self.is_siglip else True, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(
-            self.device
-        )
+        tokens = self.front(
+            list(texts),
+            padding="max_length" if self.is_siglip else True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        ).to(self.device)
         with self.arithmetic.mode():
             if hasattr(self.model, "get_text_features"):
                 names = ("input_ids",) if self.is_siglip else ("input_ids", "attention_mask")
@@ -126,20 +144,28 @@ def pooling_of(model: str, revision: str | None = None) -> str:
     from transformers.utils import cached_file
 
     def read(name: str) -> Any:
-        path = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        path = cached_file(
+            model,
+            name,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
         return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
 
     layers = [m["type"].rpartition(".")[2] for m in read("modules.json") or []]
     if other := [name for name in layers if name not in ("Transformer", "Pooling", "Normalize")]:
-        raise ConfigError(f"text encoder '{model}': its modules.json has layers {other}; expected Transformer, Pooling, Normalize")
+        raise ConfigError(
+            f"text encoder '{model}': its modules.json has layers {other}; expected Transformer, Pooling, Normalize"
+        )
     config = read("1_Pooling/config.json") or {}
     modes = [
-        m for m in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken") if config.get(f"pooling_mode_{m}")
+        m
+        for m in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+        if config.get(f"pooling_mode_{m}")
     ]
     if not modes or modes == ["mean_tokens"]:
         return "mean"
     if modes == ["cls_token"]:
         return "cls"
     raise ConfigError(f"text encoder '{model}': pools by {modes}; expected cls_token or mean_tokens")
-
-

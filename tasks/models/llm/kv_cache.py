@@ -1,6 +1,7 @@
 """Two forms of the attention cache: one with room to grow, and one that ends a pass where nothing more of it is needed.
 
-transformers' DynamicLayer joins old and new keys at every token, a copy of all that is there; here they are written behind one another.
+transformers' DynamicLayer joins old and new keys at every token, a copy of all that is there; here they are written
+behind one another.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class RoomyLayer(DynamicLayer):
     keys: torch.Tensor
     values: torch.Tensor
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write behind what is there; all keys and values so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -30,7 +33,9 @@ class RoomyLayer(DynamicLayer):
         end = start + key_states.shape[-2]
         if end > self._room[0].shape[-2]:
             length = max(end + ROOM, 2 * start)
-            self._room = tuple(new.new_empty((*new.shape[:2], length, new.shape[3])) for new in (key_states, value_states))
+            self._room = tuple(
+                new.new_empty((*new.shape[:2], length, new.shape[3])) for new in (key_states, value_states)
+            )
             if start:
                 self._room[0][:, :, :start], self._room[1][:, :, :start] = self.keys, self.values
         self._room[0][:, :, start:end], self._room[1][:, :, start:end] = key_states, value_states
@@ -53,7 +58,9 @@ class _PaddedLayer(DynamicLayer):
         self.lazy_initialization(keys, values)
         self.keys, self.values, self.length = keys, values, length
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As DynamicLayer's, padded."""
         start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         rooms = []
@@ -77,7 +84,8 @@ def can_choose(cache: DynamicCache) -> bool:
 def chosen(cache: DynamicCache, rows: torch.Tensor, length: int) -> DynamicCache:
     """A cache of the given rows, (n,) int64, of this one; attention over it is always `length` tokens long, a count.
 
-    The bits of attention depend on how many keys it runs over, hidden ones included, and on nothing else of its neighbours.
+    The bits of attention depend on how many keys it runs over, hidden ones included, and on nothing else of its
+    neighbours.
     """
     other = copy.copy(cache)
     other.layers = [_PaddedLayer(layer.keys[rows], layer.values[rows], length) for layer in cache.layers]
@@ -93,7 +101,9 @@ class _LastLayer(DynamicLayer):
 
     is_done = False
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As DynamicLayer's; the first call does not return."""
         found = super().update(key_states, value_states, *args, **kwargs)
         if not self.is_done:
@@ -103,7 +113,9 @@ class _LastLayer(DynamicLayer):
 
 
 def filled_cache(model: Any, config: Any, **inputs: Any) -> DynamicCache:
-    """The cache after a pass of `model` over `inputs`, without what the pass would go on to compute of its last layer: nobody reads that."""
+    """The cache after a pass of `model` over `inputs`, without what the pass would go on to compute of its last layer:
+    nobody reads that.
+    """
     cache = DynamicCache(config=config)
     if type(cache.layers[-1]) is not DynamicLayer:
         model(**inputs, past_key_values=cache, use_cache=True)

@@ -51,12 +51,26 @@ def load_captioner(
     check_engine(engine)
     if engine == "openai":
         return ServedCaptioner(
-            model, revision=revision, url=url, in_flight=in_flight, max_new_tokens=max_new_tokens, timeout_s=timeout_s, seed=seed, cache=cache
+            model,
+            revision=revision,
+            url=url,
+            in_flight=in_flight,
+            max_new_tokens=max_new_tokens,
+            timeout_s=timeout_s,
+            seed=seed,
+            cache=cache,
         )
     if engine == "vllm":
         return VllmCaptioner(model, revision=revision, max_new_tokens=max_new_tokens, seed=seed, cache=cache)
     return LocalCaptioner(
-        model, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch, question_batch=question_batch, cache=cache
+        model,
+        revision=revision,
+        device=device,
+        threads=threads,
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        question_batch=question_batch,
+        cache=cache,
     )
 
 
@@ -88,7 +102,24 @@ def load_writer(
     """Load a text LLM, or reach the server that has it; arguments as in `load_captioner`."""
     check_engine(engine)
     if engine == "openai":
-        return ServedWriter(model, revision=revision, url=url, in_flight=in_flight, max_new_tokens=max_new_tokens, timeout_s=timeout_s, seed=seed, cache=cache)
+        return ServedWriter(
+            model,
+            revision=revision,
+            url=url,
+            in_flight=in_flight,
+            max_new_tokens=max_new_tokens,
+            timeout_s=timeout_s,
+            seed=seed,
+            cache=cache,
+        )
     if engine == "vllm":
         return VllmWriter(model, revision=revision, max_new_tokens=max_new_tokens, seed=seed, cache=cache)
-    return LocalWriter(model, revision=revision, device=device, threads=threads, max_new_tokens=max_new_tokens, batch=batch, cache=cache)
+    return LocalWriter(
+        model,
+        revision=revision,
+        device=device,
+        threads=threads,
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        cache=cache,
+    )

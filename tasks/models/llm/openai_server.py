@@ -1,10 +1,11 @@
-"""A model behind OpenAI-compatible servers (vLLM's and others'), asked so that no fault of theirs costs twice or passes unseen.
+"""A model behind OpenAI-compatible servers (vLLM's and others'), asked so that no fault of theirs costs twice or passes
+unseen.
 
 Images travel inside the request, as bytes. A request that fails is asked again, at the next replica, after a wait that
-doubles; a busy server (429, 503) is given half as many at once and more again as it recovers. A reply has a deadline and a
-size, whatever trickles in. Before its first request, and after any fault, each server is asked which model it has: another
-one than before is refused, and so is a reply in another model's name. A reply is in the cache before it is handed on, so a
-killed run repeats at most what was in flight. See docs/decisions/0041.
+doubles; a busy server (429, 503) is given half as many at once and more again as it recovers. A reply has a deadline
+and a size, whatever trickles in. Before its first request, and after any fault, each server is asked which model it
+has: another one than before is refused, and so is a reply in another model's name. A reply is in the cache before it is
+handed on, so a killed run repeats at most what was in flight. See docs/decisions/0041.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ IMAGES_KEPT = 4096  # encoded images kept for the next request that shows them
 
 
 class Gate:
-    """How many requests are at one server: at most `limit`, which halves when it says busy and grows by one per `limit` replies."""
+    """How many requests are at one server: at most `limit`, which halves when it says busy and grows by one per `limit`
+    replies.
+    """
 
     def __init__(self, most: int) -> None:
         self.most, self.limit, self._inside, self._good = most, most, 0, 0
@@ -77,7 +80,9 @@ class Replica:
 
 
 class ServedCaptioner(Accounted):
-    """A model behind one or several OpenAI-compatible servers; `revision` is what params pin, for the server does not tell."""
+    """A model behind one or several OpenAI-compatible servers; `revision` is what params pin, for the server does not
+    tell.
+    """
 
     def __init__(
         self,
@@ -99,10 +104,15 @@ class ServedCaptioner(Accounted):
         self.max_new_tokens, self.tries, self.timeout_s = max_new_tokens, tries, timeout_s
         self.replicas = [Replica(u.strip(), in_flight) for u in url.split(",") if u.strip()]
         if not self.replicas:
-            raise ConfigError(f"model '{model}': engine 'openai' needs a url; name the server's base URL, ending in /v1")
+            raise ConfigError(
+                f"model '{model}': engine 'openai' needs a url; name the server's base URL, ending in /v1"
+            )
         self.in_flight = in_flight * len(self.replicas)
         self._sleep, self._turn, self._root = sleep, itertools.count(), ""
-        self._client = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)), limits=httpx.Limits(max_connections=self.in_flight + 1))
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
+            limits=httpx.Limits(max_connections=self.in_flight + 1),
+        )
         self._files: dict[int, tuple[Image, str]] = {}
         self._lock = threading.Lock()
         self._account(self._version(), {"temperature": 0, "max_tokens": max_new_tokens, "seed": seed}, cache)
@@ -120,7 +130,8 @@ class ServedCaptioner(Accounted):
             return "openai"
 
     def _look(self, replica: Replica) -> None:
-        """Make sure that the server has our model, and the one that it had; servers without GET /models are taken at their replies' word.
+        """Make sure that the server has our model, and the one that it had; servers without GET /models are taken at
+        their replies' word.
 
         Raises:
             ConfigError: it has another one.
@@ -134,12 +145,18 @@ class ServedCaptioner(Accounted):
             if answer.status_code in BUSY or (answer.status_code >= 500 and answer.status_code != 501):
                 raise httpx.ReadError(f"GET /models: {answer.status_code}")
             try:
-                served = {str(m["id"]): str(m.get("root") or m["id"]) for m in answer.json()["data"]} if answer.status_code == 200 else None
+                served = (
+                    {str(m["id"]): str(m.get("root") or m["id"]) for m in answer.json()["data"]}
+                    if answer.status_code == 200
+                    else None
+                )
             except (ValueError, KeyError, TypeError):
                 served = None
             if served is not None:
                 if self.name not in served:
-                    raise ConfigError(f"{replica.url}: serves {sorted(served)}, not '{self.name}'; start it with that model, or change the parameter")
+                    raise ConfigError(
+                        f"{replica.url}: serves {sorted(served)}, not '{self.name}'; start it with that model, or change the parameter"
+                    )
                 with self._lock:
                     self._root = self._root or served[self.name]
                     if served[self.name] != self._root:
@@ -166,10 +183,23 @@ class ServedCaptioner(Accounted):
         return text
 
     def _body(self, request: Request, more: dict[str, Any]) -> dict[str, Any]:
-        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": self._data_url(i)}} for i in request.images]
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": self._data_url(i)}} for i in request.images
+        ]
         content.append({"type": "text", "text": request.text})
-        guided = {"response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": request.schema}}} if request.schema else {}
-        return {"model": self.name, "messages": [{"role": "user", "content": content}], "temperature": 0, "seed": self.seed, **guided, **more}
+        guided = (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": request.schema}}}
+            if request.schema
+            else {}
+        )
+        return {
+            "model": self.name,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "seed": self.seed,
+            **guided,
+            **more,
+        }
 
     def _asked(self, request: Request, more: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request, from the cache or from a server: text, prompt_tokens, output_tokens, likely."""
@@ -235,11 +265,15 @@ class ServedCaptioner(Accounted):
                 problem = f"not a chat completion: {text[:200]}"
                 continue
             if answer.get("model", self.name) != self.name:
-                raise ConfigError(f"{replica.url}: answers as '{answer['model']}', asked for '{self.name}'; was it restarted with another model?")
+                raise ConfigError(
+                    f"{replica.url}: answers as '{answer['model']}', asked for '{self.name}'; was it restarted with another model?"
+                )
             replica.gate.good()
             return answer
         urls = ", ".join(r.url for r in self.replicas)
-        raise TransientError(f"{urls}: no reply for '{self.name}' after {self.tries} tries ({problem}); is the server up and is it serving that model?")
+        raise TransientError(
+            f"{urls}: no reply for '{self.name}' after {self.tries} tries ({problem}); is the server up and is it serving that model?"
+        )
 
     def _exchange(self, replica: Replica, body: dict[str, Any]) -> tuple[int, bytes]:
         """Status and content of one POST, whole within the deadline and the size."""
@@ -276,5 +310,7 @@ class ServedCaptioner(Accounted):
         """P(yes) among yes and no at the first answer token; 0 where neither is among the 20 likeliest."""
         answers = self._each(requests, {"max_tokens": 1, "logprobs": True, "top_logprobs": LIKELIEST})
         if any(a["likely"] is None for a in answers):
-            raise ConfigError(f"{self.replicas[0].url}: '{self.name}' gives no top_logprobs, which judging reads; serve it with logprobs on")
+            raise ConfigError(
+                f"{self.replicas[0].url}: '{self.name}' gives no top_logprobs, which judging reads; serve it with logprobs on"
+            )
         return [p_yes([(t, p) for t, p in a["likely"]]) for a in answers]

@@ -4,8 +4,8 @@ The key is a SHA-256 over everything that decides a reply (the models make it): 
 its revision, the engine, sampling and seed. So two requests share an entry only if all of that is equal, and two images
 never collide. A reply is on disk before anyone sees it: a process that is killed loses at most what is in flight.
 
-Where: MEGAPAIRS_CACHE names the folder (empty or `off`: no cache); without it, a deployment keeps `request-cache` beside
-the DVC cache that its worktrees share, and a plain clone keeps `.run/request-cache`. See docs/decisions/0040.
+Where: MEGAPAIRS_CACHE names the folder (empty or `off`: no cache); without it, a deployment keeps `request-cache`
+beside the DVC cache that its worktrees share, and a plain clone keeps `.run/request-cache`. See docs/decisions/0040.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class RequestCache:
         self._lock = threading.Lock()
         self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")  # outlives a killed process; a power cut may cost the last replies, never the file
+        # outlives a killed process; a power cut may cost the last replies, never the file
+        self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID")
 
     def get(self, key: str) -> Any:
@@ -48,7 +49,10 @@ class RequestCache:
     def put(self, key: str, reply: Any) -> None:
         """Keep a reply; one that is there already stays as it was."""
         with self._lock:
-            self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", (bytes.fromhex(key), json.dumps(reply, ensure_ascii=False)))
+            self._db.execute(
+                "INSERT OR IGNORE INTO replies VALUES (?, ?)",
+                (bytes.fromhex(key), json.dumps(reply, ensure_ascii=False)),
+            )
 
     def __len__(self) -> int:
         with self._lock:
@@ -62,7 +66,9 @@ class RequestCache:
 
 def key_of(facts: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of facts as canonical JSON: equal exactly for equal facts."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def image_key(image: Image) -> str:
@@ -89,7 +95,9 @@ def folder_for(root: Path, environment: Mapping[str, str] | None = None) -> Path
 
 
 def open_cache(root: Path, *, served: bool) -> RequestCache | None:
-    """The run's cache. Models in process use one only where MEGAPAIRS_CACHE names it: their chunks are their markers, and nobody bills them."""
+    """The run's cache. Models in process use one only where MEGAPAIRS_CACHE names it: their chunks are their markers,
+    and nobody bills them.
+    """
     if not served and os.environ.get(VARIABLE) is None:
         return None
     folder = folder_for(root)

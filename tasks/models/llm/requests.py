@@ -35,8 +35,8 @@ class Reply:
 class Accounted:
     """An engine that counts what it is asked, and in process answers a call that was made before from the cache.
 
-    In process the unit is the call, not the request: a batch's last bits depend on who else is in it, so a reply taken out of
-    another batch could change a table. A served reply is cached alone (tasks/models/llm/openai_server.py).
+    In process the unit is the call, not the request: a batch's last bits depend on who else is in it, so a reply taken
+    out of another batch could change a table. A served reply is cached alone (tasks/models/llm/openai_server.py).
     """
 
     name: str
@@ -51,7 +51,9 @@ class Accounted:
         self.engine, self.sampling = engine, json.dumps(sampling, sort_keys=True)
         self.spent, self.cache = Ledger(), cache
 
-    def _texts(self, kind: str, requests: Sequence[Request], facts: dict[str, Any], make: Callable[[], list[Reply]]) -> list[Reply]:
+    def _texts(
+        self, kind: str, requests: Sequence[Request], facts: dict[str, Any], make: Callable[[], list[Reply]]
+    ) -> list[Reply]:
         """Replies of one call, counted; from the cache where this very call was made before."""
 
         def fresh() -> list[list[Any]]:
@@ -62,7 +64,9 @@ class Accounted:
 
         return [Reply(*row) for row in self._once(kind, requests, facts, fresh)]
 
-    def _once(self, kind: str, requests: Sequence[Request], facts: dict[str, Any], make: Callable[[], list[Any]]) -> list[Any]:
+    def _once(
+        self, kind: str, requests: Sequence[Request], facts: dict[str, Any], make: Callable[[], list[Any]]
+    ) -> list[Any]:
         self.spent.requests += len(requests)
         if not requests:
             return []

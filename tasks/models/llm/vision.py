@@ -1,8 +1,10 @@
-"""Images through a vision tower, once a call: prepared ahead in a thread, seen in fixed passes when they are first needed.
+"""Images through a vision tower, once a call: prepared ahead in a thread, seen in fixed passes when they are first
+needed.
 
-For the class of SmolVLM (Idefics3), whose `get_image_features` gives the rows that image tokens stand for. The passes depend on the call alone
-(images in order of appearance, of one shape), never on who needs them when: equal calls give equal bytes. Preparing the next passes' images
-(Pillow and numpy, which let go of Python's lock) goes on while the model writes.
+For the class of SmolVLM (Idefics3), whose `get_image_features` gives the rows that image tokens stand for. The passes
+depend on the call alone (images in order of appearance, of one shape), never on who needs them when: equal calls give
+equal bytes. Preparing the next passes' images (Pillow and numpy, which let go of Python's lock) goes on while the model
+writes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 KEPT_BYTES = 256 << 20  # prepared images kept between calls, bytes
-PASS_BYTES = 48 << 20  # pixels in one pass of the vision tower, bytes: 436 images of 96 px, or one of 17 tiles of 512 px
+# pixels in one pass of the vision tower, bytes: 436 images of 96 px, or one of 17 tiles of 512 px
+PASS_BYTES = 48 << 20
 AHEAD = 2  # passes whose images are prepared before they are needed, a count
 FORMS = 4096  # kinds of images whose form is remembered, a count
 
@@ -28,7 +31,9 @@ Kind = tuple[tuple[int, int], str]  # size and mode: images of one kind are prep
 
 @dataclass(frozen=True)
 class Form:
-    """What all prepared images of a kind have in common: the prompt text that stands for one, its pixels' shape (1, tiles, 3, height, width), bytes."""
+    """What all prepared images of a kind have in common: the prompt text that stands for one, its pixels' shape (1,
+    tiles, 3, height, width), bytes.
+    """
 
     text: str
     shape: tuple[int, ...]
@@ -49,7 +54,9 @@ class Vision:
         """The form of the image's kind; the first one of a kind is prepared to learn it, and kept."""
         kind = _kind(image)
         if kind not in self._forms:
-            made = self.processor(text=[self.processor.image_token], images=[[image]], add_special_tokens=False, return_tensors="pt")
+            made = self.processor(
+                text=[self.processor.image_token], images=[[image]], add_special_tokens=False, return_tensors="pt"
+            )
             inputs = {k: made[k] for k in PIXELS if k in made}
             if len(self._forms) >= FORMS:
                 self._forms.clear()
@@ -59,7 +66,9 @@ class Vision:
         return self._forms[kind]
 
     def prepare(self, images: Sequence[Image]) -> list[Inputs]:
-        """The processor's work, one call for all images of a kind: the same pixels as one by one, in less than half the time."""
+        """The processor's work, one call for all images of a kind: the same pixels as one by one, in less than half the
+        time.
+        """
         kinds: dict[Kind, list[Image]] = {}
         for image in images:
             kinds.setdefault(_kind(image), []).append(image)
@@ -67,7 +76,9 @@ class Vision:
         for same in kinds.values():
             made = self.processor(images=[[image] for image in same], return_tensors="pt")
             # Clones: a slice would keep its whole batch in memory.
-            found |= {id(image): {k: made[k][n : n + 1].clone() for k in PIXELS if k in made} for n, image in enumerate(same)}
+            found |= {
+                id(image): {k: made[k][n : n + 1].clone() for k in PIXELS if k in made} for n, image in enumerate(same)
+            }
         return [found[id(image)] for image in images]
 
     def kept(self, image: Image) -> Inputs | None:
@@ -106,7 +117,9 @@ class Looking:
         distinct = {id(i): i for i in images}
         forms = {n: vision.form(i) for n, i in distinct.items()}
         self.texts = {n: form.text for n, form in forms.items()}
-        self._ready: dict[int, Inputs] = {n: inputs for n, i in distinct.items() if (inputs := vision.kept(i)) is not None}
+        self._ready: dict[int, Inputs] = {
+            n: inputs for n, i in distinct.items() if (inputs := vision.kept(i)) is not None
+        }
         self._passes = list(passes(list(distinct.values()), list(forms.values()), vision.batch))
         self._pass_of = {id(i): n for n, part in enumerate(self._passes) for i in part}
         self._left = list(range(len(self._passes)))  # passes not yet made, in the order in which they will be needed

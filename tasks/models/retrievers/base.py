@@ -48,7 +48,8 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, files: Sequence[str], remote_class: str) -> None:
-    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers needs none of it.
+    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers
+    needs none of it.
 
     Args:
         folder: a saved model.

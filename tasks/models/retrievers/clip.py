@@ -1,9 +1,10 @@
 """The retriever: BGE-VL of the CLIP type. A query of image and text is the sum of their raw projected features.
 
 The features are summed as they come, then the sum is scaled to unit length; a image or a text alone is scaled as it is.
-Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub. What is saved
-loads in plain transformers, in sentence-transformers and through the released models' interface (models/published/).
-`load_retriever` tells from config.json whether a model is of this type or of the MLLM type (models/mllm.py).
+Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub. What is
+saved loads in plain transformers, in sentence-transformers and through the released models' interface
+(models/published/). `load_retriever` tells from config.json whether a model is of this type or of the MLLM type
+(models/mllm.py).
 Source: MegaPairs, arXiv:2412.14475, equation 2, and the released modeling_MMRet_CLIP.py.
 """
 
@@ -22,7 +23,6 @@ from tasks.models.retrievers.base import Content, Role, count_of, publish, repla
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-
 
 
 class Retriever:
@@ -48,22 +48,30 @@ class Retriever:
         self.name = model
         self.device = pick_device(device)
         with loading(model, "a retriever"):
-            self.model: Any = AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+            self.model: Any = AutoModel.from_pretrained(
+                model, revision=revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
             self.processor: Any = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
         if not (hasattr(self.model, "get_image_features") and hasattr(self.model, "get_text_features")):
-            raise ConfigError(f"model '{model}': {type(self.model).__name__} has no image and text features; expected a CLIP, such as BAAI/BGE-VL-base")
+            raise ConfigError(
+                f"model '{model}': {type(self.model).__name__} has no image and text features; expected a CLIP, such as BAAI/BGE-VL-base"
+            )
         self.model.eval().to(self.device)
         self.revision = revision_of(model, revision, self.model.config)
         self.max_tokens = int(self.model.config.text_config.max_position_embeddings)
 
     def pixels(self, images: Sequence[Image]) -> torch.Tensor:
         """(n, 3, height, width) float32, as the processor makes them."""
-        pixels: torch.Tensor = self.processor.image_processor(images=[i.convert("RGB") for i in images], return_tensors="pt")["pixel_values"]
+        pixels: torch.Tensor = self.processor.image_processor(
+            images=[i.convert("RGB") for i in images], return_tensors="pt"
+        )["pixel_values"]
         return pixels
 
     def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids and mask, each (n, longest), cut at the model's length."""
-        made = self.processor.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        made = self.processor.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
         return {k: made[k] for k in ("input_ids", "attention_mask")}
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -78,7 +86,9 @@ class Retriever:
         features: torch.Tensor = getattr(out, "pooler_output", out)
         return features
 
-    def encode(self, images: Sequence[Image] | None = None, texts: Sequence[str] | None = None, batch: int = 128) -> np.ndarray:
+    def encode(
+        self, images: Sequence[Image] | None = None, texts: Sequence[str] | None = None, batch: int = 128
+    ) -> np.ndarray:
         """Unit rows of images, of texts, or of both together.
 
         Args:
@@ -99,7 +109,9 @@ class Retriever:
             if texts is not None:
                 rows = rows + self.raw_texts(texts[start : start + batch])
             features.append(rows)
-        return unit(np.concatenate(features)) if features else np.zeros((0, self.model.config.projection_dim), np.float32)
+        return (
+            unit(np.concatenate(features)) if features else np.zeros((0, self.model.config.projection_dim), np.float32)
+        )
 
     def raw_images(self, images: Sequence[Image]) -> np.ndarray:
         """(n, d) float32 raw features, in one pass."""
@@ -115,7 +127,9 @@ class Retriever:
         with torch.inference_mode():
             return self.text_features(texts).float().cpu().numpy()
 
-    def embedder(self, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None) -> Summed:
+    def embedder(
+        self, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None
+    ) -> Summed:
         """Vectors of a benchmark's contents; `images` are raw features, where they are known."""
         return Summed(self, read, batch, images)
 
@@ -129,14 +143,25 @@ class Retriever:
         with replacing(folder) as aside:
             self.model.save_pretrained(aside, state_dict=weights)
             self.processor.save_pretrained(aside)
-            files = ["modeling_bge_vl.py", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"]
+            files = [
+                "modeling_bge_vl.py",
+                "modules.json",
+                "sentence_bert_config.json",
+                "config_sentence_transformers.json",
+            ]
             publish(aside, files, "modeling_bge_vl.BGEVLModel")
 
 
 class Summed:
     """Vectors of a benchmark's contents by a CLIP: raw features of every image and text, each encoded once, are summed."""
 
-    def __init__(self, retriever: Retriever, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        read: Callable[[str], Image],
+        batch: int,
+        images: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Nothing is encoded yet.
 
         Args:
@@ -160,9 +185,16 @@ class Summed:
             self._texts.update(zip(part, self._retriever.raw_texts(part), strict=True))
 
     def rows(self, contents: Sequence[Content], role: Role) -> np.ndarray:
-        """(n, d) float32 unit rows of (image key or None, text); a row of zeros where there is neither. The role makes no difference here."""
+        """(n, d) float32 unit rows of (image key or None, text); a row of zeros where there is neither. The role makes
+        no difference here.
+        """
         self.prepare([key for key, _ in contents if key is not None], [text for _, text in contents])
         nothing = np.zeros_like(next(iter((self._images or self._texts).values())))
-        return unit(np.stack([(nothing if key is None else self._images[key]) + (self._texts[text] if text else nothing) for key, text in contents]))
-
-
+        return unit(
+            np.stack(
+                [
+                    (nothing if key is None else self._images[key]) + (self._texts[text] if text else nothing)
+                    for key, text in contents
+                ]
+            )
+        )

@@ -1,9 +1,11 @@
-"""The retriever of the MLLM type: one decoder reads image and text together, the last token's hidden state is the vector.
+"""The retriever of the MLLM type: one decoder reads image and text together, the last token's hidden state is the
+vector.
 
-LLaVA-NeXT as BGE-VL-MLLM-S1 was released, or Qwen2-VL and Qwen3-VL; config.json says which, and no code from the folder runs.
-Prompts: tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left. LLaVA-NeXT's images are 512 x 512; Qwen-VL
-takes them as they are, within its processor's limits (models/published/bge_vl_inputs.py). Weights stay float32; adapters (LoRA):
-`MllmRetriever.adapt`.
+LLaVA-NeXT as BGE-VL-MLLM-S1 was released, or Qwen2-VL and Qwen3-VL; config.json says which, and no code from the folder
+runs.
+Prompts: tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left. LLaVA-NeXT's images are
+512 x 512; Qwen-VL takes them as they are, within its processor's limits (models/published/bge_vl_inputs.py). Weights
+stay float32; adapters (LoRA): `MllmRetriever.adapt`.
 Source: MegaPairs, arXiv:2412.14475, appendix B, and the released modeling_llavanext_for_embedding.py.
 """
 
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-INTERFACES = {"llava_next": "BGEVLLlavaNext", "qwen2_vl": "BGEVLQwen2VL", "qwen3_vl": "BGEVLQwen3VL"}  # in modeling_bge_vl_mllm.py
-PARTS = {"llava_next": ("vision_tower", "language_model"), "qwen_vl": ("visual", "language_model")}  # names of vision and language modules
+# in modeling_bge_vl_mllm.py
+INTERFACES = {"llava_next": "BGEVLLlavaNext", "qwen2_vl": "BGEVLQwen2VL", "qwen3_vl": "BGEVLQwen3VL"}
+# names of vision and language modules
+PARTS = {"llava_next": ("vision_tower", "language_model"), "qwen_vl": ("visual", "language_model")}
 
 
 class MllmRetriever:
@@ -35,7 +39,15 @@ class MllmRetriever:
 
     is_joint = True
 
-    def __init__(self, model: str, *, revision: str | None = None, device: str = "auto", threads: int = 1, instruction: str = CIR_INSTRUCTION) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        threads: int = 1,
+        instruction: str = CIR_INSTRUCTION,
+    ) -> None:
         """Load it.
 
         Args:
@@ -56,11 +68,15 @@ class MllmRetriever:
         with loading(model, "a retriever"):
             self.kind = str(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type)
         if self.kind not in FAMILIES:
-            raise ConfigError(f"model '{model}': architecture '{self.kind}' is no MLLM retriever; expected one of {sorted(FAMILIES)}")
+            raise ConfigError(
+                f"model '{model}': architecture '{self.kind}' is no MLLM retriever; expected one of {sorted(FAMILIES)}"
+            )
         self.family = FAMILIES[self.kind]
         with loading(model, "a retriever"):
             kept = {"revision": revision, "trust_remote_code": False}
-            self.model: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32, use_safetensors=True, **kept)
+            self.model: Any = AutoModelForImageTextToText.from_pretrained(
+                model, dtype=torch.float32, use_safetensors=True, **kept
+            )
             self.inputs = Inputs.load(model, self.model.config, **kept)
         self.model.eval().to(self.device)
         self.revision = revision_of(model, revision, self.model.config)
@@ -78,7 +94,8 @@ class MllmRetriever:
         """(n, d) last hidden state of each prompt's last token, in one pass."""
         base = self.model.get_base_model() if self.is_adapted else self.model
         made = self.inputs.batch(contents, is_query=role == "query", instruction=self.instruction)
-        out = base.model(**{key: value.to(self.device) for key, value in made.items()}, use_cache=False)  # below the language head
+        # below the language head
+        out = base.model(**{key: value.to(self.device) for key, value in made.items()}, use_cache=False)
         rows: torch.Tensor = out.last_hidden_state[:, -1, :]
         return rows
 
@@ -90,7 +107,14 @@ class MllmRetriever:
         """(n, d) of images and texts as queries."""
         return self.features(list(zip(images, texts, strict=True)), "query")
 
-    def encode(self, images: Sequence[Image] | None = None, texts: Sequence[str] | None = None, batch: int = 8, *, role: Role | None = None) -> np.ndarray:
+    def encode(
+        self,
+        images: Sequence[Image] | None = None,
+        texts: Sequence[str] | None = None,
+        batch: int = 8,
+        *,
+        role: Role | None = None,
+    ) -> np.ndarray:
         """Unit rows of images, of texts, or of both together.
 
         Args:
@@ -109,7 +133,11 @@ class MllmRetriever:
         for start in range(0, count, batch):
             part = slice(start, start + batch)
             shown = self.pixels(images[part]) if images is not None else [None] * len(range(count)[part])
-            rows.append(self.raw_contents(list(zip(shown, texts[part] if texts is not None else [""] * len(shown), strict=True)), role))
+            rows.append(
+                self.raw_contents(
+                    list(zip(shown, texts[part] if texts is not None else [""] * len(shown), strict=True)), role
+                )
+            )
         return unit(np.concatenate(rows))
 
     def raw_contents(self, contents: Sequence[tuple[ImageInput | None, str]], role: Role) -> np.ndarray:
@@ -119,14 +147,19 @@ class MllmRetriever:
         with torch.inference_mode():
             return self.features(contents, role).float().cpu().numpy()
 
-    def embedder(self, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None) -> Joint:
+    def embedder(
+        self, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None
+    ) -> Joint:
         """Vectors of a benchmark's contents.
 
         Raises:
-            ConfigError: features of images alone are given: here there are none that a query could be put together from.
+            ConfigError: features of images alone are given: here there are none that a query could be put together
+                from.
         """
         if images is not None:
-            raise ConfigError(f"model '{self.name}': a {self.kind} encodes image and text together; features of images alone cannot be reused")
+            raise ConfigError(
+                f"model '{self.name}': a {self.kind} encodes image and text together; features of images alone cannot be reused"
+            )
         return Joint(self, read, batch)
 
     # --- adapters -------------------------------------------------------------------------------------------------
@@ -153,7 +186,9 @@ class MllmRetriever:
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
-            raise ConfigError("'train.lora' is set and peft is not installed; `pip install peft`, or train all weights") from error
+            raise ConfigError(
+                "'train.lora' is set and peft is not installed; `pip install peft`, or train all weights"
+            ) from error
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
         try:
@@ -163,14 +198,17 @@ class MllmRetriever:
         names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         missing = [part for part in PARTS[self.family] if not any(f".{part}." in name for name in names)]
         if missing:
-            raise ConfigError(f"'train.lora.targets' is {targets!r}: no module of {missing} is meant; expected vision and language parts, such as 'all-linear'")
+            raise ConfigError(
+                f"'train.lora.targets' is {targets!r}: no module of {missing} is meant; expected vision and language parts, such as 'all-linear'"
+            )
 
     # --- saving ---------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Save model, processor and what others need to load them beside the folder, then put the whole in its place.
 
-        Adapters are saved as they are (`adapter/`, for peft) and merged into the weights; the retriever goes on as the merged model.
+        Adapters are saved as they are (`adapter/`, for peft) and merged into the weights; the retriever goes on as the
+        merged model.
 
         Args:
             folder: the old one gives way.
@@ -179,7 +217,9 @@ class MllmRetriever:
             ConfigError: adapters of a model that holds but a shard.
         """
         if weights is not None and self.is_adapted:
-            raise ConfigError("'train.lora' and 'train.shard_weights' do not go together: adapters are not merged into shards; switch one of them off")
+            raise ConfigError(
+                "'train.lora' and 'train.shard_weights' do not go together: adapters are not merged into shards; switch one of them off"
+            )
         with replacing(folder) as aside:
             if self.is_adapted:
                 save_adapter(self.model, aside / "adapter", self.name)
@@ -212,14 +252,18 @@ class Joint:
         for start in range(0, len(missing), self._batch):
             part = missing[start : start + self._batch]
             shown = [None if key is None else self._retriever.pixels([self._read(key)])[0] for key, _ in part]
-            raw = self._retriever.raw_contents([(image, text) for image, (_, text) in zip(shown, part, strict=True)], role)
+            raw = self._retriever.raw_contents(
+                [(image, text) for image, (_, text) in zip(shown, part, strict=True)], role
+            )
             self._known.update({(role, content): row for content, row in zip(part, unit(raw), strict=True)})
         nothing = np.zeros(self._retriever.dimension, np.float32)
         return np.stack([self._known.get((role, c), nothing) for c in contents])
 
 
 def chat_template(family: str) -> str:
-    """The prompts as a Jinja template over messages; a system message is a query's instruction, without one it is a candidate."""
+    """The prompts as a Jinja template over messages; a system message is a query's instruction, without one it is a
+    candidate.
+    """
     return (Path(__file__).parent / "published" / "mllm" / f"chat_template_{family}.jinja").read_text(encoding="utf-8")
 
 
@@ -236,11 +280,22 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
 
 
 def publish_interface(folder: Path, kind: str, dimension: int, instruction: str) -> None:
-    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers needs none of it."""
-    files = ["bge_vl_inputs.py", "bge_vl_prompts.py", "modeling_bge_vl_mllm.py", "mllm/modules.json", "mllm/sentence_bert_config.json"]
+    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers
+    needs none of it.
+    """
+    files = [
+        "bge_vl_inputs.py",
+        "bge_vl_prompts.py",
+        "modeling_bge_vl_mllm.py",
+        "mllm/modules.json",
+        "mllm/sentence_bert_config.json",
+    ]
     publish(folder, files, f"modeling_bge_vl_mllm.{INTERFACES[kind]}")
     for name, content in (
-        ("1_Pooling/config.json", {"embedding_dimension": dimension, "pooling_mode": "lasttoken", "include_prompt": True}),
+        (
+            "1_Pooling/config.json",
+            {"embedding_dimension": dimension, "pooling_mode": "lasttoken", "include_prompt": True},
+        ),
         (
             "config_sentence_transformers.json",
             {

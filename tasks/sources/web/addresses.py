@@ -13,10 +13,12 @@ from urllib.parse import quote, urlsplit
 from tasks.sources.files import Refused
 
 MAX_URL_CHARS = 8_000
-# Not covered by ipaddress.is_global, or global yet a cloud's own: IETF protocol assignments (Oracle's metadata is 192.0.0.192), Azure's
+# Not covered by ipaddress.is_global, or global yet a cloud's own: IETF protocol assignments (Oracle's metadata is
+# 192.0.0.192), Azure's
 # wire server, the 6to4 relays.
 FORBIDDEN = tuple(ipaddress.ip_network(n) for n in ("192.0.0.0/24", "168.63.129.16/32", "192.88.99.0/24"))
-EMBEDDING = tuple(ipaddress.ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))  # NAT64, local NAT64, IPv4-compatible
+# NAT64, local NAT64, IPv4-compatible
+EMBEDDING = tuple(ipaddress.ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96"))
 
 NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
@@ -31,7 +33,9 @@ def system_resolver(host: str, port: int) -> list[str]:
 
 
 def literal_address(host: str) -> Address | None:
-    """The address that a host name spells itself: dotted, decimal, hex, octal, IPv6; None for a name that the DNS must answer for."""
+    """The address that a host name spells itself: dotted, decimal, hex, octal, IPv6; None for a name that the DNS must
+    answer for.
+    """
     try:
         return ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -43,7 +47,9 @@ def literal_address(host: str) -> Address | None:
 
 
 def embedded_address(address: Address) -> Address:
-    """The IPv4 address inside an IPv6 one (mapped, 6to4, Teredo, NAT64), where a packet would end up; else the address itself."""
+    """The IPv4 address inside an IPv6 one (mapped, 6to4, Teredo, NAT64), where a packet would end up; else the address
+    itself.
+    """
     if not isinstance(address, ipaddress.IPv6Address):
         return address
     inside = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
@@ -53,9 +59,13 @@ def embedded_address(address: Address) -> Address:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the public internet's hosts: not private, loopback, link-local, shared, multicast, reserved, a cloud's own."""
+    """Whether an address is one of the public internet's hosts: not private, loopback, link-local, shared, multicast,
+    reserved, a cloud's own.
+    """
     inner = embedded_address(address)
-    if isinstance(inner, ipaddress.IPv6Address) and (inner.is_site_local or inner not in ipaddress.ip_network("2000::/3")):
+    if isinstance(inner, ipaddress.IPv6Address) and (
+        inner.is_site_local or inner not in ipaddress.ip_network("2000::/3")
+    ):
         return False
     return (
         inner.is_global
@@ -85,7 +95,9 @@ class Allowed:
 
     def has(self, host: str, address: Address) -> bool:
         """Whether this host, or the address it resolved to, is allowed."""
-        return host in self.hosts or any(address in network for network in self.networks if network.version == address.version)
+        return host in self.hosts or any(
+            address in network for network in self.networks if network.version == address.version
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,8 @@ def place_of(url: str) -> Place:
         raise Refused("unsafe", "a URL with a user name or password")
     if ":" not in host:
         try:
-            host = host.rstrip(".").encode("idna").decode().lower()  # nameprep: full-width digits and dots become plain ones
+            # nameprep: full-width digits and dots become plain ones
+            host = host.rstrip(".").encode("idna").decode().lower()
         except UnicodeError as error:
             raise Refused("unsafe", f"no host name: {error}") from error
         if not re.fullmatch(r"[a-z0-9_.\-]+", host):
@@ -131,5 +144,7 @@ def place_of(url: str) -> Place:
     port = port or (443 if parts.scheme == "https" else 80)
     if port < 1024 and port not in (80, 443):
         raise Refused("unsafe", f"port {port}; 80, 443 and those from 1024 are fetched")
-    target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._") + (f"?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else "")
+    target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._") + (
+        f"?{quote(parts.query, safe='/%:@!$&()*+,;=~-._?[]')}" if parts.query else ""
+    )
     return Place(url, parts.scheme, host, port, target)

@@ -1,10 +1,12 @@
-"""Fetch files of strangers' URLs over HTTP(S): never from inside the house, never more than asked for, never against the site's word.
+"""Fetch files of strangers' URLs over HTTP(S): never from inside the house, never more than asked for, never against
+the site's word.
 
-Every hop of a URL (redirects and robots.txt included) goes the same way: scheme and port are looked at, the host is resolved once, all
-its addresses are checked, and the connection is made to the very address that was checked (so a second, rebound answer of the DNS is
-never asked for), with the host's name in TLS and in the Host header. A deadline holds over resolving, handshake, headers and body, a cap
-over the bytes as sent and as unpacked. robots.txt (RFC 9309, by protego), X-Robots-Tag, tdm-reservation and a page's meta robots are
-honoured unless the source says otherwise. Why none of the libraries: docs/decisions/0025-fetching.md.
+Every hop of a URL (redirects and robots.txt included) goes the same way: scheme and port are looked at, the host is
+resolved once, all its addresses are checked, and the connection is made to the very address that was checked (so a
+second, rebound answer of the DNS is never asked for), with the host's name in TLS and in the Host header. A deadline
+holds over resolving, handshake, headers and body, a cap over the bytes as sent and as unpacked. robots.txt (RFC 9309,
+by protego), X-Robots-Tag, tdm-reservation and a page's meta robots are honoured unless the source says otherwise. Why
+none of the libraries: docs/decisions/0025-fetching.md.
 
 Proxies of the environment are not used: behind one the proxy would resolve, and the check would be for nothing.
 """
@@ -28,7 +30,17 @@ from urllib.parse import urljoin
 from protego import Protego
 
 from tasks.sources.files import Content, Refused
-from tasks.sources.web.addresses import NO_SUCH_NAME, Address, Allowed, Place, Resolver, is_public, literal_address, place_of, system_resolver
+from tasks.sources.web.addresses import (
+    NO_SUCH_NAME,
+    Address,
+    Allowed,
+    Place,
+    Resolver,
+    is_public,
+    literal_address,
+    place_of,
+    system_resolver,
+)
 from tasks.sources.web.connection import _Response, left_of, unpacked
 from tasks.sources.web.robots import AGENT, directive_in, meta_directive, retry_after_s
 
@@ -91,7 +103,8 @@ class FetchConfig:
     Attributes:
         contact: mail address or page of who runs this, in the User-Agent.
         robots: honour robots.txt and the directives; False only where the site's owner has agreed.
-        delay_s: least time between two requests' beginnings at one host, s; a robots.txt's Crawl-delay makes it longer, up to max_wait_s.
+        delay_s: least time between two requests' beginnings at one host, s; a robots.txt's Crawl-delay makes it longer,
+            up to max_wait_s.
         per_host: requests at one host at a time, a count.
         deadline_s: for one file from resolving to its last byte, all hops, s.
         max_wait_s: longest Retry-After that is waited for, s; after a longer one a later batch tries again.
@@ -112,7 +125,9 @@ class FetchConfig:
 class Fetcher:
     """Fetches URLs; for many threads, one for the whole process, so that hosts are spared by all of them together."""
 
-    def __init__(self, config: FetchConfig, resolver: Resolver = system_resolver, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, config: FetchConfig, resolver: Resolver = system_resolver, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self.config, self._resolver, self._sleep = config, resolver, sleep
         self.allowed = Allowed.of(config.allow_hosts)
         self.user_agent = f"{AGENT}/0.1 (image dataset; +{config.contact})"
@@ -178,7 +193,12 @@ class Fetcher:
         if reply.status == 429 or reply.status >= 500:
             raise Again(f"HTTP {reply.status}", retry_after_s(reply.headers.get("Retry-After"), time.time()))
         if reply.status != 200:
-            raise Refused("unreachable", f"HTTP {reply.status}", is_lasting=400 <= reply.status < 500 and reply.status not in (408, 425), robots=robots)
+            raise Refused(
+                "unreachable",
+                f"HTTP {reply.status}",
+                is_lasting=400 <= reply.status < 500 and reply.status not in (408, 425),
+                robots=robots,
+            )
         if not self.config.robots:
             return Content.of(reply.content, "ignored")
         no = directive_in(reply.headers.get_all("X-Robots-Tag") or [])
@@ -206,7 +226,9 @@ class Fetcher:
                     wait_s = host.next_s - time.monotonic()
                     if wait_s <= 0:
                         asked = host.robots.crawl_delay(AGENT) if host.robots and self.config.robots else None
-                        host.next_s = time.monotonic() + max(self.config.delay_s, min(float(asked or 0.0), self.config.max_wait_s))
+                        host.next_s = time.monotonic() + max(
+                            self.config.delay_s, min(float(asked or 0.0), self.config.max_wait_s)
+                        )
                         break
                 self._sleep(wait_s)
             yield
@@ -240,7 +262,9 @@ class Fetcher:
             if reply.status == 200:
                 return reply.content.decode("utf-8", "replace"), "allowed"
             if reply.status == 429 or reply.status >= 500:
-                raise Again(f"robots.txt: HTTP {reply.status}", retry_after_s(reply.headers.get("Retry-After"), time.time()))
+                raise Again(
+                    f"robots.txt: HTTP {reply.status}", retry_after_s(reply.headers.get("Retry-After"), time.time())
+                )
             return "", "absent"
         return "", "absent"
 
@@ -273,7 +297,9 @@ class Fetcher:
             raise Again(f"{place.host}: not resolved")
         for address in addresses:
             if not is_public(address) and not self.allowed.has(place.host, address):
-                raise Refused("unsafe", f"{place.host} is at {address}, which is not public; allow_hosts of the source lets it in")
+                raise Refused(
+                    "unsafe", f"{place.host} is at {address}, which is not public; allow_hosts of the source lets it in"
+                )
         return addresses
 
     def _connect(self, place: Place, until: float) -> socket.socket:
@@ -305,13 +331,19 @@ class Fetcher:
         try:
             sock = self._connect(place, until)
         except ssl.SSLCertVerificationError as error:
-            raise Refused("unreachable", f"{place.host}: its certificate does not hold: {error.verify_message}", is_lasting=False) from error
+            raise Refused(
+                "unreachable", f"{place.host}: its certificate does not hold: {error.verify_message}", is_lasting=False
+            ) from error
         except TimeoutError as error:
             raise Again(self._late(place)) from error
         except (OSError, ValueError) as error:
             raise Again(f"{place.host}: {error}") from error
         with sock:
-            host = place.site.partition("://")[2] if place.port not in (80, 443) else place.site.partition("://")[2].rpartition(":")[0]
+            host = (
+                place.site.partition("://")[2]
+                if place.port not in (80, 443)
+                else place.site.partition("://")[2].rpartition(":")[0]
+            )
             lines = (
                 f"GET {place.target} HTTP/1.1",
                 f"Host: {host}",
@@ -325,7 +357,11 @@ class Fetcher:
                 sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
                 response = http.client.HTTPResponse(_Response(sock, until), method="GET")  # type: ignore[arg-type]
                 response.begin()
-                return Reply(response.status, response.headers, b"" if response.status >= 300 else self._body(response, limit_bytes, cuts=cuts))
+                return Reply(
+                    response.status,
+                    response.headers,
+                    b"" if response.status >= 300 else self._body(response, limit_bytes, cuts=cuts),
+                )
             except TimeoutError as error:
                 raise Again(self._late(place)) from error
             except (OSError, http.client.HTTPException, ValueError) as error:

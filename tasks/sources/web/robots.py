@@ -11,11 +11,14 @@ AGENT = "MegaPairs"  # the product token that robots.txt and X-Robots-Tag are ma
 META_BYTES = 64 * 1024  # of a page that is looked through for a meta tag
 NO = ("noai", "noimageai", "noindex", "noimageindex", "none")  # directives that mean: not into a data set
 AGENT_RULE = re.compile(r"^\s*([A-Za-z0-9_.\-]+)\s*:(.*)$", re.DOTALL)  # 'somebot: noindex, noai'
-AGENTLESS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # directives that hold a colon themselves
+# directives that hold a colon themselves
+AGENTLESS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
 def directive_in(values: Sequence[str]) -> str | None:
-    """The first directive of X-Robots-Tag values (or of a meta tag's) that says no to us; those for other agents by name do not count."""
+    """The first directive of X-Robots-Tag values (or of a meta tag's) that says no to us; those for other agents by
+    name do not count.
+    """
     for value in values:
         is_for_us = True
         for item in value.split(","):

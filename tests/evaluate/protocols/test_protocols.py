@@ -1,7 +1,7 @@
 """Readers and protocols against the official definitions, written out below on the raw annotation files.
 
-Each test runs on a small benchmark that is made here in the official form, and on the official files where ../shared has them:
-a perfect model, a random one, and for CIRCO the benchmark's own example submission.
+Each test runs on a small benchmark that is made here in the official form, and on the official files where ../shared
+has them: a perfect model, a random one, and for CIRCO the benchmark's own example submission.
 """
 
 import json
@@ -40,13 +40,24 @@ def circo_folder(folder: Path, annotations: list[dict[str, Any]] | None) -> Path
         annotations = []
         for n in range(25):
             reference, *right = rng.sample(ids, rng.randint(2, 6))
-            annotations.append({"reference_img_id": reference, "target_img_id": right[0], "relative_caption": rng.choice(WORDS), "id": n, "gt_img_ids": right})
+            annotations.append(
+                {
+                    "reference_img_id": reference,
+                    "target_img_id": right[0],
+                    "relative_caption": rng.choice(WORDS),
+                    "id": n,
+                    "gt_img_ids": right,
+                }
+            )
             annotations[-1] |= {"shared_concept": f"a {rng.choice(WORDS)} thing", "semantic_aspects": []}
     named = sorted({i for a in annotations for i in (a["reference_img_id"], *a["gt_img_ids"])} | set(ids))
     dump(folder / "annotations" / "val.json", annotations)
     hidden = [{k: v for k, v in a.items() if k not in ("target_img_id", "gt_img_ids")} for a in annotations]
     dump(folder / "annotations" / "test.json", hidden)
-    dump(folder / "COCO2017_unlabeled" / "annotations" / "image_info_unlabeled2017.json", {"images": [{"id": i} for i in named]})
+    dump(
+        folder / "COCO2017_unlabeled" / "annotations" / "image_info_unlabeled2017.json",
+        {"images": [{"id": i} for i in named]},
+    )
     (folder / "COCO2017_unlabeled" / "unlabeled2017").mkdir()
     return folder
 
@@ -60,7 +71,14 @@ def cirr_folder(folder: Path) -> Path:
         reference, target = rng.sample(members, 2)
         group = {"id": n, "members": members, "reference_rank": 0, "target_rank": 1}
         rows.append(
-            {"pairid": 7 * n, "reference": reference, "target_hard": target, "target_soft": {target: 1.0}, "caption": rng.choice(WORDS), "img_set": group}
+            {
+                "pairid": 7 * n,
+                "reference": reference,
+                "target_hard": target,
+                "target_soft": {target: 1.0},
+                "caption": rng.choice(WORDS),
+                "img_set": group,
+            }
         )
     paths = {i: f"./dev/{i}.png" for g in groups for i in g}
     for split in ("val", "test1"):
@@ -75,7 +93,10 @@ def fashioniq_folder(folder: Path) -> Path:
     for category in ("dress", "shirt", "toptee"):
         gallery = [f"B{category[0].upper()}{n:04d}" for n in range(rng.randint(60, 90))]
         pairs = [rng.sample(gallery, 2) for _ in range(rng.randint(15, 25))]
-        dump(folder / f"captions/cap.{category}.val.json", [{"target": t, "candidate": c, "captions": rng.sample(WORDS, 2)} for t, c in pairs])
+        dump(
+            folder / f"captions/cap.{category}.val.json",
+            [{"target": t, "candidate": c, "captions": rng.sample(WORDS, 2)} for t, c in pairs],
+        )
         dump(folder / f"image_splits/split.{category}.val.json", gallery)
     return folder
 
@@ -89,18 +110,36 @@ def genecis_folder(folder: Path) -> Path:
     def genome(n: int) -> dict[str, Any]:
         return {"image_id": n, "instance_bbox": [n % 7, 2, 10, 12]}
 
-    for task, make in (("focus_object", coco), ("change_object", coco), ("focus_attribute", genome), ("change_attribute", genome)):
+    for task, make in (
+        ("focus_object", coco),
+        ("change_object", coco),
+        ("focus_attribute", genome),
+        ("change_attribute", genome),
+    ):
         rows = []
         for n in range(20):
-            reference, target, *others = rng.sample(range(500), 11 if make is genome and n == 3 else 16)  # one odd gallery: the official loader leaves it out
+            # one odd gallery: the official loader leaves it out
+            reference, target, *others = rng.sample(range(500), 11 if make is genome and n == 3 else 16)
             if n == 5:
                 others[3] = target  # as one query of change_object has it
-            rows.append({"reference": make(reference), "target": make(target), "gallery": [make(o) for o in others], "condition": rng.choice(WORDS)})
+            rows.append(
+                {
+                    "reference": make(reference),
+                    "target": make(target),
+                    "gallery": [make(o) for o in others],
+                    "condition": rng.choice(WORDS),
+                }
+            )
         dump(folder / f"genecis/{task}.json", rows)
     return folder
 
 
-MADE = {"circo": lambda f: circo_folder(f, None), "cirr": cirr_folder, "fashioniq": fashioniq_folder, "genecis": genecis_folder}
+MADE = {
+    "circo": lambda f: circo_folder(f, None),
+    "cirr": cirr_folder,
+    "fashioniq": fashioniq_folder,
+    "genecis": genecis_folder,
+}
 
 
 @pytest.fixture(params=["made", "official"])
@@ -186,7 +225,11 @@ def naive_genecis(folder: Path, similarity: "Model", gallery: list[str]) -> dict
 
 
 def identity(entry: dict[str, Any]) -> str:
-    return str(entry["val_image_id"]) if "val_image_id" in entry else f"{entry['image_id']}:" + ",".join(map(str, entry["instance_bbox"]))
+    return (
+        str(entry["val_image_id"])
+        if "val_image_id" in entry
+        else f"{entry['image_id']}:" + ",".join(map(str, entry["instance_bbox"]))
+    )
 
 
 NAIVE = {"circo": naive_circo, "cirr": naive_cirr, "fashioniq": naive_fashioniq, "genecis": naive_genecis}
@@ -272,18 +315,29 @@ def test_a_hidden_split_becomes_the_servers_files(tmp_path: Path):
     assert (files["cirr_recall.json"]["version"], files["cirr_recall.json"]["metric"]) == ("rc2", "recall")
     assert files["cirr_recall_subset.json"]["metric"] == "recall_subset"
     for query in cirr.tasks[0].queries:
-        assert len(files["cirr_recall.json"][query.query_id]) == 50 and query.reference not in files["cirr_recall.json"][query.query_id]
-        assert len(files["cirr_recall_subset.json"][query.query_id]) == 3 and set(files["cirr_recall_subset.json"][query.query_id]) < set(query.group)
+        assert (
+            len(files["cirr_recall.json"][query.query_id]) == 50
+            and query.reference not in files["cirr_recall.json"][query.query_id]
+        )
+        assert len(files["cirr_recall_subset.json"][query.query_id]) == 3 and set(
+            files["cirr_recall_subset.json"][query.query_id]
+        ) < set(query.group)
 
 
 def test_counts_of_the_official_files():
     if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not here; its counts can be told of nothing else, the readers are tested on the benchmarks made in its form")
+        pytest.skip(
+            f"{SHARED} is not here; its counts can be told of nothing else, the readers are tested on the benchmarks made in its form"
+        )
     cirr = PROTOCOLS["cirr"].read(SHARED / "cirr", "val", None, "cirr")
     fashioniq = PROTOCOLS["fashioniq"].read(SHARED / "fashioniq", "val", None, "fashioniq")
     genecis = PROTOCOLS["genecis"].read(SHARED / "genecis", "val", None, "genecis")
     assert [(len(t.queries), len(t.gallery)) for t in cirr.tasks] == [(4181, 2297)]
-    assert [(t.name, len(t.queries), len(t.gallery)) for t in fashioniq.tasks] == [("dress", 2017, 3817), ("shirt", 2038, 6346), ("toptee", 1961, 5373)]
+    assert [(t.name, len(t.queries), len(t.gallery)) for t in fashioniq.tasks] == [
+        ("dress", 2017, 3817),
+        ("shirt", 2038, 6346),
+        ("toptee", 1961, 5373),
+    ]
     assert [(t.name, len(t.queries), {len(q.candidates) for q in t.queries}) for t in genecis.tasks] == [
         ("focus_object", 1960, {15}),
         ("change_object", 1960, {15}),
@@ -318,7 +372,9 @@ def test_templates_are_pinned_and_filled(tmp_path: Path):
     assert query.wordings[0] == query.text and query.wordings[1].split(", and ") == query.text.split(", and ")[::-1]
     genecis = PROTOCOLS["genecis"].read(genecis_folder(tmp_path / "c"), "val", None, "genecis")
     assert set(genecis.templates) == {t.name for t in genecis.tasks} and len(genecis.tasks) == 4
-    assert len(genecis.tasks[0].queries) == 19, "the query with another gallery size is left out, as by the official loader"
+    assert len(genecis.tasks[0].queries) == 19, (
+        "the query with another gallery size is left out, as by the official loader"
+    )
     assert filled("{a} {b}", {"a": "{b}", "b": "x"}) == "{b} x", "what is put in is not looked at again"
     with pytest.raises(ConfigError, match=r"this benchmark has \['relative_caption', 'shared_concept'\]"):
         PROTOCOLS["circo"].read(tmp_path / "a", "val", "{relative_caption} {other}", "circo")
@@ -334,29 +390,62 @@ def test_a_box_is_cut_out_wider_and_padded():
 
 def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
     rows = [
-        {"qry_text": "<|image_1|>\nWhat is it?\n", "qry_img_path": "a/1.jpg", "tgt_text": ["a cat", "a dog"], "tgt_img_path": ["", ""]},
-        {"qry_text": "Find a dog", "qry_img_path": "", "tgt_text": ["<|image_1|>", "a dog"], "tgt_img_path": ["a/2.jpg", ""]},
+        {
+            "qry_text": "<|image_1|>\nWhat is it?\n",
+            "qry_img_path": "a/1.jpg",
+            "tgt_text": ["a cat", "a dog"],
+            "tgt_img_path": ["", ""],
+        },
+        {
+            "qry_text": "Find a dog",
+            "qry_img_path": "",
+            "tgt_text": ["<|image_1|>", "a dog"],
+            "tgt_img_path": ["a/2.jpg", ""],
+        },
     ]
     (tmp_path / "B").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "B" / "test-00000-of-00001.parquet")
     (tmp_path / "A.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:1]))
     benchmark = PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
     first, second = benchmark.tasks[1].queries
-    assert [t.name for t in benchmark.tasks] == ["A", "B"] and (first.text, first.reference, second.reference) == ("What is it?", "a/1.jpg", None)
-    assert benchmark.item(second.candidates[0]) == ("a/2.jpg", "") and benchmark.item(second.candidates[1]).text == "a dog"
+    assert [t.name for t in benchmark.tasks] == ["A", "B"] and (first.text, first.reference, second.reference) == (
+        "What is it?",
+        "a/1.jpg",
+        None,
+    )
+    assert (
+        benchmark.item(second.candidates[0]) == ("a/2.jpg", "") and benchmark.item(second.candidates[1]).text == "a dog"
+    )
     assert benchmark.images() == ["a/1.jpg", "a/2.jpg"] and benchmark.is_scored
     scores = np.array([0.2, 0.1, 0.3])  # cat, dog, image 2
     assert benchmark.tasks[1].gallery == [first.candidates[0], first.candidates[1], second.candidates[0]]
-    assert PROTOCOLS["mmeb"].measure(first, PROTOCOLS["mmeb"].predict(benchmark.tasks[1], first, scores)) == {"precision_at_1": 1.0}
+    assert PROTOCOLS["mmeb"].measure(first, PROTOCOLS["mmeb"].predict(benchmark.tasks[1], first, scores)) == {
+        "precision_at_1": 1.0
+    }
     (tmp_path / "A.jsonl").write_text(json.dumps({**rows[0], "tgt_text": []}))
     with pytest.raises(DataError, match="at least one"):
         PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
 
 
 def wrongs() -> Iterator[tuple[str, str, Any, str]]:
-    yield "circo", "annotations/val.json", [{"reference_img_id": 1, "target_img_id": 2, "gt_img_ids": [2], "relative_caption": "x", "id": 0}], "names images"
-    yield "cirr", "captions/cap.rc2.val.json", [{"pairid": 1, "reference": "no", "caption": "", "img_set": {"members": []}}], "does not list"
-    yield "fashioniq", "captions/cap.dress.val.json", [{"target": "no", "candidate": "no", "captions": ["a", "b"]}], "does not list"
+    yield (
+        "circo",
+        "annotations/val.json",
+        [{"reference_img_id": 1, "target_img_id": 2, "gt_img_ids": [2], "relative_caption": "x", "id": 0}],
+        "names images",
+    )
+    yield (
+        "cirr",
+        "captions/cap.rc2.val.json",
+        [{"pairid": 1, "reference": "no", "caption": "", "img_set": {"members": []}}],
+        "does not list",
+    )
+    yield (
+        "fashioniq",
+        "captions/cap.dress.val.json",
+        [{"target": "no", "candidate": "no", "captions": ["a", "b"]}],
+        "does not list",
+    )
 
 
 @pytest.mark.parametrize(("protocol", "file", "content", "message"), list(wrongs()))

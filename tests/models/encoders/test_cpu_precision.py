@@ -26,11 +26,19 @@ def scenes(count: int) -> list:
     return found[:count]
 
 
-@pytest.mark.parametrize("name", ["int8", pytest.param("bfloat16", marks=pytest.mark.skipif(not HAS_BFLOAT16, reason="no bfloat16 on this processor"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "int8",
+        pytest.param("bfloat16", marks=pytest.mark.skipif(not HAS_BFLOAT16, reason="no bfloat16 on this processor")),
+    ],
+)
 def test_trained_towers_keep_their_vectors(name: str):
     world = scenes(48)
     for model, kind in ((CLIP, "image"), (CLIP, "text"), ("tasks/sample/checkpoints/dino", "image")):
-        exact, fewer = (load_encoder(EncoderConfig(model=model, kind=kind, cpu_dtype=n), "cpu") for n in ("float32", name))
+        exact, fewer = (
+            load_encoder(EncoderConfig(model=model, kind=kind, cpu_dtype=n), "cpu") for n in ("float32", name)
+        )
         items = [image_of(s) for s in world] if kind == "image" else [caption(s) for s in world]
         a, b = (e.encode_images(items) if kind == "image" else e.encode_texts(items) for e in (exact, fewer))
         assert (a * b).sum(axis=1).min() >= 0.999, (model, kind)
@@ -48,7 +56,11 @@ def test_an_8_bit_layer_errs_by_no_more_than_its_two_roundings(seed: int, rows: 
     with torch.inference_mode():
         found, true = Int8Linear(linear)(x), linear(x)
         sx, sw = x.abs().amax(1) / 127, linear.weight.abs().amax(1) / 127  # each code is half a step off at most
-        bound = wide * (0.5 * sx[:, None] * linear.weight.abs().amax(1) + 0.5 * sw * x.abs().amax(1)[:, None] + 0.25 * sx[:, None] * sw)
+        bound = wide * (
+            0.5 * sx[:, None] * linear.weight.abs().amax(1)
+            + 0.5 * sw * x.abs().amax(1)[:, None]
+            + 0.25 * sx[:, None] * sw
+        )
     assert ((found - true).abs() <= 1.001 * bound + 1e-4 * (1 + true.abs())).all()
 
 
@@ -61,14 +73,21 @@ def test_a_layer_of_one_column_stays_as_it_is():  # its 8-bit product is wrong i
 def test_zero_rows_and_no_rows_pass():
     layer = Int8Linear(torch.nn.Linear(8, 4, bias=False))
     with torch.inference_mode():
-        assert torch.equal(layer(torch.zeros(3, 8)), torch.zeros(3, 4)) and layer(torch.zeros(2, 0, 8)).shape == (2, 0, 4)
+        assert torch.equal(layer(torch.zeros(3, 8)), torch.zeros(3, 4)) and layer(torch.zeros(2, 0, 8)).shape == (
+            2,
+            0,
+            4,
+        )
 
 
 def test_this_processors_product_was_checked():
     assert products_are_exact() in (True, False)
     if products_are_exact():
         torch.manual_seed(0)
-        a, b = torch.randint(-127, 128, (37, 300), dtype=torch.int8), torch.randint(-127, 128, (300, 19), dtype=torch.int8)
+        a, b = (
+            torch.randint(-127, 128, (37, 300), dtype=torch.int8),
+            torch.randint(-127, 128, (300, 19), dtype=torch.int8),
+        )
         assert torch.equal(torch._int_mm(a, b).long(), a.long() @ b.long())
 
 
@@ -85,7 +104,9 @@ def test_a_model_that_moves_too_far_is_refused_with_the_figure():
             y = model(x).numpy()[:, 1:] + 1e-3 * np.arange(63, dtype=np.float32)
         return y / np.linalg.norm(y, axis=1, keepdims=True)
 
-    with pytest.raises(ConfigError, match=r"'m': cpu_dtype int8 moves its vectors to a cosine of 0\.\d+, expected 0\.999; set float32"):
+    with pytest.raises(
+        ConfigError, match=r"'m': cpu_dtype int8 moves its vectors to a cosine of 0\.\d+, expected 0\.999; set float32"
+    ):
         arithmetic.checked(encode, items, "m")
 
 

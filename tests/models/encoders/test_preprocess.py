@@ -13,7 +13,9 @@ from tasks.models.encoders.preprocess import preparation_of
 def image(width: int, height: int, kind: str, mode: str = "RGB") -> bytes:
     cells = np.random.default_rng(width).integers(0, 256, (6, 6, 3)).astype(np.uint8)
     out = io.BytesIO()
-    Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(out, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(
+        out, kind, **({"quality": 95} if kind == "JPEG" else {})
+    )
     return out.getvalue()
 
 
@@ -31,7 +33,10 @@ def processor(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (200, 90), (90, 201), (40, 50), (113, 67)])
-@pytest.mark.parametrize("changes", [{}, {"crop_size": {"height": 56, "width": 48}}, {"size": {"height": 64, "width": 72}, "do_center_crop": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"crop_size": {"height": 56, "width": 48}}, {"size": {"height": 64, "width": 72}, "do_center_crop": False}],
+)
 def test_without_a_scaled_decode_the_pixels_are_the_processors(width: int, height: int, changes: dict[str, Any]):
     stock = processor(**changes)
     preparation = preparation_of(stock)

@@ -1,4 +1,6 @@
-"""timm's and open_clip's towers from a folder, with random weights of a few thousand numbers; skipped where the libraries are not installed."""
+"""timm's and open_clip's towers from a folder, with random weights of a few thousand numbers; skipped where the
+libraries are not installed.
+"""
 
 import io
 import json
@@ -19,7 +21,10 @@ from tasks.models.encoders.load import load_encoder
 from tasks.models.encoders.timm_open_clip import form_of, imported
 from tasks.store.vectors import good_rows, unit_rows
 
-needs = pytest.mark.skipif(find_spec("timm") is None or find_spec("open_clip") is None, reason="timm and open_clip are not installed (extra 'towers')")
+needs = pytest.mark.skipif(
+    find_spec("timm") is None or find_spec("open_clip") is None,
+    reason="timm and open_clip are not installed (extra 'towers')",
+)
 
 
 def images(n: int) -> list[Image.Image]:
@@ -42,7 +47,11 @@ def timm_folder(folder: Path, architecture: str, args: dict[str, Any], **changes
         "classifier": model.pretrained_cfg["classifier"],
     }
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"architecture": architecture, "num_classes": 10, "model_args": args, "pretrained_cfg": {**cfg, **changes}}))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {"architecture": architecture, "num_classes": 10, "model_args": args, "pretrained_cfg": {**cfg, **changes}}
+        )
+    )
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors")
     return model
 
@@ -60,9 +69,14 @@ def test_timms_towers_give_the_pooled_features(architecture: str, tmp_path: Path
     pixels = []
     for image in images(3):  # timm's evaluation transform, in words: the shorter side to 32 / 0.9, the centre, scaled
         width, height = image.size
-        small = image.resize((int(35 * width / height), 35) if width > height else (35, int(35 * height / width)), Image.Resampling.BICUBIC)
+        small = image.resize(
+            (int(35 * width / height), 35) if width > height else (35, int(35 * height / width)),
+            Image.Resampling.BICUBIC,
+        )
         left, top = round((small.width - 32) / 2), round((small.height - 32) / 2)
-        pixels.append((np.asarray(small.crop((left, top, left + 32, top + 32))) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4])
+        pixels.append(
+            (np.asarray(small.crop((left, top, left + 32, top + 32))) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
+        )
     with torch.inference_mode():
         batch = torch.tensor(np.stack(pixels).transpose(0, 3, 1, 2), dtype=torch.float32)
         expected = model.forward_head(model.forward_features(batch), pre_logits=True).numpy()
@@ -79,7 +93,10 @@ def test_timms_towers_give_the_pooled_features(architecture: str, tmp_path: Path
 @needs
 def test_a_timm_tower_in_8_bits(tmp_path: Path):
     timm_folder(tmp_path / "m", "vit_tiny_patch16_224", VIT)
-    exact, fewer = (load_encoder(EncoderConfig(model=str(tmp_path / "m"), kind="image", cpu_dtype=n), "cpu") for n in ("float32", "int8"))
+    exact, fewer = (
+        load_encoder(EncoderConfig(model=str(tmp_path / "m"), kind="image", cpu_dtype=n), "cpu")
+        for n in ("float32", "int8")
+    )
     assert (exact.encode_images(images(4)) * fewer.encode_images(images(4))).sum(axis=1).min() >= 0.999
     assert fewer.revision == exact.revision + "+int8"
 
@@ -101,8 +118,19 @@ def test_timm_weights_that_do_not_fit_are_refused(tmp_path: Path):
 def clip_folder(folder: Path, vision: dict[str, Any], **preprocess: Any) -> Any:
     open_clip = imported("open_clip")
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    model_cfg = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text, **({"custom_text": True} if "timm_model_name" in vision else {})}
-    cfg = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic", "resize_mode": "shortest", **preprocess}
+    model_cfg = {
+        "embed_dim": 24,
+        "vision_cfg": vision,
+        "text_cfg": text,
+        **({"custom_text": True} if "timm_model_name" in vision else {}),
+    }
+    cfg = {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        **preprocess,
+    }
     folder.mkdir(exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": cfg}))
     torch.manual_seed(0)
@@ -112,7 +140,13 @@ def clip_folder(folder: Path, vision: dict[str, Any], **preprocess: Any) -> Any:
 
 
 PLAIN = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
-EVA = {"image_size": 224, "timm_model_name": "eva02_tiny_patch14_224", "timm_model_pretrained": False, "timm_pool": "token", "timm_proj": "linear"}
+EVA = {
+    "image_size": 224,
+    "timm_model_name": "eva02_tiny_patch14_224",
+    "timm_model_pretrained": False,
+    "timm_pool": "token",
+    "timm_proj": "linear",
+}
 
 
 @needs
@@ -143,7 +177,8 @@ def test_open_clips_two_towers(vision: dict[str, Any], tmp_path: Path):
 def test_pickled_weights_are_never_read(tmp_path: Path):
     model = clip_folder(tmp_path, PLAIN)
     (tmp_path / "open_clip_model.safetensors").rename(tmp_path / "model.safetensors")
-    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"\x80\x04not weights")  # open_clip itself would take this one
+    # open_clip itself would take this one
+    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"\x80\x04not weights")
     encoder = load_encoder(EncoderConfig(model=str(tmp_path), kind="image"), "cpu")
     assert torch.equal(encoder.model.visual.conv1.weight, model.visual.conv1.weight)
     (tmp_path / "model.safetensors").unlink()

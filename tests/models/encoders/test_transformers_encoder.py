@@ -35,7 +35,10 @@ def test_a_clips_text_tower_reads_captions():
     encoder = load_encoder(EncoderConfig(model=str(CHECKPOINTS / "clip"), kind="text"))
     texts = ["a large red circle at the top left on a white background", "a small blue star", "word " * 500]
     vectors = encoder.encode_texts(texts)
-    assert vectors.shape == (3, load_encoder(EncoderConfig(model=str(CHECKPOINTS / "clip"), kind="image")).encode_images(images(1)).shape[1])
+    assert vectors.shape == (
+        3,
+        load_encoder(EncoderConfig(model=str(CHECKPOINTS / "clip"), kind="image")).encode_images(images(1)).shape[1],
+    )
     assert good_rows(vectors).all()
     assert np.allclose(encoder.encode_texts(texts[1:2]), vectors[1:2], atol=1e-4)  # padding does not show
     with pytest.raises(ConfigError, match="kind 'image'"):
@@ -45,9 +48,13 @@ def test_a_clips_text_tower_reads_captions():
 def test_a_text_encoder_of_berts_kin_is_pooled_over_its_tokens(tmp_path: Path):
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "circle"]))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "circle"])
+    )
     BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    BertModel(BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).save_pretrained(tmp_path)
+    BertModel(
+        BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).save_pretrained(tmp_path)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path), kind="text"))
     both = encoder.encode_texts(["red", "red circle blue circle"])
     assert both.shape == (2, 16) and good_rows(both).all()
@@ -57,9 +64,13 @@ def test_a_text_encoder_of_berts_kin_is_pooled_over_its_tokens(tmp_path: Path):
 def bert(folder: Path) -> None:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "circle"]))
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "circle"])
+    )
     BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
-    BertModel(BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).save_pretrained(folder)
+    BertModel(
+        BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).save_pretrained(folder)
 
 
 def test_a_sentence_transformers_folder_is_pooled_as_it_says(tmp_path: Path):
@@ -68,7 +79,10 @@ def test_a_sentence_transformers_folder_is_pooled_as_it_says(tmp_path: Path):
     mean = load_encoder(EncoderConfig(model=str(tmp_path), kind="text")).encode_texts(texts)
     (tmp_path / "1_Pooling").mkdir()
     pooling = tmp_path / "1_Pooling" / "config.json"
-    pooling.write_text('{"word_embedding_dimension": 16, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')  # as BGE's
+    # as BGE's
+    pooling.write_text(
+        '{"word_embedding_dimension": 16, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}'
+    )
     encoder = load_encoder(EncoderConfig(model=str(tmp_path), kind="text"))
     first = encoder.encode_texts(texts)
     assert encoder.pooling == "cls" and not np.allclose(first, mean, atol=1e-2)
@@ -79,7 +93,9 @@ def test_a_sentence_transformers_folder_is_pooled_as_it_says(tmp_path: Path):
         load_encoder(EncoderConfig(model=str(tmp_path), kind="text"))
     pooling.unlink()
     types = ("models.Transformer", "models.Pooling", "models.Dense")
-    (tmp_path / "modules.json").write_text(json.dumps([{"idx": n, "type": f"sentence_transformers.{t}"} for n, t in enumerate(types)]))
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"idx": n, "type": f"sentence_transformers.{t}"} for n, t in enumerate(types)])
+    )
     with pytest.raises(ConfigError, match="Dense"):
         load_encoder(EncoderConfig(model=str(tmp_path), kind="text"))
 
@@ -94,18 +110,34 @@ def tower(name: str, folder: Path) -> None:
     if name == "siglip":
         words = transformers.BertTokenizerFast(vocab_file=str(_vocabulary(folder)), model_input_names=["input_ids"])
         words.save_pretrained(folder)
-        text = {**small, "vocab_size": 8, "max_position_embeddings": 12, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "projection_size": 16}
-        transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=seen)).save_pretrained(folder)
+        text = {
+            **small,
+            "vocab_size": 8,
+            "max_position_embeddings": 12,
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "projection_size": 16,
+        }
+        transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=seen)).save_pretrained(
+            folder
+        )
     elif name == "dinov2":
         small.pop("intermediate_size")
-        transformers.Dinov2Model(transformers.Dinov2Config(**small, image_size=32, patch_size=8)).save_pretrained(folder)
+        transformers.Dinov2Model(transformers.Dinov2Config(**small, image_size=32, patch_size=8)).save_pretrained(
+            folder
+        )
     else:
         transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**seen)).save_pretrained(folder)
-    transformers.BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    transformers.BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
 
 
 def _vocabulary(folder: Path) -> Path:
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "circle"]))
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "circle"])
+    )
     return folder / "vocab.txt"
 
 
@@ -117,7 +149,11 @@ def test_other_vision_towers_load_by_their_folder_alone(name: str, tmp_path: Pat
     assert vectors.shape == (3, 16) and good_rows(vectors).all()
     with torch_mode():
         pixels = encoder.front(images=images(3), return_tensors="pt")["pixel_values"]
-        out = encoder.model.get_image_features(pixel_values=pixels) if name == "siglip" else encoder.model(pixel_values=pixels).last_hidden_state[:, 0]
+        out = (
+            encoder.model.get_image_features(pixel_values=pixels)
+            if name == "siglip"
+            else encoder.model(pixel_values=pixels).last_hidden_state[:, 0]
+        )
     assert np.allclose(vectors, unit_rows(getattr(out, "pooler_output", out).numpy()), atol=1e-5)
 
 
@@ -129,7 +165,9 @@ def test_siglips_texts_are_padded_to_its_full_length(tmp_path: Path):
     with torch_mode():
         tokens = encoder.front(["red"], padding="max_length", max_length=12, return_tensors="pt")["input_ids"]
         out = encoder.model.get_text_features(input_ids=tokens)
-    assert tokens.shape == (1, 12) and np.allclose(lone, unit_rows(getattr(out, "pooler_output", out).numpy()), atol=1e-5)
+    assert tokens.shape == (1, 12) and np.allclose(
+        lone, unit_rows(getattr(out, "pooler_output", out).numpy()), atol=1e-5
+    )
 
 
 def torch_mode():

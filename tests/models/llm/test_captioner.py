@@ -43,7 +43,9 @@ def questions(scenes: list[Image.Image]) -> list[Request]:
         "Does it fit: make the small red star blue",
         "Does it fit: remove the large green cross and change the background to teal",
     ]
-    return [Request((rng.choice(scenes), rng.choice(scenes)), rng.choice(texts)) for _ in range(12)] + [Request((scenes[0],), "Describe the picture.")]
+    return [Request((rng.choice(scenes), rng.choice(scenes)), rng.choice(texts)) for _ in range(12)] + [
+        Request((scenes[0],), "Describe the picture.")
+    ]
 
 
 def test_the_fast_way_says_what_the_plain_way_says(model: LocalCaptioner, scenes: list[Image.Image]):
@@ -68,7 +70,10 @@ def test_the_judge_shows_the_query_first(model: LocalCaptioner, scenes: list[Ima
 
 
 def test_images_that_are_not_square_get_through(model: LocalCaptioner):
-    asked = [Request((Image.new("RGB", size, "red"), Image.new("RGB", (96, 96), "blue")), "Compare the pictures.") for size in ((96, 48), (200, 96), (96, 96))]
+    asked = [
+        Request((Image.new("RGB", size, "red"), Image.new("RGB", (96, 96), "blue")), "Compare the pictures.")
+        for size in ((96, 48), (200, 96), (96, 96))
+    ]
     assert len(model.chat(asked)) == 3 and len(model.yes_probability(asked)) == 3
 
 
@@ -86,7 +91,10 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path):
 
 def test_the_writer_answers_in_order_and_equal_prompts_once():
     writer = load_writer(str(CHECKPOINTS / "writer"), device="cpu", max_new_tokens=40, batch=2)
-    prompts = ["style: short\nboth: nothing; change: remove the small red star", "style: imperative\nboth: nothing; change: remove the small red star"]
+    prompts = [
+        "style: short\nboth: nothing; change: remove the small red star",
+        "style: imperative\nboth: nothing; change: remove the small red star",
+    ]
     alone = [writer.write([p])[0].text for p in prompts]
     assert [r.text for r in writer.write([*prompts, prompts[0]])] == [*alone, alone[0]]
     assert all(alone) and alone[0] != alone[1]

@@ -61,7 +61,10 @@ def server() -> Iterator[Server]:
 
 def captioner(server: Server, **more) -> ServedCaptioner:
     url = f"http://127.0.0.1:{server.server_port}/v1/"
-    return ServedCaptioner("Qwen/Qwen3-VL-8B-Instruct", **{"revision": None, "url": url, "in_flight": 4, "max_new_tokens": 9, "sleep": lambda s: None, **more})
+    return ServedCaptioner(
+        "Qwen/Qwen3-VL-8B-Instruct",
+        **{"revision": None, "url": url, "in_flight": 4, "max_new_tokens": 9, "sleep": lambda s: None, **more},
+    )
 
 
 def test_images_travel_as_bytes_before_the_text_and_replies_keep_their_order(server: Server):
@@ -93,8 +96,13 @@ def test_a_refusal_is_not_tried_again(server: Server):
 
 
 def test_yes_is_read_off_the_first_token(server: Server):
-    likely = [{"token": t, "logprob": math.log(p)} for t, p in (("Yes", 0.5), (" yes", 0.1), ("No", 0.2), ("Maybe", 0.2))]
-    server.answer = lambda n, body: (200, said("Yes", logprobs={"content": [{"top_logprobs": likely if n == 1 else likely[3:]}]}))
+    likely = [
+        {"token": t, "logprob": math.log(p)} for t, p in (("Yes", 0.5), (" yes", 0.1), ("No", 0.2), ("Maybe", 0.2))
+    ]
+    server.answer = lambda n, body: (
+        200,
+        said("Yes", logprobs={"content": [{"top_logprobs": likely if n == 1 else likely[3:]}]}),
+    )
     yes = captioner(server, in_flight=1).yes_probability([Request((), "a"), Request((), "b")])
     assert yes == [pytest.approx(0.75), 0.0]
     assert server.seen[0]["max_tokens"] == 1 and server.seen[0]["logprobs"] is True
@@ -105,5 +113,7 @@ def test_yes_is_read_off_the_first_token(server: Server):
 
 def test_the_writer_has_a_server_of_its_own(server: Server):
     server.answer = lambda n, body: (200, said("make it blue"))
-    writer = load_writer("Qwen/Qwen3-8B", engine="openai", url=f"http://127.0.0.1:{server.server_port}/v1", revision="abc")
+    writer = load_writer(
+        "Qwen/Qwen3-8B", engine="openai", url=f"http://127.0.0.1:{server.server_port}/v1", revision="abc"
+    )
     assert (writer.name, writer.revision, writer.write(["one"])[0].text) == ("Qwen/Qwen3-8B", "abc", "make it blue")

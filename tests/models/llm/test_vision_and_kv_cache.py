@@ -1,4 +1,6 @@
-"""What makes the engine in process fast changes nothing: images prepared together and ahead, a cache with room, a pass that ends early."""
+"""What makes the engine in process fast changes nothing: images prepared together and ahead, a cache with room, a pass
+that ends early.
+"""
 
 import random
 import threading
@@ -34,7 +36,9 @@ def images() -> list[Image.Image]:
 def test_images_prepared_together_are_those_prepared_alone(model: LocalCaptioner, images: list[Image.Image]):
     together = model.vision.prepare(images)
     for image, inputs in zip(images, together, strict=True):
-        alone = model.processor(text=[model.processor.image_token], images=[[image]], add_special_tokens=False, return_tensors="pt")
+        alone = model.processor(
+            text=[model.processor.image_token], images=[[image]], add_special_tokens=False, return_tensors="pt"
+        )
         assert set(inputs) == {"pixel_values", "pixel_attention_mask"}
         assert all(torch.equal(inputs[name], alone[name]) for name in inputs)
         assert model.vision.form(image).text == model.tokenizer.decode(alone["input_ids"][0])
@@ -50,7 +54,9 @@ def test_the_order_in_which_images_are_needed_changes_no_bit(model: LocalCaption
 
 
 def test_later_images_are_prepared_while_the_model_writes(model: LocalCaptioner, monkeypatch: pytest.MonkeyPatch):
-    """The writer waits until the thread has prepared the next pass's images: this ends only if that does not wait for the writer."""
+    """The writer waits until the thread has prepared the next pass's images: this ends only if that does not wait for
+    the writer.
+    """
     scenes = [Image.fromarray(draw(scene)) for _ in range(5) for scene in family(random.Random(7), "corpus", 2)]
     asked = [Request((scenes[n], scenes[n + 1]), "Compare the pictures.") for n in range(0, 10, 2)]
     prepared, where, prepare, generate = threading.Semaphore(0), set(), model.vision.prepare, model.model.generate
@@ -64,7 +70,8 @@ def test_later_images_are_prepared_while_the_model_writes(model: LocalCaptioner,
 
     def wait(**inputs):
         if not told:
-            told.append(all(prepared.acquire(timeout=30) for _ in range(3)))  # the first batch's pass, and the two after it
+            # the first batch's pass, and the two after it
+            told.append(all(prepared.acquire(timeout=30) for _ in range(3)))
         return generate(**inputs)
 
     monkeypatch.setattr(model.vision, "prepare", tell)
@@ -73,7 +80,9 @@ def test_later_images_are_prepared_while_the_model_writes(model: LocalCaptioner,
     assert told == [True] and where == {False}
 
 
-def test_a_fault_of_the_preparing_thread_is_the_calls_fault(model: LocalCaptioner, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch):
+def test_a_fault_of_the_preparing_thread_is_the_calls_fault(
+    model: LocalCaptioner, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+):
     def broken(images):
         raise OSError("a truncated picture")
 
@@ -107,7 +116,10 @@ def test_a_pass_that_ends_early_leaves_the_whole_cache(model: LocalCaptioner):
         hook.remove()
     assert ended == []  # the last layer's own work was left out
     assert len(found.layers) == len(expected.layers) and found.get_seq_length() == 7
-    assert all(torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) for a, b in zip(found.layers, expected.layers, strict=True))
+    assert all(
+        torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
+        for a, b in zip(found.layers, expected.layers, strict=True)
+    )
     some = chosen(found, torch.tensor([2, 0, 2]), 12)
     assert some.get_mask_sizes(2, 0) == (12, 0) and some.get_seq_length() == 7
     new = torch.ones(3, 6, 2, 32)

@@ -1,8 +1,10 @@
-"""The contract of the engines: the same prompts, parsing and records from transformers, vLLM and its server, on the tiny checkpoints.
+"""The contract of the engines: the same prompts, parsing and records from transformers, vLLM and its server, on the
+tiny checkpoints.
 
-Equal: the prompts' token counts, the reasons and columns of a row, and the words of a reply given the same pixels; of twelve replies one may differ, for
-kernels add in different orders and a greedy word may be a near tie. Close: P(yes), within 0.02. Not equal: engine, sampling and, where a server does
-not tell its weights, the revision. A server is sent JPEG, so transformers is shown here what that decodes to.
+Equal: the prompts' token counts, the reasons and columns of a row, and the words of a reply given the same pixels; of
+twelve replies one may differ, for kernels add in different orders and a greedy word may be a near tie. Close: P(yes),
+within 0.02. Not equal: engine, sampling and, where a server does not tell its weights, the revision. A server is sent
+JPEG, so transformers is shown here what that decodes to.
 
 Runs where vLLM is: `make test-vllm` (an environment of its own, 3.5 GB). Elsewhere it is skipped with one line.
 """
@@ -32,7 +34,10 @@ from tasks.models.llm.requests import Request
 from tasks.prompts.prompt_set import read_prompts
 from tasks.sample.scenes import draw, family
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not in this environment; `make test-vllm` makes one that has it")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None,
+    reason="vLLM is not in this environment; `make test-vllm` makes one that has it",
+)
 
 CHECKPOINTS = Path("tasks/sample/checkpoints").resolve()
 CLOSE = 0.02
@@ -47,7 +52,11 @@ def scenes() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def asked(scenes: list[Image.Image]) -> list[Request]:
-    return [Request((scenes[4 * f + a], scenes[4 * f + b]), "Compare the pictures.") for f in range(4) for a, b in ((0, 1), (1, 2), (2, 3))]
+    return [
+        Request((scenes[4 * f + a], scenes[4 * f + b]), "Compare the pictures.")
+        for f in range(4)
+        for a, b in ((0, 1), (1, 2), (2, 3))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +100,13 @@ def rows_of(model: Captioner, images: list[tuple[Image.Image, ...]]) -> list[dic
 
 def require_same_records(found: list[dict[str, object]], expected: list[dict[str, object]]) -> None:
     assert all(set(a) == set(b) for a, b in zip(found, expected, strict=True))
-    differing = [(a, b) for a, b in zip(found, expected, strict=True) if any(a[k] != b[k] for k in set(a) - NAMES_THE_ENGINE)]
+    differing = [
+        (a, b) for a, b in zip(found, expected, strict=True) if any(a[k] != b[k] for k in set(a) - NAMES_THE_ENGINE)
+    ]
     assert len(differing) <= 1, differing
-    assert all(row[k] for row in found for k in ("engine", "sampling", "captioner_revision", "prompt_sha256")) and all(row["seed"] == 0 for row in found)
+    assert all(row[k] for row in found for k in ("engine", "sampling", "captioner_revision", "prompt_sha256")) and all(
+        row["seed"] == 0 for row in found
+    )
     assert sum(len(row["instructions"]) >= 3 for row in expected) >= 0.75 * len(expected)  # type: ignore[arg-type] - the rows are worth comparing
 
 
@@ -115,8 +128,14 @@ def test_vllm_offline_judges_as_transformers_judges(judge: Captioner, questions:
 
 
 def test_the_writer_too():
-    prompts = ["style: short\nboth: nothing; change: remove the small red star", "style: imperative\nboth: nothing; change: remove the small red star"]
-    offline, local = load_writer(str(CHECKPOINTS / "writer"), engine="vllm", max_new_tokens=40), load_writer(str(CHECKPOINTS / "writer"), max_new_tokens=40)
+    prompts = [
+        "style: short\nboth: nothing; change: remove the small red star",
+        "style: imperative\nboth: nothing; change: remove the small red star",
+    ]
+    offline, local = (
+        load_writer(str(CHECKPOINTS / "writer"), engine="vllm", max_new_tokens=40),
+        load_writer(str(CHECKPOINTS / "writer"), max_new_tokens=40),
+    )
     assert [r.text for r in offline.write(prompts)] == [r.text for r in local.write(prompts)]
 
 
@@ -145,9 +164,20 @@ def test_images_reach_the_server_as_bytes_and_no_url_is_followed(server: Server,
 def test_the_server_follows_a_schema(server: Server, asked: list[Request]):
     guided = load_captioner("tiny", engine="openai", url=server.url, max_new_tokens=400)
     text = guided.chat([Request(asked[0].images, asked[0].text, read_prompts("standard").schema)])[0].text
-    assert read_description(text) is not None or text.startswith("{"), text  # a schema gives the form; this model may not reach its end
-    small = {"type": "object", "properties": {"fits": {"type": "boolean"}}, "required": ["fits"], "additionalProperties": False}
-    assert guided.chat([Request(asked[0].images, asked[0].text, small)])[0].text in ('{"fits":true}', '{"fits":false}', '{"fits": true}', '{"fits": false}')
+    # a schema gives the form; this model may not reach its end
+    assert read_description(text) is not None or text.startswith("{"), text
+    small = {
+        "type": "object",
+        "properties": {"fits": {"type": "boolean"}},
+        "required": ["fits"],
+        "additionalProperties": False,
+    }
+    assert guided.chat([Request(asked[0].images, asked[0].text, small)])[0].text in (
+        '{"fits":true}',
+        '{"fits":false}',
+        '{"fits": true}',
+        '{"fits": false}',
+    )
 
 
 def test_the_server_judges_as_transformers_judges(judge: Captioner, questions: list[Question], tmp_path: Path):
@@ -159,5 +189,8 @@ def test_the_server_judges_as_transformers_judges(judge: Captioner, questions: l
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path):
-    with pytest.raises(ServerDidNotStart, match=r"exit code [1-9]"), serving(sys.executable, str(tmp_path / "no model"), tmp_path / "server.log"):
+    with (
+        pytest.raises(ServerDidNotStart, match=r"exit code [1-9]"),
+        serving(sys.executable, str(tmp_path / "no model"), tmp_path / "server.log"),
+    ):
         pass

@@ -33,7 +33,9 @@ def test_a_query_is_the_sum_of_raw_features_then_of_unit_length(retriever: Retri
             getattr(out, "pooler_output", out)
             for out in (
                 retriever.model.get_image_features(pixel_values=values["pixel_values"]),
-                retriever.model.get_text_features(input_ids=values["input_ids"], attention_mask=values["attention_mask"]),
+                retriever.model.get_text_features(
+                    input_ids=values["input_ids"], attention_mask=values["attention_mask"]
+                ),
             )
         ]
     expected = torch.nn.functional.normalize(pooled[0] + pooled[1], dim=-1).numpy()

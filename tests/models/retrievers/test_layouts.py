@@ -1,4 +1,6 @@
-"""What the factory saves loads in plain transformers, in sentence-transformers and through BGE-VL's released interface, with equal vectors."""
+"""What the factory saves loads in plain transformers, in sentence-transformers and through BGE-VL's released interface,
+with equal vectors.
+"""
 
 import json
 import shutil
@@ -32,7 +34,9 @@ def saved(ours: Retriever, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("images")
     for n in range(3):
-        Image.fromarray(np.random.default_rng(n).integers(0, 256, (80, 110, 3)).astype(np.uint8)).save(folder / f"{n}.png")
+        Image.fromarray(np.random.default_rng(n).integers(0, 256, (80, 110, 3)).astype(np.uint8)).save(
+            folder / f"{n}.png"
+        )
     return sorted(folder.iterdir())
 
 
@@ -64,7 +68,11 @@ def test_sentence_transformers_takes_images_texts_and_queries_of_both(ours: Retr
     model = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu")
     queries = [{"image": str(p), "text": t} for p, t in zip(images, TEXTS, strict=True)]
     assert np.allclose(model.encode(queries), ours.encode(opened(images), TEXTS), atol=1e-5)
-    assert np.allclose(model.encode([{"text": t, "image": p} for p, t in zip(opened(images), TEXTS, strict=True)]), model.encode(queries), atol=1e-6)
+    assert np.allclose(
+        model.encode([{"text": t, "image": p} for p, t in zip(opened(images), TEXTS, strict=True)]),
+        model.encode(queries),
+        atol=1e-6,
+    )
     assert np.allclose(model.encode(opened(images)), ours.encode(opened(images)), atol=1e-5)
     assert np.allclose(model.encode(TEXTS), ours.encode(texts=TEXTS), atol=1e-5)
 
@@ -84,12 +92,18 @@ def test_the_released_interface(ours: Retriever, saved: Path, images: list[Path]
     model.eval()
     paths = [str(p) for p in images]
     with torch.no_grad():
-        assert torch.allclose(model.encode(images=paths, text=TEXTS), torch.tensor(ours.encode(opened(images), TEXTS)), atol=1e-5)
+        assert torch.allclose(
+            model.encode(images=paths, text=TEXTS), torch.tensor(ours.encode(opened(images), TEXTS)), atol=1e-5
+        )
         assert torch.allclose(model.encode(images=paths), torch.tensor(ours.encode(opened(images))), atol=1e-5)
         assert torch.allclose(model.encode(text=TEXTS), torch.tensor(ours.encode(texts=TEXTS)), atol=1e-5)
         one = model.encode(images=paths[0], text=TEXTS[0])
     assert one.shape == (1, 128) and float(one.norm()) == pytest.approx(1, abs=1e-5)
-    assert [model.data_process(*given)[2] for given in ((paths, None), (None, TEXTS), (paths, TEXTS))] == ["images", "text", "multimodal"]
+    assert [model.data_process(*given)[2] for given in ((paths, None), (None, TEXTS), (paths, TEXTS))] == [
+        "images",
+        "text",
+        "multimodal",
+    ]
     with pytest.raises(ValueError, match="both be lists"):
         model.encode(images=paths, text="make it blue")
     with pytest.raises(ValueError, match="3 images for 2 texts"):
@@ -98,30 +112,42 @@ def test_the_released_interface(ours: Retriever, saved: Path, images: list[Path]
         model.encode()
 
 
-def test_what_was_saved_with_code_beside_it_is_loaded_and_saved_again_without_running_it(ours: Retriever, saved: Path, images: list[Path], tmp_path: Path):
+def test_what_was_saved_with_code_beside_it_is_loaded_and_saved_again_without_running_it(
+    ours: Retriever, saved: Path, images: list[Path], tmp_path: Path
+):
     folder = tmp_path / "copy"
     shutil.copytree(saved, folder)
     (folder / "modeling_bge_vl.py").write_text("raise SystemExit('code from the folder ran')")
     again = Retriever(str(folder), device="cpu")
-    assert np.array_equal(again.encode(opened(images), TEXTS), Retriever(str(saved), device="cpu").encode(opened(images), TEXTS))
+    assert np.array_equal(
+        again.encode(opened(images), TEXTS), Retriever(str(saved), device="cpu").encode(opened(images), TEXTS)
+    )
     again.save(folder)
     assert (folder / "modeling_bge_vl.py").read_bytes() == (saved / "modeling_bge_vl.py").read_bytes()
     assert (folder / "config.json").read_bytes() == (saved / "config.json").read_bytes()
 
 
 def test_the_layout_of_the_released_checkpoints_loads(ours: Retriever, images: list[Path], tmp_path: Path):
-    """BAAI/BGE-VL-base and -large: auto_map to code, preprocessor_config.json instead of processor_config.json, torch_dtype, no modules.json."""
+    """BAAI/BGE-VL-base and -large: auto_map to code, preprocessor_config.json instead of processor_config.json,
+    torch_dtype, no modules.json.
+    """
     folder = tmp_path / "BGE-VL-base"
     folder.mkdir()
     shutil.copyfile(f"{CLIP}/model.safetensors", folder / "model.safetensors")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(f"{CLIP}/{name}", folder / name)
     config = json.loads(Path(CLIP, "config.json").read_text())
-    config |= {"auto_map": {"AutoModel": "modeling_MMRet_CLIP.CLIPModel"}, "torch_dtype": config.pop("dtype"), "transformers_version": "4.45.2"}
+    config |= {
+        "auto_map": {"AutoModel": "modeling_MMRet_CLIP.CLIPModel"},
+        "torch_dtype": config.pop("dtype"),
+        "transformers_version": "4.45.2",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_MMRet_CLIP.py").write_text("raise SystemExit('code from the folder ran')")
     processor = json.loads(Path(CLIP, "processor_config.json").read_text())["image_processor"]
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(processor | {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"})
+    )
     found = Retriever(str(folder), device="cpu")
     assert np.allclose(found.encode(opened(images), TEXTS), ours.encode(opened(images), TEXTS), atol=1e-5)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

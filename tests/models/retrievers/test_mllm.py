@@ -1,4 +1,6 @@
-"""The MLLM retrievers: released prompts and layouts, padding that changes nothing, adapters that touch what they should."""
+"""The MLLM retrievers: released prompts and layouts, padding that changes nothing, adapters that touch what they
+should.
+"""
 
 import json
 import shutil
@@ -37,16 +39,27 @@ def retrievers(folders: dict[str, Path]) -> dict[str, MllmRetriever]:
 def test_llava_next_is_asked_in_the_released_words():
     task = "Retrieve the target image that best meets the combined criteria by using both the provided image and the image retrieval instructions: "
     assert task == CIR_INSTRUCTION
-    assert llava_next_prompt("make it blue", True, True, task) == f"[INST] \n <instruct> {task} <query>  make it blue \n <image> [/INST]"
-    assert llava_next_prompt("make it blue", True, True) == "[INST] \n <instruct>  <query> make it blue \n <image> [/INST]"
-    assert llava_next_prompt("make it blue", False, True, task) == f"[INST] \n <instruct> {task} <query>  make it blue \n [/INST]"
+    assert (
+        llava_next_prompt("make it blue", True, True, task)
+        == f"[INST] \n <instruct> {task} <query>  make it blue \n <image> [/INST]"
+    )
+    assert (
+        llava_next_prompt("make it blue", True, True) == "[INST] \n <instruct>  <query> make it blue \n <image> [/INST]"
+    )
+    assert (
+        llava_next_prompt("make it blue", False, True, task)
+        == f"[INST] \n <instruct> {task} <query>  make it blue \n [/INST]"
+    )
     assert llava_next_prompt("", True, False, task) == "[INST]  <image> [/INST]"
     assert llava_next_prompt("a blue star", True, False) == "[INST]  a blue star \n <image> [/INST]"
     assert llava_next_prompt("a blue star", False, False) == "[INST]  a blue star \n [/INST]"
 
 
 def test_qwen_vl_is_asked_as_the_embedding_models_built_on_it():
-    head, tail = "<|im_start|>system\nFind it.<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+    head, tail = (
+        "<|im_start|>system\nFind it.<|im_end|>\n<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n<|endoftext|>",
+    )
     image = "<|vision_start|><|image_pad|><|vision_end|>"
     assert qwen_vl_prompt("make it blue", True, True, "Find it.") == f"{head}{image}make it blue{tail}"
     plain = head.replace("Find it.", "You are a helpful assistant.")
@@ -55,13 +68,17 @@ def test_qwen_vl_is_asked_as_the_embedding_models_built_on_it():
 
 
 @given(text=st.text(max_size=30), has_image=st.booleans(), is_query=st.booleans(), instruction=st.text(max_size=20))
-def test_the_chat_templates_that_go_with_the_weights_say_the_same(text: str, has_image: bool, is_query: bool, instruction: str):
+def test_the_chat_templates_that_go_with_the_weights_say_the_same(
+    text: str, has_image: bool, is_query: bool, instruction: str
+):
     from transformers.utils.chat_template_utils import render_jinja_template
 
     system = [{"role": "system", "content": [{"type": "text", "text": instruction}]}] if is_query else []
     content = [{"type": "image"}] * has_image + [{"type": "text", "text": text}] * bool(text)
     for family, prompt in (("llava_next", llava_next_prompt), ("qwen_vl", qwen_vl_prompt)):
-        said, _ = render_jinja_template([[*system, {"role": "user", "content": content}]], chat_template=chat_template(family))
+        said, _ = render_jinja_template(
+            [[*system, {"role": "user", "content": content}]], chat_template=chat_template(family)
+        )
         assert said == [prompt(text, has_image, is_query, instruction)]
 
 
@@ -81,21 +98,32 @@ def test_padding_on_the_left_changes_no_vector(retrievers: dict[str, MllmRetriev
     together = retriever.encode(batch, TEXTS)
     alone = np.concatenate([retriever.encode(batch[n : n + 1], TEXTS[n : n + 1]) for n in range(3)])
     assert np.abs(together - alone).max() < 1e-5 and np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    made = retriever.inputs.batch(list(zip(retriever.pixels(batch), TEXTS, strict=True)), is_query=True, instruction="x")
+    made = retriever.inputs.batch(
+        list(zip(retriever.pixels(batch), TEXTS, strict=True)), is_query=True, instruction="x"
+    )
     lengths = made["attention_mask"].sum(1)
-    assert len(set(lengths.tolist())) > 1 and made["attention_mask"][:, -1].all(), "the batch is of unequal lengths, its last column whole"
+    assert len(set(lengths.tolist())) > 1 and made["attention_mask"][:, -1].all(), (
+        "the batch is of unequal lengths, its last column whole"
+    )
     shown = retriever.pixels(batch)
     mixed = [(shown[0], ""), (None, TEXTS[1]), (shown[2], TEXTS[2])]
     one_by_one = np.concatenate([retriever.raw_contents([c], "candidate") for c in mixed])
-    assert np.allclose(retriever.raw_contents(mixed, "candidate"), one_by_one, atol=1e-5), "images, texts and both in one batch"
+    assert np.allclose(retriever.raw_contents(mixed, "candidate"), one_by_one, atol=1e-5), (
+        "images, texts and both in one batch"
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_vector_is_the_last_hidden_state_of_plain_transformers(folders: dict[str, Path], retrievers: dict[str, MllmRetriever], name: str):
+def test_a_vector_is_the_last_hidden_state_of_plain_transformers(
+    folders: dict[str, Path], retrievers: dict[str, MllmRetriever], name: str
+):
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
     model = AutoModelForImageTextToText.from_pretrained(folders[name]).eval()
-    tokenizer, processor = AutoTokenizer.from_pretrained(folders[name]), AutoImageProcessor.from_pretrained(folders[name], backend="pil")
+    tokenizer, processor = (
+        AutoTokenizer.from_pretrained(folders[name]),
+        AutoImageProcessor.from_pretrained(folders[name], backend="pil"),
+    )
     image, text = images(1)[0], TEXTS[0]
     if name == "llava_next":
         made = processor(images=[image.resize((512, 512))], return_tensors="pt")
@@ -146,18 +174,32 @@ def test_config_json_tells_the_type(folders: dict[str, Path], tmp_path: Path):
         load_retriever(str(tmp_path / "nothing"), device="cpu")
 
 
-def test_the_layout_of_bge_vl_mllm_loads_with_no_code_from_the_folder(folders: dict[str, Path], retrievers: dict[str, MllmRetriever], tmp_path: Path):
-    """BAAI/BGE-VL-MLLM-S1: a remote class in config.json, transformers 4.4x's names of weights, a processor that does not know how to count."""
+def test_the_layout_of_bge_vl_mllm_loads_with_no_code_from_the_folder(
+    folders: dict[str, Path], retrievers: dict[str, MllmRetriever], tmp_path: Path
+):
+    """BAAI/BGE-VL-MLLM-S1: a remote class in config.json, transformers 4.4x's names of weights, a processor that does
+    not know how to count.
+    """
     folder = tmp_path / "BGE-VL-MLLM-S1"
     shutil.copytree(folders["llava_next"], folder)
-    renamed = {k.replace("vision_tower.", "vision_tower.vision_model.", 1): v for k, v in load_file(folder / "model.safetensors").items()}
-    assert {"image_newline", "language_model.model.embed_tokens.weight", "language_model.lm_head.weight", "multi_modal_projector.linear_1.weight"} <= set(
-        renamed
-    )
+    renamed = {
+        k.replace("vision_tower.", "vision_tower.vision_model.", 1): v
+        for k, v in load_file(folder / "model.safetensors").items()
+    }
+    assert {
+        "image_newline",
+        "language_model.model.embed_tokens.weight",
+        "language_model.lm_head.weight",
+        "multi_modal_projector.linear_1.weight",
+    } <= set(renamed)
     assert "vision_tower.vision_model.embeddings.class_embedding" in renamed
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    config |= {"architectures": ["LLaVANextForEmbedding"], "torch_dtype": config.pop("dtype"), "transformers_version": "4.45.2"}
+    config |= {
+        "architectures": ["LLaVANextForEmbedding"],
+        "torch_dtype": config.pop("dtype"),
+        "transformers_version": "4.45.2",
+    }
     config["auto_map"] = {"AutoModel": "modeling_llavanext_for_embedding.LLaVANextForEmbedding"}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_llavanext_for_embedding.py").write_text("raise SystemExit('code from the folder ran')")
@@ -166,21 +208,33 @@ def test_the_layout_of_bge_vl_mllm_loads_with_no_code_from_the_folder(folders: d
     (folder / "preprocessor_config.json").write_text(json.dumps(images_part))
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "LlavaNextProcessor"}))
     found = load_retriever(str(folder), device="cpu")
-    assert np.allclose(found.encode(images(2), TEXTS[:2]), retrievers["llava_next"].encode(images(2), TEXTS[:2]), atol=1e-5)
+    assert np.allclose(
+        found.encode(images(2), TEXTS[:2]), retrievers["llava_next"].encode(images(2), TEXTS[:2]), atol=1e-5
+    )
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ConfigError):
         load_retriever(str(folder), device="cpu")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("qwen2_vl", "Qwen2VLImageProcessor"), ("qwen3_vl", "Qwen2VLImageProcessorFast")])
-def test_the_layout_of_qwen_vl_loads_without_torchvision(folders: dict[str, Path], retrievers: dict[str, MllmRetriever], tmp_path: Path, name: str, kind: str):
-    """Qwen/Qwen2-VL-* keep the text's settings at the top of config.json; both name the processor that runs on torchvision."""
+@pytest.mark.parametrize(
+    ("name", "kind"), [("qwen2_vl", "Qwen2VLImageProcessor"), ("qwen3_vl", "Qwen2VLImageProcessorFast")]
+)
+def test_the_layout_of_qwen_vl_loads_without_torchvision(
+    folders: dict[str, Path], retrievers: dict[str, MllmRetriever], tmp_path: Path, name: str, kind: str
+):
+    """Qwen/Qwen2-VL-* keep the text's settings at the top of config.json; both name the processor that runs on
+    torchvision.
+    """
     folder = tmp_path / name
     shutil.copytree(folders[name], folder)
     config = json.loads((folder / "config.json").read_text())
     if name == "qwen2_vl":
         text = config.pop("text_config")
-        config = {**{k: v for k, v in text.items() if k not in ("model_type", "rope_parameters")}, **config, "rope_theta": 10000.0}
+        config = {
+            **{k: v for k, v in text.items() if k not in ("model_type", "rope_parameters")},
+            **config,
+            "rope_theta": 10000.0,
+        }
         config["rope_scaling"] = {"type": "mrope", "mrope_section": text["rope_parameters"]["mrope_section"]}
         config["vision_config"]["model_type"] = "qwen2_vl"
     (folder / "config.json").write_text(json.dumps(config))
@@ -220,13 +274,18 @@ def test_adapters_lie_in_vision_and_language_and_change_nothing_at_first(folders
 
 
 def test_adapters_that_leave_out_a_part_are_refused(folders: dict[str, Path]):
-    for targets, said in ((r".*language_model.*q_proj", r"no module of \['vision_tower'\] is meant"), ("nothing_of_the_kind", "not found")):
+    for targets, said in (
+        (r".*language_model.*q_proj", r"no module of \['vision_tower'\] is meant"),
+        ("nothing_of_the_kind", "not found"),
+    ):
         with pytest.raises(ConfigError, match=said):
             MllmRetriever(str(folders["llava_next"]), device="cpu").adapt(rank=2, alpha=2, targets=targets)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_saved_and_loaded_again_gives_the_same_vectors_merged_or_by_its_adapter(folders: dict[str, Path], tmp_path: Path, name: str):
+def test_saved_and_loaded_again_gives_the_same_vectors_merged_or_by_its_adapter(
+    folders: dict[str, Path], tmp_path: Path, name: str
+):
     from peft import PeftModel
 
     retriever = MllmRetriever(str(folders[name]), device="cpu")

@@ -1,7 +1,8 @@
-"""What the factory saves of the MLLM type loads in plain transformers, in sentence-transformers and through the released interface.
+"""What the factory saves of the MLLM type loads in plain transformers, in sentence-transformers and through the
+released interface.
 
-sentence-transformers takes Qwen-VL's whole processor, which wants torchvision: that test runs where torchvision is (`make test-vllm`),
-elsewhere it is skipped with one line.
+sentence-transformers takes Qwen-VL's whole processor, which wants torchvision: that test runs where torchvision is
+(`make test-vllm`), elsewhere it is skipped with one line.
 """
 
 import importlib.util
@@ -47,8 +48,12 @@ def opened(paths: list[Path]) -> list[Image.Image]:
 def test_plain_transformers_needs_no_code_from_the_folder(saved: dict[str, Path], name: str):
     from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
 
-    whole, info = AutoModelForImageTextToText.from_pretrained(saved[name], output_loading_info=True, trust_remote_code=False)
-    assert type(whole).__module__.startswith("transformers.") and not info["missing_keys"] and not info["unexpected_keys"]
+    whole, info = AutoModelForImageTextToText.from_pretrained(
+        saved[name], output_loading_info=True, trust_remote_code=False
+    )
+    assert (
+        type(whole).__module__.startswith("transformers.") and not info["missing_keys"] and not info["unexpected_keys"]
+    )
     base, info = AutoModel.from_pretrained(saved[name], output_loading_info=True, trust_remote_code=False)
     assert not info["missing_keys"] and {k.rpartition("lm_head")[1] for k in info["unexpected_keys"]} <= {"lm_head"}
     tokenizer = AutoTokenizer.from_pretrained(saved[name])
@@ -66,24 +71,39 @@ def test_llava_nexts_own_processor_makes_the_same_inputs(saved: dict[str, Path],
 
     processor = AutoProcessor.from_pretrained(saved["llava_next"])
     content = [{"type": "image", "image": opened(paths)[0]}, {"type": "text", "text": TEXTS[0]}]
-    messages = [{"role": "system", "content": [{"type": "text", "text": CIR_INSTRUCTION}]}, {"role": "user", "content": content}]
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": CIR_INSTRUCTION}]},
+        {"role": "user", "content": content},
+    ]
     made = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
     ours = MllmRetriever(str(saved["llava_next"]), device="cpu")
-    expected = ours.inputs.batch([(ours.pixels(opened(paths))[0], TEXTS[0])], is_query=True, instruction=CIR_INSTRUCTION)
+    expected = ours.inputs.batch(
+        [(ours.pixels(opened(paths))[0], TEXTS[0])], is_query=True, instruction=CIR_INSTRUCTION
+    )
     assert set(expected) <= set(made)
     assert all(torch.equal(made[key], expected[key]) for key in expected if key != "pixel_values")
-    assert torch.allclose(made["pixel_values"], expected["pixel_values"], atol=0 if NO_TORCHVISION else 0.1)  # it resizes by torchvision where that is
+    # it resizes by torchvision where that is
+    assert torch.allclose(made["pixel_values"], expected["pixel_values"], atol=0 if NO_TORCHVISION else 0.1)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-@pytest.mark.parametrize("name", [n if n == "llava_next" else pytest.param(n, marks=pytest.mark.skipif(NO_TORCHVISION, reason=WITHOUT)) for n in FAMILIES])
-def test_sentence_transformers_takes_images_texts_and_queries_of_both(saved: dict[str, Path], paths: list[Path], name: str, trusted: bool):
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n == "llava_next" else pytest.param(n, marks=pytest.mark.skipif(NO_TORCHVISION, reason=WITHOUT))
+        for n in FAMILIES
+    ],
+)
+def test_sentence_transformers_takes_images_texts_and_queries_of_both(
+    saved: dict[str, Path], paths: list[Path], name: str, trusted: bool
+):
     from sentence_transformers import SentenceTransformer
 
     ours, images = MllmRetriever(str(saved[name]), device="cpu"), opened(paths)
     model = SentenceTransformer(str(saved[name]), trust_remote_code=trusted, device="cpu")
     near = {"atol": 1e-5 if NO_TORCHVISION else 1e-3}  # images are resized by torchvision there, by Pillow here
-    shown = [str(p) for p in paths] if NO_TORCHVISION else images  # transformers reads files by torchvision's extension, which a CUDA build lacks here
+    # transformers reads files by torchvision's extension, which a CUDA build lacks here
+    shown = [str(p) for p in paths] if NO_TORCHVISION else images
     queries = [{"image": p, "text": t} for p, t in zip(shown, TEXTS, strict=True)]
     assert np.allclose(model.encode_query(queries), ours.encode(images, TEXTS), **near)
     assert np.allclose(model.encode_document(images), ours.encode(images), **near)
@@ -109,10 +129,16 @@ def test_the_released_interface(saved: dict[str, Path], paths: list[Path], name:
     assert np.allclose(queries, ours.encode(opened(paths), TEXTS), atol=1e-5)
     assert np.allclose(rows(images=asked, q_or_c="c"), ours.encode(opened(paths)), atol=1e-5)
     assert np.allclose(rows(text=TEXTS, q_or_c="candidate"), ours.encode(texts=TEXTS), atol=1e-5)
-    assert np.allclose(rows(images=asked[0], text=TEXTS[0], q_or_c="query", task_instruction=CIR_INSTRUCTION), queries[:1], atol=1e-5)
+    assert np.allclose(
+        rows(images=asked[0], text=TEXTS[0], q_or_c="query", task_instruction=CIR_INSTRUCTION), queries[:1], atol=1e-5
+    )
     with pytest.warns(UserWarning, match="task_instruction"):
         model.data_process(images=asked[0], text=TEXTS[0], q_or_c="q")
-    for wrong, said in (({"q_or_c": "x", "text": "a"}, "q_or_c is 'x'"), ({}, "neither"), ({"images": asked, "text": TEXTS[:1]}, "3 images for 1 texts")):
+    for wrong, said in (
+        ({"q_or_c": "x", "text": "a"}, "q_or_c is 'x'"),
+        ({}, "neither"),
+        ({"images": asked, "text": TEXTS[:1]}, "3 images for 1 texts"),
+    ):
         with pytest.raises(ValueError, match=said):
             model.data_process(**wrong)
 

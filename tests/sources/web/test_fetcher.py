@@ -1,4 +1,6 @@
-"""Strangers' URLs: a real server on loopback (let in by allow_hosts, on purpose), and everything that must not be let in."""
+"""Strangers' URLs: a real server on loopback (let in by allow_hosts, on purpose), and everything that must not be let
+in.
+"""
 
 import gzip
 import io
@@ -67,7 +69,10 @@ class Handler(BaseHTTPRequestHandler):
 def reply(status: int = 200, body: bytes = b"", **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
     def page(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **{k.replace("_", "-"): v for k, v in headers.items()}}.items():
+        for name, value in {
+            "Content-Length": str(len(body)),
+            **{k.replace("_", "-"): v for k, v in headers.items()},
+        }.items():
             handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(body)
@@ -90,7 +95,9 @@ def fetcher(allow: tuple[str, ...] = ("127.0.0.1",), waits: list[float] | None =
     """Does not really wait before another try; `waits` collects what it would have."""
     config = FetchConfig("mailto:me@example.org", delay_s=0.0, deadline_s=5.0, allow_hosts=allow)
     kept = [] if waits is None else waits
-    return Fetcher(FetchConfig(**{**vars(config), **changes}), sleep=lambda s: kept.append(s) or time.sleep(min(s, 0.01)))  # type: ignore[func-returns-value]
+    return Fetcher(
+        FetchConfig(**{**vars(config), **changes}), sleep=lambda s: kept.append(s) or time.sleep(min(s, 0.01))
+    )  # type: ignore[func-returns-value]
 
 
 def refused(url: str, using: Fetcher | None = None, limit: int = LIMIT) -> Refused:
@@ -108,10 +115,48 @@ def test_a_file_comes_with_its_sites_word_and_we_say_who_we_are(site: Site):
 @pytest.mark.parametrize(
     "host",
     [
-        *("127.0.0.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "127.1", "0", "localhost", "１２７.０.０.１", "127。0。0。1"),
-        *("10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1", "100.100.100.200", "192.0.0.192", "168.63.129.16", "0.0.0.0"),
-        *("224.0.0.1", "255.255.255.255", "240.0.0.1", "[::1]", "[::]", "[fe80::1]", "[fe80::1%25eth0]", "[fd00:ec2::254]", "[ff02::1]"),
-        *("[::ffff:127.0.0.1]", "[::ffff:a9fe:a9fe]", "[::127.0.0.1]", "[64:ff9b::a9fe:a9fe]", "[2002:7f00:1::]", "[2001:0:1::8000:f:80ff:fffe]"),
+        *(
+            "127.0.0.1",
+            "2130706433",
+            "0x7f000001",
+            "0x7f.1",
+            "0177.0.0.1",
+            "127.1",
+            "0",
+            "localhost",
+            "１２７.０.０.１",
+            "127。0。0。1",
+        ),
+        *(
+            "10.0.0.1",
+            "172.16.3.4",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "100.100.100.200",
+            "192.0.0.192",
+            "168.63.129.16",
+            "0.0.0.0",
+        ),
+        *(
+            "224.0.0.1",
+            "255.255.255.255",
+            "240.0.0.1",
+            "[::1]",
+            "[::]",
+            "[fe80::1]",
+            "[fe80::1%25eth0]",
+            "[fd00:ec2::254]",
+            "[ff02::1]",
+        ),
+        *(
+            "[::ffff:127.0.0.1]",
+            "[::ffff:a9fe:a9fe]",
+            "[::127.0.0.1]",
+            "[64:ff9b::a9fe:a9fe]",
+            "[2002:7f00:1::]",
+            "[2001:0:1::8000:f:80ff:fffe]",
+        ),
     ],
 )
 def test_what_is_not_public_is_not_asked(host: str, site: Site):
@@ -121,8 +166,23 @@ def test_what_is_not_public_is_not_asked(host: str, site: Site):
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://example.org/a", "gopher://x", "http://", "http://me:secret@example.org/", "http://example.org:25/", "http://exa mple.org/"]
-    + ["http://example.org/\r\nHost: x", "http://[::1", "http://example.org:99999/", "//example.org/a.jpg", "a.jpg", "http://" + "a" * 9_000],
+    [
+        "file:///etc/passwd",
+        "ftp://example.org/a",
+        "gopher://x",
+        "http://",
+        "http://me:secret@example.org/",
+        "http://example.org:25/",
+        "http://exa mple.org/",
+    ]
+    + [
+        "http://example.org/\r\nHost: x",
+        "http://[::1",
+        "http://example.org:99999/",
+        "//example.org/a.jpg",
+        "a.jpg",
+        "http://" + "a" * 9_000,
+    ],
 )
 def test_what_is_no_plain_url_is_not_asked(url: str):
     assert refused(url).reason == "unsafe"
@@ -162,9 +222,13 @@ def test_a_redirect_into_the_house_is_not_followed(site: Site):
 
 
 def test_a_name_is_resolved_once_and_the_checked_address_is_the_one_connected(site: Site):
-    """Rebinding: the second answer would be the house; it is never asked for. One private address among several refuses them all."""
+    """Rebinding: the second answer would be the house; it is never asked for. One private address among several refuses
+    them all.
+    """
     answers = iter([["127.0.0.1"], ["127.0.0.1"], ["10.0.0.1"]])
-    using = Fetcher(FetchConfig("me", delay_s=0, allow_hosts=("127.0.0.0/8",)), resolver=lambda host, port: next(answers))
+    using = Fetcher(
+        FetchConfig("me", delay_s=0, allow_hosts=("127.0.0.0/8",)), resolver=lambda host, port: next(answers)
+    )
     assert using.fetch(f"http://images.example:{site.server_port}/a.jpg", LIMIT) == IMAGE  # robots.txt, then the file
     assert refused(f"http://images.example:{site.server_port}/a.jpg", using).reason == "unsafe"
     mixed = Fetcher(FetchConfig("me", delay_s=0), resolver=lambda host, port: ["93.184.215.14", "127.0.0.1"])
@@ -180,7 +244,10 @@ def test_a_name_that_is_not_there_is_asked_for_once_and_one_that_fails_again():
             asked.append(host)
             raise socket.gaierror(errno, "no")
 
-        found = refused("http://images.example/a.jpg", Fetcher(FetchConfig("me", delay_s=0), resolver=resolver, sleep=lambda s: None))
+        found = refused(
+            "http://images.example/a.jpg",
+            Fetcher(FetchConfig("me", delay_s=0), resolver=resolver, sleep=lambda s: None),
+        )
         assert (found.reason, found.is_lasting, len(asked)) == ("unreachable", False, tries)
 
 
@@ -265,7 +332,10 @@ def test_a_busy_host_is_waited_for_as_long_as_it_says(site: Site):
     def busy(status: int, after: str) -> Callable[[BaseHTTPRequestHandler], None]:
         return lambda h: (reply(body=IMAGE) if site.asked[h.path] > 1 else reply(status, Retry_After=after))(h)
 
-    site.pages["/429.jpg"], site.pages["/503.jpg"] = busy(429, "7"), busy(503, formatdate(time.time() + 30, usegmt=True))
+    site.pages["/429.jpg"], site.pages["/503.jpg"] = (
+        busy(429, "7"),
+        busy(503, formatdate(time.time() + 30, usegmt=True)),
+    )
     for path, low_s, high_s in (("/429.jpg", 7, 7), ("/503.jpg", 20, 30)):
         using = fetcher(max_wait_s=60.0)
         waits = time_passes_at_once(using, site.url)
@@ -280,7 +350,12 @@ def test_answers_that_last_and_answers_that_pass(site: Site):
     site.pages["/500.jpg"] = reply(500)
     site.pages["/once.jpg"] = lambda h: (reply(body=IMAGE) if site.asked[h.path] > 1 else reply(502))(h)
     gone, broken = refused(site.url + "/gone.jpg"), refused(site.url + "/500.jpg")
-    assert (gone.reason, gone.is_lasting, broken.reason, broken.is_lasting) == ("unreachable", True, "unreachable", False)
+    assert (gone.reason, gone.is_lasting, broken.reason, broken.is_lasting) == (
+        "unreachable",
+        True,
+        "unreachable",
+        False,
+    )
     assert (site.asked["/gone.jpg"], site.asked["/500.jpg"]) == (1, 3)
     assert fetcher().fetch(site.url + "/once.jpg", LIMIT) == IMAGE
 
@@ -308,7 +383,9 @@ def test_a_host_that_only_fails_is_left_alone(site: Site):
 
 
 def test_robots_txt_is_read_once_and_kept(site: Site):
-    site.pages["/robots.txt"] = reply(body=b"User-agent: *\nDisallow: /\n\nUser-agent: MegaPairs\nDisallow: /private/*.jpg$\nAllow: /\n")
+    site.pages["/robots.txt"] = reply(
+        body=b"User-agent: *\nDisallow: /\n\nUser-agent: MegaPairs\nDisallow: /private/*.jpg$\nAllow: /\n"
+    )
     for path in ("/private/a.jpg", "/open/a.jpg"):
         site.pages[path] = reply(body=IMAGE)
     using = fetcher()
@@ -356,7 +433,10 @@ def test_headers_that_opt_out(headers: dict[str, str], state: str, site: Site):
 
 
 def test_a_pages_meta_tag_opts_out(site: Site):
-    site.pages["/p"] = reply(body=b'<html><head><META content="index, noimageai" name=ROBOTS></head>', Content_Type="text/html; charset=utf-8")
+    site.pages["/p"] = reply(
+        body=b'<html><head><META content="index, noimageai" name=ROBOTS></head>',
+        Content_Type="text/html; charset=utf-8",
+    )
     assert refused(site.url + "/p").robots == "meta:noimageai"
 
 
@@ -390,9 +470,20 @@ def test_a_host_has_a_delay_and_few_requests_at_a_time(site: Site):
 def test_tls_is_verified_with_the_hosts_name(site: Site, tmp_path: Path):
     """A certificate for images.example alone; the connection goes to a pinned 127.0.0.1 all the same."""
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    secret, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "images.example")]), datetime.now(UTC)
+    secret, name, now = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "images.example")]),
+        datetime.now(UTC),
+    )
     signed = (
-        x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number(), now - timedelta(hours=1), now + timedelta(days=2))
+        x509.CertificateBuilder(
+            name,
+            name,
+            secret.public_key(),
+            x509.random_serial_number(),
+            now - timedelta(hours=1),
+            now + timedelta(days=2),
+        )
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("images.example")]), critical=False)
         .sign(secret, hashes.SHA256())
     )
@@ -408,7 +499,10 @@ def test_tls_is_verified_with_the_hosts_name(site: Site, tmp_path: Path):
 
     assert using(certificate).fetch(f"https://images.example:{site.server_port}/a.jpg", LIMIT) == IMAGE
     asked = site.asked.total()
-    for url, ca_file in ((f"https://other.example:{site.server_port}/a.jpg", certificate), (f"https://images.example:{site.server_port}/a.jpg", None)):
+    for url, ca_file in (
+        (f"https://other.example:{site.server_port}/a.jpg", certificate),
+        (f"https://images.example:{site.server_port}/a.jpg", None),
+    ):
         found = refused(url, using(ca_file))
         assert found.reason == "unreachable" and "certificate" in found.detail
     assert site.asked.total() == asked

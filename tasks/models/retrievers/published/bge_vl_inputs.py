@@ -1,7 +1,8 @@
-"""Images and texts as BGE-VL of the MLLM type takes them; goes beside the weights too, so that there and here they are made alike.
+"""Images and texts as BGE-VL of the MLLM type takes them; goes beside the weights too, so that there and here they are
+made alike.
 
-Made from the tokenizer and the image part of the processor. Qwen-VL's whole processor wants torchvision, for films alone; its
-image part, on Pillow, does not. Images are made one by one, so that a trainer may keep them.
+Made from the tokenizer and the image part of the processor. Qwen-VL's whole processor wants torchvision, for films
+alone; its image part, on Pillow, does not. Images are made one by one, so that a trainer may keep them.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class Inputs:
         return ImageInput(made["pixel_values"][0], made["image_sizes"][0], tokens)
 
     def llava_processor(self, chat_template: str | None = None) -> Any:
-        """The processor as the model's config wants it to count: the released folders leave that out of the processor's own."""
+        """The processor as the model's config wants it to count: the released folders leave that out of the processor's
+        own.
+        """
         vision = self.config.vision_config
         return LlavaNextProcessor(
             self.image_processor,
@@ -95,7 +98,9 @@ class Inputs:
         made = PROMPTS[self.family](text, image is not None, is_query, instruction)
         return made if image is None else made.replace(self.image_token, self.image_token * image.tokens)
 
-    def batch(self, contents: Sequence[tuple[ImageInput | None, str]], *, is_query: bool, instruction: str) -> dict[str, torch.Tensor]:
+    def batch(
+        self, contents: Sequence[tuple[ImageInput | None, str]], *, is_query: bool, instruction: str
+    ) -> dict[str, torch.Tensor]:
         """What the model's forward takes.
 
         Args:
@@ -115,7 +120,11 @@ class Inputs:
         if self.family == "llava_next":
             return out | {"pixel_values": torch.stack([p.pixels for p in shown]), "image_sizes": shapes}
         is_image = (out["input_ids"] == self.config.image_token_id).int()
-        return out | {"pixel_values": torch.cat([p.pixels for p in shown]), "image_grid_thw": shapes, "mm_token_type_ids": is_image}
+        return out | {
+            "pixel_values": torch.cat([p.pixels for p in shown]),
+            "image_grid_thw": shapes,
+            "mm_token_type_ids": is_image,
+        }
 
     def save(self, folder: Path, chat_template: str) -> None:
         """Save the processor's files, with the prompts as its chat template."""

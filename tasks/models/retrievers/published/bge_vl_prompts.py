@@ -1,8 +1,9 @@
-"""The prompts of BGE-VL of the MLLM type, in the words its weights were trained with. Pure; goes beside the weights too.
+"""The prompts of BGE-VL of the MLLM type, in the words its weights were trained with. Pure; goes beside the weights
+too.
 
-LLaVA-NeXT: the released models' own (modeling_llavanext_for_embedding.py), blanks included. Qwen-VL: the form of the embedding models
-that are built on it (GME, Qwen3-VL-Embedding): the instruction as system message, the content as the user's, then an end token whose
-last hidden state is the vector.
+LLaVA-NeXT: the released models' own (modeling_llavanext_for_embedding.py), blanks included. Qwen-VL: the form of the
+embedding models that are built on it (GME, Qwen3-VL-Embedding): the instruction as system message, the content as the
+user's, then an end token whose last hidden state is the vector.
 """
 
 CIR_INSTRUCTION = "Retrieve the target image that best meets the combined criteria by using both the provided image and the image retrieval instructions: "
@@ -32,11 +33,14 @@ def llava_next_prompt(text: str, has_image: bool, is_query: bool, instruction: s
 
 
 def qwen_vl_prompt(text: str, has_image: bool, is_query: bool, instruction: str = "") -> str:
-    """The chat form with an end token, with one image's tokens where there is a image. Arguments as of `llava_next_prompt`."""
+    """The chat form with an end token, with one image's tokens where there is a image. Arguments as of
+    `llava_next_prompt`.
+    """
     system = instruction if is_query and instruction else QWEN_INSTRUCTION
     content = (QWEN_IMAGE if has_image else "") + text
     return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
 
 
 PROMPTS = {"llava_next": llava_next_prompt, "qwen_vl": qwen_vl_prompt}
-FAMILIES = {"llava_next": "llava_next", "qwen2_vl": "qwen_vl", "qwen3_vl": "qwen_vl"}  # config.json's model_type -> family
+# config.json's model_type -> family
+FAMILIES = {"llava_next": "llava_next", "qwen2_vl": "qwen_vl", "qwen3_vl": "qwen_vl"}

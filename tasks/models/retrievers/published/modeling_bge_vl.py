@@ -6,7 +6,8 @@
     scores = query @ model.encode(images=["one.jpg", "two.jpg"]).T
 
 The same folder is a plain CLIP for transformers without this file. A query of image and text is the sum of their raw
-projected features, scaled to unit length. Needs torch, transformers and Pillow. Source: MegaPairs, arXiv:2412.14475, equation 2.
+projected features, scaled to unit length. Needs torch, transformers and Pillow. Source: MegaPairs, arXiv:2412.14475,
+equation 2.
 """
 
 from typing import Any
@@ -44,14 +45,26 @@ class BGEVLModel(CLIPModel):
         if text is not None:
             text = text if isinstance(text, list) else [text]
             longest = self.config.text_config.max_position_embeddings
-            tokens = self.processor.tokenizer(text, return_tensors="pt", padding=True, truncation=True, max_length=longest).to(self.device)
+            tokens = self.processor.tokenizer(
+                text, return_tensors="pt", padding=True, truncation=True, max_length=longest
+            ).to(self.device)
         if images is not None and text is not None and len(images) != len(text):
             raise ValueError(f"encode: {len(images)} images for {len(text)} texts; expected as many")
-        return pixels, tokens, "multimodal" if pixels is not None and tokens is not None else "images" if tokens is None else "text"
+        return (
+            pixels,
+            tokens,
+            "multimodal" if pixels is not None and tokens is not None else "images" if tokens is None else "text",
+        )
 
-    def get_composed_features(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(n, d) sum of the raw projected features of image and text; sentence-transformers calls it for {"image", "text"}."""
-        return raw(self.get_image_features(pixel_values=pixel_values)) + raw(self.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
+    def get_composed_features(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(n, d) sum of the raw projected features of image and text; sentence-transformers calls it for {"image",
+        "text"}.
+        """
+        return raw(self.get_image_features(pixel_values=pixel_values)) + raw(
+            self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        )
 
     def encode_image(self, images: Any) -> torch.Tensor:
         """(n, d) of unit length, of `data_process`'s pixels."""

@@ -2,13 +2,14 @@
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     model.set_processor(folder)
-    query = model.data_process(images="query.jpg", text="make the background dark", q_or_c="q", task_instruction=CIR_INSTRUCTION)
+    query = model.data_process(images="query.jpg", text="make the background dark", q_or_c="q",
+    task_instruction=CIR_INSTRUCTION)
     one = torch.nn.functional.normalize(model(**query, output_hidden_states=True)[:, -1, :], dim=-1)  # (1, d)
     shown = model.data_process(images=["one.jpg", "two.jpg"], q_or_c="c")
     scores = one @ torch.nn.functional.normalize(model(**shown, output_hidden_states=True)[:, -1, :], dim=-1).T
 
-The same folder is a plain LLaVA-NeXT, Qwen2-VL or Qwen3-VL for transformers without this file. Batches are padded on the left, so
-that the last position is each row's last token. Needs torch, transformers and Pillow.
+The same folder is a plain LLaVA-NeXT, Qwen2-VL or Qwen3-VL for transformers without this file. Batches are padded on
+the left, so that the last position is each row's last token. Needs torch, transformers and Pillow.
 Source: MegaPairs, arXiv:2412.14475, and the released modeling_llavanext_for_embedding.py.
 """
 
@@ -16,7 +17,12 @@ import warnings
 from typing import Any
 
 from PIL import Image
-from transformers import BatchFeature, LlavaNextForConditionalGeneration, Qwen2VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+from transformers import (
+    BatchFeature,
+    LlavaNextForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 
 from .bge_vl_inputs import Inputs
 from .bge_vl_prompts import CIR_INSTRUCTION
@@ -42,7 +48,9 @@ class ReleasedInterface:
         """Load what makes pixels and tokens; name or folder, usually the model's own."""
         self.processor = Inputs.load(model_name, self.config)
 
-    def data_process(self, images: Any = None, text: Any = None, q_or_c: str = "c", task_instruction: str | None = None) -> BatchFeature:
+    def data_process(
+        self, images: Any = None, text: Any = None, q_or_c: str = "c", task_instruction: str | None = None
+    ) -> BatchFeature:
         """What the model takes.
 
         Args:
@@ -64,13 +72,22 @@ class ReleasedInterface:
         shown, said = (x or [empty] * max(counts) for x, empty in zip(given, (None, ""), strict=True))
         is_query = q_or_c.startswith("q")
         if is_query and not task_instruction:
-            warnings.warn(f"a query without task_instruction ranks worse; for composed image retrieval take {CIR_INSTRUCTION!r}", stacklevel=2)
-        prepared = [i if i is None else self.processor.image(i if isinstance(i, Image.Image) else Image.open(i)) for i in shown]
+            warnings.warn(
+                f"a query without task_instruction ranks worse; for composed image retrieval take {CIR_INSTRUCTION!r}",
+                stacklevel=2,
+            )
+        prepared = [
+            i if i is None else self.processor.image(i if isinstance(i, Image.Image) else Image.open(i)) for i in shown
+        ]
         contents = list(zip(prepared, said, strict=True))
-        return BatchFeature(self.processor.batch(contents, is_query=is_query, instruction=task_instruction or "")).to(self.device)
+        return BatchFeature(self.processor.batch(contents, is_query=is_query, instruction=task_instruction or "")).to(
+            self.device
+        )
 
     def forward(self, *args: Any, output_hidden_states: bool | None = None, **inputs: Any) -> Any:
-        """(n, tokens, d) last hidden states where `output_hidden_states` asks for them, as the released models give; else the base model's output."""
+        """(n, tokens, d) last hidden states where `output_hidden_states` asks for them, as the released models give;
+        else the base model's output.
+        """
         out = self.model(*args, **inputs)
         return out.last_hidden_state if output_hidden_states else out
 
