@@ -16,18 +16,15 @@ RUN apt-get update \
     && useradd --uid 50000 --gid 0 --create-home airflow
 
 WORKDIR /opt/megapairs
-COPY pyproject.toml requirements.lock ./
+COPY pyproject.toml requirements.lock requirements-gpu.lock ./
 
-# torch first, from the index of its flavour; then the lock without celery (5.7.0 breaks `airflow celery worker`), then
-# the Celery and PostgreSQL providers under the lock's pins; at last, on GPU, the CUDA build of faiss.
+# torch first, from the index of its flavour; then the lock, which holds the Celery and PostgreSQL providers too; at last,
+# on GPU, the CUDA build of faiss instead of the CPU one.
 RUN pip install --no-cache-dir uv \
     && TORCH="torch==$(sed -n 's/.*"torch==\(.*\)".*/\1/p' pyproject.toml)" \
     && if [ "$FLAVOUR" = cpu ]; then pip install --no-cache-dir "$TORCH" --index-url "$TORCH_INDEX"; else pip install --no-cache-dir "$TORCH"; fi \
-    && grep -v '^celery==' requirements.lock > /tmp/lock.txt \
-    && uv pip install --system --no-cache --no-deps -r /tmp/lock.txt \
-    && uv pip install --system --no-cache -c /tmp/lock.txt "celery<5.7" "apache-airflow-providers-celery>=3.26" "apache-airflow-providers-postgres>=7.1" redis \
-    && if [ "$FLAVOUR" = gpu ]; then uv pip uninstall --system faiss-cpu && uv pip install --system --no-cache -c /tmp/lock.txt faiss-gpu-cu12; fi \
-    && rm /tmp/lock.txt
+    && uv pip install --system --no-cache --no-deps -r requirements.lock \
+    && if [ "$FLAVOUR" = gpu ]; then uv pip uninstall --system faiss-cpu && uv pip install --system --no-cache --no-deps -r requirements-gpu.lock; fi
 
 COPY params.yaml dvc.yaml ./
 COPY expectations expectations

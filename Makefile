@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui test test-vllm lint install browser lock checkpoints clean help
+.PHONY: demo ui test test-vllm lint install browser lock clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -37,9 +37,11 @@ demo: .venv/installed ## run the whole factory: two weekly versions, one fine-tu
 ui: .venv/installed ## keep the demo's Airflow running and print how to log in
 	@$(BIN)/python -m tasks.demo.demo --ui
 
-lint: .venv/installed ## ruff and mypy
+lint: .venv/installed ## ruff, mypy and the layout's import contracts
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy tasks plugins dags
+	PYTHONPATH=.:plugins $(BIN)/lint-imports --no-logo
 
 # Debian's Chromium for the browser tests, where this user may install it; else they are skipped with one line.
 browser:
@@ -67,7 +69,7 @@ test-vllm: .venv-vllm/installed ## the engines' contract with a real vLLM and a 
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/retrievers/test_mllm_layouts.py -k sentence
 
 lock: ## pin what pyproject.toml asks for (torch, torchvision and their CUDA packages stay out: see docs/decisions/0002)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra towers --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra towers --extra celery --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
 	  $$(for p in torch torchvision triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
 	  nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx \
 	  cuda-toolkit cuda-bindings cuda-pathfinder; do echo --no-emit-package $$p; done) -o requirements.lock

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.embed import stored_photographs
+from benchmarks.stored_images import stored_photographs
 
 BATCH = 32
 

@@ -299,10 +299,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 **memories(dataset, shape, args.memory_batch, args.memory_chunk, args.negatives),
             }
         if not args.no_loader:
-            from benchmarks import loader
+            from benchmarks import loader_comparison
 
-            found = loader.compare(
-                dataset, loader.SIDE_PX, batch=args.loader_batch, negatives=args.negatives, batches=args.loader_batches
+            found = loader_comparison.compare(
+                dataset,
+                loader_comparison.SIDE_PX,
+                batch=args.loader_batch,
+                negatives=args.negatives,
+                batches=args.loader_batches,
             )
             figures |= {f"loader_{k}": v for k, v in found.items()}
         figures["rss_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

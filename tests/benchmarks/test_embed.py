@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import embed as benchmark
+from benchmarks.stored_images import stored_photographs
 
 SMALL = ["--photos", "nowhere", "--images", "12", "--side", "64", "--shape", "tiny"]
 
@@ -53,7 +54,7 @@ def test_photographs_are_stored_at_the_size_asked(tmp_path: Path):
         Image.new("RGB", size, (9 * n, 90, 200)).save(tmp_path / f"{n}.jpg")
 
     def sizes(*args: object) -> list[tuple[int, int]]:
-        return [Image.open(io.BytesIO(c)).size for c in benchmark.stored_photographs(tmp_path, 2, *args)]  # type: ignore[arg-type]
+        return [Image.open(io.BytesIO(c)).size for c in stored_photographs(tmp_path, 2, *args)]  # type: ignore[arg-type]
 
     assert (
         sizes(200) == [(90, 120), (200, 50)]
