@@ -12,7 +12,7 @@ CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a ru
 |---|---|
 | judged | a triplet of the version: mined pair, instructions that the judge let pass |
 | unjudged | a mined pair with every instruction that was written for it |
-| image_text | a image and its caption, learnt from text to image, as the image-text models do; beyond the version's
+| image_text | an image and its caption, learnt from text to image, as the image-text models do; beyond the version's
 images new ones are drawn |
 | random | two images drawn at random, with the instructions that the same captioner and writer give to them (`python -m
 tasks caption`) |

@@ -11,7 +11,7 @@ defaults at --side) against tasks/models/encoders/preprocess.py - the two in tur
 photographs of a folder, stored as ingest stores them (JPEG, quality 95, at most --max-side px; the photographs' own
 size for 0, enlarged to it where it is larger), else scenes of the sample world, enlarged; one row a size.
 Fidelity, on the trained weights of --model with its own processor: the cosine of both ways' embeddings image by image,
-beside it that of unrelated images, and how many of a image's ten nearest are the same.
+beside it that of unrelated images, and how many of an image's ten nearest are the same.
 
 Towers on a CPU: a ViT-B/32 with random weights, float pixels to vectors, images per CPU-second of transformers' plain
 loop (as it comes: float32, sdpa, batches of 32) against `cpu_dtype`; the cosine is to the plain loop's, beside it the
@@ -51,7 +51,7 @@ TURNS = 5
 
 
 def opened(content: bytes) -> Image.Image:
-    """As the store opens a image."""
+    """As the store opens an image."""
     return Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")).convert("RGB")
 
 

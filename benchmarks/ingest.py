@@ -16,7 +16,7 @@ process as in a run, the CPU time of both counted. Also in one process, without 
 given the same images, alternate, and the fastest of `repeats` counts: noise only adds. PSNR: stored
 images against the fully decoded source shrunk by a float Lanczos filter, mean over images, dB.
 
-The last line is JSON: images, images, ours_images_per_cpu_s, in_process_images_per_cpu_s, img2dataset_images_per_cpu_s,
+The last line is JSON: images, kind, ours_images_per_cpu_s, in_process_images_per_cpu_s, img2dataset_images_per_cpu_s,
 ratio (ours / theirs), ratio_in_process, ours_psnr_db, img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker),
 img2dataset_rss_mib, img2dataset. Where the peer is not there, its keys and the ratios are null.
 """
@@ -57,7 +57,7 @@ FITTED = 320  # of the mixed photographs: the taps were fitted on 20 images of u
 
 
 def drawn(seed: int) -> Image.Image:
-    """A image of blobs and texture, where there are no photographs."""
+    """An image of blobs and texture, where there are no photographs."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
         (400, 300), Image.Resampling.BICUBIC

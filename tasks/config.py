@@ -126,7 +126,7 @@ class FilterConfig(Section):
     labels: tuple[str, ...] = Field(
         min_length=1, description="The model's labels that mean: not wanted. Their probabilities are added."
     )
-    threshold: float = Field(0.5, ge=0, le=1, description="A image is dropped when that sum is at least this.")
+    threshold: float = Field(0.5, ge=0, le=1, description="An image is dropped when that sum is at least this.")
     batch_images: int = Field(64, ge=1, description="Images in one call of the model, a count.")
 
 
@@ -187,7 +187,7 @@ class IngestConfig(Section):
     )
     drop_flags: tuple[Literal["blurry", "near_empty", "extreme_ratio", "text_heavy"], ...] = Field(
         (),
-        description="Quality flags that drop a image as low_quality; all are columns whether or not they stand here.",
+        description="Quality flags that drop an image as low_quality; all are columns whether or not they stand here.",
     )
     filters: dict[str, FilterConfig] = Field(
         default_factory=dict, description="Classifiers that refuse images, by name (nsfw, faces ...); none by default."
@@ -537,7 +537,7 @@ class TrainConfig(Section):
     )
     count_copies: bool = Field(
         False,
-        description="A image weighs as often as the batch names it, as in sentence-transformers' loss; once when off.",
+        description="An image weighs as often as the batch names it, as in sentence-transformers' loss; once when off.",
     )
     judge_weight: float = Field(
         0.0, ge=0, description="Weight of the symmetric KL divergence from the judge's scores (UniME-V2); 0 is off."

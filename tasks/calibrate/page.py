@@ -26,9 +26,9 @@ WIDTH, HEIGHT, HEAD, FOOT = 1120, 250, 30, 48  # of one plot, px
 COLOURS = {"random pairs": "#7b8494", "nearest": "#4a68e8", "10th nearest": "#1a9a88", "near-copies": "#d0453c"}
 MEANING = {
     "random pairs": "two images drawn at random",
-    "nearest": "a image and its nearest other one",
-    "10th nearest": "a image and its tenth nearest",
-    "near-copies": "a image and the same one re-encoded, scaled down or cropped by 3%",
+    "nearest": "an image and its nearest other one",
+    "10th nearest": "an image and its tenth nearest",
+    "near-copies": "an image and the same one re-encoded, scaled down or cropped by 3%",
 }
 MORE_STYLE = """.cards{grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr));gap:14px;margin-top:8px}.card{padding:12px;gap:8px}
 .pair{grid-template-columns:1fr 1fr;gap:8px;align-items:start}.cosine{font-weight:650;font-variant-numeric:tabular-nums}h3{margin:28px 0 0;font-size:16px}h3 span{color:var(--soft);font-weight:400}

@@ -52,7 +52,7 @@ def read_canaries(folder: Path) -> list[Canary]:
     """The canaries of a folder.
 
     Raises:
-        ConfigError: no canaries.csv, a column or a image is missing, or nothing is expected of a pair.
+        ConfigError: no canaries.csv, a column or an image is missing, or nothing is expected of a pair.
     """
     from PIL import Image
 
@@ -72,7 +72,7 @@ def read_canaries(folder: Path) -> list[Canary]:
                 Image.open(folder / row[c], formats=("JPEG", "PNG", "WEBP")).convert("RGB") for c in ("query", "target")
             )
         except OSError as error:
-            raise ConfigError(f"caption.canaries: {path}: a image cannot be read ({error})") from None
+            raise ConfigError(f"caption.canaries: {path}: an image cannot be read ({error})") from None
         groups = tuple(tuple(w.strip() for w in group.split("|") if w.strip()) for group in row["expect"].split(";"))
         found.append(Canary(query, target, tuple(g for g in groups if g)))
     return found

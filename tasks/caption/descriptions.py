@@ -32,7 +32,7 @@ Kind = Literal[
 KINDS: tuple[str, ...] = get_args(Kind)
 NOTHING = "nothing"  # how an empty side is stored
 TURNED: dict[str, str] = {"added": "removed", "removed": "added"}
-# Words that say nothing about what a image shows; left out where sides are compared.
+# Words that say nothing about what an image shows; left out where sides are compared.
 _COMMON = frozenset(
     plain(
         "a an the of in on at to by for with from and or but no not its it is are be was were has have this that these those there one some "

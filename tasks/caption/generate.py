@@ -20,7 +20,7 @@ from tasks.prompts.styles import PARTIAL_STYLES, numbered
 # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
 WORDS_BESIDE = 0.25
 QUOTED_CHARS = 600  # of a refused reply, what its retry shows
-LEFT_OUT = "(not quoted)"  # an order that a image gave is not put before a model once more, nor what nobody could read
+LEFT_OUT = "(not quoted)"  # an order that an image gave is not put before a model once more, nor what nobody could read
 LANGUAGES = {"en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese", "nl": "Dutch", "zh": "Chinese"} | {
     "ja": "Japanese", "ko": "Korean", "ru": "Russian", "uk": "Ukrainian", "ar": "Arabic", "hi": "Hindi", "el": "Greek", "pl": "Polish", "tr": "Turkish"
 }  # fmt: skip

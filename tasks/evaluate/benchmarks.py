@@ -23,7 +23,7 @@ def read_benchmark(folder: Path, template: str, name: str | None = None) -> Benc
 
     Raises:
         ConfigError: no annotations.json there, or a template without {relative_caption}.
-        DataError: an annotation names a image that is not there.
+        DataError: an annotation names an image that is not there.
     """
     path = folder / "annotations.json"
     if not path.is_file():
@@ -39,7 +39,7 @@ def held_out_benchmark(
     """The held-out triplets as a benchmark: their first instruction (the others are wordings), all their images as
     gallery.
 
-    A image is right when it is the target of a triplet with the same query image and text.
+    An image is right when it is the target of a triplet with the same query image and text.
 
     Raises:
         DataError: nothing is held out.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Fingerprints:
-    """Wraps a image reader and keeps the perceptual hash and thumbnail of each image that passes, for a search for
+    """Wraps an image reader and keeps the perceptual hash and thumbnail of each image that passes, for a search for
     copies.
     """
 

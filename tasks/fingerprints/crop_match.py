@@ -48,7 +48,7 @@ def _aligned(
 
 
 def crop_distance(grid: bytes, other: bytes, *, margin: float) -> float:
-    """Largest cell difference at the best alignment of a image with the thumbnail of another that shows a little more
+    """Largest cell difference at the best alignment of an image with the thumbnail of another that shows a little more
     or less of it.
 
     Each side may be moved by up to `margin`: first on a raster of 2%, judged by the mean over the cells, then finer

@@ -65,7 +65,7 @@ class HashList:
         thumbnail_max: float,
         alone_bits: int,
     ) -> str | None:
-        """Why the list names a image, in words; None when it does not.
+        """Why the list names an image, in words; None when it does not.
 
         Args:
             sha256s: of its source bytes and of its stored bytes.

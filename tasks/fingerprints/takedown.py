@@ -5,7 +5,7 @@ ids) or of source bytes, perceptual hashes. embed drops the vectors, mine the ne
 come up instead), select the pairs and the places as negative (and fills both again), caption and judge the rows of
 pairs that are gone.
 
-Earlier versions stay as they were published: a file that names such a image is written anew, aside and renamed, so the
+Earlier versions stay as they were published: a file that names such an image is written anew, aside and renamed, so the
 object that DVC keeps of it is not touched. What is done is done: a rerun after a crash finds less to do, and nothing
 where nothing is named.
 """

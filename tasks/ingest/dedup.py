@@ -4,7 +4,7 @@ Exact copies by the sha256 of the source's and of the stored bytes. Near copies 
 hash hit is a candidate, thumbnails decide, and where `crop_margin` is set, thumbnails aligned for a little more or less
 at the sides. The earliest published image stays: rows are in order of batch and shard, and the first hit counts.
 
-A image that is near to several kept ones is dropped as a copy of the first and names the others (`also`): it shows that
+An image that is near to several kept ones is dropped as a copy of the first and names the others (`also`): it shows that
 they belong together, yet nothing that was published is withdrawn. `copy_groups` reads these ties back from the dropped
 rows: they are the ledger.
 """
@@ -29,7 +29,7 @@ CROP_MEAN = 20.0
 
 @dataclass(frozen=True)
 class CopyOf:
-    """What a image repeats.
+    """What an image repeats.
 
     Attributes:
         reason: duplicate or near_duplicate.

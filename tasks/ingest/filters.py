@@ -3,7 +3,7 @@
 
     ingest.filters.nsfw: {model: Falconsai/nsfw_image_detection, labels: [nsfw], threshold: 0.5}
 
-Loads torch in the stage's own process, never in a worker that decodes. A image is refused when the probabilities of
+Loads torch in the stage's own process, never in a worker that decodes. An image is refused when the probabilities of
 `labels` add up to `threshold`.
 """
 

@@ -1,4 +1,4 @@
-"""What happens to a image: from any bytes to the one stored form, or to the reason why not.
+"""What happens to an image: from any bytes to the one stored form, or to the reason why not.
 
 Pure functions over bytes; run in worker processes by tasks/ingest/workers.py. Loads numpy, Pillow and OpenCV, nothing
 else.
@@ -157,7 +157,7 @@ def webp_size(content: bytes) -> tuple[int, int] | None:
 
 
 def size_refusal(width: int, height: int, rules: Rules) -> Refusal | None:
-    """Why a image of this size is not even decoded."""
+    """Why an image of this size is not even decoded."""
     if width * height > rules.max_pixels:
         return Refusal("too_large", f"{width}x{height} px, at most {rules.max_pixels} px in all")
     if min(width, height) < rules.min_side_px:
@@ -285,7 +285,7 @@ _hearing = Hearing()
 
 
 def jpeg_damage(said: str) -> str | None:
-    """libjpeg's warning that part of a image is not there; None where it said nothing, or nothing that matters."""
+    """libjpeg's warning that part of an image is not there; None where it said nothing, or nothing that matters."""
     stray = JPEG_STRAY.search(said)
     if JPEG_DAMAGE.search(said) or stray and int(stray[1]) > JPEG_STRAY_BYTES:
         return said.strip().splitlines()[0]
@@ -340,7 +340,7 @@ def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """(kind, body) of a PNG's chunks up to its end chunk.
 
     Raises:
-        OSError: it ends before, or a chunk that a image needs does not have its checksum.
+        OSError: it ends before, or a chunk that an image needs does not have its checksum.
     """
     view, at = memoryview(content), 8
     while at + 12 <= len(content):

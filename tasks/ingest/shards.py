@@ -24,7 +24,7 @@ class ShardWriter:
         return f"{self.batch}-{self._number:05d}.tar"
 
     def add(self, image_id: str, content: bytes, facts: dict[str, str]) -> tuple[str, int]:
-        """Append a image and its facts; returns (shard, offset of the image's bytes)."""
+        """Append an image and its facts; returns (shard, offset of the image's bytes)."""
         if self._count == self.shard_images:
             self.close()
         if self._tar is None:

@@ -103,7 +103,7 @@ def questions_of(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Questi
     """The rows as questions; each image is opened once.
 
     Raises:
-        ConfigError: a image cannot be read.
+        ConfigError: an image cannot be read.
     """
     from PIL import Image
 

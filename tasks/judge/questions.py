@@ -1,4 +1,4 @@
-"""The judge: an MLLM asked whether a image is what an instruction makes of another image.
+"""The judge: an MLLM asked whether an image is what an instruction makes of another image.
 
 Source of the idea: UniME-V2, arXiv:2510.13515 (the yes-probability of an MLLM as a soft label).
 """

@@ -52,7 +52,7 @@ def sample(triplet_ids: Sequence[str], count: int, salt: str) -> list[str]:
 
 
 def thumbnail(store: Store, image_id: str, side_px: int, quality: int) -> str:
-    """A image as a data URI, no side above `side_px`."""
+    """An image as a data URI, no side above `side_px`."""
     image = store.read_image(image_id)
     image.thumbnail((side_px, side_px))
     out = io.BytesIO()

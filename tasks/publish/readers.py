@@ -1,4 +1,4 @@
-"""Read a version as a researcher: every triplet with its images, streamed, one pread a image.
+"""Read a version as a researcher: every triplet with its images, streamed, one pread an image.
 
     from tasks.readers import with_images
     for row in with_images("my-clone"):
@@ -39,7 +39,7 @@ def with_images(folder: Path | str, *, negatives: bool = True) -> Iterator[dict[
         the triplet's columns, and `query_image`, `target_image` (PIL, RGB), `negative_images` (a list in the order of
         `negative_image_ids`).
     Raises:
-        DataError: a image or a table is missing or cut short.
+        DataError: an image or a table is missing or cut short.
     """
     store = Store(folder)
     for row in triplets(folder):

@@ -1,4 +1,4 @@
-"""Scenes of the sample world: what is in a image, how two images differ, and how a image is drawn.
+"""Scenes of the sample world: what is in an image, how two images differ, and how an image is drawn.
 
 A scene is a background and 1 to 4 objects on a 3x3 grid. Families are scenes at most three edits apart, as a shop's or
 a photographer's series are; a hash of its content puts every scene into one split, whatever the seed, so that

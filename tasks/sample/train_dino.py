@@ -1,4 +1,4 @@
-"""A small DINOv2 encoder, self-supervised: a student sees crops of a image, a slow teacher sees others of it.
+"""A small DINOv2 encoder, self-supervised: a student sees crops of an image, a slow teacher sees others of it.
 
 No label and no caption is used: the student's prototype scores of every crop must match the teacher's (centred,
 sharpened) of another crop of the same image (DINO, arXiv:2104.14294). The CLS token is the embedding. 0.7 M parameters,
@@ -89,7 +89,7 @@ def koleo(cls: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def measure(model: Dinov2Model, families: int = 120, members: int = 4) -> dict[str, object]:
-    """Held-out families: how often a image's nearest neighbour is of its family, and the mean cosine to all others."""
+    """Held-out families: how often an image's nearest neighbour is of its family, and the mean cosine to all others."""
     model.eval()
     rng = random.Random(80)
     scenes = [s for _ in range(families) for s in family(rng, "benchmark", members)]

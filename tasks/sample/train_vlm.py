@@ -2,7 +2,7 @@
 changed.
 
 Stage A teaches the vision tower and the connector what is in each grid cell, under a throw-away head; nine visual
-tokens a image, one a cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a
+tokens an image, one a cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a
 caption, while a second throw-away head asks, cell by cell, what stood there in the first image and what happened to it.
 Batches are families, so that the vision features of one image serve every pair it is part of. 2.8 M parameters, 5.8 MB.
 """
@@ -156,7 +156,7 @@ def even_out(model: Idefics3ForConditionalGeneration, level: float = 0.5) -> flo
     """Scale the connector so that visual tokens have root mean square `level`; returns what it was.
 
     Stage A leaves them at about 4.8, beside text embeddings of 0.04: the language model's layers then hardly change
-    what stands at a image's tokens, and two images are never compared there. Seen: shape edits 0 of 46 right, and
+    what stands at an image's tokens, and two images are never compared there. Seen: shape edits 0 of 46 right, and
     nothing got better from 60,000 to 130,000 samples.
     """
     rng = random.Random(0)
@@ -261,7 +261,7 @@ class Comparing(nn.Module):
 
 
 class Writer:
-    """Turns families into losses: features once a image, then every sampled pair and caption as a text to predict."""
+    """Turns families into losses: features once an image, then every sampled pair and caption as a text to predict."""
 
     def __init__(self, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
         self.model, self.words = model, processor.tokenizer

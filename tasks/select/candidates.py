@@ -1,6 +1,6 @@
 """Candidates as columns: ordered pairs of images, the encoders that mined them, and the order in which they are taken.
 
-Pure functions. A image is a number here, its place among the ids that a run names in rising order, so that a table of
+Pure functions. An image is a number here, its place among the ids that a run names in rising order, so that a table of
 hundreds of millions of candidates is a few arrays (24 to 72 bytes each), and comparing numbers is comparing ids. Used
 by tasks/select/stage.py, whose text says what the orders mean.
 """

@@ -140,7 +140,7 @@ def hard_negatives(
         c: the pairs.
         retrieved: encoder -> neighbours of at least the pairs' images.
         vectors: stored vectors.
-        limits: (3,) per encoder the similarity to the target from which a image is its copy.
+        limits: (3,) per encoder the similarity to the target from which an image is its copy.
         count: most negatives of a pair; no limit when None.
         margin: least distance (1 - cosine) of a negative to the target, by the encoder that proposed it, in distances
             of query and target.

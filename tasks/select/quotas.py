@@ -107,7 +107,7 @@ def within_quotas(
 
     Args:
         c: in order of preference.
-        published: queries and targets (n,) of earlier batches' pairs, places in `c.names`, -1 where a image is not
+        published: queries and targets (n,) of earlier batches' pairs, places in `c.names`, -1 where an image is not
             named there; they fill
             quotas, and none of them comes again.
         config: pairs_per_query, pairs_per_target, pairs_per_batch, pairs_per_encoder, pairs_per_source, nearest_share,

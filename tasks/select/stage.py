@@ -16,8 +16,8 @@ its weight's chance, and takes one candidate from each in turn - within a band w
 seeded hash, however near it is. All queries' first draws stand before all second ones, so a run's limit cuts no band
 short.
 
-Quotas count what is published already. A pair is charged to a image that this batch brings - its query, or where that
-is old its target - and a image brings at most `pairs_per_query` pairs, so n images never have more than n x
+Quotas count what is published already. A pair is charged to an image that this batch brings - its query, or where that
+is old its target - and an image brings at most `pairs_per_query` pairs, so n images never have more than n x
 pairs_per_query, however they came. Without that a second batch of the sample world added 4.3 pairs for each new image,
 twice what a query may start: every old image with room left took new targets (docs/decisions/0012).
 
@@ -26,7 +26,7 @@ that any encoder holds for a copy of the target is none. On request: neither is 
 nearer to the target than a share of the pair's own distance; a pair brings its other direction along; an encoder, a
 source has a quota of its own (tasks/config.py).
 
-Takedown (tasks/fingerprints/takedown.py): an earlier pair of a image that the ledger names goes, in its own file; its
+Takedown (tasks/fingerprints/takedown.py): an earlier pair of an image that the ledger names goes, in its own file; its
 query takes the best of all that was ever mined for it, as a pair of this batch, and a place as negative goes to the
 next one retrieved.
 
@@ -96,7 +96,7 @@ def _read_sources(store: Store, names: pa.Array) -> np.ndarray:
 
 
 def _read_published(store: Store, batch: str, c: Candidates) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """How many pairs earlier batches have, and queries and targets of those that share a image with a candidate, places
+    """How many pairs earlier batches have, and queries and targets of those that share an image with a candidate, places
     in `c.names` or -1; no other counts for a quota."""
     import pyarrow as pa
 
@@ -159,7 +159,7 @@ def run(params: Params, store: Store) -> StageReport:
     lost = _read_lost(store, batch, gone) if gone else set()
     read = _read_candidates(store, encoders, batch, params.mine.neighbours, lost)
     brought = store.read_table("images", ["image_id"], batch).column("image_id")
-    if len(brought) and encoders:  # few candidates a image: the encoder's window does not fit, or the encoder
+    if len(brought) and encoders:  # few candidates an image: the encoder's window does not fit, or the encoder
         yields = {encoder: read.counts[encoder] / len(brought) for encoder in encoders}
         report.figures |= {f"yield_{encoder}": y for encoder, y in yields.items()} | {
             "encoder_yield_lowest": min(yields.values())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 CAPTION_CHARS = 2_000
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # of names that claim to be a image
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # of names that claim to be an image
 
 # Why a source does not hand a file over; closed. ingest counts them among its own reasons.
 REASONS = (
@@ -126,7 +126,7 @@ class SourceFile:
 
     @property
     def is_named_image(self) -> bool:
-        """Its name says that it is a image: then bytes of no known format are damage, not a stray file. All URLs are
+        """Its name says that it is an image: then bytes of no known format are damage, not a stray file. All URLs are
         such.
         """
         return self.uri.lower().endswith(SUFFIXES) or "://" in self.uri

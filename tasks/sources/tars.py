@@ -1,7 +1,7 @@
 """WebDataset tars, of a folder or a bucket: key.jpg with its caption in key.txt or key.json.
 
 Members are read where they lie: nothing is unpacked to a disk and nothing is unpickled. Every member that is no caption
-is one file: a image; or refused, when it is no regular file (a link, a device, a sparse file), its name leads out of
+is one file: an image; or refused, when it is no regular file (a link, a device, a sparse file), its name leads out of
 the tar, was there before, or says that it is a program or a pickle. Tars are taken by name, members by their place; a
 tar may have any number of them, in constant memory.
 

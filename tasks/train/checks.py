@@ -34,7 +34,7 @@ def check_images(examples: Sequence[Example], places: Mapping[str, tuple[str, in
         places: image id -> shard and the byte behind its last.
         sizes: shard -> bytes on disk; without those that are not there.
     Raises:
-        DataError: a image without a row, or whose shard is missing or too short.
+        DataError: an image without a row, or whose shard is missing or too short.
     """
     wanted = sorted({i for e in examples for i in (e.query, e.target, *e.negatives)})
     missing = [i for i in wanted if i not in places]

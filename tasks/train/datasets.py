@@ -99,7 +99,7 @@ def read_dataset(config: MixedDatasetConfig) -> tuple[list[Example], dict[str, P
     """Its examples, image ids -> files, and what was left out by reason.
 
     Raises:
-        DataError: a record without its format's keys, a image that is not there, or no example at all.
+        DataError: a record without its format's keys, an image that is not there, or no example at all.
         ConfigError: no such file.
     """
     root, make = Path(config.images), MAKE[config.format]

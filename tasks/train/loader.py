@@ -1,6 +1,6 @@
 """The loader of a training: images by random access from the tar shards, decoded by workers, each once a batch.
 
-A batch names a image many times (query here, target there, negative of a third) and it is read, decoded and prepared
+A batch names an image many times (query here, target there, negative of a third) and it is read, decoded and prepared
 once: one pread of its shard by the offset in the images table. The plans are drawn in the training's own order, the
 workers only make pixels, so the number of workers changes no weight. `python -m benchmarks.loader` measures it against
 webdataset.
@@ -102,7 +102,7 @@ class Pixels:
             ) from error
 
     def made(self, image_ids: Sequence[str]) -> list[Any]:
-        """(3, height, width) float32 of each, or what else the retriever makes of a image."""
+        """(3, height, width) float32 of each, or what else the retriever makes of an image."""
         if self._pool is None:
             parts = [image_ids[n : n + GROUP] for n in range(0, len(image_ids), GROUP)]
             return [row for part in parts for row in self.retriever.pixels([self.read(i) for i in part])]

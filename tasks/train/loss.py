@@ -1,6 +1,6 @@
 """InfoNCE over the distinct images of a batch: positives of the others, the query images, mined negatives.
 
-The softmax of a query runs over every image of the batch once; a image that is the query's own positive again is no
+The softmax of a query runs over every image of the batch once; an image that is the query's own positive again is no
 negative. Source: MegaPairs, arXiv:2412.14475, appendix B; the query image among the negatives is what makes it work.
 Options: a mask of likely false negatives (Qwen3-VL-Embedding, 2026, equation 1) and the judge's scores as soft labels,
 by the symmetric Kullback-Leibler divergence (UniME-V2, arXiv:2510.13515).
@@ -126,7 +126,7 @@ def info_nce(
             count anyway.
         mask_margin: candidates that score higher than the positive by more than this are left out (`likely_false`);
             none where None.
-        copies: (c,) how often each candidate stands in the batch. Given, a image weighs as often as it was named, the
+        copies: (c,) how often each candidate stands in the batch. Given, an image weighs as often as it was named, the
             positive's
             copies count as negatives, and the loss is that of sentence-transformers' MultipleNegativesRankingLoss over
             all columns.

@@ -103,7 +103,7 @@ def run(params: Params, store: Store) -> StageReport:
     """Train models/candidate on all triplets but the held-out ones.
 
     Raises:
-        DataError: no triplet to train on, a image that is missing, a loss that is not finite.
+        DataError: no triplet to train on, an image that is missing, a loss that is not finite.
         ConfigError: a base model that is not the pinned one.
     """
     config, seed = params.train, params.open_run.seed

@@ -29,7 +29,7 @@ BATCH = "2026.01.05"
 
 
 class Colours:
-    """A retriever that knows mean colours: the sum of a image and a colour word leans to that colour."""
+    """A retriever that knows mean colours: the sum of an image and a colour word leans to that colour."""
 
     revision = "colours"
     embedder = Retriever.embedder

@@ -47,7 +47,7 @@ def taken(store: Store) -> tuple[set[str], dict[str, str]]:
 
 
 def of_levels(*levels: int) -> NormalizedImage:
-    """A image of one hash whose thumbnail is flat, but for its first cells."""
+    """An image of one hash whose thumbnail is flat, but for its first cells."""
     thumbnail = bytes([*levels, *[100] * (192 - len(levels))])
     return NormalizedImage(content=b"", width_px=8, height_px=8, phash=5, thumbnail=thumbnail)
 

@@ -84,7 +84,7 @@ def test_masked_candidates_leave_the_softmax():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 10**6))
 def test_with_copies_it_is_the_plain_softmax_over_all_columns(b: int, negatives: int, seed: int):
-    """MultipleNegativesRankingLoss: every column of every row is a candidate, however often a image came."""
+    """MultipleNegativesRankingLoss: every column of every row is a candidate, however often an image came."""
     torch.manual_seed(seed)
     images, queries = F.normalize(torch.randn(5, 6), dim=-1), F.normalize(torch.randn(b, 6), dim=-1)
     columns = torch.randint(0, 5, (b, 1 + negatives))

@@ -1,7 +1,7 @@
 """What every benchmark is made of: composed queries over a gallery, in one task or several; and how they are ranked.
 
-Pure but for reading annotation files and images. A image is named by a key, the benchmark's own id as text. A gallery
-entry is a image unless `Benchmark.items` says otherwise (MMEB ranks texts, and images with texts).
+Pure but for reading annotation files and images. An image is named by a key, the benchmark's own id as text. A gallery
+entry is an image unless `Benchmark.items` says otherwise (MMEB ranks texts, and images with texts).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Item(NamedTuple):
-    """A gallery entry: a image, a text, or both."""
+    """A gallery entry: an image, a text, or both."""
 
     image: str | None
     text: str = ""

@@ -59,7 +59,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
     Raises:
         ConfigError: files that are not there, a template without {relative_caption}.
-        DataError: an annotation names a image that is not there.
+        DataError: an annotation names an image that is not there.
     """
     template = TEMPLATE if template is None else template
     if "{relative_caption}" not in template:
@@ -100,7 +100,7 @@ def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
 def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     """map_at_{5,10,25,50} over all right answers, recall_at_{1,5,10,25,50} of the one target."""
     if len(set(prediction.ranked)) != len(prediction.ranked):
-        raise DataError(f"query {query.query_id}: a image is predicted twice; a ranking names each once")
+        raise DataError(f"query {query.query_id}: an image is predicted twice; a ranking names each once")
     return average_precisions(prediction.ranked, query.right) | recalls(query.right[0], prediction.ranked, (1, *RANKS))
 
 

@@ -40,7 +40,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
     Raises:
         ConfigError: files that are not there.
-        DataError: a query names a image that the split does not list.
+        DataError: a query names an image that the split does not list.
     """
     split = {"test": "test1"}.get(split, split)
     template = TEMPLATE if template is None else template

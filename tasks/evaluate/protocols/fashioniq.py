@@ -38,7 +38,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
     Raises:
         ConfigError: files that are not there.
-        DataError: a query names a image that its split does not list, or has not two captions.
+        DataError: a query names an image that its split does not list, or has not two captions.
     """
     template = TEMPLATE if template is None else template
     tasks = []

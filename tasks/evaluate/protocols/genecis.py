@@ -49,7 +49,7 @@ DILATION = 0.7
 
 
 def key_of(entry: Mapping[str, Any]) -> str:
-    """A image's key: the COCO id, or the Visual Genome id and box."""
+    """An image's key: the COCO id, or the Visual Genome id and box."""
     if "val_image_id" in entry:
         return str(entry["val_image_id"])
     return f"{entry['image_id']}:" + ",".join(str(v) for v in entry["instance_bbox"])

@@ -2,7 +2,7 @@
 device.
 
 What a Hugging Face processor of the usual form does (resize, centre crop, rescale, normalise), the same arithmetic by
-faster code: OpenCV decodes, libjpeg's inverse DCT gives 1/2, 1/4 or 1/8 of a image much too large; torch resizes the
+faster code: OpenCV decodes, libjpeg's inverse DCT gives 1/2, 1/4 or 1/8 of an image much too large; torch resizes the
 bytes by Pillow's own filter, vectorised (0.4 ms where Pillow takes 1.7); and the float arithmetic happens once, in the
 model's batch, where a GPU does it. Where nothing is decoded smaller the pixels are
 the processor's to a rounding. `python -m benchmarks.embed` measures the speed a core and how far the vectors move.
@@ -33,7 +33,7 @@ class Preparation:
 
     Attributes:
         shortest_px: side that the shorter side is resized to; None where `resize_px` says both.
-        resize_px: (width, height) that a image is resized to, whatever its shape; None where the shape stays.
+        resize_px: (width, height) that an image is resized to, whatever its shape; None where the shape stays.
         crop_px: (width, height) of the centre that is kept; None for all.
         resample: Pillow's filter.
         mean, std: per channel, of pixels in 0..1.

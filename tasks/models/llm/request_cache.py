@@ -72,7 +72,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 def image_key(image: Image) -> str:
-    """SHA-256 (hex) of a image as a model gets it: mode, size and every pixel."""
+    """SHA-256 (hex) of an image as a model gets it: mode, size and every pixel."""
     return hashlib.sha256(f"{image.mode} {image.width} {image.height}\n".encode() + image.tobytes()).hexdigest()
 
 

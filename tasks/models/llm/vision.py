@@ -148,7 +148,7 @@ class Looking:
                 self._coming[n] = self._thread.submit(self.vision.prepare, self._missing(n))
 
     def rows(self, image: Image) -> torch.Tensor:
-        """The rows that stand for a image, (tokens, width); makes the pass that it is in, once."""
+        """The rows that stand for an image, (tokens, width); makes the pass that it is in, once."""
         if id(image) not in self._rows:
             n = self._pass_of[id(image)]
             part, missing = self._passes[n], self._missing(n)

@@ -1,6 +1,6 @@
 """The retriever: BGE-VL of the CLIP type. A query of image and text is the sum of their raw projected features.
 
-The features are summed as they come, then the sum is scaled to unit length; a image or a text alone is scaled as it is.
+The features are summed as they come, then the sum is scaled to unit length; an image or a text alone is scaled as it is.
 Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub. What is
 saved loads in plain transformers, in sentence-transformers and through the released models' interface
 (models/published/). `load_retriever` tells from config.json whether a model is of this type or of the MLLM type

@@ -244,7 +244,7 @@ class Joint:
         self._known: dict[tuple[Role, Content], np.ndarray] = {}
 
     def prepare(self, images: Sequence[str], texts: Sequence[str]) -> None:
-        """Nothing: what a image or text is alone says nothing of both together."""
+        """Nothing: what an image or text is alone says nothing of both together."""
 
     def rows(self, contents: Sequence[Content], role: Role) -> np.ndarray:
         """(n, d) float32 unit rows of (image key or None, text); a row of zeros where there is neither."""

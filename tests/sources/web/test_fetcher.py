@@ -30,7 +30,7 @@ from tasks.sources.web import addresses, connection
 from tasks.sources.web import fetcher as fetch
 from tasks.sources.web.fetcher import FetchConfig, Fetcher
 
-IMAGE = b"\xff\xd8 a image " * 100
+IMAGE = b"\xff\xd8 an image " * 100
 LIMIT = 10_000
 
 

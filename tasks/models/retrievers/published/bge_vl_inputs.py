@@ -24,7 +24,7 @@ NOT_IN_TEXTS = (*IMAGE_TOKENS.values(), "<|vision_start|>", "<|vision_end|>", "<
 
 @dataclass(frozen=True)
 class ImageInput:
-    """A image as the model takes it.
+    """An image as the model takes it.
 
     Attributes:
         pixels: LLaVA-NeXT (crops, 3, height, width), Qwen-VL (patches, values of a patch); float32.

@@ -13,11 +13,11 @@ QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def llava_next_prompt(text: str, has_image: bool, is_query: bool, instruction: str = "") -> str:
-    """The released template, with `<image>` once where there is a image.
+    """The released template, with `<image>` once where there is an image.
 
     Args:
         text: of the query or candidate; empty for none.
-        has_image: a image goes with it.
+        has_image: an image goes with it.
         is_query: queries carry the instruction, candidates none.
         instruction: what is to be retrieved; empty for none.
     """
@@ -33,7 +33,7 @@ def llava_next_prompt(text: str, has_image: bool, is_query: bool, instruction: s
 
 
 def qwen_vl_prompt(text: str, has_image: bool, is_query: bool, instruction: str = "") -> str:
-    """The chat form with an end token, with one image's tokens where there is a image. Arguments as of
+    """The chat form with an end token, with one image's tokens where there is an image. Arguments as of
     `llava_next_prompt`.
     """
     system = instruction if is_query and instruction else QWEN_INSTRUCTION
