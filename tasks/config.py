@@ -464,7 +464,7 @@ class JudgeConfig(Section):
         le=1,
         description="Most triplets of a chunk that one modality alone may solve, a share; the rest are dropped. Only tagged when empty.",
     )
-    shortcut_images: int = Field(
+    shortcut_pictures: int = Field(
         20_000,
         ge=2,
         description="Images of the corpus that text or image alone must find the target among, drawn by the seed, at most, a count.",

@@ -142,7 +142,7 @@ class Finder:
             return None
         ids, stored, _ = self.store.read_embeddings("semantic")
         # a target is looked for where a user would: among all images, not among the few that end a pair of this week
-        gallery = shortcuts.drawn(ids, self.params.judge.shortcut_images, self.params.open_run.seed)
+        gallery = shortcuts.drawn(ids, self.params.judge.shortcut_pictures, self.params.open_run.seed)
         wanted = {*self.image_ids, *gallery}
         vectors = {i: stored[n].astype("float32") for n, i in enumerate(ids) if i in wanted}
         if wanted - set(vectors):
