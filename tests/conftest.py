@@ -30,6 +30,16 @@ def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Path:
+    """Root of an empty deployment with a folder as DVC remote: origin.git, dataset, remote, cache, runs."""
+    from tasks.publish.deployment import configure_deployment
+
+    root = tmp_path_factory.mktemp("deployment")
+    configure_deployment(root / "origin.git", root / "dataset", str(root / "remote"), root / "cache", checkout=project)
+    return root
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of a Chromium; the browser tests are skipped without one."""

@@ -54,7 +54,7 @@ def image(colour: str, seed: int) -> Image.Image:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A CIRCO-like folder, a CIRR one and a CIRCO test split over 24 images, and a run's root with a candidate."""
-    monkeypatch.setattr(tasks.evaluate, "load_retriever", Colours)
+    monkeypatch.setattr(tasks.evaluate.stage, "load_retriever", Colours)
     rng = random.Random(0)
     names = list(COLOURS)
     images = [(names[n % 4], n) for n in range(24)]

@@ -20,7 +20,7 @@ from tasks.publish.deployment import configure_deployment
 from tasks.publish.dvc_repo import locked_stages
 from tasks.publish.published import published_bytes
 from tasks.publish.readers import with_images
-from tests.publish.fakes import publish_version
+from tests.support.fake_run import publish_version
 
 FIRST, SECOND = "dataset/2026.11.16", "dataset/2026.11.23"
 

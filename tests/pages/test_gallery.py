@@ -14,7 +14,7 @@ import yaml
 from tasks.config import load_params, overlay, read_raw, resolve
 from tasks.pages import gallery
 from tasks.store import Store
-from tests.publish.fakes import fill
+from tests.support.fake_run import fill
 
 SCORES = {
     "composed": {"map_at_5": 0.31, "recall_at_1": 0.2, "recall_at_10": 0.5},

@@ -16,7 +16,7 @@ from tasks.publish.open_run import open_run
 from tasks.publish.published import REMOTE_BRANCH
 from tasks.store import Store
 from tasks.train.recipe import recipe_id
-from tests.publish.fakes import publish_version
+from tests.support.fake_run import publish_version
 
 
 def evaluation_of(tuned: float, base: float = 0.10) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tasks.publish.published import REMOTE_BRANCH, version_at
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.validate import stage as validate
-from tests.publish.fakes import fill, gates, open_dataset_run, publish_version
+from tests.support.fake_run import fill, gates, open_dataset_run, publish_version
 
 
 @pytest.fixture(scope="module")

@@ -416,10 +416,10 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 PartialState(cpu=True)
 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU  # accelerate 1.15 shards on GPUs alone; gloo and FSDP2 can on CPUs
-import tasks.train
+import tasks.train.stage
 from tasks.config import load_params
 from tasks.store import Store
-from tasks.course import Course
+from tasks.train.run_log import Course
 note = Course.note
 def dying(self, step, *rest, **keywords):
     if step == int(sys.argv[2]):

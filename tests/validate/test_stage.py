@@ -13,7 +13,7 @@ from tasks.records import StageReport
 from tasks.store import Store
 from tasks.validate import rows
 from tasks.validate import stage as validate
-from tests.publish.fakes import fill, gates
+from tests.support.fake_run import fill, gates
 
 
 @pytest.fixture

@@ -40,11 +40,11 @@ def test_a_query_is_the_sum_of_raw_features_then_of_unit_length(retriever: Retri
         ]
     expected = torch.nn.functional.normalize(pooled[0] + pooled[1], dim=-1).numpy()
     assert np.allclose(both, expected, atol=1e-5) and both.dtype == np.float32
-    for rows in (both, retriever.encode(images), retriever.encode(texts=texts)):
+    for rows in (both, retriever.encode(batch), retriever.encode(texts=texts)):
         assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert retriever.encode(texts=["word " * 500]).shape == (1, both.shape[1])
     with pytest.raises(ConfigError, match="as many of both"):
-        retriever.encode(images, texts[:1])
+        retriever.encode(batch, texts[:1])
     with pytest.raises(ConfigError, match="as many of both"):
         retriever.encode()
 
