@@ -8,7 +8,6 @@ Each file is made in a process of its own, so that the benchmark's peak memory i
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from tasks.store.atomic import atomic_write
 
 ROWS = 100_000  # rows at a time; part of the definition of `clustered`: it orders the random draws
 
@@ -81,11 +82,10 @@ def stored(kind: str, n: int, folder: Path, seed: int = 0) -> np.ndarray:
 
 
 def main() -> None:
-    """kind n seed path: write one file, aside and renamed."""
+    """kind n seed path: write one file atomically."""
     kind, n, seed, path = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    aside = path.with_suffix(f".{os.getpid()}.tmp.npy")
-    np.save(aside, KINDS[kind](n, seed=seed).astype(np.float16))
-    os.replace(aside, path)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, KINDS[kind](n, seed=seed).astype(np.float16))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,9 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
         report.seconds = round(time.monotonic() - start, 3)
         if not rank or rank == "0":
             store.write_report(report)
-        meter.write(root / ".run" / "costs" / f"{name.partition('.rank')[0]}.json")
+        costs = root / ".run" / "costs" / f"{name.partition('.rank')[0]}.json"
+        earlier = json.loads(costs.read_text()) if costs.exists() else None
+        store.write_bytes(costs, (json.dumps(meter.cost(earlier)) + "\n").encode())
     return report
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from pathlib import Path
 
 from tasks.store import Store
+from tasks.store.atomic import move_into_place, temporary_sibling
 
 
 class ShardWriter:
@@ -18,20 +18,22 @@ class ShardWriter:
         self.store, self.batch, self.shard_images = store, batch, shard_images
         self._number, self._count = 0, 0
         self._tar: tarfile.TarFile | None = None
-        self._aside = Path()
+        self._temporary = Path()
 
     def _name(self) -> str:
         return f"{self.batch}-{self._number:05d}.tar"
+
+    def _path(self) -> Path:
+        return self.store.folder("data", "images", self._name())
 
     def add(self, image_id: str, content: bytes, facts: dict[str, str]) -> tuple[str, int]:
         """Append an image and its facts; returns (shard, offset of the image's bytes)."""
         if self._count == self.shard_images:
             self.close()
         if self._tar is None:
-            folder = self.store.folder("data", "images")
-            folder.mkdir(parents=True, exist_ok=True)
-            self._aside = folder / f".{self._name()}.tmp"
-            self._tar = tarfile.open(self._aside, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close()
+            self._path().parent.mkdir(parents=True, exist_ok=True)
+            self._temporary = temporary_sibling(self._path(), is_sole_writer=True)
+            self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close()
         offset = self._member(f"{image_id}.jpg", content)
         self._member(f"{image_id}.json", json.dumps(facts, ensure_ascii=False, sort_keys=True).encode())
         self._count += 1
@@ -45,11 +47,9 @@ class ShardWriter:
         return int(self._tar.offset) - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
     def close(self) -> None:
-        """Finish the shard: flushed, then renamed."""
+        """Finish the shard and move it into place."""
         if self._tar is None:
             return
         self._tar.close()
-        with open(self._aside, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(self._aside, self.store.folder("data", "images", self._name()))
+        move_into_place(self._temporary, self._path())
         self._tar, self._count, self._number = None, 0, self._number + 1

@@ -9,7 +9,6 @@ tasks/promote/decision.py. Not better: the report says why, exit 0.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from tasks.publish.publish import publish
 from tasks.publish.published import MODEL_SECTIONS, MODEL_STAGES
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.store.atomic import atomic_write
 from tasks.train.recipe import recipe_id
 
 CANDIDATE, IN_PLACE, BASE = "finetuned", "promoted", "base"  # models in reports/evaluation.json's `metrics`
@@ -50,20 +50,14 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def place(candidate: Path, promoted: Path, card: str, submissions: Path | None = None) -> None:
-    """Copy the candidate to models/promoted with its card; the old folder is replaced as a whole, its files are never
-    written into.
-    """
-    aside = promoted.with_name(f".{promoted.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(candidate, aside)
-    if submissions is not None and submissions.is_dir():
-        shutil.copytree(submissions, aside / "submissions")
-    readme = aside / "README.md"
-    readme.unlink(missing_ok=True)
-    readme.write_text(card)
-    if promoted.exists():
-        shutil.rmtree(promoted)
-    os.replace(aside, promoted)
+    """Copy the candidate to models/promoted with its card; the old folder is replaced as a whole."""
+    with atomic_write(promoted) as folder:
+        shutil.copytree(candidate, folder)
+        if submissions is not None and submissions.is_dir():
+            shutil.copytree(submissions, folder / "submissions")
+        readme = folder / "README.md"
+        readme.unlink(missing_ok=True)
+        readme.write_text(card)
 
 
 def recipe_table(params: Params) -> Mapping[str, Any]:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.publish.readers import triplets
 from tasks.store import Store
+from tasks.store.atomic import atomic_write
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,14 +76,12 @@ def embedded(rows: Iterable[dict[str, Any]], store: Store) -> Iterator[dict[str,
 
 
 def write_embedded(rows: Iterable[dict[str, Any]], store: Store, out: Path) -> int:
-    """Write rows with their images inside as Parquet, group by group, aside and renamed. Returns the row count."""
+    """Write rows with their images inside as Parquet, group by group, atomically. Returns the row count."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema, count = export_schema(), 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with pq.ParquetWriter(aside, schema, compression="none") as writer:
+    with atomic_write(out) as temporary, pq.ParquetWriter(temporary, schema, compression="none") as writer:
         group: list[dict[str, Any]] = []
         for row in embedded(rows, store):
             group.append(row)
@@ -93,7 +91,6 @@ def write_embedded(rows: Iterable[dict[str, Any]], store: Store, out: Path) -> i
                 group = []
         if group:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
-    os.replace(aside, out)
     return count
 
 

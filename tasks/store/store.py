@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import DataError
 from tasks.records import LATER_COLUMNS, StageReport, schemas
+from tasks.store import atomic
 from tasks.store.tables import ROW_GROUP_ROWS
 from tasks.store.vectors import EmbeddedCorpus, MappedRows
 
@@ -84,14 +85,8 @@ class Store:
         return table.num_rows
 
     def write_bytes(self, path: Path, content: bytes) -> None:
-        """Write a whole file aside, then rename: a reader sees the old file or the new one, never half of one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(aside, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(aside, path)
+        """Write a whole file atomically: a reader sees the old file or the new one, never half of one."""
+        atomic.write_bytes(path, content)
 
     def read(
         self,

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 import contextlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.records import schemas
+from tasks.store.atomic import move_into_place, temporary_sibling
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,7 +30,7 @@ class TableWriter:
 
     def __init__(self, path: Path, schema: str) -> None:
         self._path, self._schema = path, schemas()[schema]
-        self._aside = path.with_name(f".{path.name}.tmp")
+        self._temporary = temporary_sibling(path, is_sole_writer=True)
         self._rows: list[dict[str, Any]] = []
         self._batches: list[pa.RecordBatch] = []
         self._file: Any = None
@@ -71,22 +71,20 @@ class TableWriter:
 
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._aside, "wb")  # noqa: SIM115 - closed by close() or discard()
+            self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() or discard()
             self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd", store_schema=True)
         table = pa.Table.from_batches(self._batches, schema=self._schema).combine_chunks()
         self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         self._batches = []
 
     def close(self) -> None:
-        """Finish the file: flushed, then renamed."""
+        """Finish the file and move it into place."""
         self._pack()
         if self._batches or self._writer is None:
             self._write()
         self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
-        os.replace(self._aside, self._path)
+        move_into_place(self._temporary, self._path)
 
     def discard(self) -> None:
         """Leave no file behind; for a run that ends with an error."""
@@ -95,7 +93,7 @@ class TableWriter:
                 self._writer.close()
             with contextlib.suppress(OSError):
                 self._file.close()
-            self._aside.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
 
 
 def rows_naming(table: pa.Table, ids: Iterable[str], columns: Sequence[str]) -> pa.ChunkedArray:

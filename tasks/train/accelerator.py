@@ -11,8 +11,6 @@ docs/decisions/0035 says why this trainer.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.errors import ConfigError
+from tasks.store.atomic import move_into_place, remove, temporary_sibling
 
 if TYPE_CHECKING:
     from tasks.config import TrainConfig
@@ -138,21 +137,20 @@ class Machine:
         """Weights, optimiser and random state of every process, whole or not at all; called by all of them.
 
         Args:
-            folder: written aside and renamed; one of that name (of another recipe) gives way.
+            folder: written atomically; one of that name (of another recipe) is replaced.
             more: further text files, name -> content.
         """
-        aside = folder.with_name(f".{folder.name}.tmp")
+        temporary = temporary_sibling(folder, is_sole_writer=True)  # one name for all processes
         if self.accelerator.is_main_process:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            remove(temporary)
+            temporary.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(aside))
+        self.accelerator.save_state(str(temporary))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             for name, content in more.items():
-                (aside / name).write_text(content)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(aside, folder)
+                (temporary / name).write_text(content)
+            move_into_place(temporary, folder)
 
     def load_state(self, folder: Path) -> None:
         """Put everything back to what `save_state` found."""

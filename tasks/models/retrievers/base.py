@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,19 +30,6 @@ def count_of(images: Sequence[Image] | None, texts: Sequence[str] | None) -> int
     if not counts or len(set(counts)) > 1:
         raise ConfigError(f"encode: expected images, texts, or as many of both; found {counts}")
     return counts[0]
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside this one to write into, that takes its place as a whole when the block is done."""
-    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
-    for path in (aside, old):
-        shutil.rmtree(path, ignore_errors=True)
-    yield aside
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(aside, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def publish(folder: Path, files: Sequence[str], remote_class: str) -> None:

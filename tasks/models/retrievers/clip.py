@@ -18,7 +18,8 @@ import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.retrievers.base import Content, Role, count_of, publish, replacing, unit
+from tasks.models.retrievers.base import Content, Role, count_of, publish, unit
+from tasks.store.atomic import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -140,16 +141,16 @@ class Retriever:
             folder: the old one gives way.
             weights: the whole state where the model holds but a shard of it; the model's own where None.
         """
-        with replacing(folder) as aside:
-            self.model.save_pretrained(aside, state_dict=weights)
-            self.processor.save_pretrained(aside)
+        with atomic_write(folder) as temporary:
+            self.model.save_pretrained(temporary, state_dict=weights)
+            self.processor.save_pretrained(temporary)
             files = [
                 "modeling_bge_vl.py",
                 "modules.json",
                 "sentence_bert_config.json",
                 "config_sentence_transformers.json",
             ]
-            publish(aside, files, "modeling_bge_vl.BGEVLModel")
+            publish(temporary, files, "modeling_bge_vl.BGEVLModel")
 
 
 class Summed:

@@ -20,9 +20,10 @@ import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.retrievers.base import Content, Role, count_of, publish, replacing, unit
+from tasks.models.retrievers.base import Content, Role, count_of, publish, unit
 from tasks.models.retrievers.published.bge_vl_inputs import ImageInput, Inputs
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
+from tasks.store.atomic import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -220,13 +221,13 @@ class MllmRetriever:
             raise ConfigError(
                 "'train.lora' and 'train.shard_weights' do not go together: adapters are not merged into shards; switch one of them off"
             )
-        with replacing(folder) as aside:
+        with atomic_write(folder) as temporary:
             if self.is_adapted:
-                save_adapter(self.model, aside / "adapter", self.name)
+                save_adapter(self.model, temporary / "adapter", self.name)
                 self.model = self.model.merge_and_unload()
-            self.model.save_pretrained(aside, state_dict=weights)
-            self.inputs.save(aside, chat_template(self.family))
-            publish_interface(aside, self.kind, self.dimension, self.instruction)
+            self.model.save_pretrained(temporary, state_dict=weights)
+            self.inputs.save(temporary, chat_template(self.family))
+            publish_interface(temporary, self.kind, self.dimension, self.instruction)
 
 
 class Joint:
