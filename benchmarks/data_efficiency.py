@@ -49,7 +49,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tasks.config import Params, load_params
+from tasks.config import ENCODER_ROLES, Params, load_params
 from tasks.evaluate.benchmarks import read_benchmark
 from tasks.evaluate.retrieval import image_features
 from tasks.evaluate.scores import measure
@@ -65,7 +65,6 @@ from tasks.train.loss import info_nce
 
 ARMS = ("judged", "unjudged", "image_text", "random")
 NEGATIVES = ("none", "query", "mined")
-ENCODERS = ("semantic", "pattern", "caption")
 ABLATIONS = ("negatives", "encoders", "filters")
 METRIC = "map_at_5"
 
@@ -332,7 +331,7 @@ def jobs_of(
     if "negatives" in ablations:
         jobs += [Job("judged", most, seed, negatives=n) for n in NEGATIVES[:-1] for seed in seeds]
     if "encoders" in ablations:
-        groups = [g for n in (1, 2, 3) for g in itertools.combinations(ENCODERS, n)]
+        groups = [g for n in (1, 2, 3) for g in itertools.combinations(ENCODER_ROLES, n)]
         jobs += [Job("unjudged", most, seed, encoders=g) for g in groups for seed in seeds]
     if "filters" in ablations and cell:
         jobs += [

@@ -59,7 +59,9 @@ from airflow.sdk import chain, dag, get_current_context, task
 from megapairs.defaults import default_args
 from megapairs.form import dataset_params
 from megapairs.stage import CloseRun, OpenRun, Stage, parts_of
-from megapairs.wiring import DATASET_DAG, ENCODERS, TRIPLETS, gpu, schedule
+from megapairs.wiring import DATASET_DAG, TRIPLETS, gpu, schedule
+
+from tasks.config import ENCODER_ROLES
 
 
 @task
@@ -92,8 +94,8 @@ def dataset_refresh() -> None:
         Stage(task_id="ingest", stage="ingest"),
         Stage(task_id="validate_images", stage="validate", item="images"),
         Stage(task_id="recaption", stage="recaption", **gpu()),
-        Stage.partial(task_id="embed", stage="embed", **gpu()).expand(item=list(ENCODERS)),
-        Stage.partial(task_id="mine", stage="mine", **gpu()).expand(item=list(ENCODERS)),
+        Stage.partial(task_id="embed", stage="embed", **gpu()).expand(item=list(ENCODER_ROLES)),
+        Stage.partial(task_id="mine", stage="mine", **gpu()).expand(item=list(ENCODER_ROLES)),
         Stage(task_id="select", stage="select"),
         Stage(task_id="validate_pairs", stage="validate", item="pairs"),
         caption,

@@ -7,12 +7,16 @@ defaults and writes the resolved file into the run's worktree; stages read that 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.errors import ConfigError
+
+EncoderRole = Literal["semantic", "pattern", "caption"]
+# The three encoders that mine pairs, by their role, in the order of all columns and tables that hold one value for each.
+ENCODER_ROLES: tuple[EncoderRole, ...] = get_args(EncoderRole)
 
 
 class Section(BaseModel):
@@ -224,9 +228,7 @@ class EmbedConfig(Section):
         "stock",
         description="Images by the model's own processor, or by ours (tasks/models/encoders/preprocess.py); windows are calibrated on the same one.",
     )
-    encoders: dict[Literal["semantic", "pattern", "caption"], EncoderConfig] = Field(
-        default_factory=dict, description="Encoders by role."
-    )
+    encoders: dict[EncoderRole, EncoderConfig] = Field(default_factory=dict, description="Encoders by role.")
     batch_images: int = Field(128, ge=1, description="Images or captions in one call of the model, a count.")
     readers: int = Field(
         1,
@@ -243,9 +245,7 @@ class Window(Section):
 
 class MineConfig(Section):
     neighbours: int = Field(20, ge=1, description="Nearest rows looked at per query (k), a count.")
-    windows: dict[Literal["semantic", "pattern", "caption"], Window] = Field(
-        default_factory=dict, description="Cosine window per encoder."
-    )
+    windows: dict[EncoderRole, Window] = Field(default_factory=dict, description="Cosine window per encoder.")
     backend: Literal["blocked", "torch", "faiss-flat", "faiss-ivf", "faiss-hnsw"] = Field(
         "blocked",
         description="Search backend: our blocked join, the same on a GPU, or FAISS's IndexFlatIP, all exact with the same rows; or an approximate FAISS index.",
@@ -279,7 +279,7 @@ class SelectConfig(Section):
         False,
         description="A pair brings its other direction along as a pair of its own; both or neither, within all quotas.",
     )
-    pairs_per_encoder: dict[Literal["semantic", "pattern", "caption"], Annotated[int, Field(ge=0)]] = Field(
+    pairs_per_encoder: dict[EncoderRole, Annotated[int, Field(ge=0)]] = Field(
         default_factory=dict,
         description="Per encoder: pairs of one run that it may have mined, a count; no limit where absent.",
     )

@@ -60,6 +60,11 @@ REASONS: dict[str, dict[str, str]] = {
     },
 }
 
+# Dropped by ingest because no image could be read from the file: broken, or more work than the limits allow.
+UNREADABLE_REASONS = ("undecodable", "too_large", "too_costly")
+# Dropped by ingest because an image that the factory has already, or took in the same run, is the same one.
+COPY_REASONS = ("duplicate", "near_duplicate")
+
 
 def why(stage: str, reason: str) -> str:
     """The sentence of a reason; empty for one that the list does not know."""

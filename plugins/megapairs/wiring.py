@@ -27,7 +27,6 @@ PROJECT = Path(__file__).resolve().parents[2]
 DATASET_DAG = "dataset_refresh"
 MODEL_DAG = "bge_vl_finetune"
 GPU_POOL = "gpu"
-ENCODERS = ("semantic", "pattern", "caption")
 
 # A new version of the triplets. The event's extra holds {"version": "dataset/YYYY.MM.DD[.n]"}.
 TRIPLETS = Asset(name="megapairs_triplets", uri="megapairs://dataset/triplets")

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tasks.config import Params, overlay, parse_params, read_raw, resolve
+from tasks.config import ENCODER_ROLES, Params, overlay, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError, TasksError
 from tasks.names import batch_of, date_of
 from tasks.store import Store
@@ -41,7 +41,6 @@ from tasks.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ROLES = ("semantic", "pattern", "caption")
 RANDOM_PAIRS = 200_000
 QUERIES = 2_000  # images whose neighbours are looked at
 NEIGHBOURS = 10
@@ -282,7 +281,7 @@ def proposals(
     windows: dict[str, tuple[float, float]] = {}
     saved: dict[str, Any] = {}
     plots, sections = [], []
-    for role in (r for r in ROLES if r in params.embed.encoders):
+    for role in (r for r in ENCODER_ROLES if r in params.embed.encoders):
         ids, vectors, revision = store.read_embeddings(role)
         found = distribution(vectors, params.open_run.seed)
         windows[role] = propose(found, low_quantile=low_quantile, high_quantile=high_quantile)

@@ -39,6 +39,7 @@ from tasks.ingest.progress import Progress, tell
 from tasks.ingest.seen import Seen, new_files
 from tasks.ingest.shards import ShardWriter
 from tasks.names import batch_of, date_of
+from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.records import StageReport
 from tasks.sources import SourceFile
 from tasks.store import Store
@@ -91,8 +92,8 @@ def report_of(store: Store, batch: str) -> StageReport:
     for reason, count in reasons.items():
         report.drop(reason, count)
     if seen:
-        report.figures["duplicate_share"] = (reasons["duplicate"] + reasons["near_duplicate"]) / seen
-        report.figures["unreadable_share"] = sum(reasons[r] for r in ("undecodable", "too_large", "too_costly")) / seen
+        report.figures["duplicate_share"] = sum(reasons[r] for r in COPY_REASONS) / seen
+        report.figures["unreadable_share"] = sum(reasons[r] for r in UNREADABLE_REASONS) / seen
     if new:
         report.figures["caption_share"] = sum(map(bool, images.column("caption").to_pylist())) / new
     for column in flags:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tasks.config import ENCODER_ROLES
 from tasks.knn.exact import order_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ENCODERS = ("semantic", "pattern", "caption")
 ABSENT = np.iinfo(np.int32).max  # rank under an encoder that did not mine the pair
 AT_ONCE = 1 << 16  # candidates as Python objects at a time
 
@@ -56,7 +56,7 @@ class Candidates:
     Attributes:
         names: (p) strings, image ids, rising.
         queries, targets: (m,) int32, places in `names`.
-        ranks: (m, 3) int32, under each of ENCODERS; ABSENT where it did not mine the pair.
+        ranks: (m, 3) int32, under each of ENCODER_ROLES; ABSENT where it did not mine the pair.
         reverse_ranks: (m, 3) int32, of the pair's other direction.
         similarities: (m, 3) float64, cosine; NaN where it is not known. None where nobody asks for it.
     """
@@ -167,10 +167,10 @@ def unite(names: pa.Array, mined: Mapping[str, Mined], with_similarities: bool =
         mined: encoder -> its candidates.
         with_similarities: whether their cosines are kept.
     """
-    several = {ENCODERS.index(e): m.take(m.queries != m.targets) for e, m in mined.items()}
+    several = {ENCODER_ROLES.index(e): m.take(m.queries != m.targets) for e, m in mined.items()}
     numbers = {e: m.queries.astype(np.int64) * len(names) + m.targets for e, m in several.items()}
     keys = np.unique(np.concatenate(list(numbers.values()))) if numbers else np.zeros(0, np.int64)
-    ranks = np.full((len(keys), len(ENCODERS)), ABSENT, np.int32)
+    ranks = np.full((len(keys), len(ENCODER_ROLES)), ABSENT, np.int32)
     similarities = np.full(ranks.shape, np.nan) if with_similarities else None
     for e, m in several.items():
         at, _ = places_in(keys, numbers[e])
@@ -213,9 +213,9 @@ def tiers(c: Candidates) -> np.ndarray:
     """(m,) int64, agreement of the encoders, 0 the best: for all of them each is the other's nearest."""
     agreement = np.zeros(len(c))
     for ranks in (c.ranks, c.reverse_ranks):
-        for e in range(len(ENCODERS)):
+        for e in range(len(ENCODER_ROLES)):
             agreement += np.where(ranks[:, e] != ABSENT, 1 / (1 + ranks[:, e].astype(np.float64)), 0)
-    return np.floor(4 * (math.log2(2 * len(ENCODERS)) - np.log2(agreement)) + 1e-9).astype(np.int64)
+    return np.floor(4 * (math.log2(2 * len(ENCODER_ROLES)) - np.log2(agreement)) + 1e-9).astype(np.int64)
 
 
 def in_order(c: Candidates, seed: int, agreement: str = "rank") -> np.ndarray:
@@ -252,7 +252,7 @@ def band_of(
         place = c.ranks[rows, best] / neighbours
     else:
         assert c.similarities is not None
-        low, high = np.array([windows.get(e, (np.nan, np.nan)) for e in ENCODERS])[best].T
+        low, high = np.array([windows.get(e, (np.nan, np.nan)) for e in ENCODER_ROLES])[best].T
         place = (high - c.similarities[rows, best]) / (high - low)
     return np.clip((place * count).astype(np.int64), 0, count - 1)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tasks.config import Params
+from tasks.config import ENCODER_ROLES, Params
 from tasks.knn.exact import exact_of_rows
-from tasks.select.candidates import ABSENT, ENCODERS, Candidates, Mined, places_in_groups
+from tasks.select.candidates import ABSENT, Candidates, Mined, places_in_groups
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,9 +44,11 @@ class Vectors:
         return out
 
     def similarities(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """`similarity` under each of ENCODERS, (m, 3) float64."""
+        """`similarity` under each of ENCODER_ROLES, (m, 3) float64."""
         return (
-            np.stack([self.similarity(e, a, b) for e in ENCODERS], axis=1) if len(a) else np.zeros((0, len(ENCODERS)))
+            np.stack([self.similarity(e, a, b) for e in ENCODER_ROLES], axis=1)
+            if len(a)
+            else np.zeros((0, len(ENCODER_ROLES)))
         )
 
 
@@ -88,20 +90,20 @@ def copy_limits(params: Params) -> np.ndarray:
     """(3,) float64: per encoder the similarity from which two images count as copies: stated, else the window's high
     end; inf without one.
     """
-    limits = dict.fromkeys(ENCODERS, math.inf)
+    limits = dict.fromkeys(ENCODER_ROLES, math.inf)
     limits.update({str(e): w.high for e, w in params.mine.windows.items()})
     limits.update(params.select.copy_similarity)
-    return np.array([limits[e] for e in ENCODERS])
+    return np.array([limits[e] for e in ENCODER_ROLES])
 
 
 def proposed(c: Candidates, retrieved: Mapping[str, Retrieved]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the pairs' own encoders retrieved for their queries and targets: pairs, images, encoders (k,), each image of
     a pair once, by pair and image.
 
-    The encoder is the first of ENCODERS that proposes it.
+    The encoder is the first of ENCODER_ROLES that proposes it.
     """
     parts = []
-    for e, encoder in enumerate(ENCODERS):
+    for e, encoder in enumerate(ENCODER_ROLES):
         if encoder in retrieved:
             own = np.flatnonzero(c.ranks[:, e] != ABSENT)
             for ends in (c.queries, c.targets):
@@ -111,8 +113,8 @@ def proposed(c: Candidates, retrieved: Mapping[str, Retrieved]) -> tuple[np.ndar
         (np.concatenate(x) for x in zip(*parts, strict=True)) if parts else (np.zeros(0, np.int64),) * 3
     )
     other = (images != c.queries[pairs]) & (images != c.targets[pairs])
-    keys = np.sort(((pairs[other] * len(c.names)) + images[other]) * len(ENCODERS) + encoders[other])
-    keys, encoders = np.divmod(keys, len(ENCODERS))
+    keys = np.sort(((pairs[other] * len(c.names)) + images[other]) * len(ENCODER_ROLES) + encoders[other])
+    keys, encoders = np.divmod(keys, len(ENCODER_ROLES))
     is_first = np.ones(len(keys), bool)
     is_first[1:] = keys[1:] != keys[:-1]
     pairs, images = np.divmod(keys[is_first], max(len(c.names), 1))
@@ -188,7 +190,7 @@ def _hard_negatives(
     pair, image, encoder, similarity = pairs[usable], images[usable], encoders[usable], own[usable]
     order = np.lexsort((image, -similarity, encoder, pair))
     turn = np.empty(len(order), np.int64)
-    turn[order] = places_in_groups(pair[order] * len(ENCODERS) + encoder[order])
+    turn[order] = places_in_groups(pair[order] * len(ENCODER_ROLES) + encoder[order])
     order = np.lexsort((encoder, turn, pair))
     if count is not None:
         order = order[places_in_groups(pair[order]) < count]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.select.candidates import ABSENT, AT_ONCE, ENCODERS, Candidates
+from tasks.config import ENCODER_ROLES
+from tasks.select.candidates import ABSENT, AT_ONCE, Candidates
 from tasks.select.negatives import Negatives
 from tasks.select.quotas import QUOTAS
 from tasks.store import Store
@@ -50,9 +51,10 @@ def pair_table(c: Candidates, batch: str, similarities: np.ndarray, negatives: N
             "query_image_id": c.names.take(pa.array(c.queries)),
             "target_image_id": c.names.take(pa.array(c.targets)),
             "mined_by": pa.ListArray.from_arrays(
-                pa.array(np.cumsum([0, *c.mined_by.sum(axis=1)]), pa.int32()), pa.array(ENCODERS).take(pa.array(who[1]))
+                pa.array(np.cumsum([0, *c.mined_by.sum(axis=1)]), pa.int32()),
+                pa.array(ENCODER_ROLES).take(pa.array(who[1])),
             ),
-            **{f"similarity_{e}": _or_null(similarities[:, n]) for n, e in enumerate(ENCODERS)},
+            **{f"similarity_{e}": _or_null(similarities[:, n]) for n, e in enumerate(ENCODER_ROLES)},
             "rank": pa.array(c.ranks.min(axis=1, initial=ABSENT), pa.int32()),
             "negative_image_ids": pa.ListArray.from_arrays(offsets, c.names.take(pa.array(negative_images))),
             "negative_similarity": pa.ListArray.from_arrays(offsets, _or_null(negative_scores)),

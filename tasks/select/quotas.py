@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tasks.config import SelectConfig
-from tasks.select.candidates import AT_ONCE, ENCODERS, Candidates, places_in
+from tasks.config import ENCODER_ROLES, SelectConfig
+from tasks.select.candidates import AT_ONCE, Candidates, places_in
 
 QUOTAS = (
     "pairs_per_batch",
@@ -20,7 +20,7 @@ QUOTAS = (
     "nearest_share",
     "pairs_per_source",
 )
-SEMANTIC = ENCODERS.index("semantic")
+SEMANTIC = ENCODER_ROLES.index("semantic")
 
 
 class Chosen(NamedTuple):
@@ -50,11 +50,11 @@ class _Quotas:
             config.pairs_per_target,
             config.nearest_share,
         )
-        self.limits = {ENCODERS.index(e): count for e, count in config.pairs_per_encoder.items()}
+        self.limits = {ENCODER_ROLES.index(e): count for e, count in config.pairs_per_encoder.items()}
         self.queries, self.targets, self.brought = started.tolist(), ended.tolist(), [0] * len(started)
         self.sources = None if sources is None or config.pairs_per_source is None else sources.tolist()
         self.of_source = [0] * (1 + max(self.sources or [0]))
-        self.of_encoder = [0] * len(ENCODERS)
+        self.of_encoder = [0] * len(ENCODER_ROLES)
         self.taken = self.nearest = 0
 
     def refusal(self, query: int, target: int, bringer: int, is_nearest: bool, mined_by: list[bool]) -> int:

@@ -45,12 +45,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.config import Params
+from tasks.config import ENCODER_ROLES, Params
 from tasks.fingerprints.takedown import taken_down
 from tasks.knn.exact import exact_similarity
 from tasks.names import batch_of
 from tasks.records import StageReport
-from tasks.select.candidates import ENCODERS, Candidates, band_of, in_order, over_bands, unite
+from tasks.select.candidates import Candidates, band_of, in_order, over_bands, unite
 from tasks.select.negatives import Retrieved, copy_limits, without_copies
 from tasks.select.pair_table import _write_dropped, pair_table
 from tasks.select.quotas import within_quotas
@@ -151,7 +151,7 @@ def run(params: Params, store: Store) -> StageReport:
 
     config, batch = params.select, batch_of(params)
     path = store.table_path("pairs", batch)
-    encoders: list[str] = [e for e in ENCODERS if e in params.embed.encoders]
+    encoders: list[str] = [e for e in ENCODER_ROLES if e in params.embed.encoders]
     gone = taken_down(params, store)
     if gone:
         _withdraw_pairs(params, store, batch, encoders, gone)

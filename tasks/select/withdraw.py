@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.config import Params
+from tasks.config import ENCODER_ROLES, Params
 from tasks.fingerprints.takedown import REASON
-from tasks.select.candidates import ABSENT, ENCODERS, Candidates
+from tasks.select.candidates import ABSENT, Candidates
 from tasks.select.negatives import Retrieved
 from tasks.select.read_neighbours import _mined, _negatives_of, _read_mined, _read_vectors, _rows_of
 from tasks.store import Store
@@ -107,7 +107,9 @@ def _proposed_for(
     retrieved = {}
     for n, (encoder, table) in enumerate(zip(encoders, tables, strict=True)):
         retrieved[encoder] = Retrieved(_mined(table, *numbers[2 * n + 2 : 2 * n + 4]), len(names))
-    mined_by = np.array([[e in r["mined_by"] for e in ENCODERS] for r in pairs], bool).reshape(-1, len(ENCODERS))
+    mined_by = np.array([[e in r["mined_by"] for e in ENCODER_ROLES] for r in pairs], bool).reshape(
+        -1, len(ENCODER_ROLES)
+    )
     ranks = np.where(mined_by, np.int32(0), np.int32(ABSENT))
     c = Candidates(names, numbers[0], numbers[1], ranks, ranks)
     found = _negatives_of(c, retrieved, _read_vectors(store, encoders, names), params, None)

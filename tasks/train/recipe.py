@@ -14,16 +14,10 @@ from typing import Any
 
 from tasks.config import Params
 
-HARMLESS = {
-    "device",
-    "tensorboard",
-    "checkpoint_steps",
-    "decode_workers",
-    "cache_chunk",
-    "processes",
-    "shard_weights",
-    "gradient_checkpointing",
-}
+# Parameters of the train section that change no bit of the weights: a stopped training continues under another value.
+WEIGHT_NEUTRAL_KEYS = frozenset({"device", "tensorboard", "checkpoint_steps", "decode_workers"})
+# Parameters that change no score beyond rounding: they share the same work differently over passes, GPUs and memory.
+SCORE_NEUTRAL_KEYS = WEIGHT_NEUTRAL_KEYS | {"cache_chunk", "processes", "shard_weights", "gradient_checkpointing"}
 
 
 def recipe_of(params: Params) -> dict[str, Any]:
@@ -34,7 +28,7 @@ def recipe_of(params: Params) -> dict[str, Any]:
     else:
         scored = [b.model_dump(mode="json", exclude={"path"}) for b in named or ()]
     return {
-        "train": params.train.model_dump(mode="json", exclude=HARMLESS),
+        "train": params.train.model_dump(mode="json", exclude=set(SCORE_NEUTRAL_KEYS)),
         "benchmark": scored,
         "template": params.evaluate.template,
     }

@@ -47,12 +47,11 @@ from tasks.train.checks import check_images, check_revision, places_of
 from tasks.train.datasets import read_dataset
 from tasks.train.fit import adapt, fit
 from tasks.train.loader import Pixels
+from tasks.train.recipe import WEIGHT_NEUTRAL_KEYS
 from tasks.train.splits import held_out_images
 
 if TYPE_CHECKING:
     pass
-
-HARMLESS = {"device", "tensorboard", "checkpoint_steps", "decode_workers"}  # parameters that do not change the weights
 
 
 def launch(processes: int, root: Path) -> None:
@@ -92,7 +91,9 @@ def identity_of(
 ) -> str:
     """Of a training: equal where the weights of every step are equal."""
     digest = hashlib.sha256(
-        json.dumps([config.model_dump(mode="json", exclude=HARMLESS), seed, base_revision, threads]).encode()
+        json.dumps(
+            [config.model_dump(mode="json", exclude=set(WEIGHT_NEUTRAL_KEYS)), seed, base_revision, threads]
+        ).encode()
     )
     for examples, weight in datasets:
         digest.update(repr((weight, examples)).encode())

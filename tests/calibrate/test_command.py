@@ -14,7 +14,7 @@ from PIL import Image
 from tasks import __main__
 from tasks.calibrate import command as calibrate
 from tasks.calibrate.page import band_pairs, pairs_section
-from tasks.config import load_params
+from tasks.config import ENCODER_ROLES, load_params
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store
 
@@ -142,11 +142,11 @@ def test_a_folder_of_images_gives_the_values_of_its_run(tmp_path: Path, capsys: 
     assert "9 files, 9 looked at, 8 images, dropped: 1 not_a_picture" in text
     values = json.loads(text.splitlines()[-1])
     assert values["profile"] == "demo" and values["sources"] == [{"name": "my-images", "path": str(folder)}]
-    assert all(values[f"window_{role}"]["low"] < values[f"window_{role}"]["high"] for role in calibrate.ROLES)
+    assert all(values[f"window_{role}"]["low"] < values[f"window_{role}"]["high"] for role in ENCODER_ROLES)
     assert "validate" not in values  # every image has a caption; without, the values would lower that floor and say so
     assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "my images"] and len(list(folder.iterdir())) == 10
     saved = json.loads((tmp_path / "figures" / "calibration.json").read_text())
-    assert saved["semantic"]["window"] == values["window_semantic"] and set(saved) == set(calibrate.ROLES)
+    assert saved["semantic"]["window"] == values["window_semantic"] and set(saved) == set(ENCODER_ROLES)
     assert "near-copies" in saved["pattern"]["quantiles"] and "near-copies" not in saved["caption"]["quantiles"]
     assert (
         saved["semantic"]["quantiles"]["near-copies"]["q0.5"] > saved["semantic"]["quantiles"]["random pairs"]["q0.5"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.config import ENCODER_ROLES, Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.mine import stage as mine
 from tasks.select import stage as select
@@ -19,7 +19,6 @@ from tasks.store import Store
 from tasks.store.tables import TableWriter
 
 BATCH = "2026.01.04"
-ENCODERS = ("semantic", "pattern", "caption")
 
 
 class Died(BaseException):
@@ -55,8 +54,8 @@ class ByName:
 
 
 def params() -> Params:
-    encoders = {e: {"model": "toy", "kind": "text"} for e in ENCODERS}
-    windows = {e: {"low": 0.2, "high": 0.9999} for e in ENCODERS}
+    encoders = {e: {"model": "toy", "kind": "text"} for e in ENCODER_ROLES}
+    windows = {e: {"low": 0.2, "high": 0.9999} for e in ENCODER_ROLES}
     changes = {
         "open_run": {"batch": BATCH},
         "embed": {"encoders": encoders, "batch_images": 2},
@@ -83,8 +82,8 @@ def factory(store: Store, *, until: str = "") -> None:
 
 def stages() -> dict[str, Callable[[Store], Any]]:
     return {
-        "embed": lambda store: [embed.run(params(), store, e) for e in ENCODERS],
-        "mine": lambda store: [mine.run(params(), store, e) for e in ENCODERS],
+        "embed": lambda store: [embed.run(params(), store, e) for e in ENCODER_ROLES],
+        "mine": lambda store: [mine.run(params(), store, e) for e in ENCODER_ROLES],
         "select": lambda store: select.run(params(), store),
     }
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tasks.config import ENCODER_ROLES
 from tasks.names import slug
 from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import git
@@ -31,13 +32,12 @@ from tasks.sample.world import make_world
 pytestmark = pytest.mark.factory
 
 WEEKS = ("2026-11-16", "2026-11-23")
-ENCODERS = ("semantic", "pattern", "caption")
 CONF: dict[str, Any] = {
     "profile": "test",
     "ingest": {"shard_images": 20},
     "recaption": {"batch_images": 1},
     "embed": {"batch_images": 8},
-    "mine": {"windows": {e: {"low": -1.0, "high": 1.0} for e in ENCODERS}},
+    "mine": {"windows": {e: {"low": -1.0, "high": 1.0} for e in ENCODER_ROLES}},
     "select": {"pairs_per_batch": 9},
     "caption": {"chunk_pairs": 4},
     # how good the models are is no matter here

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.caption.stage import withdraw_captioned
-from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.config import ENCODER_ROLES, Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.embed.stage import withdraw_vectors
 from tasks.errors import ConfigError
@@ -23,7 +23,6 @@ from tasks.select import stage as select
 from tasks.store import Store
 
 BATCHES = ("2026.01.04", "2026.01.11", "2026.01.18")
-ROLES = ("semantic", "pattern", "caption")
 K = 4
 
 
@@ -32,7 +31,7 @@ def name_of(n: int) -> str:
 
 
 def params_for(batch: str, ledger: Path | None = None) -> Params:
-    windows = {e: {"low": 0.5, "high": 0.999} for e in ROLES}
+    windows = {e: {"low": 0.5, "high": 0.999} for e in ENCODER_ROLES}
     changes = {
         "open_run": {"batch": batch},
         "ingest": {"takedown": str(ledger) if ledger else None},
@@ -45,7 +44,7 @@ def params_for(batch: str, ledger: Path | None = None) -> Params:
 def vectors_of(seed: int, n: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     out = {}
-    for role in ROLES:
+    for role in ENCODER_ROLES:
         rows = rng.normal(size=(3, 6))[rng.integers(0, 3, n)] + 0.5 * rng.normal(size=(n, 6))
         out[role] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
     return out
@@ -66,7 +65,7 @@ def week(store: Store, params: Params, numbers: list[int], vectors: dict[str, np
         for i, n in zip(ids, numbers, strict=True)
     ]
     store.write(store.table_path("images", batch), rows, "images")
-    for role in ROLES:
+    for role in ENCODER_ROLES:
         store.write_embeddings(role, f"{batch}-00000.tar", "r1", ids, vectors[role][numbers])
         withdraw_vectors(store, role, taken_down(params, store))
         mine.run(params, store, role)
@@ -126,12 +125,12 @@ def test_what_is_taken_down_is_nowhere_and_its_places_are_filled(
         assert max(Counter(r[end] for r in after.values()).values(), default=0) <= 2
     stay = sorted({name_of(n) for n in range(30 + more)} - removed)
     by_name = {name_of(n): n for n in range(40)}
-    for role in ROLES:  # the candidates are those of a corpus that never had the images
+    for role in ENCODER_ROLES:  # the candidates are those of a corpus that never had the images
         rows = vectors[role][[by_name[i] for i in stay]]
         query, target, _, _ = neighbours_in_window(rows, rows, stay, stay, low=0.5, high=0.999, neighbours=K)
         assert {(stay[q], stay[t]) for q, t in zip(query.tolist(), target.tolist(), strict=True)} <= mined(store, role)
     finished = content(store)
-    for role in ROLES:
+    for role in ENCODER_ROLES:
         mine.run(last, store, role)
     select.run(last, store)
     assert content(store) == finished  # again: nothing is left to do

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.config import Params, SelectConfig, parse_params, read_raw, resolve
+from tasks.config import ENCODER_ROLES, Params, SelectConfig, parse_params, read_raw, resolve
 from tasks.errors import DataError
 from tasks.names import stable_id
 from tasks.select import stage as select
-from tasks.select.candidates import ABSENT, ENCODERS, Candidates, Mined, band_of, in_order, over_bands, tiers, unite
+from tasks.select.candidates import ABSENT, Candidates, Mined, band_of, in_order, over_bands, tiers, unite
 from tasks.select.negatives import Retrieved, Vectors, hard_negatives
 from tasks.select.quotas import QUOTAS, Chosen, within_quotas
 from tasks.store import Store
@@ -40,17 +40,17 @@ def table_of(
     number = {name: n for n, name in enumerate(names.to_pylist())}
     queries, targets = (np.array([number[r[end]] for r in rows], np.int32) for end in (0, 1))
     ranks, back = (
-        np.array([[of.get(e, ABSENT) for e in ENCODERS] for of in some], np.int32).reshape(-1, 3)
+        np.array([[of.get(e, ABSENT) for e in ENCODER_ROLES] for of in some], np.int32).reshape(-1, 3)
         for some in ([r[2] for r in rows], [(reverse or {}).get(n, {}) for n in range(len(rows))])
     )
-    similarities = None if cosines is None else np.array([[cosines.get(e, np.nan) for e in ENCODERS]] * len(rows))
+    similarities = None if cosines is None else np.array([[cosines.get(e, np.nan) for e in ENCODER_ROLES]] * len(rows))
     return Candidates(names, queries, targets, ranks, back, similarities)
 
 
 def rows_of(c: Candidates) -> list[tuple[str, str, Ranks]]:
     """The inverse of `table_of`."""
     names = c.names.to_pylist()
-    ranks = [{e: r for e, r in zip(ENCODERS, row, strict=True) if r != ABSENT} for row in c.ranks.tolist()]
+    ranks = [{e: r for e, r in zip(ENCODER_ROLES, row, strict=True) if r != ABSENT} for row in c.ranks.tolist()]
     return [(names[q], names[t], of) for q, t, of in zip(c.queries.tolist(), c.targets.tolist(), ranks, strict=True)]
 
 
@@ -166,7 +166,7 @@ def test_quotas_hold_and_the_order_of_inputs_does_not_matter(
     assert len(made) + len(left) == len([n for n in names if n not in ("ab", "ac")])
 
 
-encoders_of_pairs = st.lists(st.sets(st.sampled_from(ENCODERS), min_size=1), min_size=30, max_size=30)
+encoders_of_pairs = st.lists(st.sets(st.sampled_from(ENCODER_ROLES), min_size=1), min_size=30, max_size=30)
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tasks.config import Params, load_params
+from tasks.config import ENCODER_ROLES, Params, load_params
 from tasks.names import stable_id
 from tasks.publish import version
 from tasks.publish.open_run import open_run
@@ -17,7 +17,6 @@ from tasks.records import StageReport
 from tasks.store import Store
 from tasks.validate import stage as validate
 
-ENCODERS = ("semantic", "pattern", "caption")
 REVISION = "0123456789ab"
 
 
@@ -59,7 +58,7 @@ def fill(root: Path, numbers: range, *, copies: int = 0, cosine: float = 0.30, t
     store.write(store.dropped_path("ingest", batch), dropped, "dropped")
     store.write(store.table_path("captions", batch), [], "captions")
     ids = [r["image_id"] for r in rows]
-    for encoder in ENCODERS:
+    for encoder in ENCODER_ROLES:
         vectors = np.random.default_rng(len(encoder)).normal(size=(max(numbers) + 1, 8))[numbers.start :]
         store.write_embeddings(encoder, shard, REVISION, ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
         near = [
