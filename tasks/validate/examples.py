@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tasks.errors import DataError
+from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.store import Store
-from tasks.validate.rows import COPIES, EXAMPLES, UNREADABLE
+from tasks.validate.rows import EXAMPLES
 
 
 def copies(store: Store, batch: str) -> list[dict[str, Any]]:
     """Dropped copies of this run, with the kept image that each repeats when its detail names one."""
     rows = store.read_dropped("ingest", batch).to_pylist()
-    wanted = [r for r in rows if r["reason"] in (*COPIES, *UNREADABLE)]
+    wanted = [r for r in rows if r["reason"] in (*COPY_REASONS, *UNREADABLE_REASONS)]
     return [
         {
             "key": r["key"],

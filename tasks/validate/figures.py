@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.validate.rows import COPIES, UNREADABLE, Table
+from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
+from tasks.validate.rows import Table
 
 
 def share(part: int, whole: int) -> float:
@@ -37,8 +38,8 @@ def figures_of(
     if table == "images":
         seen = len(rows) + sum(dropped.values())
         out["looked_at"] = float(seen)
-        out["duplicate_share"] = share(sum(dropped.get(r, 0) for r in COPIES), seen)
-        out["unreadable_share"] = share(sum(dropped.get(r, 0) for r in UNREADABLE), seen)
+        out["duplicate_share"] = share(sum(dropped.get(r, 0) for r in COPY_REASONS), seen)
+        out["unreadable_share"] = share(sum(dropped.get(r, 0) for r in UNREADABLE_REASONS), seen)
         out["caption_share"] = share(sum(1 for r in rows if r["caption"]), len(rows))
     elif table == "pairs":
         new = reported.get("median_caption_cosine_new", math.nan)

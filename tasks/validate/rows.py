@@ -10,8 +10,6 @@ Table = Literal["images", "pairs", "triplets"]
 KEYS: dict[str, str] = {"images": "image_id", "pairs": "pair_id", "triplets": "triplet_id"}
 # whose report and drops belong to the table
 STAGE_BEFORE: dict[str, str] = {"images": "ingest", "pairs": "select", "triplets": "judge"}
-COPIES = ("duplicate", "near_duplicate")
-UNREADABLE = ("undecodable", "truncated", "unreadable", "corrupt", "too_large")
 EXAMPLES = 5
 
 

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError
 from tasks.names import batch_of
+from tasks.reasons import UNREADABLE_REASONS
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.validate.examples import copies, rows_examples, worst_captions
 from tasks.validate.figures import figures_of, finite, last_figures
-from tasks.validate.rows import KEYS, STAGE_BEFORE, UNREADABLE, Table, images_rows, pairs_rows, triplets_rows
+from tasks.validate.rows import KEYS, STAGE_BEFORE, Table, images_rows, pairs_rows, triplets_rows
 from tasks.validate.suites import check, failing_keys, failure_of, frame_of, read_suite
 
 if TYPE_CHECKING:
@@ -113,7 +114,9 @@ def run(params: Params, store: Store, table: Table) -> StageReport:
                 examples = rows_examples(rows, key, keys)
             elif table == "images":
                 examples = [
-                    e for e in copies(store, batch) if (e["reason"] in UNREADABLE) == (column == "unreadable_share")
+                    e
+                    for e in copies(store, batch)
+                    if (e["reason"] in UNREADABLE_REASONS) == (column == "unreadable_share")
                 ]
             elif column.startswith("median_caption_cosine"):
                 examples = worst_captions(

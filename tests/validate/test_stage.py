@@ -9,6 +9,7 @@ import yaml
 
 from tasks.config import Params, load_params, overlay, read_raw, resolve
 from tasks.errors import ConfigError, DataError
+from tasks.reasons import UNREADABLE_REASONS
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.validate import rows
@@ -61,6 +62,22 @@ def test_a_flood_of_copies_stops_at_the_images_gate(root: Path):
         and failure["examples"][0]["reason"] == "duplicate"
         and len(failure["examples"][0]["image_ids"]) == 1
     )
+
+
+@pytest.mark.parametrize("reason", UNREADABLE_REASONS)
+def test_a_flood_of_unreadable_files_stops_at_the_images_gate(reason: str, root: Path):
+    params = fill(root, range(0, 6))
+    store = Store(root)
+    dropped = [
+        {"stage": "ingest", "batch": "2026.11.16", "key": f"s:{n}.png", "reason": reason, "detail": "not an image"}
+        for n in range(4)
+    ]
+    path = store.dropped_path("ingest", "2026.11.16")
+    path.unlink()
+    store.write(path, dropped, "dropped")
+    with pytest.raises(DataError, match=r"unreadable_share: be between: observed 0.4, expected at most 0.1"):
+        validate.run(params, store, table="images")
+    assert [e["reason"] for e in report(root, "images")["failures"][0]["examples"]] == [reason] * 4
 
 
 def test_an_encoder_that_mines_next_to_nothing_stops_at_the_pairs_gate(root: Path):
