@@ -16,7 +16,7 @@ from tasks.errors import ConfigError
 
 EncoderRole = Literal["semantic", "pattern", "caption"]
 # The three encoders that mine pairs, by their role, in the order of all columns and tables that hold one value for each.
-ENCODER_ROLES: tuple[EncoderRole, ...] = get_args(EncoderRole)
+ENCODER_ROLES: tuple[str, ...] = get_args(EncoderRole)
 
 
 class Section(BaseModel):
