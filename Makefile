@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui test test-vllm lint install browser lock clean help
+.PHONY: demo ui test test-vllm lint install browser lock bench-peers clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -67,6 +67,14 @@ test: .venv/installed browser lint ## lint, types and every test
 test-vllm: .venv-vllm/installed ## the engines' contract with a real vLLM and a real server
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/llm/test_vllm_engine.py
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/retrievers/test_mllm_layouts.py -k sentence
+
+# The peers of the benchmarks, in an environment of their own: their pins and ours do not meet.
+.venv-peers/installed: Makefile
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install -q --disable-pip-version-check "img2dataset==1.47.0"
+	@.venv-peers/bin/python -c 'import img2dataset' && touch $@
+
+bench-peers: .venv-peers/installed ## build the environment of the peers that benchmarks measure against
 
 lock: ## pin what pyproject.toml asks for (torch, torchvision and their CUDA packages stay out: see docs/decisions/0002)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra towers --extra celery --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \

@@ -1,1 +1,1 @@
-"""Measurements against the peers, each `python -m benchmarks.<name>`: progress, then one JSON object as the last line."""
+"""Measurements against the peers: `python -m benchmarks.<name>` prints progress, then a JSON object as its last line."""

@@ -37,7 +37,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measure import fair_environment
+from benchmarks.measure import fair_environment, parse_arguments
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")
 VLLM_PYTHON = Path(".venv-vllm/bin/python")
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add_argument("--no-vllm", action="store_true")
     parser.add_argument("--vllm-python", type=Path, default=VLLM_PYTHON)
     parser.add_argument("--offline", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv, {"pairs": 6, "turns": 1, "no_vllm": True})
     if args.offline:
         figures: dict[str, object] = offline(args.pairs, args.turns)
         print(json.dumps(figures), flush=True)

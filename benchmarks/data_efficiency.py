@@ -1,12 +1,15 @@
 """The seed's claim in miniature: how much composed retrieval a number of training samples buys, by what the samples
 are.
 
-    python -m benchmarks.data_efficiency --dataset CLONE --benchmark FOLDER [--arms judged unjudged image_text random]
+    python -m benchmarks.data_efficiency [--dataset CLONE] [--benchmark FOLDER] [--arms judged unjudged image_text
+    random]
         [--sizes 50 100 200 400 800] [--image-text-factor 70] [--seeds 0 1 2] [--steps 150] [--batch 256] [--ablations
         [...]] [--out .run/benchmarks/data_efficiency]
 
-CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a run's worktree); FOLDER comes from `python
--m tasks.sample.benchmark`.
+CLONE is a version of the sample world (a demo's clone after `dvc pull`, or a run's worktree) and FOLDER a benchmark of
+`python -m tasks.sample.benchmark`; without them those of the last `make demo` are taken. `--drawn` draws a small
+version and benchmark of its own; `--quick` does so and trains for seconds: it shows that all runs, its figures mean
+nothing.
 
 | arm | a sample is |
 |---|---|
@@ -36,6 +39,7 @@ import json
 import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -49,6 +53,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from benchmarks.measure import parse_arguments
+from benchmarks.triplets import drawn_version
 from tasks.config import ENCODER_ROLES, Params, load_params
 from tasks.evaluate.benchmarks import read_benchmark
 from tasks.evaluate.retrieval import image_features
@@ -56,6 +62,7 @@ from tasks.evaluate.scores import measure
 from tasks.judge import shortcuts
 from tasks.models.retrievers.clip import Retriever
 from tasks.names import stable_id
+from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene, family, image_of
 from tasks.store import Store
@@ -67,6 +74,17 @@ ARMS = ("judged", "unjudged", "image_text", "random")
 NEGATIVES = ("none", "query", "mined")
 ABLATIONS = ("negatives", "encoders", "filters")
 METRIC = "map_at_5"
+DEMO = Path(".demo")
+QUICK = {
+    "drawn": True,
+    "arms": ["judged", "image_text"],
+    "sizes": [8, 16],
+    "seeds": [0],
+    "image_text_factor": 2,
+    "steps": 3,
+    "batch": 8,
+    "out": Path(".run/benchmarks/data_efficiency-quick"),
+}
 
 
 @dataclass(frozen=True)
@@ -535,6 +553,39 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def demo_inputs(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The version and the benchmark that are named, else those of the last `make demo`, cloned and pulled.
+
+    Raises:
+        SystemExit: nothing is named and there is no demo.
+    """
+    if args.dataset and args.benchmark:
+        return args.dataset, args.benchmark
+    origin, clone = DEMO / "origin.git", args.out / "dataset"
+    if not origin.is_dir() or not (DEMO / "benchmark").is_dir():
+        raise SystemExit(
+            f"data_efficiency: {DEMO} holds no finished demo; run `make demo` first, name --dataset and --benchmark, "
+            "or take --drawn"
+        )
+    if args.dataset is None:
+        shutil.rmtree(clone, ignore_errors=True)
+        clone.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["git", "clone", "-q", "-b", "dataset", str(origin.resolve()), str(clone)], check=True)
+        subprocess.run([sys.executable, "-m", "dvc", "pull", "-q"], cwd=clone, check=True)
+    return args.dataset or clone, args.benchmark or DEMO / "benchmark"
+
+
+def drawn_inputs(out: Path) -> tuple[Path, Path]:
+    """A drawn version (judged triplets alone) and a small benchmark of the sample world, in `out`."""
+    dataset, benchmark = out / "drawn", out / "drawn-benchmark"
+    for folder in (dataset, benchmark):
+        shutil.rmtree(folder, ignore_errors=True)
+    drawn_version(dataset, families=12)
+    shutil.copyfile("params.yaml", dataset / "params.yaml")
+    make_benchmark(benchmark, queries=20, gallery=80)
+    return dataset, benchmark
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -542,8 +593,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dataset", type=Path, required=True)
-    parser.add_argument("--benchmark", type=Path, required=True)
+    parser.add_argument("--dataset", type=Path, help="a clone of a version; the last demo's when left out")
+    parser.add_argument("--benchmark", type=Path, help="a folder in CIRCO's format; the last demo's when left out")
+    parser.add_argument("--drawn", action="store_true", help="a small drawn version and benchmark, no demo needed")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 100, 200, 400, 800])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -557,7 +609,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--temperature", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(".run/benchmarks/data_efficiency"))
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv, QUICK)
+    args.dataset, args.benchmark = drawn_inputs(args.out) if args.drawn else demo_inputs(args)
     args.ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
     figures = study(args)
     print(json.dumps(figures))

@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.measure import fair_environment, peak_mib
+from benchmarks.measure import fair_environment, parse_arguments, peak_mib
 from benchmarks.stored_images import stored_photographs, stored_scenes
 
 BATCH = 32
@@ -372,7 +372,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     )
     parser.add_argument("--no-preparation", action="store_true")
     parser.add_argument("--no-towers", action="store_true")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv, {"images": 12, "side": 64, "shape": ["tiny"], "max_side": [160]})
     import torch
 
     torch.set_num_threads(1)

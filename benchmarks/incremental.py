@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import fair_environment, peak_mib
+from benchmarks.measure import fair_environment, parse_arguments, peak_mib
 from tasks.config import Params, load_params
 from tasks.records import StageReport
 from tasks.store import Store
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         "--keep", type=Path, help="where the store lies, and stays: a run that is cut off goes on there"
     )
     parser.add_argument("--folder", type=Path, default=Path(".run/benchmarks"), help="where the vectors are kept")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv, {"n": 900, "share": 0.1, "neighbours": 4})
     import torch  # noqa: F401 - an import is no part of the work
 
     from benchmarks.vectors import stored

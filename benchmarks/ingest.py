@@ -7,8 +7,7 @@ The images: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side b
 ones would be soft and flatter any filter), or drawn ones where there is no folder of photographs. The taps of
 `resized_by_opencv` were fitted on images made of 320 of the photographs; those are left out here, unless `--fitted`
 asks for them alone. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
-(benchmarks/img2dataset_peer.py), in an environment of its own: `python -m venv .venv-peers && .venv-peers/bin/pip
-install img2dataset`.
+(benchmarks/img2dataset_peer.py), in an environment of its own, which `make bench-peers` builds.
 
 Ours: what ingest does with each file's bytes: sha256 twice, limits, decode, check for damage, shrink, flags, perceptual
 hash, thumbnail, encode, search for copies, tar, row with provenance; settings of profile `production`, through a worker
@@ -41,7 +40,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.measure import fair_environment
+from benchmarks.measure import fair_environment, parse_arguments
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import inspect, shards
 from tasks.ingest import stage as ingest
@@ -52,6 +51,8 @@ from tasks.store import Store
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200))
 MAX_SIDE_PX = 512
+TILES = 16  # photographs between the first one of a source and that of the next
+SHIFT_PX, SHIFT_PERIOD_PX = 7, 97  # to the left, for every time that the photographs were gone through
 STEP = 37  # in which the photographs are mixed
 FITTED = 320  # of the mixed photographs: the taps were fitted on 20 images of up to 16 each
 
@@ -81,22 +82,29 @@ def shuffled(photos: Sequence[Path], *, is_fitted: bool) -> list[Path]:
 
 
 def make_images(folder: Path, images: int, photos: Sequence[Path]) -> None:
-    """Write the sources, once; made of these photographs, or drawn where there are none."""
+    """Write the sources, once; made of these photographs, or drawn where there are none.
+
+    Source n starts at photograph 16 n. Where the photographs come round again (780 of them after 195 sources), each
+    round starts one photograph later and a few pixels further left, so that no two sources are the same file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    sources_a_round = len(photos) // math.gcd(TILES, len(photos)) if photos else images
     for n in range(images):
         path = folder / f"{n:05d}.jpg"
         if path.exists():
             continue
         width, height = SIZES[n % len(SIZES)] if n % 3 else SIZES[n % len(SIZES)][::-1]
         canvas = Image.new("RGB", (width, height))
-        x = y = row = tile = 0
+        repeat = n // sources_a_round
+        left = -(SHIFT_PX * repeat % SHIFT_PERIOD_PX)
+        x, y, row, tile = left, 0, 0, 0
         while y < height:
-            number = n * 16 + tile
+            number = n * TILES + tile + repeat
             piece = Image.open(photos[number % len(photos)]).convert("RGB") if photos else drawn(number)
             canvas.paste(piece, (x, y))
             x, row, tile = x + piece.width, max(row, piece.height), tile + 1
             if x >= width:
-                x, y, row = 0, y + row, 0
+                x, y, row = left, y + row, 0
         canvas.save(path, quality=90)
 
 
@@ -175,9 +183,7 @@ def peak_rss_mib(pid: int) -> float:
 def peer_run(peer: Path, folder: Path, out: Path) -> dict[str, Any]:
     """One measurement of img2dataset; {'reason': ...} where it cannot be run."""
     if not peer.exists():
-        return {
-            "reason": f"{peer} is not there; `python -m venv .venv-peers && .venv-peers/bin/pip install img2dataset`"
-        }
+        return {"reason": f"{peer} is not there; `make bench-peers` builds it"}
     command = [str(peer), str(Path(__file__).with_name("img2dataset_peer.py")), str(folder), str(out)]
     ended = subprocess.run(
         command,
@@ -201,7 +207,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
     parser.add_argument("--fitted", action="store_true", help="only the photographs that the taps were fitted on")
     parser.add_argument("--peer", type=Path, default=Path(".venv-peers/bin/python"))
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv, {"images": 4, "repeats": 1})
     found = sorted(args.photos.glob("*/*.jpg"))
     photos = shuffled(found, is_fitted=args.fitted)
     kind = (
@@ -230,7 +236,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 peer = peer_run(args.peer, folder, args.folder / "peer")
                 peer_s.append(peer.get("cpu_s", 0.0))
             print(
-                f"ours {len(sources) / with_worker_s[-1]:.1f}/s, in process {len(sources) / alone_s[-1]:.1f}/s, peer {peer}",
+                f"ours {len(sources) / with_worker_s[-1]:.1f}/s, "
+                f"in process {len(sources) / alone_s[-1]:.1f}/s, peer {peer}",
                 flush=True,
             )
         rss_mib = peak_rss_mib(workers.pids()[0])

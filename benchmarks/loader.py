@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loader_comparison import SIDE_PX, compare
-from benchmarks.measure import fair_environment
+from benchmarks.measure import fair_environment, parse_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--negatives", type=int, default=3, help="mined ones, beside the query image")
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--turns", type=int, default=3)
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv, {"batch": 6, "batches": 2, "turns": 1, "side": 64})
     with tempfile.TemporaryDirectory() as work:
         dataset = args.dataset or drawn_version(Path(work) / "drawn", max(8, args.batch))
         figures = compare(

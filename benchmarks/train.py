@@ -45,7 +45,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import fair_environment
+from benchmarks.measure import fair_environment, parse_arguments
 from benchmarks.triplets import drawn_version, examples_of
 from tasks.config import TrainConfig, load_params
 from tasks.store import Store
@@ -171,7 +171,8 @@ def compare(dataset: Path, model: Path, batch: int, negatives: int, repeats: int
             losses[side].append(loss)
             took[side].append(spent)
             print(
-                f"step {number}, {'ours' if side == 0 else 'sentence-transformers'}: loss {loss:.6f}, {spent:.2f} CPU-seconds",
+                f"step {number}, {'ours' if side == 0 else 'sentence-transformers'}: loss {loss:.6f}, "
+                f"{spent:.2f} CPU-seconds",
                 flush=True,
             )
     ours, theirs = (took[side][1:] for side in (0, 1))
@@ -272,7 +273,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--loader-batch", type=int, default=64, help="triplets, the demo's own batch")
     parser.add_argument("--loader-batches", type=int, default=6)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    args = parse_arguments(
+        parser,
+        argv,
+        {
+            "shape": "tiny",
+            "batch": 6,
+            "repeats": 1,
+            "memory_shape": "tiny",
+            "memory_batch": 16,
+            "memory_chunk": 4,
+            "loader_batch": 6,
+            "loader_batches": 2,
+        },
+    )
     if args.child:
         dataset, model, batch, chunk, negatives = json.loads(args.child)
         child = memory_child(Path(dataset), Path(model), batch, chunk, negatives)

@@ -1,6 +1,7 @@
 """The vectors that benchmarks of the search are measured on, float16 unit rows, made once and kept in a folder.
 
-    clustered   Gaussian around 2,000 themes and n / 30 subjects, a power-law spectrum, 3% near-copies: what image encoders' spaces look like
+    clustered   Gaussian around 2,000 themes and n / 30 subjects, a power-law spectrum, 3% near-copies: what the
+                vectors of image encoders look like
     scenes      images of the sample world under the committed CLIP (tasks/sample/checkpoints/clip)
 
 Each file is made in a process of its own, so that the benchmark's peak memory is the search's.
@@ -49,7 +50,7 @@ def clustered(n: int, d: int = 512, seed: int = 0) -> np.ndarray:
 
 
 def scenes(n: int, seed: int = 0) -> np.ndarray:
-    """(n, d) float32 unit rows: images of families of scenes, as the sample world draws them, under the committed CLIP."""
+    """(n, d) float32 unit rows: images of families of scenes of the sample world, encoded by the committed CLIP."""
     from tasks.config import load_params
     from tasks.models.encoders.load import load_encoder
     from tasks.sample.scenes import family, image_of

@@ -147,6 +147,7 @@ def _wait(started: subprocess.Popen[bytes], process: psutil.Process, url: str, l
             problem = f"it does not answer after {START_S:.0f} s"
         if problem:
             raise ServerDidNotStart(
-                f"vLLM's server: {problem} (wall {now - start:.0f} s, {busiest:.0f} CPU-s). {log}:\n{log.read_text(errors='replace')[-LOG_TAIL:]}"
+                f"vLLM's server: {problem} (wall {now - start:.0f} s, {busiest:.0f} CPU-s). "
+                f"{log}:\n{log.read_text(errors='replace')[-LOG_TAIL:]}"
             )
         time.sleep(1)

@@ -4,8 +4,9 @@ Exact copies by the sha256 of the source's and of the stored bytes. Near copies 
 hash hit is a candidate, thumbnails decide, and where `crop_margin` is set, thumbnails aligned for a little more or less
 at the sides. The earliest published image stays: rows are in order of batch and shard, and the first hit counts.
 
-An image that is near to several kept ones is dropped as a copy of the first and names the others (`also`): it shows that
-they belong together, yet nothing that was published is withdrawn. `copy_groups` reads these ties back from the dropped
+An image that is near to several kept ones is dropped as a copy of the first and names the others (`also`): it shows
+that they belong together, yet nothing that was published is withdrawn. `copy_groups` reads these ties back from the
+dropped
 rows: they are the ledger.
 """
 

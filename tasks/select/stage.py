@@ -96,8 +96,8 @@ def _read_sources(store: Store, names: pa.Array) -> np.ndarray:
 
 
 def _read_published(store: Store, batch: str, c: Candidates) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """How many pairs earlier batches have, and queries and targets of those that share an image with a candidate, places
-    in `c.names` or -1; no other counts for a quota."""
+    """How many pairs earlier batches have, and queries and targets of those that share an image with a candidate,
+    places in `c.names` or -1; no other counts for a quota."""
     import pyarrow as pa
 
     files = [f for f in store.table_files("pairs") if f.stem != batch]

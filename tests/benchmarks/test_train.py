@@ -12,9 +12,7 @@ def test_our_step_and_sentence_transformers_take_the_same_loss_of_the_same_batch
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["is_equal"] and figures["loss_difference"] < 1e-4 and len(figures["losses"][0]) == 3
     assert figures["hard_negatives"] == 4 and figures["total_images"] == 36 and figures["unique_images"] < 15
-    assert {"ours_samples_per_s", "sentence_transformers_samples_per_s", "ratio", "rss_mib"} <= set(
-        figures
-    ) and figures["ratio"] > 0
+    assert {"ours_samples_per_s", "sentence_transformers_samples_per_s", "ratio", "rss_mib"} <= set(figures)
 
 
 def test_memory_with_and_without_gradient_caching_is_of_the_same_loss(capsys: pytest.CaptureFixture[str]):

@@ -6,9 +6,9 @@ such as `vllm serve`; tasks/models/llm/openai_server.py) and 'vllm' (its offline
 tasks/models/llm/vllm_engine.py).
 
 In process, work is sorted by length and cut into fixed batches within one call, so equal calls give equal bytes. For
-the class of SmolVLM (Idefics3) the vision features of an image are made once a call, whatever number of requests show it
-(tasks/models/llm/vision.py: prepared by a thread while the model writes), and questions about the same images share the
-images' part of the attention cache (tasks/models/llm/kv_cache.py).
+the class of SmolVLM (Idefics3) the vision features of an image are made once a call, whatever number of requests show
+it (tasks/models/llm/vision.py: prepared by a thread while the model writes), and questions about the same images share
+the images' part of the attention cache (tasks/models/llm/kv_cache.py).
 """
 
 from __future__ import annotations

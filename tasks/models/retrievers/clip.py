@@ -1,7 +1,7 @@
 """The retriever: BGE-VL of the CLIP type. A query of image and text is the sum of their raw projected features.
 
-The features are summed as they come, then the sum is scaled to unit length; an image or a text alone is scaled as it is.
-Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub. What is
+The features are summed as they come, then the sum is scaled to unit length; an image or a text alone is scaled as it
+is. Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub. What is
 saved loads in plain transformers, in sentence-transformers and through the released models' interface
 (models/published/). `load_retriever` tells from config.json whether a model is of this type or of the MLLM type
 (models/mllm.py).
@@ -154,7 +154,8 @@ class Retriever:
 
 
 class Summed:
-    """Vectors of a benchmark's contents by a CLIP: raw features of every image and text, each encoded once, are summed."""
+    """Vectors of a benchmark's contents by a CLIP: raw features of every image and text, each encoded once, are summed.
+    """
 
     def __init__(
         self,
