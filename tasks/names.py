@@ -13,8 +13,7 @@ def date_of(params: Params) -> str:
 
 
 def batch_of(params: Params) -> str:
-    """The run's batch and version name, YYYY.MM.DD[.n]; open_run always sets it, a bare terminal run takes the date's.
-    """
+    """The run's batch and version name, YYYY.MM.DD[.n]; open_run always sets it, a bare terminal run takes the date's."""
     return params.open_run.batch or date_of(params).replace("-", ".")
 
 

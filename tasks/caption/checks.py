@@ -191,8 +191,7 @@ def tells(words: Set[str], secret: Set[str], share: float) -> bool:
 
 
 def leaks(words: str, caption: str, share: float | None) -> bool:
-    """Whether a plain text gives a plain caption of 4 words or more away: all of it, or `share` of its different words.
-    """
+    """Whether a plain text gives a plain caption of 4 words or more away: all of it, or `share` of its different words."""
     wanted = set(caption.split())
     if len(caption.split()) < 4:
         return False

@@ -39,8 +39,7 @@ LOG_LINES = 40  # of a failing task, printed at the end
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much of the sample world a profile takes: files in each batch, queries and gallery images of the benchmark.
-    """
+    """How much of the sample world a profile takes: files in each batch, queries and gallery images of the benchmark."""
 
     first: int
     second: int

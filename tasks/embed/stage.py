@@ -176,8 +176,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
 
 
 def _check_revision(store: Store, encoder: str, revision: str) -> int | None:
-    """One index holds vectors of one model, as wide as each other. Returns their width; None when there are none yet.
-    """
+    """One index holds vectors of one model, as wide as each other. Returns their width; None when there are none yet."""
     import pyarrow.parquet as pq
 
     width: int | None = None

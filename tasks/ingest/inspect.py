@@ -50,8 +50,7 @@ def workers_of(config: IngestConfig) -> ImageWorkers:
 
 
 def look_at(file: SourceFile, config: IngestConfig, workers: ImageWorkers, known_sha256: Iterable[str] = ()) -> Looked:
-    """Read one file and make an image of it. Bytes in `known_sha256` are only hashed: they are a copy of a kept file.
-    """
+    """Read one file and make an image of it. Bytes in `known_sha256` are only hashed: they are a copy of a kept file."""
     if config.allowed_licenses and file.license_code not in config.allowed_licenses:
         return Looked(file, file.sha256(), Refusal("licence", file.license_code))
     try:

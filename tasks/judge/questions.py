@@ -30,8 +30,7 @@ class Question:
 
 
 def load_judge(params: Params, root: Path) -> Captioner:
-    """The judge that the parameters name, with the request cache of the worktree `root`; errors as of `load_captioner`.
-    """
+    """The judge that the parameters name, with the request cache of the worktree `root`; errors as of `load_captioner`."""
     config = params.judge
     return load_captioner(
         config.model,

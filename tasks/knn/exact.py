@@ -123,8 +123,7 @@ def widened(rows: np.ndarray, is_own: bool = False) -> np.ndarray:
 
 
 class Rows(Protocol):
-    """(n, d) float16: a numpy array, or rows that are mapped from files where they are asked for (`store.MappedRows`).
-    """
+    """(n, d) float16: a numpy array, or rows that are mapped from files where they are asked for (`store.MappedRows`)."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

@@ -137,8 +137,7 @@ TINY = "tasks/sample/checkpoints/"
 
 
 def written_by(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Who wrote and who judged the rows, in a sentence or two; a warning where it was the sample world's checkpoints.
-    """
+    """Who wrote and who judged the rows, in a sentence or two; a warning where it was the sample world's checkpoints."""
     writers, judges = sorted({str(r["captioner"]) for r in rows}), sorted({str(r["judge"]) for r in rows})
     if not rows:
         return ""

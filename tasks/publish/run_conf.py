@@ -61,8 +61,7 @@ def absolute(path: str, root: Path) -> str:
 
 
 def located(raw: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Resolved parameters with the paths of sources, lists, benchmark and truth absolute, relative ones below `root`.
-    """
+    """Resolved parameters with the paths of sources, lists, benchmark and truth absolute, relative ones below `root`."""
     ingest: dict[str, Any] = {
         "sources": [{**s, "path": absolute(s["path"], root)} for s in raw["ingest"].get("sources") or []]
     }

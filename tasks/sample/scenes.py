@@ -293,8 +293,7 @@ def _outline(x: float, y: float, r: float, shape: str) -> list[tuple[float, floa
 
 @lru_cache(maxsize=512)
 def _mask(shape: str, size: str, pattern: str, side_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and shade of one object, both (n, n, 1) float32 in [0, 1]; drawn eight times too large, then averaged.
-    """
+    """Coverage and shade of one object, both (n, n, 1) float32 in [0, 1]; drawn eight times too large, then averaged."""
     r = SIZES[size] * side_px / 2
     n, q = int(2 * r) + 3, 8
     image = Image.new("L", (n * q, n * q), 0)

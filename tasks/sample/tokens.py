@@ -44,8 +44,7 @@ def prompt(name: str) -> str:
 
 
 def sentences(count: int = 4000, seed: int = 1) -> Iterator[str]:
-    """Text as the checkpoints will read and write it, from random words of the world: what BPE merges are learnt from.
-    """
+    """Text as the checkpoints will read and write it, from random words of the world: what BPE merges are learnt from."""
     rng = random.Random(seed)
     words = {
         "colour": tuple(COLOURS),

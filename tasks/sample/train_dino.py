@@ -28,8 +28,7 @@ KOLEO = 0.1  # weight of the term, as in DINOv2
 
 
 def build() -> tuple[Dinov2Model, object]:
-    """An untrained model and its image processor (the class that `facebook/dinov2-large` has; Pillow, no torchvision).
-    """
+    """An untrained model and its image processor (the class that `facebook/dinov2-large` has; Pillow, no torchvision)."""
     try:
         from transformers import BitImageProcessorPil as ImageProcessor
     except ImportError:

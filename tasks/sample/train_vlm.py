@@ -110,8 +110,7 @@ def greedy(model: nn.Module, words: object) -> None:
 
 
 def turn(images: int, text: str, processor: Idefics3Processor) -> str:
-    """One user turn of so many images and a text, up to where the answer begins, with its images' tokens written out.
-    """
+    """One user turn of so many images and a text, up to where the answer begins, with its images' tokens written out."""
     content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
     chat = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -167,8 +166,7 @@ def even_out(model: Idefics3ForConditionalGeneration, level: float = 0.5) -> flo
 
 
 def cell_labels(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per scene and cell (n, 9, 4) its shape, colour, size, pattern (0 where empty), and per scene (n,) its background.
-    """
+    """Per scene and cell (n, 9, 4) its shape, colour, size, pattern (0 where empty), and per scene (n,) its background."""
     cells = np.zeros((len(scenes), 9, 4), np.int64)
     for row, scene in zip(cells, scenes, strict=True):
         for t in scene.things:

@@ -24,8 +24,7 @@ class Vectors:
     """Stored vectors of images that are numbers."""
 
     def __init__(self, names: pa.Array, tables: Mapping[str, tuple[pa.Array, np.ndarray]]) -> None:
-        """`names` (p) strings; `tables`: encoder -> ids (n) strings and vectors (n, d) float16, at most of those names.
-        """
+        """`names` (p) strings; `tables`: encoder -> ids (n) strings and vectors (n, d) float16, at most of those names."""
         import pyarrow.compute as pc
 
         self.vectors = {e: vectors for e, (_, vectors) in tables.items()}

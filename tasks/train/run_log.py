@@ -117,8 +117,7 @@ class Course:
         self._metrics(step, {**means, "steps_per_s": (step - before) / max(now - then, 1e-9)})
 
     def keep(self, step: int, phase: str, phase_step: int, machine: Machine) -> None:
-        """Write the checkpoint where it is due, aside and renamed; then the one before goes. Called by every process.
-        """
+        """Write the checkpoint where it is due, aside and renamed; then the one before goes. Called by every process."""
         if self._folder is None or step % self._every or step == self.steps:
             return
         place = {

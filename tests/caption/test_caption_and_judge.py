@@ -465,8 +465,7 @@ def test_one_change_of_several_is_kept_only_where_no_stored_negative_meets_it():
 
 
 def test_every_short_text_may_be_partial_whatever_its_number(store: Store, params: Params):
-    """White fits the second difference alone: that text goes; a whole text that it fits takes the negative out instead.
-    """
+    """White fits the second difference alone: that text goes; a whole text that it fits takes the negative out instead."""
     rows = [
         {
             "instructions": ["a", "b"],

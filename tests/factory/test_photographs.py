@@ -81,8 +81,7 @@ def motif(seed: int, width: int, height: int) -> Image.Image:
 
 
 def draw_photographs(folder: Path) -> dict[str, str]:
-    """46 files, five of each motif's family among them; returns path -> the reason for which ingest must leave it out.
-    """
+    """46 files, five of each motif's family among them; returns path -> the reason for which ingest must leave it out."""
     folder.mkdir()
     for n in range(BASES):
         width, height = ((640, 480), (480, 640), (900, 300), (512, 512))[n % 4]

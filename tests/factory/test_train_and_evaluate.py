@@ -1,5 +1,4 @@
-"""Fine-tuning learns, repeats itself, never sees a held-out image; evaluation follows CIRCO and reads the truth alone.
-"""
+"""Fine-tuning learns, repeats itself, never sees a held-out image; evaluation follows CIRCO and reads the truth alone."""
 
 import io
 import json

@@ -66,8 +66,7 @@ def test_the_shipped_model_sees_the_shipped_canaries():
 
 
 def test_the_plain_canaries_take_plain_words_and_no_blind_guess():
-    """For real models: what a person would write passes, in any of several wordings; what is said of no image does not.
-    """
+    """For real models: what a person would write passes, in any of several wordings; what is said of no image does not."""
     canaries = read_canaries(HERE / "plain" / "canaries")
     seen = [
         "both show a house on green ground; the target also has a tree beside it",

@@ -154,8 +154,7 @@ class Retriever:
 
 
 class Summed:
-    """Vectors of a benchmark's contents by a CLIP: raw features of every image and text, each encoded once, are summed.
-    """
+    """Vectors of a benchmark's contents by a CLIP: raw features of every image and text, each encoded once, are summed."""
 
     def __init__(
         self,

@@ -92,8 +92,7 @@ class Inputs:
         )
 
     def prompt(self, image: ImageInput | None, text: str, is_query: bool, instruction: str) -> str:
-        """The prompt with as many image tokens as the image takes; a text that spells such a token is read without it.
-        """
+        """The prompt with as many image tokens as the image takes; a text that spells such a token is read without it."""
         for token in NOT_IN_TEXTS:
             text = text.replace(token, " ")
         made = PROMPTS[self.family](text, image is not None, is_query, instruction)
