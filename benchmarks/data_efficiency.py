@@ -60,13 +60,13 @@ from tasks.evaluate.benchmarks import read_benchmark
 from tasks.evaluate.retrieval import image_features
 from tasks.evaluate.scores import measure
 from tasks.judge import shortcuts
+from tasks.knn.unit_rows import unit_rows
 from tasks.models.retrievers.clip import Retriever
 from tasks.names import stable_id
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene, family, image_of
 from tasks.store import Store
-from tasks.store.vectors import unit_rows
 from tasks.train.fit import rate_at
 from tasks.train.loss import info_nce
 

@@ -219,7 +219,7 @@ def cpu_towers(shape: str, arithmetics: Sequence[str], contents: Sequence[bytes]
     import torch
     from transformers import AutoModel
 
-    from tasks.store.vectors import unit_rows
+    from tasks.knn.unit_rows import unit_rows
 
     rows = []
     images = [opened(c) for c in contents]
@@ -265,7 +265,7 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
     from transformers import AutoImageProcessor, AutoModel
 
     from tasks.embed.stage import _Images, encode_in_batches
-    from tasks.store.vectors import unit_rows
+    from tasks.knn.unit_rows import unit_rows
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     with tempfile.TemporaryDirectory() as folder:

@@ -26,12 +26,12 @@ import numpy as np
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import taken_down
+from tasks.knn.unit_rows import are_unit_rows
 from tasks.models.encoders.base import Encoder
 from tasks.models.encoders.load import load_encoder
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.vectors import good_rows
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def encode_in_batches(
                 coming.append(ahead.submit(items.__getitem__, slice(later, later + batch)))
             block = encode(here).astype(np.float16)
             width = block.shape[1] if width is None else width
-            is_good = good_rows(block) if block.shape[1] == width else np.zeros(len(block), bool)
+            is_good = are_unit_rows(block) if block.shape[1] == width else np.zeros(len(block), bool)
             blocks.append(block if block.shape[1] == width else np.zeros((len(block), width), np.float16))
             good.append(is_good)
     return np.concatenate(blocks), np.concatenate(good)

@@ -252,7 +252,7 @@ class TowerEncoder:
         return self.arithmetic.checked(self._encode_pixels, pixels, self.name)
 
     def _encode_pixels(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        from tasks.store.vectors import unit_rows
+        from tasks.knn.unit_rows import unit_rows
 
         batch = self.preparation.normalised(pixels, self.device).to(self.dtype)
         with self.arithmetic.mode():
@@ -270,7 +270,7 @@ class TowerEncoder:
         return self.arithmetic.checked(self._encode_texts, list(texts), self.name)
 
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        from tasks.store.vectors import unit_rows
+        from tasks.knn.unit_rows import unit_rows
 
         tokens = self.tokenizer(list(texts)).to(self.device)
         with self.arithmetic.mode():

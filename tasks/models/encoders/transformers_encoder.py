@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.knn.unit_rows import unit_rows
 from tasks.models.encoders.preprocess import preparation_of
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.store.vectors import unit_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from tasks.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,9 +45,3 @@ def publish(folder: Path, files: Sequence[str], remote_class: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModel": remote_class}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows scaled to unit length, (n, d) float32."""
-    wide = rows.astype(np.float64)
-    return (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)).astype(np.float32)

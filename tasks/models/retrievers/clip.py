@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.knn.unit_rows import unit_rows
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.retrievers.base import Content, Role, count_of, publish, unit
+from tasks.models.retrievers.base import Content, Role, count_of, publish
 from tasks.store.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ class Retriever:
                 rows = rows + self.raw_texts(texts[start : start + batch])
             features.append(rows)
         return (
-            unit(np.concatenate(features)) if features else np.zeros((0, self.model.config.projection_dim), np.float32)
+            unit_rows(np.concatenate(features))
+            if features
+            else np.zeros((0, self.model.config.projection_dim), np.float32)
         )
 
     def raw_images(self, images: Sequence[Image]) -> np.ndarray:
@@ -191,7 +194,7 @@ class Summed:
         """
         self.prepare([key for key, _ in contents if key is not None], [text for _, text in contents])
         nothing = np.zeros_like(next(iter((self._images or self._texts).values())))
-        return unit(
+        return unit_rows(
             np.stack(
                 [
                     (nothing if key is None else self._images[key]) + (self._texts[text] if text else nothing)

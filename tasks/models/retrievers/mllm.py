@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.knn.unit_rows import unit_rows
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.retrievers.base import Content, Role, count_of, publish, unit
+from tasks.models.retrievers.base import Content, Role, count_of, publish
 from tasks.models.retrievers.published.bge_vl_inputs import ImageInput, Inputs
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
 from tasks.store.atomic import atomic_write
@@ -139,7 +140,7 @@ class MllmRetriever:
                     list(zip(shown, texts[part] if texts is not None else [""] * len(shown), strict=True)), role
                 )
             )
-        return unit(np.concatenate(rows))
+        return unit_rows(np.concatenate(rows))
 
     def raw_contents(self, contents: Sequence[tuple[ImageInput | None, str]], role: Role) -> np.ndarray:
         """(n, d) float32, in one pass."""
@@ -256,7 +257,7 @@ class Joint:
             raw = self._retriever.raw_contents(
                 [(image, text) for image, (_, text) in zip(shown, part, strict=True)], role
             )
-            self._known.update({(role, content): row for content, row in zip(part, unit(raw), strict=True)})
+            self._known.update({(role, content): row for content, row in zip(part, unit_rows(raw), strict=True)})
         nothing = np.zeros(self._retriever.dimension, np.float32)
         return np.stack([self._known.get((role, c), nothing) for c in contents])
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from tasks.config import EncoderConfig
 from tasks.errors import ConfigError
+from tasks.knn.unit_rows import are_unit_rows, unit_rows
 from tasks.models.encoders.load import load_encoder
 from tasks.models.encoders.timm_open_clip import form_of, imported
-from tasks.store.vectors import good_rows, unit_rows
 
 needs = pytest.mark.skipif(
     find_spec("timm") is None or find_spec("open_clip") is None,
@@ -65,7 +65,7 @@ def test_timms_towers_give_the_pooled_features(architecture: str, tmp_path: Path
     model = timm_folder(tmp_path / "m", architecture, VIT)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path / "m"), kind="image"), "cpu")
     vectors = encoder.encode_images(images(3))
-    assert vectors.shape == (3, 32) and good_rows(vectors).all() and len(encoder.revision) == 12
+    assert vectors.shape == (3, 32) and are_unit_rows(vectors).all() and len(encoder.revision) == 12
     pixels = []
     for image in images(3):  # timm's evaluation transform, in words: the shorter side to 32 / 0.9, the centre, scaled
         width, height = image.size
@@ -155,7 +155,7 @@ def test_open_clips_two_towers(vision: dict[str, Any], tmp_path: Path):
     model = clip_folder(tmp_path / "m", vision)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path / "m"), kind="image"), "cpu")
     vectors = encoder.encode_images(images(3))
-    assert vectors.shape == (3, 24) and good_rows(vectors).all()
+    assert vectors.shape == (3, 24) and are_unit_rows(vectors).all()
     with torch.inference_mode():
         batch = encoder.preparation.normalised([encoder.preparation.prepare_image(p) for p in images(3)], "cpu")
         assert batch.shape == (3, 3, vision["image_size"], vision["image_size"])

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tasks.config import EncoderConfig
 from tasks.errors import ConfigError
+from tasks.knn.unit_rows import are_unit_rows, unit_rows
 from tasks.models.encoders.load import load_encoder
-from tasks.store.vectors import good_rows, unit_rows
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")
 
@@ -24,7 +24,7 @@ def images(n: int) -> list[Image.Image]:
 def test_an_image_encoder_gives_unit_rows(name: str):
     encoder = load_encoder(EncoderConfig(model=str(CHECKPOINTS / name), kind="image"))
     vectors = encoder.encode_images(images(5))
-    assert vectors.dtype == np.float32 and vectors.shape[0] == 5 and good_rows(vectors).all()
+    assert vectors.dtype == np.float32 and vectors.shape[0] == 5 and are_unit_rows(vectors).all()
     assert np.allclose(encoder.encode_images(images(5)[3:]), vectors[3:], atol=1e-4)
     assert len(encoder.revision) == 12
     with pytest.raises(ConfigError, match="kind 'text'"):
@@ -39,7 +39,7 @@ def test_a_clips_text_tower_reads_captions():
         3,
         load_encoder(EncoderConfig(model=str(CHECKPOINTS / "clip"), kind="image")).encode_images(images(1)).shape[1],
     )
-    assert good_rows(vectors).all()
+    assert are_unit_rows(vectors).all()
     assert np.allclose(encoder.encode_texts(texts[1:2]), vectors[1:2], atol=1e-4)  # padding does not show
     with pytest.raises(ConfigError, match="kind 'image'"):
         encoder.encode_images(images(1))
@@ -57,7 +57,7 @@ def test_a_text_encoder_of_berts_kin_is_pooled_over_its_tokens(tmp_path: Path):
     ).save_pretrained(tmp_path)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path), kind="text"))
     both = encoder.encode_texts(["red", "red circle blue circle"])
-    assert both.shape == (2, 16) and good_rows(both).all()
+    assert both.shape == (2, 16) and are_unit_rows(both).all()
     assert np.allclose(encoder.encode_texts(["red"])[0], both[0], atol=1e-4)
 
 
@@ -146,7 +146,7 @@ def test_other_vision_towers_load_by_their_folder_alone(name: str, tmp_path: Pat
     tower(name, tmp_path)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path), kind="image"))
     vectors = encoder.encode_images(images(3))
-    assert vectors.shape == (3, 16) and good_rows(vectors).all()
+    assert vectors.shape == (3, 16) and are_unit_rows(vectors).all()
     with torch_mode():
         pixels = encoder.front(images=images(3), return_tensors="pt")["pixel_values"]
         out = (
@@ -179,7 +179,7 @@ def torch_mode():
 def test_rows_that_cannot_be_scaled_are_told_from_good_ones():
     rows = np.array([[3, 4], [0, 0], [np.nan, 1], [np.inf, 1], [1e-30, 0]])
     assert np.allclose(unit_rows(rows)[0], [0.6, 0.8])
-    assert good_rows(unit_rows(rows)).tolist() == [True, False, False, False, True]
+    assert are_unit_rows(unit_rows(rows)).tolist() == [True, False, False, False, True]
 
 
 def test_a_folder_without_a_model_is_a_config_error(tmp_path: Path):
