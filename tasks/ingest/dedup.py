@@ -22,6 +22,7 @@ import numpy as np
 from tasks.fingerprints.crop_match import crop_distance
 from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
 from tasks.ingest.normalize import NormalizedImage
+from tasks.store.id_groups import connected_ids
 
 # mean difference of the plain thumbnails, levels, above which no alignment is tried: of 220 crops of up to 5% a side
 # the largest was 15.8
@@ -113,19 +114,9 @@ def copy_groups(details: Iterable[str]) -> list[list[str]]:
     Returns:
         groups of two or more image ids, each sorted, the groups too.
     """
-    parent: dict[str, str] = {}
-
-    def root(image_id: str) -> str:
-        while parent.setdefault(image_id, image_id) != image_id:
-            parent[image_id] = parent[parent[image_id]]
-            image_id = parent[image_id]
-        return image_id
-
-    for detail in details:
-        row = json.loads(detail)
-        for other in row.get("also", ()):
-            parent[root(other)] = root(row["copy_of"])
+    rows = [json.loads(detail) for detail in details]
+    names = connected_ids((other, row["copy_of"]) for row in rows for other in row.get("also", ()))
     groups: dict[str, list[str]] = {}
-    for image_id in sorted(parent):
-        groups.setdefault(root(image_id), []).append(image_id)
+    for image_id, name in names.items():
+        groups.setdefault(name, []).append(image_id)
     return sorted(g for g in groups.values() if len(g) > 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.config import TrainConfig
 from tasks.errors import DataError
-from tasks.train.splits import components
+from tasks.store.id_groups import connected_ids
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
         raise DataError(
             "train: no triplet to make a batch of; run the dataset's stages first, or look into train.datasets"
         )
-    of = components([(e.query, e.target) for e in examples])
+    of = connected_ids([(e.query, e.target) for e in examples])
     waiting: list[Example] = []
     while True:
         groups: dict[str, list[Example]] = {}

@@ -9,23 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-
-def components(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Image id -> the smallest image id that it is connected with (union-find with path halving)."""
-    parent: dict[str, str] = {}
-
-    def root(x: str) -> str:
-        parent.setdefault(x, x)
-        while parent[x] != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        return x
-
-    for one, other in pairs:
-        a, b = root(one), root(other)
-        if a != b:
-            parent[max(a, b)] = min(a, b)  # the smaller id stays the root, so the name does not depend on the order
-    return {x: root(x) for x in parent}
+from tasks.store.id_groups import connected_ids
 
 
 def held_out_images(pairs: Sequence[tuple[str, str]], share: float) -> set[str]:
@@ -37,7 +21,7 @@ def held_out_images(pairs: Sequence[tuple[str, str]], share: float) -> set[str]:
     Returns:
         The ids in the held-out components; empty where no component is small enough.
     """
-    of = components(pairs)
+    of = connected_ids(pairs)
     sizes: dict[str, int] = {}
     for query, _ in pairs:
         sizes[of[query]] = sizes.get(of[query], 0) + 1

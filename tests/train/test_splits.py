@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.train.splits import components, held_out_images
+from tasks.store.id_groups import connected_ids
+from tasks.train.splits import held_out_images
 
 pairs = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda p: (f"i{p[0]}", f"i{p[1]}")), max_size=40)
 
@@ -16,7 +17,7 @@ def test_whole_components_within_the_share(made: list, share: float, rng):
     shuffled = list(made)
     rng.shuffle(shuffled)
     assert held_out_images(shuffled, share) == held_out
-    of = components(made)
+    of = connected_ids(made)
     assert all(of[q] == of[t] for q, t in made) and all(name <= image for image, name in of.items())
 
 
