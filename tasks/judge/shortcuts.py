@@ -10,7 +10,6 @@ keeps the composition gap: how much oftener both find the target than the better
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +17,9 @@ import numpy as np
 
 from tasks.config import Params
 from tasks.judge import shortcuts
+from tasks.knn.unit_rows import unit_rows
+from tasks.names import seeded_hash
 from tasks.store import Store
-from tasks.store.vectors import unit_rows
 
 MODES = ("text", "image", "composed")
 
@@ -29,7 +29,7 @@ def drawn(image_ids: Sequence[str], most: int, seed: int) -> list[str]:
     known = sorted(set(image_ids))
     if len(known) <= most:
         return known
-    return sorted(sorted(known, key=lambda i: hashlib.sha256(f"{seed}\x1f{i}".encode()).digest())[:most])
+    return sorted(sorted(known, key=lambda i: seeded_hash(seed, i))[:most])
 
 
 def is_first(

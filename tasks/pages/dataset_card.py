@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - lines of Markdown are as long as they are
 """Cards: the dataset's README with the Hub's YAML header, and a promoted model's. Pure text from figures."""
 
 from __future__ import annotations

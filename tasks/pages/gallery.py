@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - lines of HTML and SVG are as long as they are
 """Gallery: one self-contained HTML page per version, for people: triplets, what was dropped and why, similarities,
 scores.
 
@@ -11,7 +10,6 @@ script, nothing loaded, every text escaped, images inside as small JPEGs, at mos
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params, load_params
+from tasks.names import seeded_hash
 from tasks.pages.page import STYLE, escaped, sample, thumbnail
 from tasks.reasons import REASONS, why
 from tasks.store import Store
@@ -255,7 +254,7 @@ def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: 
 
     all_rows = store.read_table("triplets")
     rows = all_rows.filter(pc.is_in(all_rows.column("triplet_id"), value_set=_strings(chosen))).to_pylist()
-    rows.sort(key=lambda r: hashlib.sha256(f"{version['version']}\x1f{r['triplet_id']}".encode()).digest())
+    rows.sort(key=lambda r: seeded_hash(version["version"], r["triplet_id"]))
     pair_ids = {r["pair_id"] for r in rows}
     pairs_table = store.read_table(
         "pairs", ["pair_id", "similarity_semantic", "similarity_pattern", "similarity_caption"]

@@ -1,6 +1,5 @@
 """The model card: scores with intervals, cost, how to load the model and how to go back."""
 
-# ruff: noqa: E501 - lines of HTML and Markdown are as long as they are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -1,15 +1,14 @@
 """Shared by all pages: style sheet, escaping, thumbnails, sampling."""
 
-# ruff: noqa: E501 - lines of HTML and Markdown are as long as they are
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import io
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.names import seeded_hash
 from tasks.store import Store
 
 STYLE = """
@@ -48,7 +47,7 @@ def escaped(value: Any) -> str:
 
 def sample(triplet_ids: Sequence[str], count: int, salt: str) -> list[str]:
     """`count` ids, the same for the same version, in an order without meaning."""
-    return sorted(triplet_ids, key=lambda i: hashlib.sha256(f"{salt}\x1f{i}".encode()).digest())[:count]
+    return sorted(triplet_ids, key=lambda i: seeded_hash(salt, i))[:count]
 
 
 def thumbnail(store: Store, image_id: str, side_px: int, quality: int) -> str:

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - lines of HTML are as long as they are
 """Verdicts: one self-contained HTML page with triplets that were accepted and pairs that were rejected, each with its
 reason.
 
