@@ -199,7 +199,7 @@ class IngestConfig(Section):
     shard_images: int = Field(10_000, ge=1, description="Images in one tar shard, a count.")
     takedown: str | None = Field(
         None,
-        description="Takedown ledger: a text file with sha256 sums of stored or source bytes (tasks/fingerprints/takedown.py).",
+        description="Takedown list: a text file with sha256 sums of stored or source bytes (tasks/fingerprints/takedown.py).",
     )
 
 

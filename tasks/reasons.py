@@ -12,7 +12,7 @@ REASONS: dict[str, dict[str, str]] = {
         "near_duplicate": "a kept image, re-encoded, resized or slightly cropped",
         "licence": "a licence that ingest.allowed_licenses does not name",
         "blocked": "it stands in a blocklist, or is a copy of what does",
-        "taken_down": "it stands in the takedown ledger, or is a copy of what does",
+        "taken_down": "it is on the takedown list, or is a copy of an image on it",
         "benchmark": "a benchmark's image, or a near copy of one",
         "low_quality": "a quality flag that ingest.drop_flags names",
         "filtered": "a classifier of ingest.filters refuses it",

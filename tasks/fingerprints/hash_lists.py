@@ -1,13 +1,14 @@
-"""Lists of images that must not come in: blocklist, takedown ledger, benchmark hashes. One reader for all three.
+"""Lists of images that must not be taken in: blocklists, the takedown list, benchmark hashes. One reader for all three.
 
-A list is a text file of any form (lines, CSV, JSONL); what counts are its hexadecimal words, all else is for people,
-and what follows a `#` is a comment:
+A list is a text file of any form (plain lines, CSV, JSONL). Only its hexadecimal words count; all other text is for
+people, and a `#` starts a comment:
 
     64 digits    sha256 of a file as the source has it, or of the stored bytes
-    16 digits    perceptual hash (column phash of the images table): everything within the list's distance, bits, is refused
-    384 digits   8x8 RGB thumbnail (column thumbnail, as hex) of the same line's perceptual hash: then a hit of the hash must be confirmed on it
+    16 digits    perceptual hash (column phash of the images table): refuses everything within the list's distance, bits
+    384 digits   8x8 RGB thumbnail (column thumbnail, in hex) of the same line's perceptual hash: a match of the hash
+                 must then be confirmed on it
 
-`python -m tasks decontaminate build FOLDER --out FILE` writes such a list with all of these for each image.
+`python -m tasks decontaminate build FOLDER --out FILE` writes such a list with all three for each image.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
 
-WORD = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{384}|[0-9a-fA-F]{64}|[0-9a-fA-F]{16})(?![0-9A-Za-z])")
+HEX_WORD = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{384}|[0-9a-fA-F]{64}|[0-9a-fA-F]{16})(?![0-9A-Za-z])")
 
 
 @dataclass
 class HashList:
-    """One or more lists under one reason.
+    """The entries of one or more lists that refuse images for the same reason.
 
     Attributes:
-        reason: of the rows that it drops.
+        reason: drop reason of the rows that the list refuses.
         sha256s: lower case.
-        hashes, thumbnails: in step; None where a line has a perceptual hash alone.
+        hashes, thumbnails: of equal length; the thumbnail is None where a line has a perceptual hash alone.
     """
 
     reason: str
@@ -41,21 +42,21 @@ class HashList:
     thumbnails: list[bytes | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._known = np.array(self.hashes, np.uint64)
+        self._hash_array = np.array(self.hashes, np.uint64)
 
     def add_lines(self, lines: Iterable[str]) -> None:
-        """Take in a list's lines."""
+        """Add the entries of a list's lines."""
         for line in lines:
-            words = [w.lower() for w in WORD.findall(line.partition("#")[0])]
+            words = [w.lower() for w in HEX_WORD.findall(line.partition("#")[0])]
             self.sha256s.update(w for w in words if len(w) == 64)
             thumbnails = [bytes.fromhex(w) for w in words if len(w) == 384]
             for word in words:
                 if len(word) == 16:
                     self.hashes.append(int(word, 16))
                     self.thumbnails.append(thumbnails[0] if thumbnails else None)
-        self._known = np.array(self.hashes, np.uint64)
+        self._hash_array = np.array(self.hashes, np.uint64)
 
-    def names(
+    def find_match(
         self,
         sha256s: Iterable[str],
         phash: int,
@@ -65,45 +66,49 @@ class HashList:
         thumbnail_max: float,
         alone_bits: int,
     ) -> str | None:
-        """Why the list names an image, in words; None when it does not.
+        """The first entry that refuses an image, in words; None when there is none.
 
         Args:
             sha256s: of its source bytes and of its stored bytes.
             phash, thumbnail: of the image.
-            confirmed_bits, thumbnail_max: distances for entries with a thumbnail, bits and levels.
+            confirmed_bits, thumbnail_max: distances for entries with a thumbnail, bits and levels of 0..255.
             alone_bits: distance for entries without one, bits.
         """
-        if found := next((s for s in sha256s if s in self.sha256s), None):
-            return f"sha256 {found}"
+        if exact := next((s for s in sha256s if s in self.sha256s), None):
+            return f"sha256 {exact}"
         if not self.hashes:
             return None
         _, hits = next(
-            hash_hits(np.array([phash], np.uint64), self._known, distance_bits=max(confirmed_bits, alone_bits))
+            hash_hits(np.array([phash], np.uint64), self._hash_array, distance_bits=max(confirmed_bits, alone_bits))
         )
         for row in hits.tolist():
-            known, bits = self.thumbnails[row], (self.hashes[row] ^ phash).bit_count()
-            if known is None and bits <= alone_bits:
+            entry, bits = self.thumbnails[row], (self.hashes[row] ^ phash).bit_count()
+            if entry is None and bits <= alone_bits:
                 return f"phash {self.hashes[row]:016x}, {bits} bits away"
-            if known is not None and bits <= confirmed_bits:
-                distance = float(thumbnail_distance(thumbnail, np.frombuffer(known, np.uint8)[None])[0])
+            if entry is not None and bits <= confirmed_bits:
+                distance = float(thumbnail_distance(thumbnail, np.frombuffer(entry, np.uint8)[None])[0])
                 if distance <= thumbnail_max:
                     return f"phash {self.hashes[row]:016x}, {bits} bits and {distance:.1f} levels away"
         return None
 
 
 def read_lists(reason: str, parameter: str, paths: Iterable[Path]) -> HashList:
-    """The lists behind one parameter.
+    """Read the lists that one parameter names.
 
+    Args:
+        reason: drop reason of the images that they refuse.
+        parameter: its name, for the error.
+        paths: of the lists.
     Raises:
-        ConfigError: one cannot be read; it must not pass for an empty one.
+        ConfigError: a list cannot be read; it must not pass for an empty one.
     """
-    found = HashList(reason)
+    entries = HashList(reason)
     for path in paths:
         try:
             with open(path, encoding="utf-8", errors="replace") as lines:
-                found.add_lines(lines)
+                entries.add_lines(lines)
         except OSError as error:
             raise ConfigError(
                 f"{parameter}: {path} cannot be read ({error.strerror}); give the list's path, or leave it out"
             ) from error
-    return found
+    return entries

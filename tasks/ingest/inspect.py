@@ -80,7 +80,7 @@ def in_order(files: Iterable[SourceFile], look: Callable[[SourceFile], Looked], 
 
 
 def lists_of(config: IngestConfig, store: Store) -> list[HashList]:
-    """Takedown ledger, blocklists and benchmark hashes, in the order in which they refuse."""
+    """Takedown list, blocklists and benchmark hashes, in the order in which they refuse."""
     named = {
         "taken_down": ("ingest.takedown", [config.takedown] if config.takedown else []),
         "blocked": ("ingest.blocklists", config.blocklists),
@@ -98,7 +98,7 @@ def refusal_of(looked: Looked, image_id: str, lists: Sequence[HashList], config:
     image = looked.result
     assert isinstance(image, NormalizedImage)
     for of in lists:
-        why = of.names(
+        why = of.find_match(
             (looked.sha256, image_id),
             image.phash,
             image.thumbnail,

@@ -1,6 +1,6 @@
 """Ingest: take in the new images of the sources; each file is kept, or dropped with a reason.
 
-Reads the sources of `ingest.sources` (tasks/sources/), the takedown ledger, the blocklists and the benchmark hashes;
+Reads the sources of `ingest.sources` (tasks/sources/), the takedown list, the blocklists and the benchmark hashes;
 writes data/images/<batch>-<nnnnn>.tar, data/dropped/ingest/<batch>.parquet and data/images/<batch>.parquet (last: the
 marker).
 

@@ -68,8 +68,8 @@ def located(raw: dict[str, Any], root: Path) -> dict[str, Any]:
     for name in ("blocklists", "benchmark_hashes"):
         if isinstance(lists := raw["ingest"].get(name), list):
             ingest[name] = [absolute(path, root) if isinstance(path, str) else path for path in lists]
-    if isinstance(ledger := raw["ingest"].get("takedown"), str):
-        ingest["takedown"] = absolute(ledger, root)
+    if isinstance(takedown := raw["ingest"].get("takedown"), str):
+        ingest["takedown"] = absolute(takedown, root)
     places = {k: raw["evaluate"].get(k) for k in ("benchmark", "truth")}
     evaluate: dict[str, Any] = {
         k: absolute(place, root) for k, place in places.items() if place and isinstance(place, str)

@@ -1,4 +1,4 @@
-"""Takedown: what the ledger names leaves every table, and what it left empty is filled again."""
+"""Takedown: images on the takedown list leave every table, and the places that they leave are filled again."""
 
 import hashlib
 from collections import Counter
@@ -30,11 +30,11 @@ def name_of(n: int) -> str:
     return hashlib.sha256(str(n).encode()).hexdigest()
 
 
-def params_for(batch: str, ledger: Path | None = None) -> Params:
+def params_for(batch: str, takedown_list: Path | None = None) -> Params:
     windows = {e: {"low": 0.5, "high": 0.999} for e in ENCODER_ROLES}
     changes = {
         "open_run": {"batch": batch},
-        "ingest": {"takedown": str(ledger) if ledger else None},
+        "ingest": {"takedown": str(takedown_list) if takedown_list else None},
         "mine": {"windows": windows, "neighbours": K},
         "select": {"pairs_per_query": 2, "pairs_per_target": 2, "pairs_per_batch": None, "negatives": 3},
     }
@@ -97,11 +97,11 @@ def test_what_is_taken_down_is_nowhere_and_its_places_are_filled(
     week(store, params_for(BATCHES[0]), list(range(20)), vectors)
     week(store, params_for(BATCHES[1]), list(range(20, 30)), vectors)
     before, removed = pairs_of(store), {name_of(n) for n in gone}
-    ledger = root / "ledger.txt"
-    ledger.write_text(
+    takedown_list = root / "takedown.txt"
+    takedown_list.write_text(
         "".join(f"{name_of(10_000 + n if by_source else n)},2026-01-15 # asked by the artist\n" for n in gone)
     )
-    last = params_for(BATCHES[2], ledger)
+    last = params_for(BATCHES[2], takedown_list)
     week(store, last, list(range(30, 30 + more)), vectors)
     assert [
         k
@@ -142,9 +142,9 @@ def test_a_query_that_lost_its_pair_takes_another_and_a_negative_another_place(t
     before = pairs_of(store)
     counts = Counter(r["target_image_id"] for r in before.values())
     victim = max(counts, key=lambda i: (counts[i], i))
-    ledger = tmp_path / "ledger.jsonl"
-    ledger.write_text(f'{{"sha256": "{victim}", "asked_on": "2026-01-15"}}\n')
-    week(store, params_for(BATCHES[1], ledger), [], vectors)
+    takedown_list = tmp_path / "takedown.jsonl"
+    takedown_list.write_text(f'{{"sha256": "{victim}", "asked_on": "2026-01-15"}}\n')
+    week(store, params_for(BATCHES[1], takedown_list), [], vectors)
     after = pairs_of(store)
     losers = {r["query_image_id"] for r in before.values() if r["target_image_id"] == victim}
     new = [after[k] for k in set(after) - set(before)]
@@ -154,7 +154,7 @@ def test_a_query_that_lost_its_pair_takes_another_and_a_negative_another_place(t
     places = [k for k, r in before.items() if victim in r["negative_image_ids"] and k in after]
     filled = [k for k in places if len(after[k]["negative_image_ids"]) == len(before[k]["negative_image_ids"])]
     assert places and filled
-    report = select.run(params_for(BATCHES[1], ledger), store)
+    report = select.run(params_for(BATCHES[1], takedown_list), store)
     assert report.dropped["taken_down"] == len(set(before) - set(after))
 
 
@@ -211,10 +211,10 @@ def test_vectors_leave_and_a_shard_cut_off_between_its_files_is_finished(tmp_pat
     assert withdraw_vectors(store, "semantic", {b}) == 1 and withdraw_vectors(store, "semantic", {b}) == 0
     ids, vectors, revision = store.read_embeddings("semantic")
     assert (ids, revision) == ([a, c], "r1") and vectors.tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert embed.taken_down is taken_down  # the stage asks the same ledger
+    assert embed.taken_down is taken_down  # the stage reads the same takedown list
 
 
-def test_a_ledger_that_cannot_be_read_is_an_error_not_an_empty_one(tmp_path: Path):
+def test_a_takedown_list_that_cannot_be_read_is_an_error_not_an_empty_list(tmp_path: Path):
     with pytest.raises(ConfigError, match="takedown"):
         taken_down(params_for(BATCHES[0], tmp_path / "none.txt"), Store(tmp_path))
     (tmp_path / "l.txt").write_text(f"# {name_of(1)}\n{name_of(2).upper()}\nshort 123\n")
@@ -222,7 +222,7 @@ def test_a_ledger_that_cannot_be_read_is_an_error_not_an_empty_one(tmp_path: Pat
     assert taken_down(params_for(BATCHES[0]), Store(tmp_path)) == set()
 
 
-def test_a_ledger_names_images_by_source_and_by_perceptual_hash_too(tmp_path: Path):
+def test_a_takedown_list_names_images_by_source_and_by_perceptual_hash_too(tmp_path: Path):
     store = Store(tmp_path)
     flat = {n: bytes([n] * 192) for n in (10, 12, 200)}
     looks = [(1, 0xF0, flat[10]), (2, 0xF1, flat[12]), (3, 0xF1, flat[200]), (4, 0xFFFF << 40, flat[10])]

@@ -132,11 +132,11 @@ def test_lists_keep_images_out_each_with_its_reason(tmp_path: Path):
     assert (report.read, report.written) == (2, 1)
     sums = [hashlib.sha256((source / f"{n}.jpg").read_bytes()).hexdigest() for n in range(4)]
     (tmp_path / "block.txt").write_text(f"# asked for by nobody: {sums[3]}\n{sums[0]}  a person asked\n")
-    (tmp_path / "ledger.txt").write_text(f"{sums[1]}\n")
+    (tmp_path / "takedown.txt").write_text(f"{sums[1]}\n")
     store = Store(tmp_path / "run")
     lists = {
         "blocklists": [str(tmp_path / "block.txt")],
-        "takedown": str(tmp_path / "ledger.txt"),
+        "takedown": str(tmp_path / "takedown.txt"),
         "benchmark_hashes": [str(tmp_path / "benchmark.jsonl")],
     }
     report = ingest.run(params_for(source, **lists), store)

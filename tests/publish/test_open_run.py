@@ -130,12 +130,12 @@ def test_lists_of_images_are_found_below_the_root(tmp_path: Path):
     lists = {
         "blocklists": ["block.txt", "/etc/block.txt"],
         "benchmark_hashes": ["circo.jsonl"],
-        "takedown": "ledger.txt",
+        "takedown": "takedown.txt",
     }
     found = located({"ingest": lists, "evaluate": {}}, tmp_path)["ingest"]
     assert found["blocklists"] == [str(tmp_path / "block.txt"), "/etc/block.txt"]
     assert (found["benchmark_hashes"], found["takedown"]) == (
         [str(tmp_path / "circo.jsonl")],
-        str(tmp_path / "ledger.txt"),
+        str(tmp_path / "takedown.txt"),
     )
     assert located({"ingest": {"takedown": None}, "evaluate": {}}, tmp_path)["ingest"]["takedown"] is None
