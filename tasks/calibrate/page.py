@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - lines of HTML and SVG are as long as they are
 """What `python -m tasks calibrate --figures FOLDER` saves: the distributions drawn, their numbers, and pairs from all
 over each window to look at.
 

@@ -55,7 +55,7 @@ from tasks.models.llm.request_cache import open_cache
 from tasks.names import batch_of
 from tasks.prompts.styles import numbered
 from tasks.records import StageReport
-from tasks.store.chunks import finish_chunks
+from tasks.store.chunks import ChunkSpec, TokenBudget, make_missing_chunks
 
 
 def require_fit(config: CaptionConfig, prompts: Prompts) -> None:
@@ -254,18 +254,11 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
         ]
 
     spent: list[ledger.Ledger] = []  # of this try
-    done, left = finish_chunks(
-        store,
-        report,
-        table="captioned",
-        batch=batch,
-        count=pairs.num_rows,
-        chunk_rows=config.chunk_pairs,
-        part=part,
-        make=make,
-        tokens=tokens_of,
-        budget=None if config.budget_tokens is None else config.budget_tokens // (part[1] if part else 1),
-    )
+    budget = None
+    if config.budget_tokens is not None:
+        budget = TokenBudget(config.budget_tokens // (part[1] if part else 1), tokens_of)
+    spec = ChunkSpec("captioned", batch, pairs.num_rows, config.chunk_pairs, part)
+    done, left = make_missing_chunks(store, report, spec, make, budget)
     report.tokens = tokens_of(done, left)
     if report.new:
         own = set(pairs.column("pair_id").to_pylist())

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - lines of HTML are as long as they are
 """Label draft: questions out of a run, their images, and a sheet to look at; a person fills in yes or no, and the judge
 is judged by it.
 

@@ -47,7 +47,7 @@ from tasks.names import batch_of, stable_id
 from tasks.prompts.styles import PARTIAL_STYLES, numbered
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.chunks import finish_chunks
+from tasks.store.chunks import ChunkSpec, make_missing_chunks
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 
@@ -254,16 +254,8 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
         model().spent = ledger.Ledger()
         return kept, left
 
-    done, left = finish_chunks(
-        store,
-        report,
-        table="triplets",
-        batch=batch,
-        count=len(rows),
-        chunk_rows=config.chunk_pairs,
-        part=part,
-        make=make,
-    )
+    spec = ChunkSpec("triplets", batch, len(rows), config.chunk_pairs, part)
+    done, left = make_missing_chunks(store, report, spec, make)
     report.figures = figures(
         report.new, done["judge_target"], done["negative_image_ids"], left["reason"].count("false_negative")
     )

@@ -42,7 +42,7 @@ def stored_codes(store: Store, encoder: str, corpus: EmbeddedCorpus, low: float)
         _write_arrays(store, axes_path, matrix=axes.matrix, middle=axes.middle, reach=np.float64(axes.reach))
     parts: list[Codes] = []
     for number, stem in enumerate(corpus.shards):
-        rows = corpus.rows.block(number)
+        rows = corpus.rows.file_rows(number)
         path = folder / f"{stem}.npy"
         known = _read_codes(path, axes) if path.exists() else None
         if known is None or not _is_of(known, rows, axes):

@@ -39,9 +39,9 @@ from tasks.mine.code_cache import stored_codes
 from tasks.names import batch_of
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.chunks import chunks_of_part
-from tasks.store.id_order import rising
-from tasks.store.tables import rows_naming
+from tasks.store.chunks import iter_chunks
+from tasks.store.id_order import id_order
+from tasks.store.tables import names_any_id
 
 log = logging.getLogger(__name__)
 CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts
@@ -125,7 +125,7 @@ def _replace_neighbours(
     lost: set[str] = set()
     for path in files:
         table = store.read(path, "neighbours", ["query_image_id", "target_image_id"])
-        lost.update(table.filter(rows_naming(table, gone, ["target_image_id"])).column("query_image_id").to_pylist())
+        lost.update(table.filter(names_any_id(table, gone, ["target_image_id"])).column("query_image_id").to_pylist())
     asked = np.array([n for n, i in enumerate(ids) if i in lost and i not in gone], np.int64)
     if len(asked):
         query, target, similarity, rank = neighbours_in_window(
@@ -142,7 +142,7 @@ def _replace_neighbours(
         held: set[tuple[str, str]] = set()
         for path in files:
             table = store.read(path, "neighbours", ["query_image_id", "target_image_id"])
-            rows = table.filter(rows_naming(table, [ids[n] for n in asked], ["query_image_id"])).to_pydict()
+            rows = table.filter(names_any_id(table, [ids[n] for n in asked], ["query_image_id"])).to_pydict()
             held.update(zip(rows["query_image_id"], rows["target_image_id"], strict=True))
         found = [
             {"query_image_id": ids[asked[q]], "target_image_id": ids[t], "similarity": s, "rank": r}
@@ -155,7 +155,7 @@ def _replace_neighbours(
         log.info("mine %s: %d queries lost a neighbour, %d come up instead", encoder, len(asked), len(found))
     for path in files:
         table = store.read(path, "neighbours")
-        kept = table.filter(pc.invert(rows_naming(table, gone, ["query_image_id", "target_image_id"])))
+        kept = table.filter(pc.invert(names_any_id(table, gone, ["query_image_id", "target_image_id"])))
         if kept.num_rows < table.num_rows:
             store.write(
                 path,
@@ -200,8 +200,8 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     if config.backend == "blocked" and load_for(len(ids) * int(is_new.sum()), corpus.rows.shape[1]):
         coded = stored_codes(store, encoder, corpus, window.low)
     # behind codes few rows are looked at, here and there; without them all are, again and again
-    vectors = corpus.rows.gathered() if coded is None else corpus.rows
-    by_id = rising(ids)  # the order of shards must not show; ties go by id
+    vectors = corpus.rows.to_array() if coded is None else corpus.rows
+    by_id = id_order(ids)  # the order of shards must not show; ties go by id
     place = np.empty(len(ids), np.int64)
     place[by_id] = np.arange(len(ids))
     queries = np.concatenate([by_id[is_new[by_id]], by_id[~is_new[by_id]]]) if is_new.any() else np.zeros(0, np.int64)
@@ -212,7 +212,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         _replace_neighbours(
             store, encoder, batch, gone, ids.take(pa.array(old)).to_pylist(), vectors[old], config, window
         )
-    chunks = list(chunks_of_part(len(queries), CHUNK_QUERIES, part)) or (
+    chunks = list(iter_chunks(len(queries), CHUNK_QUERIES, part)) or (
         [(0, slice(0, 0))] if is_first and not len(queries) else []
     )
     store.folder("data", "neighbours", encoder).mkdir(parents=True, exist_ok=True)
@@ -277,7 +277,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
 def _read_found(store: Store, files: Sequence[Path], names: pa.Array, asked: np.ndarray) -> Found:
     """What files hold for some queries, as rows of the corpus."""
     table = store.read(files, "neighbours")
-    table = table.filter(rows_naming(table, names.take(pa.array(asked)).to_pylist(), ["query_image_id"]))
+    table = table.filter(names_any_id(table, names.take(pa.array(asked)).to_pylist(), ["query_image_id"]))
     query, target = (
         pc.index_in(table.column(c), value_set=names).to_numpy().astype(np.int64)
         for c in ("query_image_id", "target_image_id")

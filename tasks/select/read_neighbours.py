@@ -13,7 +13,7 @@ from tasks.errors import DataError
 from tasks.select.candidates import Candidates, Mined, with_merged_ranks
 from tasks.select.negatives import Negatives, Retrieved, Vectors, copy_limits, hard_negatives
 from tasks.store import Store
-from tasks.store.id_order import numbered
+from tasks.store.id_order import encode_ids
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,11 +70,11 @@ def _read_candidates(store: Store, encoders: Sequence[str], batch: str, neighbou
         brought = _read_mined(store, of_batch)
         of_lost = [_rows_of(_read_mined(store, p), pa.array(lost, pa.string())) for p in (*before, *of_batch) if lost]
         named = [t.column(c) for t in (brought, *of_lost) for c in ("query_image_id", "target_image_id") if before]
-        ids = numbered(named)[0]
+        ids = encode_ids(named)[0]
         older = [_rows_of(_read_mined(store, path), ids) for path in before]
         none = brought.slice(0, 0)
         tables.append((brought, pa.concat_tables([none, *older]), pa.concat_tables([none, *of_lost])))
-    names, numbers = numbered(
+    names, numbers = encode_ids(
         [t.column(c) for three in tables for t in three for c in ("query_image_id", "target_image_id")]
     )
     out = _Read(names, {}, {}, {})

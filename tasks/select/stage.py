@@ -57,7 +57,7 @@ from tasks.select.quotas import within_quotas
 from tasks.select.read_neighbours import _negatives_of, _read_candidates, _read_vectors
 from tasks.select.withdraw import _read_lost, _withdraw_pairs
 from tasks.store import Store
-from tasks.store.id_order import numbers_in
+from tasks.store.id_order import index_in_ids
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,7 +106,7 @@ def _read_published(store: Store, batch: str, c: Candidates) -> tuple[int, tuple
     is_named[c.queries] = is_named[c.targets] = True
     named = np.append(np.flatnonzero(is_named), -1)
     names = c.names.take(pa.array(named[:-1]))
-    queries, targets = (named[numbers_in(pairs.column(end), names)] for end in ("query_image_id", "target_image_id"))
+    queries, targets = (named[index_in_ids(pairs.column(end), names)] for end in ("query_image_id", "target_image_id"))
     near = (queries >= 0) | (targets >= 0)
     return pairs.num_rows, (queries[near], targets[near])
 

@@ -16,8 +16,8 @@ from tasks.select.candidates import ABSENT, Candidates
 from tasks.select.negatives import Retrieved
 from tasks.select.read_neighbours import _mined, _negatives_of, _read_mined, _read_vectors, _rows_of
 from tasks.store import Store
-from tasks.store.id_order import numbered
-from tasks.store.tables import rows_naming
+from tasks.store.id_order import encode_ids
+from tasks.store.tables import names_any_id
 
 if TYPE_CHECKING:
     pass
@@ -96,14 +96,14 @@ def _proposed_for(
         pa.chunked_array([pa.array((r[c] for r in pairs), pa.string(), size=len(pairs))])
         for c in ("query_image_id", "target_image_id")
     ]
-    asked = numbered(ends)[0]
+    asked = encode_ids(ends)[0]
     tables = []
     for encoder in encoders:
         files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))
         some = [_rows_of(_read_mined(store, p), asked) for p in files]
-        some = [t.filter(pc.invert(rows_naming(t, gone, ["target_image_id"]))) for t in some]
+        some = [t.filter(pc.invert(names_any_id(t, gone, ["target_image_id"]))) for t in some]
         tables.append(pa.concat_tables(some) if some else _read_mined(store, []))
-    names, numbers = numbered([*ends, *(t.column(c) for t in tables for c in ("query_image_id", "target_image_id"))])
+    names, numbers = encode_ids([*ends, *(t.column(c) for t in tables for c in ("query_image_id", "target_image_id"))])
     retrieved = {}
     for n, (encoder, table) in enumerate(zip(encoders, tables, strict=True)):
         retrieved[encoder] = Retrieved(_mined(table, *numbers[2 * n + 2 : 2 * n + 4]), len(names))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import DataError
 from tasks.records import LATER_COLUMNS, StageReport, schemas
 from tasks.store import atomic
-from tasks.store.tables import ROW_GROUP_ROWS
+from tasks.store.tables import to_parquet
 from tasks.store.vectors import EmbeddedCorpus, MappedRows
 
 if TYPE_CHECKING:
@@ -72,16 +72,13 @@ class Store:
     def write(self, path: Path, rows: Sequence[dict[str, Any]] | pa.Table, schema: str) -> int:
         """Write rows as Parquet, aside and renamed; byte-identical for equal rows. Returns the row count."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         wanted = schemas()[schema]
         if isinstance(rows, pa.Table):
             table = rows.select(wanted.names).cast(wanted)
         else:
             table = pa.Table.from_pylist(list(rows), schema=wanted)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP_ROWS, store_schema=True)
-        self.write_bytes(path, buffer.getvalue())
+        self.write_bytes(path, to_parquet(table))
         return table.num_rows
 
     def write_bytes(self, path: Path, content: bytes) -> None:
@@ -222,7 +219,7 @@ class Store:
             DataError: shards of different model revisions or widths, or ids and rows that do not match.
         """
         corpus = self.read_corpus(encoder, shards)
-        return corpus.ids.to_pylist(), corpus.rows.gathered(), corpus.revision
+        return corpus.ids.to_pylist(), corpus.rows.to_array(), corpus.revision
 
     def read_wanted(self, encoder: str, wanted: pa.Array) -> tuple[pa.Array, np.ndarray]:
         """Ids (n) and vectors (n, d) float16 of those of the wanted ids that are embedded; other rows are not read.
@@ -235,7 +232,7 @@ class Store:
 
         corpus = self.read_corpus(encoder)
         chosen = pc.is_in(corpus.ids, value_set=wanted).to_numpy(zero_copy_only=False)
-        return corpus.ids.filter(pa.array(chosen)), corpus.rows.gathered(chosen)
+        return corpus.ids.filter(pa.array(chosen)), corpus.rows.to_array(chosen)
 
     def read_corpus(self, encoder: str, shards: Sequence[str] | None = None) -> EmbeddedCorpus:
         """An encoder's ids, and its vectors to be mapped; of all shards, or of some.

@@ -1,14 +1,10 @@
-"""Write Parquet tables in row groups of bounded size; find the rows that name an id."""
+"""Parquet files of a table: written in row groups of bounded size, and searched for rows that name an id."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 import contextlib
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +14,27 @@ from tasks.store.atomic import move_into_place, temporary_sibling
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ROW_GROUP_ROWS = 100_000  # rows of one Parquet row group
+BATCH_ROWS = 2_000  # rows that a TableWriter holds as Python objects at a time
 
-ROW_GROUP_ROWS = 100_000
-BATCH_ROWS = 2_000  # rows as Python objects at a time, of a TableWriter
+
+def to_parquet(table: pa.Table) -> bytes:
+    """The table as a Parquet file; equal tables give equal bytes."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP_ROWS, store_schema=True)
+    return buffer.getvalue()
 
 
 class TableWriter:
-    """One file of a table, a row at a time, in memory that does not grow with the rows; the bytes are those of
-    `Store.write` for the same rows.
+    """Write one file of a table row by row, in memory that does not grow with the rows.
+
+    The bytes are those of `Store.write` for the same rows. The file appears under its name when `close` renames it.
     """
 
     def __init__(self, path: Path, schema: str) -> None:
+        """`path`: of the finished file; `schema`: name of the table's schema."""
         self._path, self._schema = path, schemas()[schema]
         self._temporary = temporary_sibling(path, is_sole_writer=True)
         self._rows: list[dict[str, Any]] = []
@@ -47,14 +53,14 @@ class TableWriter:
                 self._write()
 
     def add_table(self, table: pa.Table) -> None:
-        """Append rows of the table's columns."""
+        """Append the rows of an Arrow table."""
         table = table.select(self._schema.names).cast(self._schema)
         self._pack()
         while len(table):
-            some = table.slice(0, ROW_GROUP_ROWS - self.count % ROW_GROUP_ROWS)
-            self._batches += some.to_batches()
-            self.count += len(some)
-            table = table.slice(len(some))
+            head = table.slice(0, ROW_GROUP_ROWS - self.count % ROW_GROUP_ROWS)
+            self._batches += head.to_batches()
+            self.count += len(head)
+            table = table.slice(len(head))
             if self.count % ROW_GROUP_ROWS == 0:
                 self._write()
 
@@ -87,23 +93,23 @@ class TableWriter:
         move_into_place(self._temporary, self._path)
 
     def discard(self) -> None:
-        """Leave no file behind; for a run that ends with an error."""
+        """Remove what was written; for a run that ends with an error."""
         if self._file is not None:
-            with contextlib.suppress(OSError, ValueError):  # a full disk, or closed by then
+            with contextlib.suppress(OSError, ValueError):  # a full disk, or a file that is closed already
                 self._writer.close()
             with contextlib.suppress(OSError):
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
 
 
-def rows_naming(table: pa.Table, ids: Iterable[str], columns: Sequence[str]) -> pa.ChunkedArray:
-    """(n,) bool: rows that name one of the ids in one of the columns."""
+def names_any_id(table: pa.Table, ids: Iterable[str], columns: Sequence[str]) -> pa.ChunkedArray:
+    """Which rows name one of the ids in one of the columns; (n,) bool."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     wanted = pa.array(sorted(ids), pa.string())
-    found = [pc.is_in(table.column(c), value_set=wanted) for c in columns]
-    out = found[0]
-    for other in found[1:]:
-        out = pc.or_(out, other)
-    return out
+    masks = [pc.is_in(table.column(c), value_set=wanted) for c in columns]
+    result = masks[0]
+    for mask in masks[1:]:
+        result = pc.or_(result, mask)
+    return result

@@ -1,4 +1,4 @@
-"""Embedding matrices: unit rows, memory-mapped shards."""
+"""Embedding matrices on disk: the .npy files of an encoder's shards, memory-mapped as one matrix."""
 
 from __future__ import annotations
 
@@ -8,48 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tasks.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
-import numpy as np
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to unit length, (n, d) float32; rows that are zero or not finite are left as they are."""
-    vectors = np.asarray(vectors, np.float64)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    usable = np.isfinite(lengths) & (lengths > 0)
-    return np.where(usable, vectors / np.where(usable, lengths, 1), vectors).astype(np.float32)
-
-
-def good_rows(vectors: np.ndarray) -> np.ndarray:
-    """Which rows are finite and of unit length, (n,) bool; float16 storage moves a length by up to 1e-3."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        lengths = np.linalg.norm(np.asarray(vectors, np.float64), axis=1)
-        return np.isfinite(lengths) & (np.abs(lengths - 1) < 5e-3)
-
-
-OPEN_MAPS = 256  # files of vectors
+OPEN_MAPS = 256  # memory-mapped files that are open at a time
 
 
 class MappedRows:
-    """Rows of several files as one matrix (n, d) float16 that is never in memory as a whole: files are mapped when rows
-    of theirs are asked for.
+    """Rows of several .npy files as one matrix (n, d) float16 that is never in memory as a whole.
+
+    A file is mapped when its rows are read. The class has the interface of `tasks.knn.exact.Rows`.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """`paths`: .npy files.
+        """`paths`: .npy files, in the order of their rows.
 
         Raises:
             DataError: they differ in width.
         """
-        import numpy as np
-
-        self._paths, self._maps = list(paths), OrderedDict[int, "np.ndarray"]()
-        shapes = [self.block(n).shape for n in range(len(self._paths))]
+        self._paths, self._maps = list(paths), OrderedDict[int, np.ndarray]()
+        shapes = [self.file_rows(n).shape for n in range(len(self._paths))]
         if len(widths := {shape[1] for shape in shapes}) > 1:
             raise DataError(
                 f"{self._paths[0].parent}: vectors {sorted(widths)} wide in one index; embed all again with one model"
@@ -60,10 +42,8 @@ class MappedRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def block(self, number: int) -> np.ndarray:
-        """One file's rows, mapped. A map holds its file open, so that the oldest is let go when there are many."""
-        import numpy as np
-
+    def file_rows(self, number: int) -> np.ndarray:
+        """The rows of one file, memory-mapped. A map holds its file open, so beyond OPEN_MAPS the oldest is closed."""
         if number in self._maps:
             self._maps.move_to_end(number)
         else:
@@ -73,48 +53,43 @@ class MappedRows:
         return self._maps[number]
 
     def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
-        """(m, d) float16, some rows; as np.ndarray.take along the first axis."""
-        import numpy as np
-
+        """Some rows, (m, d) float16; like np.ndarray.take along the first axis."""
         assert axis == 0
-        numbers = np.searchsorted(self.starts, rows, side="right") - 1
-        if len(rows) and numbers.min() == numbers.max():  # what lies together is asked for together, most of the time
-            return np.asarray(self.block(int(numbers[0])).take(rows - self.starts[numbers[0]], axis=0))
-        out = np.empty((len(rows), self.shape[1]), self.dtype)
-        for number in np.unique(numbers).tolist():
-            of = np.flatnonzero(numbers == number)
-            out[of] = self.block(number)[rows[of] - self.starts[number]]
-        return out
+        files = np.searchsorted(self.starts, rows, side="right") - 1
+        if len(rows) and files.min() == files.max():  # rows of one file: the most frequent case
+            return np.asarray(self.file_rows(int(files[0])).take(rows - self.starts[files[0]], axis=0))
+        result = np.empty((len(rows), self.shape[1]), self.dtype)
+        for number in np.unique(files).tolist():
+            at = np.flatnonzero(files == number)
+            result[at] = self.file_rows(number)[rows[at] - self.starts[number]]
+        return result
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        import numpy as np
-
         return self.take(np.arange(len(self))[rows])
 
-    def gathered(self, chosen: np.ndarray | None = None) -> np.ndarray:
-        """(n, d) float16, all rows, or those of `chosen` (n,) bool; one file alone stays a map."""
-        import numpy as np
-
-        if len(self._paths) == 1 and chosen is None:
-            return self.block(0)
-        out = np.empty((len(self) if chosen is None else int(chosen.sum()), self.shape[1]), self.dtype)
+    def to_array(self, mask: np.ndarray | None = None) -> np.ndarray:
+        """All rows, or those where `mask` (n,) bool is set, as (m, d) float16; all rows of one file stay mapped."""
+        if len(self._paths) == 1 and mask is None:
+            return self.file_rows(0)
+        result = np.empty((len(self) if mask is None else int(mask.sum()), self.shape[1]), self.dtype)
         start = 0
         for number, first in enumerate(self.starts[:-1].tolist()):
-            block = self.block(number)
-            some = block if chosen is None else block[np.flatnonzero(chosen[first : first + len(block)])]
-            out[start : start + len(some)] = some
-            start += len(some)
-        return out
+            rows = self.file_rows(number)
+            if mask is not None:
+                rows = rows[np.flatnonzero(mask[first : first + len(rows)])]
+            result[start : start + len(rows)] = rows
+            start += len(rows)
+        return result
 
 
 @dataclass(frozen=True)
 class EmbeddedCorpus:
-    """What one encoder has embedded, in the shards' order.
+    """All that one encoder has embedded, in the order of the shards.
 
     Attributes:
         ids: (n) strings, image ids.
-        rows: (n, d) float16, mapped.
-        revision: of the model.
+        rows: (n, d) float16, memory-mapped.
+        revision: of the model that made the vectors.
         shards: stem of a shard -> its rows.
     """
 

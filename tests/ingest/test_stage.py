@@ -31,8 +31,7 @@ from tasks.ingest import progress
 from tasks.ingest import stage as ingest
 from tasks.ingest.normalize import NormalizedImage, Refusal, Rules, read_image
 from tasks.sample.world import make_world
-from tasks.store import Store
-from tasks.store import store as store_module
+from tasks.store import Store, tables
 from tasks.store.tables import TableWriter
 
 
@@ -333,8 +332,8 @@ def test_rows_written_one_by_one_are_the_bytes_of_rows_written_at_once(
         for key, reason in found
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "BATCH_ROWS", batch)
-        patch.setattr(store_module, "ROW_GROUP_ROWS", batch * batches)
+        patch.setattr(tables, "BATCH_ROWS", batch)
+        patch.setattr(tables, "ROW_GROUP_ROWS", batch * batches)
         folder = tmp_path_factory.mktemp("rows")
         writer = TableWriter(folder / "one.parquet", "dropped")
         for row in rows:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
-from tasks.knn import int8_screen as screen
+from tasks.knn import choose_screen
 from tasks.mine import code_cache
 from tasks.mine import stage as mine
 from tasks.store import Store
@@ -182,11 +182,11 @@ def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
     ids = [f"{i:03d}" for i in rng.permutation(700)]
     coded: list[int] = []
-    encode = mine.encode
-    monkeypatch.setattr(mine, "encode", lambda rows, axes: coded.append(len(rows)) or encode(rows, axes))
+    encode = code_cache.encode
+    monkeypatch.setattr(code_cache, "encode", lambda rows, axes: coded.append(len(rows)) or encode(rows, axes))
     stores = {}
     for name, pairs in (("float32", 1 << 60), ("codes", 1)):
-        monkeypatch.setattr(screen, "LARGE_PAIRS", pairs)
+        monkeypatch.setattr(choose_screen, "LARGE_PAIRS", pairs)
         store = stores[name] = Store(tmp_path / name)
         for batch, cut in ((BATCHES[0], slice(0, 600)), (BATCHES[1], slice(600, 700))):
             coded.clear()

@@ -21,7 +21,7 @@ from tasks.select.candidates import ABSENT, Candidates, Mined, band_of, in_order
 from tasks.select.negatives import Retrieved, Vectors, hard_negatives
 from tasks.select.quotas import QUOTAS, Chosen, within_quotas
 from tasks.store import Store
-from tasks.store.id_order import numbered, numbers_in, rising
+from tasks.store.id_order import encode_ids, id_order, index_in_ids
 
 NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)
 Ranks = dict[str, int]
@@ -71,7 +71,7 @@ def chosen(
 ) -> Chosen:
     """`within_quotas` with names for numbers."""
     ends = [pa.chunked_array([pa.array([p[end] for p in published], pa.string())]) for end in (0, 1)]
-    queries, targets = (numbers_in(column, c.names) for column in ends)
+    queries, targets = (index_in_ids(column, c.names) for column in ends)
     numbers = (
         None if sources is None else np.array([["one", "two"].index(sources[i]) for i in c.names.to_pylist()], np.int64)
     )
@@ -91,10 +91,10 @@ def test_strings_become_numbers_in_their_order_and_chunks_do_not_show():
     one = pa.chunked_array([pa.array(["d", "b"]), pa.array(["b", "a"])])
     two = pa.chunked_array([pa.array(["c", "d"])]).dictionary_encode()
     # what a filter leaves out is not named
-    names, (first, second) = numbered([one, two.filter(pa.array([True, False]))])
+    names, (first, second) = encode_ids([one, two.filter(pa.array([True, False]))])
     assert names.to_pylist() == ["a", "b", "c", "d"] and first.tolist() == [3, 1, 1, 0] and second.tolist() == [2]
-    assert numbers_in(one, pa.array(["b", "c"])).tolist() == [-1, 0, 0, -1]
-    assert [len(x) for x in (numbered([])[0], *numbered([one.slice(0, 0)])[1])] == [0, 0]
+    assert index_in_ids(one, pa.array(["b", "c"])).tolist() == [-1, 0, 0, -1]
+    assert [len(x) for x in (encode_ids([])[0], *encode_ids([one.slice(0, 0)])[1])] == [0, 0]
 
 
 @settings(max_examples=80, deadline=None)
@@ -114,7 +114,7 @@ def test_strings_are_sorted_by_their_bytes_as_arrow_sorts_them(some: list[str], 
     )
     strings += [f"{n:08d}" for n in range(100)]  # so that equal beginnings are few
     column = pa.array(strings, pa.string()).slice(cut)
-    assert column.take(pa.array(rising(column))).to_pylist() == sorted(column.to_pylist(), key=str.encode)
+    assert column.take(pa.array(id_order(column))).to_pylist() == sorted(column.to_pylist(), key=str.encode)
 
 
 def test_unites_the_encoders_with_provenance():

@@ -21,7 +21,7 @@ from tasks.errors import ConfigError
 from tasks.ingest import stage as ingest
 from tasks.records import StageReport
 from tasks.sources import Refused, tars
-from tasks.store import Store, store
+from tasks.store import Store, tables
 
 Member = tuple[str, bytes]
 
@@ -182,8 +182,8 @@ def test_every_member_is_a_row_and_the_next_week_costs_a_look_at_the_tar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     many(tmp_path / "m.tar", 5_003)
-    monkeypatch.setattr(store, "BATCH_ROWS", 100)
-    monkeypatch.setattr(store, "ROW_GROUP_ROWS", 1_000)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 100)
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 1_000)
 
     def run(batch: str) -> StageReport:
         changes = {

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tasks.errors import DataError
 from tasks.names import stable_id
 from tasks.records import StageReport
-from tasks.store import Store
-from tasks.store import store as store_module
-from tasks.store.chunks import chunks_of_part
+from tasks.store import Store, tables
+from tasks.store import vectors as vectors_module
+from tasks.store.chunks import iter_chunks
 from tasks.store.tables import TableWriter
 
 
@@ -53,10 +53,8 @@ def test_a_broken_table_is_named(tmp_path):
 
 @given(count=st.integers(0, 200), chunk=st.integers(1, 40), parts=st.integers(1, 7))
 def test_the_parts_together_are_the_whole(count: int, chunk: int, parts: int):
-    whole = list(chunks_of_part(count, chunk, None))
-    together = sorted(
-        (c for i in range(parts) for c in chunks_of_part(count, chunk, (i + 1, parts))), key=lambda c: c[0]
-    )
+    whole = list(iter_chunks(count, chunk, None))
+    together = sorted((c for i in range(parts) for c in iter_chunks(count, chunk, (i + 1, parts))), key=lambda c: c[0])
     assert together == whole
     assert [i for _, s in whole for i in range(count)[s]] == list(range(count))
 
@@ -97,7 +95,7 @@ def test_vectors_are_gathered_from_the_shards_in_their_order(tmp_path_factory, s
 
 
 def test_few_files_of_vectors_are_open_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "OPEN_MAPS", 2)
+    monkeypatch.setattr(vectors_module, "OPEN_MAPS", 2)
     store, vectors = Store(tmp_path), np.arange(20, dtype=np.float16).reshape(10, 2)
     for n in range(5):
         store.write_embeddings(
@@ -105,8 +103,8 @@ def test_few_files_of_vectors_are_open_at_once(tmp_path, monkeypatch):
         )
     rows = store.read_corpus("semantic").rows
     assert np.array_equal(rows.take(np.array([9, 0, 4, 9, 5])), vectors[[9, 0, 4, 9, 5]]) and len(rows._maps) == 2
-    assert np.array_equal(rows.gathered(), vectors) and np.array_equal(
-        rows.gathered(np.arange(10) % 3 == 0), vectors[::3]
+    assert np.array_equal(rows.to_array(), vectors) and np.array_equal(
+        rows.to_array(np.arange(10) % 3 == 0), vectors[::3]
     )
 
 
@@ -120,7 +118,7 @@ def test_one_shard_is_mapped_and_widths_do_not_mix(tmp_path):
 
 
 def test_a_table_written_in_parts_has_the_bytes_of_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "ROW_GROUP_ROWS", 7)
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 7)
     rows = [{"stage": "select", "batch": "b", "key": str(n), "reason": "r", "detail": "{}"} for n in range(25)]
     store = Store(tmp_path)
     store.write(tmp_path / "whole.parquet", rows, "dropped")
