@@ -77,10 +77,18 @@ test-vllm: .venv-vllm/installed ## the engines' contract with a real vLLM and a 
 bench-peers: .venv-peers/installed ## build the environment of the peers that benchmarks measure against
 
 lock: ## pin what pyproject.toml asks for (torch, torchvision and their CUDA packages stay out: see docs/decisions/0002)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra towers --extra celery --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra towers --extra celery --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
 	  $$(for p in torch torchvision triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
 	  nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx \
 	  cuda-toolkit cuda-bindings cuda-pathfinder; do echo --no-emit-package $$p; done) -o requirements.lock
 
+# -n and -W: a link to a page, a heading or a figure that is not there stops the build.
+SITE ?= site
+.PHONY: docs
+docs: .venv/installed ## build the documentation site into site/, strictly
+	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build -q -E -n -W --keep-going -b html -d .run/doctrees docs $(SITE)
+	@echo "built: $(SITE)/index.html"
+
 clean: ## remove what the demo and the tests made
-	rm -rf .demo .run .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .demo .run site .pytest_cache .mypy_cache .ruff_cache .hypothesis
