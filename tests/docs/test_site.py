@@ -49,7 +49,7 @@ def test_every_link_inside_the_site_leads_somewhere(site: Path):
             target, anchor = urldefrag(link)
             if urlparse(target).scheme in ("http", "https", "mailto", "data"):
                 continue
-            path = (page.parent / unquote(target)).resolve() if target else page
+            path = (page.parent / unquote(urlparse(target).path)).resolve() if target else page
             if not path.exists() or (anchor and path in pages and anchor not in pages[path].anchors):
                 broken.append(f"{page.relative_to(site)}: {link}")
     assert broken == []
