@@ -57,8 +57,8 @@ from benchmarks.measure import parse_arguments
 from benchmarks.triplets import drawn_version
 from tasks.config import ENCODER_ROLES, Params, load_params
 from tasks.evaluate.benchmarks import read_benchmark
-from tasks.evaluate.retrieval import image_features
-from tasks.evaluate.scores import measure
+from tasks.evaluate.retrieval import encode_images
+from tasks.evaluate.scores import score_retriever
 from tasks.judge import shortcuts
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.retrievers.clip import Retriever
@@ -510,8 +510,8 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     log = out / "runs.jsonl"
     runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {r["key"] for r in runs if r["settings"] == same}
-    gallery = image_features(base, benchmark, 128)
-    base_scores = measure(base, benchmark, 128, images=gallery)
+    gallery = encode_images(base, benchmark, 128)
+    base_scores = score_retriever(base, benchmark, 128, image_features=gallery)
     for n, job in enumerate(jobs):
         if job.key in done:
             continue
@@ -522,7 +522,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         loss = fit_texts(
             retriever, samples, images.raw, negatives=job.negatives, seed=job.seed, **(settings | {"steps": steps})
         )
-        scores = measure(retriever, benchmark, 128, images=gallery)
+        scores = score_retriever(retriever, benchmark, 128, image_features=gallery)
         row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "label": job.label}
         row |= {
             "samples": len(samples),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import BenchmarkConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Query, Task
-from tasks.evaluate.protocols.base import filled
+from tasks.evaluate.protocols.base import fill_template
 from tasks.store import Store
 from tasks.train.splits import held_out_images
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 
 def read_benchmark(folder: Path, template: str, name: str | None = None) -> Benchmark:
-    """A benchmark in CIRCO's format, in one folder: annotations.json and images/<id>.jpg; every file of images/ is in
-    the gallery.
+    """Read a benchmark in CIRCO's format from one folder: annotations.json and images/<id>.jpg.
+
+    Every file in images/ is in the gallery.
 
     Raises:
         ConfigError: no annotations.json there, or a template without {relative_caption}.
@@ -28,19 +29,25 @@ def read_benchmark(folder: Path, template: str, name: str | None = None) -> Benc
     path = folder / "annotations.json"
     if not path.is_file():
         raise ConfigError(
-            f"{path}: missing; 'evaluate.benchmark' names a folder with annotations.json in CIRCO's format and images/<id>.jpg"
+            f"{path}: missing; 'evaluate.benchmark' names a folder with annotations.json in CIRCO's format and "
+            "images/<id>.jpg"
         )
     return PROTOCOLS["circo"].read(folder, "all", template, name or folder.name)
 
 
 def held_out_benchmark(
-    triplets: Sequence[Mapping[str, Any]], share: float, template: str, read: Callable[[str], Image]
+    triplets: Sequence[Mapping[str, Any]], share: float, template: str, read_image: Callable[[str], Image]
 ) -> Benchmark:
     """The held-out triplets as a benchmark: their first instruction (the others are wordings), all their images as
     gallery.
 
-    An image is right when it is the target of a triplet with the same query image and text.
+    The ground truths of a query are the targets of all triplets with the same query image and first instruction.
 
+    Args:
+        triplets: rows of the table, all of the version.
+        share: train.held_out_share.
+        template: of the query text; may use {relative_caption} and {shared_concept} (empty here).
+        read_image: image id -> image.
     Raises:
         DataError: nothing is held out.
     """
@@ -48,27 +55,30 @@ def held_out_benchmark(
     rows = [t for t in triplets if t["query_image_id"] in held_out]
     if not rows:
         raise DataError(
-            f"evaluate: of {len(triplets)} triplets none is held out (train.held_out_share is {share}, and only whole connected components are); "
-            "raise the share, or name a folder in evaluate.benchmark"
+            f"evaluate: of {len(triplets)} triplets none is held out (train.held_out_share is {share}, and only whole "
+            "connected components are); raise the share, or name a folder in evaluate.benchmark"
         )
     gallery = sorted({i for t in rows for i in (t["query_image_id"], t["target_image_id"], *t["negative_image_ids"])})
-    right: dict[tuple[str, str], set[str]] = {}
+    targets: dict[tuple[str, str], set[str]] = {}
     for t in rows:
-        right.setdefault((t["query_image_id"], t["instructions"][0]), set()).add(t["target_image_id"])
+        targets.setdefault((t["query_image_id"], t["instructions"][0]), set()).add(t["target_image_id"])
     queries = []
     for t in rows:
-        texts = tuple(filled(template, {"relative_caption": text, "shared_concept": ""}) for text in t["instructions"])
-        others = sorted(right[t["query_image_id"], t["instructions"][0]] - {t["target_image_id"]})
+        reference, target = t["query_image_id"], t["target_image_id"]
+        texts = tuple(
+            fill_template(template, {"relative_caption": text, "shared_concept": ""}) for text in t["instructions"]
+        )
+        other_targets = sorted(targets[reference, t["instructions"][0]] - {target})
         wordings = texts if len(texts) > 1 else ()
-        queries.append(Query(t["triplet_id"], t["query_image_id"], texts[0], (t["target_image_id"], *others), wordings))
-    return Benchmark("held-out triplets", "circo", "held out", {"": template}, [Task("", queries, gallery)], read)
+        queries.append(Query(t["triplet_id"], reference, texts[0], (target, *other_targets), wordings))
+    return Benchmark("held-out triplets", "circo", "held out", {"": template}, [Task("", queries, gallery)], read_image)
 
 
-def benchmarks_of(params: Params, store: Store, triplets: Sequence[Mapping[str, Any]]) -> list[Benchmark]:
-    """The benchmarks that params name, or the held-out split.
+def read_benchmarks(params: Params, store: Store, triplets: Sequence[Mapping[str, Any]]) -> list[Benchmark]:
+    """The benchmarks that `evaluate.benchmark` names, in its order, or the held-out triplets where it names none.
 
     Raises:
-        ConfigError: two of one name.
+        ConfigError: two of the same name.
     """
     config = params.evaluate
     if not config.benchmark:

@@ -1,9 +1,9 @@
-"""Confidence intervals by the bootstrap over queries: how far a score could be off because these queries were asked and
-not others.
+"""Bootstrap confidence intervals over queries: how much a score depends on which queries were drawn.
 
-The same draws serve every model, so differences of models are paired. Where a benchmark is a mean over tasks
+All models share the same draws, so differences between models are paired. Where a benchmark is a mean over tasks
 (categories, datasets), queries are drawn within each task. Percentile intervals; source: Efron & Tibshirani, An
-Introduction to the Bootstrap, 1993, chapter 13. What training's own dice do is another matter: `python -m tasks noise`.
+Introduction to the Bootstrap, 1993, chapter 13. The variation between training seeds is measured separately, by
+`python -m tasks noise`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ LEVEL = 0.95
 def resampled_means(
     tables: Mapping[str, Sequence[np.ndarray]], *, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, np.ndarray]:
-    """Means of the resampled queries.
+    """Means over the resampled queries.
 
     Args:
         tables: label -> per task the values (n, k) of its queries; all labels with the same tasks, n and k.
         seed: of the draws.
         resamples: a count.
     Returns:
-        label -> (resamples, k), the unweighted mean over the tasks; rows of different labels belong to the same draw.
+        label -> (resamples, k), the unweighted mean over the tasks; equal rows of different labels are the same draw.
     """
     out: dict[str, np.ndarray] = {}
     tasks = len(next(iter(tables.values()))) if tables else 0
@@ -45,6 +45,6 @@ def resampled_means(
 
 
 def interval(means: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The percentile interval of resampled means (resamples,): its low and its high end."""
+    """The percentile interval (low, high) of resampled means (resamples,), each rounded to 6 digits."""
     low, high = np.quantile(means.astype(np.float64), [(1 - level) / 2, (1 + level) / 2])
     return round(float(low), 6), round(float(high), 6)

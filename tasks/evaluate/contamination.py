@@ -1,9 +1,14 @@
-"""Which images of a benchmark were in the training data, by id and by perceptual hash."""
+"""Contamination: which images of a benchmark were in the training data, by perceptual hash and thumbnail.
+
+An image counts as seen when ingest's own rule for near-duplicates (tasks/fingerprints/perceptual.py) finds a copy of it
+among the images that training uses: those of the version's triplets, without the held-out ones, and those of
+`train.datasets`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -11,106 +16,119 @@ from tasks.config import Params
 from tasks.evaluate.protocols import Benchmark
 from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.store import Store
+from tasks.train.datasets import read_dataset
 from tasks.train.splits import held_out_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Fingerprint: TypeAlias = tuple[int, bytes]  # 64-bit perceptual hash, thumbnail
 
-class Fingerprints:
-    """Wraps an image reader and keeps the perceptual hash and thumbnail of each image that passes, for a search for
-    copies.
-    """
 
-    def __init__(self, read: Callable[[str], Image]) -> None:
-        self._read = read
-        self.found: dict[str, tuple[int, bytes]] = {}
+def fingerprint(image: Image) -> Fingerprint:
+    """Perceptual hash and thumbnail of an image."""
+    return perceptual_hash(image), thumbnail(image)
+
+
+class FingerprintRecorder:
+    """An image reader that keeps the fingerprint of every image it reads, in `fingerprints` (key -> fingerprint)."""
+
+    def __init__(self, read_image: Callable[[str], Image]) -> None:
+        self._read_image = read_image
+        self.fingerprints: dict[str, Fingerprint] = {}
 
     def __call__(self, key: str) -> Image:
-        image = self._read(key)
-        if key not in self.found:
-            self.found[key] = (perceptual_hash(image), thumbnail(image))
+        image = self._read_image(key)
+        if key not in self.fingerprints:
+            self.fingerprints[key] = fingerprint(image)
         return image
 
 
-def copies_among(
-    found: Mapping[str, tuple[int, bytes]],
-    known: Sequence[tuple[int, bytes]],
+def find_copies(
+    fingerprints: Mapping[str, Fingerprint],
+    known: Sequence[Fingerprint],
     *,
-    distance_bits: int,
-    cell_distance: float,
+    max_hash_distance_bits: int,
+    max_thumbnail_distance: float,
 ) -> set[str]:
-    """Keys of images of which a copy is known, by ingest's own rule for near-duplicates
-    (tasks/fingerprints/perceptual.py).
+    """Keys of the images that have a near-duplicate among the known ones.
 
     Args:
-        found: key -> (hash, thumbnail).
-        known: hashes and thumbnails of training images.
-        distance_bits: as ingest.hash_distance_bits.
-        cell_distance: as ingest.thumbnail_distance.
+        fingerprints: key -> fingerprint of the images to look up.
+        known: fingerprints to compare with.
+        max_hash_distance_bits: as ingest.hash_distance_bits.
+        max_thumbnail_distance: as ingest.thumbnail_distance.
     """
-    if not found or not known:
+    if not fingerprints or not known:
         return set()
-    keys = list(found)
-    thumbnails = np.stack([np.frombuffer(t, np.uint8) for _, t in known])
-    hashes = np.array([found[key][0] for key in keys], np.uint64)
+    keys = list(fingerprints)
+    known_thumbnails = np.stack([np.frombuffer(t, np.uint8) for _, t in known])
+    known_hashes = np.array([h for h, _ in known], np.uint64)
+    hashes = np.array([fingerprints[key][0] for key in keys], np.uint64)
     copies = set()
-    for row, hits in hash_hits(hashes, np.array([h for h, _ in known], np.uint64), distance_bits=distance_bits):
-        if len(hits) and bool((thumbnail_distance(found[keys[row]][1], thumbnails[hits]) <= cell_distance).any()):
+    for row, hits in hash_hits(hashes, known_hashes, distance_bits=max_hash_distance_bits):
+        if not len(hits):
+            continue
+        distances = thumbnail_distance(fingerprints[keys[row]][1], known_thumbnails[hits])
+        if bool((distances <= max_thumbnail_distance).any()):
             copies.add(keys[row])
     return copies
 
 
-def trained_images(triplets: Sequence[Mapping[str, Any]], share: float) -> set[str]:
-    """Ids of the images that training may show: of all triplets, but for the held-out ones."""
-    held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], share)
+def training_image_ids(triplets: Sequence[Mapping[str, Any]], held_out_share: float) -> set[str]:
+    """Ids of the images that training may use: those of all triplets, without the held-out ones."""
+    held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], held_out_share)
     rows = [t for t in triplets if t["query_image_id"] not in held_out and t["target_image_id"] not in held_out]
     return {i for t in rows for i in (t["query_image_id"], t["target_image_id"], *t["negative_image_ids"])} - held_out
 
 
-def known_fingerprints(params: Params, store: Store, triplets: Sequence[Mapping[str, Any]]) -> list[tuple[int, bytes]]:
-    """Hash and thumbnail of each image that training may have shown: those of the version, and of train.datasets'
-    files.
-    """
-    shown = trained_images(triplets, params.train.held_out_share)
+def training_fingerprints(params: Params, store: Store, triplets: Sequence[Mapping[str, Any]]) -> list[Fingerprint]:
+    """Fingerprints of every image that training may have used: the version's, and the files of `train.datasets`."""
+    image_ids = training_image_ids(triplets, params.train.held_out_share)
     columns = store.read_table("images", ["image_id", "phash", "thumbnail"]).to_pydict()
     rows = zip(columns["image_id"], columns["phash"], columns["thumbnail"], strict=True)
-    known = [(int(h, 16), t) for i, h, t in rows if i in shown and h and t]
+    fingerprints = [(int(h, 16), t) for i, h, t in rows if i in image_ids and h and t]
     for dataset in params.train.datasets:
-        from tasks.train.datasets import read_dataset
-
         _, files, _ = read_dataset(dataset)
         for path in files.values():
             from PIL import Image
 
             with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
-                whole = image.convert("RGB")
-            known.append((perceptual_hash(whole), thumbnail(whole)))
-    return known
+                fingerprints.append(fingerprint(image.convert("RGB")))
+    return fingerprints
 
 
-def contamination_of(
-    benchmark: Benchmark, found: Mapping[str, tuple[int, bytes]], known: Sequence[tuple[int, bytes]], params: Params
+def contamination_report(
+    benchmark: Benchmark, fingerprints: Mapping[str, Fingerprint], known: Sequence[Fingerprint], params: Params
 ) -> dict[str, Any]:
     """How many of the benchmark's images were trained on.
 
+    Args:
+        benchmark: with known answers.
+        fingerprints: of its images, by key.
+        known: fingerprints of the training images.
+        params: for ingest's thresholds of a near-duplicate.
     Returns:
         {"images", "copies", "share"} of the images of queries and answers, the same of the other images of the gallery
-        ("distractors", "distractor_copies"), and some of the copies' keys.
+        ("distractors", "distractor_copies"), and up to 10 keys of copies ("examples").
     """
-    copies = copies_among(
-        found, known, distance_bits=params.ingest.hash_distance_bits, cell_distance=params.ingest.thumbnail_distance
+    copies = find_copies(
+        fingerprints,
+        known,
+        max_hash_distance_bits=params.ingest.hash_distance_bits,
+        max_thumbnail_distance=params.ingest.thumbnail_distance,
     )
-    asked: set[str] = set()
+    relevant: set[str] = set()
     for task in benchmark.tasks:
         for query in task.queries:
-            asked.update(p for p in (query.reference, *(benchmark.item(key).image for key in query.right)) if p)
-    others = set(found) - asked
+            answers = (benchmark.item(key).image for key in query.ground_truths)
+            relevant.update(image for image in (query.reference, *answers) if image)
+    distractors = set(fingerprints) - relevant
     return {
-        "images": len(asked),
-        "copies": len(copies & asked),
-        "share": len(copies & asked) / max(1, len(asked)),
-        "distractors": len(others),
-        "distractor_copies": len(copies & others),
-        "examples": sorted(copies & asked)[:10],
+        "images": len(relevant),
+        "copies": len(copies & relevant),
+        "share": len(copies & relevant) / max(1, len(relevant)),
+        "distractors": len(distractors),
+        "distractor_copies": len(copies & distractors),
+        "examples": sorted(copies & relevant)[:10],
     }

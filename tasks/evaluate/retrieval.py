@@ -1,4 +1,4 @@
-"""Encode galleries and queries, and rank the gallery for each query."""
+"""Encode a benchmark's gallery and queries with a retriever, and rank the gallery for each query."""
 
 from __future__ import annotations
 
@@ -14,85 +14,90 @@ from tasks.models.retrievers.clip import Retriever
 if TYPE_CHECKING:
     from tasks.models.retrievers.load import AnyRetriever
 
-
-HALVES = ("composed", "image_only", "text_only")
-BLOCK_QUERIES = 256
+QUERY_MODES = ("composed", "image_only", "text_only")
+QUERIES_PER_BLOCK = 256
 
 
 @dataclass
-class Answers:
-    """What one model answers to a benchmark.
+class RetrievalResult:
+    """What one model retrieves on a benchmark.
 
     Attributes:
-        predicted: half -> per task its (query, prediction) pairs.
-        wordings: per task, for each query with several wordings, the prediction of each.
+        predictions: query mode -> per task its (query, prediction) pairs.
+        wordings: per task, for each query with several wordings, the prediction of each wording.
     """
 
-    predicted: dict[str, list[list[tuple[Query, Prediction]]]] = field(default_factory=dict)
+    predictions: dict[str, list[list[tuple[Query, Prediction]]]] = field(default_factory=dict)
     wordings: list[list[tuple[Query, list[Prediction]]]] = field(default_factory=list)
 
 
-def image_features(retriever: Retriever, benchmark: Benchmark, batch: int) -> dict[str, np.ndarray]:
-    """Raw features of every image by a CLIP, each encoded once: key -> (d,). Studies with a locked image tower hand
-    them to `measure`.
+def encode_images(retriever: Retriever, benchmark: Benchmark, batch_size: int) -> dict[str, np.ndarray]:
+    """Raw CLIP features of every image of a benchmark, each encoded once: key -> (d,).
+
+    Studies with a locked image tower pass them to `retrieve` for each of their models.
     """
-    keys = benchmark.images()
-    found: dict[str, np.ndarray] = {}
-    for start in range(0, len(keys), batch):
-        part = keys[start : start + batch]
-        found.update(zip(part, retriever.raw_images([benchmark.read(key) for key in part]), strict=True))
-    return found
+    keys = benchmark.image_keys()
+    features: dict[str, np.ndarray] = {}
+    for start in range(0, len(keys), batch_size):
+        batch = keys[start : start + batch_size]
+        rows = retriever.raw_images([benchmark.read_image(key) for key in batch])
+        features.update(zip(batch, rows, strict=True))
+    return features
 
 
-def ranked(
-    protocol: Protocol, task: Task, queries: Sequence[Query], rows: np.ndarray, gallery: np.ndarray
+def predict_queries(
+    protocol: Protocol, task: Task, queries: Sequence[Query], vectors: np.ndarray, gallery: np.ndarray
 ) -> Iterator[Prediction]:
-    """The protocol's prediction of each query.
+    """The protocol's prediction for each query.
 
     Args:
-        protocol: ranks.
-        task: whose gallery it is.
+        protocol: ranks the gallery.
+        task: the task that the gallery belongs to.
         queries: n queries of it.
-        rows: (n, d) their unit vectors; a row of zeros is a query without that half.
-        gallery: (m, d) unit vectors.
+        vectors: (n, d) unit rows of the queries; a row of zeros where a query has nothing in this mode.
+        gallery: (m, d) unit rows.
     """
-    for start in range(0, len(queries), BLOCK_QUERIES):
-        similarity = rows[start : start + BLOCK_QUERIES] @ gallery.T  # (block, m)
-        for query, row in zip(queries[start : start + BLOCK_QUERIES], similarity, strict=True):
+    for start in range(0, len(queries), QUERIES_PER_BLOCK):
+        block = slice(start, start + QUERIES_PER_BLOCK)
+        similarity = vectors[block] @ gallery.T  # (block, m)
+        for query, row in zip(queries[block], similarity, strict=True):
             yield protocol.predict(task, query, row)
 
 
-def answer(
-    retriever: AnyRetriever, benchmark: Benchmark, batch: int, images: Mapping[str, np.ndarray] | None = None
-) -> Answers:
-    """Rank every query of a benchmark: composed, by its image alone, by its text alone, and composed in its other
-    wordings.
+def retrieve(
+    retriever: AnyRetriever,
+    benchmark: Benchmark,
+    batch_size: int,
+    image_features: Mapping[str, np.ndarray] | None = None,
+) -> RetrievalResult:
+    """Rank the gallery for every query of a benchmark, in each query mode and in every wording.
 
     Args:
-        retriever: the model; how image and text become one vector is its own affair.
+        retriever: the model.
         benchmark: queries and galleries.
-        batch: images, texts or both together in one pass of the model, a count.
-        images: raw features, where they are known: studies with a locked image tower encode it once.
+        batch_size: images, texts or both together in one pass of the model, a count.
+        image_features: key -> (d,) raw features, where they are known already (`encode_images`).
     """
     protocol = PROTOCOLS[benchmark.protocol]
-    embedder = retriever.embedder(benchmark.read, batch, images)
-    said = [w for t in benchmark.tasks for q in t.queries for w in (q.text, *q.wordings)]
-    embedder.prepare(benchmark.images(), [*said, *(i.text for i in benchmark.items.values())])
-    out = Answers({half: [] for half in HALVES})
+    encoder = retriever.embedder(benchmark.read_image, batch_size, image_features)
+    texts = [w for t in benchmark.tasks for q in t.queries for w in (q.text, *q.wordings)]
+    encoder.prepare(benchmark.image_keys(), [*texts, *(i.text for i in benchmark.items.values())])
+    result = RetrievalResult({mode: [] for mode in QUERY_MODES})
     for task in benchmark.tasks:
-        gallery = embedder.rows([(i.image, i.text) for i in map(benchmark.item, task.gallery)], "candidate")
-        halves = {
+        gallery = encoder.rows([(i.image, i.text) for i in map(benchmark.item, task.gallery)], "candidate")
+        contents = {
             "composed": [(q.reference, q.text) for q in task.queries],
             "image_only": [(q.reference, "") for q in task.queries],
+            "text_only": [(None, q.text) for q in task.queries],
         }
-        halves["text_only"] = [(None, q.text) for q in task.queries]
-        for half, contents in halves.items():
-            predicted = ranked(protocol, task, task.queries, embedder.rows(contents, "query"), gallery)
-            out.predicted[half].append(list(zip(task.queries, predicted, strict=True)))
+        for mode in QUERY_MODES:
+            vectors = encoder.rows(contents[mode], "query")
+            predictions = predict_queries(protocol, task, task.queries, vectors, gallery)
+            result.predictions[mode].append(list(zip(task.queries, predictions, strict=True)))
         several = [q for q in task.queries if q.wordings]
-        asked = [(q, w) for q in several for w in q.wordings]
-        if asked:
-            rows = embedder.rows([(q.reference, w) for q, w in asked], "query")
-            predictions = ranked(protocol, task, [q for q, _ in asked], rows, gallery)
-            out.wordings.append([(q, [next(predictions) for _ in q.wordings]) for q in several])
-    return out
+        if several:
+            pairs = [(q, wording) for q in several for wording in q.wordings]
+            vectors = encoder.rows([(q.reference, wording) for q, wording in pairs], "query")
+            predictions = predict_queries(protocol, task, [q for q, _ in pairs], vectors, gallery)
+            result.wordings.append([(q, [next(predictions) for _ in q.wordings]) for q in several])
+    return result

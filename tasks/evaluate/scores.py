@@ -1,4 +1,4 @@
-"""Scores of a retriever on a benchmark: tables of metrics, means, paraphrase spread."""
+"""Scores of retrieval results: per-query metrics, means, bootstrap intervals, and a benchmark's part of the report."""
 
 from __future__ import annotations
 
@@ -11,61 +11,68 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.evaluate.bootstrap import interval, resampled_means
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Query
-from tasks.evaluate.retrieval import HALVES, Answers, answer
+from tasks.evaluate.retrieval import QUERY_MODES, RetrievalResult, retrieve
 
 if TYPE_CHECKING:
     from tasks.models.retrievers.load import AnyRetriever
 
 
 @dataclass(frozen=True)
-class Table:
-    """Metrics of every query: `parts` holds (n, k) values per task, k metrics in the order of `names`."""
+class MetricTable:
+    """Metrics of every query.
 
-    names: list[str]
-    parts: list[np.ndarray]
-
-
-def table_of(benchmark: Benchmark, predicted: Sequence[Sequence[tuple[Query, Prediction]]]) -> Table:
-    """Each query's metrics, by the benchmark's protocol."""
-    measure = PROTOCOLS[benchmark.protocol].measure
-    rows = [[measure(query, prediction) for query, prediction in task] for task in predicted]
-    names = list(rows[0][0])
-    return Table(names, [np.array([[row[name] for name in names] for row in task]) for task in rows])
-
-
-def means_of(benchmark: Benchmark, table: Table) -> dict[str, float]:
-    """metric -> unweighted mean over the tasks of their queries' means; where there are several tasks also
-    <task>.<metric>.
+    Attributes:
+        metrics: names of the k metrics.
+        tasks: per task the values (n, k) of its queries.
     """
-    means = [part.mean(axis=0) for part in table.parts]
-    out = {name: float(np.mean([m[n] for m in means])) for n, name in enumerate(table.names)}
+
+    metrics: list[str]
+    tasks: list[np.ndarray]
+
+
+def query_metrics(benchmark: Benchmark, predictions: Sequence[Sequence[tuple[Query, Prediction]]]) -> MetricTable:
+    """The metrics of each query by the benchmark's protocol; `predictions` per task."""
+    measure = PROTOCOLS[benchmark.protocol].measure
+    rows = [[measure(query, prediction) for query, prediction in task] for task in predictions]
+    metrics = list(rows[0][0])
+    return MetricTable(metrics, [np.array([[row[name] for name in metrics] for row in task]) for task in rows])
+
+
+def mean_metrics(benchmark: Benchmark, table: MetricTable) -> dict[str, float]:
+    """metric -> unweighted mean over the tasks of their queries' means; with several tasks also <task>.<metric>."""
+    means = [task.mean(axis=0) for task in table.tasks]
+    out = {name: float(np.mean([m[n] for m in means])) for n, name in enumerate(table.metrics)}
     if len(means) > 1:
         out |= {
             f"{task.name}.{name}": float(m[n])
             for task, m in zip(benchmark.tasks, means, strict=True)
-            for n, name in enumerate(table.names)
+            for n, name in enumerate(table.metrics)
         }
     return out
 
 
-def measure(
-    retriever: AnyRetriever, benchmark: Benchmark, batch: int, *, images: Mapping[str, np.ndarray] | None = None
+def score_retriever(
+    retriever: AnyRetriever,
+    benchmark: Benchmark,
+    batch_size: int,
+    *,
+    image_features: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """half -> metric -> score, without intervals: for benchmarks and studies. Arguments as of `answer`."""
-    answers = answer(retriever, benchmark, batch, images)
-    return {half: means_of(benchmark, table_of(benchmark, answers.predicted[half])) for half in HALVES}
+    """query mode -> metric -> score, without intervals: for studies. Arguments as of `retrieve`."""
+    result = retrieve(retriever, benchmark, batch_size, image_features)
+    return {mode: mean_metrics(benchmark, query_metrics(benchmark, result.predictions[mode])) for mode in QUERY_MODES}
 
 
-def paraphrase_spread(benchmark: Benchmark, answers: Answers, metric: str) -> dict[str, float]:
-    """How much a query's score hangs on its words: over the queries with several wordings, means of the metric.
+def paraphrase_spread(benchmark: Benchmark, result: RetrievalResult, metric: str) -> dict[str, float]:
+    """How much a query's score depends on its wording: means of the metric over the queries with several wordings.
 
     Returns:
         {"queries", "wordings" (mean count), "mean", "worst" and "best" (each query by its worst, best wording),
         "spread" (best - worst)}; empty where no query has several.
     """
-    measure_one = PROTOCOLS[benchmark.protocol].measure
+    measure = PROTOCOLS[benchmark.protocol].measure
     values = [
-        [measure_one(query, p)[metric] for p in predictions] for task in answers.wordings for query, predictions in task
+        [measure(query, p)[metric] for p in predictions] for task in result.wordings for query, predictions in task
     ]
     if not values:
         return {}
@@ -75,75 +82,99 @@ def paraphrase_spread(benchmark: Benchmark, answers: Answers, metric: str) -> di
     return {**counts, "mean": mean, "worst": worst, "best": best, "spread": best - worst}
 
 
-def section_of(benchmark: Benchmark, answers: Mapping[str, Answers], metric: str, seed: int) -> dict[str, Any]:
-    """A benchmark's part of the report: scores, intervals, gaps, wordings of every model.
+class BenchmarkScores:
+    """Scores of several models on one benchmark, with bootstrap draws that all models share."""
 
-    Args:
-        benchmark: with known answers.
-        answers: model -> its answers.
-        metric: what gap, gain and spread are taken of.
-        seed: of the bootstrap.
-    Raises:
-        ConfigError: the protocol has no such metric.
-    """
-    tables = {(model, half): table_of(benchmark, a.predicted[half]) for model, a in answers.items() for half in HALVES}
-    if metric not in (known := next(iter(tables.values())).names):
-        raise ConfigError(f"'promote.metric' is {metric!r}: benchmark {benchmark.name} has {known}")
-    draws = resampled_means({f"{model}/{half}": t.parts for (model, half), t in tables.items()}, seed=seed)
-    names = next(iter(tables.values())).names
-    at = names.index(metric)
-    metrics = {model: {half: means_of(benchmark, tables[model, half]) for half in HALVES} for model in answers}
-    gaps = {}
-    for model, found in metrics.items():
-        better = max(HALVES[1:], key=lambda half: found[half][metric])
-        difference = draws[f"{model}/composed"][:, at] - draws[f"{model}/{better}"][:, at]
-        gaps[model] = {
-            "over": better,
-            "value": found["composed"][metric] - found[better][metric],
-            "interval": interval(difference),
+    def __init__(self, benchmark: Benchmark, results: Mapping[str, RetrievalResult], metric: str, seed: int) -> None:
+        """Compute metrics, means and draws.
+
+        Args:
+            benchmark: with known answers.
+            results: model -> its retrieval result.
+            metric: the main metric, of which gap and gain are taken.
+            seed: of the bootstrap.
+        Raises:
+            ConfigError: the protocol has no such metric.
+        """
+        tables = {
+            (model, mode): query_metrics(benchmark, result.predictions[mode])
+            for model, result in results.items()
+            for mode in QUERY_MODES
         }
-    gains = {}
-    for rival in ("promoted", "base"):
-        if rival in answers and "finetuned" in answers:
-            difference = draws["finetuned/composed"][:, at] - draws[f"{rival}/composed"][:, at]
-            value = metrics["finetuned"]["composed"][metric] - metrics[rival]["composed"][metric]
-            gains[rival] = {"value": value, "interval": interval(difference)}
-    spreads = {model: paraphrase_spread(benchmark, a, metric) for model, a in answers.items()}
+        self.metric, self.metrics = metric, next(iter(tables.values())).metrics
+        if metric not in self.metrics:
+            raise ConfigError(f"'promote.metric' is {metric!r}: benchmark {benchmark.name} has {self.metrics}")
+        self._draws = resampled_means({f"{m}/{mode}": t.tasks for (m, mode), t in tables.items()}, seed=seed)
+        self.means = {
+            model: {mode: mean_metrics(benchmark, tables[model, mode]) for mode in QUERY_MODES} for model in results
+        }
+
+    def intervals(self, model: str) -> dict[str, dict[str, tuple[float, float]]]:
+        """query mode -> metric -> 95% interval of a model's scores."""
+        return {
+            mode: {name: interval(self._draws[f"{model}/{mode}"][:, n]) for n, name in enumerate(self.metrics)}
+            for mode in QUERY_MODES
+        }
+
+    def composition_gap(self, model: str) -> dict[str, Any]:
+        """What the composed query gains over the better of image and text alone: {"over", "value", "interval"}."""
+        means = self.means[model]
+        better = max(QUERY_MODES[1:], key=lambda mode: means[mode][self.metric])
+        return {
+            "over": better,
+            "value": means["composed"][self.metric] - means[better][self.metric],
+            "interval": self._difference(f"{model}/composed", f"{model}/{better}"),
+        }
+
+    def gain(self, model: str, rival: str) -> dict[str, Any]:
+        """What a model gains over another one, both composed: {"value", "interval"}."""
+        value = self.means[model]["composed"][self.metric] - self.means[rival]["composed"][self.metric]
+        return {"value": value, "interval": self._difference(f"{model}/composed", f"{rival}/composed")}
+
+    def _difference(self, one: str, other: str) -> tuple[float, float]:
+        column = self.metrics.index(self.metric)
+        return interval(self._draws[one][:, column] - self._draws[other][:, column])
+
+
+def benchmark_report(
+    benchmark: Benchmark, results: Mapping[str, RetrievalResult], metric: str, seed: int
+) -> dict[str, Any]:
+    """A benchmark's part of reports/evaluation.json: scores, intervals, gaps, gains and wordings of every model.
+
+    Arguments and errors as of `BenchmarkScores`.
+    """
+    protocol = PROTOCOLS[benchmark.protocol]
+    scores = BenchmarkScores(benchmark, results, metric, seed)
+    rivals = [rival for rival in ("promoted", "base") if rival in results and "finetuned" in results]
+    spreads = {model: paraphrase_spread(benchmark, result, metric) for model, result in results.items()}
     return {
         "benchmark": benchmark.name,
         "protocol": benchmark.protocol,
-        "rule": (PROTOCOLS[benchmark.protocol].read.__globals__["__doc__"] or "").split("\n")[0],
-        "source": PROTOCOLS[benchmark.protocol].source,
+        "rule": protocol.rule,
+        "source": protocol.source,
         "split": benchmark.split,
         "queries": sum(len(t.queries) for t in benchmark.tasks),
         "gallery": sum(len(t.gallery) for t in benchmark.tasks),
         "template": next(iter(benchmark.templates.values())),
         "templates": benchmark.templates,
         "main_metric": metric,
-        "metrics": metrics,
-        "intervals": {
-            model: {
-                half: {name: interval(draws[f"{model}/{half}"][:, n]) for n, name in enumerate(names)}
-                for half in HALVES
-            }
-            for model in answers
-        },
-        "composition_gap": gaps,
-        "gain": gains,
+        "metrics": scores.means,
+        "intervals": {model: scores.intervals(model) for model in results},
+        "composition_gap": {model: scores.composition_gap(model) for model in results},
+        "gain": {rival: scores.gain("finetuned", rival) for rival in rivals},
         "paraphrases": {model: spread for model, spread in spreads.items() if spread},
     }
 
 
 def composed_scores(evaluation: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """model -> half -> metric -> score of reports/evaluation.json; metrics of further benchmarks join the composed ones
-    as "<name>:<metric>".
+    """model -> query mode -> metric -> score of reports/evaluation.json; the composed scores also hold those of further
+    benchmarks, as "<benchmark>:<metric>".
     """
     out = {
-        model: {half: dict(values) for half, values in halves.items()}
-        for model, halves in evaluation["metrics"].items()
+        model: {mode: dict(values) for mode, values in modes.items()} for model, modes in evaluation["metrics"].items()
     }
     for name, section in (evaluation.get("benchmarks") or {}).items():
-        for model, halves in section["metrics"].items():
+        for model, modes in section["metrics"].items():
             if model in out:
-                out[model]["composed"] |= {f"{name}:{metric}": value for metric, value in halves["composed"].items()}
+                out[model]["composed"] |= {f"{name}:{metric}": value for metric, value in modes["composed"].items()}
     return out

@@ -247,10 +247,10 @@ def test_a_benchmark_in_circos_format(tmp_path: Path, base_model: Path):
     (tmp_path / "annotations.json").write_text(json.dumps([annotation]))
     benchmark = tasks.evaluate.benchmarks.read_benchmark(tmp_path, "find {shared_concept} but {relative_caption}")
     (task,) = benchmark.tasks
-    assert [(q.text, q.right) for q in task.queries] == [
+    assert [(q.text, q.ground_truths) for q in task.queries] == [
         ("find a star but make it blue", ("2", "3"))
     ] and task.gallery == ["0", "1", "2", "3"]
-    scores = tasks.evaluate.scores.measure(Retriever(str(base_model), device="cpu"), benchmark, batch=3)
+    scores = tasks.evaluate.scores.score_retriever(Retriever(str(base_model), device="cpu"), benchmark, batch_size=3)
     assert (
         scores["image_only"]["recall_at_1"] == 0
         and scores["composed"]["recall_at_5"] == 1

@@ -1,15 +1,15 @@
-"""The public benchmarks of composed retrieval as readers and protocols. What each ranks, takes out and averages stands
-in its module.
+"""Readers and scoring protocols of the public benchmarks of composed image retrieval, one module each.
 
-`evaluate.benchmark` names them: [{name, protocol, path, split, template}]. A template is pinned per benchmark and
-stored with each score, for scores of different templates do not compare.
+`evaluate.benchmark` names them: [{name, protocol, path, split, template}]. What a benchmark ranks, excludes and
+averages is in the docstring of its module. Each benchmark has a pinned query template, stored with every score: scores
+obtained with different templates are not comparable.
 """
 
 from tasks.evaluate.protocols import circo, cirr, fashioniq, genecis, mmeb
-from tasks.evaluate.protocols.base import Benchmark, Item, Prediction, Protocol, Query, Task
+from tasks.evaluate.protocols.base import Benchmark, GalleryItem, Prediction, Protocol, Query, Task
 
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p for p in (circo.PROTOCOL, cirr.PROTOCOL, fashioniq.PROTOCOL, genecis.PROTOCOL, mmeb.PROTOCOL)
 }
 
-__all__ = ["PROTOCOLS", "Benchmark", "Item", "Prediction", "Protocol", "Query", "Task"]
+__all__ = ["PROTOCOLS", "Benchmark", "GalleryItem", "Prediction", "Protocol", "Query", "Task"]

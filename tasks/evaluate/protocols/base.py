@@ -1,7 +1,10 @@
-"""What every benchmark is made of: composed queries over a gallery, in one task or several; and how they are ranked.
+"""Data model of a retrieval benchmark, and the reading and ranking functions that the protocols share.
 
-Pure but for reading annotation files and images. An image is named by a key, the benchmark's own id as text. A gallery
-entry is an image unless `Benchmark.items` says otherwise (MMEB ranks texts, and images with texts).
+A benchmark is a list of tasks; a task is a list of composed queries (image, text, or both) over one gallery. Images and
+gallery entries are identified by string keys, the benchmark's own ids. A gallery entry is the image of that key unless
+`Benchmark.items` says otherwise (MMEB ranks texts, and images with texts).
+
+Pure, except for reading annotation files and images.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ from tasks.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-class Item(NamedTuple):
-    """A gallery entry: an image, a text, or both."""
+class GalleryItem(NamedTuple):
+    """A gallery entry: an image (by key), a text, or both."""
 
     image: str | None
     text: str = ""
@@ -36,22 +39,23 @@ class Query:
     """One query.
 
     Attributes:
-        query_id: the benchmark's own.
-        reference: key of its image; None where it has none.
-        text: the template filled in; empty where it has none.
-        right: gallery keys that answer it, the one target first; empty where the benchmark hides them.
-        wordings: the same query in several words, `text` the first; empty where there is one wording.
-        candidates: gallery keys that it is ranked over; the whole gallery where empty.
-        group: gallery keys of CIRR's group of near-copies.
+        query_id: the benchmark's own id.
+        reference: key of the query image; None where the query has no image.
+        text: the filled-in template; empty where the query has no text.
+        ground_truths: gallery keys of the correct answers, the single target first; empty where the benchmark hides
+            them.
+        wordings: the same query in several wordings, `text` the first; empty where there is one wording.
+        candidates: gallery keys to rank for this query; the whole gallery where empty.
+        subset: CIRR: gallery keys of the five images that look like the reference.
     """
 
     query_id: str
     reference: str | None
     text: str
-    right: tuple[str, ...]
+    ground_truths: tuple[str, ...]
     wordings: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
-    group: tuple[str, ...] = ()
+    subset: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Task:
     """Queries over one gallery: a category of FashionIQ, a task of GeneCIS, a dataset of MMEB.
 
     Attributes:
-        name: empty for a benchmark of one task.
+        name: empty for a benchmark of a single task.
         queries: in the file's order.
         gallery: keys, in the order of their vectors.
     """
@@ -69,23 +73,23 @@ class Task:
     gallery: list[str]
 
     @cached_property
-    def place(self) -> dict[str, int]:
-        """Gallery key -> position."""
+    def positions(self) -> dict[str, int]:
+        """Gallery key -> position in `gallery`."""
         return {key: n for n, key in enumerate(self.gallery)}
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark as it was read.
+    """A benchmark, read from its files.
 
     Attributes:
         name: for the report.
         protocol: name of its protocol.
         split: val, test, ...
-        templates: per task the query template that made the texts; stored with each score.
+        templates: task name -> query template that made the texts; stored with each score.
         tasks: at least one.
-        read: image key -> image, RGB.
-        items: gallery key -> entry, for galleries that are not of images alone.
+        read_image: image key -> image, RGB.
+        items: gallery key -> entry, for galleries that hold more than images.
     """
 
     name: str
@@ -93,34 +97,34 @@ class Benchmark:
     split: str
     templates: dict[str, str]
     tasks: list[Task]
-    read: Callable[[str], Image]
-    items: Mapping[str, Item] = field(default_factory=dict)
+    read_image: Callable[[str], Image]
+    items: Mapping[str, GalleryItem] = field(default_factory=dict)
 
-    def item(self, key: str) -> Item:
+    def item(self, key: str) -> GalleryItem:
         """The gallery entry of a key."""
-        return self.items.get(key, Item(key))
+        return self.items.get(key, GalleryItem(key))
 
-    def images(self) -> list[str]:
+    def image_keys(self) -> list[str]:
         """Keys of all images, each once, in the order of gallery and queries."""
-        found: dict[str, None] = {}
+        keys: dict[str, None] = {}
         for task in self.tasks:
             for key in task.gallery:
                 if (image := self.item(key).image) is not None:
-                    found[image] = None
-            found.update(dict.fromkeys(q.reference for q in task.queries if q.reference is not None))
-        return list(found)
+                    keys[image] = None
+            keys.update(dict.fromkeys(q.reference for q in task.queries if q.reference is not None))
+        return list(keys)
 
     @property
-    def is_scored(self) -> bool:
-        """Whether the right answers are known."""
-        return all(q.right for t in self.tasks for q in t.queries)
+    def has_ground_truth(self) -> bool:
+        """Whether the correct answers of all queries are known, so that scores can be computed here."""
+        return all(q.ground_truths for t in self.tasks for q in t.queries)
 
 
 class Prediction(NamedTuple):
-    """What a model answers to one query: keys, best first; `group` is CIRR's subset ranking."""
+    """A model's answer to one query: gallery keys, best first; `subset` is CIRR's ranking within the subset."""
 
     ranked: list[str]
-    group: Sequence[str] = ()
+    subset: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -129,24 +133,26 @@ class Protocol:
 
     Attributes:
         name: as evaluate.benchmark names it.
-        templates: pinned query template per task ("" for all).
-        main: the metric that stands for the benchmark.
+        rule: one sentence for reports and model cards: what is ranked and how it is scored.
+        source: where the definition and the template come from.
+        templates: task name ("" for all tasks) -> pinned query template.
+        main_metric: the metric that stands for the benchmark.
         read: (folder, split, template or None, name) -> Benchmark.
         predict: (task, query, similarity to each gallery entry (m,)) -> Prediction.
-        measure: (query, prediction) -> metric -> value of this one query.
-        submission: predictions -> file name -> content, in the form of the benchmark's server; None where it has no
+        measure: (query, prediction) -> metric -> value for this one query.
+        submission: predictions -> file name -> content, in the format of the benchmark's server; None where it has no
             server.
-        source: where definition and template come from.
     """
 
     name: str
+    rule: str
+    source: str
     templates: Mapping[str, str]
-    main: str
+    main_metric: str
     read: Callable[[Path, str, str | None, str], Benchmark]
     predict: Callable[[Task, Query, np.ndarray], Prediction]
     measure: Callable[[Query, Prediction], dict[str, float]]
-    submission: Callable[[Sequence[tuple[Query, Prediction]]], dict[str, Any]] | None
-    source: str
+    submission: Callable[[Sequence[tuple[Query, Prediction]]], dict[str, Any]] | None = None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -164,25 +170,26 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not JSON ({error}); download it again") from error
 
 
-def first_of(folder: Path, *places: str) -> Path:
-    """The first of several places of a file or folder that is there: benchmarks are unpacked in more than one way.
+def first_existing(folder: Path, *names: str) -> Path:
+    """The first of several relative paths that exists: benchmarks are unpacked in more than one layout.
 
     Raises:
-        ConfigError: none is.
+        ConfigError: none exists.
     """
-    for place in places:
-        if (folder / place).exists():
-            return folder / place
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
     raise ConfigError(
-        f"{folder}: none of {', '.join(places)} is there; evaluate.benchmark's `path` names the folder with the benchmark's own files"
+        f"{folder}: none of {', '.join(names)} is there; evaluate.benchmark's `path` names the folder with the "
+        "benchmark's own files"
     )
 
 
-def filled(template: str, values: Mapping[str, str]) -> str:
-    """The template with every {name} of `values` put in, in one pass: what is put in is not looked at again.
+def fill_template(template: str, values: Mapping[str, str]) -> str:
+    """The template with every {name} replaced by its value, in one pass: braces inside a value are not replaced.
 
     Raises:
-        ConfigError: the template names something else.
+        ConfigError: the template names a field that is not in `values`.
     """
     names = set(re.findall(r"\{(\w+)\}", template))
     if unknown := names - set(values):
@@ -191,49 +198,55 @@ def filled(template: str, values: Mapping[str, str]) -> str:
 
 
 def image_reader(files: Mapping[str, Path]) -> Callable[[str], Image]:
-    """key -> image, RGB; the file is opened when it is asked for."""
+    """A function key -> image, RGB; a file is opened when it is asked for."""
 
-    def read(key: str) -> Image:
+    def read_image(key: str) -> Image:
         from PIL import Image
 
         path = files.get(key)
         if path is None or not path.is_file():
             raise DataError(
-                f"image {key}: {path or 'no file'} is not there; the images have terms of their own, see the benchmark's page"
+                f"image {key}: {path or 'no file'} is not there; the images have terms of their own, see the "
+                "benchmark's page"
             )
         return Image.open(path, formats=("JPEG", "PNG", "WEBP")).convert("RGB")
 
-    return read
+    return read_image
 
 
 # --- ranking ----------------------------------------------------------------------------------------------------------
 
 
-def order(task: Task, similarity: np.ndarray, top: int, *, without: str | None = None) -> list[str]:
-    """Keys of the gallery by falling similarity, ties by position.
+def rank_gallery(task: Task, similarity: np.ndarray, top_k: int, *, exclude: str | None = None) -> list[str]:
+    """The `top_k` gallery keys by falling similarity, ties by gallery position.
 
     Args:
         task: gives the gallery's order.
-        similarity: (m,) to each gallery entry.
-        top: a count.
-        without: a key that is taken out of the ranking.
+        similarity: (m,) similarity of the query to each gallery entry.
+        top_k: a count.
+        exclude: a key that is left out of the ranking.
     """
-    count = min(top + 1, len(similarity))
-    least = np.partition(similarity, len(similarity) - count)[len(similarity) - count]
-    near = np.flatnonzero(similarity >= least)  # a full sort of 123,403 images for the sake of 50 is the dearer way
-    best = near[np.argsort(-similarity[near], kind="stable")][:count]
-    return [task.gallery[n] for n in best if task.gallery[n] != without][:top]
+    count = min(top_k + 1, len(similarity))
+    # A partition before the sort: sorting all 123,403 images of CIRCO for the first 50 is the slower way.
+    threshold = np.partition(similarity, len(similarity) - count)[len(similarity) - count]
+    nearest = np.flatnonzero(similarity >= threshold)
+    best = nearest[np.argsort(-similarity[nearest], kind="stable")][:count]
+    return [task.gallery[n] for n in best if task.gallery[n] != exclude][:top_k]
 
 
-def order_candidates(task: Task, query: Query, similarity: np.ndarray) -> list[str]:
-    """A query's own candidates by falling similarity, each key once; of equal ones the right one comes last.
+def rank_candidates(task: Task, query: Query, similarity: np.ndarray) -> list[str]:
+    """A query's own candidates by falling similarity, each key once; among equals a correct answer comes last.
 
-    So a model that gives all candidates one vector scores nothing, though the files name the target first.
+    So a model that gives all candidates the same vector scores zero, although the files name the target first.
     """
-    right = set(query.right)
-    return sorted(dict.fromkeys(query.candidates), key=lambda key: (-float(similarity[task.place[key]]), key in right))
+    correct = set(query.ground_truths)
+    return sorted(
+        dict.fromkeys(query.candidates), key=lambda key: (-float(similarity[task.positions[key]]), key in correct)
+    )
 
 
-def recalls(target: str, ranked: Sequence[str], ranks: Sequence[int], name: str = "recall_at") -> dict[str, float]:
-    """{name}_{k}: whether the target is among the first k, 0 or 1."""
+def recall_at_ranks(
+    target: str, ranked: Sequence[str], ranks: Sequence[int], name: str = "recall_at"
+) -> dict[str, float]:
+    """{name}_{k} -> 1.0 where the target is among the first k, else 0.0."""
     return {f"{name}_{k}": float(target in ranked[:k]) for k in ranks}

@@ -1,11 +1,12 @@
-"""CIRR rc2: real-life images (NLVR2) in groups of six that look alike; one target, the reference taken out of the
-ranking.
+"""CIRR rc2: real-life images (NLVR2) in groups of six that look alike, with one target per query.
 
-<folder>/captions/cap.rc2.{val,test1}.json, image_splits/split.rc2.{val,test1}.json (also below <folder>/cirr, or all in
-<folder>) and the images at the split's paths. R@K over the whole split, R_subset@K among the other five of the group.
-test1 hides its
-targets: it makes the two files for the server cirr.cecs.anu.edu.au. Source: Cuberick-Orion/CIRR, branch cirr_dataset;
-miccunifi/SEARLE at a9c314b, src/validate.py and src/generate_test_submission.py.
+Files: <folder>/captions/cap.rc2.{val,test1}.json, image_splits/split.rc2.{val,test1}.json (also below <folder>/cirr, or
+all directly in <folder>), and the images at the paths that the split file names.
+
+Metrics: Recall@K over the whole split and Recall_subset@K among the other five images of the reference's group. The
+reference image is excluded from both rankings. The answers of test1 are hidden: it makes the two submission files for
+the server cirr.cecs.anu.edu.au. Sources: Cuberick-Orion/CIRR, branch cirr_dataset; miccunifi/SEARLE at a9c314b,
+src/validate.py and src/generate_test_submission.py.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from tasks.evaluate.protocols.base import (
     Protocol,
     Query,
     Task,
-    filled,
-    first_of,
+    fill_template,
+    first_existing,
     image_reader,
-    order,
+    rank_gallery,
     read_json,
-    recalls,
+    recall_at_ranks,
 )
 
 TEMPLATE = "{relative_caption}"  # MegaPairs' own is unpublished (MegaPairs issue #34)
-RANKS, GROUP_RANKS = (1, 5, 10, 50), (1, 2, 3)
+RANKS, SUBSET_RANKS = (1, 5, 10, 50), (1, 2, 3)
 
 
 def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark:
-    """The split below `folder`.
+    """Read a split of the benchmark in `folder`.
 
     Raises:
         ConfigError: files that are not there.
@@ -44,65 +45,65 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     """
     split = {"test": "test1"}.get(split, split)
     template = TEMPLATE if template is None else template
-    captions = first_of(folder, *(f"{place}cap.rc2.{split}.json" for place in ("captions/", "cirr/captions/", "")))
+    captions = first_existing(
+        folder, *(f"{parent}cap.rc2.{split}.json" for parent in ("captions/", "cirr/captions/", ""))
+    )
     paths = read_json(
-        first_of(folder, *(f"{place}split.rc2.{split}.json" for place in ("image_splits/", "cirr/image_splits/", "")))
+        first_existing(
+            folder, *(f"{parent}split.rc2.{split}.json" for parent in ("image_splits/", "cirr/image_splits/", ""))
+        )
     )
     queries = []
     for a in read_json(captions):
         target = [a["target_hard"]] if "target_hard" in a else []
-        if missing := [i for i in (a["reference"], *target, *a["img_set"]["members"]) if i not in paths]:
+        members = a["img_set"]["members"]
+        if missing := [i for i in (a["reference"], *target, *members) if i not in paths]:
             raise DataError(f"{captions}: query {a['pairid']} names images {missing[:3]} that the split does not list")
-        text = filled(template, {"relative_caption": a["caption"]})
-        queries.append(
-            Query(
-                str(a["pairid"]),
-                a["reference"],
-                text,
-                tuple(target),
-                group=tuple(i for i in a["img_set"]["members"] if i != a["reference"]),
-            )
-        )
+        text = fill_template(template, {"relative_caption": a["caption"]})
+        subset = tuple(i for i in members if i != a["reference"])
+        queries.append(Query(str(a["pairid"]), a["reference"], text, tuple(target), subset=subset))
     files = {key: folder / path for key, path in paths.items()}
     return Benchmark(name, "cirr", split, {"": template}, [Task("", queries, list(paths))], image_reader(files))
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
-    """The first 50 without the reference, and the group's other five in their order."""
-    group = set(query.group)
-    full = np.argsort(-similarity, kind="stable")
-    ranked = order(task, similarity, max(RANKS), without=query.reference)
-    return Prediction(ranked, [task.gallery[n] for n in full if task.gallery[n] in group])
+    """The first 50 without the reference image, and the ranking of the subset."""
+    subset = set(query.subset)
+    order = np.argsort(-similarity, kind="stable")
+    ranked = rank_gallery(task, similarity, max(RANKS), exclude=query.reference)
+    return Prediction(ranked, [task.gallery[n] for n in order if task.gallery[n] in subset])
 
 
 def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     """recall_at_{1,5,10,50} and recall_subset_at_{1,2,3} of the target."""
-    target = query.right[0]
-    return recalls(target, prediction.ranked, RANKS) | recalls(
-        target, prediction.group, GROUP_RANKS, "recall_subset_at"
+    target = query.ground_truths[0]
+    return recall_at_ranks(target, prediction.ranked, RANKS) | recall_at_ranks(
+        target, prediction.subset, SUBSET_RANKS, "recall_subset_at"
     )
 
 
-def submission(predicted: Sequence[tuple[Query, Prediction]]) -> dict[str, Any]:
-    """The server's two files: 50 names a pair for recall, 3 for recall_subset."""
-    head = {"version": "rc2"}
+def submission(predictions: Sequence[tuple[Query, Prediction]]) -> dict[str, Any]:
+    """The server's two files: 50 image names per query for recall, 3 for recall_subset."""
+    version = {"version": "rc2"}
     return {
-        "cirr_recall.json": {**head, "metric": "recall", **{q.query_id: p.ranked[:50] for q, p in predicted}},
+        "cirr_recall.json": {**version, "metric": "recall", **{q.query_id: p.ranked[:50] for q, p in predictions}},
         "cirr_recall_subset.json": {
-            **head,
+            **version,
             "metric": "recall_subset",
-            **{q.query_id: list(p.group[:3]) for q, p in predicted},
+            **{q.query_id: list(p.subset[:3]) for q, p in predictions},
         },
     }
 
 
 PROTOCOL = Protocol(
-    "cirr",
-    {"": TEMPLATE},
-    "recall_at_1",
-    read,
-    predict,
-    measure,
-    submission,
-    "Cuberick-Orion/CIRR cirr_dataset, miccunifi/SEARLE a9c314b; template: ours",
+    name="cirr",
+    rule="CIRR rc2: real-life images (NLVR2) in groups of six that look alike; one target, the reference taken out of "
+    "the ranking.",
+    source="Cuberick-Orion/CIRR cirr_dataset, miccunifi/SEARLE a9c314b; template: ours",
+    templates={"": TEMPLATE},
+    main_metric="recall_at_1",
+    read=read,
+    predict=predict,
+    measure=measure,
+    submission=submission,
 )

@@ -1,9 +1,11 @@
-"""FashionIQ, original split: three categories, each with its own gallery; scores are the unweighted mean of the three.
+"""FashionIQ, original split: three categories, each with its own gallery.
 
-<folder>/captions/cap.{dress,shirt,toptee}.val.json, image_splits/split.*.val.json (or all in <folder>),
-images/<id>.{png,jpg}. The reference stays in the ranking. The gallery is the split's list (15,536 images), not the
-smaller one of queries and targets alone. Source: XiaoxiaoGuo/fashion-iq at f71b16c; text: MegaPairs' "{c1}, and {c2}"
-(eval/eval_fashioniq.py).
+Files: <folder>/captions/cap.{dress,shirt,toptee}.val.json, image_splits/split.*.val.json (or all directly in <folder>),
+images/<id>.{png,jpg}.
+
+Metrics: Recall@10 and Recall@50; the benchmark's score is the unweighted mean of the three categories. The reference
+image stays in the ranking. The gallery is the split's own list (15,536 images), not the smaller one of queries and
+targets alone. Sources: XiaoxiaoGuo/fashion-iq at f71b16c; text: MegaPairs' "{c1}, and {c2}" (eval/eval_fashioniq.py).
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ import numpy as np
 
 from tasks.errors import DataError
 from tasks.evaluate.protocols.base import (
-    IMAGES,
+    IMAGE_SUFFIXES,
     Benchmark,
     Prediction,
     Protocol,
     Query,
     Task,
-    filled,
-    first_of,
+    fill_template,
+    first_existing,
     image_reader,
-    order,
+    rank_gallery,
     read_json,
-    recalls,
+    recall_at_ranks,
 )
 
 TEMPLATE = "{caption_1}, and {caption_2}"
@@ -34,7 +36,7 @@ RANKS = (10, 50)
 
 
 def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark:
-    """The three categories below `folder`; the captions in the other order are each query's second wording.
+    """Read the three categories in `folder`; the captions in the other order are each query's second wording.
 
     Raises:
         ConfigError: files that are not there.
@@ -43,9 +45,9 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     template = TEMPLATE if template is None else template
     tasks = []
     for category in CATEGORIES:
-        path = first_of(folder, *(f"{place}cap.{category}.{split}.json" for place in ("captions/", "")))
+        path = first_existing(folder, *(f"{parent}cap.{category}.{split}.json" for parent in ("captions/", "")))
         gallery = read_json(
-            first_of(folder, *(f"{place}split.{category}.{split}.json" for place in ("image_splits/", "")))
+            first_existing(folder, *(f"{parent}split.{category}.{split}.json" for parent in ("image_splits/", "")))
         )
         known = set(gallery)
         queries = []
@@ -55,31 +57,34 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
             if len(a["captions"]) != 2:
                 raise DataError(f"{path}: query {n} has {len(a['captions'])} captions; expected 2")
             one, two = a["captions"]
-            texts = tuple(filled(template, {"caption_1": x, "caption_2": y}) for x, y in ((one, two), (two, one)))
+            texts = tuple(
+                fill_template(template, {"caption_1": x, "caption_2": y}) for x, y in ((one, two), (two, one))
+            )
             queries.append(Query(f"{category}:{n}", a["candidate"], texts[0], (a["target"],), texts))
         tasks.append(Task(category, queries, gallery))
     images = folder / "images"
-    files = {f.stem: f for f in images.iterdir() if f.suffix.lower() in IMAGES} if images.is_dir() else {}
+    files = {f.stem: f for f in images.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES} if images.is_dir() else {}
     return Benchmark(name, "fashioniq", split, {"": template}, tasks, image_reader(files))
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
-    """The first 50, the reference among them where it is near."""
-    return Prediction(order(task, similarity, max(RANKS)))
+    """The first 50; the reference image is not excluded."""
+    return Prediction(rank_gallery(task, similarity, max(RANKS)))
 
 
 def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     """recall_at_{10,50} of the target."""
-    return recalls(query.right[0], prediction.ranked, RANKS)
+    return recall_at_ranks(query.ground_truths[0], prediction.ranked, RANKS)
 
 
 PROTOCOL = Protocol(
-    "fashioniq",
-    {"": TEMPLATE},
-    "recall_at_10",
-    read,
-    predict,
-    measure,
-    None,
-    "XiaoxiaoGuo/fashion-iq f71b16c; template: VectorSpaceLab/MegaPairs ad99aca",
+    name="fashioniq",
+    rule="FashionIQ, original split: three categories, each with its own gallery; scores are the unweighted mean of "
+    "the three.",
+    source="XiaoxiaoGuo/fashion-iq f71b16c; template: VectorSpaceLab/MegaPairs ad99aca",
+    templates={"": TEMPLATE},
+    main_metric="recall_at_10",
+    read=read,
+    predict=predict,
+    measure=measure,
 )

@@ -1,18 +1,19 @@
-"""GeneCIS: four tasks, focus on or change an attribute or an object; each query has about fifteen candidates of its
-own.
+"""GeneCIS: four tasks, {focus on, change} x {attribute, object}; each query ranks about fifteen candidates of its own.
 
-<folder>/[genecis/]{focus,change}_{attribute,object}.json. Object tasks show COCO val2017 images (val2017/<12
-digits>.jpg), attribute tasks boxes of Visual Genome 1.2 images (VG_100K[_2]/<id>.jpg), cut out 0.7 wider and padded to
-a square. Recall@1, 2, 3; the benchmark's score is the mean over the tasks. The files name the target first, so of equal
-candidates the target comes last. Attribute queries whose gallery has not the usual size are left out, as the official
-loader does. Source: facebookresearch/genecis at 0c5c968, datasets/{coco,vaw}_dataset.py, eval/eval_functions.py,
-utils/metric_utils.py.
+Files: <folder>/[genecis/]{focus,change}_{attribute,object}.json. Object tasks use COCO val2017 images (val2017/<12
+digits>.jpg); attribute tasks use boxes of Visual Genome 1.2 images (VG_100K[_2]/<id>.jpg), widened by 0.7 and padded to
+a square.
+
+Metrics: Recall@1, 2, 3; the benchmark's score is the mean over the tasks. The files name the target first, so among
+equal candidates the target is ranked last. Attribute queries whose gallery has not the usual size are left out, as the
+official loader does. Source: facebookresearch/genecis at 0c5c968, datasets/{coco,vaw}_dataset.py,
+eval/eval_functions.py, utils/metric_utils.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +22,23 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.evaluate.protocols.base import (
     Benchmark,
-    Item,
+    GalleryItem,
     Prediction,
     Protocol,
     Query,
     Task,
-    filled,
-    first_of,
+    fill_template,
+    first_existing,
     image_reader,
-    order_candidates,
+    rank_candidates,
     read_json,
-    recalls,
+    recall_at_ranks,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# MegaPairs' own are unpublished; these say what the task's annotators were asked.
+# MegaPairs' own templates are unpublished; these repeat what the task's annotators were asked.
 TEMPLATES = {
     "focus_attribute": "the same {condition}",
     "change_attribute": "the same object but {condition}",
@@ -45,104 +46,112 @@ TEMPLATES = {
     "change_object": "the same scene with {condition}",
 }
 RANKS = (1, 2, 3)
-DILATION = 0.7
+BOX_MARGIN = 0.7  # share of the box's width and height that is added on each side
+COPY_SUFFIX = "#copy"  # key of a candidate that shows the target's own image
 
 
-def key_of(entry: Mapping[str, Any]) -> str:
-    """An image's key: the COCO id, or the Visual Genome id and box."""
+def image_key(entry: Mapping[str, Any]) -> str:
+    """Key of an image: the COCO id, or the Visual Genome id and box."""
     if "val_image_id" in entry:
         return str(entry["val_image_id"])
     return f"{entry['image_id']}:" + ",".join(str(v) for v in entry["instance_bbox"])
 
 
-def cut_out(image: Image, box: Sequence[float]) -> Image:
-    """The box (left, top, width, height; px) widened by `DILATION` to the left, top, right and bottom, on a black
-    square.
-    """
+def crop_box(image: Image, box: Sequence[float]) -> Image:
+    """Crop a box (left, top, width, height; px), widened by `BOX_MARGIN` on each side, onto a black square."""
     from PIL import Image
 
-    left, top = max(0.0, box[0] - DILATION * box[2]), max(0.0, box[1] - DILATION * box[3])
-    # right and bottom count from the widened corner, as in the official code
-    right, bottom = min(image.width, left + (1 + DILATION) * box[2]), min(image.height, top + (1 + DILATION) * box[3])
-    cut = image.crop((left, top, right, bottom))  # type: ignore[arg-type]  # Pillow rounds
-    side = max(cut.size)
+    left, top = max(0.0, box[0] - BOX_MARGIN * box[2]), max(0.0, box[1] - BOX_MARGIN * box[3])
+    # right and bottom are computed from the widened corner, as in the official code
+    right = min(image.width, left + (1 + BOX_MARGIN) * box[2])
+    bottom = min(image.height, top + (1 + BOX_MARGIN) * box[3])
+    crop = image.crop((left, top, right, bottom))  # type: ignore[arg-type]  # Pillow rounds
+    side = max(crop.size)
     square = Image.new("RGB", (side, side))
-    square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
+    square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
     return square
 
 
+def build_task(name: str, rows: Sequence[Mapping[str, Any]], template: str, items: dict[str, GalleryItem]) -> Task:
+    """One task from its annotations; a candidate that repeats the target's image is added to `items` under a key of its
+    own.
+
+    One query of change_object names its target's image twice: the copy is a separate entry, and wins the tie.
+    """
+    usual_size = Counter(len(r["gallery"]) for r in rows).most_common(1)[0][0]
+    if name.endswith("attribute"):
+        rows = [r for r in rows if len(r["gallery"]) == usual_size]
+    gallery: dict[str, None] = {}
+    queries = []
+    for n, row in enumerate(rows):
+        target = image_key(row["target"])
+        others = [image_key(g) for g in row["gallery"]]
+        if target in others:
+            items[f"{target}{COPY_SUFFIX}"] = GalleryItem(target)
+            others = [f"{key}{COPY_SUFFIX}" if key == target else key for key in others]
+        gallery.update(dict.fromkeys([target, *others]))
+        text = fill_template(template, {"condition": row["condition"]})
+        reference = image_key(row["reference"])
+        queries.append(Query(f"{name}:{n}", reference, text, (target,), candidates=(target, *others)))
+    return Task(name, queries, list(gallery))
+
+
 def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark:
-    """All of the four tasks whose file is below `folder`.
+    """Read those of the four tasks whose file is in `folder`.
 
     Raises:
         ConfigError: none is; a template without {condition}.
     """
-    place = first_of(folder, "genecis", ".")
+    annotations = first_existing(folder, "genecis", ".")
     tasks, templates = [], dict[str, str]()
-    items: dict[str, Item] = {}
-    for task, pinned in TEMPLATES.items():
-        path = place / f"{task}.json"
+    items: dict[str, GalleryItem] = {}
+    for task, pinned_template in TEMPLATES.items():
+        path = annotations / f"{task}.json"
         if not path.is_file():
             continue
-        rows = read_json(path)
-        usual = Counter(len(r["gallery"]) for r in rows).most_common(1)[0][0]
-        if task.endswith("attribute"):
-            rows = [r for r in rows if len(r["gallery"]) == usual]
-        templates[task] = template or pinned
+        templates[task] = template or pinned_template
         if "{condition}" not in templates[task]:
             raise ConfigError(f"template is {templates[task]!r}: expected {{condition}} in it")
-        gallery: dict[str, None] = {}
-        queries = []
-        for n, row in enumerate(rows):
-            target = key_of(row["target"])
-            others = [key_of(g) for g in row["gallery"]]
-            if target in others:  # one query of change_object: the copy is an entry of its own, and wins the tie
-                items[f"{target}#copy"] = Item(target)
-                others = [f"{key}#copy" if key == target else key for key in others]
-            gallery.update(dict.fromkeys([target, *others]))
-            text = filled(templates[task], {"condition": row["condition"]})
-            queries.append(
-                Query(f"{task}:{n}", key_of(row["reference"]), text, (target,), candidates=(target, *others))
-            )
-        tasks.append(Task(task, queries, list(gallery)))
+        tasks.append(build_task(task, read_json(path), templates[task], items))
     if not tasks:
-        raise ConfigError(f"{place}: none of {', '.join(TEMPLATES)} (.json) is there")
-    return Benchmark(name, "genecis", split, templates, tasks, reader(folder), items)
+        raise ConfigError(f"{annotations}: none of {', '.join(TEMPLATES)} (.json) is there")
+    return Benchmark(name, "genecis", split, templates, tasks, region_reader(folder), items)
 
 
-def reader(folder: Path) -> Any:
-    """key -> image, cut out where the key names a box."""
+def region_reader(folder: Path) -> Callable[[str], Image]:
+    """A function key -> image, cropped where the key names a box."""
 
     def read_image(key: str) -> Image:
         image, _, box = key.partition(":")
         if not box:
-            places = [folder / p / f"{int(image):012d}.jpg" for p in ("val2017", "coco/val2017", "images")]
+            paths = [folder / p / f"{int(image):012d}.jpg" for p in ("val2017", "coco/val2017", "images")]
         else:
-            places = [folder / p / f"{image}.jpg" for p in ("VG_100K", "VG_100K_2", "images")]
-        there = next((p for p in places if p.is_file()), places[0])
-        whole = image_reader({key: there})(key)
-        return cut_out(whole, [float(v) for v in box.split(",")]) if box else whole
+            paths = [folder / p / f"{image}.jpg" for p in ("VG_100K", "VG_100K_2", "images")]
+        path = next((p for p in paths if p.is_file()), paths[0])
+        whole = image_reader({key: path})(key)
+        return crop_box(whole, [float(v) for v in box.split(",")]) if box else whole
 
     return read_image
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
     """The query's own candidates, the target last among equals."""
-    return Prediction(order_candidates(task, query, similarity))
+    return Prediction(rank_candidates(task, query, similarity))
 
 
 def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     """recall_at_{1,2,3} of the target."""
-    return recalls(query.right[0], prediction.ranked, RANKS)
+    return recall_at_ranks(query.ground_truths[0], prediction.ranked, RANKS)
 
 
 PROTOCOL = Protocol(
-    "genecis",
-    TEMPLATES,
-    "recall_at_1",
-    read,
-    predict,
-    measure,
-    None,
-    "facebookresearch/genecis 0c5c968; templates: ours",
+    name="genecis",
+    rule="GeneCIS: four tasks, focus on or change an attribute or an object; each query has about fifteen candidates "
+    "of its own.",
+    source="facebookresearch/genecis 0c5c968; templates: ours",
+    templates=TEMPLATES,
+    main_metric="recall_at_1",
+    read=read,
+    predict=predict,
+    measure=measure,
 )

@@ -18,8 +18,8 @@ from PIL import Image
 
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Query, Task
-from tasks.evaluate.protocols.base import filled
-from tasks.evaluate.protocols.genecis import cut_out
+from tasks.evaluate.protocols.base import fill_template
+from tasks.evaluate.protocols.genecis import crop_box
 
 SHARED = Path("../shared/benchmarks")
 WORDS = ("red", "blue", "two more", "no dog", "night")
@@ -244,15 +244,15 @@ class Model:
     def __call__(self, task: int, query: int) -> np.ndarray:
         scores = np.random.default_rng([task, query]).random(len(self.tasks[task].gallery))
         if self.is_perfect:
-            scores[[self.tasks[task].place[key] for key in self.tasks[task].queries[query].right]] += 1
-        for key, n in self.tasks[task].place.items():
+            scores[[self.tasks[task].positions[key] for key in self.tasks[task].queries[query].ground_truths]] += 1
+        for key, n in self.tasks[task].positions.items():
             if key.endswith("#copy"):  # a candidate with the target's own image
-                scores[n] = scores[self.tasks[task].place[key.removesuffix("#copy")]]
+                scores[n] = scores[self.tasks[task].positions[key.removesuffix("#copy")]]
         return scores
 
     def of(self, task: int, query: int, keys: list[str]) -> list[float]:
         scores = self(task, query)
-        return [scores[self.tasks[task].place[key]] for key in keys]
+        return [scores[self.tasks[task].positions[key]] for key in keys]
 
 
 def scores_of(benchmark: Benchmark, model: Model) -> dict[str, float]:
@@ -272,10 +272,10 @@ def test_scores_are_the_official_ones(protocol: str, is_perfect: bool, folder: A
     benchmark = PROTOCOLS[protocol].read(place, "val", None, "b")
     model = Model(benchmark, is_perfect=is_perfect)
     ours, official = scores_of(benchmark, model), NAIVE[protocol](place, model, benchmark.tasks[0].gallery)
-    assert set(ours) == set(official) and PROTOCOLS[protocol].main in ours
+    assert set(ours) == set(official) and PROTOCOLS[protocol].main_metric in ours
     assert ours == pytest.approx(official, abs=1e-6)
     # one query of GeneCIS' change_object names its target's image twice: a tie that is lost
-    assert ours[PROTOCOLS[protocol].main] > 0.94 if is_perfect else ours[PROTOCOLS[protocol].main] < 0.5
+    assert ours[PROTOCOLS[protocol].main_metric] > 0.94 if is_perfect else ours[PROTOCOLS[protocol].main_metric] < 0.5
 
 
 def test_circos_example_submission(folder: Any):
@@ -304,7 +304,7 @@ def test_circos_example_submission(folder: Any):
 def test_a_hidden_split_becomes_the_servers_files(tmp_path: Path):
     circo = PROTOCOLS["circo"].read(circo_folder(tmp_path / "circo", None), "test", None, "circo")
     cirr = PROTOCOLS["cirr"].read(cirr_folder(tmp_path / "cirr"), "test", None, "cirr")
-    assert not circo.is_scored and not cirr.is_scored and cirr.split == "test1"
+    assert not circo.has_ground_truth and not cirr.has_ground_truth and cirr.split == "test1"
     files: dict[str, Any] = {}
     for benchmark in (circo, cirr):
         protocol, model, (task,) = PROTOCOLS[benchmark.protocol], Model(benchmark, is_perfect=False), benchmark.tasks
@@ -321,7 +321,7 @@ def test_a_hidden_split_becomes_the_servers_files(tmp_path: Path):
         )
         assert len(files["cirr_recall_subset.json"][query.query_id]) == 3 and set(
             files["cirr_recall_subset.json"][query.query_id]
-        ) < set(query.group)
+        ) < set(query.subset)
 
 
 def test_counts_of_the_official_files():
@@ -344,12 +344,16 @@ def test_counts_of_the_official_files():
     ]
 
 
+def test_a_report_quotes_the_rule_as_a_whole_sentence():
+    assert {name: p.rule[-1] for name, p in PROTOCOLS.items()} == dict.fromkeys(PROTOCOLS, ".")
+
+
 # --- the rules that differ between benchmarks -------------------------------------------------------------------------
 
 
 def test_the_reference_stays_for_circo_and_fashioniq_and_goes_for_cirr():
     task = Task("", [], ["ref", "target", "other"])
-    query = Query("0", "ref", "x", ("target",), group=("target", "other"))
+    query = Query("0", "ref", "x", ("target",), subset=("target", "other"))
     near = np.array([0.9, 0.8, 0.1])
     assert PROTOCOLS["circo"].predict(task, query, near).ranked[0] == "ref"
     assert PROTOCOLS["fashioniq"].predict(task, query, near).ranked[0] == "ref"
@@ -357,7 +361,7 @@ def test_the_reference_stays_for_circo_and_fashioniq_and_goes_for_cirr():
 
 
 @pytest.mark.parametrize("protocol", ["genecis", "mmeb"])
-def test_a_model_that_sees_nothing_earns_nothing(protocol: str):
+def test_a_model_with_equal_similarities_scores_zero(protocol: str):
     query = Query("0", "ref", "x", ("target",), candidates=("target", "a", "b", "c"))
     prediction = PROTOCOLS[protocol].predict(Task("", [query], ["target", "a", "b", "c"]), query, np.zeros(4))
     assert prediction.ranked[-1] == "target" and set(PROTOCOLS[protocol].measure(query, prediction).values()) == {0.0}
@@ -375,17 +379,17 @@ def test_templates_are_pinned_and_filled(tmp_path: Path):
     assert len(genecis.tasks[0].queries) == 19, (
         "the query with another gallery size is left out, as by the official loader"
     )
-    assert filled("{a} {b}", {"a": "{b}", "b": "x"}) == "{b} x", "what is put in is not looked at again"
+    assert fill_template("{a} {b}", {"a": "{b}", "b": "x"}) == "{b} x", "what is put in is not looked at again"
     with pytest.raises(ConfigError, match=r"this benchmark has \['relative_caption', 'shared_concept'\]"):
         PROTOCOLS["circo"].read(tmp_path / "a", "val", "{relative_caption} {other}", "circo")
 
 
-def test_a_box_is_cut_out_wider_and_padded():
+def test_a_box_is_cropped_with_its_margin_and_padded():
     image = Image.new("RGB", (100, 50), "white")
-    whole = cut_out(image, [20, 10, 20, 10])
+    whole = crop_box(image, [20, 10, 20, 10])
     assert whole.size == (34, 34)  # left 20 - 14 = 6, right 6 + 34 = 40; top 3, bottom 20; then padded
     assert whole.getpixel((17, 0)) == (0, 0, 0) and whole.getpixel((17, 17)) == (255, 255, 255)
-    assert cut_out(image, [0, 0, 100, 50]).size == (100, 100)
+    assert crop_box(image, [0, 0, 100, 50]).size == (100, 100)
 
 
 def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
@@ -416,7 +420,7 @@ def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
     assert (
         benchmark.item(second.candidates[0]) == ("a/2.jpg", "") and benchmark.item(second.candidates[1]).text == "a dog"
     )
-    assert benchmark.images() == ["a/1.jpg", "a/2.jpg"] and benchmark.is_scored
+    assert benchmark.image_keys() == ["a/1.jpg", "a/2.jpg"] and benchmark.has_ground_truth
     scores = np.array([0.2, 0.1, 0.3])  # cat, dog, image 2
     assert benchmark.tasks[1].gallery == [first.candidates[0], first.candidates[1], second.candidates[0]]
     assert PROTOCOLS["mmeb"].measure(first, PROTOCOLS["mmeb"].predict(benchmark.tasks[1], first, scores)) == {

@@ -17,10 +17,10 @@ import torch
 from benchmarks.data_efficiency import Images, Sample, fit_texts
 from tasks.config import load_params
 from tasks.evaluate.benchmarks import read_benchmark
-from tasks.evaluate.contamination import Fingerprints, contamination_of
+from tasks.evaluate.contamination import FingerprintRecorder, contamination_report
 from tasks.evaluate.protocols import Benchmark
-from tasks.evaluate.retrieval import image_features
-from tasks.evaluate.scores import measure
+from tasks.evaluate.retrieval import encode_images
+from tasks.evaluate.scores import score_retriever
 from tasks.models.retrievers.clip import Retriever
 from tasks.promote.decision import Decision, decide
 from tasks.sample.benchmark import make_benchmark
@@ -68,14 +68,14 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
     params = load_params(project / "params.yaml")
     checkpoint = str(project / params.train.base_model)
     benchmark = read_benchmark(folder, "{relative_caption}")
-    recorder = Fingerprints(benchmark.read)
-    benchmark = replace(benchmark, read=recorder)
+    recorder = FingerprintRecorder(benchmark.read_image)
+    benchmark = replace(benchmark, read_image=recorder)
     rng = random.Random(3)
     families = [family(rng, "corpus", 5) for _ in range(80)]
     scenes = list(dict.fromkeys(s for members in families for s in members))
     names = {scene: f"s{n}" for n, scene in enumerate(scenes)}
     base = Retriever(checkpoint, device="cpu", threads=1)
-    gallery = image_features(base, benchmark, 128)
+    gallery = encode_images(base, benchmark, 128)
     trained = Images(base, Store(folder), {name: scene for scene, name in names.items()})
     # for the one that trains on the benchmark
     trained.raw |= {key: torch.from_numpy(row) for key, row in gallery.items()}
@@ -95,13 +95,15 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
             negatives="mined",
             seed=0,
         )
-        return measure(retriever, benchmark, 128, images=gallery)
+        return score_retriever(retriever, benchmark, 128, image_features=gallery)
 
     def seen(images: list[str]) -> float:
-        known = Fingerprints(lambda key: benchmark.read(key) if key in gallery else _drawn(key))
+        known = FingerprintRecorder(lambda key: benchmark.read_image(key) if key in gallery else _drawn(key))
         for key in dict.fromkeys(images):
             known(key)
-        return float(contamination_of(benchmark, recorder.found, list(known.found.values()), params)["share"])
+        return float(
+            contamination_report(benchmark, recorder.fingerprints, list(known.fingerprints.values()), params)["share"]
+        )
 
     def _drawn(key: str):
         from tasks.sample.scenes import image_of
@@ -109,7 +111,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
         return image_of(trained.drawn[key])
 
     samples = true_samples(families, names)
-    return Bench(benchmark, measure(base, benchmark, 128, images=gallery), tuned(samples), samples, tuned, seen)
+    return Bench(
+        benchmark, score_retriever(base, benchmark, 128, image_features=gallery), tuned(samples), samples, tuned, seen
+    )
 
 
 def decision(bench: Bench, candidate: Scores, images: list[str]) -> Decision:
@@ -144,7 +148,7 @@ def test_text_without_the_image_is_refused(bench: Bench):
 
 def test_training_on_the_benchmark_is_refused_though_it_scores_best(bench: Bench):
     (task,) = bench.benchmark.tasks
-    stolen = [Sample(q.reference, q.right[0], (q.text,)) for q in task.queries]
+    stolen = [Sample(q.reference, q.ground_truths[0], (q.text,)) for q in task.queries]
     candidate = bench.tuned(stolen)
     assert candidate["composed"]["map_at_5"] > bench.honest["composed"]["map_at_5"]
     found = decision(bench, candidate, images_of(stolen))
