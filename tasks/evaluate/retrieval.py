@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Protocol, Query, Task
+from tasks.models.retrievers.base import Content
 from tasks.models.retrievers.clip import Retriever
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def retrieve(
     result = RetrievalResult({mode: [] for mode in QUERY_MODES})
     for task in benchmark.tasks:
         gallery = encoder.rows([(i.image, i.text) for i in map(benchmark.item, task.gallery)], "candidate")
-        contents = {
+        contents: dict[str, list[Content]] = {
             "composed": [(q.reference, q.text) for q in task.queries],
             "image_only": [(q.reference, "") for q in task.queries],
             "text_only": [(None, q.text) for q in task.queries],
