@@ -32,10 +32,10 @@ install: .venv/installed ## create .venv from the lock
 	@$(BIN)/python -c 'import torch, airflow' && touch $@
 
 demo: .venv/installed ## run the whole factory: two weekly versions, one fine-tuning, a summary
-	@$(BIN)/python -m tasks.demo.demo
+	@$(BIN)/python -m tasks demo
 
 ui: .venv/installed ## keep the demo's Airflow running and print how to log in
-	@$(BIN)/python -m tasks.demo.demo --ui
+	@$(BIN)/python -m tasks demo --ui
 
 lint: .venv/installed ## ruff, mypy and the layout's import contracts
 	$(BIN)/ruff check .

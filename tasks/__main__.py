@@ -1,21 +1,20 @@
-"""Run one stage: ``python -m tasks <stage> [item] [--part i/n]``.
+"""The one command line of the factory: `python -m tasks <command>`; `python -m tasks --help` lists the commands.
 
-The same line runs in a terminal, under ``dvc repro`` and inside an Airflow task. The current folder is the run's
-worktree. The last line printed is the StageReport as JSON; the exit code says what to do next (tasks/errors.py).
-
-    item        the encoder of embed and mine (semantic, pattern, caption), the table of validate (images, pairs, triplets)
-    --part i/n  the i-th of n parts, 1-based (caption, judge, embed, mine); leave out for the whole
-
-No stages: `calibrate [--source FOLDER]` proposes the encoders' windows (tasks/calibrate/command.py), `plan [pairs]`
-says what captioning and judging will cost, `judge_check` judges the judge.
+A command is one row of COMMANDS. A stage works in a run's worktree (the current folder, or --root) and prints its
+StageReport as JSON in the last line; the same line runs in a terminal, under `dvc repro` and inside an Airflow task.
+Errors go to stderr as one sentence; the exit code says what to do next (tasks/errors.py). With --json, standard output
+holds one JSON object and nothing else: the report or result, or {"error", "message"}.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import ctypes
+import difflib
 import fcntl
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -23,51 +22,197 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
-from tasks.config import load_params
 from tasks.errors import ConfigError, NothingToDo, TasksError, TransientError
-from tasks.meter import Meter
 from tasks.records import StageReport
-from tasks.store import Store
 
-# stage -> what its item is, and whether it takes a part. Each stage is run(params, store, ...) of its module in
-# MODULES.
-STAGES: dict[str, tuple[str | None, bool]] = {
-    "ingest": (None, False),
-    "recaption": (None, False),
-    "embed": ("encoder", True),
-    "mine": ("encoder", True),
-    "select": (None, False),
-    "caption": (None, True),
-    "judge": (None, True),
-    "validate": ("table", False),
-    "version": (None, False),
-    "train": (None, False),
-    "evaluate": (None, False),
-    "promote": (None, False),
-    "noise": (None, False),
+Result = StageReport | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `python -m tasks`.
+
+    Attributes:
+        module: what it runs; its docstring is the command's manual. A stage or a check has `run(params, store, ...)`
+            that returns a StageReport, a tool has `run_command(args)`; arguments of their own are added by the
+            module's `add_arguments(parser)`.
+        group: heading of the command in `python -m tasks --help`.
+        summary: one line for the same list.
+        kind: stage (runs under a lock, its report is kept), check (reads the worktree, keeps nothing), tool (has
+            arguments of its own).
+        item: what the one argument of a stage is; None where it takes none.
+        takes_part: whether a stage takes --part i/n.
+        example: arguments of the example in `python -m tasks <command> --help`.
+        ends_with_parent: whether the process ends when its parent dies. Not for what a person may detach from a
+            terminal.
+    """
+
+    module: str
+    group: str
+    summary: str
+    kind: Literal["stage", "check", "tool"] = "stage"
+    item: Literal["encoder", "table"] | None = None
+    takes_part: bool = False
+    example: str = ""
+    ends_with_parent: bool = True
+
+
+def _tool(module: str, group: str, summary: str, example: str, *, ends_with_parent: bool = False) -> Command:
+    return Command(module, group, summary, "tool", example=example, ends_with_parent=ends_with_parent)
+
+
+# In the order in which the factory works; `--help` lists them so.
+COMMANDS = {
+    "demo": _tool(
+        "tasks.demo.demo", "Try it", "run the whole factory here: two versions, one fine-tuning", "--profile test"
+    ),
+    "deploy": _tool(
+        "tasks.publish.deployment", "Prepare", "lay out a deployment: login, S3 bucket, repositories, DVC remote", ""
+    ),
+    "calibrate": _tool(
+        "tasks.calibrate.command",
+        "Prepare",
+        "propose each encoder's similarity window from images or embeddings",
+        "--source photos --figures calibration",
+        ends_with_parent=True,
+    ),
+    "decontaminate": _tool(
+        "tasks.ingest.decontaminate",
+        "Prepare",
+        "hash a benchmark's images, so that ingest leaves them out",
+        "build benchmarks/circo/images --out circo.jsonl",
+        ends_with_parent=True,
+    ),
+    "open_run": _tool(
+        "tasks.publish.open_run",
+        "Open a run",
+        "check a run's parameters and make its worktree",
+        '--run-id monday --kind dataset --conf \'{"sources": [{"name": "photos", "path": "photos"}]}\'',
+        ends_with_parent=True,
+    ),
+    "ingest": Command("tasks.ingest.stage", "Images", "read the sources, filter, deduplicate and store images"),
+    "recaption": Command("tasks.caption.recaption", "Images", "write the captions that the sources lack"),
+    "embed": Command(
+        "tasks.embed.stage", "Images", "encode new images with one encoder", "stage", "encoder", True, "semantic"
+    ),
+    "mine": Command(
+        "tasks.mine.stage", "Pairs", "find pairs in one encoder's window", "stage", "encoder", True, "semantic"
+    ),
+    "select": Command("tasks.select.stage", "Pairs", "choose the week's pairs and their hard negatives"),
+    "plan": Command(
+        "tasks.caption.plan", "Triplets", "estimate requests, tokens and hours of captioning", "check", example="100000"
+    ),
+    "caption": Command(
+        "tasks.caption.stage",
+        "Triplets",
+        "describe each pair's difference and write instructions",
+        takes_part=True,
+        example="--part 1/4",
+    ),
+    "label_draft": _tool(
+        "tasks.judge.label_draft",
+        "Triplets",
+        "draw questions for a person to label, to measure the judge by",
+        "--root clone --out labelled/mine --count 120",
+    ),
+    "judge_check": Command("tasks.judge.judge_check", "Triplets", "measure the judge on the labelled set", "check"),
+    "judge": Command(
+        "tasks.judge.stage",
+        "Triplets",
+        "verify triplets and hard negatives with the judge model",
+        takes_part=True,
+        example="--part 1/4",
+    ),
+    "validate": Command(
+        "tasks.validate.stage", "Gates", "check a table against its expectations", item="table", example="pairs"
+    ),
+    "version": Command("tasks.publish.version", "Publish", "publish the run's triplets as a version"),
+    "gallery": _tool(
+        "tasks.pages.gallery", "Publish", "write the gallery page of a version", "--root clone --out gallery.html"
+    ),
+    "verdicts": _tool(
+        "tasks.pages.verdicts", "Publish", "write the review page of the judge's verdicts", "--root clone --count 30"
+    ),
+    "pull": _tool("tasks.publish.pull", "Read a version", "`dvc pull` that names the faulty file", "-j 8 data/images"),
+    "verify": _tool("tasks.publish.verify", "Read a version", "compare a clone's files with manifest.json", "--root ."),
+    "export": _tool(
+        "tasks.publish.export",
+        "Read a version",
+        "write triplets as Parquet with images, or as MegaPairs' JSON lines",
+        "--root clone --jsonl triplets.jsonl",
+    ),
+    "train": Command("tasks.train.stage", "Model", "fine-tune the retriever on a version's triplets"),
+    "evaluate": Command("tasks.evaluate.stage", "Model", "score base, promoted and fine-tuned model on benchmarks"),
+    "noise": Command("tasks.promote.seed_noise", "Model", "measure the scores' noise between training seeds"),
+    "promote": Command("tasks.promote.stage", "Model", "publish the fine-tuned model if it is better"),
 }
-MODULES = {
-    "ingest": "tasks.ingest.stage",
-    "recaption": "tasks.caption.recaption",
-    "embed": "tasks.embed.stage",
-    "mine": "tasks.mine.stage",
-    "select": "tasks.select.stage",
-    "caption": "tasks.caption.stage",
-    "judge": "tasks.judge.stage",
-    "validate": "tasks.validate.stage",
-    "version": "tasks.publish.version",
-    "train": "tasks.train.stage",
-    "evaluate": "tasks.evaluate.stage",
-    "promote": "tasks.promote.stage",
-    "noise": "tasks.promote.seed_noise",
-    "plan": "tasks.caption.plan",
-    "judge_check": "tasks.judge.judge_check",
-}
+
+
+# --- help ---------------------------------------------------------------------------------------------------------
+
+
+def overview() -> str:
+    """The text of `python -m tasks --help`: the commands by group, in the order in which the factory works."""
+    lines = [
+        "usage: python -m tasks <command> [arguments]",
+        "",
+        "MegaPairs factory: composed-image-retrieval triplets.",
+    ]
+    group = None
+    for name, command in COMMANDS.items():
+        if command.group != group:
+            group = command.group
+            lines += ["", group]
+        lines.append(f"  {name:<14}{command.summary}")
+    lines += [
+        "",
+        "`python -m tasks <command> --help` shows a command's manual, its options and an example.",
+        "--json prints one JSON object alone; exit codes: 65 wrong data, 78 wrong parameter, 75 try again, 99 nothing to do.",
+    ]
+    return "\n".join(lines)
+
+
+def manual(module: str) -> str:
+    """A module's docstring, read from its file: importing a stage would load torch for a help text."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The arguments of one command."""
+    command = COMMANDS[name]
+    line = f"python -m tasks {name}"
+    parser = argparse.ArgumentParser(
+        prog=line,
+        description=manual(command.module),
+        epilog=f"example:\n  {line} {command.example}".rstrip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if command.kind != "stage":
+        module = importlib.import_module(command.module)
+        if hasattr(module, "add_arguments"):
+            module.add_arguments(parser)
+    else:
+        # every stage parses both: run_stage refuses a wrong use of them with a sentence and exit code 78
+        items = {"encoder": "semantic, pattern or caption", "table": "images, pairs or triplets"}
+        item_help = items[command.item] if command.item else argparse.SUPPRESS
+        parser.add_argument("item", nargs="?", metavar=(command.item or "item").upper(), help=item_help)
+        part_help = "the i-th of n parts, 1-based; the whole when left out"
+        parser.add_argument("--part", metavar="I/N", help=part_help if command.takes_part else argparse.SUPPRESS)
+    if command.kind != "tool":
+        parser.add_argument("--root", default=".", type=Path, help="the run's worktree (default: the current folder)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
+    return parser
+
+
+# --- running --------------------------------------------------------------------------------------------------------
 
 
 def parse_part(text: str | None) -> tuple[int, int] | None:
@@ -105,103 +250,143 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> StageReport:
-    """Check the arguments, hold the part's lock, run the stage and keep its report."""
-    wants_item, takes_part = STAGES[stage]
-    if (item is not None) != (wants_item is not None):
-        raise ConfigError(
-            f"{stage}: expected {'one argument, the ' + wants_item if wants_item else 'no argument'}, found {item!r}"
-        )
+    """Check the arguments, hold the part's lock, run the stage and keep its report and its cost.
+
+    Raises:
+        ConfigError: an item or a part that is missing, or that the stage does not take.
+        TransientError: another process works on this part.
+    """
+    from tasks.config import load_params
+    from tasks.meter import Meter
+    from tasks.store import Store
+
+    command = COMMANDS[stage]
+    if (item is not None) != (command.item is not None):
+        wanted = f"one argument, the {command.item}" if command.item else "no argument"
+        raise ConfigError(f"{stage}: expected {wanted}, found {item!r}; see `python -m tasks {stage} --help`")
     parsed = parse_part(part)
-    if parsed and not takes_part:
+    if parsed and not command.takes_part:
         raise ConfigError(f"{stage}: works on the whole; leave --part out")
     params = load_params(root / "params.yaml", os.environ.get("MEGAPAIRS_PROFILE"))
     store = Store(root)
     name = "@".join(x for x in (stage, item, part.replace("/", "-of-") if part else None) if x)
-    keywords: dict[str, Any] = {wants_item: item} if wants_item else {}
-    if takes_part:
+    keywords: dict[str, Any] = {command.item: item} if command.item else {}
+    if command.takes_part:
         keywords["part"] = parsed
-    # one of several processes that torchrun started (train); they share the work, not the lock
-    if rank := os.environ.get("RANK"):
-        name += f".rank{rank}"
-    with exclusive(root / ".run" / "locks" / name):
+    rank = os.environ.get("RANK")  # of several processes that torchrun started (train): they share the work, not a lock
+    with exclusive(root / ".run" / "locks" / (f"{name}.rank{rank}" if rank else name)):
         start, meter = time.monotonic(), Meter()
-        report: StageReport = importlib.import_module(MODULES[stage]).run(params, store, **keywords)
+        report: StageReport = importlib.import_module(command.module).run(params, store, **keywords)
         report.part = "@".join(x for x in (item, part) if x)
         report.seconds = round(time.monotonic() - start, 3)
         if not rank or rank == "0":
             store.write_report(report)
-        costs = root / ".run" / "costs" / f"{name.partition('.rank')[0]}.json"
+        costs = root / ".run" / "costs" / f"{name}.json"
         earlier = json.loads(costs.read_text()) if costs.exists() else None
         store.write_bytes(costs, (json.dumps(meter.cost(earlier)) + "\n").encode())
-    return report
+        return report
 
 
-def look(name: str, root: Path, more: dict[str, Any]) -> StageReport:
-    """Run tasks.<name> over the worktree, print its notes; nothing is kept."""
+def run_check(name: str, arguments: dict[str, Any]) -> StageReport:
+    """Run a check over the worktree and print its notes; nothing is kept."""
+    from tasks.config import load_params
+    from tasks.store import Store
+
+    root = arguments.pop("root")
     params = load_params(root / "params.yaml", os.environ.get("MEGAPAIRS_PROFILE"))
-    report: StageReport = importlib.import_module(MODULES[name]).run(params, Store(root), **more)
+    report: StageReport = importlib.import_module(COMMANDS[name].module).run(params, Store(root), **arguments)
     for note in report.notes:
         print(note)
     return report
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("tasks").setLevel(logging.INFO)  # libraries' chatter would bury what a stage says
-    # no stage: it proposes windows, before a run or between two stages, and leaves no report
-    if argv[:1] == ["calibrate"]:
-        from tasks.calibrate import command as calibrate
+def run_parsed(name: str, args: argparse.Namespace) -> Result:
+    """Run a command with its parsed arguments."""
+    kind = COMMANDS[name].kind
+    if kind == "stage":
+        return run_stage(name, args.item, args.part, args.root)
+    if kind == "check":
+        return run_check(name, {key: value for key, value in vars(args).items() if key != "json"})
+    result: Result = importlib.import_module(COMMANDS[name].module).run_command(args)
+    return result
 
-        return calibrate.main(argv[1:])
-    # the one stage with arguments of its own: it makes the worktree that the others run in
-    if argv[:1] == ["open_run"]:
-        from tasks.publish import open_run
 
-        command = lambda: open_run.main(argv[1:])  # noqa: E731
-    elif argv[:1] == ["decontaminate"]:  # no stage: it makes a list that ingest reads
-        from tasks.ingest import decontaminate
-
-        command = lambda: decontaminate.main(argv[1:])  # noqa: E731
-    elif argv[:1] in (["plan"], ["judge_check"]):  # no stages: they look, and leave no report
-        parser = argparse.ArgumentParser(prog=f"python -m tasks {argv[0]}")
-        parser.add_argument("--root", default=".", type=Path, help="the run's worktree (default: the current folder)")
-        if argv[0] == "plan":
-            parser.add_argument(
-                "pairs", nargs="?", type=int, help="pairs to plan for, a count; the batch's when left out"
-            )
-        args = parser.parse_args(argv[1:])
-        more = {"pairs": args.pairs} if argv[0] == "plan" else {}
-        command = lambda: look(argv[0], args.root, more)  # noqa: E731
-    else:
-        parser = argparse.ArgumentParser(
-            prog="python -m tasks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("stage", choices=["open_run", *STAGES])
-        parser.add_argument("item", nargs="?")
-        parser.add_argument("--part")
-        parser.add_argument("--root", default=".", type=Path, help="the run's worktree (default: the current folder)")
-        args = parser.parse_args(argv)
-        command = lambda: run_stage(args.stage, args.item, args.part, args.root)  # noqa: E731
-    try:
-        report = command()
-    except NothingToDo as end:
-        print(f"{argv[0]}: {end}", flush=True)
-        print(StageReport(argv[0], notes=[str(end)]).to_json(), flush=True)
-        return end.exit_code
-    except TasksError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    if os.environ.get("RANK", "0") != "0":
-        return 0  # the first of several processes speaks for all
+def report_line(report: StageReport) -> str:
+    """A report's counts as a person reads them."""
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(report.dropped.items())) or "none"
-    counts = f"read {report.read}, written {report.written}, dropped: {dropped}, new {report.new}, done {report.done}, reused {report.reused}"
-    print(f"{report.stage} {report.part}".strip() + f": {counts}, {report.seconds:.1f} s")
-    print(json.dumps(json.loads(report.to_json())), flush=True)
-    return 0
+    counts = f"read {report.read}, written {report.written}, dropped: {dropped}"
+    work = f"new {report.new}, done {report.done}, reused {report.reused}"
+    return f"{report.stage} {report.part}".strip() + f": {counts}, {work}, {report.seconds:.1f} s"
+
+
+@contextmanager
+def stdout_on_stderr() -> Iterator[None]:
+    """Send all that is written to standard output to standard error, by child processes too."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def run_and_print(name: str, args: argparse.Namespace) -> int:
+    """Run a command, print its result or its error; returns the exit code."""
+    failure: TasksError | None = None
+    result: Result = None
+    with stdout_on_stderr() if args.json else nullcontext():
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+        logging.getLogger("tasks").setLevel(logging.INFO)  # the libraries' own lines would bury what a stage says
+        try:
+            result = run_parsed(name, args)
+        except NothingToDo as end:
+            print(f"{name}: {end}", flush=True)
+            result, failure = StageReport(name, notes=[str(end)]), end
+        except TasksError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            failure = error
+        if isinstance(result, StageReport) and failure is None and os.environ.get("RANK", "0") == "0":
+            print(report_line(result))
+    if os.environ.get("RANK", "0") != "0":
+        return failure.exit_code if failure else 0  # of several processes, the first one speaks for all
+    if isinstance(result, StageReport):
+        print(json.dumps(json.loads(result.to_json())), flush=True)  # ASCII: a log of any encoding holds it
+    elif args.json:
+        problem = {"error": type(failure).__name__, "message": str(failure)} if failure else None
+        print(json.dumps(problem or result or {}), flush=True)
+    return failure.exit_code if failure else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    name = arguments[0]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=3)
+        meant = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+        error = ConfigError(f"command line: unknown command {name!r}; {meant}`python -m tasks --help` lists all")
+        print(f"ConfigError: {error}", file=sys.stderr)
+        return error.exit_code
+    return run_and_print(name, command_parser(name).parse_args(arguments[1:]))
+
+
+def run_old_spelling(name: str) -> NoReturn:
+    """Run `python -m tasks.<name>`, the spelling of releases before 0.2, as `python -m tasks <name>`."""
+    print(
+        f"note: `python -m tasks.{name}` is now `python -m tasks {name}`; the next release knows the new spelling alone",
+        file=sys.stderr,
+    )
+    sys.exit(main([name, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":
-    die_with_parent()
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS and COMMANDS[sys.argv[1]].ends_with_parent:
+        die_with_parent()
     sys.exit(main())

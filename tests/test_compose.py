@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tasks.__main__ import COMMANDS
+
 SERVICES = {
     "init",
     "api-server",
@@ -139,8 +141,8 @@ def test_airflows_subcommands_exist(compose: dict[str, Any]):
         assert command in known or (command == "celery" and "apache-airflow-providers-celery" in locked()), name
     script = compose["services"]["init"]["command"][0]
     assert {line.split()[1] for line in script.splitlines() if line.strip().startswith("airflow ")} <= known
-    for module in re.findall(r"python -m ([a-z_.]+)", script):
-        assert Path(module.replace(".", "/") + ".py").exists()
+    commands = re.findall(r"python -m tasks ([a-z_]+)", script)
+    assert commands == ["deploy"] and set(commands) <= set(COMMANDS)
 
 
 def test_secrets_come_from_the_environment_file_and_none_is_committed(compose: dict[str, Any], example: dict[str, str]):

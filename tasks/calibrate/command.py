@@ -23,8 +23,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import logging
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params, overlay, parse_params, read_raw, resolve
-from tasks.errors import ConfigError, DataError, TasksError
+from tasks.errors import ConfigError, DataError
 from tasks.names import batch_of, date_of
 from tasks.store import Store
 
@@ -345,11 +343,8 @@ def source_values(params: Params, figures: dict[str, float]) -> dict[str, Any]:
     return values
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the proposals; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks calibrate`."""
     parser.add_argument(
         "--root",
         type=Path,
@@ -373,50 +368,45 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--low-quantile", type=float, default=0.99, help="of random pairs, 0..1")
     parser.add_argument("--high-quantile", type=float, default=0.995, help="of nearest neighbours, 0..1")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("tasks").setLevel(logging.INFO)
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the proposals; the values of the trigger form.
+
+    Raises:
+        ConfigError: a wrong argument, or a params.yaml that --write cannot change.
+        DataError: too few images.
+    """
     quantiles = {"low_quantile": args.low_quantile, "high_quantile": args.high_quantile}
     saving = {"figures": args.figures}
-    try:
-        path = args.root / "params.yaml"
-        raw = read_raw(path)
-        profiles = raw.get("profiles") or {}
-        profile = args.profile or (raw.get("profile") if profiles else None)  # a run's own file is resolved already
-        if not all(0 <= q <= 1 for q in quantiles.values()):
-            raise ConfigError(f"calibrate: quantiles {args.low_quantile}, {args.high_quantile}; expected 0..1")
-        if args.limit < 3:
-            raise ConfigError(f"--limit {args.limit}: expected at least 3")
-        if args.write and "windows" in (profiles.get(profile) or {}).get("mine", {}):
-            raise ConfigError(
-                f"{path}: profile '{profile}' has mine.windows of its own, which would hide what --write changes; put the numbers there by hand"
-            )
-        values: dict[str, Any] = {}
-        if args.source:
-            params = of_source(raw, profile, args.source)
-            with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
-                store = Store(folder)
-                values = source_values(params, embed_folder(params, store, args.limit))
-                windows = proposals(params, store, **quantiles, **saving)
-        else:
-            windows = proposals(
-                parse_params(resolve(raw, profile), where=str(path)), Store(args.root), **quantiles, **saving
-            )
-        if args.write:
-            Store(args.root).write_bytes(path, with_windows(path.read_text(encoding="utf-8"), windows).encode())
-            parse_params(resolve(read_raw(path)), where=str(path))
-            print(f"written to {path}: mine.windows")
-        print("values of dataset_refresh's trigger form, or of its Configuration JSON:")
-        print(
-            json.dumps(
-                {**values, **{f"window_{role}": {"low": low, "high": high} for role, (low, high) in windows.items()}}
-            )
+    path = args.root / "params.yaml"
+    raw = read_raw(path)
+    profiles = raw.get("profiles") or {}
+    profile = args.profile or (raw.get("profile") if profiles else None)  # a run's own file is resolved already
+    if not all(0 <= q <= 1 for q in quantiles.values()):
+        raise ConfigError(f"calibrate: quantiles {args.low_quantile}, {args.high_quantile}; expected 0..1")
+    if args.limit < 3:
+        raise ConfigError(f"--limit {args.limit}: expected at least 3")
+    if args.write and "windows" in (profiles.get(profile) or {}).get("mine", {}):
+        raise ConfigError(
+            f"{path}: profile '{profile}' has mine.windows of its own, which would hide what --write changes; put the numbers there by hand"
         )
-    except TasksError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    values: dict[str, Any] = {}
+    if args.source:
+        params = of_source(raw, profile, args.source)
+        with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
+            store = Store(folder)
+            values = source_values(params, embed_folder(params, store, args.limit))
+            windows = proposals(params, store, **quantiles, **saving)
+    else:
+        windows = proposals(
+            parse_params(resolve(raw, profile), where=str(path)), Store(args.root), **quantiles, **saving
+        )
+    if args.write:
+        Store(args.root).write_bytes(path, with_windows(path.read_text(encoding="utf-8"), windows).encode())
+        parse_params(resolve(read_raw(path)), where=str(path))
+        print(f"written to {path}: mine.windows")
+    print("values of dataset_refresh's trigger form, or of its Configuration JSON:")
+    values |= {f"window_{role}": {"low": low, "high": high} for role, (low, high) in windows.items()}
+    print(json.dumps(values))
+    return values

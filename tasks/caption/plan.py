@@ -10,6 +10,7 @@ here or by `caption.tokens_per_s`. It also says what `caption.budget_tokens` wil
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ def measured(
         paid = judged["requests"] - judged.get("cached", 0)
         questions, size = judged["requests"] / judged["pairs"], judged["prompt_tokens"] / paid if paid else size
     return PairCost(sum(n for n, _ in known) / len(known), sum(t for _, t in known) / len(known), questions, size, True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks plan`."""
+    parser.add_argument("pairs", nargs="?", type=int, help="pairs to plan for, a count; the batch's when left out")
 
 
 def run(params: Params, store: Store, pairs: int | None = None) -> StageReport:

@@ -1,7 +1,7 @@
 """The whole factory on this machine: two weekly versions of a sample dataset, then one fine-tuning. `make demo`.
 
-    python -m tasks.demo [--profile demo|test] [--root .demo] [--seed 7] [--keep]
-    python -m tasks.demo --ui          Airflow on what the last demo left, until Ctrl-C
+    python -m tasks demo [--profile demo|test] [--root .demo] [--seed 7] [--keep]
+    python -m tasks demo --ui          Airflow on what the last demo left, until Ctrl-C
 
 Draws the sample world, lays a deployment out (origin, DVC remote, clone), starts an embedded Airflow, runs the DAG
 dataset_refresh on a first batch of images and on a second one, and waits for the bge_vl_finetune run that the second
@@ -50,7 +50,7 @@ class Size:
 SIZES = {"demo": Size(2200, 260, 500, 2000), "test": Size(200, 40, 40, 160)}
 
 
-class DemoFailed(Exception):
+class DemoFailed(TasksError):
     """A run failed; holds the failing task's own last lines."""
 
 
@@ -331,34 +331,30 @@ def serve_ui(root: Path) -> None:
             time.sleep(1)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--profile", choices=sorted(SIZES), default="demo")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks demo`."""
+    parser.add_argument("--profile", choices=sorted(SIZES), default="demo", help="demo (minutes) or test (smaller)")
     parser.add_argument(
         "--root", type=Path, default=PROJECT / ".demo", help="folder for all that the demo makes (default: .demo)"
     )
     parser.add_argument("--seed", type=int, default=7, help="of the sample world")
     parser.add_argument("--keep", action="store_true", help="leave Airflow running at the end")
     parser.add_argument("--ui", action="store_true", help="start Airflow on the last demo's folder and wait")
-    args = parser.parse_args(argv)
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the demo; its summary. With --ui: serve the last demo until Ctrl-C.
+
+    Raises:
+        DemoFailed, TasksError: a run failed, or Airflow could not be set up.
+    """
     root: Path = args.root.resolve()
     try:
         with ended_by_signals():
             if args.ui:
                 serve_ui(root)
-            else:
-                run_demo(root, args.profile, args.seed, args.keep)
+                return {}
+            return run_demo(root, args.profile, args.seed, args.keep)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-        return 0 if args.ui else 130
-    except (DemoFailed, TasksError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        sys.exit(0 if args.ui else 130)

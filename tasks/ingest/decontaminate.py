@@ -58,13 +58,13 @@ def build(folder: Path, out: Path, rules: Rules | None = None) -> StageReport:
     )
 
 
-def main(argv: list[str]) -> StageReport:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks decontaminate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=["build"])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(argv)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks decontaminate`."""
+    parser.add_argument("action", choices=["build"], help="build: write the list")
+    parser.add_argument("folder", type=Path, help="the benchmark's images")
+    parser.add_argument("--out", type=Path, required=True, help="the list, for ingest.benchmark_hashes")
+
+
+def run_command(args: argparse.Namespace) -> StageReport:
+    """Write the list of a benchmark's image hashes."""
     return build(args.folder, args.out)

@@ -1,7 +1,7 @@
 """Label draft: questions out of a run, their images, and a sheet to look at; a person fills in yes or no, and the judge
 is judged by it.
 
-    python -m tasks.label_draft --root RUN --out labelled/mine [--count 120]
+    python -m tasks label_draft --root RUN --out labelled/mine [--count 120]
 
 Reads captioned, pairs and the images of a clone or of a run's worktree, before or after its judge; writes
 OUT/labels.csv (column `fits` empty), OUT/images/ and OUT/sheet.html. Drawn by the pairs' ids alone, whatever any judge
@@ -107,19 +107,15 @@ def write(store: Store, out: Path, count: int) -> int:
     return len(rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.label_draft", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks label_draft`."""
     parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull`, or a run's worktree")
     parser.add_argument("--out", required=True, type=Path, help="folder for labels.csv, images/ and sheet.html")
-    parser.add_argument("--count", default=120, type=int, help="questions")
-    args = parser.parse_args(argv)
+    parser.add_argument("--count", default=120, type=int, help="questions, a count (default 120)")
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the draft; {"path", "questions": count}."""
     count = write(Store(args.root), args.out.resolve(), args.count)
     print(f"{args.out}: {count} questions; fill the column fits of labels.csv, then name it in judge.labelled")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return {"path": str(args.out), "questions": count}

@@ -210,8 +210,8 @@ negatives) over {rows["images"]:,} images. {version["new_rows"]["triplets"]:,} t
 ```bash
 git clone <origin> my-clone && cd my-clone && dvc pull        # this version
 git checkout dataset/{version["version"]} && dvc pull                 # this version, whatever came later
-python -m tasks.pull                                          # the same as dvc pull; names a file that the remote lacks or that was altered there
-python -m tasks.verify                                        # compares every file here with manifest.json
+python -m tasks pull                                          # the same as dvc pull; names a file that the remote lacks or that was altered there
+python -m tasks verify                                        # compares every file here with manifest.json
 ```
 ```python
 from datasets import load_dataset
@@ -219,7 +219,7 @@ load_dataset("my-clone", "triplets", split="train")                    # ids and
 load_dataset("my-clone", "images", split="train")                      # the images' table
 load_dataset("webdataset", data_files="my-clone/data/images/*.tar")    # the images' tars
 {embedded}
-from tasks.readers import with_images                  # in the clone: every triplet joined with its images, streamed
+from tasks.publish.readers import with_images          # in the clone: every triplet joined with its images, streamed
 for row in with_images("my-clone"): ...
 ```
 `manifest.json` holds the SHA-256 of every file; `version.json` holds parameters, counts and figures, fingerprint `{version["fingerprint"][:16]}`. The factory's code and manual: branch `main`.

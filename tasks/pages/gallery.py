@@ -1,7 +1,7 @@
 """Gallery: one self-contained HTML page per version, for people: triplets, what was dropped and why, similarities,
 scores.
 
-    python -m tasks.gallery --root CLONE --out gallery.html [--evaluation evaluation.json]
+    python -m tasks gallery --root CLONE --out gallery.html [--evaluation evaluation.json]
 
 Reads the version's tables, images and version.json, and evaluation.json when there is one; writes the page: no
 script, nothing loaded, every text escaped, images inside as small JPEGs, at most 6 MB. Opens from file://.
@@ -306,22 +306,19 @@ def write_gallery(
     store.write_bytes(out, build(store, params, version, evaluation).encode())
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks gallery`."""
     parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull`, or a run's worktree")
-    parser.add_argument("--out", default="gallery.html", type=Path)
+    parser.add_argument("--out", default="gallery.html", type=Path, help="the page (default: gallery.html)")
     parser.add_argument("--evaluation", type=Path, help="evaluation.json; default: the clone's reports/evaluation.json")
-    args = parser.parse_args(argv)
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the page; {"path", "size_bytes"}."""
     path = args.evaluation or args.root / "reports" / "evaluation.json"
     evaluation = json.loads(path.read_text()) if path.exists() else None
     version = json.loads((args.root / "version.json").read_text())
     write_gallery(Store(args.root), load_params(args.root / "params.yaml"), version, args.out, evaluation)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    size_bytes = args.out.stat().st_size
+    print(f"{args.out}: {size_bytes / 1e6:.1f} MB")
+    return {"path": str(args.out), "size_bytes": size_bytes}

@@ -1,7 +1,7 @@
 """Verdicts: one self-contained HTML page with triplets that were accepted and pairs that were rejected, each with its
 reason.
 
-    python -m tasks.verdicts --root CLONE --out verdicts.html [--count 30]
+    python -m tasks verdicts --root CLONE --out verdicts.html [--count 30]
 
 Reads triplets, pairs, captioned, the dropped rows of caption and judge, the judge's thresholds (params.yaml) and the
 images, of a clone or of a run's worktree. Three parts: triplets accepted, pairs rejected as a whole, and what was taken
@@ -225,19 +225,16 @@ def build(store: Store, count: int = 30) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.verdicts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks verdicts`."""
     parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull`, or a run's worktree")
-    parser.add_argument("--out", default="verdicts.html", type=Path)
-    parser.add_argument("--count", default=30, type=int, help="rows of either kind")
-    args = parser.parse_args(argv)
+    parser.add_argument("--out", default="verdicts.html", type=Path, help="the page (default: verdicts.html)")
+    parser.add_argument("--count", default=30, type=int, help="rows of either kind, a count (default 30)")
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the page; {"path", "size_bytes"}."""
     Store(args.root).write_bytes(args.out, build(Store(args.root), args.count).encode())
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    size_bytes = args.out.stat().st_size
+    print(f"{args.out}: {size_bytes / 1e6:.1f} MB")
+    return {"path": str(args.out), "size_bytes": size_bytes}

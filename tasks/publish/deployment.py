@@ -1,6 +1,6 @@
 """Prepare a deployment's shared volume, once: the login, the S3 bucket, and the repositories. docker-compose's `init`.
 
-    python -m tasks.deploy      in the image; the checkout to deploy is mounted at /checkout
+    python -m tasks deploy      in the image; the checkout to deploy is mounted at /checkout
 
 Makes what is missing and leaves the rest as it is. Environment: AIRFLOW_PASSWORD, DVC_REMOTE, S3_ENDPOINT,
 MEGAPAIRS_DATASET.
@@ -9,13 +9,14 @@ To deploy newer code later: git push <volume>/origin.git HEAD:main (or point MEG
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tasks.errors import ConfigError, TasksError
+from tasks.errors import ConfigError
 from tasks.publish.git import git
 from tasks.publish.published import BRANCH
 
@@ -50,39 +51,6 @@ def lay_out(dataset: Path, checkout: Path, remote: str, endpoint: str | None) ->
         dataset.parent / "origin.git", dataset, remote, dataset.parent / "dvc-cache", checkout=checkout, **options
     )
     return True
-
-
-def main() -> int:
-    """Entry point; returns the exit code."""
-    try:
-        wanted = (
-            "AIRFLOW_PASSWORD",
-            "DVC_REMOTE",
-            "MEGAPAIRS_DATASET",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
-        )
-        missing = [name for name in wanted if not os.environ.get(name)]
-        if missing:
-            raise ConfigError(f"tasks.deploy: environment lacks {missing}; see .env.example")
-        remote, endpoint = os.environ["DVC_REMOTE"], os.environ.get("S3_ENDPOINT") or None
-        write_password(
-            Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]),
-            "admin",
-            os.environ["AIRFLOW_PASSWORD"],
-        )
-        bucket = bucket_of(remote)
-        if bucket:
-            make_bucket(bucket, endpoint)
-        is_new = lay_out(Path(os.environ["MEGAPAIRS_DATASET"]), Path("/checkout"), remote, endpoint)
-    except TasksError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    print("deployment laid out" if is_new else "deployment was there already")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
 
 
 def config_text(remote_url: str, options: Mapping[str, str]) -> str:
@@ -131,3 +99,31 @@ def configure_deployment(
     (dataset / ".dvc" / "config.local").write_text(
         f'{site}[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n'
     )
+
+
+REQUIRED = (
+    "AIRFLOW_PASSWORD",
+    "DVC_REMOTE",
+    "MEGAPAIRS_DATASET",
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
+)
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Lay out what is missing of the deployment that the environment describes; {"is_new": whether it was made}.
+
+    Raises:
+        ConfigError: a variable of the environment is missing.
+    """
+    missing = [name for name in REQUIRED if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(f"deploy: environment lacks {missing}; see .env.example")
+    remote, endpoint = os.environ["DVC_REMOTE"], os.environ.get("S3_ENDPOINT") or None
+    passwords = Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
+    write_password(passwords, "admin", os.environ["AIRFLOW_PASSWORD"])
+    bucket = bucket_of(remote)
+    if bucket:
+        make_bucket(bucket, endpoint)
+    is_new = lay_out(Path(os.environ["MEGAPAIRS_DATASET"]), Path("/checkout"), remote, endpoint)
+    print("deployment laid out" if is_new else "deployment was there already")
+    return {"is_new": is_new}

@@ -1,7 +1,7 @@
 """Exports of a version: Parquet with the images inside (small versions), and MegaPairs' own record as JSON lines.
 
-    python -m tasks.export --root CLONE --embed-images OUT.parquet
-    python -m tasks.export --root CLONE --jsonl OUT.jsonl
+    python -m tasks export --root CLONE --embed-images OUT.parquet
+    python -m tasks export --root CLONE --jsonl OUT.jsonl
 
 Reads data/triplets and data/images; `version` writes data/export/<batch>.parquet for config `with_images` of the card.
 MegaPairs' record (arXiv:2412.14475, its published jsonl): q_img, q_text (list), t_img, hns (list).
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.errors import ConfigError
 from tasks.publish.readers import triplets
 from tasks.store import Store
 from tasks.store.atomic import atomic_write
@@ -104,24 +105,30 @@ def megapairs_record(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", default=".", type=Path)
-    parser.add_argument("--embed-images", type=Path, metavar="OUT")
-    parser.add_argument("--jsonl", type=Path, metavar="OUT")
-    args = parser.parse_args(argv)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks export`."""
+    parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull` (default: the current folder)")
+    parser.add_argument("--embed-images", type=Path, metavar="OUT", help="write Parquet with the images inside")
+    parser.add_argument("--jsonl", type=Path, metavar="OUT", help="write MegaPairs' record, one JSON object a line")
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Write what is asked for; {"written": [{"path", "triplets": count}, ...]}.
+
+    Raises:
+        ConfigError: neither --embed-images nor --jsonl.
+    """
+    if not args.embed_images and not args.jsonl:
+        raise ConfigError("export: nothing to write; give --embed-images OUT.parquet, --jsonl OUT.jsonl or both")
     store = Store(args.root)
+    written: list[dict[str, Any]] = []
     if args.embed_images:
-        print(f"{args.embed_images}: {write_embedded(triplets(args.root), store, args.embed_images)} triplets")
+        count = write_embedded(triplets(args.root), store, args.embed_images)
+        written.append({"path": str(args.embed_images), "triplets": count})
     if args.jsonl:
         lines = [json.dumps(megapairs_record(row), ensure_ascii=False) for row in triplets(args.root)]
         store.write_bytes(args.jsonl, ("\n".join(lines) + "\n").encode())
-        print(f"{args.jsonl}: {len(lines)} triplets")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        written.append({"path": str(args.jsonl), "triplets": len(lines)})
+    for file in written:
+        print(f"{file['path']}: {file['triplets']} triplets")
+    return {"written": written}

@@ -169,17 +169,21 @@ def open_run(
     )
 
 
-def main(argv: list[str]) -> StageReport:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks open_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run-id", required=True)
-    parser.add_argument("--kind", choices=["dataset", "model"])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks open_run`."""
+    parser.add_argument("--run-id", required=True, help="the run's id; the same id gives the same worktree")
+    parser.add_argument("--kind", choices=["dataset", "model"], help="make a version, or train on one")
     parser.add_argument("--close", action="store_true", help="remove the run's worktree; what it published stays")
     parser.add_argument("--conf", default="{}", help="the trigger form's values, JSON")
     parser.add_argument("--dataset-version", help="tag of the version to train on; the newest when left out")
-    args = parser.parse_args(argv)
+
+
+def run_command(args: argparse.Namespace) -> StageReport:
+    """Open or close a run.
+
+    Raises:
+        ConfigError: a wrong argument; as of `open_run`.
+    """
     try:
         conf = json.loads(args.conf or "{}")
     except json.JSONDecodeError as error:

@@ -1,12 +1,12 @@
 """`dvc pull` that names the file which the remote did not deliver as it was published.
 
-    python -m tasks.pull [-j JOBS] [-r REMOTE] [-f] [TARGET ...]        in a clone of the dataset
+    python -m tasks pull [-j JOBS] [-r REMOTE] [-f] [TARGET ...]        in a clone of the dataset
 
 Plain `dvc pull` refuses an altered object too (the remote is verified), but its message stops at the folder; and a
 folder's altered list of files (DVC's .dir object) goes through with exit 0. Runs DVC as it is, then looks which objects
 of the version the cache lacks: DVC keeps none that failed its check. Exit 0: all came in, each object with its own
 hash; 65: the files that did not, by name; else DVC's own code. What was changed in the clone itself is for
-`python -m tasks.verify` to find.
+`python -m tasks verify` to find.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tasks.errors import ConfigError, DataError, TasksError
+from tasks.errors import ConfigError, DataError
 from tasks.publish.verify import undelivered
 
 SHOWN = 50
@@ -61,27 +62,21 @@ def pull(root: Path, options: Sequence[str] = (), targets: Sequence[str] = ()) -
     return code
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.pull", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks pull`."""
     parser.add_argument("-j", "--jobs", help="downloads at a time, a count")
     parser.add_argument("-r", "--remote", help="another remote of the DVC configuration")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite files changed here")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="files and folders to bring in; none means all")
-    args = parser.parse_args(argv)
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Pull in the current folder; {"targets": files and folders}. DVC's own failure ends with DVC's exit code."""
     options = [
         *(["-j", args.jobs] if args.jobs else []),
         *(["-r", args.remote] if args.remote else []),
         *(["-f"] if args.force else []),
     ]
-    try:
-        return pull(Path("."), options, args.targets)
-    except TasksError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    if code := pull(Path("."), options, args.targets):
+        sys.exit(code)
+    return {"targets": args.targets or ["."]}

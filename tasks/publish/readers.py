@@ -1,6 +1,6 @@
 """Read a version as a researcher: every triplet with its images, streamed, one pread an image.
 
-    from tasks.readers import with_images
+    from tasks.publish.readers import with_images
     for row in with_images("my-clone"):
         row["instructions"], row["query_image"], row["target_image"], row["negative_images"]  # PIL images, RGB
 

@@ -1,9 +1,9 @@
 """Check a clone against its version: which file is missing or altered, by name.
 
-    python -m tasks.verify [--root CLONE]
+    python -m tasks verify [--root CLONE]
 
 `dvc pull` refuses an altered object (the remote is verified) and names the folder that it could not make; this names
-the file in it, and `python -m tasks.pull` does both at once. Reads manifest.json (SHA-256 of every file of the
+the file in it, and `python -m tasks pull` does both at once. Reads manifest.json (SHA-256 of every file of the
 version), and for what is missing dvc.lock, the .dvc files and the DVC cache. Exit 0: everything is as published; 65
 otherwise. Needs neither DVC nor pyarrow.
 """
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
-from tasks.errors import ConfigError, DataError, TasksError
+from tasks.errors import ConfigError, DataError
 from tasks.publish.dvc_repo import locked_stages
 from tasks.publish.published import MODEL_STAGES, cache_dir, sha256_of
 
@@ -86,20 +85,13 @@ def check(root: Path) -> int:
     return len(manifest)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", default=".", type=Path)
-    args = parser.parse_args(argv)
-    try:
-        print(f"{args.root}: all {check(args.root)} files are as published")
-    except TasksError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks verify`."""
+    parser.add_argument("--root", default=".", type=Path, help="the clone (default: the current folder)")
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare the clone with its manifest; {"root", "files": count}."""
+    files = check(args.root)
+    print(f"{args.root}: all {files} files are as published")
+    return {"root": str(args.root), "files": files}

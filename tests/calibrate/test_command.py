@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks import __main__
+from tasks.__main__ import main
 from tasks.calibrate import command as calibrate
 from tasks.calibrate.page import band_pairs, pairs_section
 from tasks.config import ENCODER_ROLES, load_params
@@ -73,16 +74,16 @@ def test_the_command_prints_and_writes(tmp_path: Path, project: Path, capsys: py
     for role in ("semantic", "pattern", "caption"):
         store.write_embeddings(role, "2026.01.04-00000.tar", "r1", [str(i) for i in range(100)], families(20, 5, 0.3))
     old = load_params(tmp_path / "params.yaml").mine.windows
-    assert calibrate.main(["--root", str(tmp_path)]) == 0
+    assert main(["calibrate", "--root", str(tmp_path)]) == 0
     assert load_params(tmp_path / "params.yaml").mine.windows == old
-    assert calibrate.main(["--root", str(tmp_path), "--write"]) == 0
+    assert main(["calibrate", "--root", str(tmp_path), "--write"]) == 0
     assert load_params(tmp_path / "params.yaml").mine.windows != old
     text = capsys.readouterr().out
     assert "pattern (tasks/sample/checkpoints/dino, r1): 100 vectors" in text
     assert __main__.main(["calibrate", "--root", str(tmp_path)]) == 0  # the same, spelt as a stage is
     assert capsys.readouterr().out.splitlines()[-1] == text.splitlines()[-1]
     assert __main__.main(["calibrate", "--root", str(tmp_path / "none")]) == 78
-    assert calibrate.main(["--root", str(tmp_path), "--low-quantile", "2"]) == 78
+    assert main(["calibrate", "--root", str(tmp_path), "--low-quantile", "2"]) == 78
 
 
 @given(st.integers(0, 999), st.integers(0, 200), st.integers(1, 30), st.integers(1, 4))
@@ -137,7 +138,7 @@ def images(folder: Path, count: int, captions: bool) -> Path:
 
 def test_a_folder_of_images_gives_the_values_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = images(tmp_path / "my images", 8, captions=True)
-    assert calibrate.main(["--source", str(folder), "--figures", str(tmp_path / "figures")]) == 0
+    assert main(["calibrate", "--source", str(folder), "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
     assert "9 files, 9 looked at, 8 images, dropped: 1 not_a_picture" in text
     values = json.loads(text.splitlines()[-1])
@@ -181,7 +182,7 @@ def test_what_cannot_be_calibrated_is_refused_with_the_next_step(
             "has mine.windows of its own",
         ),
     ):
-        assert calibrate.main(arguments) == code, arguments
+        assert main(["calibrate", *arguments]) == code, arguments
         assert message in capsys.readouterr().err
     assert (tmp_path / "params.yaml").read_text() == (project / "params.yaml").read_text()
 

@@ -16,7 +16,7 @@ def demo(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a finished demo leaves; its output is shown when it failed."""
     root = tmp_path_factory.mktemp("demo") / ".demo"
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.demo.demo", "--root", str(root)],
+        [sys.executable, "-m", "tasks", "demo", "--root", str(root)],
         cwd=project,
         capture_output=True,
         text=True,
@@ -75,7 +75,7 @@ def test_a_researcher_reads_every_triplet_of_each_version(demo: Path, summary: d
     subprocess.run(["git", "clone", "-q", str(demo / "origin.git"), str(clone)], check=True)
     subprocess.run(dvc, cwd=clone, check=True)
     code = (
-        "import json; from tasks.readers import with_images; v = json.load(open('version.json'));"
+        "import json; from tasks.publish.readers import with_images; v = json.load(open('version.json'));"
         "n = sum(1 for row in with_images('.'));"
         "import datasets; d = datasets.load_dataset('../corpus', 'triplets', split='train', cache_dir='../hf');"
         "print(json.dumps([v['version'], v['rows']['triplets'], n, len(d), sum(len(i) - 1 for i in d['negative_image_ids'])]))"

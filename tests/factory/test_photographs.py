@@ -145,11 +145,12 @@ def deployment(airflow: LocalAirflow) -> Factory:
 
 
 def calibrated(folder: Path, *, limit: int) -> dict[str, Any]:
-    """What `tasks.calibrate` proposes for a folder before any run: values of the trigger form, its last line."""
+    """What `python -m tasks calibrate` proposes for a folder before any run: values of the trigger form, its last line."""
     command = [
         sys.executable,
         "-m",
-        "tasks.calibrate.command",
+        "tasks",
+        "calibrate",
         "--source",
         str(folder),
         "--profile",

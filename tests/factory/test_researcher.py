@@ -180,18 +180,18 @@ def test_an_altered_object_stops_the_pull_and_is_named(kind: str, request: pytes
     # DVC alone names the folder that it would not make
     assert plain.returncode != 0 and "data/triplets" in plain.stderr
     # this names the file in it, and no other
-    done = shell(here, sys.executable, "-m", "tasks.publish.pull", check=False)
+    done = shell(here, sys.executable, "-m", "tasks", "pull", check=False)
     assert done.returncode == EXIT_DATA_ERROR and done.stderr.count("missing or altered in the remote") == 1, (
         done.stderr
     )
     assert f"in the remote: {name} (object files/md5/" in done.stderr
     assert not (here / name).exists()
-    again = shell(here, sys.executable, "-m", "tasks.publish.verify", check=False)
+    again = shell(here, sys.executable, "-m", "tasks", "verify", check=False)
     assert again.returncode == EXIT_DATA_ERROR and name in again.stderr
 
     altered.mend()
-    shell(here, sys.executable, "-m", "tasks.publish.pull")
-    assert "files are as published" in shell(here, sys.executable, "-m", "tasks.publish.verify").stdout
+    shell(here, sys.executable, "-m", "tasks", "pull")
+    assert "files are as published" in shell(here, sys.executable, "-m", "tasks", "verify").stdout
 
 
 def test_an_altered_list_of_files_goes_through_dvc_but_not_through_tasks_pull(folder: Deployment, tmp_path: Path):
@@ -205,15 +205,15 @@ def test_an_altered_list_of_files_goes_through_dvc_but_not_through_tasks_pull(fo
     altered = spoil(folder, md5, tmp_path / "altered")
     dvc(here, "config", "--local", "remote.versions.url", altered.url)
     dvc(here, "pull")  # no error: DVC checks the objects in a folder, not what they are called there
-    done = shell(here, sys.executable, "-m", "tasks.publish.pull", check=False)
+    done = shell(here, sys.executable, "-m", "tasks", "pull", check=False)
     assert done.returncode == EXIT_DATA_ERROR
     assert f"in the remote: data/triplets (object files/md5/{md5[:2]}/{md5[2:]}, the list of its files)" in done.stderr
     # only what was asked for is judged
-    assert shell(here, sys.executable, "-m", "tasks.publish.pull", "data/images").stdout
+    assert shell(here, sys.executable, "-m", "tasks", "pull", "data/images").stdout
 
     altered.mend()
-    shell(here, sys.executable, "-m", "tasks.publish.pull")
-    assert "files are as published" in shell(here, sys.executable, "-m", "tasks.publish.verify").stdout
+    shell(here, sys.executable, "-m", "tasks", "pull")
+    assert "files are as published" in shell(here, sys.executable, "-m", "tasks", "verify").stdout
 
 
 def published_content(deployment: Deployment, name: str) -> bytes:

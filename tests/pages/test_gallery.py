@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tasks.__main__ import main
 from tasks.config import load_params, overlay, read_raw, resolve
 from tasks.pages import gallery
 from tasks.store import Store
@@ -97,7 +98,7 @@ def test_nearest_similarities_are_those_of_the_naive_search():
 
 def test_the_command_line_reads_a_clone(root: Path, capsys: pytest.CaptureFixture[str]):
     (root / "version.json").write_text(json.dumps(VERSION))
-    assert gallery.main(["--root", str(root), "--out", str(root / "out.html")]) == 0
+    assert main(["gallery", "--root", str(root), "--out", str(root / "out.html")]) == 0
     assert (root / "out.html").read_text() == build(root)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tasks.__main__ import main
 from tasks.config import load_params, sources_of
 from tasks.errors import ConfigError
 from tasks.publish.git import git, next_free, version_key
-from tasks.publish.open_run import main, open_run
+from tasks.publish.open_run import open_run
 from tasks.publish.run_conf import changes_of, check_places, located
 
 RAW = {
@@ -71,16 +72,23 @@ def test_training_needs_a_version(deployment: Path):
         open_run(deployment / "dataset", deployment / "refused", "m", "model", {})
 
 
-def test_the_run_has_its_worktree_and_a_retry_gets_the_same(deployment: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_run_has_its_worktree_and_a_retry_gets_the_same(
+    deployment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     (deployment / "images").mkdir()
     monkeypatch.setenv("MEGAPAIRS_DATASET", str(deployment / "dataset"))
     monkeypatch.setenv("MEGAPAIRS_RUNS", str(deployment / "runs"))
     monkeypatch.setenv("MEGAPAIRS_SOURCES_ROOT", str(deployment))
     conf = json.dumps({"profile": "test", "sources": "images", "date": "2026-11-16", "select.negatives": 2})
     start = time.monotonic()
-    first = main(["--run-id", "manual__2026-11-16T00:00:00", "--kind", "dataset", "--conf", conf])
+    run = ["open_run", "--run-id", "manual__2026-11-16T00:00:00"]
+
+    def open_it() -> str:
+        assert main([*run, "--kind", "dataset", "--conf", conf]) == 0
+        return str(json.loads(capsys.readouterr().out.splitlines()[-1])["notes"][0])
+
+    root = Path(open_it())
     assert time.monotonic() - start < 5
-    root = Path(first.notes[0])
     params = load_params(root / "params.yaml")
     assert (params.profile, params.open_run.batch, params.select.negatives, params.caption.chunk_pairs) == (
         "test",
@@ -93,12 +101,12 @@ def test_the_run_has_its_worktree_and_a_retry_gets_the_same(deployment: Path, mo
     assert params.embed.encoders["semantic"].model.startswith("tasks/")  # models lie in the code
     (root / "data").mkdir()
     (root / "data" / "kept").write_text("x")
-    assert main(["--run-id", "manual__2026-11-16T00:00:00", "--kind", "dataset", "--conf", conf]).notes[0] == str(root)
+    assert open_it() == str(root)
     assert (root / "data" / "kept").exists()
     assert git(deployment / "dataset", "status", "--porcelain") == ""
-    main(["--run-id", "manual__2026-11-16T00:00:00", "--close"])
+    assert main([*run, "--close"]) == 0
     assert not root.exists()
-    main(["--run-id", "manual__2026-11-16T00:00:00", "--close"])  # once more does no harm
+    assert main([*run, "--close"]) == 0  # once more does no harm
 
 
 def test_names_of_a_day_count_up_and_sort_by_number():

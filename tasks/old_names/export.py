@@ -1,0 +1,6 @@
+"""`python -m tasks.export`: the old spelling of `python -m tasks export`, kept for one release."""
+
+from tasks.__main__ import run_old_spelling
+
+if __name__ == "__main__":
+    run_old_spelling("export")

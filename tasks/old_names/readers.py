@@ -1,0 +1,15 @@
+"""`tasks.readers`: the old name of `tasks.publish.readers`, kept for one release; cards that are published import it."""
+
+import sys
+import warnings
+
+from tasks.publish.readers import triplets, with_images
+
+__all__ = ["triplets", "with_images"]
+
+NOTE = "tasks.readers is now tasks.publish.readers; the next release knows the new name alone"
+
+if __name__ == "__main__":
+    print(f"note: {NOTE}", file=sys.stderr)
+else:
+    warnings.warn(NOTE, DeprecationWarning, stacklevel=2)

@@ -1,0 +1,6 @@
+"""`python -m tasks.verdicts`: the old spelling of `python -m tasks verdicts`, kept for one release."""
+
+from tasks.__main__ import run_old_spelling
+
+if __name__ == "__main__":
+    run_old_spelling("verdicts")

@@ -1,0 +1,136 @@
+"""The command line: one table of commands, their help, --json, exit codes, and the old spellings."""
+
+import importlib
+import json
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from tasks.__main__ import COMMANDS, main, manual
+from tasks.publish.graph import graph
+
+OLD_SPELLINGS = ("pull", "verify", "export", "gallery", "verdicts", "label_draft", "demo", "deploy", "calibrate")
+
+
+def python(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_the_functions_that_are_called(name: str):
+    command = COMMANDS[name]
+    module = importlib.import_module(command.module)
+    assert callable(module.run_command if command.kind == "tool" else module.run)
+    assert not (command.kind == "stage" and hasattr(module, "add_arguments")), "a stage takes an item and --part alone"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_the_manual_the_options_and_an_example(name: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert manual(COMMANDS[name].module).splitlines()[0] in text
+    assert "--json" in text
+    assert f"example:\n  python -m tasks {name} {COMMANDS[name].example}".rstrip() in text
+
+
+def test_the_overview_lists_every_command_under_its_group(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in COMMANDS.items():
+        assert f"  {name:<14}{command.summary}" in lines
+        assert lines.index(command.group) < lines.index(f"  {name:<14}{command.summary}")
+
+
+def test_the_groups_follow_the_flow_of_the_factory(project: Path):
+    groups = [group for group, _ in groupby(command.group for command in COMMANDS.values())]
+    assert len(groups) == len(set(groups)), "the commands of a group stand together"
+    stages = list(dict.fromkeys(node.cmd.split()[3] for node in graph(project)))
+    flow = [stage for stage in stages if stage != "validate"]  # a gate after each of three tables
+    assert [name for name in COMMANDS if name in flow] == flow
+
+
+def test_an_unknown_command_names_close_matches(capsys: pytest.CaptureFixture[str]):
+    assert main(["judge-check"]) == 78
+    assert "unknown command 'judge-check'; did you mean 'judge_check'" in capsys.readouterr().err
+    assert main(["xyzzy"]) == 78
+    assert "`python -m tasks --help` lists all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["mine"], "mine: expected one argument, the encoder, found None"),
+        (["ingest", "photos"], "ingest: expected no argument, found 'photos'"),
+        (["select", "--part", "1/2"], "select: works on the whole"),
+        (["caption", "--part", "3/2"], "--part '3/2': expected i/n"),
+    ],
+)
+def test_a_wrong_item_or_part_is_refused(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]):
+    assert main(arguments) == 78
+    assert text in capsys.readouterr().err
+
+
+def test_json_prints_one_object_alone_and_errors_too(tmp_path: Path, project: Path):
+    (tmp_path / "manifest.json").write_text("{}")
+    good = python("-m", "tasks", "verify", "--root", str(tmp_path), "--json", cwd=project)
+    assert json.loads(good.stdout) == {"root": str(tmp_path), "files": 0}
+    assert "all 0 files are as published" in good.stderr
+    (tmp_path / "manifest.json").unlink()
+    bad = python("-m", "tasks", "verify", "--root", str(tmp_path), "--json", cwd=project)
+    assert (bad.returncode, json.loads(bad.stdout)["error"]) == (78, "ConfigError")
+    assert bad.stderr.startswith("ConfigError: ")
+
+
+def test_a_child_processs_output_does_not_mix_with_the_json(project: Path):
+    script = (
+        "import subprocess, tasks.__main__ as cli\n"
+        "with cli.stdout_on_stderr():\n"
+        "    print('printed')\n"
+        "    subprocess.run(['echo', 'by a child'], check=True)\n"
+        "print('{}')\n"
+    )
+    done = python("-c", script, cwd=project)
+    assert done.stdout == "{}\n" and {"printed", "by a child"} <= set(done.stderr.splitlines())
+
+
+def test_the_command_line_and_verify_load_no_heavy_library(project: Path, tmp_path: Path):
+    """`verify` runs where neither DVC nor pyarrow is installed, and help texts appear at once."""
+    (tmp_path / "manifest.json").write_text("{}")
+    script = (
+        "import sys, tasks.__main__ as cli\n"
+        f"cli.main(['verify', '--root', {str(tmp_path)!r}])\n"
+        "cli.main(['--help'])\n"
+        "print([m for m in ('numpy', 'torch', 'pyarrow', 'pydantic', 'dvc', 'PIL') if m in sys.modules])"
+    )
+    assert python("-c", script, cwd=project).stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", OLD_SPELLINGS)
+def test_an_old_spelling_says_the_new_one_and_works(name: str, project: Path):
+    done = python("-m", f"tasks.{name}", "--help", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        f"note: `python -m tasks.{name}` is now `python -m tasks {name}`; the next release knows the new spelling alone"
+    ]
+    assert f"python -m tasks {name}" in done.stdout
+
+
+def test_an_old_spelling_passes_its_arguments_and_its_exit_code_on(project: Path, tmp_path: Path):
+    done = python("-m", "tasks.verify", "--root", str(tmp_path), cwd=project)
+    assert done.returncode == 78 and "manifest.json: missing" in done.stderr
+
+
+def test_the_import_that_published_cards_name_works_and_warns(project: Path):
+    done = python("-c", "from tasks.readers import with_images; print(with_images.__module__)", cwd=project)
+    assert done.stdout == "tasks.publish.readers\n"
+    assert "DeprecationWarning: tasks.readers is now tasks.publish.readers" in done.stderr
+
+
+def test_running_the_old_readers_module_says_the_new_name(project: Path):
+    done = python("-m", "tasks.readers", cwd=project)
+    assert done.returncode == 0 and "tasks.readers is now tasks.publish.readers" in done.stderr
