@@ -1,10 +1,9 @@
-"""What the models of a part were asked and what it took: counts that add up, per part, per version, per accepted
-triplet.
+"""What the models were asked and what it took: requests, tokens and seconds per part, per version, per accepted triplet.
 
-A stage's tables say how many requests and tokens a row took (the same after every crash); the ledger says what was
-really
-paid: tokens that came out of the request cache are not in it. One JSON line a chunk in
-.run/ledger/<stage>[@part].jsonl, which is of this run alone and never versioned; `version` puts the sums into the card.
+A stage's tables say how many requests and tokens a row took, the same after every crash. Usage says what was really
+paid: tokens of replies that came out of the request cache are not in it. Each chunk appends one JSON line to
+.run/usage/<stage>[@part].jsonl, which belongs to this run alone and is never versioned; `version` puts the sums into
+version.json (key `ledger`) and the card.
 """
 
 from __future__ import annotations
@@ -17,13 +16,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+COUNTERS = ("requests", "cached", "prompt_tokens", "output_tokens", "seconds", "cpu_s", "gpu_s")
+PER_TRIPLET = ("requests", "prompt_tokens", "output_tokens", "cpu_s", "gpu_s")
+
 
 @dataclass
-class Ledger:
-    """Sums; equal fields of two ledgers add.
+class Usage:
+    """Counters of the requests to models; equal fields of two usages add up.
 
     Attributes:
-        requests: asked for, cached ones too, a count.
+        requests: all of them, cached ones too, a count.
         cached: of those, answered from the cache, a count.
         prompt_tokens, output_tokens: paid, counts.
         seconds: wall time in the models, s.
@@ -52,10 +54,10 @@ class Ledger:
         try:
             yield
         finally:
-            took = time.perf_counter() - wall
-            self.seconds += took
+            elapsed_s = time.perf_counter() - wall
+            self.seconds += elapsed_s
             self.cpu_s += time.process_time() - cpu
-            self.gpu_s += took if on_gpu else 0.0
+            self.gpu_s += elapsed_s if on_gpu else 0.0
 
     def record(self) -> dict[str, Any]:
         """As plain JSON values, times to the millisecond."""
@@ -71,58 +73,56 @@ class Ledger:
         refused = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items())) or "none"
         time_on = f"{self.gpu_s:.1f} GPU-s" if self.gpu_s else f"{self.cpu_s:.1f} CPU-s"
         return (
-            f"asked {self.requests} times ({self.cached_share:.0%} from the cache), paid {self.prompt_tokens} prompt and {self.output_tokens} output tokens, "
+            f"{self.requests} requests ({self.cached_share:.0%} from the cache), "
+            f"paid {self.prompt_tokens} prompt and {self.output_tokens} output tokens, "
             f"{time_on}; replies refused: {refused}"
         )
 
 
-def total(records: Iterable[Ledger | Mapping[str, Any]]) -> Ledger:
-    """The sum of ledgers or of their records; keys that this version does not know are left alone."""
-    out = Ledger()
-    for record in records:
-        values = record.record() if isinstance(record, Ledger) else record
-        for name in ("requests", "cached", "prompt_tokens", "output_tokens", "seconds", "cpu_s", "gpu_s"):
-            setattr(out, name, getattr(out, name) + values.get(name, 0))
+def total_usage(parts: Iterable[Usage | Mapping[str, Any]]) -> Usage:
+    """The sum of usages or of their records; unknown keys of a record are ignored."""
+    total = Usage()
+    for part in parts:
+        values = part.record() if isinstance(part, Usage) else part
+        for name in COUNTERS:
+            setattr(total, name, getattr(total, name) + values.get(name, 0))
         for reason, count in (values.get("rejected") or {}).items():
-            out.rejected[reason] = out.rejected.get(reason, 0) + count
-    return out
+            total.rejected[reason] = total.rejected.get(reason, 0) + count
+    return total
 
 
-def append(root: Path, stage: str, part: tuple[int, int] | None, ledger: Ledger) -> None:
+def append_usage(root: Path, stage: str, part: tuple[int, int] | None, usage: Usage) -> None:
     """Add a line to the part's file: one write, so that a killed run leaves whole lines."""
     name = stage + (f"@{part[0]}-of-{part[1]}" if part else "")
-    path = root / ".run" / "ledger" / f"{name}.jsonl"
+    path = root / ".run" / "usage" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file:
-        file.write(json.dumps(ledger.record(), sort_keys=True).encode() + b"\n")
+        file.write(json.dumps(usage.record(), sort_keys=True).encode() + b"\n")
 
 
-def read(root: Path) -> dict[str, Ledger]:
-    """Per stage the sum over its parts and tries in this run; a line cut off by a crash is passed over."""
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((root / ".run" / "ledger").glob("*.jsonl")):
+def read_usage(root: Path) -> dict[str, Usage]:
+    """Per stage the sum over its parts and tries in this run; a line cut off by a crash is skipped."""
+    records: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((root / ".run" / "usage").glob("*.jsonl")):
         for line in path.read_bytes().split(b"\n"):
             try:
-                lines.setdefault(path.stem.partition("@")[0], []).append(json.loads(line))
+                records.setdefault(path.stem.partition("@")[0], []).append(json.loads(line))
             except ValueError:
                 continue
-    return {stage: total(records) for stage, records in lines.items()}
+    return {stage: total_usage(parts) for stage, parts in records.items()}
 
 
-def cost(stages: Mapping[str, Ledger], *, triplets: int, pairs: int) -> dict[str, Any]:
-    """version.json's `ledger`: per stage its sums, and what one of this run's accepted triplets took. Empty without a
-    ledger.
+def usage_summary(stages: Mapping[str, Usage], *, triplets: int, pairs: int) -> dict[str, Any]:
+    """version.json's `ledger`: sums per stage, and what one of this run's accepted triplets took; {} without usage.
+
+    Args:
+        stages: stage -> its usage in this run.
+        triplets: accepted in this run, a count.
+        pairs: captioned in this run, a count.
     """
     if not stages:
         return {}
-    whole = total(stages.values())
-    each = (
-        {
-            n: round(getattr(whole, n) / triplets, 4)
-            for n in ("requests", "prompt_tokens", "output_tokens", "cpu_s", "gpu_s")
-        }
-        if triplets
-        else {}
-    )
-    sums = {s: {**ledger.record(), "cached_share": round(ledger.cached_share, 4)} for s, ledger in stages.items()}
-    return {"stages": sums, "per_triplet": each, "triplets": triplets, "pairs": pairs}
+    total = total_usage(stages.values())
+    per_triplet = {name: round(getattr(total, name) / triplets, 4) for name in PER_TRIPLET} if triplets else {}
+    sums = {s: {**usage.record(), "cached_share": round(usage.cached_share, 4)} for s, usage in stages.items()}
+    return {"stages": sums, "per_triplet": per_triplet, "triplets": triplets, "pairs": pairs}

@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tasks import usage as ledger
 from tasks.caption import checks
 from tasks.caption.descriptions import Description, read_description, words_of
 from tasks.config import CaptionConfig
@@ -16,6 +15,7 @@ from tasks.models.llm.base import Captioner, Writer
 from tasks.models.llm.requests import Reply, Request
 from tasks.prompts.prompt_set import Prompts, filled, shown
 from tasks.prompts.styles import PARTIAL_STYLES, numbered
+from tasks.usage import Usage
 
 # a model counts words badly: so much less than the fewest asked for and so much more than the most is taken
 WORDS_BESIDE = 0.25
@@ -75,7 +75,7 @@ def ask_twice(
     ask: Callable[[list[Key], list[str]], list[Reply]],
     take: Callable[[Key, Reply, str], tuple[str, str] | None],
     retry: str,
-    spent: ledger.Ledger,
+    spent: Usage,
 ) -> list[Key]:
     """Ask for every key, and once more for those whose reply could not be used, with the reply and what is wrong with
     it.

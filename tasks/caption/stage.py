@@ -43,7 +43,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import usage as ledger
 from tasks.caption import canaries, checks
 from tasks.caption.generate import Draft, describe, language_of, leave_out_common, write
 from tasks.config import CaptionConfig, Params
@@ -56,6 +55,7 @@ from tasks.names import batch_of
 from tasks.prompts.styles import numbered
 from tasks.records import StageReport
 from tasks.store.chunks import ChunkSpec, TokenBudget, make_missing_chunks
+from tasks.usage import Usage, append_usage, total_usage
 
 
 def require_fit(config: CaptionConfig, prompts: Prompts) -> None:
@@ -245,15 +245,15 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
         )
         kept, dropped = split_drafts(drafts, config.styles, config.instructions_min)
         retries.extend(d.retries for d in drafts)
-        paid = ledger.total([model.spent, writer.spent])
-        ledger.append(store.root, "caption", part, paid)
+        paid = total_usage([model.spent, writer.spent])
+        append_usage(store.root, "caption", part, paid)
         spent.append(paid)
-        model.spent, writer.spent = ledger.Ledger(), ledger.Ledger()
+        model.spent, writer.spent = Usage(), Usage()
         return [captioned_row(d, batch, config.styles, model, writer, prompts, seed) for d in kept], [
             dropped_row(d, batch) for d in dropped
         ]
 
-    spent: list[ledger.Ledger] = []  # of this try
+    spent: list[Usage] = []  # of this try
     budget = None
     if config.budget_tokens is not None:
         budget = TokenBudget(config.budget_tokens // (part[1] if part else 1), tokens_of)
@@ -277,7 +277,7 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
         report.notes.append(f"{sum(retries)} retries for {len(retries)} pairs")
     report.notes += seen
     if spent:
-        report.notes.append(ledger.total(spent).sentence())
+        report.notes.append(total_usage(spent).sentence())
     return report
 
 

@@ -34,7 +34,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks import usage as ledger
 from tasks.config import JudgeConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import taken_down
@@ -48,6 +47,7 @@ from tasks.prompts.styles import PARTIAL_STYLES, numbered
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.chunks import ChunkSpec, make_missing_chunks
+from tasks.usage import Usage, append_usage, total_usage
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 
@@ -203,7 +203,7 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     report = StageReport("judge", reused=0 if part and part[0] > 1 else sum(t["batch"] != batch for t in earlier))
 
     looked: list[str] = []  # how the judge stood, where it was looked at
-    spent: list[ledger.Ledger] = []  # of this try
+    spent: list[Usage] = []  # of this try
     prompt_sha256 = hashlib.sha256(template.encode()).hexdigest()
 
     @cache
@@ -249,9 +249,9 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
                 if n in beyond
             ]
             kept = [t for n, t in enumerate(kept) if n not in beyond]
-        ledger.append(store.root, "judge", part, model().spent)
+        append_usage(store.root, "judge", part, model().spent)
         spent.append(model().spent)
-        model().spent = ledger.Ledger()
+        model().spent = Usage()
         return kept, left
 
     spec = ChunkSpec("triplets", batch, len(rows), config.chunk_pairs, part)
@@ -268,7 +268,7 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
         report.figures["negatives_replaced"] = stood_in / len(done["pair_id"])
     report.notes += looked
     if spent:
-        report.notes.append(ledger.total(spent).sentence())
+        report.notes.append(total_usage(spent).sentence())
     return report
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks import usage as ledger
 from tasks.config import Params
 from tasks.errors import NothingToDo
 from tasks.names import batch_of, date_of
@@ -29,6 +28,7 @@ from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, 
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.store import TABLES
+from tasks.usage import read_usage, usage_summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -194,8 +194,8 @@ def describe(params: Params, store: Store, batch: str, parent: Mapping[str, Any]
         "new_drops": counts(store.read_dropped(batch=batch)),
         "encoders": encoder_yields(store, batch, encoders),
         "quality": {stage: report.figures for stage, report in reports.items() if report.figures},
-        "ledger": ledger.cost(
-            ledger.read(store.root),
+        "ledger": usage_summary(
+            read_usage(store.root),
             triplets=new_triplets,
             pairs=store.read_table("captioned", ["pair_id"], batch).num_rows,
         ),

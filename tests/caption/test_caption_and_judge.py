@@ -20,7 +20,7 @@ from tasks.judge.verdict import decide
 from tasks.models.llm.captioner import Reply, Request
 from tasks.names import stable_id
 from tasks.store import Store
-from tasks.usage import Ledger
+from tasks.usage import Usage
 
 BATCH = "2026.01.05"
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -48,7 +48,7 @@ class Fake:
     ) -> None:
         self.says, self.thinks = says, thinks
         self.asked: list[str] = []
-        self.spent = Ledger()
+        self.spent = Usage()
 
     def chat(self, requests: Sequence[Request]) -> list[Reply]:
         self.asked += [r.text for r in requests]

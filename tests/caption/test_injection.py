@@ -21,7 +21,7 @@ from tasks.models.llm.requests import Reply, Request
 from tasks.prompts.prompt_set import read_prompts
 from tasks.sample.phrases import read_description
 from tasks.sample.scenes import draw, family
-from tasks.usage import Ledger
+from tasks.usage import Usage
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")
 ORDERS = [
@@ -126,7 +126,7 @@ class Model:
     name, revision, engine, sampling = "fake", "1", "fake 1", "{}"
 
     def __init__(self, *says: str) -> None:
-        self.says, self.asked, self.spent = says, [], Ledger()  # type: ignore[var-annotated]
+        self.says, self.asked, self.spent = says, [], Usage()  # type: ignore[var-annotated]
 
     def chat(self, requests: Sequence[Request]) -> list[Reply]:
         self.asked += requests

@@ -22,7 +22,7 @@ from tasks.errors import ConfigError
 from tasks.models.llm.load import load_writer
 from tasks.models.llm.requests import Reply, Request
 from tasks.prompts.prompt_set import PROMPTS, read_prompts, shown
-from tasks.usage import Ledger
+from tasks.usage import Usage
 
 STANDARD = read_prompts("standard")
 PROSE = (
@@ -44,7 +44,7 @@ class Model:
     name, revision, engine, sampling = "fake", "1", "fake 1", "{}"
 
     def __init__(self, *answers: str, rule=None) -> None:
-        self.answers, self.rule, self.asked, self.spent = list(answers), rule, [], Ledger()
+        self.answers, self.rule, self.asked, self.spent = list(answers), rule, [], Usage()
 
     def chat(self, requests: Sequence[Request]) -> list[Reply]:
         self.asked += requests

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tasks.models.llm.requests import Reply, Request
-from tasks.usage import Ledger
+from tasks.usage import Usage
 
 
 class Captioner(Protocol):
@@ -16,7 +16,7 @@ class Captioner(Protocol):
     revision: str
     engine: str  # its name and version
     sampling: str  # JSON
-    spent: Ledger
+    spent: Usage
 
     def chat(self, requests: Sequence[Request]) -> list[Reply]:
         """One greedy reply per request, in order."""
@@ -32,7 +32,7 @@ class Writer(Protocol):
     revision: str
     engine: str  # its name and version
     sampling: str  # JSON
-    spent: Ledger
+    spent: Usage
 
     def write(self, prompts: Sequence[str]) -> list[Reply]:
         """One greedy reply per prompt, in order."""

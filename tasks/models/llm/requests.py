@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tasks.models.llm.request_cache import RequestCache, image_keys, key_of
-from tasks.usage import Ledger
+from tasks.usage import Usage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,12 +44,12 @@ class Accounted:
     engine: str  # its name and version
     sampling: str  # JSON
     is_on_gpu = False
-    spent: Ledger
+    spent: Usage
     cache: RequestCache | None
 
     def _account(self, engine: str, sampling: dict[str, Any], cache: RequestCache | None) -> None:
         self.engine, self.sampling = engine, json.dumps(sampling, sort_keys=True)
-        self.spent, self.cache = Ledger(), cache
+        self.spent, self.cache = Usage(), cache
 
     def _texts(
         self, kind: str, requests: Sequence[Request], facts: dict[str, Any], make: Callable[[], list[Reply]]

@@ -1,4 +1,4 @@
-"""What is paid for once is not paid for again, and nothing else is taken for it; the ledger adds up."""
+"""What is paid for once is not paid for again, and nothing else is taken for it."""
 
 import threading
 from pathlib import Path
@@ -7,11 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks import usage as ledger
 from tasks.models.llm.load import load_captioner, load_writer
 from tasks.models.llm.request_cache import RequestCache, folder_for, image_key, key_of, open_cache
 from tasks.models.llm.requests import Request
-from tasks.usage import Ledger
 
 CHECKPOINTS = Path("tasks/sample/checkpoints")
 
@@ -92,26 +90,3 @@ def test_a_call_in_process_is_answered_again_with_the_same_bytes_and_other_calls
     writer = load_writer(str(CHECKPOINTS / "writer"), device="cpu", max_new_tokens=8, cache=cache)
     prompts = ["style: short\nboth: nothing; change: remove the small red star"] * 2
     assert writer.write(prompts) == writer.write(prompts) and (writer.spent.requests, writer.spent.cached) == (2, 1)
-
-
-def test_the_ledger_adds_up_over_parts_and_tries(tmp_path: Path):
-    one = Ledger(
-        requests=10, cached=4, prompt_tokens=100, output_tokens=20, seconds=1.5, cpu_s=1.0, rejected={"refused": 2}
-    )
-    for part in ((1, 2), (2, 2), (2, 2)):
-        ledger.append(tmp_path, "caption", part, one)
-    ledger.append(tmp_path, "judge", None, Ledger(requests=30, prompt_tokens=50, gpu_s=2.0))
-    with open(tmp_path / ".run" / "ledger" / "judge.jsonl", "ab") as file:
-        file.write(b'{"requests": 5, "pro')  # cut off by a crash
-    read = ledger.read(tmp_path)
-    assert read["caption"] == Ledger(30, 12, 300, 60, 4.5, 3.0, 0.0, {"refused": 6}) and read["judge"].requests == 30
-    cost = ledger.cost(read, triplets=10, pairs=20)
-    assert cost["per_triplet"] == {
-        "requests": 6.0,
-        "prompt_tokens": 35.0,
-        "output_tokens": 6.0,
-        "cpu_s": 0.3,
-        "gpu_s": 0.2,
-    }
-    assert cost["stages"]["caption"]["cached_share"] == 0.4
-    assert ledger.cost({}, triplets=0, pairs=0) == {} and "40% from the cache" in one.sentence()
