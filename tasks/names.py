@@ -1,4 +1,4 @@
-"""The run's one date and batch name, from its parameters."""
+"""Names and ids: a run's date and batch, folder names, stable ids, and the hash of every seeded order."""
 
 import datetime
 import hashlib
@@ -7,26 +7,27 @@ import re
 from tasks.config import Params
 
 
-def date_of(params: Params) -> str:
+def run_date(params: Params) -> str:
     """The run's date, YYYY-MM-DD; today (UTC) when params leave it open."""
     return params.open_run.date or datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def batch_of(params: Params) -> str:
-    """The run's batch and version name, YYYY.MM.DD[.n]; open_run always sets it, a bare terminal run takes the date's."""
-    return params.open_run.batch or date_of(params).replace("-", ".")
+def batch_name(params: Params) -> str:
+    """The run's batch and version name, YYYY.MM.DD[.n]; the date's where open_run has set none."""
+    return params.open_run.batch or run_date(params).replace("-", ".")
 
 
 def slug(run_id: str) -> str:
-    """A folder name for a run id: lower-case letters, digits and dashes, at most 60 characters, distinct ids stay
-    distinct.
+    """A folder name for a run id: lower-case letters, digits and dashes, at most 60 characters.
+
+    Its last 12 characters are a hash of the id, so that different ids have different names.
     """
     readable = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")[:47]
     return f"{readable}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
 
 
 def stable_id(*parts: str) -> str:
-    """A 32-digit hex id of the parts, the same in every version (sha256, cut): pair ids, triplet ids."""
+    """A 32-digit hexadecimal id of the parts, the same in every version: pair ids, triplet ids (sha256, shortened)."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]
 
 

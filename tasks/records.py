@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -220,12 +220,3 @@ LATER_COLUMNS: dict[str, tuple[str, ...]] = {
     "captioned": ("differences", "language", "requests", "engine", "sampling", "seed", "shared_concept"),
     "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "judge_engine", "found_by"),
 }
-
-
-def require_columns(rows: dict[str, Any], columns: list[str], what: str) -> None:
-    """Raise DataError when `rows` lacks one of `columns`."""
-    from tasks.errors import DataError
-
-    missing = [c for c in columns if c not in rows]
-    if missing:
-        raise DataError(f"{what}: columns {missing} are missing; found {sorted(rows)}")

@@ -33,7 +33,7 @@ import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params, overlay, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
-from tasks.names import batch_of, date_of
+from tasks.names import batch_name, run_date
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
     from tasks.embed import stage as embed
     from tasks.ingest import stage as ingest
 
-    source, batch = params.ingest.sources[0], batch_of(params)
+    source, batch = params.ingest.sources[0], batch_name(params)
     files = list(sources.listing(source))
     ingest.take(spread(files, limit), params, store, batch)
     report = ingest.report_of(store, batch)
@@ -199,7 +199,7 @@ def of_source(raw: dict[str, Any], profile: str | None, folder: Path) -> Params:
         )
     )
     return parse_params(
-        overlay(params.model_dump(by_alias=True), {"open_run": {"date": date_of(params), "batch": None}})
+        overlay(params.model_dump(by_alias=True), {"open_run": {"date": run_date(params), "batch": None}})
     )
 
 

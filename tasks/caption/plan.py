@@ -19,7 +19,7 @@ from typing import Any
 
 from tasks.config import Params
 from tasks.errors import ConfigError
-from tasks.names import batch_of
+from tasks.names import batch_name
 from tasks.records import StageReport
 from tasks.store import Store
 
@@ -116,7 +116,7 @@ def run(params: Params, store: Store, pairs: int | None = None) -> StageReport:
     Raises:
         ConfigError: nothing tells the number of pairs.
     """
-    batch = batch_of(params)
+    batch = batch_name(params)
     names = {"describe": "describe.txt", "write": "write.txt", "judge": "judge.txt"}
     chars = {k: len((PROMPTS / params.caption.prompts / name).read_text(encoding="utf-8")) for k, name in names.items()}
     chars["demonstration"] = demonstration_chars(PROMPTS / params.caption.prompts)

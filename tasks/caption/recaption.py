@@ -17,7 +17,7 @@ from tasks.config import Params
 from tasks.errors import ConfigError
 from tasks.models.llm.captioner import Request
 from tasks.models.llm.load import load_captioner
-from tasks.names import batch_of
+from tasks.names import batch_name
 from tasks.records import StageReport
 from tasks.store import Store
 
@@ -49,7 +49,7 @@ def one_line(text: str, max_chars: int = 2_000) -> str:
 
 def run(params: Params, store: Store) -> StageReport:
     """Write a caption for each of this batch's images that has none."""
-    batch, config = batch_of(params), params.recaption
+    batch, config = batch_name(params), params.recaption
     images = store.read_table("images", ["image_id", "caption", "batch"]).to_pydict()
     wanted = [
         i

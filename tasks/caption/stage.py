@@ -51,7 +51,7 @@ from tasks.fingerprints.takedown import taken_down
 from tasks.models.llm.base import Captioner, Writer
 from tasks.models.llm.load import load_captioner, load_writer
 from tasks.models.llm.request_cache import open_cache
-from tasks.names import batch_of
+from tasks.names import batch_name
 from tasks.prompts.styles import numbered
 from tasks.records import StageReport
 from tasks.store.chunks import ChunkSpec, TokenBudget, make_missing_chunks
@@ -177,7 +177,7 @@ def caption_chunk(
 
 def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> StageReport:
     """Caption the batch's pairs, or the i-th of n parts of their chunks."""
-    config, batch = params.caption, batch_of(params)
+    config, batch = params.caption, batch_name(params)
     prompts = read_prompts(config.prompts)
     require_fit(config, prompts)
     pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"], batch).sort_by("pair_id")

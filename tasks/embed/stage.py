@@ -29,7 +29,7 @@ from tasks.fingerprints.takedown import taken_down
 from tasks.knn.unit_rows import are_unit_rows
 from tasks.models.encoders.base import Encoder
 from tasks.models.encoders.load import load_encoder
-from tasks.names import batch_of
+from tasks.names import batch_name
 from tasks.records import StageReport
 from tasks.store import Store
 
@@ -106,7 +106,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         ConfigError: no such encoder in params.embed.encoders.
         DataError: earlier batches hold vectors of another revision of the model.
     """
-    config, batch = params.embed, batch_of(params)
+    config, batch = params.embed, batch_name(params)
     spec = config.encoders.get(encoder)  # type: ignore[call-overload]
     if spec is None:
         raise ConfigError(f"embed: no encoder '{encoder}' in embed.encoders; known: {sorted(config.encoders)}")

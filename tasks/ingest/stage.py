@@ -38,7 +38,7 @@ from tasks.ingest.normalize import NormalizedImage, Refusal
 from tasks.ingest.progress import Progress, tell
 from tasks.ingest.seen import Seen, new_files
 from tasks.ingest.shards import ShardWriter
-from tasks.names import batch_of, date_of
+from tasks.names import batch_name, run_date
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.records import StageReport
 from tasks.sources import SourceFile
@@ -123,7 +123,7 @@ def run(params: Params, store: Store) -> StageReport:
         DataError: a source's table that cannot be read.
         TransientError: a store that fails.
     """
-    config, batch = params.ingest, batch_of(params)
+    config, batch = params.ingest, batch_name(params)
     if not store.table_path("images", batch).exists():
         names = [s.name for s in config.sources]
         if len(set(names)) != len(names):
@@ -186,7 +186,7 @@ def take(files: Iterable[SourceFile], params: Params, store: Store, batch: str, 
     Raises:
         DataError: kept and dropped rows are not as many as the files (a bug; nothing is written).
     """
-    config, date, seen = params.ingest, date_of(params), seen or Seen()
+    config, date, seen = params.ingest, run_date(params), seen or Seen()
     lists = lists_of(config, store)
     known = store.read_table("images", ["image_id", "source_sha256", "phash", "thumbnail"]).to_pydict()
     corpus = Corpus(

@@ -42,7 +42,7 @@ from tasks.judge.questions import Question, load_judge, yes_probabilities
 from tasks.judge.shortcuts import Finder
 from tasks.judge.verdict import Verdict, decide
 from tasks.models.llm.base import Captioner
-from tasks.names import batch_of, stable_id
+from tasks.names import batch_name, stable_id
 from tasks.prompts.styles import PARTIAL_STYLES, numbered
 from tasks.records import StageReport
 from tasks.store import Store
@@ -190,7 +190,7 @@ def reversed_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
 
 def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> StageReport:
     """Judge the batch's captioned pairs, or the i-th of n parts of their chunks."""
-    config, batch = params.judge, batch_of(params)
+    config, batch = params.judge, batch_name(params)
     template = read_prompt(params.caption.prompts)
     if part is None or part[0] == 1:
         withdraw_triplets(store, taken_down(params, store))

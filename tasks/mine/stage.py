@@ -36,7 +36,7 @@ from tasks.knn.exact import Found, recall_of
 from tasks.knn.faiss_index import APPROXIMATE
 from tasks.knn.search import join_in_window, neighbours_in_window
 from tasks.mine.code_cache import stored_codes
-from tasks.names import batch_of
+from tasks.names import batch_name
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.chunks import iter_chunks
@@ -176,7 +176,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         ConfigError: the encoder has no window, or an empty one.
         DataError: a shard of this batch is not embedded.
     """
-    config, batch = params.mine, batch_of(params)
+    config, batch = params.mine, batch_name(params)
     if encoder not in params.embed.encoders:
         raise ConfigError(f"mine: no encoder '{encoder}' in embed.encoders; known: {sorted(params.embed.encoders)}")
     window = config.windows.get(encoder)  # type: ignore[call-overload]

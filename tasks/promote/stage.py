@@ -17,7 +17,7 @@ from typing import Any
 from tasks.config import Params
 from tasks.errors import DataError
 from tasks.evaluate.scores import composed_scores
-from tasks.names import batch_of
+from tasks.names import batch_name
 from tasks.pages.model_card import model_card
 from tasks.promote.decision import Noise, decide
 from tasks.publish.dvc_repo import commit_outputs
@@ -143,7 +143,7 @@ def run(params: Params, store: Store) -> StageReport:
     candidate = root / "models" / "candidate"
     if not candidate.is_dir():
         raise DataError(f"{candidate}: missing; run `python -m tasks train` first")
-    tag = f"model/{batch_of(params)}"
+    tag = f"model/{batch_name(params)}"
     data_version = json.loads((root / "version.json").read_text())["version"]
     card = model_card(
         evaluation,
@@ -170,7 +170,7 @@ def run(params: Params, store: Store) -> StageReport:
     published = publish(
         root,
         tag=tag,
-        message=f"Model {batch_of(params)}, trained on {data_version}: {decision.why}",
+        message=f"Model {batch_name(params)}, trained on {data_version}: {decision.why}",
         files=files,
         stages=MODEL_STAGES,
         sections=MODEL_SECTIONS,

@@ -47,8 +47,3 @@ def graph(root: Path | str = ".") -> list[Node]:
             outs = tuple(fill(o) for o in _paths(stage.get("outs", []) + stage.get("metrics", [])))
             nodes.append(Node(full, fill(stage["cmd"]), deps, outs))
     return nodes
-
-
-def stage_names(root: Path | str = ".") -> list[str]:
-    """Names of all stages, in order."""
-    return [node.name for node in graph(root)]

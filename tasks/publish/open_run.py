@@ -32,7 +32,7 @@ import yaml
 
 from tasks.config import overlay, parse_params, resolve
 from tasks.errors import ConfigError, DataError
-from tasks.names import date_of, slug
+from tasks.names import run_date, slug
 from tasks.publish.dvc_repo import bring_in
 from tasks.publish.git import common_dir, files_at, git, next_free, read_at, resolve_ref, tags
 from tasks.publish.publish import close_run, fetch
@@ -135,7 +135,7 @@ def open_run(
     params = parse_params(resolved, where=f"params.yaml at {deployed} and the trigger form")
     check_places(params, kind)
     ref = data_ref(clone, kind, dataset_version)
-    date = date_of(params)
+    date = run_date(params)
     batch = params.open_run.batch or next_free(tags(clone, kind), date)
     if f"{kind}/{batch}" in tags(clone, kind):
         raise ConfigError(f"open_run.batch: {kind}/{batch} is published already; leave it empty for the next free name")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params
 from tasks.errors import NothingToDo
-from tasks.names import batch_of, date_of
+from tasks.names import batch_name, run_date
 from tasks.pages.dataset_card import dataset_card
 from tasks.pages.gallery import write_gallery
 from tasks.publish.dvc_repo import commit_outputs
@@ -185,7 +185,7 @@ def describe(params: Params, store: Store, batch: str, parent: Mapping[str, Any]
         "version": batch,
         "parent": parent["version"] if parent else None,
         "dataset": params.open_run.dataset,
-        "date": date_of(params),
+        "date": run_date(params),
         "git_commit": commit,
         "fingerprint": fingerprint(store, resolved, batch, encoders, parent["fingerprint"] if parent else None),
         "rows": {t: store.read_table(t, [ids[t]]).num_rows for t in TABLES},
@@ -211,7 +211,7 @@ def run(params: Params, store: Store) -> StageReport:
         NothingToDo: dry_run, or no new triplet.
         DataError, TransientError: see `publish`.
     """
-    batch, root = batch_of(params), store.root
+    batch, root = batch_name(params), store.root
     new = store.read_table("triplets", ["triplet_id"], batch).num_rows
     if params.open_run.dry_run:
         raise NothingToDo(f"dry run: {new} triplets made, nothing published")

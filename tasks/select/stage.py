@@ -48,7 +48,7 @@ import numpy as np
 from tasks.config import ENCODER_ROLES, Params
 from tasks.fingerprints.takedown import taken_down
 from tasks.knn.exact import exact_similarity
-from tasks.names import batch_of
+from tasks.names import batch_name
 from tasks.records import StageReport
 from tasks.select.candidates import Candidates, band_of, in_order, over_bands, unite
 from tasks.select.negatives import Retrieved, copy_limits, without_copies
@@ -149,7 +149,7 @@ def run(params: Params, store: Store) -> StageReport:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    config, batch = params.select, batch_of(params)
+    config, batch = params.select, batch_name(params)
     path = store.table_path("pairs", batch)
     encoders: list[str] = [e for e in ENCODER_ROLES if e in params.embed.encoders]
     gone = taken_down(params, store)

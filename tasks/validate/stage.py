@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError
-from tasks.names import batch_of
+from tasks.names import batch_name
 from tasks.reasons import UNREADABLE_REASONS
 from tasks.records import StageReport
 from tasks.store import Store
@@ -61,7 +61,7 @@ def run(params: Params, store: Store, table: Table) -> StageReport:
     """
     if table not in KEYS:
         raise ConfigError(f"validate: no table {table!r}; known: {sorted(KEYS)}")
-    batch, key = batch_of(params), KEYS[table]
+    batch, key = batch_name(params), KEYS[table]
     given: dict[str, float] = {**getattr(params.validate_, table)}
     if table == "images":
         given.setdefault("max_side_px", params.ingest.max_side_px)
