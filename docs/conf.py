@@ -11,6 +11,7 @@ project_copyright = author
 release = version = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 extensions = ["myst_parser"]
+highlight_language = "none"  # of a code block that names no language
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_static"]
 myst_heading_anchors = 3  # links to headings, as on GitHub, are checked

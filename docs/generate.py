@@ -1,15 +1,20 @@
-"""Write docs/reference/parameters.md from tasks/config.py, params.yaml and the profiles; `make docs` runs it first.
+"""Write the generated pages of docs/reference; `make docs` runs it first.
 
-    python docs/generate.py [--out FILE]
+    python docs/generate.py [--out FOLDER]
 
-One table per section of params.yaml: every key, its type and limits, its value in params.yaml, the profiles that set
-it otherwise, and the sentence that describes it. The page is not committed: it cannot fall behind the code.
+parameters.md, from tasks/config.py, params.yaml and the profiles: one heading per section of params.yaml, one entry
+per key: the sentence that describes it, its type and limits, its value in params.yaml and in the profiles that set it
+otherwise. commands.md: the manual of every command of
+`python -m tasks`, as its --help prints it. Neither is committed: they cannot fall behind the code.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import sys
 import types
 import typing
@@ -25,9 +30,11 @@ from pydantic.fields import FieldInfo
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT_ROOT))
 
-from tasks.config import Params  # noqa: E402 - the checkout is no installed package
+from tasks.__main__ import COMMANDS  # noqa: E402 - the checkout is no installed package
+from tasks.__main__ import main as run_tasks
+from tasks.config import Params  # noqa: E402
 
-PAGE = PROJECT_ROOT / "docs" / "reference" / "parameters.md"
+REFERENCE = PROJECT_ROOT / "docs" / "reference"
 MISSING = object()
 LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "pattern": "matches"}
 INTRODUCTION = """# Parameters
@@ -36,9 +43,17 @@ INTRODUCTION = """# Parameters
 
 Every parameter of the factory: {count} of them, in the order of `params.yaml`, which holds the defaults.
 A profile (`tasks/profiles/`) is laid over the defaults, then the values of the trigger form; `tasks/config.py` checks
-the result. An unknown key or a wrong value stops a run within seconds. A dash in the column *params.yaml* means that
-the file does not set the key, so the default in the code holds, which the description column states after
-*Default:*. The profiles are {profiles}.
+the result. An unknown key or a wrong value stops a run within seconds. Each entry states what the parameter means, its
+type and limits, its value in `params.yaml` (or, where that file does not set it, the default of the code), and the
+profiles that set another value. The profiles are {profiles}.
+"""
+COMMANDS_INTRODUCTION = """# Commands
+
+<!-- Written by docs/generate.py; do not edit. -->
+
+Every command is `python -m tasks <command>`, in the order in which the factory works.
+Exit codes: 65 wrong data, 78 a wrong parameter, 75 try again, 99 nothing to do.
+With `--json` standard output holds one JSON object and nothing else.
 """
 
 
@@ -136,19 +151,28 @@ def section_parameters(model: type[BaseModel], prefix: str, defaults: Any, profi
 
 
 def shown(value: Any) -> str:
-    """A value as a cell of a Markdown table."""
+    """A value as inline code."""
     if value is MISSING:
-        return "–"
+        return "not set"
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     if isinstance(value, (tuple, set)):
         value = list(value)
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
-    return "`" + text.replace("|", "\\|") + "`"
+    return f"`{text}`"
 
 
-def page() -> str:
-    """The whole page, Markdown."""
+def definition(parameter: Parameter) -> str:
+    """One entry of the page: a definition list of MyST."""
+    facts = [f"*Type:* {parameter.type_text}"]
+    if parameter.value is not MISSING:
+        facts.append(f"*params.yaml:* {shown(parameter.value)}")
+    facts += [f"*{profile}:* {shown(value)}" for profile, value in parameter.profile_values.items()]
+    return f"\n`{parameter.key}`\n: {parameter.description}\n\n  {' · '.join(facts)}\n"
+
+
+def parameters_page() -> str:
+    """The page of parameters, Markdown."""
     defaults, profiles = yaml.safe_load((PROJECT_ROOT / "params.yaml").read_text()), read_profiles()
     parts, count = [], 0
     for name, field in Params.model_fields.items():
@@ -159,24 +183,35 @@ def page() -> str:
             value = defaults.get(section, MISSING)
             rows = [Parameter(section, type_name(field.annotation), value, {}, str(field.description))]
         count += len(rows)
-        parts.append(
-            f"\n## {section}\n\n| key | type | params.yaml | profiles | description |\n|---|---|---|---|---|\n"
-        )
-        for row in rows:
-            of_profiles = "; ".join(f"{p}: {shown(v)}" for p, v in row.profile_values.items()) or "–"
-            types_text, description = row.type_text.replace("|", "\\|"), row.description.replace("|", "\\|")
-            parts.append(f"| `{row.key}` | {types_text} | {shown(row.value)} | {of_profiles} | {description} |\n")
+        parts.append(f"\n## {section}\n")
+        parts += [definition(row) for row in rows]
     names = ", ".join(f"`{name}`" for name in profiles)
     return INTRODUCTION.format(count=count, profiles=names) + "".join(parts)
 
 
+def commands_page() -> str:
+    """The page of commands, Markdown: each command's --help, by the groups of `python -m tasks --help`."""
+    os.environ["COLUMNS"] = "100"
+    parts, group = [COMMANDS_INTRODUCTION], ""
+    for name, command in COMMANDS.items():
+        if command.group != group:
+            group = command.group
+            parts.append(f"\n## {group}\n")
+        manual = io.StringIO()
+        with contextlib.redirect_stdout(manual), contextlib.suppress(SystemExit):
+            run_tasks([name, "--help"])
+        parts.append(f"\n### {name}\n\n{command.summary.capitalize()}.\n\n```text\n{manual.getvalue().strip()}\n```\n")
+    return "".join(parts)
+
+
 def main() -> None:
-    """Write the page."""
+    """Write both pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=PAGE, help="the page to write (default: in docs/reference)")
+    parser.add_argument("--out", type=Path, default=REFERENCE, help="where the pages go (default: docs/reference)")
     out: Path = parser.parse_args().out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(), encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "parameters.md").write_text(parameters_page(), encoding="utf-8")
+    (out / "commands.md").write_text(commands_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
