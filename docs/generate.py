@@ -31,7 +31,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT_ROOT))
 
 from tasks.__main__ import COMMANDS  # noqa: E402 - the checkout is no installed package
-from tasks.__main__ import main as run_tasks
+from tasks.__main__ import main as run_tasks  # noqa: E402
 from tasks.config import Params  # noqa: E402
 
 REFERENCE = PROJECT_ROOT / "docs" / "reference"
