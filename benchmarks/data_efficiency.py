@@ -61,7 +61,7 @@ from tasks.evaluate.retrieval import encode_images
 from tasks.evaluate.scores import score_retriever
 from tasks.judge import shortcuts
 from tasks.knn.unit_rows import unit_rows
-from tasks.models.retrievers.clip import Retriever
+from tasks.models.retrievers.clip import ClipRetriever
 from tasks.names import stable_id
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import web_caption
@@ -209,7 +209,7 @@ def image_text_pairs(store: Store, count: int, drawn: dict[str, Scene]) -> list[
 
 
 def fit_texts(
-    retriever: Retriever,
+    retriever: ClipRetriever,
     samples: Sequence[Sample],
     raw: Mapping[str, torch.Tensor],
     *,
@@ -282,7 +282,7 @@ def fit_texts(
 class Images:
     """Raw features of the locked image tower, each image encoded once for all trainings."""
 
-    def __init__(self, retriever: Retriever, store: Store, drawn: Mapping[str, Scene]) -> None:
+    def __init__(self, retriever: ClipRetriever, store: Store, drawn: Mapping[str, Scene]) -> None:
         self.retriever, self.store, self.drawn = retriever, store, drawn
         self.raw: dict[str, torch.Tensor] = {}
 
@@ -291,7 +291,7 @@ class Images:
         todo = [p for p in dict.fromkeys(images) if p not in self.raw]
         for start in range(0, len(todo), 128):
             part = todo[start : start + 128]
-            rows = self.retriever.raw_images(
+            rows = self.retriever.raw_image_features(
                 [image_of(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in part]
             )
             self.raw |= dict(zip(part, torch.from_numpy(rows), strict=True))
@@ -476,7 +476,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     benchmark = read_benchmark(args.benchmark, params.evaluate.template)
     jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=args.ablations)
     model = args.base_model or params.train.base_model
-    base = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
+    base = ClipRetriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
     drawn: dict[str, Scene] = {}
     pools: dict[str, list[Sample]] = {}
     wanted = {job.arm for job in jobs} | ({"judged", "unjudged"} if "filters" in args.ablations else set())
@@ -517,7 +517,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
             continue
         samples = samples_of(job, pools)
         images.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
-        retriever = Retriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
+        retriever = ClipRetriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
         steps = max(args.steps, math.ceil(len(samples) / args.batch))  # whoever has many samples sees each of them once
         loss = fit_texts(
             retriever, samples, images.raw, negatives=job.negatives, seed=job.seed, **(settings | {"steps": steps})

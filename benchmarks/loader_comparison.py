@@ -31,7 +31,7 @@ class Processor:
         size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
         self.processor: Any = AutoImageProcessor.from_pretrained("tasks/sample/checkpoints/clip", **size)
 
-    def pixels(self, images: Sequence[Any]) -> Any:
+    def preprocess(self, images: Sequence[Any]) -> Any:
         """(n, 3, side, side) float32."""
         return self.processor(images=list(images), return_tensors="pt")["pixel_values"]
 
@@ -114,7 +114,7 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
         def theirs() -> None:
             waiting = []
             for sample in samples(path, images):
-                waiting.append(processor.pixels(sample))
+                waiting.append(processor.preprocess(sample))
                 if len(waiting) == batch:
                     torch.stack(waiting)
                     waiting = []
@@ -130,7 +130,7 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
         first, stream = found[0], samples(path, images)
         shown = dict(zip(first.shown, Pixels(store, processor, cache_bytes=0)(first.shown), strict=True))  # type: ignore[arg-type]
         equal = all(
-            torch.equal(torch.stack([shown[i] for i in members(first, n)]), processor.pixels(next(stream)))
+            torch.equal(torch.stack([shown[i] for i in members(first, n)]), processor.preprocess(next(stream)))
             for n in range(len(first.texts))
         )
     triplets = sum(len(p.texts) for p in found)

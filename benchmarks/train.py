@@ -61,7 +61,7 @@ def save_random_clip(folder: Path, shape: str) -> Path:
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from tasks.models.retrievers.clip import Retriever
+    from tasks.models.retrievers.clip import ClipRetriever
     from tasks.sample import train_clip
 
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def save_random_clip(folder: Path, shape: str) -> Path:
         )
     CLIPModel(config).save_pretrained(folder / "plain")
     processor.save_pretrained(folder / "plain")
-    Retriever(str(folder / "plain"), device="cpu").save(folder / "published")
+    ClipRetriever(str(folder / "plain"), device="cpu").save(folder / "published")
     return folder / "published"
 
 
@@ -101,10 +101,10 @@ class Ours:
     """The trainer's own step."""
 
     def __init__(self, model: Path, config: TrainConfig) -> None:
-        from tasks.models.retrievers.clip import Retriever
+        from tasks.models.retrievers.clip import ClipRetriever
         from tasks.train.accelerator import Machine
 
-        self.config, self.retriever = config, Retriever(str(model), device="cpu", threads=1)
+        self.config, self.retriever = config, ClipRetriever(str(model), device="cpu", threads=1)
         self.machine = Machine(self.retriever, config)
         self.optimizer = self.machine.prepare(optimizer_of(self.retriever.model, config, RATE))
         self.machine.towers.train()
@@ -112,7 +112,7 @@ class Ours:
     def step(self, plan: Plan, images: dict[str, Any], number: int) -> tuple[float, float]:
         """Loss and seconds."""
         start = seconds()
-        pixels = self.retriever.pixels([images[i] for i in plan.shown])
+        pixels = self.retriever.preprocess([images[i] for i in plan.shown])
         loss = take_step(self.machine, self.optimizer, plan, pixels, self.config, rate=RATE, step=number)
         return float(loss.total.detach()), seconds() - start
 

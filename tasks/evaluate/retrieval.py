@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Protocol, Query, Task
-from tasks.models.retrievers.base import Content
-from tasks.models.retrievers.clip import Retriever
 
 if TYPE_CHECKING:
-    from tasks.models.retrievers.load import AnyRetriever
+    from tasks.models.retrievers.base import Content, Retriever
+    from tasks.models.retrievers.clip import ClipRetriever
 
 QUERY_MODES = ("composed", "image_only", "text_only")
 QUERIES_PER_BLOCK = 256
@@ -32,7 +31,7 @@ class RetrievalResult:
     wordings: list[list[tuple[Query, list[Prediction]]]] = field(default_factory=list)
 
 
-def encode_images(retriever: Retriever, benchmark: Benchmark, batch_size: int) -> dict[str, np.ndarray]:
+def encode_images(retriever: ClipRetriever, benchmark: Benchmark, batch_size: int) -> dict[str, np.ndarray]:
     """Raw CLIP features of every image of a benchmark, each encoded once: key -> (d,).
 
     Studies with a locked image tower pass them to `retrieve` for each of their models.
@@ -41,7 +40,7 @@ def encode_images(retriever: Retriever, benchmark: Benchmark, batch_size: int) -
     features: dict[str, np.ndarray] = {}
     for start in range(0, len(keys), batch_size):
         batch = keys[start : start + batch_size]
-        rows = retriever.raw_images([benchmark.read_image(key) for key in batch])
+        rows = retriever.raw_image_features([benchmark.read_image(key) for key in batch])
         features.update(zip(batch, rows, strict=True))
     return features
 
@@ -66,7 +65,7 @@ def predict_queries(
 
 
 def retrieve(
-    retriever: AnyRetriever,
+    retriever: Retriever,
     benchmark: Benchmark,
     batch_size: int,
     image_features: Mapping[str, np.ndarray] | None = None,
@@ -80,25 +79,25 @@ def retrieve(
         image_features: key -> (d,) raw features, where they are known already (`encode_images`).
     """
     protocol = PROTOCOLS[benchmark.protocol]
-    encoder = retriever.embedder(benchmark.read_image, batch_size, image_features)
+    encoder = retriever.content_encoder(benchmark.read_image, batch_size, image_features)
     texts = [w for t in benchmark.tasks for q in t.queries for w in (q.text, *q.wordings)]
     encoder.prepare(benchmark.image_keys(), [*texts, *(i.text for i in benchmark.items.values())])
     result = RetrievalResult({mode: [] for mode in QUERY_MODES})
     for task in benchmark.tasks:
-        gallery = encoder.rows([(i.image, i.text) for i in map(benchmark.item, task.gallery)], "candidate")
+        gallery = encoder.encode([(i.image, i.text) for i in map(benchmark.item, task.gallery)], "candidate")
         contents: dict[str, list[Content]] = {
             "composed": [(q.reference, q.text) for q in task.queries],
             "image_only": [(q.reference, "") for q in task.queries],
             "text_only": [(None, q.text) for q in task.queries],
         }
         for mode in QUERY_MODES:
-            vectors = encoder.rows(contents[mode], "query")
+            vectors = encoder.encode(contents[mode], "query")
             predictions = predict_queries(protocol, task, task.queries, vectors, gallery)
             result.predictions[mode].append(list(zip(task.queries, predictions, strict=True)))
         several = [q for q in task.queries if q.wordings]
         if several:
             pairs = [(q, wording) for q in several for wording in q.wordings]
-            vectors = encoder.rows([(q.reference, wording) for q, wording in pairs], "query")
+            vectors = encoder.encode([(q.reference, wording) for q, wording in pairs], "query")
             predictions = predict_queries(protocol, task, [q for q, _ in pairs], vectors, gallery)
             result.wordings.append([(q, [next(predictions) for _ in q.wordings]) for q in several])
     return result

@@ -14,7 +14,7 @@ from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Query
 from tasks.evaluate.retrieval import QUERY_MODES, RetrievalResult, retrieve
 
 if TYPE_CHECKING:
-    from tasks.models.retrievers.load import AnyRetriever
+    from tasks.models.retrievers.base import Retriever
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def mean_metrics(benchmark: Benchmark, table: MetricTable) -> dict[str, float]:
 
 
 def score_retriever(
-    retriever: AnyRetriever,
+    retriever: Retriever,
     benchmark: Benchmark,
     batch_size: int,
     *,

@@ -23,7 +23,7 @@ from tasks.store.atomic import move_into_place, remove, temporary_sibling
 
 if TYPE_CHECKING:
     from tasks.config import TrainConfig
-    from tasks.models.retrievers.load import AnyRetriever
+    from tasks.models.retrievers.base import Retriever
 
 SCALE = "logit_scale"  # CLIP's own temperature: a scalar, which FSDP2 cannot shard
 
@@ -34,7 +34,7 @@ class Towers(torch.nn.Module):
     The wrapper also keeps accelerate 1.15 away from CLIPModel.get_input_embeddings, which raises in transformers 5.23.
     """
 
-    def __init__(self, retriever: AnyRetriever) -> None:
+    def __init__(self, retriever: Retriever) -> None:
         super().__init__()
         self.model: torch.nn.Module = retriever.model
         self._no_split_modules = getattr(retriever.model, "_no_split_modules", None)  # what FSDP wraps, a layer each
@@ -44,12 +44,8 @@ class Towers(torch.nn.Module):
         """(n, d) float32 raw features of n images (pixels, as the retriever makes them), of n texts, or of n queries of
         both, encoded together.
         """
-        retriever: Any = self.__dict__["_retriever"]
-        if pixels is not None and texts is not None:
-            rows = retriever.query_features(pixels, texts)
-        else:
-            rows = retriever.text_features(texts) if pixels is None else retriever.image_features(pixels)
-        return rows.float()  # type: ignore[no-any-return]
+        retriever: Retriever = self.__dict__["_retriever"]
+        return retriever.features(pixels=pixels, texts=texts).float()
 
     def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
         """What training changes: with adapters the base's weights, of gigabytes, are in no checkpoint."""
@@ -71,7 +67,7 @@ class Towers(torch.nn.Module):
 class Machine:
     """accelerate's Accelerator around the towers, as a training uses it."""
 
-    def __init__(self, retriever: AnyRetriever, config: TrainConfig) -> None:
+    def __init__(self, retriever: Retriever, config: TrainConfig) -> None:
         """Place the towers; nothing is wrapped before `prepare`.
 
         Args:

@@ -17,7 +17,7 @@ from tasks.train.loader import ahead
 if TYPE_CHECKING:
     import torch
 
-    from tasks.models.retrievers.load import AnyRetriever
+    from tasks.models.retrievers.base import Retriever
     from tasks.train.accelerator import Machine
     from tasks.train.loss import Loss
     from tasks.train.run_log import Course
@@ -108,7 +108,7 @@ def figures_of(parts: Loss, plan: Plan, config: TrainConfig, model: Any) -> dict
     return out
 
 
-def adapt(retriever: AnyRetriever, config: TrainConfig, seed: int) -> None:
+def adapt(retriever: Retriever, config: TrainConfig, seed: int) -> None:
     """Make the retriever ready for the recipe: put the adapters in.
 
     Raises:
@@ -120,21 +120,15 @@ def adapt(retriever: AnyRetriever, config: TrainConfig, seed: int) -> None:
         )
     if config.lora is None:
         return
-    from tasks.models.retrievers.mllm import MllmRetriever
-
-    if not isinstance(retriever, MllmRetriever):
-        raise ConfigError(
-            f"'train.lora' is set, but '{config.base_model}' is a CLIP, which is trained as a whole; leave it empty"
-        )
     if config.shard_weights:
         raise ConfigError(
             "'train.lora' and 'train.shard_weights' do not go together: adapters are not merged into shards; switch one of them off"
         )
-    retriever.adapt(**config.lora.model_dump(), seed=seed)
+    retriever.add_adapters(**config.lora.model_dump(), seed=seed)
 
 
 def fit(
-    retriever: AnyRetriever,
+    retriever: Retriever,
     examples: Sequence[Example],
     pixels: Callable[[list[str]], Any],
     config: TrainConfig,
@@ -226,7 +220,7 @@ def take_step(
 
 
 def fit_locked(
-    retriever: AnyRetriever,
+    retriever: Retriever,
     examples: Sequence[Example],
     pixels: Callable[[list[str]], torch.Tensor],
     config: TrainConfig,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from tasks.models.retrievers.load import AnyRetriever
+    from tasks.models.retrievers.base import Retriever
 
 GROUP = 8  # images in one call of the processor: what it makes on the way stays in the processor's cache
 CACHE_BYTES = 1_000_000_000  # pixels of all images are kept in memory up to this size
@@ -64,7 +64,7 @@ class Pixels:
     def __init__(
         self,
         store: Store,
-        retriever: AnyRetriever,
+        retriever: Retriever,
         *,
         workers: int = 0,
         files: Mapping[str, Path] | None = None,
@@ -105,8 +105,8 @@ class Pixels:
         """(3, height, width) float32 of each, or what else the retriever makes of an image."""
         if self._pool is None:
             parts = [image_ids[n : n + GROUP] for n in range(0, len(image_ids), GROUP)]
-            return [row for part in parts for row in self.retriever.pixels([self.read(i) for i in part])]
-        return list(self._pool.map(lambda i: self.retriever.pixels([self.read(i)])[0], image_ids))
+            return [row for part in parts for row in self.retriever.preprocess([self.read(i) for i in part])]
+        return list(self._pool.map(lambda i: self.retriever.preprocess([self.read(i)])[0], image_ids))
 
     def __call__(self, image_ids: list[str]) -> Any:
         """(n, 3, height, width) float32; a list of n images of a retriever that takes them in unequal sizes."""

@@ -17,7 +17,7 @@ from tasks.config import BenchmarkConfig, Params, load_params
 from tasks.errors import ConfigError
 from tasks.evaluate.scores import composed_scores
 from tasks.fingerprints.perceptual import perceptual_hash, thumbnail
-from tasks.models.retrievers.clip import Retriever
+from tasks.models.retrievers.clip import ClipRetriever
 from tasks.pages.model_card import model_card
 from tasks.promote.stage import read_noise, seen_share
 from tasks.records import schemas
@@ -32,15 +32,15 @@ class Colours:
     """A retriever that knows mean colours: the sum of an image and a colour word leans to that colour."""
 
     revision = "colours"
-    embedder = Retriever.embedder
+    content_encoder = ClipRetriever.content_encoder
 
     def __init__(self, model: str, **_: Any) -> None:
         self.weight = {"base": 0.0}.get(Path(model).name, 200.0)
 
-    def raw_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def raw_image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         return np.array([np.asarray(i.convert("RGB"), np.float32).mean((0, 1)) for i in images])
 
-    def raw_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def raw_text_features(self, texts: Sequence[str]) -> np.ndarray:
         said = [next((c for c in COLOURS if c in t), "grey") for t in texts]
         return np.array([[self.weight * v / 255 for v in COLOURS[c]] for c in said], np.float32)
 

@@ -15,7 +15,7 @@ import tasks.train.fit
 import tasks.train.stage
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError, DataError
-from tasks.models.retrievers.clip import Retriever
+from tasks.models.retrievers.clip import ClipRetriever
 from tasks.sample.phrases import instruction
 from tasks.sample.scenes import difference, draw, family, shared
 from tasks.store import Store
@@ -140,7 +140,7 @@ def test_both_towers_are_trained_and_held_out_images_never_shown(store: Store, p
     triplets = store.read_table("triplets").to_pylist()
     triplets[0]["negative_image_ids"] += [t["target_image_id"] for t in triplets[1:]]
     held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], 0.25)
-    retriever = Retriever(str(base_model), device="cpu")
+    retriever = ClipRetriever(str(base_model), device="cpu")
     before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
     pixels, shown = tasks.train.stage.Pixels(store, retriever), set()
 
@@ -160,7 +160,7 @@ def test_with_the_image_tower_locked_only_words_move_against_every_image(
     store: Store, params: Params, base_model: Path
 ):
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    retriever = Retriever(str(base_model), device="cpu")
+    retriever = ClipRetriever(str(base_model), device="cpu")
     before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
     locked = params.train.model_copy(
         update={"locked_steps": 20, "locked_batch_triplets": 8, "locked_learning_rate": 2e-3, "warmup_steps": 2}
@@ -250,7 +250,9 @@ def test_a_benchmark_in_circos_format(tmp_path: Path, base_model: Path):
     assert [(q.text, q.ground_truths) for q in task.queries] == [
         ("find a star but make it blue", ("2", "3"))
     ] and task.gallery == ["0", "1", "2", "3"]
-    scores = tasks.evaluate.scores.score_retriever(Retriever(str(base_model), device="cpu"), benchmark, batch_size=3)
+    scores = tasks.evaluate.scores.score_retriever(
+        ClipRetriever(str(base_model), device="cpu"), benchmark, batch_size=3
+    )
     assert (
         scores["image_only"]["recall_at_1"] == 0
         and scores["composed"]["recall_at_5"] == 1

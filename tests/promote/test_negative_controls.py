@@ -21,7 +21,7 @@ from tasks.evaluate.contamination import FingerprintRecorder, contamination_repo
 from tasks.evaluate.protocols import Benchmark
 from tasks.evaluate.retrieval import encode_images
 from tasks.evaluate.scores import score_retriever
-from tasks.models.retrievers.clip import Retriever
+from tasks.models.retrievers.clip import ClipRetriever
 from tasks.promote.decision import Decision, decide
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import instruction
@@ -74,7 +74,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
     families = [family(rng, "corpus", 5) for _ in range(80)]
     scenes = list(dict.fromkeys(s for members in families for s in members))
     names = {scene: f"s{n}" for n, scene in enumerate(scenes)}
-    base = Retriever(checkpoint, device="cpu", threads=1)
+    base = ClipRetriever(checkpoint, device="cpu", threads=1)
     gallery = encode_images(base, benchmark, 128)
     trained = Images(base, Store(folder), {name: scene for scene, name in names.items()})
     # for the one that trains on the benchmark
@@ -82,7 +82,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
 
     def tuned(samples: list[Sample]) -> Scores:
         trained.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
-        retriever = Retriever(checkpoint, device="cpu", threads=1)
+        retriever = ClipRetriever(checkpoint, device="cpu", threads=1)
         fit_texts(
             retriever,
             samples,

@@ -70,7 +70,7 @@ def test_mmeb_style_records_with_images_on_both_sides(folder: Path):
 
 def test_the_images_of_a_mixture_are_read_where_they_lie(folder: Path):
     class Processor:
-        def pixels(self, images):
+        def preprocess(self, images):
             return [__import__("torch").tensor([i.getpixel((0, 0))[0]]) for i in images]
 
     config = written(

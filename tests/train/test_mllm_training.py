@@ -200,17 +200,17 @@ def test_the_evaluator_asks_for_whole_queries(folders: dict[str, Path], store: S
         reads.append(key)
         return shown[key]
 
-    embedder = retriever.embedder(read, 2)
-    embedder.prepare(["a", "b"], TEXTS)
-    rows = embedder.rows([("a", TEXTS[0]), ("b", ""), (None, TEXTS[1]), (None, ""), ("a", TEXTS[0])], "query")
+    encoder = retriever.content_encoder(read, 2)
+    encoder.prepare(["a", "b"], TEXTS)
+    rows = encoder.encode([("a", TEXTS[0]), ("b", ""), (None, TEXTS[1]), (None, ""), ("a", TEXTS[0])], "query")
     assert np.allclose(rows[0], retriever.encode([shown["a"]], TEXTS[:1])[0], atol=1e-5) and np.array_equal(
         rows[0], rows[4]
     )
     assert np.allclose(rows[1], retriever.encode([shown["b"]], role="query")[0], atol=1e-5)
     assert np.allclose(rows[2], retriever.encode(texts=[TEXTS[1]], role="query")[0], atol=1e-5) and not rows[3].any()
-    assert np.allclose(embedder.rows([("b", "")], "candidate")[0], retriever.encode([shown["b"]])[0], atol=1e-5)
+    assert np.allclose(encoder.encode([("b", "")], "candidate")[0], retriever.encode([shown["b"]])[0], atol=1e-5)
     count = len(reads)
-    embedder.rows([("b", ""), ("b", "")], "candidate")
+    encoder.encode([("b", ""), ("b", "")], "candidate")
     assert len(reads) == count, "what is known is not encoded again"
 
 

@@ -20,7 +20,7 @@ import tasks.train.fit
 import tasks.train.stage
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError, DataError
-from tasks.models.retrievers.clip import Retriever
+from tasks.models.retrievers.clip import ClipRetriever
 from tasks.store import Store
 from tasks.train.accelerator import Machine
 from tasks.train.batches import batches, mixed_batches, training_examples
@@ -70,13 +70,13 @@ def checkpoints(store: Store) -> list[Path]:
     return sorted(store.folder(".run", "train").glob("checkpoint-*"))
 
 
-def weights(retriever: Retriever) -> torch.Tensor:
+def weights(retriever: ClipRetriever) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in retriever.model.parameters()])
 
 
 def trained(params: Params, store: Store, **train: object) -> tuple[torch.Tensor, list[dict[str, float]]]:
     config = changed(params, **train).train
-    retriever = Retriever(config.base_model, device="cpu", threads=1)
+    retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
     curve = tasks.train.fit.fit(
         retriever, examples, tasks.train.stage.Pixels(store, retriever, workers=config.decode_workers), config, seed=0
@@ -85,7 +85,7 @@ def trained(params: Params, store: Store, **train: object) -> tuple[torch.Tensor
 
 
 def gradients(
-    retriever: Retriever, plan: tasks.train.batches.Plan, pixels: torch.Tensor, params: Params, chunk: int | None
+    retriever: ClipRetriever, plan: tasks.train.batches.Plan, pixels: torch.Tensor, params: Params, chunk: int | None
 ) -> dict[str, torch.Tensor]:
     """Of one step's loss, by the trainer's own pieces."""
     retriever.model.zero_grad(set_to_none=True)
@@ -102,7 +102,7 @@ def gradients(
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_gradient_caching_equals_no_caching(params: Params, store: Store, chunk: int):
-    retriever = Retriever(params.train.base_model, device="cpu")
+    retriever = ClipRetriever(params.train.base_model, device="cpu")
     retriever.model.train()
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
     plan = next(tasks.train.batches.plans([(examples, 1.0)], params.train, random.Random(0)))
@@ -158,7 +158,7 @@ def test_bfloat16_trains_and_leaves_float32_weights(params: Params, store: Store
 
 def test_with_caching_both_passes_of_bfloat16_are_bfloat16(params: Params, store: Store):
     config = changed(params, precision="bfloat16", cache_chunk=3, locked_steps=0, steps=1).train
-    retriever, seen = Retriever(config.base_model, device="cpu", threads=1), []
+    retriever, seen = ClipRetriever(config.base_model, device="cpu", threads=1), []
     retriever.model.visual_projection.register_forward_hook(
         lambda module, given, out: seen.append((out.dtype, torch.is_grad_enabled()))
     )
@@ -169,7 +169,7 @@ def test_with_caching_both_passes_of_bfloat16_are_bfloat16(params: Params, store
 
 def test_the_temperature_is_learnt_from_where_it_is_set_and_saved_where_clip_keeps_it(params: Params, store: Store):
     config = changed(params, learn_temperature=True, temperature=0.05, locked_steps=0, learning_rate=1e-2).train
-    retriever = Retriever(config.base_model, device="cpu")
+    retriever = ClipRetriever(config.base_model, device="cpu")
     examples = training_examples(store.read_table("triplets").to_pylist(), set())
     curve = tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), config, seed=0)
     learnt = float((-retriever.model.logit_scale.detach()).exp())
@@ -275,7 +275,7 @@ def test_a_checkpoint_of_another_recipe_is_not_used(
     params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     course = Course(50, checkpoint=store.folder(".run", "train"), identity="other", checkpoint_steps=1)
-    machine = Machine(Retriever(params.train.base_model, device="cpu"), params.train)
+    machine = Machine(ClipRetriever(params.train.base_model, device="cpu"), params.train)
     machine.prepare(torch.optim.AdamW(machine.towers.parameters()))
     course.keep(40, "both", 36, machine)
     caplog.set_level("INFO")
@@ -337,7 +337,7 @@ def test_a_wrong_base_revision_is_refused(params: Params, store: Store):
     promoted = in_place(store)
     with pytest.raises(ConfigError, match="'train.revision' pins 0123456789ab"):
         tasks.train.stage.run(changed(params, revision="0123456789ab"), store)
-    right = Retriever(params.train.base_model, device="cpu").revision
+    right = ClipRetriever(params.train.base_model, device="cpu").revision
     tasks.train.checks.check_revision(right, right, "x")
     tasks.train.checks.check_revision(right + "0" * 28, right, "x")
     tasks.train.checks.check_revision("main", right, "x")
@@ -352,7 +352,7 @@ def test_a_loss_that_is_not_finite_leaves_the_model_in_place(params: Params, sto
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(params: Params):
-    retriever = Retriever(params.train.base_model, device="cpu", threads=1)
+    retriever = ClipRetriever(params.train.base_model, device="cpu", threads=1)
     machine = Machine(retriever, params.train)
     optimizer = machine.prepare(torch.optim.AdamW(retriever.model.parameters()))
     before, images, texts = (
@@ -395,13 +395,13 @@ def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
 ):
     params = changed(params, steps=4, locked_steps=2, batch_triplets=5)
     tasks.train.stage.run(params, store)
-    one = Retriever(str(store.folder("models", "candidate")), device="cpu")
+    one = ClipRetriever(str(store.folder("models", "candidate")), device="cpu")
     curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
     two = changed(params, processes=2)
     store.folder("params.yaml").write_text(yaml.safe_dump(two.model_dump(mode="json", by_alias=True)))
     monkeypatch.setenv("PYTHONPATH", str(project))
     report = tasks.train.stage.run(two, store)
-    shared = Retriever(str(store.folder("models", "candidate")), device="cpu")
+    shared = ClipRetriever(str(store.folder("models", "candidate")), device="cpu")
     shared_curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
     assert report.done == 6 and report.figures["loss"] == shared_curve[-1]["loss"]
     for a, b in zip(curve, shared_curve, strict=True):
@@ -438,7 +438,7 @@ def test_sharded_weights_on_two_processes_equal_one_process_and_go_on_after_a_de
     """
     params = changed(params, steps=5, locked_steps=4, batch_triplets=5, cache_chunk=3)
     tasks.train.stage.run(params, store)
-    one = Retriever(str(store.folder("models", "candidate")), device="cpu")
+    one = ClipRetriever(str(store.folder("models", "candidate")), device="cpu")
     curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
     sharded = changed(params, shard_weights=True)
     store.folder("params.yaml").write_text(yaml.safe_dump(sharded.model_dump(mode="json", by_alias=True)))
@@ -459,7 +459,7 @@ def test_sharded_weights_on_two_processes_equal_one_process_and_go_on_after_a_de
     assert json.loads((checkpoints(store)[-1] / "course.json").read_text())["step"] == 6
     done = subprocess.run([*line, "0"], env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    shared = Retriever(str(store.folder("models", "candidate")), device="cpu")
+    shared = ClipRetriever(str(store.folder("models", "candidate")), device="cpu")
     for a, b in zip(curve, json.loads(store.folder("reports", "training.json").read_text())["curve"], strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
     assert {k: v.shape for k, v in one.model.state_dict().items()} == {

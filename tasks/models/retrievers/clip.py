@@ -1,10 +1,9 @@
-"""The retriever: BGE-VL of the CLIP type. A query of image and text is the sum of their raw projected features.
+"""The retriever of the CLIP type (BGE-VL-base, BGE-VL-large): a query is the sum of its image's and text's features.
 
-The features are summed as they come, then the sum is scaled to unit length; an image or a text alone is scaled as it
-is. Loads any CLIP folder or name, that of BGE-VL-base and -large too, with AutoModel and no code from the hub. What is
-saved loads in plain transformers, in sentence-transformers and through the released models' interface
-(models/published/). `load_retriever` tells from config.json whether a model is of this type or of the MLLM type
-(models/mllm.py).
+The projected features are summed as they come and the sum is scaled to unit length; an image or a text alone is scaled
+as it is. Any CLIP folder or name loads, with AutoModel and no code from the hub. A saved model loads in plain
+transformers, in sentence-transformers and through the released models' interface (tasks/models/retrievers/published).
+
 Source: MegaPairs, arXiv:2412.14475, equation 2, and the released modeling_MMRet_CLIP.py.
 """
 
@@ -19,21 +18,28 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.retrievers.base import Content, Role, count_of, publish
+from tasks.models.retrievers.base import Content, Role, add_remote_code, count_rows
 from tasks.store.atomic import atomic_write
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+PUBLISHED_FILES = (
+    "modeling_bge_vl.py",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
 
-class Retriever:
-    """A CLIP model with its processor; `model` may be trained from outside."""
 
-    is_joint = False  # a query's vector is put together from those of image and text
+class ClipRetriever:
+    """A CLIP model with its processor; `model` may be trained from outside. Implements `Retriever`."""
+
+    is_joint = False  # a query's features are the sum of those of its image and its text
 
     def __init__(self, model: str, *, revision: str | None = None, device: str = "auto", threads: int = 1) -> None:
-        """Load it.
+        """Load the model.
 
         Args:
             model: Hugging Face name or local folder.
@@ -56,25 +62,26 @@ class Retriever:
             self.processor: Any = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
         if not (hasattr(self.model, "get_image_features") and hasattr(self.model, "get_text_features")):
             raise ConfigError(
-                f"model '{model}': {type(self.model).__name__} has no image and text features; expected a CLIP, such as BAAI/BGE-VL-base"
+                f"model '{model}': {type(self.model).__name__} has no image and text features; expected a CLIP, such "
+                "as BAAI/BGE-VL-base"
             )
         self.model.eval().to(self.device)
         self.revision = revision_of(model, revision, self.model.config)
         self.max_tokens = int(self.model.config.text_config.max_position_embeddings)
 
-    def pixels(self, images: Sequence[Image]) -> torch.Tensor:
-        """(n, 3, height, width) float32, as the processor makes them."""
+    def preprocess(self, images: Sequence[Image]) -> torch.Tensor:
+        """(n, 3, height, width) float32, as the model's image processor makes them."""
         pixels: torch.Tensor = self.processor.image_processor(
             images=[i.convert("RGB") for i in images], return_tensors="pt"
         )["pixel_values"]
         return pixels
 
-    def tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Token ids and mask, each (n, longest), cut at the model's length."""
-        made = self.processor.tokenizer(
+    def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Token ids and attention mask, each (n, longest), truncated to the model's length."""
+        tokens = self.processor.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        return {k: made[k] for k in ("input_ids", "attention_mask")}
+        return {k: tokens[k] for k in ("input_ids", "attention_mask")}
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, d) raw projected features of (n, 3, height, width)."""
@@ -84,121 +91,143 @@ class Retriever:
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """(n, d) raw projected features."""
-        out = self.model.get_text_features(**{k: v.to(self.device) for k, v in self.tokens(texts).items()})
+        out = self.model.get_text_features(**{k: v.to(self.device) for k, v in self.tokenize(texts).items()})
         features: torch.Tensor = getattr(out, "pooler_output", out)
         return features
 
+    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None) -> torch.Tensor:
+        """(n, d) raw projected features of preprocessed images, of texts, or the sum of both.
+
+        Raises:
+            ConfigError: neither is given.
+        """
+        if texts is None:
+            if pixels is None:
+                raise ConfigError("features: expected pixels, texts, or as many of both; found neither")
+            return self.image_features(pixels)
+        text_features = self.text_features(texts)
+        return text_features if pixels is None else self.image_features(pixels) + text_features
+
     def encode(
-        self, images: Sequence[Image] | None = None, texts: Sequence[str] | None = None, batch: int = 128
+        self, images: Sequence[Image] | None = None, texts: Sequence[str] | None = None, batch_size: int = 128
     ) -> np.ndarray:
-        """Unit rows of images, of texts, or of both together.
+        """Unit rows of images, of texts, or of queries of both.
 
         Args:
             images: n images, or None.
             texts: n texts, or None.
-            batch: rows in one pass of the model, a count.
+            batch_size: rows in one pass of the model, a count.
         Returns:
             (n, d) float32.
         Raises:
             ConfigError: neither is given, or both in different numbers.
         """
-        count = count_of(images, texts)
         features = []
-        for start in range(0, count, batch):
+        for start in range(0, count_rows(images, texts), batch_size):
             rows: Any = 0
             if images is not None:
-                rows = rows + self.raw_images(images[start : start + batch])
+                rows = rows + self.raw_image_features(images[start : start + batch_size])
             if texts is not None:
-                rows = rows + self.raw_texts(texts[start : start + batch])
+                rows = rows + self.raw_text_features(texts[start : start + batch_size])
             features.append(rows)
-        return (
-            unit_rows(np.concatenate(features))
-            if features
-            else np.zeros((0, self.model.config.projection_dim), np.float32)
-        )
+        if not features:
+            return np.zeros((0, self.model.config.projection_dim), np.float32)
+        return unit_rows(np.concatenate(features))
 
-    def raw_images(self, images: Sequence[Image]) -> np.ndarray:
-        """(n, d) float32 raw features, in one pass."""
+    def raw_image_features(self, images: Sequence[Image]) -> np.ndarray:
+        """(n, d) float32 raw features in one pass, without gradients."""
         import torch
 
         with torch.inference_mode():
-            return self.image_features(self.pixels(images)).float().cpu().numpy()
+            return self.image_features(self.preprocess(images)).float().cpu().numpy()
 
-    def raw_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, d) float32 raw features, in one pass."""
+    def raw_text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, d) float32 raw features in one pass, without gradients."""
         import torch
 
         with torch.inference_mode():
             return self.text_features(texts).float().cpu().numpy()
 
-    def embedder(
-        self, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None
-    ) -> Summed:
-        """Vectors of a benchmark's contents; `images` are raw features, where they are known."""
-        return Summed(self, read, batch, images)
+    def content_encoder(
+        self,
+        read_image: Callable[[str], Image],
+        batch_size: int,
+        image_features: Mapping[str, np.ndarray] | None = None,
+    ) -> SumEncoder:
+        """An encoder of a benchmark's contents; `image_features` are raw features that are known already."""
+        return SumEncoder(self, read_image, batch_size, image_features)
+
+    def add_adapters(self, **options: Any) -> None:
+        """Adapters are for the MLLM type.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"'train.lora' is set, but '{self.name}' is a CLIP, which is trained as a whole; leave it empty"
+        )
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        """Save model, processor and what others need to load them beside the folder, then put the whole in its place.
+        """Write model, processor and what other libraries need to load them, atomically.
 
         Args:
-            folder: the old one gives way.
-            weights: the whole state where the model holds but a shard of it; the model's own where None.
+            folder: an old one is replaced as a whole.
+            weights: the full state dict where this process holds only a shard of it; the model's own where None.
         """
         with atomic_write(folder) as temporary:
             self.model.save_pretrained(temporary, state_dict=weights)
             self.processor.save_pretrained(temporary)
-            files = [
-                "modeling_bge_vl.py",
-                "modules.json",
-                "sentence_bert_config.json",
-                "config_sentence_transformers.json",
-            ]
-            publish(temporary, files, "modeling_bge_vl.BGEVLModel")
+            add_remote_code(temporary, PUBLISHED_FILES, "modeling_bge_vl.BGEVLModel")
 
 
-class Summed:
-    """Vectors of a benchmark's contents by a CLIP: raw features of every image and text, each encoded once, are summed."""
+class SumEncoder:
+    """Encodes a benchmark's contents with a CLIP: raw features of every image and text, computed once each, are summed.
+
+    Implements `ContentEncoder`.
+    """
 
     def __init__(
         self,
-        retriever: Retriever,
-        read: Callable[[str], Image],
-        batch: int,
-        images: Mapping[str, np.ndarray] | None = None,
+        retriever: ClipRetriever,
+        read_image: Callable[[str], Image],
+        batch_size: int,
+        image_features: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Nothing is encoded yet.
 
         Args:
             retriever: the model.
-            read: image key -> image.
-            batch: images or texts in one pass of the model, a count.
-            images: raw features, where they are known: studies with a locked image tower encode it once.
+            read_image: image key -> image.
+            batch_size: images or texts in one pass of the model, a count.
+            image_features: key -> (d,) raw features that are known already: studies with a locked image tower compute
+                them once.
         """
-        self._retriever, self._read, self._batch = retriever, read, batch
-        self._images, self._texts = dict(images or {}), dict[str, np.ndarray]()
+        self._retriever, self._read_image, self._batch_size = retriever, read_image, batch_size
+        self._images, self._texts = dict(image_features or {}), dict[str, np.ndarray]()
 
-    def prepare(self, images: Sequence[str], texts: Sequence[str]) -> None:
-        """Encode what is not known yet, each once, in this order."""
-        missing = [key for key in dict.fromkeys(images) if key not in self._images]
-        for start in range(0, len(missing), self._batch):
-            part = missing[start : start + self._batch]
-            self._images.update(zip(part, self._retriever.raw_images([self._read(key) for key in part]), strict=True))
+    def prepare(self, image_keys: Sequence[str], texts: Sequence[str]) -> None:
+        """Compute the features that are not known yet, each once, in this order."""
+        missing = [key for key in dict.fromkeys(image_keys) if key not in self._images]
+        for start in range(0, len(missing), self._batch_size):
+            batch = missing[start : start + self._batch_size]
+            rows = self._retriever.raw_image_features([self._read_image(key) for key in batch])
+            self._images.update(zip(batch, rows, strict=True))
         missing = [text for text in dict.fromkeys(texts) if text and text not in self._texts]
-        for start in range(0, len(missing), self._batch):
-            part = missing[start : start + self._batch]
-            self._texts.update(zip(part, self._retriever.raw_texts(part), strict=True))
+        for start in range(0, len(missing), self._batch_size):
+            batch = missing[start : start + self._batch_size]
+            self._texts.update(zip(batch, self._retriever.raw_text_features(batch), strict=True))
 
-    def rows(self, contents: Sequence[Content], role: Role) -> np.ndarray:
-        """(n, d) float32 unit rows of (image key or None, text); a row of zeros where there is neither. The role makes
-        no difference here.
+    def encode(self, contents: Sequence[Content], role: Role) -> np.ndarray:
+        """(n, d) float32 unit rows; a row of zeros for a content without image and text.
+
+        Args:
+            contents: n pairs of image key (or None) and text (or "").
+            role: makes no difference for a CLIP.
         """
         self.prepare([key for key, _ in contents if key is not None], [text for _, text in contents])
-        nothing = np.zeros_like(next(iter((self._images or self._texts).values())))
-        return unit_rows(
-            np.stack(
-                [
-                    (nothing if key is None else self._images[key]) + (self._texts[text] if text else nothing)
-                    for key, text in contents
-                ]
-            )
-        )
+        zeros = np.zeros_like(next(iter((self._images or self._texts).values())))
+        sums = [
+            (zeros if key is None else self._images[key]) + (self._texts[text] if text else zeros)
+            for key, text in contents
+        ]
+        return unit_rows(np.stack(sums))

@@ -1,11 +1,11 @@
-"""The retriever of the MLLM type: one decoder reads image and text together, the last token's hidden state is the
-vector.
+"""The retriever of the MLLM type: one decoder reads image and text; the last token's hidden state is the vector.
 
-LLaVA-NeXT as BGE-VL-MLLM-S1 was released, or Qwen2-VL and Qwen3-VL; config.json says which, and no code from the folder
-runs.
-Prompts: tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left. LLaVA-NeXT's images are
-512 x 512; Qwen-VL takes them as they are, within its processor's limits (models/published/bge_vl_inputs.py). Weights
-stay float32; adapters (LoRA): `MllmRetriever.adapt`.
+Architectures: LLaVA-NeXT, as BGE-VL-MLLM-S1 was released, Qwen2-VL and Qwen3-VL; config.json says which, and no code
+from the folder runs. Prompts: tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left.
+LLaVA-NeXT's images are resized to 512 x 512; Qwen-VL takes them as they are, within its processor's limits
+(tasks/models/retrievers/published/bge_vl_inputs.py). Weights stay float32. LoRA adapters:
+`MllmRetriever.add_adapters`.
+
 Source: MegaPairs, arXiv:2412.14475, appendix B, and the released modeling_llavanext_for_embedding.py.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.hub import loading, pick_device, revision_of
-from tasks.models.retrievers.base import Content, Role, count_of, publish
+from tasks.models.retrievers.base import Content, Role, add_remote_code, count_rows
 from tasks.models.retrievers.published.bge_vl_inputs import ImageInput, Inputs
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
 from tasks.store.atomic import atomic_write
@@ -30,14 +30,24 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-# in modeling_bge_vl_mllm.py
-INTERFACES = {"llava_next": "BGEVLLlavaNext", "qwen2_vl": "BGEVLQwen2VL", "qwen3_vl": "BGEVLQwen3VL"}
-# names of vision and language modules
-PARTS = {"llava_next": ("vision_tower", "language_model"), "qwen_vl": ("visual", "language_model")}
+# model_type -> class in modeling_bge_vl_mllm.py
+REMOTE_CLASSES = {"llava_next": "BGEVLLlavaNext", "qwen2_vl": "BGEVLQwen2VL", "qwen3_vl": "BGEVLQwen3VL"}
+# family -> names of its vision and language modules
+MODULES = {"llava_next": ("vision_tower", "language_model"), "qwen_vl": ("visual", "language_model")}
+PUBLISHED_FILES = (
+    "bge_vl_inputs.py",
+    "bge_vl_prompts.py",
+    "modeling_bge_vl_mllm.py",
+    "mllm/modules.json",
+    "mllm/sentence_bert_config.json",
+)
 
 
 class MllmRetriever:
-    """A vision-language model with the parts of its processor; `model` may be trained from outside."""
+    """A vision-language model with the parts of its processor; `model` may be trained from outside.
+
+    Implements `Retriever`.
+    """
 
     is_joint = True
 
@@ -50,14 +60,14 @@ class MllmRetriever:
         threads: int = 1,
         instruction: str = CIR_INSTRUCTION,
     ) -> None:
-        """Load it.
+        """Load the model.
 
         Args:
             model: Hugging Face name or local folder.
             revision: pinned revision of a name.
             device: auto, cpu, cuda or cuda:N.
             threads: CPU threads, a count.
-            instruction: what queries ask for; candidates carry none.
+            instruction: task instruction in every query's prompt; candidates have none.
         Raises:
             ConfigError: another architecture, or no such model.
         """
@@ -75,111 +85,124 @@ class MllmRetriever:
             )
         self.family = FAMILIES[self.kind]
         with loading(model, "a retriever"):
-            kept = {"revision": revision, "trust_remote_code": False}
+            source = {"revision": revision, "trust_remote_code": False}
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                model, dtype=torch.float32, use_safetensors=True, **kept
+                model, dtype=torch.float32, use_safetensors=True, **source
             )
-            self.inputs = Inputs.load(model, self.model.config, **kept)
+            self.inputs = Inputs.load(model, self.model.config, **source)
         self.model.eval().to(self.device)
         self.revision = revision_of(model, revision, self.model.config)
         self.dimension = int(self.model.config.text_config.hidden_size)
 
-    # --- what goes in ---------------------------------------------------------------------------------------------
+    # --- inputs and features --------------------------------------------------------------------------------------
 
-    def pixels(self, images: Sequence[Image]) -> list[ImageInput]:
-        """Each image as the model takes it, one by one: they may differ in size."""
+    def preprocess(self, images: Sequence[Image]) -> list[ImageInput]:
+        """The model's input of each image, one by one: they may differ in size."""
         return [self.inputs.image(image) for image in images]
 
-    # --- what comes out -------------------------------------------------------------------------------------------
-
-    def features(self, contents: Sequence[tuple[ImageInput | None, str]], role: Role) -> torch.Tensor:
-        """(n, d) last hidden state of each prompt's last token, in one pass."""
+    def prompt_features(self, contents: Sequence[tuple[ImageInput | None, str]], role: Role) -> torch.Tensor:
+        """(n, d) last hidden state of each prompt's last token, in one pass, with gradients."""
         base = self.model.get_base_model() if self.is_adapted else self.model
-        made = self.inputs.batch(contents, is_query=role == "query", instruction=self.instruction)
-        # below the language head
-        out = base.model(**{key: value.to(self.device) for key, value in made.items()}, use_cache=False)
+        batch = self.inputs.batch(contents, is_query=role == "query", instruction=self.instruction)
+        # `model`, not the whole: the language head is not needed
+        out = base.model(**{key: value.to(self.device) for key, value in batch.items()}, use_cache=False)
         rows: torch.Tensor = out.last_hidden_state[:, -1, :]
         return rows
 
     def image_features(self, images: Sequence[ImageInput]) -> torch.Tensor:
         """(n, d) of images as candidates."""
-        return self.features([(image, "") for image in images], "candidate")
+        return self.prompt_features([(image, "") for image in images], "candidate")
 
-    def query_features(self, images: Sequence[ImageInput], texts: Sequence[str]) -> torch.Tensor:
-        """(n, d) of images and texts as queries."""
-        return self.features(list(zip(images, texts, strict=True)), "query")
+    def query_features(self, images: Sequence[ImageInput | None], texts: Sequence[str]) -> torch.Tensor:
+        """(n, d) of texts as queries, each with its image or without one."""
+        return self.prompt_features(list(zip(images, texts, strict=True)), "query")
+
+    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None) -> torch.Tensor:
+        """(n, d) of preprocessed images as candidates, or with texts as queries; texts alone are queries too.
+
+        Raises:
+            ConfigError: neither is given.
+        """
+        if texts is None:
+            if pixels is None:
+                raise ConfigError("features: expected pixels, texts, or as many of both; found neither")
+            return self.image_features(pixels)
+        return self.query_features([None] * len(texts) if pixels is None else pixels, texts)
 
     def encode(
         self,
         images: Sequence[Image] | None = None,
         texts: Sequence[str] | None = None,
-        batch: int = 8,
+        batch_size: int = 8,
         *,
         role: Role | None = None,
     ) -> np.ndarray:
-        """Unit rows of images, of texts, or of both together.
+        """Unit rows of images, of texts, or of queries of both.
 
         Args:
             images: n images, or None.
             texts: n texts, or None.
-            batch: rows in one pass of the model, a count.
-            role: query or candidate; where None, both together are a query, one alone is a candidate.
+            batch_size: rows in one pass of the model, a count.
+            role: query or candidate; where None, image and text together are a query, one alone is a candidate.
         Returns:
             (n, d) float32.
         Raises:
             ConfigError: neither is given, or both in different numbers.
         """
-        count = count_of(images, texts)
+        count = count_rows(images, texts)
         role = role or ("candidate" if images is None or texts is None else "query")
         rows = [np.zeros((0, self.dimension), np.float32)]
-        for start in range(0, count, batch):
-            part = slice(start, start + batch)
-            shown = self.pixels(images[part]) if images is not None else [None] * len(range(count)[part])
-            rows.append(
-                self.raw_contents(
-                    list(zip(shown, texts[part] if texts is not None else [""] * len(shown), strict=True)), role
-                )
-            )
+        for start in range(0, count, batch_size):
+            batch = slice(start, min(start + batch_size, count))
+            size = batch.stop - batch.start
+            inputs = [None] * size if images is None else self.preprocess(images[batch])
+            batch_texts = [""] * size if texts is None else texts[batch]
+            rows.append(self.raw_features(list(zip(inputs, batch_texts, strict=True)), role))
         return unit_rows(np.concatenate(rows))
 
-    def raw_contents(self, contents: Sequence[tuple[ImageInput | None, str]], role: Role) -> np.ndarray:
-        """(n, d) float32, in one pass."""
+    def raw_features(self, contents: Sequence[tuple[ImageInput | None, str]], role: Role) -> np.ndarray:
+        """(n, d) float32, in one pass, without gradients."""
         import torch
 
         with torch.inference_mode():
-            return self.features(contents, role).float().cpu().numpy()
+            return self.prompt_features(contents, role).float().cpu().numpy()
 
-    def embedder(
-        self, read: Callable[[str], Image], batch: int, images: Mapping[str, np.ndarray] | None = None
-    ) -> Joint:
-        """Vectors of a benchmark's contents.
+    def content_encoder(
+        self,
+        read_image: Callable[[str], Image],
+        batch_size: int,
+        image_features: Mapping[str, np.ndarray] | None = None,
+    ) -> JointEncoder:
+        """An encoder of a benchmark's contents.
 
         Raises:
-            ConfigError: features of images alone are given: here there are none that a query could be put together
-                from.
+            ConfigError: features of images alone are given: a query cannot be computed from them.
         """
-        if images is not None:
+        if image_features is not None:
             raise ConfigError(
-                f"model '{self.name}': a {self.kind} encodes image and text together; features of images alone cannot be reused"
+                f"model '{self.name}': a {self.kind} encodes image and text together; features of images alone cannot "
+                "be reused"
             )
-        return Joint(self, read, batch)
+        return JointEncoder(self, read_image, batch_size)
 
     # --- adapters -------------------------------------------------------------------------------------------------
 
     @property
     def is_adapted(self) -> bool:
-        """Whether there are adapters, not yet merged."""
+        """Whether the model has adapters that are not merged yet."""
         return hasattr(self.model, "peft_config")
 
-    def adapt(self, *, rank: int, alpha: int, dropout: float = 0.0, targets: str = "all-linear", seed: int = 0) -> None:
-        """Put LoRA adapters into vision and language part; from here on only they are trained.
+    def add_adapters(
+        self, *, rank: int, alpha: int, dropout: float = 0.0, targets: str = "all-linear", seed: int = 0
+    ) -> None:
+        """Insert LoRA adapters into the vision and the language part; from here on only they are trained.
 
         Args:
             rank: of the adapters.
             alpha: their scale is alpha / rank.
             dropout: on their input.
             targets: 'all-linear' (all but the language head), or a regular expression over module names.
-            seed: of their random half; the other half is zero, so that nothing changes at first.
+            seed: of the matrices that start at random; the others start at zero, so that no output changes at first.
         Raises:
             ConfigError: peft is not installed, or the targets leave out the vision or the language part.
         """
@@ -198,29 +221,31 @@ class MllmRetriever:
         except ValueError as error:
             raise ConfigError(f"'train.lora.targets' is {targets!r}: {error}") from error
         names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        missing = [part for part in PARTS[self.family] if not any(f".{part}." in name for name in names)]
+        missing = [module for module in MODULES[self.family] if not any(f".{module}." in name for name in names)]
         if missing:
             raise ConfigError(
-                f"'train.lora.targets' is {targets!r}: no module of {missing} is meant; expected vision and language parts, such as 'all-linear'"
+                f"'train.lora.targets' is {targets!r}: no module of {missing} is matched; expected vision and language "
+                "parts, such as 'all-linear'"
             )
 
     # --- saving ---------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        """Save model, processor and what others need to load them beside the folder, then put the whole in its place.
+        """Write model, processor and what other libraries need to load them, atomically.
 
         Adapters are saved as they are (`adapter/`, for peft) and merged into the weights; the retriever goes on as the
         merged model.
 
         Args:
-            folder: the old one gives way.
-            weights: the whole state where the model holds but a shard of it; the model's own where None.
+            folder: an old one is replaced as a whole.
+            weights: the full state dict where this process holds only a shard of it; the model's own where None.
         Raises:
-            ConfigError: adapters of a model that holds but a shard.
+            ConfigError: a model with adapters of which this process holds only a shard.
         """
         if weights is not None and self.is_adapted:
             raise ConfigError(
-                "'train.lora' and 'train.shard_weights' do not go together: adapters are not merged into shards; switch one of them off"
+                "'train.lora' and 'train.shard_weights' do not go together: adapters are not merged into shards; "
+                "switch one of them off"
             )
         with atomic_write(folder) as temporary:
             if self.is_adapted:
@@ -228,49 +253,54 @@ class MllmRetriever:
                 self.model = self.model.merge_and_unload()
             self.model.save_pretrained(temporary, state_dict=weights)
             self.inputs.save(temporary, chat_template(self.family))
-            publish_interface(temporary, self.kind, self.dimension, self.instruction)
+            add_mllm_remote_code(temporary, self.kind, self.dimension, self.instruction)
 
 
-class Joint:
-    """Vectors of a benchmark's contents: every content is encoded once in each role, image and text together."""
+class JointEncoder:
+    """Encodes a benchmark's contents with an MLLM: image and text together, every content once in each role.
 
-    def __init__(self, retriever: MllmRetriever, read: Callable[[str], Image], batch: int) -> None:
+    Implements `ContentEncoder`.
+    """
+
+    def __init__(self, retriever: MllmRetriever, read_image: Callable[[str], Image], batch_size: int) -> None:
         """Nothing is encoded yet.
 
         Args:
             retriever: the model.
-            read: image key -> image.
-            batch: contents in one pass of the model, a count.
+            read_image: image key -> image.
+            batch_size: contents in one pass of the model, a count.
         """
-        self._retriever, self._read, self._batch = retriever, read, batch
+        self._retriever, self._read_image, self._batch_size = retriever, read_image, batch_size
         self._known: dict[tuple[Role, Content], np.ndarray] = {}
 
-    def prepare(self, images: Sequence[str], texts: Sequence[str]) -> None:
-        """Nothing: what an image or text is alone says nothing of both together."""
+    def prepare(self, image_keys: Sequence[str], texts: Sequence[str]) -> None:
+        """Does nothing: the vector of an image with a text cannot be computed from either alone."""
 
-    def rows(self, contents: Sequence[Content], role: Role) -> np.ndarray:
-        """(n, d) float32 unit rows of (image key or None, text); a row of zeros where there is neither."""
+    def encode(self, contents: Sequence[Content], role: Role) -> np.ndarray:
+        """(n, d) float32 unit rows of (image key or None, text); a row of zeros for a content without either."""
         missing = [c for c in dict.fromkeys(contents) if (role, c) not in self._known and (c[0] is not None or c[1])]
-        for start in range(0, len(missing), self._batch):
-            part = missing[start : start + self._batch]
-            shown = [None if key is None else self._retriever.pixels([self._read(key)])[0] for key, _ in part]
-            raw = self._retriever.raw_contents(
-                [(image, text) for image, (_, text) in zip(shown, part, strict=True)], role
+        for start in range(0, len(missing), self._batch_size):
+            batch = missing[start : start + self._batch_size]
+            inputs = [
+                None if key is None else self._retriever.preprocess([self._read_image(key)])[0] for key, _ in batch
+            ]
+            raw = self._retriever.raw_features(
+                [(image, text) for image, (_, text) in zip(inputs, batch, strict=True)], role
             )
-            self._known.update({(role, content): row for content, row in zip(part, unit_rows(raw), strict=True)})
-        nothing = np.zeros(self._retriever.dimension, np.float32)
-        return np.stack([self._known.get((role, c), nothing) for c in contents])
+            self._known.update({(role, content): row for content, row in zip(batch, unit_rows(raw), strict=True)})
+        zeros = np.zeros(self._retriever.dimension, np.float32)
+        return np.stack([self._known.get((role, c), zeros) for c in contents])
 
 
 def chat_template(family: str) -> str:
-    """The prompts as a Jinja template over messages; a system message is a query's instruction, without one it is a
-    candidate.
+    """The prompts as a Jinja template over messages: with a system message it is a query's prompt (the message is the
+    instruction), without one a candidate's.
     """
     return (Path(__file__).parent / "published" / "mllm" / f"chat_template_{family}.jinja").read_text(encoding="utf-8")
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Save a peft model's adapter alone, with no clock, set order or path of this machine but the base's name in it."""
+    """Save a peft model's adapter alone, reproducibly: no timestamp, no set order, no path but the base's name."""
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
     path = folder / "adapter_config.json"
@@ -281,32 +311,28 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def publish_interface(folder: Path, kind: str, dimension: int, instruction: str) -> None:
-    """Put into a saved folder what sentence-transformers and the released models' interface need; plain transformers
-    needs none of it.
+def add_mllm_remote_code(folder: Path, kind: str, dimension: int, instruction: str) -> None:
+    """Copy into a saved folder what sentence-transformers and the released models' interface need.
+
+    Plain transformers needs none of it.
+
+    Args:
+        folder: a saved model.
+        kind: the model_type of its config.json.
+        dimension: width of the vectors.
+        instruction: task instruction of queries.
     """
-    files = [
-        "bge_vl_inputs.py",
-        "bge_vl_prompts.py",
-        "modeling_bge_vl_mllm.py",
-        "mllm/modules.json",
-        "mllm/sentence_bert_config.json",
-    ]
-    publish(folder, files, f"modeling_bge_vl_mllm.{INTERFACES[kind]}")
+    add_remote_code(folder, PUBLISHED_FILES, f"modeling_bge_vl_mllm.{REMOTE_CLASSES[kind]}")
+    pooling = {"embedding_dimension": dimension, "pooling_mode": "lasttoken", "include_prompt": True}
+    sentence_transformers = {
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": instruction, "document": ""},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
     for name, content in (
-        (
-            "1_Pooling/config.json",
-            {"embedding_dimension": dimension, "pooling_mode": "lasttoken", "include_prompt": True},
-        ),
-        (
-            "config_sentence_transformers.json",
-            {
-                "model_type": "SentenceTransformer",
-                "prompts": {"query": instruction, "document": ""},
-                "default_prompt_name": None,
-                "similarity_fn_name": "cosine",
-            },
-        ),
+        ("1_Pooling/config.json", pooling),
+        ("config_sentence_transformers.json", sentence_transformers),
     ):
         path = folder / name
         path.parent.mkdir(exist_ok=True)

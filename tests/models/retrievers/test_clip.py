@@ -10,23 +10,23 @@ import torch
 from PIL import Image
 
 from tasks.errors import ConfigError
-from tasks.models.retrievers.clip import Retriever
+from tasks.models.retrievers.clip import ClipRetriever
 
 CLIP = "tasks/sample/checkpoints/clip"
 
 
 @pytest.fixture(scope="module")
-def retriever() -> Retriever:
-    return Retriever(CLIP, device="cpu")
+def retriever() -> ClipRetriever:
+    return ClipRetriever(CLIP, device="cpu")
 
 
 def images(n: int) -> list[Image.Image]:
     return [Image.fromarray(np.random.default_rng(i).integers(0, 256, (96, 96, 3)).astype(np.uint8)) for i in range(n)]
 
 
-def test_a_query_is_the_sum_of_raw_features_then_of_unit_length(retriever: Retriever):
+def test_a_query_is_the_sum_of_raw_features_then_of_unit_length(retriever: ClipRetriever):
     batch, texts = images(3), ["make it blue", "remove the star", "what if it were red?"]
-    both = retriever.encode(batch, texts, batch=2)
+    both = retriever.encode(batch, texts, batch_size=2)
     with torch.inference_mode():
         values = retriever.processor(images=batch, text=texts, padding=True, return_tensors="pt")
         pooled = [
@@ -49,27 +49,27 @@ def test_a_query_is_the_sum_of_raw_features_then_of_unit_length(retriever: Retri
         retriever.encode()
 
 
-def test_the_layout_of_bge_vl_loads_with_no_code_from_the_folder(tmp_path: Path, retriever: Retriever):
+def test_the_layout_of_bge_vl_loads_with_no_code_from_the_folder(tmp_path: Path, retriever: ClipRetriever):
     folder = tmp_path / "bge-vl"
     shutil.copytree(CLIP, folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"auto_map": {"AutoModel": "modeling_MMRet_CLIP.CLIPModel"}, "architectures": ["CLIPModel"]}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_MMRet_CLIP.py").write_text("raise SystemExit('code from the hub ran')")
-    assert np.array_equal(Retriever(str(folder), device="cpu").encode(images(2)), retriever.encode(images(2)))
+    assert np.array_equal(ClipRetriever(str(folder), device="cpu").encode(images(2)), retriever.encode(images(2)))
 
 
-def test_what_is_saved_loads_and_replaces_the_old_folder_as_a_whole(tmp_path: Path, retriever: Retriever):
+def test_what_is_saved_loads_and_replaces_the_old_folder_as_a_whole(tmp_path: Path, retriever: ClipRetriever):
     folder = tmp_path / "candidate"
     folder.mkdir()
     (folder / "stale").write_text("")
     retriever.save(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["candidate"] and not (folder / "stale").exists()
-    again = Retriever(str(folder), device="cpu")
+    again = ClipRetriever(str(folder), device="cpu")
     assert np.allclose(again.encode(images(2), ["a", "b"]), retriever.encode(images(2), ["a", "b"]), atol=1e-6)
     assert len(again.revision) == 12
 
 
 def test_another_kind_of_model_is_refused():
     with pytest.raises(ConfigError):
-        Retriever("tasks/sample/checkpoints/dino", device="cpu")
+        ClipRetriever("tasks/sample/checkpoints/dino", device="cpu")

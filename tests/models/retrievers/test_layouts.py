@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 
 from tasks.errors import ConfigError
-from tasks.models.retrievers.clip import Retriever
+from tasks.models.retrievers.clip import ClipRetriever
 
 CLIP = "tasks/sample/checkpoints/clip"
 TEXTS = ["make it blue", "remove the star, please", "what if it were red?"]
 
 
 @pytest.fixture(scope="module")
-def ours() -> Retriever:
-    return Retriever(CLIP, device="cpu")
+def ours() -> ClipRetriever:
+    return ClipRetriever(CLIP, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def saved(ours: Retriever, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(ours: ClipRetriever, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "candidate"
     ours.save(folder)
     return folder
@@ -44,7 +44,7 @@ def opened(images: list[Path]) -> list[Image.Image]:
     return [Image.open(p).convert("RGB") for p in images]
 
 
-def test_plain_transformers_needs_no_code_from_the_folder(ours: Retriever, saved: Path, images: list[Path]):
+def test_plain_transformers_needs_no_code_from_the_folder(ours: ClipRetriever, saved: Path, images: list[Path]):
     from transformers import AutoModel, AutoProcessor, CLIPModel
 
     model, processor = AutoModel.from_pretrained(saved, trust_remote_code=False), AutoProcessor.from_pretrained(saved)
@@ -62,7 +62,9 @@ def test_plain_transformers_needs_no_code_from_the_folder(ours: Retriever, saved
     assert np.allclose(composed, ours.encode(opened(images), TEXTS), atol=1e-5)
 
 
-def test_sentence_transformers_takes_images_texts_and_queries_of_both(ours: Retriever, saved: Path, images: list[Path]):
+def test_sentence_transformers_takes_images_texts_and_queries_of_both(
+    ours: ClipRetriever, saved: Path, images: list[Path]
+):
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu")
@@ -77,14 +79,14 @@ def test_sentence_transformers_takes_images_texts_and_queries_of_both(ours: Retr
     assert np.allclose(model.encode(TEXTS), ours.encode(texts=TEXTS), atol=1e-5)
 
 
-def test_without_trust_sentence_transformers_still_takes_images_and_texts_alone(ours: Retriever, saved: Path):
+def test_without_trust_sentence_transformers_still_takes_images_and_texts_alone(ours: ClipRetriever, saved: Path):
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(saved), device="cpu")
     assert np.allclose(model.encode(TEXTS), ours.encode(texts=TEXTS), atol=1e-5)
 
 
-def test_the_released_interface(ours: Retriever, saved: Path, images: list[Path]):
+def test_the_released_interface(ours: ClipRetriever, saved: Path, images: list[Path]):
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(str(saved), trust_remote_code=True)
@@ -113,21 +115,21 @@ def test_the_released_interface(ours: Retriever, saved: Path, images: list[Path]
 
 
 def test_what_was_saved_with_code_beside_it_is_loaded_and_saved_again_without_running_it(
-    ours: Retriever, saved: Path, images: list[Path], tmp_path: Path
+    ours: ClipRetriever, saved: Path, images: list[Path], tmp_path: Path
 ):
     folder = tmp_path / "copy"
     shutil.copytree(saved, folder)
     (folder / "modeling_bge_vl.py").write_text("raise SystemExit('code from the folder ran')")
-    again = Retriever(str(folder), device="cpu")
+    again = ClipRetriever(str(folder), device="cpu")
     assert np.array_equal(
-        again.encode(opened(images), TEXTS), Retriever(str(saved), device="cpu").encode(opened(images), TEXTS)
+        again.encode(opened(images), TEXTS), ClipRetriever(str(saved), device="cpu").encode(opened(images), TEXTS)
     )
     again.save(folder)
     assert (folder / "modeling_bge_vl.py").read_bytes() == (saved / "modeling_bge_vl.py").read_bytes()
     assert (folder / "config.json").read_bytes() == (saved / "config.json").read_bytes()
 
 
-def test_the_layout_of_the_released_checkpoints_loads(ours: Retriever, images: list[Path], tmp_path: Path):
+def test_the_layout_of_the_released_checkpoints_loads(ours: ClipRetriever, images: list[Path], tmp_path: Path):
     """BAAI/BGE-VL-base and -large: auto_map to code, preprocessor_config.json instead of processor_config.json,
     torch_dtype, no modules.json.
     """
@@ -148,8 +150,8 @@ def test_the_layout_of_the_released_checkpoints_loads(ours: Retriever, images: l
     (folder / "preprocessor_config.json").write_text(
         json.dumps(processor | {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"})
     )
-    found = Retriever(str(folder), device="cpu")
+    found = ClipRetriever(str(folder), device="cpu")
     assert np.allclose(found.encode(opened(images), TEXTS), ours.encode(opened(images), TEXTS), atol=1e-5)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ConfigError):
-        Retriever(str(folder), device="cpu")
+        ClipRetriever(str(folder), device="cpu")

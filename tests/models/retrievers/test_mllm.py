@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import ConfigError
-from tasks.models.retrievers.clip import Retriever
+from tasks.models.retrievers.clip import ClipRetriever
 from tasks.models.retrievers.load import load_retriever
 from tasks.models.retrievers.mllm import MllmRetriever, chat_template
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, llava_next_prompt, qwen_vl_prompt
@@ -99,16 +99,16 @@ def test_padding_on_the_left_changes_no_vector(retrievers: dict[str, MllmRetriev
     alone = np.concatenate([retriever.encode(batch[n : n + 1], TEXTS[n : n + 1]) for n in range(3)])
     assert np.abs(together - alone).max() < 1e-5 and np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     made = retriever.inputs.batch(
-        list(zip(retriever.pixels(batch), TEXTS, strict=True)), is_query=True, instruction="x"
+        list(zip(retriever.preprocess(batch), TEXTS, strict=True)), is_query=True, instruction="x"
     )
     lengths = made["attention_mask"].sum(1)
     assert len(set(lengths.tolist())) > 1 and made["attention_mask"][:, -1].all(), (
         "the batch is of unequal lengths, its last column whole"
     )
-    shown = retriever.pixels(batch)
+    shown = retriever.preprocess(batch)
     mixed = [(shown[0], ""), (None, TEXTS[1]), (shown[2], TEXTS[2])]
-    one_by_one = np.concatenate([retriever.raw_contents([c], "candidate") for c in mixed])
-    assert np.allclose(retriever.raw_contents(mixed, "candidate"), one_by_one, atol=1e-5), (
+    one_by_one = np.concatenate([retriever.raw_features([c], "candidate") for c in mixed])
+    assert np.allclose(retriever.raw_features(mixed, "candidate"), one_by_one, atol=1e-5), (
         "images, texts and both in one batch"
     )
 
@@ -166,7 +166,7 @@ def test_role_image_and_text_each_make_a_difference(retrievers: dict[str, MllmRe
 
 
 def test_config_json_tells_the_type(folders: dict[str, Path], tmp_path: Path):
-    assert isinstance(load_retriever("tasks/sample/checkpoints/clip", device="cpu"), Retriever)
+    assert isinstance(load_retriever("tasks/sample/checkpoints/clip", device="cpu"), ClipRetriever)
     assert {load_retriever(str(folder), device="cpu").kind for folder in folders.values()} == set(FAMILIES)
     with pytest.raises(ConfigError, match="is no MLLM retriever; expected one of"):
         MllmRetriever("tasks/sample/checkpoints/vlm", device="cpu")
@@ -262,7 +262,7 @@ def stirred(retriever: MllmRetriever) -> MllmRetriever:
 def test_adapters_lie_in_vision_and_language_and_change_nothing_at_first(folders: dict[str, Path], name: str):
     retriever = MllmRetriever(str(folders[name]), device="cpu")
     before = retriever.encode(images(2), TEXTS[:2])
-    retriever.adapt(rank=4, alpha=8)
+    retriever.add_adapters(rank=4, alpha=8)
     trained = [n for n, p in retriever.model.named_parameters() if p.requires_grad]
     assert all(".lora_A." in n or ".lora_B." in n for n in trained) and not any("lm_head" in n for n in trained)
     vision = "vision_tower" if name == "llava_next" else "visual"
@@ -275,11 +275,11 @@ def test_adapters_lie_in_vision_and_language_and_change_nothing_at_first(folders
 
 def test_adapters_that_leave_out_a_part_are_refused(folders: dict[str, Path]):
     for targets, said in (
-        (r".*language_model.*q_proj", r"no module of \['vision_tower'\] is meant"),
+        (r".*language_model.*q_proj", r"no module of \['vision_tower'\] is matched"),
         ("nothing_of_the_kind", "not found"),
     ):
         with pytest.raises(ConfigError, match=said):
-            MllmRetriever(str(folders["llava_next"]), device="cpu").adapt(rank=2, alpha=2, targets=targets)
+            MllmRetriever(str(folders["llava_next"]), device="cpu").add_adapters(rank=2, alpha=2, targets=targets)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -289,7 +289,7 @@ def test_saved_and_loaded_again_gives_the_same_vectors_merged_or_by_its_adapter(
     from peft import PeftModel
 
     retriever = MllmRetriever(str(folders[name]), device="cpu")
-    retriever.adapt(rank=4, alpha=8)
+    retriever.add_adapters(rank=4, alpha=8)
     before = stirred(retriever).encode(images(3), TEXTS)
     folder = tmp_path / "candidate"
     folder.mkdir()
@@ -311,4 +311,4 @@ def test_saved_and_loaded_again_gives_the_same_vectors_merged_or_by_its_adapter(
 
 def test_features_of_images_alone_cannot_be_reused(retrievers: dict[str, MllmRetriever]):
     with pytest.raises(ConfigError, match="encodes image and text together"):
-        retrievers["qwen3_vl"].embedder(lambda key: images(1)[0], 2, {"a": np.zeros(48, np.float32)})
+        retrievers["qwen3_vl"].content_encoder(lambda key: images(1)[0], 2, {"a": np.zeros(48, np.float32)})

@@ -78,7 +78,7 @@ def test_llava_nexts_own_processor_makes_the_same_inputs(saved: dict[str, Path],
     made = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
     ours = MllmRetriever(str(saved["llava_next"]), device="cpu")
     expected = ours.inputs.batch(
-        [(ours.pixels(opened(paths))[0], TEXTS[0])], is_query=True, instruction=CIR_INSTRUCTION
+        [(ours.preprocess(opened(paths))[0], TEXTS[0])], is_query=True, instruction=CIR_INSTRUCTION
     )
     assert set(expected) <= set(made)
     assert all(torch.equal(made[key], expected[key]) for key in expected if key != "pixel_values")

@@ -1,5 +1,5 @@
-"""What goes into a checkpoint's folder beside weights and processor, so that others can load it.
+"""Files that are copied into a saved checkpoint's folder, so that other libraries can load it.
 
-The factory itself runs none of it but the MLLM type's prompts and inputs (bge_vl_prompts, bge_vl_inputs): there and
-here they are the same lines.
+The factory itself uses only the MLLM type's prompts and inputs (bge_vl_prompts, bge_vl_inputs), so that both are the
+same code here and beside the published weights.
 """

@@ -1,8 +1,7 @@
-"""Images and texts as BGE-VL of the MLLM type takes them; goes beside the weights too, so that there and here they are
-made alike.
+"""Model inputs of BGE-VL of the MLLM type; also copied beside the weights, so that both places prepare them alike.
 
-Made from the tokenizer and the image part of the processor. Qwen-VL's whole processor wants torchvision, for films
-alone; its image part, on Pillow, does not. Images are made one by one, so that a trainer may keep them.
+Built from the tokenizer and the image part of the processor. Qwen-VL's whole processor needs torchvision, for video
+only; its image part runs on Pillow. Images are prepared one by one, so that a trainer may cache them.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ NOT_IN_TEXTS = (*IMAGE_TOKENS.values(), "<|vision_start|>", "<|vision_end|>", "<
 
 @dataclass(frozen=True)
 class ImageInput:
-    """An image as the model takes it.
+    """The model's input of one image.
 
     Attributes:
         pixels: LLaVA-NeXT (crops, 3, height, width), Qwen-VL (patches, values of a patch); float32.
         shape: LLaVA-NeXT (2,) height and width in pixels, Qwen-VL (3,) frames, rows and columns of patches; int64.
-        tokens: image tokens that it takes in the prompt, a count.
+        tokens: image tokens that it occupies in the prompt, a count.
     """
 
     pixels: torch.Tensor
@@ -38,18 +37,18 @@ class ImageInput:
 
     @property
     def nbytes(self) -> int:
-        """Of its pixels."""
+        """Bytes of its pixels."""
         return int(self.pixels.nbytes)
 
 
 class Inputs:
-    """Makes a model's inputs; batches are padded on the left, so that the last position is each row's last token."""
+    """Prepares model inputs; batches are padded on the left, so that the last position is each row's last token."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
-        """From parts.
+        """Combine the parts of a processor.
 
         Args:
-            tokenizer: its padding side is set.
+            tokenizer: its padding side is set to the left.
             image_processor: image part of the processor.
             config: of the model.
         """
@@ -62,12 +61,12 @@ class Inputs:
 
     @classmethod
     def load(cls, model: str, config: Any, **kept: Any) -> Inputs:
-        """Of a folder or name; `kept` goes to from_pretrained (revision, ...)."""
+        """Load from a folder or by name; `kept` is passed to from_pretrained (revision, ...)."""
         tokenizer = AutoTokenizer.from_pretrained(model, **kept)
         return cls(tokenizer, AutoImageProcessor.from_pretrained(model, backend="pil", **kept), config)
 
     def image(self, image: Image) -> ImageInput:
-        """One image."""
+        """Prepare one image."""
         if self.family == "llava_next":
             image = image.resize((LLAVA_SIDE_PX, LLAVA_SIDE_PX))
         made = self.image_processor(images=[image.convert("RGB")], return_tensors="pt")
@@ -78,8 +77,8 @@ class Inputs:
         return ImageInput(made["pixel_values"][0], made["image_sizes"][0], tokens)
 
     def llava_processor(self, chat_template: str | None = None) -> Any:
-        """The processor as the model's config wants it to count: the released folders leave that out of the processor's
-        own.
+        """The processor, counting image tokens as the model's config says: the released folders leave that out of the
+        processor's own config.
         """
         vision = self.config.vision_config
         return LlavaNextProcessor(
@@ -92,7 +91,7 @@ class Inputs:
         )
 
     def prompt(self, image: ImageInput | None, text: str, is_query: bool, instruction: str) -> str:
-        """The prompt with as many image tokens as the image takes; a text that spells such a token is read without it."""
+        """The prompt with as many image tokens as the image occupies; tokens spelled out in the text are removed."""
         for token in NOT_IN_TEXTS:
             text = text.replace(token, " ")
         made = PROMPTS[self.family](text, image is not None, is_query, instruction)
@@ -101,14 +100,14 @@ class Inputs:
     def batch(
         self, contents: Sequence[tuple[ImageInput | None, str]], *, is_query: bool, instruction: str
     ) -> dict[str, torch.Tensor]:
-        """What the model's forward takes.
+        """The keyword arguments of the model's forward.
 
         Args:
             contents: n images, texts, or both together.
-            is_query: all are queries, or all are candidates.
+            is_query: whether all are queries or all are candidates.
             instruction: of queries.
         Returns:
-            `input_ids` and `attention_mask` (n, longest), and what the images need.
+            `input_ids` and `attention_mask` (n, longest), and the tensors of the images.
         """
         prompts = [self.prompt(image, text, is_query, instruction) for image, text in contents]
         made = self.tokenizer(prompts, padding=True, return_tensors="pt")

@@ -1,25 +1,27 @@
-"""The prompts of BGE-VL of the MLLM type, in the words its weights were trained with. Pure; goes beside the weights
-too.
+"""The prompts of BGE-VL of the MLLM type, exactly as its weights were trained with. Pure; also copied beside the weights.
 
-LLaVA-NeXT: the released models' own (modeling_llavanext_for_embedding.py), blanks included. Qwen-VL: the form of the
-embedding models that are built on it (GME, Qwen3-VL-Embedding): the instruction as system message, the content as the
-user's, then an end token whose last hidden state is the vector.
+LLaVA-NeXT: the released models' own prompt (modeling_llavanext_for_embedding.py), blanks included. Qwen-VL: the form
+of the embedding models built on it (GME, Qwen3-VL-Embedding): the instruction as system message, the content as user
+message, then an end token whose last hidden state is the vector.
 """
 
-CIR_INSTRUCTION = "Retrieve the target image that best meets the combined criteria by using both the provided image and the image retrieval instructions: "
+CIR_INSTRUCTION = (
+    "Retrieve the target image that best meets the combined criteria by using both the provided image and the image "
+    "retrieval instructions: "
+)
 QWEN_INSTRUCTION = "You are a helpful assistant."  # of a candidate, and of a query without one
 IMAGE_TOKENS = {"llava_next": "<image>", "qwen_vl": "<|image_pad|>"}
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def llava_next_prompt(text: str, has_image: bool, is_query: bool, instruction: str = "") -> str:
-    """The released template, with `<image>` once where there is an image.
+    """The released template, with one `<image>` where there is an image.
 
     Args:
         text: of the query or candidate; empty for none.
-        has_image: an image goes with it.
-        is_query: queries carry the instruction, candidates none.
-        instruction: what is to be retrieved; empty for none.
+        has_image: whether the query or candidate has an image.
+        is_query: queries carry the instruction, candidates do not.
+        instruction: the task instruction; empty for none.
     """
     if not is_query:
         out = "[INST] "
@@ -33,12 +35,15 @@ def llava_next_prompt(text: str, has_image: bool, is_query: bool, instruction: s
 
 
 def qwen_vl_prompt(text: str, has_image: bool, is_query: bool, instruction: str = "") -> str:
-    """The chat form with an end token, with one image's tokens where there is an image. Arguments as of
+    """The chat form with an end token, with one image's tokens where there is an image. Arguments as in
     `llava_next_prompt`.
     """
     system = instruction if is_query and instruction else QWEN_INSTRUCTION
     content = (QWEN_IMAGE if has_image else "") + text
-    return f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+    return (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n"
+        "<|im_start|>assistant\n<|endoftext|>"
+    )
 
 
 PROMPTS = {"llava_next": llava_next_prompt, "qwen_vl": qwen_vl_prompt}

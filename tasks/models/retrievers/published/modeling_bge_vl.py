@@ -21,11 +21,11 @@ class BGEVLModel(CLIPModel):
     """A CLIP that also encodes images and texts together."""
 
     def set_processor(self, model_name: str) -> None:
-        """Load the processor that makes pixels and tokens; name or folder, usually the model's own."""
+        """Load the processor for images and texts, by name or folder; usually the model's own."""
         self.processor = CLIPProcessor.from_pretrained(model_name)
 
     def data_process(self, images: Any = None, text: Any = None) -> tuple[Any, Any, str]:
-        """What the towers take.
+        """Preprocess images and texts for the towers.
 
         Args:
             images: a path or a PIL image, a list of them, or None.

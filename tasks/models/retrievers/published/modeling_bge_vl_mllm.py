@@ -29,7 +29,7 @@ from .bge_vl_prompts import CIR_INSTRUCTION
 
 
 class ReleasedInterface:
-    """What the released models add to their architecture."""
+    """The methods that the released models add to their architecture."""
 
     config: Any
     device: Any
@@ -37,7 +37,7 @@ class ReleasedInterface:
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load as the plain architecture, which knows the weights' names of all versions, and add the interface."""
+        """Load as the plain architecture, which maps the weights' names of all versions, and add the interface."""
         plain = next(c for c in cls.__mro__ if c.__module__.startswith("transformers."))
         loaded = plain.from_pretrained(*args, **kwargs)  # type: ignore[attr-defined]
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -45,18 +45,18 @@ class ReleasedInterface:
         return loaded
 
     def set_processor(self, model_name: str) -> None:
-        """Load what makes pixels and tokens; name or folder, usually the model's own."""
+        """Load the processor for images and texts, by name or folder; usually the model's own."""
         self.processor = Inputs.load(model_name, self.config)
 
     def data_process(
         self, images: Any = None, text: Any = None, q_or_c: str = "c", task_instruction: str | None = None
     ) -> BatchFeature:
-        """What the model takes.
+        """Preprocess images and texts for the model.
 
         Args:
             images: a path or a PIL image, a list of them, or None.
             text: a text, a list of them, or None; as many as images where both are given.
-            q_or_c: 'q' or 'query' for queries, 'c' or 'candidate' for what is searched.
+            q_or_c: 'q' or 'query' for queries, 'c' or 'candidate' for candidates.
             task_instruction: of queries.
         Returns:
             A batch, on the model's device.
@@ -97,8 +97,8 @@ class BGEVLLlavaNext(ReleasedInterface, LlavaNextForConditionalGeneration):
 
 
 class BGEVLQwen2VL(ReleasedInterface, Qwen2VLForConditionalGeneration):
-    """The same on Qwen2-VL."""
+    """The same interface on Qwen2-VL."""
 
 
 class BGEVLQwen3VL(ReleasedInterface, Qwen3VLForConditionalGeneration):
-    """The same on Qwen3-VL."""
+    """The same interface on Qwen3-VL."""
