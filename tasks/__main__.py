@@ -137,7 +137,10 @@ COMMANDS = {
         "tasks.pages.gallery", "Publish", "write the gallery page of a version", "--root clone --out gallery.html"
     ),
     "verdicts": _tool(
-        "tasks.pages.verdicts", "Publish", "write the review page of the judge's verdicts", "--root clone --count 30"
+        "tasks.pages.review",
+        "Publish",
+        "write the review page: what was accepted, rejected, and why",
+        "--root clone --count 30",
     ),
     "pull": _tool("tasks.publish.pull", "Read a version", "`dvc pull` that names the faulty file", "-j 8 data/images"),
     "verify": _tool("tasks.publish.verify", "Read a version", "compare a clone's files with manifest.json", "--root ."),

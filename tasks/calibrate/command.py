@@ -31,8 +31,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES, Params, overlay, parse_params, read_raw, resolve
+from tasks.calibrate.page import EncoderFigures, PairImages, band_pairs, page, plots
+from tasks.config import ENCODER_ROLES, Params, Window, overlay, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
+from tasks.knn.search import neighbours_in_window
 from tasks.names import batch_name, run_date
 from tasks.store import Store
 
@@ -238,35 +240,30 @@ def copy_cosines(params: Params, store: Store, role: str, ids: Sequence[str], ve
     )
 
 
-def shown_pairs(
-    store: Store,
-    ids: Sequence[str],
-    vectors: np.ndarray,
-    window: tuple[float, float],
-    seed: int,
-    *,
-    with_captions: bool = True,
-) -> list[list[tuple[float, Image, Image, str, str]]]:
+def pairs_in_bands(
+    store: Store, ids: Sequence[str], vectors: np.ndarray, window: Window, seed: int, *, with_captions: bool = True
+) -> list[list[PairImages]]:
     """Pairs over three bands of a window, with images and, where wanted, captions: drawn from all that a sample of the
     queries has inside it.
     """
-    from tasks.calibrate.page import band_pairs
-    from tasks.knn.search import neighbours_in_window
-
-    low, high = window
     rows = np.sort(np.random.default_rng(seed).permutation(len(ids))[:SHOWN_QUERIES])
     query, target, similarity, _ = neighbours_in_window(
-        vectors[rows], vectors, [ids[n] for n in rows], ids, low=low, high=high, neighbours=SHOWN_NEIGHBOURS
+        vectors[rows],
+        vectors,
+        [ids[n] for n in rows],
+        ids,
+        low=window.low,
+        high=window.high,
+        neighbours=SHOWN_NEIGHBOURS,
     )
     captions = store.captions() if with_captions else {}
 
-    def shown(n: int) -> tuple[float, Image, Image, str, str]:
+    def pair(n: int) -> PairImages:
         a, b = ids[rows[query[n]]], ids[target[n]]
-        return float(similarity[n]), store.read_image(a), store.read_image(b), captions.get(a, ""), captions.get(b, "")
+        images = store.read_image(a), store.read_image(b)
+        return PairImages(float(similarity[n]), *images, captions.get(a, ""), captions.get(b, ""))
 
-    return [
-        [shown(n) for n in band] for band in band_pairs(rows[query], target, similarity, low=low, high=high, seed=seed)
-    ]
+    return [[pair(n) for n in band] for band in band_pairs(rows[query], target, similarity, window, seed=seed)]
 
 
 def proposals(
@@ -274,11 +271,9 @@ def proposals(
 ) -> dict[str, tuple[float, float]]:
     """Window per encoder from the stored embeddings; prints what it was taken from, and saves it in `figures`: the
     quantiles (calibration.json), the plot (calibration.svg) and pairs to look at (pairs.html)."""
-    from tasks.calibrate.page import histogram_svg, page, pairs_section, stacked_svg
-
     windows: dict[str, tuple[float, float]] = {}
     saved: dict[str, Any] = {}
-    plots, sections = [], []
+    encoders: list[EncoderFigures] = []
     for role in (r for r in ENCODER_ROLES if r in params.embed.encoders):
         ids, vectors, revision = store.read_embeddings(role)
         found = distribution(vectors, params.open_run.seed)
@@ -286,8 +281,8 @@ def proposals(
         low, high = windows[role]
         if figures is not None:
             found = replace(found, copies=copy_cosines(params, store, role, ids, vectors))
-        title = f"{role} ({params.embed.encoders[role].model}, {revision})"  # type: ignore[index]
-        print(f"{title}: {len(vectors)} vectors")
+        model = f"{params.embed.encoders[role].model}, {revision}"  # type: ignore[index]
+        print(f"{role} ({model}): {len(vectors)} vectors")
         values = {
             "random pairs": found.random,
             "nearest": found.nearest,
@@ -300,11 +295,10 @@ def proposals(
         inside = float(np.mean((found.nearest >= low) & (found.nearest < high)))
         print(f"  window        low {low:.4f}, high {high:.4f}: {inside:.0%} of the images have their nearest inside")
         if figures is not None:
-            plot = histogram_svg(f"{title}: window {low:.4f} to {high:.4f}", values, low, high)
-            plots.append(plot)
+            window = Window(low=low, high=high)
             is_text = params.embed.encoders[role].kind == "text"  # type: ignore[index]
-            pairs = shown_pairs(store, ids, vectors, windows[role], params.open_run.seed, with_captions=is_text)
-            sections.append(pairs_section(role, title.partition("(")[2].rstrip(")"), plot, pairs, low, high, inside))
+            pairs = pairs_in_bands(store, ids, vectors, window, params.open_run.seed, with_captions=is_text)
+            encoders.append(EncoderFigures(role, model, window, values, inside, pairs))
             quantiles = {
                 n: {f"q{q:g}": round(float(np.quantile(v, q)), 6) for q in SHOWN} for n, v in values.items() if len(v)
             }
@@ -322,8 +316,8 @@ def proposals(
             }
     if figures is not None:
         store.write_bytes(figures / "calibration.json", json.dumps(saved, indent=1).encode())
-        store.write_bytes(figures / "calibration.svg", stacked_svg(plots).encode())
-        store.write_bytes(figures / "pairs.html", page(sections).encode())
+        store.write_bytes(figures / "calibration.svg", plots(encoders).encode())
+        store.write_bytes(figures / "pairs.html", page(encoders).encode())
         print(f"saved: {figures}/calibration.json, calibration.svg, pairs.html")
     return windows
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from tasks.errors import ConfigError, DataError
 from tasks.judge.labelled import COLUMNS
-from tasks.pages.page import STYLE, escaped, sample, thumbnail
+from tasks.pages.images import draw_ids, thumbnail_uri
+from tasks.pages.render import html
 from tasks.store import Store
 
 SIDE_PX, QUALITY = 240, 82
@@ -38,7 +39,7 @@ def questions(
     """
     known = {row["pair_id"]: row for row in captioned if row["pair_id"] in pairs}
     out: list[dict[str, Any]] = []
-    for n, pair_id in enumerate(2 * sample(list(known), count, "labels")):
+    for n, pair_id in enumerate(2 * draw_ids(list(known), count, "labels")):
         if len(out) == count:
             break
         pair, texts, turn = pairs[pair_id], known[pair_id]["instructions"], TURNS[len(out) % len(TURNS)]
@@ -55,21 +56,16 @@ def questions(
 
 
 def sheet(rows: Sequence[Mapping[str, Any]], store: Store) -> str:
-    """A page with every question under the number of its row in the file."""
-    cards = []
-    for number, row in enumerate(rows, 1):
-        shown = '<div class="arrow">?</div>'.join(
-            f'<figure><img src="{thumbnail(store, row[c], SIDE_PX, QUALITY)}" alt=""><figcaption>{c}</figcaption></figure>'
-            for c in ("query", "candidate")
-        )
-        cards.append(
-            f'<article class="card"><div class="over">row {number}</div><div class="pair">{shown}</div><ol><li><span>{escaped(row["instruction"])}</span></li></ol></article>'
-        )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Questions to label</title>'
-        f"<style>{STYLE}</style></head><body><main><h1>Is the candidate what the text makes of the query?</h1><p class='lead'>Write yes or no into the column "
-        f"<b>fits</b> of labels.csv; row 1 is the first below its header. Yes: every change that the text states is made, and what it wants kept is kept.</p><div class='cards'>{''.join(cards)}</div></main></body></html>"
-    )
+    """A page that shows every question, numbered as its row in the file."""
+    context = [
+        {
+            "query": thumbnail_uri(store, row["query"], SIDE_PX, QUALITY),
+            "candidate": thumbnail_uri(store, row["candidate"], SIDE_PX, QUALITY),
+            "instruction": row["instruction"],
+        }
+        for row in rows
+    ]
+    return html("label_sheet.html.j2", questions=context)
 
 
 def write(store: Store, out: Path, count: int) -> int:

@@ -1,10 +1,11 @@
-"""Gallery: one self-contained HTML page per version, for people: triplets, what was dropped and why, similarities,
-scores.
+"""Gallery: one self-contained HTML page per version, for people to look at the data.
 
     python -m tasks gallery --root CLONE --out gallery.html [--evaluation evaluation.json]
 
-Reads the version's tables, images and version.json, and evaluation.json when there is one; writes the page: no
-script, nothing loaded, every text escaped, images inside as small JPEGs, at most 6 MB. Opens from file://.
+Shows triplets drawn at random, what was dropped and why, the similarities under each encoder, and the retrieval scores
+where there are any. Reads the version's tables, images and version.json, and evaluation.json when there is one; writes
+the page. The page runs no script and loads nothing, every text is escaped, the images are small JPEGs inside it. It is
+at most 6 MB and opens from file://. Its words and marks are in templates/gallery.html.j2, its look in style.css.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.config import Params, load_params
-from tasks.names import seeded_hash
-from tasks.pages.page import STYLE, escaped, sample, thumbnail
+from tasks.config import ENCODER_ROLES, Params, load_params
+from tasks.pages.charts import Band, Frame, histogram
+from tasks.pages.images import draw_ids, thumbnail_uri
+from tasks.pages.render import html
 from tasks.reasons import REASONS, why
 from tasks.store import Store
 
@@ -28,15 +30,13 @@ if TYPE_CHECKING:
 MAX_BYTES = 6_000_000
 SIZES = ((192, 82), (144, 76), (96, 70), (64, 60))  # image side px and JPEG quality, tried until the page fits
 QUERIES, CORPUS = 400, 20_000  # rows of the similarity histogram, at most
-BINS = 60
-COLOURS = {"semantic": "var(--c1)", "pattern": "var(--c2)", "caption": "var(--c3)"}
-
-
-# --- what to show ----------------------------------------------------------------------------------------------------
+NEGATIVES = 10  # shown of a triplet, at most
+METRICS = {"map_at_5": "mAP@5", "recall_at_1": "Recall@1", "recall_at_10": "Recall@10"}
+SAMPLE_CHECKPOINTS = "tasks/sample/checkpoints/"
 
 
 def nearest_similarities(vectors: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
-    """Cosine of each of a sample of rows to its nearest others, window or not.
+    """Cosine of each of a sample of rows to its nearest others, whether inside the window or not.
 
     Args:
         vectors: (n, d), rows of unit length.
@@ -49,254 +49,186 @@ def nearest_similarities(vectors: np.ndarray, neighbours: int, seed: int) -> np.
 
     draw = random.Random(seed)
     n = len(vectors)
-    chosen = np.asarray(vectors[sorted(draw.sample(range(n), min(n, CORPUS)))], dtype=np.float32)
-    if len(chosen) < 2:
+    corpus = np.asarray(vectors[sorted(draw.sample(range(n), min(n, CORPUS)))], dtype=np.float32)
+    if len(corpus) < 2:
         return np.zeros(0, np.float32)
-    queries = np.asarray(sorted(draw.sample(range(len(chosen)), min(len(chosen), QUERIES))))
-    product = chosen[queries] @ chosen.T  # (q, n)
+    queries = np.asarray(sorted(draw.sample(range(len(corpus)), min(len(corpus), QUERIES))))
+    product = corpus[queries] @ corpus.T  # (q, n)
     product[np.arange(len(queries)), queries] = -2.0
-    k = min(neighbours, len(chosen) - 1)
+    k = min(neighbours, len(corpus) - 1)
     return np.partition(product, -k, axis=1)[:, -k:].ravel()
 
 
-# --- how to show it --------------------------------------------------------------------------------------------------
+# --- the context: plain values, one function for each part of the page -----------------------------------------------
 
 
-def histogram(values: Sequence[float], low: float, high: float, colour: str, label: str) -> str:
-    """An inline SVG histogram over the values' range, the window [low, high) drawn in."""
-    width, height, foot = 520, 190, 26
-    values = list(values)
-    if not values:
-        return "<p>No vectors.</p>"
-    left = min(min(values), low) - 0.02
-    right = min(1.0, max(max(values), high) + 0.01)
-    counts = [0] * BINS
-    for v in values:
-        counts[min(BINS - 1, max(0, int((v - left) / (right - left) * BINS)))] += 1
-    top, step = max(counts), width / BINS
-
-    def x(value: float) -> float:
-        return (min(max(value, left), right) - left) / (right - left) * width
-
-    bars = []
-    for n, count in enumerate(counts):
-        middle = left + (n + 0.5) / BINS * (right - left)
-        inside = low <= middle < high
-        tall = count / top * (height - foot - 14)
-        if count:
-            bars.append(
-                f'<rect x="{n * step + 0.5:.1f}" y="{height - foot - tall:.1f}" width="{step - 1:.1f}" height="{tall:.1f}" rx="1.5" fill="{colour}" opacity="{1 if inside else 0.28}"/>'
-            )
-    a, b = x(low), x(high)
-    ticks = "".join(
-        f'<text x="{min(max(x(t), 14), width - 14):.1f}" y="{height - 8}" text-anchor="middle" font-size="12" fill="var(--soft)">{t:.2f}</text>'
-        for t in (left + f * (right - left) for f in (0, 0.25, 0.5, 0.75, 1))
-    )
-    edges = "".join(
-        f'<line x1="{e:.1f}" x2="{e:.1f}" y1="0" y2="{height - foot}" stroke="{colour}" stroke-dasharray="4 4"/>'
-        for e in (a, b)
-    )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(label)}"><rect x="{a:.1f}" y="0" width="{max(b - a, 1):.1f}" height="{height - foot}" fill="{colour}" opacity=".09"/>'
-        f'{"".join(bars)}{edges}<line x1="0" x2="{width}" y1="{height - foot}" y2="{height - foot}" stroke="var(--line)"/>{ticks}</svg>'
-    )
-
-
-def card(row: Mapping[str, Any], pair: Mapping[str, Any], images: Mapping[str, str], threshold: float) -> str:
-    """One triplet."""
-
-    def figure(image_id: str, caption: str) -> str:
-        return f'<figure><img src="{images[image_id]}" alt="{escaped(image_id[:12])}" title="{escaped(image_id)}" loading="lazy"><figcaption>{caption}</figcaption></figure>'
-
-    texts = "".join(
-        f'<li><span>{escaped(text)}<small>{escaped(style)}</small></span><span class="score" title="judge: P(yes) of the target">{score:.2f}</span></li>'
-        for text, style, score in zip(row["instructions"], row["styles"], row["judge_target"], strict=False)
-    )
-    negatives = []
-    for n, (image_id, score) in enumerate(zip(row["negative_image_ids"], row["judge_negative"], strict=False)):
-        hot = " hot" if score >= threshold else ""
-        negatives.append(
-            figure(image_id, f'<span class="score{hot}">{score:.2f}</span>{"<small>query</small>" if n == 0 else ""}')
-        )
-    chips = []
-    for encoder in COLOURS:
-        similarity = pair.get(f"similarity_{encoder}")
-        if similarity is not None:
-            on = encoder in row["mined_by"]
-            chips.append(
-                f'<span class="chip{" on" if on else ""}"{f" style=color:{COLOURS[encoder]}" if on else ""} title="{"mined it" if on else "did not mine it"}">{encoder} {similarity:.3f}</span>'
-            )
-    return (
-        f'<article class="card"><div class="pair">{figure(row["query_image_id"], "<span>query</span>")}<div class="arrow">&rarr;</div>{figure(row["target_image_id"], "<span>target</span>")}</div>'
-        f'<ol>{texts}</ol><div class="neg">{"".join(negatives[:10])}</div><div class="chips">{"".join(chips)}<span class="chip mono">{escaped(row["triplet_id"][:10])}</span></div></article>'
-    )
-
-
-TINY = "tasks/sample/checkpoints/"
+def triplet_card(row: Mapping[str, Any], pair: Mapping[str, Any], negative_threshold: float) -> dict[str, Any]:
+    """One triplet: its images' ids, its texts and negatives with the judge's scores, and which encoders found it."""
+    texts = zip(row["instructions"], row["styles"], row["judge_target"], strict=False)
+    negatives = list(zip(row["negative_image_ids"], row["judge_negative"], strict=False))[:NEGATIVES]
+    similarities = {encoder: pair.get(f"similarity_{encoder}") for encoder in ENCODER_ROLES}
+    return {
+        "triplet_id": row["triplet_id"],
+        "query": row["query_image_id"],
+        "target": row["target_image_id"],
+        "texts": [{"text": text, "style": style, "score": score} for text, style, score in texts],
+        "negatives": [
+            {"image_id": image_id, "score": score, "is_high": score >= negative_threshold}
+            for image_id, score in negatives
+        ],
+        "encoders": [
+            {"encoder": encoder, "similarity": similarity, "is_finder": encoder in row["mined_by"]}
+            for encoder, similarity in similarities.items()
+            if similarity is not None
+        ],
+    }
 
 
 def written_by(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Who wrote and who judged the rows, in a sentence or two; a warning where it was the sample world's checkpoints."""
+    """The models that wrote and judged the rows, in a sentence; a warning where they are the sample world's own."""
     writers, judges = sorted({str(r["captioner"]) for r in rows}), sorted({str(r["judge"]) for r in rows})
     if not rows:
         return ""
     warning = (
-        " Tiny checkpoints, trained on drawn scenes: on other images their words mean nothing."
-        if any(TINY in n for n in (*writers, *judges))
+        " These are tiny checkpoints, trained on drawn scenes: on other images their words mean nothing."
+        if any(SAMPLE_CHECKPOINTS in name for name in (*writers, *judges))
         else ""
     )
     return f"Written with {', '.join(writers)}, judged by {', '.join(judges)}.{warning}"
 
 
-def drop_panels(drops: Mapping[str, Mapping[str, int]]) -> str:
-    """What every stage left out, by reason, as bars; stages in the order of the flow."""
-    panels = []
+def drop_panels(drops: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
+    """What every stage left out, by reason, the most frequent first; stages in the order of the flow."""
     flow = list(REASONS)
-    for stage, reasons in sorted(drops.items(), key=lambda e: (flow.index(e[0]) if e[0] in flow else len(flow), e[0])):
-        top = max(reasons.values())
-        bars = "".join(
-            f'<div class="bar"><span>{escaped(reason.replace("_", " "))}<small>{escaped(why(stage, reason))}</small></span><i style="width:{100 * count / top:.1f}%"></i><b>{count:,}</b></div>'
-            for reason, count in sorted(reasons.items(), key=lambda e: -e[1])
-        )
-        panels.append(
-            f'<div class="panel"><h3>{escaped(stage)}</h3><p>{sum(reasons.values()):,} rows left out</p>{bars}</div>'
-        )
-    return "".join(panels) or '<div class="panel"><p>Nothing was left out.</p></div>'
-
-
-def scores_table(metrics: Mapping[str, Any]) -> str:
-    """Retrieval before and after: one row per model and kind of query."""
-    names = (("map_at_5", "mAP@5"), ("recall_at_1", "Recall@1"), ("recall_at_10", "Recall@10"))
-    rows = [
-        (m, k, v)
-        for m, kinds in metrics.items()
-        if isinstance(kinds, Mapping)
-        for k, v in kinds.items()
-        if isinstance(v, Mapping)
+    stages = sorted(drops.items(), key=lambda e: (flow.index(e[0]) if e[0] in flow else len(flow), e[0]))
+    return [
+        {
+            "name": stage,
+            "total": sum(reasons.values()),
+            "reasons": [
+                {"name": reason, "why": why(stage, reason), "count": n, "percent": 100 * n / max(reasons.values())}
+                for reason, n in sorted(reasons.items(), key=lambda e: -e[1])
+            ],
+        }
+        for stage, reasons in stages
     ]
-    best = {n: max((v[n] for _, _, v in rows if isinstance(v.get(n), int | float)), default=None) for n, _ in names}
-    lines = []
-    for model, kind, values in rows:
-        cells = "".join(
-            f"<td{' class=best' if values.get(n) is not None and values.get(n) == best[n] else ''}>{f'{values[n]:.3f}' if isinstance(values.get(n), int | float) else '–'}</td>"
-            for n, _ in names
+
+
+def encoder_panels(store: Store, params: Params) -> list[dict[str, Any]]:
+    """Each encoder's model, window and chart of similarities."""
+    panels = []
+    for role, window in params.mine.windows.items():
+        _, vectors, revision = store.read_embeddings(role)
+        spec = params.embed.encoders.get(role)
+        values = nearest_similarities(vectors, params.mine.neighbours, params.open_run.seed).tolist()
+        frame = Frame(
+            f"Similarities under the encoder '{role}'",
+            f"Histogram of {len(values):,} cosine similarities of images to their {params.mine.neighbours} nearest "
+            f"neighbours; the window from {window.low:g} to {window.high:g} is shaded.",
+            x_label="cosine similarity",
+            y_label="neighbours",
+            width=460,
+            height=220,
         )
-        lines.append(f"<tr><td>{escaped(model)}, {escaped(kind.replace('_', ' '))}</td>{cells}</tr>")
-    head = "".join(f"<th>{label}</th>" for _, label in names)
-    return f'<div class="panel"><table><tr><th>model, query</th>{head}</tr>{"".join(lines)}</table></div>'
+        colour = f"var(--{role})"
+        panels.append(
+            {
+                "role": role,
+                "model": "/".join(spec.model.split("/")[-2:]) if spec else "no model configured",
+                "revision": revision,
+                "window": window,
+                "chart": histogram(frame, values, colour=colour, band=Band(window.low, window.high, colour))
+                if values
+                else "",
+            }
+        )
+    return panels
 
 
-EMPTY_RETRIEVAL = '<section id="retrieval"></section>'
+def tiles(version: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The version's counts."""
+    rows, new = version["rows"], version["new_rows"]
+    dropped = sum(n for reasons in version["drops"].values() for n in reasons.values())
+    counted = [
+        {"count": rows[table], "label": f"{table}, {new[table]:,} new"} for table in ("triplets", "images", "pairs")
+    ]
+    return [*counted, {"count": dropped, "label": "rows left out, each with its reason"}]
 
 
 def retrieval_section(metrics: Mapping[str, Any]) -> str:
-    """The scores before and after; an empty section without scores, which `with_retrieval` fills later."""
-    if not metrics:
-        return EMPTY_RETRIEVAL
-    lead = "CIRCO's metrics; base is the checkpoint that fine-tuning started from."
-    return f'<section id="retrieval"><h2>Retrieval, before and after</h2><p class="lead">{lead}</p>{scores_table(metrics)}</section>'
+    """The scores by model and kind of query; an empty section without scores, which `with_retrieval` fills later.
 
-
-def with_retrieval(text: str, evaluation: Mapping[str, Any]) -> str:
-    """A page made before its version's model was evaluated, with the scores filled in."""
-    return text.replace(EMPTY_RETRIEVAL, retrieval_section(evaluation.get("metrics") or {}), 1)
-
-
-def page(
-    version: Mapping[str, Any],
-    cards: Sequence[str],
-    histograms: Sequence[str],
-    evaluation: Mapping[str, Any] | None,
-    models: str,
-) -> str:
-    """The whole page; `models` says who wrote and judged the triplets."""
-    rows, new = version["rows"], version["new_rows"]
-    stats = [
-        ("triplets", rows["triplets"], new["triplets"]),
-        ("images", rows["images"], new["images"]),
-        ("pairs", rows["pairs"], new["pairs"]),
+    Args:
+        metrics: model -> kind of query -> metric -> value, of evaluation.json.
+    """
+    rows = [
+        (model, query, values)
+        for model, kinds in metrics.items()
+        if isinstance(kinds, Mapping)
+        for query, values in kinds.items()
+        if isinstance(values, Mapping)
     ]
-    tiles = "".join(
-        f'<div class="stat"><b>{total:,}</b><span>{name}, {fresh:,} new</span></div>' for name, total, fresh in stats
-    )
-    dropped = sum(c for reasons in version["drops"].values() for c in reasons.values())
-    tiles += f'<div class="stat"><b>{dropped:,}</b><span>rows left out, with reasons</span></div>'
-    metrics = (evaluation or {}).get("metrics") or {}
-    retrieval = retrieval_section(metrics)
-    after = f"after {escaped(version['parent'])}" if version.get("parent") else "the first version"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none';img-src data:;style-src 'unsafe-inline'">
-<title>{escaped(version["dataset"])} {escaped(version["version"])}: gallery</title><style>{STYLE}</style></head>
-<body><main><header><div class="over">{escaped(version["dataset"])}</div><h1>Version {escaped(version["version"])}</h1>
-<p class="lead">Composed-retrieval triplets: a query image, instructions, the target that they lead to, and hard negatives. {after[:1].upper() + after[1:]}, {escaped(version["date"])}.</p>
-<div class="stats">{tiles}</div></header>
-<section><h2>Triplets</h2><p class="lead">{len(cards)} drawn at random. Beside each instruction the judge's P(yes) for the target; below each negative the highest P(yes) over the instructions.
-The first negative is always the query itself. Coloured: the similarity models that found the pair. {escaped(models)}</p><div class="cards">{"".join(cards)}</div></section>
-<section><h2>What was left out, and why</h2><p class="lead">All versions up to this one, by stage. Each row stands in data/dropped with its reason and what it was.</p><div class="grid">{drop_panels(version["drops"])}</div></section>
-<section><h2>Similarities</h2><p class="lead">Cosine of images to their nearest neighbours under each model. Pairs are mined inside the dashed window: nearer ones are copies, farther ones unrelated.</p>
-<div class="grid">{"".join(histograms)}</div></section>{retrieval}
-<footer>Fingerprint <span class="mono">{escaped(version["fingerprint"])}</span>, code <span class="mono">{escaped(version["git_commit"][:12])}</span>. Made by the MegaPairs factory.</footer>
-</main></body></html>
-"""
+    numbers = [{m: v[m] if isinstance(v.get(m), int | float) else None for m in METRICS} for _, _, v in rows]
+    best = {m: max((n[m] for n in numbers if n[m] is not None), default=None) for m in METRICS}
+    table = [
+        {
+            "model": model,
+            "query": query,
+            "cells": [{"value": n[m], "is_best": n[m] is not None and n[m] == best[m]} for m in METRICS],
+        }
+        for (model, query, _), n in zip(rows, numbers, strict=True)
+    ]
+    labels = [{"name": name, "label": label} for name, label in METRICS.items()]
+    return html("retrieval.html.j2", models=table, metrics=labels).strip()
+
+
+def with_retrieval(page: str, evaluation: Mapping[str, Any]) -> str:
+    """A page that was made before its version's model was evaluated, with the scores filled in."""
+    return page.replace(retrieval_section({}), retrieval_section(evaluation.get("metrics") or {}), 1)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def rows_by_id(store: Store, table: str, key: str, ids: Iterable[str], columns: list[str] | None = None) -> list[Any]:
+    """The rows of a table whose key is one of the ids."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = store.read_table(table, columns)
+    return list(rows.filter(pc.is_in(rows.column(key), value_set=pa.array(sorted(ids), pa.string()))).to_pylist())
 
 
 def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> str:
-    """The page of a version, at most 6 MB: images shrink until it fits, then fewer triplets are shown."""
-    chosen = set(
-        sample(
-            store.read_table("triplets", ["triplet_id"]).column("triplet_id").to_pylist(),
-            params.version.gallery_triplets,
-            version["version"],
-        )
-    )
-    import pyarrow.compute as pc
-
-    all_rows = store.read_table("triplets")
-    rows = all_rows.filter(pc.is_in(all_rows.column("triplet_id"), value_set=_strings(chosen))).to_pylist()
-    rows.sort(key=lambda r: seeded_hash(version["version"], r["triplet_id"]))
-    pair_ids = {r["pair_id"] for r in rows}
-    pairs_table = store.read_table(
-        "pairs", ["pair_id", "similarity_semantic", "similarity_pattern", "similarity_caption"]
-    )
-    pairs = {
-        p["pair_id"]: p
-        for p in pairs_table.filter(pc.is_in(pairs_table.column("pair_id"), value_set=_strings(pair_ids))).to_pylist()
+    """The page of a version, at most MAX_BYTES: images shrink until it fits, then fewer triplets are shown."""
+    all_ids = store.read_table("triplets", ["triplet_id"]).column("triplet_id").to_pylist()
+    drawn = draw_ids(all_ids, params.version.gallery_triplets, version["version"])
+    triplets = {t["triplet_id"]: t for t in rows_by_id(store, "triplets", "triplet_id", drawn)}
+    columns = ["pair_id", *(f"similarity_{encoder}" for encoder in ENCODER_ROLES)]
+    pair_ids = {t["pair_id"] for t in triplets.values()}
+    pairs = {p["pair_id"]: p for p in rows_by_id(store, "pairs", "pair_id", pair_ids, columns)}
+    rows = [triplets[i] for i in drawn]
+    cards = [triplet_card(r, pairs.get(r["pair_id"], {}), params.judge.negative_threshold) for r in rows]
+    context = {
+        **{name: version[name] for name in ("dataset", "version", "date", "fingerprint", "git_commit")},
+        "parent": version.get("parent"),
+        "tiles": tiles(version),
+        "models": written_by(rows),
+        "drops": drop_panels(version["drops"]),
+        "encoders": encoder_panels(store, params),
+        "retrieval": retrieval_section((evaluation or {}).get("metrics") or {}),
     }
-    histograms = []
-    for encoder, window in params.mine.windows.items():
-        _, vectors, revision = store.read_embeddings(encoder)
-        model = (
-            "/".join(params.embed.encoders[encoder].model.split("/")[-2:]) if encoder in params.embed.encoders else ""
-        )
-        image = histogram(
-            nearest_similarities(vectors, params.mine.neighbours, params.open_run.seed).tolist(),
-            window.low,
-            window.high,
-            COLOURS[encoder],
-            f"cosine similarities, {encoder}",
-        )
-        histograms.append(
-            f'<div class="panel"><h3 style="color:{COLOURS[encoder]}">{escaped(encoder)}</h3><p>{escaped(model)}, window {window.low:g} to {window.high:g}, revision <span class="mono">{escaped(revision[:12])}</span></p>{image}</div>'
-        )
-    ids = sorted({i for r in rows for i in (r["query_image_id"], r["target_image_id"], *r["negative_image_ids"][:10])})
-    text, models = "", written_by(rows)
-    for side, quality in SIZES:
-        images = {i: thumbnail(store, i, side, quality) for i in ids}
-        cards = [card(r, pairs.get(r["pair_id"], {}), images, params.judge.negative_threshold) for r in rows]
-        text = page(version, cards, histograms, evaluation, models)
-        if len(text.encode()) <= MAX_BYTES:
-            return text
-    while len(text.encode()) > MAX_BYTES and cards:
+    image_ids = {i for c in cards for i in (c["query"], c["target"], *(n["image_id"] for n in c["negatives"]))}
+    page, images = "", {}
+    for side_px, quality in SIZES:
+        images = {i: thumbnail_uri(store, i, side_px, quality) for i in sorted(image_ids)}
+        page = html("gallery.html.j2", **context, images=images, cards=cards)
+        if len(page.encode()) <= MAX_BYTES:
+            return page
+    while len(page.encode()) > MAX_BYTES and cards:
         cards = cards[: len(cards) * 3 // 4]
-        text = page(version, cards, histograms, evaluation, models)
-    return text
-
-
-def _strings(values: set[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(sorted(values), pa.string())
+        page = html("gallery.html.j2", **context, images=images, cards=cards)
+    return page
 
 
 def write_gallery(

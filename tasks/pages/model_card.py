@@ -1,13 +1,43 @@
-"""The model card: scores with intervals, cost, how to load the model and how to go back."""
+"""The model card: README.md of a promoted model: scores with intervals, cost, and the way back to its triplets.
+
+Pure text from figures. The words are in templates/model_card.md.j2, where every value is escaped for Markdown.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
+from tasks.pages.render import markdown
 
-from tasks.pages.dataset_card import table
+METRICS = {"map_at_5": "mAP@5", "recall_at_1": "Recall@1", "recall_at_10": "Recall@10"}
+COLUMNS = 4  # metrics shown of a benchmark, at most
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the card says about a model beside its scores.
+
+    Attributes:
+        tag: of the model, model/YYYY.MM.DD[.n].
+        data_version: tag of the triplets that it was trained on.
+        base_model: the checkpoint that fine-tuning started from.
+        recipe: parameter -> value.
+        why: the reason for the promotion, half a sentence.
+        noise: {"seeds", "margin"} of the recipe, None where it was not measured.
+        costs: stage -> what it cost (tasks/meter.py).
+        version: version.json of the data.
+    """
+
+    tag: str
+    data_version: str
+    base_model: str
+    recipe: Mapping[str, Any]
+    why: str
+    noise: Mapping[str, Any] | None = None
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    version: Mapping[str, Any] = field(default_factory=dict)
 
 
 def interval_text(bounds: Sequence[float] | None) -> str:
@@ -15,51 +45,74 @@ def interval_text(bounds: Sequence[float] | None) -> str:
     return f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else ""
 
 
-def score_section(evaluation: Mapping[str, Any]) -> str:
-    """One benchmark of reports/evaluation.json: how it was scored, its scores with intervals, gaps and wordings."""
+def benchmark_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """One benchmark of reports/evaluation.json: how it was scored, its scores with intervals, and what they show."""
     metrics = {
         model: kinds
         for model, kinds in evaluation["metrics"].items()
         if all(isinstance(v, Mapping) for v in kinds.values())
     }
-    found = [m for kinds in metrics.values() for values in kinds.values() for m in values if "." not in m]
-    known = {"map_at_5": "mAP@5", "recall_at_1": "Recall@1", "recall_at_10": "Recall@10"}
+    measured = [m for kinds in metrics.values() for values in kinds.values() for m in values if "." not in m]
     main = evaluation.get("main_metric")
-    shown = [m for m in dict.fromkeys([*([main] if main else []), *known, *found]) if m in found][:4]
+    first = [*([main] if main else []), *METRICS, *measured]
+    columns = [m for m in dict.fromkeys(first) if m in measured][:COLUMNS]
     intervals = evaluation.get("intervals") or {}
-    rows = []
-    for model, kinds in metrics.items():
-        for kind, values in kinds.items():
-            bounds = intervals.get(model, {}).get(kind, {})
-            rows.append(
-                (model, kind, *(f"{values[m]:.4f}{interval_text(bounds.get(m))}" if m in values else "" for m in shown))
-            )
-    lines = [f"## Scores ({evaluation.get('benchmark') or 'held-out triplets'})"]
-    if evaluation.get("templates"):
-        templates = "; ".join(
-            f"{task + ': ' if task else ''}`{text}`" for task, text in evaluation["templates"].items()
+    scores = [
+        (
+            model,
+            kind,
+            *(
+                f"{values[m]:.4f}{interval_text(intervals.get(model, {}).get(kind, {}).get(m))}" if m in values else ""
+                for m in columns
+            ),
         )
-        lines.append(
-            f"{evaluation['rule']} {evaluation['queries']:,} queries, {evaluation['gallery']:,} in the gallery. Query text: {templates}. Source: {evaluation['source']}."
-        )
-    lines.append(table(("model", "query", *(known.get(m, m) for m in shown)), rows))
-    for model, gap in (evaluation.get("composition_gap") or {}).items():
-        lines.append(
-            f"- {model}: composed {main} is {gap['value']:+.4f}{interval_text(gap['interval'])} over its better half ({gap['over']})"
-        )
-    for rival, gain in (evaluation.get("gain") or {}).items():
-        lines.append(f"- finetuned over {rival}: {gain['value']:+.4f}{interval_text(gain['interval'])}")
-    for model, spread in (evaluation.get("paraphrases") or {}).items():
-        words = f"{spread['queries']:.0f} queries in {spread['wordings']:.1f} wordings"
-        lines.append(
-            f"- {model}, {words}: mean {spread['mean']:.4f}, each query's worst {spread['worst']:.4f}, best {spread['best']:.4f}"
-        )
+        for model, kinds in metrics.items()
+        for kind, values in kinds.items()
+    ]
+    return {
+        "name": evaluation.get("benchmark") or "held-out triplets",
+        "protocol": protocol_context(evaluation) if evaluation.get("templates") else None,
+        "header": ("model", "query", *(METRICS.get(m, m) for m in columns)),
+        "scores": scores,
+        "findings": findings(evaluation),
+    }
+
+
+def protocol_context(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """How the benchmark was scored: rule, sizes, query texts by task, source."""
+    return {
+        "rule": evaluation["rule"],
+        "queries": f"{evaluation['queries']:,}",
+        "gallery": f"{evaluation['gallery']:,}",
+        "templates": list(evaluation["templates"].items()),
+        "source": evaluation["source"],
+    }
+
+
+def findings(evaluation: Mapping[str, Any]) -> list[str]:
+    """What the scores show, a sentence each: gaps, gains, wordings, images seen in training."""
+    main = evaluation.get("main_metric")
+    lines = [
+        f"{model}: composed {main} is {gap['value']:+.4f}{interval_text(gap['interval'])} over its better half "
+        f"({gap['over']})"
+        for model, gap in (evaluation.get("composition_gap") or {}).items()
+    ]
+    lines += [
+        f"finetuned over {rival}: {gain['value']:+.4f}{interval_text(gain['interval'])}"
+        for rival, gain in (evaluation.get("gain") or {}).items()
+    ]
+    lines += [
+        f"{model}, {spread['queries']:.0f} queries in {spread['wordings']:.1f} wordings: mean {spread['mean']:.4f}, "
+        f"each query's worst {spread['worst']:.4f}, best {spread['best']:.4f}"
+        for model, spread in (evaluation.get("paraphrases") or {}).items()
+    ]
     seen = evaluation.get("contamination")
     if seen:
         lines.append(
-            f"- trained on {seen['copies']} of {seen['images']:,} images of queries and answers, {seen['distractor_copies']} of {seen['distractors']:,} others"
+            f"trained on {seen['copies']} of {seen['images']:,} images of queries and answers, "
+            f"{seen['distractor_copies']} of {seen['distractors']:,} others"
         )
-    return "\n".join(line if line.startswith("- ") else line + "\n" for line in lines)
+    return lines
 
 
 def cost_text(cost: Mapping[str, Any]) -> str:
@@ -67,73 +120,39 @@ def cost_text(cost: Mapping[str, Any]) -> str:
     parts = [f"{cost['wall_s']:.0f} s wall", f"{cost['cpu_s']:.0f} CPU seconds"]
     if cost.get("gpus"):
         parts.append(f"{cost['gpu_s']:.0f} GPU seconds on {cost['gpus']}")
-    parts.append(
-        f"{cost['energy_j'] / 3600:.2f} Wh" if cost.get("energy_j") is not None else "energy not measurable here"
-    )
+    measured = cost.get("energy_j")
+    parts.append("energy not measurable here" if measured is None else f"{measured / 3600:.2f} Wh")
     return ", ".join(parts)
 
 
-def model_card(
-    evaluation: Mapping[str, Any],
-    *,
-    tag: str,
-    data_version: str,
-    base_model: str,
-    recipe: Mapping[str, Any],
-    why: str,
-    metrics: Mapping[str, Any],
-    noise: Mapping[str, Any] | None = None,
-    costs: Mapping[str, Mapping[str, Any]] | None = None,
-    version: Mapping[str, Any] | None = None,
-) -> str:
-    """README.md of a promoted model: data version, recipe, scores with intervals, noise, cost, and the way back to its
-    triplets.
+def model_card(evaluation: Mapping[str, Any], facts: ModelFacts) -> str:
+    """README.md of a promoted model.
 
     Args:
         evaluation: reports/evaluation.json; of hand-made ones only `metrics` is needed.
-        metrics: its scores.
-        noise: {"seeds", "margin"} of the recipe, None where it was not measured.
-        costs: stage -> what it cost (tasks/meter.py).
-        version: version.json of the data.
+        facts: all else.
     """
     header = {
         "pipeline_tag": "image-feature-extraction",
         "library_name": "transformers",
-        "base_model": base_model,
-        "tags": ["composed-image-retrieval", "bge-vl", f"trained-on:{data_version}"],
+        "base_model": facts.base_model,
+        "tags": ["composed-image-retrieval", "bge-vl", f"trained-on:{facts.data_version}"],
     }
-    sections = [
-        score_section({**evaluation, "metrics": metrics}),
-        *(score_section(s) for s in (evaluation.get("benchmarks") or {}).values()),
-    ]
-    known = version or {}
-    rows = known.get("rows") or {}
-    about = (
-        f" ({rows['triplets']:,} triplets over {rows['images']:,} images, fingerprint `{known['fingerprint'][:16]}`)"
-        if rows and known.get("fingerprint")
-        else ""
+    rows, fingerprint = facts.version.get("rows"), facts.version.get("fingerprint")
+    data = None
+    if rows and fingerprint:
+        counts = {table: f"{rows[table]:,}" for table in ("triplets", "images")}
+        data = {**counts, "fingerprint": fingerprint[:16]}
+    return markdown(
+        "model_card.md.j2",
+        header=header,
+        tag=facts.tag,
+        base_model=facts.base_model,
+        data_version=facts.data_version,
+        data=data,
+        why=facts.why,
+        recipe=list(facts.recipe.items()),
+        noise=facts.noise,
+        benchmarks=[benchmark_context(e) for e in (evaluation, *(evaluation.get("benchmarks") or {}).values())],
+        costs=[(stage, cost_text(cost)) for stage, cost in facts.costs.items()],
     )
-    if noise is None:
-        noise_text = "The seed noise of this recipe was not measured (`python -m tasks noise`); promotion went by `promote.min_gain` alone."
-    else:
-        noise_text = f"Seed noise of the recipe, from {noise['seeds']} seeds: a difference below {noise['margin']:.4f} in the main metric is no difference (one-sided 95%)."
-    cost_lines = "\n".join(f"- {stage}: {cost_text(cost)}" for stage, cost in (costs or {}).items()) or "Not recorded."
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False)}---
-# BGE-VL (CLIP type), {tag}
-
-Fine-tuned from `{base_model}` on data version `{data_version}`{about}. Query = normalised sum of the image's and the text's projected features. Promoted: {why}.
-
-The triplets that made it: `git checkout {data_version} && dvc pull` in the clone that holds this tag; `version.json` and `manifest.json` there name every parameter and file.
-
-## Recipe
-{table(("parameter", "value"), list(recipe.items()))}
-
-{noise_text}
-
-{chr(10).join(sections)}
-Numbers in brackets: 95% bootstrap intervals over the queries.
-
-## Cost
-{cost_lines}
-"""

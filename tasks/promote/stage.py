@@ -18,7 +18,7 @@ from tasks.config import Params
 from tasks.errors import DataError
 from tasks.evaluate.scores import composed_scores
 from tasks.names import batch_name
-from tasks.pages.model_card import model_card
+from tasks.pages.model_card import ModelFacts, model_card
 from tasks.promote.decision import Noise, decide
 from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.git import read_at
@@ -145,18 +145,17 @@ def run(params: Params, store: Store) -> StageReport:
         raise DataError(f"{candidate}: missing; run `python -m tasks train` first")
     tag = f"model/{batch_name(params)}"
     data_version = json.loads((root / "version.json").read_text())["version"]
-    card = model_card(
-        evaluation,
+    facts = ModelFacts(
         tag=tag,
         data_version=f"dataset/{data_version}",
         base_model=params.train.base_model,
         recipe=recipe_table(params),
         why=decision.why,
-        metrics=metrics,
         noise=None if noise is None else {"seeds": noise.seeds, "margin": noise.margin(params.promote.metric)},
         costs=costs_of(root),
         version=json.loads((root / "version.json").read_text()),
     )
+    card = model_card(evaluation, facts)
     place(candidate, root / "models" / "promoted", card, root / "reports" / "evaluation")
     commit_outputs(
         root, MODEL_STAGES, ["models/promoted"], read_at(root, f"refs/tags/dataset/{data_version}", "dvc.lock")

@@ -14,7 +14,6 @@ from PIL import Image
 from tasks import __main__
 from tasks.__main__ import main
 from tasks.calibrate import command as calibrate
-from tasks.calibrate.page import band_pairs, pairs_section
 from tasks.config import ENCODER_ROLES, load_params
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store
@@ -84,40 +83,6 @@ def test_the_command_prints_and_writes(tmp_path: Path, project: Path, capsys: py
     assert capsys.readouterr().out.splitlines()[-1] == text.splitlines()[-1]
     assert __main__.main(["calibrate", "--root", str(tmp_path / "none")]) == 78
     assert main(["calibrate", "--root", str(tmp_path), "--low-quantile", "2"]) == 78
-
-
-@given(st.integers(0, 999), st.integers(0, 200), st.integers(1, 30), st.integers(1, 4))
-def test_the_pages_pairs_come_from_every_band(seed: int, m: int, count: int, bands: int):
-    rng = np.random.default_rng(seed)
-    query, target, similarity = rng.integers(0, 40, m), 100 + rng.integers(0, 40, m), rng.uniform(0.4, 1.0, m)
-    found = band_pairs(query, target, similarity, low=0.5, high=0.9, bands=bands, count=count, seed=seed)
-    step = 0.4 / bands
-    assert len(found) == bands and sum(map(len, found)) <= count
-    for n, band in enumerate(found):
-        assert all(
-            0.9 - (n + 1) * step - 1e-9 <= similarity[k] <= 0.9 - n * step + 1e-9 and 0.5 <= similarity[k] < 0.9
-            for k in band
-        )
-        assert len({query[k] for k in band}) == len(band) and list(similarity[band]) == sorted(
-            similarity[band], reverse=True
-        )
-    assert found == band_pairs(query, target, similarity, low=0.5, high=0.9, bands=bands, count=count, seed=seed)
-
-
-def test_the_page_shows_twenty_pairs_even_where_a_band_has_few():
-    query, target = np.arange(60), np.arange(60) + 100
-    for similarity, wanted in (
-        (np.linspace(0.501, 0.899, 60), [7, 7, 6]),
-        (np.r_[np.full(2, 0.89), np.full(30, 0.7), np.full(28, 0.51)], [2, 12, 6]),
-    ):
-        found = band_pairs(query, target, similarity, low=0.5, high=0.9)
-        assert [len(band) for band in found] == wanted and sum(wanted) == 20
-
-
-def test_a_caption_is_text_on_the_page():
-    white = Image.new("RGB", (8, 8))
-    part = pairs_section("semantic", "a <b>", "", [[(0.9, white, white, "<script>alert(1)</script>", "")]], 0.5, 0.95)
-    assert "<script" not in part and "&lt;script&gt;" in part and "a &lt;b&gt;" in part
 
 
 def images(folder: Path, count: int, captions: bool) -> Path:

@@ -5,6 +5,7 @@ colours for speed.
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tasks.errors import ConfigError
 from tasks.evaluate.scores import composed_scores
 from tasks.fingerprints.perceptual import perceptual_hash, thumbnail
 from tasks.models.retrievers.clip import ClipRetriever
-from tasks.pages.model_card import model_card
+from tasks.pages.model_card import ModelFacts, model_card
 from tasks.promote.stage import read_noise, seen_share
 from tasks.records import schemas
 from tasks.store import Store
@@ -213,21 +214,17 @@ def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
         "evaluate": {"wall_s": 5.0, "cpu_s": 5.0, "energy_j": None},
     }
     version = {"fingerprint": "f" * 64, "rows": {"triplets": 1234, "images": 5678}}
-    facts = {
-        "tag": "model/2026.01.06",
-        "data_version": "dataset/2026.01.05",
-        "base_model": "base",
-        "why": "better",
-        "metrics": found["metrics"],
-    }
-    card = model_card(
-        found,
+    facts = ModelFacts(
+        tag="model/2026.01.06",
+        data_version="dataset/2026.01.05",
+        base_model="base",
+        why="better",
         recipe={"recipe": recipe_id(params)},
         noise={"seeds": 3, "margin": 0.0165},
         costs=cost,
         version=version,
-        **facts,
     )
+    card = model_card(found, facts)
     low, high = found["intervals"]["finetuned"]["composed"]["map_at_5"]
     for text in (
         f"[{low:.4f}, {high:.4f}]",
@@ -245,7 +242,7 @@ def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
         and "git checkout dataset/2026.01.05 && dvc pull" in card
         and "trained-on:dataset/2026.01.05" in card
     )
-    assert "was not measured" in model_card(found, recipe={}, **facts)
+    assert "was not measured" in model_card(found, replace(facts, recipe={}, noise=None))
 
 
 def test_what_cannot_be_scored_is_refused_with_the_next_step(world: Path):

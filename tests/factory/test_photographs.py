@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image, ImageEnhance, ImageFilter
 
 from tasks.demo.demo import DATASET_DAG, MODEL_DAG, lay_out_deployment
@@ -244,7 +245,7 @@ def assert_the_gallery_shows_them(clone: Path) -> None:
     assert len(shapes) > 1
     for stage, reasons in version["drops"].items():
         for reason in reasons:
-            assert REASONS[stage][reason].replace("'", "&#x27;") in page, (stage, reason)
+            assert escape(REASONS[stage][reason]) in page, (stage, reason)
     assert "on other images their words mean nothing" in page
 
 

@@ -14,9 +14,12 @@ import yaml
 from tasks.__main__ import main
 from tasks.config import load_params, overlay, read_raw, resolve
 from tasks.pages import gallery
+from tasks.pages.render import html
 from tasks.store import Store
 from tests.support.fake_run import fill
+from tests.support.markup import assert_harmless
 
+JPEG = "data:image/jpeg;base64,"
 SCORES = {
     "composed": {"map_at_5": 0.31, "recall_at_1": 0.2, "recall_at_10": 0.5},
     "text_only": {"map_at_5": 0.01, "recall_at_1": 0.0, "recall_at_10": 0.02},
@@ -55,12 +58,39 @@ def test_the_page_holds_all_it_shows_and_escapes_it(root: Path):
     assert page.count('<article class="card">') == 4
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "<b>red</b>" not in page and "make it &lt;b&gt;red&lt;/b&gt;" in page
-    assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'src="([^"]*)"', page))
+    assert_harmless(page)
     assert not re.search(r"(https?:)?//[a-z]", page.replace("http://www.w3.org", ""))
     assert page.count("<svg") == 3 and "Recall@10" in page
     # what was left out is explained, not only counted
     assert "near duplicate<small>a kept image, re-encoded, resized or slightly cropped</small>" in page
     assert page == build(root, EVALUATION)
+
+
+def test_hostile_text_is_text_wherever_it_stands(root: Path):
+    evil = "\"><img src=x onerror=alert(1)>' <!-- {{ 7 * 7 }}"
+    table = Store(root).read_table("triplets").to_pylist()
+    row = {**table[0], "triplet_id": evil, "instructions": [evil], "styles": [evil], "query_image_id": evil}
+    card = gallery.triplet_card(row, {"similarity_semantic": 0.5}, 0.7)
+    version = {**VERSION, "dataset": evil, "version": evil, "parent": evil, "drops": {evil: {evil: 3}}}
+    context = {
+        **{name: version[name] for name in ("dataset", "version", "date", "fingerprint", "git_commit", "parent")},
+        "tiles": gallery.tiles(version),
+        "models": gallery.written_by([{"captioner": evil, "judge": evil}]),
+        "drops": [{"name": evil, "total": 3, "reasons": [{"name": evil, "why": evil, "count": 3, "percent": 1}]}],
+        "encoders": [],
+        "retrieval": gallery.retrieval_section({evil: {evil: {"map_at_5": 0.3}}}),
+    }
+    images = dict.fromkeys((card["query"], card["target"], *(n["image_id"] for n in card["negatives"])), JPEG)
+    shown = assert_harmless(html("gallery.html.j2", **context, images=images, cards=[card]))
+    assert shown.text.count(evil) >= 12 and ("img", "title", evil) in shown.attributes
+
+
+def test_a_version_without_triplets_says_so_in_every_part(root: Path):
+    params, store = load_params(root / "params.yaml"), Store(root)
+    for path in store.table_files("triplets"):
+        path.unlink()
+    page = gallery.build(store, params, {**VERSION, "drops": {}})
+    assert "This version holds no triplets." in page and "Nothing was left out." in page and "<article" not in page
 
 
 def test_it_says_who_wrote_and_warns_of_the_tiny_checkpoints():

@@ -1,4 +1,4 @@
-"""What a run will ask is said before it is paid; what was decided is shown with its reason."""
+"""The review page: what was accepted and what was rejected, each with its reason."""
 
 import io
 import json
@@ -8,97 +8,28 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks.caption import plan
-from tasks.caption.plan import PairCost, measured, time_of
-from tasks.config import load_params
-from tasks.errors import ConfigError
-from tasks.pages.verdicts import Text, build, spread, texts_of
+from tasks.pages.review import Text, build, draw_by_reason, dropped_texts
 from tasks.store import Store
-
-RECKONED = PairCost(6, 1000, 30, 500, False)
-
-
-def test_earlier_versions_are_believed_before_the_prompts(tmp_path: Path):
-    params = load_params("params.yaml")
-    columns = {"requests": [6, 8, None], "prompt_tokens": [300, 500, 10], "output_tokens": [100, 100, 10]}
-    judged = {"requests": 100, "cached": 50, "prompt_tokens": 5000, "pairs": 10}
-    assert measured(columns, params, judged, RECKONED) == PairCost(7, 500, 10, 100, True)
-    assert (
-        measured({"requests": [None], "prompt_tokens": [1], "output_tokens": [1]}, params, judged, RECKONED) == RECKONED
-    )
-    report = plan.run(params, Store(tmp_path), 1000)
-    assert report.read == 1000 and report.figures["requests"] == 1000 * (6 + 5 * 7) and report.figures["hours"] == 0
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_time_is_only_given_where_a_speed_was_measured():
-    stage = {"prompt_tokens": 900, "output_tokens": 100, "cpu_s": 10.0, "gpu_s": 0.0}
-    assert time_of({}, None, 1e6) == (0.0, "GPU")
-    assert time_of({"caption": stage}, None, 5000) == (50.0, "CPU")
-    assert time_of({"caption": {**stage, "gpu_s": 2.0}}, None, 5000) == (10.0, "GPU")
-    assert time_of({"caption": stage}, 100.0, 5000) == (50.0, "GPU")
-
-
-def test_a_budget_is_held_against_the_plan(tmp_path: Path):
-    params = load_params("params.yaml")
-    small = params.model_copy(update={"caption": params.caption.model_copy(update={"budget_tokens": 5000})})
-    assert "will stop it after about" in plan.run(small, Store(tmp_path), 1000).notes[-1]
-    boundless = params.model_copy(update={"select": params.select.model_copy(update={"pairs_per_batch": None})})
-    with pytest.raises(ConfigError, match="say how many"):
-        plan.run(boundless, Store(tmp_path))
-
-
-def test_the_other_direction_is_planned_for_and_what_is_done_is_not(tmp_path: Path):
-    params, store, batch = load_params("params.yaml"), Store(tmp_path), "2026.01.04"
-    params = params.model_copy(update={"open_run": params.open_run.model_copy(update={"batch": batch})})
-    store.write(store.table_path("pairs", batch), [{"pair_id": f"p{n}", "batch": batch} for n in range(10)], "pairs")
-    store.write(
-        store.table_path("captioned", batch, 0),
-        [{"pair_id": p, "batch": batch} for p in ("p0", "p1", "the other direction of p1")],
-        "captioned",
-    )
-    store.write(
-        store.dropped_path("caption", batch, 0),
-        [{"stage": "caption", "batch": batch, "key": "p2", "reason": "refused"}],
-        "dropped",
-    )
-    one = plan.run(params, store)
-    both = plan.run(params.model_copy(update={"caption": params.caption.model_copy(update={"reverse": True})}), store)
-    assert one.read == both.read == 7
-    assert both.figures["requests"] == pytest.approx(2 * one.figures["requests"]) and both.figures[
-        "tokens"
-    ] == pytest.approx(2 * one.figures["tokens"])
-    formal = params.model_copy(
-        update={"caption": params.caption.model_copy(update={"reverse": True, "prompts": "standard"})}
-    )
-    # a form is turned round, not asked for again
-    assert plan.run(formal, store).figures["requests"] == both.figures["requests"] - 7
-
-
-def test_demonstrations_are_paid_for_where_they_are_shown(tmp_path: Path):
-    standard, plain = (Path("tasks/prompts") / name for name in ("standard", "plain"))
-    assert 200 < plan.demonstration_chars(standard) < 800 and plan.demonstration_chars(plain) == 0
-    params = load_params("params.yaml", "production")
-    fewer = params.model_copy(update={"caption": params.caption.model_copy(update={"demonstrations": 0})})
-    more, less = (plan.run(p, Store(tmp_path), 100).figures["tokens"] for p in (params, fewer))
-    assert more - less == pytest.approx(100 * len(params.caption.styles) * 5 * plan.demonstration_chars(standard) / 4)
+from tests.support.markup import assert_harmless
 
 
 def test_rejected_rows_are_shown_over_all_reasons_in_turn():
     rows = [{"key": f"p{n}", "reason": "wrong_target" if n else "refused"} for n in range(20)]
-    shown = spread(rows, 4, "x")
-    assert sorted(r["reason"] for r in shown) == ["refused", "wrong_target", "wrong_target", "wrong_target"]
-    assert spread(list(reversed(rows)), 4, "x") == shown
+    drawn = draw_by_reason(rows, 4, "x")
+    assert sorted(r["reason"] for r in drawn) == ["refused", "wrong_target", "wrong_target", "wrong_target"]
+    assert draw_by_reason(list(reversed(rows)), 4, "x") == drawn
 
 
 def test_a_text_stands_on_its_card_with_what_was_said_of_it():
     fits = {"instruction": "make it red", "style": "short", "reason": "query_fits", "p_yes": 0.9}
     wrong = {"instruction": "make it blue", "style": "keep", "reason": "wrong_instruction", "p_yes": 0.2}
-    assert texts_of("query_fits", fits) == [Text("make it red", "short: the query itself meets it (0.90)", None, False)]
-    assert texts_of("wrong_target", {"instructions": [wrong]}) == [
+    assert dropped_texts("query_fits", fits) == [
+        Text("make it red", "short: the query itself meets it (0.90)", None, False)
+    ]
+    assert dropped_texts("wrong_target", {"instructions": [wrong]}) == [
         Text("make it blue", "keep: does not lead to the target", 0.2, False)
     ]
-    assert texts_of(
+    assert dropped_texts(
         "refused", {"problems": {"short": "refused"}, "replies": {"short": "I cannot"}, "kept": {"keep": "stays"}}
     ) == [
         Text("I cannot", "short: refused", None, False),
@@ -184,7 +115,7 @@ def test_the_page_shows_thirty_of_either_kind_each_with_its_reason(judged: Store
     assert (
         "Accepted: 30 of 32" in page
         and "Rejected: 4 of 4" in page
-        and "A shortcut: the picture alone would find it first." in page
+        and "A shortcut: the image alone would find it first." in page
     )
     for reason in (
         "caption: empty reply",
@@ -195,11 +126,12 @@ def test_the_page_shows_thirty_of_either_kind_each_with_its_reason(judged: Store
     ):
         assert reason in page
     assert (
-        "negative, 0.80" in page
+        "leads to the negative (0.80) as well as to the target" in page
         and "make it &lt;b&gt;red&lt;/b&gt;" in page
         and "<b>red" not in page
         and "<script" not in page
     )
+    assert_harmless(page)
     assert build(judged) == page
 
 
