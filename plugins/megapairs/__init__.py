@@ -1,5 +1,16 @@
-"""The bridge between Airflow and the work (floor 6): names, the stage operator, the trigger form, the alert mail.
+"""The bridge between Airflow and the work: names, the stage operator, the trigger form, the alert mail.
 
-DAG files import it as `megapairs` (the plugins folder is on Airflow's sys.path). It runs stages as commands and
-imports from tasks/ only what is light: errors, records, config, slug, and the store for an alert's thumbnails.
+DAG files import it as `megapairs`, because the plugins folder is on Airflow's sys.path. It runs stages as commands
+(`python -m tasks <stage>`) and imports no stage: of tasks/ only errors, names, config and records, the templates of
+the mail, and, when a mail shows images, the store.
+
+| file | what it does | imports of this package |
+|---|---|---|
+| wiring.py | names and settings that all share: DAG ids, pool, asset, a run's folder | none |
+| command.py | runs a command, reads its report and its last lines; without Airflow | none |
+| aws.py | Airflow's AWS connection as environment variables | none |
+| form.py | the trigger form, made from params.yaml and tasks/config.py | wiring |
+| alerts.py | the alert mail | wiring |
+| stage.py | the operators: Stage, OpenRun, CloseRun | wiring, command, aws, form |
+| defaults.py | default arguments of every task | alerts |
 """

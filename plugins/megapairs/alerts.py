@@ -1,17 +1,16 @@
-"""The alert mail: what failed, on which dataset, with what a person needs to decide, sent by the SMTP provider's
-notifier.
+"""The alert mail: what failed, on which dataset, with what a person needs to decide; sent through Airflow's SMTP
+provider.
 
-A gate's mail shows each failing expectation, observed against expected against the last version, and five example rows
-with thumbnails; it reads reports/validation/<table>.json and the images table in the run's worktree. Any other mail
-shows the error's last lines. Every value is HTML-escaped; images are small and inside the mail.
+A gate's mail shows each failing check, observed against expected against the last version, and five example rows with
+thumbnails; it reads reports/validation/<table>.json and the images table in the run's worktree. Any other mail shows
+the error's last lines. The words are in tasks/pages/templates (mail, gate_mail, failure_mail); every value is
+HTML-escaped; images are small and inside the mail.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
-import io
 import json
 import logging
 import os
@@ -23,21 +22,25 @@ from urllib.parse import quote
 
 import yaml
 from airflow.providers.smtp.notifications.smtp import SmtpNotifier
-from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from megapairs.wiring import PROJECT, run_folder
 from tasks.errors import DataError
+from tasks.pages.images import thumbnail_uri
+from tasks.pages.render import html, words
 
 log = logging.getLogger(__name__)
 
-EXAMPLES = 5  # rows shown per failing expectation
-THUMBNAIL_PX = 112
-SHOWN_CHARS = 300  # longest cell
+EXAMPLES = 5  # rows shown per failing check
+THUMBNAIL_PX, QUALITY = 112, 80
+CELL_CHARS = 300  # longest cell
+ERROR_CHARS = 4_000  # of the error's end
+HASH = re.compile("[0-9a-f]{24,}")
+NO_GATE_DETAILS = "the report does not say which"
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """What a mail tells.
+    """What a mail says.
 
     Attributes:
         dataset: the dataset's name.
@@ -61,69 +64,93 @@ class Failure:
     version: str = ""
 
 
+# --- the text: pure --------------------------------------------------------------------------------------------------
+
+
 def subject(failure: Failure) -> str:
     """One line, fit for a mail header: the dataset and what failed."""
     if failure.gate:
         names = [str(f.get("column") or f.get("expectation", "")) for f in failure.gate.get("failures", [])]
-        what = f"gate '{failure.gate.get('table')}' holds: {', '.join(dict.fromkeys(names)) or 'see the report'}"
+        checks = ", ".join(dict.fromkeys(names)) or NO_GATE_DETAILS
+        event = f"gate '{failure.gate.get('table')}' stopped the run: {checks}"
     else:
-        what = f"{failure.task} failed in {failure.dag_id}"
-    return " ".join(f"[{failure.dataset}] {what}".split())[:180]
+        event = f"{failure.task} failed in {failure.dag_id}"
+    return " ".join(f"[{failure.dataset}] {event}".split())[:180]
 
 
-def shown(value: Any) -> str:
+def cell(value: Any) -> str:
     """A value as text (not yet escaped): numbers short, nothing as a dash, long texts cut."""
     if value is None or value == "":
         return "–"
     if isinstance(value, float):
         return f"{value:.4g}"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
+    return text if len(text) <= CELL_CHARS else text[: CELL_CHARS - 1] + "…"
 
 
 def details(example: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a row says of itself besides key and images, as (name, text): the reason first, a JSON detail taken apart,
-    long hashes cut.
+    """A row's values besides key and images, as (name, text): the reason first, a JSON detail taken apart, long hashes
+    cut.
     """
-    flat: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in sorted(example, key=lambda n: (n != "reason", n == "detail")):
         value = example[name]
         if name == "detail" and isinstance(value, str):
             with contextlib.suppress(ValueError):
                 value = json.loads(value)
         if name not in ("key", "image_ids"):
-            flat.update(value if isinstance(value, dict) else {name: value})
-    cut = {
-        k: v[:12] + "…" if isinstance(v, str) and re.fullmatch("[0-9a-f]{24,}", v) else v
-        for k, v in flat.items()
-        if v not in (None, "")
+            values.update(value if isinstance(value, dict) else {name: value})
+    out = []
+    for name, value in values.items():
+        if value not in (None, ""):
+            is_hash = isinstance(value, str) and HASH.fullmatch(value)
+            out.append((words(name), value[:12] + "…" if is_hash else cell(value)))
+    return out
+
+
+def check_context(failed: Mapping[str, Any], thumbnails: Mapping[str, str]) -> dict[str, Any]:
+    """One failing check of a gate's report, whatever its report leaves out."""
+    examples = [
+        {
+            "key": cell(example.get("key")),
+            "images": [thumbnails[i] for i in example.get("image_ids") or [] if i in thumbnails],
+            "details": details(example),
+        }
+        for example in list(failed.get("examples") or [])[:EXAMPLES]
+    ]
+    return {
+        "column": cell(failed.get("column") or failed.get("expectation")),
+        "why": cell(failed.get("why") or failed.get("expectation")),
+        "observed": cell(failed.get("observed")),
+        "expected": cell(failed.get("expected")),
+        "last": cell(failed.get("last")),
+        "examples": examples,
+        "has_images": any(example["images"] for example in examples),
     }
-    return [(k.replace("_", " "), shown(v)) for k, v in cut.items()]
 
 
 def body(failure: Failure) -> str:
     """The mail as self-contained HTML, every value escaped."""
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=ChainableUndefined)
-    pages.filters.update(shown=shown, details=details)
-    page = pages.get_template("alert_mail.html.j2")
-    return page.render(f=failure, subject=subject(failure), examples=EXAMPLES, thumbnail_px=THUMBNAIL_PX)
+    checks = [check_context(f, failure.thumbnails) for f in (failure.gate or {}).get("failures") or []]
+    shown = dataclasses.replace(failure, error=failure.error[-ERROR_CHARS:])
+    if failure.gate is None or not checks:
+        return html("failure_mail.html.j2", failure=shown, subject=subject(failure))
+    gate = {"table": cell(failure.gate.get("table")), "batch": cell(failure.gate.get("batch")), "checks": checks}
+    return html("gate_mail.html.j2", failure=shown, subject=subject(failure), gate=gate, thumbnail_px=THUMBNAIL_PX)
 
 
-def thumbnails_of(folder: Path, image_ids: Sequence[str]) -> dict[str, str]:
+# --- what the mail reads ---------------------------------------------------------------------------------------------
+
+
+def read_thumbnails(folder: Path, image_ids: Sequence[str]) -> dict[str, str]:
     """image_id -> data URI of a small JPEG; images that the store does not hold are left out."""
-    from tasks.store import Store
+    from tasks.store import Store  # pyarrow: only a mail with images loads it, not every parse of a DAG file
 
-    store, found = Store(folder), {}
+    store, thumbnails = Store(folder), {}
     for image_id in dict.fromkeys(image_ids):
-        try:
-            image = store.read_image(image_id)
-        except (DataError, OSError):
-            continue
-        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=80)
-        found[image_id] = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
-    return found
+        with contextlib.suppress(DataError, OSError):
+            thumbnails[image_id] = thumbnail_uri(store, image_id, THUMBNAIL_PX, QUALITY)
+    return thumbnails
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -135,7 +162,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def dataset_name(folder: Path) -> str:
+def read_dataset_name(folder: Path) -> str:
     """The dataset's name: the run's parameters, else the deployed ones."""
     for path in (folder / "params.yaml", PROJECT / "params.yaml"):
         try:
@@ -145,36 +172,49 @@ def dataset_name(folder: Path) -> str:
     return "megapairs"
 
 
-def failure_of(context: Mapping[str, Any], ui: str) -> Failure:
-    """Collect what a mail tells from Airflow's context and the run's worktree."""
+def read_gate(folder: Path, table: str | None) -> dict[str, Any] | None:
+    """The report of the gate that failed; None where it passed (the stage itself broke) or left none."""
+    report = read_json(folder / "reports" / "validation" / f"{table}.json")
+    return None if report is None or report.get("is_valid") else report
+
+
+def docs_url(folder: Path, ui: str) -> str:
+    """Where the run's Data Docs open: in the UI, else from disk; empty where there are none."""
+    index = folder / "reports" / "data_docs" / "index.html"
+    if not index.exists():
+        return ""
+    return f"{ui}/megapairs/runs/{quote(folder.name)}/data_docs/index.html" if ui else index.as_uri()
+
+
+def read_failure(context: Mapping[str, Any], ui: str) -> Failure:
+    """Collect what a mail says from Airflow's context and the run's worktree.
+
+    Args:
+        context: of the failed task.
+        ui: base URL of the web UI, for links; empty when unknown.
+    """
     ti, run_id = context["ti"], str(context["run_id"])
     task = context.get("task") or getattr(ti, "task", None)
-    stage, item = getattr(task, "stage", None), getattr(task, "item", None)
+    stage, item, part = (getattr(task, name, None) for name in ("stage", "item", "part"))
     folder = run_folder(run_id)
-    gate = read_json(folder / "reports" / "validation" / f"{item}.json") if stage == "validate" else None
-    if gate is not None and gate.get("is_valid"):
-        gate = None  # an older report: the stage itself broke
-    ids = [
-        i
-        for f in (gate or {}).get("failures", [])
-        for e in list(f.get("examples") or [])[:EXAMPLES]
-        for i in e.get("image_ids", [])
+    gate = read_gate(folder, item) if stage == "validate" else None
+    image_ids = [
+        image_id
+        for failed in (gate or {}).get("failures") or []
+        for example in list(failed.get("examples") or [])[:EXAMPLES]
+        for image_id in example.get("image_ids") or []
     ]
-    run_url = f"{ui}/dags/{quote(ti.dag_id)}/runs/{quote(run_id)}" if ui else ""
-    docs = folder / "reports" / "data_docs" / "index.html"
     version = read_json(folder / "version.json") or {}
     return Failure(
-        dataset=dataset_name(folder),
+        dataset=read_dataset_name(folder),
         dag_id=ti.dag_id,
         run_id=run_id,
-        task=" ".join(str(x) for x in (stage or ti.task_id, item, getattr(task, "part", None)) if x),
+        task=" ".join(str(name) for name in (stage or ti.task_id, item, part) if name),
         error=str(context.get("exception") or "the task was ended from outside, or its worker died"),
         gate=gate,
-        thumbnails=thumbnails_of(folder, ids) if ids else {},
-        run_url=run_url,
-        docs_url=(f"{ui}/megapairs/runs/{quote(folder.name)}/data_docs/index.html" if ui else docs.as_uri())
-        if docs.exists()
-        else "",
+        thumbnails=read_thumbnails(folder, image_ids) if image_ids else {},
+        run_url=f"{ui}/dags/{quote(ti.dag_id)}/runs/{quote(run_id)}" if ui else "",
+        docs_url=docs_url(folder, ui),
         version=str(version.get("version", "")),
     )
 
@@ -184,7 +224,7 @@ class AlertMail(SmtpNotifier):
 
     def notify(self, context: Any) -> None:
         """Send the mail; called by Airflow when a task has failed for the last time."""
-        failure = failure_of(context, os.environ.get("MEGAPAIRS_UI", "").rstrip("/"))
+        failure = read_failure(context, os.environ.get("MEGAPAIRS_UI", "").rstrip("/"))
         self.subject = subject(failure)
         self.html_content = body(failure)
         super().notify(context)

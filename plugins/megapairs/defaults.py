@@ -1,4 +1,4 @@
-"""Default arguments of every task: retries, back-off, alerts."""
+"""Default arguments of every task: retries, the pause between them, and the alert mail."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 from datetime import timedelta
 from typing import Any
 
+from megapairs.alerts import alert_mails
+
 
 def default_args() -> dict[str, Any]:
-    """Arguments of every task: retries with backoff, and the alert mail at the last failure."""
-    from megapairs.alerts import alert_mails
+    """`default_args` of both DAGs, from the environment (megapairs/wiring.py lists the variables).
 
+    A failed task is retried with a pause that doubles up to an hour; the last failure sends the alert mail.
+    """
     return {
         "owner": "megapairs",
         "retries": int(os.environ.get("MEGAPAIRS_RETRIES", "2")),

@@ -65,7 +65,8 @@ class Command(BaseOperator):
         """
         if not cwd.is_dir():
             raise AirflowFailException(
-                f"{cwd}: no such folder. open_run makes a run's worktree below MEGAPAIRS_RUNS; clear open_run to make it again"
+                f"{cwd}: no such folder; expected a run's worktree, which open_run makes below MEGAPAIRS_RUNS; "
+                "clear open_run to make it again"
             )
         name = " ".join(command[3:5]) if len(command) > 4 and not command[4].startswith("-") else command[3]
         self.log.info("in %s: %s", cwd, " ".join(command))

@@ -1,16 +1,21 @@
-"""Names and settings that the DAGs share: ids, the pool, the asset, retries, and where a run's worktree lies.
+"""Names and settings that the DAGs share: ids, the pool, the asset, the schedule, and where a run's worktree is.
 
-Everything comes from the environment at parse time, so that one image serves a laptop and a cluster:
+All settings come from the environment, so that one container image serves a laptop and a cluster. This file reads the
+first group; the second group is read where it is used.
 
-    MEGAPAIRS_DATASET         the deployment's clone; open_run works there
-    MEGAPAIRS_RUNS            folder of the runs' worktrees, shared by all workers
-    TASKS_PYTHON              interpreter of the stages (default: the one that Airflow runs on)
-    MEGAPAIRS_SCHEDULE        cron or preset of dataset_refresh (default @weekly; empty = only by hand)
-    MEGAPAIRS_DEFAULT_PROFILE profile of scheduled runs and the form's preset (default: params.yaml's own)
-    MEGAPAIRS_RETRIES, MEGAPAIRS_RETRY_DELAY_S   default 2 and 60 s, doubled per try up to an hour
-    MEGAPAIRS_GPU_QUEUE       Celery queue of the GPU stages (default gpu; other executors ignore it)
-    MEGAPAIRS_MAIL_TO, MEGAPAIRS_MAIL_FROM       who gets the alert mail; none is sent when MAIL_TO is empty
-    MEGAPAIRS_UI              base URL of the web UI, for links in mails
+| variable | meaning | default |
+|---|---|---|
+| MEGAPAIRS_SCHEDULE | cron expression or preset of dataset_refresh; empty: only by hand | @weekly |
+| MEGAPAIRS_GPU_QUEUE | Celery queue of the GPU stages; other executors ignore it | gpu |
+| MEGAPAIRS_RUNS | folder of the runs' worktrees, shared by all workers | none, required |
+| MEGAPAIRS_DATASET | the deployment's clone of the dataset repository, for open_run (stage.py) | none, required |
+| TASKS_PYTHON | interpreter that runs the stages (command.py) | the one that Airflow runs on |
+| MEGAPAIRS_DEFAULT_PROFILE | profile of scheduled runs, and the form's preset (form.py) | as in params.yaml |
+| MEGAPAIRS_RETRIES | retries of a failed task, a count (defaults.py) | 2 |
+| MEGAPAIRS_RETRY_DELAY_S | pause before the first retry, seconds; it doubles up to an hour (defaults.py) | 60 |
+| MEGAPAIRS_MAIL_TO, MEGAPAIRS_MAIL_FROM | receivers and sender of the alert mail; empty: no mail (alerts.py) | empty |
+| MEGAPAIRS_UI | base URL of the web UI, for links in mails (alerts.py) | empty: no links |
+| MEGAPAIRS_AWS_CONNECTION | Airflow connection whose keys ingest gets (aws.py) | aws_default |
 """
 
 from __future__ import annotations
@@ -28,20 +33,21 @@ DATASET_DAG = "dataset_refresh"
 MODEL_DAG = "bge_vl_finetune"
 GPU_POOL = "gpu"
 
-# A new version of the triplets. The event's extra holds {"version": "dataset/YYYY.MM.DD[.n]"}.
+# A new version of the triplets; its event starts the fine-tuning. The event's extra holds the tag and the values that
+# the fine-tuning takes over: {"version": "dataset/YYYY.MM.DD[.n]", "changes": {...}}.
 TRIPLETS = Asset(name="megapairs_triplets", uri="megapairs://dataset/triplets")
 
 
 def gpu() -> dict[str, str]:
-    """Arguments of a stage that wants the GPU: its pool, and its queue where queues exist."""
+    """Arguments of a task that needs the GPU: its pool, and its queue where queues exist."""
     return {"pool": GPU_POOL, "queue": os.environ.get("MEGAPAIRS_GPU_QUEUE", "gpu")}
 
 
 def schedule() -> str | None:
-    """When dataset_refresh runs by itself; None = never."""
+    """When dataset_refresh runs by itself; None: never."""
     return os.environ.get("MEGAPAIRS_SCHEDULE", "@weekly") or None
 
 
 def run_folder(run_id: str) -> Path:
-    """The worktree of a run; it exists from open_run to the run's success."""
+    """The worktree of a run; it exists from open_run until close_run removes it."""
     return Path(os.environ.get("MEGAPAIRS_RUNS", "/nonexistent/MEGAPAIRS_RUNS")) / slug(run_id)

@@ -87,7 +87,7 @@ def page_of(mail: Any) -> str:
 def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails(run: Path, inbox: Inbox):
     send(context("validate", "images", "DataError: gate 'images' holds"))
     (mail,) = inbox.mails
-    assert mail["Subject"] == "[cats & dogs] gate 'images' holds: duplicate_share"
+    assert mail["Subject"] == "[cats & dogs] gate 'images' stopped the run: duplicate_share"
     assert mail["To"] == "data@example.org" and mail["From"] == "factory@example.org"
     page = page_of(mail)
     for text in (
