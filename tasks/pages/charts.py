@@ -173,7 +173,7 @@ class _Plot:
         """Of a value, px from the top."""
         return self.bottom - self.y_axis.fraction(value) * (self.bottom - self.top)
 
-    def add(self, tag: str, content: str | None = None, **attributes: object) -> None:
+    def add(self, tag: str, content: str | None = None, /, **attributes: object) -> None:
         """An element below the root; numbers are rounded to a tenth of a pixel, `_` in a name stands for `-`."""
         shown = {
             name.replace("_", "-"): f"{value:.1f}" if isinstance(value, float) else str(value)

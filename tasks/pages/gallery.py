@@ -169,7 +169,8 @@ def retrieval_section(metrics: Mapping[str, Any]) -> str:
         if isinstance(values, Mapping)
     ]
     numbers = [{m: v[m] if isinstance(v.get(m), int | float) else None for m in METRICS} for _, _, v in rows]
-    best = {m: max((n[m] for n in numbers if n[m] is not None), default=None) for m in METRICS}
+    measured = {m: [value for n in numbers if (value := n[m]) is not None] for m in METRICS}
+    best = {m: max(values, default=None) for m, values in measured.items()}
     table = [
         {
             "model": model,
