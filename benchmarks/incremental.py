@@ -102,14 +102,16 @@ def is_equal(store: Store, old: int, neighbours: int, low: float, high: float) -
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from tasks.config import Window
     from tasks.knn.search import neighbours_in_window
+    from tasks.knn.spec import SearchSpec
 
     ids, vectors, _ = store.read_embeddings("semantic")
     rng = np.random.default_rng(2)
     asked = np.concatenate([rng.permutation(old)[:1000], old + rng.permutation(len(ids) - old)[:1000]])
     keys = [ids[i] for i in asked]
     query, target, _, _ = neighbours_in_window(
-        vectors[asked], vectors, keys, ids, low=low, high=high, neighbours=neighbours
+        vectors[asked], vectors, keys, ids, SearchSpec(Window(low=low, high=high), neighbours)
     )
     wanted = {(keys[q], ids[t]) for q, t in zip(query.tolist(), target.tolist(), strict=True)}
     held = set()

@@ -48,11 +48,14 @@ def ours(vectors: np.ndarray, low: float, high: float, neighbours: int | None) -
     """CPU-seconds, and (query, target, similarity, rank)."""
     import torch  # noqa: F401 - its import is on nobody's clock, as FAISS's is not
 
+    from tasks.config import Window
     from tasks.knn.search import join_in_window
+    from tasks.knn.spec import SearchSpec
 
     n = len(vectors)
     start = time.process_time()
-    found = join_in_window(vectors, np.ones(n, bool), np.arange(n), low=low, high=high, neighbours=neighbours or n)
+    spec = SearchSpec(Window(low=low, high=high), neighbours or n)
+    found = join_in_window(vectors, np.ones(n, bool), np.arange(n), spec)
     return time.process_time() - start, found
 
 

@@ -107,8 +107,10 @@ def measure(name: str, n: int, dims: int, neighbours: int, low: float, high: flo
     """Measure, print, return the last line's object."""
     import torch
 
-    from tasks.knn.exact import recall_of
+    from tasks.config import Window
+    from tasks.knn.neighbours import Neighbours, recall
     from tasks.knn.search import join_in_window
+    from tasks.knn.spec import SearchSpec
 
     device = torch.device(name)
     vectors = clustered_on(device, n, dims)
@@ -117,28 +119,19 @@ def measure(name: str, n: int, dims: int, neighbours: int, low: float, high: flo
     print(f"matrix product: {rate:.3f} TFLOP/s", flush=True)
     everyone, is_new = np.arange(n), np.ones(n, bool)
     warm = min(n, 4096)
-    join_in_window(
-        vectors[:warm],
-        is_new[:warm],
-        everyone[:warm],
-        low=low,
-        high=high,
-        neighbours=neighbours,
-        backend="torch",
-        screen=f"torch:{name}",
-    )
+    window = Window(low=low, high=high)
+    spec = SearchSpec(window, neighbours, backend="torch", prefilter=f"torch:{name}")
+    join_in_window(vectors[:warm], is_new[:warm], everyone[:warm], spec)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = waited(device)
-    found = join_in_window(
-        vectors, is_new, everyone, low=low, high=high, neighbours=neighbours, backend="torch", screen=f"torch:{name}"
-    )
+    found = join_in_window(vectors, is_new, everyone, spec)
     seconds = waited(device) - start
     print(f"join: {seconds:.2f} s, {len(found[0])} rows", flush=True)
     asked = np.sort(np.random.default_rng(3).permutation(n)[:ASKED])
-    exact = join_in_window(vectors, is_new, asked, low=low, high=high, neighbours=neighbours, screen="float32")
+    exact = join_in_window(vectors, is_new, asked, SearchSpec(window, neighbours, prefilter="float32"))
     of_asked = np.isin(found[0], asked)
-    ours = tuple(c[of_asked] for c in found)
+    ours = Neighbours(*(c[of_asked] for c in found))
     joined = n**2 * dims / seconds / 1e12
     figures: dict[str, object] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -150,7 +143,7 @@ def measure(name: str, n: int, dims: int, neighbours: int, low: float, high: flo
         "join_tflops": round(joined, 4),
         "share": round(joined / rate, 4),
         "pairs": len(found[0]),
-        "recall": recall_of(ours, exact),
+        "recall": recall(ours, exact),
         "recall_half": round(recall_half(vectors, asked, exact, neighbours, high, device), 6),
         "is_equal": all(np.array_equal(a, b) for a, b in zip(ours, exact, strict=True)),
         "all_pairs_20m_h": round(20e6**2 * dims / (joined * 1e12) / 3600, 3),

@@ -118,16 +118,18 @@ def by_band(vectors: np.ndarray, classes: np.ndarray, *, neighbours: int = 20, b
         bands: parts of the window, of equal width.
     """
     from tasks.calibrate.command import distribution, propose
+    from tasks.config import Window
     from tasks.knn.search import neighbours_in_window
+    from tasks.knn.spec import SearchSpec
 
     counts = np.bincount(classes)
     chance = float((counts * (counts - 1)).sum() / (len(classes) * (len(classes) - 1)))
     low, high = propose(distribution(vectors), low_quantile=0.99, high_quantile=0.995)
     ids = [f"{n:08d}" for n in range(len(vectors))]
     queries, targets, similarity, _ = neighbours_in_window(
-        vectors, vectors, ids, ids, low=low, high=high, neighbours=neighbours
+        vectors, vectors, ids, ids, SearchSpec(Window(low=low, high=high), neighbours)
     )
-    first, nearest, _, _ = neighbours_in_window(vectors, vectors, ids, ids, low=-1.0, high=1.01, neighbours=1)
+    first, nearest, _, _ = neighbours_in_window(vectors, vectors, ids, ids, SearchSpec(Window(low=-1.0, high=1.01), 1))
     is_inside = classes[queries] == classes[targets]
 
     def row(chosen: np.ndarray) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from tasks.calibrate.page import EncoderFigures, PairImages, band_pairs, page, p
 from tasks.config import ENCODER_ROLES, Params, Window, overlay, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.knn.search import neighbours_in_window
+from tasks.knn.spec import SearchSpec
 from tasks.names import batch_name, run_date
 from tasks.store import Store
 
@@ -252,9 +253,7 @@ def pairs_in_bands(
         vectors,
         [ids[n] for n in rows],
         ids,
-        low=window.low,
-        high=window.high,
-        neighbours=SHOWN_NEIGHBOURS,
+        SearchSpec(window, SHOWN_NEIGHBOURS),
     )
     captions = store.captions() if with_captions else {}
 

@@ -1,37 +1,27 @@
-"""The exact blocked join: every pair of blocks is looked at once, behind the 8-bit prefilter."""
+"""The exact blocked join: every block of pairs passes the prefilter once, and what it lets through is scored exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from tasks.knn.choose_screen import make_screen
-from tasks.knn.codes import Coded
-from tasks.knn.exact import Found, Rows, exact_of_rows, order_of
-from tasks.knn.screen import QUERY_ROWS
+from tasks.knn.choose_prefilter import choose_prefilter
+from tasks.knn.codes import CodedRows
+from tasks.knn.exact import exact_similarity_at
+from tasks.knn.join_input import JoinSides, PairBlock
+from tasks.knn.neighbours import Neighbours, rank_order
+from tasks.knn.prefilter import QUERY_ROWS, Prefilter
+from tasks.knn.spec import SearchSpec, in_window
 
-# candidates that come in before the collector looks for what is beyond the k-th: a look reads every row's count
-LOOKED_AFTER = 1 << 17
-ENTRY_BYTES = 80  # what a candidate takes while the collector sorts it
-
-
-@dataclass
-class _Job:
-    """Rows against rows; `is_self`: the same rows, each pair once."""
-
-    queries: np.ndarray
-    targets: np.ndarray
-    is_self: bool = False
-
-    @property
-    def pairs(self) -> int:
-        return len(self.queries) * len(self.targets) // (2 if self.is_self else 1)
+# candidates that are added before the collector counts those beyond the k-th, which reads every row's count
+CHECK_INTERVAL = 1 << 17
+ENTRY_BYTES = 80  # memory of one candidate while the collector sorts it
 
 
-class _Part(NamedTuple):
+class _Candidates(NamedTuple):
     """Candidates of the rows `first` to `last`: rows and targets (m,) int32, similarities (m,) float64."""
 
     first: int
@@ -43,60 +33,64 @@ class _Part(NamedTuple):
 
 @dataclass
 class _Collector:
-    """The k best of each row so far.
+    """The k best candidates of each row so far.
 
     Attributes:
-        floors: (n,) float64, similarity that a row's next candidate must reach: the window's low end, later the row's
-            k-th
-            best; inf for rows that collect nothing. Kept up to date in place.
-        place: (n,) int64, order of the targets' ids.
-        neighbours: k.
+        thresholds: (n,) float64, similarity that a row's next candidate must reach: the window's low end; once a row
+            has top_k neighbours, its threshold rises to the k-th similarity; inf for rows that collect no neighbours.
+            Updated in place.
+        tie_rank: (n,) int64, rank of the targets' ids.
+        top_k: most neighbours of a row, a count.
         memory_mib: of the candidates, with what sorting them takes.
     """
 
-    floors: np.ndarray
-    place: np.ndarray
-    neighbours: int
+    thresholds: np.ndarray
+    tie_rank: np.ndarray
+    top_k: int
     memory_mib: int
-    _parts: list[_Part] = field(default_factory=list)
+    _parts: list[_Candidates] = field(default_factory=list)
     _stored: int = 0
-    _since: int = 0
+    _since_check: int = 0
 
     def __post_init__(self) -> None:
-        self._counts = np.zeros(len(self.floors), np.int64)
-        # some row wants more than the window's low end
-        self._is_choosy = bool((self.floors != self.floors.min(initial=np.inf)).any())
+        self._counts = np.zeros(len(self.thresholds), np.int64)
+        # some row asks for more than the window's low end
+        self._thresholds_differ = bool((self.thresholds != self.thresholds.min(initial=np.inf)).any())
         self._limit = (self.memory_mib << 20) // 2 // ENTRY_BYTES
 
     def offer(self, block: np.ndarray, rows: np.ndarray, targets: np.ndarray, similarities: np.ndarray) -> None:
-        """Candidates inside the window, each (row, target) once over the whole join; `block`: the rows that they are
-        of, rising.
+        """Add candidates inside the window.
+
+        Args:
+            block: rows that the candidates may belong to, rising.
+            rows, targets, similarities: (m,) each; each (row, target) comes once over the whole join.
         """
-        if self._is_choosy:
-            good = similarities >= self.floors[rows]
-            if not good.all():
-                rows, targets, similarities = rows[good], targets[good], similarities[good]
+        if self._thresholds_differ:
+            is_near = similarities >= self.thresholds[rows]
+            if not is_near.all():
+                rows, targets, similarities = rows[is_near], targets[is_near], similarities[is_near]
         if not len(rows):
             return
         self._parts.append(
-            _Part(int(block[0]), int(block[-1]), rows.astype(np.int32), targets.astype(np.int32), similarities)
+            _Candidates(int(block[0]), int(block[-1]), rows.astype(np.int32), targets.astype(np.int32), similarities)
         )
         np.add.at(self._counts, rows, 1)
         self._stored += len(rows)
-        self._since += len(rows)
-        if self._since >= (LOOKED_AFTER if self._stored > self._limit else max(LOOKED_AFTER, self._stored // 4)):
-            self._since = 0
-            surplus = int(np.maximum(self._counts - self.neighbours, 0).sum())
+        self._since_check += len(rows)
+        interval = CHECK_INTERVAL if self._stored > self._limit else max(CHECK_INTERVAL, self._stored // 4)
+        if self._since_check >= interval:
+            self._since_check = 0
+            surplus = int(np.maximum(self._counts - self.top_k, 0).sum())
             if 2 * surplus >= self._stored or (self._stored > self._limit and surplus):
                 self._compact()
 
     def _compact(self) -> list[np.ndarray]:
-        """Drop what is beyond the k-th; the rest in order. Returns each part's ranks.
+        """Drop what is beyond the k-th, and sort the rest. Returns the ranks of each part.
 
-        Rows come a block at a time, so that what was offered falls into ranges of rows that do not meet; each is put in
-        order for itself, in cache.
+        Rows come a block at a time, so the candidates fall into disjoint ranges of rows; each range is sorted on its
+        own, in cache.
         """
-        ranges: list[list[_Part]] = []
+        ranges: list[list[_Candidates]] = []
         last = -1
         for part in sorted(self._parts, key=lambda p: p.first):
             if part.first > last:
@@ -104,110 +98,123 @@ class _Collector:
             ranges[-1].append(part)
             last = max(last, part.last)
         self._parts, ranks = [], []
-        for some in ranges:
-            part, rank = self._in_order(some)
+        for parts in ranges:
+            part, rank = self._top_k_of_range(parts)
             self._parts.append(part)
             ranks.append(rank)
         self._stored = sum(len(p.rows) for p in self._parts)
         return ranks
 
-    def _in_order(self, parts: Sequence[_Part]) -> tuple[_Part, np.ndarray]:
-        """Parts of one range of rows as one, by row, then rank, up to the k-th; and the ranks."""
+    def _top_k_of_range(self, parts: Sequence[_Candidates]) -> tuple[_Candidates, np.ndarray]:
+        """The parts of one range of rows as one part, by row, then rank, up to the k-th; and the ranks."""
         first, last = parts[0].first, max(p.last for p in parts)
         rows, targets, similarities = (
             np.concatenate(c) for c in zip(*((p.rows, p.targets, p.similarities) for p in parts), strict=True)
         )
         rows -= first
-        order = order_of(rows, similarities, targets, self.place)
+        order = rank_order(rows, similarities, targets, self.tie_rank)
         counts = np.bincount(rows, minlength=last - first + 1)
-        rows, targets, similarities = (
-            np.repeat(np.arange(first, last + 1, dtype=np.int32), counts),
-            targets[order],
-            similarities[order],
-        )
+        rows = np.repeat(np.arange(first, last + 1, dtype=np.int32), counts)
+        targets, similarities = targets[order], similarities[order]
         rank = np.arange(len(rows), dtype=np.int32) - np.repeat((np.cumsum(counts) - counts).astype(np.int32), counts)
-        if self.neighbours < int(counts.max()):
-            kept = rank < self.neighbours
-            rows, targets, similarities, rank = rows[kept], targets[kept], similarities[kept], rank[kept]
-        full = rank == self.neighbours - 1
-        self.floors[rows[full]] = similarities[full]
-        self._is_choosy |= bool(full.any())
-        self._counts[first : last + 1] = np.minimum(counts, self.neighbours)
-        return _Part(first, last, rows, targets, similarities), rank
+        if self.top_k < int(counts.max()):
+            is_top = rank < self.top_k
+            rows, targets, similarities, rank = rows[is_top], targets[is_top], similarities[is_top], rank[is_top]
+        is_kth = rank == self.top_k - 1
+        self.thresholds[rows[is_kth]] = similarities[is_kth]
+        self._thresholds_differ |= bool(is_kth.any())
+        self._counts[first : last + 1] = np.minimum(counts, self.top_k)
+        return _Candidates(first, last, rows, targets, similarities), rank
 
-    def result(self) -> Found:
-        """All rows' neighbours, by row, then rank."""
+    def result(self) -> Neighbours:
+        """The neighbours of all rows."""
         ranks = self._compact()
         rows, targets = (
             np.concatenate([np.zeros(0, np.int64), *(getattr(p, c) for p in self._parts)]) for c in ("rows", "targets")
         )
-        return (
-            rows,
-            targets,
-            np.concatenate([np.zeros(0), *(p.similarities for p in self._parts)]),
-            np.concatenate([np.zeros(0, np.int32), *ranks]),
+        similarity = np.concatenate([np.zeros(0), *(p.similarities for p in self._parts)])
+        return Neighbours(rows, targets, similarity, np.concatenate([np.zeros(0, np.int32), *ranks]))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Rows of one product on either side, and candidates that are scored at a time, within the memory."""
+
+    query_rows: int
+    target_rows: int
+    scored: int
+
+    @classmethod
+    def within(cls, memory_mib: int, target_rows: int) -> _Sizes:
+        """`target_rows`: the most that the prefilter wants."""
+        budget = memory_mib << 20
+        query_rows = max(1, min(QUERY_ROWS, budget // (1 << 16)))
+        # a product, its masks, the positions of the candidates: 64 bytes an entry
+        return cls(
+            query_rows, max(1, min(target_rows, budget // 64 // query_rows)), max(1, min(1 << 16, budget // 1024))
         )
 
 
-def _blocked(
-    queries: Rows,
-    targets: Rows,
-    jobs: Sequence[_Job],
-    collector: _Collector,
-    target_floors: np.ndarray,
-    own: np.ndarray | None,
-    *,
-    low: float,
-    high: float,
-    threads: int,
-    memory_mib: int,
-    screen: str,
-    coded: Coded | None = None,
-) -> None:
-    """Offer every pair of the jobs that lies in the window to those of its ends that collect.
+def _candidates(
+    block: PairBlock, prefilter: Prefilter, sizes: _Sizes, thresholds: tuple[np.ndarray, np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """What the prefilter lets through of a block of pairs: (query rows and target rows of one product, then query and
+    target rows of the candidates). `thresholds` of the two sides are read anew for each product.
+    """
+    query_thresholds, target_thresholds = thresholds
+    starts = range(0, len(block.targets), sizes.target_rows)
+    prepared_targets = [prefilter.prepare_targets(block.targets[s : s + sizes.target_rows]) for s in starts]
+    for a in range(0, len(block.queries), sizes.query_rows):
+        queries = block.queries[a : a + sizes.query_rows]
+        prepared_queries = prefilter.prepare_queries(queries)
+        for b, prepared in zip(starts, prepared_targets, strict=True):
+            targets = block.targets[b : b + sizes.target_rows]
+            if block.is_self and b + len(targets) <= a + 1:
+                continue
+            rows, columns = prefilter.candidates(
+                prepared_queries, prepared, query_thresholds[queries], target_thresholds[targets]
+            )
+            for start in range(0, len(rows), sizes.scored):
+                i, j = rows[start : start + sizes.scored], columns[start : start + sizes.scored]
+                if block.is_self and b < a + len(queries):  # on the diagonal: each unordered pair once
+                    is_first = b + j > a + i
+                    i, j = i[is_first], j[is_first]
+                yield queries, targets, queries[i], targets[j]
+
+
+def blocked_join(
+    sides: JoinSides,
+    blocks: Sequence[PairBlock],
+    thresholds: np.ndarray,
+    spec: SearchSpec,
+    coded: CodedRows | None = None,
+) -> Neighbours:
+    """The neighbours of the blocks' rows.
 
     Args:
-        queries, targets: (m, d) and (n, d) float16.
-        jobs: what to look at; together each pair at most once.
-        collector: of the queries' neighbours, and of the targets' where they are the same rows.
-        target_floors: (n,) the collector's own floors in a self-join, else all inf.
-        own: (m,) the target row that a query itself is, -1 where none; None when the jobs never meet it.
+        sides: what is compared.
+        blocks: which pairs; together each pair at most once.
+        thresholds: (m,) float64, least similarity of a query's neighbour; inf where it collects none. Overwritten.
+        spec: window, k, prefilter, threads and memory.
+        coded: the targets' codes, where they are known.
     """
-    both_ways = target_floors is collector.floors
-    chosen = make_screen(
-        queries, targets, low=low, threads=threads, kind=screen, pairs=sum(job.pairs for job in jobs), coded=coded
-    )
-    budget = memory_mib << 20
-    query_rows = max(1, min(QUERY_ROWS, budget // (1 << 16)))
-    # a product, its masks, the places of the hits
-    target_rows = max(1, min(chosen.target_rows, budget // 64 // query_rows))
-    step = max(1, min(1 << 16, budget // 1024))
-    for job in jobs:
-        if not job.pairs:
+    collector = _Collector(thresholds, sides.tie_rank, spec.top_k, spec.memory_mib)
+    both = (thresholds, thresholds if sides.is_symmetric else np.full(len(sides.targets), np.inf))
+    pairs = sum(block.pairs for block in blocks)
+    prefilter = choose_prefilter(sides.queries, sides.targets, spec, pairs=pairs, coded=coded)
+    sizes = _Sizes.within(spec.memory_mib, prefilter.target_rows)
+    for block in blocks:
+        if not block.pairs:
             continue
-        starts = range(0, len(job.targets), target_rows)
-        blocks = [chosen.targets(job.targets[s : s + target_rows]) for s in starts]
-        for a in range(0, len(job.queries), query_rows):
-            asked = job.queries[a : a + query_rows]
-            prepared = chosen.queries(asked)
-            for b, block in zip(starts, blocks, strict=True):
-                others = job.targets[b : b + target_rows]
-                if job.is_self and b + len(others) <= a + 1:
-                    continue
-                hit_rows, hit_columns = chosen.hits(prepared, block, collector.floors[asked], target_floors[others])
-                for start in range(0, len(hit_rows), step):
-                    i, j = hit_rows[start : start + step], hit_columns[start : start + step]
-                    if job.is_self and b < a + len(asked):
-                        once = b + j > a + i
-                        i, j = i[once], j[once]
-                    rows, cols = asked[i], others[j]
-                    if own is not None:
-                        other = own[rows] != cols
-                        rows, cols = rows[other], cols[other]
-                    similarity = exact_of_rows(queries, targets, rows, cols)
-                    inside = (similarity >= low) & (similarity < high)
-                    if not inside.all():
-                        rows, cols, similarity = rows[inside], cols[inside], similarity[inside]
-                    collector.offer(asked, rows, cols, similarity)
-                    if both_ways:
-                        collector.offer(others, cols, rows, similarity)
+        for query_block, target_block, rows, columns in _candidates(block, prefilter, sizes, both):
+            if sides.self_index is not None:
+                is_other = sides.self_index[rows] != columns
+                rows, columns = rows[is_other], columns[is_other]
+            similarity = exact_similarity_at(sides.queries, sides.targets, rows, columns)
+            inside = in_window(similarity, spec.window)
+            if not inside.all():
+                rows, columns, similarity = rows[inside], columns[inside], similarity[inside]
+            collector.offer(query_block, rows, columns, similarity)
+            if sides.is_symmetric:
+                collector.offer(target_block, columns, rows, similarity)
+    return collector.result()

@@ -1,4 +1,4 @@
-"""8-bit codes of rows on their principal axes, with the residual norms that make the bound a proof."""
+"""8-bit codes of rows on their principal axes, with the residual norms that make the prefilter's bound a proof."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.knn.exact import Rows, widened
+from tasks.knn.exact import Rows, to_float32
 
-_LEVELS = 127  # codes are -127..127
+MAX_LEVEL = 127  # codes are -127..127
+AXES_ROWS = 4096  # rows that the clip range is measured on
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What rows are coded along.
+    """The axes that rows are coded along.
 
     Attributes:
         matrix: (d, w) float32, spectral norm at most 1.
-        middle: (w,) float32, taken away from every projected row.
-        reach: largest coordinate that is coded without being cut.
+        center: (w,) float32, subtracted from every projected row.
+        clip_range: largest coordinate that is coded without clipping.
     """
 
     matrix: np.ndarray
-    middle: np.ndarray
-    reach: float
+    center: np.ndarray
+    clip_range: float
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Rows as small integers, and what is known of each row.
+    """Rows as small integers, and the norms of each row that the bound needs.
 
     Attributes:
         codes: (n, w) int8.
         scale: value of one level.
         norm2: (n,) float64, |x|^2 of the stored row.
-        code_norm2: (n,) float64, |p|^2.
-        error: (n,) float64, h: at least the distance between the projected row and its code.
+        code_norm2: (n,) float64, |p|^2 of the code.
+        error: (n,) float64, an upper bound h of the distance between the projected row and its code.
     """
 
     codes: np.ndarray
@@ -45,17 +46,17 @@ class Codes:
     error: np.ndarray
 
     def margin(self, distance: float) -> np.ndarray:
-        """A of the bound, (n,) float64, for D = `distance`."""
+        """The term A of the bound (tasks/knn/int8_prefilter.py) for D = `distance`, (n,) float64."""
         return (self.norm2 - self.code_norm2) / 2 + distance * self.error + self.error**2
 
     def take(self, rows: np.ndarray) -> Codes:
-        """Some of the rows."""
+        """The codes of some of the rows."""
         return Codes(self.codes[rows], self.scale, self.norm2[rows], self.code_norm2[rows], self.error[rows])
 
 
 @dataclass(frozen=True)
-class Coded:
-    """Rows of a corpus coded earlier: what depends on a row alone is not worked out again when others come."""
+class CodedRows:
+    """A corpus that was coded earlier; a row's code depends on the row and the axes alone, so it can be stored."""
 
     axes: Axes
     codes: Codes
@@ -67,45 +68,46 @@ def principal_axes(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Args:
         sample: (m, d), any float type.
     """
-    rows = widened(sample)
+    rows = to_float32(sample)
     mean = rows.mean(axis=0, dtype=np.float64)
     rows = rows - mean.astype(np.float32)
     _, directions = np.linalg.eigh((rows.T @ rows).astype(np.float64))
     return directions[:, ::-1], mean
 
 
-def axes_of(directions: np.ndarray, mean: np.ndarray, sample: np.ndarray, width: int, seed: int = 0) -> Axes:
-    """The first `width` directions, turned among themselves so that all coordinates spread alike (one scale serves
-    all).
+def fit_axes(directions: np.ndarray, mean: np.ndarray, sample: np.ndarray, width: int, seed: int = 0) -> Axes:
+    """The first `width` directions, rotated at random among themselves, so that all coordinates have a similar spread
+    and one scale serves all.
 
     Args:
         directions: (d, d) float64, orthonormal columns.
         mean: (d,) float64.
-        sample: (m, d) rows that `reach` is measured on; a row that reaches further has a larger error, nothing else.
+        sample: (m, d) rows that the clip range is measured on; a row beyond it has a larger error, nothing else.
         width: coordinates to keep, 1..d.
-        seed: of the turn.
+        seed: of the rotation.
     """
-    turn, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))
-    matrix = directions[:, :width] @ turn
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))
+    matrix = directions[:, :width] @ rotation
     norm = float(np.sqrt(np.linalg.eigvalsh(matrix.T @ matrix)[-1]))
     # rounding to float32 moves the norm by at most 2^-24 sqrt(width) < 2e-6
     matrix = (matrix / (norm * (1 + 1e-5))).astype(np.float32)
-    middle = (mean @ matrix.astype(np.float64)).astype(np.float32)
-    coordinates = widened(sample[:4096]) @ matrix - middle
-    return Axes(matrix, middle, max(float(np.quantile(np.abs(coordinates), 0.9999)) if coordinates.size else 0.0, 1e-6))
+    center = (mean @ matrix.astype(np.float64)).astype(np.float32)
+    coordinates = to_float32(sample[:AXES_ROWS]) @ matrix - center
+    clip_range = float(np.quantile(np.abs(coordinates), 0.9999)) if coordinates.size else 0.0
+    return Axes(matrix, center, max(clip_range, 1e-6))
 
 
-def code_scale(axes: Axes, levels: int = _LEVELS) -> float:
+def code_scale(axes: Axes, levels: int = MAX_LEVEL) -> float:
     """Value of one level of codes along the axes."""
-    return float(np.float32(axes.reach / levels))
+    return float(np.float32(axes.clip_range / levels))
 
 
-def encode(vectors: Rows, axes: Axes, levels: int = _LEVELS, block: int = 1024) -> Codes:
+def encode(vectors: Rows, axes: Axes, levels: int = MAX_LEVEL, block: int = 1024) -> Codes:
     """Code rows along the axes.
 
     Args:
         vectors: (n, d) float16.
-        axes: what to code along.
+        axes: to code along.
         levels: codes are -levels..levels.
         block: rows at a time, which bounds the memory.
     """
@@ -115,9 +117,9 @@ def encode(vectors: Rows, axes: Axes, levels: int = _LEVELS, block: int = 1024) 
     norm2, code_norm2, error = np.empty(n), np.empty(n), np.empty(n)
     for start in range(0, n, block):
         rows = slice(start, start + block)
-        x = widened(vectors[rows])
+        x = to_float32(vectors[rows])
         z = x @ axes.matrix
-        z -= axes.middle
+        z -= axes.center
         q = np.clip(np.rint(z * np.float32(1 / scale)), -levels, levels)
         norm2[rows] = np.einsum("nd,nd->n", x, x) * (1 + (d + 2) * 2.0**-24)  # at least |x|^2
         codes[rows] = q

@@ -1,76 +1,59 @@
-"""The blocked join on a torch device: product, screen, exact scoring and the k best of each row stay there, the result
-alone comes back.
+"""The blocked join on a torch device: product, prefilter, exact scores and the k best of each row stay on the device.
 
-A GPU multiplies a hundred times faster than a CPU scores what is left, so nothing of a pair travels before it is among
-the k best. What decides is the
-same as on a CPU: the product of two float16 numbers is exact in float32, sums of those are exact in float64 in any
-order (tasks/knn/search.py). Used by tasks/knn/search.py for `mine.backend: torch`; with no GPU it runs on the CPU, for
-tests. Several GPUs: a process each, with `--part i/n`.
+A GPU multiplies a hundred times faster than a CPU scores what is left, so no pair travels to the CPU before it is among
+the k best of a row. The decision is the same as on a CPU: the product of two float16 numbers is exact in float32, and
+sums of those are exact in float64 in any order (tasks/knn/search.py). Used by tasks/knn/search.py for `mine.backend:
+torch`; without a GPU it runs on the CPU, for tests. Several GPUs: one process each, with `--part i/n`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from tasks.knn.screen import FLOAT_TARGET_ROWS, GPU_TARGET_ROWS, QUERY_ROWS
+from tasks.knn.exact import to_array
+from tasks.knn.join_input import JoinSides, PairBlock
+from tasks.knn.neighbours import Neighbours
+from tasks.knn.prefilter import QUERY_ROWS
+from tasks.knn.spec import SearchSpec, in_window
+from tasks.knn.torch_prefilter import TorchPrefilter
 
-# rows of one product: with 32,768 others 0.5 ms on a card of 800 TFLOP/s, several times what starting its kernels takes
+# rows of one product; with 32,768 others 0.5 ms on a card of 800 TFLOP/s, several times what starting its kernels takes
 GPU_QUERY_ROWS = 8192
 GPU_COORDINATES, CPU_COORDINATES = 1 << 27, 1 << 18  # coordinates at a time when pairs are scored
-# candidates that come in before the collector looks for what is beyond the k-th
+# candidates that are added before the collector drops what is beyond the k-th
 GPU_ENTRIES, CPU_ENTRIES = 1 << 24, 1 << 17
-
-
-class Limits(NamedTuple):
-    """Window low <= cosine < high, most neighbours of a row, MiB of one product."""
-
-    low: float
-    high: float
-    neighbours: int
-    memory_mib: int
-
-
-class Job(Protocol):
-    """Rows against rows; `is_self`: the same rows, each pair once."""
-
-    @property
-    def queries(self) -> np.ndarray: ...
-    @property
-    def targets(self) -> np.ndarray: ...
-    @property
-    def is_self(self) -> bool: ...
 
 
 @dataclass
 class _Collector:
-    """The k best of each row so far, on the device.
+    """The k best candidates of each row so far, on the device.
 
     Attributes:
-        floors: (n,) float64 tensor, similarity that a row's next candidate must reach; inf for rows that collect
-            nothing.
-        place: (n,) int64 tensor, order of the targets' ids.
-        neighbours: k.
-        entries: candidates that may come in between two looks.
+        thresholds: (n,) float64 tensor, similarity that a row's next candidate must reach; inf for rows that collect no
+            neighbours.
+        tie_rank: (n,) int64 tensor, rank of the targets' ids.
+        top_k: most neighbours of a row, a count.
+        max_pending: candidates that may be added between two compactions, a count.
     """
 
-    floors: Any
-    place: Any
-    neighbours: int
-    entries: int
+    thresholds: Any
+    tie_rank: Any
+    top_k: int
+    max_pending: int
     _parts: list[tuple[Any, Any, Any]] = field(default_factory=list)
-    _since: int = 0
-    _kept: int = 0
+    _pending: int = 0
+    _compacted: int = 0
 
     def offer(self, rows: Any, targets: Any, similarities: Any) -> None:
-        """Candidates inside the window, each (row, target) once over the whole join."""
-        good = similarities >= self.floors[rows]
-        self._parts.append((rows[good], targets[good], similarities[good]))
-        self._since += len(self._parts[-1][0])
-        if self._since > max(self.entries, self._kept):  # sorted again when it has doubled
+        """Add candidates inside the window, each (row, target) once over the whole join."""
+        is_near = similarities >= self.thresholds[rows]
+        self._parts.append((rows[is_near], targets[is_near], similarities[is_near]))
+        self._pending += len(self._parts[-1][0])
+        if self._pending > max(self.max_pending, self._compacted):  # sorted again when it has doubled
             self.compact()
 
     def compact(self) -> tuple[Any, Any, Any, Any]:
@@ -78,187 +61,135 @@ class _Collector:
         import torch
 
         rows, targets, similarities = (torch.cat(c) for c in zip(*self._parts, strict=True))
-        order = torch.argsort(self.place[targets], stable=True)
+        order = torch.argsort(self.tie_rank[targets], stable=True)
         order = order[torch.argsort(similarities[order], descending=True, stable=True)]
         order = order[torch.argsort(rows[order], stable=True)]
         rows, targets, similarities = rows[order], targets[order], similarities[order]
         rank = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
-        kept = rank < self.neighbours
-        rows, targets, similarities, rank = rows[kept], targets[kept], similarities[kept], rank[kept]
-        last = rank == self.neighbours - 1
-        self.floors[rows[last]] = similarities[last]
-        self._parts, self._kept, self._since = [(rows, targets, similarities)], len(rows), 0
+        is_top = rank < self.top_k
+        rows, targets, similarities, rank = rows[is_top], targets[is_top], similarities[is_top], rank[is_top]
+        is_kth = rank == self.top_k - 1
+        self.thresholds[rows[is_kth]] = similarities[is_kth]
+        self._parts, self._compacted, self._pending = [(rows, targets, similarities)], len(rows), 0
         return rows, targets, similarities, rank
 
 
-def join_on_device(
-    queries: np.ndarray,
-    targets: np.ndarray,
-    jobs: Sequence[Job],
-    floors: np.ndarray,
-    place: np.ndarray,
-    own: np.ndarray | None,
-    limits: Limits,
+@dataclass(frozen=True)
+class _Block:
+    """A product's rows and what was computed for them, on the device: vectors (a, d) and (b, d), row numbers (a,) and
+    (b,), and the candidates' positions among them, (k,) each.
+    """
+
+    query_vectors: Any
+    target_vectors: Any
+    query_rows: Any
+    target_rows: Any
+    i: Any
+    j: Any
+
+
+class _Join:
+    """One join: its sides, its prefilter and its collector."""
+
+    def __init__(self, sides: JoinSides, thresholds: np.ndarray, spec: SearchSpec, is_half: bool | None) -> None:
+        import torch
+
+        queries = to_array(sides.queries)
+        targets = queries if sides.targets is sides.queries else to_array(sides.targets)
+        self.sides, self.spec = sides, spec
+        self.prefilter = TorchPrefilter(queries, targets, spec.device, is_half)
+        self.device = self.prefilter.device
+        self.is_gpu = self.device.type != "cpu"
+        self.width = max(1, queries.shape[1])
+        self.collector = _Collector(
+            self.to_device(thresholds.astype(np.float64)),
+            self.to_device(sides.tie_rank),
+            spec.top_k,
+            GPU_ENTRIES if self.is_gpu else CPU_ENTRIES,
+        )
+        self.self_index = None if sides.self_index is None else self.to_device(sides.self_index)
+        empty = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.collector.offer(empty, empty, empty.double())
+
+    def to_device(self, array: np.ndarray) -> Any:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def candidates(self, block: PairBlock) -> Iterator[_Block]:
+        """The candidates of a block of pairs, one product at a time."""
+        import torch
+
+        budget = self.spec.memory_mib << 20
+        query_step = GPU_QUERY_ROWS if self.is_gpu else max(1, min(QUERY_ROWS, budget // (1 << 16)))
+        target_step = max(1, min(self.prefilter.target_rows, budget // (4 if self.is_gpu else 64) // query_step))
+        for a in range(0, len(block.queries) if len(block.targets) else 0, query_step):
+            queries = block.queries[a : a + query_step]
+            query_rows, query_vectors = self.to_device(queries), self.prefilter.prepare_queries(queries)
+            for b in range(0, len(block.targets), target_step):
+                targets = block.targets[b : b + target_step]
+                if block.is_self and b + len(targets) <= a + 1:
+                    continue
+                target_rows, target_vectors = self.to_device(targets), self.prefilter.load_targets(targets)
+                if self.sides.is_symmetric:
+                    target_thresholds = self.collector.thresholds[target_rows]
+                else:
+                    target_thresholds = torch.full((len(targets),), torch.inf, dtype=torch.float64, device=self.device)
+                query_thresholds = self.collector.thresholds[query_rows]
+                i, j = self.prefilter.device_candidates(
+                    query_vectors, target_vectors, query_thresholds, target_thresholds
+                )
+                if block.is_self:
+                    is_first = b + j > a + i
+                    i, j = i[is_first], j[is_first]
+                yield _Block(query_vectors, target_vectors, query_rows, target_rows, i, j)
+
+    def collect(self, block: _Block) -> None:
+        """Score candidates exactly, and offer those inside the window to the rows that collect them."""
+        import torch
+
+        step = max(1, (GPU_COORDINATES if self.is_gpu else CPU_COORDINATES) // self.width)
+        for start in range(0, len(block.i), step):
+            i, j = block.i[start : start + step], block.j[start : start + step]
+            # a product of two float16 numbers has 22 bits, float32 holds 24: exact
+            products = block.query_vectors[i].float() * block.target_vectors[j].float()
+            similarity = products.sum(1, dtype=torch.float64)
+            rows, columns = block.query_rows[i], block.target_rows[j]
+            is_neighbour = in_window(similarity, self.spec.window)
+            if self.self_index is not None:
+                is_neighbour &= self.self_index[rows] != columns
+            rows, columns, similarity = rows[is_neighbour], columns[is_neighbour], similarity[is_neighbour]
+            self.collector.offer(rows, columns, similarity)
+            if self.sides.is_symmetric:
+                self.collector.offer(columns, rows, similarity)
+
+    def result(self) -> Neighbours:
+        """The neighbours of all rows, in memory."""
+        rows, columns, similarity, rank = (t.cpu().numpy() for t in self.collector.compact())
+        return Neighbours(
+            rows.astype(np.int64), columns.astype(np.int64), similarity.astype(np.float64), rank.astype(np.int32)
+        )
+
+
+def torch_join(
+    sides: JoinSides,
+    blocks: Sequence[PairBlock],
+    thresholds: np.ndarray,
+    spec: SearchSpec,
     *,
-    both_ways: bool,
-    device: str | None = None,
     is_half: bool | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The neighbours of the jobs' rows, as tasks/knn/search.py gives them.
+) -> Neighbours:
+    """The neighbours of the blocks' rows, computed on `spec.device`.
 
     Args:
-        queries, targets: (m, d) and (n, d) float16; the same array for a self-join.
-        jobs: what to look at; together each pair at most once.
-        floors: (m,) float64, lowest similarity of a query's neighbour; inf where it collects nothing.
-        place: (n,) int64, order of the targets' ids.
-        own: (m,) the target row that a query itself is, -1 where none; None when the jobs never meet it.
-        limits: window, k and memory.
-        both_ways: whether a pair is offered to its target too.
-        device: of torch; the first GPU, else the CPU, when None.
-        is_half: products in float16, as on a GPU.
-    Returns:
-        query rows (p,) int64, target rows (p,) int64, similarity (p,) float64, rank (p,) int32 from 0; by query, then
-        rank.
+        sides: what is compared.
+        blocks: which pairs; together each pair at most once.
+        thresholds: (m,) float64, least similarity of a query's neighbour; inf where it collects none.
+        spec: window, k and memory.
+        is_half: products in float16, as on a GPU; as the device does it when None.
     """
-    import torch
-
-    screen = TorchScreen(queries, targets, device, is_half)
-    is_gpu = screen.device.type != "cpu"
-
-    def there(array: np.ndarray) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(screen.device)
-
-    collector = _Collector(
-        there(floors.astype(np.float64)), there(place), limits.neighbours, GPU_ENTRIES if is_gpu else CPU_ENTRIES
-    )
-    nothing = torch.zeros(0, dtype=torch.int64, device=screen.device)
-    collector.offer(nothing, nothing, nothing.double())
-    own_rows = None if own is None else there(own)
-    budget = limits.memory_mib << 20
-    query_rows = GPU_QUERY_ROWS if is_gpu else max(1, min(QUERY_ROWS, budget // (1 << 16)))
-    target_rows = max(1, min(screen.target_rows, budget // (4 if is_gpu else 64) // query_rows))
-    step = max(1, (GPU_COORDINATES if is_gpu else CPU_COORDINATES) // max(1, queries.shape[1]))
-    for job in jobs:
-        for a in range(0, len(job.queries), query_rows):
-            if not len(job.targets):
-                break
-            asked = job.queries[a : a + query_rows]
-            asked_there, prepared = there(asked), screen.queries(asked)
-            for b in range(0, len(job.targets), target_rows):
-                others = job.targets[b : b + target_rows]
-                if job.is_self and b + len(others) <= a + 1:
-                    continue
-                others_there, block = there(others), screen.loaded(others)
-                target_floors = (
-                    collector.floors[others_there]
-                    if both_ways
-                    else torch.full((len(others),), torch.inf, dtype=torch.float64, device=screen.device)
-                )
-                i, j = screen.near(prepared, block, collector.floors[asked_there], target_floors)
-                if job.is_self:
-                    once = b + j > a + i
-                    i, j = i[once], j[once]
-                for s in range(0, len(i), step):
-                    x, y = i[s : s + step], j[s : s + step]
-                    products = prepared[x].float() * block[y].float()  # 22 bits of float32's 24: exact
-                    similarity = products.sum(1, dtype=torch.float64)
-                    rows, columns = asked_there[x], others_there[y]
-                    inside = (similarity >= limits.low) & (similarity < limits.high)
-                    if own_rows is not None:
-                        inside &= own_rows[rows] != columns
-                    rows, columns, similarity = rows[inside], columns[inside], similarity[inside]
-                    collector.offer(rows, columns, similarity)
-                    if both_ways:
-                        collector.offer(columns, rows, similarity)
-    rows, columns, similarity, rank = (t.cpu().numpy() for t in collector.compact())
-    return rows.astype(np.int64), columns.astype(np.int64), similarity.astype(np.float64), rank.astype(np.int32)
-
-
-TILE = 64  # columns of a product that are looked at together on a torch device
-
-
-class TorchScreen:
-    """A product on a torch device, a GPU where there is one: float16 rows, sums in float32; on a CPU all of it in
-    float32.
-
-    On a GPU the result is rounded to float16, so a score errs by at most 2^-11 of itself; the sums by (d + 8) 2^-23
-    with a factor of 4 for tensor cores, which cut instead of rounding. Reduced-precision sums (split-K in float16) and
-    TF32 are turned off while it works. The rows lie on the device as a whole where half of its free memory holds them,
-    else each block travels when it is its turn.
-    """
-
-    def __init__(
-        self, queries: np.ndarray, targets: np.ndarray, device: str | None = None, is_half: bool | None = None
-    ) -> None:
-        """`queries` (m, d) and `targets` (n, d) float16; `device`: of torch, the first GPU or the CPU when None;
-        `is_half`: as on a GPU.
-        """
-        import torch
-
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        is_gpu = self.device.type == "cuda"
-        is_half = is_gpu if is_half is None else is_half
-        self.dtype = torch.float16 if is_half else torch.float32
-        d = queries.shape[1]
-        self.slack = (d + 8) * 2.0**-23 * (4 if is_half else 1) + (1.02 * 2.0**-11 if is_half else 0.0) + 1e-7
-        self.target_rows = GPU_TARGET_ROWS if is_gpu else FLOAT_TARGET_ROWS
-        self.query_vectors, self.target_vectors = queries, targets
-        self.resident: Any = None
-        if is_gpu:
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-            if 2 * targets.nbytes < torch.cuda.mem_get_info(self.device)[0]:
-                self.resident = torch.from_numpy(np.ascontiguousarray(targets)).to(self.device)
-
-    def _rows(self, vectors: np.ndarray, rows: np.ndarray) -> Any:
-        import torch
-
-        if self.resident is not None and vectors is self.target_vectors:
-            return self.resident[torch.from_numpy(rows).to(self.device)]
-        return torch.from_numpy(vectors[rows]).to(self.device).to(self.dtype)
-
-    def queries(self, rows: np.ndarray) -> Any:
-        return self._rows(self.query_vectors, rows)
-
-    def targets(self, rows: np.ndarray) -> np.ndarray:
-        return rows
-
-    def near(self, queries: Any, targets: Any, query_floors: Any, target_floors: Any) -> tuple[Any, Any]:
-        """Places (i, j) of `hits` as tensors on the device.
-
-        A product is larger than what is left of it, and reading it is what costs beside making it. So it is read once,
-        for the largest score of each TILE columns; only tiles that may hold a hit are looked at again.
-
-        Args:
-            queries: (m, d) tensor, of `queries`.
-            targets: (n, d) tensor, of `loaded`.
-            query_floors, target_floors: (m,) and (n,) float64 tensors.
-        """
-        import torch
-
-        m, n = len(queries), len(targets)
-        by_query, by_target = ((floors - self.slack).float() for floors in (query_floors, target_floors))
-        scores = queries @ targets.T  # (m, n)
-        if over := -n % TILE:
-            scores = torch.nn.functional.pad(scores, (0, over), value=-torch.inf)
-            by_target = torch.nn.functional.pad(by_target, (0, over), value=torch.inf)
-        tiles, by_target = scores.view(m, -1, TILE), by_target.view(-1, TILE)
-        # compared in float32, however the scores are stored
-        row, tile = (tiles.amax(2) >= torch.minimum(by_query[:, None], by_target.amin(1)[None, :])).nonzero().unbind(1)
-        which, column = (tiles[row, tile] >= torch.minimum(by_query[row][:, None], by_target[tile])).nonzero().unbind(1)
-        return row[which], tile[which] * TILE + column
-
-    def loaded(self, rows: np.ndarray) -> Any:
-        """Some target rows on the device, (n, d)."""
-        return self._rows(self.target_vectors, rows)
-
-    def hits(
-        self, queries: Any, targets: np.ndarray, query_floors: np.ndarray, target_floors: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        import torch
-
-        floors = [
-            torch.from_numpy(np.ascontiguousarray(f, np.float64)).to(self.device) for f in (query_floors, target_floors)
-        ]
-        i, j = self.near(queries, self.loaded(targets), *floors)
-        return np.asarray(i.cpu().numpy(), np.int64), np.asarray(j.cpu().numpy(), np.int64)
+    join = _Join(sides, thresholds, spec, is_half)
+    for block in blocks:
+        for candidates in join.candidates(block):
+            join.collect(candidates)
+    return join.result()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tasks.config import ENCODER_ROLES
-from tasks.knn.exact import order_of
+from tasks.knn.neighbours import rank_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -202,7 +202,7 @@ def with_merged_ranks(new: Mined, earlier: Mined, neighbours: int) -> Mined:
         is_asked[new.queries] = True
         earlier = earlier.take(is_asked[earlier.queries])
     both = new.with_(earlier)
-    order = order_of(both.queries, both.similarities.astype(np.float64), both.targets)
+    order = rank_order(both.queries, both.similarities.astype(np.float64), both.targets)
     queries = both.queries[order]
     rank = places_in_groups(queries).astype(np.int32)
     kept = (order < len(new.queries)) & (rank < neighbours)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params
-from tasks.knn.exact import exact_of_rows
+from tasks.knn.exact import exact_similarity_at
 from tasks.select.candidates import ABSENT, Candidates, Mined, places_in_groups
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Vectors:
         if encoder in self.rows:
             x, y = self.rows[encoder][a], self.rows[encoder][b]
             known = np.flatnonzero((x >= 0) & (y >= 0))
-            out[known] = exact_of_rows(self.vectors[encoder], self.vectors[encoder], x[known], y[known])
+            out[known] = exact_similarity_at(self.vectors[encoder], self.vectors[encoder], x[known], y[known])
         return out
 
     def similarities(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

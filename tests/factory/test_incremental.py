@@ -12,8 +12,9 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.config import SelectConfig
+from tasks.config import SelectConfig, Window
 from tasks.knn.search import join_in_window
+from tasks.knn.spec import SearchSpec
 from tasks.select.candidates import Mined, in_order, unite, with_merged_ranks
 from tasks.select.quotas import within_quotas
 
@@ -43,7 +44,7 @@ def batches(seed: int, sizes: list[int], k: int, config: SelectConfig) -> list[t
         here = np.sort(order[: start + size]).astype(np.int32)
         is_new = np.isin(here, order[start : start + size])
         query, target, similarity, rank = join_in_window(
-            rows[here], is_new, np.arange(len(here)), low=0.4, high=0.999, neighbours=k
+            rows[here], is_new, np.arange(len(here)), SearchSpec(Window(low=0.4, high=0.999), k)
         )
         mined = Mined(here[query], here[target], similarity.astype(np.float32), rank)
         ranked = mined if earlier is None else with_merged_ranks(mined, earlier, k)

@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.caption.stage import withdraw_captioned
-from tasks.config import ENCODER_ROLES, Params, parse_params, read_raw, resolve
+from tasks.config import ENCODER_ROLES, Params, Window, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.embed.stage import withdraw_vectors
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down
 from tasks.judge.stage import withdraw_triplets
 from tasks.knn.search import neighbours_in_window
+from tasks.knn.spec import SearchSpec
 from tasks.mine import stage as mine
 from tasks.names import stable_id
 from tasks.select import stage as select
@@ -127,7 +128,7 @@ def test_what_is_taken_down_is_nowhere_and_its_places_are_filled(
     by_name = {name_of(n): n for n in range(40)}
     for role in ENCODER_ROLES:  # the candidates are those of a corpus that never had the images
         rows = vectors[role][[by_name[i] for i in stay]]
-        query, target, _, _ = neighbours_in_window(rows, rows, stay, stay, low=0.5, high=0.999, neighbours=K)
+        query, target, _, _ = neighbours_in_window(rows, rows, stay, stay, SearchSpec(Window(low=0.5, high=0.999), K))
         assert {(stay[q], stay[t]) for q, t in zip(query.tolist(), target.tolist(), strict=True)} <= mined(store, role)
     finished = content(store)
     for role in ENCODER_ROLES:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
-from tasks.knn import choose_screen
+from tasks.knn import choose_prefilter
 from tasks.mine import code_cache
 from tasks.mine import stage as mine
 from tasks.store import Store
@@ -96,7 +96,7 @@ def test_neither_the_order_of_rows_nor_the_number_of_parts_shows(tmp_path: Path,
     assert files[0][2].read_bytes() == files[1][2].read_bytes()
 
 
-def test_backends_screens_and_the_number_of_joins_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_neither_the_backend_nor_the_number_of_joins_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mine, "CHUNK_QUERIES", 7)
     vectors, ids = rows_of(60, 4), [f"{i:02d}" for i in range(60)]
     written = []
@@ -110,7 +110,7 @@ def test_backends_screens_and_the_number_of_joins_do_not_show(tmp_path: Path, mo
         fill(store, BATCHES[0], ids[:40], vectors[:40])
         fill(store, BATCHES[1], ids[40:], vectors[40:])
         if name == "many joins":
-            monkeypatch.setattr(mine, "groups_of", lambda chunks, **_: [[c] for c in reversed(chunks)])
+            monkeypatch.setattr(mine, "group_chunks", lambda chunks, **_: [[c] for c in reversed(chunks)])
         mine.run(params.model_copy(update={"mine": params.mine.model_copy(update=changes)}), store, "semantic")
         written.append([(f.name, f.read_bytes()) for f in sorted((store.root / "data/neighbours/semantic").iterdir())])
     assert written[0] == written[1] == written[2] == written[3] and len(written[0]) == 9
@@ -127,14 +127,14 @@ def test_an_approximate_backend_states_its_recall_again_and_again(tmp_path: Path
 def test_one_join_serves_as_many_files_as_memory_allows():
     chunks = [(n, slice(10_000 * n, 10_000 * (n + 1))) for n in range(5)]
     room_for_two = 2 * (2 * 10_000 * 20 * 80 >> 20) + 2  # MiB; half of them for 20,000 rows of 20 candidates
-    assert [[n for n, _ in g] for g in mine.groups_of(chunks, neighbours=20, memory_mib=room_for_two)] == [
+    assert [[n for n, _ in g] for g in mine.group_chunks(chunks, top_k=20, memory_mib=room_for_two)] == [
         [0, 1],
         [2, 3],
         [4],
     ]
     assert (
-        len(mine.groups_of(chunks, neighbours=20, memory_mib=1)) == 5
-        and mine.groups_of([], neighbours=20, memory_mib=1) == []
+        len(mine.group_chunks(chunks, top_k=20, memory_mib=1)) == 5
+        and mine.group_chunks([], top_k=20, memory_mib=1) == []
     )
 
 
@@ -174,7 +174,7 @@ def test_errors_say_what_to_do(tmp_path: Path):
 
 
 def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With the threshold of a large join at nothing: the rows are what the float32 screen gives, and a later batch
+    """With the threshold of a large join at nothing: the rows are what the float32 prefilter gives, and a later batch
     codes its own rows alone.
     """
     rng = np.random.default_rng(0)
@@ -186,14 +186,14 @@ def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(code_cache, "encode", lambda rows, axes: coded.append(len(rows)) or encode(rows, axes))
     stores = {}
     for name, pairs in (("float32", 1 << 60), ("codes", 1)):
-        monkeypatch.setattr(choose_screen, "LARGE_PAIRS", pairs)
+        monkeypatch.setattr(choose_prefilter, "LARGE_PAIRS", pairs)
         store = stores[name] = Store(tmp_path / name)
         for batch, cut in ((BATCHES[0], slice(0, 600)), (BATCHES[1], slice(600, 700))):
             coded.clear()
             fill(store, batch, ids[cut], vectors[cut])
             mine.run(params_for(batch, neighbours=9), store, "semantic")
             if name == "codes":
-                assert [n for n in coded if n > 2 * code_cache.PROBED] == [cut.stop - cut.start]
+                assert [n for n in coded if n > 2 * code_cache.PROBED_ROWS] == [cut.stop - cut.start]
     assert mined(stores["codes"]) == mined(stores["float32"]) != []
     folder = next(stores["codes"].folder("data", "neighbours", "semantic", "codes").iterdir())
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -208,4 +208,4 @@ def test_a_large_join_codes_each_shard_once(tmp_path: Path, monkeypatch: pytest.
     coded.clear()
     mine.chunk_path(stores["codes"], "semantic", BATCHES[1], 0).unlink()
     mine.run(params_for(BATCHES[1], neighbours=9), stores["codes"], "semantic")
-    assert [n for n in coded if n > 2 * code_cache.PROBED] == [600]
+    assert [n for n in coded if n > 2 * code_cache.PROBED_ROWS] == [600]
