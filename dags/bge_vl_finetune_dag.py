@@ -1,20 +1,22 @@
 """
-### bge_vl_finetune: a new version becomes a better model, or nothing
+### bge_vl_finetune: a new version of the dataset becomes a better model, or nothing
 
-A new version of the triplets starts this DAG by its asset event, which carries the version's tag; a person may start it
-for any version. It fine-tunes BGE-VL (CLIP type) with InfoNCE from the base checkpoint, evaluates it beside the base
-model and the image-only and text-only baselines, and promotes it only when it beats the model in place.
+A new version of the triplets starts this DAG by its asset event, which carries the version's tag. A person may start
+it for any version. It fine-tunes BGE-VL (CLIP type) with the InfoNCE loss from the base checkpoint, evaluates it
+beside the base model and the image-only and text-only baselines, and promotes it only when it beats the model that is
+published.
 
 | step | what it does |
 |---|---|
-| `open_run` | the run's worktree at that version, with resolved `params.yaml` |
-| `train` | in-batch and hard negatives, the query image always among them |
-| `evaluate` | each benchmark by its own protocol (CIRCO, CIRR, FashionIQ, GeneCIS, MMEB), or a split of the version
-that was never trained on |
-| `promote` | a git tag `model/YYYY.MM.DD[.n]` and the model in the DVC remote, only when it is better |
-| `close_run` | takes the worktree away |
+| `open_run` | makes the run's worktree at that version, with its resolved `params.yaml` |
+| `train` | fine-tunes with in-batch and hard negatives; the query image is always among the negatives |
+| `evaluate` | scores each benchmark by its own protocol, or a split of the version that was never trained on |
+| `promote` | publishes a git tag `model/YYYY.MM.DD[.n]`, with the model in the DVC remote, only when it is better |
+| `close_run` | removes the worktree |
 
-**Parameters** (all may be left empty: as in `params.yaml` and the profile)
+Benchmark protocols: CIRCO, CIRR, FashionIQ, GeneCIS, MMEB.
+
+**Parameters.** All may be left empty: then `params.yaml` and the profile decide.
 
 | name | meaning |
 |---|---|
@@ -25,17 +27,18 @@ that was never trained on |
 | `batch_triplets` | triplets in one step, a count |
 | `learning_rate` | peak learning rate |
 | `benchmark` | folder in CIRCO's format: `annotations.json` and `images/` |
-| `min_gain` | the candidate must beat the model in place by more than this, in the main metric |
+| `min_gain` | the candidate must beat the published model by more than this, in the main metric |
 | `dry_run` | train and evaluate, promote nothing; default off |
-| `date` | the run's one date, `YYYY-MM-DD`; default today |
+| `date` | the date of the run, `YYYY-MM-DD`; default today |
 
-More than one benchmark: `{"evaluate": {"benchmark": [{"name": "circo", "protocol": "circo", "path": "/data/circo"},
-...]}}` in the run's configuration or in `params.yaml`; the first one decides. How much the seed alone moves the scores
-is measured once per recipe, by `python -m tasks noise` in the worktree of a model run; without it `min_gain` alone
-decides.
+Several benchmarks are set in the run's configuration or in `params.yaml`, and the first one decides: `{"evaluate":
+{"benchmark": [{"name": "circo", "protocol": "circo", "path": "/data/circo"}, ...]}}`. The seed alone moves the scores,
+too: `python -m tasks noise`, in the worktree of a model run, measures by how much, once per recipe. Without this
+measurement `min_gain` alone decides.
 
 **Idempotence.** Clearing a task runs it again in the same worktree; a finished evaluation is reused. The version itself
-is only read. **Resuming.** `train` starts again from its last checkpoint where it wrote one. One run at a time.
+is only read. **Resuming.** `train` continues from its last checkpoint, where it wrote one. Only one run is active at a
+time.
 """
 
 import pendulum
@@ -58,7 +61,7 @@ from megapairs.wiring import MODEL_DAG, TRIPLETS, gpu
     tags=["megapairs", "model"],
 )
 def bge_vl_finetune() -> None:
-    """Wiring alone; the work is `python -m tasks <stage>` in the run's worktree."""
+    """Only wiring: each task runs `python -m tasks <stage>` in the run's worktree."""
     chain(
         OpenRun(kind="model"),
         Stage(task_id="train", stage="train", **gpu()),

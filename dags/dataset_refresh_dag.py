@@ -1,64 +1,66 @@
 """
 ### dataset_refresh: new images become a new version of the dataset
 
-Every week (or by hand) this DAG takes the new images of its sources, finds related pairs among all images, lets an
-MLLM and an LLM write what turns one image into the other, lets a judge and three gates decide what is good enough,
-and publishes the result as a git tag with its data in the DVC remote.
+Every week, or when a person starts it, this DAG ingests the new images of its sources, mines pairs of related images
+among all images, lets models describe each pair and write instructions that turn one image into the other, and checks
+the result with a judge model and three gates. It publishes what passes as a git tag, with its data in the DVC remote.
 
-| step | what it does | stops the run when |
-|---|---|---|
-| `open_run` | makes the run's worktree and resolved `params.yaml` | a parameter is unknown or wrong (within seconds) |
-| `ingest`, `validate_images` | verifies, turns, shrinks, finds copies; gate | the share of copies or unreadable files
-is too high |
-| `recaption` | captions for images without one | |
-| `embed`, `mine`, `select`, `validate_pairs` | three encoders, neighbours in each window, quotas; gate | images and
-captions do not belong together |
-| `caption`, `judge`, `validate_triplets` | instructions, P(yes) of target and negatives; gate | instructions are wrong
-or too few |
-| `version` | commit, push, tag, card; the asset event that starts `bge_vl_finetune` | |
-| `close_run` | takes the worktree away | |
+| step | what it does |
+|---|---|
+| `open_run` | makes the run's worktree and its resolved `params.yaml`; a wrong parameter fails here, within seconds |
+| `ingest` | downloads or reads, verifies, normalises and deduplicates the new images |
+| `validate_images` | gate: stops the run when too many images are copies or unreadable |
+| `recaption` | writes captions for the images without one |
+| `embed`, `mine` | one task per encoder: embeddings, then the neighbours inside the encoder's window |
+| `select` | chooses pairs and hard negatives within quotas |
+| `validate_pairs` | gate: stops the run when images and captions do not belong together |
+| `caption` | describes each pair and writes its instructions |
+| `judge` | asks the judge model whether the target and the negatives fit the instructions |
+| `validate_triplets` | gate: stops the run when too few instructions are right |
+| `version` | commits, tags and pushes the version with its card; its asset event starts `bge_vl_finetune` |
+| `close_run` | removes the worktree |
 
-**Parameters** (all may be left empty: as in `params.yaml` and the profile)
+**Parameters.** All may be left empty: then `params.yaml` and the profile decide.
 
 | name | meaning |
 |---|---|
 | `profile` | named set of values in `params.yaml`: test, demo, small, production |
-| `sources` | list of folders: `[{"name": "shop", "path": "/data/shop", "license_code": "CC0-1.0", "attribution": ""}]`
-|
-| `limit` | at most so many new images in this run, a count |
-| `dry_run` | everything but publishing: no version, no training; default off |
-| `date` | the run's one date, `YYYY-MM-DD`; default today |
-| `neighbours` | nearest rows looked at per image and encoder (k), a count |
-| `window_semantic`, `window_pattern`, `window_caption` | cosine window of a pair per encoder: `{"low": 0.8, "high":
-0.96}` |
-| `pairs_per_query` | pairs that one image may start, a count |
-| `pairs_per_batch` | pairs that one run may add, a count |
+| `sources` | list of folders, see below |
+| `limit` | most new images that this run ingests, a count |
+| `dry_run` | do everything but publish: no version, no training; default off |
+| `date` | the date of the run, `YYYY-MM-DD`; default today |
+| `neighbours` | nearest images searched per image and encoder (top k), a count |
+| `window_semantic`, `window_pattern`, `window_caption` | cosine window of a pair per encoder, see below |
+| `pairs_per_query` | most pairs that one image may start, a count |
+| `pairs_per_batch` | most pairs that one run may add, a count |
 | `negatives` | mined hard negatives per pair, beside the query image, a count |
 | `instructions_min` | different instructions that a pair must have, a count |
-| `judge_threshold` | an instruction is kept when P(yes) of its target is at least this, 0 to 1 |
+| `judge_threshold` | lowest probability of its target that an instruction needs, 0 to 1 |
 
-Windows belong to encoder and source: `python -m tasks calibrate --source FOLDER` proposes a folder's, as values of this
-form. Any other value of `params.yaml` may be set through the REST API by its section: `{"caption": {"batch_pairs":
-8}}`.
+`sources` looks like `[{"name": "shop", "path": "/data/shop", "license_code": "CC0-1.0", "attribution": ""}]`, a window
+like `{"low": 0.8, "high": 0.96}`. A window belongs to an encoder and a source: `python -m tasks calibrate --source
+FOLDER` proposes the windows of a folder, as values of this form. The REST API may set any other value of `params.yaml`
+by its section: `{"caption": {"batch_pairs": 8}}`.
 
-**Idempotence.** A finished file is its own marker and is never changed; running a task again does only what is missing
-and gives byte-identical tables. Images that an earlier version holds are known by their bytes and not taken again.
-Nothing new (or `dry_run`) skips `version`: a green run, no version, no training.
+**Idempotence.** A finished file marks its work as done and is never changed. Running a task again does only the work
+that is missing, and gives byte-identical tables. Images that an earlier version holds are recognised by their bytes and
+not ingested again. With nothing new, or with `dry_run`, `version` is skipped: the run is green, without a version and
+without a training.
 
-**Resuming.** Clear the failed task: it goes on in the same worktree where it stopped. Wrong parameters and wrong rows
-(`ConfigError`, `DataError`, a gate) are not retried; anything else is, with growing pauses. One run at a time.
-A failure for good sends a mail to `MEGAPAIRS_MAIL_TO`; the published version stays as it was.
+**Resuming.** Clear the failed task: it continues in the same worktree. Wrong parameters and wrong rows (`ConfigError`,
+`DataError`, a gate) are not retried; anything else is, with growing pauses. Only one run is active at a time. The last
+failure sends a mail to `MEGAPAIRS_MAIL_TO`; the published version stays as it was.
 
 **GPU.** `recaption`, `embed`, `mine`, `caption` and `judge` take a slot of the pool `gpu` (create it once; its slots
-are the stages that may run side by side) and go to the Celery queue `MEGAPAIRS_GPU_QUEUE`. Schedule:
-`MEGAPAIRS_SCHEDULE`.
+are the tasks that may run side by side) and go to the Celery queue `MEGAPAIRS_GPU_QUEUE`. **Schedule.** The variable
+`MEGAPAIRS_SCHEDULE`, a cron expression or preset; empty: only by hand.
 """
 
 import pendulum
 from airflow.sdk import chain, dag, get_current_context, task
 from megapairs.defaults import default_args
 from megapairs.form import dataset_params
-from megapairs.stage import CloseRun, OpenRun, Stage, parts_of
+from megapairs.stage import CloseRun, OpenRun, Stage, list_parts
 from megapairs.wiring import DATASET_DAG, TRIPLETS, gpu, schedule
 
 from tasks.config import ENCODER_ROLES
@@ -66,8 +68,8 @@ from tasks.config import ENCODER_ROLES
 
 @task
 def parts(stage: str) -> list[str]:
-    """How this run splits a stage: ['1/n', ...], n from its resolved parameters."""
-    return parts_of(str(get_current_context()["run_id"]), stage)
+    """The parts of a stage in this run: ['1/n', ...], n from its resolved parameters."""
+    return list_parts(str(get_current_context()["run_id"]), stage)
 
 
 @dag(
@@ -82,7 +84,7 @@ def parts(stage: str) -> list[str]:
     tags=["megapairs", "dataset"],
 )
 def dataset_refresh() -> None:
-    """Wiring alone; the work is `python -m tasks <stage>` in the run's worktree."""
+    """Only wiring: each task runs `python -m tasks <stage>` in the run's worktree."""
     opened = OpenRun(kind="dataset")
     caption_parts = parts.override(task_id="caption_parts")("caption")
     judge_parts = parts.override(task_id="judge_parts")("judge")

@@ -35,7 +35,6 @@ THUMBNAIL_PX, QUALITY = 112, 80
 CELL_CHARS = 300  # longest cell
 ERROR_CHARS = 4_000  # of the error's end
 HASH = re.compile("[0-9a-f]{24,}")
-NO_GATE_DETAILS = "the report does not say which"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ def subject(failure: Failure) -> str:
     """One line, fit for a mail header: the dataset and what failed."""
     if failure.gate:
         names = [str(f.get("column") or f.get("expectation", "")) for f in failure.gate.get("failures", [])]
-        checks = ", ".join(dict.fromkeys(names)) or NO_GATE_DETAILS
+        checks = ", ".join(dict.fromkeys(names)) or "its report names no check"
         event = f"gate '{failure.gate.get('table')}' stopped the run: {checks}"
     else:
         event = f"{failure.task} failed in {failure.dag_id}"

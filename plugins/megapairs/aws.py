@@ -1,7 +1,8 @@
-"""Airflow's own AWS connection, for the stage that reads buckets: tasks/ knows the environment alone.
+"""Airflow's AWS connection as environment variables, for the one stage that reads buckets.
 
-The connection MEGAPAIRS_AWS_CONNECTION (default aws_default), if there is one, becomes the AWS_* variables of that one
-process. What the worker's environment sets itself goes first, so that instance roles and profiles stay as they are.
+Stages read credentials from the environment alone. The connection MEGAPAIRS_AWS_CONNECTION (default aws_default), if it
+exists, becomes the AWS_* variables of that one process. Variables that the worker's environment sets take precedence,
+so that instance roles and profiles stay as they are.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 from airflow.sdk import Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-CONNECTION = "aws_default"
+DEFAULT_CONNECTION = "aws_default"
 
 
-def variables_of(connection: Any) -> dict[str, str]:
-    """AWS_* variables of a connection: login and password, or aws_access_key_id ... of its extra; region, endpoint,
-    session token.
+def connection_variables(connection: Any) -> dict[str, str]:
+    """AWS_* variables of a connection: keys from login and password, or from its extra fields; region, profile,
+    endpoint and session token from its extra fields.
 
     Args:
         connection: with login, password and extra_dejson.
@@ -28,7 +29,7 @@ def variables_of(connection: Any) -> dict[str, str]:
         or extra.get("endpoint_url")
         or extra.get("host")
     )
-    found = {
+    variables = {
         "AWS_ACCESS_KEY_ID": connection.login or extra.get("aws_access_key_id"),
         "AWS_SECRET_ACCESS_KEY": connection.password or extra.get("aws_secret_access_key"),
         "AWS_SESSION_TOKEN": extra.get("aws_session_token"),
@@ -36,12 +37,12 @@ def variables_of(connection: Any) -> dict[str, str]:
         "AWS_PROFILE": extra.get("profile_name"),
         "AWS_ENDPOINT_URL_S3": endpoint,
     }
-    return {name: str(value) for name, value in found.items() if value}
+    return {name: str(value) for name, value in variables.items() if value}
 
 
 def aws_variables(base: Mapping[str, str]) -> dict[str, str]:
-    """What the connection adds to this environment; nothing when it has credentials, or when there is no such
-    connection.
+    """The variables that the connection adds to an environment: none where the environment has credentials, or where
+    there is no such connection.
 
     Args:
         base: the worker's environment.
@@ -49,7 +50,7 @@ def aws_variables(base: Mapping[str, str]) -> dict[str, str]:
     if base.get("AWS_ACCESS_KEY_ID") or base.get("AWS_PROFILE"):
         return {}
     try:
-        connection = Connection.get(base.get("MEGAPAIRS_AWS_CONNECTION", CONNECTION))
+        connection = Connection.get(base.get("MEGAPAIRS_AWS_CONNECTION", DEFAULT_CONNECTION))
     except AirflowNotFoundException:
         return {}
-    return {name: value for name, value in variables_of(connection).items() if not base.get(name)}
+    return {name: value for name, value in connection_variables(connection).items() if not base.get(name)}

@@ -1,7 +1,8 @@
-"""Run one stage as a command and read its report: the seam of the house, without Airflow.
+"""Run one stage as a command and read its report. Free of Airflow, so that any scheduler could use it.
 
-A stage is a process of its own group. Its lines go to a callback as they come; the last line of standard output is its
-StageReport; its exit code says what to do next (tasks/errors.py).
+A stage runs as a process in a process group of its own, so that it can be ended with everything that it started. Each
+line that it prints goes to a callback at once; the last line of standard output is its StageReport as JSON; its exit
+code says what to do next (tasks/errors.py).
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-LAST_LINES = 20  # so many lines of a failing stage travel in the exception, and from there into the mail
-KILL_AFTER_S = 10.0  # a stage that ignores SIGTERM for so long is killed
+LAST_LINES = 20  # of a failing stage, in the exception and in the mail, a count
+KILL_AFTER_S = 10.0  # a stage that ignores SIGTERM for this long is killed
 
-# Set for Airflow alone; a stage must not see it: the profile is written into the run's params.yaml, its code is the
-# worktree's.
+# Variables of Airflow's environment that a stage must not see: its profile is resolved in the run's params.yaml, its
+# code is the worktree's.
 NOT_FOR_STAGES = ("MEGAPAIRS_PROFILE", "PYTHONPATH")
 
 
 @dataclasses.dataclass
 class Ending:
-    """How a stage ended: its exit code, its report (None when it printed none) and its last lines, errors last."""
+    """How a stage ended.
+
+    Attributes:
+        code: its exit code; -n when signal n ended it.
+        report: its StageReport, None when it printed none.
+        last_lines: at most LAST_LINES, those of standard error at the end.
+    """
 
     code: int
     report: dict[str, Any] | None
@@ -38,13 +45,24 @@ class Ending:
 def stage_command(
     stage: str, item: str | None = None, part: str | None = None, more: tuple[str, ...] = ()
 ) -> list[str]:
-    """The command line of a stage: the same as in dvc.yaml and in a terminal."""
+    """The command line of a stage: the same as in dvc.yaml and in a terminal.
+
+    Args:
+        stage: its name.
+        item: the encoder of embed and mine, the table of validate.
+        part: 'i/n'.
+        more: further arguments.
+    """
     python = os.environ.get("TASKS_PYTHON") or sys.executable
     return [python, "-m", "tasks", stage, *([item] if item else []), *(["--part", part] if part else []), *more]
 
 
 def stage_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a stage: unbuffered lines, one thread per native library unless the deployment says otherwise."""
+    """Environment of a stage: unbuffered output, one thread per native library unless `base` says otherwise.
+
+    Args:
+        base: the worker's environment.
+    """
     environment = {k: v for k, v in base.items() if k not in NOT_FOR_STAGES}
     environment["PYTHONUNBUFFERED"] = "1"
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
@@ -82,7 +100,7 @@ class StageProcess:
         )
 
     def wait(self, on_line: Callable[[str], None]) -> Ending:
-        """Hand every line to `on_line` (the report's line excepted) until both streams end."""
+        """Wait until the stage ends; every line but the report's goes to `on_line` as it is printed."""
         process = self._process
         assert process.stdout is not None and process.stderr is not None
         errors: deque[str] = deque(maxlen=LAST_LINES)
@@ -97,9 +115,9 @@ class StageProcess:
         reader.start()
         report = None
         for line in process.stdout:
-            found = parse_report(line.strip())
-            if found is not None:
-                report = found
+            parsed = parse_report(line.strip())
+            if parsed is not None:
+                report = parsed
             else:
                 lines.append(line.rstrip())
                 on_line(line.rstrip())
@@ -108,14 +126,14 @@ class StageProcess:
         return Ending(code, report, (list(lines) + list(errors))[-LAST_LINES:])
 
     def kill(self) -> None:
-        """End the process group: SIGTERM, then SIGKILL."""
-        for number, patience_s in ((signal.SIGTERM, KILL_AFTER_S), (signal.SIGKILL, KILL_AFTER_S)):
+        """End the process group: SIGTERM, and SIGKILL where it still runs after KILL_AFTER_S."""
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
             try:
-                os.killpg(self._process.pid, number)
+                os.killpg(self._process.pid, signal_number)
             except ProcessLookupError:
                 return
             try:
-                self._process.wait(timeout=patience_s)
+                self._process.wait(timeout=KILL_AFTER_S)
                 return
             except subprocess.TimeoutExpired:
                 continue

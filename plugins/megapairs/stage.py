@@ -25,8 +25,12 @@ from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO
 READS_BUCKETS = "ingest"  # the one stage that gets Airflow's AWS connection
 
 
-def conclude(name: str, ending: Ending) -> dict[str, Any]:
-    """The report of a stage that ended well.
+def report_or_raise(name: str, ending: Ending) -> dict[str, Any]:
+    """The report of a stage that succeeded.
+
+    Args:
+        name: the stage as a person calls it, for the message.
+        ending: how it ended.
 
     Raises:
         AirflowSkipException: nothing to do.
@@ -53,15 +57,19 @@ def conclude(name: str, ending: Ending) -> dict[str, Any]:
 
 
 class Command(BaseOperator):
-    """A `python -m tasks ...` line as a task; subclasses say which line, and where."""
+    """Base of the operators: a `python -m tasks ...` command as a task; a subclass chooses command and folder."""
 
     _running: StageProcess | None = None
 
     def run_command(self, command: list[str], cwd: Path, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Run the line to its end, its lines in the task's log; see `conclude` for how it may end.
+        """Run the command to its end, its output in the task's log; returns its report.
 
         Args:
-            variables: put into the stage's environment; never logged.
+            command: program and arguments.
+            cwd: the folder that it runs in.
+            variables: added to the stage's environment; never logged.
+        Raises:
+            AirflowFailException: no such folder; else as of `report_or_raise`.
         """
         if not cwd.is_dir():
             raise AirflowFailException(
@@ -71,7 +79,7 @@ class Command(BaseOperator):
         name = " ".join(command[3:5]) if len(command) > 4 and not command[4].startswith("-") else command[3]
         self.log.info("in %s: %s", cwd, " ".join(command))
         self._running = StageProcess(command, cwd, stage_environment({**os.environ, **(variables or {})}))
-        return conclude(name, self._running.wait(lambda line: self.log.info("%s", line)))
+        return report_or_raise(name, self._running.wait(lambda line: self.log.info("%s", line)))
 
     def on_kill(self) -> None:
         """Marked failed, cleared or timed out: the stage and its children end too."""
@@ -107,7 +115,7 @@ class Stage(Command):
         if TRIPLETS in self.outlets:
             context["outlet_events"][TRIPLETS].extra = {
                 "version": report["notes"][0],
-                "changes": for_training(changes_from(values_of(context))),
+                "changes": values_for_training(changes_from(run_values(context))),
             }
         return report
 
@@ -125,7 +133,7 @@ class OpenRun(Command):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Open the run; returns open_run's report, whose first note is the worktree."""
-        given = values_of(context)
+        given = run_values(context)
         changes = changes_from(given)
         more = ["--run-id", str(context["run_id"]), "--kind", self.kind]
         if self.kind == "model":
@@ -140,7 +148,7 @@ class OpenRun(Command):
 
 
 class CloseRun(Command):
-    """Take the run's worktree away; its tables are in the version, or in nothing when none was published."""
+    """Remove the run's worktree: its tables are in the version that it published; without one they are given up."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("trigger_rule", "none_failed")  # also after a skip: nothing new, or a dry run
@@ -166,29 +174,37 @@ def deployment() -> Path:
     return Path(os.environ["MEGAPAIRS_DATASET"])
 
 
-def values_of(context: Context) -> dict[str, Any]:
-    """The run's values by name: the form's presets, then what the trigger said (also names that the form does not
-    know).
+def run_values(context: Context) -> dict[str, Any]:
+    """The run's values by name: the form's presets, overlaid with the trigger's configuration, which may hold names
+    that the form does not offer.
     """
     return {**context["params"], **(context["dag_run"].conf or {})}
 
 
-def for_training(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a dataset run's own values its fine-tuning takes over: profile, date, and the model's sections."""
-    taken = {k: v for k, v in changes.items() if k in ("profile", "train", "evaluate", "promote")}
+def values_for_training(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a dataset run's own values that its fine-tuning takes over: profile, date, the model's sections.
+
+    Args:
+        changes: in the form of params.yaml.
+    """
+    values = {name: value for name, value in changes.items() if name in ("profile", "train", "evaluate", "promote")}
     date = changes.get("open_run", {}).get("date")
-    return {**taken, "open_run": {"date": date}} if date else taken
+    return {**values, "open_run": {"date": date}} if date else values
 
 
 def newest_event(events: Any) -> Mapping[str, Any]:
-    """What the newest asset event that started the run carries; empty when a person started it."""
-    found = list(events[TRIPLETS]) if events and TRIPLETS in events else []
-    newest = max(found, key=lambda e: e.timestamp, default=None)
+    """The extra values of the newest asset event that started the run; empty when a person started it.
+
+    Args:
+        events: the context's triggering_asset_events.
+    """
+    triggers = list(events[TRIPLETS]) if events and TRIPLETS in events else []
+    newest = max(triggers, key=lambda e: e.timestamp, default=None)
     return {} if newest is None else newest.extra
 
 
-def parts_of(run_id: str, stage: str) -> list[str]:
-    """['1/n', ..., 'n/n'] with n from the run's resolved parameters."""
+def list_parts(run_id: str, stage: str) -> list[str]:
+    """['1/n', ..., 'n/n'] with n from the run's resolved parameters, `<stage>.parts`."""
     import yaml
 
     count = int(yaml.safe_load((run_folder(run_id) / "params.yaml").read_text())[stage]["parts"])

@@ -30,7 +30,7 @@ echo "folder: $(pwd)"
 
 @pytest.fixture
 def fake_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """A function that makes TASKS_PYTHON a shell script with the given ending; returns the folder of the run 'run 1'."""
+    """A function that makes TASKS_PYTHON a shell script with the given ending; returns the folder of run 'run 1'."""
 
     def make(body: str) -> Path:
         script = tmp_path / "fake_python"

@@ -1,4 +1,4 @@
-"""The alert mail: what it tells, that it is escaped, and that it arrives at a real SMTP server."""
+"""The alert mail: what it says, that every value is escaped, and that it arrives at a real SMTP server."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from PIL import Image
 from tasks.names import slug
 from tasks.store import Store
 from tests.support.inbox import Inbox, serving_inbox
+from tests.support.markup import assert_harmless
 
 EVIL = "<script>alert(1)</script>"
 IMAGE_ID = "a" * 64
@@ -90,8 +91,10 @@ def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails
     assert mail["Subject"] == "[cats & dogs] gate 'images' stopped the run: duplicate_share"
     assert mail["To"] == "data@example.org" and mail["From"] == "factory@example.org"
     page = page_of(mail)
+    assert_harmless(page, links=True)
     for text in (
         "cats &amp; dogs",
+        "The new batch 2026.11.24 fails 1 check. The published version",
         "0.6123",
         "at most 0.25",
         "0.07",
@@ -111,6 +114,22 @@ def test_any_other_mail_shows_the_stage_and_its_last_lines_escaped(run: Path, in
     assert mail["Subject"] == "[cats & dogs] ingest failed in dataset_refresh"
     page = page_of(mail)
     assert "OSError: disk full &lt;script&gt;" in page and "<script" not in page
+
+
+def test_a_gates_report_that_lacks_values_still_makes_a_mail(run: Path, inbox: Inbox):
+    report = {"table": EVIL, "is_valid": False, "failures": [{"expectation": EVIL, "examples": [{"key": EVIL}, {}]}]}
+    (run / "reports" / "validation" / "images.json").write_text(json.dumps(report))
+    send(context("validate", "images", EVIL))
+    text = assert_harmless(page_of(inbox.mails[0]), links=True).text
+    assert f"Rows that fail {EVIL}" in text and "fails 1 check." in text and "batch –" in text
+
+
+def test_a_gate_that_fails_without_saying_where_sends_the_error(run: Path, inbox: Inbox):
+    (run / "reports" / "validation" / "images.json").write_text('{"table": "images", "is_valid": false}')
+    send(context("validate", "images", f"DataError: {EVIL}"))
+    (mail,) = inbox.mails
+    assert mail["Subject"] == "[cats & dogs] gate 'images' stopped the run: its report names no check"
+    assert f"DataError: {EVIL}" in assert_harmless(page_of(mail), links=True).text
 
 
 def test_a_failure_before_the_worktree_exists_still_writes_a_mail(

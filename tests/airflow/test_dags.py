@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.markup import table_widths
+
 NAMES = ("dataset_refresh", "bge_vl_finetune")
 GPU_STAGES = {
     "dataset_refresh": {"recaption", "embed", "mine", "caption", "judge"},
@@ -31,6 +33,15 @@ def test_the_manual_names_every_parameter(name: str, load_dag: Callable[[str], A
         assert f"`{param}`" in dag.doc_md, f"{param} is missing in the docstring of {name}"
     for word in ("Idempotence", "Resuming"):
         assert word in dag.doc_md
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_manual_is_shown_with_whole_tables_and_names_every_task(name: str, load_dag: Callable[[str], Any]):
+    dag = load_dag(name)
+    widths = table_widths(dag.doc_md)
+    assert len(widths) == 2 and all(set(rows) == {2} for rows in widths), "steps and parameters, two columns each"
+    helpers = {"caption_parts", "judge_parts"}
+    assert [t for t in dag.task_ids if t not in helpers and f"`{t}`" not in dag.doc_md] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""The stage operator against a shell script in the interpreter's place: what each exit code comes to."""
+"""The stage operator, with a shell script as its interpreter: what each exit code leads to."""
 
 import json
 import os
@@ -13,7 +13,10 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 Fake = Callable[[str], Path]
-REPORT = """echo '{"stage": "ingest", "read": 5, "written": 3, "dropped": {"duplicate": 2}, "notes": ["dataset/2026.11.24"]}'"""
+REPORT = (
+    """echo '{"stage": "ingest", "read": 5, "written": 3, "dropped": {"duplicate": 2}, """
+    """"notes": ["dataset/2026.11.24"]}'"""
+)
 
 
 def stage(**arguments: Any) -> Any:
@@ -78,7 +81,7 @@ def test_a_stage_that_prints_no_report_fails(fake_tasks: Fake):
         stage().execute(context())
 
 
-def test_a_missing_worktree_is_said_with_the_next_step(fake_tasks: Fake):
+def test_a_missing_worktree_fails_with_the_next_step(fake_tasks: Fake):
     fake_tasks(REPORT)
     with pytest.raises(AirflowFailException, match="clear open_run"):
         stage().execute(context(run_id="another run"))
@@ -163,19 +166,19 @@ def test_training_takes_the_newest_events_version_and_values(fake_tasks: Fake, t
 
 
 def test_parts_come_from_the_runs_own_parameters(fake_tasks: Fake):
-    from megapairs.stage import parts_of
+    from megapairs.stage import list_parts
 
     folder = fake_tasks(REPORT)
     (folder / "params.yaml").write_text("caption: {parts: 3}\n")
-    assert parts_of("run 1", "caption") == ["1/3", "2/3", "3/3"]
+    assert list_parts("run 1", "caption") == ["1/3", "2/3", "3/3"]
 
 
 def test_the_stage_that_reads_buckets_gets_airflows_aws_connection_and_no_other(
     fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch
 ):
     folder = fake_tasks(
-        'echo "${AWS_ACCESS_KEY_ID-none} ${AWS_SECRET_ACCESS_KEY-none} ${AWS_DEFAULT_REGION-none} ${AWS_ENDPOINT_URL_S3-none}" > env;'
-        + REPORT
+        'echo "${AWS_ACCESS_KEY_ID-none} ${AWS_SECRET_ACCESS_KEY-none} ${AWS_DEFAULT_REGION-none} '
+        '${AWS_ENDPOINT_URL_S3-none}" > env;' + REPORT
     )
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)

@@ -9,7 +9,7 @@ import yaml
 from tasks.pages.dataset_card import dataset_card, size_category
 from tasks.pages.model_card import ModelFacts, model_card
 from tasks.records import schemas
-from tests.support.markup import markdown_tokens
+from tests.support.markup import markdown_tokens, table_widths
 
 EVIL = "<script>alert(1)</script> | [x](javascript:alert(1)) `tick`\n---\n# heading"
 STAGE_USAGE = {
@@ -105,15 +105,7 @@ def test_the_card_tells_counts_usage_and_the_way_back():
 
 
 def test_every_table_of_a_card_is_a_table_to_a_renderer_with_rows_as_wide_as_its_head():
-    tokens = markdown_tokens(card(drops={"judge": {"a|b": 1, "c`d": 2}}))
-    widths: list[list[int]] = []
-    for token in tokens:
-        if token.type == "table_open":
-            widths.append([])
-        elif token.type == "tr_open":
-            widths[-1].append(0)
-        elif token.type in ("th_open", "td_open"):
-            widths[-1][-1] += 1
+    widths = table_widths(card(drops={"judge": {"a|b": 1, "c`d": 2}}))
     assert [w[0] for w in widths] == [2, 2, 3, 8, 4] and all(len(set(w)) == 1 for w in widths)
 
 

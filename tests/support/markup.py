@@ -77,6 +77,19 @@ def assert_harmless(page: str, *, links: bool = False) -> Elements:
     return found
 
 
+def table_widths(text: str) -> list[list[int]]:
+    """For each table of a Markdown document the count of cells of each row, the header first."""
+    widths: list[list[int]] = []
+    for token in markdown_tokens(text):
+        if token.type == "table_open":
+            widths.append([])
+        elif token.type == "tr_open":
+            widths[-1].append(0)
+        elif token.type in ("th_open", "td_open"):
+            widths[-1][-1] += 1
+    return widths
+
+
 def markdown_tokens(text: str) -> list[Any]:
     """All tokens of a Markdown document, block and inline, as GitHub's flavour reads it."""
     body = text.removeprefix("---\n").partition("\n---\n")[2] if text.startswith("---\n") else text
