@@ -5,7 +5,7 @@
 
 The images: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side by side in their own sharpness (enlarged
 ones would be soft and flatter any filter), or drawn ones where there is no folder of photographs. The taps of
-`resized_by_opencv` were fitted on images made of 320 of the photographs; those are left out here, unless `--fitted`
+`resize_opencv` were fitted on images made of 320 of the photographs; those are left out here, unless `--fitted`
 asks for them alone. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
 (benchmarks/img2dataset_peer.py), in an environment of its own, which `make bench-peers` builds.
 
@@ -43,10 +43,11 @@ from PIL import Image
 from benchmarks.measure import fair_environment, parse_arguments
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import inspect, shards
-from tasks.ingest import stage as ingest
-from tasks.ingest.dedup import Corpus
-from tasks.ingest.normalize import NormalizedImage, Refusal, read_image, stored_size
-from tasks.sources import Label, SourceFile
+from tasks.ingest.dedup import DuplicateIndex
+from tasks.ingest.normalize import normalize_image
+from tasks.ingest.rows import StoredImage, image_row, shard_metadata
+from tasks.ingest.rules import NormalizationRules, NormalizedImage, Rejection
+from tasks.sources.files import Metadata, SourceFile
 from tasks.store import Store
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200))
@@ -113,7 +114,7 @@ def mean_psnr(sources: dict[str, bytes], stored: dict[str, bytes]) -> float:
     values = []
     for name, content in stored.items():
         source = Image.open(io.BytesIO(sources[name])).convert("RGB")
-        size = stored_size(*source.size, MAX_SIDE_PX)
+        size = NormalizationRules(max_side_px=MAX_SIDE_PX).stored_size(*source.size)
         reference = np.stack(
             [np.asarray(c.convert("F").resize(size, Image.Resampling.LANCZOS), np.float64) for c in source.split()],
             axis=-1,
@@ -129,12 +130,12 @@ class InProcess:
     def __init__(self, rules: Any) -> None:
         self.rules = rules
 
-    def read(self, content: bytes, *, is_named_image: bool) -> NormalizedImage | Refusal:
-        return read_image(content, is_named_image=is_named_image, rules=self.rules)
+    def read(self, content: bytes, *, is_named_image: bool) -> NormalizedImage | Rejection:
+        return normalize_image(content, is_named_image=is_named_image, rules=self.rules)
 
 
 def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> dict[str, bytes]:
-    """What `ingest.take` does with each file, reading left out; returns the stored images.
+    """What `ingest_files` does with each file, reading left out; returns the stored images.
 
     Raises:
         SystemExit: one of them was refused.
@@ -142,7 +143,7 @@ def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> 
     shutil.rmtree(out, ignore_errors=True)
     store, config = Store(out), params.ingest
     nothing: dict[str, list[Any]] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
-    corpus = Corpus(
+    index = DuplicateIndex(
         nothing,
         hash_distance_bits=config.hash_distance_bits,
         thumbnail_max=config.thumbnail_distance,
@@ -150,16 +151,16 @@ def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> 
     )
     writer, stored, rows = shards.ShardWriter(store, "2026.01.04", config.shard_images), {}, []
     for name, content in sources.items():
-        file = SourceFile(f"memory:{name}", "", Label("a photograph"), "CC0-1.0", "", reader=lambda _, c=content: c)  # type: ignore[misc]
-        looked = inspect.look_at(file, config, workers, corpus.by_source)
-        image = looked.result
+        file = SourceFile(f"memory:{name}", "", Metadata("a photograph"), "CC0-1.0", "", reader=lambda _, c=content: c)  # type: ignore[misc]
+        inspected = inspect.inspect_file(file, config, workers, index.ids_by_source_sha256)
+        image = inspected.result
         if not isinstance(image, NormalizedImage):
             raise SystemExit(f"ingest: {name}: {image}")
         image_id = hashlib.sha256(image.content).hexdigest()
-        corpus.copy_of(looked.sha256, image_id, image)
-        shard, offset = writer.add(image_id, image.content, ingest.facts_of(file, image_id))
-        corpus.add(looked.sha256, image_id, image)
-        rows.append(ingest.image_row(looked, image_id, "2026.01.04", "2026-01-04", shard, offset))
+        index.find(inspected.sha256, image_id, image)
+        location = StoredImage(image_id, *writer.add(image_id, image.content, shard_metadata(file, image_id)))
+        index.add(inspected.sha256, image_id, image)
+        rows.append(image_row(inspected, location, "2026.01.04", "2026-01-04"))
         stored[name] = image.content
     writer.close()
     store.write(store.table_path("images", "2026.01.04"), rows, "images")
@@ -218,11 +219,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     sources = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.jpg"))[: args.images]}
     print(f"{len(sources)} JPEGs, {kind}, {sum(map(len, sources.values())) / 1e6:.1f} MB", flush=True)
     params = parse_params(resolve(read_raw(Path("params.yaml")), "production"))
-    rules = inspect.rules_of(params.ingest)
+    rules = inspect.normalization_rules(params.ingest)
     alone_s, with_worker_s, peer_s, peer = [], [], [], {}
     stored: dict[str, bytes] = {}
     config = params.ingest.model_copy(update={"workers": 1})
-    with inspect.workers_of(config) as workers:
+    with inspect.make_workers(config) as workers:
         ours(dict(list(sources.items())[:2]), params, args.folder / "ours", workers)
         for _ in range(args.repeats):
             start = time.process_time()

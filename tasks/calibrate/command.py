@@ -165,15 +165,15 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
         ConfigError: no such folder.
         DataError: fewer than three images in it.
     """
-    from tasks import sources
     from tasks.caption import recaption
     from tasks.embed import stage as embed
     from tasks.ingest import stage as ingest
+    from tasks.sources.open import list_files
 
     source, batch = params.ingest.sources[0], batch_name(params)
-    files = list(sources.listing(source))
-    ingest.take(spread(files, limit), params, store, batch)
-    report = ingest.report_of(store, batch)
+    files = list(list_files(source))
+    ingest.ingest_files(spread(files, limit), params, store)
+    report = ingest.build_report(store, batch)
     left = ", ".join(f"{count} {reason}" for reason, count in sorted(report.dropped.items())) or "none"
     print(
         f"{source.path}: {len(files)} files, {report.read} looked at, {report.written} images, dropped: {left}",

@@ -1,13 +1,13 @@
-"""The images kept so far, of this batch and of all earlier ones: who is a copy of whom.
+"""Index of kept images for exact and near-duplicate detection, over this batch and all earlier ones.
 
-Exact copies by the sha256 of the source's and of the stored bytes. Near copies by tasks/fingerprints/perceptual.py: a
-hash hit is a candidate, thumbnails decide, and where `crop_margin` is set, thumbnails aligned for a little more or less
-at the sides. The earliest published image stays: rows are in order of batch and shard, and the first hit counts.
+Exact duplicates are found by the sha256 of the source bytes and of the stored bytes. Near duplicates are found by
+tasks/fingerprints/perceptual.py: images with a close perceptual hash are candidates, their thumbnails decide; where
+`crop_margin` is set, also thumbnails aligned for a little more or less at the sides. The image published first stays:
+rows are in order of batch and shard, and the first match wins.
 
-An image that is near to several kept ones is dropped as a copy of the first and names the others (`also`): it shows
-that they belong together, yet nothing that was published is withdrawn. `copy_groups` reads these ties back from the
-dropped
-rows: they are the ledger.
+An image that is near to several kept ones is dropped as a duplicate of the first and names the others (`also` in its
+dropped row): that shows that they belong together, but nothing that was published is withdrawn. `copy_groups` reads
+these groups back from the dropped rows.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ import numpy as np
 
 from tasks.fingerprints.crop_match import crop_distance
 from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
-from tasks.ingest.normalize import NormalizedImage
+from tasks.ingest.rules import NormalizedImage
 from tasks.store.id_groups import connected_ids
 
-# mean difference of the plain thumbnails, levels, above which no alignment is tried: of 220 crops of up to 5% a side
-# the largest was 15.8
+# mean difference of the unaligned thumbnails, levels, above which no alignment is tried: of 220 crops of up to 5% a
+# side the largest was 15.8
 CROP_MEAN = 20.0
+THUMBNAIL_BYTES = 192
+MIN_GROWTH = 1024  # rows that the arrays grow by, at least
 
 
 @dataclass(frozen=True)
-class CopyOf:
-    """What an image repeats.
+class Duplicate:
+    """Which kept image another one repeats.
 
     Attributes:
         reason: duplicate or near_duplicate.
-        image_id: the earliest kept image that it is a copy of.
-        also: other kept images that it is a near copy of.
+        image_id: the kept image published first among those that it repeats.
+        also: other kept images that it is a near duplicate of.
     """
 
     reason: str
@@ -44,8 +46,8 @@ class CopyOf:
     also: tuple[str, ...] = ()
 
 
-class Corpus:
-    """Kept images, growing."""
+class DuplicateIndex:
+    """Kept images, growing with the batch."""
 
     def __init__(
         self,
@@ -55,68 +57,82 @@ class Corpus:
         thumbnail_max: float,
         crop_margin: float = 0.0,
     ) -> None:
-        """`known`: columns image_id, source_sha256, phash (hex) and thumbnail of the earlier batches, in order of
-        batch.
+        """Index the images of earlier batches.
+
+        Args:
+            known: columns image_id, source_sha256, phash (hex) and thumbnail, rows in order of batch.
+            hash_distance_bits: furthest perceptual hash of a candidate, bits.
+            thumbnail_max: largest difference of two thumbnails' cells, levels, that counts as a near duplicate.
+            crop_margin: furthest move of a side, share of it, at which thumbnails are aligned; 0: not at all.
         """
         self.hash_distance_bits, self.thumbnail_max, self.crop_margin = hash_distance_bits, thumbnail_max, crop_margin
-        self.by_source: dict[str, str] = {}
+        self.ids_by_source_sha256: dict[str, str] = {}
         for sha256, image_id in zip(known["source_sha256"], known["image_id"], strict=True):
-            self.by_source.setdefault(sha256, image_id)
+            self.ids_by_source_sha256.setdefault(sha256, image_id)
         self.ids: list[str] = list(known["image_id"])
-        self.by_id = set(self.ids)
+        self._id_set = set(self.ids)
         self._hashes = np.array([int(h, 16) for h in known["phash"]], np.uint64)
         self._thumbnails = np.frombuffer(b"".join(known["thumbnail"]), np.uint8).reshape(
-            len(self.ids), -1 if self.ids else 192
+            len(self.ids), -1 if self.ids else THUMBNAIL_BYTES
         )
 
-    def copy_of(self, sha256: str, image_id: str, image: NormalizedImage) -> CopyOf | None:
-        """What this image repeats, if anything."""
-        if sha256 in self.by_source:
-            return CopyOf("duplicate", self.by_source[sha256])
-        if image_id in self.by_id:
-            return CopyOf("duplicate", image_id)
-        count = len(self.ids)
-        _, hits = next(
-            hash_hits(np.array([image.phash], np.uint64), self._hashes[:count], distance_bits=self.hash_distance_bits)
+    def find(self, source_sha256: str, image_id: str, image: NormalizedImage) -> Duplicate | None:
+        """The kept image that this one repeats, None when it repeats none.
+
+        Args:
+            source_sha256: of the source's bytes.
+            image_id: sha256 of the stored bytes.
+            image: the stored form.
+        """
+        if source_sha256 in self.ids_by_source_sha256:
+            return Duplicate("duplicate", self.ids_by_source_sha256[source_sha256])
+        if image_id in self._id_set:
+            return Duplicate("duplicate", image_id)
+        hashes = self._hashes[: len(self.ids)]
+        _, candidates = next(
+            hash_hits(np.array([image.phash], np.uint64), hashes, distance_bits=self.hash_distance_bits)
         )
-        if not len(hits):
+        if not len(candidates):
             return None
-        others = self._thumbnails[hits]
-        near = thumbnail_distance(image.thumbnail, others) <= self.thumbnail_max
-        if self.crop_margin > 0 and not near.all():
-            mean = np.abs(others.astype(np.int16) - np.frombuffer(image.thumbnail, np.uint8)).mean(axis=1)
-            for row in np.flatnonzero(~near & (mean <= CROP_MEAN)).tolist():
-                near[row] = (
-                    crop_distance(image.grid, others[row].tobytes(), margin=self.crop_margin) <= self.thumbnail_max
-                )
-        found = [self.ids[i] for i in hits[near].tolist()]
-        return CopyOf("near_duplicate", found[0], tuple(found[1:])) if found else None
+        matches = [self.ids[row] for row in candidates[self._is_near(image, candidates)].tolist()]
+        return Duplicate("near_duplicate", matches[0], tuple(matches[1:])) if matches else None
 
-    def add(self, sha256: str, image_id: str, image: NormalizedImage) -> None:
-        """A kept image joins."""
+    def _is_near(self, image: NormalizedImage, candidates: np.ndarray) -> np.ndarray:
+        """(n,) bool: which of these rows (n,) have a thumbnail near to the image's."""
+        thumbnails = self._thumbnails[candidates]
+        is_near = thumbnail_distance(image.thumbnail, thumbnails) <= self.thumbnail_max
+        if self.crop_margin > 0 and not is_near.all():
+            mean = np.abs(thumbnails.astype(np.int16) - np.frombuffer(image.thumbnail, np.uint8)).mean(axis=1)
+            for row in np.flatnonzero(~is_near & (mean <= CROP_MEAN)).tolist():
+                distance = crop_distance(image.grid, thumbnails[row].tobytes(), margin=self.crop_margin)
+                is_near[row] = distance <= self.thumbnail_max
+        return is_near
+
+    def add(self, source_sha256: str, image_id: str, image: NormalizedImage) -> None:
+        """Add a kept image; arguments as of `find`."""
         count = len(self.ids)
         if count == len(self._hashes):
-            more = max(1024, count)
-            self._hashes = np.concatenate([self._hashes, np.zeros(more, np.uint64)])
-            self._thumbnails = np.concatenate([self._thumbnails[:count], np.zeros((more, 192), np.uint8)])
+            growth = max(MIN_GROWTH, count)
+            self._hashes = np.concatenate([self._hashes, np.zeros(growth, np.uint64)])
+            self._thumbnails = np.concatenate([self._thumbnails[:count], np.zeros((growth, THUMBNAIL_BYTES), np.uint8)])
         self._hashes[count] = image.phash
         self._thumbnails[count] = np.frombuffer(image.thumbnail, np.uint8)
         self.ids.append(image_id)
-        self.by_id.add(image_id)
-        self.by_source.setdefault(sha256, image_id)
+        self._id_set.add(image_id)
+        self.ids_by_source_sha256.setdefault(source_sha256, image_id)
 
 
 def copy_groups(details: Iterable[str]) -> list[list[str]]:
-    """Kept images that dropped ones tie together.
+    """Groups of kept images that dropped near duplicates connect.
 
     Args:
         details: column `detail` of ingest's dropped rows, of all batches.
     Returns:
-        groups of two or more image ids, each sorted, the groups too.
+        groups of two or more image ids; the ids of each group sorted, and the groups too.
     """
     rows = [json.loads(detail) for detail in details]
     names = connected_ids((other, row["copy_of"]) for row in rows for other in row.get("also", ()))
     groups: dict[str, list[str]] = {}
     for image_id, name in names.items():
         groups.setdefault(name, []).append(image_id)
-    return sorted(g for g in groups.values() if len(g) > 1)
+    return sorted(group for group in groups.values() if len(group) > 1)

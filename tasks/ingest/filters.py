@@ -1,10 +1,9 @@
-"""Classifiers that refuse images at ingest (nsfw, faces ...), by Hugging Face name or folder; off unless
-`ingest.filters` names one.
+"""Image classifiers that drop images at ingest (NSFW, faces ...); off unless `ingest.filters` names one.
 
     ingest.filters.nsfw: {model: Falconsai/nsfw_image_detection, labels: [nsfw], threshold: 0.5}
 
-Loads torch in the stage's own process, never in a worker that decodes. An image is refused when the probabilities of
-`labels` add up to `threshold`.
+The model is a Hugging Face name or a folder. An image is dropped as `filtered` when the probabilities of `labels` sum
+to `threshold` or more. torch is loaded in the stage's own process, never in a worker that decodes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 
 from tasks.config import FilterConfig
 from tasks.errors import ConfigError
-from tasks.ingest.normalize import NormalizedImage, Refusal
+from tasks.ingest.rules import NormalizedImage, Rejection
 
 T = TypeVar("T")
 
@@ -24,8 +23,11 @@ class ImageFilter:
     """One classifier."""
 
     def __init__(self, name: str, config: FilterConfig) -> None:
-        """Load it.
+        """Load the model.
 
+        Args:
+            name: the key under ingest.filters, for messages and dropped rows.
+            config: model, labels, threshold and batch size.
         Raises:
             ConfigError: it cannot be loaded, or has no such label.
         """
@@ -39,17 +41,19 @@ class ImageFilter:
             ).eval()
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"ingest.filters.{name}: '{config.model}' is no image classifier that loads ({' '.join(str(error).split())[:200]})"
+                f"ingest.filters.{name}: '{config.model}' cannot be loaded ({' '.join(str(error).split())[:200]}); "
+                "expected an image classifier by Hugging Face name or folder; correct 'model' or 'revision'"
             ) from error
-        ids = {str(label): int(row) for row, label in self.model.config.id2label.items()}
-        if unknown := [label for label in config.labels if label not in ids]:
+        rows = {str(label): int(row) for row, label in self.model.config.id2label.items()}
+        if unknown := [label for label in config.labels if label not in rows]:
             raise ConfigError(
-                f"ingest.filters.{name}.labels: {unknown} unknown to '{config.model}'; it knows {sorted(ids)}"
+                f"ingest.filters.{name}.labels: '{config.model}' has no labels {unknown}; expected some of "
+                f"{sorted(rows)}; correct 'labels'"
             )
-        self.rows = [ids[label] for label in config.labels]
+        self.rows = [rows[label] for label in config.labels]
 
     def scores(self, images: list[NormalizedImage]) -> list[float]:
-        """Sum of the labels' probabilities, one per image."""
+        """Sum of the labels' probabilities, 0 to 1, one per image."""
         import torch
         from PIL import Image
 
@@ -61,27 +65,35 @@ class ImageFilter:
 
     def apply(
         self,
-        found: Iterable[T],
-        result_of: Callable[[T], NormalizedImage | Refusal],
-        refused: Callable[[T, Refusal], T],
+        items: Iterable[T],
+        get_result: Callable[[T], NormalizedImage | Rejection],
+        reject: Callable[[T, Rejection], T],
     ) -> Iterator[T]:
-        """The same items in the same order, `refused` where the classifier says so; `batch_images` at a time."""
+        """The same items in the same order, some of them rejected; `batch_images` items are scored at a time.
+
+        Args:
+            items: anything with a result.
+            get_result: an item's image, or why it was rejected before; such items pass through.
+            reject: the item with this rejection as its result.
+        """
         block: list[T] = []
-        for item in found:
+        for item in items:
             block.append(item)
             if len(block) == self.config.batch_images:
-                yield from self._block(block, result_of, refused)
+                yield from self._apply_block(block, get_result, reject)
                 block = []
-        yield from self._block(block, result_of, refused)
+        yield from self._apply_block(block, get_result, reject)
 
-    def _block(
-        self, block: list[T], result_of: Callable[[T], NormalizedImage | Refusal], refused: Callable[[T, Refusal], T]
+    def _apply_block(
+        self,
+        block: list[T],
+        get_result: Callable[[T], NormalizedImage | Rejection],
+        reject: Callable[[T, Rejection], T],
     ) -> Iterator[T]:
-        images = [result for item in block if isinstance(result := result_of(item), NormalizedImage)]
+        images = [result for item in block if isinstance(result := get_result(item), NormalizedImage)]
         scores = iter(self.scores(images) if images else [])
         for item in block:
-            if isinstance(result_of(item), NormalizedImage) and (score := next(scores)) >= self.config.threshold:
-                item = refused(
-                    item, Refusal("filtered", f"{self.name}: {score:.2f}, at least {self.config.threshold:g}")
-                )
+            if isinstance(get_result(item), NormalizedImage) and (score := next(scores)) >= self.config.threshold:
+                detail = f"{self.name}: {score:.2f}, at least {self.config.threshold:g}"
+                item = reject(item, Rejection("filtered", detail))
             yield item

@@ -1,4 +1,4 @@
-"""Inspect source files in worker processes: decode, normalise, hash; in the order of the sources."""
+"""Inspect source files in worker processes: read, hash, decode, normalise; results in the order of the sources."""
 
 from __future__ import annotations
 
@@ -11,28 +11,37 @@ from dataclasses import dataclass, replace
 
 from tasks.config import IngestConfig
 from tasks.fingerprints.hash_lists import HashList, read_lists
-from tasks.ingest.normalize import NormalizedImage, Refusal, Rules
+from tasks.ingest.filters import ImageFilter
+from tasks.ingest.rules import NormalizationRules, NormalizedImage, Rejection
 from tasks.ingest.workers import ImageWorkers
-from tasks.sources import Refused, SourceFile
+from tasks.sources.files import FileRejected, SourceFile
 from tasks.store import Store
 
 BLOCK_FILES = 256  # files under way at a time
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was found out about one file, on its own."""
+class InspectedFile:
+    """One file and what became of it, without regard to other files.
+
+    Attributes:
+        file: as its source listed it.
+        sha256: of its bytes.
+        result: its stored form, or why it is rejected.
+        robots: the site's robots state, see tasks.sources.files.Content.
+        is_lasting: False for a rejection that a later batch retries.
+    """
 
     file: SourceFile
     sha256: str
-    result: NormalizedImage | Refusal
+    result: NormalizedImage | Rejection
     robots: str = ""
     is_lasting: bool = True
 
 
-def rules_of(config: IngestConfig) -> Rules:
-    """What decides how one image is stored."""
-    return Rules(
+def normalization_rules(config: IngestConfig) -> NormalizationRules:
+    """The rules by which one image is stored."""
+    return NormalizationRules(
         max_side_px=config.max_side_px,
         min_side_px=config.min_side_px,
         max_pixels=config.max_pixels,
@@ -43,82 +52,103 @@ def rules_of(config: IngestConfig) -> Rules:
     )
 
 
-def workers_of(config: IngestConfig) -> ImageWorkers:
-    """The processes that decode; none is started yet."""
+def make_workers(config: IngestConfig) -> ImageWorkers:
+    """The pool of decoding processes; none is started yet."""
     count = config.workers or os.cpu_count() or 1
-    return ImageWorkers(rules_of(config), count=count, memory_mib=config.worker_memory_mib, cpu_s=config.worker_cpu_s)
+    rules = normalization_rules(config)
+    return ImageWorkers(rules, count=count, memory_mib=config.worker_memory_mib, cpu_s=config.worker_cpu_s)
 
 
-def look_at(file: SourceFile, config: IngestConfig, workers: ImageWorkers, known_sha256: Iterable[str] = ()) -> Looked:
-    """Read one file and make an image of it. Bytes in `known_sha256` are only hashed: they are a copy of a kept file."""
+def inspect_file(
+    file: SourceFile, config: IngestConfig, workers: ImageWorkers, known_sha256s: Iterable[str] = ()
+) -> InspectedFile:
+    """Read one file and normalise it.
+
+    Args:
+        file: to be read.
+        config: limits and allowed licences.
+        workers: which decode it.
+        known_sha256s: source bytes of kept images: such a file is a duplicate, and is not decoded.
+    """
     if config.allowed_licenses and file.license_code not in config.allowed_licenses:
-        return Looked(file, file.sha256(), Refusal("licence", file.license_code))
+        return InspectedFile(file, file.sha256(), Rejection("licence", file.license_code))
     try:
         content = file.read(config.max_size_bytes)
-    except Refused as refused:
-        return Looked(file, file.sha256(), Refusal(refused.reason, refused.detail), refused.robots, refused.is_lasting)
+    except FileRejected as error:
+        rejection = Rejection(error.reason, error.detail)
+        return InspectedFile(file, file.sha256(), rejection, error.robots, error.is_lasting)
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 in known_sha256:
-        return Looked(file, sha256, Refusal("duplicate"), content.robots)
-    return Looked(file, sha256, workers.read(content, is_named_image=file.is_named_image), content.robots)
+    if sha256 in known_sha256s:
+        return InspectedFile(file, sha256, Rejection("duplicate"), content.robots)
+    result = workers.read(content, is_named_image=file.is_named_image)
+    return InspectedFile(file, sha256, result, content.robots)
 
 
-def in_order(files: Iterable[SourceFile], look: Callable[[SourceFile], Looked], threads: int) -> Iterator[Looked]:
-    """`look` for all files, some at a time in threads, in the files' order and in constant memory."""
+def map_in_order(
+    files: Iterable[SourceFile], inspect: Callable[[SourceFile], InspectedFile], threads: int
+) -> Iterator[InspectedFile]:
+    """`inspect` applied to all files in threads; results in the files' order, at most BLOCK_FILES under way."""
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Looked]] = deque()
+        pending: deque[Future[InspectedFile]] = deque()
         try:
             for file in files:
-                waiting.append(pool.submit(look, file))
-                if len(waiting) >= BLOCK_FILES:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(inspect, file))
+                if len(pending) >= BLOCK_FILES:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
-def lists_of(config: IngestConfig, store: Store) -> list[HashList]:
-    """Takedown list, blocklists and benchmark hashes, in the order in which they refuse."""
-    named = {
+def read_exclusion_lists(config: IngestConfig, store: Store) -> list[HashList]:
+    """Takedown list, blocklists and benchmark hashes, in the order in which they are applied.
+
+    Raises:
+        ConfigError: a list is unreadable.
+    """
+    lists = {
         "taken_down": ("ingest.takedown", [config.takedown] if config.takedown else []),
         "blocked": ("ingest.blocklists", config.blocklists),
         "benchmark": ("ingest.benchmark_hashes", config.benchmark_hashes),
     }
     return [
         read_lists(reason, parameter, [store.folder(p) for p in paths])
-        for reason, (parameter, paths) in named.items()
+        for reason, (parameter, paths) in lists.items()
         if paths
     ]
 
 
-def refusal_of(looked: Looked, image_id: str, lists: Sequence[HashList], config: IngestConfig) -> Refusal | None:
-    """Why a good image is not wanted: a list names it or what it is a copy of, or it has a flag that drops."""
-    image = looked.result
+def exclusion_reason(
+    inspected: InspectedFile, image_id: str, lists: Sequence[HashList], config: IngestConfig
+) -> Rejection | None:
+    """Why a decoded image is excluded: a list names it or what it is a copy of, or it has a flag of `drop_flags`."""
+    image = inspected.result
     assert isinstance(image, NormalizedImage)
-    for of in lists:
-        why = of.find_match(
-            (looked.sha256, image_id),
+    for hash_list in lists:
+        match = hash_list.find_match(
+            (inspected.sha256, image_id),
             image.phash,
             image.thumbnail,
             confirmed_bits=config.hash_distance_bits,
             thumbnail_max=config.thumbnail_distance,
             alone_bits=config.blocked_distance_bits,
         )
-        if why is not None:
-            return Refusal(of.reason, why)
+        if match is not None:
+            return Rejection(hash_list.reason, match)
     if flags := [flag for flag in image.flags if flag in config.drop_flags]:
-        return Refusal("low_quality", ", ".join(flags))
+        return Rejection("low_quality", ", ".join(flags))
     return None
 
 
-def filtered(found: Iterable[Looked], config: IngestConfig) -> Iterator[Looked]:
-    """The same files in the same order; images that a classifier of `ingest.filters` refuses are refusals."""
-    for name, of in sorted(config.filters.items()):
-        from tasks.ingest.filters import ImageFilter
+def apply_filters(inspected: Iterable[InspectedFile], config: IngestConfig) -> Iterator[InspectedFile]:
+    """The same files in the same order; images that a classifier of `ingest.filters` rejects become rejections."""
+    for name, filter_config in sorted(config.filters.items()):
+        image_filter = ImageFilter(name, filter_config)
+        inspected = image_filter.apply(inspected, lambda item: item.result, _with_rejection)
+    yield from inspected
 
-        found = ImageFilter(name, of).apply(
-            found, lambda looked: looked.result, lambda looked, refusal: replace(looked, result=refusal)
-        )
-    yield from found
+
+def _with_rejection(item: InspectedFile, rejection: Rejection) -> InspectedFile:
+    return replace(item, result=rejection)

@@ -1,4 +1,4 @@
-"""Progress of ingest: a line in the log now and then, a bar on a terminal."""
+"""Progress of ingest: a tqdm bar on a terminal, one line a minute in a log."""
 
 from __future__ import annotations
 
@@ -7,36 +7,49 @@ import sys
 import time
 from collections import Counter
 
+from tqdm import tqdm
+
 log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 60
-
-
-def tell(text: str, *, is_last: bool) -> None:
-    """One line that replaces itself in a terminal."""
-    print(f"\r\x1b[K{text}", end="\n" if is_last else "", file=sys.stderr, flush=True)
+BAR_EVERY_S = 0.2
 
 
 class Progress:
-    """Counts while it runs: a line that moves in a terminal, one a minute in a log."""
+    """Counts files while ingest runs; `close` leaves the bar's last state on the terminal."""
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
-        self.kept = self.seen = 0
-        self._start = self._told = time.monotonic()
+        self.kept = self.files = 0
+        self._bar = tqdm(
+            desc="ingest", unit=" files", mininterval=BAR_EVERY_S, file=sys.stderr, disable=not sys.stderr.isatty()
+        )
+        self._start_s = self._logged_s = time.monotonic()
 
     def count(self, reason: str | None) -> None:
-        """One file ended: kept, or dropped for this."""
-        self.seen += 1
-        self.kept += reason is None
-        if reason is not None:
+        """Count one file: kept (None), or dropped for this reason."""
+        self.files += 1
+        if reason is None:
+            self.kept += 1
+        else:
             self.reasons[reason] += 1
-        now, is_terminal = time.monotonic(), sys.stderr.isatty()
-        if now - self._told >= (0.2 if is_terminal else LOG_EVERY_S):
-            self._told = now
-            text = f"{self}, {60 * self.seen / (now - self._start):.0f} a minute"
-            tell(text, is_last=False) if is_terminal else log.info("%s", text)
+        if not self._bar.disable:
+            self._bar.set_postfix_str(self.outcome(), refresh=False)
+            self._bar.update()
+            return
+        now_s = time.monotonic()
+        if now_s - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now_s
+            log.info("%s, %.0f a minute", str(self), 60 * self.files / (now_s - self._start_s))
+
+    def close(self) -> None:
+        """End the bar, if there is one."""
+        self._bar.close()
+
+    def outcome(self) -> str:
+        """How many files were kept, and dropped by reason."""
+        by_reason = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) or "none"
+        return f"{self.kept} kept + {sum(self.reasons.values())} dropped ({by_reason})"
 
     def __str__(self) -> str:
-        dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) or "none"
-        return f"ingest: {self.seen} seen = {self.kept} kept + {sum(self.reasons.values())} dropped ({dropped})"
+        return f"ingest: {self.files} seen = {self.outcome()}"

@@ -1,4 +1,8 @@
-"""Write image shards: tar files of at most `ingest.shard_images` images, without a clock in their headers."""
+"""Write image shards: tar files of at most `ingest.shard_images` images.
+
+Headers carry no time and no user, so that the same images give the same bytes. A shard is written under a temporary
+name and renamed when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from tasks.store.atomic import move_into_place, temporary_sibling
 
 
 class ShardWriter:
-    """WebDataset tars `<batch>-<nnnnn>.tar` of at most so many images; headers carry neither clock nor user."""
+    """Writes WebDataset tars `<batch>-<nnnnn>.tar`: <image_id>.jpg and <image_id>.json for each image."""
 
     def __init__(self, store: Store, batch: str, shard_images: int) -> None:
         self.store, self.batch, self.shard_images = store, batch, shard_images
@@ -26,20 +30,20 @@ class ShardWriter:
     def _path(self) -> Path:
         return self.store.folder("data", "images", self._name())
 
-    def add(self, image_id: str, content: bytes, facts: dict[str, str]) -> tuple[str, int]:
-        """Append an image and its facts; returns (shard, offset of the image's bytes)."""
+    def add(self, image_id: str, content: bytes, metadata: dict[str, str]) -> tuple[str, int]:
+        """Append an image and its JSON metadata; returns the shard's name and the offset of the image, bytes."""
         if self._count == self.shard_images:
             self.close()
         if self._tar is None:
             self._path().parent.mkdir(parents=True, exist_ok=True)
             self._temporary = temporary_sibling(self._path(), is_sole_writer=True)
             self._tar = tarfile.open(self._temporary, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed by close()
-        offset = self._member(f"{image_id}.jpg", content)
-        self._member(f"{image_id}.json", json.dumps(facts, ensure_ascii=False, sort_keys=True).encode())
+        offset = self._add_member(f"{image_id}.jpg", content)
+        self._add_member(f"{image_id}.json", json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode())
         self._count += 1
         return self._name(), offset
 
-    def _member(self, name: str, content: bytes) -> int:
+    def _add_member(self, name: str, content: bytes) -> int:
         assert self._tar is not None
         entry = tarfile.TarInfo(name)
         entry.size, entry.mode = len(content), 0o644
@@ -47,7 +51,7 @@ class ShardWriter:
         return int(self._tar.offset) - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
     def close(self) -> None:
-        """Finish the shard and move it into place."""
+        """Finish the current shard, if any: flush it to the disk, then rename it."""
         if self._tar is None:
             return
         self._tar.close()

@@ -1,15 +1,17 @@
-"""Worker processes that decode: each under a memory limit and a deadline, so that no file can take the batch with it.
+"""Worker processes that decode images, each under a memory limit and a deadline: no file can stop the batch.
 
-    python -m tasks.image_workers RULES_JSON MEMORY_MIB CPU_S        what a worker is started as; reads files from stdin, answers on stdout
+    python -m tasks.ingest.workers RULES_JSON MEMORY_MIB CPU_S
 
-A worker holds Pillow, OpenCV and numpy, never torch, no credential of its own and no path: it is handed bytes and hands
-bytes back. Its address space is limited to what it has at start plus `memory_mib`, so a bomb meets MemoryError. The
-deadline counts CPU time (ITIMER_PROF, whose default action ends the process even inside a decoder): a busy machine does
-not make a good file late. A wall-clock limit stands behind it.
+starts one: it reads files on stdin and answers on stdout.
 
-A worker that dies costs its file: that is tried once more in a new worker, then becomes a row, and the batch goes on.
-Nothing a worker says is unpickled. Answers depend on the bytes and the rules alone, so neither the number of workers
-nor their order shows.
+A worker loads Pillow, OpenCV and numpy, never torch. It gets no credentials and no paths: it receives bytes and returns
+bytes. Its address space is limited to what it has at start plus MEMORY_MIB, so that a decompression bomb meets
+MemoryError. The deadline counts CPU time (ITIMER_PROF, whose default action ends the process even inside a decoder), so
+that a busy machine does not make a good file late. A wall-clock limit guards against a worker that hangs.
+
+A file whose worker dies is tried once more in a new worker, then rejected, and the batch goes on (see
+`ImageWorkers.read`). Nothing that a worker returns is unpickled. Answers depend only on the bytes and the rules, so the
+number of workers and their order do not affect the result.
 """
 
 from __future__ import annotations
@@ -30,24 +32,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from tasks.ingest.normalize import NormalizedImage, Refusal, Rules, be_strict, read_image
+from tasks.ingest.normalize import configure_decoders, normalize_image
+from tasks.ingest.rules import NormalizationRules, NormalizedImage, Rejection
 
-ASK = struct.Struct(">Q?")  # bytes of the file, is_named_image
-ANSWER = struct.Struct(">QQ")  # bytes of the JSON, bytes of the stored image
-# a file may wait this much longer than its CPU deadline, and this time for the worker's start, before its worker counts
-# as hung
+REQUEST = struct.Struct(">Q?")  # length of the file, bytes; is_named_image
+ANSWER = struct.Struct(">QQ")  # length of the JSON, of the stored image, bytes
+# Wall-clock limit of one file: the worker's start, plus this multiple of its CPU deadline.
 WALL_FACTOR = 30
 START_S = 120.0
 MIB = 1 << 20
-PIPE_BYTES = MIB  # what Linux lets everybody have; 64 KiB is its default
+PIPE_BYTES = MIB  # Linux's limit for unprivileged users; its default is 64 KiB
+ROOT = Path(__file__).resolve().parents[2]  # the checkout, from which `-m tasks.ingest.workers` is found
+ENVIRONMENT = ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")  # variables a worker gets
 
 
-class Died(Exception):
-    """A worker ended, or hung, over a file; args: signal or exit code (negative: signal), None when it hung."""
+class WorkerDied(Exception):
+    """A worker ended or hung while it decoded a file.
+
+    Attributes:
+        exit_code: negative for a signal; None when it hung and was killed.
+    """
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
 
 
 def read_exactly(stream: IO[bytes], count: int) -> bytes:
-    """So many bytes.
+    """This many bytes of a stream.
 
     Raises:
         EOFError: the other side is gone.
@@ -58,10 +70,8 @@ def read_exactly(stream: IO[bytes], count: int) -> bytes:
     return content
 
 
-def widen(pipe: IO[bytes]) -> None:
-    """Let a whole image lie in a pipe, so that the two processes take turns once a file; where the system does not
-    allow it, more often.
-    """
+def enlarge_pipe(pipe: IO[bytes]) -> None:
+    """Let a whole image fit into a pipe, so that the two processes switch once a file; where possible."""
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -70,54 +80,50 @@ def widen(pipe: IO[bytes]) -> None:
 class Worker:
     """One child process; used by one thread at a time."""
 
-    def __init__(self, rules: Rules, memory_mib: int, cpu_s: float) -> None:
+    def __init__(self, rules: NormalizationRules, memory_mib: int, cpu_s: float) -> None:
         arguments = [json.dumps(asdict(rules)), str(memory_mib), str(cpu_s)]
-        root = str(Path(__file__).resolve().parents[2])
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        environment = {
-            k: v
-            for k, v in os.environ.items()
-            if k in ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
-        }
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        environment = {name: value for name, value in os.environ.items() if name in ENVIRONMENT}
         self.wall_s = START_S + cpu_s * WALL_FACTOR
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "tasks.ingest.workers", *arguments],
+            [sys.executable, "-P", "-m", "tasks.ingest.workers", *arguments],  # -P: no module from the current folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # decoders chatter there
-            env={**environment, **threads, "PYTHONPATH": root},
+            stderr=subprocess.DEVNULL,  # decoders print warnings there
+            env={**environment, **one_thread, "PYTHONPATH": str(ROOT)},
         )
         assert self.child.stdin and self.child.stdout
         for pipe in (self.child.stdin, self.child.stdout):
-            widen(pipe)
-        self._answers = select.poll()
-        self._answers.register(self.child.stdout, select.POLLIN)
+            enlarge_pipe(pipe)
+        self._poll = select.poll()
+        self._poll.register(self.child.stdout, select.POLLIN)
 
-    def ask(self, content: bytes, is_named_image: bool) -> NormalizedImage | Refusal:
-        """The worker's answer.
+    def normalize(self, content: bytes, is_named_image: bool) -> NormalizedImage | Rejection:
+        """The worker's answer for one file.
 
         Raises:
-            Died: it ended, or hung and was killed.
+            WorkerDied: it ended, or hung and was killed.
         """
         assert self.child.stdin and self.child.stdout
         try:
-            self.child.stdin.write(ASK.pack(len(content), is_named_image))
+            self.child.stdin.write(REQUEST.pack(len(content), is_named_image))
             self.child.stdin.write(content)
             self.child.stdin.flush()
-            if not self._answers.poll(self.wall_s * 1000):
+            if not self._poll.poll(self.wall_s * 1000):
                 raise TimeoutError
             lengths = ANSWER.unpack(read_exactly(self.child.stdout, ANSWER.size))
-            facts = json.loads(read_exactly(self.child.stdout, lengths[0]))
+            fields = json.loads(read_exactly(self.child.stdout, lengths[0]))
             stored = read_exactly(self.child.stdout, lengths[1])
-        except (EOFError, BrokenPipeError, TimeoutError) as error:
-            if isinstance(error, TimeoutError):
-                self.child.kill()
-            code = self.child.wait()
-            raise Died(None if isinstance(error, TimeoutError) else code) from None
-        return NormalizedImage.of(stored, facts) if stored else Refusal(**facts)
+        except TimeoutError:
+            self.child.kill()
+            self.child.wait()
+            raise WorkerDied(None) from None
+        except (EOFError, BrokenPipeError):
+            raise WorkerDied(self.child.wait()) from None
+        return NormalizedImage.from_json(stored, fields) if stored else Rejection(**fields)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         for stream in (self.child.stdin, self.child.stdout):
             if stream:
                 with contextlib.suppress(BrokenPipeError):
@@ -126,14 +132,14 @@ class Worker:
 
 
 class ImageWorkers:
-    """At most `count` workers, each started when it is first needed; `read` may be called from so many threads."""
+    """At most `count` workers, each started when it is first needed; `read` may be called from that many threads."""
 
-    def __init__(self, rules: Rules, *, count: int, memory_mib: int, cpu_s: float) -> None:
+    def __init__(self, rules: NormalizationRules, *, count: int, memory_mib: int, cpu_s: float) -> None:
         self.rules, self.memory_mib, self.cpu_s = rules, memory_mib, cpu_s
-        # the one that worked last goes first: few files start few workers
-        self._free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        # last in, first out: few files start few workers
+        self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         for _ in range(count):
-            self._free.put(None)
+            self._idle.put(None)
 
     def __enter__(self) -> Self:
         return self
@@ -141,46 +147,49 @@ class ImageWorkers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while not self._free.empty():
-            if worker := self._free.get():
+        while not self._idle.empty():
+            if worker := self._idle.get():
                 worker.close()
 
     def pids(self) -> list[int]:
-        """Process ids of the workers that run and wait; for measurements and tests."""
-        return [worker.child.pid for worker in list(self._free.queue) if worker]
+        """Process ids of the idle workers; for measurements and tests."""
+        return [worker.child.pid for worker in list(self._idle.queue) if worker]
 
-    def read(self, content: bytes, *, is_named_image: bool) -> NormalizedImage | Refusal:
-        """As tasks.images.read_image, in a worker. What kills two workers is too_costly where the limits did it, else
-        undecodable.
+    def read(self, content: bytes, *, is_named_image: bool) -> NormalizedImage | Rejection:
+        """As tasks.ingest.normalize.normalize_image, in a worker.
+
+        A file that ends two workers is rejected: `too_costly` when a limit ended them, else `undecodable`.
         """
         if not content:
-            return read_image(content, is_named_image=is_named_image, rules=self.rules)
-        worker = self._free.get()
-        code: int | None = 0
+            return normalize_image(content, is_named_image=is_named_image, rules=self.rules)
+        worker = self._idle.get()
+        exit_code: int | None = 0
         try:
             for _ in range(2):
                 worker = worker or Worker(self.rules, self.memory_mib, self.cpu_s)
                 try:
-                    return worker.ask(content, is_named_image)
-                except Died as died:
+                    return worker.normalize(content, is_named_image)
+                except WorkerDied as died:
                     worker.close()
-                    worker, code = None, died.args[0]
-                    if code == -signal.SIGPROF:
+                    worker, exit_code = None, died.exit_code
+                    if exit_code == -signal.SIGPROF:
                         break
         finally:
-            self._free.put(worker)
-        if code == -signal.SIGPROF:
-            return Refusal("too_costly", f"not decoded within {self.cpu_s:g} CPU-seconds")
-        if code is None or code == -signal.SIGKILL:
-            return Refusal("too_costly", "the worker was killed over it, twice")
-        return Refusal(
-            "undecodable",
-            f"the decoder crashed over it, twice ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})",
-        )
+            self._idle.put(worker)
+        return self._rejection(exit_code)
+
+    def _rejection(self, exit_code: int | None) -> Rejection:
+        """Why a file is rejected whose worker ended with this code."""
+        if exit_code == -signal.SIGPROF:
+            return Rejection("too_costly", f"not decoded within {self.cpu_s:g} CPU-seconds")
+        if exit_code is None or exit_code == -signal.SIGKILL:
+            return Rejection("too_costly", "the worker was killed over it, twice")
+        ending = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+        return Rejection("undecodable", f"the decoder crashed over it, twice ({ending})")
 
 
 def limit_memory(more_mib: int) -> None:
-    """From here on this process may take so much more address space, MiB."""
+    """Limit this process's address space to what it has now plus `more_mib` MiB, and write no core dumps."""
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * os.sysconf("SC_PAGE_SIZE") + more_mib * MIB
@@ -188,30 +197,37 @@ def limit_memory(more_mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(rules_json: str, memory_mib: str, cpu_s: str) -> None:
-    """Answer until stdin ends."""
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends, which lives as long as the stage."""
     if sys.platform == "linux":
         import ctypes
 
-        # PR_SET_PDEATHSIG: of the thread that started it, which lives as long as the stage's pool
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    rules = Rules(**json.loads(rules_json))
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
+def main(rules_json: str, memory_mib: str, cpu_s: str) -> None:
+    """Answer requests until stdin ends."""
+    die_with_parent()
+    rules = NormalizationRules(**json.loads(rules_json))
     files, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints does not answer
-    be_strict(rules)
-    read_image(b"", is_named_image=True, rules=rules)  # the plugins are loaded before the limit counts
+    os.dup2(2, 1)  # nothing that a library prints may mix with the answers
+    configure_decoders()
+    normalize_image(b"", is_named_image=True, rules=rules)  # loads the plugins before memory is limited
     limit_memory(int(memory_mib))
-    while header := files.read(ASK.size):
-        size, is_named_image = ASK.unpack(header)
+    while header := files.read(REQUEST.size):
+        size, is_named_image = REQUEST.unpack(header)
         content = read_exactly(files, size)
         signal.setitimer(signal.ITIMER_PROF, float(cpu_s))
-        found = read_image(content, is_named_image=is_named_image, rules=rules)
+        result = normalize_image(content, is_named_image=is_named_image, rules=rules)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        stored = found.content if isinstance(found, NormalizedImage) else b""
-        facts = json.dumps(found.facts() if isinstance(found, NormalizedImage) else asdict(found)).encode()
-        answers.write(ANSWER.pack(len(facts), len(stored)) + facts + stored)
+        if isinstance(result, NormalizedImage):
+            stored, values = result.content, result.to_json()
+        else:
+            stored, values = b"", asdict(result)
+        fields = json.dumps(values).encode()
+        answers.write(ANSWER.pack(len(fields), len(stored)) + fields + stored)
         answers.flush()
-        del content, found
+        del content, result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""What every source offers: files with a name, a change marker, a label and a way to read them, or a reason why not."""
+"""What every image source offers: files with a name, a change fingerprint, metadata and a way to read their bytes.
+
+A source module lists its files as `SourceFile` objects. Reading one returns its bytes or raises `FileRejected` with one
+of REASONS. `make_source_file` applies the defaults that a source has for licence and attribution.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +12,68 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from tasks.config import SourceConfig
+
 CAPTION_CHARS = 2_000
+URI_CHARS = 2_000
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # of names that claim to be an image
 
-# Why a source does not hand a file over; closed. ingest counts them among its own reasons.
+# Why a source does not deliver a file; closed list. Ingest counts them among its own drop reasons.
 REASONS = (
-    "not_a_picture",  # no regular file, or a kind of file that nobody decodes
+    "not_a_picture",  # not a regular file, or a file type that is not decoded
     "too_large",  # more bytes than the limit
-    "unreachable",  # not there, not readable, or not within the time; tried again by a later batch unless `is_lasting`
+    "unreachable",  # missing, unreadable or timed out; a later batch tries again unless `is_lasting`
     "unsafe",  # a private address, a hostile name, a link or a device: never followed
-    "opted_out",  # robots.txt, X-Robots-Tag or a page's meta tag says no
-    "changed",  # not the bytes whose sha256 the source's table states
+    "opted_out",  # robots.txt, X-Robots-Tag or a page's meta tag disallows it
+    "changed",  # the bytes do not have the sha256 that the source's table states
 )
 
 
-class Refused(Exception):
-    """A file that its source does not hand over.
+class FileRejected(Exception):
+    """A file that its source does not deliver.
 
     Attributes:
         reason: one of REASONS.
-        detail: a sentence for a person; it may quote the source, so it is escaped wherever it is shown.
-        is_lasting: False when a later batch should try again though the file's fingerprint is the same.
-        robots: what the site says about machine readers, see `Content.robots`.
+        detail: one sentence for a person; it may quote the source, so it must be escaped wherever it is displayed.
+        is_lasting: False when a later batch should try again although the file's fingerprint is unchanged.
+        robots: the site's robots state, see `Content.robots`.
     """
 
     def __init__(self, reason: str, detail: str = "", *, is_lasting: bool = True, robots: str = "") -> None:
         if reason not in REASONS:
-            raise ValueError(f"'{reason}' is none of {REASONS}")
+            raise ValueError(f"reason '{reason}' is unknown; expected one of {REASONS}")
         super().__init__(reason, detail)
-        self.reason, self.detail, self.is_lasting, self.robots = (
-            reason,
-            cleaned_text(detail, 300) or "",
-            is_lasting,
-            robots,
-        )
+        self.reason = reason
+        self.detail = clean_text(detail, 300) or ""
+        self.is_lasting = is_lasting
+        self.robots = robots
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
 
 
 class Content(bytes):
-    """A file's bytes, with what its site says about machine readers.
+    """A file's bytes with the robots state of its site.
 
     Attributes:
-        robots: '' where nobody was asked (folders, buckets, tars); else 'allowed' (a robots.txt allows it), 'absent'
-            (no robots.txt),
-            'ignored' (the source's setting), 'disallowed', 'header:<directive>' or 'meta:<directive>'.
+        robots: '' for sources without robots rules (folders, buckets, tars); else 'allowed' (robots.txt allows the
+            URL), 'absent' (no robots.txt), 'ignored' (the source's setting), 'disallowed', 'header:<directive>' or
+            'meta:<directive>'.
     """
 
     robots: str = ""
 
     @classmethod
-    def of(cls, content: bytes, robots: str = "") -> Self:
-        """These bytes with that state."""
-        made = cls(content)
-        made.robots = robots
-        return made
+    def with_robots(cls, content: bytes, robots: str) -> Self:
+        """These bytes with that robots state."""
+        instance = cls(content)
+        instance.robots = robots
+        return instance
 
 
 @dataclass(frozen=True)
-class Label:
-    """A row of the source's table, cleaned; None where the source says nothing."""
+class Metadata:
+    """What the source's table states about a file, as cleaned text; None where it states nothing."""
 
     caption: str | None = None
     license_code: str | None = None
@@ -80,87 +85,127 @@ class SourceFile:
     """A file that a source offers.
 
     Attributes:
-        uri: `<source name>:<path inside the source>`, for tables of addresses `<source name>:<URL>`; never the
-            machine's own path.
-        fingerprint: changes when the bytes do, and costs no read: an ETag, a tar's own hash with the member's number, a
-            URL. Empty where
-            nothing so cheap is the same on every machine (files of a folder: a time of change is not): then compare
-            `sha256()`.
-        label: what the source's table says about it.
-        license_code, attribution: the label's, else the source's default.
-        is_remote: reading waits for a network: many at a time in threads. Always of the process that listed, for hosts
-            have limits.
+        uri: `<source name>:<path inside the source>`, for URL tables `<source name>:<URL>`; never a path of this
+            machine.
+        fingerprint: changes when the bytes do, and costs no read: an ETag, a tar's hash with the member's number, a
+            URL. Empty where nothing so cheap is the same on every machine (files of a folder: a modification time is
+            not): then compare `sha256()`.
+        metadata: what the source's table states about it.
+        license_code, attribution: the table's values, else the source's defaults.
+        is_remote: reading waits for the network, so many are read at a time, in threads. All of them run in the process
+            that listed the files, because request limits per host hold within one process.
+        reader: (limit in bytes) -> the bytes; may return one byte more than the limit, which `read` refuses.
+        open_chunks: the bytes in chunks, for hashing local files without loading them; None for other files.
     """
 
     uri: str
     fingerprint: str
-    label: Label
+    metadata: Metadata
     license_code: str
     attribution: str
     is_remote: bool = False
     reader: Callable[[int], bytes] = field(default=lambda _: b"", repr=False, compare=False)
-    pieces: Callable[[], Iterator[bytes]] | None = field(default=None, repr=False, compare=False)
+    open_chunks: Callable[[], Iterator[bytes]] | None = field(default=None, repr=False, compare=False)
 
     def read(self, limit_bytes: int) -> Content:
         """The bytes, never more than the limit.
 
         Raises:
-            Refused: they cannot be had, or are more.
-            TransientError: the store behind it fails; the stage is to be run again.
+            FileRejected: they are unavailable, or more than the limit.
+            TransientError: the storage behind it fails; the stage must be run again.
         """
         content = self.reader(limit_bytes)
         if len(content) > limit_bytes:
-            raise Refused("too_large", f"{len(content)} bytes, at most {limit_bytes}")
+            raise FileRejected("too_large", f"{len(content)} bytes, at most {limit_bytes}")
         return content if isinstance(content, Content) else Content(content)
 
     def sha256(self) -> str:
-        """sha256 of all bytes of a local file, read in pieces; of nothing where it cannot be read or is not local."""
+        """sha256 (hex) of a local file, read in chunks; of no bytes where it is unreadable or not local."""
         digest = hashlib.sha256()
-        if self.pieces is not None:
+        if self.open_chunks is not None:
             try:
-                for piece in self.pieces():
-                    digest.update(piece)
-            except (OSError, Refused):
+                for chunk in self.open_chunks():
+                    digest.update(chunk)
+            except (OSError, FileRejected):
                 return hashlib.sha256().hexdigest()
         return digest.hexdigest()
 
     @property
     def is_named_image(self) -> bool:
-        """Its name says that it is an image: then bytes of no known format are damage, not a stray file. All URLs are
-        such.
-        """
+        """Whether its name claims an image, so that bytes of an unknown format count as damaged; true for all URLs."""
         return self.uri.lower().endswith(SUFFIXES) or "://" in self.uri
 
-    def refused(self, reason: str, detail: str, *, is_lasting: bool = True) -> SourceFile:
-        """The same file, but reading it raises this."""
+    def rejected(self, reason: str, detail: str, *, is_lasting: bool = True) -> SourceFile:
+        """The same file, but reading it raises FileRejected with this reason."""
 
-        def refuse(_: int) -> bytes:
-            raise Refused(reason, detail, is_lasting=is_lasting)
+        def reject(_: int) -> bytes:
+            raise FileRejected(reason, detail, is_lasting=is_lasting)
 
-        return replace(self, reader=refuse, pieces=None)
+        return replace(self, reader=reject, open_chunks=None)
+
+    def with_metadata(self, metadata: Metadata, source: SourceConfig) -> SourceFile:
+        """The same file with other metadata; the source's defaults apply where it states nothing."""
+        return replace(
+            self,
+            metadata=metadata,
+            license_code=metadata.license_code or source.license_code,
+            attribution=metadata.attribution or source.attribution,
+        )
 
 
-def cleaned_text(text: object, max_chars: int = CAPTION_CHARS) -> str | None:
-    """One line of text without control characters, writing-direction marks or lone surrogates; None when nothing is
-    left.
+def make_source_file(source: SourceConfig, path_inside: str, fingerprint: str, metadata: Metadata) -> SourceFile:
+    """A file of a source with the source's defaults applied; the caller sets its reader.
 
     Args:
-        text: a caption as a source gives it.
+        source: where the file is listed.
+        path_inside: its path (or URL) inside the source.
+        fingerprint: of its bytes, '' for none; it is bound to the name, since the same bytes under a new name are a new
+            file.
+        metadata: what the source's table states about it.
+    """
+    uri = f"{source.name}:{escape_name(path_inside)}"
+    bound = bind_fingerprint(fingerprint, uri) if fingerprint else ""
+    return SourceFile(uri, bound, Metadata(), "", "").with_metadata(metadata, source)
+
+
+def bind_fingerprint(fingerprint: str, uri: str) -> str:
+    """A fingerprint that is unique to this name: the same bytes under another URI have another one."""
+    return f"{fingerprint}/{hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()}"
+
+
+def escape_name(name: str) -> str:
+    """A name as one printable line: control, bidirectional and lone surrogate characters become escape sequences.
+
+    A name longer than URI_CHARS is cut and gets its hash appended. Different names stay different.
+    """
+    escaped = "".join(
+        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in name[:URI_CHARS]
+    )
+    if len(name) <= URI_CHARS:
+        return escaped
+    return f"{escaped}...{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+
+
+def clean_text(text: object, max_chars: int = CAPTION_CHARS) -> str | None:
+    """One line of text without control characters, bidirectional marks or lone surrogates; None when nothing is left.
+
+    Args:
+        text: a caption as a source gives it; anything but a string gives None.
         max_chars: longest result, characters.
     """
     if not isinstance(text, str):
         return None
     text = text[: 16 * max_chars]
-    if text.isascii() and text.isprintable():  # most of a million captions
+    if text.isascii() and text.isprintable():  # fast path: most captions
         return " ".join(text.split())[:max_chars].strip() or None
-    kept = []
+    chars = []
     for char in unicodedata.normalize("NFC", text):
         category = unicodedata.category(char)
         if category == "Cc" or category.startswith("Z"):
-            kept.append(" ")
-        # joiners shape letters and emoji
+            chars.append(" ")
+        # zero-width joiners shape letters and emoji: they stay
         elif category in ("Cs", "Co", "Cn") or (category == "Cf" and char not in "\u200c\u200d"):
             continue
         else:
-            kept.append(char)
-    return " ".join("".join(kept).split())[:max_chars].strip() or None
+            chars.append(char)
+    return " ".join("".join(chars).split())[:max_chars].strip() or None

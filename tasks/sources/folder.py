@@ -1,11 +1,12 @@
-"""A folder of images, with captions.csv or captions.parquet beside them if there is one.
+"""Images of a local folder, with metadata from a captions.parquet or captions.csv in it.
 
-Order: by path inside the folder, whatever the file system's. Memory: the names of one folder at a time.
+Files are listed by path inside the folder, whatever order the file system returns. Memory: the names of one directory
+at a time. Symbolic links that leave the folder, and files that are not regular, are rejected as `not_a_picture`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,29 +15,28 @@ from pathlib import Path
 
 from tasks.config import SourceConfig
 from tasks.errors import ConfigError
-from tasks.sources.files import Label, Refused, SourceFile
-from tasks.sources.labels import CAPTION_FILES, Labels
+from tasks.sources.files import FileRejected, SourceFile, make_source_file
+from tasks.sources.metadata import CAPTION_FILES, MetadataTable
 
-PIECE_BYTES = 1 << 20
-URI_CHARS = 2_000
+CHUNK_BYTES = 1 << 20
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(path inside the folder, path) of everything below it but folders, in order of the former. Linked folders are not
-    entered.
+    """(path inside the folder, path) of everything below the folder except directories, sorted by the former.
 
-    A folder sorts with its slash, so that the order is that of the whole paths: 'a.png' < 'a/x.png'.
+    Linked directories are not entered. A directory sorts with its slash, so that the order is that of the whole paths:
+    'a.png' < 'a/x.png'.
     """
     entries = []
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as directory:
+        for entry in directory:
             name = os.fsencode(entry.name).decode("utf-8", "surrogateescape")
             is_folder = entry.is_dir(follow_symlinks=False)
             if is_folder or not (entry.is_symlink() and entry.is_dir()):
                 entries.append((name + "/" * is_folder, entry.path))
     for name, path in sorted(entries):
         if name.endswith("/"):
-            yield from ((name + below, deeper) for below, deeper in walk(Path(path)))
+            yield from ((name + inside, file) for inside, file in walk(Path(path)))
         else:
             yield name, Path(path)
 
@@ -45,85 +45,73 @@ def read_file(path: Path, limit_bytes: int) -> bytes:
     """A regular file's bytes.
 
     Raises:
-        Refused: too large, or not readable.
+        FileRejected: too large, or not readable.
     """
     try:
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
             if size > limit_bytes:
-                raise Refused("too_large", f"{size} bytes, at most {limit_bytes}")
+                raise FileRejected("too_large", f"{size} bytes, at most {limit_bytes}")
             return f.read(limit_bytes + 1)
     except OSError as error:
-        raise Refused("unreachable", f"cannot be read: {error.strerror}", is_lasting=False) from error
+        raise FileRejected("unreachable", f"cannot be read: {error.strerror}", is_lasting=False) from error
 
 
-def pieces_of(path: Path) -> Iterator[bytes]:
-    """A file's bytes, a piece at a time."""
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """A file's bytes in chunks of CHUNK_BYTES."""
     with open(path, "rb") as f:
-        while piece := f.read(PIECE_BYTES):
-            yield piece
+        while chunk := f.read(CHUNK_BYTES):
+            yield chunk
 
 
-def uri_text(text: str) -> str:
-    """A name as one printable line: control, direction and unpaired characters by their escapes; a name too long is
-    cut, with its hash.
-
-    Two different names stay different.
-    """
-    shown = "".join(
-        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text[:URI_CHARS]
-    )
-    return (
-        shown
-        if len(text) <= URI_CHARS
-        else f"{shown}...{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
-    )
-
-
-def marked(fingerprint: str, uri: str) -> str:
-    """A fingerprint that is this name's alone."""
-    return f"{fingerprint}/{hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()}"
-
-
-def labelled(source: SourceConfig, path_inside: str, fingerprint: str, label: Label) -> SourceFile:
-    """A file of a source with the source's defaults applied; its readers are still to be set.
+def find_local_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """(name, path) of a source's tars or tables: its path, the matches of its pattern, or all below its folder.
 
     Args:
-        fingerprint: the mark of its bytes; its name is put to it, for the same bytes under a new name are a new file.
+        source: its `path` is a file, a glob pattern or a folder.
+        suffixes: of the files taken from a folder.
+    Raises:
+        ConfigError: no such file.
     """
-    uri = f"{source.name}:{uri_text(path_inside)}"
-    return SourceFile(
-        uri,
-        marked(fingerprint, uri) if fingerprint else "",
-        label,
-        label.license_code or source.license_code,
-        label.attribution or source.attribution,
-    )
+    path = Path(source.path)
+    if path.is_dir():
+        return [(inside, file) for inside, file in walk(path) if inside.endswith(suffixes)]
+    if "*" in source.path:
+        files = sorted((Path(p).name, Path(p)) for p in glob.glob(source.path))
+    else:
+        files = [(path.name, path)] if path.is_file() else []
+    if not files:
+        raise ConfigError(
+            f"ingest.sources: source '{source.name}': nothing at {source.path}; expected a file, a folder or a pattern "
+            "that matches; put files there, or correct 'path'"
+        )
+    return files
 
 
 def list_folder(source: SourceConfig) -> Iterator[SourceFile]:
-    """All files below the source's folder but its table.
+    """All files below the source's folder except its metadata table.
 
     Raises:
-        ConfigError: no such folder.
-        DataError: a table that cannot be read.
+        ConfigError: the folder does not exist.
+        DataError: the metadata table is unreadable.
     """
     folder = Path(source.path)
     if not folder.is_dir():
         raise ConfigError(
-            f"ingest.sources: source '{source.name}': {folder} is no folder; make it, or correct 'path' in params.yaml or the trigger form"
+            f"ingest.sources: source '{source.name}': {folder} is no folder; expected a folder of images; "
+            "create it, or correct 'path' in params.yaml or the trigger form"
         )
-    top, labels = folder.resolve(), Labels()
+    top, metadata = folder.resolve(), MetadataTable()
     table = next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
     if table is not None:
-        labels.add(table, source)
+        metadata.add(table, source)
     for inside, path in walk(folder):
         if inside in CAPTION_FILES:
             continue
-        file = labelled(source, inside, "", labels.get(inside))
+        file = make_source_file(source, inside, "", metadata.get(inside))
         if path.is_symlink() and top not in path.resolve().parents:
-            yield file.refused("not_a_picture", "a link out of the source's folder, not followed")
+            yield file.rejected("not_a_picture", "a link out of the source's folder, not followed")
         elif not path.is_file():
-            yield file.refused("not_a_picture", "not a regular file")
+            yield file.rejected("not_a_picture", "not a regular file")
         else:
-            yield replace(file, reader=partial(read_file, path), pieces=partial(pieces_of, path))
+            yield replace(file, reader=partial(read_file, path), open_chunks=partial(read_chunks, path))

@@ -1,9 +1,9 @@
-"""Images, tars and tables below s3://bucket/prefix, of any S3 endpoint.
+"""Images, tars and tables below s3://bucket/prefix, on any S3-compatible endpoint.
 
-Listed a page at a time in the order of the keys; an object's ETag is its fingerprint, so that a later batch reads new
-and changed objects alone. Reads are ranges of the very object that was listed (If-Match), begun again where a
-connection broke. Credentials and region come from the environment (AWS_ACCESS_KEY_ID ..., AWS_PROFILE, an instance's
-role), where the Airflow plugin puts Airflow's own AWS connection.
+Objects are listed a page at a time in key order. An object's ETag is its fingerprint, so that a later batch reads only
+new and changed objects. Reads are range requests for exactly the listed version (If-Match); after a broken connection
+they resume at the byte where it broke. Credentials and region come from the environment (AWS_ACCESS_KEY_ID ...,
+AWS_PROFILE, an instance role); the Airflow plugin exports Airflow's own AWS connection there.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from typing import Any
 
 from tasks.config import PACKED_TABLES, PACKED_TARS, TABLE_SUFFIXES, SourceConfig
 from tasks.errors import ConfigError, TransientError
-from tasks.sources.files import Refused, SourceFile
-from tasks.sources.folder import labelled
-from tasks.sources.labels import CAPTION_FILES, Labels
+from tasks.sources.files import FileRejected, SourceFile, make_source_file
+from tasks.sources.metadata import CAPTION_FILES, MetadataTable
 
 log = logging.getLogger(__name__)
 
-TRIES = 10  # of one request; a broken body is begun again where it broke as often
-PIECE_BYTES = 1 << 20
-# What the endpoint answers when asking again gives the same.
-WRONG = (
+MAX_ATTEMPTS = 10  # of one request; also how often in a row a body may break without progress
+CHUNK_BYTES = 1 << 20
+# Error codes for which a retry gives the same answer.
+PERMANENT_ERRORS = (
     "NoSuchBucket",
     "AccessDenied",
     "403",
@@ -40,18 +39,18 @@ WRONG = (
     "PermanentRedirect",
     "AllAccessDisabled",
 )
-PASSING = ("RequestTimeout", "RequestTimeTooSkewed", "Throttling")  # though they are answers of the kind 400
-GONE = ("NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416", "InvalidObjectState")
+TEMPORARY_ERRORS = ("RequestTimeout", "RequestTimeTooSkewed", "Throttling")  # although their HTTP status is 400
+OBJECT_CHANGED = ("NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416", "InvalidObjectState")
 
 
 @functools.cache
-def client_of(endpoint_url: str | None, region: str | None) -> Any:
-    """boto3's S3 client; safe for threads, one per endpoint."""
+def s3_client(endpoint_url: str | None, region: str | None) -> Any:
+    """boto3's S3 client; thread-safe, one per endpoint."""
     import boto3
     from botocore.config import Config
 
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": TRIES},
+        retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
         connect_timeout=10,
         read_timeout=30,
         max_pool_connections=32,
@@ -69,50 +68,63 @@ class S3Object:
     etag: str
     size_bytes: int
 
+    @property
+    def url(self) -> str:
+        """s3://bucket/key."""
+        return f"s3://{self.bucket}/{self.key}"
+
 
 @dataclass(frozen=True)
-class Place:
-    """s3://bucket/prefix, or s3://bucket/prefix/*.tar."""
+class S3Location:
+    """A source's objects: s3://bucket/prefix, or s3://bucket/prefix/*.tar.
+
+    Attributes:
+        source: the source that names it.
+        bucket: its name.
+        prefix: ends with a slash, or is empty.
+        pattern: of keys below the prefix; empty for all.
+    """
 
     source: SourceConfig
     bucket: str
-    prefix: str  # ends with a slash, or is empty
-    pattern: str  # of keys below the prefix; empty: all
+    prefix: str
+    pattern: str
 
     @property
     def client(self) -> Any:
         """The source's client."""
-        return client_of(self.source.endpoint_url, self.source.region)
+        return s3_client(self.source.endpoint_url, self.source.region)
 
-    def inside(self, found: S3Object) -> str:
-        """The key below the prefix: what stands in source_uri."""
-        return found.key[len(self.prefix) :]
+    def path_inside(self, item: S3Object) -> str:
+        """The key below the prefix, as it appears in source_uri."""
+        return item.key[len(self.prefix) :]
 
 
-def place_of(source: SourceConfig) -> Place:
-    """Where a source's objects are.
+def parse_location(source: SourceConfig) -> S3Location:
+    """Bucket, prefix and pattern of a source's path.
 
     Raises:
-        ConfigError: no bucket.
+        ConfigError: the path names no bucket.
     """
     bucket, _, rest = source.path.removeprefix("s3://").partition("/")
     if not bucket:
         raise ConfigError(
-            f"ingest.sources: source '{source.name}': '{source.path}' names no bucket; expected s3://bucket/prefix"
+            f"ingest.sources: source '{source.name}': '{source.path}' names no bucket; expected s3://bucket/prefix; "
+            "correct 'path'"
         )
     folder, _, last = rest.rpartition("/")
     is_pattern = "*" in last or last.endswith((".tar", *PACKED_TARS, *TABLE_SUFFIXES, *PACKED_TABLES))
     prefix, pattern = (folder, last) if is_pattern else (rest.rstrip("/"), "")
-    return Place(source, bucket, f"{prefix}/" if prefix else "", pattern)
+    return S3Location(source, bucket, f"{prefix}/" if prefix else "", pattern)
 
 
 @contextmanager
-def errors_of(place: Place, what: str) -> Iterator[None]:
-    """botocore's errors by what the caller must do.
+def translate_errors(location: S3Location, what: str) -> Iterator[None]:
+    """Turn botocore's errors into the project's, by what the caller must do.
 
     Raises:
-        Refused: the object is gone or was changed since it was listed.
-        ConfigError: no right to it, no bucket, no credentials.
+        FileRejected: the object is gone or was changed since it was listed.
+        ConfigError: access denied, no such bucket, no credentials.
         TransientError: everything else; run again.
     """
     from botocore.exceptions import (
@@ -124,25 +136,24 @@ def errors_of(place: Place, what: str) -> Iterator[None]:
         ProfileNotFound,
     )
 
-    where = f"ingest.sources: source '{place.source.name}': {what}"
+    where = f"ingest.sources: source '{location.source.name}': {what}"
     try:
         yield
     except ClientError as error:
-        code, status = (
-            str(error.response["Error"].get("Code", "")),
-            error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
-        )
-        if code in GONE:
-            raise Refused(
+        code = str(error.response["Error"].get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code in OBJECT_CHANGED:
+            raise FileRejected(
                 "unreachable",
                 f"gone, or changed since it was listed ({code}); a later batch takes what is there then",
                 is_lasting=False,
             ) from error
-        if code in WRONG or status in (301, 401, 403) or status == 400 and code not in PASSING:
+        if code in PERMANENT_ERRORS or status in (301, 401, 403) or status == 400 and code not in TEMPORARY_ERRORS:
             raise ConfigError(
-                f"{where}: {code}; correct 'path', 'endpoint_url' or the credentials (AWS_ACCESS_KEY_ID ..., Airflow's aws_default)"
+                f"{where}: {code}; correct 'path', 'endpoint_url' or the credentials "
+                "(AWS_ACCESS_KEY_ID ..., Airflow's aws_default)"
             ) from error
-        raise TransientError(f"{where}: {code or error} after {TRIES} tries; run the stage again") from error
+        raise TransientError(f"{where}: {code or error} after {MAX_ATTEMPTS} tries; run the stage again") from error
     except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
         raise ConfigError(
             f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or Airflow's connection aws_default"
@@ -151,129 +162,123 @@ def errors_of(place: Place, what: str) -> Iterator[None]:
         raise TransientError(f"{where}: {error}; run the stage again") from error
 
 
-def objects(place: Place) -> Iterator[S3Object]:
-    """Objects below the prefix in order of their keys, a page of 1,000 in memory.
+def list_objects(location: S3Location) -> Iterator[S3Object]:
+    """Objects below the prefix in key order, a page of 1,000 in memory.
 
     Raises:
-        ConfigError, TransientError: see `errors_of`.
+        ConfigError, TransientError: see `translate_errors`.
     """
-    with errors_of(place, f"listing {place.source.path}"):
-        pages = place.client.get_paginator("list_objects_v2").paginate(
-            Bucket=place.bucket, Prefix=place.prefix + place.pattern.partition("*")[0]
+    with translate_errors(location, f"listing {location.source.path}"):
+        pages = location.client.get_paginator("list_objects_v2").paginate(
+            Bucket=location.bucket, Prefix=location.prefix + location.pattern.partition("*")[0]
         )
         for page in pages:
             for row in page.get("Contents", ()):
-                found = S3Object(place.bucket, row["Key"], row["ETag"].strip('"'), int(row["Size"]))
-                if found.key.endswith("/") and not found.size_bytes:  # consoles make these for folders
+                item = S3Object(location.bucket, row["Key"], row["ETag"].strip('"'), int(row["Size"]))
+                if item.key.endswith("/") and not item.size_bytes:  # a console's placeholder for a folder
                     continue
-                inside = place.inside(found)
-                if place.pattern in ("", inside) or "*" in place.pattern and fnmatch.fnmatchcase(inside, place.pattern):
-                    yield found
+                inside, pattern = location.path_inside(item), location.pattern
+                if pattern in ("", inside) or "*" in pattern and fnmatch.fnmatchcase(inside, pattern):
+                    yield item
 
 
-def pieces_of(place: Place, found: S3Object, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """Bytes [start, stop) of an object as it was listed, a piece at a time; a broken connection is begun again where it
-    broke.
+def stream_object(location: S3Location, item: S3Object, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """Bytes [start, stop) of an object as it was listed, in chunks; resumes where a connection broke.
 
     Raises:
-        Refused, ConfigError, TransientError: see `errors_of`.
+        FileRejected, ConfigError, TransientError: see `translate_errors`.
     """
     from botocore.exceptions import HTTPClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
     from urllib3.exceptions import HTTPError
 
-    stop = found.size_bytes if stop is None else stop
-    broken = 0
-    with errors_of(place, f"s3://{found.bucket}/{found.key}"):
+    broken_body = (OSError, HTTPError, HTTPClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+    stop = item.size_bytes if stop is None else stop
+    failures = 0
+    with translate_errors(location, item.url):
         while start < stop:
-            got = place.client.get_object(
-                Bucket=found.bucket, Key=found.key, IfMatch=f'"{found.etag}"', Range=f"bytes={start}-{stop - 1}"
+            response = location.client.get_object(
+                Bucket=item.bucket, Key=item.key, IfMatch=f'"{item.etag}"', Range=f"bytes={start}-{stop - 1}"
             )
-            begun = start
+            first = start
             try:
-                with got["Body"] as body:
-                    while piece := body.read(PIECE_BYTES):
-                        start += len(piece)
-                        yield piece
+                with response["Body"] as body:
+                    while chunk := body.read(CHUNK_BYTES):
+                        start += len(chunk)
+                        yield chunk
                 if start < stop:
                     raise OSError(f"{stop - start} bytes short")
-            except (
-                OSError,
-                HTTPError,
-                HTTPClientError,
-                IncompleteReadError,
-                ReadTimeoutError,
-                ResponseStreamingError,
-            ) as error:
-                broken = broken + 1 if start == begun else 0
-                if broken == TRIES:
-                    raise OSError(f"its body broke {TRIES} times: {error}") from error
-                log.info(
-                    "ingest: s3://%s/%s: broken at byte %d (%s), begun again", found.bucket, found.key, start, error
-                )
+            except broken_body as error:
+                failures = failures + 1 if start == first else 0
+                if failures == MAX_ATTEMPTS:
+                    raise OSError(f"its body broke {MAX_ATTEMPTS} times: {error}") from error
+                log.info("ingest: %s: connection broke at byte %d (%s); resuming", item.url, start, error)
 
 
-def read_object(place: Place, found: S3Object, limit_bytes: int, start: int = 0, stop: int | None = None) -> bytes:
-    """An object's bytes, or a range of them.
+def read_object(
+    location: S3Location, item: S3Object, limit_bytes: int, start: int = 0, stop: int | None = None
+) -> bytes:
+    """An object's bytes, or the range [start, stop) of them.
 
     Raises:
-        Refused: too_large, or see `errors_of`.
+        FileRejected: too_large, or see `translate_errors`.
     """
-    size = (found.size_bytes if stop is None else stop) - start
+    size = (item.size_bytes if stop is None else stop) - start
     if size > limit_bytes:
-        raise Refused("too_large", f"{size} bytes, at most {limit_bytes}")
-    return b"".join(pieces_of(place, found, start, stop))
+        raise FileRejected("too_large", f"{size} bytes, at most {limit_bytes}")
+    return b"".join(stream_object(location, item, start, stop))
 
 
 @contextmanager
-def local_copy(place: Place, found: S3Object) -> Iterator[Path]:
-    """The object as a temporary file with its suffix, for tables.
+def local_copy(location: S3Location, item: S3Object) -> Iterator[Path]:
+    """A metadata or URL table as a temporary local file with the same suffix.
 
     Raises:
         TransientError: it was changed since it was listed.
     """
     with tempfile.TemporaryDirectory(prefix="megapairs-") as folder:
-        path = Path(folder) / f"table{next((s for s in TABLE_SUFFIXES if found.key.endswith(s)), '')}"
+        path = Path(folder) / f"table{next((s for s in TABLE_SUFFIXES if item.key.endswith(s)), '')}"
         try:
             with open(path, "wb") as f:
-                for piece in pieces_of(place, found):
-                    f.write(piece)
-        except Refused as refused:
-            raise TransientError(f"s3://{found.bucket}/{found.key}: {refused.detail}; run the stage again") from refused
+                for chunk in stream_object(location, item):
+                    f.write(chunk)
+        except FileRejected as rejected:
+            raise TransientError(f"{item.url}: {rejected.detail}; run the stage again") from rejected
         yield path
 
 
-def labels_of(place: Place) -> Labels:
-    """What captions.parquet or captions.csv at the prefix says; empty when there is neither."""
-    labels = Labels()
+def read_metadata_table(location: S3Location) -> MetadataTable:
+    """The captions.parquet or captions.csv at the prefix; empty when there is neither."""
+    table = MetadataTable()
     for name in CAPTION_FILES:
-        found = head(place, name)
-        if found is not None:
-            with local_copy(place, found) as path:
-                return labels.add(path, place.source, where=f"s3://{found.bucket}/{found.key}")
-    return labels
+        item = find_object(location, name)
+        if item is not None:
+            with local_copy(location, item) as path:
+                return table.add(path, location.source, name=item.url)
+    return table
 
 
-def head(place: Place, name: str) -> S3Object | None:
-    """The object of this name at the prefix, None when there is none."""
+def find_object(location: S3Location, name: str) -> S3Object | None:
+    """The object of this name at the prefix (a HEAD request); None when there is none."""
+    key = f"{location.prefix}{name}"
     try:
-        with errors_of(place, f"s3://{place.bucket}/{place.prefix}{name}"):
-            got = place.client.head_object(Bucket=place.bucket, Key=f"{place.prefix}{name}")
-    except Refused:
+        with translate_errors(location, f"s3://{location.bucket}/{key}"):
+            response = location.client.head_object(Bucket=location.bucket, Key=key)
+    except FileRejected:
         return None
-    return S3Object(place.bucket, f"{place.prefix}{name}", got["ETag"].strip('"'), int(got["ContentLength"]))
+    return S3Object(location.bucket, key, response["ETag"].strip('"'), int(response["ContentLength"]))
 
 
 def list_s3(source: SourceConfig) -> Iterator[SourceFile]:
-    """All objects below the prefix but its table.
+    """All objects below the prefix except its metadata table.
 
     Raises:
-        ConfigError, TransientError: see `errors_of`.
-        DataError: a table that cannot be read.
+        ConfigError, TransientError: see `translate_errors`.
+        DataError: a metadata table that cannot be read.
     """
-    place = place_of(source)
-    labels = labels_of(place)
-    for found in objects(place):
-        inside = place.inside(found)
+    location = parse_location(source)
+    metadata = read_metadata_table(location)
+    for item in list_objects(location):
+        inside = location.path_inside(item)
         if inside not in CAPTION_FILES:
-            file = labelled(source, inside, found.etag, labels.get(inside))
-            yield replace(file, is_remote=True, reader=partial(read_object, place, found))
+            file = make_source_file(source, inside, item.etag, metadata.get(inside))
+            yield replace(file, is_remote=True, reader=partial(read_object, location, item))

@@ -1,10 +1,10 @@
-"""Tables of URLs with captions: Parquet, CSV or JSONL (also .gz, .zst) as DataComp, Recap-DataComp and LAION export
-them.
+"""Tables of URLs with captions: Parquet, CSV or JSONL (also .gz, .zst), as DataComp, Recap-DataComp and LAION publish.
 
-Column names by use (url or URL; caption, re_caption or TEXT ...), or as the source's `columns` says. Rows in the
-table's order, a few thousand in memory; the first row of a URL counts (the others are kept on disk as hashes only). A
-URL that an earlier batch has seen is not fetched again. Where the table states a sha256 of the file, other bytes are
-refused as changed.
+Columns are found by their usual names (url or URL; caption, re_caption or TEXT ...) or by the source's `columns`. Rows
+are listed in the table's order, a few thousand in memory; the first row of a URL wins (hashes of the others are kept on
+disk). A URL that an earlier batch has taken is not downloaded again. Where the table states a file's sha256, other
+bytes are rejected as `changed`. Rows without a URL, and tables in an unsupported archive format, are rejected as
+`not_a_picture`.
 """
 
 from __future__ import annotations
@@ -13,99 +13,94 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tasks.config import PACKED_TABLES, TABLE_SUFFIXES, SourceConfig
 from tasks.sources import s3
-from tasks.sources.files import Content, Label, Refused, SourceFile
-from tasks.sources.folder import labelled
-from tasks.sources.labels import Once, label_of, rows_of
-from tasks.sources.tars import local_paths
-from tasks.sources.web.fetcher import FetchConfig, Fetcher
+from tasks.sources.files import Content, FileRejected, Metadata, SourceFile, make_source_file
+from tasks.sources.folder import find_local_files
+from tasks.sources.metadata import SeenKeys, TableFormat, parse_metadata, read_rows
+from tasks.sources.web.fetcher import Fetcher
+from tasks.sources.web.hosts import FetchConfig
 
 
 @functools.cache
-def fetcher_of(config: FetchConfig) -> Fetcher:
-    """One fetcher for all sources of the process that are fetched alike, so that hosts are spared by all of them
-    together.
-    """
+def shared_fetcher(config: FetchConfig) -> Fetcher:
+    """One fetcher per configuration and process: its request limits per host then hold over all sources together."""
     return Fetcher(config)
 
 
 def fetch_config(source: SourceConfig) -> FetchConfig:
-    """How a source is fetched from."""
+    """Download limits of a source."""
     return FetchConfig(
-        source.contact.strip(),
-        source.robots,
-        source.delay_s,
-        source.per_host,
-        source.deadline_s,
-        source.max_wait_s,
-        tuple(source.allow_hosts),
+        contact=source.contact.strip(),
+        robots=source.robots,
+        delay_s=source.delay_s,
+        per_host=source.per_host,
+        deadline_s=source.deadline_s,
+        max_wait_s=source.max_wait_s,
+        allow_hosts=tuple(source.allow_hosts),
     )
 
 
-def fetched(fetcher: Fetcher, url: str, sha256: str | None, limit_bytes: int) -> Content:
-    """The URL's bytes, if they are those of the table.
+def download(fetcher: Fetcher, url: str, sha256: str | None, limit_bytes: int) -> Content:
+    """The URL's bytes, verified against the table's sha256 where it states one.
 
     Raises:
-        Refused: see Fetcher.fetch; changed, when the sha256 is another.
+        FileRejected: see Fetcher.fetch; `changed`, when the sha256 differs.
     """
     content = fetcher.fetch(url, limit_bytes)
-    if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise Refused("changed", f"sha256 is {found}, the table says {sha256}", robots=content.robots)
+    if sha256 is not None and (actual := hashlib.sha256(content).hexdigest()) != sha256:
+        raise FileRejected("changed", f"sha256 is {actual}, the table says {sha256}", robots=content.robots)
     return content
 
 
-@contextmanager
-def _as_is(path: Path) -> Iterator[Path]:
-    yield path
-
-
-def tables_of(source: SourceConfig) -> Iterator[tuple[str, Any]]:
-    """(name, context manager of a local path) of the source's tables, by name; None for one that is packed in a way
-    that is not read.
-    """
+def find_tables(source: SourceConfig) -> Iterator[tuple[str, AbstractContextManager[Path] | None]]:
+    """(name, context manager of a local path) of the source's tables, by name; None for an unsupported archive."""
     if source.path.startswith("s3://"):
-        place = s3.place_of(source)
-        for found in s3.objects(place):
-            if found.key.endswith((*TABLE_SUFFIXES, *PACKED_TABLES)):
-                yield place.inside(found), None if found.key.endswith(PACKED_TABLES) else s3.local_copy(place, found)
+        location = s3.parse_location(source)
+        for item in s3.list_objects(location):
+            if item.key.endswith((*TABLE_SUFFIXES, *PACKED_TABLES)):
+                is_packed = item.key.endswith(PACKED_TABLES)
+                yield location.path_inside(item), None if is_packed else s3.local_copy(location, item)
     else:
-        for name, path in local_paths(source, (*TABLE_SUFFIXES, *PACKED_TABLES)):
-            yield name, None if name.endswith(PACKED_TABLES) else _as_is(path)
+        for name, path in find_local_files(source, (*TABLE_SUFFIXES, *PACKED_TABLES)):
+            yield name, None if name.endswith(PACKED_TABLES) else nullcontext(path)
 
 
 def list_table(source: SourceConfig) -> Iterator[SourceFile]:
-    """A file per URL of the source's tables.
+    """One file per URL of the source's tables.
 
     Raises:
-        ConfigError: no table, or a bucket that may not be read.
-        DataError: a table that cannot be read, or without a column of URLs.
+        ConfigError: no table, or a bucket without access.
+        DataError: an unreadable table, or one without a URL column.
     """
-    fetcher, once = fetcher_of(fetch_config(source)), Once()
-    for name, local in tables_of(source):
+    fetcher, seen = shared_fetcher(fetch_config(source)), SeenKeys()
+    for name, local in find_tables(source):
         if local is None:
-            yield labelled(source, name, "packed", Label()).refused(
+            yield make_source_file(source, name, "packed", Metadata()).rejected(
                 "not_a_picture", "a packed table; pack it by gzip or Zstandard, or unpack it"
             )
             continue
         with local as path:
-            for number, row in enumerate(rows_of(path, source, key="url", where=name)):
-                url, stated = row["url"], row.get("sha256")
-                if not isinstance(url, str) or not url.strip():
-                    yield labelled(source, f"{name}#{number}", f"row {number}", label_of(row)).refused(
-                        "not_a_picture", "a row without a URL"
-                    )
-                    continue
-                url = url.strip()
-                if once.is_new(url):
-                    sha256 = (
-                        stated.lower() if isinstance(stated, str) and re.fullmatch(r"[0-9a-fA-F]{64}", stated) else None
-                    )
-                    file = labelled(source, url, sha256 or "url", label_of(row))
-                    yield replace(file, is_remote=True, reader=partial(fetched, fetcher, url, sha256))
+            yield from _list_rows(source, name, path, fetcher, seen)
+
+
+def _list_rows(source: SourceConfig, name: str, path: Path, fetcher: Fetcher, seen: SeenKeys) -> Iterator[SourceFile]:
+    """One file per new URL of one table, and a rejected one per row without a URL."""
+    for number, row in enumerate(read_rows(path, TableFormat(source, "url", name))):
+        url, stated = row["url"], row.get("sha256")
+        if not isinstance(url, str) or not url.strip():
+            yield make_source_file(source, f"{name}#{number}", f"row {number}", parse_metadata(row)).rejected(
+                "not_a_picture", "a row without a URL"
+            )
+            continue
+        url = url.strip()
+        if seen.add(url):
+            is_sha256 = isinstance(stated, str) and re.fullmatch(r"[0-9a-fA-F]{64}", stated)
+            sha256 = str(stated).lower() if is_sha256 else None
+            file = make_source_file(source, url, sha256 or "url", parse_metadata(row))
+            yield replace(file, is_remote=True, reader=partial(download, fetcher, url, sha256))

@@ -13,8 +13,9 @@ from PIL import Image
 
 from tasks.config import load_params
 from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
-from tasks.ingest.dedup import Corpus
-from tasks.ingest.normalize import NormalizedImage, Rules, read_image
+from tasks.ingest.dedup import DuplicateIndex
+from tasks.ingest.normalize import normalize_image
+from tasks.ingest.rules import NormalizationRules, NormalizedImage
 from tasks.sample.scenes import difference, family, image_of
 
 
@@ -115,25 +116,25 @@ def called_copies(originals: list[Image.Image], crop_margin: float, seed: int = 
     """Share of the images that ingest calls a copy of another one: of the originals among themselves ('another image'),
     and after each of CHANGES.
     """
-    rules, rng = Rules(has_grid=True, min_side_px=32), random.Random(seed)
+    rules, rng = NormalizationRules(has_grid=True, min_side_px=32), random.Random(seed)
 
     def read(image: Image.Image) -> NormalizedImage:
         out = io.BytesIO()
         image.save(out, "PNG", compress_level=1)
-        found = read_image(out.getvalue(), is_named_image=True, rules=rules)
+        found = normalize_image(out.getvalue(), is_named_image=True, rules=rules)
         assert isinstance(found, NormalizedImage)
         return found
 
     none: dict[str, list] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
-    corpus = Corpus(none, hash_distance_bits=16, thumbnail_max=8.0, crop_margin=crop_margin)
+    index = DuplicateIndex(none, hash_distance_bits=16, thumbnail_max=8.0, crop_margin=crop_margin)
     counts = dict.fromkeys(["another image", *CHANGES], 0)
     for n, image in enumerate(originals):
         stored = read(image)
-        counts["another image"] += corpus.copy_of(f"s{n}", f"i{n}", stored) is not None
-        corpus.add(f"s{n}", f"i{n}", stored)
+        counts["another image"] += index.find(f"s{n}", f"i{n}", stored) is not None
+        index.add(f"s{n}", f"i{n}", stored)
     for name, change in CHANGES.items():
         for image in originals:
-            counts[name] += corpus.copy_of("new", "new", read(change(image, rng))) is not None
+            counts[name] += index.find("new", "new", read(change(image, rng))) is not None
     return {name: count / len(originals) for name, count in counts.items()}
 
 

@@ -1,6 +1,5 @@
-"""A classifier at ingest: what it scores high is refused, with its score; what it cannot load says so."""
+"""Classifiers at ingest: images with a high score are dropped; a model that cannot be loaded is an error."""
 
-import io
 import shutil
 from pathlib import Path
 
@@ -12,10 +11,11 @@ from tasks.config import FilterConfig
 from tasks.errors import ConfigError
 from tasks.ingest import stage as ingest
 from tasks.ingest.filters import ImageFilter
-from tasks.ingest.normalize import NormalizedImage
+from tasks.ingest.rules import NormalizedImage
 from tasks.sample.tokens import CHECKPOINTS
 from tasks.store import Store
-from tests.ingest.test_copies_and_lists import image, params_for, saved, taken
+from tests.support.images import encode, save_jpeg, smooth_image
+from tests.support.ingest import folder_params, read_drop_reasons, read_kept
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_are_the_labels_probabilities(classifier: Path):
     images = []
     for seed in range(5):
-        out = io.BytesIO()
-        image(seed).save(out, "JPEG")
-        images.append(NormalizedImage(content=out.getvalue(), width_px=192, height_px=192, phash=seed, thumbnail=b""))
+        content = encode(smooth_image(seed), "JPEG")
+        images.append(NormalizedImage(content=content, width_px=192, height_px=192, phash=seed, thumbnail=b""))
     odd, fine = (
         ImageFilter("odd", FilterConfig(model=str(classifier), labels=(label,))).scores(images)
         for label in ("odd", "fine")
@@ -53,15 +52,16 @@ def test_scores_are_the_labels_probabilities(classifier: Path):
 
 
 @pytest.mark.parametrize("batch_images", [1, 3, 64])
-def test_ingest_drops_what_reaches_the_threshold_whatever_the_batches(
+def test_ingest_drops_images_from_the_threshold_on_whatever_the_batch_size(
     classifier: Path, tmp_path: Path, batch_images: int
 ):
     for n in range(7):
-        saved(image(n), tmp_path / "source" / f"{n}.jpg")
+        save_jpeg(smooth_image(n), tmp_path / "source" / f"{n}.jpg")
     everything = {"model": str(classifier), "labels": ["fine", "odd"], "threshold": 0.5, "batch_images": batch_images}
-    ingest.run(params_for(tmp_path / "source", filters={"any": everything}), Store(tmp_path / "all"))
-    assert taken(Store(tmp_path / "all")) == (set(), {f"{n}.jpg": "filtered" for n in range(7)})
-    ingest.run(params_for(tmp_path / "source"), Store(tmp_path / "none"))
+    ingest.run(folder_params(tmp_path / "source", filters={"any": everything}), Store(tmp_path / "all"))
+    assert not read_kept(Store(tmp_path / "all"))
+    assert read_drop_reasons(Store(tmp_path / "all")) == {f"{n}.jpg": "filtered" for n in range(7)}
+    ingest.run(folder_params(tmp_path / "source"), Store(tmp_path / "none"))
     store, odd = Store(tmp_path / "none"), ImageFilter("odd", FilterConfig(model=str(classifier), labels=("odd",)))
     scores = {}
     for row in store.read_table("images").to_pylist():
@@ -73,18 +73,18 @@ def test_ingest_drops_what_reaches_the_threshold_whatever_the_batches(
         scores[row["source_uri"].partition(":")[2]] = odd.scores([stored])[0]
     low, high = sorted(scores.values())[2:4]
     ingest.run(
-        params_for(
+        folder_params(
             tmp_path / "source", filters={"odd": {**everything, "labels": ["odd"], "threshold": (low + high) / 2}}
         ),
         Store(tmp_path / "some"),
     )
-    kept, dropped = taken(Store(tmp_path / "some"))
+    kept, dropped = set(read_kept(Store(tmp_path / "some"))), read_drop_reasons(Store(tmp_path / "some"))
     assert kept == {name for name, score in scores.items() if score <= low} and len(kept) == 3
     assert dropped == {name: "filtered" for name, score in scores.items() if score >= high}
 
 
-def test_a_label_that_it_does_not_know_and_a_model_that_is_not_there(classifier: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="it knows"):
+def test_an_unknown_label_and_a_missing_model_are_configuration_errors(classifier: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="expected some of"):
         ImageFilter("odd", FilterConfig(model=str(classifier), labels=("nsfw",)))
-    with pytest.raises(ConfigError, match="no image classifier that loads"):
+    with pytest.raises(ConfigError, match="cannot be loaded"):
         ImageFilter("odd", FilterConfig(model=str(tmp_path / "nowhere"), labels=("odd",)))

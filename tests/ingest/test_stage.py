@@ -1,4 +1,4 @@
-"""Every file ends as one row, kept or dropped; whatever is in it, nothing stops the batch."""
+"""Every file ends as one row, kept or dropped; no file stops the batch; a killed run ends in the same bytes."""
 
 import csv
 import hashlib
@@ -16,7 +16,6 @@ import time
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,51 +24,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
-from tasks.ingest import progress
+from tasks.ingest import history, inspect
 from tasks.ingest import stage as ingest
-from tasks.ingest.normalize import NormalizedImage, Refusal, Rules, read_image
+from tasks.ingest.normalize import normalize_image
+from tasks.ingest.rules import NormalizationRules, NormalizedImage, Rejection
 from tasks.sample.world import make_world
 from tasks.store import Store, tables
 from tasks.store.tables import TableWriter
-
-
-def params_for(source: Path, batch: str = "2026.01.04", limit: int | None = None, **ingest_changes: object) -> Params:
-    source_row = {"name": "mine", "path": str(source), "license_code": "CC0-1.0", "attribution": "me"}
-    changes = {
-        "open_run": {"batch": batch, "date": batch[:10].replace(".", "-"), "limit": limit},
-        "ingest": {"sources": [source_row], "shard_images": 3, **ingest_changes},
-    }
-    return parse_params(resolve(read_raw(Path("params.yaml")), "test", changes))
-
-
-def image(seed: int, size: tuple[int, int] = (96, 80), mode: str = "RGB") -> Image.Image:
-    """Blocks of random colour: no two seeds are near-duplicates."""
-    cells = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
-    return Image.fromarray(cells).resize(size, Image.Resampling.NEAREST).convert(mode)
-
-
-def bytes_of(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format, **options)
-    return out.getvalue()
-
-
-def images_of(store: Store) -> dict[str, dict]:
-    return {r["source_uri"].partition(":")[2]: r for r in store.read_table("images").to_pylist()}
-
-
-def reasons_of(store: Store) -> dict[str, str]:
-    return {r["key"].partition(":")[2]: r["reason"] for r in store.read_dropped("ingest").to_pylist()}
-
-
-def tables_of(root: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted((root / "data").rglob("*"))
-        if p.is_file()
-    }
+from tests.support.images import block_image, encode
+from tests.support.ingest import folder_params, hash_files, hash_finished_files, read_drop_reasons, read_kept
 
 
 @pytest.fixture
@@ -80,27 +44,27 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_every_file_ends_as_one_row(source: Path, tmp_path: Path):
-    good = bytes_of(image(1))
-    png = bytes_of(image(9, (200, 200)))
+    good = encode(block_image(1))
+    png = encode(block_image(9, (200, 200)))
     files = {
         "a.png": good,
         "b_copy.png": good,
-        "c_near.jpg": bytes_of(image(1), "JPEG", quality=80),
+        "c_near.jpg": encode(block_image(1), "JPEG", quality=80),
         "d_truncated.png": png[: len(png) // 2],
         "e_empty.jpg": b"",
         "f_html.jpg": b"<html>404</html>",
-        "g_small.png": bytes_of(image(3, (20, 400))),
+        "g_small.png": encode(block_image(3, (20, 400))),
         "notes.txt": b"hello",
-        "deep/er/h.webp": bytes_of(image(4), "WEBP", quality=95),
-        "i_gif.gif": bytes_of(image(5), "GIF"),
+        "deep/er/h.webp": encode(block_image(4), "WEBP", quality=95),
+        "i_gif.gif": encode(block_image(5), "GIF"),
     }
     for name, content in files.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(content)
     store = Store(tmp_path / "run")
-    report = ingest.run(params_for(source), store)
-    assert sorted(images_of(store)) == ["a.png", "deep/er/h.webp"]
-    assert reasons_of(store) == {
+    report = ingest.run(folder_params(source), store)
+    assert sorted(read_kept(store)) == ["a.png", "deep/er/h.webp"]
+    assert read_drop_reasons(store) == {
         "b_copy.png": "duplicate",
         "c_near.jpg": "near_duplicate",
         "d_truncated.png": "undecodable",
@@ -110,7 +74,7 @@ def test_every_file_ends_as_one_row(source: Path, tmp_path: Path):
         "notes.txt": "not_a_picture",
         "i_gif.gif": "not_a_picture",
     }
-    assert set(reasons_of(store).values()) <= set(ingest.REASONS)
+    assert set(read_drop_reasons(store).values()) <= set(ingest.REASONS)
     assert (report.read, report.written, sum(report.dropped.values())) == (10, 2, 8)
     assert {k: v for k, v in report.figures.items() if not k.startswith(("is_", "has_"))} == {
         "duplicate_share": 0.2,
@@ -120,10 +84,10 @@ def test_every_file_ends_as_one_row(source: Path, tmp_path: Path):
     of_copy = json.loads(
         next(r["detail"] for r in store.read_dropped("ingest").to_pylist() if r["key"] == "mine:b_copy.png")
     )
-    assert of_copy["copy_of"] == images_of(store)["a.png"]["image_id"]
+    assert of_copy["copy_of"] == read_kept(store)["a.png"]["image_id"]
 
 
-def bomb(width: int, height: int) -> bytes:
+def make_bomb(width: int, height: int) -> bytes:
     """A PNG whose header states a huge image."""
     chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))  # noqa: E731
     return (
@@ -135,16 +99,16 @@ def bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
-def test_a_decompression_bomb_is_refused_by_its_header(side: int):
-    found = read_image(bomb(side, side), is_named_image=True, rules=Rules())
-    assert isinstance(found, Refusal) and found.reason == "too_large"
+def test_a_decompression_bomb_is_rejected_by_its_header(side: int):
+    result = normalize_image(make_bomb(side, side), is_named_image=True, rules=NormalizationRules())
+    assert isinstance(result, Rejection) and result.reason == "too_large"
 
 
-def test_a_large_file_is_not_read(source: Path, tmp_path: Path):
-    (source / "a.png").write_bytes(bytes_of(image(1)))
+def test_a_file_of_too_many_bytes_is_not_read(source: Path, tmp_path: Path):
+    (source / "a.png").write_bytes(encode(block_image(1)))
     store = Store(tmp_path / "run")
-    ingest.run(params_for(source, max_size_bytes=100), store)
-    assert reasons_of(store) == {"a.png": "too_large"}
+    ingest.run(folder_params(source, max_size_bytes=100), store)
+    assert read_drop_reasons(store) == {"a.png": "too_large"}
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,53 +116,57 @@ def test_a_large_file_is_not_read(source: Path, tmp_path: Path):
 def test_no_bytes_raise(which: int, place: int, value: int, cut: int):
     """Images with a byte changed and the end cut off."""
     content = bytearray(
-        (bytes_of(image(1)), bytes_of(image(1), "JPEG"), bytes_of(image(1), "WEBP"), bomb(90, 90))[which]
+        (encode(block_image(1)), encode(block_image(1), "JPEG"), encode(block_image(1), "WEBP"), make_bomb(90, 90))[
+            which
+        ]
     )
     content[place % len(content)] = value
-    found = read_image(bytes(content[: len(content) - cut % len(content)]), is_named_image=True, rules=Rules())
-    assert isinstance(found, NormalizedImage) or found.reason in ingest.REASONS
+    result = normalize_image(
+        bytes(content[: len(content) - cut % len(content)]), is_named_image=True, rules=NormalizationRules()
+    )
+    assert isinstance(result, NormalizedImage) or result.reason in ingest.REASONS
 
 
-def stored(content: bytes) -> Image.Image:
-    found = read_image(content, is_named_image=True, rules=Rules())
-    assert isinstance(found, NormalizedImage), found
-    image = Image.open(io.BytesIO(found.content))
-    assert image.format == "JPEG" and image.mode == "RGB" and image.size == (found.width_px, found.height_px)
+def normalize(content: bytes) -> Image.Image:
+    result = normalize_image(content, is_named_image=True, rules=NormalizationRules())
+    assert isinstance(result, NormalizedImage), result
+    image = Image.open(io.BytesIO(result.content))
+    assert image.format == "JPEG" and image.mode == "RGB" and image.size == (result.width_px, result.height_px)
     assert not image.getexif() and "icc_profile" not in image.info
     assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3  # 4:4:4
     return image
 
 
-def test_what_is_stored_is_upright_rgb_without_metadata():
+def test_stored_images_are_upright_rgb_without_metadata():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     exif[0x010F] = "camera"
     left_red = Image.new("RGB", (200, 100), "blue")
     left_red.paste((255, 0, 0), (0, 0, 100, 100))
-    turned = stored(bytes_of(left_red, "JPEG", exif=exif, quality=95))
+    turned = normalize(encode(left_red, "JPEG", exif=exif, quality=95))
     assert turned.size == (100, 200)
     assert turned.getpixel((50, 20))[0] > 200 and turned.getpixel((50, 180))[2] > 200
-    assert max(stored(bytes_of(image(1, (1600, 900)), "JPEG")).size) == 512
+    assert max(normalize(encode(block_image(1, (1600, 900)), "JPEG")).size) == 512
 
 
 def test_every_mode_becomes_rgb():
     clear = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
-    assert min(stored(bytes_of(clear)).getpixel((30, 30))) >= 250  # nothing over white
+    assert min(normalize(encode(clear)).getpixel((30, 30))) >= 250  # nothing over white
     grey16 = Image.fromarray(np.full((64, 64), 128 * 256 + 3, np.uint16))
-    assert abs(stored(bytes_of(grey16)).getpixel((30, 30))[0] - 128) <= 2  # scaled, not clipped
+    assert abs(normalize(encode(grey16)).getpixel((30, 30))[0] - 128) <= 2  # scaled, not clipped
     palette = Image.new("RGB", (64, 64), (10, 200, 30)).convert("P")
-    assert abs(stored(bytes_of(palette)).getpixel((30, 30))[1] - 200) < 30
-    stored(bytes_of(Image.new("CMYK", (64, 64), (0, 200, 200, 0)), "JPEG"))
-    stored(bytes_of(Image.new("1", (64, 64), 1)))
-    stored(bytes_of(Image.new("LA", (64, 64), (90, 128))))
-    frames = [image(n) for n in range(3)]
-    first = stored(bytes_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
+    assert abs(normalize(encode(palette)).getpixel((30, 30))[1] - 200) < 30
+    normalize(encode(Image.new("CMYK", (64, 64), (0, 200, 200, 0)), "JPEG"))
+    normalize(encode(Image.new("1", (64, 64), 1)))
+    normalize(encode(Image.new("LA", (64, 64), (90, 128))))
+    frames = [block_image(n) for n in range(3)]
+    first = normalize(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True))
     assert abs(int(first.getpixel((3, 3))[0]) - frames[0].getpixel((3, 3))[0]) < 12
 
 
-def test_captions_licences_and_sources(source: Path, tmp_path: Path):
+def test_captions_licences_and_attributions(source: Path, tmp_path: Path):
     for n, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
-        (source / name).write_bytes(bytes_of(image(n)))
+        (source / name).write_bytes(encode(block_image(n)))
     with open(source / "captions.csv", "w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(("path", "caption", "licence", "source"))
@@ -207,8 +175,8 @@ def test_captions_licences_and_sources(source: Path, tmp_path: Path):
         writer.writerow(("c.png", " ", "secret", ""))
         writer.writerow(("../../etc/passwd", "never looked up", "", ""))
     store = Store(tmp_path / "run")
-    report = ingest.run(params_for(source, allowed_licenses=["CC-BY-4.0", "CC0-1.0"]), store)
-    rows = images_of(store)
+    report = ingest.run(folder_params(source, allowed_licenses=["CC-BY-4.0", "CC0-1.0"]), store)
+    rows = read_kept(store)
     assert (rows["a.png"]["caption"], rows["a.png"]["license_code"], rows["a.png"]["attribution"]) == (
         "a red circle",
         "CC-BY-4.0",
@@ -220,7 +188,7 @@ def test_captions_licences_and_sources(source: Path, tmp_path: Path):
         "me",
     )
     assert (rows["d.png"]["caption"], rows["d.png"]["caption_source"]) == (None, None)
-    assert reasons_of(store) == {"c.png": "licence"}
+    assert read_drop_reasons(store) == {"c.png": "licence"}
     assert report.figures["caption_share"] == pytest.approx(2 / 3)
 
 
@@ -228,18 +196,18 @@ def test_captions_as_parquet(source: Path, tmp_path: Path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    (source / "a.png").write_bytes(bytes_of(image(1)))
+    (source / "a.png").write_bytes(encode(block_image(1)))
     pq.write_table(pa.table({"path": ["a.png", None], "caption": ["a thing", None]}), source / "captions.parquet")
     store = Store(tmp_path / "run")
-    ingest.run(params_for(source), store)
-    assert images_of(store)["a.png"]["caption"] == "a thing"
+    ingest.run(folder_params(source), store)
+    assert read_kept(store)["a.png"]["caption"] == "a thing"
 
 
-def test_shards_hold_what_the_table_says(source: Path, tmp_path: Path):
+def test_shards_hold_what_the_table_states(source: Path, tmp_path: Path):
     for n in range(7):
-        (source / f"{n}.png").write_bytes(bytes_of(image(n)))
+        (source / f"{n}.png").write_bytes(encode(block_image(n)))
     store = Store(tmp_path / "run")
-    ingest.run(params_for(source), store)
+    ingest.run(folder_params(source, shard_images=3), store)
     rows = store.read_table("images").to_pylist()
     assert [r["shard"] for r in rows] == ["2026.01.04-00000.tar"] * 3 + ["2026.01.04-00001.tar"] * 3 + [
         "2026.01.04-00002.tar"
@@ -261,42 +229,42 @@ def test_shards_hold_what_the_table_says(source: Path, tmp_path: Path):
         }
 
 
-def test_a_later_run_takes_what_is_new_and_a_limit_leaves_the_rest_for_it(source: Path, tmp_path: Path):
+def test_a_later_run_takes_only_new_files_and_what_a_limit_left(source: Path, tmp_path: Path):
     for n in range(5):
-        (source / f"{n}.png").write_bytes(bytes_of(image(n)))
+        (source / f"{n}.png").write_bytes(encode(block_image(n)))
     (source / "5.jpg").write_bytes(b"broken")
     store = Store(tmp_path / "run")
-    first = ingest.run(params_for(source, limit=4), store)
+    first = ingest.run(folder_params(source, limit=4), store)
     assert (first.new, first.written, first.reused) == (4, 4, 0)
-    second = ingest.run(params_for(source, "2026.01.11"), store)
+    second = ingest.run(folder_params(source, "2026.01.11"), store)
     assert (second.new, second.written, second.reused) == (2, 1, 4)
-    assert [r["batch"] for r in images_of(store).values()] == ["2026.01.04"] * 4 + ["2026.01.11"]
-    third = ingest.run(params_for(source, "2026.01.18"), store)  # an empty week, the broken file included
+    assert [r["batch"] for r in read_kept(store).values()] == ["2026.01.04"] * 4 + ["2026.01.11"]
+    third = ingest.run(folder_params(source, "2026.01.18"), store)  # an empty week, the broken file included
     assert (third.new, third.written, third.dropped, third.figures, third.reused) == (0, 0, {}, {}, 5)
     assert store.table_path("images", "2026.01.18").exists()
-    (source / "5.jpg").write_bytes(bytes_of(image(50), "JPEG", quality=95))  # mended
+    (source / "5.jpg").write_bytes(encode(block_image(50), "JPEG", quality=95))  # mended
     (source / "copy.png").write_bytes((source / "0.png").read_bytes())
-    fourth = ingest.run(params_for(source, "2026.01.25"), store)
+    fourth = ingest.run(folder_params(source, "2026.01.25"), store)
     assert (fourth.new, fourth.written, fourth.dropped) == (2, 1, {"duplicate": 1})
 
 
-def test_a_caption_that_alone_changes_is_counted_and_said_and_the_published_one_stays(
+def test_a_changed_caption_is_counted_and_reported_and_the_published_one_stays(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    def say(*captions: str) -> None:
+    def write_captions(*captions: str) -> None:
         (source / "captions.csv").write_text(
             "path,caption\n" + "".join(f"{n}.png,{caption}\n" for n, caption in enumerate(captions))
         )
 
     for n in range(3):
-        (source / f"{n}.png").write_bytes(bytes_of(image(n)))
+        (source / f"{n}.png").write_bytes(encode(block_image(n)))
     (source / "3.jpg").write_bytes(b"broken")
-    say("a red thing", "", "a third")
+    write_captions("a red thing", "", "a third")
     store = Store(tmp_path / "run")
-    first = ingest.run(params_for(source), store)
+    first = ingest.run(folder_params(source), store)
     assert "captions_changed" not in first.figures and not first.notes
-    say("a crimson thing", "a second thing", "a third")
-    second = ingest.run(params_for(source, "2026.01.11"), store)
+    write_captions("a crimson thing", "a second thing", "a third")
+    second = ingest.run(folder_params(source, "2026.01.11"), store)
     assert (second.new, second.figures["captions_changed"]) == (0, 2)
     assert (
         "2 images of earlier batches" in second.notes[0]
@@ -304,12 +272,14 @@ def test_a_caption_that_alone_changes_is_counted_and_said_and_the_published_one_
         and "mine:2.png" not in second.notes[0]
     )
     assert second.notes[0] in caplog.text
-    assert {uri: row["caption"] for uri, row in images_of(store).items()} == {
+    assert {uri: row["caption"] for uri, row in read_kept(store).items()} == {
         "0.png": "a red thing",
         "1.png": None,
         "2.png": "a third",
     }
-    assert ingest.run(params_for(source, "2026.01.11"), store) == second  # the batch is done; its report says the same
+    assert (
+        ingest.run(folder_params(source, "2026.01.11"), store) == second
+    )  # the batch is done; its report says the same
 
 
 @settings(max_examples=20, deadline=None)
@@ -319,7 +289,7 @@ def test_a_caption_that_alone_changes_is_counted_and_said_and_the_published_one_
     st.integers(1, 4),
 )
 def test_rows_written_one_by_one_are_the_bytes_of_rows_written_at_once(
-    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[str, str]], batch: int, batches: int
+    tmp_path_factory: pytest.TempPathFactory, dropped: list[tuple[str, str]], batch: int, batches: int
 ):
     rows = [
         {
@@ -329,7 +299,7 @@ def test_rows_written_one_by_one_are_the_bytes_of_rows_written_at_once(
             "reason": reason,
             "detail": "{}",
         }
-        for key, reason in found
+        for key, reason in dropped
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "BATCH_ROWS", batch)
@@ -349,51 +319,58 @@ def test_rows_written_one_by_one_are_the_bytes_of_rows_written_at_once(
     assert sorted(p.name for p in folder.iterdir()) == ["one.parquet", "other.parquet"]
 
 
-def test_the_file_systems_order_does_not_show(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_file_systems_order_does_not_affect_the_tables(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     make_world(source, seed=3, images=60, truth=tmp_path / "truth.jsonl")
-    ingest.run(params_for(source), Store(tmp_path / "one"))
+    ingest.run(folder_params(source), Store(tmp_path / "one"))
     scan = os.scandir
 
     @contextmanager
     def shuffled(top: Path):
-        with scan(top) as found:
-            entries = list(found)
+        with scan(top) as directory:
+            entries = list(directory)
         random.Random(1).shuffle(entries)
         yield iter(entries)
 
     monkeypatch.setattr(os, "scandir", shuffled)
-    monkeypatch.setattr(ingest, "BLOCK_FILES", 7)
-    ingest.run(params_for(source), Store(tmp_path / "two"))
-    assert tables_of(tmp_path / "one") == tables_of(tmp_path / "two")
+    for module in (inspect, history):
+        monkeypatch.setattr(module, "BLOCK_FILES", 7)
+    ingest.run(folder_params(source), Store(tmp_path / "two"))
+    assert hash_files(tmp_path / "one") == hash_files(tmp_path / "two")
 
 
 def test_links_out_of_the_source_are_not_followed(source: Path, tmp_path: Path):
-    (tmp_path / "secret.png").write_bytes(bytes_of(image(1)))
+    (tmp_path / "secret.png").write_bytes(encode(block_image(1)))
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "x.png").write_bytes(bytes_of(image(2)))
-    (source / "a.png").write_bytes(bytes_of(image(3)))
+    (tmp_path / "elsewhere" / "x.png").write_bytes(encode(block_image(2)))
+    (source / "a.png").write_bytes(encode(block_image(3)))
     (source / "out.png").symlink_to(tmp_path / "secret.png")
     (source / "within.png").symlink_to(source / "a.png")
     (source / "folder").symlink_to(tmp_path / "elsewhere")
     os.mkfifo(source / "pipe.jpg")
     store = Store(tmp_path / "run")
-    ingest.run(params_for(source), store)
-    assert sorted(images_of(store)) == ["a.png"]
-    assert reasons_of(store) == {"out.png": "not_a_picture", "within.png": "duplicate", "pipe.jpg": "not_a_picture"}
+    ingest.run(folder_params(source), store)
+    assert sorted(read_kept(store)) == ["a.png"]
+    assert read_drop_reasons(store) == {
+        "out.png": "not_a_picture",
+        "within.png": "duplicate",
+        "pipe.jpg": "not_a_picture",
+    }
 
 
-def test_errors_say_what_to_do(source: Path, tmp_path: Path):
+def test_a_missing_folder_and_a_wrong_table_are_errors(source: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="is no folder"):
-        ingest.run(params_for(tmp_path / "nowhere"), Store(tmp_path / "run"))
+        ingest.run(folder_params(tmp_path / "nowhere"), Store(tmp_path / "run"))
     (source / "captions.csv").write_text("file,text\na.png,hi\n")
     with pytest.raises(DataError, match="column 'path' is missing"):
-        ingest.run(params_for(source), Store(tmp_path / "run"))
+        ingest.run(folder_params(source), Store(tmp_path / "run"))
 
 
-def whole_and(tmp_path: Path, other: str, source: Path) -> dict[str, Path]:
-    """Two worktrees over one source; in 'whole' ingest has run, undisturbed."""
+def make_roots(tmp_path: Path, other: str, source: Path) -> dict[str, Path]:
+    """Two run folders over one source; in 'whole' ingest has run undisturbed."""
     roots = {name: tmp_path / name for name in ("whole", other)}
-    params = params_for(source, shard_images=20)
+    params = folder_params(source, shard_images=20)
     for root in roots.values():
         root.mkdir()
         (root / "params.yaml").write_text(yaml.safe_dump(params.model_dump(by_alias=True, mode="json")))
@@ -401,9 +378,9 @@ def whole_and(tmp_path: Path, other: str, source: Path) -> dict[str, Path]:
     return roots
 
 
-def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
+def test_a_run_killed_in_the_middle_and_rerun_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
     make_world(source, seed=3, images=150, truth=tmp_path / "truth.jsonl")
-    roots = whole_and(tmp_path, "killed", source)
+    roots = make_roots(tmp_path, "killed", source)
     command = [sys.executable, "-m", "tasks", "ingest", "--root", str(roots["killed"])]
     child = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 30
@@ -412,12 +389,14 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(source: Path, t
     child.send_signal(signal.SIGKILL)
     child.wait()
     subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL)
-    assert {k: v for k, v in tables_of(roots["killed"]).items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
+    assert hash_finished_files(roots["killed"]) == hash_files(roots["whole"])
 
 
-def test_a_full_disk_stops_it_and_the_next_run_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
+def test_a_file_size_limit_stops_the_run_and_the_next_one_gives_the_same_bytes(
+    source: Path, tmp_path: Path, project: Path
+):
     make_world(source, seed=4, images=60, truth=tmp_path / "truth.jsonl")
-    roots = whole_and(tmp_path, "full", source)
+    roots = make_roots(tmp_path, "full", source)
     # bytes that a file may have: no shard fits
     room = max(p.stat().st_size for p in roots["whole"].rglob("*.tar")) // 2
     limited = (
@@ -430,10 +409,10 @@ def test_a_full_disk_stops_it_and_the_next_run_gives_the_same_bytes(source: Path
     assert stopped.returncode not in (0, 64, 65), stopped.stderr
     assert not list(roots["full"].rglob("data/images/*.parquet")), "the marker comes last"
     subprocess.run([sys.executable, "-m", "tasks", *words], cwd=project, check=True, stdout=subprocess.DEVNULL)
-    assert {k: v for k, v in tables_of(roots["full"]).items() if not k.endswith(".tmp")} == tables_of(roots["whole"])
+    assert hash_finished_files(roots["full"]) == hash_files(roots["whole"])
 
 
-def test_a_disk_that_is_really_full_stops_it_and_with_more_room_the_same_bytes_come(
+def test_a_full_disk_stops_the_run_and_with_more_room_the_next_one_gives_the_same_bytes(
     source: Path, tmp_path: Path, project: Path
 ):
     """On a small tmpfs in a mount namespace of its own, which ends with the test."""
@@ -444,13 +423,14 @@ def test_a_disk_that_is_really_full_stops_it_and_with_more_room_the_same_bytes_c
     ):
         pytest.skip("no mount namespace for this user; the test above limits files instead")
     make_world(source, seed=4, images=60, truth=tmp_path / "truth.jsonl")
-    roots = whole_and(tmp_path, "small", source)
+    roots = make_roots(tmp_path, "small", source)
     disk = roots["small"] / "disk"
     disk.mkdir()
     room = max(p.stat().st_size for p in roots["whole"].rglob("*.tar")) // 2
     script = f"""
         mount -t tmpfs -o size={room} none {disk} && cp {roots["small"]}/params.yaml {disk}/
-        {sys.executable} -m tasks ingest --root {disk} 2> {roots["small"]}/first.err; echo $? > {roots["small"]}/first.rc
+        {sys.executable} -m tasks ingest --root {disk} 2> {roots["small"]}/first.err
+        echo $? > {roots["small"]}/first.rc
         ls {disk}/data/images/*.parquet > {roots["small"]}/markers 2> /dev/null
         mount -o remount,size=64m {disk}
         {sys.executable} -m tasks ingest --root {disk} > /dev/null && cp -r {disk}/. {roots["small"]}/copy
@@ -459,38 +439,4 @@ def test_a_disk_that_is_really_full_stops_it_and_with_more_room_the_same_bytes_c
     said = (roots["small"] / "first.err").read_text()
     assert (roots["small"] / "first.rc").read_text().strip() not in ("0", "64", "65") and "No space left" in said, said
     assert (roots["small"] / "markers").read_text() == ""
-    assert {k: v for k, v in tables_of(roots["small"] / "copy").items() if not k.endswith(".tmp")} == tables_of(
-        roots["whole"]
-    )
-
-
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_progress_is_a_line_that_moves_in_a_terminal_and_counts_per_minute_in_a_log(
-    is_terminal: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-):
-    clock = iter(range(0, 10_000))  # a file a second
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    with caplog.at_level("INFO", logger="tasks.ingest.progress"):
-        told = progress.Progress()
-        for n in range(180):
-            told.count("duplicate" if n % 3 == 0 else None)
-    shown, logged = capsys.readouterr().err, [r.getMessage() for r in caplog.records]
-    last = "ingest: 180 seen = 120 kept + 60 dropped (duplicate 60), 60 a minute"
-    if is_terminal:
-        assert logged == [] and shown.count("\r\x1b[K") == 180 and shown.endswith(last) and "\n" not in shown
-    else:
-        assert shown == "" and len(logged) == 3 and logged[-1] == last
-        assert logged[0] == "ingest: 60 seen = 40 kept + 20 dropped (duplicate 20), 60 a minute"
-
-
-def test_the_end_of_a_run_is_told_in_a_terminal(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    (source / "a.txt").write_text("hello")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    ingest.run(params_for(source), Store(tmp_path / "run"))
-    assert capsys.readouterr().err.endswith("ingest: 1 seen = 0 kept + 1 dropped (not_a_picture 1)\n")
+    assert hash_finished_files(roots["small"] / "copy") == hash_files(roots["whole"])

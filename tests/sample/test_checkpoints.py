@@ -1,4 +1,4 @@
-"""The shipped checkpoints: each loads through the same calls as its big brother, and does its work on held-out scenes."""
+"""The shipped checkpoints: each loads through the same calls as a real model, and works on held-out scenes."""
 
 from __future__ import annotations
 

@@ -1,21 +1,19 @@
-"""A real S3 endpoint on loopback (moto's server, a process of its own) and one in front of it that fails half of what
-it is asked.
+"""An S3 endpoint on loopback (moto's server, a process of its own), and a proxy in front of it that fails half of the
+requests.
 """
 
-import http.client
 import os
-import random
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
+from tests.support.flaky_proxy import FlakyProxy
 
 
 @pytest.fixture(scope="session")
@@ -69,76 +67,11 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     client.delete_bucket(Bucket="images")
 
 
-class Flaky(ThreadingHTTPServer):
-    """Hands requests on to another server; every second one is answered 503, hung up on, or broken off in its body."""
-
-    daemon_threads = True
-
-    def __init__(self, behind: str) -> None:
-        super().__init__(("127.0.0.1", 0), FlakyHandler)
-        self.behind = behind.removeprefix("http://")
-        self.asked: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
-        self.random, self.lock = random.Random(4), threading.Lock()
-        self.is_down = False
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients hang up."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class FlakyHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        server: Flaky = self.server  # type: ignore[assignment]
-        with server.lock:
-            server.asked[f"{self.command} {self.path.partition('?')[0]}"] += 1
-            fate = (
-                server.random.choice(("503", "hang up", "broken", "fine", "fine", "fine"))
-                if not server.is_down
-                else "503"
-            )
-            server.failed[fate] += 1
-        self.close_connection = True
-        if fate == "hang up":
-            return
-        if fate == "503":
-            self.send_response(503)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        behind = http.client.HTTPConnection(server.behind, timeout=30)
-        behind.request(self.command, self.path, headers=dict(self.headers))
-        got = behind.getresponse()
-        body = got.read()
-        self.send_response(got.status)
-        for name, value in got.headers.items():
-            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
-                self.send_header(name, value)
-        self.send_header(
-            "Content-Length",
-            got.headers["Content-Length"]
-            if self.command == "HEAD" and got.headers["Content-Length"]
-            else str(len(body)),
-        )
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if fate == "broken" else body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def flaky(s3_url: str) -> Iterator[Flaky]:
-    """In front of moto."""
-    server = Flaky(s3_url)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def flaky(s3_url: str) -> Iterator[FlakyProxy]:
+    """A proxy in front of moto."""
+    proxy = FlakyProxy(s3_url)
+    threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield proxy
+    proxy.shutdown()
+    proxy.server_close()

@@ -1,6 +1,4 @@
-"""Tables of URLs: the columns of DataComp, Recap-DataComp and LAION, in constant memory, fetched by
-tasks/sources/web/fetcher.py.
-"""
+"""Tables of URLs: the columns of DataComp, Recap-DataComp and LAION; in constant memory; downloads are verified."""
 
 import bz2
 import gzip
@@ -15,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import sources
 from tasks.config import SourceConfig, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
-from tasks.sources import Refused, labels
+from tasks.sources import metadata
+from tasks.sources.files import FileRejected
+from tasks.sources.open import list_files
 from tests.support.web import serving
 
 
@@ -27,11 +26,11 @@ def source(path: Path | str, **more: Any) -> SourceConfig:
     return SourceConfig(name="web", path=str(path), license_code="unknown", **settings)
 
 
-def captions(path: Path, **more: Any) -> dict[str, str | None]:
-    return {f.uri: f.label.caption for f in sources.listing(source(path, **more))}
+def read_captions(path: Path, **more: Any) -> dict[str, str | None]:
+    return {f.uri: f.metadata.caption for f in list_files(source(path, **more))}
 
 
-def test_the_exports_columns_are_known(tmp_path: Path):
+def test_the_columns_of_published_tables_are_found(tmp_path: Path):
     url = "https://example.org/a.jpg?x=1"
     pq.write_table(
         pa.table({"uid": ["1"], "url": [url], "text": ["datacomp"], "sha256": ["0" * 64]}),
@@ -47,38 +46,36 @@ def test_the_exports_columns_are_known(tmp_path: Path):
     (tmp_path / "t.tsv").write_text(f"url\tcaption\n{url}\ttsv\n")
     (tmp_path / "t.jsonl").write_text(json.dumps({"url": url, "caption": "jsonl"}) + "\n\n")
     for name, caption in {
-        **{
-            "datacomp.parquet": "datacomp",
-            "recap.parquet": "recap",
-            "laion.parquet": "laion",
-            "t.csv": "csv",
-            "t.tsv": "tsv",
-            "t.jsonl": "jsonl",
-        }
+        "datacomp.parquet": "datacomp",
+        "recap.parquet": "recap",
+        "laion.parquet": "laion",
+        "t.csv": "csv",
+        "t.tsv": "tsv",
+        "t.jsonl": "jsonl",
     }.items():
-        assert captions(tmp_path / name) == {f"web:{url}": caption}
-    assert captions(tmp_path / "recap.parquet", columns={"caption": "org_caption"}) == {f"web:{url}": "old"}
-    assert next(iter(sources.listing(source(tmp_path / "laion.parquet")))).license_code == "CC0"
-    assert captions(tmp_path, kind="table") == {f"web:{url}": "datacomp"}  # by name; a URL is taken once
+        assert read_captions(tmp_path / name) == {f"web:{url}": caption}
+    assert read_captions(tmp_path / "recap.parquet", columns={"caption": "org_caption"}) == {f"web:{url}": "old"}
+    assert next(iter(list_files(source(tmp_path / "laion.parquet")))).license_code == "CC0"
+    assert read_captions(tmp_path, kind="table") == {f"web:{url}": "datacomp"}  # by name; a URL is taken once
 
 
-def test_rows_without_a_url_are_rows_all_the_same(tmp_path: Path):
+def test_rows_without_a_usable_url_are_rejected(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text(
         '{"url": null}\n{"url": "file:///etc/passwd"}\n{"url": "http://169.254.169.254/a.jpg"}\n{"url": 7}\n'
     )
     reasons = []
-    for file in sources.listing(source(tmp_path / "t.jsonl")):
-        with pytest.raises(Refused) as caught:
+    for file in list_files(source(tmp_path / "t.jsonl")):
+        with pytest.raises(FileRejected) as caught:
             file.read(100)
         reasons.append(caught.value.reason)
     assert reasons == ["not_a_picture", "unsafe", "unsafe", "not_a_picture"]
 
 
-def zstd(content: bytes) -> bytes:
+def compress_zstd(content: bytes) -> bytes:
     return bytes(pa.compress(content, "zstd", asbytes=True))
 
 
-def test_packed_tables_are_read_as_they_unpack_and_others_are_refused_in_a_row(tmp_path: Path):
+def test_compressed_tables_are_read_and_unsupported_archives_are_rejected(tmp_path: Path):
     rows = "".join(f"http://example.org/{n}.jpg,a thing of number {n}\n" for n in range(300))
     lines = "".join(
         json.dumps({"url": f"http://example.org/{n}.jpg", "caption": f"a thing of number {n}"}) + "\n"
@@ -86,62 +83,60 @@ def test_packed_tables_are_read_as_they_unpack_and_others_are_refused_in_a_row(t
     )
     plain = {f"web:http://example.org/{n}.jpg": f"a thing of number {n}" for n in range(300)}
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(f"url,caption\n{rows}".encode()))
-    (tmp_path / "t.tsv.zst").write_bytes(zstd(f"url\tcaption\n{rows}".replace(",", "\t").encode()))
+    (tmp_path / "t.tsv.zst").write_bytes(compress_zstd(f"url\tcaption\n{rows}".replace(",", "\t").encode()))
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    (tmp_path / "t.ndjson.zst").write_bytes(zstd(lines.encode()))
+    (tmp_path / "t.ndjson.zst").write_bytes(compress_zstd(lines.encode()))
     for name in ("t.csv.gz", "t.tsv.zst", "t.jsonl.gz", "t.ndjson.zst"):
-        assert captions(tmp_path / name) == plain, name
+        assert read_captions(tmp_path / name) == plain, name
     (tmp_path / "t.csv.bz2").write_bytes(bz2.compress(rows.encode()))
-    *_, packed = sources.listing(source(tmp_path / "t.csv.bz2"))
-    with pytest.raises(Refused, match="unpack it") as caught:
+    *_, packed = list_files(source(tmp_path / "t.csv.bz2"))
+    with pytest.raises(FileRejected, match="unpack it") as caught:
         packed.read(10)
     assert (packed.uri, caught.value.reason, packed.fingerprint != "") == ("web:t.csv.bz2", "not_a_picture", True)
-    assert set(captions(tmp_path, kind="table")) == {*plain, "web:t.csv.bz2"}, (
-        "in a folder of tables none is passed over"
-    )
+    assert set(read_captions(tmp_path, kind="table")) == {*plain, "web:t.csv.bz2"}, "no table of a folder is skipped"
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstd])
-def test_a_packed_table_that_is_damaged_or_a_bomb_is_for_a_person(tmp_path: Path, pack: Callable[[bytes], bytes]):
+@pytest.mark.parametrize("pack", [gzip.compress, compress_zstd])
+def test_a_damaged_table_and_a_decompression_bomb_are_data_errors(tmp_path: Path, pack: Callable[[bytes], bytes]):
     path = tmp_path / ("t.csv.gz" if pack is gzip.compress else "t.csv.zst")
     noise = "".join(f"http://example.org/{hashlib.sha256(str(n).encode()).hexdigest()}.jpg\n" for n in range(500))
     whole = pack(f"url\n{noise}".encode())
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="cannot be read"):
-        captions(path)
+        read_captions(path)
     path.write_bytes(b"no such thing")
     with pytest.raises(DataError, match="cannot be read"):
-        captions(path)
+        read_captions(path)
     path.write_bytes(pack(b"url\n" + b"http://example.org/a.jpg\n" * 1_000_000))
     with pytest.raises(DataError, match="more than 200 times its size; unpack it"):
-        captions(path)
+        read_captions(path)
     path.write_bytes(pack(b"url\n" + b"x" * 40_000_000))  # one line
     tracemalloc.start()
     with pytest.raises(DataError, match="a line of more than|more than 200 times"):
-        captions(path)
+        read_captions(path)
     assert tracemalloc.get_traced_memory()[1] < 80_000_000
     tracemalloc.stop()
 
 
-def test_what_a_person_must_correct(tmp_path: Path):
+def test_wrong_tables_are_configuration_or_data_errors(tmp_path: Path):
     (tmp_path / "t.csv").write_text("link\nhttp://example.org/a.jpg\n")
     with pytest.raises(DataError, match="column 'url' is missing"):
-        captions(tmp_path / "t.csv")
+        read_captions(tmp_path / "t.csv")
     (tmp_path / "t.jsonl").write_text("[1]\n")
-    with pytest.raises(DataError, match="expected one JSON object a line"):
-        captions(tmp_path / "t.jsonl")
+    with pytest.raises(DataError, match="expected one JSON object per line"):
+        read_captions(tmp_path / "t.jsonl")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="cannot be read"):
-        captions(tmp_path / "t.parquet")
+        read_captions(tmp_path / "t.parquet")
     with pytest.raises(ConfigError, match="nothing at"):
-        captions(tmp_path / "no.csv")
+        read_captions(tmp_path / "no.csv")
     change = {"ingest": {"sources": [{"name": "web", "path": "urls.parquet"}]}}
     with pytest.raises(ConfigError, match="needs 'contact'"):
         parse_params(resolve(read_raw(Path("params.yaml")), "test", change))
 
 
-def test_a_long_table_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(labels, "BATCH_ROWS", 500)
+def test_a_long_table_takes_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metadata, "BATCH_ROWS", 500)
 
     def peak(rows: int) -> int:
         table = pa.table(
@@ -153,7 +148,7 @@ def test_a_long_table_takes_no_memory(tmp_path: Path, monkeypatch: pytest.Monkey
         pq.write_table(table, tmp_path / "t.parquet", row_group_size=500)
         del table
         tracemalloc.start()
-        count = sum(1 for _ in sources.listing(source(tmp_path / "t.parquet")))
+        count = sum(1 for _ in list_files(source(tmp_path / "t.parquet")))
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert count == rows
@@ -173,29 +168,29 @@ def site(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
-def test_a_url_is_fetched_and_held_against_the_tables_sha256(site: str, tmp_path: Path):
+def test_a_download_is_verified_against_the_tables_sha256(site: str, tmp_path: Path):
     right, wrong = hashlib.sha256(b"image a").hexdigest(), "0" * 64
     for sha256 in (right, wrong):
         (tmp_path / "t.jsonl").write_text(json.dumps({"url": f"{site}/a.jpg", "sha256": sha256}) + "\n")
-        (file,) = sources.listing(source(tmp_path / "t.jsonl"))
+        (file,) = list_files(source(tmp_path / "t.jsonl"))
         assert file.fingerprint.startswith(sha256) and file.is_remote and file.is_named_image
         if sha256 == right:
             assert (file.read(100), file.read(100).robots) == (b"image a", "absent")
         else:
-            with pytest.raises(Refused) as caught:
+            with pytest.raises(FileRejected) as caught:
                 file.read(100)
             assert (caught.value.reason, caught.value.robots) == ("changed", "absent")
 
 
 def test_a_table_in_a_bucket(s3: Any, s3_url: str, tmp_path: Path):
     s3.put_object(Bucket="images", Key="tables/t.csv", Body=b"url,caption\nhttp://example.org/a.jpg,a thing\n")
-    (file,) = sources.listing(source("s3://images/tables/*.csv", endpoint_url=s3_url))
-    assert (file.uri, file.label.caption) == ("web:http://example.org/a.jpg", "a thing")
+    (file,) = list_files(source("s3://images/tables/*.csv", endpoint_url=s3_url))
+    assert (file.uri, file.metadata.caption) == ("web:http://example.org/a.jpg", "a thing")
     s3.put_object(
         Bucket="images",
         Key="tables/u.jsonl.gz",
         Body=gzip.compress(b'{"url": "http://example.org/b.jpg", "caption": "another"}\n'),
     )
     s3.put_object(Bucket="images", Key="tables/v.jsonl.xz", Body=b"xz")
-    found = [f.uri for f in sources.listing(source("s3://images/tables", kind="table", endpoint_url=s3_url))]
-    assert found == ["web:http://example.org/a.jpg", "web:http://example.org/b.jpg", "web:v.jsonl.xz"]
+    uris = [f.uri for f in list_files(source("s3://images/tables", kind="table", endpoint_url=s3_url))]
+    assert uris == ["web:http://example.org/a.jpg", "web:http://example.org/b.jpg", "web:v.jsonl.xz"]

@@ -1,4 +1,4 @@
-"""HTTP connections pinned to a checked address, with a deadline and a byte limit."""
+"""Bounded reads of an HTTP response: every socket read within a deadline, every decompressed byte within a limit."""
 
 from __future__ import annotations
 
@@ -10,67 +10,73 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from tasks.sources.files import Refused
+from tasks.sources.files import FileRejected
 
 
-class _Pieces(io.RawIOBase):
-    """Reads of a socket, each within what is left of the deadline."""
+def seconds_left(deadline_s: float) -> float:
+    """Seconds to a deadline on the monotonic clock.
 
-    def __init__(self, sock: socket.socket, until: float) -> None:
-        self._sock, self._until = sock, until
+    Raises:
+        TimeoutError: it has passed.
+    """
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("the deadline is past")
+    return left_s
+
+
+class _DeadlineReader(io.RawIOBase):
+    """Reads of a socket, each within the time that is left to the deadline."""
+
+    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
+        self._sock, self._deadline_s = sock, deadline_s
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(left_of(self._until))
+        self._sock.settimeout(seconds_left(self._deadline_s))
         return self._sock.recv_into(buffer)
 
 
-def left_of(until: float) -> float:
-    """Seconds to a deadline.
+class DeadlineSocket:
+    """The part of a socket that http.client.HTTPResponse uses, with a deadline over all reads."""
 
-    Raises:
-        TimeoutError: it is past.
-    """
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("the deadline is past")
-    return left
-
-
-class _Response:
-    """What http.client asks of a socket, with the deadline inside."""
-
-    def __init__(self, sock: socket.socket, until: float) -> None:
-        self._sock, self._until = sock, until
+    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
+        self._sock, self._deadline_s = sock, deadline_s
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Pieces(self._sock, self._until), 64 * 1024)
+        """A buffered reader of the response."""
+        return io.BufferedReader(_DeadlineReader(self._sock, self._deadline_s), 64 * 1024)
 
 
-def unpacked(pieces: Iterator[bytes], encoding: str, limit_bytes: int) -> Iterator[bytes]:
-    """Pieces of a gzip or deflate body, unpacked no further than a byte past the limit.
+def decompress(chunks: Iterator[bytes], encoding: str, limit_bytes: int) -> Iterator[bytes]:
+    """Chunks of a body with this Content-Encoding, decompressed up to one byte past the limit.
 
+    Args:
+        chunks: the body as sent.
+        encoding: '', identity, gzip, x-gzip or deflate.
+        limit_bytes: most bytes of the decompressed body.
     Raises:
-        Refused: another encoding, or damage.
+        FileRejected: another encoding, or a damaged body.
+        http.client.IncompleteRead: the body ends before its compressed stream does.
     """
     if encoding in ("", "identity"):
-        yield from pieces
+        yield from chunks
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise Refused("unreachable", f"content encoding '{encoding}', though none was asked for")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    room = limit_bytes + 1
+        raise FileRejected("unreachable", f"content encoding '{encoding}', though none was asked for")
+    decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    left_bytes = limit_bytes + 1
     try:
-        for piece in pieces:
-            while piece and room > 0:
-                out = unpacker.decompress(piece, room)
-                room -= len(out)
+        for chunk in chunks:
+            while chunk and left_bytes > 0:
+                out = decompressor.decompress(chunk, left_bytes)
+                left_bytes -= len(out)
                 yield out
-                piece = unpacker.unconsumed_tail
-            if room <= 0 or unpacker.eof:
+                chunk = decompressor.unconsumed_tail
+            if left_bytes <= 0 or decompressor.eof:
                 return
         raise http.client.IncompleteRead(b"")
     except zlib.error as error:
-        raise Refused("unreachable", f"a damaged {encoding} body: {error}") from error
+        raise FileRejected("unreachable", f"a damaged {encoding} body: {error}") from error

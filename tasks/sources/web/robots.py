@@ -1,4 +1,4 @@
-"""What a site says about machine readers: robots.txt, X-Robots-Tag, meta robots, tdm-reservation."""
+"""Opt-out directives of a site for crawlers: X-Robots-Tag headers and meta robots tags; and its Retry-After header."""
 
 from __future__ import annotations
 
@@ -7,51 +7,57 @@ from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
 
-AGENT = "MegaPairs"  # the product token that robots.txt and X-Robots-Tag are matched with
-META_BYTES = 64 * 1024  # of a page that is looked through for a meta tag
-NO = ("noai", "noimageai", "noindex", "noimageindex", "none")  # directives that mean: not into a data set
+AGENT = "MegaPairs"  # product token that robots.txt and X-Robots-Tag rules are matched against
+META_BYTES = 64 * 1024  # of a page that is searched for a meta tag
+OPT_OUT = ("noai", "noimageai", "noindex", "noimageindex", "none")  # directives that exclude a file from a data set
 AGENT_RULE = re.compile(r"^\s*([A-Za-z0-9_.\-]+)\s*:(.*)$", re.DOTALL)  # 'somebot: noindex, noai'
-# directives that hold a colon themselves
+# directives with a colon of their own, which is not the end of an agent's name
 AGENTLESS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
-def directive_in(values: Sequence[str]) -> str | None:
-    """The first directive of X-Robots-Tag values (or of a meta tag's) that says no to us; those for other agents by
-    name do not count.
+def find_opt_out(values: Sequence[str]) -> str | None:
+    """The first opt-out directive of X-Robots-Tag values (or of a meta tag's), None without one.
+
+    Directives addressed to other agents by name are ignored.
     """
     for value in values:
         is_for_us = True
         for item in value.split(","):
-            named = AGENT_RULE.match(item)
-            if named and named[1].lower() not in AGENTLESS:
-                is_for_us, item = named[1].lower() in (AGENT.lower(), "*"), named[2]
-            if is_for_us and item.strip().lower() in NO:
+            rule = AGENT_RULE.match(item)
+            if rule and rule[1].lower() not in AGENTLESS:
+                is_for_us, item = rule[1].lower() in (AGENT.lower(), "*"), rule[2]
+            if is_for_us and item.strip().lower() in OPT_OUT:
                 return item.strip().lower()
     return None
 
 
 class _MetaRobots(HTMLParser):
-    """Contents of <meta name="robots"> (or of our own name)."""
+    """Contents of <meta name="robots"> and of <meta name="MegaPairs">."""
 
     def __init__(self) -> None:
         super().__init__()
         self.values: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        if tag == "meta" and (found.get("name") or "").strip().lower() in ("robots", AGENT.lower()):
-            self.values.append(found.get("content") or "")
+        values = dict(attrs)
+        if tag == "meta" and (values.get("name") or "").strip().lower() in ("robots", AGENT.lower()):
+            self.values.append(values.get("content") or "")
 
 
-def meta_directive(page: bytes) -> str | None:
-    """The directive of a page's meta robots that says no, None when there is none."""
+def find_page_opt_out(page: bytes) -> str | None:
+    """The first opt-out directive of a page's meta robots tags, None without one."""
     parser = _MetaRobots()
     parser.feed(page[:META_BYTES].decode("utf-8", "replace"))
-    return directive_in(parser.values)
+    return find_opt_out(parser.values)
 
 
-def retry_after_s(value: str | None, now: float) -> float:
-    """Seconds of a Retry-After header, a count or a date; 0 where it says nothing."""
+def parse_retry_after(value: str | None, now: float) -> float:
+    """Seconds of a Retry-After header, which holds a count or a date; 0 where it is absent or unreadable.
+
+    Args:
+        value: of the header.
+        now: the clock's time, s since the epoch.
+    """
     if not value:
         return 0.0
     if value.strip().isdigit():

@@ -1,6 +1,4 @@
-"""Strangers' URLs: a real server on loopback (let in by allow_hosts, on purpose), and everything that must not be let
-in.
-"""
+"""Downloads from a real server on loopback (allowed by allow_hosts), and everything that must not be fetched."""
 
 import gzip
 import io
@@ -25,24 +23,25 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.sources.files import Refused
+from tasks.sources.files import FileRejected
 from tasks.sources.web import addresses, connection
-from tasks.sources.web import fetcher as fetch
-from tasks.sources.web.fetcher import FetchConfig, Fetcher
+from tasks.sources.web import fetcher as fetcher_module
+from tasks.sources.web.fetcher import Fetcher
+from tasks.sources.web.hosts import FetchConfig
 
 IMAGE = b"\xff\xd8 an image " * 100
 LIMIT = 10_000
 
 
 class Site(ThreadingHTTPServer):
-    """A server whose pages are functions of its handler; counts what it is asked."""
+    """A server whose pages are functions of its handler; counts requests by path."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.pages: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.agents: set[str] = set()
         self.times: list[float] = []
 
@@ -57,16 +56,16 @@ class Site(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         site: Site = self.server  # type: ignore[assignment]
-        site.asked[self.path] += 1
+        site.requests[self.path] += 1
         site.agents.add(self.headers["User-Agent"])
         site.times.append(time.monotonic())
-        site.pages.get(self.path, reply(404))(self)
+        site.pages.get(self.path, respond(404))(self)
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def reply(status: int = 200, body: bytes = b"", **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
+def respond(status: int = 200, body: bytes = b"", **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
     def page(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
         for name, value in {
@@ -83,7 +82,7 @@ def reply(status: int = 200, body: bytes = b"", **headers: str) -> Callable[[Bas
 @pytest.fixture
 def site() -> Iterator[Site]:
     server = Site()
-    server.pages["/a.jpg"] = reply(body=IMAGE)
+    server.pages["/a.jpg"] = respond(body=IMAGE)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield server
@@ -91,8 +90,10 @@ def site() -> Iterator[Site]:
     server.server_close()
 
 
-def fetcher(allow: tuple[str, ...] = ("127.0.0.1",), waits: list[float] | None = None, **changes: object) -> Fetcher:
-    """Does not really wait before another try; `waits` collects what it would have."""
+def make_fetcher(
+    allow: tuple[str, ...] = ("127.0.0.1",), waits: list[float] | None = None, **changes: object
+) -> Fetcher:
+    """A fetcher that waits at most 10 ms before a retry; `waits` collects what it would have waited."""
     config = FetchConfig("mailto:me@example.org", delay_s=0.0, deadline_s=5.0, allow_hosts=allow)
     kept = [] if waits is None else waits
     return Fetcher(
@@ -100,14 +101,14 @@ def fetcher(allow: tuple[str, ...] = ("127.0.0.1",), waits: list[float] | None =
     )  # type: ignore[func-returns-value]
 
 
-def refused(url: str, using: Fetcher | None = None, limit: int = LIMIT) -> Refused:
-    with pytest.raises(Refused) as caught:
-        (using or fetcher()).fetch(url, limit)
+def catch_rejection(url: str, fetcher: Fetcher | None = None, limit: int = LIMIT) -> FileRejected:
+    with pytest.raises(FileRejected) as caught:
+        (fetcher or make_fetcher()).fetch(url, limit)
     return caught.value
 
 
-def test_a_file_comes_with_its_sites_word_and_we_say_who_we_are(site: Site):
-    content = fetcher().fetch(site.url + "/a.jpg", LIMIT)
+def test_a_file_comes_with_its_robots_state_and_requests_name_their_sender(site: Site):
+    content = make_fetcher().fetch(site.url + "/a.jpg", LIMIT)
     assert (content, content.robots) == (IMAGE, "absent")
     assert site.agents == {"MegaPairs/0.1 (image dataset; +mailto:me@example.org)"}
 
@@ -159,9 +160,9 @@ def test_a_file_comes_with_its_sites_word_and_we_say_who_we_are(site: Site):
         ),
     ],
 )
-def test_what_is_not_public_is_not_asked(host: str, site: Site):
-    found = refused(f"http://{host}:{site.server_port}/a.jpg", fetcher(allow=()))
-    assert (found.reason, site.asked.total()) == ("unsafe", 0), found
+def test_no_request_goes_to_an_address_that_is_not_public(host: str, site: Site):
+    rejected = catch_rejection(f"http://{host}:{site.server_port}/a.jpg", make_fetcher(allow=()))
+    assert (rejected.reason, site.requests.total()) == ("unsafe", 0), rejected
 
 
 @pytest.mark.parametrize(
@@ -184,23 +185,23 @@ def test_what_is_not_public_is_not_asked(host: str, site: Site):
         "http://" + "a" * 9_000,
     ],
 )
-def test_what_is_no_plain_url_is_not_asked(url: str):
-    assert refused(url).reason == "unsafe"
+def test_what_is_not_a_plain_http_url_is_unsafe(url: str):
+    assert catch_rejection(url).reason == "unsafe"
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_a_place_or_refused(text: str):
+def test_any_text_is_parsed_or_rejected(text: str):
     for url in (text, f"http://{text}", f"http://example.org/{text}"):
         try:
-            place = addresses.place_of(url)
-        except Refused as found:
-            assert found.reason == "unsafe"
+            parsed = addresses.parse_url(url)
+        except FileRejected as rejected:
+            assert rejected.reason == "unsafe"
         else:
-            assert place.target.isascii() and not set(place.target) & set(" \r\n") and place.host
+            assert parsed.target.isascii() and not set(parsed.target) & set(" \r\n") and parsed.host
 
 
 @given(st.ip_addresses(v=4))
-def test_an_address_inside_another_is_as_private_as_itself(address: ipaddress.IPv4Address):
+def test_an_embedded_address_is_as_private_as_itself(address: ipaddress.IPv4Address):
     mapped = ipaddress.IPv6Address(int(address) | 0xFFFF << 32)
     sixtofour = ipaddress.IPv6Address(0x2002 << 112 | int(address) << 80)
     assert addresses.is_public(address) == addresses.is_public(mapped) == addresses.is_public(sixtofour)
@@ -211,32 +212,32 @@ def test_a_public_address_is_public():
     assert all(addresses.is_public(ipaddress.ip_address(a)) for a in ("93.184.215.14", "1.1.1.1", "2606:4700::1111"))
 
 
-def test_a_redirect_into_the_house_is_not_followed(site: Site):
+def test_a_redirect_to_a_private_address_is_not_followed(site: Site):
     """The site itself is allowed by name; what it points at is not."""
     other = Site()
-    site.pages["/in.jpg"] = reply(302, Location=f"http://127.0.0.2:{site.server_port}/a.jpg")
-    site.pages["/meta.jpg"] = reply(301, Location="http://169.254.169.254/latest/meta-data/")
-    site.pages["/file.jpg"] = reply(301, Location="file:///etc/passwd")
-    assert [refused(site.url + p).reason for p in ("/in.jpg", "/meta.jpg", "/file.jpg")] == ["unsafe"] * 3
+    site.pages["/in.jpg"] = respond(302, Location=f"http://127.0.0.2:{site.server_port}/a.jpg")
+    site.pages["/meta.jpg"] = respond(301, Location="http://169.254.169.254/latest/meta-data/")
+    site.pages["/file.jpg"] = respond(301, Location="file:///etc/passwd")
+    assert [catch_rejection(site.url + p).reason for p in ("/in.jpg", "/meta.jpg", "/file.jpg")] == ["unsafe"] * 3
     other.server_close()
 
 
-def test_a_name_is_resolved_once_and_the_checked_address_is_the_one_connected(site: Site):
-    """Rebinding: the second answer would be the house; it is never asked for. One private address among several refuses
-    them all.
+def test_a_name_is_resolved_once_and_the_checked_address_is_connected(site: Site):
+    """DNS rebinding: a second answer, a private address, is never requested. One private address among several rejects
+    all.
     """
     answers = iter([["127.0.0.1"], ["127.0.0.1"], ["10.0.0.1"]])
-    using = Fetcher(
+    fetcher = Fetcher(
         FetchConfig("me", delay_s=0, allow_hosts=("127.0.0.0/8",)), resolver=lambda host, port: next(answers)
     )
-    assert using.fetch(f"http://images.example:{site.server_port}/a.jpg", LIMIT) == IMAGE  # robots.txt, then the file
-    assert refused(f"http://images.example:{site.server_port}/a.jpg", using).reason == "unsafe"
+    assert fetcher.fetch(f"http://images.example:{site.server_port}/a.jpg", LIMIT) == IMAGE  # robots.txt, then the file
+    assert catch_rejection(f"http://images.example:{site.server_port}/a.jpg", fetcher).reason == "unsafe"
     mixed = Fetcher(FetchConfig("me", delay_s=0), resolver=lambda host, port: ["93.184.215.14", "127.0.0.1"])
-    assert refused(f"http://images.example:{site.server_port}/a.jpg", mixed).reason == "unsafe"
-    assert site.asked["/a.jpg"] == 1
+    assert catch_rejection(f"http://images.example:{site.server_port}/a.jpg", mixed).reason == "unsafe"
+    assert site.requests["/a.jpg"] == 1
 
 
-def test_a_name_that_is_not_there_is_asked_for_once_and_one_that_fails_again():
+def test_an_unknown_name_is_resolved_once_and_a_failing_resolver_is_retried():
     for errno, tries in ((socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)):
         asked: list[str] = []
 
@@ -244,24 +245,24 @@ def test_a_name_that_is_not_there_is_asked_for_once_and_one_that_fails_again():
             asked.append(host)
             raise socket.gaierror(errno, "no")
 
-        found = refused(
+        rejected = catch_rejection(
             "http://images.example/a.jpg",
             Fetcher(FetchConfig("me", delay_s=0), resolver=resolver, sleep=lambda s: None),
         )
-        assert (found.reason, found.is_lasting, len(asked)) == ("unreachable", False, tries)
+        assert (rejected.reason, rejected.is_lasting, len(asked)) == ("unreachable", False, tries)
 
 
-def test_redirects_are_followed_but_not_for_ever(site: Site):
-    site.pages["/1"], site.pages["/2"] = reply(302, Location="/2"), reply(307, Location="a.jpg")
-    site.pages["/round"], site.pages["/about"] = reply(302, Location="/about"), reply(302, Location="/round")
+def test_redirects_are_followed_up_to_a_limit(site: Site):
+    site.pages["/1"], site.pages["/2"] = respond(302, Location="/2"), respond(307, Location="a.jpg")
+    site.pages["/round"], site.pages["/about"] = respond(302, Location="/about"), respond(302, Location="/round")
     for n in range(9):
-        site.pages[f"/far{n}"] = reply(302, Location=f"/far{n + 1}")
-    assert fetcher().fetch(site.url + "/1", LIMIT) == IMAGE
-    assert [refused(site.url + p).reason for p in ("/round", "/far0")] == ["unreachable"] * 2
-    assert site.asked["/far6"] == 0
+        site.pages[f"/far{n}"] = respond(302, Location=f"/far{n + 1}")
+    assert make_fetcher().fetch(site.url + "/1", LIMIT) == IMAGE
+    assert [catch_rejection(site.url + p).reason for p in ("/round", "/far0")] == ["unreachable"] * 2
+    assert site.requests["/far6"] == 0
 
 
-def test_a_drip_of_a_byte_at_a_time_ends_at_the_deadline(site: Site):
+def test_a_response_of_a_byte_at_a_time_ends_at_the_deadline(site: Site):
     def drip(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()
@@ -279,12 +280,12 @@ def test_a_drip_of_a_byte_at_a_time_ends_at_the_deadline(site: Site):
     site.pages["/drip.jpg"], site.pages["/headers.jpg"] = drip, drip_headers
     for path in ("/drip.jpg", "/headers.jpg"):
         begun = time.monotonic()
-        found = refused(site.url + path, fetcher(deadline_s=0.3))
-        assert (found.reason, found.is_lasting) == ("unreachable", False)
+        rejected = catch_rejection(site.url + path, make_fetcher(deadline_s=0.3))
+        assert (rejected.reason, rejected.is_lasting) == ("unreachable", False)
         assert time.monotonic() - begun < 2.5  # three tries of 0.3 s, on a busy machine
 
 
-def test_what_is_larger_than_the_limit_is_not_taken(site: Site):
+def test_a_body_beyond_the_limit_is_rejected(site: Site):
     sent = []
 
     def endless(handler: BaseHTTPRequestHandler) -> None:
@@ -294,73 +295,77 @@ def test_what_is_larger_than_the_limit_is_not_taken(site: Site):
             handler.wfile.write(b"x" * 1024)
             sent.append(1024)
 
-    site.pages["/stated.jpg"] = reply(body=b"x" * (LIMIT + 1))
+    site.pages["/stated.jpg"] = respond(body=b"x" * (LIMIT + 1))
     site.pages["/endless.jpg"] = endless
-    site.pages["/exact.jpg"] = reply(body=b"x" * LIMIT)
-    assert refused(site.url + "/stated.jpg").reason == refused(site.url + "/endless.jpg").reason == "too_large"
+    site.pages["/exact.jpg"] = respond(body=b"x" * LIMIT)
+    assert (
+        catch_rejection(site.url + "/stated.jpg").reason
+        == catch_rejection(site.url + "/endless.jpg").reason
+        == "too_large"
+    )
     assert sum(sent) < 20_000 * 1024
-    assert len(fetcher().fetch(site.url + "/exact.jpg", LIMIT)) == LIMIT
+    assert len(make_fetcher().fetch(site.url + "/exact.jpg", LIMIT)) == LIMIT
 
 
-def test_a_gzip_bomb_is_unpacked_no_further_than_the_limit(site: Site):
+def test_a_gzip_bomb_is_decompressed_no_further_than_the_limit(site: Site):
     bomb = gzip.compress(b"\0" * 50_000_000)
-    site.pages["/bomb.jpg"] = reply(body=bomb, Content_Encoding="gzip")
-    site.pages["/fine.jpg"] = reply(body=gzip.compress(IMAGE), Content_Encoding="gzip")
-    site.pages["/cut.jpg"] = reply(body=gzip.compress(IMAGE)[:-12], Content_Encoding="gzip")
-    site.pages["/br.jpg"] = reply(body=b"?", Content_Encoding="br")
-    pieces = connection.unpacked(iter([bomb]), "gzip", LIMIT)
+    site.pages["/bomb.jpg"] = respond(body=bomb, Content_Encoding="gzip")
+    site.pages["/fine.jpg"] = respond(body=gzip.compress(IMAGE), Content_Encoding="gzip")
+    site.pages["/cut.jpg"] = respond(body=gzip.compress(IMAGE)[:-12], Content_Encoding="gzip")
+    site.pages["/br.jpg"] = respond(body=b"?", Content_Encoding="br")
+    pieces = connection.decompress(iter([bomb]), "gzip", LIMIT)
     assert sum(len(p) for p in pieces) == LIMIT + 1
-    assert refused(site.url + "/bomb.jpg", limit=60_000).reason == "too_large"
-    assert fetcher().fetch(site.url + "/fine.jpg", LIMIT) == IMAGE
-    assert [refused(site.url + p).reason for p in ("/cut.jpg", "/br.jpg")] == ["unreachable"] * 2
+    assert catch_rejection(site.url + "/bomb.jpg", limit=60_000).reason == "too_large"
+    assert make_fetcher().fetch(site.url + "/fine.jpg", LIMIT) == IMAGE
+    assert [catch_rejection(site.url + p).reason for p in ("/cut.jpg", "/br.jpg")] == ["unreachable"] * 2
 
 
-def time_passes_at_once(using: Fetcher, url: str) -> list[float]:
-    """The waits that this fetcher asks for; the host's own pause is over after each."""
+def skip_waits(fetcher: Fetcher, url: str) -> list[float]:
+    """Collect the waits of this fetcher instead of sleeping; the host's own delay is over after each."""
     waits: list[float] = []
-    host = using._host(addresses.place_of(url))
+    host = fetcher.hosts.state(addresses.parse_url(url))
 
     def sleep(seconds: float) -> None:
         waits.append(seconds)
-        host.next_s = 0.0
+        host.next_start_s = 0.0
 
-    using._sleep = sleep
+    fetcher.hosts.sleep = sleep
     return waits
 
 
-def test_a_busy_host_is_waited_for_as_long_as_it_says(site: Site):
+def test_retry_after_is_waited_for(site: Site):
     def busy(status: int, after: str) -> Callable[[BaseHTTPRequestHandler], None]:
-        return lambda h: (reply(body=IMAGE) if site.asked[h.path] > 1 else reply(status, Retry_After=after))(h)
+        return lambda h: (respond(body=IMAGE) if site.requests[h.path] > 1 else respond(status, Retry_After=after))(h)
 
     site.pages["/429.jpg"], site.pages["/503.jpg"] = (
         busy(429, "7"),
         busy(503, formatdate(time.time() + 30, usegmt=True)),
     )
     for path, low_s, high_s in (("/429.jpg", 7, 7), ("/503.jpg", 20, 30)):
-        using = fetcher(max_wait_s=60.0)
-        waits = time_passes_at_once(using, site.url)
-        assert using.fetch(site.url + path, LIMIT) == IMAGE
+        fetcher = make_fetcher(max_wait_s=60.0)
+        waits = skip_waits(fetcher, site.url)
+        assert fetcher.fetch(site.url + path, LIMIT) == IMAGE
         assert low_s <= waits[0] <= high_s
-    site.pages["/long.jpg"] = reply(429, Retry_After="86400")
-    found = refused(site.url + "/long.jpg")
-    assert (found.reason, found.is_lasting, site.asked["/long.jpg"]) == ("unreachable", False, 1)
+    site.pages["/long.jpg"] = respond(429, Retry_After="86400")
+    rejected = catch_rejection(site.url + "/long.jpg")
+    assert (rejected.reason, rejected.is_lasting, site.requests["/long.jpg"]) == ("unreachable", False, 1)
 
 
-def test_answers_that_last_and_answers_that_pass(site: Site):
-    site.pages["/500.jpg"] = reply(500)
-    site.pages["/once.jpg"] = lambda h: (reply(body=IMAGE) if site.asked[h.path] > 1 else reply(502))(h)
-    gone, broken = refused(site.url + "/gone.jpg"), refused(site.url + "/500.jpg")
+def test_a_404_is_lasting_and_a_5xx_is_retried(site: Site):
+    site.pages["/500.jpg"] = respond(500)
+    site.pages["/once.jpg"] = lambda h: (respond(body=IMAGE) if site.requests[h.path] > 1 else respond(502))(h)
+    gone, broken = catch_rejection(site.url + "/gone.jpg"), catch_rejection(site.url + "/500.jpg")
     assert (gone.reason, gone.is_lasting, broken.reason, broken.is_lasting) == (
         "unreachable",
         True,
         "unreachable",
         False,
     )
-    assert (site.asked["/gone.jpg"], site.asked["/500.jpg"]) == (1, 3)
-    assert fetcher().fetch(site.url + "/once.jpg", LIMIT) == IMAGE
+    assert (site.requests["/gone.jpg"], site.requests["/500.jpg"]) == (1, 3)
+    assert make_fetcher().fetch(site.url + "/once.jpg", LIMIT) == IMAGE
 
 
-def test_a_body_cut_short_is_no_file(site: Site):
+def test_a_truncated_body_is_rejected(site: Site):
     def cut(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "1000")
@@ -368,45 +373,45 @@ def test_a_body_cut_short_is_no_file(site: Site):
         handler.wfile.write(b"x" * 10)
 
     site.pages["/cut.jpg"] = cut
-    assert refused(site.url + "/cut.jpg").reason == "unreachable"
+    assert catch_rejection(site.url + "/cut.jpg").reason == "unreachable"
 
 
-def test_a_host_that_only_fails_is_left_alone(site: Site):
-    site.pages["/500.jpg"] = reply(500)
-    using = fetcher()
+def test_a_host_that_only_fails_is_no_longer_requested(site: Site):
+    site.pages["/500.jpg"] = respond(500)
+    fetcher = make_fetcher()
     for _ in range(10):
-        assert not refused(site.url + "/500.jpg", using).is_lasting
-    assert site.asked["/500.jpg"] == fetch.MAX_FAILURES
+        assert not catch_rejection(site.url + "/500.jpg", fetcher).is_lasting
+    assert site.requests["/500.jpg"] == fetcher_module.MAX_FAILURES
 
 
-# --- the site's word --------------------------------------------------------------------------------------------------
+# --- robots and opt-out -----------------------------------------------------------------------------------------------
 
 
-def test_robots_txt_is_read_once_and_kept(site: Site):
-    site.pages["/robots.txt"] = reply(
+def test_robots_txt_is_honoured_and_read_once(site: Site):
+    site.pages["/robots.txt"] = respond(
         body=b"User-agent: *\nDisallow: /\n\nUser-agent: MegaPairs\nDisallow: /private/*.jpg$\nAllow: /\n"
     )
     for path in ("/private/a.jpg", "/open/a.jpg"):
-        site.pages[path] = reply(body=IMAGE)
-    using = fetcher()
-    found = refused(site.url + "/private/a.jpg", using)
-    assert (found.reason, found.robots, site.asked["/private/a.jpg"]) == ("opted_out", "disallowed", 0)
-    assert using.fetch(site.url + "/open/a.jpg", LIMIT).robots == "allowed"
-    assert site.asked["/robots.txt"] == 1
-    assert fetcher(robots=False).fetch(site.url + "/private/a.jpg", LIMIT).robots == "ignored"
+        site.pages[path] = respond(body=IMAGE)
+    fetcher = make_fetcher()
+    rejected = catch_rejection(site.url + "/private/a.jpg", fetcher)
+    assert (rejected.reason, rejected.robots, site.requests["/private/a.jpg"]) == ("opted_out", "disallowed", 0)
+    assert fetcher.fetch(site.url + "/open/a.jpg", LIMIT).robots == "allowed"
+    assert site.requests["/robots.txt"] == 1
+    assert make_fetcher(robots=False).fetch(site.url + "/private/a.jpg", LIMIT).robots == "ignored"
 
 
-def test_a_robots_txt_that_cannot_be_read_allows_nothing_for_now(site: Site):
-    site.pages["/robots.txt"] = reply(503)
-    found = refused(site.url + "/a.jpg")
-    assert (found.reason, found.is_lasting, site.asked["/a.jpg"]) == ("unreachable", False, 0)
+def test_an_unreadable_robots_txt_allows_nothing_for_now(site: Site):
+    site.pages["/robots.txt"] = respond(503)
+    rejected = catch_rejection(site.url + "/a.jpg")
+    assert (rejected.reason, rejected.is_lasting, site.requests["/a.jpg"]) == ("unreachable", False, 0)
 
 
-def test_a_redirect_is_asked_for_at_the_robots_txt_of_where_it_leads(site: Site):
-    site.pages["/robots.txt"] = reply(body=b"User-agent: *\nDisallow: /no/\n")
-    site.pages["/yes"], site.pages["/no/a.jpg"] = reply(302, Location="/no/a.jpg"), reply(body=IMAGE)
-    assert refused(site.url + "/yes").reason == "opted_out"
-    assert site.asked["/no/a.jpg"] == 0
+def test_the_robots_txt_of_a_redirects_target_counts(site: Site):
+    site.pages["/robots.txt"] = respond(body=b"User-agent: *\nDisallow: /no/\n")
+    site.pages["/yes"], site.pages["/no/a.jpg"] = respond(302, Location="/no/a.jpg"), respond(body=IMAGE)
+    assert catch_rejection(site.url + "/yes").reason == "opted_out"
+    assert site.requests["/no/a.jpg"] == 0
 
 
 @pytest.mark.parametrize(
@@ -424,26 +429,26 @@ def test_a_redirect_is_asked_for_at_the_robots_txt_of_where_it_leads(site: Site)
     ],
 )
 def test_headers_that_opt_out(headers: dict[str, str], state: str, site: Site):
-    site.pages["/x.jpg"] = reply(body=IMAGE, **headers)
+    site.pages["/x.jpg"] = respond(body=IMAGE, **headers)
     if state == "absent":
-        assert fetcher().fetch(site.url + "/x.jpg", LIMIT).robots == state
+        assert make_fetcher().fetch(site.url + "/x.jpg", LIMIT).robots == state
     else:
-        found = refused(site.url + "/x.jpg")
-        assert (found.reason, found.robots) == ("opted_out", state)
+        rejected = catch_rejection(site.url + "/x.jpg")
+        assert (rejected.reason, rejected.robots) == ("opted_out", state)
 
 
-def test_a_pages_meta_tag_opts_out(site: Site):
-    site.pages["/p"] = reply(
+def test_a_meta_tag_that_opts_out(site: Site):
+    site.pages["/p"] = respond(
         body=b'<html><head><META content="index, noimageai" name=ROBOTS></head>',
         Content_Type="text/html; charset=utf-8",
     )
-    assert refused(site.url + "/p").robots == "meta:noimageai"
+    assert catch_rejection(site.url + "/p").robots == "meta:noimageai"
 
 
-# --- sparing hosts ----------------------------------------------------------------------------------------------------
+# --- limits per host --------------------------------------------------------------------------------------------------
 
 
-def test_a_host_has_a_delay_and_few_requests_at_a_time(site: Site):
+def test_requests_to_a_host_are_delayed_and_limited_in_number(site: Site):
     busy, most, lock = [0], [0], threading.Lock()
 
     def slow(handler: BaseHTTPRequestHandler) -> None:
@@ -453,21 +458,21 @@ def test_a_host_has_a_delay_and_few_requests_at_a_time(site: Site):
         time.sleep(0.05)
         with lock:
             busy[0] -= 1
-        reply(body=IMAGE)(handler)
+        respond(body=IMAGE)(handler)
 
     site.pages["/s.jpg"] = slow
-    using = Fetcher(FetchConfig("me", delay_s=0.02, per_host=2, allow_hosts=("127.0.0.1",)))
-    threads = [threading.Thread(target=using.fetch, args=(site.url + "/s.jpg", LIMIT)) for _ in range(8)]
+    fetcher = Fetcher(FetchConfig("me", delay_s=0.02, per_host=2, allow_hosts=("127.0.0.1",)))
+    threads = [threading.Thread(target=fetcher.fetch, args=(site.url + "/s.jpg", LIMIT)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert site.asked["/s.jpg"] == 8 and most[0] <= 2
+    assert site.requests["/s.jpg"] == 8 and most[0] <= 2
     images = site.times[1:]  # the first is robots.txt
     assert images[-1] - images[0] >= 7 * 0.02
 
 
-def test_tls_is_verified_with_the_hosts_name(site: Site, tmp_path: Path):
+def test_tls_certificates_are_verified_for_the_hosts_name(site: Site, tmp_path: Path):
     """A certificate for images.example alone; the connection goes to a pinned 127.0.0.1 all the same."""
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     secret, name, now = (
@@ -498,17 +503,17 @@ def test_tls_is_verified_with_the_hosts_name(site: Site, tmp_path: Path):
         return Fetcher(config, resolver=lambda host, port: ["127.0.0.1"], sleep=lambda s: None)
 
     assert using(certificate).fetch(f"https://images.example:{site.server_port}/a.jpg", LIMIT) == IMAGE
-    asked = site.asked.total()
+    asked = site.requests.total()
     for url, ca_file in (
         (f"https://other.example:{site.server_port}/a.jpg", certificate),
         (f"https://images.example:{site.server_port}/a.jpg", None),
     ):
-        found = refused(url, using(ca_file))
-        assert found.reason == "unreachable" and "certificate" in found.detail
-    assert site.asked.total() == asked
+        rejected = catch_rejection(url, using(ca_file))
+        assert rejected.reason == "unreachable" and "certificate" in rejected.detail
+    assert site.requests.total() == asked
 
 
-def test_a_body_in_chunks_is_put_together(site: Site):
+def test_a_chunked_body_is_joined(site: Site):
     def chunked(handler: BaseHTTPRequestHandler) -> None:
         handler.protocol_version = "HTTP/1.1"
         handler.send_response(200)
@@ -520,4 +525,4 @@ def test_a_body_in_chunks_is_put_together(site: Site):
         handler.wfile.write(b"0\r\n\r\n")
 
     site.pages["/chunks.jpg"] = chunked
-    assert fetcher().fetch(site.url + "/chunks.jpg", LIMIT) == IMAGE
+    assert make_fetcher().fetch(site.url + "/chunks.jpg", LIMIT) == IMAGE

@@ -1,7 +1,7 @@
-"""The same images as a folder, as tars, in a bucket, as tars in a bucket and as URLs give the same ids; what was seen
-is only listed.
+"""The same images give the same ids from a folder, tars, a bucket, tars in a bucket, and URLs; known ones are only
+listed.
 
-Once with drawn images; once with real photographs where they are (`../shared/photos`, kept out of the repository).
+Once with drawn images; once with real photographs where there are some (`../shared/photos`, not in the repository).
 """
 
 import csv
@@ -18,46 +18,46 @@ from typing import Any
 
 import pytest
 
-from tasks.config import parse_params, read_raw, resolve
 from tasks.ingest import stage as ingest
 from tasks.sample.world import make_world
 from tasks.sources import s3 as s3_source
 from tasks.store import Store
+from tests.support.ingest import ingest_params
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2].parent / "shared" / "photos"
 
 
-def drawn(folder: Path) -> None:
+def fill_with_drawings(folder: Path) -> None:
     make_world(folder, seed=5, images=24, truth=folder.parent / "truth.jsonl")
 
 
-def photographed(folder: Path) -> None:
-    found = sorted(PHOTOGRAPHS.rglob("*.jpg"))[::18][:60]
-    if not found:
+def fill_with_photographs(folder: Path) -> None:
+    paths = sorted(PHOTOGRAPHS.rglob("*.jpg"))[::18][:60]
+    if not paths:
         pytest.skip(f"photographs: none in {PHOTOGRAPHS}")
     folder.mkdir()
     with open(folder / "captions.csv", "w", newline="") as f:
         table = csv.writer(f)
         table.writerow(("path", "caption"))
-        for path in found:
+        for path in paths:
             shutil.copy(path, folder / path.name)
             table.writerow((path.name, f"{path.parent.name}, a photograph"))
 
 
 class Site(ThreadingHTTPServer):
-    """A folder on loopback; counts what it is asked."""
+    """A folder on loopback; counts requests by path, and answers 503 to those in `down`."""
 
     def __init__(self, folder: Path) -> None:
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.down: set[str] = set()
-        asked, down = self.asked, self.down
+        requests, down = self.requests, self.down
 
         class Handler(SimpleHTTPRequestHandler):
             def __init__(self, *args: Any) -> None:
                 super().__init__(*args, directory=str(folder))
 
             def do_GET(self) -> None:
-                asked[self.path] += 1
+                requests[self.path] += 1
                 if self.path in down:
                     self.send_error(503)
                 else:
@@ -82,7 +82,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def objects_read(s3: Any, s3_url: str) -> Iterator[list[str]]:
     """Keys of the GetObject calls at the endpoint."""
     read: list[str] = []
-    events = s3_source.client_of(s3_url, None).meta.events
+    events = s3_source.s3_client(s3_url, None).meta.events
     events.register(
         "provide-client-params.s3.GetObject", lambda params, **_: read.append(params["Key"]), unique_id="read"
     )
@@ -90,52 +90,48 @@ def objects_read(s3: Any, s3_url: str) -> Iterator[list[str]]:
     events.unregister("provide-client-params.s3.GetObject", unique_id="read")
 
 
-def labels_in(folder: Path) -> dict[str, str]:
+def read_captions(folder: Path) -> dict[str, str]:
     with open(folder / "captions.csv", newline="", encoding="utf-8") as f:
         return {row["path"]: row["caption"] for row in csv.DictReader(f)}
 
 
-def tars_of(folder: Path, out: Path, count: int) -> None:
+def write_tars(folder: Path, out: Path, count: int) -> None:
     """The folder's images in WebDataset tars, captions as .txt in some and .json in others."""
-    labels = labels_in(folder)
+    captions = read_captions(folder)
     paths = sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".webp"))
     out.mkdir()
     size = -(-len(paths) // count)
     for number in range(count):
         with tarfile.open(out / f"{number:05d}.tar", "w") as tar:
             for path in paths[number * size : (number + 1) * size]:
-                name, caption = str(path.relative_to(folder)), labels.get(str(path.relative_to(folder)), "")
-                said = caption.encode() if number % 2 else json.dumps({"caption": caption}).encode()
+                name, caption = str(path.relative_to(folder)), captions.get(str(path.relative_to(folder)), "")
+                text = caption.encode() if number % 2 else json.dumps({"caption": caption}).encode()
                 for member, content in (
                     (name, path.read_bytes()),
-                    (name.rpartition(".")[0] + (".txt" if number % 2 else ".json"), said),
+                    (name.rpartition(".")[0] + (".txt" if number % 2 else ".json"), text),
                 ):
                     entry = tarfile.TarInfo(member)
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
 
 
-def taken(root: Path, batch: str, **source: Any) -> tuple[Any, list[tuple[str, str | None]]]:
+def run_ingest(root: Path, batch: str, **source: Any) -> tuple[Any, list[tuple[str, str | None]]]:
     """(report, (image_id, caption) in order) after a run of ingest over this one source."""
-    changes = {
-        "open_run": {"batch": batch, "date": batch.replace(".", "-")},
-        "ingest": {"sources": [{"name": "s", "license_code": "CC0-1.0", "attribution": "me", **source}], "workers": 1},
-    }
     store = Store(root)
-    report = ingest.run(parse_params(resolve(read_raw(Path("params.yaml")), "test", changes)), store)
+    report = ingest.run(ingest_params([{"name": "s", **source}], batch, workers=1), store)
     table = store.read_table("images").to_pydict()
     assert len(set(table["image_id"])) == len(table["image_id"])
     return report, list(zip(table["image_id"], table["caption"], strict=True))
 
 
-@pytest.mark.parametrize("fill", [drawn, photographed])
-def test_the_same_images_have_the_same_ids_wherever_they_come_from(
+@pytest.mark.parametrize("fill", [fill_with_drawings, fill_with_photographs])
+def test_the_same_images_have_the_same_ids_from_every_source(
     fill: Any, tmp_path: Path, s3: Any, s3_url: str, site: Site, objects_read: list[str]
 ):
     folder = tmp_path / "folder"
     fill(folder)
-    labels = labels_in(folder)
-    tars_of(folder, tmp_path / "tars", 3)
+    captions = read_captions(folder)
+    write_tars(folder, tmp_path / "tars", 3)
     for path in (p for p in folder.rglob("*") if p.is_file()):
         s3.put_object(Bucket="images", Key=f"week/{path.relative_to(folder)}", Body=path.read_bytes())
     for path in (tmp_path / "tars").iterdir():
@@ -144,7 +140,9 @@ def test_the_same_images_have_the_same_ids_wherever_they_come_from(
         for name in sorted(
             str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".webp")
         ):
-            f.write(json.dumps({"URL": f"http://127.0.0.1:{site.server_port}/{name}", "TEXT": labels.get(name)}) + "\n")
+            f.write(
+                json.dumps({"URL": f"http://127.0.0.1:{site.server_port}/{name}", "TEXT": captions.get(name)}) + "\n"
+            )
     settings: dict[str, dict[str, Any]] = {
         "folder": {"path": str(folder)},
         "tars": {"path": str(tmp_path / "tars" / "*.tar")},
@@ -158,10 +156,10 @@ def test_the_same_images_have_the_same_ids_wherever_they_come_from(
             "allow_hosts": ["127.0.0.1"],
         },
     }
-    found = {name: taken(tmp_path / "runs" / name, "2026.11.01", **source)[1] for name, source in settings.items()}
-    assert len(found["folder"]) >= 15 and sum(caption is not None for _, caption in found["folder"]) >= 10
+    rows = {name: run_ingest(tmp_path / "runs" / name, "2026.11.01", **source)[1] for name, source in settings.items()}
+    assert len(rows["folder"]) >= 15 and sum(caption is not None for _, caption in rows["folder"]) >= 10
     for name in settings:
-        assert found[name] == found["folder"], name
+        assert rows[name] == rows["folder"], name
 
     robots = {
         name: set(Store(tmp_path / "runs" / name).read_table("images", ["robots"]).column("robots").to_pylist())
@@ -169,18 +167,18 @@ def test_the_same_images_have_the_same_ids_wherever_they_come_from(
     }
     assert robots == {"bucket": {""}, "urls": {"absent"}}  # the state is stored with every row
 
-    asked, read = site.asked.total(), len(objects_read)
+    requests, reads = site.requests.total(), len(objects_read)
     for name, source in settings.items():  # a week later
-        report, rows = taken(tmp_path / "runs" / name, "2026.11.08", **source)
-        assert (report.new, report.written, rows) == (0, 0, found["folder"]), name
-    assert site.asked.total() == asked
-    assert set(objects_read[read:]) <= {"week/captions.csv"}  # nothing but the table of captions was read again
+        report, again = run_ingest(tmp_path / "runs" / name, "2026.11.08", **source)
+        assert (report.new, report.written, again) == (0, 0, rows["folder"]), name
+    assert site.requests.total() == requests
+    assert set(objects_read[reads:]) <= {"week/captions.csv"}  # only the table of captions was read again
 
 
-def test_a_image_whose_server_was_down_is_taken_a_week_later_and_nothing_twice(tmp_path: Path, site: Site):
+def test_an_image_whose_server_was_down_is_taken_by_the_next_batch_and_no_other_twice(tmp_path: Path, site: Site):
     folder = tmp_path / "folder"
     make_world(folder, seed=6, images=4, truth=tmp_path / "truth.jsonl")
-    names = sorted(labels_in(folder))
+    names = sorted(read_captions(folder))
     (tmp_path / "urls.csv").write_text(
         "url\n" + "".join(f"http://127.0.0.1:{site.server_port}/{name}\n" for name in [*names, "gone.jpg"])
     )
@@ -191,15 +189,15 @@ def test_a_image_whose_server_was_down_is_taken_a_week_later_and_nothing_twice(t
         "allow_hosts": ["127.0.0.1"],
     }
     site.down.add(f"/{names[1]}")
-    first, before = taken(tmp_path / "run", "2026.11.01", **source)
+    first, before = run_ingest(tmp_path / "run", "2026.11.01", **source)
     assert (first.read, first.written + sum(first.dropped.values()), first.dropped["unreachable"]) == (
         len(names) + 1,
         len(names) + 1,
         2,
     )
     site.down.clear()
-    second, after = taken(tmp_path / "run", "2026.11.08", **source)
-    # the one that is gone for good (404) is not asked for again
+    second, after = run_ingest(tmp_path / "run", "2026.11.08", **source)
+    # the one that is gone for good (404) is not requested again
     assert (second.new, second.dropped.get("unreachable", 0)) == (1, 0)
     assert after[: len(before)] == before
-    assert all(site.asked[f"/{name}"] == 1 for name in names if name != names[1]) and site.asked["/gone.jpg"] == 1
+    assert all(site.requests[f"/{name}"] == 1 for name in names if name != names[1]) and site.requests["/gone.jpg"] == 1

@@ -1,72 +1,45 @@
-"""Who is a copy of whom, across batches; and the images that must not come in."""
+"""Exact and near duplicates across batches; and the lists that exclude images."""
 
 import hashlib
-import io
 import itertools
 import json
 from pathlib import Path
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import decontaminate
 from tasks.ingest import stage as ingest
-from tasks.ingest.dedup import Corpus, copy_groups
-from tasks.ingest.normalize import NormalizedImage
+from tasks.ingest.dedup import DuplicateIndex, copy_groups
+from tasks.ingest.rules import NormalizedImage
 from tasks.pages.dataset_card import dataset_card
 from tasks.publish.version import counts
 from tasks.store import Store
+from tests.support.images import save_jpeg, smooth_image
+from tests.support.ingest import folder_params, read_drop_reasons, read_kept
 
 
-def params_for(source: Path, batch: str = "2026.01.04", **changes: object) -> Params:
-    row = {"name": "mine", "path": str(source), "license_code": "CC0-1.0", "attribution": "me"}
-    given = {"open_run": {"batch": batch, "date": batch.replace(".", "-")}, "ingest": {"sources": [row], **changes}}
-    return parse_params(resolve(read_raw(Path("params.yaml")), "test", given))
-
-
-def image(seed: int, side: int = 192) -> Image.Image:
-    """Soft blobs: no two seeds are near-duplicates, and a crop stays recognisable."""
-    cells = np.random.default_rng(seed).integers(0, 256, (5, 5, 3)).astype(np.uint8)
-    return Image.fromarray(cells).resize((side, side), Image.Resampling.BICUBIC)
-
-
-def saved(image: Image.Image, path: Path, quality: int = 92) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(out.getvalue())
-    return out.getvalue()
-
-
-def taken(store: Store) -> tuple[set[str], dict[str, str]]:
-    kept = {r["source_uri"].partition(":")[2] for r in store.read_table("images").to_pylist()}
-    return kept, {r["key"].partition(":")[2]: r["reason"] for r in store.read_dropped("ingest").to_pylist()}
-
-
-def of_levels(*levels: int) -> NormalizedImage:
+def flat_image(*levels: int) -> NormalizedImage:
     """An image of one hash whose thumbnail is flat, but for its first cells."""
     thumbnail = bytes([*levels, *[100] * (192 - len(levels))])
     return NormalizedImage(content=b"", width_px=8, height_px=8, phash=5, thumbnail=thumbnail)
 
 
-def test_a_image_between_two_kept_ones_goes_as_a_copy_of_the_first_and_ties_them():
+def test_an_image_between_two_kept_ones_is_a_near_duplicate_of_the_first_and_names_the_other():
     none: dict[str, list] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
-    corpus = Corpus(none, hash_distance_bits=0, thumbnail_max=8.0)
-    first, last, between = of_levels(100, 100, 100), of_levels(112, 112, 112), of_levels(106, 106, 106)
-    assert corpus.copy_of("s1", "first", first) is None
-    corpus.add("s1", "first", first)
-    assert corpus.copy_of("s2", "last", last) is None, "too far apart to be copies of each other"
-    corpus.add("s2", "last", last)
-    bridge = corpus.copy_of("s3", "between", between)
-    assert bridge is not None and (bridge.reason, bridge.image_id, bridge.also) == (
+    index = DuplicateIndex(none, hash_distance_bits=0, thumbnail_max=8.0)
+    first, last, between = flat_image(100, 100, 100), flat_image(112, 112, 112), flat_image(106, 106, 106)
+    assert index.find("s1", "first", first) is None
+    index.add("s1", "first", first)
+    assert index.find("s2", "last", last) is None, "too far apart to be copies of each other"
+    index.add("s2", "last", last)
+    match = index.find("s3", "between", between)
+    assert match is not None and (match.reason, match.image_id, match.also) == (
         "near_duplicate",
         "first",
         ("last",),
     )
-    assert corpus.ids == ["first", "last"], "nothing that is kept is withdrawn"
+    assert index.ids == ["first", "last"], "no kept image is withdrawn"
 
 
 ties = st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 9), min_size=1, max_size=3)), max_size=12)
@@ -74,7 +47,7 @@ ties = st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 9), min_siz
 
 @settings(max_examples=60, deadline=None)
 @given(ties, st.randoms(use_true_random=False))
-def test_the_ledgers_groups_are_the_connected_images_whatever_the_order(ties, random):
+def test_copy_groups_are_the_connected_images_whatever_the_order(ties, random):
     details = [json.dumps({"copy_of": str(of), "also": [str(a) for a in also]}) for of, also in ties]
     groups = copy_groups(details)
     shuffled = details[:]
@@ -92,41 +65,41 @@ def test_the_ledgers_groups_are_the_connected_images_whatever_the_order(ties, ra
 
 @settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=8, max_size=8))
-def test_exact_copies_do_not_depend_on_how_the_weeks_fall(tmp_path_factory, weeks: list[int]):
+def test_exact_duplicates_do_not_depend_on_the_batches(tmp_path_factory, weeks: list[int]):
     root = tmp_path_factory.mktemp("weeks")
     source, store = root / "source", Store(root / "run")
-    files = [(n, saved(image(n % 4), root / "aside" / f"{n}.jpg")) for n in range(8)]  # each image twice
+    files = [(n, save_jpeg(smooth_image(n % 4), root / "aside" / f"{n}.jpg")) for n in range(8)]  # each image twice
     for week in range(3):
         for n, content in files:
             if weeks[n] == week:
                 (source / f"{n}.jpg").parent.mkdir(parents=True, exist_ok=True)
                 (source / f"{n}.jpg").write_bytes(content)
         if source.is_dir():
-            ingest.run(params_for(source, f"2026.01.0{week + 1}"), store)
-    kept, dropped = taken(store)
+            ingest.run(folder_params(source, f"2026.01.0{week + 1}"), store)
+    kept, dropped = set(read_kept(store)), read_drop_reasons(store)
     assert len(kept) == 4 and len(dropped) == 4 and set(dropped.values()) == {"duplicate"}
     assert {int(name[0]) % 4 for name in kept} == {0, 1, 2, 3}
 
 
-def test_a_slight_crop_goes_where_the_margin_says_so(tmp_path: Path):
+def test_a_slight_crop_is_a_near_duplicate_where_crop_margin_is_set(tmp_path: Path):
     for name in ("plain", "margin"):
-        saved(image(1), tmp_path / name / "a.jpg")
-        saved(image(1).crop((6, 3, 189, 187)), tmp_path / name / "b.jpg", 88)
-        saved(image(2), tmp_path / name / "c.jpg")
+        save_jpeg(smooth_image(1), tmp_path / name / "a.jpg")
+        save_jpeg(smooth_image(1).crop((6, 3, 189, 187)), tmp_path / name / "b.jpg", 88)
+        save_jpeg(smooth_image(2), tmp_path / name / "c.jpg")
     for name, margin in (("plain", 0.0), ("margin", 0.06)):
         store = Store(tmp_path / f"run-{name}")
-        ingest.run(params_for(tmp_path / name, crop_margin=margin), store)
-        kept, dropped = taken(store)
+        ingest.run(folder_params(tmp_path / name, crop_margin=margin), store)
+        kept, dropped = set(read_kept(store)), read_drop_reasons(store)
         assert (kept, dropped) == (
             ({"a.jpg", "b.jpg", "c.jpg"}, {}) if not margin else ({"a.jpg", "c.jpg"}, {"b.jpg": "near_duplicate"})
         )
 
 
-def test_lists_keep_images_out_each_with_its_reason(tmp_path: Path):
+def test_each_list_excludes_images_with_its_reason(tmp_path: Path):
     source = tmp_path / "source"
     for n in range(4):
-        saved(image(n), source / f"{n}.jpg")
-    saved(image(2), tmp_path / "benchmark" / "x.jpg", 75)  # the benchmark's is another encoding of 2
+        save_jpeg(smooth_image(n), source / f"{n}.jpg")
+    save_jpeg(smooth_image(2), tmp_path / "benchmark" / "x.jpg", 75)  # the benchmark's is another encoding of 2
     (tmp_path / "benchmark" / "readme.txt").write_text("no image")
     report = decontaminate.build(tmp_path / "benchmark", tmp_path / "benchmark.jsonl")
     assert (report.read, report.written) == (2, 1)
@@ -139,8 +112,8 @@ def test_lists_keep_images_out_each_with_its_reason(tmp_path: Path):
         "takedown": str(tmp_path / "takedown.txt"),
         "benchmark_hashes": [str(tmp_path / "benchmark.jsonl")],
     }
-    report = ingest.run(params_for(source, **lists), store)
-    kept, dropped = taken(store)
+    report = ingest.run(folder_params(source, **lists), store)
+    kept, dropped = set(read_kept(store)), read_drop_reasons(store)
     assert kept == {"3.jpg"} and dropped == {"0.jpg": "blocked", "1.jpg": "taken_down", "2.jpg": "benchmark"}
     assert report.read == report.written + sum(report.dropped.values())
     drops = counts(store.read_dropped())

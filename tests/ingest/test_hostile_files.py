@@ -1,4 +1,4 @@
-"""A set of hostile files, generated: each ends as the row it is expected to be, and nothing leaves its worker."""
+"""Generated hostile files: each ends as the expected row, and a worker contains whatever a file does."""
 
 import csv
 import io
@@ -16,19 +16,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin, features
 
 from tasks.ingest import stage as ingest
-from tasks.ingest.normalize import ADAM7, PNG_CHANNELS, NormalizedImage, Refusal, Rules, png_size_bytes, read_image
+from tasks.ingest import workers as workers_module
+from tasks.ingest.normalize import normalize_image
+from tasks.ingest.png import ADAM7, CHANNELS, count_row_bytes
+from tasks.ingest.rules import NormalizationRules, NormalizedImage, Rejection
 from tasks.ingest.workers import ImageWorkers
-from tasks.sources import cleaned_text
+from tasks.sources.files import clean_text
 from tasks.store import Store
-from tests.ingest.test_stage import image, images_of, params_for, reasons_of
+from tests.support.images import block_image, encode
+from tests.support.ingest import folder_params, read_drop_reasons, read_kept
 
 KEPT = "kept"
-
-
-def saved(image: Image.Image, format: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format, **options)
-    return out.getvalue()
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -57,15 +55,15 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", b"".join(body)) + chunk(b"IEND", b"")
 
 
-def jpeg_that_says(width: int, height: int) -> bytes:
+def jpeg_stating(width: int, height: int) -> bytes:
     """A JPEG whose header states another size."""
-    content = bytearray(saved(image(700), "JPEG"))
+    content = bytearray(encode(block_image(700), "JPEG"))
     place = next(n for n in range(len(content)) if content[n : n + 2] in (b"\xff\xc0", b"\xff\xc2"))
     content[place + 5 : place + 9] = struct.pack(">HH", height, width)
     return bytes(content)
 
 
-def webp_that_says(width: int, height: int) -> bytes:
+def webp_stating(width: int, height: int) -> bytes:
     """A lossless WebP's header alone, of another size."""
     body = (
         b"VP8X"
@@ -77,36 +75,36 @@ def webp_that_says(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
-def mended(jpeg: bytes, keep: int) -> bytes:
-    """A JPEG cut off, with an end marker put to it."""
+def with_end_marker(jpeg: bytes, keep: int) -> bytes:
+    """A truncated JPEG with an end marker appended."""
     assert keep < len(jpeg) - 100
     return jpeg[:keep] + b"\xff\xd9"
 
 
 def riff(webp: bytes) -> bytes:
-    """A WebP of one chunk, cut off, whose lengths were corrected."""
+    """A truncated WebP of one chunk, with corrected lengths."""
     return webp[:4] + struct.pack("<I", len(webp) - 8) + webp[8:16] + struct.pack("<I", len(webp) - 20) + webp[20:]
 
 
-def with_foot(image: Image.Image) -> Image.Image:
+def with_black_rows(image: Image.Image) -> Image.Image:
     """The image with its lower rows black."""
     image.paste((0, 0, 0), (0, image.height - 20, image.width, image.height))
     return image
 
 
 def exif(orientation: int) -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112] = orientation
-    found.get_ifd(0x8825)[1] = "N"  # GPS
-    return found
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    tags.get_ifd(0x8825)[1] = "N"  # GPS
+    return tags
 
 
-def hostile_set() -> dict[str, tuple[bytes, str]]:
-    """name -> (bytes, how it must end). Images are of different seeds, so that none is a copy of another."""
+def hostile_files() -> dict[str, tuple[bytes, str]]:
+    """name -> (bytes, KEPT or the drop reason). Images have different seeds, so that none is a copy of another."""
     seeds = iter(range(100, 200))
-    new = lambda *size: image(next(seeds), *size)  # noqa: E731
-    jpeg, png_, webp = saved(new((300, 200)), "JPEG"), saved(new((300, 200)), "PNG"), saved(new((300, 200)), "WEBP")
-    tiff, gif, bmp = saved(new(), "TIFF"), saved(new(), "GIF"), saved(new(), "BMP")
+    new = lambda *size: block_image(next(seeds), *size)  # noqa: E731
+    jpeg, png_, webp = encode(new((300, 200)), "JPEG"), encode(new((300, 200)), "PNG"), encode(new((300, 200)), "WEBP")
+    tiff, gif, bmp = encode(new(), "TIFF"), encode(new(), "GIF"), encode(new(), "BMP")
     text = PngImagePlugin.PngInfo()
     text.add_text("Comment", "<script>alert(1)</script>" * 100, zip=True)
     grey16 = Image.fromarray(
@@ -116,7 +114,7 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
     clear = new((120, 100)).convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(clear.size))
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    found: dict[str, tuple[bytes, str]] = {
+    files: dict[str, tuple[bytes, str]] = {
         "empty.jpg": (b"", "undecodable"),
         "zeros.png": (b"\0" * 5_000, "undecodable"),
         "html.jpg": (b"<!doctype html><html><script>alert(1)</script>", "undecodable"),
@@ -133,20 +131,20 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
         "gif.png": (gif, "undecodable"),
         "bmp.jpg": (bmp, "undecodable"),
         "psd.jpg": (b"8BPS\0\1" + b"\0" * 200, "undecodable"),
-        "ico.png": (saved(new((64, 64)), "ICO"), "undecodable"),
-        "ppm.jpg": (saved(new(), "PPM"), "undecodable"),
+        "ico.png": (encode(new((64, 64)), "ICO"), "undecodable"),
+        "ppm.jpg": (encode(new(), "PPM"), "undecodable"),
         "plain.tiff": (tiff, "not_a_picture"),
         "plain.gif": (gif, "not_a_picture"),
-        # names that lie about a good image: the bytes decide
+        # suffixes of another format: the bytes decide
         "png_named.jpg": (png_, KEPT),
         "jpeg_named.png": (jpeg, KEPT),
         "webp_named.txt": (webp, KEPT),
         # polyglots: a good image with something else behind it; what is stored holds the pixels alone
-        "polyglot_zip.jpg": (saved(new(), "JPEG") + b"PK\x03\x04" + b"\0" * 300, KEPT),
-        "polyglot_php.png": (saved(new(), "PNG") + b"<?php system($_GET[0]); ?>", KEPT),
-        "polyglot_html.jpg": (saved(new(), "JPEG", comment=b"<script>alert(1)</script>"), KEPT),
+        "polyglot_zip.jpg": (encode(new(), "JPEG") + b"PK\x03\x04" + b"\0" * 300, KEPT),
+        "polyglot_php.png": (encode(new(), "PNG") + b"<?php system($_GET[0]); ?>", KEPT),
+        "polyglot_html.jpg": (encode(new(), "JPEG", comment=b"<script>alert(1)</script>"), KEPT),
         # cut and damaged
-        "cut_half.jpg": (saved(new((400, 400)), "JPEG")[:4_000], "undecodable"),
+        "cut_half.jpg": (encode(new((400, 400)), "JPEG")[:4_000], "undecodable"),
         "cut_half.png": (png_[: len(png_) // 2], "undecodable"),
         "cut_half.webp": (webp[: len(webp) // 2], "undecodable"),
         "cut_header.jpg": (jpeg[:20], "undecodable"),
@@ -155,27 +153,33 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
         "magic_only.jpg": (b"\xff\xd8\xff", "undecodable"),
         "no_rows.png": (png(300, 300, rows=0), "undecodable"),
         "bad_crc.png": (png_[:40] + b"\xff" + png_[41:], "undecodable"),
-        # cut, and given an end: decoders fill up what is missing without a word
+        # truncated, with an end marker: decoders silently fill in what is missing
         "few_rows.png": (png(300, 300, rows=10), "undecodable"),
         "few_rows_interlaced.png": (png(300, 300, rows=299, fill=b"\x40", interlaced=1), "undecodable"),
         "no_end.png": (png_[:-12], "undecodable"),
         "bad_rows_crc.png": (png_[:-17] + bytes([png_[-17] ^ 1]) + png_[-16:], "undecodable"),
-        "cut_mended.jpg": (mended(saved(new((400, 400)), "JPEG"), 5_000), "undecodable"),
-        "cut_mended_progressive.jpg": (mended(saved(new((900, 900)), "JPEG", progressive=True), 20_000), "undecodable"),
-        "cut_mended_grey.jpg": (mended(saved(new((400, 400)).convert("L"), "JPEG"), 4_000), "undecodable"),
-        "cut_mended_cmyk.jpg": (mended(saved(new((400, 400)).convert("CMYK"), "JPEG"), 5_000), "undecodable"),
+        "cut_mended.jpg": (with_end_marker(encode(new((400, 400)), "JPEG"), 5_000), "undecodable"),
+        "cut_mended_progressive.jpg": (
+            with_end_marker(encode(new((900, 900)), "JPEG", progressive=True), 20_000),
+            "undecodable",
+        ),
+        "cut_mended_grey.jpg": (with_end_marker(encode(new((400, 400)).convert("L"), "JPEG"), 4_000), "undecodable"),
+        "cut_mended_cmyk.jpg": (with_end_marker(encode(new((400, 400)).convert("CMYK"), "JPEG"), 5_000), "undecodable"),
         "cut_mended.webp": (riff(webp[: len(webp) // 4 * 2]), "undecodable"),
         "no_end.jpg": (jpeg[:-2], "undecodable"),
-        "black_foot.png": (saved(with_foot(new((200, 200))), "PNG"), KEPT),  # a whole image may end in rows of zeros
-        "black_foot_palette.png": (saved(with_foot(new((200, 200))).quantize(8), "PNG"), KEPT),
-        "padded.jpg": (saved(new((200, 200)), "JPEG")[:-2] + b"\0\0\xff\xd9", KEPT),  # some encoders do
+        "black_foot.png": (
+            encode(with_black_rows(new((200, 200))), "PNG"),
+            KEPT,
+        ),  # a whole image may end in rows of zeros
+        "black_foot_palette.png": (encode(with_black_rows(new((200, 200))).quantize(8), "PNG"), KEPT),
+        "padded.jpg": (encode(new((200, 200)), "JPEG")[:-2] + b"\0\0\xff\xd9", KEPT),  # some encoders do
         # bombs
         "bomb_170mpx.png": (png(13_040, 13_040), "too_large"),
         "bomb_900mpx.png": (png(30_000, 30_000, colour=0, depth=1), "too_large"),
         "bomb_header.png": (png(2**31 - 1, 2**31 - 1, rows=0), "too_large"),
-        "bomb_says.jpg": (jpeg_that_says(65_000, 65_000), "too_large"),
-        "bomb_says.webp": (webp_that_says(16_383, 16_383), "too_large"),
-        "bomb_says_more.webp": (webp_that_says(1 << 24, 1 << 24), "too_large"),
+        "bomb_says.jpg": (jpeg_stating(65_000, 65_000), "too_large"),
+        "bomb_says.webp": (webp_stating(16_383, 16_383), "too_large"),
+        "bomb_says_more.webp": (webp_stating(1 << 24, 1 << 24), "too_large"),
         "bomb_text.png": (
             png(64, 64, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 80_000_000, 9))),
             "undecodable",
@@ -186,49 +190,49 @@ def hostile_set() -> dict[str, tuple[bytes, str]]:
         ),
         "says_zero.png": (png(0, 0, rows=0), "undecodable"),
         # an end marker in its place: libjpeg fills up with grey
-        "says_more.jpg": (jpeg_that_says(4_000, 4_000), "undecodable"),
+        "says_more.jpg": (jpeg_stating(4_000, 4_000), "undecodable"),
         # sizes
         "one_pixel.png": (png(1, 1), "too_small"),
         "line.png": (png(1, 20_000), "too_small"),
         "flat.png": (png(20_000, 47), "too_small"),
-        "long.png": (saved(new((3_000, 60)), "PNG"), KEPT),
-        "large.png": (saved(new((5_000, 4_000)), "PNG"), KEPT),
+        "long.png": (encode(new((3_000, 60)), "PNG"), KEPT),
+        "large.png": (encode(new((5_000, 4_000)), "PNG"), KEPT),
         # modes
-        "grey16.png": (saved(grey16, "PNG"), KEPT),
+        "grey16.png": (encode(grey16, "PNG"), KEPT),
         "rgb16.png": (png(80, 80, depth=16, fill=b"\x80"), KEPT),
-        "bilevel.png": (saved(new((90, 90)).convert("1"), "PNG"), KEPT),
-        "palette.png": (saved(new((90, 90)).quantize(16), "PNG"), KEPT),
-        "palette_clear.png": (saved(new((90, 90)).quantize(16), "PNG", transparency=3), KEPT),
-        "alpha.png": (saved(clear, "PNG"), KEPT),
-        "grey_alpha.png": (saved(new((90, 90)).convert("LA"), "PNG"), KEPT),
-        "cmyk.jpg": (saved(new((90, 90)).convert("CMYK"), "JPEG"), KEPT),
-        "grey.jpg": (saved(new((90, 90)).convert("L"), "JPEG"), KEPT),
-        "progressive.jpg": (saved(new((900, 700)), "JPEG", progressive=True), KEPT),
+        "bilevel.png": (encode(new((90, 90)).convert("1"), "PNG"), KEPT),
+        "palette.png": (encode(new((90, 90)).quantize(16), "PNG"), KEPT),
+        "palette_clear.png": (encode(new((90, 90)).quantize(16), "PNG", transparency=3), KEPT),
+        "alpha.png": (encode(clear, "PNG"), KEPT),
+        "grey_alpha.png": (encode(new((90, 90)).convert("LA"), "PNG"), KEPT),
+        "cmyk.jpg": (encode(new((90, 90)).convert("CMYK"), "JPEG"), KEPT),
+        "grey.jpg": (encode(new((90, 90)).convert("L"), "JPEG"), KEPT),
+        "progressive.jpg": (encode(new((900, 700)), "JPEG", progressive=True), KEPT),
         # animations: the first frame
-        "animated.webp": (saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), KEPT),
-        "animated.png": (saved(new(), "PNG", save_all=True, append_images=[new(), new()]), KEPT),
+        "animated.webp": (encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]), KEPT),
+        "animated.png": (encode(new(), "PNG", save_all=True, append_images=[new(), new()]), KEPT),
         # metadata
-        "turned.jpg": (saved(new((200, 100)), "JPEG", exif=exif(6)), KEPT),
-        "turned_9.jpg": (saved(new((200, 100)), "JPEG", exif=exif(9)), KEPT),
-        "broken_exif.jpg": (saved(new((200, 100)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), KEPT),
-        "text.png": (saved(new(), "PNG", pnginfo=text), KEPT),
-        "profile_lab.jpg": (saved(new(), "JPEG", icc_profile=profile), KEPT),
-        "profile_noise.jpg": (saved(new(), "JPEG", icc_profile=b"noise" * 50), KEPT),
+        "turned.jpg": (encode(new((200, 100)), "JPEG", exif=exif(6)), KEPT),
+        "turned_9.jpg": (encode(new((200, 100)), "JPEG", exif=exif(9)), KEPT),
+        "broken_exif.jpg": (encode(new((200, 100)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), KEPT),
+        "text.png": (encode(new(), "PNG", pnginfo=text), KEPT),
+        "profile_lab.jpg": (encode(new(), "JPEG", icc_profile=profile), KEPT),
+        "profile_noise.jpg": (encode(new(), "JPEG", icc_profile=b"noise" * 50), KEPT),
         # names
-        "new\nline.jpg": (saved(new(), "JPEG"), KEPT),
-        "quote\"'<script>.jpg": (saved(new(), "JPEG"), KEPT),
-        "\u202egpj.bidi.jpg": (saved(new(), "JPEG"), KEPT),
-        "control\x07\x1b[31m.jpg": (saved(new(), "JPEG"), KEPT),
-        "-rf.jpg": (saved(new(), "JPEG"), KEPT),
+        "new\nline.jpg": (encode(new(), "JPEG"), KEPT),
+        "quote\"'<script>.jpg": (encode(new(), "JPEG"), KEPT),
+        "\u202egpj.bidi.jpg": (encode(new(), "JPEG"), KEPT),
+        "control\x07\x1b[31m.jpg": (encode(new(), "JPEG"), KEPT),
+        "-rf.jpg": (encode(new(), "JPEG"), KEPT),
     }
     if features.check("avif"):
-        avif = saved(new((120, 120)), "AVIF", quality=70)
-        found |= {"image.avif": (avif, KEPT), "cut.avif": (avif[: len(avif) // 2], "undecodable")}
-    return found
+        avif = encode(new((120, 120)), "AVIF", quality=70)
+        files |= {"image.avif": (avif, KEPT), "cut.avif": (avif[: len(avif) // 2], "undecodable")}
+    return files
 
 
-def test_every_hostile_file_is_the_row_that_it_must_be(tmp_path: Path):
-    files = hostile_set()
+def test_every_hostile_file_ends_as_the_expected_row(tmp_path: Path):
+    files = hostile_files()
     assert len(files) >= 60
     source = tmp_path / "source"
     source.mkdir()
@@ -240,8 +244,8 @@ def test_every_hostile_file_is_the_row_that_it_must_be(tmp_path: Path):
         writer.writerow(("turned.jpg", "a\r\nb\x00\x1b[31m\u202e<script>\"'", "CC0-1.0", "x"))
         writer.writerow(("alpha.png", "word " * 210_000, "CC0-1.0", "x"))  # 1 MiB
     store = Store(tmp_path / "run")
-    report = ingest.run(params_for(source, hash_distance_bits=0, thumbnail_distance=0.0), store)
-    kept, dropped = images_of(store), reasons_of(store)
+    report = ingest.run(folder_params(source, hash_distance_bits=0, thumbnail_distance=0.0), store)
+    kept, dropped = read_kept(store), read_drop_reasons(store)
     ended = dict.fromkeys(kept, KEPT) | dropped
     wanted = {name: reason for name, (_, reason) in files.items()}
     plain = {name: reason for name, reason in wanted.items() if name.isprintable()}
@@ -272,7 +276,7 @@ def test_every_hostile_file_is_the_row_that_it_must_be(tmp_path: Path):
         )
     assert (kept["turned.jpg"]["width_px"], kept["turned.jpg"]["height_px"]) == (100, 200)
     assert (kept["turned_9.jpg"]["width_px"], kept["turned_9.jpg"]["height_px"]) == (200, 100)
-    assert kept["turned.jpg"]["caption"] == cleaned_text(kept["turned.jpg"]["caption"]) == "a b [31m<script>\"'"
+    assert kept["turned.jpg"]["caption"] == clean_text(kept["turned.jpg"]["caption"]) == "a b [31m<script>\"'"
     assert len(kept["alpha.png"]["caption"]) <= 2_000
     assert (
         kept["long.png"]["has_extreme_ratio"] and kept["rgb16.png"]["is_near_empty"] and kept["rgb16.png"]["is_blurry"]
@@ -283,7 +287,7 @@ def test_every_hostile_file_is_the_row_that_it_must_be(tmp_path: Path):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 4), st.floats(0.3, 0.98), st.integers(0, 7))
-def test_a_file_that_was_cut_is_refused_also_with_its_end_mended(which: int, share: float, bit: int):
+def test_a_truncated_file_is_rejected_also_with_an_end_marker(which: int, share: float, bit: int):
     """And a PNG with one bit changed, for PNG alone has checksums."""
     format, options = (
         ("JPEG", {}),
@@ -295,17 +299,17 @@ def test_a_file_that_was_cut_is_refused_also_with_its_end_mended(which: int, sha
     noise = Image.fromarray(np.random.default_rng(which).integers(0, 256, (60, 60, 3), dtype=np.uint8)).resize(
         (150, 150), Image.Resampling.BICUBIC
     )
-    whole = saved(noise, format, **options)
+    whole = encode(noise, format, **options)
     keep = int(share * len(whole)) // 2 * 2
-    assert isinstance(read_image(whole, is_named_image=True, rules=Rules()), NormalizedImage)
-    cut = {"JPEG": mended, "PNG": lambda w, k: w[:k] + chunk(b"IEND", b""), "WEBP": lambda w, k: riff(w[:k])}[format](
-        whole, keep
-    )
-    found = read_image(cut, is_named_image=True, rules=Rules())
-    assert isinstance(found, Refusal) and found.reason == "undecodable"
+    assert isinstance(normalize_image(whole, is_named_image=True, rules=NormalizationRules()), NormalizedImage)
+    cut = {"JPEG": with_end_marker, "PNG": lambda w, k: w[:k] + chunk(b"IEND", b""), "WEBP": lambda w, k: riff(w[:k])}[
+        format
+    ](whole, keep)
+    result = normalize_image(cut, is_named_image=True, rules=NormalizationRules())
+    assert isinstance(result, Rejection) and result.reason == "undecodable"
     if format == "PNG":
         changed = whole[:keep] + bytes([whole[keep] ^ 1 << bit]) + whole[keep + 1 :]
-        assert isinstance(read_image(changed, is_named_image=True, rules=Rules()), Refusal)
+        assert isinstance(normalize_image(changed, is_named_image=True, rules=NormalizationRules()), Rejection)
 
 
 @settings(max_examples=40, deadline=None)
@@ -328,26 +332,26 @@ def test_rows_of_interlaced_pngs_are_counted_as_the_format_lays_them_out(
         passes.setdefault(number, set()).add(y)
         pixels[number] = pixels.get(number, 0) + 1
     naive = sum(
-        len(rows) * (1 + -(-(pixels[number] // len(rows)) * PNG_CHANNELS[colour] * depth // 8))
+        len(rows) * (1 + -(-(pixels[number] // len(rows)) * CHANNELS[colour] * depth // 8))
         for number, rows in passes.items()
     )
-    assert png_size_bytes(width, height, depth, colour, is_interlaced=True) == naive
-    assert png_size_bytes(width, height, depth, colour, is_interlaced=False) == height * (
-        1 + -(-width * PNG_CHANNELS[colour] * depth // 8)
+    assert count_row_bytes(width, height, depth, colour, is_interlaced=True) == naive
+    assert count_row_bytes(width, height, depth, colour, is_interlaced=False) == height * (
+        1 + -(-width * CHANNELS[colour] * depth // 8)
     )
 
 
-def test_a_file_takes_no_more_memory_and_time_than_it_may():
+def test_a_worker_limits_memory_and_time():
     """Twelve megapixels with alpha need more than 64 MiB; noise of the same size takes more than 30 ms."""
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (700, 700, 3), dtype=np.uint8))
     large, slow, good = (
         png(4_000, 3_000, colour=6),
-        saved(noise.resize((2_800, 2_800)), "JPEG", quality=95),
-        saved(image(1), "PNG"),
+        encode(noise.resize((2_800, 2_800)), "JPEG", quality=95),
+        encode(block_image(1), "PNG"),
     )
-    with ImageWorkers(Rules(), count=1, memory_mib=64, cpu_s=20) as workers:
-        found = workers.read(large, is_named_image=True)
-        assert isinstance(found, Refusal) and found.reason == "too_costly" and "memory" in found.detail
+    with ImageWorkers(NormalizationRules(), count=1, memory_mib=64, cpu_s=20) as workers:
+        result = workers.read(large, is_named_image=True)
+        assert isinstance(result, Rejection) and result.reason == "too_costly" and "memory" in result.detail
         assert isinstance(workers.read(good, is_named_image=True), NormalizedImage)
         peak_kib = next(
             int(line.split()[1])
@@ -355,39 +359,44 @@ def test_a_file_takes_no_more_memory_and_time_than_it_may():
             if line.startswith("VmHWM")
         )
         assert peak_kib < 200 * 1024
-    with ImageWorkers(Rules(max_side_px=4_000), count=1, memory_mib=420, cpu_s=0.03) as workers:
-        found = workers.read(slow, is_named_image=True)
-        assert isinstance(found, Refusal) and found.reason == "too_costly" and "CPU-seconds" in found.detail
+    with ImageWorkers(NormalizationRules(max_side_px=4_000), count=1, memory_mib=420, cpu_s=0.03) as workers:
+        result = workers.read(slow, is_named_image=True)
+        assert isinstance(result, Rejection) and result.reason == "too_costly" and "CPU-seconds" in result.detail
         assert isinstance(workers.read(good, is_named_image=True), NormalizedImage)  # by a new worker
 
 
-def test_a_worker_that_is_killed_costs_nothing_but_a_second_try():
-    good = saved(image(1), "PNG")
-    with ImageWorkers(Rules(), count=1, memory_mib=420, cpu_s=20) as workers:
+def test_a_killed_worker_costs_only_a_second_try():
+    good = encode(block_image(1), "PNG")
+    with ImageWorkers(NormalizationRules(), count=1, memory_mib=420, cpu_s=20) as workers:
         first = workers.read(good, is_named_image=True)
         os.kill(workers.pids()[0], signal.SIGKILL)
         assert workers.read(good, is_named_image=True) == first
 
 
 def test_a_decoder_that_crashes_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Every worker ends by SIGSEGV: the file is dropped, and says why."""
-    package = tmp_path / "tasks"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "image_workers.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    from tasks.ingest import workers as image_workers
+    """Every worker ends by SIGSEGV: the file is rejected with that reason."""
+    package = tmp_path / "tasks" / "ingest"
+    package.mkdir(parents=True)
+    (package / "workers.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setattr(workers_module, "ROOT", tmp_path)
+    with ImageWorkers(NormalizationRules(), count=1, memory_mib=420, cpu_s=20) as workers:
+        result = workers.read(encode(block_image(1), "PNG"), is_named_image=True)
+    assert result == Rejection("undecodable", "the decoder crashed over it, twice (SIGSEGV)")
 
-    monkeypatch.setattr(image_workers, "__file__", str(package / "image_workers.py"))
+
+def test_workers_start_from_any_folder_and_import_nothing_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("tasks", "json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
-    with ImageWorkers(Rules(), count=1, memory_mib=420, cpu_s=20) as workers:
-        found = workers.read(saved(image(1), "PNG"), is_named_image=True)
-    assert found == Refusal("undecodable", "the decoder crashed over it, twice (SIGSEGV)")
+    with ImageWorkers(NormalizationRules(), count=1, memory_mib=420, cpu_s=20) as workers:
+        assert isinstance(workers.read(encode(block_image(1), "PNG"), is_named_image=True), NormalizedImage)
 
 
-def test_workers_know_neither_torch_nor_the_environment(monkeypatch: pytest.MonkeyPatch):
+def test_workers_have_neither_torch_nor_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with ImageWorkers(Rules(), count=1, memory_mib=420, cpu_s=20) as workers:
-        workers.read(saved(image(1), "PNG"), is_named_image=True)
+    with ImageWorkers(NormalizationRules(), count=1, memory_mib=420, cpu_s=20) as workers:
+        workers.read(encode(block_image(1), "PNG"), is_named_image=True)
         pid = workers.pids()[0]
         assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
         assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()

@@ -1,0 +1,173 @@
+"""Write one batch: image shards, the dropped rows, and last the images table, which marks the batch as done.
+
+Rows are written as they come, so that a batch of a million images takes no memory. A failure leaves no table behind;
+the next run starts the batch again and writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tasks.config import Params
+from tasks.errors import DataError
+from tasks.ingest.dedup import Duplicate, DuplicateIndex
+from tasks.ingest.history import SourceHistory
+from tasks.ingest.inspect import InspectedFile, exclusion_reason, read_exclusion_lists
+from tasks.ingest.progress import Progress
+from tasks.ingest.rows import StoredImage, dropped_row, image_row, shard_metadata
+from tasks.ingest.rules import NormalizedImage, Rejection
+from tasks.ingest.shards import ShardWriter
+from tasks.names import batch_name, run_date
+from tasks.sources.files import SourceFile
+from tasks.store import Store
+from tasks.store.tables import TableWriter
+
+log = logging.getLogger(__name__)
+
+
+def changes_path(store: Store, batch: str) -> Path:
+    """Where a batch records changed captions for its report; never versioned."""
+    return store.folder(".run", "ingest", f"{batch}.json")
+
+
+def changed_captions_note(count: int, first: dict[str, str]) -> str:
+    """One sentence about captions that their source has changed since they were published.
+
+    Args:
+        count: images with another caption now.
+        first: source_uri -> that caption, of the first few.
+    """
+    names = ", ".join(f"{uri} ('{caption[:60]}')" for uri, caption in first.items())
+    return (
+        f"{count} images of earlier batches have another caption in their source now: {names}"
+        f"{' ...' if count > len(first) else ''}. They keep the caption that they were published with, because "
+        "vectors, pairs and texts were made from it. A new dataset takes the new captions"
+    )
+
+
+class BatchWriter:
+    """Decides about each inspected file, keeps or drops it, and writes both; a context manager.
+
+    Without an error it publishes the tables on exit; with one it discards them.
+    """
+
+    def __init__(self, params: Params, store: Store, history: SourceHistory) -> None:
+        """Load the index of all kept images, and the exclusion lists.
+
+        Raises:
+            ConfigError: a list is unreadable.
+        """
+        self.config, self.store, self.history = params.ingest, store, history
+        self.batch, self.date = batch_name(params), run_date(params)
+        self._files_read = 0
+        self._lists = read_exclusion_lists(self.config, store)
+        self.index = DuplicateIndex(
+            store.read_table("images", ["image_id", "source_sha256", "phash", "thumbnail"]).to_pydict(),
+            hash_distance_bits=self.config.hash_distance_bits,
+            thumbnail_max=self.config.thumbnail_distance,
+            crop_margin=self.config.crop_margin,
+        )
+        self._shards = ShardWriter(store, self.batch, self.config.shard_images)
+        self._images_per_shard: Counter[str] = Counter()
+        self._path = store.table_path("images", self.batch)
+        self._images = TableWriter(self._path, "images")
+        self._dropped = TableWriter(store.dropped_path("ingest", self.batch), "dropped")
+        self._progress = Progress()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.close()
+        if error is not None:
+            self._discard()
+            return
+        try:
+            self._publish()
+        except BaseException:
+            self._discard()
+            raise
+
+    def count_read(self, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
+        """The same files, counted as they are read."""
+        for file in files:
+            self._files_read += 1
+            yield file
+
+    def add(self, inspected: InspectedFile) -> None:
+        """Keep or drop one file; files must come in the order of their sources."""
+        image_id = ""
+        if isinstance(inspected.result, NormalizedImage):
+            image_id = hashlib.sha256(inspected.result.content).hexdigest()
+        rejection, duplicate = self._decide(inspected, image_id)
+        self._progress.count(rejection.reason if rejection else None)
+        if rejection is not None:
+            self._drop(inspected, rejection, duplicate)
+        else:
+            self._keep(inspected, image_id)
+
+    def _decide(self, inspected: InspectedFile, image_id: str) -> tuple[Rejection | None, Duplicate | None]:
+        """Why the file is dropped, and which kept image it repeats; None for each where there is none."""
+        result = inspected.result
+        if isinstance(result, Rejection):
+            copy_of = self.index.ids_by_source_sha256.get(inspected.sha256, "") if result.reason == "duplicate" else ""
+            return result, Duplicate(result.reason, copy_of) if copy_of else None
+        if rejection := exclusion_reason(inspected, image_id, self._lists, self.config):
+            return rejection, None
+        if duplicate := self.index.find(inspected.sha256, image_id, result):
+            return Rejection(duplicate.reason), duplicate
+        return None, None
+
+    def _drop(self, inspected: InspectedFile, rejection: Rejection, duplicate: Duplicate | None) -> None:
+        if rejection.reason == "duplicate":
+            self.history.note_caption(inspected.file)
+        copy_of, also = (duplicate.image_id, duplicate.also) if duplicate else ("", ())
+        self._dropped.add(dropped_row(inspected, self.batch, rejection, copy_of, also))
+
+    def _keep(self, inspected: InspectedFile, image_id: str) -> None:
+        image = inspected.result
+        assert isinstance(image, NormalizedImage)
+        metadata = shard_metadata(inspected.file, image_id)
+        stored = StoredImage(image_id, *self._shards.add(image_id, image.content, metadata))
+        self.index.add(inspected.sha256, image_id, image)
+        self._images_per_shard[stored.shard] += 1
+        self._images.add(image_row(inspected, stored, self.batch, self.date))
+
+    def _publish(self) -> None:
+        """Finish the shards and the tables.
+
+        Raises:
+            DataError: kept and dropped rows are not as many as the files (a bug; nothing is published).
+        """
+        if self._images.count + self._dropped.count != self._files_read:
+            raise DataError(
+                f"ingest: {self._files_read} files read, {self._images.count} kept and {self._dropped.count} dropped; "
+                "expected every file as one row; this is a bug, report it with the run's log"
+            )
+        self._shards.close()
+        self._record_changed_captions()
+        self._dropped.close()
+        self._images.close()  # last: it marks the batch as done
+        log.info("%s, %s", self._progress, self._path)
+        for shard, count in self._images_per_shard.items():
+            log.info("ingest: %s holds %d images", shard, count)
+
+    def _record_changed_captions(self) -> None:
+        count, first = self.history.changed_count, self.history.changed_captions
+        if count:
+            record = json.dumps({"count": count, "first": first}).encode()
+            self.store.write_bytes(changes_path(self.store, self.batch), record)
+            log.warning("ingest: %s", changed_captions_note(count, first))
+
+    def _discard(self) -> None:
+        self._dropped.discard()
+        self._images.discard()

@@ -1,0 +1,135 @@
+"""Decode JPEGs with OpenCV, whose libjpeg warnings tell whether the file is damaged.
+
+libjpeg fills in what is missing and only prints a warning to stderr, so stderr is captured while it decodes. Its pixels
+are Pillow's, bit for bit. A changed byte inside a JPEG's scan that still decodes cannot be detected: the format has no
+checksum.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+
+import numpy as np
+from PIL import Image
+
+# libjpeg's warnings that part of the image is made up. Others (an unknown JFIF version, an odd progression) leave every
+# pixel as it was written.
+DAMAGE = re.compile(r"premature end|bad (?:Huffman|arithmetic) code|instead of RST", re.IGNORECASE)
+EXTRANEOUS = re.compile(r"(\d+) extraneous bytes")
+MAX_EXTRANEOUS_BYTES = 16  # between two markers; more mean a scan out of step, fewer are some encoders' padding
+MESSAGE_BYTES = 4096  # of stderr that are kept
+
+
+class StderrCapture:
+    """Decodes with OpenCV and captures what the C libraries write to stderr meanwhile.
+
+    One at a time in a process, because file descriptor 2 belongs to the whole process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sink = -1
+
+    def decode(self, content: bytes, flags: int) -> tuple[np.ndarray | None, str]:
+        """Decode an image file.
+
+        Args:
+            content: the file.
+            flags: of cv2.imdecode; its EXIF orientation is always ignored.
+        Returns:
+            (h, w) or (h, w, 3) uint8 in the order blue, green, red, None where OpenCV fails; and what was written to
+            stderr, up to MESSAGE_BYTES.
+        """
+        import cv2
+
+        with self._lock:
+            if self._sink < 0:
+                with tempfile.TemporaryFile() as file:
+                    self._sink = os.memfd_create("warnings") if hasattr(os, "memfd_create") else os.dup(file.fileno())
+            stderr = os.dup(2)
+            os.dup2(self._sink, 2)
+            try:
+                pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+            except cv2.error:
+                pixels = None
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+            return pixels, self._read_message()
+
+    def _read_message(self) -> str:
+        """What was written, and an empty sink again."""
+        written = os.lseek(self._sink, 0, os.SEEK_CUR)
+        if not written:
+            return ""
+        os.lseek(self._sink, 0, os.SEEK_SET)
+        message = os.read(self._sink, min(written, MESSAGE_BYTES)).decode("utf-8", "replace")
+        os.ftruncate(self._sink, 0)
+        os.lseek(self._sink, 0, os.SEEK_SET)
+        return message
+
+
+_capture = StderrCapture()
+
+
+def damage_warning(message: str) -> str | None:
+    """libjpeg's warning that part of an image is missing; None where it printed none, or none that matters."""
+    extraneous = EXTRANEOUS.search(message)
+    if DAMAGE.search(message) or extraneous and int(extraneous[1]) > MAX_EXTRANEOUS_BYTES:
+        return message.strip().splitlines()[0]
+    return None
+
+
+def decode_jpeg(image: Image.Image, content: bytes, size: tuple[int, int]) -> np.ndarray | Image.Image:
+    """A JPEG's pixels at the smallest of 1/1, 1/2, 1/4, 1/8 of its size that is no smaller than `size`.
+
+    Scaling is done by the decoder (in the DCT domain), which costs less than decoding in full.
+
+    Args:
+        image: the file, opened by Pillow and not yet decoded.
+        content: the file.
+        size: width and height needed, px.
+    Returns:
+        (h, w) uint8 grey or (h, w, 3) uint8 in the order blue, green, red; a Pillow image where it is CMYK.
+    Raises:
+        tasks.ingest.rules.DECODER_ERRORS, MemoryError: truncated, damaged, or too large.
+    """
+    import cv2
+
+    width, height = image.size
+    scale = next((s for s in (8, 4, 2) if width // s >= size[0] and height // s >= size[1]), 1)
+    colour_flags = {
+        1: cv2.IMREAD_COLOR_BGR,
+        2: cv2.IMREAD_REDUCED_COLOR_2,
+        4: cv2.IMREAD_REDUCED_COLOR_4,
+        8: cv2.IMREAD_REDUCED_COLOR_8,
+    }
+    grey_flags = {
+        1: cv2.IMREAD_GRAYSCALE,
+        2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+        4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+        8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    }
+    is_grey_or_rgb = image.mode in ("L", "RGB")
+    # CMYK is decoded once by OpenCV, small, for its warnings alone
+    flags = grey_flags[scale] if image.mode == "L" else colour_flags[scale if is_grey_or_rgb else 8]
+    pixels, message = _capture.decode(content, flags)
+    if damage := damage_warning(message):
+        raise OSError(damage)
+    if pixels is not None and is_grey_or_rgb:
+        return pixels
+    image.draft(None, size)
+    image.load()  # raises where the file is truncated
+    if is_grey_or_rgb:
+        raise OSError(f"one decoder reads it, another does not ({message.strip()[:100]})")
+    return image
+
+
+def image_from_pixels(pixels: np.ndarray) -> Image.Image:
+    """(h, w) grey or (h, w, 3) BGR uint8 as a Pillow image in mode L or RGB."""
+    if pixels.ndim == 2:
+        return Image.fromarray(pixels)
+    return Image.frombuffer("RGB", (pixels.shape[1], pixels.shape[0]), np.ascontiguousarray(pixels), "raw", "BGR", 0, 1)

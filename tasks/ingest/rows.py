@@ -1,0 +1,103 @@
+"""Rows of the images table and of the dropped table, and the metadata beside each image in its tar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.ingest.inspect import InspectedFile
+from tasks.ingest.rules import NormalizedImage, Rejection
+from tasks.sources.files import SourceFile
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """Where a kept image lies.
+
+    Attributes:
+        image_id: sha256 of its stored bytes.
+        shard: name of its tar.
+        offset_bytes: of its bytes in the tar.
+    """
+
+    image_id: str
+    shard: str
+    offset_bytes: int
+
+
+def image_row(inspected: InspectedFile, stored: StoredImage, batch: str, date: str) -> dict[str, Any]:
+    """The row of a kept image.
+
+    Args:
+        inspected: the file and its image.
+        stored: where the image lies.
+        batch: that takes it in.
+        date: of the batch, ISO.
+    """
+    file, image = inspected.file, inspected.result
+    assert isinstance(image, NormalizedImage)
+    caption = file.metadata.caption
+    return {
+        "image_id": stored.image_id,
+        "source_uri": file.uri,
+        "source_sha256": inspected.sha256,
+        "batch": batch,
+        "shard": stored.shard,
+        "width_px": image.width_px,
+        "height_px": image.height_px,
+        "caption": caption,
+        "caption_source": "source" if caption else None,
+        "license_code": file.license_code,
+        "attribution": file.attribution,
+        "fetched_at": date,
+        "phash": f"{image.phash:016x}",
+        "thumbnail": image.thumbnail,
+        "offset_bytes": stored.offset_bytes,
+        "size_bytes": len(image.content),
+        "source_fingerprint": file.fingerprint,
+        "robots": inspected.robots,
+        "sharpness": image.sharpness,
+        "is_blurry": "blurry" in image.flags,
+        "is_near_empty": "near_empty" in image.flags,
+        "has_extreme_ratio": "extreme_ratio" in image.flags,
+        "is_text_heavy": "text_heavy" in image.flags,
+    }
+
+
+def dropped_row(
+    inspected: InspectedFile, batch: str, rejection: Rejection, copy_of: str = "", also: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The row of a dropped file; its `detail` is JSON.
+
+    Args:
+        inspected: the file.
+        batch: that dropped it.
+        rejection: why.
+        copy_of: the kept image that it repeats, '' for none.
+        also: other kept images that it is a near duplicate of.
+    """
+    detail: dict[str, Any] = {"sha256": inspected.sha256, "why": rejection.detail}
+    optional = {
+        "copy_of": copy_of,
+        "also": list(also),
+        "fingerprint": inspected.file.fingerprint,
+        "robots": inspected.robots,
+    }
+    detail |= {name: value for name, value in optional.items() if value}
+    if not inspected.is_lasting:
+        detail["is_lasting"] = False
+    text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
+    return {"stage": "ingest", "batch": batch, "key": inspected.file.uri, "reason": rejection.reason, "detail": text}
+
+
+def shard_metadata(file: SourceFile, image_id: str) -> dict[str, str]:
+    """The JSON member beside the image in its tar."""
+    return {
+        "image_id": image_id,
+        "caption": file.metadata.caption or "",
+        "license": file.license_code,
+        "attribution": file.attribution,
+        "source_uri": file.uri,
+    }

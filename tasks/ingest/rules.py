@@ -1,0 +1,108 @@
+"""What the steps of normalising one image share: the rules, the result, the rejection, and the decoders' errors."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+FLAGS = ("blurry", "near_empty", "extreme_ratio", "text_heavy")
+# What Pillow's decoders raise on bytes that are not what they claim to be.
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RuntimeError,
+    ZeroDivisionError,
+    struct.error,
+    zlib.error,
+    NotImplementedError,
+)
+
+
+@dataclass(frozen=True)
+class NormalizationRules:
+    """Limits on source images, and the stored form; units and defaults as in tasks.config.IngestConfig.
+
+    Attributes:
+        max_side_px: longest side of a stored image.
+        min_side_px: shortest side of a source image.
+        max_pixels: most pixels of a source image.
+        jpeg_quality, jpeg_subsampling: of the stored JPEG.
+        has_grid: whether `NormalizedImage.grid` is computed.
+        resampler: pillow (antialiased bicubic) or opencv (tasks/ingest/resize.py).
+    """
+
+    max_side_px: int = 512
+    min_side_px: int = 48
+    max_pixels: int = 50_000_000
+    jpeg_quality: int = 95
+    jpeg_subsampling: str = "4:4:4"
+    has_grid: bool = False
+    resampler: str = "pillow"
+
+    def size_rejection(self, width: int, height: int) -> Rejection | None:
+        """Why an image of this size, px, is not decoded; None when it may be."""
+        if width * height > self.max_pixels:
+            return Rejection("too_large", f"{width}x{height} px, at most {self.max_pixels} px in all")
+        if min(width, height) < self.min_side_px:
+            return Rejection("too_small", f"{width}x{height} px, at least {self.min_side_px} px a side")
+        return None
+
+    def stored_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height, px, with the longer side at most `max_side_px`: aspect ratio kept, never enlarged."""
+        longer = max(width, height)
+        if longer <= self.max_side_px:
+            return width, height
+        return max(1, round(width * self.max_side_px / longer)), max(1, round(height * self.max_side_px / longer))
+
+
+@dataclass(frozen=True)
+class NormalizedImage:
+    """An image in its stored form.
+
+    Attributes:
+        content: JPEG.
+        width_px, height_px: of the stored form.
+        phash, thumbnail: see tasks/fingerprints/perceptual.py.
+        grid: 64x64 RGB means, 12,288 bytes, for finding copies with other margins; never stored; empty unless
+            `NormalizationRules.has_grid`.
+        sharpness: variance of the Laplacian, grey levels^2.
+        flags: those of FLAGS that apply.
+    """
+
+    content: bytes
+    width_px: int
+    height_px: int
+    phash: int
+    thumbnail: bytes
+    grid: bytes = b""
+    sharpness: float = 0.0
+    flags: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields except the content, as JSON values."""
+        fields = asdict(self)
+        del fields["content"]
+        return {**fields, "thumbnail": self.thumbnail.hex(), "grid": self.grid.hex(), "flags": list(self.flags)}
+
+    @classmethod
+    def from_json(cls, content: bytes, fields: dict[str, Any]) -> NormalizedImage:
+        """The reverse of `to_json`."""
+        as_bytes = {name: bytes.fromhex(fields[name]) for name in ("thumbnail", "grid")}
+        return cls(content, **{**fields, **as_bytes, "flags": tuple(fields["flags"])})
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a file is dropped: a reason of tasks/reasons.py, and one sentence for a person."""
+
+    reason: str
+    detail: str = ""
