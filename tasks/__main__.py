@@ -93,7 +93,7 @@ COMMANDS = {
         "tasks.publish.open_run",
         "Open a run",
         "check a run's parameters and make its worktree",
-        '--run-id monday --kind dataset --conf \'{"sources": [{"name": "photos", "path": "photos"}]}\'',
+        '--run-id monday --kind dataset --conf \'{"sources": "photos", "limit": 1000}\'',
         ends_with_parent=True,
     ),
     "ingest": Command("tasks.ingest.stage", "Images", "read the sources, filter, deduplicate and store images"),
@@ -176,7 +176,8 @@ def overview() -> str:
     lines += [
         "",
         "`python -m tasks <command> --help` shows a command's manual, its options and an example.",
-        "--json prints one JSON object alone; exit codes: 65 wrong data, 78 wrong parameter, 75 try again, 99 nothing to do.",
+        "--json prints one JSON object alone.",
+        "Exit codes: 0 done, 65 wrong data, 75 try again, 78 wrong parameter, 99 nothing to do.",
     ]
     return "\n".join(lines)
 
@@ -276,7 +277,8 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
     keywords: dict[str, Any] = {command.item: item} if command.item else {}
     if command.takes_part:
         keywords["part"] = parsed
-    rank = os.environ.get("RANK")  # of several processes that torchrun started (train): they share the work, not a lock
+    # of several processes that torchrun started (train): they share the work, not the lock
+    rank = os.environ.get("RANK")
     with exclusive(root / ".run" / "locks" / (f"{name}.rank{rank}" if rank else name)):
         start, meter = time.monotonic(), Meter()
         report: StageReport = importlib.import_module(command.module).run(params, store, **keywords)
@@ -383,7 +385,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_old_spelling(name: str) -> NoReturn:
     """Run `python -m tasks.<name>`, the spelling of releases before 0.2, as `python -m tasks <name>`."""
     print(
-        f"note: `python -m tasks.{name}` is now `python -m tasks {name}`; the next release knows the new spelling alone",
+        f"note: `python -m tasks.{name}` is now `python -m tasks {name}`; "
+        "the next release knows the new spelling alone",
         file=sys.stderr,
     )
     sys.exit(main([name, *sys.argv[1:]]))

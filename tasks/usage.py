@@ -1,4 +1,4 @@
-"""What the models were asked and what it took: requests, tokens and seconds per part, per version, per accepted triplet.
+"""What the requests to models took: counts, tokens and seconds per part, per version, per accepted triplet.
 
 A stage's tables say how many requests and tokens a row took, the same after every crash. Usage says what was really
 paid: tokens of replies that came out of the request cache are not in it. Each chunk appends one JSON line to

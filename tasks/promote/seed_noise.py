@@ -30,7 +30,7 @@ from tasks.errors import ConfigError, DataError, NothingToDo, TransientError
 from tasks.evaluate.scores import composed_scores
 from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.git import resolve_ref
-from tasks.publish.publish import publish
+from tasks.publish.publish import Publication, publish
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.train.recipe import recipe_id, recipe_of
@@ -125,7 +125,7 @@ def run(params: Params, store: Store) -> StageReport:
     if is_opened and not params.open_run.dry_run:
         commit_outputs(store.root, (), [name], store.folder("dvc.lock").read_bytes())
         files = {path: store.folder(path).read_bytes() for path in (f"{name}.dvc", "dvc.lock", "params.yaml")}
-        published = publish(store.root, tag=f"noise/{recipe}", message=notes[0], files=files, stages=(), sections=())
+        published = publish(store.root, Publication(f"noise/{recipe}", notes[0], files))
         notes.append(
             f"noise/{recipe}, commit {published.commit[:12]}, {published.objects} objects verified in the remote"
         )

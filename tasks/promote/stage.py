@@ -22,7 +22,7 @@ from tasks.pages.model_card import ModelFacts, model_card
 from tasks.promote.decision import Noise, decide
 from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.git import read_at
-from tasks.publish.publish import publish
+from tasks.publish.publish import Publication, publish
 from tasks.publish.published import MODEL_SECTIONS, MODEL_STAGES
 from tasks.records import StageReport
 from tasks.store import Store
@@ -166,14 +166,8 @@ def run(params: Params, store: Store) -> StageReport:
         "models/promoted.dvc": (root / "models" / "promoted.dvc").read_bytes(),
         "reports/evaluation.json": (root / "reports" / "evaluation.json").read_bytes(),
     }
-    published = publish(
-        root,
-        tag=tag,
-        message=f"Model {batch_name(params)}, trained on {data_version}: {decision.why}",
-        files=files,
-        stages=MODEL_STAGES,
-        sections=MODEL_SECTIONS,
-    )
+    message = f"Model {batch_name(params)}, trained on {data_version}: {decision.why}"
+    published = publish(root, Publication(tag, message, files, stages=MODEL_STAGES, sections=MODEL_SECTIONS))
     notes = [
         tag,
         f"commit {published.commit[:12]}, {published.objects} objects verified in the remote",

@@ -1,9 +1,9 @@
-"""Prepare a deployment's shared volume, once: the login, the S3 bucket, and the repositories. docker-compose's `init`.
+"""Lay a deployment out on its shared volume, once: the login, the S3 bucket and the repositories.
 
-    python -m tasks deploy      in the image; the checkout to deploy is mounted at /checkout
+    python -m tasks deploy      in the image (docker-compose's service `init`); the checkout is mounted at /checkout
 
-Makes what is missing and leaves the rest as it is. Environment: AIRFLOW_PASSWORD, DVC_REMOTE, S3_ENDPOINT,
-MEGAPAIRS_DATASET.
+Makes what is missing and leaves the rest as it is. Environment: AIRFLOW_PASSWORD, DVC_REMOTE, MEGAPAIRS_DATASET,
+AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE, and S3_ENDPOINT where the remote is not AWS's own S3.
 To deploy newer code later: git push <volume>/origin.git HEAD:main (or point MEGAPAIRS_DEPLOYED at another ref).
 """
 
@@ -20,21 +20,29 @@ from tasks.errors import ConfigError
 from tasks.publish.git import git
 from tasks.publish.published import BRANCH
 
+CHECKOUT = Path("/checkout")  # where docker-compose mounts the code to deploy
+REQUIRED = (
+    "AIRFLOW_PASSWORD",
+    "DVC_REMOTE",
+    "MEGAPAIRS_DATASET",
+    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
+)
+
 
 def write_password(path: Path, user: str, password: str) -> None:
-    """The file that Airflow's simple auth manager reads, for its owner alone."""
+    """Write the file that Airflow's simple auth manager reads, readable by its owner alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({user: password}) + "\n")
     path.chmod(0o600)
 
 
-def bucket_of(remote: str) -> str | None:
+def bucket_name(remote: str) -> str | None:
     """'s3://bucket/prefix' -> 'bucket'; None for a folder."""
     return remote.removeprefix("s3://").partition("/")[0] if remote.startswith("s3://") else None
 
 
 def make_bucket(bucket: str, endpoint: str | None) -> None:
-    """Create the bucket where it is missing."""
+    """Create the S3 bucket where it is missing."""
     import boto3
 
     client = boto3.client("s3", endpoint_url=endpoint)
@@ -42,19 +50,8 @@ def make_bucket(bucket: str, endpoint: str | None) -> None:
         client.create_bucket(Bucket=bucket)
 
 
-def lay_out(dataset: Path, checkout: Path, remote: str, endpoint: str | None) -> bool:
-    """The deployment's repositories beside `dataset`, unless they are there; returns whether they were made."""
-    if dataset.exists():
-        return False
-    options = {"endpointurl": endpoint} if endpoint and remote.startswith("s3://") else {}
-    configure_deployment(
-        dataset.parent / "origin.git", dataset, remote, dataset.parent / "dvc-cache", checkout=checkout, **options
-    )
-    return True
-
-
-def config_text(remote_url: str, options: Mapping[str, str]) -> str:
-    """.dvc/config of a deployment: one remote, verified on every download."""
+def dvc_config(remote_url: str, options: Mapping[str, str]) -> str:
+    """.dvc/config of a deployment: one remote, every object of it verified when it is downloaded."""
     lines = ["[core]", "    analytics = false", "    autostage = false", "    remote = versions"]
     lines += ["['remote \"versions\"']", f"    url = {remote_url}", "    verify = true"]
     return "\n".join(lines + [f"    {k} = {v}" for k, v in options.items()]) + "\n"
@@ -70,13 +67,16 @@ def configure_deployment(
         dataset: the clone that the deployment owns; runs are its worktrees.
         remote_url: an absolute folder or s3://bucket/prefix; committed, so that a researcher's `dvc pull` finds it.
         cache: the DVC cache that all worktrees share.
+        checkout: the code to deploy, a git repository.
         remote_options: more options of the remote, for example ``endpointurl="http://127.0.0.1:9000"``.
     Raises:
         ConfigError: a relative remote folder (each clone would look for it elsewhere), or origin exists.
     """
-    if "://" not in remote_url and not os.path.isabs(remote_url):
+    is_folder = "://" not in remote_url
+    if is_folder and not os.path.isabs(remote_url):
         raise ConfigError(
-            f"remote {remote_url!r}: a relative folder means another place in every clone; give an absolute one or s3://"
+            f"remote {remote_url!r}: a relative folder means another folder in every clone; "
+            "give an absolute one or s3://"
         )
     if origin.exists() or dataset.exists():
         raise ConfigError(f"{origin} or {dataset} exists; remove it first, or keep the deployment as it is")
@@ -85,35 +85,37 @@ def configure_deployment(
     git(origin, "config", "receive.shallowUpdate", "true")
     git(checkout, "push", "-q", str(origin.resolve()), "HEAD:refs/heads/main")
     git(origin.parent, "clone", "-q", "-b", "main", str(origin.resolve()), str(dataset))
-    if "://" not in remote_url:
+    if is_folder:
         Path(remote_url).mkdir(parents=True, exist_ok=True)
     (dataset / ".dvc").mkdir(exist_ok=True)
-    (dataset / ".dvc" / "config").write_text(config_text(remote_url, remote_options))
+    (dataset / ".dvc" / "config").write_text(dvc_config(remote_url, remote_options))
     git(dataset, "add", "-f", ".dvc/config")
     git(dataset, "commit", "-q", "-m", "The deployment's DVC remote")
     git(dataset, "push", "-q", "origin", "main")
     git(origin, "symbolic-ref", "HEAD", f"refs/heads/{BRANCH}")
     cache = cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    site = f"[core]\n    site_cache_dir = {cache / 'site'}\n"
     (dataset / ".dvc" / "config.local").write_text(
-        f'{site}[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n'
+        f"[core]\n    site_cache_dir = {cache / 'site'}\n"
+        f'[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n'
     )
 
 
-REQUIRED = (
-    "AIRFLOW_PASSWORD",
-    "DVC_REMOTE",
-    "MEGAPAIRS_DATASET",
-    "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
-)
+def configure_missing(dataset: Path, checkout: Path, remote: str, endpoint: str | None) -> bool:
+    """Lay the deployment out beside `dataset`, unless it exists; returns whether it was made."""
+    if dataset.exists():
+        return False
+    options = {"endpointurl": endpoint} if endpoint and remote.startswith("s3://") else {}
+    volume = dataset.parent
+    configure_deployment(volume / "origin.git", dataset, remote, volume / "dvc-cache", checkout=checkout, **options)
+    return True
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:
     """Lay out what is missing of the deployment that the environment describes; {"is_new": whether it was made}.
 
     Raises:
-        ConfigError: a variable of the environment is missing.
+        ConfigError: a variable of the environment is missing; as of `configure_deployment`.
     """
     missing = [name for name in REQUIRED if not os.environ.get(name)]
     if missing:
@@ -121,9 +123,8 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     remote, endpoint = os.environ["DVC_REMOTE"], os.environ.get("S3_ENDPOINT") or None
     passwords = Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
     write_password(passwords, "admin", os.environ["AIRFLOW_PASSWORD"])
-    bucket = bucket_of(remote)
-    if bucket:
+    if bucket := bucket_name(remote):
         make_bucket(bucket, endpoint)
-    is_new = lay_out(Path(os.environ["MEGAPAIRS_DATASET"]), Path("/checkout"), remote, endpoint)
+    is_new = configure_missing(Path(os.environ["MEGAPAIRS_DATASET"]), CHECKOUT, remote, endpoint)
     print("deployment laid out" if is_new else "deployment was there already")
     return {"is_new": is_new}

@@ -1,4 +1,7 @@
-"""DVC operations of a run: commit outputs, push, verify, bring in the last version."""
+"""DVC operations of a run: commit outputs, push, verify, check out the last version's data.
+
+DVC is used as a library: a DVC command costs about 2 s of imports, so one process does commit and push.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,10 @@ from tasks.errors import TransientError
 
 @contextmanager
 def dvc_repo(root: Path) -> Iterator[Any]:
-    """An open `dvc.repo.Repo`; DVC's own errors become TransientError with their text. DVC wants to stand in the root
-    meanwhile.
+    """An open `dvc.repo.Repo`; the current folder is its root meanwhile, as DVC requires.
+
+    Raises:
+        TransientError: an error of DVC, with its text.
     """
     os.environ.setdefault("DVC_NO_ANALYTICS", "true")
     from dvc.exceptions import DvcException
@@ -41,13 +46,12 @@ def locked_stages(lock: bytes | str | None) -> dict[str, Any]:
     return dict((yaml.safe_load(lock) or {}).get("stages") or {}) if lock else {}
 
 
-def merged_lock(tip: bytes | None, ours: bytes | None, stages: Sequence[str]) -> bytes:
+def merge_locks(tip: bytes | None, ours: bytes | None, stages: Sequence[str]) -> bytes:
     """The tip's dvc.lock with `stages` replaced by ours, names sorted."""
-    merged = locked_stages(tip)
-    own = locked_stages(ours)
+    merged, run_stages = locked_stages(tip), locked_stages(ours)
     for name in stages:
-        if name in own:
-            merged[name] = own[name]
+        if name in run_stages:
+            merged[name] = run_stages[name]
     return yaml.safe_dump({"schema": "2.0", "stages": {k: merged[k] for k in sorted(merged)}}, sort_keys=False).encode()
 
 
@@ -55,13 +59,13 @@ def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lo
     """Write dvc.lock for stages that ran without DVC, track `paths` by a .dvc file each, put all of it into the cache.
 
     What `dvc commit -f <stage>` does, with dvc.yaml and dvc.lock read once instead of a dozen times (20 s for 14
-    stages).
-    May be killed at any time and called again: it starts from `lock`, without the note of who works on what that DVC
-    leaves behind when it is killed, and the work tree's files are copied into the cache, never moved or linked back
-    (for a moment such a file would be in the cache alone).
+    stages). It may be killed at any time and called again: it starts from `lock` and removes the lock file that a
+    killed DVC leaves behind. The work tree's files are copied into the cache, never moved or linked back (for a moment
+    such a file would be in the cache alone).
 
     Args:
         sections: entries of dvc.yaml; a foreach entry means all its stages.
+        paths: files and folders that no stage of dvc.yaml makes, such as the gallery.
         lock: the dvc.lock that the run was opened with.
     Returns:
         names of the stages committed (``embed@semantic`` ...), in dvc.yaml's order.
@@ -73,8 +77,8 @@ def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lo
         (root / "dvc.lock").write_bytes(lock)
     for path in paths:
         (root / f"{path}.dvc").unlink(missing_ok=True)
-    # Cut off in its writing it would stop every later DVC command; so would a process that got the dead one's number. A
-    # run's worktree is its own.
+    # A half-written lock file would stop every later DVC command, and so would one whose process id is in use again.
+    # Nobody else works in this worktree.
     (root / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
     with dvc_repo(root) as repo:
         with repo.lock:
@@ -91,7 +95,7 @@ def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lo
 
 
 def push_and_verify(root: Path) -> int:
-    """Push all data that the worktree tracks, then ask the remote for every object. Returns the count of objects.
+    """Push all data that the worktree tracks, then ask the remote for every object; returns the count of objects.
 
     Raises:
         TransientError: the push failed, or the remote lacks an object.
@@ -105,15 +109,14 @@ def push_and_verify(root: Path) -> int:
         missing = sorted(wanted - set(remote.oids_exist(list(wanted))))
         if missing:
             raise TransientError(
-                f"remote {remote.path}: {len(missing)} of {len(wanted)} objects are missing after the push, first {missing[:3]}; run again"
+                f"remote {remote.path}: {len(missing)} of {len(wanted)} objects are missing after the push, "
+                f"first {missing[:3]}; run again"
             )
         return len(wanted)
 
 
-def bring_in(root: Path) -> None:
-    """Check out all data that dvc.lock and .dvc files name, from the shared cache; pull from the remote what the cache
-    lacks.
-    """
+def checkout_data(root: Path) -> None:
+    """Check out all data that dvc.lock and .dvc files name; what the shared cache lacks is pulled from the remote."""
     from dvc.exceptions import CheckoutError
 
     with dvc_repo(root) as repo:

@@ -52,15 +52,8 @@ def export_schema() -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def exported_rows(folder: Path) -> int:
-    """Rows of all Parquet files in `folder`, by their footers; 0 when there is none."""
-    import pyarrow.parquet as pq
-
-    return sum(pq.read_metadata(p).num_rows for p in folder.glob("*.parquet"))
-
-
-def embedded(rows: Iterable[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
-    """Triplets with the stored bytes of their images."""
+def embed_images(rows: Iterable[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
+    """Triplets with the stored bytes of their images, rows of `export_schema`."""
 
     def image(image_id: str) -> dict[str, Any]:
         return {"bytes": store.read_image_bytes(image_id), "path": f"{image_id}.jpg"}
@@ -84,7 +77,7 @@ def write_embedded(rows: Iterable[dict[str, Any]], store: Store, out: Path) -> i
     schema, count = export_schema(), 0
     with atomic_write(out) as temporary, pq.ParquetWriter(temporary, schema, compression="none") as writer:
         group: list[dict[str, Any]] = []
-        for row in embedded(rows, store):
+        for row in embed_images(rows, store):
             group.append(row)
             count += 1
             if len(group) == ROWS_IN_GROUP:
@@ -96,7 +89,7 @@ def write_embedded(rows: Iterable[dict[str, Any]], store: Store, out: Path) -> i
 
 
 def megapairs_record(row: dict[str, Any]) -> dict[str, Any]:
-    """A triplet as MegaPairs publishes it; images by member name of the tars."""
+    """A triplet as MegaPairs publishes it; an image is named as in the tar files."""
     return {
         "q_img": f"{row['query_image_id']}.jpg",
         "q_text": row["instructions"],

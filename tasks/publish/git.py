@@ -1,7 +1,6 @@
-"""Git and DVC as the factory uses them: few processes, no prompt, an identity of its own, errors that name the command.
+"""Git as the factory uses it: few processes, no prompt, an identity of its own, errors that name the command.
 
-Git runs as a process; DVC as a library (a DVC command costs about 2 s of imports, so one process does commit and push).
-Writes only inside the repositories that it is given.
+Git runs as a child process and writes only inside the repositories that it is given.
 """
 
 from __future__ import annotations
@@ -41,9 +40,11 @@ def git(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Pa
 def git_bytes(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Path | None = None) -> bytes:
     """Like `git`, the output as it is.
 
-    Git gets a session of its own and is never killed: a SIGKILL of the stage's process group, or Ctrl-C, must not take
-    it between making its lock files and removing them, for every later git command would stop at those. What it was
-    told to do is whole or not at all.
+    Git gets a session of its own and is never killed: a SIGKILL of the stage's process group, or Ctrl-C, must not end
+    it between making its lock files and removing them, because every later git command would stop at those.
+
+    Raises:
+        TransientError: git failed; holds the command and git's own last lines.
     """
     env = environment()
     if index is not None:
@@ -87,8 +88,8 @@ def files_at(cwd: Path, ref: str) -> list[str]:
 
 def read_at(cwd: Path, ref: str, path: str) -> bytes | None:
     """A file's content in a commit, or None when the commit has no such file."""
-    found = git(cwd, "ls-tree", "-z", ref, "--", path)
-    return git_bytes(cwd, "cat-file", "blob", f"{ref}:{path}") if found else None
+    has_file = bool(git(cwd, "ls-tree", "-z", ref, "--", path))
+    return git_bytes(cwd, "cat-file", "blob", f"{ref}:{path}") if has_file else None
 
 
 def version_key(tag: str) -> tuple[int, ...]:
@@ -101,7 +102,7 @@ def tags(cwd: Path, kind: str) -> list[str]:
     return sorted(git(cwd, "tag", "--list", f"{kind}/*").split(), key=version_key)
 
 
-def next_free(taken: Sequence[str], date: str) -> str:
+def next_free_name(taken: Sequence[str], date: str) -> str:
     """Name of the next version of a day: ``2026.11.24``, then ``2026.11.24.2``, ``.3`` ...; `date` is YYYY-MM-DD."""
     day = date.replace("-", ".")
     names = {t.rpartition("/")[2] for t in taken}
@@ -118,7 +119,11 @@ def common_dir(cwd: Path) -> Path:
 
 @contextmanager
 def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
-    """Hold the one lock under which `version` and `promote` publish; waits for up to `timeout_s`."""
+    """Hold the one lock under which `version` and `promote` publish; waits for up to `timeout_s`.
+
+    Raises:
+        TransientError: another run holds it for longer.
+    """
     path = common_dir(cwd) / "publish.lock"
     with open(path, "a") as f:
         end = time.monotonic() + timeout_s
@@ -133,6 +138,3 @@ def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
                     ) from None
                 time.sleep(0.2)
         yield
-
-
-# --- DVC ----------------------------------------------------------------------------------------------------------

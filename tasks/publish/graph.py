@@ -1,4 +1,4 @@
-"""The factory's graph as dvc.yaml states it: stages in order, their command lines, what feeds what. YAML only, light."""
+"""The factory's graph as dvc.yaml states it: stages in order, their commands, inputs and outputs. Needs YAML only."""
 
 from __future__ import annotations
 

@@ -1,20 +1,19 @@
 """Open a run: check its parameters within seconds, then make the worktree that all its other stages work in.
 
     python -m tasks open_run --run-id RUN --kind dataset|model [--conf JSON] [--dataset-version dataset/YYYY.MM.DD[.n]]
-    python -m tasks open_run --run-id RUN --close      (takes the worktree away again)
+    python -m tasks open_run --run-id RUN --close      (removes the worktree again)
 
-Run in the deployment's clone (MEGAPAIRS_DATASET, else the current folder). Lays the profile and the trigger form's
-values over the deployed commit's params.yaml (MEGAPAIRS_DEPLOYED, default origin/main), takes the next free version
-name, makes MEGAPAIRS_RUNS/<slug of the run id>, brings in the last version's data and writes the resolved params.yaml
-there. A second call with the same run id gives the same worktree and the same name. The worktree's path is `notes[0]`
-of the report.
+Run it in the deployment's clone (MEGAPAIRS_DATASET, else the current folder). It lays the profile and the trigger
+form's values over the deployed commit's params.yaml (MEGAPAIRS_DEPLOYED, default origin/main), takes the next free
+version name, makes MEGAPAIRS_RUNS/<slug of the run id>, checks out the last version's data and writes the resolved
+params.yaml there. A second call with the same run id gives the same worktree and the same name. The worktree's path is
+`notes[0]` of the report.
 
 conf, the form's values: `profile`, `sources`, the names of section open_run (`limit`, `dry_run`, `seed`, `date` ...),
 and any parameter by its dotted name (`mine.neighbours`) or nested ({"mine": {"neighbours": 5}}). An empty value (null)
-of a
-plain or dotted name means: as the profile says. Relative source, benchmark and truth paths are taken from
-MEGAPAIRS_SOURCES_ROOT (else the current folder) and stored absolute; model paths stay as they are, they lie in the
-code.
+of a plain or dotted name means: as the profile has it. Relative paths of sources, benchmark and truth are taken from
+MEGAPAIRS_SOURCES_ROOT (else the current folder) and stored absolute. Model paths stay as they are, because they lie in
+the code.
 """
 
 from __future__ import annotations
@@ -25,28 +24,98 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tasks.config import overlay, parse_params, resolve
+from tasks.config import Params, overlay, parse_params, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.names import run_date, slug
-from tasks.publish.dvc_repo import bring_in
-from tasks.publish.git import common_dir, files_at, git, next_free, read_at, resolve_ref, tags
-from tasks.publish.publish import close_run, fetch
-from tasks.publish.published import REMOTE_BRANCH, version_at
-from tasks.publish.run_conf import Kind, changes_of, check_places, located
+from tasks.publish.dvc_repo import checkout_data
+from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at, resolve_ref, tags
+from tasks.publish.publish import fetch
+from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_at
+from tasks.publish.run_conf import Kind, changes_from_conf, require_paths, with_absolute_paths
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.store.atomic import write_bytes
 
-MARKER = "opened.json"
+MARKER = Path(".run", "opened.json")  # in the worktree; written last, so a run that has it is open
 
 
-def data_ref(clone: Path, kind: Kind, dataset_version: str | None) -> str | None:
-    """The commit whose data the run starts from: the branch's tip, or for training the version asked for (default: the
-    newest).
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run is asked to be.
+
+    Attributes:
+        run_id: Airflow's run id, or any text.
+        kind: dataset (makes a version) or model (trains on one).
+        conf: the trigger form's values.
+        dataset_version: tag of the version to train on; the newest when None.
+    """
+
+    run_id: str
+    kind: Kind
+    conf: Mapping[str, Any] = field(default_factory=dict)
+    dataset_version: str | None = None
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Where runs are opened.
+
+    Attributes:
+        clone: the deployment's clone; runs are its worktrees.
+        runs: folder of the worktrees.
+        deployed: git ref of the code that runs.
+        sources_root: what relative paths of the form start from; the current folder when None.
+    """
+
+    clone: Path
+    runs: Path
+    deployed: str = "origin/main"
+    sources_root: Path | None = None
+
+    @classmethod
+    def from_environment(cls) -> Deployment:
+        """As MEGAPAIRS_DATASET, MEGAPAIRS_RUNS, MEGAPAIRS_DEPLOYED and MEGAPAIRS_SOURCES_ROOT say."""
+        clone = Path(os.environ.get("MEGAPAIRS_DATASET") or Path.cwd())
+        runs = Path(os.environ.get("MEGAPAIRS_RUNS") or clone.resolve().parent / "runs")
+        root = os.environ.get("MEGAPAIRS_SOURCES_ROOT")
+        deployed = os.environ.get("MEGAPAIRS_DEPLOYED", "origin/main")
+        return cls(clone, runs, deployed, Path(root) if root else None)
+
+    def worktree(self, run_id: str) -> Path:
+        """The worktree of a run; not made here."""
+        return (self.runs / slug(run_id)).resolve()
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A request that was checked: all that is needed to make the worktree.
+
+    Attributes:
+        raw: the resolved params.yaml of the run, with its date and batch.
+        params: the same, parsed.
+        code: commit of the code.
+        data: commit whose data the run starts from; None for the first version.
+        batch: the run's version name.
+    """
+
+    raw: dict[str, Any]
+    params: Params
+    code: str
+    data: str | None
+    batch: str
+
+
+def find_data_commit(clone: Path, kind: Kind, dataset_version: str | None) -> str | None:
+    """The commit whose data the run starts from: the branch's tip; for training the version asked for, or the newest.
+
+    Raises:
+        ConfigError: there is no such version, or none to train on.
     """
     if kind == "dataset":
         return resolve_ref(clone, REMOTE_BRANCH)
@@ -61,112 +130,126 @@ def data_ref(clone: Path, kind: Kind, dataset_version: str | None) -> str | None
     return resolve_ref(clone, f"refs/tags/{tag}")
 
 
-def bring_version(worktree: Path, ref: str, tip: str | None) -> None:
-    """Put a version's lock, version.json, manifest and data into the worktree, and from the branch's tip the model in
-    place and the recipes' noise.
+def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
+    """Resolve and check a run's parameters; nothing is made.
 
     Raises:
-        DataError: what arrived is not what version.json counts.
+        ConfigError: a wrong value, an unknown key, parameters that contradict each other, a folder or a version that
+            does not exist.
     """
-    lock = read_at(worktree, ref, "dvc.lock")
-    pointers = {path: ref for path in files_at(worktree, ref) if path == "data/export.dvc"}
-    if tip and read_at(worktree, tip, "models/promoted.dvc"):
-        pointers["models/promoted.dvc"] = tip
-    if tip:  # what `python -m tasks noise` measured
-        pointers |= {
-            path: tip for path in files_at(worktree, tip) if path.startswith("reports/noise-") and path.endswith(".dvc")
-        }
-    for path in ("version.json", "manifest.json"):
-        if content := read_at(worktree, ref, path):
-            (worktree / path).write_bytes(content)
-    for path, commit in pointers.items():
-        (worktree / path).parent.mkdir(parents=True, exist_ok=True)
-        (worktree / path).write_bytes(read_at(worktree, commit, path) or b"")
-    (worktree / "dvc.lock").write_bytes(lock or b"")
-    bring_in(worktree)
-    version = json.loads((worktree / "version.json").read_text())
-    store = Store(worktree)
-    for table, rows in version["rows"].items():
-        found = sum(pq_rows(p) for p in store.table_files(table))
-        if found != rows:
-            raise DataError(
-                f"{version['version']}: table {table} has {found} rows here, version.json counts {rows}; "
-                "has the deployed dvc.yaml renamed a stage or an output? Deploy one that keeps it, or run `dvc pull` in the clone"
-            )
-
-
-def pq_rows(path: Path) -> int:
-    """Rows of a Parquet file, from its footer."""
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(path).num_rows)
-
-
-def open_run(
-    clone: Path,
-    runs: Path,
-    run_id: str,
-    kind: Kind,
-    conf: Mapping[str, Any] | None = None,
-    *,
-    dataset_version: str | None = None,
-    deployed: str = "origin/main",
-    sources_root: Path | None = None,
-) -> StageReport:
-    """Make (or find again) the run's worktree; see the module's docstring.
-
-    Raises:
-        ConfigError: a wrong value, an unknown key, a folder or a version that is not there. Nothing is left behind.
-    """
-    conf = dict(conf or {})
-    dataset_version = conf.pop("dataset_version", None) or dataset_version
-    worktree = (runs / slug(run_id)).resolve()
-    marker = worktree / ".run" / MARKER
-    if marker.exists():
-        opened = json.loads(marker.read_text())
-        return StageReport("open_run", notes=[str(worktree), f"version {opened['batch']}, opened before"])
-    fetch(clone)
-    commit = resolve_ref(clone, deployed)
-    if commit is None:
-        raise ConfigError(f"MEGAPAIRS_DEPLOYED: {clone} has no commit {deployed!r}")
-    raw = yaml.safe_load(read_at(clone, commit, "params.yaml") or b"{}")
-    profile, changes = changes_of(conf, raw)
-    resolved = located(resolve(raw, profile or raw.get("profile"), changes), sources_root or Path.cwd())
-    params = parse_params(resolved, where=f"params.yaml at {deployed} and the trigger form")
-    check_places(params, kind)
-    ref = data_ref(clone, kind, dataset_version)
+    clone, conf = deployment.clone, dict(request.conf)
+    dataset_version = conf.pop("dataset_version", None) or request.dataset_version
+    code = resolve_ref(clone, deployment.deployed)
+    if code is None:
+        raise ConfigError(f"MEGAPAIRS_DEPLOYED: {clone} has no commit {deployment.deployed!r}")
+    deployed_params = yaml.safe_load(read_at(clone, code, "params.yaml") or b"{}")
+    profile, changes = changes_from_conf(conf, deployed_params)
+    resolved = resolve(deployed_params, profile or deployed_params.get("profile"), changes)
+    raw = with_absolute_paths(resolved, deployment.sources_root or Path.cwd())
+    params = parse_params(raw, where=f"params.yaml at {deployment.deployed} and the trigger form")
+    require_paths(params, request.kind)
+    data = find_data_commit(clone, request.kind, dataset_version)
     date = run_date(params)
-    batch = params.open_run.batch or next_free(tags(clone, kind), date)
-    if f"{kind}/{batch}" in tags(clone, kind):
-        raise ConfigError(f"open_run.batch: {kind}/{batch} is published already; leave it empty for the next free name")
-    resolved = overlay(resolved, {"open_run": {"date": date, "batch": batch}})
+    batch = params.open_run.batch or next_free_name(tags(clone, request.kind), date)
+    if f"{request.kind}/{batch}" in tags(clone, request.kind):
+        raise ConfigError(
+            f"open_run.batch: {request.kind}/{batch} is published already; leave it empty for the next free name"
+        )
+    return RunPlan(overlay(raw, {"open_run": {"date": date, "batch": batch}}), params, code, data, batch)
 
-    runs.mkdir(parents=True, exist_ok=True)
-    if worktree.exists():  # an earlier call was killed half-way: nothing in it is finished
+
+def make_worktree(clone: Path, worktree: Path, commit: str) -> None:
+    """Make the worktree at a commit, with the clone's DVC configuration; what a killed call left is removed."""
+    worktree.parent.mkdir(parents=True, exist_ok=True)
+    if worktree.exists():
         shutil.rmtree(worktree)
     git(clone, "worktree", "prune")
-    # twice: also one whose making was cut off
+    # forced twice: also over one whose making was cut off
     git(clone, "worktree", "add", "-q", "--force", "--force", "--detach", str(worktree), commit)
     local = clone / ".dvc" / "config.local"
     if local.exists():
         shutil.copyfile(local, worktree / ".dvc" / "config.local")
+
+
+def restore_version(worktree: Path, commit: str, tip: str | None) -> None:
+    """Restore a version in the worktree: its lock, version.json, manifest and data.
+
+    The promoted model and the recipes' seed noise (`python -m tasks noise`) come from the branch's tip.
+
+    Args:
+        commit: of the version.
+        tip: of the branch.
+    Raises:
+        DataError: what arrived is not what version.json counts.
+    """
+    pointers = {path: commit for path in files_at(worktree, commit) if path == "data/export.dvc"}
+    if tip:
+        noise = [p for p in files_at(worktree, tip) if p.startswith("reports/noise-") and p.endswith(".dvc")]
+        model = ["models/promoted.dvc"] if read_at(worktree, tip, "models/promoted.dvc") else []
+        pointers |= dict.fromkeys([*model, *noise], tip)
+    for path in ("version.json", "manifest.json"):
+        if content := read_at(worktree, commit, path):
+            (worktree / path).write_bytes(content)
+    for path, source in pointers.items():
+        (worktree / path).parent.mkdir(parents=True, exist_ok=True)
+        (worktree / path).write_bytes(read_at(worktree, source, path) or b"")
+    (worktree / "dvc.lock").write_bytes(read_at(worktree, commit, "dvc.lock") or b"")
+    checkout_data(worktree)
+    require_rows(worktree)
+
+
+def require_rows(worktree: Path) -> None:
+    """Raise DataError when a table has another number of rows than version.json counts."""
+    version = json.loads((worktree / "version.json").read_text())
     store = Store(worktree)
-    store.write_bytes(worktree / "params.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode())
+    for table, expected in version["rows"].items():
+        rows = count_parquet_rows(store.table_files(table))
+        if rows != expected:
+            raise DataError(
+                f"{version['version']}: table {table} has {rows} rows here, version.json counts {expected}; "
+                "has the deployed dvc.yaml renamed a stage or an output? "
+                "Deploy one that keeps it, or run `dvc pull` in the clone"
+            )
+
+
+def open_run(request: RunRequest, deployment: Deployment) -> StageReport:
+    """Make (or find again) the run's worktree; see the module's docstring.
+
+    Raises:
+        ConfigError: as of `plan_run`; nothing is left behind.
+        DataError: as of `restore_version`.
+    """
+    clone, worktree = deployment.clone, deployment.worktree(request.run_id)
+    marker = worktree / MARKER
+    if marker.exists():
+        opened = json.loads(marker.read_text())
+        return StageReport("open_run", notes=[str(worktree), f"version {opened['batch']}, opened before"])
+    fetch(clone)
+    plan = plan_run(request, deployment)
+    make_worktree(clone, worktree, plan.code)
+    params_yaml = yaml.safe_dump(plan.raw, sort_keys=False, allow_unicode=True)
+    write_bytes(worktree / "params.yaml", params_yaml.encode())
     parent = None
-    if ref:
-        bring_version(worktree, ref, resolve_ref(clone, REMOTE_BRANCH))
-        parent = (version_at(clone, ref) or {}).get("version")
-    store.write_bytes(
-        marker,
-        json.dumps({"run_id": run_id, "kind": kind, "batch": batch, "parent": parent, "deployed": commit}).encode(),
-    )
+    if plan.data:
+        restore_version(worktree, plan.data, resolve_ref(clone, REMOTE_BRANCH))
+        parent = (version_at(clone, plan.data) or {}).get("version")
+    facts = {"run_id": request.run_id, "kind": request.kind, "batch": plan.batch}
+    write_bytes(marker, json.dumps({**facts, "parent": parent, "deployed": plan.code}).encode())
+    after = f"version {plan.batch}, after {parent or 'nothing'}"
     return StageReport(
-        "open_run",
-        notes=[
-            str(worktree),
-            f"version {batch}, after {parent or 'nothing'}, profile {params.profile}, code {commit[:12]}",
-        ],
+        "open_run", notes=[str(worktree), f"{after}, profile {plan.params.profile}, code {plan.code[:12]}"]
     )
+
+
+def close_run(worktree: Path, clone: Path | None = None) -> None:
+    """Remove a run's worktree, if there is one; what it published lives in origin and in the DVC remote.
+
+    Args:
+        clone: the deployment's clone; found from the worktree when None.
+    """
+    if worktree.exists():
+        clone = clone or common_dir(worktree).parent
+        git(clone, "worktree", "remove", "--force", "--force", str(worktree.resolve()))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,24 +273,16 @@ def run_command(args: argparse.Namespace) -> StageReport:
         raise ConfigError(f"--conf: not JSON ({error}): {args.conf!r}") from error
     if not isinstance(conf, dict):
         raise ConfigError(f"--conf: expected a JSON object, found {args.conf!r}")
-    clone = Path(os.environ.get("MEGAPAIRS_DATASET") or Path.cwd())
-    runs = Path(os.environ.get("MEGAPAIRS_RUNS") or clone.resolve().parent / "runs")
+    deployment = Deployment.from_environment()
     if args.close:
-        close_run(runs / slug(args.run_id), clone)
-        return StageReport("open_run", notes=[f"closed {runs / slug(args.run_id)}"])
+        folder = deployment.runs / slug(args.run_id)
+        close_run(folder, deployment.clone)
+        return StageReport("open_run", notes=[f"closed {folder}"])
     if args.kind is None:
         raise ConfigError("--kind: expected dataset or model")
-    root = os.environ.get("MEGAPAIRS_SOURCES_ROOT")
     start = time.monotonic()
-    report = open_run(
-        common_dir(clone).parent,
-        runs,
-        args.run_id,
-        args.kind,
-        conf,
-        dataset_version=args.dataset_version or None,
-        deployed=os.environ.get("MEGAPAIRS_DEPLOYED", "origin/main"),
-        sources_root=Path(root) if root else None,
-    )
+    root = common_dir(deployment.clone).parent  # the clone itself, also when started in one of its worktrees
+    request = RunRequest(args.run_id, args.kind, conf, args.dataset_version or None)
+    report = open_run(request, replace(deployment, clone=root))
     report.seconds = round(time.monotonic() - start, 3)
     return report

@@ -1,9 +1,10 @@
-"""Read what is published: versions, files at a ref, the branch's layout."""
+"""Read what is published: versions, files at a commit, and the layout of the branch `dataset`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ MODEL_SECTIONS = ("train", "evaluate", "promote")
 
 
 def version_at(clone: Path, ref: str = REMOTE_BRANCH) -> dict[str, Any] | None:
-    """version.json at a commit of the clone, or None when there is none."""
+    """version.json at a commit of the clone; None where the ref or the file does not exist."""
     if resolve_ref(clone, ref) is None:
         return None
     content = read_at(clone, ref, "version.json")
@@ -52,10 +53,10 @@ def published_bytes(clone: Path, path: str, ref: str = REMOTE_BRANCH) -> bytes:
     if pointer is None:
         raise ConfigError(f"{ref}: no published file {path}")
     md5 = yaml.safe_load(pointer)["outs"][0]["md5"]
-    place = cache_dir(clone) / "files" / "md5" / md5[:2] / md5[2:]
-    if not place.exists():
-        raise DataError(f"{place}: the cache lacks {path} of {ref}; run `dvc fetch {path}.dvc` at that commit")
-    return place.read_bytes()
+    cached = cache_dir(clone) / "files" / "md5" / md5[:2] / md5[2:]
+    if not cached.exists():
+        raise DataError(f"{cached}: the cache lacks {path} of {ref}; run `dvc fetch {path}.dvc` at that commit")
+    return cached.read_bytes()
 
 
 def cache_dir(clone: Path) -> Path:
@@ -67,8 +68,15 @@ def cache_dir(clone: Path) -> Path:
     return Path(parser.get("cache", "dir", fallback=str(Path(clone) / ".dvc" / "cache")))
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, read in blocks."""
+def count_parquet_rows(paths: Iterable[Path]) -> int:
+    """Rows of Parquet files together, a count, from their footers."""
+    import pyarrow.parquet as pq
+
+    return sum(int(pq.read_metadata(path).num_rows) for path in paths)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in blocks."""
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 20):

@@ -1,12 +1,12 @@
-"""`dvc pull` that names the file which the remote did not deliver as it was published.
+"""Pull a version's data: `dvc pull` that names each file which the remote did not deliver as it was published.
 
     python -m tasks pull [-j JOBS] [-r REMOTE] [-f] [TARGET ...]        in a clone of the dataset
 
-Plain `dvc pull` refuses an altered object too (the remote is verified), but its message stops at the folder; and a
-folder's altered list of files (DVC's .dir object) goes through with exit 0. Runs DVC as it is, then looks which objects
-of the version the cache lacks: DVC keeps none that failed its check. Exit 0: all came in, each object with its own
-hash; 65: the files that did not, by name; else DVC's own code. What was changed in the clone itself is for
-`python -m tasks verify` to find.
+Plain `dvc pull` refuses an altered object too (the remote is verified), but its message names the folder only; and an
+altered list of a folder's files (DVC's .dir object) passes with exit 0. This command runs DVC unchanged, then looks
+which objects of the version the cache lacks: DVC keeps none that failed its check. Exit 0: every object came in with
+its own hash; 65: files that did not, by name; else DVC's own code. `python -m tasks verify` finds what was changed in
+the clone itself.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import Any
 from tasks.errors import ConfigError, DataError
 from tasks.publish.verify import undelivered
 
-SHOWN = 50
+FAULTS_SHOWN = 50
 
 
 def dvc_command() -> list[str]:
     """DVC of this interpreter, else the one on PATH."""
     if importlib.util.find_spec("dvc"):
         return [sys.executable, "-m", "dvc"]
-    if found := shutil.which("dvc"):
-        return [found]
+    if path := shutil.which("dvc"):
+        return [path]
     raise ConfigError("dvc: not found; `pip install dvc` (with `dvc[s3]` for an s3:// remote)")
 
 
 def pull(root: Path, options: Sequence[str] = (), targets: Sequence[str] = ()) -> int:
-    """Run `dvc pull`; its output goes where ours goes. Returns its exit code.
+    """Run `dvc pull`, its output beside ours; returns its exit code.
 
     Args:
         options: of `dvc pull`.
@@ -50,15 +50,13 @@ def pull(root: Path, options: Sequence[str] = (), targets: Sequence[str] = ()) -
     dvc = dvc_command()
     code = subprocess.run([*dvc, "pull", *options, *targets], cwd=root, check=False).returncode
     cache = subprocess.run([*dvc, "cache", "dir"], cwd=root, check=True, text=True, capture_output=True).stdout.strip()
-    asked = [Path(t) for t in targets] or [Path()]
-    faults = [f for f in undelivered(root, Path(cache)) if any(Path(f.path).is_relative_to(t) for t in asked)]
+    wanted = [Path(t) for t in targets] or [Path()]
+    faults = [f for f in undelivered(root, Path(cache)) if any(Path(f.path).is_relative_to(t) for t in wanted)]
     if faults:
-        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise DataError(
-            f"files that did not come as they were published: {len(faults)}\n  "
-            + "\n  ".join(map(str, faults[:SHOWN]))
-            + more
-        )
+        lines = [str(fault) for fault in faults[:FAULTS_SHOWN]]
+        if len(faults) > FAULTS_SHOWN:
+            lines.append(f"and {len(faults) - FAULTS_SHOWN} more")
+        raise DataError(f"files that did not come as they were published: {len(faults)}\n  " + "\n  ".join(lines))
     return code
 
 

@@ -1,4 +1,4 @@
-"""Read a version as a researcher: every triplet with its images, streamed, one pread an image.
+"""Read a version: every triplet with its images, streamed; one read of its tar file per image.
 
     from tasks.publish.readers import with_images
     for row in with_images("my-clone"):

@@ -1,4 +1,4 @@
-"""Read and check the values of the trigger form, before they are laid over the parameters."""
+"""Read the trigger form's values (conf), check them, and make the paths in them absolute."""
 
 from __future__ import annotations
 
@@ -10,93 +10,116 @@ from tasks.config import OpenRunConfig, Params, overlay, sources_of
 from tasks.errors import ConfigError
 
 Kind = Literal["dataset", "model"]
-PLAIN = tuple(sorted(OpenRunConfig.model_fields))
+PLAIN_NAMES = tuple(sorted(OpenRunConfig.model_fields))  # the form names parameters of section open_run without it
 
 
-def nested(dotted: str, value: Any) -> dict[str, Any]:
+def nested_change(dotted: str, value: Any) -> dict[str, Any]:
     """'mine.neighbours', 5 -> {"mine": {"neighbours": 5}}."""
     for key in reversed(dotted.split(".")):
         value = {key: value}
     return value
 
 
-def changes_of(conf: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """The profile that the form names, and its values as changes to params.yaml.
+def change_from_entry(key: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of the form as a change to params.yaml; {} for an empty value.
 
     Raises:
         ConfigError: a name that is neither a section, a dotted parameter nor one of the plain names.
     """
-    profile = conf.get("profile") or None
-    changes: dict[str, Any] = {}
     sections = sorted(set(raw) - {"profiles", "profile"})
+    if key == "sources":
+        known = (raw.get("ingest") or {}).get("sources") or []
+        return nested_change("ingest.sources", sources_of(value, known)) if value else {}
+    if key in PLAIN_NAMES:
+        return {} if value is None else {"open_run": {key: value}}
+    if "." in key:
+        return {} if value is None else nested_change(key, value)
+    if key not in sections:
+        known_names = f"{['profile', 'sources', *PLAIN_NAMES]}, sections {sections}"
+        raise ConfigError(f"conf: unknown key '{key}'; known: {known_names}, or dotted names such as 'mine.neighbours'")
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"conf: '{key}' is a section; expected a mapping or a dotted name such as '{key}.<parameter>', "
+            f"found {value!r}"
+        )
+    return {key: value}
+
+
+def changes_from_conf(conf: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The profile that the form names (None: params.yaml's own), and its values as changes to params.yaml.
+
+    Args:
+        conf: the form's values.
+        raw: params.yaml.
+    Raises:
+        ConfigError: as of `change_from_entry`.
+    """
+    changes: dict[str, Any] = {}
     for key, value in conf.items():
-        if key == "profile":
-            continue
-        if key == "sources":
-            change = (
-                nested("ingest.sources", sources_of(value, (raw.get("ingest") or {}).get("sources") or []))
-                if value
-                else {}
-            )
-        elif key in PLAIN:
-            change = {} if value is None else {"open_run": {key: value}}
-        elif "." in key:
-            change = {} if value is None else nested(key, value)
-        elif key in sections:
-            if not isinstance(value, dict):
-                raise ConfigError(
-                    f"conf: '{key}' is a section; expected a mapping or a dotted name such as '{key}.<parameter>', found {value!r}"
-                )
-            change = {key: value}
-        else:
-            known = f"{['profile', 'sources', *PLAIN]}, sections {sections}"
-            raise ConfigError(f"conf: unknown key '{key}'; known: {known}, or dotted names such as 'mine.neighbours'")
-        changes = overlay(changes, change)
-    return profile, changes
+        if key != "profile":
+            changes = overlay(changes, change_from_entry(key, value, raw))
+    return conf.get("profile") or None, changes
 
 
-def absolute(path: str, root: Path) -> str:
+def absolute_path(path: str, root: Path) -> str:
     """A path below `root` when relative; URLs (s3://) stay."""
     return path if "://" in path else str((root / path).resolve())
 
 
-def located(raw: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Resolved parameters with the paths of sources, lists, benchmark and truth absolute, relative ones below `root`."""
+def with_absolute_paths(raw: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Resolved parameters with the paths of sources, image lists, benchmark and truth absolute.
+
+    Values of a wrong type stay as they are; the check of the parameters names them.
+
+    Args:
+        raw: resolved parameters.
+        root: where relative paths start.
+    """
     ingest: dict[str, Any] = {
-        "sources": [{**s, "path": absolute(s["path"], root)} for s in raw["ingest"].get("sources") or []]
+        "sources": [{**s, "path": absolute_path(s["path"], root)} for s in raw["ingest"].get("sources") or []]
     }
     for name in ("blocklists", "benchmark_hashes"):
-        if isinstance(lists := raw["ingest"].get(name), list):
-            ingest[name] = [absolute(path, root) if isinstance(path, str) else path for path in lists]
+        if isinstance(paths := raw["ingest"].get(name), list):
+            ingest[name] = [absolute_path(path, root) if isinstance(path, str) else path for path in paths]
     if isinstance(takedown := raw["ingest"].get("takedown"), str):
-        ingest["takedown"] = absolute(takedown, root)
-    places = {k: raw["evaluate"].get(k) for k in ("benchmark", "truth")}
-    evaluate: dict[str, Any] = {
-        k: absolute(place, root) for k, place in places.items() if place and isinstance(place, str)
-    }
-    if isinstance(named := places["benchmark"], list):
+        ingest["takedown"] = absolute_path(takedown, root)
+    evaluate: dict[str, Any] = {}
+    for name in ("benchmark", "truth"):
+        value = raw["evaluate"].get(name)
+        if value and isinstance(value, str):
+            evaluate[name] = absolute_path(value, root)
+    if isinstance(benchmarks := raw["evaluate"].get("benchmark"), list):
         evaluate["benchmark"] = [
-            {**b, "path": absolute(b["path"], root)} if isinstance(b, dict) and isinstance(b.get("path"), str) else b
-            for b in named
+            {**b, "path": absolute_path(b["path"], root)}
+            if isinstance(b, dict) and isinstance(b.get("path"), str)
+            else b
+            for b in benchmarks
         ]
     return overlay(raw, {"ingest": ingest, "evaluate": evaluate})
 
 
-def check_places(params: Params, kind: Kind) -> None:
-    """Refuse folders that are not there before any work starts."""
-    wanted = {f"ingest.sources.{s.name}": s.path for s in params.ingest.sources} if kind == "dataset" else {}
-    benchmark = params.evaluate.benchmark or ()
-    named = (
-        {"benchmark": benchmark} if isinstance(benchmark, str) else {f"benchmark.{b.name}": b.path for b in benchmark}
-    )
-    for name, path in {**named, "truth": params.evaluate.truth}.items():
-        if path and kind == "model":
-            wanted[f"evaluate.{name}"] = path
-    for name, path in wanted.items():
+def require_paths(params: Params, kind: Kind) -> None:
+    """Check before any work starts that every file and folder of the run exists.
+
+    Raises:
+        ConfigError: one does not exist, there is no source, or two sources have one name.
+    """
+    paths: dict[str, str] = {}
+    if kind == "dataset":
+        paths = {f"ingest.sources.{source.name}": source.path for source in params.ingest.sources}
+    else:
+        benchmark = params.evaluate.benchmark or ()
+        if isinstance(benchmark, str):
+            paths["evaluate.benchmark"] = benchmark
+        else:
+            paths |= {f"evaluate.benchmark.{b.name}": b.path for b in benchmark}
+        if params.evaluate.truth:
+            paths["evaluate.truth"] = params.evaluate.truth
+    for name, path in paths.items():
         if "://" not in path and not Path(path).exists():
             raise ConfigError(f"{name}: no such folder or file {path}; give an absolute path that the workers see")
     if kind == "dataset" and not params.ingest.sources:
         raise ConfigError("ingest.sources: no source; name at least one folder with images")
-    names = [s.name for s in params.ingest.sources]
+    names = [source.name for source in params.ingest.sources]
     if len(set(names)) != len(names):
         raise ConfigError(f"ingest.sources: names must differ, found {names}")

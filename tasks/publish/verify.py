@@ -2,9 +2,9 @@
 
     python -m tasks verify [--root CLONE]
 
-`dvc pull` refuses an altered object (the remote is verified) and names the folder that it could not make; this names
-the file in it, and `python -m tasks pull` does both at once. Reads manifest.json (SHA-256 of every file of the
-version), and for what is missing dvc.lock, the .dvc files and the DVC cache. Exit 0: everything is as published; 65
+`dvc pull` refuses an altered object (the remote is verified) and names the folder that it could not make. `verify`
+names the file in that folder; `python -m tasks pull` does both at once. Reads manifest.json (SHA-256 of every file of
+the version), and for missing files dvc.lock, the .dvc files and the DVC cache. Exit 0: everything is as published; 65
 otherwise. Needs neither DVC nor pyarrow.
 """
 
@@ -20,7 +20,7 @@ import yaml
 
 from tasks.errors import ConfigError, DataError
 from tasks.publish.dvc_repo import locked_stages
-from tasks.publish.published import MODEL_STAGES, cache_dir, sha256_of
+from tasks.publish.published import MODEL_STAGES, cache_dir, file_sha256
 
 
 def tracked_outputs(root: Path) -> Iterator[tuple[str, str]]:
@@ -38,10 +38,11 @@ class Undelivered(NamedTuple):
     """A file, or a folder's list of files, whose object the DVC cache lacks."""
 
     path: str
-    place: str  # below the remote's root
+    object_path: str  # below the remote's root
 
     def __str__(self) -> str:
-        return f"missing or altered in the remote: {self.path} (object {self.place}{', the list of its files' if self.place.endswith('.dir') else ''})"
+        what = ", the list of its files" if self.object_path.endswith(".dir") else ""
+        return f"missing or altered in the remote: {self.path} (object {self.object_path}{what})"
 
 
 def undelivered(root: Path, cache: Path | None = None) -> Iterator[Undelivered]:
@@ -52,12 +53,12 @@ def undelivered(root: Path, cache: Path | None = None) -> Iterator[Undelivered]:
     """
     objects = (cache or cache_dir(root)) / "files" / "md5"
     for path, md5 in tracked_outputs(root):
-        wanted = [(path, md5)]
+        files = [(path, md5)]
         if md5.endswith(".dir") and (listing := objects / md5[:2] / md5[2:]).exists():
-            wanted = [(f"{path}/{entry['relpath']}", entry["md5"]) for entry in json.loads(listing.read_text())]
-        for name, md5 in wanted:
-            if not (objects / md5[:2] / md5[2:]).exists():
-                yield Undelivered(name, f"files/md5/{md5[:2]}/{md5[2:]}")
+            files = [(f"{path}/{entry['relpath']}", entry["md5"]) for entry in json.loads(listing.read_text())]
+        for name, file_md5 in files:
+            if not (objects / file_md5[:2] / file_md5[2:]).exists():
+                yield Undelivered(name, f"files/md5/{file_md5[:2]}/{file_md5[2:]}")
 
 
 def check(root: Path) -> int:
@@ -72,12 +73,13 @@ def check(root: Path) -> int:
         raise ConfigError(f"{path}: missing; give a clone of the dataset's branch")
     manifest = json.loads(path.read_text())
     missing = [name for name in manifest if not (root / name).exists()]
-    altered = [
-        name for name, facts in manifest.items() if (root / name).exists() and sha256_of(root / name) != facts["sha256"]
+    faults = [
+        f"altered here: {name}"
+        for name, entry in manifest.items()
+        if name not in missing and file_sha256(root / name) != entry["sha256"]
     ]
-    faults = [f"altered here: {name}" for name in altered]
     if missing:
-        faults += [str(c) for c in undelivered(root)] or [f"missing here: {name}; run `dvc pull`" for name in missing]
+        faults += [str(u) for u in undelivered(root)] or [f"missing here: {name}; run `dvc pull`" for name in missing]
     if faults:
         raise DataError(
             f"{root}: {len(faults)} of {len(manifest)} files are not as published\n  " + "\n  ".join(faults[:50])

@@ -32,14 +32,13 @@ CONF = {
 def build(root: Path, project: Path, seed: int) -> None:
     """A sample world, a deployment and its first version, as a demo's first week makes them."""
     from tasks.__main__ import main
-    from tasks.publish.open_run import open_run
+    from tasks.publish.open_run import Deployment, RunRequest, open_run
 
     make_world(root / "source", seed=seed, images=60, truth=root / "truth.jsonl")
     configure_deployment(root / "origin.git", root / "dataset", str(root / "remote"), root / "cache", checkout=project)
     sources = [{"name": "sample", "path": str(root / "source"), "license_code": "CC0-1.0"}]
-    worktree = open_run(
-        root / "dataset", root / "runs", "manual__1", "dataset", overlay(CONF, {"sources": sources})
-    ).notes[0]
+    request = RunRequest("manual__1", "dataset", overlay(CONF, {"sources": sources}))
+    worktree = open_run(request, Deployment(root / "dataset", root / "runs")).notes[0]
     os.chdir(worktree)
     for node in [n for n in graph(".") if n.name.partition("@")[0] in DATA_STAGES]:
         assert main(node.cmd.split()[3:]) == 0, node.name  # python -m tasks <stage> [item]

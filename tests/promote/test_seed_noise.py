@@ -12,7 +12,7 @@ from tasks.errors import NothingToDo, TransientError
 from tasks.promote import seed_noise as noise
 from tasks.promote import stage as promote
 from tasks.publish.git import files_at, tags
-from tasks.publish.open_run import open_run
+from tasks.publish.open_run import Deployment, RunRequest, open_run
 from tasks.publish.published import REMOTE_BRANCH
 from tasks.store import Store
 from tasks.train.recipe import recipe_id
@@ -35,7 +35,9 @@ def evaluation_of(tuned: float, base: float = 0.10) -> dict[str, Any]:
 
 def promoted(clone: Path, runs: Path, run_id: str, score: float) -> tuple[bool, str]:
     """What promote says to a candidate that scores so, in a run of its own."""
-    root = Path(open_run(clone, runs, run_id, "model", {"date": "2026-12-20", "dry_run": True}).notes[0])
+    root = Path(
+        open_run(RunRequest(run_id, "model", {"date": "2026-12-20", "dry_run": True}), Deployment(clone, runs)).notes[0]
+    )
     (root / "models" / "candidate").mkdir(parents=True)
     (root / "reports").mkdir(exist_ok=True)
     (root / "reports" / "evaluation.json").write_text(json.dumps(evaluation_of(score)))
@@ -48,7 +50,7 @@ def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatc
     publish_version(deployment, "one", "2026-11-16", range(0, 8))
     assert promoted(clone, runs, "before", 0.11)[0], "min_gain, 0.005, is all that is asked where no noise was measured"
 
-    root = Path(open_run(clone, runs, "noise", "model", {"date": "2026-12-19"}).notes[0])
+    root = Path(open_run(RunRequest("noise", "model", {"date": "2026-12-19"}), Deployment(clone, runs)).notes[0])
     params, store = load_params(root / "params.yaml"), Store(root)
     called: list[tuple[str, int]] = []
 

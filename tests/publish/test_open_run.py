@@ -10,9 +10,9 @@ import yaml
 from tasks.__main__ import main
 from tasks.config import load_params, sources_of
 from tasks.errors import ConfigError
-from tasks.publish.git import git, next_free, version_key
-from tasks.publish.open_run import open_run
-from tasks.publish.run_conf import changes_of, check_places, located
+from tasks.publish.git import git, next_free_name, version_key
+from tasks.publish.open_run import Deployment, RunRequest, open_run
+from tasks.publish.run_conf import changes_from_conf, require_paths, with_absolute_paths
 
 RAW = {
     "profile": "demo",
@@ -21,6 +21,11 @@ RAW = {
     "mine": {},
     "profiles": {},
 }
+
+
+def refuse(deployment: Path, request: RunRequest) -> None:
+    """Open a run that must be refused."""
+    open_run(request, Deployment(deployment / "dataset", deployment / "refused"))
 
 
 def test_form_values_nested_dotted_and_plain():
@@ -32,7 +37,7 @@ def test_form_values_nested_dotted_and_plain():
         "mine": {"backend": "faiss-flat"},
         "sources": "/photos",
     }
-    profile, changes = changes_of(conf, RAW)
+    profile, changes = changes_from_conf(conf, RAW)
     assert profile == "test"
     assert changes == {
         "open_run": {"limit": 5},
@@ -54,13 +59,13 @@ def test_form_values_nested_dotted_and_plain():
 )
 def test_a_wrong_key_or_value_is_refused_and_leaves_nothing(conf: dict[str, object], deployment: Path):
     with pytest.raises(ConfigError, match="known|valid|section"):
-        open_run(deployment / "dataset", deployment / "refused", "r", "dataset", {"sources": str(deployment), **conf})
+        refuse(deployment, RunRequest("r", "dataset", {"sources": str(deployment), **conf}))
     assert not (deployment / "refused").exists()
 
 
 def test_a_source_that_is_not_there_is_refused(deployment: Path):
     with pytest.raises(ConfigError, match="ingest.sources.nowhere: no such folder"):
-        open_run(deployment / "dataset", deployment / "refused", "r", "dataset", {"sources": "/nowhere"})
+        refuse(deployment, RunRequest("r", "dataset", {"sources": "/nowhere"}))
 
 
 def test_a_source_keeps_its_licence_when_params_know_its_path():
@@ -69,7 +74,7 @@ def test_a_source_keeps_its_licence_when_params_know_its_path():
 
 def test_training_needs_a_version(deployment: Path):
     with pytest.raises(ConfigError, match="no dataset version to train on"):
-        open_run(deployment / "dataset", deployment / "refused", "m", "model", {})
+        refuse(deployment, RunRequest("m", "model"))
 
 
 def test_the_run_has_its_worktree_and_a_retry_gets_the_same(
@@ -110,9 +115,9 @@ def test_the_run_has_its_worktree_and_a_retry_gets_the_same(
 
 
 def test_names_of_a_day_count_up_and_sort_by_number():
-    assert next_free([], "2026-11-16") == "2026.11.16"
+    assert next_free_name([], "2026-11-16") == "2026.11.16"
     taken = ["dataset/2026.11.16", *(f"dataset/2026.11.16.{n}" for n in range(2, 11))]
-    assert next_free(taken, "2026-11-16") == "2026.11.16.11"
+    assert next_free_name(taken, "2026-11-16") == "2026.11.16.11"
     assert sorted(sorted(taken), key=version_key) == taken
 
 
@@ -121,17 +126,21 @@ def test_named_benchmarks_are_found_below_the_root_and_missed_by_name(tmp_path: 
         {"name": "circo", "protocol": "circo", "path": "benchmarks/circo"},
         {"name": "far", "protocol": "cirr", "path": "s3://b/cirr"},
     ]
-    found = located({"ingest": {}, "evaluate": {"benchmark": named, "truth": "truth.jsonl"}}, tmp_path)["evaluate"]
+    found = with_absolute_paths({"ingest": {}, "evaluate": {"benchmark": named, "truth": "truth.jsonl"}}, tmp_path)[
+        "evaluate"
+    ]
     assert [b["path"] for b in found["benchmark"]] == [str(tmp_path / "benchmarks/circo"), "s3://b/cirr"] and found[
         "truth"
     ] == str(tmp_path / "truth.jsonl")
-    assert located({"ingest": {}, "evaluate": {"benchmark": None}}, tmp_path)["evaluate"] == {"benchmark": None}
+    assert with_absolute_paths({"ingest": {}, "evaluate": {"benchmark": None}}, tmp_path)["evaluate"] == {
+        "benchmark": None
+    }
     params = load_params("params.yaml", "test")
     params = params.model_copy(update={"evaluate": params.evaluate.model_validate({"benchmark": found["benchmark"]})})
     with pytest.raises(ConfigError, match=r"evaluate.benchmark.circo: no such folder or file .*benchmarks/circo"):
-        check_places(params, "model")
+        require_paths(params, "model")
     (tmp_path / "benchmarks" / "circo").mkdir(parents=True)
-    check_places(params, "model")
+    require_paths(params, "model")
 
 
 def test_lists_of_images_are_found_below_the_root(tmp_path: Path):
@@ -140,10 +149,10 @@ def test_lists_of_images_are_found_below_the_root(tmp_path: Path):
         "benchmark_hashes": ["circo.jsonl"],
         "takedown": "takedown.txt",
     }
-    found = located({"ingest": lists, "evaluate": {}}, tmp_path)["ingest"]
+    found = with_absolute_paths({"ingest": lists, "evaluate": {}}, tmp_path)["ingest"]
     assert found["blocklists"] == [str(tmp_path / "block.txt"), "/etc/block.txt"]
     assert (found["benchmark_hashes"], found["takedown"]) == (
         [str(tmp_path / "circo.jsonl")],
         str(tmp_path / "takedown.txt"),
     )
-    assert located({"ingest": {"takedown": None}, "evaluate": {}}, tmp_path)["ingest"]["takedown"] is None
+    assert with_absolute_paths({"ingest": {"takedown": None}, "evaluate": {}}, tmp_path)["ingest"]["takedown"] is None

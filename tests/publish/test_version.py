@@ -12,8 +12,8 @@ from tasks.promote import stage as promote
 from tasks.publish import version
 from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import files_at, git, read_at, tags
-from tasks.publish.open_run import open_run
-from tasks.publish.publish import close_run
+from tasks.publish.identity import identity_params
+from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
 from tasks.publish.published import REMOTE_BRANCH, version_at
 from tasks.records import StageReport
 from tasks.store import Store
@@ -70,7 +70,7 @@ def test_a_dry_run_and_an_empty_week_publish_nothing(versions: Path):
 
 
 def test_a_second_try_after_the_push_changes_nothing(versions: Path):
-    root = Path(open_run(versions / "dataset", versions / "runs", "two", "dataset", {}).notes[0])
+    root = Path(open_run(RunRequest("two", "dataset"), Deployment(versions / "dataset", versions / "runs")).notes[0])
     tip = git(versions / "origin.git", "rev-parse", "dataset")
     # as `python -m tasks version` leaves it
     Store(root).write_report(StageReport("version", figures={"rows_images": 13.0}))
@@ -115,16 +115,15 @@ def test_equal_inputs_give_equal_fingerprints_on_another_day_and_machine(version
     first = version_at(versions / "dataset", "refs/tags/dataset/2026.11.16") or {}
     assert (version_at(tmp_path / "dataset") or {})["fingerprint"] == first["fingerprint"]
     root = open_dataset_run(tmp_path, "changed", "2027-01-05", **{"mine.neighbours": 3})
-    assert version.identity_of(load_params(root / "params.yaml").model_dump(by_alias=True)) != version.identity_of(
+    assert identity_params(load_params(root / "params.yaml").model_dump(by_alias=True)) != identity_params(
         first["params"]
     )
 
 
 @pytest.mark.parametrize(("score", "is_promoted"), [(0.30, True), (0.10, False)])
 def test_a_better_model_is_published_beside_the_data(score: float, is_promoted: bool, versions: Path):
-    root = Path(
-        open_run(versions / "dataset", versions / "runs", f"model {score}", "model", {"date": "2026-12-10"}).notes[0]
-    )
+    deployment = Deployment(versions / "dataset", versions / "runs")
+    root = Path(open_run(RunRequest(f"model {score}", "model", {"date": "2026-12-10"}), deployment).notes[0])
     assert len(list(Store(root).table_files("triplets"))) == 4  # the newest version's data is there
     (root / "models" / "candidate").mkdir(parents=True)
     (root / "models" / "candidate" / "model.safetensors").write_bytes(b"weights")
@@ -146,7 +145,7 @@ def test_a_better_model_is_published_beside_the_data(score: float, is_promoted: 
         assert {"models/promoted.dvc", "reports/evaluation.json", "README.md"} <= set(
             files_at(clone, "model/2026.12.10")
         )
-        again = Path(open_run(clone, versions / "runs", "model next", "model", {"date": "2026-12-10"}).notes[0])
+        again = Path(open_run(RunRequest("model next", "model", {"date": "2026-12-10"}), deployment).notes[0])
         assert (again / "models/promoted/model.safetensors").read_bytes() == b"weights"
         assert not (again / "models/candidate").exists()
         assert load_params(again / "params.yaml").open_run.batch == "2026.12.10.2"

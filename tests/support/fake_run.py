@@ -12,7 +12,7 @@ from PIL import Image
 from tasks.config import ENCODER_ROLES, Params, load_params
 from tasks.names import stable_id
 from tasks.publish import version
-from tasks.publish.open_run import open_run
+from tasks.publish.open_run import Deployment, RunRequest, open_run
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.validate import stage as validate
@@ -176,10 +176,8 @@ def open_dataset_run(root: Path, run_id: str, date: str, **conf: Any) -> Path:
     """A worktree below `root`/runs; the source is an empty folder, for the fakes write the tables themselves."""
     source = root / "source"
     source.mkdir(exist_ok=True)
-    report = open_run(
-        root / "dataset", root / "runs", run_id, "dataset", {"sources": str(source), "date": date, **conf}
-    )
-    return Path(report.notes[0])
+    request = RunRequest(run_id, "dataset", {"sources": str(source), "date": date, **conf})
+    return Path(open_run(request, Deployment(root / "dataset", root / "runs")).notes[0])
 
 
 def publish_version(root: Path, run_id: str, date: str, numbers: range, **conf: Any) -> str:

@@ -1,0 +1,93 @@
+"""What makes two versions equal: a fingerprint over rows, vectors and parameters, without dates, places and costs.
+
+Equal inputs and seeds give equal fingerprints on another day and another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.publish.published import MODEL_SECTIONS
+from tasks.store import Store
+from tasks.store.store import TABLES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Columns that say when, where and at what cost a row was made, not what it is.
+NOT_IDENTITY = {"batch", "fetched_at", "shard", "prompt_tokens", "output_tokens", "tokens", "requests", "detail"}
+# Parameters that say when and where a run works, how it shares its work, and how it is shown.
+NOT_IDENTITY_PARAMS = {
+    "date",
+    "batch",
+    "dataset",
+    "path",
+    "url",
+    "writer_url",
+    "device",
+    "parts",
+    "gallery_triplets",
+    "profile",
+    "in_flight",
+    "timeout_s",
+    "budget_tokens",
+    "tokens_per_s",
+}
+
+
+def identity_params(params: Any) -> Any:
+    """Parameters without dates, places and ways of sharing work; model folders by their last two names."""
+    if isinstance(params, Mapping):
+        excluded = NOT_IDENTITY_PARAMS.union(MODEL_SECTIONS)
+        return {name: identity_params(value) for name, value in sorted(params.items()) if name not in excluded}
+    if isinstance(params, list | tuple):
+        return [identity_params(value) for value in params]
+    if isinstance(params, str) and params.startswith("/"):
+        return "/".join(Path(params).parts[-2:])
+    return params
+
+
+def is_in_batch(path: Path, batch: str) -> bool:
+    """Whether a file of a table or a shard belongs to a batch, by its name."""
+    return path.stem == batch or path.stem.rpartition("-")[0] == batch
+
+
+def hash_rows(digest: hashlib._Hash, name: str, rows: pa.Table) -> None:
+    """Add a table's rows to the digest: names and values, canonical JSON, without the columns of NOT_IDENTITY."""
+    columns = [column for column in rows.column_names if column not in NOT_IDENTITY]
+    digest.update(f"{name} {rows.num_rows}\n".encode())
+    for block in rows.select(columns).to_batches(max_chunksize=1000):
+        for row in block.to_pylist():
+            line = {k: v.hex() if isinstance(v, bytes) else v for k, v in row.items()}
+            digest.update(json.dumps(line, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+
+
+def fingerprint(
+    store: Store, params: Mapping[str, Any], batch: str, encoders: Sequence[str], parent: str | None
+) -> str:
+    """SHA-256 (hex) over the parent's fingerprint, this run's rows and the parameters.
+
+    It covers tables, vectors and parameters; not dates, commits, paths or cost. It reads only what the run added.
+
+    Args:
+        params: all resolved parameters, as `Params.model_dump(mode="json", by_alias=True)`.
+        batch: the run's version name.
+        encoders: roles whose neighbours and vectors are covered, in the order of params.yaml.
+        parent: the fingerprint of the version before; None for the first one.
+    """
+    digest = hashlib.sha256(f"{parent or ''}\n{json.dumps(identity_params(params), sort_keys=True)}\n".encode())
+    for name in TABLES:
+        hash_rows(digest, name, store.read_table(name, batch=batch))
+    for stage in sorted(p.name for p in store.folder("data", "dropped").glob("*")):
+        hash_rows(digest, f"dropped/{stage}", store.read_dropped(stage, batch))
+    for encoder in encoders:
+        files = [p for p in store.table_files(f"neighbours/{encoder}") if is_in_batch(p, batch)]
+        hash_rows(digest, f"neighbours/{encoder}", store.read(files, "neighbours"))
+        for stem in [s for s in store.embedded_shards(encoder) if is_in_batch(Path(s + ".npy"), batch)]:
+            ids, vectors, revision = store.read_embeddings(encoder, [stem + ".npy"])
+            digest.update(f"{encoder} {revision} {json.dumps(ids)}\n".encode() + vectors.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""What a version says of itself: version.json (counts, drops, yields, cost, parameters) and manifest.json (files)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.config import Params
+from tasks.names import batch_name, run_date
+from tasks.publish.identity import fingerprint
+from tasks.publish.published import file_sha256
+from tasks.store import Store
+from tasks.store.store import TABLES
+from tasks.usage import read_usage, usage_summary
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ID_COLUMNS = {
+    "images": "image_id",
+    "captions": "image_id",
+    "pairs": "pair_id",
+    "captioned": "pair_id",
+    "triplets": "triplet_id",
+}
+
+
+def count_drops(rows: pa.Table) -> dict[str, dict[str, int]]:
+    """Dropped rows as {stage: {reason: count}}, sorted."""
+    drops: dict[str, dict[str, int]] = {}
+    for stage, reason in sorted(zip(rows.column("stage").to_pylist(), rows.column("reason").to_pylist(), strict=True)):
+        reasons = drops.setdefault(stage, {})
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return drops
+
+
+def count_rows(store: Store, batch: str | None = None) -> dict[str, int]:
+    """Rows of every table, or of one batch of it, counts."""
+    return {table: store.read_table(table, [ID_COLUMNS[table]], batch).num_rows for table in TABLES}
+
+
+def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Per encoder: new pairs that it mined, triplets among them, and their ratio (None without pairs)."""
+    totals: dict[str, dict[str, Any]] = {e: {"pairs": 0, "triplets": 0, "yield": None} for e in encoders}
+    for table in ("pairs", "triplets"):
+        for mined_by in store.read_table(table, ["mined_by"], batch).column("mined_by").to_pylist():
+            for encoder in mined_by or []:
+                totals.setdefault(encoder, {"pairs": 0, "triplets": 0, "yield": None})[table] += 1
+    for figures in totals.values():
+        figures["yield"] = figures["triplets"] / figures["pairs"] if figures["pairs"] else None
+    return totals
+
+
+def public_params(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without the paths of sources, benchmark and truth: where a machine keeps its files is private."""
+    params: dict[str, Any] = json.loads(json.dumps(resolved))
+    for source in params["ingest"]["sources"]:
+        del source["path"]
+    params["evaluate"].update(benchmark=None, truth=None)
+    return params
+
+
+def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | None, commit: str) -> dict[str, Any]:
+    """version.json's mapping, without the manifest's hash.
+
+    Args:
+        params: of the run.
+        store: the run's worktree, after all data stages.
+        parent: version.json of the version before; None for the first one.
+        commit: git commit of the deployed code.
+    """
+    batch = batch_name(params)
+    resolved = params.model_dump(mode="json", by_alias=True)
+    encoders = list(params.embed.encoders)
+    # the stage's own report exists on a second try
+    reports = {stage: report for stage, report in store.read_reports().items() if stage != "version"}
+    new_rows = count_rows(store, batch)
+    return {
+        "version": batch,
+        "parent": parent["version"] if parent else None,
+        "dataset": params.open_run.dataset,
+        "date": run_date(params),
+        "git_commit": commit,
+        "fingerprint": fingerprint(store, resolved, batch, encoders, parent["fingerprint"] if parent else None),
+        "rows": count_rows(store),
+        "new_rows": new_rows,
+        "drops": count_drops(store.read_dropped()),
+        "new_drops": count_drops(store.read_dropped(batch=batch)),
+        "encoders": encoder_yields(store, batch, encoders),
+        "quality": {stage: report.figures for stage, report in reports.items() if report.figures},
+        "ledger": usage_summary(read_usage(store.root), triplets=new_rows["triplets"], pairs=new_rows["captioned"]),
+        "tokens": {stage: report.tokens for stage, report in reports.items() if report.tokens},
+        "params": public_params(resolved),
+    }
+
+
+def build_manifest(root: Path, earlier: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{path: {sha256, size_bytes}} of every data file and the gallery.
+
+    Args:
+        root: the run's worktree.
+        earlier: manifest of the version before: a data file of the same name and size is not hashed again, because
+            files of earlier versions never change.
+    """
+    files = [p for p in (root / "data").rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".dvc"]
+    manifest = {}
+    for path in [*sorted(files), *(root / "reports").glob("gallery.html")]:
+        name, size_bytes = path.relative_to(root).as_posix(), path.stat().st_size
+        entry = earlier.get(name)
+        if entry is not None and entry["size_bytes"] == size_bytes and name.startswith("data/"):
+            manifest[name] = dict(entry)
+        else:
+            manifest[name] = {"sha256": file_sha256(path), "size_bytes": size_bytes}
+    return manifest
+
+
+def parquet_bytes(manifest: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """{folder: bytes of the Parquet files in it}, from the manifest."""
+    sizes: dict[str, int] = {}
+    for name, entry in manifest.items():
+        if name.endswith(".parquet"):
+            folder = name.rpartition("/")[0]
+            sizes[folder] = sizes.get(folder, 0) + int(entry["size_bytes"])
+    return sizes
