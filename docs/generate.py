@@ -191,7 +191,7 @@ def parameters_page() -> str:
 
 def commands_page() -> str:
     """The page of commands, Markdown: each command's --help, by the groups of `python -m tasks --help`."""
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "110"
     parts, group = [COMMANDS_INTRODUCTION], ""
     for name, command in COMMANDS.items():
         if command.group != group:
