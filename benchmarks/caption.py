@@ -92,9 +92,10 @@ def loop(model: Any, requests: Sequence[Any], max_new_tokens: int) -> list[str]:
 
 def offline(pairs: int, turns: int) -> dict[str, Any]:
     """In vLLM's environment: start_cpu_s, per turn cpu_s, and the first turn's replies."""
+    from tasks.models.llm.base import LlmConfig
     from tasks.models.llm.load import load_captioner
 
-    model = load_captioner(str(CHECKPOINTS / "vlm"), engine="vllm", max_new_tokens=TOKENS)
+    model = load_captioner(LlmConfig(str(CHECKPOINTS / "vlm"), engine="vllm", max_new_tokens=TOKENS))
     start_s = time.process_time()
     model.chat(drawn(2, -1)[0])
     made = [cpu_s(model.chat, drawn(pairs, turn)[0]) for turn in range(turns)]
@@ -126,6 +127,7 @@ def run_server(python: Path, pairs: int, turns: int) -> dict[str, Any]:
         ServerDidNotStart: with the end of its log.
     """
     from benchmarks.vllm_server import serving
+    from tasks.models.llm.base import LlmConfig
     from tasks.models.llm.load import load_captioner
 
     with (
@@ -133,7 +135,8 @@ def run_server(python: Path, pairs: int, turns: int) -> dict[str, Any]:
         serving(str(python), str(CHECKPOINTS / "vlm"), Path(folder) / "server.log") as server,
     ):
         start_s = server.cpu_s()
-        model = load_captioner("tiny", engine="openai", url=server.url, max_new_tokens=TOKENS, in_flight=IN_FLIGHT)
+        config = LlmConfig("tiny", engine="openai", url=server.url, max_new_tokens=TOKENS, in_flight=IN_FLIGHT)
+        model = load_captioner(config)
         model.chat(drawn(2, -1)[0])
         spent, replies = [], []
         for turn in range(turns):
@@ -161,11 +164,12 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         return figures
     import torch
 
+    from tasks.models.llm.base import LlmConfig
     from tasks.models.llm.load import load_captioner
 
-    describer = load_captioner(str(CHECKPOINTS / "vlm"), device="cpu", max_new_tokens=TOKENS, batch=64)
+    describer = load_captioner(LlmConfig(str(CHECKPOINTS / "vlm"), device="cpu", max_new_tokens=TOKENS, batch=64))
     start_s = time.process_time()
-    judge = load_captioner(str(CHECKPOINTS / "judge"), device="cpu")
+    judge = load_captioner(LlmConfig(str(CHECKPOINTS / "judge"), device="cpu"))
     describe, questions = drawn(2, -1)
     # warm
     (

@@ -133,7 +133,7 @@ def with_shortcuts(samples: Sequence[Sample], vectors: Mapping[str, np.ndarray],
         texts: (m, d), a unit row per instruction, sample by sample.
     """
     rows = [{"query_image_id": s.query, "target_image_id": s.target, "instructions": s.texts} for s in samples]
-    found = shortcuts.found_by(rows, texts, vectors, sorted(vectors))
+    found = shortcuts.find_targets(rows, texts, vectors, sorted(vectors))
     return [replace(s, is_shortcut=shortcuts.is_shortcut(f)) for s, f in zip(samples, found, strict=True)]
 
 

@@ -10,7 +10,7 @@ from tasks.reasons import COPY_REASONS, REASONS, UNREADABLE_REASONS, why
 
 def test_every_reason_of_the_code_has_its_sentence(project: Path):
     assert set(ingest.REASONS) == set(REASONS["ingest"])
-    assert set(checks.EXPLAINED) < set(REASONS["caption"])
+    assert set(checks.EXPLANATIONS) < set(REASONS["caption"])
     assert takedown.REASON in REASONS["select"]
     assert all(10 < len(why(stage, reason)) < 100 for stage, reasons in REASONS.items() for reason in reasons)
     assert why("judge", "out_of_mood") == ""

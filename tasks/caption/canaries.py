@@ -1,15 +1,14 @@
-"""Canaries: pairs whose difference is known, shown to the describing model in every part before it is paid for anything
-else.
+"""Canaries: image pairs with a known difference that the captioner must describe before a part pays for anything else.
 
-A batch engine may answer without ever seeing the images, and its replies read well (Ray #56125 did that for one message
-shape). So: of the canaries' descriptions at least a stated share must say the known difference, and the description of
-two blank images must not happen to fit more than a stated share of them. A model that fails either fails the part.
+A batch engine may answer without having seen the images, and its replies read well (Ray #56125, for one message shape).
+Two shares are therefore measured: canaries whose description states the known difference (`caption.canaries_min` at
+least), and canaries that the description of two blank images would fit (`caption.blank_max` at most). A captioner that
+fails either stops the part.
 
-A folder of canaries: canaries.csv with the columns query, target (images beside it) and expect (words of which the
-description
-must hold one of each group: `red|crimson; star`). The sample world's are in tasks/sample/canaries; those for real
-models, drawn so plainly that none which sees can miss them, in tasks/sample/plain/canaries. `caption.canaries` names
-either, or your own.
+A folder of canaries holds canaries.csv with the columns query and target (image files beside it) and expect: groups of
+words separated by `;`, alternatives within a group by `|` (`red|crimson; star`). A description must contain one word of
+each group. `caption.canaries` names the folder: tasks/sample/canaries for the sample world, tasks/sample/plain/canaries
+for real models (drawn so plainly that no model that sees can miss the difference), or your own.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.caption.checks import holds, plain
-from tasks.caption.descriptions import read_description
+from tasks.caption.checks import contains_phrase, normalize_words
+from tasks.caption.descriptions import parse_description
 from tasks.errors import ConfigError, DataError
 from tasks.models.llm.requests import Request
 
@@ -30,22 +29,30 @@ if TYPE_CHECKING:
 
     from tasks.models.llm.base import Captioner
 
-BLANK = (128, 128, 128)  # RGB of the blank probe
+BLANK_RGB = (128, 128, 128)
 COLUMNS = ("query", "target", "expect")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 @dataclass(frozen=True)
 class Canary:
-    """Two images, and what a description of them must say: of each group one of its words."""
+    """Two images, and the groups of words of which a description must contain one each."""
 
     query: Image
     target: Image
     expect: tuple[tuple[str, ...], ...]
 
     def is_seen(self, description: str) -> bool:
-        """Whether the description says the difference."""
-        words = plain(description)
-        return all(any(holds(words, plain(word)) for word in group) for group in self.expect)
+        """Whether the description states the known difference."""
+        words = normalize_words(description)
+        return all(any(contains_phrase(words, normalize_words(word)) for word in group) for group in self.expect)
+
+
+class CanaryShares(NamedTuple):
+    """Shares of the canaries, 0..1: `seen` by their own description, `guessed` by that of two blank images."""
+
+    seen: float
+    guessed: float
 
 
 def read_canaries(folder: Path) -> list[Canary]:
@@ -54,71 +61,79 @@ def read_canaries(folder: Path) -> list[Canary]:
     Raises:
         ConfigError: no canaries.csv, a column or an image is missing, or nothing is expected of a pair.
     """
-    from PIL import Image
-
     path = folder / "canaries.csv"
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
-        wanted = f"expected the columns {list(COLUMNS)} and the images beside it"
-        raise ConfigError(f"caption.canaries: {path} cannot be read ({error.strerror}); {wanted}") from None
+        raise ConfigError(
+            f"caption.canaries: {path} cannot be read ({error.strerror}); "
+            f"expected the columns {list(COLUMNS)} and the images beside it"
+        ) from None
     if not rows or any(not (row.get(c) or "").strip() for row in rows for c in COLUMNS):
         raise ConfigError(f"caption.canaries: {path}: expected at least one row, each with {list(COLUMNS)}")
-    found = []
-    for row in rows:
-        try:
-            query, target = (
-                Image.open(folder / row[c], formats=("JPEG", "PNG", "WEBP")).convert("RGB") for c in ("query", "target")
-            )
-        except OSError as error:
-            raise ConfigError(f"caption.canaries: {path}: an image cannot be read ({error})") from None
-        groups = tuple(tuple(w.strip() for w in group.split("|") if w.strip()) for group in row["expect"].split(";"))
-        found.append(Canary(query, target, tuple(g for g in groups if g)))
-    return found
+    return [_read_canary(row, path) for row in rows]
 
 
-def shares(descriptions: Sequence[str], blank: str, canaries: Sequence[Canary]) -> tuple[float, float]:
-    """(share of canaries whose own description says the difference, share that the blank images' description would
-    fit).
-    """
+def _read_canary(row: dict[str, str], path: Path) -> Canary:
+    from PIL import Image
+
+    try:
+        query, target = (
+            Image.open(path.parent / row[c], formats=IMAGE_FORMATS).convert("RGB") for c in ("query", "target")
+        )
+    except OSError as error:
+        raise ConfigError(f"caption.canaries: {path}: an image cannot be read ({error})") from None
+    groups = [tuple(w.strip() for w in group.split("|") if w.strip()) for group in row["expect"].split(";")]
+    return Canary(query, target, tuple(group for group in groups if group))
+
+
+def canary_shares(descriptions: Sequence[str], blank: str, canaries: Sequence[Canary]) -> CanaryShares:
+    """The shares from one description per canary and the description of two blank images."""
     seen = sum(c.is_seen(d) for c, d in zip(canaries, descriptions, strict=True))
     guessed = sum(c.is_seen(blank) for c in canaries)
-    return seen / len(canaries), guessed / len(canaries)
+    return CanaryShares(seen / len(canaries), guessed / len(canaries))
 
 
-def what_it_says(reply: str) -> str:
-    """The texts of a reply by a form, without the form's own words; one that does not keep to it as it is."""
-    form = read_description(reply)
-    return reply if form is None else " . ".join([form.prose, *form.fields()])
+def description_text(reply: str) -> str:
+    """The texts of a structured description without the words of the JSON itself; any other reply as it is."""
+    description = parse_description(reply)
+    return reply if description is None else " . ".join([description.prose, *description.short_texts()])
 
 
-def show(
+def check_canaries(
     model: Captioner,
     prompt: str,
     canaries: Sequence[Canary],
     *,
-    least: float,
-    blank_most: float,
+    seen_min: float,
+    blank_max: float,
     schema: dict[str, object] | None = None,
-) -> tuple[float, float]:
-    """Describe the canaries and two blank images; `shares` of what came.
+) -> CanaryShares:
+    """Let a captioner describe the canaries and two blank images.
 
+    Args:
+        model: the captioner.
+        prompt: the request for a description.
+        canaries: at least one.
+        seen_min: least share of canaries whose description states the difference, 0..1.
+        blank_max: greatest share that the description of blank images may fit, 0..1.
+        schema: JSON schema where descriptions are structured.
     Raises:
-        DataError: the model does not see what it is shown.
+        DataError: the captioner misses too many differences, or guesses too many from blank images.
     """
     from PIL import Image
 
-    probe = Image.new("RGB", canaries[0].query.size, BLANK)
-    replies = model.chat(
-        [*(Request((c.query, c.target), prompt, schema) for c in canaries), Request((probe, probe), prompt, schema)]
-    )
-    *said, of_blank = [what_it_says(r.text) if schema else r.text for r in replies]
-    seen, guessed = shares(said, of_blank, canaries)
-    if seen < least or guessed > blank_most:
+    blank = Image.new("RGB", canaries[0].query.size, BLANK_RGB)
+    pairs = [*((c.query, c.target) for c in canaries), (blank, blank)]
+    replies = model.chat([Request(pair, prompt, schema) for pair in pairs])
+    *descriptions, of_blank = [description_text(r.text) if schema else r.text for r in replies]
+    shares = canary_shares(descriptions, of_blank, canaries)
+    if shares.seen < seen_min or shares.guessed > blank_max:
         raise DataError(
-            f"canaries: '{model.name}' says the known difference of {seen:.0%} of {len(canaries)} pairs (at least {least:.0%} expected), and what it says of "
-            f"blank images fits {guessed:.0%} (at most {blank_most:.0%}); it does not see its images, or not well: check the model, its chat template and "
-            f"the engine before anything is paid for. It said, for example: {replies[0].text[:120]!r}"
+            f"canaries: '{model.name}' states the known difference of {shares.seen:.0%} of {len(canaries)} pairs "
+            f"(at least {seen_min:.0%} expected), and its description of blank images fits {shares.guessed:.0%} "
+            f"(at most {blank_max:.0%}); it does not see its images, or not well: check the model, its chat template "
+            f"and the engine before anything is paid for. Its first reply: {replies[0].text[:120]!r}"
         )
-    return seen, guessed
+    return shares

@@ -1,9 +1,9 @@
-"""Descriptions by a form: what a describing model is asked for as JSON, and how its reply is read, strictly.
+"""Structured descriptions: the JSON that the describing model is asked for, and the strict reader of its reply.
 
-The form stands beside the prompt that asks for it (tasks/prompts/<set>/describe.schema.json). Engines that can be
-guided get it; every reply is read here all the same, whatever the engine promised. A difference says what each side
-shows, so that a description can be turned round (target to source) and a text held against what the source alone shows.
-See docs/decisions/0043.
+The JSON schema stands beside the prompt that asks for it (tasks/prompts/<set>/describe.schema.json). Engines with
+guided decoding get the schema; every reply is validated here all the same, whatever the engine promised. A difference
+states what each image shows, so that a description can be reversed (target to source) and a text can be checked for
+words that only the source image explains. See docs/decisions/0043.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tasks.caption.checks import after_thinking, cleaned, plain
+from tasks.caption.checks import clean_reply, normalize_words, strip_thoughts
 
 Kind = Literal[
     "attribute",
@@ -30,24 +30,25 @@ Kind = Literal[
     "text",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
-NOTHING = "nothing"  # how an empty side is stored
-TURNED: dict[str, str] = {"added": "removed", "removed": "added"}
-# Words that say nothing about what an image shows; left out where sides are compared.
-_COMMON = frozenset(
-    plain(
-        "a an the of in on at to by for with from and or but no not its it is are be was were has have this that these those there one some "
-        "picture image photo source target side show shows shown same other"
+EMPTY_SIDE = "nothing"  # how the empty side of a difference is stored
+REVERSED_KINDS: dict[str, str] = {"added": "removed", "removed": "added"}  # all others stay
+# Words without content, ignored where the two sides of a difference are compared.
+_STOP_WORDS = frozenset(
+    normalize_words(
+        "a an the of in on at to by for with from and or but no not its it is are be was were has have this that these "
+        "those there one some picture image photo source target side show shows shown same other"
     ).split()
 )
 
 
-class _Form(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Difference(_Form):
-    """One difference: its kind, and in a few words what each side shows; `source` is empty for what was added, `target`
-    for what was removed.
+class Difference(_StrictModel):
+    """One difference: its kind, and in a few words what each image shows.
+
+    `source` is empty for what was added, `target` for what was removed.
     """
 
     kind: Kind
@@ -55,89 +56,100 @@ class Difference(_Form):
     target: str = Field(max_length=160)
 
     @model_validator(mode="after")
-    def _sides(self) -> Difference:
+    def _require_sides(self) -> Difference:
         if not self.target.strip() and self.kind != "removed":
             raise ValueError(f"'{self.kind}' without a target")
         if not self.source.strip() and self.kind != "added":
             raise ValueError(f"'{self.kind}' without a source")
         return self
 
-    def sentence(self) -> str:
+    def as_text(self) -> str:
         """As it is stored: `kind: source -> target`, an empty side as 'nothing'."""
-        source = NOTHING if self.kind == "added" else cleaned(self.source)
-        target = NOTHING if self.kind == "removed" else cleaned(self.target)
+        source = EMPTY_SIDE if self.kind == "added" else clean_reply(self.source)
+        target = EMPTY_SIDE if self.kind == "removed" else clean_reply(self.target)
         return f"{self.kind}: {source} -> {target}"
 
-    def turned(self) -> Difference:
-        """The same seen from the other side."""
-        return Difference.model_validate(
-            {"kind": TURNED.get(self.kind, self.kind), "source": self.target, "target": self.source}
-        )
+    def reverse(self) -> Difference:
+        """The same difference with source and target exchanged."""
+        kind = REVERSED_KINDS.get(self.kind, self.kind)
+        return Difference.model_validate({"kind": kind, "source": self.target, "target": self.source})
 
 
-class Description(_Form):
-    """What two images share, how the target differs, and both in prose."""
+class Description(_StrictModel):
+    """What two images share, how the target differs from the source, and both in prose."""
 
     shared: str = Field(min_length=1, max_length=300)
     differences: tuple[Difference, ...] = Field(min_length=1, max_length=8, strict=False)
     prose: str = Field(min_length=1, max_length=1600)
 
-    def fields(self) -> list[str]:
+    def short_texts(self) -> list[str]:
         """Every text in it but the prose."""
         return [self.shared, *(side for d in self.differences for side in (d.source, d.target) if side.strip())]
 
-    def of_one(self, number: int) -> str | None:
-        """What is shared and the difference of that number, from 1, in prose; None where there are fewer."""
+    def difference_in_prose(self, number: int) -> str | None:
+        """What is shared and the difference of that number, from 1, in prose; None where there are fewer.
+
+        The writer gets this text; its wording stays as it is.
+        """
         if number > len(self.differences):
             return None
-        d, shared = self.differences[number - 1], cleaned(self.shared).rstrip(".")
+        d, shared = self.differences[number - 1], clean_reply(self.shared).rstrip(".")
+        source, target = clean_reply(d.source), clean_reply(d.target)
         if d.kind == "added":
-            return f"Both pictures show {shared}. However, only the target shows {cleaned(d.target)}."
-        if d.kind == "removed":
-            return f"Both pictures show {shared}. However, the source shows {cleaned(d.source)}, whereas the target does not."
-        return f"Both pictures show {shared}. However, in {d.kind} the source has {cleaned(d.source)}, whereas the target has {cleaned(d.target)}."
+            change = f"only the target shows {target}"
+        elif d.kind == "removed":
+            change = f"the source shows {source}, whereas the target does not"
+        else:
+            change = f"in {d.kind} the source has {source}, whereas the target has {target}"
+        return f"Both pictures show {shared}. However, {change}."
 
-    def turned(self) -> Description:
-        """The description of the same two images, source and target exchanged: sides, kinds, and 'the source' and 'the
-        target' in the prose.
+    def reverse(self) -> Description:
+        """The description with source and target exchanged.
+
+        Exchanged are sides and kinds of the differences, and the words 'the source' and 'the target' in the prose.
         """
         other = {"source": "target", "target": "source"}
         prose = re.sub(
             r"\b(the )(source|target)\b", lambda m: m[1] + other[m[2].lower()], self.prose, flags=re.IGNORECASE
         )
-        return Description(shared=self.shared, differences=tuple(d.turned() for d in self.differences), prose=prose)
+        return Description(shared=self.shared, differences=tuple(d.reverse() for d in self.differences), prose=prose)
 
     def source_words(self) -> frozenset[str]:
-        """Words that the source's side of the differences has and neither the target's side nor what is shared; those
-        of things removed may be told.
+        """Words that only the source image explains: an instruction that uses them reveals the source.
+
+        Words of the differences' source sides, less those of the target sides and of what is shared. Words of removed
+        things are left out: an instruction may name what it removes.
         """
-        told = {w for d in self.differences if d.kind != "removed" for w in words_of(d.source)}
-        return frozenset(told - words_of(self.shared) - {w for d in self.differences for w in words_of(d.target)})
+        source = {w for d in self.differences if d.kind != "removed" for w in content_words(d.source)}
+        target = {w for d in self.differences for w in content_words(d.target)}
+        return frozenset(source - content_words(self.shared) - target)
 
 
-def words_of(text: str) -> set[str]:
-    """The words of a text that say something, in a rough singular."""
-    return {singular(w) for w in plain(text).split() if w not in _COMMON and (len(w) > 1 or w.isdigit())}
+def content_words(text: str) -> set[str]:
+    """The words of a text that carry content, plural s removed."""
+    words = (w for w in normalize_words(text).split() if w not in _STOP_WORDS)
+    return {singular(w) for w in words if len(w) > 1 or w.isdigit()}
 
 
 def singular(word: str) -> str:
-    """A word without the s of a plural; the same for `dog` and `dogs`, not a lemma."""
+    """A word without a plural s: equal for `dog` and `dogs`. A rough rule, no lemma."""
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
-def read_description(text: str) -> Description | None:
-    """The description that a reply holds, or None where it is not exactly of the form: no field missing, none more,
-    none twice, no other type.
+def parse_description(reply: str) -> Description | None:
+    """The description in a reply, or None where the reply is not exactly of the schema.
+
+    No field may be missing, unknown, given twice or of another type. A code fence around the JSON is taken off.
     """
-    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", after_thinking(text).strip())
+    text = re.sub(r"^```(?:json)?\s*|\s*```$", "", strip_thoughts(reply).strip())
     try:
-        return Description.model_validate(json.loads(text, object_pairs_hook=_once))
+        return Description.model_validate(json.loads(text, object_pairs_hook=_unique_keys))
     except (ValueError, ValidationError, RecursionError):
         return None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return found
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key is given twice")
+    return row

@@ -1,319 +1,222 @@
 """Caption pairs: an MLLM describes what two images share and what differs, an LLM turns that into instructions.
 
-Reads data/pairs, data/images, the captions (to refuse a text that leaks the target's) and
-tasks/prompts/<set>/{describe, write,retry}.txt; writes data/captioned/<batch>-<chunk>.parquet and
-data/dropped/caption/. A chunk's file is its own marker. Source: MegaPairs, arXiv:2412.14475, section 3.1 (two steps, at
-least three instructions a pair, five demonstrations drawn from fifty).
+Reads data/pairs, data/images, the captions (only to reject texts that leak them) and the prompt set
+tasks/prompts/<caption.prompts> (tasks/prompts/prompt_set.py lists its files). Writes one file a chunk of pairs,
+data/captioned/<batch>-<chunk>.parquet and data/dropped/caption/; a chunk's file is its own marker, existing chunks are
+skipped. Source: MegaPairs, arXiv:2412.14475, section 3.1 (two steps, at least three instructions a pair, five
+demonstrations drawn from fifty).
 
-Before its first chunk a part shows the model canaries (tasks/caption/canaries.py): one that does not see its images
-stops it. Every reply is checked (tasks/caption/checks.py); one that cannot be used is asked for once more with its
-error, and then left out with its reason. Nothing is ever filled in by default: a pair with too few different
-instructions is dropped. Where
-`budget_tokens` is spent the part ends politely: what is written stays, what is left is said, and a larger budget goes
-on.
+For one chunk, in this order:
 
-A prompt set is a folder: describe.txt ({words} where a length is asked for); write.txt with {style} and {description},
-and {language}, {demonstrations} where it wants them; retry.txt with {prompt}, {reply} and {error};
-demonstrations.jsonl; and describe.schema.json where the description is asked for as JSON
-(tasks/caption/descriptions.py). Their bytes give the prompt hash.
+1. the captioner describes each pair, in prose or as JSON (tasks/caption/descriptions.py);
+2. the writer turns each description into one instruction per style of `caption.styles`;
+3. every reply is checked (tasks/caption/checks.py); a rejected one is requested once more with its reason
+   (tasks/caption/retry.py), then left out;
+4. texts that more than `caption.same_text_pairs` pairs of the chunk have in common are dropped (same_for_many);
+5. a pair with fewer than `caption.instructions_min` different instructions is dropped, with its description's reason or
+   the most frequent one among its styles (too_few_instructions where there is none). Nothing is filled in by default.
 
-A style `short` states one change: where the description is a form, its writer is shown the first difference alone, and
-that of `short 2` the second, where there are two.
+Before its first chunk a part checks the captioner on canaries (tasks/caption/canaries.py): one that does not see its
+images stops the part. Once `caption.budget_tokens` is spent, no further chunk is begun: what is written stays, the
+report says what is left, and a later run with a larger budget continues.
 
-With `reverse` a pair that is described also gets instructions that lead from its target back to its query: a captioned
-row of its own, under the id that the pair (target, query) has. Where select made that pair itself, it is left to it.
-See docs/decisions/0043.
+A partial style such as `short` states one change: where descriptions are structured, its writer is shown the first
+difference alone, for `short 2` the second, if there is one.
+
+With `caption.reverse` a described pair also gets instructions that lead from its target back to its query: a captioned
+row of its own, under the id that the pair (target, query) has, unless select made that pair itself. See
+docs/decisions/0043.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Container, Iterable
+from typing import TYPE_CHECKING, Any
 
-from tasks.names import stable_id
-from tasks.prompts.prompt_set import SCHEMA, Prompts, read_prompts
-from tasks.store import Store
-
-if TYPE_CHECKING:
-    pass
-
-import json
-from collections.abc import Container, Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-from tasks.caption import canaries, checks
-from tasks.caption.generate import Draft, describe, language_of, leave_out_common, write
+from tasks.caption.chunk import CaptionSetup, caption_chunk
+from tasks.caption.models import load_caption_setup
+from tasks.caption.rows import captioned_row, count_requests, count_tokens, dropped_row, split_drafts
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down
-from tasks.models.llm.base import Captioner, Writer
-from tasks.models.llm.load import load_captioner, load_writer
-from tasks.models.llm.request_cache import open_cache
-from tasks.names import batch_name
-from tasks.prompts.styles import numbered
+from tasks.names import batch_name, stable_id
+from tasks.prompts.prompt_set import SCHEMA, PromptSet, read_prompt_set
+from tasks.prompts.styles import split_style
 from tasks.records import StageReport
-from tasks.store.chunks import ChunkSpec, TokenBudget, make_missing_chunks
+from tasks.store import Store
+from tasks.store.chunks import ChunkSpec, Columns, TokenBudget, make_missing_chunks
 from tasks.usage import Usage, append_usage, total_usage
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-def require_fit(config: CaptionConfig, prompts: Prompts) -> None:
-    """Refuse what the prompt set never asks for.
-
-    Raises:
-        ConfigError: other languages than English, and no {language} in write.txt; or a style with a number, and no form
-            to count differences in.
-    """
-    if set(config.languages) != {"en"} and "{language}" not in prompts.write:
-        asked = f"caption.languages: {list(config.languages)}, and write.txt of '{config.prompts}' has no field {{language}}"
-        raise ConfigError(f"{asked}; take the prompts 'standard' or 'plain', or give it one")
-    if prompts.schema is None and (several := [s for s in config.styles if numbered(s)[1] > 1]):
-        raise ConfigError(
-            f"caption.styles: {several}, and '{config.prompts}' has no {SCHEMA}: differences are counted in descriptions by a form only"
-        )
+Part = tuple[int, int]  # (i, n): the i-th of n parts, from 1
 
 
-def split_drafts(
-    drafts: Sequence[Draft], styles: Sequence[str], instructions_min: int
-) -> tuple[list[Draft], list[Draft]]:
-    """(with at least `instructions_min` instructions, the others)."""
-    kept = [d for d in drafts if d.description and len(d.texts) >= instructions_min]
-    names = {d.pair_id for d in kept}
-    return kept, [d for d in drafts if d.pair_id not in names]
-
-
-def captioned_row(
-    draft: Draft, batch: str, styles: Sequence[str], model: Captioner, writer: Writer, prompts: Prompts, seed: int = 0
-) -> dict[str, Any]:
-    """A row of table `captioned`."""
-    used = [s for s in styles if s in draft.texts]
-    return {
-        "pair_id": draft.pair_id,
-        "batch": batch,
-        "description": draft.description,
-        "instructions": [draft.texts[s] for s in used],
-        "styles": used,
-        "captioner": model.name,
-        "captioner_revision": model.revision,
-        "writer": writer.name,
-        "writer_revision": writer.revision,
-        "prompt_sha256": prompts.sha256,
-        "prompt_tokens": draft.prompt_tokens,
-        "output_tokens": draft.output_tokens,
-        "differences": [d.sentence() for d in draft.form.differences] if draft.form else [],
-        "language": draft.language,
-        "requests": draft.requests,
-        "engine": model.engine,
-        "sampling": model.sampling,
-        "seed": seed,
-        "shared_concept": checks.cleaned(draft.form.shared) if draft.form else None,
-    }
-
-
-def dropped_row(draft: Draft, batch: str) -> dict[str, Any]:
-    """A row of table `dropped`; detail holds what was written, what was wrong with it, and its tokens."""
-    detail = {
-        "description": draft.description,
-        "problems": draft.problems,
-        "replies": {k: v[:400] for k, v in draft.last_reply.items()},
-        "kept": draft.texts,
-        "tokens": draft.prompt_tokens + draft.output_tokens,
-        "requests": draft.requests,
-    }
-    text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
-    return {"stage": "caption", "batch": batch, "key": draft.pair_id, "reason": draft.reason(), "detail": text}
-
-
-def caption_chunk(
-    rows: Mapping[str, Sequence[Any]],
-    store: Store,
-    captions: Mapping[str, str],
-    model: Captioner,
-    writer: Writer,
-    prompts: Prompts,
-    config: CaptionConfig,
-    seed: int = 0,
-    known: Container[str] = (),
-) -> list[Draft]:
-    """Drafts for a chunk of pairs (columns pair_id, query_image_id, target_image_id), in their order, those of reversed
-    pairs after them.
-
-    `known` holds the ids of all pairs: none of them is made by reversing another one.
-    """
-    images = {i: store.read_image(i) for i in dict.fromkeys([*rows["query_image_id"], *rows["target_image_id"]])}
-    ends = list(zip(rows["query_image_id"], rows["target_image_id"], strict=True))
-    drafts = [Draft(p, language_of(config.languages, seed, p)) for p in rows["pair_id"]]
-    if config.reverse:
-        back = [(stable_id(t, q), (t, q), draft) for (q, t), draft in zip(ends, drafts, strict=True)]
-        back = [row for row in back if row[0] not in known]
-        ends += [e for _, e, _ in back]
-        drafts += [Draft(p, language_of(config.languages, seed, p), turns=draft) for p, _, draft in back]
-    # A description that says which side shows what is turned round; any other is asked for with the images exchanged.
-    asked = [n for n, d in enumerate(drafts) if d.turns is None or prompts.schema is None]
-    end_images = [(images[ends[n][0]], images[ends[n][1]]) for n in asked]
-    describe(
-        [drafts[n] for n in asked],
-        end_images,
-        model,
-        prompts,
-        max_chars=4 * config.max_chars,
-        words=config.description_words,
-        seed=seed,
-    )
-    for draft in drafts:
-        if draft.turns is not None and prompts.schema is not None and draft.turns.form is not None:
-            draft.form = draft.turns.form.turned()
-            draft.description = checks.cleaned(draft.form.prose)
-    if prompts.schema is not None:  # where nothing was described there is nothing to turn round
-        kept = [n for n, d in enumerate(drafts) if d.turns is None or d.form is not None]
-        drafts, ends = [drafts[n] for n in kept], [ends[n] for n in kept]
-    write(drafts, [(captions.get(q), captions.get(t)) for q, t in ends], config, writer, prompts, seed)
-    if config.same_text_pairs is not None:
-        for _ in range(leave_out_common(drafts, config.same_text_pairs)):
-            writer.spent.reject("same_for_many")
-    return drafts
-
-
-def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> StageReport:
+def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     """Caption the batch's pairs, or the i-th of n parts of their chunks."""
     config, batch = params.caption, batch_name(params)
-    prompts = read_prompts(config.prompts)
-    require_fit(config, prompts)
+    prompts = read_prompt_set(config.prompts)
+    require_supported(config, prompts)
     pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"], batch).sort_by("pair_id")
-    report = StageReport("caption", reused=0 if part and part[0] > 1 else len_of_earlier(store, batch))
-    if part is None or part[0] == 1:
+    is_first_part = part is None or part[0] == 1
+    report = StageReport("caption", reused=count_earlier(store, batch) if is_first_part else 0)
+    if is_first_part:
         withdraw_captioned(store, taken_down(params, store), batch)
-    captions = store.captions()
-    known = (
-        frozenset(store.read_table("pairs", ["pair_id"]).column("pair_id").to_pylist())
-        if config.reverse
-        else frozenset()
-    )
-    retries: list[int] = []  # per pair of this try
-
-    seed = params.open_run.seed
-    seen: list[str] = []  # what the canaries said, where they were shown
-
-    @cache
-    def models() -> tuple[Captioner, Writer]:
-        shared: dict[str, Any] = {
-            "device": config.device,
-            "engine": config.engine,
-            "threads": params.open_run.threads,
-            "max_new_tokens": config.max_new_tokens,
-        }
-        shared |= {"in_flight": config.in_flight, "timeout_s": config.timeout_s, "seed": seed}
-        shared["cache"] = open_cache(store.root, served=config.engine == "openai")
-        model = load_captioner(
-            config.model, revision=config.revision, url=config.url, batch=config.batch_pairs, **shared
-        )
-        if config.canaries:
-            shown_first = canaries.read_canaries(Path(config.canaries))
-            prompt = prompts.describing(sum(config.description_words) // 2)
-            shares = canaries.show(
-                model,
-                prompt,
-                shown_first,
-                least=config.canaries_min,
-                blank_most=config.blank_max,
-                schema=prompts.schema,
-            )
-            seen.append(
-                f"canaries: {shares[0]:.0%} of {len(shown_first)} seen, {shares[1]:.0%} guessed from blank images"
-            )
-        return model, load_writer(
-            config.writer,
-            revision=config.writer_revision,
-            url=config.writer_url,
-            batch=2 * config.batch_pairs,
-            **shared,
-        )
-
-    def make(rows: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        model, writer = models()
-        drafts = caption_chunk(
-            pairs.slice(rows.start, rows.stop - rows.start).to_pydict(),
-            store,
-            captions,
-            model,
-            writer,
-            prompts,
-            config,
-            seed,
-            known,
-        )
-        kept, dropped = split_drafts(drafts, config.styles, config.instructions_min)
-        retries.extend(d.retries for d in drafts)
-        paid = total_usage([model.spent, writer.spent])
-        append_usage(store.root, "caption", part, paid)
-        spent.append(paid)
-        model.spent, writer.spent = Usage(), Usage()
-        return [captioned_row(d, batch, config.styles, model, writer, prompts, seed) for d in kept], [
-            dropped_row(d, batch) for d in dropped
-        ]
-
-    spent: list[Usage] = []  # of this try
-    budget = None
-    if config.budget_tokens is not None:
-        budget = TokenBudget(config.budget_tokens // (part[1] if part else 1), tokens_of)
+    worker = ChunkWorker(params, store, part, prompts, pairs)
     spec = ChunkSpec("captioned", batch, pairs.num_rows, config.chunk_pairs, part)
-    done, left = make_missing_chunks(store, report, spec, make, budget)
-    report.tokens = tokens_of(done, left)
+    captioned, dropped = make_missing_chunks(store, report, spec, worker.caption, token_budget(config, part))
+    report.tokens = count_tokens(captioned, dropped)
     if report.new:
-        own = set(pairs.column("pair_id").to_pylist())
-        forward = sum(p in own for p in done["pair_id"])
-        report.figures["yield"] = forward / report.new
-        if config.reverse:
-            report.figures["reversed_per_pair"] = (len(done["pair_id"]) - forward) / report.new
-        report.figures["instructions_mean"] = sum(map(len, done["instructions"])) / max(1, len(done["pair_id"]))
-        report.figures["requests_per_pair"] = requests_of(done, left) / max(1, report.done)
-    if report.done < report.new:
-        report.notes.append(
-            f"caption.budget_tokens: {report.tokens} of {config.budget_tokens} tokens are spent, {report.new - report.done} of {report.new} pairs are left; "
-            "to go on, raise it and run the stage again before the version is made"
-        )
-    if retries:
-        report.notes.append(f"{sum(retries)} retries for {len(retries)} pairs")
-    report.notes += seen
-    if spent:
-        report.notes.append(total_usage(spent).sentence())
+        pair_ids = set(pairs.column("pair_id").to_pylist())
+        report.figures |= figures(captioned, dropped, report, pair_ids, is_reversed=config.reverse)
+    report.notes += [*budget_notes(config, report), *worker.notes()]
     return report
 
 
-def tokens_of(done: Mapping[str, Sequence[Any]], left: Mapping[str, Sequence[Any]]) -> int:
-    """Tokens that captioned and dropped rows took, a count; from the tables, so that a crash forgets none."""
-    return (
-        sum(done["prompt_tokens"]) + sum(done["output_tokens"]) + sum(json.loads(d)["tokens"] for d in left["detail"])
-    )
+def require_supported(config: CaptionConfig, prompts: PromptSet) -> None:
+    """Refuse parameters that the prompt set has no request for.
+
+    Raises:
+        ConfigError: other languages than English, and no {language} in write.txt; or a style with a number, and
+            descriptions that are not structured, so that there are no differences to count.
+    """
+    if set(config.languages) != {"en"} and "{language}" not in prompts.write:
+        raise ConfigError(
+            f"caption.languages: {list(config.languages)}, and write.txt of '{config.prompts}' has no field "
+            "{language}; take the prompts 'standard' or 'plain', or add the field"
+        )
+    numbered = [style for style in config.styles if split_style(style)[1] > 1]
+    if prompts.schema is None and numbered:
+        raise ConfigError(
+            f"caption.styles: {numbered}, and '{config.prompts}' has no {SCHEMA}: only structured descriptions count "
+            "their differences; take the prompts 'standard', or styles without a number"
+        )
 
 
-def requests_of(done: Mapping[str, Sequence[Any]], left: Mapping[str, Sequence[Any]]) -> int:
-    """Requests that captioned and dropped rows took, retries included, a count."""
-    return sum(n or 0 for n in done["requests"]) + sum(json.loads(d).get("requests", 0) for d in left["detail"])
+class ChunkWorker:
+    """Captions the chunks of one part; loads the models when the first chunk needs them.
+
+    Attributes:
+        retries: requests sent again, per pair of this run.
+        usage: what this run's requests took.
+    """
+
+    def __init__(self, params: Params, store: Store, part: Part | None, prompts: PromptSet, pairs: pa.Table) -> None:
+        """`pairs`: the batch's pairs, by pair id."""
+        self.params, self.store, self.part, self.prompts, self.pairs = params, store, part, prompts, pairs
+        self.captions = store.captions()
+        self.pair_ids: Container[str] = ()
+        if params.caption.reverse:
+            self.pair_ids = frozenset(store.read_table("pairs", ["pair_id"]).column("pair_id").to_pylist())
+        self.retries: list[int] = []
+        self.usage = Usage()
+        self._setup: CaptionSetup | None = None
+        self._canary_notes: list[str] = []
+
+    def caption(self, rows: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(captioned rows, dropped rows) of a chunk."""
+        setup = self._load()
+        chunk = self.pairs.slice(rows.start, rows.stop - rows.start).to_pydict()
+        image_ids = dict.fromkeys([*chunk["query_image_id"], *chunk["target_image_id"]])
+        images = {image_id: self.store.read_image(image_id) for image_id in image_ids}
+        drafts = caption_chunk(chunk, images, self.captions, setup, self.pair_ids)
+        self.retries += [draft.retries for draft in drafts]
+        self._record_usage(setup)
+        batch = batch_name(self.params)
+        accepted, dropped = split_drafts(drafts, setup.config.instructions_min)
+        return [captioned_row(d, batch, setup) for d in accepted], [dropped_row(d, batch) for d in dropped]
+
+    def notes(self) -> list[str]:
+        """Sentences for the report; none where every chunk existed already."""
+        if self._setup is None:
+            return []
+        retries = f"{sum(self.retries)} retries for {len(self.retries)} pairs"
+        return [*([retries] if self.retries else []), *self._canary_notes, self.usage.sentence()]
+
+    def _load(self) -> CaptionSetup:
+        if self._setup is None:
+            self._setup, self._canary_notes = load_caption_setup(self.params, self.store.root, self.prompts)
+        return self._setup
+
+    def _record_usage(self, setup: CaptionSetup) -> None:
+        chunk = total_usage([setup.captioner.usage, setup.writer.usage])
+        append_usage(self.store.root, "caption", self.part, chunk)
+        self.usage = total_usage([self.usage, chunk])
+        setup.captioner.usage, setup.writer.usage = Usage(), Usage()
 
 
-def len_of_earlier(store: Store, batch: str) -> int:
-    """Captioned rows of earlier batches, a count."""
-    return sum(b != batch for b in store.read_table("captioned", ["batch"]).column("batch").to_pylist())
+def token_budget(config: CaptionConfig, part: Part | None) -> TokenBudget | None:
+    """A part's share of `caption.budget_tokens`; None without a limit."""
+    if config.budget_tokens is None:
+        return None
+    return TokenBudget(config.budget_tokens // (part[1] if part else 1), count_tokens)
 
 
-def withdraw_captioned(store: Store, ids: Iterable[str], batch: str) -> int:
-    """Drop what was written for earlier batches' pairs that are gone. Returns the rows withdrawn."""
+def figures(
+    captioned: Columns, dropped: Columns, report: StageReport, pair_ids: set[str], *, is_reversed: bool
+) -> dict[str, float]:
+    """Figures of the report.
+
+    Args:
+        captioned, dropped: the part's rows by column.
+        report: with its counts `new` and `done`.
+        pair_ids: of the batch's pairs; other rows are of reversed pairs.
+        is_reversed: whether `caption.reverse` is on.
+    Returns:
+        yield: captioned pairs per pair; reversed_per_pair: captioned reversed pairs per pair, only with
+        `caption.reverse`; instructions_mean: instructions per captioned row; requests_per_pair: requests per pair that
+        is done.
+    """
+    rows = len(captioned["pair_id"])
+    forward = sum(pair_id in pair_ids for pair_id in captioned["pair_id"])
+    return {
+        "yield": forward / report.new,
+        **({"reversed_per_pair": (rows - forward) / report.new} if is_reversed else {}),
+        "instructions_mean": sum(map(len, captioned["instructions"])) / max(1, rows),
+        "requests_per_pair": count_requests(captioned, dropped) / max(1, report.done),
+    }
+
+
+def budget_notes(config: CaptionConfig, report: StageReport) -> list[str]:
+    """A sentence where the budget ended the part before all pairs were done."""
+    if report.done == report.new:
+        return []
+    return [
+        f"caption.budget_tokens: {report.tokens} of {config.budget_tokens} tokens are spent, "
+        f"{report.new - report.done} of {report.new} pairs are left; to go on, raise it and run the stage again before "
+        "the version is made"
+    ]
+
+
+def count_earlier(store: Store, batch: str) -> int:
+    """Captioned rows of other batches, a count."""
+    return sum(other != batch for other in store.read_table("captioned", ["batch"]).column("batch").to_pylist())
+
+
+def withdraw_captioned(store: Store, image_ids: Iterable[str], batch: str) -> int:
+    """After a takedown, drop captioned rows of other batches whose pair is gone.
+
+    Args:
+        store: of the worktree.
+        image_ids: images taken down; without any, nothing is read.
+        batch: this run's, which is left alone.
+    Returns:
+        Rows dropped, a count.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if not set(ids):
+    if not set(image_ids):
         return 0
     pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"])
     ends = zip(pairs.column("query_image_id").to_pylist(), pairs.column("target_image_id").to_pylist(), strict=True)
-    # what caption.reverse writes stands and falls with its pair
-    reversed_ids = [stable_id(target, query) for query, target in ends]
-    there = pa.array({*pairs.column("pair_id").to_pylist(), *reversed_ids}, pa.string())
+    reversed_ids = [stable_id(target, query) for query, target in ends]  # of rows that caption.reverse wrote
+    known = pa.array({*pairs.column("pair_id").to_pylist(), *reversed_ids}, pa.string())
     count = 0
     for path in store.table_files("captioned"):
         table = store.read(path, "captioned")
-        kept = pc.or_(pc.is_in(table.column("pair_id"), value_set=there), pc.equal(table.column("batch"), batch))
-        if not pc.all(kept).as_py():
-            count += table.num_rows - store.write(path, table.filter(kept), "captioned")
+        stays = pc.or_(pc.is_in(table.column("pair_id"), value_set=known), pc.equal(table.column("batch"), batch))
+        if not pc.all(stays).as_py():
+            count += table.num_rows - store.write(path, table.filter(stays), "captioned")
     return count

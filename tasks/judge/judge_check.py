@@ -1,8 +1,8 @@
-"""Judge the judge: `python -m tasks judge_check` measures `judge.model` on `judge.labelled` with the set's prompt and
-threshold.
+"""Measure the judge: `python -m tasks judge_check` runs `judge.model` on the questions of `judge.labelled`.
 
-The same measurement stands in front of every judging part (tasks/judge/labelled.py); here a person tries a judge, a
-prompt or a threshold before any run. Below the floors it ends with exit code 65.
+Prompt and threshold are those of the parameters. Every judging part makes the same measurement first
+(tasks/judge/labelled.py); this command tries a judge, a prompt or a threshold before any run. It ends with exit code 65
+where the judge is not good enough (`judge.accuracy_min`, `judge.false_yes_max`, `judge.auc_min`).
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ from pathlib import Path
 
 from tasks.config import Params
 from tasks.errors import ConfigError
-from tasks.judge import labelled
+from tasks.judge.labelled import measure_judge, require_quality
 from tasks.judge.questions import load_judge
+from tasks.prompts.prompt_set import read_prompt
 from tasks.records import StageReport
 from tasks.store import Store
 
-PROMPTS = Path(__file__).parents[1] / "prompts"
-
 
 def run(params: Params, store: Store) -> StageReport:
-    """Measure the judge; figures accuracy, true_yes, false_yes, auc.
+    """Measure the judge; figures accuracy, true_yes, false_yes, auc (shares, tasks/judge/labelled.py).
 
     Raises:
-        ConfigError: no labelled set is named.
-        DataError: the judge stands below its floors.
+        ConfigError: no labelled file is named.
+        DataError: the judge is not good enough.
     """
     config = params.judge
     if not config.labelled:
         raise ConfigError(
-            "judge.labelled: no labelled set; name a CSV or Parquet with the columns query, candidate, instruction, fits"
+            "judge.labelled: empty; name a CSV or Parquet file with the columns query, candidate, instruction, fits"
         )
     judge = load_judge(params, store.root)
-    template = (PROMPTS / params.caption.prompts / "judge.txt").read_text(encoding="utf-8").rstrip("\n")
-    found = labelled.measured(judge, template, config, Path(config.labelled), store)
-    labelled.require(found, config, judge.name)
-    figures = {"accuracy": found.accuracy, "true_yes": found.true_yes, "false_yes": found.false_yes, "auc": found.auc}
-    return StageReport(
-        "judge_check",
-        read=found.questions,
-        figures=figures,
-        notes=[f"'{judge.name}' ({judge.revision}) at threshold {config.threshold:g}"],
-    )
+    template = read_prompt(params.caption.prompts, "judge")
+    metrics = measure_judge(judge, template, config, Path(config.labelled), store)
+    require_quality(metrics, config, judge.name)
+    report = StageReport("judge_check", read=metrics.questions)
+    report.figures = {
+        "accuracy": metrics.accuracy,
+        "true_yes": metrics.true_yes,
+        "false_yes": metrics.false_yes,
+        "auc": metrics.auc,
+    }
+    report.notes = [f"'{judge.name}' ({judge.revision}) at threshold {config.threshold:g}"]
+    return report

@@ -1,12 +1,11 @@
-"""Label draft: questions out of a run, their images, and a sheet to look at; a person fills in yes or no, and the judge
-is judged by it.
+"""Label draft: questions from a run with their images, for a person to answer; the judge is measured on the answers.
 
     python -m tasks label_draft --root RUN --out labelled/mine [--count 120]
 
-Reads captioned, pairs and the images of a clone or of a run's worktree, before or after its judge; writes
-OUT/labels.csv (column `fits` empty), OUT/images/ and OUT/sheet.html. Drawn by the pairs' ids alone, whatever any judge
-thinks of them: of every five questions two show the target, two a mined negative (the hard ones) and one the query
-itself. docs/labelled/README.md says how to fill it in.
+Reads captioned, pairs and images of a clone or of a run's worktree, before or after judging. Writes OUT/labels.csv
+(column `fits` empty), OUT/images/ and OUT/sheet.html. Questions are drawn by the pairs' ids alone, whatever a judge
+says about them: of every five, two show the target, two a mined negative (the hard ones) and one the query image
+itself. docs/labelled/README.md says how to fill in the answers.
 """
 
 from __future__ import annotations
@@ -25,34 +24,33 @@ from tasks.pages.render import html
 from tasks.store import Store
 
 SIDE_PX, QUALITY = 240, 82
-TURNS = ("target", "negative", "target", "negative", "query")
+CANDIDATES = ("target", "negative", "target", "negative", "query")
 
 
 def questions(
     captioned: Sequence[Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]], count: int
 ) -> list[dict[str, Any]]:
-    """`count` questions (query, candidate: image ids; instruction), at most two of one pair, drawn by the pairs' ids.
+    """Questions drawn by the pairs' ids, at most two about one pair.
 
     Args:
         captioned: rows with pair_id and instructions.
-        pairs: pair_id -> its row; a captioned row without one is passed over.
+        pairs: pair_id -> its row; a captioned row without one is skipped.
+        count: questions.
+    Returns:
+        At most `count` rows with query and candidate (image ids) and instruction.
     """
-    known = {row["pair_id"]: row for row in captioned if row["pair_id"] in pairs}
-    out: list[dict[str, Any]] = []
-    for n, pair_id in enumerate(2 * draw_ids(list(known), count, "labels")):
-        if len(out) == count:
+    instructions = {row["pair_id"]: row["instructions"] for row in captioned if row["pair_id"] in pairs}
+    drawn: list[dict[str, Any]] = []
+    for n, pair_id in enumerate(2 * draw_ids(list(instructions), count, "labels")):
+        if len(drawn) == count:
             break
-        pair, texts, turn = pairs[pair_id], known[pair_id]["instructions"], TURNS[len(out) % len(TURNS)]
+        pair, texts, kind = pairs[pair_id], instructions[pair_id], CANDIDATES[len(drawn) % len(CANDIDATES)]
         mined = pair["negative_image_ids"][1:]
-        if turn == "negative" and not mined:
-            turn = "query"
-        candidate = {
-            "target": pair["target_image_id"],
-            "query": pair["query_image_id"],
-            "negative": mined[n % len(mined)] if mined else "",
-        }[turn]
-        out.append({"query": pair["query_image_id"], "candidate": candidate, "instruction": texts[n % len(texts)]})
-    return out
+        if kind == "negative" and not mined:
+            kind = "query"
+        candidate = mined[n % len(mined)] if kind == "negative" else pair[f"{kind}_image_id"]
+        drawn.append({"query": pair["query_image_id"], "candidate": candidate, "instruction": texts[n % len(texts)]})
+    return drawn
 
 
 def sheet(rows: Sequence[Mapping[str, Any]], store: Store) -> str:
@@ -69,27 +67,21 @@ def sheet(rows: Sequence[Mapping[str, Any]], store: Store) -> str:
 
 
 def write(store: Store, out: Path, count: int) -> int:
-    """Write the draft; the number of questions.
+    """Write the draft into folder `out`; the number of questions.
 
     Raises:
-        ConfigError: there is a labels.csv already; what a person filled in is not written over.
+        ConfigError: there is a labels.csv already; a person's answers are never overwritten.
         DataError: nothing was captioned.
     """
     if (out / "labels.csv").exists():
         raise ConfigError(f"{out / 'labels.csv'}: exists; name another folder with --out")
-    pairs = {
-        p["pair_id"]: p
-        for p in store.read_table(
-            "pairs", ["pair_id", "query_image_id", "target_image_id", "negative_image_ids"]
-        ).to_pylist()
-    }
+    columns = ["pair_id", "query_image_id", "target_image_id", "negative_image_ids"]
+    pairs = {pair["pair_id"]: pair for pair in store.read_table("pairs", columns).to_pylist()}
     rows = questions(store.read_table("captioned", ["pair_id", "instructions"]).to_pylist(), pairs, count)
     if not rows:
         raise DataError(f"{store.root}: no captioned pair; run the stage caption first")
-    names = {
-        i: f"images/{n:04d}.jpg"
-        for n, i in enumerate(dict.fromkeys(row[c] for row in rows for c in ("query", "candidate")), 1)
-    }
+    image_ids = dict.fromkeys(row[c] for row in rows for c in ("query", "candidate"))
+    names = {image_id: f"images/{n:04d}.jpg" for n, image_id in enumerate(image_ids, 1)}
     for image_id, name in names.items():
         file = io.BytesIO()
         store.read_image(image_id).save(file, "JPEG", quality=95)

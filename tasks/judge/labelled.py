@@ -1,11 +1,11 @@
-"""Judge the judge: questions with known answers, and what a judge makes of them.
+"""Quality of the judge, measured on questions with known answers.
 
-A labelled file is CSV or Parquet with the columns query, candidate (images, relative to the file), instruction, and
-fits (yes or no): is the candidate what the instruction makes of the query? The sample world's is
-tasks/sample/labelled/labels.csv; for real models there is tasks/sample/plain/labels.csv, which tells a judge that sees
-from one that does not. How good a judge is on a team's own images only the team's own rows tell:
-docs/labelled/README.md says how to fill them, `judge.labelled` names them. The choice of judge matters more than any
-other here: in UniME-V2 (arXiv:2510.13515) one judge was worth +3.5 points and another cost 1.6.
+A labelled file is CSV or Parquet with the columns query and candidate (images, relative to the file), instruction, and
+fits (yes or no): is the candidate what the instruction makes of the query? `judge.labelled` names it. The sample
+world's is tasks/sample/labelled/labels.csv. For real models tasks/sample/plain/labels.csv separates a judge that sees
+from one that does not; how good a judge is on a team's own images only the team's own rows show
+(docs/labelled/README.md). The choice of judge matters more than any other here: in UniME-V2 (arXiv:2510.13515) one
+judge was worth +3.5 points and another cost 1.6.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from tasks.store import Store
 
 COLUMNS = ("query", "candidate", "instruction", "fits")
 ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a judge did.
+class JudgeMetrics:
+    """How well a judge answers labelled questions.
 
     Attributes:
-        questions: asked, a count.
+        questions: a count.
         accuracy: share answered right at the threshold.
-        true_yes: share of the fitting candidates that it takes.
-        false_yes: share of the others that it takes.
-        auc: chance that a fitting candidate gets a higher P(yes) than another one (ties count half).
+        true_yes: share of the fitting candidates that it accepts.
+        false_yes: share of the other candidates that it accepts.
+        auc: probability that a fitting candidate gets a higher P(yes) than another one (ties count half).
     """
 
     questions: int
@@ -46,27 +47,39 @@ class Standing:
     false_yes: float
     auc: float
 
-
-def standing(yes: Sequence[float], fits: Sequence[bool], threshold: float) -> Standing:
-    """How P(yes) stands to the known answers.
-
-    Raises:
-        DataError: all answers are the same; nothing can be told from them.
-    """
-    right = [p for p, f in zip(yes, fits, strict=True) if f]
-    wrong = [p for p, f in zip(yes, fits, strict=True) if not f]
-    if not right or not wrong:
-        raise DataError(
-            f"judge.labelled: {len(right)} rows fit and {len(wrong)} do not; both kinds are needed to judge a judge"
+    def sentence(self) -> str:
+        """For the report."""
+        return (
+            f"judge: right on {self.accuracy:.1%} of {self.questions} labelled questions, "
+            f"false yes {self.false_yes:.1%}, AUC {self.auc:.3f}"
         )
-    taken, fooled = sum(p >= threshold for p in right), sum(p >= threshold for p in wrong)
-    above = sum((r > w) + 0.5 * (r == w) for r in right for w in wrong)
-    return Standing(
+
+
+def judge_metrics(yes: Sequence[float], fits: Sequence[bool], threshold: float) -> JudgeMetrics:
+    """Metrics of P(yes) against the known answers.
+
+    Args:
+        yes: P(yes) per question, 0..1.
+        fits: the known answer per question.
+        threshold: P(yes) from which a candidate is accepted, 0..1.
+    Raises:
+        DataError: all answers are the same, so that nothing can be measured.
+    """
+    fitting = [p for p, is_fit in zip(yes, fits, strict=True) if is_fit]
+    others = [p for p, is_fit in zip(yes, fits, strict=True) if not is_fit]
+    if not fitting or not others:
+        raise DataError(
+            f"judge.labelled: {len(fitting)} rows fit and {len(others)} do not; both kinds are needed to measure a "
+            "judge: add rows of the other kind"
+        )
+    true_yes, false_yes = sum(p >= threshold for p in fitting), sum(p >= threshold for p in others)
+    ordered = sum((p > q) + 0.5 * (p == q) for p in fitting for q in others)
+    return JudgeMetrics(
         questions=len(yes),
-        accuracy=(taken + len(wrong) - fooled) / len(yes),
-        true_yes=taken / len(right),
-        false_yes=fooled / len(wrong),
-        auc=above / (len(right) * len(wrong)),
+        accuracy=(true_yes + len(others) - false_yes) / len(yes),
+        true_yes=true_yes / len(fitting),
+        false_yes=false_yes / len(others),
+        auc=ordered / (len(fitting) * len(others)),
     )
 
 
@@ -88,18 +101,18 @@ def read_labelled(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(
             f"judge.labelled: {path} cannot be read ({error}); expected CSV or Parquet with the columns {list(COLUMNS)}"
         ) from None
-    out = []
+    labelled = []
     for number, row in enumerate(rows, 1):
         if any(row.get(c) in (None, "") for c in COLUMNS):
             raise ConfigError(f"judge.labelled: {path}, row {number}: expected a value in each of {list(COLUMNS)}")
         answer = ANSWERS.get(str(row["fits"]).strip().lower())
         if answer is None:
             raise ConfigError(f"judge.labelled: {path}, row {number}: 'fits' is {row['fits']!r}; expected yes or no")
-        out.append({**{c: row[c] for c in COLUMNS}, "fits": answer})
-    return out
+        labelled.append({**{c: row[c] for c in COLUMNS}, "fits": answer})
+    return labelled
 
 
-def questions_of(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Question]:
+def labelled_questions(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Question]:
     """The rows as questions; each image is opened once.
 
     Raises:
@@ -110,43 +123,53 @@ def questions_of(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Questi
     images = {}
     for name in dict.fromkeys(row[c] for row in rows for c in ("query", "candidate")):
         try:
-            images[name] = Image.open(folder / name, formats=("JPEG", "PNG", "WEBP")).convert("RGB")
+            images[name] = Image.open(folder / name, formats=IMAGE_FORMATS).convert("RGB")
         except OSError as error:
             raise ConfigError(f"judge.labelled: image {folder / name} cannot be read ({error})") from None
     return [Question(images[row["query"]], images[row["candidate"]], row["instruction"]) for row in rows]
 
 
-def measured(model: Captioner, template: str, config: JudgeConfig, path: Path, store: Store) -> Standing:
-    """The judge's standing on a labelled file, measured once per worktree, judge, prompt and file
-    (.run/judge/<key>.json).
+def measure_judge(model: Captioner, template: str, config: JudgeConfig, path: Path, store: Store) -> JudgeMetrics:
+    """The judge's metrics on a labelled file.
+
+    Measured once per worktree, judge, prompt, threshold and file; the result is kept as .run/judge/<key>.json.
+
+    Args:
+        model: the judge.
+        template: the prompt, with {instruction}.
+        config: with the threshold.
+        path: of the labelled file.
+        store: of the worktree.
     """
     rows = read_labelled(path)
-    facts = [model.name, model.revision, model.engine, template, config.threshold, rows, str(path)]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    place = store.folder(".run", "judge", f"{key}.json")
-    if place.exists():
-        return Standing(**json.loads(place.read_text()))
-    found = standing(
-        yes_probabilities(model, questions_of(rows, path.parent), template),
-        [bool(row["fits"]) for row in rows],
-        config.threshold,
-    )
-    store.write_bytes(place, json.dumps(asdict(found)).encode())
-    return found
+    inputs = [model.name, model.revision, model.engine, template, config.threshold, rows, str(path)]
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    result = store.folder(".run", "judge", f"{key}.json")
+    if result.exists():
+        return JudgeMetrics(**json.loads(result.read_text()))
+    yes = yes_probabilities(model, labelled_questions(rows, path.parent), template)
+    metrics = judge_metrics(yes, [bool(row["fits"]) for row in rows], config.threshold)
+    store.write_bytes(result, json.dumps(asdict(metrics)).encode())
+    return metrics
 
 
-def require(found: Standing, config: JudgeConfig, judge: str) -> None:
-    """Stop where a judge stands below its floors.
+def require_quality(metrics: JudgeMetrics, config: JudgeConfig, judge: str) -> None:
+    """Stop where a judge is not good enough.
+
+    A judge that does not see its images has an AUC of about 0.5, whatever the share of "no" among the rows.
 
     Raises:
-        DataError: accuracy or AUC too low, or too many wrong candidates taken. A judge that sees nothing is no better
-            than chance in its
-            AUC, whatever the share of "no" among the rows.
+        DataError: accuracy or AUC too low, or too many wrong candidates accepted.
     """
-    if found.accuracy < config.accuracy_min or found.false_yes > config.false_yes_max or found.auc < config.auc_min:
+    if (
+        metrics.accuracy < config.accuracy_min
+        or metrics.false_yes > config.false_yes_max
+        or metrics.auc < config.auc_min
+    ):
         raise DataError(
-            f"judge '{judge}': right on {found.accuracy:.1%} of {found.questions} labelled questions (judge.accuracy_min {config.accuracy_min:.0%}), takes "
-            f"{found.false_yes:.1%} of the wrong candidates (judge.false_yes_max {config.false_yes_max:.0%}), AUC {found.auc:.3f} "
-            f"(judge.auc_min {config.auc_min:g}); it would spoil what it judges: take another judge, prompt or threshold "
-            "(`python -m tasks judge_check` tries one)"
+            f"judge '{judge}': right on {metrics.accuracy:.1%} of {metrics.questions} labelled questions "
+            f"(judge.accuracy_min {config.accuracy_min:.0%}), accepts {metrics.false_yes:.1%} of the wrong candidates "
+            f"(judge.false_yes_max {config.false_yes_max:.0%}), AUC {metrics.auc:.3f} "
+            f"(judge.auc_min {config.auc_min:g}); it would spoil what it judges: take another judge, prompt or "
+            "threshold (`python -m tasks judge_check` tries one)"
         )

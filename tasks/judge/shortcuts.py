@@ -1,22 +1,23 @@
-"""Shortcuts: triplets whose target is found by the text alone, or by the query image alone; what composing adds.
+"""Shortcuts: triplets whose target can be found by the text alone, or by the query image alone.
 
-A triplet teaches composition only where neither modality is enough. Each is looked for among the corpus' images, by the
-CLIP that embedded them (encoder `semantic`): its texts alone, its query image alone, and both summed as BGE-VL does
-(arXiv:2412.14475, eq. 2); the query image is taken out, as in CIRR's protocol. Found means: first of all. Pure
-functions of vectors; `judge` tags triplets with them (column `found_by`), limits shortcuts to
-`judge.shortcut_share_max` of a chunk, and the version
-keeps the composition gap: how much oftener both find the target than the better of the two alone.
+A triplet teaches composition only where neither modality is enough. Each target is searched for among the images of the
+corpus with the CLIP that embedded them (encoder `semantic`), in three modes: by the triplet's texts alone, by its query
+image alone, and by the sum of both vectors as in BGE-VL (arXiv:2412.14475, eq. 2). The query image is left out of the
+gallery, as in CIRR's protocol. A mode finds the target if the target comes first.
+
+Stage judge stores the modes in column `found_by` and limits shortcuts to `judge.shortcut_share_max` of a chunk. A
+version reports the composition gap: how much more often both modalities together find the target than the better of the
+two alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tasks.config import Params
-from tasks.judge import shortcuts
 from tasks.knn.unit_rows import unit_rows
 from tasks.names import seeded_hash
 from tasks.store import Store
@@ -24,149 +25,159 @@ from tasks.store import Store
 MODES = ("text", "image", "composed")
 
 
-def drawn(image_ids: Sequence[str], most: int, seed: int) -> list[str]:
-    """At most `most` different ids, drawn by seed and id alone, in order of id."""
-    known = sorted(set(image_ids))
-    if len(known) <= most:
-        return known
-    return sorted(sorted(known, key=lambda i: seeded_hash(seed, i))[:most])
+def sample_ids(image_ids: Sequence[str], max_ids: int, seed: int) -> list[str]:
+    """At most `max_ids` different ids, drawn by seed and id alone, sorted."""
+    distinct = sorted(set(image_ids))
+    if len(distinct) <= max_ids:
+        return distinct
+    return sorted(sorted(distinct, key=lambda image_id: seeded_hash(seed, image_id))[:max_ids])
 
 
 def is_first(
-    queries: np.ndarray, targets: np.ndarray, gallery: np.ndarray, left_out: Sequence[Sequence[int]]
+    queries: np.ndarray, targets: np.ndarray, gallery: np.ndarray, excluded: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """Whether each query is nearer to its own target than to every image of the gallery that counts; a tie is not
-    nearer.
+    """Whether each query is nearer to its own target than to every image of the gallery; a tie is not nearer.
 
     Args:
         queries: (n, d) rows.
         targets: (n, d) rows.
         gallery: (g, d) rows.
-        left_out: per query the gallery's rows that do not count: its own image, and its target.
+        excluded: per query the gallery's rows that do not count: its own image, and its target.
     Returns:
         (n,) bool.
     """
     scores = queries.astype(np.float32) @ gallery.astype(np.float32).T  # (n, g)
-    for row, columns in enumerate(left_out):
+    for row, columns in enumerate(excluded):
         scores[row, list(columns)] = -np.inf
-    own = np.einsum("nd,nd->n", queries.astype(np.float32), targets.astype(np.float32))
-    return own > scores.max(axis=1, initial=-np.inf)
+    target_scores = np.einsum("nd,nd->n", queries.astype(np.float32), targets.astype(np.float32))
+    return target_scores > scores.max(axis=1, initial=-np.inf)
 
 
-def found_by(
+def find_targets(
     triplets: Sequence[Mapping[str, Any]],
     texts: np.ndarray,
     vectors: Mapping[str, np.ndarray],
     gallery_ids: Sequence[str],
 ) -> list[list[str]]:
-    """Per triplet which of MODES find its target: text and composed where more than half of its texts do.
+    """Per triplet which of MODES find its target; text and composed where more than half of its texts do.
 
     Args:
         triplets: rows with query_image_id, target_image_id, instructions.
         texts: (m, d), a unit row per instruction, triplet by triplet.
-        vectors: image_id -> (d,) unit row; must hold every image named here.
-        gallery_ids: images among which the target is looked for.
+        vectors: image_id -> (d,) unit row, of every image named in triplets and gallery.
+        gallery_ids: images among which the target is searched for.
     """
     if not triplets:
         return []
-    place = {image_id: n for n, image_id in enumerate(gallery_ids)}
-    gallery = np.stack([vectors[i] for i in gallery_ids])
-    owners = [n for n, t in enumerate(triplets) for _ in t["instructions"]]
+    gallery_rows = {image_id: n for n, image_id in enumerate(gallery_ids)}
+    gallery = np.stack([vectors[image_id] for image_id in gallery_ids])
     query = unit_rows(np.stack([vectors[t["query_image_id"]] for t in triplets]))
     target = unit_rows(np.stack([vectors[t["target_image_id"]] for t in triplets]))
-    out = [[place[i] for i in {t["query_image_id"], t["target_image_id"]} if i in place] for t in triplets]
-    by_image = is_first(query, target, gallery, out)
-    each_out = [out[n] for n in owners]
-    by_text = is_first(texts, target[owners], gallery, each_out)
-    by_both = is_first(unit_rows(texts + query[owners]), target[owners], gallery, each_out)
-    found: list[list[str]] = []
+    ends = [{t["query_image_id"], t["target_image_id"]} for t in triplets]
+    excluded = [[gallery_rows[image_id] for image_id in pair if image_id in gallery_rows] for pair in ends]
+    owners = [n for n, t in enumerate(triplets) for _ in t["instructions"]]
+    excluded_by_text = [excluded[n] for n in owners]
+    by_image = is_first(query, target, gallery, excluded)
+    by_text = is_first(texts, target[owners], gallery, excluded_by_text)
+    by_both = is_first(unit_rows(texts + query[owners]), target[owners], gallery, excluded_by_text)
+    modes: list[list[str]] = []
     end = 0
     for n, triplet in enumerate(triplets):
-        mine = slice(end, end + len(triplet["instructions"]))
-        end = mine.stop
-        flags = (by_text[mine].mean() > 0.5, bool(by_image[n]), by_both[mine].mean() > 0.5)
-        found.append([mode for mode, flag in zip(MODES, flags, strict=True) if flag])
-    return found
+        own = slice(end, end + len(triplet["instructions"]))
+        end = own.stop
+        flags = (by_text[own].mean() > 0.5, bool(by_image[n]), by_both[own].mean() > 0.5)
+        modes.append([mode for mode, is_found in zip(MODES, flags, strict=True) if is_found])
+    return modes
 
 
-def is_shortcut(found: Sequence[str] | None) -> bool:
-    """Whether one modality is enough."""
-    return found is not None and ("text" in found or "image" in found)
+def is_shortcut(modes: Sequence[str] | None) -> bool:
+    """Whether one modality alone finds the target; False where that is unknown (None)."""
+    return modes is not None and ("text" in modes or "image" in modes)
 
 
-def beyond_share(found: Sequence[Sequence[str] | None], share: float) -> list[int]:
-    """Positions to drop so that shortcuts are at most `share` of what is left: those that the text alone solves first,
-    then in order.
+def excess_shortcuts(found_by: Sequence[Sequence[str] | None], share_max: float) -> list[int]:
+    """Positions to drop so that shortcuts are at most `share_max` of what is left.
+
+    Triplets that the text alone solves are dropped first, then in order.
     """
-    solved = [n for n, f in enumerate(found) if is_shortcut(f)]
-    others = len(found) - len(solved)
-    most = len(solved) if share >= 1 else int(share / (1 - share) * others + 1e-9)
-    solved.sort(key=lambda n: ("text" not in (found[n] or ()), n))
-    return sorted(solved[: max(0, len(solved) - most)])
+    shortcuts = [n for n, modes in enumerate(found_by) if is_shortcut(modes)]
+    others = len(found_by) - len(shortcuts)
+    allowed = len(shortcuts) if share_max >= 1 else int(share_max / (1 - share_max) * others + 1e-9)
+    shortcuts.sort(key=lambda n: ("text" not in (found_by[n] or ()), n))
+    return sorted(shortcuts[: max(0, len(shortcuts) - allowed)])
 
 
-def figures(found: Sequence[Sequence[str] | None]) -> dict[str, float]:
-    """Shares of triplets found by text, by image and by both, the share of shortcuts, and the composition gap; empty
-    where none was looked at.
+def shortcut_figures(found_by: Sequence[Sequence[str] | None]) -> dict[str, float]:
+    """Figures of the report, shares of the triplets whose modes are known; empty without any.
+
+    Returns:
+        found_by_text, found_by_image, found_by_both: of each mode; shortcut_share; composition_gap: found_by_both less
+        the greater of the other two.
     """
-    looked = [f for f in found if f is not None]
-    if not looked:
+    known = [modes for modes in found_by if modes is not None]
+    if not known:
         return {}
-    share = {mode: sum(mode in f for f in looked) / len(looked) for mode in MODES}
+    share = {mode: sum(mode in modes for modes in known) / len(known) for mode in MODES}
     return {
         "found_by_text": share["text"],
         "found_by_image": share["image"],
         "found_by_both": share["composed"],
-        "shortcut_share": sum(map(is_shortcut, looked)) / len(looked),
+        "shortcut_share": sum(map(is_shortcut, known)) / len(known),
         "composition_gap": share["composed"] - max(share["text"], share["image"]),
     }
 
 
-class Finder:
-    """Finds out what finds a triplet's target among the corpus' images; None for all where the batch's CLIP cannot
-    tell.
-    """
+class _Index(NamedTuple):
+    vectors: dict[str, np.ndarray]
+    gallery_ids: list[str]
+    encoder: Any
+
+
+class ShortcutDetector:
+    """Finds the modes that find a triplet's target, with the encoder `semantic` and its stored vectors."""
 
     def __init__(self, params: Params, store: Store, image_ids: Sequence[str]) -> None:
-        """`image_ids` are the batch's queries and targets, which are looked up whatever is drawn; nothing is read
-        before the first call.
+        """Nothing is read before the first call of `find`.
+
+        Args:
+            params: the run's.
+            store: of the worktree.
+            image_ids: the batch's queries and targets, which are needed whatever gallery is drawn.
         """
         self.params, self.store, self.image_ids = params, store, image_ids
-        self._ready: tuple[dict[str, Any], list[str], Any] | None = None
+        self._index: _Index | None = None
 
-    def _prepare(self) -> tuple[dict[str, Any], list[str], Any] | None:
+    def find(self, triplets: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
+        """Per triplet the modes that find its target; None for all where they cannot be known.
+
+        That is: no encoder `semantic`, vectors are missing, or its text tower has a vector space of its own.
+        """
+        if not triplets:
+            return []
+        self._index = self._index or self._load()
+        if self._index is None:
+            return [None] * len(triplets)
+        texts = [text for t in triplets for text in t["instructions"]]
+        size = self.params.embed.batch_images
+        batches = [texts[start : start + size] for start in range(0, len(texts), size)]
+        rows = np.concatenate([self._index.encoder.encode_texts(batch) for batch in batches])
+        return list(find_targets(triplets, rows, self._index.vectors, self._index.gallery_ids))
+
+    def _load(self) -> _Index | None:
         from tasks.models.encoders.load import load_encoder
 
         spec = self.params.embed.encoders.get("semantic")
         if spec is None or not self.store.embedded_shards("semantic"):
             return None
-        ids, stored, _ = self.store.read_embeddings("semantic")
-        # a target is looked for where a user would: among all images, not among the few that end a pair of this week
-        gallery = shortcuts.drawn(ids, self.params.judge.shortcut_pictures, self.params.open_run.seed)
-        wanted = {*self.image_ids, *gallery}
-        vectors = {i: stored[n].astype("float32") for n, i in enumerate(ids) if i in wanted}
-        if wanted - set(vectors):
+        image_ids, stored, _ = self.store.read_embeddings("semantic")
+        # among all images, as a user would search, not among the few that end a pair of this batch
+        gallery_ids = sample_ids(image_ids, self.params.judge.shortcut_pictures, self.params.open_run.seed)
+        needed = {*self.image_ids, *gallery_ids}
+        vectors = {i: stored[n].astype("float32") for n, i in enumerate(image_ids) if i in needed}
+        if needed - set(vectors):
             return None
-        encoder = load_encoder(
-            spec.model_copy(update={"kind": "text"}), self.params.judge.device, self.params.open_run.threads
-        )
-        # a text tower of its own lies in another space
+        text_spec = spec.model_copy(update={"kind": "text"})
+        encoder = load_encoder(text_spec, self.params.judge.device, self.params.open_run.threads)
+        # a CLIP has image and text in one space; a text encoder of its own does not
         is_joint = hasattr(getattr(encoder, "model", None), "get_text_features")
-        return (vectors, gallery, encoder) if is_joint else None
-
-    def __call__(self, triplets: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
-        """Per triplet the modes that find its target."""
-        import numpy as np
-
-        if not triplets:
-            return []
-        self._ready = self._ready or self._prepare()
-        if self._ready is None:
-            return [None] * len(triplets)
-        vectors, gallery, encoder = self._ready
-        texts = [text for t in triplets for text in t["instructions"]]
-        size = self.params.embed.batch_images
-        rows = np.concatenate(
-            [encoder.encode_texts(texts[start : start + size]) for start in range(0, len(texts), size)]
-        )
-        return list(shortcuts.found_by(triplets, rows, vectors, gallery))
+        return _Index(vectors, gallery_ids, encoder) if is_joint else None

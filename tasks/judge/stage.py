@@ -1,329 +1,216 @@
-"""Judge instructions: an MLLM's P(yes) for the target, the query itself and every mined negative decides what is kept.
+"""Judge instructions: an MLLM's P(yes) for target, query image and mined negatives decides what becomes a triplet.
 
-Reads data/captioned, data/pairs, data/images and tasks/prompts/<caption.prompts>/judge.txt; writes
-data/triplets/<batch>-<chunk>.parquet and data/dropped/judge/. A chunk's file is its own marker. Sources: MegaPairs,
-arXiv:2412.14475 (the query image always a negative); UniME-V2, arXiv:2510.13515 (an MLLM judges negatives).
+Reads data/captioned, data/pairs, data/images, the stored vectors of encoder `semantic`, and the prompt judge.txt of the
+set `caption.prompts`. Writes one file a chunk of captioned rows, data/triplets/<batch>-<chunk>.parquet and
+data/dropped/judge/; a chunk's file is its own marker, existing chunks are skipped. Sources: MegaPairs,
+arXiv:2412.14475 (the query image is always a negative); UniME-V2, arXiv:2510.13515 (an MLLM judges negatives).
 
-In this order, for one pair:
+The judge is asked whether a candidate image is what an instruction makes of the query image: first about the target,
+then, for instructions that pass `judge.threshold`, about each negative. tasks/judge/verdict.py lists the six steps from
+these answers to a verdict; reasons are wrong_instruction, query_fits, partial_fits (instructions), false_negative
+(negatives), wrong_target and ambiguous (pairs). A pair whose images make a triplet already is dropped (duplicate). The
+scores are stored: training may use them as soft labels.
 
-1. an instruction whose P(yes) for the target is below `threshold` goes (wrong_instruction);
-2. one that the query image itself meets goes (query_fits);
-3. a mined negative that meets an instruction which states the whole change is a false negative and goes
-(false_negative); 4. an instruction of a style that states one change of several goes where a negative that is left
-meets it (partial_fits); 5. a pair with fewer than `instructions_min` instructions left goes: wrong_target where step 1
-took them, else ambiguous; 6. of the mined negatives that are left the first `negatives` stay: candidates behind them
-stand in for false ones.
+Before its first chunk a part measures the judge on `judge.labelled` (tasks/judge/labelled.py): one that is not good
+enough stops it. In each chunk's triplets shortcuts are detected (tasks/judge/shortcuts.py); those beyond
+`judge.shortcut_share_max` are dropped (shortcut).
 
-A candidate meets an instruction when its P(yes) reaches `negative_threshold`, or comes within `negative_margin` of the
-target's. The scores are stored: training may use them as soft labels.
-
-What `caption.reverse` wrote is judged like any pair: its query is the pair's target, its negatives are that query and
-the pair's mined ones, and it becomes a triplet of its own.
-
-Before its first chunk a part judges the judge (tasks/judge/labelled.py): one below its floors stops it. Each chunk's
-triplets are looked at for shortcuts (tasks/judge/shortcuts.py): beyond `shortcut_share_max` they go (shortcut).
+Reversed pairs that `caption.reverse` wrote are judged like any pair: the query is the pair's target, the negatives are
+that query and the pair's mined negatives; each becomes a triplet of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tasks.config import JudgeConfig, Params
-from tasks.errors import ConfigError, DataError
+from tasks.config import Params
 from tasks.fingerprints.takedown import taken_down
-from tasks.judge import labelled, shortcuts
-from tasks.judge.questions import Question, load_judge, yes_probabilities
-from tasks.judge.shortcuts import Finder
-from tasks.judge.verdict import Verdict, decide
+from tasks.judge.labelled import measure_judge, require_quality
+from tasks.judge.questions import judge_pairs, load_judge
+from tasks.judge.rows import duplicate_row, join_pairs, mark_duplicates, shortcut_row, triplet_row, verdict_rows
+from tasks.judge.shortcuts import ShortcutDetector, excess_shortcuts, shortcut_figures
 from tasks.models.llm.base import Captioner
-from tasks.names import batch_name, stable_id
-from tasks.prompts.styles import PARTIAL_STYLES, numbered
+from tasks.names import batch_name
+from tasks.prompts.prompt_set import read_prompt
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.chunks import ChunkSpec, make_missing_chunks
+from tasks.store.chunks import ChunkSpec, Columns, make_missing_chunks
 from tasks.usage import Usage, append_usage, total_usage
 
-PROMPTS = Path(__file__).parents[1] / "prompts"
+log = logging.getLogger(__name__)
+
+Part = tuple[int, int]  # (i, n): the i-th of n parts, from 1
+Rows = list[dict[str, Any]]
 
 
-def read_prompt(name: str) -> str:
-    """The text of tasks/prompts/<name>/judge.txt.
-
-    Raises:
-        ConfigError: no such file, or no {instruction} in it.
-    """
-    path = PROMPTS / name / "judge.txt"
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such prompt; 'caption.prompts' names a folder of tasks/prompts: {sorted(p.name for p in PROMPTS.iterdir())}"
-        )
-    text = path.read_text(encoding="utf-8").rstrip("\n")
-    if "{instruction}" not in text:
-        raise ConfigError(f"{path}: expected the field {{instruction}}")
-    return text
-
-
-def judge_rows(
-    rows: Sequence[Mapping[str, Any]], images: Mapping[str, Any], model: Captioner, template: str, config: JudgeConfig
-) -> list[Verdict]:
-    """A verdict per row (instructions, styles, query_image_id, target_image_id, negative_image_ids).
-
-    The targets are asked about first; negatives only for instructions that passed.
-    """
-    first = [(r, n) for r, row in enumerate(rows) for n in range(len(row["instructions"]))]
-    scores = yes_probabilities(
-        model, [_question(rows[r], images, n, rows[r]["target_image_id"]) for r, n in first], template
-    )
-    target_yes: list[list[float]] = [[] for _ in rows]
-    for (r, _), yes in zip(first, scores, strict=True):
-        target_yes[r].append(yes)
-    passed = [(r, n) for r, n in first if target_yes[r][n] >= config.threshold]
-    second = [(r, n, k) for r, n in passed for k in range(len(rows[r]["negative_image_ids"]))]
-    scores = yes_probabilities(
-        model, [_question(rows[r], images, n, rows[r]["negative_image_ids"][k]) for r, n, k in second], template
-    )
-    negative_yes: list[dict[int, list[float]]] = [{} for _ in rows]
-    for (r, n, _), yes in zip(second, scores, strict=True):
-        negative_yes[r].setdefault(n, []).append(yes)
-    return [
-        decide(
-            target_yes[r],
-            negative_yes[r],
-            is_partial=[numbered(s)[0] in PARTIAL_STYLES for s in row["styles"]],
-            threshold=config.threshold,
-            negative_threshold=config.negative_threshold,
-            instructions_min=config.instructions_min,
-            negative_margin=config.negative_margin,
-            negatives_max=config.negatives,
-        )
-        for r, row in enumerate(rows)
-    ]
-
-
-def _question(row: Mapping[str, Any], images: Mapping[str, Any], instruction: int, candidate_id: str) -> Question:
-    return Question(images[row["query_image_id"]], images[candidate_id], row["instructions"][instruction])
-
-
-def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner, prompt_sha256: str = "") -> dict[str, Any]:
-    """A row of table `triplets` of a kept pair."""
-    instructions = [row["instructions"][n] for n in verdict.instructions]
-    return {
-        "triplet_id": stable_id(row["pair_id"], *instructions),
-        "pair_id": row["pair_id"],
-        "batch": row["batch"],
-        "query_image_id": row["query_image_id"],
-        "target_image_id": row["target_image_id"],
-        "instructions": instructions,
-        "styles": [row["styles"][n] for n in verdict.instructions],
-        "negative_image_ids": [row["negative_image_ids"][k] for k in verdict.negatives],
-        "judge_target": verdict.judge_target,
-        "judge_negative": verdict.judge_negative,
-        "mined_by": row["mined_by"],
-        "description": row["description"],
-        "captioner": row["captioner"],
-        "captioner_revision": row["captioner_revision"],
-        "prompt_sha256": row["prompt_sha256"],
-        "judge": judge.name,
-        "judge_revision": judge.revision,
-        "tokens": row["prompt_tokens"] + row["output_tokens"],
-        **{name: row.get(name) for name in ("language", "engine", "sampling", "seed")},
-        "judge_prompt_sha256": prompt_sha256,
-        "judge_engine": judge.engine,
-        "found_by": None,
-    }
-
-
-def dropped_rows(row: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
-    """Rows of table `dropped` of one pair: the pair if it goes (alone), else its instructions and false negatives."""
-    texts = [
-        {"instruction": row["instructions"][n], "style": row["styles"][n], "reason": reason, "p_yes": round(yes, 4)}
-        for n, (reason, yes) in sorted(verdict.dropped.items())
-    ]
-    if verdict.reason is not None:
-        return [_dropped(row, row["pair_id"], verdict.reason, {"instructions": texts})]
-    out = [_dropped(row, f"{row['pair_id']}:{t['style']}", str(t["reason"]), t) for t in texts]
-    for k, yes in sorted(verdict.false_negatives.items()):
-        image_id = row["negative_image_ids"][k]
-        out.append(
-            _dropped(
-                row, f"{row['pair_id']}:{image_id}", "false_negative", {"image_id": image_id, "p_yes": round(yes, 4)}
-            )
-        )
-    return out
-
-
-def _dropped(row: Mapping[str, Any], key: str, reason: str, detail: Mapping[str, Any]) -> dict[str, Any]:
-    text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
-    return {"stage": "judge", "batch": row["batch"], "key": key, "reason": reason, "detail": text}
-
-
-def joined(captioned: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Captioned rows with their pair's images, by pair id; rows of reversed pairs with the pair's images exchanged.
-
-    Raises:
-        DataError: a captioned row has no pair.
-    """
-    by_id = {p["pair_id"]: p for p in pairs}
-    if any(c["pair_id"] not in by_id for c in captioned):
-        by_id = {r["pair_id"]: r for r in map(reversed_pair, pairs)} | by_id
-    if missing := [c["pair_id"] for c in captioned if c["pair_id"] not in by_id]:
-        raise DataError(
-            f"captioned: {len(missing)} rows have no pair of the same batch, the first {missing[0]}; run select and caption again for this batch"
-        )
-    return sorted(({**by_id[c["pair_id"]], **c} for c in captioned), key=lambda row: str(row["pair_id"]))
-
-
-def reversed_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
-    """The pair that leads from a pair's target to its query: its own id, its query image as negative 0, the same mined
-    negatives after it.
-    """
-    query, target = pair["target_image_id"], pair["query_image_id"]
-    ends = {"pair_id": stable_id(query, target), "query_image_id": query, "target_image_id": target}
-    return {**pair, **ends, "negative_image_ids": [query, *pair["negative_image_ids"][1:]]}
-
-
-def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> StageReport:
+def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     """Judge the batch's captioned pairs, or the i-th of n parts of their chunks."""
     config, batch = params.judge, batch_name(params)
-    template = read_prompt(params.caption.prompts)
-    if part is None or part[0] == 1:
+    template = read_prompt(params.caption.prompts, "judge")
+    is_first_part = part is None or part[0] == 1
+    if is_first_part:
         withdraw_triplets(store, taken_down(params, store))
-    rows = joined(
-        store.read_table("captioned", batch=batch).to_pylist(), store.read_table("pairs", batch=batch).to_pylist()
-    )
-    earlier = store.read_table("triplets", ["batch", "query_image_id", "target_image_id"]).to_pylist()
-    seen = {(t["query_image_id"], t["target_image_id"]) for t in earlier if t["batch"] != batch}
-    is_again = [_is_seen(row, seen) for row in rows]
-    report = StageReport("judge", reused=0 if part and part[0] > 1 else sum(t["batch"] != batch for t in earlier))
-
-    looked: list[str] = []  # how the judge stood, where it was looked at
-    spent: list[Usage] = []  # of this try
-    prompt_sha256 = hashlib.sha256(template.encode()).hexdigest()
-
-    @cache
-    def model() -> Captioner:
-        judge = load_judge(params, store.root)
-        if config.labelled:
-            found = labelled.measured(judge, template, config, Path(config.labelled), store)
-            labelled.require(found, config, judge.name)
-            looked.append(
-                f"judge: right on {found.accuracy:.1%} of {found.questions} labelled questions, false yes {found.false_yes:.1%}, AUC {found.auc:.3f}"
-            )
-        return judge
-
-    find = Finder(params, store, [i for row in rows for i in (row["query_image_id"], row["target_image_id"])])
-
-    def make(cut: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        fresh = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if not again]
-        copies = [row for row, again in zip(rows[cut], is_again[cut], strict=True) if again]
-        wanted = dict.fromkeys(
-            i for row in fresh for i in (row["query_image_id"], row["target_image_id"], *row["negative_image_ids"])
-        )
-        verdicts = judge_rows(fresh, {i: store.read_image(i) for i in wanted}, model(), template, config)
-        left = [
-            _dropped(
-                row, row["pair_id"], "duplicate", {"query": row["query_image_id"], "target": row["target_image_id"]}
-            )
-            for row in copies
-        ]
-        for row, verdict in zip(fresh, verdicts, strict=True):
-            left += dropped_rows(row, verdict)
-        kept = [
-            triplet_row(row, verdict, model(), prompt_sha256)
-            for row, verdict in zip(fresh, verdicts, strict=True)
-            if verdict.reason is None
-        ]
-        for triplet, found in zip(kept, find(kept), strict=True):
-            triplet["found_by"] = found
-        if config.shortcut_share_max is not None:
-            beyond = set(shortcuts.beyond_share([t["found_by"] for t in kept], config.shortcut_share_max))
-            left += [
-                _dropped(t, t["pair_id"], "shortcut", {"found_by": t["found_by"], "texts": t["instructions"]})
-                for n, t in enumerate(kept)
-                if n in beyond
-            ]
-            kept = [t for n, t in enumerate(kept) if n not in beyond]
-        append_usage(store.root, "judge", part, model().spent)
-        spent.append(model().spent)
-        model().spent = Usage()
-        return kept, left
-
+    captioned, pairs = (store.read_table(table, batch=batch).to_pylist() for table in ("captioned", "pairs"))
+    rows = join_pairs(captioned, pairs)
+    triplets = store.read_table("triplets", ["batch", "query_image_id", "target_image_id"]).to_pylist()
+    earlier = [t for t in triplets if t["batch"] != batch]
+    is_duplicate = mark_duplicates(rows, {(t["query_image_id"], t["target_image_id"]) for t in earlier})
+    report = StageReport("judge", reused=len(earlier) if is_first_part else 0)
+    worker = ChunkWorker(params, store, part, template, rows, is_duplicate)
     spec = ChunkSpec("triplets", batch, len(rows), config.chunk_pairs, part)
-    done, left = make_missing_chunks(store, report, spec, make)
-    report.figures = figures(
-        report.new, done["judge_target"], done["negative_image_ids"], left["reason"].count("false_negative")
-    )
-    report.figures |= shortcuts.figures(done["found_by"])
-    if config.negatives is not None and done["pair_id"]:
-        first = {row["pair_id"]: set(row["negative_image_ids"][: config.negatives + 1]) for row in rows}
-        stood_in = sum(
-            i not in first[p] for p, ids in zip(done["pair_id"], done["negative_image_ids"], strict=True) for i in ids
-        )
-        report.figures["negatives_replaced"] = stood_in / len(done["pair_id"])
-    report.notes += looked
-    if spent:
-        report.notes.append(total_usage(spent).sentence())
+    judged, dropped = make_missing_chunks(store, report, spec, worker.judge)
+    report.figures = figures(report.new, judged, dropped["reason"].count("false_negative"))
+    report.figures |= shortcut_figures(judged["found_by"])
+    if config.negatives is not None and judged["pair_id"]:
+        report.figures["negatives_replaced"] = replaced_per_triplet(rows, judged, config.negatives)
+    report.notes += worker.notes()
     return report
 
 
-def _is_seen(row: Mapping[str, Any], seen: set[tuple[str, str]]) -> bool:
-    """Whether the row's (query, target) is among the earlier ones; from now on it is."""
-    key = (row["query_image_id"], row["target_image_id"])
-    if key in seen:
-        return True
-    seen.add(key)
-    return False
+class ChunkWorker:
+    """Judges the chunks of one part; loads and measures the judge when the first chunk needs it.
+
+    Attributes:
+        usage: what this run's questions took.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        store: Store,
+        part: Part | None,
+        template: str,
+        rows: Sequence[Mapping[str, Any]],
+        is_duplicate: Sequence[bool],
+    ) -> None:
+        """Nothing is loaded before the first chunk.
+
+        Args:
+            params: the run's.
+            store: of the worktree.
+            part: (i, n), or None for the whole.
+            template: the prompt, with {instruction}.
+            rows: the batch's captioned rows joined with their pairs.
+            is_duplicate: per row whether its images make a triplet already.
+        """
+        self.params, self.store, self.part, self.template = params, store, part, template
+        self.rows, self.is_duplicate = rows, is_duplicate
+        self.prompt_sha256 = hashlib.sha256(template.encode()).hexdigest()
+        ends = [image_id for row in rows for image_id in (row["query_image_id"], row["target_image_id"])]
+        self.detector = ShortcutDetector(params, store, ends)
+        self.usage = Usage()
+        self._model: Captioner | None = None
+        self._metric_notes: list[str] = []
+
+    def judge(self, chunk: slice) -> tuple[Rows, Rows]:
+        """(triplets, dropped rows) of a chunk."""
+        model = self._load()
+        flagged = list(zip(self.rows[chunk], self.is_duplicate[chunk], strict=True))
+        rows = [row for row, is_duplicate in flagged if not is_duplicate]
+        dropped = [duplicate_row(row) for row, is_duplicate in flagged if is_duplicate]
+        verdicts = judge_pairs(rows, self._images(rows), model, self.template, self.params.judge)
+        triplets = []
+        for row, verdict in zip(rows, verdicts, strict=True):
+            dropped += verdict_rows(row, verdict)
+            if verdict.reason is None:
+                triplets.append(triplet_row(row, verdict, model, self.prompt_sha256))
+        triplets, shortcuts = self._drop_shortcuts(triplets)
+        append_usage(self.store.root, "judge", self.part, model.usage)
+        self.usage = total_usage([self.usage, model.usage])
+        model.usage = Usage()
+        return triplets, dropped + shortcuts
+
+    def notes(self) -> list[str]:
+        """Sentences for the report; none where every chunk existed already."""
+        return [*self._metric_notes, self.usage.sentence()] if self._model is not None else []
+
+    def _load(self) -> Captioner:
+        if self._model is None:
+            model, config = load_judge(self.params, self.store.root), self.params.judge
+            if config.labelled:
+                metrics = measure_judge(model, self.template, config, Path(config.labelled), self.store)
+                require_quality(metrics, config, model.name)
+                self._metric_notes.append(metrics.sentence())
+            self._model = model
+        return self._model
+
+    def _images(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        ids = [(row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]) for row in rows]
+        return {i: self.store.read_image(i) for i in dict.fromkeys(i for row_ids in ids for i in row_ids)}
+
+    def _drop_shortcuts(self, triplets: Rows) -> tuple[Rows, Rows]:
+        """Fill in `found_by`; (triplets that stay, dropped rows of those beyond `judge.shortcut_share_max`)."""
+        for triplet, modes in zip(triplets, self.detector.find(triplets), strict=True):
+            triplet["found_by"] = modes
+        share_max = self.params.judge.shortcut_share_max
+        if share_max is None:
+            return triplets, []
+        excess = set(excess_shortcuts([t["found_by"] for t in triplets], share_max))
+        dropped = [shortcut_row(t) for n, t in enumerate(triplets) if n in excess]
+        return [t for n, t in enumerate(triplets) if n not in excess], dropped
 
 
-def figures(
-    pairs: int, judge_target: Sequence[Sequence[float]], negatives: Sequence[Sequence[str]], false_negatives: int
-) -> dict[str, float]:
-    """yield: triplets a pair; yes_mean: mean P(yes) of kept instructions; negatives_mean: mined negatives a triplet;
-    false_negative_share: of the kept triplets' mined negatives, those taken out. Empty without pairs."""
+def figures(pairs: int, triplets: Columns, false_negatives: int) -> dict[str, float]:
+    """Figures of the report; empty without pairs.
+
+    Args:
+        pairs: judged pairs, a count.
+        triplets: by column.
+        false_negatives: negatives taken out of the kept pairs, a count.
+    Returns:
+        yield: triplets per pair; yes_mean: mean P(yes) of kept instructions; instructions_mean: instructions per
+        triplet; negatives_mean: mined negatives per triplet; false_negative_share: of the triplets' mined negatives
+        those taken out.
+    """
     if not pairs:
         return {}
-    scores = [p for row in judge_target for p in row]
-    mined = sum(len(n) - 1 for n in negatives)
+    scores = [p for row in triplets["judge_target"] for p in row]
+    count = len(triplets["judge_target"])
+    mined = sum(len(image_ids) - 1 for image_ids in triplets["negative_image_ids"])
     return {
-        "yield": len(judge_target) / pairs,
+        "yield": count / pairs,
         "yes_mean": sum(scores) / max(1, len(scores)),
-        "instructions_mean": len(scores) / max(1, len(judge_target)),
-        "negatives_mean": mined / max(1, len(judge_target)),
+        "instructions_mean": len(scores) / max(1, count),
+        "negatives_mean": mined / max(1, count),
         "false_negative_share": false_negatives / max(1, mined + false_negatives),
     }
 
 
-log = logging.getLogger(__name__)
+def replaced_per_triplet(rows: Sequence[Mapping[str, Any]], triplets: Columns, negatives: int) -> float:
+    """Negatives per triplet that replace a false negative: those not among their pair's first `negatives`."""
+    first = {row["pair_id"]: set(row["negative_image_ids"][: negatives + 1]) for row in rows}
+    ids_of_triplets = zip(triplets["pair_id"], triplets["negative_image_ids"], strict=True)
+    replaced = sum(image_id not in first[pair_id] for pair_id, image_ids in ids_of_triplets for image_id in image_ids)
+    return replaced / len(triplets["pair_id"])
 
 
-def withdraw_triplets(store: Store, ids: Iterable[str]) -> tuple[int, int]:
-    """Drop triplets of the ids, and the ids' places as negative in others: a negative that no judge saw does not take
-    them.
+def withdraw_triplets(store: Store, image_ids: Iterable[str]) -> tuple[int, int]:
+    """After a takedown, drop triplets of the images, and the images from the negatives of other triplets.
+
+    A taken-down negative is not replaced: the judge saw no other candidate for its place.
 
     Returns:
-        triplets withdrawn, and places.
+        (triplets dropped, negatives dropped), counts.
     """
-    gone = set(ids)
-    rows = places = 0
-    if not gone:
+    withdrawn = set(image_ids)
+    triplets = negatives = 0
+    if not withdrawn:
         return 0, 0
     for path in store.table_files("triplets"):
         before = store.read(path, "triplets").to_pylist()
         after = []
         for row in before:
-            if gone & {row["query_image_id"], row["target_image_id"]}:
-                rows += 1
+            if withdrawn & {row["query_image_id"], row["target_image_id"]}:
+                triplets += 1
                 continue
-            kept = [n for n, i in enumerate(row["negative_image_ids"]) if i not in gone]
-            places += len(row["negative_image_ids"]) - len(kept)
-            after.append({**row, **{c: [row[c][n] for n in kept] for c in ("negative_image_ids", "judge_negative")}})
+            stays = [n for n, image_id in enumerate(row["negative_image_ids"]) if image_id not in withdrawn]
+            negatives += len(row["negative_image_ids"]) - len(stays)
+            after.append({**row, **{c: [row[c][n] for n in stays] for c in ("negative_image_ids", "judge_negative")}})
         if after != before:
             store.write(path, after, "triplets")
-    log.info("takedown: %d triplets withdrawn, %d places as negative in others", rows, places)
-    return rows, places
+    log.info("takedown: %d triplets withdrawn, %d negatives withdrawn from others", triplets, negatives)
+    return triplets, negatives

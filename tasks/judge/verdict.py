@@ -1,9 +1,43 @@
-"""The verdict on one captioned pair: which texts are accepted, which negatives stay, or why it is dropped."""
+"""The verdict on one captioned pair: which instructions are kept, which negatives stay, or why the pair is dropped.
+
+A pure function of P(yes). A candidate *meets* an instruction when its P(yes) reaches `negative_threshold`, or comes
+within `negative_margin` of the target's. In this order:
+
+1. an instruction whose P(yes) for the target is below `threshold` is dropped (wrong_instruction);
+2. one that the query image itself meets is dropped (query_fits);
+3. a mined negative that meets an instruction which states the whole change is a false negative and is taken out
+   (false_negative);
+4. an instruction of a partial style (one change of several) is dropped where a remaining negative meets it
+   (partial_fits);
+5. a pair with fewer than `instructions_min` instructions left is dropped: wrong_target where step 1 left too few, else
+   ambiguous;
+6. of the remaining mined negatives the first `negatives_max` stay: later candidates replace false negatives.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class VerdictRules:
+    """Thresholds of a verdict.
+
+    Attributes:
+        threshold: least P(yes) of the target, 0..1.
+        negative_threshold: P(yes) from which a negative meets an instruction, 0..1.
+        instructions_min: least number of instructions of a kept pair, a count.
+        negative_margin: a negative with a P(yes) of the target's minus this or more meets an instruction too; unused
+            when None.
+        negatives_max: most mined negatives that stay, a count; all when None.
+    """
+
+    threshold: float
+    negative_threshold: float
+    instructions_min: int
+    negative_margin: float | None = None
+    negatives_max: int | None = None
 
 
 @dataclass(frozen=True)
@@ -16,8 +50,8 @@ class Verdict:
         judge_target: per kept instruction P(yes) of the target.
         judge_negative: per kept negative the highest P(yes) over the kept instructions.
         false_negatives: position of each false negative -> its highest P(yes) over the instructions it meets.
-        dropped: position of each instruction dropped -> (reason, the score that decided).
-        reason: None where the pair is kept.
+        dropped: position of each dropped instruction -> (reason, the score that decided).
+        reason: why the pair is dropped; None where it is kept.
     """
 
     instructions: list[int] = field(default_factory=list)
@@ -32,54 +66,50 @@ class Verdict:
 def decide(
     target_yes: Sequence[float],
     negative_yes: Mapping[int, Sequence[float]],
-    *,
     is_partial: Sequence[bool],
-    threshold: float,
-    negative_threshold: float,
-    instructions_min: int,
-    negative_margin: float | None = None,
-    negatives_max: int | None = None,
+    rules: VerdictRules,
 ) -> Verdict:
-    """Which instructions and negatives of a pair stay; see the module's six steps.
+    """Which instructions and negatives of a pair stay; the steps are those of the module's docstring.
 
     Args:
         target_yes: per instruction P(yes) of the target.
-        negative_yes: per instruction that passes `threshold`, P(yes) of every negative, the query image first.
+        negative_yes: position of each instruction that passes `threshold` -> P(yes) of every negative, the query image
+            first.
         is_partial: per instruction, whether its style may state one change of several.
-        threshold: least P(yes) of the target.
-        negative_threshold: P(yes) from which a negative meets an instruction.
-        instructions_min: least number of instructions, a count.
-        negative_margin: a negative above the target's P(yes) minus this meets an instruction too; not looked at when
-            None.
-        negatives_max: mined negatives that stay at most, in their order, a count.
+        rules: thresholds.
     """
-    meets = [
-        negative_threshold if negative_margin is None else min(negative_threshold, yes - negative_margin)
-        for yes in target_yes
-    ]
+    limits = [_negative_limit(yes, rules) for yes in target_yes]
     dropped: dict[int, tuple[str, float]] = {}
     for n, yes in enumerate(target_yes):
-        if yes < threshold:
+        if yes < rules.threshold:
             dropped[n] = ("wrong_instruction", yes)
     right = [n for n in range(len(target_yes)) if n not in dropped]
     for n in right:
-        if negative_yes[n][0] >= meets[n]:
+        if negative_yes[n][0] >= limits[n]:
             dropped[n] = ("query_fits", negative_yes[n][0])
     kept = [n for n in right if n not in dropped]
-    count = len(negative_yes[right[0]]) if right else 1
+    mined = range(1, len(negative_yes[right[0]]) if right else 1)
     whole = [n for n in kept if not is_partial[n]]
-    false = {
-        k: max(negative_yes[n][k] for n in whole)
-        for k in range(1, count)
-        if any(negative_yes[n][k] >= meets[n] for n in whole)
+    false_negatives = {
+        k: max(negative_yes[n][k] for n in whole) for k in mined if any(negative_yes[n][k] >= limits[n] for n in whole)
     }
     for n in kept:
-        met = [negative_yes[n][k] for k in range(1, count) if k not in false and negative_yes[n][k] >= meets[n]]
+        met = [negative_yes[n][k] for k in mined if k not in false_negatives and negative_yes[n][k] >= limits[n]]
         if is_partial[n] and met:
             dropped[n] = ("partial_fits", max(met))
     kept = [n for n in kept if n not in dropped]
-    if len(kept) < instructions_min:
-        return Verdict(dropped=dropped, reason="wrong_target" if len(right) < instructions_min else "ambiguous")
-    negatives = [k for k in range(count) if k not in false][: None if negatives_max is None else negatives_max + 1]
+    if len(kept) < rules.instructions_min:
+        is_wrong = len(right) < rules.instructions_min
+        return Verdict(dropped=dropped, reason="wrong_target" if is_wrong else "ambiguous")
+    negatives = [0, *(k for k in mined if k not in false_negatives)]
+    if rules.negatives_max is not None:
+        negatives = negatives[: rules.negatives_max + 1]
     highest = [max(negative_yes[n][k] for n in kept) for k in negatives]
-    return Verdict(kept, negatives, [target_yes[n] for n in kept], highest, false, dropped)
+    return Verdict(kept, negatives, [target_yes[n] for n in kept], highest, false_negatives, dropped)
+
+
+def _negative_limit(target_yes: float, rules: VerdictRules) -> float:
+    """P(yes) from which a negative meets an instruction whose target has `target_yes`."""
+    if rules.negative_margin is None:
+        return rules.negative_threshold
+    return min(rules.negative_threshold, target_yes - rules.negative_margin)

@@ -1,7 +1,7 @@
-"""From a name in params.yaml to a loaded model: which bytes it is, on what device, and errors that say what to do.
+"""Shared by all model loaders: the revision that is stored with results, the device, and errors with a next step.
 
-A local folder's revision is the hash of its weights, so that a table says which weights wrote it wherever the folder
-lay.
+The revision of a local folder is the hash of its weights, so that a table says which weights wrote it, wherever the
+folder was.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def _folder_revision(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> s
     return digest.hexdigest()[:12]
 
 
-def revision_of(model: str, revision: str | None = None, config: Any = None) -> str:
+def model_revision(model: str, revision: str | None = None, config: Any = None) -> str:
     """The revision to store beside what a model wrote.
 
     Args:
         model: Hugging Face name or local folder.
-        revision: the pinned revision of a name, if any; a folder's content always speaks for itself.
-        config: the loaded model's config, which knows the commit that a name led to.
+        revision: the pinned revision of a name, if any; not used for a folder.
+        config: the loaded model's config, which has the commit that a name was resolved to.
     Returns:
         For a folder the first 12 hex digits of the sha256 of its safetensors files, in order of name; for a name the
         commit, else the pinned revision, else 'main'.
@@ -44,7 +44,8 @@ def revision_of(model: str, revision: str | None = None, config: Any = None) -> 
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ConfigError(
-                f"model '{model}': the folder holds no *.safetensors; save the weights with save_pretrained(..., safe_serialization=True)"
+                f"model '{model}': the folder holds no *.safetensors; save the weights with "
+                "save_pretrained(..., safe_serialization=True)"
             )
         return _folder_revision(
             folder.resolve(), tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
@@ -53,7 +54,7 @@ def revision_of(model: str, revision: str | None = None, config: Any = None) -> 
 
 
 def pick_device(device: str) -> str:
-    """'auto' -> 'cuda' where a GPU is to be had, else 'cpu'; all else as it is."""
+    """'auto' -> 'cuda' where a GPU is available, else 'cpu'; any other name as it is."""
     if device != "auto":
         return device
     import torch
@@ -62,8 +63,16 @@ def pick_device(device: str) -> str:
 
 
 @contextmanager
-def loading(model: str, key: str) -> Iterator[None]:
-    """Turn what the hub or a folder raises while loading into an error that names the parameter and the next step."""
+def load_errors(model: str, parameter: str) -> Iterator[None]:
+    """Turn what the hub or a folder raises while loading into an error that names the parameter and the next step.
+
+    Args:
+        model: Hugging Face name or local folder.
+        parameter: which parameter names it.
+    Raises:
+        TransientError: the hub cannot be reached.
+        ConfigError: nothing loadable under that name.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a task's log is for counts
@@ -73,8 +82,9 @@ def loading(model: str, key: str) -> Iterator[None]:
         text = " ".join(str(error).split())[:300]
         if "couldn't connect" in text.lower() or "timed out" in text.lower():
             raise TransientError(
-                f"model '{model}' ({key}): the hub cannot be reached ({text}); try again, or name a local folder"
+                f"model '{model}' ({parameter}): the hub cannot be reached ({text}); try again, or name a local folder"
             ) from error
         raise ConfigError(
-            f"model '{model}' ({key}): cannot be loaded ({text}); expected a local folder or a Hugging Face name with safetensors"
+            f"model '{model}' ({parameter}): cannot be loaded ({text}); expected a local folder or a Hugging Face name "
+            "with safetensors"
         ) from error

@@ -1,4 +1,22 @@
-"""Read a prompt set: the folder tasks/prompts/<name> with its prompts, demonstrations and schema."""
+"""Prompt sets: the only reader of the files under `tasks/prompts/`.
+
+A prompt set is a folder `tasks/prompts/<name>`; the parameter `caption.prompts` names it. Its files:
+
+    describe.txt            request for a description of two images; {words} where a length is asked for
+    write.txt               request for one instruction; needs {style} and {description}, may have {language} and
+                            {demonstrations}
+    retry.txt               optional: the request repeated after a reply was rejected; {prompt}, {reply}, {error}
+    judge.txt               question to the judge; needs {instruction}
+    caption.txt             request for the caption of one image
+    describe.schema.json    optional: JSON schema of a description that is requested as JSON
+    demonstrations.jsonl    needed where write.txt has {demonstrations}: one JSON object a line with `description` and
+                            `texts` (style -> text)
+
+One line break at the end of a prompt is not part of it. The bytes of the files that captioning uses (describe, write,
+retry, schema, demonstrations) give the hash that is stored beside every text written with them.
+
+The sample world's trainer (tasks/sample/tokens.py) reads the set `tiny` by itself: `sample` lies below this package.
+"""
 
 from __future__ import annotations
 
@@ -12,77 +30,119 @@ from typing import Any
 
 from tasks.errors import ConfigError
 
-PROMPTS = Path(__file__).parents[1] / "prompts"
-DEMONSTRATIONS = "demonstrations.jsonl"  # descriptions of our own and the texts written to them, one a line
+FOLDER = Path(__file__).parent
 SCHEMA = "describe.schema.json"
+DEMONSTRATIONS = "demonstrations.jsonl"
 DEFAULT_RETRY = "{prompt}\n{error}"
+REQUIRED_FIELDS = {"write": ("style", "description"), "judge": ("instruction",)}
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """The texts of a prompt set and the hash that tells them from others."""
+class PromptSet:
+    """What captioning reads of a prompt set.
+
+    Attributes:
+        describe, write, retry: templates.
+        sha256: hash of all files below, hex.
+        schema: JSON schema of a description; None where descriptions are free text.
+        demonstrations: rows with `description` and `texts` (style -> text); empty where write.txt shows none.
+    """
 
     describe: str
     write: str
     retry: str
     sha256: str
-    schema: dict[str, Any] | None = None  # what a description must be, where it is asked for as JSON
-    demonstrations: tuple[dict[str, Any], ...] = ()  # description, and texts by style
+    schema: dict[str, Any] | None = None
+    demonstrations: tuple[dict[str, Any], ...] = ()
 
-    def describing(self, words: int) -> str:
+    def description_request(self, words: int) -> str:
         """The request for a description of about `words` words."""
-        return filled(self.describe, words=str(words))
+        return fill_template(self.describe, words=str(words))
 
 
-def read_prompts(name: str) -> Prompts:
-    """The prompt set tasks/prompts/<name>.
+def prompt_set_names() -> list[str]:
+    """Names of the prompt sets, sorted."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/describe.txt"))
+
+
+def read_prompt_file(set_name: str, file_name: str) -> str:
+    """The text of one file of a prompt set, as it is.
 
     Raises:
-        ConfigError: a file is missing or not JSON, or write.txt lacks a field.
+        ConfigError: the file cannot be read.
     """
-    folder = PROMPTS / name
-    texts: dict[str, str] = {}
-    for part in ("describe", "write", "retry"):
-        path = folder / f"{part}.txt"
-        if path.is_file():
-            texts[part] = path.read_text(encoding="utf-8").rstrip("\n")
-        elif part != "retry":
-            raise ConfigError(
-                f"{path}: no such prompt; 'caption.prompts' names a folder of tasks/prompts: {sorted(p.name for p in PROMPTS.iterdir())}"
-            )
-    if missing := [f for f in ("{style}", "{description}") if f not in texts["write"]]:
-        raise ConfigError(f"{folder / 'write.txt'}: expected the fields {missing}")
-    hashed, schema, demonstrations = dict(texts), None, []
+    path = FOLDER / set_name / file_name
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"caption.prompts: no such prompt: {path} cannot be read ({error}); expected a prompt set with a file "
+            f"{file_name}; name one of {prompt_set_names()}, or add the file"
+        ) from None
+
+
+def read_prompt(set_name: str, part: str) -> str:
+    """The prompt `<part>.txt` of a set, without the line break at its end.
+
+    Args:
+        set_name: a folder of tasks/prompts.
+        part: 'describe', 'write', 'retry', 'judge' or 'caption'.
+    Raises:
+        ConfigError: the file cannot be read, or lacks a field of REQUIRED_FIELDS.
+    """
+    text = read_prompt_file(set_name, f"{part}.txt").rstrip("\n")
+    if missing := [f"{{{field}}}" for field in REQUIRED_FIELDS.get(part, ()) if f"{{{field}}}" not in text]:
+        raise ConfigError(
+            f"caption.prompts: {FOLDER / set_name / part}.txt lacks the fields {missing}; add them to the prompt"
+        )
+    return text
+
+
+def read_prompt_set(set_name: str) -> PromptSet:
+    """The prompts, schema and demonstrations of a set that captioning uses.
+
+    Raises:
+        ConfigError: a file is missing, is not JSON, or lacks a field.
+    """
+    folder = FOLDER / set_name
+    hashed = {part: read_prompt(set_name, part) for part in ("describe", "write")}
+    if (folder / "retry.txt").is_file():
+        hashed["retry"] = read_prompt(set_name, "retry")
+    describe, write, retry = hashed["describe"], hashed["write"], hashed.get("retry", DEFAULT_RETRY)
+    schema: dict[str, Any] | None = None
+    demonstrations: list[dict[str, Any]] = []
     try:
         if (folder / SCHEMA).is_file():
-            hashed["schema"] = (folder / SCHEMA).read_text(encoding="utf-8")
+            hashed["schema"] = read_prompt_file(set_name, SCHEMA)
             schema = json.loads(hashed["schema"])
-        if "{demonstrations}" in texts["write"]:
-            hashed["demonstrations"] = (folder / DEMONSTRATIONS).read_text(encoding="utf-8")
+        if "{demonstrations}" in write:
+            hashed["demonstrations"] = read_prompt_file(set_name, DEMONSTRATIONS)
             demonstrations = [json.loads(line) for line in hashed["demonstrations"].splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(
-            f"{folder}: {error}; {DEMONSTRATIONS} has one JSON object a line, {SCHEMA} is a JSON schema"
+            f"caption.prompts: {folder}: {error}; expected {SCHEMA} to be a JSON schema and {DEMONSTRATIONS} to have "
+            "one JSON object a line; correct the file"
         ) from None
     digest = hashlib.sha256("\x1f".join(f"{k}\x1e{v}" for k, v in sorted(hashed.items())).encode()).hexdigest()
-    return Prompts(
-        texts["describe"], texts["write"], texts.get("retry", DEFAULT_RETRY), digest, schema, tuple(demonstrations)
-    )
+    return PromptSet(describe, write, retry, digest, schema, tuple(demonstrations))
 
 
-def shown(
+def sample_demonstrations(
     demonstrations: Sequence[Mapping[str, Any]], style: str, count: int, seed: int, pair_id: str
 ) -> list[Mapping[str, Any]]:
-    """The demonstrations for one request: `count` of those that have the style, drawn by seed, pair and style alone."""
-    known = [d for d in demonstrations if style in d["texts"]]
-    return random.Random(f"{seed}:{pair_id}:{style}").sample(known, min(count, len(known)))
+    """`count` demonstrations that have a text of the style (all, where there are fewer).
+
+    Drawn by seed, pair and style alone.
+    """
+    candidates = [d for d in demonstrations if style in d["texts"]]
+    return random.Random(f"{seed}:{pair_id}:{style}").sample(candidates, min(count, len(candidates)))
 
 
-def filled(template: str, **fields: str) -> str:
-    """The template with {name} replaced; braces in the values stay as they are."""
-    parts = template.split("{")
-    out = parts[0]
-    for part in parts[1:]:
-        name, closed, rest = part.partition("}")
-        out += fields[name] + rest if closed and name in fields else "{" + part
-    return out
+def fill_template(template: str, **fields: str) -> str:
+    """The template with each {name} of `fields` replaced; braces in the values stay as they are."""
+    first, *parts = template.split("{")
+    text = first
+    for part in parts:
+        name, brace, rest = part.partition("}")
+        text += fields[name] + rest if brace and name in fields else "{" + part
+    return text

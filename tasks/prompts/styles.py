@@ -1,13 +1,16 @@
-"""Styles of instructions, and numbered lists of them."""
+"""Styles of instructions. A style may end in a number: `short 2` is a short text about the second difference."""
 
 from __future__ import annotations
 
-PARTIAL_STYLES = ("short",)  # styles of texts that may state one change of several
+PARTIAL_STYLES = ("short",)  # styles whose texts may state one of several changes
 
 
-def numbered(style: str) -> tuple[str, int]:
-    """A style's own name and its number: ('short', 2) for `short 2`, a short text about the second difference; 1 where
-    it has none.
-    """
+def split_style(style: str) -> tuple[str, int]:
+    """A style's name and its number: ('short', 2) for `short 2`; the number is 1 where there is none."""
     name, _, number = style.rpartition(" ")
     return (name, int(number)) if name and number.isdigit() else (style, 1)
+
+
+def is_partial(style: str) -> bool:
+    """Whether texts of this style may state one of several changes."""
+    return split_style(style)[0] in PARTIAL_STYLES

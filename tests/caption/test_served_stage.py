@@ -1,4 +1,4 @@
-"""Captioning and judging at a server that fails in every way: the same tables, and no request is paid for twice."""
+"""Captioning and judging with a server that fails in every way: equal tables, and no request is paid for twice."""
 
 import io
 import json
@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from tasks.errors import ConfigError, TransientError
+from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.load import load_captioner
 from tasks.models.llm.openai_server import ServedCaptioner
 from tasks.models.llm.request_cache import RequestCache
@@ -25,6 +26,12 @@ from tasks.store import Store
 
 BATCH = "2026.01.05"
 PAIRS = 12
+
+
+def served(url: str, *, tries: int = 8, **config: Any) -> ServedCaptioner:
+    """A client of the model `tiny` that does not wait between tries."""
+    config = {"max_new_tokens": 9, **config}
+    return ServedCaptioner(LlmConfig("tiny", engine="openai", url=url, **config), tries=tries, sleep=lambda _: None)
 
 
 class Start:
@@ -57,7 +64,7 @@ class Start:
 
 @pytest.fixture
 def start(tmp_path: Path, project: Path) -> Iterator[Start]:
-    started = Start(project / "tests" / "fake_server.py", tmp_path / "paid")
+    started = Start(project / "tests" / "support" / "fake_server.py", tmp_path / "paid")
     yield started
     started.stop()
 
@@ -213,9 +220,7 @@ def test_a_server_that_fails_now_and_then_gives_the_same_replies(fault: str, tmp
     asked = [Request((), f"style: {n}") for n in range(30 if fault != "hang" else 8)]
 
     def replies(url: str) -> list[Any]:
-        return ServedCaptioner(
-            "tiny", revision=None, url=url, in_flight=4, max_new_tokens=9, timeout_s=1.0, sleep=lambda s: None
-        ).chat(asked)
+        return served(url, in_flight=4, timeout_s=1.0).chat(asked)
 
     expected = replies(start())
     assert replies(start(fault=fault, every=4)) == expected
@@ -268,62 +273,52 @@ def test_a_stage_whose_server_comes_back_with_another_model_ends_without_a_retry
 
 
 def test_no_more_than_in_flight_are_asked_at_once_and_all_places_are_used(tmp_path: Path, start: Start):
-    model = load_captioner("tiny", engine="openai", url=start(together=5), in_flight=5, timeout_s=20.0)
+    model = load_captioner(LlmConfig("tiny", engine="openai", url=start(together=5), in_flight=5, timeout_s=20.0))
     assert len(model.chat([Request((), f"style: {n}") for n in range(25)])) == 25
     assert int((tmp_path / "paid.most").read_text()) == 5
 
 
 def test_a_busy_server_is_given_fewer_at_once_and_more_again_as_it_recovers(tmp_path: Path, start: Start):
     url = start(together=3, busy=2)
-    model = ServedCaptioner(
-        "tiny", revision=None, url=url, in_flight=8, max_new_tokens=9, timeout_s=20.0, tries=40, sleep=lambda s: None
-    )
+    model = served(url, in_flight=8, timeout_s=20.0, tries=40)
     asked = [Request((), f"style: {n}") for n in range(24)]
     replies = model.chat(asked)
-    gate = model.replicas[0].gate
+    limiter = model.replicas[0].limiter
     assert [r.text.rpartition(" ")[2] for r in replies] == [str(n) for n in range(24)] and len(paid(tmp_path)) == 24
-    assert gate.limit < 8  # halved at each 429
+    assert limiter.limit < 8  # halved at each 429
     start()
     model.chat([Request((), f"style: {n} more") for n in range(60)])
-    assert gate.limit == 8
+    assert limiter.limit == 8
 
 
 def test_a_server_that_hangs_is_given_up_after_the_deadline(start: Start):
     url = start(fault="hang", every=1)
-    model = ServedCaptioner(
-        "tiny", revision=None, url=url, in_flight=2, max_new_tokens=9, timeout_s=0.3, tries=2, sleep=lambda s: None
-    )
+    model = served(url, in_flight=2, timeout_s=0.3, tries=2)
     with pytest.raises(TransientError, match="after 2 tries"):
         model.chat([Request((), "style: short")])
 
 
 def test_a_server_that_was_restarted_with_another_model_is_refused(tmp_path: Path, start: Start):
-    model = load_captioner("tiny", engine="openai", url=start(root="/weights/a"), in_flight=2, timeout_s=2.0)
+    model = load_captioner(LlmConfig("tiny", engine="openai", url=start(root="/weights/a"), in_flight=2, timeout_s=2.0))
     assert len(model.chat([Request((), f"style: {n}") for n in range(4)])) == 4
     start(root="/weights/b", fault="500", every=1)
     with pytest.raises(ConfigError, match=r"is /weights/b there now and was /weights/a"):
         model.chat([Request((), "style: more")])
     with pytest.raises(ConfigError, match=r"serves \['other'\], not 'tiny'"):
-        load_captioner("tiny", engine="openai", url=start(model="other")).chat([Request((), "style: more")])
+        load_captioner(LlmConfig("tiny", engine="openai", url=start(model="other"))).chat([Request((), "style: more")])
     with pytest.raises(ConfigError, match="answers as 'another'"):
-        load_captioner("tiny", engine="openai", url=start(fault="alien", every=1)).chat([Request((), "style: more")])
+        load_captioner(LlmConfig("tiny", engine="openai", url=start(fault="alien", every=1))).chat(
+            [Request((), "style: more")]
+        )
 
 
 def test_replicas_share_the_work_and_one_may_be_dead(tmp_path: Path, start: Start):
     url = start()
-    model = ServedCaptioner(
-        "tiny",
-        revision=None,
-        url=f"http://127.0.0.1:9/v1,{url}",
-        in_flight=4,
-        max_new_tokens=9,
-        cache=RequestCache(tmp_path / "cache"),
-        sleep=lambda s: None,
-    )
+    model = served(f"http://127.0.0.1:9/v1,{url}", in_flight=4, cache=RequestCache(tmp_path / "cache"))
     replies = model.chat([Request((), f"style: {n}") for n in range(12)])
     assert [r.text.rpartition(" ")[2] for r in replies] == [str(n) for n in range(12)] and len(paid(tmp_path)) == 12
     assert model.chat([Request((), f"style: {n}") for n in range(12)]) == replies and len(paid(tmp_path)) == 12
-    assert (model.spent.requests, model.spent.cached, model.spent.output_tokens) == (24, 12, 84)
+    assert (model.usage.requests, model.usage.cached, model.usage.output_tokens) == (24, 12, 84)
 
 
 def test_a_reply_of_ten_thousand_tokens_is_refused_and_its_retry_does_not_quote_it(

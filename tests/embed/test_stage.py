@@ -1,4 +1,4 @@
-"""Embedding shard by shard: what is missing is done, what is finished is left; recaption before it."""
+"""Embedding shard by shard: what is missing is done, what is finished is left."""
 
 import hashlib
 import io
@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.caption import recaption
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.errors import ConfigError, DataError
-from tasks.models.llm.captioner import Reply, Request
 from tasks.store import Store
 
 BATCH = "2026.01.04"
@@ -277,41 +275,3 @@ def test_fast_preprocessing_gives_nearly_the_stock_processors_vectors(tmp_path: 
 def test_an_unknown_encoder_is_a_config_error(tmp_path: Path):
     with pytest.raises(ConfigError, match="no encoder 'pattern'|no encoder 'smell'"):
         embed.run(params_for(), Store(tmp_path), "smell")
-
-
-# --- recaption, which fills in what embed would leave out -------------------------------------------------------------
-
-
-class ToyCaptioner:
-    revision = "m1"
-
-    def chat(self, requests: list[Request]) -> list[Reply]:
-        return [
-            Reply(
-                "" if np.asarray(r.images[0]).mean() < 50 else f'"shade\n{round(np.asarray(r.images[0]).mean())}"', 5, 2
-            )
-            for r in requests
-        ]
-
-
-def test_images_without_a_caption_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    store = Store(tmp_path)
-    ids = fill(store, BATCH, [10, 60, 110, 20], ["its own", None, None, None])
-    monkeypatch.setattr(recaption, "load_captioner", lambda *_, **__: ToyCaptioner())
-    report = recaption.run(params_for(), store)
-    assert (report.new, report.done, report.written, report.dropped, report.tokens) == (3, 3, 2, {"empty_reply": 1}, 21)
-    assert store.captions() == {ids[0]: "its own", ids[1]: "shade 60", ids[2]: "shade 110"}
-    # the tables tell what was spent, also by a run that was cut off after them
-    assert recaption.run(params_for(), store).tokens == 21
-    before = store.table_path("captions", BATCH).read_bytes()
-    store.table_path("captions", BATCH).unlink()
-    recaption.run(params_for(), store)
-    assert store.table_path("captions", BATCH).read_bytes() == before
-
-
-def test_with_nothing_to_caption_no_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    store = Store(tmp_path)
-    fill(store, BATCH, [10], ["its own"])
-    monkeypatch.setattr(recaption, "load_captioner", lambda *_, **__: pytest.fail("a model was loaded"))
-    assert recaption.run(params_for(), store).new == 0
-    assert store.table_path("captions", BATCH).exists()

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.judge.shortcuts import beyond_share, drawn, figures, found_by, is_first, is_shortcut
+from tasks.judge.shortcuts import excess_shortcuts, find_targets, is_first, is_shortcut, sample_ids, shortcut_figures
 
 MODES = st.lists(st.sampled_from(["text", "image", "composed"]), max_size=3, unique=True)
 
@@ -34,13 +34,13 @@ def test_text_image_and_both_are_told_apart():
         },
     ]
     texts = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 1.0]], np.float32)
-    assert found_by(triplets, texts, vectors, sorted(vectors)) == [["composed"], ["text", "image", "composed"]]
-    assert found_by([], texts[:0], vectors, sorted(vectors)) == []
+    assert find_targets(triplets, texts, vectors, sorted(vectors)) == [["composed"], ["text", "image", "composed"]]
+    assert find_targets([], texts[:0], vectors, sorted(vectors)) == []
 
 
 @given(st.lists(MODES, max_size=30), st.floats(0, 1))
 def test_what_is_left_keeps_the_share_and_drops_no_more_than_it_must(found: list[list[str]], share: float):
-    beyond = beyond_share(found, share)
+    beyond = excess_shortcuts(found, share)
     left = [f for n, f in enumerate(found) if n not in beyond]
     solved = sum(map(is_shortcut, left))
     assert all(is_shortcut(found[n]) for n in beyond)
@@ -50,12 +50,12 @@ def test_what_is_left_keeps_the_share_and_drops_no_more_than_it_must(found: list
 
 
 def test_the_text_that_is_enough_goes_first():
-    assert beyond_share([["image"], ["text"], ["composed"], []], 0.34) == [1]
-    assert beyond_share([["image"], ["text"], ["composed"], []], 1.0) == []
+    assert excess_shortcuts([["image"], ["text"], ["composed"], []], 0.34) == [1]
+    assert excess_shortcuts([["image"], ["text"], ["composed"], []], 1.0) == []
 
 
 def test_the_gap_is_over_the_better_half():
-    found = figures([["composed"], ["image", "composed"], ["text"], [], None])
+    found = shortcut_figures([["composed"], ["image", "composed"], ["text"], [], None])
     assert found == {
         "found_by_text": 0.25,
         "found_by_image": 0.25,
@@ -63,10 +63,10 @@ def test_the_gap_is_over_the_better_half():
         "shortcut_share": 0.5,
         "composition_gap": 0.25,
     }
-    assert figures([None]) == {}
+    assert shortcut_figures([None]) == {}
 
 
 def test_a_large_gallery_is_drawn_by_its_ids_alone():
     ids = [f"i{n}" for n in range(50)]
-    assert drawn(ids, 10, 1) == drawn(list(reversed(ids)), 10, 1) != drawn(ids, 10, 2)
-    assert drawn(ids, 50, 1) == sorted(ids)
+    assert sample_ids(ids, 10, 1) == sample_ids(list(reversed(ids)), 10, 1) != sample_ids(ids, 10, 2)
+    assert sample_ids(ids, 50, 1) == sorted(ids)

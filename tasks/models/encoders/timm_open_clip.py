@@ -29,7 +29,7 @@ import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.models.encoders.preprocess import Preparation
-from tasks.models.hub import loading, pick_device, revision_of
+from tasks.models.hub import load_errors, model_revision, pick_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,9 +131,9 @@ def _files(form: str, name: str, pinned: str | None) -> tuple[dict[str, Any], Pa
     """Configuration, weights, revision."""
     config_name, weights = FILES[form]
     folder, revision = Path(name), ""
-    with loading(name, f"a {form} encoder"):
+    with load_errors(name, f"a {form} encoder"):
         if folder.is_dir():
-            revision = revision_of(name)
+            revision = model_revision(name)
         else:
             from huggingface_hub import snapshot_download
 
@@ -172,7 +172,7 @@ def _timm(name: str, config: dict[str, Any], weights: Path) -> tuple[Any, Prepar
     from safetensors.torch import load_file
 
     timm = imported("timm")
-    with loading(name, "a timm encoder"):
+    with load_errors(name, "a timm encoder"):
         model = timm.create_model(
             config["architecture"], pretrained=False, num_classes=0, **(config.get("model_args") or {})
         )
@@ -191,7 +191,7 @@ def _timm(name: str, config: dict[str, Any], weights: Path) -> tuple[Any, Prepar
 
 def _open_clip(name: str, config: dict[str, Any], weights: Path) -> tuple[Any, Preparation]:
     open_clip = imported("open_clip")
-    with loading(name, "an open_clip encoder"):
+    with load_errors(name, "an open_clip encoder"):
         model = open_clip.create_model(f"local-dir:{weights.parent}", load_weights=False)
         try:
             open_clip.load_checkpoint(model, str(weights))
@@ -234,7 +234,7 @@ class TowerEncoder:
         self.arithmetic = CpuArithmetic(self.model, spec.cpu_dtype, self.device)
         self.revision = revision + self.arithmetic.suffix
         if spec.kind == "text":
-            with loading(name, "an open_clip tokenizer"):
+            with load_errors(name, "an open_clip tokenizer"):
                 self.tokenizer = imported("open_clip").get_tokenizer(f"local-dir:{weights.parent}")
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.encoders.preprocess import preparation_of
-from tasks.models.hub import loading, pick_device, revision_of
+from tasks.models.hub import load_errors, model_revision, pick_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,7 @@ class TransformersEncoder:
         self.name = spec.model
         self.device = pick_device(device)
         dtype = getattr(torch, spec.dtype) if self.device.startswith("cuda") else torch.float32
-        with loading(spec.model, f"an {spec.kind} encoder" if spec.kind == "image" else "a text encoder"):
+        with load_errors(spec.model, f"an {spec.kind} encoder" if spec.kind == "image" else "a text encoder"):
             self.model: Any = AutoModel.from_pretrained(
                 spec.model, revision=spec.revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
@@ -51,7 +51,7 @@ class TransformersEncoder:
             self.front: Any = front.from_pretrained(spec.model, revision=spec.revision, trust_remote_code=False)
         self.model.eval().to(self.device)
         self.arithmetic = CpuArithmetic(self.model, spec.cpu_dtype, self.device)
-        self.revision = revision_of(spec.model, spec.revision, self.model.config) + self.arithmetic.suffix
+        self.revision = model_revision(spec.model, spec.revision, self.model.config) + self.arithmetic.suffix
         text_config = getattr(self.model.config, "text_config", self.model.config)
         limits = [getattr(text_config, "max_position_embeddings", None)]
         # of BERT's kin some positions are not for tokens

@@ -1,10 +1,10 @@
-"""Replies that were paid for once: key -> reply, in one SQLite file outside git, across crashes, runs and weeks.
+"""Cache of model replies: key -> reply, in one SQLite file outside git that outlives crashes and runs.
 
-The key is a SHA-256 over everything that decides a reply (the models make it): the images' bytes, the text, the model,
-its revision, the engine, sampling and seed. So two requests share an entry only if all of that is equal, and two images
-never collide. A reply is on disk before anyone sees it: a process that is killed loses at most what is in flight.
+The key is a SHA-256 over everything that decides a reply: the images' bytes, the text, the model, its revision, the
+engine, sampling and seed. Two requests share an entry only if all of that is equal. A reply is on disk before it is
+returned: a killed process loses at most the requests in flight.
 
-Where: MEGAPAIRS_CACHE names the folder (empty or `off`: no cache); without it, a deployment keeps `request-cache`
+Where: MEGAPAIRS_CACHE names the folder (empty or `off`: no cache). Without it, a deployment keeps `request-cache`
 beside the DVC cache that its worktrees share, and a plain clone keeps `.run/request-cache`. See docs/decisions/0040.
 """
 
@@ -23,20 +23,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VARIABLE = "MEGAPAIRS_CACHE"
-BUSY_S = 60.0  # how long a part waits while another one writes
+ENVIRONMENT_VARIABLE = "MEGAPAIRS_CACHE"
+LOCK_TIMEOUT_S = 60.0  # how long one process waits while another one writes
 
 
 class RequestCache:
-    """Replies by key; threads and processes of one machine may share a file."""
+    """Replies by key; threads and processes of one machine may share the file."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "replies.sqlite"
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(self.path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
-        # outlives a killed process; a power cut may cost the last replies, never the file
+        # survives a killed process; a power cut may lose the last replies, never the file
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID")
 
@@ -47,7 +47,7 @@ class RequestCache:
         return json.loads(row[0]) if row else None
 
     def put(self, key: str, reply: Any) -> None:
-        """Keep a reply; one that is there already stays as it was."""
+        """Store a reply; an existing one stays as it is."""
         with self._lock:
             self._db.execute(
                 "INSERT OR IGNORE INTO replies VALUES (?, ?)",
@@ -59,16 +59,15 @@ class RequestCache:
             return int(self._db.execute("SELECT count(*) FROM replies").fetchone()[0])
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             self._db.close()
 
 
-def key_of(facts: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of facts as canonical JSON: equal exactly for equal facts."""
-    return hashlib.sha256(
-        json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-    ).hexdigest()
+def request_key(values: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of values as canonical JSON: equal exactly for equal values."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def image_key(image: Image) -> str:
@@ -81,9 +80,9 @@ def image_keys(images: Iterable[Image]) -> dict[int, str]:
     return {i: image_key(image) for i, image in {id(image): image for image in images}.items()}
 
 
-def folder_for(root: Path, environment: Mapping[str, str] | None = None) -> Path | None:
-    """Where the run in worktree `root` keeps its replies, or None; see the module's docstring."""
-    named = (os.environ if environment is None else environment).get(VARIABLE)
+def cache_folder(root: Path, environment: Mapping[str, str] | None = None) -> Path | None:
+    """The cache's folder for a run in worktree `root`, None without a cache; see the module's docstring."""
+    named = (os.environ if environment is None else environment).get(ENVIRONMENT_VARIABLE)
     if named is not None:
         return None if named.strip().lower() in ("", "off", "0") else Path(named)
     config = configparser.ConfigParser(interpolation=None)
@@ -95,10 +94,12 @@ def folder_for(root: Path, environment: Mapping[str, str] | None = None) -> Path
 
 
 def open_cache(root: Path, *, served: bool) -> RequestCache | None:
-    """The run's cache. Models in process use one only where MEGAPAIRS_CACHE names it: their chunks are their markers,
-    and nobody bills them.
+    """The cache of a run in worktree `root`, or None.
+
+    Models in process (`served` is False) use a cache only where MEGAPAIRS_CACHE names it: finished chunks are skipped
+    anyway, and nothing is billed.
     """
-    if not served and os.environ.get(VARIABLE) is None:
+    if not served and os.environ.get(ENVIRONMENT_VARIABLE) is None:
         return None
-    folder = folder_for(root)
+    folder = cache_folder(root)
     return RequestCache(folder) if folder else None

@@ -1,13 +1,13 @@
-"""What a model is asked and what it answers, and the engine's way to count it: shared by all engines."""
+"""Requests and replies, and how every engine counts them: shared by all engines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tasks.models.llm.request_cache import RequestCache, image_keys, key_of
+from tasks.models.llm.request_cache import RequestCache, image_keys, request_key
 from tasks.usage import Usage
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One user turn: images first, then the text. `schema`, a JSON schema, guides engines that can be guided."""
+    """One user turn: images first, then the text. `schema`, a JSON schema, guides engines with guided decoding."""
 
     images: tuple[Image, ...]
     text: str
@@ -25,18 +25,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model wrote, stripped, and the tokens it took: counts."""
+    """What the model wrote, stripped, and the tokens that it took, counts."""
 
     text: str
     prompt_tokens: int
     output_tokens: int
 
 
-class Accounted:
-    """An engine that counts what it is asked, and in process answers a call that was made before from the cache.
+class UsageTracking:
+    """Base of the engines: counts requests and tokens; in process, answers a repeated call from the cache.
 
-    In process the unit is the call, not the request: a batch's last bits depend on who else is in it, so a reply taken
-    out of another batch could change a table. A served reply is cached alone (tasks/models/llm/openai_server.py).
+    In process the unit of caching is the call, not the request: the last bits of a batch depend on the requests in it,
+    so that a reply taken from another batch could change a table. Served replies are cached one by one
+    (tasks/models/llm/openai_server.py).
     """
 
     name: str
@@ -44,44 +45,54 @@ class Accounted:
     engine: str  # its name and version
     sampling: str  # JSON
     is_on_gpu = False
-    spent: Usage
+    usage: Usage
     cache: RequestCache | None
 
-    def _account(self, engine: str, sampling: dict[str, Any], cache: RequestCache | None) -> None:
+    def _track_usage(self, engine: str, sampling: Mapping[str, Any], cache: RequestCache | None) -> None:
+        """Start counting; to be called once the engine's version is known."""
         self.engine, self.sampling = engine, json.dumps(sampling, sort_keys=True)
-        self.spent, self.cache = Usage(), cache
+        self.usage, self.cache = Usage(), cache
 
-    def _texts(
-        self, kind: str, requests: Sequence[Request], facts: dict[str, Any], make: Callable[[], list[Reply]]
+    def _cached_replies(
+        self, kind: str, requests: Sequence[Request], settings: Mapping[str, Any], make: Callable[[], list[Reply]]
     ) -> list[Reply]:
-        """Replies of one call, counted; from the cache where this very call was made before."""
+        """Replies of one call, counted; arguments as of `_cached_call`."""
 
-        def fresh() -> list[list[Any]]:
+        def make_rows() -> list[list[Any]]:
             replies = make()
-            self.spent.prompt_tokens += sum(r.prompt_tokens for r in replies)
-            self.spent.output_tokens += sum(r.output_tokens for r in replies)
+            self.usage.prompt_tokens += sum(r.prompt_tokens for r in replies)
+            self.usage.output_tokens += sum(r.output_tokens for r in replies)
             return [[r.text, r.prompt_tokens, r.output_tokens] for r in replies]
 
-        return [Reply(*row) for row in self._once(kind, requests, facts, fresh)]
+        return [Reply(*row) for row in self._cached_call(kind, requests, settings, make_rows)]
 
-    def _once(
-        self, kind: str, requests: Sequence[Request], facts: dict[str, Any], make: Callable[[], list[Any]]
+    def _cached_call(
+        self, kind: str, requests: Sequence[Request], settings: Mapping[str, Any], make: Callable[[], list[Any]]
     ) -> list[Any]:
-        self.spent.requests += len(requests)
+        """The result of one call, from the cache where this very call was made before.
+
+        Args:
+            kind: of the call; part of the cache's key.
+            requests: of the call.
+            settings: what else decides the result; part of the cache's key.
+            make: the call.
+        """
+        self.usage.requests += len(requests)
         if not requests:
             return []
-        key = ""
+        key = self._call_key(kind, requests, settings) if self.cache is not None else ""
+        cached = self.cache.get(key) if self.cache is not None else None
+        if cached is not None:
+            self.usage.cached += len(requests)
+            return list(cached)
+        with self.usage.clock(on_gpu=self.is_on_gpu):
+            result = make()
         if self.cache is not None:
-            images = image_keys(i for r in requests for i in r.images)
-            asked = [[[images[id(i)] for i in r.images], r.text, r.schema] for r in requests]
-            who = {"model": self.name, "revision": self.revision, "engine": self.engine, "sampling": self.sampling}
-            key = key_of({"kind": kind, **who, **facts, "asked": asked})
-            found = self.cache.get(key)
-            if found is not None:
-                self.spent.cached += len(requests)
-                return list(found)
-        with self.spent.clock(on_gpu=self.is_on_gpu):
-            made = make()
-        if self.cache is not None:
-            self.cache.put(key, made)
-        return made
+            self.cache.put(key, result)
+        return result
+
+    def _call_key(self, kind: str, requests: Sequence[Request], settings: Mapping[str, Any]) -> str:
+        keys = image_keys(image for r in requests for image in r.images)
+        contents = [[[keys[id(image)] for image in r.images], r.text, r.schema] for r in requests]
+        model = {"model": self.name, "revision": self.revision, "engine": self.engine, "sampling": self.sampling}
+        return request_key({"kind": kind, **model, **settings, "asked": contents})

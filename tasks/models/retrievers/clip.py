@@ -17,7 +17,7 @@ import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
-from tasks.models.hub import loading, pick_device, revision_of
+from tasks.models.hub import load_errors, model_revision, pick_device
 from tasks.models.retrievers.base import Content, Role, add_remote_code, count_rows
 from tasks.store.atomic import atomic_write
 
@@ -55,7 +55,7 @@ class ClipRetriever:
         torch.set_num_threads(threads)
         self.name = model
         self.device = pick_device(device)
-        with loading(model, "a retriever"):
+        with load_errors(model, "a retriever"):
             self.model: Any = AutoModel.from_pretrained(
                 model, revision=revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
@@ -66,7 +66,7 @@ class ClipRetriever:
                 "as BAAI/BGE-VL-base"
             )
         self.model.eval().to(self.device)
-        self.revision = revision_of(model, revision, self.model.config)
+        self.revision = model_revision(model, revision, self.model.config)
         self.max_tokens = int(self.model.config.text_config.max_position_embeddings)
 
     def preprocess(self, images: Sequence[Image]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.models.hub import loading
+from tasks.models.hub import load_errors
 from tasks.models.retrievers.base import Retriever
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.models.retrievers.mllm import MllmRetriever
@@ -23,7 +23,7 @@ def load_retriever(model: str, *, revision: str | None = None, device: str = "au
     """
     from transformers import AutoConfig
 
-    with loading(model, "a retriever"):
+    with load_errors(model, "a retriever"):
         model_type = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type
     if model_type in FAMILIES:
         return MllmRetriever(model, revision=revision, device=device, threads=threads)

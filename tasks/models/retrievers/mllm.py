@@ -20,7 +20,7 @@ import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
-from tasks.models.hub import loading, pick_device, revision_of
+from tasks.models.hub import load_errors, model_revision, pick_device
 from tasks.models.retrievers.base import Content, Role, add_remote_code, count_rows
 from tasks.models.retrievers.published.bge_vl_inputs import ImageInput, Inputs
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
@@ -77,21 +77,21 @@ class MllmRetriever:
         torch.set_num_threads(threads)
         self.name, self.instruction = model, instruction
         self.device = pick_device(device)
-        with loading(model, "a retriever"):
+        with load_errors(model, "a retriever"):
             self.kind = str(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type)
         if self.kind not in FAMILIES:
             raise ConfigError(
                 f"model '{model}': architecture '{self.kind}' is no MLLM retriever; expected one of {sorted(FAMILIES)}"
             )
         self.family = FAMILIES[self.kind]
-        with loading(model, "a retriever"):
+        with load_errors(model, "a retriever"):
             source = {"revision": revision, "trust_remote_code": False}
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
                 model, dtype=torch.float32, use_safetensors=True, **source
             )
             self.inputs = Inputs.load(model, self.model.config, **source)
         self.model.eval().to(self.device)
-        self.revision = revision_of(model, revision, self.model.config)
+        self.revision = model_revision(model, revision, self.model.config)
         self.dimension = int(self.model.config.text_config.hidden_size)
 
     # --- inputs and features --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible engine, against a small server on loopback that keeps what it is sent."""
+"""The OpenAI-compatible engine, against a small server on loopback that keeps its requests."""
 
 import base64
 import io
@@ -6,15 +6,17 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
 
 from tasks.errors import ConfigError, TransientError
-from tasks.models.llm.captioner import Reply, Request
+from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.load import load_writer
 from tasks.models.llm.openai_server import ServedCaptioner
+from tasks.models.llm.requests import Reply, Request
 
 Answer = tuple[int, dict]
 
@@ -23,7 +25,7 @@ class Server(ThreadingHTTPServer):
     """Answers each request with `answer(number, body)`."""
 
     answer: Callable[[int, dict], Answer]
-    seen: list[dict]
+    requests: list[dict]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -31,8 +33,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append({"path": self.path, **body})
-        status, answer = self.server.answer(len(self.server.seen), body)
+        self.server.requests.append({"path": self.path, **body})
+        status, answer = self.server.answer(len(self.server.requests), body)
         text = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
@@ -43,14 +45,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def said(text: str, **more: object) -> dict:
+def completion(text: str, **more: object) -> dict:
     return {"choices": [{"message": {"content": text}, **more}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     server = Server(("127.0.0.1", 0), Handler)
-    server.seen = []
+    server.requests = []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server
@@ -59,28 +61,28 @@ def server() -> Iterator[Server]:
     server.server_close()
 
 
-def captioner(server: Server, **more) -> ServedCaptioner:
+def captioner(
+    server: Server, *, tries: int = 8, sleep: Callable[[float], None] = lambda _: None, **changes
+) -> ServedCaptioner:
     url = f"http://127.0.0.1:{server.server_port}/v1/"
-    return ServedCaptioner(
-        "Qwen/Qwen3-VL-8B-Instruct",
-        **{"revision": None, "url": url, "in_flight": 4, "max_new_tokens": 9, "sleep": lambda s: None, **more},
-    )
+    config = LlmConfig("Qwen/Qwen3-VL-8B-Instruct", engine="openai", url=url, in_flight=4, max_new_tokens=9)
+    return ServedCaptioner(replace(config, **changes), tries=tries, sleep=sleep)
 
 
 def test_images_travel_as_bytes_before_the_text_and_replies_keep_their_order(server: Server):
-    server.answer = lambda n, body: (200, said(f" {body['messages'][0]['content'][-1]['text']}! "))
+    server.answer = lambda n, body: (200, completion(f" {body['messages'][0]['content'][-1]['text']}! "))
     images = tuple(Image.new("RGB", (8, 8), c) for c in ("red", "blue"))
     replies = captioner(server).chat([Request(images, f"text {n}") for n in range(20)])
     assert replies == [Reply(f"text {n}!", 7, 3) for n in range(20)]
-    sent = server.seen[0]
+    sent = server.requests[0]
     assert sent["path"] == "/v1/chat/completions" and sent["temperature"] == 0 and sent["max_tokens"] == 9
     urls = [part["image_url"]["url"] for part in sent["messages"][0]["content"][:2]]
     opened = [Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")))) for url in urls]
     assert [p.getpixel((4, 4))[0] > 128 for p in opened] == [True, False]
 
 
-def test_a_busy_server_is_asked_again_and_a_dead_one_is_transient(server: Server):
-    server.answer = lambda n, body: (200, said("here")) if n > 3 else ((429, 503, 200)[n - 1], {"error": "busy"})
+def test_a_busy_server_gets_the_request_again_and_an_unreachable_one_is_transient(server: Server):
+    server.answer = lambda n, body: (200, completion("here")) if n > 3 else ((429, 503, 200)[n - 1], {"error": "busy"})
     waits: list[float] = []
     assert captioner(server, in_flight=1, sleep=waits.append).chat([Request((), "hello")])[0].text == "here"
     assert len(waits) == 3 and waits == sorted(waits)
@@ -92,28 +94,27 @@ def test_a_refusal_is_not_tried_again(server: Server):
     server.answer = lambda n, body: (404, {"error": "no such model"})
     with pytest.raises(ConfigError, match="404"):
         captioner(server).chat([Request((), "hello")])
-    assert len(server.seen) == 1
+    assert len(server.requests) == 1
 
 
-def test_yes_is_read_off_the_first_token(server: Server):
+def test_p_yes_comes_from_the_first_token(server: Server):
     likely = [
         {"token": t, "logprob": math.log(p)} for t, p in (("Yes", 0.5), (" yes", 0.1), ("No", 0.2), ("Maybe", 0.2))
     ]
     server.answer = lambda n, body: (
         200,
-        said("Yes", logprobs={"content": [{"top_logprobs": likely if n == 1 else likely[3:]}]}),
+        completion("Yes", logprobs={"content": [{"top_logprobs": likely if n == 1 else likely[3:]}]}),
     )
     yes = captioner(server, in_flight=1).yes_probability([Request((), "a"), Request((), "b")])
     assert yes == [pytest.approx(0.75), 0.0]
-    assert server.seen[0]["max_tokens"] == 1 and server.seen[0]["logprobs"] is True
-    server.answer = lambda n, body: (200, said("Yes"))
+    assert server.requests[0]["max_tokens"] == 1 and server.requests[0]["logprobs"] is True
+    server.answer = lambda n, body: (200, completion("Yes"))
     with pytest.raises(ConfigError, match="top_logprobs"):
         captioner(server).yes_probability([Request((), "a")])
 
 
 def test_the_writer_has_a_server_of_its_own(server: Server):
-    server.answer = lambda n, body: (200, said("make it blue"))
-    writer = load_writer(
-        "Qwen/Qwen3-8B", engine="openai", url=f"http://127.0.0.1:{server.server_port}/v1", revision="abc"
-    )
+    server.answer = lambda n, body: (200, completion("make it blue"))
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    writer = load_writer(LlmConfig("Qwen/Qwen3-8B", engine="openai", url=url, revision="abc"))
     assert (writer.name, writer.revision, writer.write(["one"])[0].text) == ("Qwen/Qwen3-8B", "abc", "make it blue")

@@ -21,17 +21,19 @@ import pytest
 from PIL import Image
 
 from benchmarks.vllm_server import Server, ServerDidNotStart, serving
-from tasks.caption.descriptions import read_description
-from tasks.caption.generate import Draft, describe, write
-from tasks.caption.stage import captioned_row
+from tasks.caption.chunk import CaptionSetup
+from tasks.caption.descriptions import parse_description
+from tasks.caption.draft import Draft
+from tasks.caption.generate import describe, write
+from tasks.caption.rows import captioned_row
 from tasks.config import load_params
 from tasks.errors import ConfigError
 from tasks.judge.questions import Question, yes_probabilities
-from tasks.models.llm.base import Captioner
+from tasks.models.llm.base import Captioner, LlmConfig
 from tasks.models.llm.load import load_captioner, load_writer
 from tasks.models.llm.openai_server import ServedCaptioner
 from tasks.models.llm.requests import Request
-from tasks.prompts.prompt_set import read_prompts
+from tasks.prompts.prompt_set import read_prompt_set
 from tasks.sample.scenes import draw, family
 
 pytestmark = pytest.mark.skipif(
@@ -41,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 
 CHECKPOINTS = Path("tasks/sample/checkpoints").resolve()
 CLOSE = 0.02
-NAMES_THE_ENGINE = {"captioner", "captioner_revision", "engine", "sampling"}
+ENGINE_COLUMNS = {"captioner", "captioner_revision", "engine", "sampling"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def scenes() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def asked(scenes: list[Image.Image]) -> list[Request]:
+def requests(scenes: list[Image.Image]) -> list[Request]:
     return [
         Request((scenes[4 * f + a], scenes[4 * f + b]), "Compare the pictures.")
         for f in range(4)
@@ -66,13 +68,13 @@ def questions(scenes: list[Image.Image]) -> list[Question]:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Captioner:
-    return load_captioner(str(CHECKPOINTS / "vlm"), device="cpu", max_new_tokens=60)
+def local() -> Captioner:
+    return load_captioner(LlmConfig(str(CHECKPOINTS / "vlm"), device="cpu", max_new_tokens=60))
 
 
 @pytest.fixture(scope="module")
 def judge() -> Captioner:
-    return load_captioner(str(CHECKPOINTS / "judge"), device="cpu")
+    return load_captioner(LlmConfig(str(CHECKPOINTS / "judge"), device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -88,91 +90,97 @@ def as_sent(image: Image.Image) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def rows_of(model: Captioner, images: list[tuple[Image.Image, ...]]) -> list[dict[str, object]]:
+def caption_rows(model: Captioner, images: list[tuple[Image.Image, ...]]) -> list[dict[str, object]]:
     """The rows of table `captioned` that a describing model and the tiny writer give, by the stage's own steps."""
-    config, prompts = load_params().caption, read_prompts("tiny")
-    writer = load_writer(str(CHECKPOINTS / "writer"), max_new_tokens=60)
+    config, prompts = load_params().caption, read_prompt_set("tiny")
+    writer = load_writer(LlmConfig(str(CHECKPOINTS / "writer"), max_new_tokens=60))
     drafts = [Draft(f"p{n}") for n in range(len(images))]
     describe(drafts, images, model, prompts, max_chars=4 * config.max_chars)
     write(drafts, [(None, None)] * len(drafts), config, writer, prompts)
-    return [captioned_row(d, "2026.01.05", config.styles, model, writer, prompts) for d in drafts]
+    setup = CaptionSetup(model, writer, prompts, config)
+    return [captioned_row(d, "2026.01.05", setup) for d in drafts]
 
 
-def require_same_records(found: list[dict[str, object]], expected: list[dict[str, object]]) -> None:
-    assert all(set(a) == set(b) for a, b in zip(found, expected, strict=True))
+def require_same_records(answers: list[dict[str, object]], expected: list[dict[str, object]]) -> None:
+    assert all(set(a) == set(b) for a, b in zip(answers, expected, strict=True))
     differing = [
-        (a, b) for a, b in zip(found, expected, strict=True) if any(a[k] != b[k] for k in set(a) - NAMES_THE_ENGINE)
+        (a, b) for a, b in zip(answers, expected, strict=True) if any(a[k] != b[k] for k in set(a) - ENGINE_COLUMNS)
     ]
     assert len(differing) <= 1, differing
-    assert all(row[k] for row in found for k in ("engine", "sampling", "captioner_revision", "prompt_sha256")) and all(
-        row["seed"] == 0 for row in found
-    )
+    assert all(
+        row[k] for row in answers for k in ("engine", "sampling", "captioner_revision", "prompt_sha256")
+    ) and all(row["seed"] == 0 for row in answers)
     assert sum(len(row["instructions"]) >= 3 for row in expected) >= 0.75 * len(expected)  # type: ignore[arg-type] - the rows are worth comparing
 
 
-def test_vllm_offline_says_what_transformers_says(plain: Captioner, asked: list[Request]):
-    offline = load_captioner(str(CHECKPOINTS / "vlm"), engine="vllm", max_new_tokens=60)
-    replies, expected = offline.chat(asked), plain.chat(asked)
+def test_vllm_offline_gives_the_replies_of_transformers(local: Captioner, requests: list[Request]):
+    offline = load_captioner(LlmConfig(str(CHECKPOINTS / "vlm"), engine="vllm", max_new_tokens=60))
+    replies, expected = offline.chat(requests), local.chat(requests)
     differing = [(a.text, b.text) for a, b in zip(replies, expected, strict=True) if a.text != b.text]
     assert len(differing) <= 1, differing
     assert [r.prompt_tokens for r in replies] == [r.prompt_tokens for r in expected]
-    assert offline.revision == plain.revision and offline.engine.startswith("vllm ")
-    require_same_records(rows_of(offline, [r.images for r in asked]), rows_of(plain, [r.images for r in asked]))
+    assert offline.revision == local.revision and offline.engine.startswith("vllm ")
+    require_same_records(
+        caption_rows(offline, [r.images for r in requests]), caption_rows(local, [r.images for r in requests])
+    )
 
 
-def test_vllm_offline_judges_as_transformers_judges(judge: Captioner, questions: list[Question]):
-    offline = load_captioner(str(CHECKPOINTS / "judge"), engine="vllm")
-    found, expected = (yes_probabilities(m, questions, "Does it fit: {instruction}") for m in (offline, judge))
-    assert found == pytest.approx(expected, abs=CLOSE)
+def test_vllm_offline_gives_the_probabilities_of_transformers(judge: Captioner, questions: list[Question]):
+    offline = load_captioner(LlmConfig(str(CHECKPOINTS / "judge"), engine="vllm"))
+    answers, expected = (yes_probabilities(m, questions, "Does it fit: {instruction}") for m in (offline, judge))
+    assert answers == pytest.approx(expected, abs=CLOSE)
     assert min(expected) < 0.2 < 0.8 < max(expected)  # there is something to tell apart
 
 
-def test_the_writer_too():
+def test_vllm_offline_writes_what_transformers_writes():
     prompts = [
         "style: short\nboth: nothing; change: remove the small red star",
         "style: imperative\nboth: nothing; change: remove the small red star",
     ]
     offline, local = (
-        load_writer(str(CHECKPOINTS / "writer"), engine="vllm", max_new_tokens=40),
-        load_writer(str(CHECKPOINTS / "writer"), max_new_tokens=40),
+        load_writer(LlmConfig(str(CHECKPOINTS / "writer"), engine="vllm", max_new_tokens=40)),
+        load_writer(LlmConfig(str(CHECKPOINTS / "writer"), max_new_tokens=40)),
     )
     assert [r.text for r in offline.write(prompts)] == [r.text for r in local.write(prompts)]
 
 
-def test_the_server_says_what_transformers_says(server: Server, plain: Captioner, asked: list[Request]):
-    served = load_captioner("tiny", engine="openai", url=server.url, max_new_tokens=60, in_flight=8)
-    replies, expected = served.chat(asked), plain.chat([Request(tuple(map(as_sent, r.images)), r.text) for r in asked])
+def test_the_server_gives_the_replies_of_transformers(server: Server, local: Captioner, requests: list[Request]):
+    served = load_captioner(LlmConfig("tiny", engine="openai", url=server.url, max_new_tokens=60, in_flight=8))
+    replies, expected = (
+        served.chat(requests),
+        local.chat([Request(tuple(map(as_sent, r.images)), r.text) for r in requests]),
+    )
     differing = [(a.text, b.text) for a, b in zip(replies, expected, strict=True) if a.text != b.text]
     assert len(differing) <= 1, differing
     assert [r.prompt_tokens for r in replies] == [r.prompt_tokens for r in expected]
     assert served.engine.startswith("openai, vllm ")
-    images = [r.images for r in asked]
-    require_same_records(rows_of(served, images), rows_of(plain, [tuple(map(as_sent, i)) for i in images]))
+    images = [r.images for r in requests]
+    require_same_records(caption_rows(served, images), caption_rows(local, [tuple(map(as_sent, i)) for i in images]))
 
 
-def test_images_reach_the_server_as_bytes_and_no_url_is_followed(server: Server, asked: list[Request]):
-    served = load_captioner("tiny", engine="openai", url=server.url, max_new_tokens=4)
+def test_images_reach_the_server_as_bytes_and_no_url_is_followed(server: Server, requests: list[Request]):
+    served = load_captioner(LlmConfig("tiny", engine="openai", url=server.url, max_new_tokens=4))
     assert isinstance(served, ServedCaptioner)
-    urls = [part["image_url"]["url"] for part in served._body(asked[0], {})["messages"][0]["content"][:2]]
-    for url, image in zip(urls, asked[0].images, strict=True):
+    urls = [part["image_url"]["url"] for part in served._body(requests[0], {})["messages"][0]["content"][:2]]
+    for url, image in zip(urls, requests[0].images, strict=True):
         content = base64.b64decode(url.removeprefix("data:image/jpeg;base64,"), validate=True)
         assert Image.open(io.BytesIO(content)).size == image.size
     with pytest.raises(ConfigError, match="serves .*'tiny'.*, not 'another'"):
-        load_captioner("another", engine="openai", url=server.url).chat(asked[:1])
+        load_captioner(LlmConfig("another", engine="openai", url=server.url)).chat(requests[:1])
 
 
-def test_the_server_follows_a_schema(server: Server, asked: list[Request]):
-    guided = load_captioner("tiny", engine="openai", url=server.url, max_new_tokens=400)
-    text = guided.chat([Request(asked[0].images, asked[0].text, read_prompts("standard").schema)])[0].text
+def test_the_server_follows_a_schema(server: Server, requests: list[Request]):
+    guided = load_captioner(LlmConfig("tiny", engine="openai", url=server.url, max_new_tokens=400))
+    text = guided.chat([Request(requests[0].images, requests[0].text, read_prompt_set("standard").schema)])[0].text
     # a schema gives the form; this model may not reach its end
-    assert read_description(text) is not None or text.startswith("{"), text
+    assert parse_description(text) is not None or text.startswith("{"), text
     small = {
         "type": "object",
         "properties": {"fits": {"type": "boolean"}},
         "required": ["fits"],
         "additionalProperties": False,
     }
-    assert guided.chat([Request(asked[0].images, asked[0].text, small)])[0].text in (
+    assert guided.chat([Request(requests[0].images, requests[0].text, small)])[0].text in (
         '{"fits":true}',
         '{"fits":false}',
         '{"fits": true}',
@@ -180,15 +188,17 @@ def test_the_server_follows_a_schema(server: Server, asked: list[Request]):
     )
 
 
-def test_the_server_judges_as_transformers_judges(judge: Captioner, questions: list[Question], tmp_path: Path):
+def test_the_server_gives_the_probabilities_of_transformers(
+    judge: Captioner, questions: list[Question], tmp_path: Path
+):
     with serving(sys.executable, str(CHECKPOINTS / "judge"), tmp_path / "server.log") as running:
-        served = load_captioner("tiny", engine="openai", url=running.url)
-        found = yes_probabilities(served, questions, "Does it fit: {instruction}")
-    shown = [Question(as_sent(q.query), as_sent(q.candidate), q.instruction) for q in questions]
-    assert found == pytest.approx(yes_probabilities(judge, shown, "Does it fit: {instruction}"), abs=CLOSE)
+        served = load_captioner(LlmConfig("tiny", engine="openai", url=running.url))
+        answers = yes_probabilities(served, questions, "Does it fit: {instruction}")
+    decoded = [Question(as_sent(q.query), as_sent(q.candidate), q.instruction) for q in questions]
+    assert answers == pytest.approx(yes_probabilities(judge, decoded, "Does it fit: {instruction}"), abs=CLOSE)
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path):
+def test_a_server_that_cannot_start_reports_its_exit_code(tmp_path: Path):
     with (
         pytest.raises(ServerDidNotStart, match=r"exit code [1-9]"),
         serving(sys.executable, str(tmp_path / "no model"), tmp_path / "server.log"),

@@ -1,0 +1,115 @@
+"""Rows that judging reads (captioned rows joined with their pairs) and writes (tables `triplets` and `dropped`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.errors import DataError
+from tasks.judge.verdict import Verdict
+from tasks.models.llm.base import Captioner
+from tasks.names import stable_id
+
+
+def join_pairs(captioned: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Captioned rows with the images of their pair, by pair id; rows of reversed pairs with the images exchanged.
+
+    Raises:
+        DataError: a captioned row has no pair.
+    """
+    by_id = {pair["pair_id"]: pair for pair in pairs}
+    if any(row["pair_id"] not in by_id for row in captioned):
+        by_id = {pair["pair_id"]: pair for pair in map(reverse_pair, pairs)} | by_id
+    if missing := [row["pair_id"] for row in captioned if row["pair_id"] not in by_id]:
+        raise DataError(
+            f"captioned: {len(missing)} rows have no pair of the same batch, the first {missing[0]}; run select and "
+            "caption again for this batch"
+        )
+    return sorted(({**by_id[row["pair_id"]], **row} for row in captioned), key=lambda row: str(row["pair_id"]))
+
+
+def reverse_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The pair that leads from a pair's target to its query.
+
+    It has an id of its own, its query image as negative 0, and the same mined negatives after it.
+    """
+    query, target = pair["target_image_id"], pair["query_image_id"]
+    ends = {"pair_id": stable_id(query, target), "query_image_id": query, "target_image_id": target}
+    return {**pair, **ends, "negative_image_ids": [query, *pair["negative_image_ids"][1:]]}
+
+
+def mark_duplicates(rows: Sequence[Mapping[str, Any]], known: set[tuple[str, str]]) -> list[bool]:
+    """Per row whether its (query, target) is among `known` or the rows before it."""
+    seen = set(known)
+    is_duplicate = []
+    for row in rows:
+        ends = (row["query_image_id"], row["target_image_id"])
+        is_duplicate.append(ends in seen)
+        seen.add(ends)
+    return is_duplicate
+
+
+def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner, prompt_sha256: str = "") -> dict[str, Any]:
+    """A row of table `triplets` for a kept pair; `found_by` is filled in later."""
+    instructions = [row["instructions"][n] for n in verdict.instructions]
+    return {
+        "triplet_id": stable_id(row["pair_id"], *instructions),
+        "pair_id": row["pair_id"],
+        "batch": row["batch"],
+        "query_image_id": row["query_image_id"],
+        "target_image_id": row["target_image_id"],
+        "instructions": instructions,
+        "styles": [row["styles"][n] for n in verdict.instructions],
+        "negative_image_ids": [row["negative_image_ids"][k] for k in verdict.negatives],
+        "judge_target": verdict.judge_target,
+        "judge_negative": verdict.judge_negative,
+        "mined_by": row["mined_by"],
+        "description": row["description"],
+        "captioner": row["captioner"],
+        "captioner_revision": row["captioner_revision"],
+        "prompt_sha256": row["prompt_sha256"],
+        "judge": judge.name,
+        "judge_revision": judge.revision,
+        "tokens": row["prompt_tokens"] + row["output_tokens"],
+        **{name: row.get(name) for name in ("language", "engine", "sampling", "seed")},
+        "judge_prompt_sha256": prompt_sha256,
+        "judge_engine": judge.engine,
+        "found_by": None,
+    }
+
+
+def verdict_rows(row: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
+    """Rows of table `dropped` for one judged pair: the pair alone where it is dropped, else its instructions and false
+    negatives.
+    """
+    texts = [
+        {"instruction": row["instructions"][n], "style": row["styles"][n], "reason": reason, "p_yes": round(yes, 4)}
+        for n, (reason, yes) in sorted(verdict.dropped.items())
+    ]
+    if verdict.reason is not None:
+        return [dropped_row(row, row["pair_id"], verdict.reason, {"instructions": texts})]
+    dropped = [dropped_row(row, f"{row['pair_id']}:{t['style']}", str(t["reason"]), t) for t in texts]
+    for k, yes in sorted(verdict.false_negatives.items()):
+        image_id = row["negative_image_ids"][k]
+        detail = {"image_id": image_id, "p_yes": round(yes, 4)}
+        dropped.append(dropped_row(row, f"{row['pair_id']}:{image_id}", "false_negative", detail))
+    return dropped
+
+
+def duplicate_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of table `dropped` for a pair whose images make a triplet already."""
+    detail = {"query": row["query_image_id"], "target": row["target_image_id"]}
+    return dropped_row(row, row["pair_id"], "duplicate", detail)
+
+
+def shortcut_row(triplet: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of table `dropped` for a triplet that one modality is enough for."""
+    detail = {"found_by": triplet["found_by"], "texts": triplet["instructions"]}
+    return dropped_row(triplet, triplet["pair_id"], "shortcut", detail)
+
+
+def dropped_row(row: Mapping[str, Any], key: str, reason: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of table `dropped`; `detail` is stored as JSON."""
+    text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
+    return {"stage": "judge", "batch": row["batch"], "key": key, "reason": reason, "detail": text}
