@@ -63,6 +63,7 @@ from tasks.judge import shortcuts
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.names import stable_id
+from tasks.pages import charts
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene, family, image_of
@@ -74,6 +75,7 @@ ARMS = ("judged", "unjudged", "image_text", "random")
 NEGATIVES = ("none", "query", "mined")
 ABLATIONS = ("negatives", "encoders", "filters")
 METRIC = "map_at_5"
+COLOURS = {"judged": "#1b7837", "unjudged": "#a65f00", "image_text": "#762a83", "random": "#6b7280"}  # of the figure
 DEMO = Path(".demo")
 QUICK = {
     "drawn": True,
@@ -412,60 +414,35 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
 
 
 def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float) -> str:
-    """The scaling figure as SVG: composed mAP@5 against the number of samples (log scale), one line an arm, bars of one
-    deviation.
+    """The scaling figure as SVG: composed mAP@5 against the number of samples (log scale), one line an arm, error bars
+    of one standard deviation over the seeds.
+
+    Args:
+        arms: arm -> number of samples -> {"mean", "deviation"}.
+        base: the score before any training.
     """
-    width, height, left, bottom, colours = (
-        640,
-        400,
-        60,
-        50,
-        {"judged": "#1b7837", "unjudged": "#7fbf7b", "image_text": "#762a83", "random": "#999999"},
+    series = []
+    for arm, by_size in arms.items():
+        sizes = sorted(by_size, key=int)
+        means = [by_size[s]["mean"] for s in sizes]
+        deviations = [by_size[s]["deviation"] or 0.0 for s in sizes]
+        name, colour = arm.replace("_", "-"), COLOURS.get(arm, "#333333")
+        series.append(charts.Series(name, colour, [int(s) for s in sizes], means, deviations))
+    ticks = sorted({int(size) for by_size in arms.values() for size in by_size})
+    ends = [base, *(m + sign * e for s in series for m, e in zip(s.y, s.error, strict=True) for sign in (-1, 1))]
+    frame = charts.Frame(
+        "Composed mAP@5 by number of training samples",
+        f"One line for each kind of sample ({', '.join(s.name for s in series)}), error bars of one standard deviation "
+        "over the seeds; the dashed line is the model before training.",
+        x_label="training samples",
+        y_label="composed mAP@5",
+        width=640,
+        height=400,
     )
-    sizes = [int(s) for found in arms.values() for s in found]
-    values = [base] + [
-        v["mean"] + sign * (v["deviation"] or 0) for found in arms.values() for v in found.values() for sign in (-1, 1)
-    ]
-    low, high = min(values) * 0.95, max(values) * 1.05
-    first, last = math.log(min(sizes)), math.log(max(max(sizes), min(sizes) * 2))
-
-    def at(size: float, value: float) -> tuple[float, float]:
-        x = left + (math.log(size) - first) / (last - first) * (width - left - 140)
-        return round(x, 1), round(height - bottom - (value - low) / ((high - low) or 1) * (height - bottom - 20), 1)
-
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
-    ]
-    lines.append(f'<rect width="{width}" height="{height}" fill="white"/>')
-    (_, y), (right, _) = at(min(sizes), base), at(math.exp(last), base)
-    lines.append(
-        f'<line x1="{left}" y1="{y}" x2="{right}" y2="{y}" stroke="#bbb" stroke-dasharray="4"/><text x="{right + 6}" y="{y + 4}" fill="#888">base</text>'
-    )
-    for size in sorted(set(sizes)):
-        x, _ = at(size, low)
-        lines.append(f'<text x="{x}" y="{height - bottom + 18}" text-anchor="middle">{size}</text>')
-    for value in np.linspace(low, high, 5):
-        _, y = at(min(sizes), float(value))
-        lines.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{value:.3f}</text>')
-    for arm, found in arms.items():
-        points = [
-            (at(int(s), v["mean"]), v["deviation"] or 0.0, int(s), v["mean"])
-            for s, v in sorted(found.items(), key=lambda x: int(x[0]))
-        ]
-        colour = colours.get(arm, "#333333")
-        lines.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x},{y}" for (x, y), *_ in points)}"/>'
-        )
-        for (x, y), deviation, size, mean in points:
-            top, under = at(size, mean + deviation)[1], at(size, mean - deviation)[1]
-            lines.append(
-                f'<line x1="{x}" y1="{top}" x2="{x}" y2="{under}" stroke="{colour}"/><circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>'
-            )
-        (x, y), *_ = points[-1]
-        lines.append(f'<text x="{x + 8}" y="{y + 4}" fill="{colour}">{arm.replace("_", "-")}</text>')
-    lines.append(f'<text x="{(left + right) / 2}" y="{height - 8}" text-anchor="middle">training samples</text>')
-    lines.append('<text x="14" y="14">composed mAP@5</text></svg>')
-    return "\n".join(lines) + "\n"
+    x = charts.Axis(ticks[0], max(ticks[-1], 2 * ticks[0]), is_log=True, ticks=ticks)
+    y = charts.Axis(min(ends) * 0.95, max(ends) * 1.05 or 1.0)
+    baseline = charts.Series("base", "#6b7280", (), [base])
+    return charts.standalone([charts.lines(frame, x, y, series, baseline=baseline)])
 
 
 def study(args: argparse.Namespace) -> dict[str, Any]:

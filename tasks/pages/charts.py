@@ -127,11 +127,11 @@ class _Plot:
 
     def __init__(self, frame: Frame, x: Axis, y: Axis, *, right: float, below: float) -> None:
         self.x_axis, self.y_axis = x, y
-        y_ticks = y.labelled_ticks(4)
+        self.bottom = frame.height - below - LINE_PX * (1 + bool(frame.x_label)) - 6
+        self.top = 8 + LINE_PX * bool(frame.y_label) + FONT_PX / 2
+        y_ticks = y.labelled_ticks(max(2, int((self.bottom - self.top) / 36)))
         self.left = 4 + CHAR_PX * max((len(label) for _, label in y_ticks), default=0) + 6 * bool(y_ticks)
         self.right = frame.width - right
-        self.top = 8 + LINE_PX * bool(frame.y_label) + FONT_PX / 2 * bool(y_ticks)
-        self.bottom = frame.height - below - LINE_PX * (1 + bool(frame.x_label)) - 6
         name = "chart-" + hashlib.sha256(f"{frame.title}\x1f{frame.description}".encode()).hexdigest()[:8]
         self.root = ElementTree.Element(
             "svg",
@@ -255,14 +255,14 @@ def lines(
     band: Band | None = None,
     baseline: Series | None = None,
 ) -> str:
-    """Lines, each named in its colour at its right end where there are points, else below the chart.
+    """Lines, each named in its colour: beside its last point where points are drawn, else below the chart.
 
     Args:
         frame: title, labels, size.
         x, y: the axes.
         series: with `error`, points and error bars are drawn, too.
         band: a shaded range of x.
-        baseline: one y value for every x, drawn as a dashed line over the whole width.
+        baseline: a series of no x and one y, drawn as a dashed line over the whole width.
     """
     named = [*series, *((baseline,) if baseline else ())]
     has_points = any(s.error for s in series)
@@ -281,18 +281,23 @@ def lines(
             plot.line((a, plot.y(middle - half)), (a, plot.y(middle + half)), s.colour)
             plot.add("circle", cx=a, cy=b, r="3", fill=s.colour)
     if has_points:
-        _name_at_the_right(plot, named)
+        _name_at_the_ends(plot, named)
     else:
         _name_below(plot, named, frame.height)
     return plot.svg()
 
 
-def _name_at_the_right(plot: _Plot, series: Sequence[Series]) -> None:
-    """Each name beside its last value, moved down where it would lie on another one."""
-    lowest = -math.inf
+def _name_at_the_ends(plot: _Plot, series: Sequence[Series]) -> None:
+    """Each name beside its line's last point, moved down where it would cover another name."""
+    placed: list[tuple[float, float, float]] = []  # left, right, height of each name
     for s in sorted(series, key=lambda s: plot.y(s.y[-1])):
-        lowest = max(plot.y(s.y[-1]), lowest + LINE_PX)
-        plot.text(plot.right + 8, lowest + 4, s.name, colour=s.colour)
+        left = (plot.x(s.x[-1]) if s.x else plot.right) + 8
+        right, height = left + CHAR_PX * len(s.name), plot.y(s.y[-1])
+        for other_left, other_right, other_height in placed:
+            if left < other_right and other_left < right:
+                height = max(height, other_height + LINE_PX)
+        placed.append((left, right, height))
+        plot.text(left, height + 4, s.name, colour=s.colour)
 
 
 def _name_below(plot: _Plot, series: Sequence[Series], height: int) -> None:

@@ -117,7 +117,7 @@ def test_each_list_excludes_images_with_its_reason(tmp_path: Path):
     assert kept == {"3.jpg"} and dropped == {"0.jpg": "blocked", "1.jpg": "taken_down", "2.jpg": "benchmark"}
     assert report.read == report.written + sum(report.dropped.values())
     drops = count_drops(store.read_dropped())
-    assert "## Benchmark decontamination\nNew images were compared with the hashes of `benchmark.jsonl`" in card_of(
+    assert "## Benchmark decontamination\n\nNew images were compared with the hashes of `benchmark.jsonl`" in card_of(
         drops, drops, lists["benchmark_hashes"]
     )
     assert (

@@ -90,11 +90,19 @@ def test_points_have_error_bars_that_reach_one_error_up_and_down():
     assert [e.get("stroke-dasharray") for e in parts(svg, "line") if e.get("stroke") == "#888888"] == ["4 4"]
 
 
-def test_names_at_the_right_never_lie_on_each_other():
+def test_names_beside_the_last_points_never_cover_each_other():
     series = [Series(f"line {n}", "#333333", [0, 1], [0.5, 0.5 + n / 1000], [0.01, 0.01]) for n in range(5)]
     svg = lines(FRAME, Axis(0, 1), Axis(0, 1), series)
     heights = sorted(float(e.get("y", "0")) for e in parts(svg, "text") if str(e.text).startswith("line "))
     assert len(heights) == 5 and all(b - a >= 14.9 for a, b in zip(heights, heights[1:], strict=False))
+    apart = [
+        Series("left", "#333333", [0, 0.1], [0.5, 0.5], [0, 0]),
+        Series("right", "#333333", [0, 1], [0, 0.5], [0, 0]),
+    ]
+    same = [
+        e.get("y") for e in parts(lines(FRAME, Axis(0, 1), Axis(0, 1), apart), "text") if e.text in ("left", "right")
+    ]
+    assert len(same) == 2 and same[0] == same[1], "names far from each other stay beside their points"
 
 
 def test_lines_without_points_are_named_below():
