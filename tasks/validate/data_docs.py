@@ -8,10 +8,13 @@ plain list of the checks is put above it.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.pages.render import html
+
+TIME = re.compile(r"^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)\S*Z$")  # of a validation, as in its folder's name
 
 
 @functools.cache
@@ -32,9 +35,12 @@ def with_checks(index: str, pages: Sequence[str]) -> str:
         index: the page's text.
         pages: paths from its folder, validations/<suite>/<run>/<time>/<page>.
     """
-    checks = [{"path": path, "suite": path.split("/")[1], "time": path.split("/")[-2]} for path in pages]
-    checks.sort(key=lambda check: check["time"], reverse=True)
-    checks.sort(key=lambda check: check["suite"])
+    ordered = sorted(pages, key=lambda path: path.split("/")[-2], reverse=True)
+    ordered.sort(key=lambda path: path.split("/")[1])
+    checks = [
+        {"path": path, "suite": path.split("/")[1], "time": TIME.sub(r"\1-\2-\3 \4:\5 UTC", path.split("/")[-2])}
+        for path in ordered
+    ]
     return index.replace("<body>", "<body>" + html("data_docs_checks.html.j2", checks=checks), 1)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks.validate.data_docs import make_readable, style
+from tasks.validate.data_docs import make_readable, style, with_checks
 
 
 def test_pages_get_a_style_and_the_index_a_list_once(tmp_path: Path):
@@ -23,3 +23,8 @@ def test_pages_get_a_style_and_the_index_a_list_once(tmp_path: Path):
     ), "before GX's own, which wins"
     make_readable(tmp_path)
     assert (tmp_path / "index.html").read_text() == index
+
+
+def test_a_suites_name_is_text_and_its_time_is_readable():
+    page = with_checks("<body></body>", ["validations/<b>_rows/__none__/20261128T214001.593108Z/run.html"])
+    assert "&lt;b&gt; rows · 2026-11-28 21:40 UTC" in page and "<b>" not in page
