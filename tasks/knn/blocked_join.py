@@ -1,4 +1,4 @@
-"""The exact blocked join: every block of pairs passes the prefilter once, and what it lets through is scored exactly."""
+"""The exact blocked join: each block of pairs passes the prefilter once; what passes is scored exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Withdraw pairs and negatives whose images were taken down, and fill the gaps."""
+"""Withdraw pairs and negatives whose images were taken down, and fill the places of the negatives."""
 
 from __future__ import annotations
 
@@ -6,132 +6,130 @@ import json
 import logging
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params
 from tasks.fingerprints.takedown import REASON
 from tasks.select.candidates import ABSENT, Candidates
-from tasks.select.negatives import Retrieved
-from tasks.select.read_neighbours import _mined, _negatives_of, _read_mined, _read_vectors, _rows_of
+from tasks.select.negatives import Retrieved, hard_negatives, negative_rules
+from tasks.select.read_neighbours import ENDS, mined_rows, read_mined, read_vectors, rows_with_queries
 from tasks.store import Store
 from tasks.store.id_order import encode_ids
 from tasks.store.tables import names_any_id
 
-if TYPE_CHECKING:
-    pass
-
-
 log = logging.getLogger(__name__)
+Row = Mapping[str, Any]  # of table `pairs`
 
 
-def with_negatives(row: Mapping[str, Any], proposed: Sequence[tuple[str, float]], gone: Set[str]) -> dict[str, Any]:
-    """A pair whose negatives that are gone have given their places to the nearest proposed ones; the rest stay, in
-    order, and those stand last.
+def refill_negatives(row: Row, proposed: Sequence[tuple[str, float]], removed: Set[str]) -> dict[str, Any]:
+    """A pair without the negatives that were removed; the nearest proposed images take their places, at the end.
+
+    Args:
+        row: of table `pairs`.
+        proposed: (image id, similarity to the target), the nearest first.
+        removed: image ids.
     """
-    kept = [(i, s) for i, s in zip(row["negative_image_ids"], row["negative_similarity"], strict=True) if i not in gone]
-    there = {i for i, _ in kept}
-    kept += [(i, s) for i, s in proposed if i not in there and i not in gone][
-        : len(row["negative_image_ids"]) - len(kept)
-    ]
-    return {**row, "negative_image_ids": [i for i, _ in kept], "negative_similarity": [s for _, s in kept]}
+    negatives = zip(row["negative_image_ids"], row["negative_similarity"], strict=True)
+    rest = [(i, s) for i, s in negatives if i not in removed]
+    present = {i for i, _ in rest}
+    new = [(i, s) for i, s in proposed if i not in present and i not in removed]
+    rest += new[: len(row["negative_image_ids"]) - len(rest)]
+    return {**row, "negative_image_ids": [i for i, _ in rest], "negative_similarity": [s for _, s in rest]}
 
 
-def _withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence[str], gone: Set[str]) -> None:
-    """Drop the pairs of images that are taken down, and fill their places as negative from what the pair's encoders
-    retrieved.
+def withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence[str], removed: Set[str]) -> None:
+    """Drop the pairs of removed images, and fill their places as negatives from what the pair's encoders retrieved.
 
-    What goes is noted first (reason taken_down, one row a pair), then the files are written anew.
+    The dropped rows are written first (reason taken_down, one row a pair), then the files of pairs; so a rerun after a
+    crash finds what is left to do.
     """
     files = store.table_files("pairs")
-    noted = {
-        r["key"]: r for r in store.read([p for p in [_taken_path(store, batch)] if p.exists()], "dropped").to_pylist()
-    }
-    found = {path: [r for r in store.read(path, "pairs").to_pylist() if gone & _images_of(r)] for path in files}
-    for row in (r for rows in found.values() for r in rows):
-        if gone & {row["query_image_id"], row["target_image_id"]}:
-            detail = json.dumps({"query": row["query_image_id"], "target": row["target_image_id"]})
-            noted[row["pair_id"]] = {
-                "stage": "select",
-                "batch": batch,
-                "key": row["pair_id"],
-                "reason": REASON,
-                "detail": detail,
-            }
-    if noted:
-        store.write(_taken_path(store, batch), [noted[k] for k in sorted(noted)], "dropped")
-    kept = [r for rows in found.values() for r in rows if not gone & {r["query_image_id"], r["target_image_id"]}]
-    if not any(found.values()):
+    affected = {path: [r for r in store.read(path, "pairs").to_pylist() if removed & _images(r)] for path in files}
+    count = _write_dropped_pairs(store, batch, [r for rows in affected.values() for r in rows if removed & _ends(r)])
+    if not any(affected.values()):
         return
-    proposed = _proposed_for(params, store, encoders, kept, gone)
-    for path, some in found.items():
-        if some:
-            rows = [
-                r
-                for r in store.read(path, "pairs").to_pylist()
-                if not gone & {r["query_image_id"], r["target_image_id"]}
+    with_places = [r for rows in affected.values() for r in rows if not removed & _ends(r)]
+    proposed = _proposed_negatives(params, store, encoders, with_places, removed)
+    for path in files:
+        if affected[path]:
+            rest = [r for r in store.read(path, "pairs").to_pylist() if not removed & _ends(r)]
+            refilled = [
+                refill_negatives(r, proposed[r["pair_id"]], removed) if removed & _images(r) else r for r in rest
             ]
-            store.write(
-                path,
-                [with_negatives(r, proposed[r["pair_id"]], gone) if gone & _images_of(r) else r for r in rows],
-                "pairs",
-            )
-    log.info("select: %d pairs taken down", len(noted))
+            store.write(path, refilled, "pairs")
+    log.info("select: %d pairs taken down", count)
 
 
-def _proposed_for(
-    params: Params, store: Store, encoders: Sequence[str], pairs: Sequence[Mapping[str, Any]], gone: Set[str]
+def read_lost_queries(store: Store, batch: str, removed: Set[str]) -> set[str]:
+    """Queries that lost a pair to this batch's takedown."""
+    path = _taken_down_path(store, batch)
+    details = store.read(path, "dropped").column("detail").to_pylist() if path.exists() else []
+    return {json.loads(d)["query"] for d in details} - removed
+
+
+def _write_dropped_pairs(store: Store, batch: str, pairs: Sequence[Row]) -> int:
+    """Add pairs to the batch's dropped rows of this reason, where an earlier try may have written some. Returns the
+    count of all.
+    """
+    path = _taken_down_path(store, batch)
+    rows = {r["key"]: r for r in (store.read(path, "dropped").to_pylist() if path.exists() else [])}
+    for pair in pairs:
+        detail = json.dumps({"query": pair["query_image_id"], "target": pair["target_image_id"]})
+        key = pair["pair_id"]
+        rows[key] = {"stage": "select", "batch": batch, "key": key, "reason": REASON, "detail": detail}
+    if rows:
+        store.write(path, [rows[key] for key in sorted(rows)], "dropped")
+    return len(rows)
+
+
+def _proposed_negatives(
+    params: Params, store: Store, encoders: Sequence[str], pairs: Sequence[Row], removed: Set[str]
 ) -> dict[str, list[tuple[str, float]]]:
-    """pair id -> every image that may be its negative and how near to the target it is, the nearest first.
+    """pair id -> (image id, similarity to the target) of every image that may be its negative, the nearest first.
 
     Args:
         pairs: rows of table `pairs`.
-        gone: images that are none.
+        removed: images that may be none.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    ends = [
-        pa.chunked_array([pa.array((r[c] for r in pairs), pa.string(), size=len(pairs))])
-        for c in ("query_image_id", "target_image_id")
-    ]
-    asked = encode_ids(ends)[0]
+    ends = [pa.chunked_array([pa.array((r[c] for r in pairs), pa.string(), size=len(pairs))]) for c in ENDS]
+    pair_images = encode_ids(ends)[0]
     tables = []
     for encoder in encoders:
         files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))
-        some = [_rows_of(_read_mined(store, p), asked) for p in files]
-        some = [t.filter(pc.invert(names_any_id(t, gone, ["target_image_id"]))) for t in some]
-        tables.append(pa.concat_tables(some) if some else _read_mined(store, []))
-    names, numbers = encode_ids([*ends, *(t.column(c) for t in tables for c in ("query_image_id", "target_image_id"))])
-    retrieved = {}
-    for n, (encoder, table) in enumerate(zip(encoders, tables, strict=True)):
-        retrieved[encoder] = Retrieved(_mined(table, *numbers[2 * n + 2 : 2 * n + 4]), len(names))
-    mined_by = np.array([[e in r["mined_by"] for e in ENCODER_ROLES] for r in pairs], bool).reshape(
-        -1, len(ENCODER_ROLES)
-    )
-    ranks = np.where(mined_by, np.int32(0), np.int32(ABSENT))
-    c = Candidates(names, numbers[0], numbers[1], ranks, ranks)
-    found = _negatives_of(c, retrieved, _read_vectors(store, encoders, names), params, None)
-    out: dict[str, list[tuple[str, float]]] = {r["pair_id"]: [] for r in pairs}
-    for pair, image, similarity in zip(
-        found.pairs.tolist(), names.take(pa.array(found.images)).to_pylist(), found.similarities.tolist(), strict=True
-    ):
-        out[pairs[pair]["pair_id"]].append((image, similarity))
-    return out
+        parts = [rows_with_queries(read_mined(store, path), pair_images) for path in files]
+        parts = [t.filter(pc.invert(names_any_id(t, removed, ["target_image_id"]))) for t in parts]
+        tables.append(pa.concat_tables(parts) if parts else read_mined(store, []))
+    image_ids, columns = encode_ids([*ends, *(t.column(c) for t in tables for c in ENDS)])
+    retrieved = {
+        encoder: Retrieved(mined_rows(table, *columns[2 * n + 2 : 2 * n + 4]), len(image_ids))
+        for n, (encoder, table) in enumerate(zip(encoders, tables, strict=True))
+    }
+    mined_by = np.array([[e in r["mined_by"] for e in ENCODER_ROLES] for r in pairs], bool)
+    ranks = np.where(mined_by.reshape(-1, len(ENCODER_ROLES)), np.int32(0), np.int32(ABSENT))
+    c = Candidates(image_ids, columns[0], columns[1], ranks, ranks)
+    vectors = read_vectors(store, encoders, image_ids)
+    negatives = hard_negatives(c, retrieved, vectors, negative_rules(params, None))
+    images = image_ids.take(pa.array(negatives.images))
+    result: dict[str, list[tuple[str, float]]] = {r["pair_id"]: [] for r in pairs}
+    rows = zip(negatives.pairs.tolist(), images.to_pylist(), negatives.similarities.tolist(), strict=True)
+    for pair, image, similarity in rows:
+        result[pairs[pair]["pair_id"]].append((image, similarity))
+    return result
 
 
-def _images_of(row: Mapping[str, Any]) -> set[str]:
-    return {row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]}
+def _ends(row: Row) -> set[str]:
+    return {row["query_image_id"], row["target_image_id"]}
 
 
-def _taken_path(store: Store, batch: str) -> Path:
-    """Beside the batch's own dropped rows."""
+def _images(row: Row) -> set[str]:
+    return _ends(row) | set(row["negative_image_ids"])
+
+
+def _taken_down_path(store: Store, batch: str) -> Path:
+    """The file of pairs that were taken down, beside the batch's other dropped rows."""
     return store.dropped_path("select", batch, 0)
-
-
-def _read_lost(store: Store, batch: str, gone: Set[str]) -> set[str]:
-    """Queries that lost a pair to this batch's takedown."""
-    path = _taken_path(store, batch)
-    details = store.read(path, "dropped").column("detail").to_pylist() if path.exists() else []
-    return {json.loads(d)["query"] for d in details} - gone

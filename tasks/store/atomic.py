@@ -20,7 +20,7 @@ def temporary_sibling(path: Path, *, is_sole_writer: bool = False) -> Path:
     Args:
         path: file or folder that is to appear whole.
         is_sole_writer: a lock, or one name shared by several processes that write together, rules out a second writer:
-            the name then holds no process id, so that the next try finds what a killed one left behind and overwrites it.
+            the name then holds no process id, so that the next try overwrites what a killed one left behind.
     """
     return path.with_name(f".{path.name}.tmp" if is_sole_writer else f".{path.name}.{os.getpid()}.tmp")
 
@@ -44,7 +44,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
-    """Flush what was written to `temporary` and rename it to `path`; an old file or folder there is replaced as a whole.
+    """Flush what was written to `temporary` and rename it to `path`; an old file or folder there is replaced whole.
 
     A folder cannot be replaced by one rename: the old one is renamed away first, so for a moment there is none, and it
     is removed after the new one is in place.

@@ -254,7 +254,8 @@ class Store:
                 found[stem] = ids
         if len(revisions) > 1:
             raise DataError(
-                f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; embed all again with one"
+                f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; "
+                "expected one; embed all again with one"
             )
         rows = MappedRows([folder / f"{stem}.npy" for stem in found])
         places = {
@@ -264,7 +265,8 @@ class Store:
         for stem, ids in found.items():
             if (count := places[stem].stop - places[stem].start) != len(ids):
                 raise DataError(
-                    f"embeddings/{encoder}/{stem}: {count} vectors for {len(ids)} ids; delete both files and embed again"
+                    f"embeddings/{encoder}/{stem}: {count} vectors for {len(ids)} ids; expected as many; "
+                    "delete both files and embed again"
                 )
         names = (
             pa.concat_arrays([chunk for ids in found.values() for chunk in ids.chunks])

@@ -1,7 +1,7 @@
 """Laws of batches: however a corpus came, the pairs are those of one run over everything, or never more than the quotas
 say.
 
-The chain here is the stages' own functions without their files: join_in_window, with_merged_ranks, unite, in_order,
+The chain here is the stages' own functions without their files: join_in_window, rank_among_all, merge_candidates, agreement_order,
 within_quotas.
 """
 
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tasks.config import SelectConfig, Window
 from tasks.knn.search import join_in_window
 from tasks.knn.spec import SearchSpec
-from tasks.select.candidates import Mined, in_order, unite, with_merged_ranks
+from tasks.select.candidates import MinedRows, merge_candidates, rank_among_all
+from tasks.select.order import agreement_order
 from tasks.select.quotas import within_quotas
 
 Pair = tuple[str, str]
@@ -37,7 +38,7 @@ def batches(seed: int, sizes: list[int], k: int, config: SelectConfig) -> list[t
     n = sum(sizes)
     rows, ids = corpus(seed, n)
     order = np.random.default_rng(seed + 1).permutation(n)
-    earlier: Mined | None = None
+    earlier: MinedRows | None = None
     published: list[tuple[int, int]] = []
     out = []
     for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
@@ -46,17 +47,17 @@ def batches(seed: int, sizes: list[int], k: int, config: SelectConfig) -> list[t
         query, target, similarity, rank = join_in_window(
             rows[here], is_new, np.arange(len(here)), SearchSpec(Window(low=0.4, high=0.999), k)
         )
-        mined = Mined(here[query], here[target], similarity.astype(np.float32), rank)
-        ranked = mined if earlier is None else with_merged_ranks(mined, earlier, k)
+        mined = MinedRows(here[query], here[target], similarity.astype(np.float32), rank)
+        ranked = mined if earlier is None else rank_among_all(mined, earlier, k)
         new = np.zeros(n, bool)
         new[here[is_new]] = True
-        found = unite(pa.array(ids, pa.string()), {"semantic": ranked})
+        found = merge_candidates(pa.array(ids, pa.string()), {"semantic": ranked})
         ends = np.array(published, np.int64).reshape(-1, 2)
-        taken = within_quotas(found.take(in_order(found, seed=3)), (ends[:, 0], ends[:, 1]), config, new).taken
+        taken = within_quotas(found.take(agreement_order(found, seed=3)), (ends[:, 0], ends[:, 1]), config, new).pairs
         assert (new[taken.queries] | new[taken.targets]).all()
         pairs = list(zip(taken.queries.tolist(), taken.targets.tolist(), strict=True))
         published += pairs
-        earlier = mined if earlier is None else earlier.with_(mined)
+        earlier = mined if earlier is None else earlier.concatenated(mined)
         out.append(({ids[i] for i in here[is_new]}, [(ids[q], ids[t]) for q, t in pairs]))
     return out
 
@@ -100,9 +101,9 @@ def test_with_quotas_none_is_exceeded_and_no_pair_comes_twice(
     assert batches(seed, sizes, k, config) == found
 
 
-def mined(*rows: tuple[int, int, float, int]) -> Mined:
+def mined(*rows: tuple[int, int, float, int]) -> MinedRows:
     query, target, similarity, rank = zip(*rows, strict=True)
-    return Mined(
+    return MinedRows(
         np.array(query, np.int32),
         np.array(target, np.int32),
         np.array(similarity, np.float32),
@@ -113,7 +114,7 @@ def mined(*rows: tuple[int, int, float, int]) -> Mined:
 def test_an_old_image_takes_a_new_target_only_where_it_is_among_its_nearest():
     a, b, c, d, e, new, other = range(7)
     earlier = mined((a, b, 0.9, 0), (a, c, 0.8, 1), (d, e, 0.5, 0))
-    found = with_merged_ranks(
+    found = rank_among_all(
         mined((a, new, 0.85, 0), (a, other, 0.7, 1), (d, new, 0.4, 0), (new, a, 0.85, 0)), earlier, 2
     )
     assert list(zip(found.queries.tolist(), found.targets.tolist(), found.ranks.tolist(), strict=True)) == [

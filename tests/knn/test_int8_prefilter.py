@@ -66,15 +66,17 @@ def passes(prefilter: Prefilter, n: int, query_thresholds: np.ndarray, target_th
 @settings(max_examples=50, deadline=None)
 @given(
     st.sampled_from(KINDS),
-    st.integers(2, 70),
-    st.sampled_from([3, 16, 64, 100]),
+    st.tuples(st.integers(2, 70), st.sampled_from([3, 16, 64, 100])),
     st.integers(1, 64),
     st.sampled_from([7, 8]),
     st.floats(-1, 1),
     st.sampled_from(["one", "rows", "columns", "both"]),
     st.integers(0, 9999),
 )
-def test_no_near_pair_is_dropped(kind: str, n: int, d: int, width: int, bits: int, low: float, sides: str, seed: int):
+def test_no_near_pair_is_dropped(
+    kind: str, shape: tuple[int, int], width: int, bits: int, low: float, sides: str, seed: int
+):
+    n, d = shape
     rows, rng = adversarial(kind, n, d, seed), np.random.default_rng(seed)
     exact = rows.astype(np.float64) @ rows.astype(np.float64).T
     if seed % 2:  # the threshold falls exactly on a similarity that occurs
@@ -151,9 +153,8 @@ from tests.support.neighbours import normalised, spec_of
 rng = np.random.default_rng(5)
 rows = rng.choice([-1.0, 1.0], (6, 128))[rng.integers(0, 6, 300)] + 0.4 * rng.normal(size=(300, 128))
 rows, everyone = normalised(rows), np.arange(300)
-int8, float32 = (
-    join_in_window(rows, np.ones(300, bool), everyone, spec_of(0.7, 0.95, 300, prefilter=p)) for p in ("int8", "float32")
-)
+specs = [spec_of(0.7, 0.95, 300, prefilter=p) for p in ("int8", "float32")]
+int8, float32 = (join_in_window(rows, np.ones(300, bool), everyone, spec) for spec in specs)
 assert len(int8.rank) > 1000 and all(np.array_equal(a, b) for a, b in zip(int8, float32, strict=True))
 print(product_bits(64), product_bits(128))
 """

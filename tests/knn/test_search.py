@@ -11,7 +11,7 @@ from tasks.errors import DataError
 from tasks.knn import blocked_join
 from tasks.knn.exact import exact_similarity
 from tasks.knn.search import join_in_window, neighbours_in_window
-from tests.support.neighbours import CORPORA, as_rows, corpus, naive_join, normalised, spec_of, unit_circle
+from tests.support.neighbours import Case, as_rows, cases, corpus, naive_join, normalised, spec_of, unit_circle
 
 # backends, prefilters, threads and memories, all of which give the same rows
 SETTINGS = (
@@ -70,17 +70,16 @@ def test_the_docstrings_example():
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10_000),
-    st.integers(1, 60),
-    st.integers(1, 60),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
     st.integers(1, 9),
-    st.floats(-1, 0.99),
-    st.floats(0.01, 1.2),
+    st.tuples(st.floats(-1, 0.99), st.floats(0.01, 1.2)),
     st.sampled_from([0.02, 0.5, 2.0]),
     st.sampled_from(SETTINGS),
 )
 def test_the_search_equals_its_naive_form(
-    seed: int, m: int, n: int, k: int, low: float, width: float, spread: float, how: dict[str, Any]
+    seed: int, sizes: tuple[int, int], k: int, window: tuple[float, float], spread: float, how: dict[str, Any]
 ):
+    (m, n), (low, width) = sizes, window
     rows = random_rows(seed, m + n, 8, spread)
     keys = [f"{i:03d}" for i in np.random.default_rng(seed).permutation(m + n)]
     sides = rows[:m], rows[m // 2 :], keys[:m], keys[m // 2 :]  # some queries are targets too
@@ -121,37 +120,14 @@ def test_no_rows_give_no_neighbours():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from(CORPORA),
-    st.integers(0, 70),
-    st.sampled_from([4, 64]),
-    st.integers(1, 90),
-    st.floats(-1, 0.95),
-    st.sampled_from([0.05, 0.5, 2.1]),
-    st.sampled_from(SETTINGS),
-    st.floats(0, 1),
-    st.integers(1, 5),
-    st.integers(0, 9999),
-)
-def test_the_join_equals_the_whole_matrix(
-    kind: str,
-    n: int,
-    d: int,
-    k: int,
-    low: float,
-    width: float,
-    how: dict[str, Any],
-    share: float,
-    parts: int,
-    seed: int,
-):
-    rows, rng = corpus(kind, n, d, seed), np.random.default_rng(seed)
-    is_new, query_rows = rng.random(n) < share, rng.permutation(n)
-    spec = spec_of(low, low + width, k, **how)
+@given(cases(max_rows=70), st.sampled_from(SETTINGS), st.floats(0, 1), st.integers(1, 5))
+def test_the_join_equals_the_whole_matrix(case: Case, how: dict[str, Any], share: float, parts: int):
+    rows, rng = case.rows(), np.random.default_rng(case.seed)
+    is_new, query_rows = rng.random(case.n) < share, rng.permutation(case.n)
     result = []
     for part in range(parts):  # neither the number of parts nor the order of the queries shows
-        result += as_rows(join_in_window(rows, is_new, query_rows[part::parts], spec))
-    assert sorted(result, key=lambda f: (f[0], f[3])) == naive_join(rows, is_new, query_rows, spec)
+        result += as_rows(join_in_window(rows, is_new, query_rows[part::parts], case.spec(**how)))
+    assert sorted(result, key=lambda f: (f[0], f[3])) == naive_join(rows, is_new, query_rows, case.spec())
 
 
 @settings(max_examples=25, deadline=None)

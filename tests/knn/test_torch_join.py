@@ -13,7 +13,7 @@ from tasks.knn import torch_join
 from tasks.knn.join_input import JoinSides, PairBlock
 from tasks.knn.neighbours import Neighbours
 from tasks.knn.spec import SearchSpec
-from tests.support.neighbours import CORPORA, as_rows, corpus, naive_join, spec_of
+from tests.support.neighbours import Case, as_rows, cases, corpus, naive_join, spec_of
 
 
 def join_all(rows: np.ndarray, spec: SearchSpec, is_half: bool | None = None) -> Neighbours:
@@ -26,39 +26,20 @@ def join_all(rows: np.ndarray, spec: SearchSpec, is_half: bool | None = None) ->
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(CORPORA),
-    st.integers(0, 200),
-    st.sampled_from([4, 64]),
-    st.integers(1, 90),
-    st.floats(-1, 0.95),
-    st.sampled_from([0.05, 0.5, 2.1]),
+    cases(max_rows=200),
     st.sampled_from([3, 64, 1024]),
     st.sampled_from([1, 50, 1 << 17]),
     st.sampled_from([1 << 6, 1 << 18]),
     st.booleans(),
-    st.integers(0, 9999),
 )
-def test_the_join_equals_the_whole_matrix(
-    kind: str,
-    n: int,
-    d: int,
-    k: int,
-    low: float,
-    width: float,
-    block: int,
-    entries: int,
-    coordinates: int,
-    is_half: bool,
-    seed: int,
-):
-    rows = corpus(kind, n, d, seed)
-    spec = spec_of(low, low + width, k, memory_mib=64, prefilter="torch:cpu")
+def test_the_join_equals_the_whole_matrix(case: Case, block: int, entries: int, coordinates: int, is_half: bool):
+    rows, spec = case.rows(), case.spec(memory_mib=64, prefilter="torch:cpu")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch_join, "QUERY_ROWS", block)
         patched.setattr(torch_join, "CPU_ENTRIES", entries)
         patched.setattr(torch_join, "CPU_COORDINATES", coordinates)
         result = join_all(rows, spec, is_half)
-    assert as_rows(result) == naive_join(rows, np.ones(n, bool), np.arange(n), spec)
+    assert as_rows(result) == naive_join(rows, np.ones(case.n, bool), np.arange(case.n), spec)
 
 
 def test_what_is_beyond_the_kth_is_dropped_during_the_join(monkeypatch: pytest.MonkeyPatch):

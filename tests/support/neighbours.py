@@ -1,9 +1,11 @@
 """Vectors and the naive form of the incremental join, which is its specification; for the tests of tasks/knn."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 from tasks.config import Window
 from tasks.knn.spec import SearchSpec
@@ -40,6 +42,41 @@ def corpus(kind: str, n: int, d: int, seed: int) -> np.ndarray:
     elif kind == "ties":
         rows = rng.integers(-1, 2, (n, d)) + 0.5
     return normalised(rows)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A corpus and a window, drawn by hypothesis."""
+
+    kind: str
+    n: int
+    d: int
+    top_k: int
+    low: float
+    width: float
+    seed: int
+
+    def rows(self) -> np.ndarray:
+        """(n, d) float16."""
+        return corpus(self.kind, self.n, self.d, self.seed)
+
+    def spec(self, **settings: Any) -> SearchSpec:
+        """The search of this case."""
+        return spec_of(self.low, self.low + self.width, self.top_k, **settings)
+
+
+def cases(max_rows: int) -> st.SearchStrategy[Case]:
+    """Cases of at most `max_rows` rows, with narrow, wide and empty windows."""
+    return st.builds(
+        Case,
+        kind=st.sampled_from(CORPORA),
+        n=st.integers(0, max_rows),
+        d=st.sampled_from([4, 64]),
+        top_k=st.integers(1, 90),
+        low=st.floats(-1, 0.95),
+        width=st.sampled_from([0.05, 0.5, 2.1]),
+        seed=st.integers(0, 9999),
+    )
 
 
 def naive_join(
