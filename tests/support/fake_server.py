@@ -1,15 +1,17 @@
-"""An OpenAI-compatible server that a test starts, counts, breaks and kills: a process of its own, answers made from the
-request alone.
+"""An OpenAI-compatible server as a process of its own, which a test starts, breaks and kills.
 
     python tests/support/fake_server.py PORT LOG [JSON]
 
-Every chat completion that it answers whole is one line in LOG, the SHA-256 of its body: what a client would be billed
-for. Options:
+Its answers depend on the request alone. Every chat completion that it answers whole is one line in LOG, the SHA-256 of
+its body: what a client would be billed for. Options:
 
-    model     the served model's name ('tiny'); root: where its weights lie, as vLLM tells it
-    fault     what goes wrong at every `every`-th request: 500, 429, hang, half (half-sent JSON), long (10,000 tokens), alien (in another model's name)
-    die       n: the server itself dies before its n-th request is answered, with all that are on their way
-    together  answers wait until so many were asked at once (10 s at most); the most at once so far is in LOG.most; busy: 429 to more than so many
+    model     the served model's name ('tiny')
+    root      where its weights are, as vLLM reports it
+    fault     what goes wrong at every `every`-th request (5): 500, 429, hang, half (half-sent JSON), long (10,000
+              tokens), alien (in another model's name)
+    die       n: the server dies before its n-th request is answered, with all requests in flight
+    together  answers wait until so many requests came at once (10 s at most); the most so far is in LOG.most
+    busy      429 to more requests at once than so many, with `together`
     kill      [pid file, n]: the process in the file dies by SIGKILL before the n-th request is answered
 """
 
@@ -29,7 +31,7 @@ from typing import Any
 COLOURS = ("red", "green", "blue", "teal", "orange", "purple", "black", "white")
 
 
-def said(body: dict[str, Any]) -> tuple[str, float]:
+def reply(body: dict[str, Any]) -> tuple[str, float]:
     """(text, P(yes)) that depend on nothing but the request."""
     content = body["messages"][0]["content"]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
@@ -50,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[:cut])
 
     def gather(self, most: int) -> int:
-        """Wait until `most` requests were here at once; how many were here with this one."""
+        """Wait until `most` requests came at once; returns how many are in flight with this one."""
         with self.server.lock:
             self.server.inside += 1
             inside = self.server.inside
@@ -76,8 +78,8 @@ class Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         body, options = json.loads(raw), self.server.options
         with self.server.lock:
-            self.server.seen += 1
-            number = self.server.seen
+            self.server.requests += 1
+            number = self.server.requests
         if options.get("kill") and number == options["kill"][1]:
             os.kill(int(Path(options["kill"][0]).read_text()), signal.SIGKILL)
             return
@@ -92,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(int(fault), b'{"error": "try later"}')
         if fault == "hang":
             time.sleep(30)
-        text, yes = said(body)
+        text, yes = reply(body)
         likely = [
             {"token": "yes", "logprob": 0.0 if yes > 0.5 else -3.0},
             {"token": "no", "logprob": -3.0 if yes > 0.5 else 0.0},
@@ -119,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     options: dict[str, Any]
     log: str
-    seen = inside = most = 0
+    requests = inside = most = 0
     lock = threading.Lock()
     daemon_threads = True
     request_queue_size = 64

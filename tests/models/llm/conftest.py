@@ -1,6 +1,7 @@
 """Models and scenes that the tests of the engines share."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.load import load_captioner
 from tasks.models.llm.local_captioner import LocalCaptioner
 from tasks.sample.scenes import draw, family
+from tests.support.served_model import FakeServer, fake_server
 
 JUDGE = str(Path("tasks/sample/checkpoints/judge").resolve())
 
@@ -27,3 +29,10 @@ def mixed_images() -> list[Image.Image]:
     """Four scenes of one shape, and two images of others."""
     scenes = [Image.fromarray(draw(scene)) for scene in family(random.Random(3), "corpus", 4)]
     return [*scenes, Image.new("RGB", (200, 96), "red"), Image.new("L", (64, 64), 90)]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FakeServer]:
+    """A fake OpenAI-compatible server, not yet started."""
+    with fake_server(tmp_path / "paid") as started:
+        yield started
