@@ -68,8 +68,8 @@ from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene, family, image_of
 from tasks.store import Store
-from tasks.train.fit import rate_at
-from tasks.train.loss import info_nce
+from tasks.train.loss import BatchLabels, info_nce
+from tasks.train.trainer import learning_rate_at
 
 ARMS = ("judged", "unjudged", "image_text", "random")
 NEGATIVES = ("none", "query", "mined")
@@ -265,13 +265,11 @@ def fit_texts(
         loss = info_nce(
             F.normalize(queries, dim=-1),
             F.normalize(images, dim=-1),
-            image_ids=torch.arange(len(images)),
-            positive=positive,
-            query_image=own,
+            BatchLabels(torch.arange(len(images)), positive, query_image=own),
             temperature=temperature,
         )
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps=steps, warmup=warmup, peak=rate)
+            group["lr"] = learning_rate_at(step, steps=steps, warmup=warmup, peak=rate)
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

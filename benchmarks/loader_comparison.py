@@ -16,8 +16,8 @@ from typing import Any
 
 from tasks.config import load_params
 from tasks.store import Store
-from tasks.train.batches import Plan, plans
-from tasks.train.loader import Pixels
+from tasks.train.batches import BatchPlan, WeightedDataset, plan_steps
+from tasks.train.loader import ImageLoader
 
 SIDE_PX = 224
 
@@ -43,13 +43,13 @@ class Processor:
         return torch.stack(list(images))
 
 
-def members(plan: Plan, n: int) -> list[str]:
+def members(plan: BatchPlan, n: int) -> list[str]:
     """Images of a batch's n-th triplet: query, target, mined negatives."""
-    target, query, *mined = (plan.shown[place] for place in plan.columns[n])
+    target, query, *mined = (plan.images[position] for position in plan.own_candidates[n])
     return [query, target, *mined]
 
 
-def write_samples(found: Sequence[Plan], store: Store, path: Path) -> int:
+def write_samples(found: Sequence[BatchPlan], store: Store, path: Path) -> int:
     """The triplets as webdataset reads them, in order; returns the tar's bytes."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for b, plan in enumerate(found):
@@ -91,24 +91,24 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
     examples, store, processor = examples_of(dataset, negatives), Store(dataset), Processor(side)
     images = 2 + negatives
 
-    def ours_plans() -> list[Plan]:
-        return list(islice(plans([(examples, 1.0)], config, random.Random(0)), batches))
+    def ours_plans() -> list[BatchPlan]:
+        return list(islice(plan_steps([WeightedDataset(examples, 1.0)], config, random.Random(0)), batches))
 
     found = ours_plans()
     for plan in found:
-        store.read_image_bytes(plan.shown[0])  # the index and the tars are open, as webdataset's tar is warm
+        store.read_image_bytes(plan.images[0])  # the index and the tars are open, as webdataset's tar is warm
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "triplets.tar"
         size = write_samples(found, store, path)
 
         def ours() -> None:
-            pixels = Pixels(store, processor, cache_bytes=0)  # type: ignore[arg-type]
+            load_images = ImageLoader(store, processor.preprocess, cache_bytes=0)
             for plan in ours_plans():
-                pixels(plan.shown)
+                load_images(plan.images)
 
         def ours_decode() -> None:
             for plan in ours_plans():
-                for image_id in plan.shown:
+                for image_id in plan.images:
                     store.read_image(image_id)
 
         def theirs() -> None:
@@ -128,7 +128,8 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
             for name, work_of in zip(took, (ours, theirs, ours_decode, theirs_decode), strict=True):
                 took[name].append(seconds_of(work_of))
         first, stream = found[0], samples(path, images)
-        shown = dict(zip(first.shown, Pixels(store, processor, cache_bytes=0)(first.shown), strict=True))  # type: ignore[arg-type]
+        load_images = ImageLoader(store, processor.preprocess, cache_bytes=0)
+        shown = dict(zip(first.images, load_images(first.images), strict=True))
         equal = all(
             torch.equal(torch.stack([shown[i] for i in members(first, n)]), processor.preprocess(next(stream)))
             for n in range(len(first.texts))
@@ -144,9 +145,9 @@ def compare(dataset: Path, side: int, *, batch: int, negatives: int, batches: in
         "prepared_ours": round(triplets / best["prepared_ours"], 1),
         "prepared_webdataset": round(triplets / best["prepared_webdataset"], 1),
         "prepared_ratio": round(best["prepared_webdataset"] / best["prepared_ours"], 2),
-        "images_ours": sum(len(p.shown) for p in found),
+        "images_ours": sum(len(p.images) for p in found),
         "images_webdataset": triplets * images,
-        "ours_bytes": sum(len(store.read_image_bytes(i)) for i in {i for p in found for i in p.shown}),
+        "ours_bytes": sum(len(store.read_image_bytes(i)) for i in {i for p in found for i in p.images}),
         "webdataset_bytes": size,
         "is_equal": equal,
     }

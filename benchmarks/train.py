@@ -5,7 +5,7 @@ the same loss.
     [--no-memory] [--no-loader]
 
 CLONE is a version (a clone of the demo's repository after `dvc pull`: `git clone .demo/origin.git CLONE`); without one,
-triplets of drawn families of the sample world. Batches come in training order from the trainer's own `plans`; each
+triplets of drawn families of the sample world. Batches come in training order from the trainer's own `plan_steps`; each
 triplet has the query image and --negatives mined ones as hard negatives (triplets that have fewer are left out, since
 the peer's columns are of one length).
 
@@ -49,8 +49,8 @@ from benchmarks.measure import fair_environment, parse_arguments
 from benchmarks.triplets import drawn_version, examples_of
 from tasks.config import TrainConfig, load_params
 from tasks.store import Store
-from tasks.train.batches import Plan, plans
-from tasks.train.fit import optimizer_of, take_step
+from tasks.train.batches import BatchPlan, WeightedDataset, plan_steps
+from tasks.train.trainer import Trainer, build_optimizer
 
 RATE = 1e-5
 CHUNK = 64
@@ -102,18 +102,17 @@ class Ours:
 
     def __init__(self, model: Path, config: TrainConfig) -> None:
         from tasks.models.retrievers.clip import ClipRetriever
-        from tasks.train.accelerator import Machine
 
-        self.config, self.retriever = config, ClipRetriever(str(model), device="cpu", threads=1)
-        self.machine = Machine(self.retriever, config)
-        self.optimizer = self.machine.prepare(optimizer_of(self.retriever.model, config, RATE))
-        self.machine.towers.train()
+        self.retriever = ClipRetriever(str(model), device="cpu", threads=1)
+        self.trainer = Trainer(self.retriever, config, seed=0)
+        self.optimizer = self.trainer.runtime.prepare(build_optimizer(self.retriever.model, config, RATE))
+        self.trainer.runtime.module.train()
 
-    def step(self, plan: Plan, images: dict[str, Any], number: int) -> tuple[float, float]:
+    def step(self, plan: BatchPlan, images: dict[str, Any], number: int) -> tuple[float, float]:
         """Loss and seconds."""
         start = seconds()
-        pixels = self.retriever.preprocess([images[i] for i in plan.shown])
-        loss = take_step(self.machine, self.optimizer, plan, pixels, self.config, rate=RATE, step=number)
+        pixels = self.retriever.preprocess([images[i] for i in plan.images])
+        loss = self.trainer.step_both_towers(self.optimizer, plan, pixels, learning_rate=RATE, step=number)
         return float(loss.total.detach()), seconds() - start
 
 
@@ -127,19 +126,21 @@ class Peer:
         # its code is ours, from this very folder
         self.model: Any = SentenceTransformer(str(model), device="cpu", trust_remote_code=True)
         self.loss: Any = MultipleNegativesRankingLoss(self.model, scale=1 / config.temperature)
-        self.optimizer = optimizer_of(self.model, config, RATE)
+        self.optimizer = build_optimizer(self.model, config, RATE)
         self.loss.train()
 
-    def step(self, plan: Plan, images: dict[str, Any], number: int) -> tuple[float, float]:
+    def step(self, plan: BatchPlan, images: dict[str, Any], number: int) -> tuple[float, float]:
         """Loss and seconds."""
         import torch
 
         start = seconds()
         columns: list[list[Any]] = [
-            [{"image": images[plan.shown[q]], "text": t} for q, t in zip(plan.query, plan.texts, strict=True)]
+            [{"image": images[plan.images[q]], "text": t} for q, t in zip(plan.query_image, plan.texts, strict=True)]
         ]
         # positive, query image, mined
-        columns += [[images[plan.shown[place]] for place in column] for column in zip(*plan.columns, strict=True)]
+        columns += [
+            [images[plan.images[place]] for place in column] for column in zip(*plan.own_candidates, strict=True)
+        ]
         features = [self.model.preprocess(column) for column in columns]
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
@@ -160,8 +161,12 @@ def compare(dataset: Path, model: Path, batch: int, negatives: int, repeats: int
         update={"batch_triplets": batch, "negatives": negatives, "count_copies": True, "temperature": 0.02}
     )
     store = Store(dataset)
-    found = list(islice(plans([(examples_of(dataset, negatives), 1.0)], config, random.Random(0)), repeats + 1))
-    images = {i: store.read_image(i) for plan in found for i in plan.shown}
+    found = list(
+        islice(
+            plan_steps([WeightedDataset(examples_of(dataset, negatives), 1.0)], config, random.Random(0)), repeats + 1
+        )
+    )
+    images = {i: store.read_image(i) for plan in found for i in plan.images}
     sides: list[Ours | Peer] = [Ours(model, config), Peer(model, config)]
     losses: list[list[float]] = [[], []]
     took: list[list[float]] = [[], []]
@@ -178,7 +183,7 @@ def compare(dataset: Path, model: Path, batch: int, negatives: int, repeats: int
     ours, theirs = (took[side][1:] for side in (0, 1))
     difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
     return {
-        "unique_images": round(statistics.mean(len(p.shown) for p in found), 1),
+        "unique_images": round(statistics.mean(len(p.images) for p in found), 1),
         "total_images": round(statistics.mean(sum(p.copies) + len(p.texts) for p in found), 1),
         "ours_samples_per_s": round(batch / statistics.median(ours), 3),
         "sentence_transformers_samples_per_s": round(batch / statistics.median(theirs), 3),
@@ -207,7 +212,7 @@ def memory_child(dataset: Path, model: Path, batch: int, chunk: int | None, nega
     """Peak memory of this process over one step of so many triplets; a version with fewer gives them several times."""
     import torch
 
-    from tasks.train.loader import Pixels
+    from tasks.train.loader import ImageLoader
 
     torch.set_num_threads(1)
     update = {"batch_triplets": batch, "negatives": negatives, "cache_chunk": chunk, "learn_temperature": False}
@@ -215,16 +220,16 @@ def memory_child(dataset: Path, model: Path, batch: int, chunk: int | None, nega
     examples = examples_of(dataset, 0)
     examples = [replace(e) for _ in range(-(-batch // len(examples))) for e in examples]
     ours = Ours(model, config)
-    plan = next(plans([(examples, 1.0)], config, random.Random(0)))
-    pixels = Pixels(Store(dataset), ours.retriever, cache_bytes=0)(plan.shown)
+    plan = next(plan_steps([WeightedDataset(examples, 1.0)], config, random.Random(0)))
+    pixels = ImageLoader(Store(dataset), ours.retriever.preprocess, cache_bytes=0)(plan.images)
     forget_peak()
     before, start = resident_mib(peak=False), seconds()
-    loss = take_step(ours.machine, ours.optimizer, plan, pixels, config, rate=RATE, step=1)
+    loss = ours.trainer.step_both_towers(ours.optimizer, plan, pixels, learning_rate=RATE, step=1)
     return {
         "peak_mib": resident_mib(peak=True),
         "before_mib": before,
         "cpu_s": round(seconds() - start, 1),
-        "images": len(plan.shown),
+        "images": len(plan.images),
         "loss": float(loss.total.detach()),
     }
 

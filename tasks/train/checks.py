@@ -1,60 +1,56 @@
-"""Checks before a training starts: revision, images, places."""
+"""Checks before the first step: the base model's revision, and that every image is there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store
 from tasks.train.batches import Example
 
 
-def check_revision(wanted: str | None, found: str, model: str) -> None:
-    """The base is the pinned one.
+def check_revision(pinned: str | None, loaded: str, model: str) -> None:
+    """Fail where the base model is not the pinned one.
 
     Args:
-        wanted: train.revision; a branch or tag says nothing that can be checked here.
-        found: of the loaded model: a commit, or the first 12 hex digits of a folder's weights.
+        pinned: train.revision; a branch or tag cannot be checked here.
+        loaded: of the loaded model: a commit, or the first 12 hex digits of a folder's weights.
+        model: name or folder, for the error.
     Raises:
-        ConfigError: another one.
+        ConfigError: another revision.
     """
-    if wanted is None or not set(wanted) <= set("0123456789abcdef") or len(wanted) < 7:
+    if pinned is None or not set(pinned) <= set("0123456789abcdef") or len(pinned) < 7:
         return
-    if not (wanted.startswith(found) or found.startswith(wanted)):
+    if not (pinned.startswith(loaded) or loaded.startswith(pinned)):
         raise ConfigError(
-            f"train: base model '{model}' has revision {found}, 'train.revision' pins {wanted}; bring the right weights, or change the pin"
+            f"train: base model '{model}' has revision {loaded}, 'train.revision' pins {pinned}; bring the right "
+            "weights, or change the pin"
         )
 
 
-def check_images(examples: Sequence[Example], places: Mapping[str, tuple[str, int]], sizes: Mapping[str, int]) -> None:
-    """Every image that training will ask for is there: said in the first second, not in the last hour.
+def check_images(examples: Sequence[Example], store: Store) -> None:
+    """Fail fast if an image is missing: every image of the examples is in the table and in its shard.
 
-    Args:
-        examples: of the version.
-        places: image id -> shard and the byte behind its last.
-        sizes: shard -> bytes on disk; without those that are not there.
     Raises:
         DataError: an image without a row, or whose shard is missing or too short.
     """
-    wanted = sorted({i for e in examples for i in (e.query, e.target, *e.negatives)})
-    missing = [i for i in wanted if i not in places]
-    if missing:
-        raise DataError(
-            f"train: {len(missing)} images of the triplets are not in the images table, the first is {missing[0]}; run `dvc pull`"
-        )
-    missing = [i for i in wanted if places[i][1] > sizes.get(places[i][0], 0)]
-    if missing:
-        shard = places[missing[0]][0]
-        found = f"has {sizes[shard]} bytes" if shard in sizes else "is missing"
-        raise DataError(
-            f"train: {len(missing)} images are not in their shards, the first is {missing[0]}: data/images/{shard} {found}; run `dvc pull --force`"
-        )
-
-
-def places_of(store: Store) -> tuple[dict[str, tuple[str, int]], dict[str, int]]:
-    """Image id -> shard and the byte behind its last; shard -> bytes on disk."""
     rows = store.read_table("images", ["image_id", "shard", "offset_bytes", "size_bytes"]).to_pylist()
-    files = {shard: store.folder("data", "images", shard) for shard in {r["shard"] for r in rows}}
-    return {r["image_id"]: (r["shard"], r["offset_bytes"] + r["size_bytes"]) for r in rows}, {
-        k: f.stat().st_size for k, f in files.items() if f.is_file()
-    }
+    shard = {r["image_id"]: r["shard"] for r in rows}
+    end_byte = {r["image_id"]: r["offset_bytes"] + r["size_bytes"] for r in rows}
+    files = {name: store.folder("data", "images", name) for name in set(shard.values())}
+    size_bytes = {name: file.stat().st_size for name, file in files.items() if file.is_file()}
+    wanted = sorted({i for e in examples for i in (e.query, e.target, *e.negatives)})
+    missing = [i for i in wanted if i not in shard]
+    if missing:
+        raise DataError(
+            f"train: {len(missing)} images of the triplets are not in the images table, the first is {missing[0]}; run "
+            "`dvc pull`"
+        )
+    missing = [i for i in wanted if end_byte[i] > size_bytes.get(shard[i], 0)]
+    if missing:
+        name = shard[missing[0]]
+        state = f"has {size_bytes[name]} bytes" if name in size_bytes else "is missing"
+        raise DataError(
+            f"train: {len(missing)} images are not in their shards, the first is {missing[0]}: data/images/{name} "
+            f"{state}; run `dvc pull --force`"
+        )

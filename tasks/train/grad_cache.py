@@ -1,14 +1,14 @@
-"""One step of contrastive training: encode, contrast, go down - on one process or several, in one pass or in chunks.
+"""One training step: encode, contrastive loss, backward pass with gradient caching; on one process or several.
 
-The loss is taken on the features as on leaves; their gradients are then handed back to the towers. So
-- gradient caching (GradCache, arXiv:2101.06983) is the same step with a second pass in chunks: memory is that of a
-  chunk
-  and of the features, whatever the batch;
-- several processes share one batch: each encodes every n-th image and text, features are gathered, everybody takes the
-  same loss, gradients of the weights are summed. The step is that of one process with the whole batch.
-- with sharded weights (FSDP2) the backward pass itself reduces, to the mean: it is handed the gradient times the
-  processes,
-  and every process goes through the towers as often as the others, with a row of no weight where it has one less.
+The loss is computed on the features as on leaves of the graph; their gradients are then passed back into the towers. So
+
+- gradient caching (GradCache, arXiv:2101.06983) is the same step with a second forward pass in chunks: memory is that
+  of one chunk and of the features, whatever the batch size;
+- several processes share one batch: each encodes every n-th image and text, the features are gathered, all compute the
+  same loss, and the gradients of the weights are summed. The step equals that of one process with the whole batch;
+- with sharded weights (FSDP2) the backward pass itself reduces gradients, to the mean: it is given the gradient times
+  the number of processes, and every process runs the towers as often as the others, with a row of weight zero where it
+  has one row less.
 """
 
 from __future__ import annotations
@@ -16,27 +16,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from tasks.errors import DataError
+from tasks.train.accelerator import TrainingRuntime
 from tasks.train.loss import Loss
 
-if TYPE_CHECKING:
-    from tasks.train.accelerator import Machine
+MAX_GRADIENT_NORM = 1.0
 
 Encode = Callable[[Sequence[int]], torch.Tensor]  # positions in the batch -> (n, d) raw features
-Back = Callable[[torch.Tensor], None]  # gradient of all features (count, d) -> gradients of the weights
 
 
-def world() -> tuple[int, int]:
+class EncodedBatch(NamedTuple):
+    """Features of a batch, cut off from the towers' graph.
+
+    Attributes:
+        features: (count, d), a leaf.
+        backward: called once with the gradient of all features (count, d), it adds the gradients of the weights; None
+            where the tower is frozen.
+    """
+
+    features: torch.Tensor
+    backward: Callable[[torch.Tensor], None] | None
+
+
+def rank_and_processes() -> tuple[int, int]:
     """(rank, processes); (0, 1) without torch.distributed."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def gathered(rows: torch.Tensor, count: int) -> torch.Tensor:
+def gather_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
     """Rows of all processes in the batch's order, without gradient.
 
     Args:
@@ -45,7 +57,7 @@ def gathered(rows: torch.Tensor, count: int) -> torch.Tensor:
     Returns:
         (count, d).
     """
-    rank, processes = world()
+    _, processes = rank_and_processes()
     if processes == 1:
         return rows.detach()
     padded = rows.new_zeros(math.ceil(count / processes), rows.shape[1])
@@ -56,72 +68,71 @@ def gathered(rows: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @contextmanager
-def same_dice(device: torch.device) -> Iterator[Callable[[], None]]:
-    """Yields a function that puts the random state back to where it was on entry: dropout falls as before."""
+def replay_rng_state(device: torch.device) -> Iterator[Callable[[], None]]:
+    """Yield a function that sets the random state back to what it was on entry, so that dropout repeats itself."""
     state = torch.get_rng_state()
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
-    def again() -> None:
+    def restore() -> None:
         torch.set_rng_state(state)
-        if on_device is not None:
-            torch.cuda.set_rng_state(on_device, device)
+        if device_state is not None:
+            torch.cuda.set_rng_state(device_state, device)
 
-    yield again
+    yield restore
 
 
-def encoded(
+def encode_batch(
     encode: Encode, count: int, chunk: int | None, device: torch.device, *, is_sharded: bool = False
-) -> tuple[torch.Tensor, Back]:
-    """Features of a batch as a leaf, and the way back into the weights.
+) -> EncodedBatch:
+    """Encode this process's rows of a batch and gather those of the others.
 
     Args:
         encode: a tower; called with positions of this process.
         count: rows of the whole batch.
         chunk: rows in one pass; all at once where None.
-        device: where the tower is.
+        device: device of the tower.
         is_sharded: the weights are spread over the processes.
-    Returns:
-        (count, d) leaf, and a function to be called once with its gradient.
     """
-    rank, processes = world()
-    mine = list(range(rank, count, processes))
-    weights = [1] * len(mine)
-    if is_sharded and len(mine) < math.ceil(count / processes):
-        mine, weights = [*mine, 0], [*weights, 0]
-    own_rows = sum(weights)
+    rank, processes = rank_and_processes()
+    positions = list(range(rank, count, processes))
+    row_weights = [1] * len(positions)
+    if is_sharded and len(positions) < math.ceil(count / processes):
+        positions, row_weights = [*positions, 0], [*row_weights, 0]
+    own_rows = sum(row_weights)
 
-    def share(gradient: torch.Tensor, at: slice) -> torch.Tensor:
-        """Of all features' gradient what is handed to the pass of `mine[at]`."""
+    def gradient_of(part: slice, gradient: torch.Tensor) -> torch.Tensor:
+        """The rows of all features' gradient that belong to the pass of `positions[part]`."""
         if processes == 1:
-            return gradient if len(mine[at]) == count else gradient[mine[at]]
-        rows = gradient[mine[at]]
-        return rows * (processes * rows.new_tensor(weights[at])[:, None]) if is_sharded else rows
+            return gradient if len(positions[part]) == count else gradient[positions[part]]
+        rows = gradient[positions[part]]
+        return rows * (processes * rows.new_tensor(row_weights[part])[:, None]) if is_sharded else rows
 
-    if chunk is None or chunk >= len(mine):
-        own = encode(mine)
-        leaf = gathered(own[:own_rows], count).requires_grad_()
-        return leaf, lambda gradient: own.backward(share(gradient, slice(None)))  # type: ignore[no-untyped-call]
-    parts = [slice(start, start + chunk) for start in range(0, len(mine), chunk)]
-    dice = []
+    if chunk is None or chunk >= len(positions):
+        own = encode(positions)
+        leaf = gather_rows(own[:own_rows], count).requires_grad_()
+        everything = slice(None)
+        return EncodedBatch(leaf, lambda gradient: own.backward(gradient_of(everything, gradient)))  # type: ignore[no-untyped-call]
+    parts = [slice(start, start + chunk) for start in range(0, len(positions), chunk)]
+    rng_states = []
     rows = []
     with torch.no_grad():
         for part in parts:
-            with same_dice(device) as again:
-                dice.append(again)
-                rows.append(encode(mine[part]))
-    leaf = gathered(torch.cat(rows)[:own_rows], count).requires_grad_()
+            with replay_rng_state(device) as restore:
+                rng_states.append(restore)
+                rows.append(encode(positions[part]))
+    leaf = gather_rows(torch.cat(rows)[:own_rows], count).requires_grad_()
 
-    def back(gradient: torch.Tensor) -> None:
-        for part, again in zip(parts, dice, strict=True):
-            again()
-            encode(mine[part]).backward(share(gradient, part))  # type: ignore[no-untyped-call]
+    def backward(gradient: torch.Tensor) -> None:
+        for part, restore in zip(parts, rng_states, strict=True):
+            restore()
+            encode(positions[part]).backward(gradient_of(part, gradient))  # type: ignore[no-untyped-call]
 
-    return leaf, back
+    return EncodedBatch(leaf, backward)
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Sum the gradients over all processes, in one message; a parameter without gradient stays without."""
-    if world()[1] == 1:
+    if rank_and_processes()[1] == 1:
         return
     given = [p for p in parameters if p.grad is not None]
     flat = torch.cat([p.grad.flatten() for p in given if p.grad is not None])
@@ -130,49 +141,50 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
         p.grad = part.view_as(p)
 
 
-def descend(
+def training_step(
+    runtime: TrainingRuntime,
     optimizer: torch.optim.Optimizer,
-    contrast: Callable[[torch.Tensor, torch.Tensor], Loss],
-    images: tuple[torch.Tensor, Back | None],
-    texts: tuple[torch.Tensor, Back | None],
+    loss_function: Callable[[torch.Tensor, torch.Tensor], Loss],
+    images: EncodedBatch,
+    texts: EncodedBatch,
     *,
-    rate: float,
+    learning_rate: float,
     step: int,
-    machine: Machine,
 ) -> Loss:
-    """One step of the optimiser.
+    """One step of the optimiser: loss, backward pass, clipping, update.
 
     Args:
+        runtime: clips the gradients; where the weights are sharded it has summed them already.
         optimizer: its first group is the towers'; others (a learnt temperature) have the same gradient in every
             process.
-        contrast: (c, d) raw images, (b, d) raw texts -> loss.
-        images: features and their way back; None where the tower is locked.
-        texts: likewise.
-        rate: learning rate.
-        step: for the error.
-        machine: clips the gradients; where the weights are sharded it has summed them already.
+        loss_function: (c, d) raw images, (b, d) raw texts or queries -> loss.
+        images: of the batch.
+        texts: of the batch; queries where image and text are encoded together.
+        learning_rate: of this step.
+        step: its number, for the error.
     Raises:
         DataError: the loss or the gradient is not finite; no weight was changed.
     """
-    parts = contrast(images[0], texts[0])
-    loss = float(parts.total.detach())
-    if not math.isfinite(loss):
+    loss = loss_function(images.features, texts.features)
+    value = float(loss.total.detach())
+    if not math.isfinite(value):
         raise DataError(
-            f"train: the loss is {loss} at step {step}; lower train.learning_rate or raise train.temperature"
+            f"train: the loss is {value} at step {step}; lower train.learning_rate or raise train.temperature"
         )
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
-    parts.total.backward()  # type: ignore[no-untyped-call]
-    for rows, back in (images, texts):
-        if back is not None and rows.grad is not None:
-            back(rows.grad)
-    if not machine.is_sharded:
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    for encoded in (images, texts):
+        if encoded.backward is not None and encoded.features.grad is not None:
+            encoded.backward(encoded.features.grad)
+    if not runtime.is_sharded:
         sum_gradients(optimizer.param_groups[0]["params"])
-    norm = machine.clip([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    norm = runtime.clip_gradients([p for group in optimizer.param_groups for p in group["params"]], MAX_GRADIENT_NORM)
     if not math.isfinite(norm):
         raise DataError(
-            f"train: the gradient is {norm} at step {step} (loss {loss:g}); lower train.learning_rate, or train in float32"
+            f"train: the gradient is {norm} at step {step} (loss {value:g}); lower train.learning_rate, or train in "
+            "float32"
         )
     optimizer.step()
-    return parts
+    return loss

@@ -1,8 +1,8 @@
-"""The loader of a training: images by random access from the tar shards, decoded by workers, each once a batch.
+"""The image loader of a training: random access into the tar shards, decoding by threads, each image once per batch.
 
-A batch names an image many times (query here, target there, negative of a third) and it is read, decoded and prepared
-once: one pread of its shard by the offset in the images table. The plans are drawn in the training's own order, the
-workers only make pixels, so the number of workers changes no weight. `python -m benchmarks.loader` measures it against
+A batch names an image many times (query here, target there, negative of a third), and it is read, decoded and
+preprocessed once: one pread of its shard at the offset in the images table. The plans are drawn in the training's own
+order and the threads only decode, so their number changes no weight. `python -m benchmarks.loader` measures it against
 webdataset.
 """
 
@@ -11,60 +11,50 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import DataError
 from tasks.store import Store
+from tasks.train.batches import BatchPlan
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
 
-    from tasks.models.retrievers.base import Retriever
-
-GROUP = 8  # images in one call of the processor: what it makes on the way stays in the processor's cache
-CACHE_BYTES = 1_000_000_000  # pixels of all images are kept in memory up to this size
+IMAGES_PER_CALL = 8  # of the processor: the arrays that it makes on the way stay in the CPU's cache
+CACHE_BYTES = 1_000_000_000  # preprocessed images are kept in memory up to this size
 
 
-class Shows(Protocol):
-    """A step's plan, as far as the loader reads it."""
+def prefetch(
+    plans: Iterator[BatchPlan], load_images: Callable[[list[str]], Any], workers: int
+) -> Iterator[tuple[BatchPlan, Any]]:
+    """Each plan with its images; with workers, those of the next plan are loaded meanwhile.
 
-    @property
-    def shown(self) -> list[Any]: ...
-
-
-P = TypeVar("P", bound=Shows)
-
-
-def ahead(
-    steps: Iterator[P], pixels: Callable[[list[str]], torch.Tensor], workers: int
-) -> Iterator[tuple[P, torch.Tensor]]:
-    """Each plan with its pixels; with workers the next one's are made meanwhile. The plans are drawn here, in their
-    order.
+    Args:
+        plans: drawn in this thread, in their order.
+        load_images: image ids -> preprocessed images.
+        workers: 0 for no thread.
     """
     if not workers:
-        yield from ((plan, pixels(plan.shown)) for plan in steps)
+        yield from ((plan, load_images(plan.images)) for plan in plans)
         return
-    with ThreadPoolExecutor(1, "pixels") as pool:
-        waiting = None
-        for plan in steps:
-            coming = (plan, pool.submit(pixels, plan.shown))
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+    with ThreadPoolExecutor(1, "prefetch") as pool:
+        current = None
+        for plan in plans:
+            following = (plan, pool.submit(load_images, plan.images))
+            if current is not None:
+                yield current[0], current[1].result()
+            current = following
+        if current is not None:
+            yield current[0], current[1].result()
 
 
-class Pixels:
-    """Images as the processor makes them: each decoded once per call, and kept in memory while they fit into
-    `CACHE_BYTES`.
-    """
+class ImageLoader:
+    """Loads preprocessed images by id: each decoded once per call, and kept in memory while they fit."""
 
     def __init__(
         self,
         store: Store,
-        retriever: Retriever,
+        preprocess: Callable[[Sequence[Image]], Any],
         *,
         workers: int = 0,
         files: Mapping[str, Path] | None = None,
@@ -74,15 +64,15 @@ class Pixels:
 
         Args:
             store: of the version's images.
-            retriever: its processor is used.
-            workers: threads that decode (Pillow lets others run meanwhile), a count; in turn for 0.
-            files: images of other datasets, id -> file.
-            cache_bytes: of pixels kept.
+            preprocess: images -> the model's inputs, as `Retriever.preprocess`.
+            workers: decoding threads (Pillow releases the interpreter's lock), a count; 0 for none.
+            files: image id -> file, of further datasets.
+            cache_bytes: size of the preprocessed images that are kept.
         """
-        self.store, self.retriever, self.files, self.cache_bytes = store, retriever, files or {}, cache_bytes
+        self.store, self.preprocess, self.files, self.cache_bytes = store, preprocess, files or {}, cache_bytes
         self._pool = ThreadPoolExecutor(workers, "decode") if workers else None
-        self._kept: dict[str, Any] = {}
-        self._bytes = 0
+        self._cache: dict[str, Any] = {}
+        self._cached_bytes = 0
 
     def read(self, image_id: str) -> Image:
         """The image, RGB.
@@ -101,24 +91,24 @@ class Pixels:
                 f"{self.files[image_id]}: not a readable image ({error}); take its records out of train.datasets"
             ) from error
 
-    def made(self, image_ids: Sequence[str]) -> list[Any]:
-        """(3, height, width) float32 of each, or what else the retriever makes of an image."""
-        if self._pool is None:
-            parts = [image_ids[n : n + GROUP] for n in range(0, len(image_ids), GROUP)]
-            return [row for part in parts for row in self.retriever.preprocess([self.read(i) for i in part])]
-        return list(self._pool.map(lambda i: self.retriever.preprocess([self.read(i)])[0], image_ids))
+    def load(self, image_ids: Sequence[str]) -> list[Any]:
+        """Read and preprocess images: (3, height, width) float32 each, or the retriever's own kind of input."""
+        if self._pool is not None:
+            return list(self._pool.map(lambda i: self.preprocess([self.read(i)])[0], image_ids))
+        groups = [image_ids[n : n + IMAGES_PER_CALL] for n in range(0, len(image_ids), IMAGES_PER_CALL)]
+        return [row for group in groups for row in self.preprocess([self.read(i) for i in group])]
 
     def __call__(self, image_ids: list[str]) -> Any:
-        """(n, 3, height, width) float32; a list of n images of a retriever that takes them in unequal sizes."""
+        """(n, 3, height, width) float32, or a list of n inputs where the retriever's images differ in size."""
         import torch
 
-        missing = [i for i in image_ids if i not in self._kept]
-        fresh: dict[str, Any] = {}
+        missing = [i for i in dict.fromkeys(image_ids) if i not in self._cache]
+        loaded: dict[str, Any] = {}
         if missing:
-            fresh = dict(zip(missing, self.made(missing), strict=True))
-            size = sum(x.nbytes for x in fresh.values())
-            if self._bytes + size <= self.cache_bytes:
-                self._kept |= fresh
-                self._bytes += size
-        rows = [self._kept[i] if i in self._kept else fresh[i] for i in image_ids]
+            loaded = dict(zip(missing, self.load(missing), strict=True))
+            size = sum(x.nbytes for x in loaded.values())
+            if self._cached_bytes + size <= self.cache_bytes:
+                self._cache |= loaded
+                self._cached_bytes += size
+        rows = [self._cache[i] if i in self._cache else loaded[i] for i in image_ids]
         return torch.stack(rows) if isinstance(rows[0], torch.Tensor) else rows

@@ -1,181 +1,138 @@
-"""The course of a training: its curve and metrics as they come, and a checkpoint from which a dead run goes on.
+"""The log of a training: its loss curve and, as it runs, its metrics.
 
-    .run/train/checkpoint-<step>/       weights, optimiser, random states (as accelerate writes them), course.json; gone when the run is done
-    reports/training/metrics.jsonl      a metric a line, as MLflow's log-batch takes them: key, value, step, timestamp (ms)
+    reports/training/metrics.jsonl      one metric per line, as MLflow's log-batch takes them: key, value, step,
+                                        timestamp (ms)
     reports/training/tensorboard/       the same for TensorBoard, where train.tensorboard asks for it
 
-These hold clocks and are not versioned; reports/training.json holds none. In a terminal a bar shows the way; elsewhere
-every fifth point goes to the log.
+Both hold timestamps and are not versioned; the curve in reports/training.json holds none. In a terminal a progress bar
+is shown; elsewhere every fifth point of the curve goes to the log.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.train.checkpoints import Progress
 
-if TYPE_CHECKING:
-    from tasks.train.accelerator import Machine
-
-LOGGED_STEPS = 10  # a point of the curve is the mean of so many steps
-PLACE = "course.json"  # of a checkpoint: identity, step, phase, phase_step, curve, recent
+STEPS_PER_POINT = 10  # a point of the curve is the mean over so many steps
 log = logging.getLogger(__name__)
 
 
-class Course:
-    """Where a training is. Without folders it only keeps the curve."""
+class RunLog:
+    """Collects the figures of each step. Without a reports folder it only keeps the curve.
+
+    Attributes:
+        curve: per `STEPS_PER_POINT` steps {"step", figure: mean}.
+        total_steps: of the whole training, a count.
+    """
 
     def __init__(
         self,
-        steps: int,
+        total_steps: int,
         *,
-        checkpoint: Path | None = None,
-        identity: str = "",
-        checkpoint_steps: int = 50,
+        resumed: Progress | None = None,
         reports: Path | None = None,
         tensorboard: bool = False,
         is_writer: bool = True,
     ) -> None:
-        """Open it.
+        """Open the log.
 
         Args:
-            steps: of the whole training, a count.
-            checkpoint: folder of the checkpoints: the last one is gone on from, a newer one takes its place; none where
-                None.
-            identity: a checkpoint of another one (recipe, data, base weights) is not used.
-            checkpoint_steps: steps between two checkpoints, a count.
+            total_steps: of the whole training, a count.
+            resumed: where an earlier run's checkpoint continues; its later metrics are removed.
             reports: folder of the metrics; none where None.
-            tensorboard: also for TensorBoard.
-            is_writer: of several processes the one that writes; the others only read the checkpoint.
+            tensorboard: also write events for TensorBoard.
+            is_writer: of several processes, whether this is the one that shows progress.
         Raises:
             ConfigError: TensorBoard is asked for and not installed.
         """
-        self.steps, self.curve, self.recent = steps, list[dict[str, float]](), list[dict[str, float]]()
-        self._folder, self._identity, self._every, self._reports = checkpoint, identity, checkpoint_steps, reports
-        self._is_writer = is_writer
-        self._state: dict[str, Any] | None = None
-        for found in self._checkpoints():  # the last of ours wins
-            state = json.loads((found / PLACE).read_text())
-            if state["identity"] == identity:
-                self._state, self._from, self.curve, self.recent = state, found, state["curve"], state["recent"]
-            else:
-                log.info("train: the checkpoint in %s is of another recipe, data or base model", found)
-        if self._state is not None:
-            log.info("train: goes on from step %d of %d", self._state["step"], steps)
-        self.start = int(self._state["step"]) if self._state else 0
-        self._since = (time.perf_counter(), self.start)
-        self._board = self._tensorboard() if tensorboard and reports is not None else None
+        self.total_steps = total_steps
+        state = resumed.run_log if resumed else {"curve": [], "recent": []}
+        self.curve: list[dict[str, float]] = state["curve"]
+        self._recent: list[dict[str, float]] = state["recent"]
+        self._start = resumed.step if resumed else 0
+        if resumed:
+            log.info("train: resumes from step %d of %d", self._start, total_steps)
+        self._last_point = (time.perf_counter(), self._start)
+        self._reports = reports
+        self._writer = _tensorboard_writer(reports, self._start) if tensorboard and reports is not None else None
         if reports is not None:
-            self._trim(reports / "metrics.jsonl")
+            self._drop_metrics_after_start(reports / "metrics.jsonl")
         self._bar: Any = None
         if is_writer and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps, initial=self.start, unit="step", desc="train")
+            self._bar = tqdm(total=total_steps, initial=self._start, unit="step", desc="train")
 
-    def restore(self, phase: str, machine: Machine) -> int:
-        """Steps of this phase that are done; where there are any, weights, optimiser and random state are put back to
-        there.
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the log."""
+        return {"curve": self.curve, "recent": self._recent}
+
+    def log_step(self, step: int, figures: Mapping[str, float], *, is_last: bool) -> None:
+        """Add the figures of a step; every `STEPS_PER_POINT` steps they become a point of the curve.
+
+        Args:
+            step: its number over all phases, from 1.
+            figures: the same keys throughout a phase.
+            is_last: the last step of a phase; its point is made from fewer steps.
         """
-        if self._state is None or self._state["phase"] != phase:
-            return 0
-        machine.load_state(self._from)
-        return int(self._state["phase_step"])
-
-    def is_past(self, phase: str, phases: Sequence[str]) -> bool:
-        """The checkpoint lies in a later one of the phases."""
-        return self._state is not None and phases.index(self._state["phase"]) > phases.index(phase)
-
-    def note(self, step: int, figures: Mapping[str, float], last: bool) -> None:
-        """Take the figures of a step (from 1); every `LOGGED_STEPS` of them, and the last of a phase, make a point of
-        the curve.
-        """
-        self.recent.append(dict(figures))
+        self._recent.append(dict(figures))
         if self._bar is not None:
             self._bar.update(1)
             self._bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
-        if len(self.recent) < LOGGED_STEPS and not last:
+        if len(self._recent) < STEPS_PER_POINT and not is_last:
             return
-        means = {key: round(float(np.mean([r[key] for r in self.recent])), 5) for key in self.recent[0]}
-        self.recent = []
+        means = {key: round(float(np.mean([r[key] for r in self._recent])), 5) for key in self._recent[0]}
+        self._recent = []
         self.curve.append({"step": step, **means})
-        if self._bar is None and step % (5 * LOGGED_STEPS) == 0:
-            log.info(
-                "train: step %d of %d, loss %.4f, accuracy %.3f", step, self.steps, means["loss"], means["accuracy"]
-            )
-        now, (then, before) = time.perf_counter(), self._since
-        self._since = (now, step)
-        self._metrics(step, {**means, "steps_per_s": (step - before) / max(now - then, 1e-9)})
-
-    def keep(self, step: int, phase: str, phase_step: int, machine: Machine) -> None:
-        """Write the checkpoint where it is due, aside and renamed; then the one before goes. Called by every process."""
-        if self._folder is None or step % self._every or step == self.steps:
-            return
-        place = {
-            "identity": self._identity,
-            "step": step,
-            "phase": phase,
-            "phase_step": phase_step,
-            "curve": self.curve,
-            "recent": self.recent,
-        }
-        folder = self._folder / f"checkpoint-{step:09d}"
-        machine.save_state(folder, {PLACE: json.dumps(place)})
-        if self._is_writer:
-            for other in self._checkpoints():
-                if other != folder:
-                    shutil.rmtree(other)
+        if self._bar is None and step % (5 * STEPS_PER_POINT) == 0:
+            loss, accuracy = means["loss"], means["accuracy"]
+            log.info("train: step %d of %d, loss %.4f, accuracy %.3f", step, self.total_steps, loss, accuracy)
+        now, (before, step_before) = time.perf_counter(), self._last_point
+        self._last_point = (now, step)
+        self._write_metrics(step, {**means, "steps_per_s": (step - step_before) / max(now - before, 1e-9)})
 
     def close(self) -> None:
-        """End bar and board; a run that is done needs no checkpoint."""
+        """Close the progress bar and the TensorBoard file."""
         if self._bar is not None:
             self._bar.close()
-        if self._board is not None:
-            self._board.close()
-        if self._is_writer:
-            for folder in [
-                *self._checkpoints(),
-                *(self._folder.glob(".checkpoint-*.tmp") if self._folder is not None else ()),
-            ]:
-                shutil.rmtree(folder)
+        if self._writer is not None:
+            self._writer.close()
 
-    def _checkpoints(self) -> list[Path]:
-        """Whole ones, the last step last."""
-        return sorted(self._folder.glob("checkpoint-*")) if self._folder is not None else []
-
-    def _tensorboard(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "'train.tensorboard' is on and TensorBoard is not installed; `pip install tensorboard`, or switch it off"
-            ) from error
-        assert self._reports is not None
-        return SummaryWriter(str(self._reports / "tensorboard"), purge_step=self.start + 1)  # type: ignore[no-untyped-call]
-
-    def _trim(self, path: Path) -> None:
-        """Keep what was logged up to the step that the run goes on from."""
+    def _drop_metrics_after_start(self, path: Path) -> None:
+        """Keep the metrics up to the step that the run resumes from."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if self.start and path.is_file() else []
+        lines = path.read_text().splitlines(keepends=True) if self._start and path.is_file() else []
         whole = [line for line in lines if line.endswith("\n")]  # a killed run may have left half a line
-        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.start))
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= self._start))
 
-    def _metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def _write_metrics(self, step: int, values: Mapping[str, float]) -> None:
         if self._reports is None:
             return
-        now = int(time.time() * 1000)
+        timestamp_ms = int(time.time() * 1000)
         with open(self._reports / "metrics.jsonl", "a") as file:
             for key, value in values.items():
-                file.write(json.dumps({"key": key, "value": value, "step": step, "timestamp": now}) + "\n")
-        if self._board is not None:
+                file.write(json.dumps({"key": key, "value": value, "step": step, "timestamp": timestamp_ms}) + "\n")
+        if self._writer is not None:
             for key, value in values.items():
-                self._board.add_scalar(f"train/{key}", value, step)
+                self._writer.add_scalar(f"train/{key}", value, step)
+
+
+def _tensorboard_writer(reports: Path, start: int) -> Any:
+    """A writer of TensorBoard events that hides those after the step that the run resumes from."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "'train.tensorboard' is on and TensorBoard is not installed; `pip install tensorboard`, or switch it off"
+        ) from error
+    return SummaryWriter(str(reports / "tensorboard"), purge_step=start + 1)  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""Held-out triplets: whole connected components of images, so that no image stands on both sides.
+"""The held-out split: whole connected components of images, so that no image is on both sides.
 
 Two images are connected when they are query and target of one triplet. Components are taken in the order of a hash of
-their smallest image id, as many whole ones as fit: a new batch adds to the split, it does not shuffle it.
+their smallest image id, as many whole ones as fit: a new batch adds to the split instead of shuffling it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tasks.store.id_groups import connected_ids
 
 
 def held_out_images(pairs: Sequence[tuple[str, str]], share: float) -> set[str]:
-    """Images never to be trained on.
+    """Images that are never trained on.
 
     Args:
         pairs: (query, target) image ids, one per triplet.
@@ -21,14 +21,14 @@ def held_out_images(pairs: Sequence[tuple[str, str]], share: float) -> set[str]:
     Returns:
         The ids in the held-out components; empty where no component is small enough.
     """
-    of = connected_ids(pairs)
+    component = connected_ids(pairs)
     sizes: dict[str, int] = {}
     for query, _ in pairs:
-        sizes[of[query]] = sizes.get(of[query], 0) + 1
+        sizes[component[query]] = sizes.get(component[query], 0) + 1
     room = share * len(pairs)
-    taken: set[str] = set()
+    held_out: set[str] = set()
     for name in sorted(sizes, key=lambda n: hashlib.sha256(f"held-out:{n}".encode()).digest()):
         if sizes[name] <= room:
-            taken.add(name)
+            held_out.add(name)
             room -= sizes[name]
-    return {image for image, name in of.items() if name in taken}
+    return {image for image, name in component.items() if name in held_out}

@@ -1,103 +1,116 @@
-"""Fine-tune BGE-VL, of the CLIP or the MLLM type, on the version's judged triplets, by InfoNCE.
+"""Train: fine-tune BGE-VL, of the CLIP or the MLLM type, on the version's judged triplets with InfoNCE.
 
-Reads data/triplets and data/images (and the datasets that train.datasets names); writes models/candidate (put in place
-as a whole), reports/training.json (the loss curve, no clocks) and reports/training/ (metrics as they come:
-tasks/train/run_log.py). Each step one instruction of a triplet is drawn; every distinct image of the batch is decoded
-and encoded
-once and stands against every query: targets of the others, the query images, mined negatives. Both towers are trained,
-with AdamW, linear warm-up and linear decay. Source: MegaPairs, arXiv:2412.14475, appendix B.
+Reads    data/triplets and data/images, the further datasets that `train.datasets` names, the base checkpoint
+         (train.base_model).
+Writes   models/candidate (put in place as a whole), reports/training.json (recipe and loss curve, no timestamps),
+         reports/training/ (metrics as they come: tasks/train/run_log.py), .run/train (checkpoints while it runs).
+Drops    held-out triplets (held_out: tasks/train/splits.py), and records of further datasets by reason
+         (tasks/train/datasets.py).
 
-A batch is put together from neighbourhoods: triplets that share images come in the same batch, so that a step encodes
-few images, and those are each other's hard negatives (batch mining as in B3). Which images are held out:
-tasks/train/splits.py.
+Each step draws one instruction per triplet. Every distinct image of the batch is decoded and encoded once and is a
+candidate for every query: targets of the others, the query images, mined negatives (tasks/train/loss.py). How batches
+are made: tasks/train/batches.py. Both towers are trained, with AdamW, linear warm-up and linear decay; with
+`locked_steps` the text tower comes first, with the image tower frozen (tasks/train/trainer.py).
 
 An MLLM (config.json says so) reads a query's image and text together, so a query is encoded as a whole beside the
-candidates, and there is no phase with a locked tower. With `lora` only adapters in its vision and language parts are
-trained (tasks/models/retrievers/mllm.py).
+candidates, and there is no locked phase. With `lora` only adapters in its vision and language parts are trained
+(tasks/models/retrievers/mllm.py).
 
-With `locked_steps` the text tower goes first: the image tower is locked, so every image is encoded once and for all and
-(almost) all of them can stand against each query at the price of a matrix product. Source: LiT, arXiv:2111.07991.
+The whole order of batches, instructions and negatives follows from the seed alone. So a run that died resumes from its
+last checkpoint (tasks/train/checkpoints.py) and ends with the same weights, and several processes share each batch
+without communicating about it: `processes` starts them by torchrun's launcher, or start them yourself with
+`accelerate-launch` or torchrun, on several machines too. Each encodes its part of the images and texts
+(tasks/train/grad_cache.py), on accelerate (tasks/train/accelerator.py). On failure models/promoted is unchanged.
 
-The whole order of batches, instructions and negatives follows from the seed alone. So a run that died goes on from its
-last
-checkpoint with the same weights as if it had lived, and `processes` share each batch without talking about it:
-torchrun's launcher starts them (or you do, with `accelerate-launch` or torchrun, on several machines too), each encodes
-its part of the images and texts (tasks/train/grad_cache.py). The loop stands on accelerate
-(tasks/train/accelerator.py). On failure models/promoted is as it was.
+Source: MegaPairs, arXiv:2412.14475, appendix B.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import sys
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.config import Params, TrainConfig
-from tasks.errors import ConfigError, DataError, TransientError
+from tasks.config import Params
 from tasks.models.retrievers.load import load_retriever
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.train.batches import Example, training_examples
-from tasks.train.checks import check_images, check_revision, places_of
-from tasks.train.datasets import read_dataset
-from tasks.train.fit import adapt, fit
-from tasks.train.loader import Pixels
-from tasks.train.recipe import WEIGHT_NEUTRAL_KEYS
-from tasks.train.splits import held_out_images
+from tasks.train.accelerator import TrainingRuntime, destroy_process_group, init_process_group
+from tasks.train.checkpoints import Checkpoints
+from tasks.train.checks import check_revision
+from tasks.train.datasets import TrainingSet, read_training_set
+from tasks.train.launch import is_first_process, is_launched, launch_processes
+from tasks.train.loader import ImageLoader
+from tasks.train.recipe import training_identity
+from tasks.train.run_log import RunLog
+from tasks.train.trainer import Trainer, TrainingData, prepare_retriever
 
 if TYPE_CHECKING:
-    pass
+    from tasks.models.retrievers.base import Retriever
 
 
-def launch(processes: int, root: Path) -> None:
-    """Run this stage in several processes by torchrun's launcher, and wait for them.
+def load_base_model(params: Params) -> Retriever:
+    """The base checkpoint on this process's device, with the recipe's adapters.
 
     Raises:
-        DataError, ConfigError, TransientError: what the first of them to fail said by its exit code.
+        ConfigError: no such model, not the pinned revision, or a recipe that does not suit the model's type.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    config = params.train
+    device = init_process_group(config.device) if is_launched() else config.device
+    threads = torch_threads(params)
+    retriever = load_retriever(config.base_model, revision=config.revision, device=device, threads=threads)
+    check_revision(config.revision, retriever.revision, config.base_model)
+    prepare_retriever(retriever, config, params.open_run.seed)
+    return retriever
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id="train",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
+
+def torch_threads(params: Params) -> int:
+    """CPU threads of torch: open_run.threads, at least 2."""
+    return max(2, params.open_run.threads)
+
+
+def build_trainer(params: Params, store: Store, training_set: TrainingSet, retriever: Retriever) -> Trainer:
+    """A trainer that resumes from the checkpoint in .run/train where there is one of this training.
+
+    Raises:
+        ConfigError: TensorBoard or sharding is asked for and cannot be had.
+    """
+    config, is_first = params.train, is_first_process()
+    checkpoints = Checkpoints(
+        store.folder(".run", "train"),
+        identity=training_identity(params, retriever.revision, training_set.all, torch_threads(params)),
+        every_steps=config.checkpoint_steps,
+        is_writer=is_first,
     )
-    try:
-        elastic_launch(config, sys.executable)("-m", "tasks", "train", "--root", str(root))
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        kind = {e.exit_code: e for e in (DataError, ConfigError)}.get(failure.exitcode, TransientError)
-        raise kind(
-            f"train: process {rank} of {processes} ended with exit code {failure.exitcode}; its message stands above"
-        ) from error
-
-
-def identity_of(
-    config: TrainConfig,
-    seed: int,
-    base_revision: str,
-    datasets: Sequence[tuple[Sequence[Example], float]],
-    threads: int,
-) -> str:
-    """Of a training: equal where the weights of every step are equal."""
-    digest = hashlib.sha256(
-        json.dumps(
-            [config.model_dump(mode="json", exclude=set(WEIGHT_NEUTRAL_KEYS)), seed, base_revision, threads]
-        ).encode()
+    run_log = RunLog(
+        config.locked_steps + config.steps,
+        resumed=checkpoints.progress,
+        reports=store.folder("reports", "training") if is_first else None,
+        tensorboard=config.tensorboard,
+        is_writer=is_first,
     )
-    for examples, weight in datasets:
-        digest.update(repr((weight, examples)).encode())
-    return digest.hexdigest()
+    runtime = TrainingRuntime(retriever, config)
+    seed = params.open_run.seed
+    return Trainer(retriever, config, seed, runtime=runtime, run_log=run_log, checkpoints=checkpoints)
+
+
+def write_training_report(
+    params: Params, store: Store, training_set: TrainingSet, base_revision: str, curve: Sequence[dict[str, float]]
+) -> None:
+    """Write reports/training.json."""
+    config, examples = params.train, training_set.version.examples
+    report = {
+        "base_model": config.base_model,
+        "base_revision": base_revision,
+        "seed": params.open_run.seed,
+        "recipe": config.model_dump(mode="json", exclude={"device"}),
+        "triplets": len(examples),
+        "held_out_triplets": training_set.triplets - len(examples),
+        "held_out_images": training_set.held_out_images,
+        "datasets": {d.name: len(m.examples) for d, m in zip(config.datasets, training_set.more, strict=True)},
+        "curve": curve,
+    }
+    store.write_bytes(store.folder("reports", "training.json"), (json.dumps(report, indent=1) + "\n").encode())
 
 
 def run(params: Params, store: Store) -> StageReport:
@@ -105,78 +118,35 @@ def run(params: Params, store: Store) -> StageReport:
 
     Raises:
         DataError: no triplet to train on, an image that is missing, a loss that is not finite.
-        ConfigError: a base model that is not the pinned one.
+        ConfigError: a base model that is not the pinned one, or a recipe that does not suit it.
     """
-    config, seed = params.train, params.open_run.seed
-    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if config.processes > 1 and not is_launched:
-        launch(config.processes, store.root)
+    config = params.train
+    if config.processes > 1 and not is_launched():
+        launch_processes(config.processes, store.root)
         return store.read_reports()["train"]
-    from tasks.train.accelerator import Machine, join, part
-    from tasks.train.run_log import Course
-
-    triplets = store.read_table("triplets").sort_by("triplet_id").to_pylist()
-    held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], config.held_out_share)
-    examples = training_examples(triplets, held_out)
-    if not examples:
-        raise DataError(
-            f"train: no triplet to train on among {len(triplets)}; run the dataset's stages first, or lower train.held_out_share"
-        )
-    check_images(examples, *places_of(store))
-    more, files, dropped = [], dict[str, Path](), Counter({"held_out": len(triplets) - len(examples)})
-    for dataset in config.datasets:
-        found, images, left_out = read_dataset(dataset)
-        more.append((found, dataset.weight))
-        files |= images
-        dropped.update(left_out)
-    device = join(config.device) if is_launched else config.device
-    threads = max(2, params.open_run.threads)
-    retriever = load_retriever(config.base_model, revision=config.revision, device=device, threads=threads)
-    base_revision = retriever.revision
-    check_revision(config.revision, base_revision, config.base_model)
-    adapt(retriever, config, seed)
-    is_first = int(os.environ.get("RANK", "0")) == 0 or not is_launched
-    course = Course(
-        config.locked_steps + config.steps,
-        checkpoint=store.folder(".run", "train"),
-        identity=identity_of(config, seed, base_revision, [(examples, config.version_weight), *more], threads),
-        checkpoint_steps=config.checkpoint_steps,
-        reports=store.folder("reports", "training") if is_first else None,
-        tensorboard=config.tensorboard,
-        is_writer=is_first,
-    )
-    pixels = Pixels(store, retriever, workers=config.decode_workers, files=files)
-    machine = Machine(retriever, config)
-    curve = fit(retriever, examples, pixels, config, seed, more=more, course=course, machine=machine)
-    state = machine.weights()
-    report = StageReport(
+    training_set = read_training_set(config, store)
+    retriever = load_base_model(params)
+    trainer = build_trainer(params, store, training_set, retriever)
+    loader = ImageLoader(store, retriever.preprocess, workers=config.decode_workers, files=training_set.files)
+    curve = trainer.fit(TrainingData(training_set.all, loader))
+    weights = trainer.runtime.full_weights()
+    if is_first_process():
+        retriever.save(store.folder("models", "candidate"), weights)
+        write_training_report(params, store, training_set, retriever.revision, curve)
+    trainer.run_log.close()
+    trainer.checkpoints.clear()
+    destroy_process_group(trainer.runtime)  # no process leaves before the model is in place
+    return StageReport(
         "train",
-        read=len(triplets) + sum(len(found) for found, _ in more),
+        read=training_set.triplets + sum(len(m.examples) for m in training_set.more),
         written=1,
-        dropped=dict(dropped),
+        dropped=dict(training_set.dropped),
         new=config.locked_steps + config.steps,
         done=config.locked_steps + config.steps,
         figures={
             "loss": curve[-1]["loss"],
             "accuracy": curve[-1]["accuracy"],
             "query_margin": curve[-1]["query_margin"],
-            "triplets": float(len(examples)),
+            "triplets": float(len(training_set.version.examples)),
         },
     )
-    if is_first:
-        retriever.save(store.folder("models", "candidate"), state)
-        training = {
-            "base_model": config.base_model,
-            "base_revision": base_revision,
-            "seed": seed,
-            "recipe": config.model_dump(mode="json", exclude={"device"}),
-            "triplets": len(examples),
-            "held_out_triplets": len(triplets) - len(examples),
-            "held_out_images": len(held_out),
-            "datasets": {d.name: len(found) for d, (found, _) in zip(config.datasets, more, strict=True)},
-            "curve": curve,
-        }
-        store.write_bytes(store.folder("reports", "training.json"), (json.dumps(training, indent=1) + "\n").encode())
-    course.close()
-    part(machine)  # nobody leaves before the model is in place
-    return report

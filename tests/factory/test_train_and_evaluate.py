@@ -11,7 +11,6 @@ from PIL import Image
 import tasks.evaluate.benchmarks
 import tasks.evaluate.scores
 import tasks.evaluate.stage
-import tasks.train.fit
 import tasks.train.stage
 from tasks.config import Params, load_params
 from tasks.errors import ConfigError, DataError
@@ -19,10 +18,10 @@ from tasks.models.retrievers.clip import ClipRetriever
 from tasks.sample.phrases import instruction
 from tasks.sample.scenes import difference, draw, family, shared
 from tasks.store import Store
-from tasks.train.batches import batches, training_examples
-from tasks.train.fit import rate_at
+from tasks.train.batches import WeightedDataset, training_examples
+from tasks.train.loader import ImageLoader
 from tasks.train.splits import held_out_images
-from tasks.train.stage import Example
+from tasks.train.trainer import Trainer, TrainingData
 from tests.support.tiny import save_narrow_clip
 
 BATCH = "2026.01.05"
@@ -136,76 +135,23 @@ def test_training_learns_and_repeats_itself(store: Store, params: Params):
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == weights
 
 
-def test_both_towers_are_trained_and_held_out_images_never_shown(store: Store, params: Params, base_model: Path):
+def test_both_towers_are_trained_and_held_out_images_never_loaded(store: Store, params: Params, base_model: Path):
     triplets = store.read_table("triplets").to_pylist()
     triplets[0]["negative_image_ids"] += [t["target_image_id"] for t in triplets[1:]]
     held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], 0.25)
     retriever = ClipRetriever(str(base_model), device="cpu")
     before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
-    pixels, shown = tasks.train.stage.Pixels(store, retriever), set()
+    loader, loaded = ImageLoader(store, retriever.preprocess), set()
 
     def spy(image_ids: list[str]):
-        shown.update(image_ids)
-        return pixels(image_ids)
+        loaded.update(image_ids)
+        return loader(image_ids)
 
-    tasks.train.fit.fit(
-        retriever, training_examples(triplets, held_out), spy, params.train.model_copy(update={"steps": 12}), seed=0
-    )
+    data = TrainingData([WeightedDataset(training_examples(triplets, held_out), 1.0)], spy)
+    Trainer(retriever, params.train.model_copy(update={"steps": 12}), seed=0).fit(data)
     changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
     assert {"text_model", "vision_model", "text_projection", "visual_projection"} <= changed
-    assert shown and not shown & held_out
-
-
-def test_with_the_image_tower_locked_only_words_move_against_every_image(
-    store: Store, params: Params, base_model: Path
-):
-    examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    retriever = ClipRetriever(str(base_model), device="cpu")
-    before = {k: v.clone() for k, v in retriever.model.state_dict().items()}
-    locked = params.train.model_copy(
-        update={"locked_steps": 20, "locked_batch_triplets": 8, "locked_learning_rate": 2e-3, "warmup_steps": 2}
-    )
-    pixels = tasks.train.stage.Pixels(store, retriever)
-    curve = tasks.train.fit.fit_locked(retriever, examples, pixels, locked, seed=0)
-    changed = {k.split(".")[0] for k, v in retriever.model.state_dict().items() if not v.equal(before[k])}
-    assert changed == {"text_model", "text_projection"}
-    assert curve[-1]["loss"] < curve[0]["loss"] and curve[0]["images"] == len(
-        {i for e in examples for i in (e.query, e.target, *e.negatives)}
-    )
-    few = tasks.train.fit.fit_locked(
-        retriever, examples, pixels, locked.model_copy(update={"locked_candidates": 2, "locked_steps": 1}), seed=0
-    )
-    assert few[0]["images"] < curve[0]["images"], (
-        "a bound on the candidates holds, but a batch's own images are always among them"
-    )
-
-
-def test_a_loss_that_is_not_finite_stops_at_once(store: Store, params: Params):
-    with pytest.raises(DataError, match="the loss is nan at step"):
-        tasks.train.stage.run(
-            params.model_copy(
-                update={"train": params.train.model_copy(update={"learning_rate": 1e30, "warmup_steps": 0})}
-            ),
-            store,
-        )
-    assert not store.folder("models", "candidate").exists()
-
-
-def test_every_pass_shows_every_example_once_and_neighbours_together():
-    examples = [Example(f"f{n // 4}", f"t{n}", (), ("x",)) for n in range(40)]
-    stream = batches(examples, 8, random.Random(0))
-    passes = [[e for _ in range(5) for e in next(stream)] for _ in range(2)]
-    assert (
-        all(sorted(p, key=lambda e: e.target) == sorted(examples, key=lambda e: e.target) for p in passes)
-        and passes[0] != passes[1]
-    )
-    assert all(len({e.query for e in passes[0][i : i + 8]}) == 2 for i in range(0, 40, 8))
-
-
-def test_the_rate_rises_and_falls_linearly():
-    rates = [rate_at(n, steps=10, warmup=2, peak=1.0) for n in range(10)]
-    assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == 1 / 8
-    assert all(0 < later <= earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))
+    assert loaded and not loaded & held_out
 
 
 def test_evaluation_of_the_held_out_split_and_the_truth(store: Store, params: Params):

@@ -1,7 +1,6 @@
-"""Records of other makers become examples, or are counted with the reason why not."""
+"""Records of MegaPairs' and MMEB's formats become examples, or are counted with the reason why not."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,8 @@ from PIL import Image
 
 from tasks.config import MixedDatasetConfig
 from tasks.errors import ConfigError, DataError
-from tasks.store import Store
-from tasks.train.batches import Example, plans
+from tasks.train.batches import Example
 from tasks.train.datasets import mmeb_example, read_dataset
-from tasks.train.stage import Pixels
 
 
 @pytest.fixture
@@ -24,13 +21,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def written(folder: Path, kind: str, *records: object) -> MixedDatasetConfig:
+def write_dataset(folder: Path, kind: str, *records: object) -> MixedDatasetConfig:
     file = folder / f"{kind}.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in records))
     return MixedDatasetConfig(name=kind, format=kind, path=str(file), images=str(folder / "images"), weight=2.0)
 
 
-def test_megapairs_own_records(folder: Path):
+def test_records_of_megapairs(folder: Path):
     record = {
         "q_img": "q.png",
         "q_text": ["make it red", "red, please"],
@@ -38,14 +35,14 @@ def test_megapairs_own_records(folder: Path):
         "hns": ["q.png", "n1.png", "t.png", "n2.png", "n1.png"],
     }
     examples, files, dropped = read_dataset(
-        written(folder, "megapairs", record, {"q_img": "q.png", "q_text": [], "t_img": "t.png"})
+        write_dataset(folder, "megapairs", record, {"q_img": "q.png", "q_text": [], "t_img": "t.png"})
     )
     name = "megapairs:{}.png".format
     assert examples == [Example(name("q"), name("t"), (name("n1"), name("n2")), ("make it red", "red, please"))]
     assert dropped == {"no_text": 1} and files[name("n2")] == folder / "images" / "n2.png"
 
 
-def test_mmeb_style_records_with_images_on_both_sides(folder: Path):
+def test_records_of_mmeb_count_with_images_on_both_sides(folder: Path):
     right = {
         "qry": "<|image_1|>\nmake it red",
         "qry_image_path": "q.png",
@@ -53,14 +50,14 @@ def test_mmeb_style_records_with_images_on_both_sides(folder: Path):
         "pos_image_path": "t.png",
     }
     right |= {"neg_text": "<|image_1|>", "neg_image_path": ["n1.png"]}
-    written_out = {
+    text_target = {
         "qry": "<|image_1|> what is it?",
         "qry_image_path": "q.png",
         "pos_text": "a star",
         "pos_image_path": "",
     }
     examples, _, dropped = read_dataset(
-        written(folder, "mmeb", right, written_out, {"qry": "a star", "pos_image_path": "t.png"})
+        write_dataset(folder, "mmeb", right, text_target, {"qry": "a star", "pos_image_path": "t.png"})
     )
     assert examples == [Example("mmeb:q.png", "mmeb:t.png", ("mmeb:n1.png",), ("make it red",))]
     assert dropped == {"text_candidate": 1, "no_query_image": 1}
@@ -68,43 +65,19 @@ def test_mmeb_style_records_with_images_on_both_sides(folder: Path):
     assert mmeb_example(right | {"qry": "<|image_1|>"}) == "no_text"
 
 
-def test_the_images_of_a_mixture_are_read_where_they_lie(folder: Path):
-    class Processor:
-        def preprocess(self, images):
-            return [__import__("torch").tensor([i.getpixel((0, 0))[0]]) for i in images]
-
-    config = written(
-        folder, "megapairs", {"q_img": "deep/q2.png", "q_text": "brighter", "t_img": "deep/t2.png", "hns": ["n2.png"]}
-    )
-    examples, files, _ = read_dataset(config)
-    from tasks.config import load_params
-
-    train = load_params("params.yaml", "test").train
-    plan = next(plans([(examples, config.weight)], train, random.Random(0)))
-    pixels = Pixels(Store(folder), Processor(), files=files)
-    assert dict(zip(plan.shown, pixels(plan.shown)[:, 0].tolist(), strict=True)) == {
-        "megapairs:deep/q2.png": 160,
-        "megapairs:deep/t2.png": 200,
-        "megapairs:n2.png": 120,
-    }
-    (folder / "images" / "n2.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="not a readable image"):
-        Pixels(Store(folder), Processor(), files=files)(["megapairs:n2.png"])
-
-
-def test_what_is_wrong_is_said_with_file_and_line(folder: Path):
+def test_errors_name_the_file_and_the_line(folder: Path):
     good = {"q_img": "q.png", "q_text": ["x"], "t_img": "t.png", "hns": []}
     with pytest.raises(DataError, match=r"megapairs.jsonl:2: image .*gone.png is missing"):
-        read_dataset(written(folder, "megapairs", good, good | {"t_img": "gone.png"}))
+        read_dataset(write_dataset(folder, "megapairs", good, good | {"t_img": "gone.png"}))
     with pytest.raises(DataError, match="lies outside"):
-        read_dataset(written(folder, "megapairs", good | {"t_img": "../../etc/passwd"}))
+        read_dataset(write_dataset(folder, "megapairs", good | {"t_img": "../../etc/passwd"}))
     with pytest.raises(
         DataError, match=r":1: key 'q_img' is missing in a record of format 'megapairs'; found \['text'\]"
     ):
-        read_dataset(written(folder, "megapairs", {"text": 1}))
+        read_dataset(write_dataset(folder, "megapairs", {"text": 1}))
     with pytest.raises(DataError, match="no record to train on; left out: {'no_text': 1}"):
-        read_dataset(written(folder, "megapairs", good | {"q_text": []}))
-    config = written(folder, "megapairs", good)
+        read_dataset(write_dataset(folder, "megapairs", good | {"q_text": []}))
+    config = write_dataset(folder, "megapairs", good)
     Path(config.path).write_text("{\n")
     with pytest.raises(DataError, match="megapairs.jsonl:1: not JSON"):
         read_dataset(config)

@@ -11,30 +11,26 @@ from PIL.Image import Image
 from safetensors.torch import load_file
 
 import tasks.evaluate.stage
-import tasks.train.batches
-import tasks.train.fit
 import tasks.train.stage
 from tasks.config import LoraConfig, Params, load_params
 from tasks.errors import ConfigError
 from tasks.models.retrievers.load import load_retriever
 from tasks.models.retrievers.mllm import MllmRetriever
 from tasks.store import Store
-from tasks.train.batches import training_examples
-from tasks.train.grad_cache import encoded
-from tasks.train.run_log import Course
-from tests.support.tiny import save_narrow_clip, save_version
+from tasks.train.batches import WeightedDataset, plan_steps
+from tasks.train.grad_cache import encode_batch
+from tasks.train.loader import ImageLoader
+from tasks.train.run_log import RunLog
+from tasks.train.trainer import loss_function, prepare_retriever
+from tests.support.tiny import save_narrow_clip
 from tests.support.tiny_mllm import FAMILIES, TEXTS, images, save_tiny
+from tests.support.training import all_examples, fit
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random checkpoint of each architecture."""
     return {name: save_tiny(name, tmp_path_factory.mktemp("tiny") / name) for name in FAMILIES}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return save_version(tmp_path / "clone")
 
 
 def params_of(base: Path, **train: object) -> Params:
@@ -61,28 +57,26 @@ def params_of(base: Path, **train: object) -> Params:
     return params.model_copy(update={"train": params.train.model_copy(update=recipe | train), "evaluate": evaluate})
 
 
-def fitted(params: Params, store: Store) -> tuple[MllmRetriever, dict[str, torch.Tensor], list[dict[str, float]]]:
+def fit_mllm(params: Params, store: Store) -> tuple[MllmRetriever, dict[str, torch.Tensor], list[dict[str, float]]]:
     """The retriever after training, its weights before, the curve."""
     retriever = load_retriever(params.train.base_model, device="cpu", threads=1)
     assert isinstance(retriever, MllmRetriever)
-    tasks.train.fit.adapt(retriever, params.train, seed=0)
+    prepare_retriever(retriever, params.train, seed=0)
     before = {name: value.detach().clone() for name, value in retriever.model.named_parameters()}
-    examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    curve = tasks.train.fit.fit(retriever, examples, tasks.train.stage.Pixels(store, retriever), params.train, seed=0)
-    return retriever, before, curve
+    return retriever, before, fit(retriever, params.train, store)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_few_steps_lower_the_loss_and_change_adapters_alone(folders: dict[str, Path], store: Store, name: str):
+def test_a_few_steps_lower_the_loss_and_change_only_adapters(folders: dict[str, Path], store: Store, name: str):
     params = params_of(folders[name], steps=16)
-    retriever, before, curve = fitted(params, store)
+    retriever, before, curve = fit_mllm(params, store)
     assert curve[-1]["loss"] < 0.8 * curve[0]["loss"], curve
     assert curve[-1]["divergence"] > 0
     changed = {n for n, p in retriever.model.named_parameters() if not torch.equal(p, before[n])}
     assert changed and all(".lora_" in n for n in changed)
     vision = "vision_tower" if name == "llava_next" else "visual"
     assert all(any(f".{part}." in n for n in changed) for part in (vision, "language_model"))
-    again, _, same = fitted(params, store)
+    again, _, same = fit_mllm(params, store)
     assert same == curve and all(
         torch.equal(p, q) for p, q in zip(again.model.parameters(), retriever.model.parameters(), strict=True)
     )
@@ -92,27 +86,30 @@ def test_a_few_steps_lower_the_loss_and_change_adapters_alone(folders: dict[str,
 def test_gradient_caching_equals_no_caching(folders: dict[str, Path], store: Store, name: str):
     params = params_of(folders[name])
     retriever = load_retriever(str(folders[name]), device="cpu")
-    tasks.train.fit.adapt(retriever, params.train, seed=0)
+    prepare_retriever(retriever, params.train, seed=0)
     generator = torch.Generator().manual_seed(2)
     for parameter_name, parameter in retriever.model.named_parameters():
         if "lora_B" in parameter_name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-    examples = training_examples(store.read_table("triplets").to_pylist(), set())
-    plan = next(tasks.train.batches.plans([(examples, 1.0)], params.train, random.Random(0)))
-    shown, device = tasks.train.stage.Pixels(store, retriever)(plan.shown), torch.device("cpu")
+    plan = next(plan_steps([WeightedDataset(all_examples(store), 1.0)], params.train, random.Random(0)))
+    inputs, device = ImageLoader(store, retriever.preprocess)(plan.images), torch.device("cpu")
+
+    def encode_images(positions: list[int]) -> torch.Tensor:
+        return retriever.image_features([inputs[n] for n in positions])
+
+    def encode_queries(positions: list[int]) -> torch.Tensor:
+        return retriever.query_features(
+            [inputs[plan.query_image[n]] for n in positions], [plan.texts[n] for n in positions]
+        )
 
     def gradients(chunk: int | None) -> dict[str, torch.Tensor]:
         retriever.model.zero_grad(set_to_none=True)
-        images, back_images = encoded(
-            lambda at: retriever.image_features([shown[n] for n in at]), len(shown), chunk, device
-        )
-        asked = lambda at: retriever.query_features([shown[plan.query[n]] for n in at], [plan.texts[n] for n in at])  # noqa: E731
-        queries, back_queries = encoded(asked, len(plan.texts), chunk, device)
-        tasks.train.fit.contrast_of(params.train, retriever.model, plan, device, is_joint=True)(
-            images, queries
-        ).total.backward()
-        back_images(images.grad)
-        back_queries(queries.grad)
+        candidates = encode_batch(encode_images, len(inputs), chunk, device)
+        queries = encode_batch(encode_queries, len(plan.texts), chunk, device)
+        compute = loss_function(params.train, retriever.model, plan, device, is_joint=True)
+        compute(candidates.features, queries.features).total.backward()
+        for batch in (candidates, queries):
+            batch.backward(batch.features.grad)
         return {n: p.grad.clone() for n, p in retriever.model.named_parameters() if p.grad is not None}
 
     whole = gradients(None)
@@ -123,41 +120,43 @@ def test_gradient_caching_equals_no_caching(folders: dict[str, Path], store: Sto
 
 
 @pytest.mark.parametrize("option", [{"cache_chunk": 3}, {"gradient_checkpointing": True}, {"decode_workers": 2}])
-def test_what_saves_memory_or_time_changes_no_course(folders: dict[str, Path], store: Store, option: dict[str, object]):
-    _, _, plain = fitted(params_of(folders["qwen3_vl"]), store)
-    _, _, other = fitted(params_of(folders["qwen3_vl"], **option), store)
+def test_options_that_save_memory_or_time_change_no_result(
+    folders: dict[str, Path], store: Store, option: dict[str, object]
+):
+    _, _, plain = fit_mllm(params_of(folders["qwen3_vl"]), store)
+    _, _, other = fit_mllm(params_of(folders["qwen3_vl"], **option), store)
     assert [p["loss"] for p in other] == pytest.approx([p["loss"] for p in plain], abs=1e-3)
 
 
-def test_a_run_that_died_goes_on_with_the_same_weights_from_a_checkpoint_of_adapters(
+def test_a_run_that_died_resumes_with_the_same_weights_from_a_checkpoint_of_adapters(
     folders: dict[str, Path], store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     params = params_of(folders["qwen2_vl"], steps=4)
     files = ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
     tasks.train.stage.run(params, store)
     whole = [store.folder("models", "candidate", name).read_bytes() for name in files]
-    told = store.folder("reports", "training.json").read_bytes()
-    note = Course.note
+    report = store.folder("reports", "training.json").read_bytes()
+    log_step = RunLog.log_step
 
-    def dying(self: Course, step: int, *rest: object, **keywords: object) -> None:
+    def dying(self: RunLog, step: int, *rest: object, **keywords: object) -> None:
         if step == 3:
             raise KeyboardInterrupt
-        note(self, step, *rest, **keywords)
+        log_step(self, step, *rest, **keywords)
 
-    monkeypatch.setattr(Course, "note", dying)
+    monkeypatch.setattr(RunLog, "log_step", dying)
     with pytest.raises(KeyboardInterrupt):
         tasks.train.stage.run(params, store)
-    monkeypatch.setattr(Course, "note", note)
-    (kept,) = store.folder(".run", "train").glob("checkpoint-*")
-    saved = {name for path in kept.glob("*.safetensors") for name in load_file(path)}
+    monkeypatch.setattr(RunLog, "log_step", log_step)
+    (checkpoint,) = store.folder(".run", "train").glob("checkpoint-*")
+    saved = {name for path in checkpoint.glob("*.safetensors") for name in load_file(path)}
     assert saved and all(".lora_" in name for name in saved), "the base's weights are in no checkpoint"
     tasks.train.stage.run(params, store)
     assert [store.folder("models", "candidate", name).read_bytes() for name in files] == whole
-    assert store.folder("reports", "training.json").read_bytes() == told
+    assert store.folder("reports", "training.json").read_bytes() == report
 
 
 def test_without_adapters_all_weights_are_trained(folders: dict[str, Path], store: Store):
-    retriever, before, _ = fitted(params_of(folders["llava_next"], lora=None, steps=2, learning_rate=1e-3), store)
+    retriever, before, _ = fit_mllm(params_of(folders["llava_next"], lora=None, steps=2, learning_rate=1e-3), store)
     changed = {n for n, p in retriever.model.named_parameters() if not torch.equal(p, before[n])}
     assert {
         "model.vision_tower.embeddings.patch_embedding.weight",
@@ -188,30 +187,30 @@ def test_trained_and_evaluated_by_the_stages(folders: dict[str, Path], store: St
     assert np.abs(base.encode(images(2), TEXTS[:2]) - tuned.encode(images(2), TEXTS[:2])).max() > 1e-4
 
 
-def test_the_evaluator_asks_for_whole_queries(folders: dict[str, Path], store: Store):
-    """Each query's row is that of its image and text together, its halves are queries too, candidates are asked as
-    candidates.
+def test_evaluation_encodes_queries_as_a_whole(folders: dict[str, Path], store: Store):
+    """A query is encoded with its image and text together, its image or text alone as a query too, a candidate as a
+    candidate.
     """
     retriever = load_retriever(str(folders["qwen2_vl"]), device="cpu")
-    shown = dict(zip("ab", images(2), strict=True))
+    image = dict(zip("ab", images(2), strict=True))
     reads = []
 
     def read(key: str) -> Image:
         reads.append(key)
-        return shown[key]
+        return image[key]
 
     encoder = retriever.content_encoder(read, 2)
     encoder.prepare(["a", "b"], TEXTS)
     rows = encoder.encode([("a", TEXTS[0]), ("b", ""), (None, TEXTS[1]), (None, ""), ("a", TEXTS[0])], "query")
-    assert np.allclose(rows[0], retriever.encode([shown["a"]], TEXTS[:1])[0], atol=1e-5) and np.array_equal(
+    assert np.allclose(rows[0], retriever.encode([image["a"]], TEXTS[:1])[0], atol=1e-5) and np.array_equal(
         rows[0], rows[4]
     )
-    assert np.allclose(rows[1], retriever.encode([shown["b"]], role="query")[0], atol=1e-5)
+    assert np.allclose(rows[1], retriever.encode([image["b"]], role="query")[0], atol=1e-5)
     assert np.allclose(rows[2], retriever.encode(texts=[TEXTS[1]], role="query")[0], atol=1e-5) and not rows[3].any()
-    assert np.allclose(encoder.encode([("b", "")], "candidate")[0], retriever.encode([shown["b"]])[0], atol=1e-5)
+    assert np.allclose(encoder.encode([("b", "")], "candidate")[0], retriever.encode([image["b"]])[0], atol=1e-5)
     count = len(reads)
     encoder.encode([("b", ""), ("b", "")], "candidate")
-    assert len(reads) == count, "what is known is not encoded again"
+    assert len(reads) == count, "known contents are not encoded again"
 
 
 def test_recipes_that_do_not_suit_the_type_are_refused_with_the_next_step(folders: dict[str, Path], tmp_path: Path):
@@ -220,10 +219,10 @@ def test_recipes_that_do_not_suit_the_type_are_refused_with_the_next_step(folder
     )
     config = params_of(folders["qwen3_vl"]).train
     with pytest.raises(ConfigError, match="no tower can be locked; set it to 0"):
-        tasks.train.fit.adapt(mllm, config.model_copy(update={"locked_steps": 5}), 0)
+        prepare_retriever(mllm, config.model_copy(update={"locked_steps": 5}), 0)
     with pytest.raises(ConfigError, match="is a CLIP, which is trained as a whole"):
-        tasks.train.fit.adapt(clip, config, 0)
+        prepare_retriever(clip, config, 0)
     with pytest.raises(ConfigError, match="'train.lora' and 'train.shard_weights' do not go together"):
-        tasks.train.fit.adapt(mllm, config.model_copy(update={"shard_weights": True}), 0)
-    tasks.train.fit.adapt(clip, config.model_copy(update={"lora": None}), 0)
+        prepare_retriever(mllm, config.model_copy(update={"shard_weights": True}), 0)
+    prepare_retriever(clip, config.model_copy(update={"lora": None}), 0)
     assert not mllm.is_adapted

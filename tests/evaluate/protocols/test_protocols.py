@@ -327,7 +327,8 @@ def test_a_hidden_split_becomes_the_servers_files(tmp_path: Path):
 def test_counts_of_the_official_files():
     if not SHARED.is_dir():
         pytest.skip(
-            f"{SHARED} is not here; its counts can be told of nothing else, the readers are tested on the benchmarks made in its form"
+            f"{SHARED} is not here; only the official files have these counts, the readers are tested on benchmarks "
+            "made in their format"
         )
     cirr = PROTOCOLS["cirr"].read(SHARED / "cirr", "val", None, "cirr")
     fashioniq = PROTOCOLS["fashioniq"].read(SHARED / "fashioniq", "val", None, "fashioniq")

@@ -37,7 +37,10 @@ def retrievers(folders: dict[str, Path]) -> dict[str, MllmRetriever]:
 
 
 def test_llava_next_is_asked_in_the_released_words():
-    task = "Retrieve the target image that best meets the combined criteria by using both the provided image and the image retrieval instructions: "
+    task = (
+        "Retrieve the target image that best meets the combined criteria by using both the provided image and the "
+        "image retrieval instructions: "
+    )
     assert task == CIR_INSTRUCTION
     assert (
         llava_next_prompt("make it blue", True, True, task)
@@ -133,7 +136,8 @@ def test_a_vector_is_the_last_hidden_state_of_plain_transformers(
         made = processor(images=[image], return_tensors="pt")
         pads = "<|image_pad|>" * int(made["image_grid_thw"].prod() // 4)
         content = f"<|vision_start|>{pads}<|vision_end|>{text}"
-        prompt = f"<|im_start|>system\n{CIR_INSTRUCTION}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+        prompt = f"<|im_start|>system\n{CIR_INSTRUCTION}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n"
+        prompt += "<|im_start|>assistant\n<|endoftext|>"
     asked = tokenizer([prompt], return_tensors="pt")
     ids = asked["input_ids"]
     kinds = {} if name == "llava_next" else {"mm_token_type_ids": (ids == model.config.image_token_id).int()}

@@ -19,7 +19,10 @@ from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION
 from tests.support.tiny_mllm import FAMILIES, TEXTS, images, save_tiny
 
 NO_TORCHVISION = importlib.util.find_spec("torchvision") is None
-WITHOUT = "sentence-transformers takes Qwen-VL's whole processor, which needs torchvision; `make test-vllm` makes an environment that has it"
+WITHOUT = (
+    "sentence-transformers takes Qwen-VL's whole processor, which needs torchvision; `make test-vllm` makes an "
+    "environment that has it"
+)
 
 
 @pytest.fixture(scope="module")

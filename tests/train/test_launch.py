@@ -1,0 +1,107 @@
+"""Several processes: the step of one process with the same global batch, with and without sharded weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tasks.config import Params
+from tasks.errors import ConfigError
+from tasks.models.retrievers.clip import ClipRetriever
+from tasks.store import Store
+from tasks.train.checkpoints import PROGRESS_FILE
+from tasks.train.stage import run
+from tests.support.training import checkpoint_folders, flat_weights, with_train
+
+
+def write_params(params: Params, store: Store) -> None:
+    """params.yaml as the started processes read it."""
+    store.folder("params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
+
+
+def read_candidate(store: Store) -> tuple[ClipRetriever, list[dict[str, float]]]:
+    """The trained model and its curve."""
+    curve = json.loads(store.folder("reports", "training.json").read_text())["curve"]
+    return ClipRetriever(str(store.folder("models", "candidate")), device="cpu"), curve
+
+
+def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
+    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path
+):
+    params = with_train(params, steps=4, locked_steps=2, batch_triplets=5)
+    run(params, store)
+    one, curve = read_candidate(store)
+    two = with_train(params, processes=2)
+    write_params(two, store)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    report = run(two, store)
+    shared, shared_curve = read_candidate(store)
+    assert report.done == 6 and report.figures["loss"] == shared_curve[-1]["loss"]
+    for a, b in zip(curve, shared_curve, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+    assert torch.allclose(flat_weights(one), flat_weights(shared), atol=1e-4)
+    assert not list(store.folder("models").glob(".*"))
+
+
+# accelerate 1.15 shards on GPUs alone; gloo and FSDP2 can on CPUs
+SHARDED = """
+import sys
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+PartialState(cpu=True)
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+from tasks.config import load_params
+from tasks.store import Store
+from tasks.train.run_log import RunLog
+from tasks.train.stage import run
+log_step = RunLog.log_step
+def dying(self, step, *rest, **keywords):
+    if step == int(sys.argv[2]):
+        raise SystemExit(3)
+    log_step(self, step, *rest, **keywords)
+RunLog.log_step = dying
+run(load_params(sys.argv[1] + "/params.yaml"), Store(sys.argv[1]))
+"""
+
+
+def test_sharded_weights_on_two_processes_equal_one_process_and_resume_after_a_death(
+    params: Params, store: Store, project: Path, tmp_path: Path
+):
+    """FSDP2 by gloo: its average, its clipping and its checkpoints, with a batch that does not divide by two and
+    gradient caching.
+    """
+    params = with_train(params, steps=5, locked_steps=4, batch_triplets=5, cache_chunk=3)
+    run(params, store)
+    one, curve = read_candidate(store)
+    write_params(with_train(params, shard_weights=True), store)
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    line = [*torchrun, str(script), str(store.root)]
+    env = os.environ | {"PYTHONPATH": str(project)}
+    died = subprocess.run([*line, "8"], env=env, capture_output=True, text=True, timeout=240)
+    assert died.returncode and checkpoint_folders(store), died.stderr[-3000:]
+    assert json.loads((checkpoint_folders(store)[-1] / PROGRESS_FILE).read_text())["progress"]["step"] == 6
+    done = subprocess.run([*line, "0"], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shared, shared_curve = read_candidate(store)
+    for a, b in zip(curve, shared_curve, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+    shapes = [{k: v.shape for k, v in r.model.state_dict().items()} for r in (one, shared)]
+    assert shapes[0] == shapes[1]
+    assert torch.allclose(flat_weights(one), flat_weights(shared), atol=2e-4)
+
+
+def test_the_exit_code_of_a_failed_process_decides_the_error(
+    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path
+):
+    two = with_train(params, processes=2, base_model=str(store.folder("nowhere")))
+    write_params(two, store)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    with pytest.raises(ConfigError, match="ended with exit code 78"):
+        run(two, store)
