@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tasks.__main__ import COMMANDS
+from tasks.config import read_raw
 
 SERVICES = {
     "init",
@@ -85,7 +86,7 @@ def test_the_gpu_profile_holds_the_worker_and_the_servers_that_params_call(compo
     assert {n for n, s in services.items() if s.get("profiles") == ["gpu"]} == {"gpu-worker", "vllm", "vllm-writer"}
     for name in ("gpu-worker", "vllm", "vllm-writer"):
         assert services[name]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
-    caption = yaml.safe_load(Path("params.yaml").read_text())["profiles"]["production"]["caption"]
+    caption = read_raw(Path("params.yaml"))["profiles"]["production"]["caption"]
     for key, model in (("url", "model"), ("writer_url", "writer")):
         host = re.fullmatch(r"http://([a-z-]+):8000/v1", caption[key])
         assert host and host[1] in services, caption[key]

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tasks.calibrate.page import EncoderFigures, PairImages, band_pairs, page, plots
-from tasks.config import ENCODER_ROLES, Params, Window, overlay, parse_params, read_raw, resolve
+from tasks.config import ENCODER_ROLES, Params, Window, is_resolved, overlay, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.knn.search import neighbours_in_window
 from tasks.knn.spec import SearchSpec
@@ -194,11 +194,13 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
 
 def of_source(raw: dict[str, Any], profile: str | None, folder: Path) -> Params:
     """Parameters with the folder as the only source, and today's date."""
-    from tasks.config import sources_of
+    from tasks.config import expand_sources
 
     params = parse_params(
         resolve(
-            raw, profile, {"ingest": {"sources": sources_of(str(folder.resolve()), [])}, "open_run": {"limit": None}}
+            raw,
+            profile,
+            {"ingest": {"sources": expand_sources(str(folder.resolve()), [])}, "open_run": {"limit": None}},
         )
     )
     return parse_params(
@@ -327,7 +329,7 @@ def source_values(params: Params, figures: dict[str, float]) -> dict[str, Any]:
     """
     source = params.ingest.sources[0]
     values: dict[str, Any] = {"profile": params.profile, "sources": [{"name": source.name, "path": source.path}]}
-    share, floor = figures.get("caption_share", 1.0), params.validate_.images.get("caption_share_min", 0.0)
+    share, floor = figures.get("caption_share", 1.0), params.validate_.images.caption_share_min
     if share < floor:
         print(
             f"captions: {share:.0%} of the images have one, the images gate wants {floor:.0%} (validate.images.caption_share_min); the values below say 0"
@@ -375,14 +377,15 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     path = args.root / "params.yaml"
     raw = read_raw(path)
     profiles = raw.get("profiles") or {}
-    profile = args.profile or (raw.get("profile") if profiles else None)  # a run's own file is resolved already
+    profile = args.profile or (None if is_resolved(raw) else raw.get("profile"))
     if not all(0 <= q <= 1 for q in quantiles.values()):
         raise ConfigError(f"calibrate: quantiles {args.low_quantile}, {args.high_quantile}; expected 0..1")
     if args.limit < 3:
         raise ConfigError(f"--limit {args.limit}: expected at least 3")
     if args.write and "windows" in (profiles.get(profile) or {}).get("mine", {}):
         raise ConfigError(
-            f"{path}: profile '{profile}' has mine.windows of its own, which would hide what --write changes; put the numbers there by hand"
+            f"{path}: profile '{profile}' has mine.windows of its own, which would hide what --write changes; "
+            f"put the numbers into tasks/profiles/{profile}.yaml by hand"
         )
     values: dict[str, Any] = {}
     if args.source:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import time
@@ -30,7 +31,16 @@ from typing import Any
 
 import yaml
 
-from tasks.config import Params, overlay, parse_params, resolve
+from tasks.config import (
+    Params,
+    is_profile,
+    overlay,
+    parse_params,
+    parse_raw,
+    resolve,
+    training_run_contradictions,
+    uncalibrated_windows,
+)
 from tasks.errors import ConfigError, DataError
 from tasks.names import run_date, slug
 from tasks.publish.dvc_repo import checkout_data
@@ -42,6 +52,7 @@ from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
 
+log = logging.getLogger(__name__)
 MARKER = Path(".run", "opened.json")  # in the worktree; written last, so a run that has it is open
 
 
@@ -102,6 +113,7 @@ class RunPlan:
         code: commit of the code.
         data: commit whose data the run starts from; None for the first version.
         batch: the run's version name.
+        warnings: what the run's report shall warn of.
     """
 
     raw: dict[str, Any]
@@ -109,6 +121,7 @@ class RunPlan:
     code: str
     data: str | None
     batch: str
+    warnings: tuple[str, ...] = ()
 
 
 def find_data_commit(clone: Path, kind: Kind, dataset_version: str | None) -> str | None:
@@ -130,6 +143,16 @@ def find_data_commit(clone: Path, kind: Kind, dataset_version: str | None) -> st
     return resolve_ref(clone, f"refs/tags/{tag}")
 
 
+def read_deployed_params(clone: Path, commit: str) -> dict[str, Any]:
+    """params.yaml of a commit as a mapping, with the profiles of that commit (or of this code where it has none).
+
+    Raises:
+        ConfigError: a file that is no mapping.
+    """
+    profiles = {path: read_at(clone, commit, path) or b"" for path in files_at(clone, commit) if is_profile(path)}
+    return parse_raw(read_at(clone, commit, "params.yaml") or b"", profiles, where=f"params.yaml at {commit[:12]}")
+
+
 def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     """Resolve and check a run's parameters; nothing is made.
 
@@ -142,12 +165,15 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     code = resolve_ref(clone, deployment.deployed)
     if code is None:
         raise ConfigError(f"MEGAPAIRS_DEPLOYED: {clone} has no commit {deployment.deployed!r}")
-    deployed_params = yaml.safe_load(read_at(clone, code, "params.yaml") or b"{}")
+    deployed_params = read_deployed_params(clone, code)
     profile, changes = changes_from_conf(conf, deployed_params)
-    resolved = resolve(deployed_params, profile or deployed_params.get("profile"), changes)
+    profile = profile or deployed_params.get("profile")
+    resolved = resolve(deployed_params, profile, changes)
     raw = with_absolute_paths(resolved, deployment.sources_root or Path.cwd())
     params = parse_params(raw, where=f"params.yaml at {deployment.deployed} and the trigger form")
     require_paths(params, request.kind)
+    if request.kind == "model" and (contradictions := training_run_contradictions(params.train, params.evaluate)):
+        raise ConfigError("; ".join(contradictions))
     data = find_data_commit(clone, request.kind, dataset_version)
     date = run_date(params)
     batch = params.open_run.batch or next_free_name(tags(clone, request.kind), date)
@@ -155,7 +181,13 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
         raise ConfigError(
             f"open_run.batch: {request.kind}/{batch} is published already; leave it empty for the next free name"
         )
-    return RunPlan(overlay(raw, {"open_run": {"date": date, "batch": batch}}), params, code, data, batch)
+    roles = uncalibrated_windows(deployed_params, profile, changes) if request.kind == "dataset" else []
+    warnings = [
+        f"profile '{profile}': mine.windows of {', '.join(roles)} are not calibrated for its encoders; "
+        "`python -m tasks calibrate` proposes windows for the trigger form or the profile's file"
+    ]
+    resolved = overlay(raw, {"open_run": {"date": date, "batch": batch}})
+    return RunPlan(resolved, params, code, data, batch, tuple(warnings if roles else ()))
 
 
 def make_worktree(clone: Path, worktree: Path, commit: str) -> None:
@@ -226,6 +258,8 @@ def open_run(request: RunRequest, deployment: Deployment) -> StageReport:
         return StageReport("open_run", notes=[str(worktree), f"version {opened['batch']}, opened before"])
     fetch(clone)
     plan = plan_run(request, deployment)
+    for warning in plan.warnings:
+        log.warning("open_run: %s", warning)
     make_worktree(clone, worktree, plan.code)
     params_yaml = yaml.safe_dump(plan.raw, sort_keys=False, allow_unicode=True)
     write_bytes(worktree / "params.yaml", params_yaml.encode())
@@ -236,9 +270,8 @@ def open_run(request: RunRequest, deployment: Deployment) -> StageReport:
     facts = {"run_id": request.run_id, "kind": request.kind, "batch": plan.batch}
     write_bytes(marker, json.dumps({**facts, "parent": parent, "deployed": plan.code}).encode())
     after = f"version {plan.batch}, after {parent or 'nothing'}"
-    return StageReport(
-        "open_run", notes=[str(worktree), f"{after}, profile {plan.params.profile}, code {plan.code[:12]}"]
-    )
+    after += f", profile {plan.params.profile}, code {plan.code[:12]}"
+    return StageReport("open_run", notes=[str(worktree), after, *plan.warnings])
 
 
 def close_run(worktree: Path, clone: Path | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.config import OpenRunConfig, Params, overlay, sources_of
+from tasks.config import OpenRunConfig, Params, expand_sources, overlay
 from tasks.errors import ConfigError
 
 Kind = Literal["dataset", "model"]
@@ -29,7 +29,7 @@ def change_from_entry(key: str, value: Any, raw: Mapping[str, Any]) -> dict[str,
     sections = sorted(set(raw) - {"profiles", "profile"})
     if key == "sources":
         known = (raw.get("ingest") or {}).get("sources") or []
-        return nested_change("ingest.sources", sources_of(value, known)) if value else {}
+        return nested_change("ingest.sources", expand_sources(value, known)) if value else {}
     if key in PLAIN_NAMES:
         return {} if value is None else {"open_run": {key: value}}
     if "." in key:
@@ -107,12 +107,19 @@ def require_paths(params: Params, kind: Kind) -> None:
     paths: dict[str, str] = {}
     if kind == "dataset":
         paths = {f"ingest.sources.{source.name}": source.path for source in params.ingest.sources}
+        for key in ("blocklists", "benchmark_hashes"):
+            paths |= {f"ingest.{key}[{n}]": path for n, path in enumerate(getattr(params.ingest, key))}
+        if params.ingest.takedown:
+            paths["ingest.takedown"] = params.ingest.takedown
     else:
         benchmark = params.evaluate.benchmark or ()
         if isinstance(benchmark, str):
             paths["evaluate.benchmark"] = benchmark
         else:
             paths |= {f"evaluate.benchmark.{b.name}": b.path for b in benchmark}
+        for dataset in params.train.datasets:
+            paths |= {f"train.datasets.{dataset.name}.path": dataset.path}
+            paths |= {f"train.datasets.{dataset.name}.images": dataset.images}
         if params.evaluate.truth:
             paths["evaluate.truth"] = params.evaluate.truth
     for name, path in paths.items():

@@ -114,7 +114,7 @@ def copy_limits(params: Params) -> np.ndarray:
     """
     limits = dict.fromkeys(ENCODER_ROLES, math.inf)
     limits.update({str(e): w.high for e, w in params.mine.windows.items()})
-    limits.update(params.select.copy_similarity)
+    limits.update({str(e): similarity for e, similarity in params.select.copy_similarity.items()})
     return np.array([limits[e] for e in ENCODER_ROLES])
 
 

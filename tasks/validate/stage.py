@@ -62,7 +62,7 @@ def run(params: Params, store: Store, table: Table) -> StageReport:
     if table not in KEYS:
         raise ConfigError(f"validate: no table {table!r}; known: {sorted(KEYS)}")
     batch, key = batch_name(params), KEYS[table]
-    given: dict[str, float] = {**getattr(params.validate_, table)}
+    given: dict[str, float] = getattr(params.validate_, table).model_dump()
     if table == "images":
         given.setdefault("max_side_px", params.ingest.max_side_px)
     suite = read_suite(store.folder("expectations", f"{table}.json"), given)

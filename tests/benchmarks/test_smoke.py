@@ -124,7 +124,7 @@ def test_every_benchmark_runs_in_its_quick_form_as_its_page_says(name: str, tmp_
     assert "JSON" in described and f"python -m benchmarks.{name}" in described
 
 
-def test_no_two_sources_of_ingest_are_the_same_file_however_few_the_photographs(tmp_path: Path):
+def test_no_two_expand_sources_ingest_are_the_same_file_however_few_the_photographs(tmp_path: Path):
     """780 photographs make 195 different sources; 200 are asked for by default."""
     photos = []
     for n in range(2):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tasks.errors import ConfigError
 from tasks.store import Store
+from tests.support.parameters import raw_params
 from tests.support.served_model import FakeServer
 
 BATCH = "2026.01.05"
@@ -70,8 +71,7 @@ def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
     store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), images, "images")
     store.write(store.table_path("pairs", BATCH), pairs, "pairs")
-    params = yaml.safe_load((project / "params.yaml").read_text())
-    params.pop("profiles")
+    params = raw_params(None)
     params["open_run"]["batch"] = BATCH
     served = {"engine": "openai", "url": url, "model": "tiny", "chunk_pairs": 5, "in_flight": 4, "timeout_s": 2.0}
     params["caption"] |= (
@@ -86,6 +86,7 @@ def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
         | caption
     )
     params["judge"] |= served | {"labelled": None, "threshold": 0.5, "negative_threshold": 0.99, "instructions_min": 1}
+    params["validate"]["triplets"] |= {"yes_min": 0.5, "instructions_min": 1}
     store.write_bytes(root / "params.yaml", yaml.safe_dump(params).encode())
     return store
 

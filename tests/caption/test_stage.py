@@ -22,6 +22,7 @@ from tests.support.colour_pairs import (
     with_caption,
 )
 from tests.support.fake_llm import FakeLlm
+from tests.support.parameters import section_with
 
 
 def test_a_pair_is_described_and_gets_an_instruction_of_every_style(
@@ -157,7 +158,7 @@ def test_parameters_that_the_prompt_set_has_no_request_for_are_refused():
     standard = read_prompt_set("standard")
 
     def config(**changes: object) -> CaptionConfig:
-        return CaptionConfig(model="m", writer="w", **{"prompts": "standard", **changes})  # type: ignore[arg-type]
+        return section_with(CaptionConfig, **{"prompts": "standard", **changes})
 
     require_supported(config(languages=["de", "en"]), standard)
     with pytest.raises(ConfigError, match="has no field {language}"):

@@ -18,9 +18,17 @@ from tasks.knn.spec import SearchSpec
 from tasks.select.candidates import MinedRows, merge_candidates, rank_among_all
 from tasks.select.order import agreement_order
 from tasks.select.quotas import within_quotas
+from tests.support.parameters import section_with
 
 Pair = tuple[str, str]
-NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)
+NO_QUOTAS = section_with(
+    SelectConfig,
+    pairs_per_query=10_000,
+    pairs_per_target=10_000,
+    pairs_per_batch=None,
+    nearest_share=1.0,
+    agreement="rank",
+)
 ALL = 10_000  # neighbours: no limit
 splits = st.lists(st.integers(0, 14), min_size=1, max_size=5)
 
@@ -90,7 +98,9 @@ def test_with_k_alone_the_union_contains_the_whole(seed: int, sizes: list[int], 
 def test_with_quotas_none_is_exceeded_and_no_pair_comes_twice(
     seed: int, sizes: list[int], k: int, query: int, target: int, per_batch: int | None
 ):
-    config = SelectConfig(pairs_per_query=query, pairs_per_target=target, pairs_per_batch=per_batch)
+    config = NO_QUOTAS.model_copy(
+        update={"pairs_per_query": query, "pairs_per_target": target, "pairs_per_batch": per_batch}
+    )
     found = batches(seed, sizes, k, config)
     pairs = [p for _, some in found for p in some]
     assert len(pairs) == len(set(pairs))

@@ -165,7 +165,7 @@ def test_an_empty_week_writes_an_empty_file(tmp_path: Path):
 def test_errors_say_what_to_do(tmp_path: Path):
     store = Store(tmp_path)
     fill(store, BATCHES[0], ["a"], rows_of(1, 1))
-    with pytest.raises(ConfigError, match="low < high"):
+    with pytest.raises(ConfigError, match="'mine.windows.semantic': 'low' is 0.9 and 'high' is 0.9"):
         mine.run(params_for(BATCHES[0], low=0.9, high=0.9), store, "semantic")
     with pytest.raises(ConfigError, match="no encoder"):
         mine.run(params_for(BATCHES[0]), store, "smell")

@@ -5,7 +5,7 @@ from collections import Counter
 
 from tasks.caption.checks import contains_phrase, normalize_words
 from tasks.caption.descriptions import KINDS, Description
-from tasks.config import CaptionConfig
+from tasks.config import load_params
 from tasks.prompts.prompt_set import read_prompt_set
 
 STANDARD = read_prompt_set("standard")
@@ -19,7 +19,7 @@ def test_there_are_at_least_fifty_demonstrations_of_many_subjects_and_every_styl
     assert len({d["subject"] for d in STANDARD.demonstrations}) >= 12
     assert all(len(d["texts"]) >= 3 for d in STANDARD.demonstrations)
     styles = Counter(style for _, style, _ in TEXTS)
-    assert set(styles) == set(CaptionConfig(model="m", writer="w").styles) and min(styles.values()) >= 25
+    assert set(styles) == set(load_params().caption.styles) and min(styles.values()) >= 25
 
 
 def test_a_demonstration_names_the_target_and_never_what_only_the_source_shows():

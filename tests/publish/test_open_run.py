@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from tasks.__main__ import main
-from tasks.config import load_params, sources_of
+from tasks.config import expand_sources, load_params
 from tasks.errors import ConfigError
 from tasks.publish.git import git, next_free_name, version_key
 from tasks.publish.open_run import Deployment, RunRequest, open_run
 from tasks.publish.run_conf import changes_from_conf, require_paths, with_absolute_paths
+from tests.support.parameters import params_with
 
 RAW = {
     "profile": "demo",
@@ -69,7 +70,7 @@ def test_a_source_that_is_not_there_is_refused(deployment: Path):
 
 
 def test_a_source_keeps_its_licence_when_params_know_its_path():
-    assert sources_of("/shop", RAW["ingest"]["sources"]) == RAW["ingest"]["sources"]  # type: ignore[index]
+    assert expand_sources("/shop", RAW["ingest"]["sources"]) == RAW["ingest"]["sources"]  # type: ignore[index]
 
 
 def test_training_needs_a_version(deployment: Path):
@@ -136,7 +137,7 @@ def test_named_benchmarks_are_found_below_the_root_and_missed_by_name(tmp_path: 
         "benchmark": None
     }
     params = load_params("params.yaml", "test")
-    params = params.model_copy(update={"evaluate": params.evaluate.model_validate({"benchmark": found["benchmark"]})})
+    params = params_with(evaluate={"benchmark": found["benchmark"]})
     with pytest.raises(ConfigError, match=r"evaluate.benchmark.circo: no such folder or file .*benchmarks/circo"):
         require_paths(params, "model")
     (tmp_path / "benchmarks" / "circo").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,18 @@ from tasks.select.order import agreement_order
 from tasks.select.quotas import QUOTAS, Selection, within_quotas
 from tasks.store.id_order import index_in_ids
 from tests.support.candidates import candidates_of, pairs_of, pairs_of_letters, rows_of, shuffled, table_of
+from tests.support.parameters import section_with
 
-NO_QUOTAS = SelectConfig(pairs_per_query=10_000, pairs_per_target=10_000)
+# No limit but what a test states.
+UNLIMITED = {"pairs_per_query": 10_000, "pairs_per_target": 10_000, "pairs_per_batch": None, "nearest_share": 1.0}
+
+
+def config_with(**values: Any) -> SelectConfig:
+    """Section select without limits, but for `values`; the nearest pairs come first."""
+    return section_with(SelectConfig, **{**UNLIMITED, "agreement": "rank", **values})
+
+
+NO_QUOTAS = config_with()
 
 
 def select(
@@ -55,7 +66,7 @@ def decisions(c: Candidates, *more: object) -> tuple[list[tuple[str, str]], list
 def test_quotas_hold_and_the_order_of_inputs_does_not_matter(
     names: list[str], seed: int, per_query: int, per_target: int, per_batch: int | None, rng: random.Random
 ):
-    config = SelectConfig(pairs_per_query=per_query, pairs_per_target=per_target, pairs_per_batch=per_batch)
+    config = config_with(pairs_per_query=per_query, pairs_per_target=per_target, pairs_per_batch=per_batch)
     some, published = candidates_of(names), [("a", "b"), ("a", "c")]
     other = shuffled(some, rng)
     made, left = decisions(some.take(agreement_order(some, seed)), published, config)
@@ -95,7 +106,7 @@ def test_quotas_of_encoders_and_sources_hold_and_both_directions_are_selected_or
         "pairs_per_source": per_source,
         "pairs_per_batch": 13,
     }
-    config = SelectConfig(**quotas, pairs_per_target=3, both_directions=both)
+    config = config_with(**quotas, pairs_per_target=3, both_directions=both)
     sources = {letter: "one" if letter < "d" else "two" for letter in "abcdef"}
     some = table_of([(n[0], n[1], dict.fromkeys(mined, 0)) for n, mined in zip(names, mined_by, strict=False)])
     published = [("a", "b"), ("c", "d")]
@@ -119,7 +130,7 @@ def test_quotas_of_encoders_and_sources_hold_and_both_directions_are_selected_or
 def test_at_most_a_share_of_pairs_ends_at_the_query_s_nearest_image(
     names: list[str], seed: int, share: float, rng: random.Random
 ):
-    config = SelectConfig(pairs_per_query=9, pairs_per_target=9, nearest_share=share)
+    config = config_with(pairs_per_query=9, pairs_per_target=9, nearest_share=share)
     some = table_of(
         [(n[0], n[1], {"semantic": rng.randrange(2)} if rng.random() < 0.8 else {"pattern": 0}) for n in sorted(names)]
     )
@@ -138,7 +149,7 @@ def test_at_most_a_share_of_pairs_ends_at_the_query_s_nearest_image(
 def test_the_other_direction_is_a_pair_of_its_own_mined_by_the_same_encoders():
     there, alone = {"semantic": 0, "caption": 3}, {"pattern": 1}
     some = table_of([("a", "b", there), ("c", "d", alone)], {0: {"semantic": 2}})
-    config = SelectConfig(pairs_per_query=1, pairs_per_target=1, both_directions=True)
+    config = config_with(pairs_per_query=1, pairs_per_target=1, both_directions=True)
     taken = select(some, [], config).pairs
     assert {(q, t): ranks for q, t, ranks in rows_of(taken)} == {
         ("a", "b"): there,

@@ -15,6 +15,7 @@ from tasks.store import Store
 from tasks.validate import rows
 from tasks.validate import stage as validate
 from tests.support.fake_run import fill, gates
+from tests.support.parameters import params_with
 
 
 @pytest.fixture
@@ -81,14 +82,11 @@ def test_a_flood_of_unreadable_files_stops_at_the_images_gate(reason: str, root:
 
 
 def test_an_encoder_that_mines_next_to_nothing_stops_at_the_pairs_gate(root: Path):
-    params = fill(root, range(0, 6))
+    fill(root, range(0, 6))
     for floor, lowest, is_held in ((0.1, 0.05, True), (0.1, 0.1, False), (0.0, 0.0, False)):
-        params = params.model_copy(
-            update={
-                "validate_": params.validate_.model_copy(
-                    update={"pairs": {**params.validate_.pairs, "encoder_yield_min": floor}}
-                )
-            }
+        params = params_with(
+            open_run={"date": "2026-11-16", "batch": "2026.11.16"},
+            validate={"pairs": {"encoder_yield_min": floor}},
         )
         figures = {"yield_semantic": 9.5, "yield_pattern": lowest, "encoder_yield_lowest": lowest}
         Store(root).write_report(StageReport("select", figures=figures))

@@ -1,0 +1,237 @@
+"""Parameters that contradict each other, each valid alone. Found when a run opens, not hours later in some stage.
+
+Each function compares sections and returns one message per contradiction: both keys, both values, why they cannot both
+hold, and the remedy. Only combinations that cannot work are refused, none that merely look unusual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tasks.config.gates import ImagesGateConfig, PairsGateConfig, TripletsGateConfig
+from tasks.config.ingest import IngestConfig
+from tasks.config.pairs import EmbedConfig, MineConfig, SelectConfig
+from tasks.config.texts import CaptionConfig, JudgeConfig
+from tasks.config.training import EvaluateConfig, TrainConfig
+
+
+def _message(first: tuple[str, Any], second: tuple[str, Any], why: str, remedy: str) -> str:
+    """One contradiction as a sentence; `first` and `second` are (key, value)."""
+    return f"'{first[0]}' is {first[1]} and '{second[0]}' is {second[1]}: {why}; {remedy}"
+
+
+def ingest_contradictions(ingest: IngestConfig) -> Iterator[str]:
+    """Size limits that leave no image."""
+    if ingest.min_side_px**2 > ingest.max_pixels:
+        yield _message(
+            ("ingest.min_side_px", ingest.min_side_px),
+            ("ingest.max_pixels", ingest.max_pixels),
+            "every image is too small or too large",
+            f"raise ingest.max_pixels to {ingest.min_side_px**2} or more, or lower ingest.min_side_px",
+        )
+
+
+def pair_contradictions(embed: EmbedConfig, mine: MineConfig, select: SelectConfig) -> Iterator[str]:
+    """Encoders without a window, limits that leave no pair."""
+    for role in embed.encoders:
+        if role not in mine.windows:
+            yield _message(
+                (f"embed.encoders.{role}", embed.encoders[role].model),
+                ("mine.windows", f"only for {sorted(mine.windows)}"),
+                "this encoder has no window to mine with",
+                f"add mine.windows.{role} (`python -m tasks calibrate` proposes it)",
+            )
+    for role, similarity in select.copy_similarity.items():
+        window = mine.windows.get(role)
+        if select.drop_query_copies and window is not None and similarity <= window.low:
+            yield _message(
+                (f"select.copy_similarity.{role}", similarity),
+                (f"mine.windows.{role}.low", window.low),
+                "with select.drop_query_copies every pair of this encoder counts as a pair of copies",
+                f"raise select.copy_similarity.{role} above the window's low end",
+            )
+    if select.both_directions and select.pairs_per_batch == 1:
+        yield _message(
+            ("select.both_directions", True),
+            ("select.pairs_per_batch", 1),
+            "a pair and its reverse are two pairs, so none is ever added",
+            "raise select.pairs_per_batch to 2 or more",
+        )
+
+
+def text_contradictions(caption: CaptionConfig, judge: JudgeConfig) -> Iterator[str]:
+    """More instructions required than are written; ranges that are the wrong way round; checks that never apply."""
+    styles = ("caption.styles", list(caption.styles))
+    for key, value in (
+        ("caption.instructions_min", caption.instructions_min),
+        ("judge.instructions_min", judge.instructions_min),
+    ):
+        if value > len(caption.styles):
+            yield _message(
+                (key, value),
+                styles,
+                f"a pair gets one instruction per style, at most {len(caption.styles)}",
+                f"lower {key} to {len(caption.styles)}, or add styles",
+            )
+    low, high = caption.description_words
+    if not 1 <= low <= high:
+        yield f"'caption.description_words' is [{low}, {high}]: expected [fewest, most] with 1 <= fewest <= most"
+    rows = caption.chunk_pairs * (2 if caption.reverse else 1)
+    if caption.same_text_pairs is not None and caption.same_text_pairs >= rows:
+        yield _message(
+            ("caption.same_text_pairs", caption.same_text_pairs),
+            ("caption.chunk_pairs", caption.chunk_pairs),
+            f"a chunk has at most {rows} pairs, so no text is ever shared by more",
+            "lower caption.same_text_pairs, or leave it empty",
+        )
+
+
+def negatives_contradictions(select: SelectConfig, judge: JudgeConfig, train: TrainConfig) -> Iterator[str]:
+    """Judge and training ask for more mined negatives than the stage before them makes."""
+    if judge.negatives is not None and judge.negatives > select.negatives:
+        yield _message(
+            ("judge.negatives", judge.negatives),
+            ("select.negatives", select.negatives),
+            "the judge cannot keep more negatives than were mined",
+            f"raise select.negatives to {judge.negatives} or more, or lower judge.negatives",
+        )
+    key, kept = ("select.negatives", select.negatives)
+    if judge.negatives is not None and judge.negatives <= select.negatives:
+        key, kept = ("judge.negatives", judge.negatives)
+    if train.negatives > kept and not train.datasets:
+        yield _message(
+            ("train.negatives", train.negatives),
+            (key, kept),
+            "a triplet has fewer negatives than training draws",
+            f"lower train.negatives to {kept}, or raise {key}",
+        )
+
+
+def training_contradictions(train: TrainConfig) -> Iterator[str]:
+    """Settings of one training that exclude each other."""
+    if train.locked_steps and train.locked_candidates < train.locked_batch_triplets:
+        yield _message(
+            ("train.locked_candidates", train.locked_candidates),
+            ("train.locked_batch_triplets", train.locked_batch_triplets),
+            "the targets of a batch are candidates already",
+            f"raise train.locked_candidates to {train.locked_batch_triplets} or more",
+        )
+    if train.lora is not None and train.locked_steps:
+        yield _message(
+            ("train.lora", f"rank {train.lora.rank}"),
+            ("train.locked_steps", train.locked_steps),
+            "adapters are for multimodal language models, which have no separate image tower to lock",
+            "set train.locked_steps to 0",
+        )
+    for key, value, why in (
+        ("train.lora", train.lora and f"rank {train.lora.rank}", "adapters are not merged into sharded weights"),
+        (
+            "train.learn_temperature",
+            train.learn_temperature,
+            "a trained temperature is one number, which has no shards",
+        ),
+    ):
+        if train.shard_weights and value:
+            yield _message((key, value), ("train.shard_weights", True), why, f"switch {key} or train.shard_weights off")
+
+
+def training_run_contradictions(train: TrainConfig, evaluate: EvaluateConfig) -> list[str]:
+    """What a run that trains, evaluates and decides on promotion cannot do, though training alone could."""
+    found = []
+    if not evaluate.benchmark and not train.held_out_share:
+        found.append(
+            _message(
+                ("train.held_out_share", train.held_out_share),
+                ("evaluate.benchmark", "empty"),
+                "there is nothing to evaluate on",
+                "raise train.held_out_share (0.1, say), or name a benchmark",
+            )
+        )
+    if train.warmup_steps > train.steps:
+        found.append(
+            _message(
+                ("train.warmup_steps", train.warmup_steps),
+                ("train.steps", train.steps),
+                "the learning rate never reaches its peak",
+                f"lower train.warmup_steps to {train.steps} or less, or raise train.steps",
+            )
+        )
+    return found
+
+
+def images_gate_contradictions(gate: ImagesGateConfig, limit: int | None) -> Iterator[str]:
+    """A gate that asks for more images than the run may take in."""
+    if limit is not None and gate.rows_min > limit:
+        yield _message(
+            ("validate.images.rows_min", f"{gate.rows_min:g}"),
+            ("open_run.limit", limit),
+            "the gate stops every run that keeps to the limit",
+            f"lower validate.images.rows_min to {limit}, or raise open_run.limit",
+        )
+
+
+def pairs_gate_contradictions(gate: PairsGateConfig, mine: MineConfig, select: SelectConfig) -> Iterator[str]:
+    """A gate that no pair, or no run, can pass."""
+    low, high = (
+        ("validate.pairs.similarity_min", gate.similarity_min),
+        ("validate.pairs.similarity_max", gate.similarity_max),
+    )
+    if gate.similarity_min > gate.similarity_max:
+        yield _message(low, high, "no similarity is in this range", "give a minimum below the maximum")
+    elif mine.windows:
+        lowest = min(w.low for w in mine.windows.values())
+        highest = max(w.high for w in mine.windows.values())
+        if gate.similarity_max < lowest:
+            remedy = f"raise validate.pairs.similarity_max above {lowest}"
+            yield _message(high, ("mine.windows", f"from {lowest}"), "the gate stops every pair", remedy)
+        if gate.similarity_min > highest:
+            remedy = f"lower validate.pairs.similarity_min below {highest}"
+            yield _message(low, ("mine.windows", f"up to {highest}"), "the gate stops every pair", remedy)
+    if select.pairs_per_batch is not None and gate.rows_min > select.pairs_per_batch:
+        yield _message(
+            ("validate.pairs.rows_min", f"{gate.rows_min:g}"),
+            ("select.pairs_per_batch", select.pairs_per_batch),
+            "the gate stops every run that keeps to the limit",
+            f"lower validate.pairs.rows_min to {select.pairs_per_batch}, or raise select.pairs_per_batch",
+        )
+
+
+def triplets_gate_contradictions(
+    gate: TripletsGateConfig, caption: CaptionConfig, judge: JudgeConfig, select: SelectConfig
+) -> Iterator[str]:
+    """A gate that stops what the judge accepts."""
+    fewest = ("validate.triplets.instructions_min", f"{gate.instructions_min:g}")
+    most = ("validate.triplets.instructions_max", f"{gate.instructions_max:g}")
+    if gate.instructions_min > gate.instructions_max:
+        yield _message(fewest, most, "no number is in this range", "give a minimum that is at most the maximum")
+    if gate.instructions_min > judge.instructions_min:
+        yield _message(
+            fewest,
+            ("judge.instructions_min", judge.instructions_min),
+            "the gate stops triplets that the judge accepts",
+            f"raise judge.instructions_min to {gate.instructions_min:g}, or lower {fewest[0]}",
+        )
+    if gate.instructions_max < len(caption.styles):
+        yield _message(
+            most,
+            ("caption.styles", list(caption.styles)),
+            "the gate stops triplets whose instructions were all accepted",
+            f"raise {most[0]} to {len(caption.styles)} or more",
+        )
+    if gate.yes_min > judge.threshold:
+        yield _message(
+            ("validate.triplets.yes_min", gate.yes_min),
+            ("judge.threshold", judge.threshold),
+            "the gate stops triplets that the judge accepts",
+            f"lower validate.triplets.yes_min to {judge.threshold}, or raise judge.threshold",
+        )
+    if select.pairs_per_batch is not None:
+        rows = select.pairs_per_batch * (2 if caption.reverse else 1)
+        if gate.rows_min > rows:
+            yield _message(
+                ("validate.triplets.rows_min", f"{gate.rows_min:g}"),
+                ("select.pairs_per_batch", select.pairs_per_batch),
+                f"a run makes at most {rows} triplets",
+                f"lower validate.triplets.rows_min to {rows}, or raise select.pairs_per_batch",
+            )

@@ -1,0 +1,80 @@
+"""The whole of params.yaml: all sections, and the check that they do not contradict each other."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from tasks.config import checks
+from tasks.config.gates import ValidateConfig
+from tasks.config.ingest import IngestConfig
+from tasks.config.pairs import EmbedConfig, MineConfig, RecaptionConfig, SelectConfig
+from tasks.config.section import Section
+from tasks.config.texts import CaptionConfig, JudgeConfig
+from tasks.config.training import EvaluateConfig, PromoteConfig, TrainConfig
+
+
+class OpenRunConfig(Section):
+    """Section `open_run`: the run itself."""
+
+    dataset: str = Field(min_length=1, description="Name of the dataset, shown in mails and cards.")
+    date: str | None = Field(pattern=r"^\d{4}-\d{2}-\d{2}$", description="Date of the run, YYYY-MM-DD. Empty: today.")
+    batch: str | None = Field(
+        pattern=r"^\d{4}\.\d{2}\.\d{2}(\.\d+)?$",
+        description="Name of the batch and of its version, YYYY.MM.DD[.n]. Empty: the next free name of the date.",
+    )
+    limit: int | None = Field(ge=1, description="Most new images that the run takes in, a count. Empty: no limit.")
+    dry_run: bool = Field(description="Run all stages but publish nothing: no version, no training.")
+    seed: int = Field(ge=0, description="Seed of every random choice of the run.")
+    threads: int = Field(
+        ge=1,
+        description="CPU threads of each model, a count. On a CPU another number may change the last digits of a "
+        "result.",
+    )
+
+
+class VersionConfig(Section):
+    """Section `version`."""
+
+    license: str = Field(description="Licence of the dataset as its card states it.")
+    embed_images: bool = Field(
+        description="Also publish a Parquet export with the images inside. Suits small datasets only."
+    )
+    gallery_triplets: int = Field(
+        ge=0, description="Triplets on the version's gallery page, drawn by the seed, a count."
+    )
+
+
+class Params(Section):
+    """All parameters of a run, resolved."""
+
+    profile: str = Field(description="Name of the profile that was applied (tasks/profiles).")
+    open_run: OpenRunConfig
+    ingest: IngestConfig
+    recaption: RecaptionConfig
+    embed: EmbedConfig
+    mine: MineConfig
+    select: SelectConfig
+    caption: CaptionConfig
+    judge: JudgeConfig
+    validate_: ValidateConfig = Field(alias="validate")
+    version: VersionConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    promote: PromoteConfig
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Params:
+        gates = self.validate_
+        contradictions = [
+            *checks.ingest_contradictions(self.ingest),
+            *checks.pair_contradictions(self.embed, self.mine, self.select),
+            *checks.text_contradictions(self.caption, self.judge),
+            *checks.negatives_contradictions(self.select, self.judge, self.train),
+            *checks.training_contradictions(self.train),
+            *checks.pairs_gate_contradictions(gates.pairs, self.mine, self.select),
+            *checks.triplets_gate_contradictions(gates.triplets, self.caption, self.judge, self.select),
+            *checks.images_gate_contradictions(gates.images, self.open_run.limit),
+        ]
+        if contradictions:
+            raise ValueError("; ".join(contradictions))
+        return self

@@ -1,0 +1,21 @@
+"""What every section of the parameters is built on: the base class and the roles of the encoders."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+EncoderRole = Literal["semantic", "pattern", "caption"]
+# The encoders that mine pairs, by role, in the order of all columns and arrays that hold one value for each.
+ENCODER_ROLES: tuple[str, ...] = get_args(EncoderRole)
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+DEVICE = "Where the model runs: auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:N."
+REVISION = "Revision of the model (commit, tag or branch on the hub); empty: the newest, or a local folder as it is."
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,0 +1,205 @@
+"""Parameters of the stages that write and judge instructions: caption and judge."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.config.section import DEVICE, REVISION, Section
+
+ENGINE = (
+    "How models run: transformers (in this process), openai (an OpenAI-compatible server such as vLLM, see the url "
+    "keys) or vllm (vLLM in this process)."
+)
+PARTS = "Airflow tasks that share the work, a count. No effect on the result."
+CHUNK = "Pairs in one output file, a count. Work resumes at the last complete file, and parts are made of whole files."
+IN_FLIGHT = (
+    "Most simultaneous requests to one server, a count. Fewer are sent while the server answers that it is busy."
+)
+TIMEOUT = "Longest wait for a server's answer, seconds. After it the request is sent again."
+
+
+class CaptionConfig(Section):
+    """Section `caption`."""
+
+    engine: Literal["transformers", "openai", "vllm"] = Field(description=ENGINE)
+    model: str = Field(
+        description="Vision-language model that describes how the two images of a pair differ: a Hugging Face name or "
+        "a folder."
+    )
+    revision: str | None = Field(description=REVISION)
+    writer: str = Field(
+        description="Language model that turns a description into instructions: a Hugging Face name or a folder."
+    )
+    writer_revision: str | None = Field(description=REVISION)
+    url: str = Field(
+        description="Address of the server that runs `model`, for engine openai; several replicas separated by commas."
+    )
+    writer_url: str = Field(description="Address of the server that runs `writer`, for engine openai.")
+    prompts: str = Field(description="Prompt set: the name of a folder in tasks/prompts, e.g. tiny, plain, standard.")
+    styles: tuple[str, ...] = Field(
+        min_length=1,
+        description="Styles of the instructions; each pair gets one instruction per style. `short 2` states the "
+        "second difference of a pair, with prompt sets that list differences.",
+    )
+    instructions_min: int = Field(
+        ge=1, description="Fewest different instructions of a pair, a count. A pair with fewer is dropped."
+    )
+    max_new_tokens: int = Field(ge=1, description="Longest reply of a model, tokens.")
+    max_chars: int = Field(
+        ge=1, description="Longest instruction, characters. A longer reply is asked for again, then dropped."
+    )
+    batch_pairs: int = Field(ge=1, description="Pairs in one call of the model, a count.")
+    chunk_pairs: int = Field(ge=1, description=CHUNK)
+    parts: int = Field(ge=1, description=PARTS)
+    in_flight: int = Field(16, ge=1, description=IN_FLIGHT)
+    timeout_s: float = Field(300.0, gt=0, description=TIMEOUT)
+    languages: tuple[str, ...] = Field(
+        ("en",),
+        min_length=1,
+        description="Languages of the instructions, ISO 639-1 codes. Each pair gets one of them, drawn by the seed.",
+    )
+    demonstrations: int = Field(
+        5,
+        ge=0,
+        description="Examples in the writer's prompt, drawn by the seed for each pair, a count. Only for prompt sets "
+        "whose write.txt has a place for them.",
+    )
+    leak_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="A text that repeats at least this share of the words of the target's caption is dropped as "
+        "`leaks_target`. Empty: only a text that repeats the whole caption is.",
+    )
+    source_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="A text that has at least this share of the words which the description uses for the query image "
+        "alone is dropped as `leaks_source`. Empty: not checked.",
+    )
+    description_words: tuple[int, int] = Field(
+        (60, 100),
+        description="Fewest and most words that a description is asked for, drawn by the seed for each pair. Only for "
+        "prompt sets that ask for a number of words.",
+    )
+    reverse: bool = Field(
+        False, description="Also write instructions from each pair's target back to its query: additional triplets."
+    )
+    same_text_pairs: int | None = Field(
+        None,
+        ge=1,
+        description="A text that more than this many pairs of one chunk share is dropped as `same_for_many`, a count. "
+        "Empty: not checked.",
+    )
+    canaries: str | None = Field(
+        description="Folder with canaries.csv (query, target, expect): pairs with a known difference that the model "
+        "must describe at the start of each part. Empty: no such check."
+    )
+    canaries_min: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="Smallest share of canaries whose difference is described, 0 to 1. Below it the part fails.",
+    )
+    blank_max: float = Field(
+        0.34,
+        ge=0,
+        le=1,
+        description="Largest share of canaries that a description of two blank images fits, 0 to 1. Above it the part "
+        "fails: the model does not look at its images.",
+    )
+    budget_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens that one run spends on captions. When they are used up, the run continues with what "
+        "is finished. Empty: no limit.",
+    )
+    tokens_per_s: float | None = Field(
+        None,
+        gt=0,
+        description="Measured speed of one GPU, prompt and output tokens per second. Only used by `python -m tasks "
+        "plan` to estimate time and cost.",
+    )
+    device: str = Field(description=DEVICE)
+
+
+class JudgeConfig(Section):
+    """Section `judge`."""
+
+    engine: Literal["transformers", "openai", "vllm"] = Field(description=ENGINE)
+    url: str = Field(
+        description="Address of the server that runs `model`, for engine openai; several replicas separated by commas."
+    )
+    model: str = Field(description="Vision-language model that judges: a Hugging Face name or a folder.")
+    revision: str | None = Field(description=REVISION)
+    threshold: float = Field(
+        ge=0, le=1, description="An instruction is kept when the target's P(yes) is at least this probability, 0 to 1."
+    )
+    negative_threshold: float = Field(
+        ge=0,
+        le=1,
+        description="A negative whose P(yes) for an instruction is at least this fits it too: a false negative, which "
+        "is removed, 0 to 1.",
+    )
+    instructions_min: int = Field(
+        ge=1, description="Fewest instructions of a pair that the judge must accept, a count. Else the pair is dropped."
+    )
+    batch_questions: int = Field(ge=1, description="Questions in one call of the model, a count.")
+    chunk_pairs: int = Field(ge=1, description=CHUNK)
+    parts: int = Field(ge=1, description=PARTS)
+    in_flight: int = Field(16, ge=1, description=IN_FLIGHT)
+    timeout_s: float = Field(300.0, gt=0, description=TIMEOUT)
+    negative_margin: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="A negative whose P(yes) is above the target's minus this is a false negative too, 0 to 1. Empty: "
+        "not checked.",
+    )
+    negatives: int | None = Field(
+        None,
+        ge=1,
+        description="Mined negatives that a triplet keeps, a count. The further ones of select.negatives replace "
+        "false negatives. Empty: all are kept.",
+    )
+    labelled: str | None = Field(
+        description="CSV or Parquet with questions of known answer (query, candidate, instruction, fits) on which the "
+        "judge is measured before it works. Empty: not measured."
+    )
+    accuracy_min: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="Smallest share of `labelled` that the judge must get right at `threshold`, 0 to 1. Below it the "
+        "part fails.",
+    )
+    false_yes_max: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest share of the wrong candidates in `labelled` that the judge may accept, 0 to 1. Above it "
+        "the part fails.",
+    )
+    auc_min: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="Smallest area under the ROC curve on `labelled`, 0 to 1 (0.5 is chance). Below it the part fails.",
+    )
+    shortcut_share_max: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Largest share of a chunk's triplets whose target is found by the text or the image alone, 0 to "
+        "1; more are dropped as `shortcut`. Empty: such triplets are only marked.",
+    )
+    shortcut_pictures: int = Field(
+        20_000,
+        ge=2,
+        description="Most images, drawn by the seed, among which the text or the image alone must find the target, a "
+        "count.",
+    )
+    device: str = Field(description=DEVICE)

@@ -1,0 +1,226 @@
+"""Parameters of training, evaluation and promotion of the retrieval model."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.config.section import DEVICE, NAME_PATTERN, REVISION, Section
+
+TEMPLATE_FIELDS = {"relative_caption", "shared_concept"}
+
+
+class MixedDatasetConfig(Section):
+    """One further training dataset, an entry of `train.datasets`."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the dataset, used in reports.")
+    format: Literal["megapairs", "mmeb"] = Field(
+        description="Format of its records: megapairs (q_img, q_text, t_img, hns) or mmeb (VLM2Vec: qry, "
+        "qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path)."
+    )
+    path: str = Field(description="A JSONL file, or a folder of JSONL files.")
+    images: str = Field(description="Folder to which the image paths of the records are relative.")
+    weight: float = Field(
+        1.0, gt=0, description="Share of the batches that come from this dataset, relative to the other weights."
+    )
+
+
+class LoraConfig(Section):
+    """LoRA adapters, section `train.lora`."""
+
+    rank: int = Field(32, ge=1, description="Rank of the adapters, a count. MegaPairs used 32.")
+    alpha: int = Field(64, ge=1, description="Scale of the adapters' output, which is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input, 0 to 1 (excluded).")
+    targets: str = Field(
+        "all-linear",
+        description="Layers that get adapters: all-linear (all but the language head), or a regular expression over "
+        "module names.",
+    )
+
+
+class TrainConfig(Section):
+    """Section `train`."""
+
+    base_model: str = Field(description="Model to start from: a Hugging Face name or a folder.")
+    revision: str | None = Field(description=REVISION)
+    steps: int = Field(ge=1, description="Optimiser steps of the main phase, which trains all weights, a count.")
+    batch_triplets: int = Field(ge=2, description="Triplets in one step of the main phase, a count.")
+    learning_rate: float = Field(
+        gt=0, description="Peak learning rate of the main phase; it falls linearly to 0 after the warm-up."
+    )
+    warmup_steps: int = Field(
+        ge=0, description="Steps over which the learning rate rises linearly to its peak, in each phase, a count."
+    )
+    temperature: float = Field(gt=0, description="Temperature of the softmax in the contrastive loss.")
+    negatives: int = Field(
+        ge=0,
+        description="Mined hard negatives per triplet that are drawn into each batch, a count. The query image is one "
+        "more negative.",
+    )
+    locked_steps: int = Field(
+        ge=0,
+        description="Optimiser steps of a phase before the main one, with the image tower frozen and its features "
+        "computed once, a count. 0: no such phase.",
+    )
+    locked_batch_triplets: int = Field(ge=2, description="Triplets in one step of the locked phase, a count.")
+    locked_learning_rate: float = Field(gt=0, description="Peak learning rate of the locked phase.")
+    locked_candidates: int = Field(
+        ge=2, description="Most images that each query is contrasted with in a step of the locked phase, a count."
+    )
+    held_out_share: float = Field(
+        ge=0,
+        lt=1,
+        description="Share of the triplets that is kept out of training for evaluation, as whole groups of triplets "
+        "that share images, 0 to 1 (excluded).",
+    )
+    learn_temperature: bool = Field(
+        False,
+        description="Train the temperature too (CLIP's logit_scale), starting at `temperature`, never below 0.01.",
+    )
+    mask_margin: float | None = Field(
+        None,
+        ge=0,
+        description="Images whose similarity to the query exceeds the target's by more than this are left out of the "
+        "loss as likely false negatives, cosine (Qwen3-VL-Embedding: 0.1). Empty: none are.",
+    )
+    count_copies: bool = Field(
+        False,
+        description="Count an image as often as the batch names it, as the loss of sentence-transformers does. Off: "
+        "each distinct image counts once.",
+    )
+    judge_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a second loss, the symmetric KL divergence from the judge's scores (UniME-V2). 0: off.",
+    )
+    judge_temperature: float = Field(
+        0.2, gt=0, description="Temperature of the softmax over the judge's scores, for `judge_weight`."
+    )
+    version_weight: float = Field(
+        1.0,
+        gt=0,
+        description="Share of the batches that come from the version's own triplets, relative to the weights in "
+        "`datasets`.",
+    )
+    datasets: tuple[MixedDatasetConfig, ...] = Field(
+        (),
+        description="Further training datasets. Each batch comes from one dataset, drawn with its weight.",
+    )
+    cache_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="Gradient caching: images or texts in one forward and backward pass, a count. Smaller needs less "
+        "memory and gives the same step. Empty: the whole batch.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Number format of the model's arithmetic. Weights, features and loss stay float32."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more work."
+    )
+    processes: int = Field(
+        1, ge=1, description="Processes (one GPU each) that share every batch, a count. The step stays the same."
+    )
+    lora: LoraConfig | None = Field(
+        None,
+        description="Train LoRA adapters of a multimodal language model instead of its weights. Empty: all weights.",
+    )
+    shard_weights: bool = Field(
+        False,
+        description="Spread weights, gradients and optimiser state over the GPUs of all processes (FSDP2), for models "
+        "that do not fit on one GPU.",
+    )
+    decode_workers: int = Field(
+        0,
+        ge=0,
+        description="Threads that decode the images of the next batches while the model works, a count. 0: none.",
+    )
+    checkpoint_steps: int = Field(
+        50,
+        ge=1,
+        description="Steps between two checkpoints, a count. A run that was stopped continues from the last one, to "
+        "the same weights.",
+    )
+    tensorboard: bool = Field(
+        False, description="Also write the metrics for TensorBoard, to reports/training/tensorboard."
+    )
+    device: str = Field(description=DEVICE)
+
+
+class BenchmarkConfig(Section):
+    """One benchmark, an entry of `evaluate.benchmark`."""
+
+    name: str = Field(
+        pattern=NAME_PATTERN, description="Unique name in the report; two entries may use the same protocol."
+    )
+    protocol: Literal["circo", "cirr", "fashioniq", "genecis", "mmeb"] = Field(
+        description="Benchmark whose files are read and whose scoring is used (tasks/evaluate/protocols)."
+    )
+    path: str = Field(description="Folder with the benchmark's own files, as its download page unpacks them.")
+    split: str = Field(
+        "val",
+        pattern=r"^\w+$",
+        description="Split: val is scored; test writes the files to submit, where the benchmark has a server.",
+    )
+    template: str | None = Field(None, description="Text of a query. Empty: the benchmark's own template.")
+
+
+class EvaluateConfig(Section):
+    """Section `evaluate`."""
+
+    benchmark: str | tuple[BenchmarkConfig, ...] | None = Field(
+        description="A folder with annotations.json in CIRCO's format and images/, or a list of benchmarks, of which "
+        "the first decides on promotion. Empty: the held-out triplets (train.held_out_share)."
+    )
+    template: str = Field(
+        description="Text of a query, for a folder or the held-out triplets; {relative_caption} stands for the "
+        "instruction, {shared_concept} for what both images show."
+    )
+    batch_images: int = Field(ge=1, description="Images in one call of the model, a count.")
+    truth: str | None = Field(
+        description="File with the true contents of the sample world's images, to measure how many triplets are "
+        "right. Only evaluation reads it. Empty: not measured."
+    )
+    device: str = Field(description=DEVICE)
+
+    @model_validator(mode="after")
+    def _check_the_benchmark(self) -> EvaluateConfig:
+        if isinstance(self.benchmark, tuple):
+            names = [b.name for b in self.benchmark]
+            if len(set(names)) < len(names):
+                raise ValueError(f"'evaluate.benchmark': names must differ, found {names}; rename one")
+        if not isinstance(self.benchmark, tuple) or not self.benchmark:
+            fields = set(re.findall(r"\{(\w+)\}", self.template))
+            if "relative_caption" not in fields or fields - TEMPLATE_FIELDS:
+                raise ValueError(
+                    f"'evaluate.template' is {self.template!r}; expected {{relative_caption}} in it, and no field but "
+                    "{relative_caption} and {shared_concept}"
+                )
+        return self
+
+
+class PromoteConfig(Section):
+    """Section `promote`."""
+
+    metric: str = Field(
+        description="Metric that decides, of the composed query (image and text), e.g. map_at_5, recall_at_1; the "
+        "first benchmark must have it."
+    )
+    min_gain: float = Field(
+        ge=0, description="The new model must exceed the promoted one in `metric` by more than this."
+    )
+    seen_share_max: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share of the benchmark's query and answer images that the training data may contain, 0 "
+        "to 1. Above it the model is not promoted.",
+    )
+    noise_seeds: int = Field(
+        3,
+        ge=3,
+        description="Trainings with different seeds from which `python -m tasks noise` measures how far scores vary "
+        "by chance, a count.",
+    )
