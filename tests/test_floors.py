@@ -1,71 +1,118 @@
-"""The house's rule: a file imports only from floors below its own (docs: README, Layout)."""
+"""What the import contracts of `make lint` cannot say: light imports, short files and stages, docstrings."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.__main__ import STAGES
+import pytest
 
-PURE = {"errors", "config", "records", "store", "slug", "batch"}
+GROUND = {"__init__", "__main__", "config", "errors", "meter", "names", "reasons", "records", "usage"}
+STAGES = (
+    "ingest",
+    "embed",
+    "mine",
+    "select",
+    "caption",
+    "judge",
+    "validate",
+    "publish",
+    "train",
+    "evaluate",
+    "promote",
+)
+MAX_FILE_LINES, MAX_RUN_LINES = 400, 40
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def imports_of(path: Path) -> set[str]:
-    """All modules that a file imports, at any depth of the code."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def source_files(*folders: str) -> list[Path]:
+    """The Python files below these folders, the sample world aside."""
+    return [
+        p for folder in folders for p in sorted(Path(folder).rglob("*.py")) if Path("tasks/sample") not in p.parents
+    ]
+
+
+def syntax_tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules that a file imports, at any depth of its code."""
+    modules = set()
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
-    return found
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = "." * node.level + (node.module or "")
+            modules |= {package} | {f"{package}.{alias.name}" for alias in node.names}
+    return modules
 
 
-def test_tasks_never_import_airflow(project: Path):
-    guilty = {
-        str(p): m for p in (project / "tasks").rglob("*.py") for m in imports_of(p) if m.split(".")[0] == "airflow"
+def public_definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Definition]]:
+    """Public functions, classes and methods with their dotted names."""
+    for node in body:
+        if isinstance(node, Definition) and not node.name.startswith("_"):
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node.body, f"{prefix}{node.name}.")
+
+
+def loaded_after(modules: list[str], heavy: tuple[str, ...]) -> list[str]:
+    """Which of the heavy modules a fresh interpreter has loaded after importing these."""
+    code = f"import {', '.join(['sys', *modules])}; print(*[m for m in {heavy} if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return ended.stdout.split()
+
+
+def test_importing_the_configuration_loads_neither_numpy_nor_torch():
+    assert loaded_after(["tasks.config"], ("numpy", "torch", "pyarrow")) == []
+
+
+def test_dags_and_plugins_parse_without_numpy_torch_or_dvc():
+    """Airflow parses DAG files every few seconds, in every worker."""
+    imported = {m for path in source_files("dags", "plugins") for m in imported_modules(path)}
+    modules = sorted(
+        {m for m in imported if m.startswith("tasks.") and Path(*m.split(".")).with_suffix(".py").exists()}
+    )
+    assert modules
+    assert loaded_after(modules, ("numpy", "torch", "dvc", "pyarrow")) == []
+
+
+def test_only_the_ground_floor_lies_directly_in_tasks():
+    assert {path.stem for path in Path("tasks").glob("*.py")} == GROUND
+
+
+def test_no_file_is_longer_than_the_limit():
+    lengths = {
+        str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in source_files("tasks", "plugins")
     }
-    assert guilty == {}
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
 
 
-def test_stages_do_not_import_stages(project: Path):
-    stages = {f"tasks.{s}" for s in [*STAGES, "open_run"]}
-    for stage in stages:
-        path = project / (stage.replace(".", "/") + ".py")
-        if not path.exists():
-            path = path.with_suffix("") / "__init__.py"
-        assert imports_of(path) & (stages - {stage}) == set(), f"{stage} imports another stage"
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_run_is_read_without_scrolling(stage: str):
+    lengths = {
+        f"{path}: {name}": node.end_lineno - node.lineno + 1
+        for path in source_files(f"tasks/{stage}")
+        for name, node in public_definitions(syntax_tree(path).body)
+        if name == "run" and node.end_lineno is not None
+    }
+    assert lengths, "a stage has a function run()"
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_RUN_LINES} == {}
 
 
-def test_the_ground_floor_imports_nothing_above(project: Path):
-    for name in PURE:
-        mine = {m for m in imports_of(project / "tasks" / f"{name}.py") if m.startswith("tasks.")}
-        assert {m.split(".")[1] for m in mine} <= PURE, f"tasks/{name}.py imports {mine}"
+def test_what_is_public_has_a_docstring():
+    missing = [
+        f"{path}:{node.lineno} {name}"
+        for path in source_files("tasks", "plugins")
+        for name, node in public_definitions(syntax_tree(path).body)
+        if ast.get_docstring(node) is None
+    ]
+    assert missing == []
 
 
-def test_config_loads_neither_numpy_nor_torch():
-    code = "import tasks.config, sys; print([m for m in ('numpy', 'torch', 'pyarrow') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
-
-
-def test_dags_and_plugins_import_no_stage_and_no_model(project: Path):
-    """The seam: a stage is a command, never an import."""
-    forbidden = set(STAGES) | {"open_run", "models", "sample", "demo"}
-    for folder in ("dags", "plugins"):
-        for path in (project / folder).rglob("*.py"):
-            mine = {m.split(".")[1] for m in imports_of(path) if m.startswith("tasks.")}
-            assert mine & forbidden == set(), f"{path.relative_to(project)} imports tasks.{mine & forbidden}"
-
-
-def test_what_dags_and_plugins_import_is_light(project: Path):
-    """DAG files parse in milliseconds: neither numpy nor torch behind them."""
-    wanted = set()
-    for folder in ("dags", "plugins"):
-        for path in (project / folder).rglob("*.py"):
-            wanted |= {".".join(m.split(".")[:2]) for m in imports_of(path) if m.startswith("tasks.")}
-    code = f"import importlib, sys; [importlib.import_module(m) for m in {sorted(wanted)}]; print([m for m in ('numpy', 'torch', 'dvc') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
+def test_no_test_module_imports_another():
+    """What several tests share lies in tests/support or in a conftest."""
+    importing = {str(p): [m for m in imported_modules(p) if ".test_" in m] for p in source_files("tests")}
+    assert {path: modules for path, modules in importing.items() if modules} == {}

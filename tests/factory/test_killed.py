@@ -298,7 +298,7 @@ def serve(project: Path, cwd: Path) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | {
         "OMP_WAIT_POLICY": "PASSIVE"
     }
-    command = [sys.executable, str(project / "tests" / "stage_server.py")]
+    command = [sys.executable, str(project / "tests" / "support" / "stage_server.py")]
     return subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

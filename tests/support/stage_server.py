@@ -108,7 +108,7 @@ def watch(events: Events) -> None:
     add = tarfile.TarFile.addfile
 
     def added(tar: tarfile.TarFile, entry: tarfile.TarInfo, content: Any = None) -> None:
-        events.on("picture", entry.name)
+        events.on("image", entry.name)
         add(tar, entry, content)
 
     tarfile.TarFile.addfile = added  # type: ignore[method-assign]
