@@ -131,11 +131,11 @@ def check_context(failed: Mapping[str, Any], thumbnails: Mapping[str, str]) -> d
 def body(failure: Failure) -> str:
     """The mail as self-contained HTML, every value escaped."""
     checks = [check_context(f, failure.thumbnails) for f in (failure.gate or {}).get("failures") or []]
-    shown = dataclasses.replace(failure, error=failure.error[-ERROR_CHARS:])
+    shortened = dataclasses.replace(failure, error=failure.error[-ERROR_CHARS:])
     if failure.gate is None or not checks:
-        return html("failure_mail.html.j2", failure=shown, subject=subject(failure))
+        return html("failure_mail.html.j2", failure=shortened, subject=subject(failure))
     gate = {"table": cell(failure.gate.get("table")), "batch": cell(failure.gate.get("batch")), "checks": checks}
-    return html("gate_mail.html.j2", failure=shown, subject=subject(failure), gate=gate, thumbnail_px=THUMBNAIL_PX)
+    return html("gate_mail.html.j2", failure=shortened, subject=subject(failure), gate=gate, thumbnail_px=THUMBNAIL_PX)
 
 
 # --- what the mail reads ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ INK = "#475467"  # of texts and axes where no page sets another colour
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the data.
+    """Texts and size of a chart.
 
     Attributes:
         title: read out by screen readers and shown as the chart's tooltip.
@@ -174,12 +174,12 @@ class _Plot:
         return self.bottom - self.y_axis.fraction(value) * (self.bottom - self.top)
 
     def add(self, tag: str, content: str | None = None, /, **attributes: object) -> None:
-        """An element below the root; numbers are rounded to a tenth of a pixel, `_` in a name stands for `-`."""
-        shown = {
+        """An element below the root; numbers are rounded to a tenth of a pixel, `_` in a name is written as `-`."""
+        written = {
             name.replace("_", "-"): f"{value:.1f}" if isinstance(value, float) else str(value)
             for name, value in attributes.items()
         }
-        ElementTree.SubElement(self.root, tag, shown).text = content
+        ElementTree.SubElement(self.root, tag, written).text = content
 
     def text(self, x: float, y: float, content: str, *, anchor: str = "start", colour: str = "currentColor") -> None:
         """A label; `anchor` is start, middle or end."""
