@@ -1,4 +1,4 @@
-"""The gallery: everything inside, every text escaped, small enough, the same for the same version; opens in Chromium."""
+"""The gallery: all inside, every text escaped, small enough, the same for the same version; shown by Chromium."""
 
 import json
 import re
