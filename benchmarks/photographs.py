@@ -117,18 +117,17 @@ def by_band(vectors: np.ndarray, classes: np.ndarray, *, neighbours: int = 20, b
         neighbours: k of the join.
         bands: parts of the window, of equal width.
     """
-    from tasks.calibrate.command import distribution, propose
+    from tasks.calibrate.distribution import Quantiles, propose_window, sample_distribution
     from tasks.config import Window
     from tasks.knn.search import neighbours_in_window
     from tasks.knn.spec import SearchSpec
 
     counts = np.bincount(classes)
     chance = float((counts * (counts - 1)).sum() / (len(classes) * (len(classes) - 1)))
-    low, high = propose(distribution(vectors), low_quantile=0.99, high_quantile=0.995)
+    window = propose_window(sample_distribution(vectors), Quantiles(0.99, 0.995))
+    low, high = window.low, window.high
     ids = [f"{n:08d}" for n in range(len(vectors))]
-    queries, targets, similarity, _ = neighbours_in_window(
-        vectors, vectors, ids, ids, SearchSpec(Window(low=low, high=high), neighbours)
-    )
+    queries, targets, similarity, _ = neighbours_in_window(vectors, vectors, ids, ids, SearchSpec(window, neighbours))
     first, nearest, _, _ = neighbours_in_window(vectors, vectors, ids, ids, SearchSpec(Window(low=-1.0, high=1.01), 1))
     is_inside = classes[queries] == classes[targets]
 
