@@ -1,14 +1,15 @@
-"""Whether a fine-tuned model takes the place of the one in use. Pure: figures in, a decision with its reason out.
+"""Whether a fine-tuned model replaces the promoted one. Pure: scores in, a decision with its reason out.
 
-Two runs of one recipe differ by the seed alone, so a gain counts only beyond that noise. `Noise` is the standard
-deviation over the seeds of each metric; the difference of two runs has sqrt(2) of it, and Student's t says how far few
-seeds can be trusted.
+Two runs of one recipe differ by the seed alone, so a gain counts only beyond that noise. `Noise` holds the standard
+deviation of each metric over the seeds; the difference of two runs has sqrt(2) times that, and Student's t accounts for
+how few the seeds are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 Scores = Mapping[str, Mapping[str, float]]  # "composed" | "image_only" | "text_only" -> metric -> value
@@ -25,7 +26,7 @@ class Decision(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """What the seed alone does to the scores of a recipe.
+    """How much the seed alone changes the scores of a recipe.
 
     Attributes:
         seeds: runs that it was measured from, a count.
@@ -36,74 +37,93 @@ class Noise(NamedTuple):
     deviations: Mapping[str, float]
 
     def margin(self, metric: str) -> float | None:
-        """What a difference of two runs must exceed to be more than noise, one-sided 95%; None where it was not
-        measured.
-        """
+        """What the difference of two runs must exceed to be more than noise, one-sided 95%; None where not measured."""
         if self.seeds < 2 or metric not in self.deviations:
             return None
         return T95[min(self.seeds - 2, len(T95) - 1)] * math.sqrt(2) * self.deviations[metric]
 
 
-def decide(
-    candidate: Scores,
-    in_place: Scores | None,
-    base: Scores,
-    metric: str,
-    min_gain: float,
-    *,
-    noise: Noise | None = None,
-    seen_share: float = 0.0,
-    seen_share_max: float = 0.0,
-) -> Decision:
-    """Whether the candidate is promoted.
+@dataclass(frozen=True)
+class PromotionRule:
+    """What a candidate must achieve.
 
-    It must beat the model in place (the base checkpoint where none is) by more than `min_gain` and the noise, be worse
-    in no other metric by more than its noise, and beat its own image-only and text-only queries: a model that ignores
-    half of the query is no composed retriever. A model that was trained on the benchmark's images is not promoted
-    whatever it scores. Where no noise was measured, `min_gain` alone stands for it, on the main metric.
+    Attributes:
+        metric: the main metric, of the composed query.
+        min_gain: its gain must exceed this.
+        noise: of the candidate's recipe; None where it was not measured: `min_gain` alone decides then, by the main
+            metric.
+        seen_share_max: largest share of the images of the benchmark's queries and answers that may have been trained
+            on, 0..1.
+    """
+
+    metric: str
+    min_gain: float
+    noise: Noise | None = None
+    seen_share_max: float = 0.0
+
+    def margin(self, metric: str) -> float | None:
+        """The noise margin of a metric; None where it was not measured."""
+        return self.noise.margin(metric) if self.noise else None
+
+
+def decide(
+    candidate: Scores, promoted: Scores | None, base: Scores, rule: PromotionRule, *, seen_share: float = 0.0
+) -> Decision:
+    """Decide whether the candidate is promoted.
+
+    It must beat the promoted model (the base checkpoint where there is none) by more than `min_gain` and the noise, be
+    worse in no other metric by more than its noise, and beat its own image-only and text-only queries: a model that
+    ignores half of the query is no composed retriever. A model that was trained on the benchmark's images is not
+    promoted, whatever it scores.
 
     Args:
         candidate: the fine-tuned model's scores; "composed" may hold metrics of further benchmarks.
-        in_place: those of the model in use; None where none was promoted yet.
-        base: those of the checkpoint it started from.
-        metric: name of the metric, of the composed query.
-        min_gain: the gain must exceed this.
-        noise: of the candidate's recipe.
+        promoted: those of the promoted model; None where there is none yet.
+        base: those of the checkpoint that the candidate started from.
+        rule: what it must achieve.
         seen_share: share of the images of the benchmark's queries and answers that it was trained on, 0..1.
-        seen_share_max: more than this is a contaminated model.
     """
+    metric = rule.metric
     score = candidate["composed"][metric]
     if not math.isfinite(score):
         return Decision(False, f"its composed {metric} is {score}")
-    if seen_share > seen_share_max:
+    if seen_share > rule.seen_share_max:
         return Decision(
             False,
             f"contaminated: it was trained on {seen_share:.1%} of the images of the benchmark's queries and answers",
         )
-    rival_name, rivals = (
-        ("the model in place", in_place["composed"]) if in_place else ("the base model", base["composed"])
-    )
-    rival = rivals[metric]
-    gain = f"composed {metric} {score:.4f} against {rival:.4f} of {rival_name}"
-    margin = (noise.margin(metric) if noise else None) or 0.0
-    if not score - rival > max(min_gain, margin):
-        asked = (
-            f"{min_gain:g}"
-            if margin <= min_gain
-            else f"{margin:.4f}, the noise of {noise.seeds if noise else 0} seeds,"
-        )
-        return Decision(False, f"{gain}: a gain of more than {asked} is asked for")
-    for half in ("image_only", "text_only"):
-        if half in candidate and not score > candidate[half][metric]:
-            return Decision(
-                False, f"{gain}, but its own {half.replace('_', '-')} query scores {candidate[half][metric]:.4f}"
-            )
-    for other in sorted(set(candidate["composed"]) & set(rivals) - {metric}) if noise else ():
-        allowed = noise.margin(other) if noise else None
-        now, then = candidate["composed"][other], rivals[other]
-        if allowed is not None and not now >= then - allowed:
-            return Decision(
-                False,
-                f"{gain}, but its {other} is {now:.4f} against {then:.4f}, worse by more than {allowed:.4f}, the noise",
-            )
-    return Decision(True, gain + (f", noise {margin:.4f}" if margin else ""))
+    rival_name, rival = ("the promoted model", promoted) if promoted else ("the base model", base)
+    comparison = f"composed {metric} {score:.4f} against {rival['composed'][metric]:.4f} of {rival_name}"
+    failure = _too_small_gain(candidate, rival, rule) or _ignored_half(candidate, rule) or _loss(candidate, rival, rule)
+    if failure:
+        return Decision(False, comparison + failure)
+    margin = rule.margin(metric)
+    return Decision(True, comparison + (f", noise {margin:.4f}" if margin else ""))
+
+
+def _too_small_gain(candidate: Scores, rival: Scores, rule: PromotionRule) -> str | None:
+    """Why the gain in the main metric is too small, as the end of a sentence; None where it is not."""
+    margin = rule.margin(rule.metric) or 0.0
+    if candidate["composed"][rule.metric] - rival["composed"][rule.metric] > max(rule.min_gain, margin):
+        return None
+    if margin <= rule.min_gain:
+        return f": the gain must be more than {rule.min_gain:g}"
+    return f": the gain must be more than {margin:.4f}, the noise of {rule.noise.seeds if rule.noise else 0} seeds"
+
+
+def _ignored_half(candidate: Scores, rule: PromotionRule) -> str | None:
+    """Which half of the query alone scores as well as the composed one; None where neither does."""
+    for mode in ("image_only", "text_only"):
+        if mode in candidate and not candidate["composed"][rule.metric] > candidate[mode][rule.metric]:
+            return f", but its own {mode.replace('_', '-')} query scores {candidate[mode][rule.metric]:.4f}"
+    return None
+
+
+def _loss(candidate: Scores, rival: Scores, rule: PromotionRule) -> str | None:
+    """Which other metric is worse by more than its noise; None where none is."""
+    for metric in sorted(set(candidate["composed"]) & set(rival["composed"]) - {rule.metric}):
+        margin = rule.margin(metric)
+        now, before = candidate["composed"][metric], rival["composed"][metric]
+        if margin is not None and not now >= before - margin:
+            return f", but its {metric} is {now:.4f} against {before:.4f}, worse by more than {margin:.4f}, the noise"
+    return None

@@ -1,9 +1,12 @@
-"""Promote: the fine-tuned candidate becomes the model in place when it is better, and is published like a version.
+"""Promote: the fine-tuned candidate replaces the promoted model when it is better, and is published like a version.
 
-Reads reports/evaluation.json, models/candidate and the recipe's noise (reports/noise-<recipe>.json, `python -m tasks
-noise`; `min_gain` alone where it was not measured); writes models/promoted (with a model card, and the submission files
-of splits with hidden answers) and publishes the tag `model/<name>` on origin's branch `dataset`. The rule is
-tasks/promote/decision.py. Not better: the report says why, exit 0.
+Reads    reports/evaluation.json, models/candidate, and the recipe's seed noise (reports/noise-<recipe>.json, written by
+         `python -m tasks noise`; `promote.min_gain` alone decides where it was not measured).
+Writes   models/promoted, with a model card and the submission files of splits with hidden answers; publishes the tag
+         `model/<name>` on origin's branch `dataset`.
+
+The rule is tasks/promote/decision.py. A candidate that is not better is no error: the report says why, exit code 0. In
+a dry run nothing is written.
 """
 
 from __future__ import annotations
@@ -19,21 +22,21 @@ from tasks.errors import DataError
 from tasks.evaluate.scores import composed_scores
 from tasks.names import batch_name
 from tasks.pages.model_card import ModelFacts, model_card
-from tasks.promote.decision import Noise, decide
+from tasks.promote.decision import Noise, PromotionRule, decide
 from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.git import read_at
-from tasks.publish.publish import Publication, publish
+from tasks.publish.publish import Publication, Published, publish
 from tasks.publish.published import MODEL_SECTIONS, MODEL_STAGES
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.atomic import atomic_write
 from tasks.train.recipe import recipe_id
 
-CANDIDATE, IN_PLACE, BASE = "finetuned", "promoted", "base"  # models in reports/evaluation.json's `metrics`
+CANDIDATE, PROMOTED, BASE = "finetuned", "promoted", "base"  # models in reports/evaluation.json's `metrics`
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """evaluation.json: {"metrics": {model: {"composed" | "image_only" | "text_only": {metric: value}}}, ...}.
+    """Read evaluation.json: {"metrics": {model: {"composed" | "image_only" | "text_only": {metric: value}}}, ...}.
 
     Raises:
         DataError: missing, or without the candidate's and the base's composed scores.
@@ -49,28 +52,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     return evaluation
 
 
-def place(candidate: Path, promoted: Path, card: str, submissions: Path | None = None) -> None:
-    """Copy the candidate to models/promoted with its card; the old folder is replaced as a whole."""
-    with atomic_write(promoted) as folder:
-        shutil.copytree(candidate, folder)
-        if submissions is not None and submissions.is_dir():
-            shutil.copytree(submissions, folder / "submissions")
-        readme = folder / "README.md"
-        readme.unlink(missing_ok=True)
-        readme.write_text(card)
-
-
-def recipe_table(params: Params) -> Mapping[str, Any]:
-    """What was done to train, for the card."""
-    return {
-        "recipe": recipe_id(params),
-        **params.train.model_dump(mode="json", exclude={"device"}),
-        "seed": params.open_run.seed,
-    }
-
-
 def read_noise(path: Path) -> Noise | None:
-    """The table that `python -m tasks noise` wrote, or None where it was not measured.
+    """Read the table that `python -m tasks noise` wrote; None where the noise was not measured.
 
     Raises:
         DataError: fewer than two seeds, or no table of noise.
@@ -80,7 +63,7 @@ def read_noise(path: Path) -> Noise | None:
     table = json.loads(path.read_text())
     if len(table.get("seeds", ())) < 2 or "metrics" not in table:
         raise DataError(f"{path}: expected the scores of at least two seeds; run `python -m tasks noise` again")
-    return Noise(len(table["seeds"]), {metric: found["deviation"] for metric, found in table["metrics"].items()})
+    return Noise(len(table["seeds"]), {metric: values["deviation"] for metric, values in table["metrics"].items()})
 
 
 def seen_share(evaluation: Mapping[str, Any]) -> float:
@@ -89,10 +72,79 @@ def seen_share(evaluation: Mapping[str, Any]) -> float:
     return max(float((s.get("contamination") or {}).get("share", 0.0)) for s in sections)
 
 
-def costs_of(root: Path) -> dict[str, Any]:
+def report_figures(evaluation: Mapping[str, Any], metric: str, *, is_promoted: bool) -> dict[str, float]:
+    """Figures of the stage's report: is_promoted (1 or 0), and the main metric of each model that was scored."""
+    figures = {"is_promoted": float(is_promoted)}
+    for model in (BASE, PROMOTED, CANDIDATE):
+        value = (evaluation["metrics"].get(model) or {}).get("composed", {}).get(metric)
+        if value is not None:
+            figures[f"{model}_{metric}"] = float(value)
+    return figures
+
+
+def read_costs(root: Path) -> dict[str, Any]:
     """What training and evaluating cost in this run, as tasks/meter.py wrote it; empty where a stage ran elsewhere."""
-    found = {stage: root / ".run" / "costs" / f"{stage}.json" for stage in ("train", "evaluate")}
-    return {stage: json.loads(path.read_text()) for stage, path in found.items() if path.exists()}
+    paths = {stage: root / ".run" / "costs" / f"{stage}.json" for stage in ("train", "evaluate")}
+    return {stage: json.loads(path.read_text()) for stage, path in paths.items() if path.exists()}
+
+
+def write_card(params: Params, root: Path, evaluation: Mapping[str, Any], why: str, noise: Noise | None) -> str:
+    """The model card of the candidate.
+
+    Args:
+        params: recipe and name of the run.
+        root: the run's worktree.
+        evaluation: reports/evaluation.json.
+        why: the reason for the promotion, half a sentence.
+        noise: of the recipe.
+    """
+    version = json.loads((root / "version.json").read_text())
+    recipe = params.train.model_dump(mode="json", exclude={"device"})
+    facts = ModelFacts(
+        tag=f"model/{batch_name(params)}",
+        data_version=f"dataset/{version['version']}",
+        base_model=params.train.base_model,
+        recipe={"recipe": recipe_id(params), **recipe, "seed": params.open_run.seed},
+        why=why,
+        noise=None if noise is None else {"seeds": noise.seeds, "margin": noise.margin(params.promote.metric)},
+        costs=read_costs(root),
+        version=version,
+    )
+    return model_card(evaluation, facts)
+
+
+def put_in_place(candidate: Path, promoted: Path, card: str, submissions: Path) -> None:
+    """Copy the candidate to models/promoted with its card; the old folder is replaced as a whole.
+
+    Args:
+        candidate: the fine-tuned model.
+        promoted: where it goes.
+        card: text of its README.md.
+        submissions: folder of submission files; it need not exist.
+    """
+    with atomic_write(promoted) as folder:
+        shutil.copytree(candidate, folder)
+        if submissions.is_dir():
+            shutil.copytree(submissions, folder / "submissions")
+        readme = folder / "README.md"
+        readme.unlink(missing_ok=True)  # it may be a hard link of DVC's cache
+        readme.write_text(card)
+
+
+def publish_model(params: Params, root: Path, why: str) -> Published:
+    """Track models/promoted by DVC and publish it under the tag `model/<name>`."""
+    name, data_version = batch_name(params), json.loads((root / "version.json").read_text())["version"]
+    lock = read_at(root, f"refs/tags/dataset/{data_version}", "dvc.lock")
+    commit_outputs(root, MODEL_STAGES, ["models/promoted"], lock)
+    paths = ("params.yaml", "dvc.lock", "models/promoted.dvc", "reports/evaluation.json")
+    publication = Publication(
+        tag=f"model/{name}",
+        message=f"Model {name}, trained on {data_version}: {why}",
+        files={path: (root / path).read_bytes() for path in paths},
+        stages=MODEL_STAGES,
+        sections=MODEL_SECTIONS,
+    )
+    return publish(root, publication)
 
 
 def run(params: Params, store: Store) -> StageReport:
@@ -101,76 +153,31 @@ def run(params: Params, store: Store) -> StageReport:
     Raises:
         DataError: no evaluation, no candidate.
     """
-    root = store.root
+    root, config = store.root, params.promote
     evaluation = read_evaluation(root / "reports" / "evaluation.json")
-    metrics = evaluation["metrics"]
-    scores = composed_scores(evaluation)
     noise = read_noise(root / "reports" / f"noise-{recipe_id(params)}.json")
-    decision = decide(
-        scores[CANDIDATE],
-        scores.get(IN_PLACE),
-        scores[BASE],
-        params.promote.metric,
-        params.promote.min_gain,
-        noise=noise,
-        seen_share=seen_share(evaluation),
-        seen_share_max=params.promote.seen_share_max,
-    )
-    figures = {"is_promoted": float(decision.is_promoted)}
-    for model in (BASE, IN_PLACE, CANDIDATE):
-        value = (metrics.get(model) or {}).get("composed", {}).get(params.promote.metric)
-        if value is not None:
-            figures[f"{model}_{params.promote.metric}"] = float(value)
+    scores = composed_scores(evaluation)
+    rule = PromotionRule(config.metric, config.min_gain, noise, config.seen_share_max)
+    decision = decide(scores[CANDIDATE], scores.get(PROMOTED), scores[BASE], rule, seen_share=seen_share(evaluation))
+    is_dry_run = params.open_run.dry_run
+    figures = report_figures(evaluation, config.metric, is_promoted=decision.is_promoted and not is_dry_run)
+    report = StageReport("promote", read=1, new=1, done=1, figures=figures)
     if not decision.is_promoted:
-        return StageReport(
-            "promote",
-            read=1,
-            dropped={"not_better": 1},
-            new=1,
-            done=1,
-            figures=figures,
-            notes=[f"not promoted: {decision.why}"],
-        )
-    if params.open_run.dry_run:
-        return StageReport(
-            "promote",
-            read=1,
-            new=1,
-            done=1,
-            figures={**figures, "is_promoted": 0.0},
-            notes=[f"dry run: not promoted, though {decision.why}"],
-        )
+        report.dropped, report.notes = {"not_better": 1}, [f"not promoted: {decision.why}"]
+        return report
+    if is_dry_run:
+        report.notes = [f"dry run: not promoted, though {decision.why}"]
+        return report
     candidate = root / "models" / "candidate"
     if not candidate.is_dir():
         raise DataError(f"{candidate}: missing; run `python -m tasks train` first")
-    tag = f"model/{batch_name(params)}"
-    data_version = json.loads((root / "version.json").read_text())["version"]
-    facts = ModelFacts(
-        tag=tag,
-        data_version=f"dataset/{data_version}",
-        base_model=params.train.base_model,
-        recipe=recipe_table(params),
-        why=decision.why,
-        noise=None if noise is None else {"seeds": noise.seeds, "margin": noise.margin(params.promote.metric)},
-        costs=costs_of(root),
-        version=json.loads((root / "version.json").read_text()),
-    )
-    card = model_card(evaluation, facts)
-    place(candidate, root / "models" / "promoted", card, root / "reports" / "evaluation")
-    commit_outputs(
-        root, MODEL_STAGES, ["models/promoted"], read_at(root, f"refs/tags/dataset/{data_version}", "dvc.lock")
-    )
-    files = {
-        "params.yaml": (root / "params.yaml").read_bytes(),
-        "dvc.lock": (root / "dvc.lock").read_bytes(),
-        "models/promoted.dvc": (root / "models" / "promoted.dvc").read_bytes(),
-        "reports/evaluation.json": (root / "reports" / "evaluation.json").read_bytes(),
-    }
-    message = f"Model {batch_name(params)}, trained on {data_version}: {decision.why}"
-    published = publish(root, Publication(tag, message, files, stages=MODEL_STAGES, sections=MODEL_SECTIONS))
-    notes = [
-        tag,
+    card = write_card(params, root, evaluation, decision.why, noise)
+    put_in_place(candidate, root / "models" / "promoted", card, submissions=root / "reports" / "evaluation")
+    published = publish_model(params, root, decision.why)
+    report.written = 1
+    report.notes = [
+        published.tag,
         f"commit {published.commit[:12]}, {published.objects} objects verified in the remote",
         f"promoted: {decision.why}",
     ]
-    return StageReport("promote", read=1, written=1, new=1, done=1, figures=figures, notes=notes)
+    return report

@@ -22,7 +22,7 @@ from tasks.evaluate.protocols import Benchmark
 from tasks.evaluate.retrieval import encode_images
 from tasks.evaluate.scores import score_retriever
 from tasks.models.retrievers.clip import ClipRetriever
-from tasks.promote.decision import Decision, decide
+from tasks.promote.decision import Decision, PromotionRule, decide
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import instruction
 from tasks.sample.scenes import Scene, difference, family, shared
@@ -117,8 +117,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
 
 
 def decision(bench: Bench, candidate: Scores, images: list[str]) -> Decision:
-    """What promote says of a candidate, the base model in place."""
-    return decide(candidate, None, bench.base, "map_at_5", 0.005, seen_share=bench.seen(images), seen_share_max=0.01)
+    """The rule's decision on a candidate, with no promoted model yet."""
+    rule = PromotionRule("map_at_5", min_gain=0.005, seen_share_max=0.01)
+    return decide(candidate, None, bench.base, rule, seen_share=bench.seen(images))
 
 
 def images_of(samples: list[Sample]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Seed noise: measured once per recipe, published, brought into later runs, and believed by promote."""
+"""Seed noise: measured once per recipe, published, brought into later runs, and used by promote."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from tasks.config import load_params
-from tasks.errors import NothingToDo, TransientError
-from tasks.promote import seed_noise as noise
+from tasks.errors import DataError, NothingToDo, TransientError
+from tasks.promote import seed_noise
 from tasks.promote import stage as promote
 from tasks.publish.git import files_at, tags
 from tasks.publish.open_run import Deployment, RunRequest, open_run
@@ -33,8 +33,8 @@ def evaluation_of(tuned: float, base: float = 0.10) -> dict[str, Any]:
     return {"metrics": metrics, "revisions": {"base": "b" * 12}}
 
 
-def promoted(clone: Path, runs: Path, run_id: str, score: float) -> tuple[bool, str]:
-    """What promote says to a candidate that scores so, in a run of its own."""
+def try_to_promote(clone: Path, runs: Path, run_id: str, score: float) -> tuple[bool, str]:
+    """Whether promote would promote a candidate of this score, and its note, in a dry run of its own."""
     root = Path(
         open_run(RunRequest(run_id, "model", {"date": "2026-12-20", "dry_run": True}), Deployment(clone, runs)).notes[0]
     )
@@ -48,18 +48,18 @@ def promoted(clone: Path, runs: Path, run_id: str, score: float) -> tuple[bool, 
 def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatch: pytest.MonkeyPatch):
     clone, runs = deployment / "dataset", deployment / "runs"
     publish_version(deployment, "one", "2026-11-16", range(0, 8))
-    assert promoted(clone, runs, "before", 0.11)[0], "min_gain, 0.005, is all that is asked where no noise was measured"
+    assert try_to_promote(clone, runs, "before", 0.11)[0], "min_gain, 0.005, alone decides where no noise was measured"
 
     root = Path(open_run(RunRequest("noise", "model", {"date": "2026-12-19"}), Deployment(clone, runs)).notes[0])
     params, store = load_params(root / "params.yaml"), Store(root)
-    called: list[tuple[str, int]] = []
+    calls: list[tuple[str, int]] = []
 
-    def command(stage: str, folder: Path) -> None:
+    def run_stage(stage: str, folder: Path) -> None:
         seed = yaml.safe_load((folder / "params.yaml").read_text())["open_run"]["seed"]
-        if (stage, seed) == ("evaluate", 2) and ("evaluate", 2) not in called:
-            called.append((stage, seed))
+        if (stage, seed) == ("evaluate", 2) and ("evaluate", 2) not in calls:
+            calls.append((stage, seed))
             raise TransientError("killed")
-        called.append((stage, seed))
+        calls.append((stage, seed))
         assert load_params(folder / "params.yaml").train == params.train and list(
             (folder / "data").resolve().glob("triplets/*.parquet")
         )
@@ -68,12 +68,12 @@ def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatc
             (folder / "reports").mkdir()
             (folder / "reports" / "evaluation.json").write_text(json.dumps(evaluation_of(0.15 + 0.01 * seed)))
 
-    monkeypatch.setattr(noise, "command", command)
+    monkeypatch.setattr(seed_noise, "run_stage", run_stage)
     with pytest.raises(TransientError, match="killed"):
-        noise.run(params, store)
+        seed_noise.run(params, store)
     assert tags(clone, "noise") == []
-    report = noise.run(params, store)
-    assert called == [
+    report = seed_noise.run(params, store)
+    assert calls == [
         ("train", 0),
         ("evaluate", 0),
         ("train", 1),
@@ -91,25 +91,25 @@ def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatc
     )
     assert f"reports/noise-{recipe}.json.dvc" in files_at(clone, REMOTE_BRANCH)
     with pytest.raises(NothingToDo, match="was measured before"):
-        noise.run(params, store)
+        seed_noise.run(params, store)
 
     # margin: t(0.95, 2) x sqrt(2) x 0.01 = 0.0413
-    is_better, why = promoted(clone, runs, "within", 0.14)
+    is_better, why = try_to_promote(clone, runs, "within", 0.14)
     assert not is_better and "more than 0.0413, the noise of 3 seeds" in why
-    assert promoted(clone, runs, "beyond", 0.15)[0]
+    assert try_to_promote(clone, runs, "beyond", 0.15)[0]
     publish_version(deployment, "two", "2026-12-21", range(8, 13))
     assert f"reports/noise-{recipe}.json.dvc" in files_at(clone, REMOTE_BRANCH), "the next version leaves it in place"
 
 
-def test_a_seed_that_fails_says_what_its_stage_said(tmp_path: Path):
+def test_a_seed_that_fails_repeats_its_stages_message(tmp_path: Path):
     params = load_params("params.yaml", "test")
     (tmp_path / "data").mkdir()
-    noise.lay_out(tmp_path / "seed", Store(tmp_path), params, 7)
+    seed_noise.prepare_folder(tmp_path / "seed", Store(tmp_path), params, 7)
     assert (
         load_params(tmp_path / "seed" / "params.yaml").open_run.seed == 7
         and (tmp_path / "seed" / "data").resolve() == tmp_path / "data"
     )
     with pytest.raises(
-        noise.DataError, match=r"(?s)`-m tasks evaluate --root .* ended with 65.*run `python -m tasks train` first"
+        DataError, match=r"(?s)`-m tasks evaluate --root .* ended with 65.*run `python -m tasks train` first"
     ):
-        noise.command("evaluate", tmp_path / "seed")
+        seed_noise.run_stage("evaluate", tmp_path / "seed")
