@@ -117,19 +117,19 @@ class _Entries:
         new_images = c.queries if is_new is None else np.where(is_new[c.queries], c.queries, c.targets)
         mined_by = c.mined_by if with_encoders else np.zeros((len(c), 0), bool)
         self.columns = (c.queries, c.targets, new_images, is_nearest(c), mined_by)
+        self.keys = c.keys
 
     def at(self, row: int) -> _Entry:
         """One candidate's."""
         query, target, new_image, nearest, mined_by = (column[row].tolist() for column in self.columns)
         return query, target, new_image, nearest, mined_by
 
-    def blocks(self, rows: np.ndarray) -> Iterator[tuple[int, _Entry]]:
-        """(row, entry) of some candidates."""
+    def iterate(self, rows: np.ndarray) -> Iterator[tuple[int, int, _Entry]]:
+        """(row, key, entry) of some candidates."""
         for start in range(0, len(rows), BLOCK_ROWS):
             block = rows[start : start + BLOCK_ROWS]
-            yield from zip(
-                block.tolist(), zip(*(column[block].tolist() for column in self.columns), strict=True), strict=True
-            )
+            entries = zip(*(column[block].tolist() for column in self.columns), strict=True)
+            yield from zip(block.tolist(), self.keys[block].tolist(), entries, strict=True)
 
 
 def within_quotas(
@@ -154,10 +154,10 @@ def within_quotas(
     count = len(c.image_ids)
     as_query, as_target = (np.bincount(ends[ends >= 0], minlength=count) for ends in published)
     counts = _QuotaCounts(as_query, as_target, config, sources)
-    keys, mirrored_keys = c.keys, c.targets.astype(np.int64) * count + c.queries
+    mirrored_keys = c.targets.astype(np.int64) * count + c.queries
     is_named = (published[0] >= 0) & (published[1] >= 0)
     published_keys = np.unique(published[0][is_named].astype(np.int64) * count + published[1][is_named])
-    is_published, is_mirror_published = (find_sorted(published_keys, k)[1] for k in (keys, mirrored_keys))
+    is_published, is_mirror_published = (find_sorted(published_keys, k)[1] for k in (c.keys, mirrored_keys))
     entries = _Entries(c, is_new, bool(counts.per_encoder))
     mirrored = c.mirrored() if config.both_directions else None
     mirrored_entries = None if mirrored is None else _Entries(mirrored, is_new, bool(counts.per_encoder))
@@ -171,17 +171,21 @@ def within_quotas(
     selected: list[int] = []
     selected_mirrored: list[int] = []
     selected_keys: set[int] = set()  # of this run's pairs, where both directions are taken
-    for row, entry in entries.blocks(np.flatnonzero(~is_published & ~is_full)):
-        if mirrored_entries is not None and int(keys[row]) in selected_keys:
+    for row, key, entry in entries.iterate(np.flatnonzero(~is_published & ~is_full)):
+        if key in selected_keys:
             continue  # selected with its other direction
         quota = counts.full_quota(*entry)
         if quota < 0:
-            has_mirror = mirrored_entries is not None and not is_mirror_published[row]
-            quota = counts.add_both(entry, mirrored_entries.at(row) if mirrored_entries and has_mirror else None)
+            other = None
+            if mirrored_entries is not None and not is_mirror_published[row]:
+                other = mirrored_entries.at(row)
+            quota = counts.add_both(entry, other)
             if quota < 0:
                 selected.append(row)
-                selected_keys |= {int(keys[row]), int(mirrored_keys[row])} if mirrored_entries else set()
-                selected_mirrored += [row] if has_mirror else []
+                if mirrored_entries is not None:
+                    selected_keys |= {key, int(mirrored_keys[row])}
+                if other is not None:
+                    selected_mirrored.append(row)
                 continue
         rejected.append(row)
         full_quotas.append(quota)
