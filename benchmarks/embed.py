@@ -264,7 +264,7 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
     import torch
     from transformers import AutoImageProcessor, AutoModel
 
-    from tasks.embed.stage import _Images, encode_in_batches
+    from tasks.embed.batches import LazyImages, encode_in_batches
     from tasks.knn.unit_rows import unit_rows
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -289,7 +289,7 @@ def whole_way(shape: str, contents: Sequence[bytes], device: str, readers: int, 
     def ours(some: Sequence[bytes]) -> np.ndarray:
         index = [str(n) for n in range(len(some))]
         return encode_in_batches(
-            _Images(index, lambda n: encoder.preparation.prepare(some[int(n)])),
+            LazyImages(index, lambda n: encoder.preparation.prepare(some[int(n)])),
             encoder.encode_prepared,
             batch,
             None,

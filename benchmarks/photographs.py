@@ -98,11 +98,11 @@ def drawn_classes(per_class: int, classes: int = 6, seed: int = 0) -> tuple[list
 def embedded(contents: list[bytes], model: str) -> np.ndarray:
     """(n, d) float16, as embed stores them."""
     from tasks.config import EncoderConfig
-    from tasks.embed.stage import _Images, encode_in_batches
+    from tasks.embed.batches import LazyImages, encode_in_batches
     from tasks.models.encoders.load import load_encoder
 
     encoder: Any = load_encoder(EncoderConfig(model=model, kind="image"), "cpu")
-    images = _Images([str(n) for n in range(len(contents))], lambda n: encoder.preparation.prepare(contents[int(n)]))
+    images = LazyImages([str(n) for n in range(len(contents))], lambda n: encoder.preparation.prepare(contents[int(n)]))
     vectors, is_good = encode_in_batches(images, encoder.encode_prepared, BATCH)
     assert is_good.all()
     return vectors

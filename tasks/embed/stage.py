@@ -1,33 +1,36 @@
-"""Embed: one encoder's unit vectors for this batch's images, or for their captions.
+"""Embed: one encoder's unit vectors of this batch's images, or of their captions.
 
-Reads data/images, data/captions; writes data/embeddings/<encoder>/<shard>.npy and .parquet (the marker), and
-data/dropped/embed-<encoder>/<batch>-<nnnnn>.parquet. Source: MegaPairs, arXiv:2412.14475, section 3.1 (three similarity
-models: image semantics, image pattern, caption).
+Reads data/images, data/captions; writes data/embeddings/<encoder>/<shard>.npy and .parquet (the completion marker), and
+data/dropped/embed-<encoder>/<batch>-<nnnnn>.parquet. Parameters: `embed`, `open_run.threads`. Source: MegaPairs,
+arXiv:2412.14475, section 3.1 (three similarity models: image semantics, image pattern, caption).
 
-Works shard by shard: a finished one is skipped, parts share them. Within a shard batches follow the table's order, so
-equal shards give equal bytes. The next batches' images are decoded by `embed.readers` threads while the model works on
-this one; with `embed.preprocess: fast` they are prepared there, too. The revision that is stored says how vectors were
-made where that is not the default (`+fast`, `+int8`, `+bfloat16`): another way is another index. Dropped: no_caption
-(text encoder), bad_vector (zero, not finite, or not as wide as the rest).
-Vectors are float16.
+The unit of work is a shard: a finished one is skipped, and parts share the shards. Within a shard batches follow the
+order of the images table, so equal shards give equal bytes. `embed.readers` threads decode the next batches' images
+while the model works on one; with `embed.preprocess: fast` they prepare them, too.
+
+The revision that is stored with the vectors says how they were made, where that is not the default (`+fast`, `+int8`,
+`+bfloat16`): vectors made in different ways are not mixed in one index.
+
+Drop reasons: no_caption (text encoder), bad_vector (zero, not finite, or not as wide as the others). Vectors are
+float16. Takedown: vectors of images on the takedown list are removed (tasks/embed/withdraw.py).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from tasks.config import Params
+from tasks.config import EncoderConfig, Params
+from tasks.embed.batches import LazyImages, encode_in_batches
+from tasks.embed.withdraw import withdraw_vectors
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import taken_down
-from tasks.knn.unit_rows import are_unit_rows
-from tasks.models.encoders.base import Encoder
+from tasks.models.encoders.base import Encoder, PreparingEncoder
 from tasks.models.encoders.load import load_encoder
 from tasks.names import batch_name
 from tasks.records import StageReport
@@ -36,67 +39,103 @@ from tasks.store import Store
 log = logging.getLogger(__name__)
 
 
-def encode_in_batches(
-    items: Sequence[Any],
-    encode: Callable[[Sequence[Any]], np.ndarray],
-    batch: int,
-    width: int | None = None,
-    readers: int = 1,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of all items, a fixed batch at a time; the next batches' items are read while this one is encoded.
-
-    Args:
-        items: (n) what `encode` takes; other threads slice it.
-        encode: items -> (b, d) float32, unit rows.
-        batch: items in one call, a count.
-        width: d of the vectors that are stored already; the first batch's when None.
-        readers: threads, each with a batch ahead: so many are in memory beside the one that is encoded.
-    Returns:
-        vectors (n, d) float16 and which of them are good, (n,) bool: of unit length, and as wide as the others.
-    """
-    starts = range(0, len(items), batch)
-    if not starts:
-        return np.zeros((0, width or 1), np.float16), np.zeros(0, bool)
-    blocks, good = [], []
-    with ThreadPoolExecutor(readers) as ahead:
-        coming = deque(ahead.submit(items.__getitem__, slice(start, start + batch)) for start in starts[:readers])
-        for start in starts:
-            here = coming.popleft().result()
-            if (later := start + readers * batch) < len(items):
-                coming.append(ahead.submit(items.__getitem__, slice(later, later + batch)))
-            block = encode(here).astype(np.float16)
-            width = block.shape[1] if width is None else width
-            is_good = are_unit_rows(block) if block.shape[1] == width else np.zeros(len(block), bool)
-            blocks.append(block if block.shape[1] == width else np.zeros((len(block), width), np.float16))
-            good.append(is_good)
-    return np.concatenate(blocks), np.concatenate(good)
-
-
-def shards_of(images: Mapping[str, Sequence[Any]], batch: str) -> dict[str, list[str]]:
-    """Shard file name -> image ids in the table's order, this batch's shards by name."""
+def group_by_shard(images: Mapping[str, Sequence[Any]], batch: str) -> dict[str, list[str]]:
+    """Shard file name -> image ids in the table's order; this batch's shards, by name."""
     shards: dict[str, list[str]] = {}
-    for image_id, shard, of in zip(images["image_id"], images["shard"], images["batch"], strict=True):
-        if of == batch:
+    for image_id, shard, image_batch in zip(images["image_id"], images["shard"], images["batch"], strict=True):
+        if image_batch == batch:
             shards.setdefault(shard, []).append(image_id)
     return dict(sorted(shards.items()))
 
 
-def _dropped(encoder: str, batch: str, ids: Sequence[str], reason: str) -> list[dict[str, str]]:
+def dropped_rows(encoder: str, batch: str, ids: Sequence[str], reason: str) -> list[dict[str, str]]:
+    """Rows of table `dropped`."""
     return [{"stage": "embed", "batch": batch, "key": i, "reason": reason, "detail": encoder} for i in ids]
 
 
-class _Images(Sequence[Any]):
-    """A shard's images, opened a slice at a time, so that two batches are in memory: one encoded, one read ahead."""
+class _Embedder:
+    """One encoder, which is loaded when the first shard needs it."""
 
-    def __init__(self, ids: Sequence[str], opened: Callable[[str], Any]) -> None:
-        """`opened`: image id -> what the encoder takes."""
-        self.ids, self.opened = ids, opened
+    def __init__(self, params: Params, store: Store, role: str) -> None:
+        """Raises ConfigError where no such encoder is configured."""
+        encoders = params.embed.encoders
+        if role not in encoders:
+            raise ConfigError(
+                f"embed: no encoder '{role}' in embed.encoders; known: {sorted(encoders)}; name one of them"
+            )
+        self.params, self.store, self.role = params, store, role
+        self.spec: EncoderConfig = encoders[role]  # type: ignore[index]
+        self.captions = store.captions() if self.spec.kind == "text" else {}
+        self.model: Encoder | None = None
+        self.revision = ""
+        self.width: int | None = None
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def usable(self, ids: Sequence[str]) -> list[str]:
+        """The images that have what the encoder takes."""
+        return [i for i in ids if i in self.captions] if self.spec.kind == "text" else list(ids)
 
-    def __getitem__(self, index: Any) -> Any:
-        return [self.opened(i) for i in self.ids[index]]
+    def encode(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (n, d) float16 of images or of their captions, and (n,) bool, which are usable."""
+        model, config = self._load(), self.params.embed
+        items: Sequence[Any]
+        encode: Callable[[Any], np.ndarray]
+        if self.spec.kind == "text":
+            items, encode = [self.captions[i] for i in ids], model.encode_texts
+            return encode_in_batches(items, encode, config.batch_images, self.width)
+        if isinstance(model, PreparingEncoder) and self._is_fast(model):
+            prepare = model.preparation.prepare  # type: ignore[union-attr]
+            items = LazyImages(ids, lambda i: prepare(self.store.read_image_bytes(i)))
+            encode = model.encode_prepared
+        else:
+            items, encode = LazyImages(ids, self.store.read_image), model.encode_images
+        return encode_in_batches(items, encode, config.batch_images, self.width, config.readers)
+
+    def _load(self) -> Encoder:
+        if self.model is None:
+            model = load_encoder(self.spec, self.params.embed.device, self.params.open_run.threads)
+            self.revision = model.revision + ("+fast" if self._is_fast(model) else "")
+            self.width = stored_width(self.store, self.role, self.revision)
+            self.model = model
+        return self.model
+
+    def _is_fast(self, model: Encoder) -> bool:
+        is_preparing = isinstance(model, PreparingEncoder) and model.preparation is not None
+        return self.spec.kind == "image" and self.params.embed.preprocess == "fast" and is_preparing
+
+
+def stored_width(store: Store, encoder: str, revision: str) -> int | None:
+    """The width of the vectors that are stored already; None where there are none.
+
+    Raises:
+        DataError: they are of another revision of the model.
+    """
+    width: int | None = None
+    for stem in store.embedded_shards(encoder):
+        path = store.folder("data", "embeddings", encoder, f"{stem}.parquet")
+        stored = (pq.read_schema(path).metadata or {}).get(b"revision", b"").decode()
+        if stored and stored != revision:
+            raise DataError(
+                f"embed {encoder}: {stem} was embedded with revision {stored}, the model is now {revision}; "
+                f"pin the old one, or remove data/embeddings/{encoder} and data/neighbours/{encoder} and embed all batches again"
+            )
+        vectors = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        if len(vectors):
+            width = int(vectors.shape[1])
+    return width
+
+
+def _embed_shard(store: Store, embedder: _Embedder, batch: str, shard: str, ids: Sequence[str], dropped: Path) -> int:
+    """Write a shard's vectors and dropped rows. Returns the vectors written, a count."""
+    encoder, usable = embedder.role, embedder.usable(ids)
+    vectors, is_usable = embedder.encode(usable)
+    embedded = [i for i, good in zip(usable, is_usable, strict=True) if good]
+    with_caption = set(usable)
+    rows = dropped_rows(encoder, batch, [i for i in ids if i not in with_caption], "no_caption")
+    bad = [i for i, good in zip(usable, is_usable, strict=True) if not good]
+    store.write(dropped, rows + dropped_rows(encoder, batch, bad, "bad_vector"), "dropped")
+    store.write_embeddings(encoder, shard, embedder.revision, embedded, vectors[is_usable])  # last: the shard's marker
+    log.info("embed %s: %s, %d of %d", encoder, Path(shard).stem, len(embedded), len(ids))
+    return len(embedded)
 
 
 def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None = None) -> StageReport:
@@ -106,114 +145,25 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         ConfigError: no such encoder in params.embed.encoders.
         DataError: earlier batches hold vectors of another revision of the model.
     """
-    config, batch = params.embed, batch_name(params)
-    spec = config.encoders.get(encoder)  # type: ignore[call-overload]
-    if spec is None:
-        raise ConfigError(f"embed: no encoder '{encoder}' in embed.encoders; known: {sorted(config.encoders)}")
+    batch, is_first_part = batch_name(params), part is None or part[0] == 1
+    embedder = _Embedder(params, store, encoder)
     images = store.read_table("images", ["image_id", "shard", "batch"]).to_pydict()
-    shards = shards_of(images, batch)
-    if part is None or part[0] == 1:
+    if is_first_part:
         withdraw_vectors(store, encoder, taken_down(params, store))
-    captions = store.captions() if spec.kind == "text" else {}
-    report = StageReport("embed", reused=0 if part and part[0] > 1 else sum(b != batch for b in images["batch"]))
-    model: Encoder | None = None
-    revision, is_fast = "", False
-    width: int | None = None
-    store.folder("data", "embeddings", encoder).mkdir(parents=True, exist_ok=True)
+    report = StageReport("embed", reused=sum(b != batch for b in images["batch"]) if is_first_part else 0)
+    folder = store.folder("data", "embeddings", encoder)
+    folder.mkdir(parents=True, exist_ok=True)
     store.folder("data", "dropped", f"embed-{encoder}").mkdir(parents=True, exist_ok=True)
-    for number, (shard, ids) in enumerate(shards.items()):
+    for number, (shard, ids) in enumerate(group_by_shard(images, batch).items()):
         if part is not None and number % part[1] != part[0] - 1:
             continue
-        stem = Path(shard).stem
-        marker, dropped_path = (
-            store.folder("data", "embeddings", encoder, f"{stem}.parquet"),
-            store.dropped_path(f"embed-{encoder}", batch, number),
-        )
-        usable = [i for i in ids if i in captions] if spec.kind == "text" else ids
-        report.new += len(usable)
-        if not marker.exists():
-            if model is None:
-                model = load_encoder(spec, config.device, params.open_run.threads)
-                is_fast = (
-                    spec.kind == "image"
-                    and config.preprocess == "fast"
-                    and getattr(model, "preparation", None) is not None
-                )
-                revision = model.revision + ("+fast" if is_fast else "")
-                width = _check_revision(store, encoder, revision)
-            if spec.kind == "text":
-                vectors, is_good = encode_in_batches(
-                    [captions[i] for i in usable], model.encode_texts, config.batch_images, width
-                )
-            elif is_fast:
-                prepare = model.preparation.prepare  # type: ignore[attr-defined]
-                prepared = _Images(usable, lambda i, prepare=prepare: prepare(store.read_image_bytes(i)))  # type: ignore[misc]
-                vectors, is_good = encode_in_batches(
-                    prepared,
-                    model.encode_prepared,  # type: ignore[attr-defined]
-                    config.batch_images,
-                    width,
-                    config.readers,
-                )
-            else:
-                vectors, is_good = encode_in_batches(
-                    _Images(usable, store.read_image), model.encode_images, config.batch_images, width, config.readers
-                )
-            kept = [i for i, good in zip(usable, is_good, strict=True) if good]
-            rows = _dropped(encoder, batch, sorted(set(ids) - set(usable), key=ids.index), "no_caption")
-            rows += _dropped(
-                encoder, batch, [i for i, good in zip(usable, is_good, strict=True) if not good], "bad_vector"
-            )
-            store.write(dropped_path, rows, "dropped")
-            store.write_embeddings(encoder, shard, revision, kept, vectors[is_good])  # last: the shard's marker
-            report.written += len(kept)
-            log.info("embed %s: %s, %d of %d", encoder, stem, len(kept), len(ids))
+        dropped = store.dropped_path(f"embed-{encoder}", batch, number)
+        if not (folder / f"{Path(shard).stem}.parquet").exists():
+            report.written += _embed_shard(store, embedder, batch, shard, ids, dropped)
         report.read += len(ids)
-        report.done += len(usable)
-        for reason in store.read(dropped_path, "dropped").column("reason").to_pylist():
+        usable = len(embedder.usable(ids))
+        report.new += usable
+        report.done += usable
+        for reason in store.read(dropped, "dropped").column("reason").to_pylist():
             report.drop(reason)
     return report
-
-
-def _check_revision(store: Store, encoder: str, revision: str) -> int | None:
-    """One index holds vectors of one model, as wide as each other. Returns their width; None when there are none yet."""
-    import pyarrow.parquet as pq
-
-    width: int | None = None
-    for stem in store.embedded_shards(encoder):
-        path = store.folder("data", "embeddings", encoder, f"{stem}.parquet")
-        metadata = pq.read_schema(path).metadata or {}
-        before = metadata.get(b"revision", b"").decode()
-        if before and before != revision:
-            raise DataError(
-                f"embed {encoder}: {stem} was embedded with revision {before}, the model is now {revision}; pin the old one, "
-                f"or remove data/embeddings/{encoder} and data/neighbours/{encoder} and embed all batches again"
-            )
-        vectors = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-        if len(vectors):
-            width = int(vectors.shape[1])
-    return width
-
-
-def withdraw_vectors(store: Store, encoder: str, ids: Iterable[str]) -> int:
-    """Write an encoder's shards anew without the vectors of the ids; returns their count. A shard cut off between its
-    two files is finished.
-    """
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    count, gone = 0, set(ids)
-    for stem in store.embedded_shards(encoder):
-        folder = store.folder("data", "embeddings", encoder)
-        table = pq.read_table(folder / f"{stem}.parquet")
-        names = table.column("image_id").to_pylist()
-        kept = [n for n, i in enumerate(names) if i not in gone]
-        if len(kept) == len(names):
-            continue
-        vectors = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
-        # the second time round its vectors are gone already
-        vectors = vectors if len(vectors) == len(kept) else vectors[kept]
-        revision = (table.schema.metadata or {}).get(b"revision", b"").decode()
-        store.write_embeddings(encoder, f"{stem}.tar", revision, [names[n] for n in kept], vectors)
-        count += len(names) - len(kept)
-    return count

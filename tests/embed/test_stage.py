@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import time
 from pathlib import Path
 from typing import Any
 
@@ -161,55 +160,6 @@ def test_a_vector_of_another_width_is_quarantined_with_its_image(
     later = fill(store, "2026.01.11", [30], ["b"])  # a batch of its own: still not as wide as what is stored
     assert embed.run(params_for("2026.01.11"), Store(tmp_path), "semantic").dropped == {"bad_vector": 1}
     assert later[0] not in store.read_embeddings("semantic")[0]
-
-
-def test_the_next_batch_is_read_while_this_one_is_encoded():
-    read, encoded = [], []
-
-    class Items(list[int]):
-        def __getitem__(self, index: Any) -> Any:
-            read.append(index.start)
-            return super().__getitem__(index)
-
-    def encode(some: Any) -> np.ndarray:
-        deadline = time.monotonic() + 10
-        while len(read) < min(len(encoded) + 2, 3) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        encoded.append((list(some), list(read)))
-        return np.eye(8, dtype=np.float32)[list(some)]
-
-    vectors, is_good = embed.encode_in_batches(Items(range(5)), encode, 2)
-    assert encoded == [([0, 1], [0, 2]), ([2, 3], [0, 2, 4]), ([4], [0, 2, 4])]
-    assert np.array_equal(vectors, np.eye(8)[:5]) and is_good.all()
-
-
-@pytest.mark.parametrize("readers", [1, 2, 3, 20])
-def test_several_readers_each_have_a_batch_ahead_and_the_order_stays(readers: int):
-    read: list[int] = []
-
-    class Items(list[int]):
-        def __getitem__(self, index: Any) -> Any:
-            time.sleep(0.002 * (index.start % 3))  # the first to start is not the first to end
-            read.append(index.start)
-            return super().__getitem__(index)
-
-    def encode(some: Any) -> np.ndarray:
-        assert len(read) <= some[0] // 2 + 1 + readers  # no more than that is in memory
-        return np.eye(16, dtype=np.float32)[list(some)]
-
-    vectors, is_good = embed.encode_in_batches(Items(range(13)), encode, 2, readers=readers)
-    assert np.array_equal(vectors, np.eye(16)[:13]) and is_good.all() and sorted(read) == list(range(0, 13, 2))
-
-
-def test_a_reader_that_fails_ends_the_shard_with_its_own_error():
-    class Items(list[int]):
-        def __getitem__(self, index: Any) -> Any:
-            if index.start >= 4:
-                raise DataError("the shard is cut short")
-            return super().__getitem__(index)
-
-    with pytest.raises(DataError, match="cut short"):
-        embed.encode_in_batches(Items(range(9)), lambda some: np.eye(16, dtype=np.float32)[list(some)], 2, readers=2)
 
 
 def test_vectors_made_in_another_way_do_not_meet_in_one_index(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.caption.stage import withdraw_captioned
 from tasks.config import ENCODER_ROLES, Params, Window, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
-from tasks.embed.stage import withdraw_vectors
+from tasks.embed.withdraw import withdraw_vectors
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down
 from tasks.judge.stage import withdraw_triplets

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from tasks.models.encoders.preprocess import Preparation
+
 
 class Encoder(Protocol):
-    """What stages need of an encoder."""
+    """What stages need of an encoder.
+
+    Attributes:
+        kind: what it encodes; the other of the two methods raises ConfigError.
+        revision: of the weights, and of how they compute where that is not the default.
+    """
 
     kind: Literal["image", "text"]
     revision: str
@@ -22,3 +29,17 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(n, d) float32, rows of unit length (a row that is zero or not finite stays as it is)."""
+
+
+@runtime_checkable
+class PreparingEncoder(Encoder, Protocol):
+    """An encoder that also takes images prepared by our own code, which other threads may run.
+
+    Attributes:
+        preparation: stored bytes -> pixels; None where the model's own processor does something else.
+    """
+
+    preparation: Preparation | None
+
+    def encode_prepared(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, d) float32, rows of unit length, from what `preparation.prepare` made."""
