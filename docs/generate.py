@@ -2,7 +2,7 @@
 
     python docs/generate.py [--out FOLDER]
 
-parameters.md, from tasks/config.py, params.yaml and the profiles: one heading per section of params.yaml, one entry
+parameters.md, from tasks/config, params.yaml and the profiles: one heading per section of params.yaml, one entry
 per key: the sentence that describes it, its type and limits, its value in params.yaml and in the profiles that set it
 otherwise. commands.md: the manual of every command of
 `python -m tasks`, as its --help prints it. Neither is committed: they cannot fall behind the code.
@@ -42,10 +42,11 @@ INTRODUCTION = """# Parameters
 <!-- Written by docs/generate.py; do not edit. -->
 
 Every parameter of the factory: {count} of them, in the order of `params.yaml`, which holds the defaults.
-A profile (`tasks/profiles/`) is laid over the defaults, then the values of the trigger form; `tasks/config.py` checks
+A profile (`tasks/profiles/`) is laid over the defaults, then the values of the trigger form; `tasks/config/` checks
 the result. An unknown key or a wrong value stops a run within seconds. Each entry states what the parameter means, its
 type and limits, its value in `params.yaml` (or, where that file does not set it, the default of the code), and the
-profiles that set another value. The profiles are {profiles}.
+profiles that set another value. The profiles are {profiles}. A profile file may have one key more,
+`uncalibrated_windows`: encoders whose window there is a guess, of which `open_run` warns.
 """
 COMMANDS_INTRODUCTION = """# Commands
 
@@ -88,6 +89,8 @@ def type_name(annotation: Any) -> str:
         return f"mapping to {type_name(arguments[1])}"
     if annotation is type(None):
         return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping (its keys follow)"
     names = {str: "text", bool: "true or false", int: "whole number", float: "number"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
@@ -144,7 +147,7 @@ def section_parameters(model: type[BaseModel], prefix: str, defaults: Any, profi
         if value is MISSING and not field.is_required():
             description = f"{description} Default: {shown(field.get_default(call_default_factory=True))}."
         words = ", ".join(x for x in (type_name(field.annotation), limits(field)) if x)
-        if inner is None or suffix:
+        if inner is not field.annotation or inner is None:
             yield Parameter(key, words, value, of_profiles, str(description))
         if inner is not None:
             yield from section_parameters(inner, f"{key}{suffix}.", defaults, profiles)
