@@ -66,7 +66,7 @@ test: .venv/installed browser lint ## lint, types and every test
 
 test-vllm: .venv-vllm/installed ## the engines' contract with a real vLLM and a real server
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/llm/test_vllm_engine.py
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/retrievers/test_mllm_layouts.py -k sentence
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/retrievers/test_published_mllm.py -k sentence
 
 # The peers of the benchmarks, in an environment of their own: their pins and ours do not meet.
 .venv-peers/installed: Makefile

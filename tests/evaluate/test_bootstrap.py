@@ -1,4 +1,4 @@
-"""Intervals over queries: as wide as theory says, paired, and always the same."""
+"""Bootstrap intervals over queries: as wide as theory says, paired between models, reproducible."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tasks.evaluate.bootstrap import interval, resampled_means
 
 
-def test_the_width_is_that_of_the_normal_law():
+def test_the_width_is_that_of_the_normal_approximation():
     values = (np.random.default_rng(0).random((2000, 1)) < 0.3).astype(float)
     low, high = interval(resampled_means({"a": [values]}, seed=1)["a"][:, 0])
     expected = 2 * 1.96 * np.sqrt(values.mean() * (1 - values.mean()) / 2000)
@@ -26,12 +26,12 @@ def test_models_are_compared_on_the_same_draws():
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
-def test_tasks_weigh_the_same_whatever_their_size(few: int, many: int):
+def test_tasks_have_equal_weight_regardless_of_their_size(few: int, many: int):
     draws = resampled_means({"a": [np.zeros((few, 2)), np.ones((many, 2))]}, seed=0, resamples=20)
     assert np.allclose(draws["a"], 0.5) and draws["a"].shape == (20, 2)
 
 
-def test_the_seed_decides():
+def test_the_draws_follow_from_the_seed():
     values = [np.random.default_rng(3).random((50, 3))]
     one, same, other = (resampled_means({"a": values}, seed=s)["a"] for s in (1, 1, 2))
     assert np.array_equal(one, same) and not np.array_equal(one, other)

@@ -1,5 +1,5 @@
-"""Several benchmarks in one evaluation, what stands beside a score, and what promote makes of it; with a model of
-colours for speed.
+"""Several benchmarks in one evaluation, the figures beside each score, and the model card; with a fast model of mean
+colours.
 """
 
 import json
@@ -16,6 +16,7 @@ from PIL import Image
 import tasks.evaluate.stage
 from tasks.config import BenchmarkConfig, Params, load_params
 from tasks.errors import ConfigError
+from tasks.evaluate.protocols import PROTOCOLS
 from tasks.evaluate.scores import composed_scores
 from tasks.fingerprints.perceptual import perceptual_hash, thumbnail
 from tasks.models.retrievers.clip import ClipRetriever
@@ -29,7 +30,7 @@ BATCH = "2026.01.05"
 
 
 class Colours:
-    """A retriever that knows mean colours: the sum of an image and a colour word leans to that colour."""
+    """A retriever of mean colours: the sum of an image and a colour word is nearer to images of that colour."""
 
     revision = "colours"
     content_encoder = ClipRetriever.content_encoder
@@ -121,10 +122,11 @@ def params_of(world: Path, *named: tuple[str, str, str]) -> Params:
 ALL = (("circo", "circo", "val"), ("cirr", "cirr", "val"), ("hidden", "circo", "test"))
 
 
-def test_several_benchmarks_each_by_its_own_rule(world: Path):
+def test_several_benchmarks_each_by_its_own_protocol(world: Path):
     store = Store(world / "run")
     report = tasks.evaluate.stage.run(params_of(world, *ALL), store)
     found = json.loads((world / "run/reports/evaluation.json").read_text())
+    assert found["rule"] == PROTOCOLS["circo"].rule
     assert (
         found["benchmark"] == "circo"
         and set(found["benchmarks"]) == {"cirr"}
@@ -147,7 +149,7 @@ def test_several_benchmarks_each_by_its_own_rule(world: Path):
     )
     spread = found["paraphrases"]["finetuned"]
     assert (spread["queries"], spread["wordings"]) == (20, 3) and spread["worst"] < spread["mean"] < spread["best"]
-    assert found["paraphrases"]["base"]["spread"] == 0, "a model that does not read has no spread"
+    assert found["paraphrases"]["base"]["spread"] == 0, "a model that ignores the text has no spread"
     assert found["gain"]["promoted"]["value"] == 0 == found["gain"]["promoted"]["interval"][1]
     cirr = found["benchmarks"]["cirr"]
     assert {"recall_at_1", "recall_subset_at_1"} <= set(cirr["metrics"]["finetuned"]["composed"]) and cirr[
@@ -166,7 +168,7 @@ def test_several_benchmarks_each_by_its_own_rule(world: Path):
     assert json.loads((world / "run/reports/evaluation.json").read_text()) == again
 
 
-def test_training_on_the_benchmarks_images_is_seen(world: Path):
+def test_training_on_the_benchmarks_images_is_detected(world: Path):
     store = Store(world / "run")
     tasks.evaluate.stage.run(params_of(world, ALL[0]), store)
     clean = json.loads((world / "run/reports/evaluation.json").read_text())
@@ -204,7 +206,7 @@ def test_training_on_the_benchmarks_images_is_seen(world: Path):
     assert found["contamination"]["share"] > 0.3 and found["metrics"] == clean["metrics"]
 
 
-def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
+def test_the_model_card_has_intervals_costs_and_data_version(world: Path):
     params = params_of(world, *ALL)
     tasks.evaluate.stage.run(params, Store(world / "run"))
     found = json.loads((world / "run/reports/evaluation.json").read_text())
@@ -244,7 +246,7 @@ def test_the_card_says_how_sure_how_dear_and_from_what(world: Path):
     assert "was not measured" in model_card(found, replace(facts, recipe={}, noise=None))
 
 
-def test_what_cannot_be_scored_is_refused_with_the_next_step(world: Path):
+def test_benchmarks_that_cannot_be_scored_are_refused_with_the_next_step(world: Path):
     store = Store(world / "run")
     with pytest.raises(ConfigError, match="hides its answers"):
         tasks.evaluate.stage.run(params_of(world, ALL[2]), store)

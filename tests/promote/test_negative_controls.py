@@ -1,8 +1,8 @@
-"""The rule refuses what only looks trained: shuffled instructions, text without the image, and training on the
-benchmark's own images.
+"""Negative controls of the promotion rule: models that only look trained are refused.
 
-All start from the sample world's CLIP checkpoint and train its text tower as the recipe's first phase does; an honest
-one, trained on true triplets, is promoted by the same rule on the same benchmark.
+They are trained on shuffled instructions, on text without the image, and on the benchmark's own images. All start from
+the sample world's CLIP checkpoint and train its text tower as the recipe's locked phase does; a model that was trained
+on true triplets is promoted by the same rule on the same benchmark.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""No image on both sides; the order of the pairs does not matter; what was held out stays so when a batch comes in."""
+"""The held-out split: no image on both sides, independent of the order of pairs, stable when a batch is added."""
 
 from hypothesis import given
 from hypothesis import strategies as st

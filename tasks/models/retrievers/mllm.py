@@ -233,8 +233,8 @@ class MllmRetriever:
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write model, processor and what other libraries need to load them, atomically.
 
-        Adapters are saved as they are (`adapter/`, for peft) and merged into the weights; the retriever goes on as the
-        merged model.
+        Adapters are saved as they are (`adapter/`, for peft) and merged into the weights; the retriever continues
+        as the merged model.
 
         Args:
             folder: an old one is replaced as a whole.

@@ -255,7 +255,7 @@ class Model:
         return [scores[self.tasks[task].positions[key]] for key in keys]
 
 
-def scores_of(benchmark: Benchmark, model: Model) -> dict[str, float]:
+def protocol_scores(benchmark: Benchmark, model: Model) -> dict[str, float]:
     """What our protocol makes of the model: mean over queries, then over tasks."""
     protocol = PROTOCOLS[benchmark.protocol]
     rows = [
@@ -271,14 +271,14 @@ def test_scores_are_the_official_ones(protocol: str, is_perfect: bool, folder: A
     place = folder(protocol)
     benchmark = PROTOCOLS[protocol].read(place, "val", None, "b")
     model = Model(benchmark, is_perfect=is_perfect)
-    ours, official = scores_of(benchmark, model), NAIVE[protocol](place, model, benchmark.tasks[0].gallery)
+    ours, official = protocol_scores(benchmark, model), NAIVE[protocol](place, model, benchmark.tasks[0].gallery)
     assert set(ours) == set(official) and PROTOCOLS[protocol].main_metric in ours
     assert ours == pytest.approx(official, abs=1e-6)
     # one query of GeneCIS' change_object names its target's image twice: a tie that is lost
     assert ours[PROTOCOLS[protocol].main_metric] > 0.94 if is_perfect else ours[PROTOCOLS[protocol].main_metric] < 0.5
 
 
-def test_circos_example_submission(folder: Any):
+def test_the_example_submission_of_circo(folder: Any):
     place = folder("circo")
     benchmark = PROTOCOLS["circo"].read(place, "val", None, "circo")
     (task,) = benchmark.tasks
@@ -352,7 +352,7 @@ def test_a_report_quotes_the_rule_as_a_whole_sentence():
 # --- the rules that differ between benchmarks -------------------------------------------------------------------------
 
 
-def test_the_reference_stays_for_circo_and_fashioniq_and_goes_for_cirr():
+def test_the_reference_is_ranked_for_circo_and_fashioniq_and_excluded_for_cirr():
     task = Task("", [], ["ref", "target", "other"])
     query = Query("0", "ref", "x", ("target",), subset=("target", "other"))
     near = np.array([0.9, 0.8, 0.1])
@@ -380,7 +380,7 @@ def test_templates_are_pinned_and_filled(tmp_path: Path):
     assert len(genecis.tasks[0].queries) == 19, (
         "the query with another gallery size is left out, as by the official loader"
     )
-    assert fill_template("{a} {b}", {"a": "{b}", "b": "x"}) == "{b} x", "what is put in is not looked at again"
+    assert fill_template("{a} {b}", {"a": "{b}", "b": "x"}) == "{b} x", "braces in a value are not replaced"
     with pytest.raises(ConfigError, match=r"this benchmark has \['relative_caption', 'shared_concept'\]"):
         PROTOCOLS["circo"].read(tmp_path / "a", "val", "{relative_caption} {other}", "circo")
 
@@ -432,7 +432,7 @@ def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
         PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
 
 
-def wrongs() -> Iterator[tuple[str, str, Any, str]]:
+def inconsistent_files() -> Iterator[tuple[str, str, Any, str]]:
     yield (
         "circo",
         "annotations/val.json",
@@ -453,8 +453,8 @@ def wrongs() -> Iterator[tuple[str, str, Any, str]]:
     )
 
 
-@pytest.mark.parametrize(("protocol", "file", "content", "message"), list(wrongs()))
-def test_files_that_do_not_fit_are_named(protocol: str, file: str, content: Any, message: str, tmp_path: Path):
+@pytest.mark.parametrize(("protocol", "file", "content", "message"), list(inconsistent_files()))
+def test_inconsistent_files_are_named(protocol: str, file: str, content: Any, message: str, tmp_path: Path):
     place = MADE[protocol](tmp_path)
     dump(place / file, content)
     with pytest.raises(DataError, match=message):

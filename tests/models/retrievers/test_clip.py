@@ -1,4 +1,4 @@
-"""BGE-VL of the CLIP type: the sum of raw features, then unit length; any CLIP folder loads without code from it."""
+"""ClipRetriever: a query is the normalised sum of raw features; any CLIP folder loads without running its code."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def images(n: int) -> list[Image.Image]:
     return [Image.fromarray(np.random.default_rng(i).integers(0, 256, (96, 96, 3)).astype(np.uint8)) for i in range(n)]
 
 
-def test_a_query_is_the_sum_of_raw_features_then_of_unit_length(retriever: ClipRetriever):
+def test_a_query_is_the_normalised_sum_of_raw_features(retriever: ClipRetriever):
     batch, texts = images(3), ["make it blue", "remove the star", "what if it were red?"]
     both = retriever.encode(batch, texts, batch_size=2)
     with torch.inference_mode():
@@ -49,7 +49,7 @@ def test_a_query_is_the_sum_of_raw_features_then_of_unit_length(retriever: ClipR
         retriever.encode()
 
 
-def test_the_layout_of_bge_vl_loads_with_no_code_from_the_folder(tmp_path: Path, retriever: ClipRetriever):
+def test_the_layout_of_bge_vl_loads_without_running_its_code(tmp_path: Path, retriever: ClipRetriever):
     folder = tmp_path / "bge-vl"
     shutil.copytree(CLIP, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -59,7 +59,7 @@ def test_the_layout_of_bge_vl_loads_with_no_code_from_the_folder(tmp_path: Path,
     assert np.array_equal(ClipRetriever(str(folder), device="cpu").encode(images(2)), retriever.encode(images(2)))
 
 
-def test_what_is_saved_loads_and_replaces_the_old_folder_as_a_whole(tmp_path: Path, retriever: ClipRetriever):
+def test_a_saved_model_loads_and_replaces_the_old_folder_as_a_whole(tmp_path: Path, retriever: ClipRetriever):
     folder = tmp_path / "candidate"
     folder.mkdir()
     (folder / "stale").write_text("")
@@ -70,6 +70,19 @@ def test_what_is_saved_loads_and_replaces_the_old_folder_as_a_whole(tmp_path: Pa
     assert len(again.revision) == 12
 
 
-def test_another_kind_of_model_is_refused():
+def test_a_model_without_text_features_is_refused():
     with pytest.raises(ConfigError):
         ClipRetriever("tasks/sample/checkpoints/dino", device="cpu")
+
+
+def test_training_features_are_those_of_image_text_or_their_sum(retriever: ClipRetriever):
+    pixels, texts = retriever.preprocess(images(2)), ["make it blue", "remove the star"]
+    with torch.inference_mode():
+        image_rows, text_rows = retriever.features(pixels=pixels), retriever.features(texts=texts)
+        assert torch.equal(image_rows, retriever.image_features(pixels))
+        assert torch.equal(text_rows, retriever.text_features(texts))
+        assert torch.equal(retriever.features(pixels=pixels, texts=texts), image_rows + text_rows)
+    with pytest.raises(ConfigError, match="found neither"):
+        retriever.features()
+    with pytest.raises(ConfigError, match="is a CLIP, which is trained as a whole"):
+        retriever.add_adapters(rank=2, alpha=2)

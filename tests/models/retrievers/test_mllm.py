@@ -1,6 +1,4 @@
-"""The MLLM retrievers: released prompts and layouts, padding that changes nothing, adapters that touch what they
-should.
-"""
+"""MllmRetriever: released prompts and layouts, padding that changes no vector, adapters in vision and language part."""
 
 import json
 import shutil
@@ -36,7 +34,7 @@ def retrievers(folders: dict[str, Path]) -> dict[str, MllmRetriever]:
 # --- prompts ------------------------------------------------------------------------------------------------------
 
 
-def test_llava_next_is_asked_in_the_released_words():
+def test_the_prompt_of_llava_next_is_the_released_one():
     task = (
         "Retrieve the target image that best meets the combined criteria by using both the provided image and the "
         "image retrieval instructions: "
@@ -58,7 +56,7 @@ def test_llava_next_is_asked_in_the_released_words():
     assert llava_next_prompt("a blue star", False, False) == "[INST]  a blue star \n [/INST]"
 
 
-def test_qwen_vl_is_asked_as_the_embedding_models_built_on_it():
+def test_the_prompt_of_qwen_vl_is_that_of_embedding_models_built_on_it():
     head, tail = (
         "<|im_start|>system\nFind it.<|im_end|>\n<|im_start|>user\n",
         "<|im_end|>\n<|im_start|>assistant\n<|endoftext|>",
@@ -71,7 +69,7 @@ def test_qwen_vl_is_asked_as_the_embedding_models_built_on_it():
 
 
 @given(text=st.text(max_size=30), has_image=st.booleans(), is_query=st.booleans(), instruction=st.text(max_size=20))
-def test_the_chat_templates_that_go_with_the_weights_say_the_same(
+def test_the_published_chat_templates_make_the_same_prompts(
     text: str, has_image: bool, is_query: bool, instruction: str
 ):
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -79,14 +77,14 @@ def test_the_chat_templates_that_go_with_the_weights_say_the_same(
     system = [{"role": "system", "content": [{"type": "text", "text": instruction}]}] if is_query else []
     content = [{"type": "image"}] * has_image + [{"type": "text", "text": text}] * bool(text)
     for family, prompt in (("llava_next", llava_next_prompt), ("qwen_vl", qwen_vl_prompt)):
-        said, _ = render_jinja_template(
+        prompts, _ = render_jinja_template(
             [[*system, {"role": "user", "content": content}]], chat_template=chat_template(family)
         )
-        assert said == [prompt(text, has_image, is_query, instruction)]
+        assert prompts == [prompt(text, has_image, is_query, instruction)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_text_that_spells_image_tokens_does_not_pass_for_a_image(retrievers: dict[str, MllmRetriever], name: str):
+def test_image_tokens_spelled_in_a_text_are_removed(retrievers: dict[str, MllmRetriever], name: str):
     hostile = "make <image> it <|image_pad|> blue <|vision_start|>"
     rows = retrievers[name].encode(images(1), [hostile])
     assert np.allclose(rows, retrievers[name].encode(images(1), ["make   it   blue  "]), atol=1e-6)
@@ -148,7 +146,7 @@ def test_a_vector_is_the_last_hidden_state_of_plain_transformers(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_role_image_and_text_each_make_a_difference(retrievers: dict[str, MllmRetriever], name: str):
+def test_role_image_and_text_each_change_the_vector(retrievers: dict[str, MllmRetriever], name: str):
     retriever, (one, other) = retrievers[name], images(2)
     base = retriever.encode([one], [TEXTS[0]])
     for changed in (
@@ -169,7 +167,7 @@ def test_role_image_and_text_each_make_a_difference(retrievers: dict[str, MllmRe
 # --- which type, which layout -------------------------------------------------------------------------------------
 
 
-def test_config_json_tells_the_type(folders: dict[str, Path], tmp_path: Path):
+def test_the_type_follows_from_config_json(folders: dict[str, Path], tmp_path: Path):
     assert isinstance(load_retriever("tasks/sample/checkpoints/clip", device="cpu"), ClipRetriever)
     assert {load_retriever(str(folder), device="cpu").kind for folder in folders.values()} == set(FAMILIES)
     with pytest.raises(ConfigError, match="is no MLLM retriever; expected one of"):
@@ -178,7 +176,7 @@ def test_config_json_tells_the_type(folders: dict[str, Path], tmp_path: Path):
         load_retriever(str(tmp_path / "nothing"), device="cpu")
 
 
-def test_the_layout_of_bge_vl_mllm_loads_with_no_code_from_the_folder(
+def test_the_layout_of_bge_vl_mllm_loads_without_running_its_code(
     folders: dict[str, Path], retrievers: dict[str, MllmRetriever], tmp_path: Path
 ):
     """BAAI/BGE-VL-MLLM-S1: a remote class in config.json, transformers 4.4x's names of weights, a processor that does
@@ -211,9 +209,9 @@ def test_the_layout_of_bge_vl_mllm_loads_with_no_code_from_the_folder(
     images_part |= {"image_processor_type": "LlavaNextImageProcessor", "processor_class": "LlavaNextProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(images_part))
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "LlavaNextProcessor"}))
-    found = load_retriever(str(folder), device="cpu")
+    loaded = load_retriever(str(folder), device="cpu")
     assert np.allclose(
-        found.encode(images(2), TEXTS[:2]), retrievers["llava_next"].encode(images(2), TEXTS[:2]), atol=1e-5
+        loaded.encode(images(2), TEXTS[:2]), retrievers["llava_next"].encode(images(2), TEXTS[:2]), atol=1e-5
     )
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ConfigError):
@@ -245,15 +243,15 @@ def test_the_layout_of_qwen_vl_loads_without_torchvision(
     images_part = json.loads((folder / "preprocessor_config.json").read_text())
     images_part |= {"image_processor_type": kind, "processor_class": "Qwen2VLProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(images_part))
-    found = load_retriever(str(folder), device="cpu")
-    assert np.allclose(found.encode(images(2), TEXTS[:2]), retrievers[name].encode(images(2), TEXTS[:2]), atol=1e-5)
+    loaded = load_retriever(str(folder), device="cpu")
+    assert np.allclose(loaded.encode(images(2), TEXTS[:2]), retrievers[name].encode(images(2), TEXTS[:2]), atol=1e-5)
 
 
 # --- adapters -----------------------------------------------------------------------------------------------------
 
 
-def stirred(retriever: MllmRetriever) -> MllmRetriever:
-    """Adapters that change something: their second half is zero at first."""
+def with_random_adapters(retriever: MllmRetriever) -> MllmRetriever:
+    """Adapters that change the output: their second matrix is zero at first."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in retriever.model.named_parameters():
@@ -263,7 +261,7 @@ def stirred(retriever: MllmRetriever) -> MllmRetriever:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_adapters_lie_in_vision_and_language_and_change_nothing_at_first(folders: dict[str, Path], name: str):
+def test_adapters_are_in_vision_and_language_and_change_nothing_at_first(folders: dict[str, Path], name: str):
     retriever = MllmRetriever(str(folders[name]), device="cpu")
     before = retriever.encode(images(2), TEXTS[:2])
     retriever.add_adapters(rank=4, alpha=8)
@@ -274,15 +272,15 @@ def test_adapters_lie_in_vision_and_language_and_change_nothing_at_first(folders
         for layer in ("0", "1"):
             assert any(f".{part}." in n and f".{layer}." in n for n in trained), (part, layer)
     assert np.array_equal(retriever.encode(images(2), TEXTS[:2]), before)
-    assert np.abs(stirred(retriever).encode(images(2), TEXTS[:2]) - before).max() > 1e-3
+    assert np.abs(with_random_adapters(retriever).encode(images(2), TEXTS[:2]) - before).max() > 1e-3
 
 
 def test_adapters_that_leave_out_a_part_are_refused(folders: dict[str, Path]):
-    for targets, said in (
+    for targets, message in (
         (r".*language_model.*q_proj", r"no module of \['vision_tower'\] is matched"),
         ("nothing_of_the_kind", "not found"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             MllmRetriever(str(folders["llava_next"]), device="cpu").add_adapters(rank=2, alpha=2, targets=targets)
 
 
@@ -294,7 +292,7 @@ def test_saved_and_loaded_again_gives_the_same_vectors_merged_or_by_its_adapter(
 
     retriever = MllmRetriever(str(folders[name]), device="cpu")
     retriever.add_adapters(rank=4, alpha=8)
-    before = stirred(retriever).encode(images(3), TEXTS)
+    before = with_random_adapters(retriever).encode(images(3), TEXTS)
     folder = tmp_path / "candidate"
     folder.mkdir()
     (folder / "stale").write_text("")
@@ -303,7 +301,9 @@ def test_saved_and_loaded_again_gives_the_same_vectors_merged_or_by_its_adapter(
     assert not list(folder.rglob("*.bin")) and (folder / "adapter" / "adapter_model.safetensors").is_file()
     merged = load_retriever(str(folder), device="cpu")
     assert np.abs(merged.encode(images(3), TEXTS) - before).max() < 1e-5
-    assert np.abs(retriever.encode(images(3), TEXTS) - before).max() < 1e-5, "it goes on as the merged model"
+    assert np.abs(retriever.encode(images(3), TEXTS) - before).max() < 1e-5, (
+        "the retriever continues as the merged model"
+    )
     base = MllmRetriever(str(folders[name]), device="cpu")
     base.model = PeftModel.from_pretrained(base.model, folder / "adapter").eval()
     assert np.abs(base.encode(images(3), TEXTS) - before).max() < 1e-5

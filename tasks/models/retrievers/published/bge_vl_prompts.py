@@ -1,8 +1,8 @@
-"""The prompts of BGE-VL of the MLLM type, exactly as its weights were trained with. Pure; also copied beside the weights.
+"""The prompts of BGE-VL of the MLLM type, exactly as its weights were trained with. Pure.
 
-LLaVA-NeXT: the released models' own prompt (modeling_llavanext_for_embedding.py), blanks included. Qwen-VL: the form
-of the embedding models built on it (GME, Qwen3-VL-Embedding): the instruction as system message, the content as user
-message, then an end token whose last hidden state is the vector.
+Also copied beside the weights. LLaVA-NeXT: the released models' own prompt (modeling_llavanext_for_embedding.py),
+blanks included. Qwen-VL: the form of the embedding models built on it (GME, Qwen3-VL-Embedding): the instruction as
+system message, the content as user message, then an end token whose last hidden state is the vector.
 """
 
 CIR_INSTRUCTION = (

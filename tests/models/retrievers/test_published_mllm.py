@@ -1,5 +1,5 @@
-"""What the factory saves of the MLLM type loads in plain transformers, in sentence-transformers and through the
-released interface.
+"""A saved model of the MLLM type loads in plain transformers, in sentence-transformers and through BGE-VL's released
+interface.
 
 sentence-transformers takes Qwen-VL's whole processor, which wants torchvision: that test runs where torchvision is
 (`make test-vllm`), elsewhere it is skipped with one line.
@@ -19,7 +19,7 @@ from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION
 from tests.support.tiny_mllm import FAMILIES, TEXTS, images, save_tiny
 
 NO_TORCHVISION = importlib.util.find_spec("torchvision") is None
-WITHOUT = (
+NEEDS_TORCHVISION = (
     "sentence-transformers takes Qwen-VL's whole processor, which needs torchvision; `make test-vllm` makes an "
     "environment that has it"
 )
@@ -43,7 +43,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def opened(paths: list[Path]) -> list[Image.Image]:
+def open_images(paths: list[Path]) -> list[Image.Image]:
     return [Image.open(p).convert("RGB") for p in paths]
 
 
@@ -69,11 +69,11 @@ def test_plain_transformers_needs_no_code_from_the_folder(saved: dict[str, Path]
     assert np.allclose(rows, ours.encode(texts=TEXTS[:1], role="query"), atol=1e-5)
 
 
-def test_llava_nexts_own_processor_makes_the_same_inputs(saved: dict[str, Path], paths: list[Path]):
+def test_the_processor_of_llava_next_makes_the_same_inputs(saved: dict[str, Path], paths: list[Path]):
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(saved["llava_next"])
-    content = [{"type": "image", "image": opened(paths)[0]}, {"type": "text", "text": TEXTS[0]}]
+    content = [{"type": "image", "image": open_images(paths)[0]}, {"type": "text", "text": TEXTS[0]}]
     messages = [
         {"role": "system", "content": [{"type": "text", "text": CIR_INSTRUCTION}]},
         {"role": "user", "content": content},
@@ -81,7 +81,7 @@ def test_llava_nexts_own_processor_makes_the_same_inputs(saved: dict[str, Path],
     made = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
     ours = MllmRetriever(str(saved["llava_next"]), device="cpu")
     expected = ours.inputs.batch(
-        [(ours.preprocess(opened(paths))[0], TEXTS[0])], is_query=True, instruction=CIR_INSTRUCTION
+        [(ours.preprocess(open_images(paths))[0], TEXTS[0])], is_query=True, instruction=CIR_INSTRUCTION
     )
     assert set(expected) <= set(made)
     assert all(torch.equal(made[key], expected[key]) for key in expected if key != "pixel_values")
@@ -93,7 +93,7 @@ def test_llava_nexts_own_processor_makes_the_same_inputs(saved: dict[str, Path],
 @pytest.mark.parametrize(
     "name",
     [
-        n if n == "llava_next" else pytest.param(n, marks=pytest.mark.skipif(NO_TORCHVISION, reason=WITHOUT))
+        n if n == "llava_next" else pytest.param(n, marks=pytest.mark.skipif(NO_TORCHVISION, reason=NEEDS_TORCHVISION))
         for n in FAMILIES
     ],
 )
@@ -102,7 +102,7 @@ def test_sentence_transformers_takes_images_texts_and_queries_of_both(
 ):
     from sentence_transformers import SentenceTransformer
 
-    ours, images = MllmRetriever(str(saved[name]), device="cpu"), opened(paths)
+    ours, images = MllmRetriever(str(saved[name]), device="cpu"), open_images(paths)
     model = SentenceTransformer(str(saved[name]), trust_remote_code=trusted, device="cpu")
     near = {"atol": 1e-5 if NO_TORCHVISION else 1e-3}  # images are resized by torchvision there, by Pillow here
     # transformers reads files by torchvision's extension, which a CUDA build lacks here
@@ -129,8 +129,8 @@ def test_the_released_interface(saved: dict[str, Path], paths: list[Path], name:
         return torch.nn.functional.normalize(hidden[:, -1, :], dim=-1).numpy()
 
     queries = rows(images=asked, text=TEXTS, q_or_c="q", task_instruction=CIR_INSTRUCTION)
-    assert np.allclose(queries, ours.encode(opened(paths), TEXTS), atol=1e-5)
-    assert np.allclose(rows(images=asked, q_or_c="c"), ours.encode(opened(paths)), atol=1e-5)
+    assert np.allclose(queries, ours.encode(open_images(paths), TEXTS), atol=1e-5)
+    assert np.allclose(rows(images=asked, q_or_c="c"), ours.encode(open_images(paths)), atol=1e-5)
     assert np.allclose(rows(text=TEXTS, q_or_c="candidate"), ours.encode(texts=TEXTS), atol=1e-5)
     assert np.allclose(
         rows(images=asked[0], text=TEXTS[0], q_or_c="query", task_instruction=CIR_INSTRUCTION), queries[:1], atol=1e-5
@@ -146,7 +146,7 @@ def test_the_released_interface(saved: dict[str, Path], paths: list[Path], name:
             model.data_process(**wrong)
 
 
-def test_what_was_saved_with_code_beside_it_is_loaded_without_running_it(saved: dict[str, Path], tmp_path: Path):
+def test_a_saved_folder_is_loaded_without_running_its_code(saved: dict[str, Path], tmp_path: Path):
     folder = tmp_path / "copy"
     shutil.copytree(saved["qwen3_vl"], folder)
     for path in folder.glob("*.py"):

@@ -1,4 +1,4 @@
-"""What the factory saves loads in plain transformers, in sentence-transformers and through BGE-VL's released interface,
+"""A saved CLIP model loads in plain transformers, in sentence-transformers and through BGE-VL's released interface,
 with equal vectors.
 """
 
@@ -19,14 +19,14 @@ TEXTS = ["make it blue", "remove the star, please", "what if it were red?"]
 
 
 @pytest.fixture(scope="module")
-def ours() -> ClipRetriever:
+def retriever() -> ClipRetriever:
     return ClipRetriever(CLIP, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def saved(ours: ClipRetriever, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(retriever: ClipRetriever, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "candidate"
-    ours.save(folder)
+    retriever.save(folder)
     return folder
 
 
@@ -40,16 +40,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def opened(images: list[Path]) -> list[Image.Image]:
+def open_images(images: list[Path]) -> list[Image.Image]:
     return [Image.open(p).convert("RGB") for p in images]
 
 
-def test_plain_transformers_needs_no_code_from_the_folder(ours: ClipRetriever, saved: Path, images: list[Path]):
+def test_plain_transformers_needs_no_code_from_the_folder(retriever: ClipRetriever, saved: Path, images: list[Path]):
     from transformers import AutoModel, AutoProcessor, CLIPModel
 
     model, processor = AutoModel.from_pretrained(saved, trust_remote_code=False), AutoProcessor.from_pretrained(saved)
     assert type(model) is CLIPModel
-    values = processor(images=opened(images), text=TEXTS, return_tensors="pt", padding=True)
+    values = processor(images=open_images(images), text=TEXTS, return_tensors="pt", padding=True)
     with torch.inference_mode():
         features = [
             getattr(x, "pooler_output", x)
@@ -59,34 +59,34 @@ def test_plain_transformers_needs_no_code_from_the_folder(ours: ClipRetriever, s
             )
         ]
     composed = torch.nn.functional.normalize(features[0] + features[1], dim=-1).numpy()
-    assert np.allclose(composed, ours.encode(opened(images), TEXTS), atol=1e-5)
+    assert np.allclose(composed, retriever.encode(open_images(images), TEXTS), atol=1e-5)
 
 
 def test_sentence_transformers_takes_images_texts_and_queries_of_both(
-    ours: ClipRetriever, saved: Path, images: list[Path]
+    retriever: ClipRetriever, saved: Path, images: list[Path]
 ):
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu")
     queries = [{"image": str(p), "text": t} for p, t in zip(images, TEXTS, strict=True)]
-    assert np.allclose(model.encode(queries), ours.encode(opened(images), TEXTS), atol=1e-5)
+    assert np.allclose(model.encode(queries), retriever.encode(open_images(images), TEXTS), atol=1e-5)
     assert np.allclose(
-        model.encode([{"text": t, "image": p} for p, t in zip(opened(images), TEXTS, strict=True)]),
+        model.encode([{"text": t, "image": p} for p, t in zip(open_images(images), TEXTS, strict=True)]),
         model.encode(queries),
         atol=1e-6,
     )
-    assert np.allclose(model.encode(opened(images)), ours.encode(opened(images)), atol=1e-5)
-    assert np.allclose(model.encode(TEXTS), ours.encode(texts=TEXTS), atol=1e-5)
+    assert np.allclose(model.encode(open_images(images)), retriever.encode(open_images(images)), atol=1e-5)
+    assert np.allclose(model.encode(TEXTS), retriever.encode(texts=TEXTS), atol=1e-5)
 
 
-def test_without_trust_sentence_transformers_still_takes_images_and_texts_alone(ours: ClipRetriever, saved: Path):
+def test_without_trust_sentence_transformers_still_takes_images_and_texts_alone(retriever: ClipRetriever, saved: Path):
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(saved), device="cpu")
-    assert np.allclose(model.encode(TEXTS), ours.encode(texts=TEXTS), atol=1e-5)
+    assert np.allclose(model.encode(TEXTS), retriever.encode(texts=TEXTS), atol=1e-5)
 
 
-def test_the_released_interface(ours: ClipRetriever, saved: Path, images: list[Path]):
+def test_the_released_interface(retriever: ClipRetriever, saved: Path, images: list[Path]):
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(str(saved), trust_remote_code=True)
@@ -95,10 +95,14 @@ def test_the_released_interface(ours: ClipRetriever, saved: Path, images: list[P
     paths = [str(p) for p in images]
     with torch.no_grad():
         assert torch.allclose(
-            model.encode(images=paths, text=TEXTS), torch.tensor(ours.encode(opened(images), TEXTS)), atol=1e-5
+            model.encode(images=paths, text=TEXTS),
+            torch.tensor(retriever.encode(open_images(images), TEXTS)),
+            atol=1e-5,
         )
-        assert torch.allclose(model.encode(images=paths), torch.tensor(ours.encode(opened(images))), atol=1e-5)
-        assert torch.allclose(model.encode(text=TEXTS), torch.tensor(ours.encode(texts=TEXTS)), atol=1e-5)
+        assert torch.allclose(
+            model.encode(images=paths), torch.tensor(retriever.encode(open_images(images))), atol=1e-5
+        )
+        assert torch.allclose(model.encode(text=TEXTS), torch.tensor(retriever.encode(texts=TEXTS)), atol=1e-5)
         one = model.encode(images=paths[0], text=TEXTS[0])
     assert one.shape == (1, 128) and float(one.norm()) == pytest.approx(1, abs=1e-5)
     assert [model.data_process(*given)[2] for given in ((paths, None), (None, TEXTS), (paths, TEXTS))] == [
@@ -114,22 +118,23 @@ def test_the_released_interface(ours: ClipRetriever, saved: Path, images: list[P
         model.encode()
 
 
-def test_what_was_saved_with_code_beside_it_is_loaded_and_saved_again_without_running_it(
-    ours: ClipRetriever, saved: Path, images: list[Path], tmp_path: Path
+def test_a_saved_folder_is_loaded_and_saved_again_without_running_its_code(
+    retriever: ClipRetriever, saved: Path, images: list[Path], tmp_path: Path
 ):
     folder = tmp_path / "copy"
     shutil.copytree(saved, folder)
     (folder / "modeling_bge_vl.py").write_text("raise SystemExit('code from the folder ran')")
     again = ClipRetriever(str(folder), device="cpu")
     assert np.array_equal(
-        again.encode(opened(images), TEXTS), ClipRetriever(str(saved), device="cpu").encode(opened(images), TEXTS)
+        again.encode(open_images(images), TEXTS),
+        ClipRetriever(str(saved), device="cpu").encode(open_images(images), TEXTS),
     )
     again.save(folder)
     assert (folder / "modeling_bge_vl.py").read_bytes() == (saved / "modeling_bge_vl.py").read_bytes()
     assert (folder / "config.json").read_bytes() == (saved / "config.json").read_bytes()
 
 
-def test_the_layout_of_the_released_checkpoints_loads(ours: ClipRetriever, images: list[Path], tmp_path: Path):
+def test_the_layout_of_the_released_checkpoints_loads(retriever: ClipRetriever, images: list[Path], tmp_path: Path):
     """BAAI/BGE-VL-base and -large: auto_map to code, preprocessor_config.json instead of processor_config.json,
     torch_dtype, no modules.json.
     """
@@ -150,8 +155,10 @@ def test_the_layout_of_the_released_checkpoints_loads(ours: ClipRetriever, image
     (folder / "preprocessor_config.json").write_text(
         json.dumps(processor | {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"})
     )
-    found = ClipRetriever(str(folder), device="cpu")
-    assert np.allclose(found.encode(opened(images), TEXTS), ours.encode(opened(images), TEXTS), atol=1e-5)
+    loaded = ClipRetriever(str(folder), device="cpu")
+    assert np.allclose(
+        loaded.encode(open_images(images), TEXTS), retriever.encode(open_images(images), TEXTS), atol=1e-5
+    )
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ConfigError):
         ClipRetriever(str(folder), device="cpu")
