@@ -1,6 +1,7 @@
 """Opening a run: the form's values, refusals within seconds, the same worktree on a retry."""
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -67,6 +68,34 @@ def test_a_wrong_key_or_value_is_refused_and_leaves_nothing(conf: dict[str, obje
 def test_a_source_that_is_not_there_is_refused(deployment: Path):
     with pytest.raises(ConfigError, match="ingest.sources.nowhere: no such folder"):
         refuse(deployment, RunRequest("r", "dataset", {"sources": "/nowhere"}))
+
+
+@pytest.mark.parametrize("key", ["blocklists", "benchmark_hashes", "takedown"])
+def test_a_list_that_is_not_there_is_refused(key: str, deployment: Path):
+    with pytest.raises(ConfigError, match=f"ingest.{key}.*: no such folder or file /nowhere.txt"):
+        value = "/nowhere.txt" if key == "takedown" else ["/nowhere.txt"]
+        refuse(deployment, RunRequest("r", "dataset", {"sources": str(deployment), f"ingest.{key}": value}))
+
+
+def test_a_contradiction_is_refused_within_seconds_and_leaves_nothing(deployment: Path):
+    start = time.monotonic()
+    conf = {"sources": str(deployment), "mine.windows": {"semantic": {"low": 0.9, "high": 0.8}}}
+    with pytest.raises(ConfigError, match="'mine.windows.semantic': 'low' is 0.9 and 'high' is 0.8"):
+        refuse(deployment, RunRequest("r", "dataset", conf))
+    assert time.monotonic() - start < 5 and not (deployment / "refused").exists()
+
+
+def test_windows_that_nobody_calibrated_are_warned_of(deployment: Path, caplog: pytest.LogCaptureFixture):
+    where = Deployment(deployment / "dataset", deployment / "runs")
+    conf = {"profile": "small", "sources": str(deployment)}
+    with caplog.at_level(logging.WARNING):
+        notes = open_run(RunRequest("guessed", "dataset", conf), where).notes
+    assert notes[-1].startswith("profile 'small': mine.windows of semantic, pattern, caption are not calibrated")
+    assert notes[-1] in caplog.text
+    assert "uncalibrated" not in (Path(notes[0]) / "params.yaml").read_text()
+    windows = {role: {"low": 0.5, "high": 0.9} for role in ("semantic", "pattern", "caption")}
+    notes = open_run(RunRequest("calibrated", "dataset", {**conf, "mine.windows": windows}), where).notes
+    assert len(notes) == 2 and notes[1].startswith("version ")
 
 
 def test_a_source_keeps_its_licence_when_params_know_its_path():
