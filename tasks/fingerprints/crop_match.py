@@ -1,4 +1,4 @@
-"""Compare two thumbnails when one may be a slight crop of the other."""
+"""Compare two images of which one may be a slight crop of the other: near-duplicates that thumbnails alone miss."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import numpy as np
 
 from tasks.fingerprints.perceptual import GRID_SIDE, THUMBNAIL_SIDE
 
+COARSE_STEP, FINE_STEPS = 0.02, (0.01, 0.005)  # rasters of moves, shares of a side
+MIN_VISIBLE = 0.8  # share of a cell that must be inside the other image for the cell to count
+
 
 @cache
-def _spans(margin: float, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the other image's 8 cells may lie on this one's 64, one axis.
+def _alignments(margin: float, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the other image's 8 cells may lie on this one's 64, on one axis.
 
+    Args:
+        margin: furthest move of a side, share of it.
+        step: of the raster of moves, share of a side.
     Returns:
         spans (h, 2): start and end of the other image, in sides of this one; weights (h, 8, 64) of means; visible (h,
         8): share of a cell within.
@@ -34,25 +40,25 @@ def _weights(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (overlap / np.maximum(inside, 1e-9)[:, :, None]).astype(np.float32), inside / np.diff(edges, axis=1)
 
 
-def _aligned(
+def _cell_differences(
     grid: np.ndarray, cells: np.ndarray, ys: tuple[np.ndarray, np.ndarray], xs: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """(h_y, h_x, 8, 8) mean absolute RGB difference of each cell under each alignment; cells less than 80% visible
-    count 0.
+    """Mean absolute RGB difference of each cell under each alignment, (h_y, h_x, 8, 8); 0 for cells of which less than
+    MIN_VISIBLE is inside the image.
     """
     wide = np.einsum("hir,rcx->hicx", ys[0], grid, optimize=True)  # (h_y, 8, 64, 3)
     means = np.einsum("hicx,gjc->hgijx", wide, xs[0], optimize=True)  # (h_y, h_x, 8, 8, 3)
     difference = np.abs(means - cells).mean(axis=4)
-    seen = (ys[1] >= 0.8)[:, None, :, None] & (xs[1] >= 0.8)[None, :, None, :]
-    return np.where(seen, difference, 0.0)
+    is_visible = (ys[1] >= MIN_VISIBLE)[:, None, :, None] & (xs[1] >= MIN_VISIBLE)[None, :, None, :]
+    return np.where(is_visible, difference, 0.0)
 
 
 def crop_distance(grid: bytes, other: bytes, *, margin: float) -> float:
     """Largest cell difference at the best alignment of an image with the thumbnail of another that shows a little more
     or less of it.
 
-    Each side may be moved by up to `margin`: first on a raster of 2%, judged by the mean over the cells, then finer
-    around the best.
+    Each side may move by up to `margin`: first on a raster of 2% of the side, where the best alignment has the least
+    mean over the cells, then on finer rasters around the best.
 
     Args:
         grid: 64x64 RGB means of the image, 12,288 bytes.
@@ -63,14 +69,14 @@ def crop_distance(grid: bytes, other: bytes, *, margin: float) -> float:
     """
     image = np.frombuffer(grid, np.uint8).reshape(GRID_SIDE, GRID_SIDE, 3).astype(np.float32)
     cells = np.frombuffer(other, np.uint8).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3).astype(np.float32)
-    spans, weights, visible = _spans(margin, 0.02)
-    distance = _aligned(image, cells, (weights, visible), (weights, visible))
+    spans, weights, visible = _alignments(margin, COARSE_STEP)
+    distance = _cell_differences(image, cells, (weights, visible), (weights, visible))
     y, x = np.unravel_index(int(distance.mean(axis=(2, 3)).argmin()), distance.shape[:2])
     best_y, best_x, best = spans[y], spans[x], float(distance[y, x].max())
-    for step in (0.01, 0.005):
+    for step in FINE_STEPS:
         moves = np.array([(a, b) for a in (-step, 0, step) for b in (-step, 0, step)])
         ys, xs = best_y + moves, best_x + moves
-        distance = _aligned(image, cells, _weights(ys), _weights(xs))
+        distance = _cell_differences(image, cells, _weights(ys), _weights(xs))
         y, x = np.unravel_index(int(distance.mean(axis=(2, 3)).argmin()), distance.shape[:2])
         best_y, best_x, best = ys[y], xs[x], float(distance[y, x].max())
     return best

@@ -1,14 +1,14 @@
 """Near-duplicates: a perceptual hash proposes, a small colour thumbnail decides.
 
-Pure functions. A 64-bit hash of the grey image (signs of its low DCT frequencies) is cheap to compare with a whole
-corpus, but one-edit relatives often share it: a recoloured object keeps its grey. So a hash hit is only
-a candidate; it is a copy when no cell of the two 8x8 RGB thumbnails differs by more than a few levels: re-encoding and
-resizing move every cell a little, an edit moves a few cells a lot.
+Pure functions. A 64-bit hash of the grey image (which of its low DCT frequencies lie above their median) is cheap to
+compare with a whole corpus, but images that differ by one edit often share it: a recoloured object keeps its grey. So a
+match of the hashes is only a candidate; it is a copy when no cell of the two 8x8 RGB thumbnails differs by more than a
+few levels: re-encoding and resizing change every cell a little, an edit changes a few cells a lot.
 
-Measured on the sample world, 1,500 copies (JPEG quality 65-88, 80-160 px) and 3,004 one-edit relatives, share of copies
-caught / of relatives lost: hash 12 bits and thumbnails 6.0 .9947/0; 12 and 8.0 .9973/0; 16 and 8.0 .9980/0 (in use); 16
-and 10.0 .9980/.0020; 16 and 12.0 .9980/.0053. Finer thumbnails are worse: with 16x16 the best is .9887/.0003 (16 and
-16.0), because what resizing does to an edge fills a small cell.
+Measured on the sample world, 1,500 copies (JPEG quality 65-88, 80-160 px) and 3,004 images that differ by one edit:
+share of copies found / of edited images wrongly called copies. Hash 12 bits and thumbnails 6.0: .9947/0; 12 and 8.0:
+.9973/0; 16 and 8.0: .9980/0 (in use); 16 and 10.0: .9980/.0020; 16 and 12.0: .9980/.0053. Finer thumbnails are worse:
+with 16x16 the best is .9887/.0003 (16 and 16.0), because the change of an edge by resizing fills a small cell.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ def _cosines() -> np.ndarray:
 
 
 def reduced(image: Image) -> Image:
-    """A quarter of the image's sides, means of 4x4 px, where both have 256 px or more: all else here is then made from
-    a sixteenth of the pixels.
+    """The image at a quarter of its sides, means of 4x4 px, where both have 256 px or more; else the image itself.
+
+    Everything else here is then computed from a sixteenth of the pixels.
     """
     return image.reduce(4) if min(image.size) >= 256 else image
 
 
-def grid_of(image: Image) -> Image:
-    """64x64 RGB means of the image, for `crop_distance`. Not for hash and thumbnail: made from these means, 87% of
-    copies were caught.
+def color_grid(image: Image) -> Image:
+    """64x64 RGB means of the image, for `crop_distance`.
+
+    Hash and thumbnail are not computed from these means: 87% of copies were found that way.
     """
     from PIL import Image as Pillow
 
@@ -59,13 +61,13 @@ def coarse_grey(image: Image) -> np.ndarray:
 
 def perceptual_hash(image: Image) -> int:
     """64 bits: which of the 8x8 lowest DCT coefficients of the grey image lie above their median."""
-    return hash_of_grey(coarse_grey(image))
+    return hash_grey(coarse_grey(image))
 
 
-def hash_of_grey(grey: np.ndarray) -> int:
-    """The same, from `coarse_grey`."""
+def hash_grey(grey: np.ndarray) -> int:
+    """`perceptual_hash` from the (32, 32) means of `coarse_grey`."""
     low = np.round(_cosines() @ grey @ _cosines().T, 3).ravel()  # rounded: the same bits on every machine
-    low[0] = 0.0  # the mean brightness says nothing about form
+    low[0] = 0.0  # the mean brightness is independent of the content's shape
     middle = np.sort(low)[31:33]
     bits = low > (middle[0] + middle[1]) / 2  # the median
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
@@ -79,10 +81,10 @@ def thumbnail(image: Image) -> bytes:
 
 
 def thumbnail_distance(one: bytes, others: np.ndarray) -> np.ndarray:
-    """Largest cell difference, mean absolute over R, G, B, 0..255.
+    """Largest difference of a cell of two thumbnails: mean absolute difference over R, G, B, 0..255.
 
     Args:
-        one: 192 bytes.
+        one: a thumbnail, 192 bytes.
         others: (n, 192) uint8.
     Returns:
         (n,) float64.
@@ -95,7 +97,7 @@ def thumbnail_distance(one: bytes, others: np.ndarray) -> np.ndarray:
 def hash_hits(
     hashes: np.ndarray, known: np.ndarray, *, distance_bits: int, block: int = 1 << 22
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """For each new hash the known ones within the Hamming distance.
+    """For each hash the known ones within a Hamming distance.
 
     Args:
         hashes: (m,) uint64.

@@ -24,7 +24,7 @@ import warnings
 
 from PIL import Image, ImageFile, features
 
-from tasks.fingerprints.perceptual import coarse_grey, grid_of, hash_of_grey, reduced, thumbnail
+from tasks.fingerprints.perceptual import coarse_grey, color_grid, hash_grey, reduced, thumbnail
 from tasks.ingest.decode import decode_image, webp_size
 from tasks.ingest.quality_flags import measure_quality
 from tasks.ingest.rules import DECODER_ERRORS, NormalizationRules, NormalizedImage, Rejection
@@ -86,9 +86,9 @@ def _encode(image: Image.Image, rules: NormalizationRules) -> NormalizedImage:
         content=out.getvalue(),
         width_px=image.width,
         height_px=image.height,
-        phash=hash_of_grey(grey),
+        phash=hash_grey(grey),
         thumbnail=thumbnail(coarse),
-        grid=grid_of(coarse).tobytes() if rules.has_grid else b"",
+        grid=color_grid(coarse).tobytes() if rules.has_grid else b"",
         sharpness=sharpness,
         flags=flags,
     )

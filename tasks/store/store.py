@@ -1,17 +1,18 @@
-"""The store: the one place that knows where tables lie and in what format.
+"""The store: where tables and images lie below a root, and in what format.
 
-Everything is append-only: a run adds files named by its batch (and chunk), written aside and renamed, so that a file
-that exists is whole. Files of earlier versions are never touched (with DVC's hardlinks they are the cache's own).
+Everything is append-only: a run adds files named by its batch (and chunk), written under a temporary name and renamed,
+so a file that exists is complete. Files of earlier versions are never written into (with DVC's hard links they are the
+cache's own files).
 
     data/images/<batch>-<nnnnn>.tar, <batch>.parquet      images (WebDataset) and their table
     data/captions/<batch>.parquet                         captions written by recaption
-    data/embeddings/<encoder>/<shard>.npy, .parquet       float16 unit rows, ids in the same order
-    data/neighbours/<encoder>/<batch>.parquet             mined candidates
+    data/embeddings/<encoder>/<shard>.npy, .parquet       float16 unit rows, and ids in the same order
+    data/neighbours/<encoder>/<batch>-<chunk>.parquet     mined candidates
     data/pairs/<batch>.parquet
     data/captioned/<batch>-<chunk>.parquet                descriptions and instructions
     data/triplets/<batch>-<chunk>.parquet                 accepted triplets
-    data/dropped/<stage>/<batch>[-<chunk>].parquet        rows left out, with their reason
-    data/quarantine/<table>/<batch>.parquet               rows that a gate complained about
+    data/dropped/<stage>/<batch>[-<chunk>].parquet        dropped rows, with their reason
+    data/quarantine/<table>/<batch>.parquet               rows that failed a check of a gate
     models/candidate, models/promoted                     checkpoints
     reports/                                              evaluation, validation, gallery
     .run/reports/<stage>[@part].json                      StageReports of this run (not versioned)
@@ -47,7 +48,7 @@ class Store:
         self._files: dict[str, Any] = {}
         self._locations: dict[str, tuple[str, int, int]] | None = None
 
-    # --- places -------------------------------------------------------------------------------------------------
+    # --- paths --------------------------------------------------------------------------------------------------
 
     def folder(self, *parts: str) -> Path:
         """`root/part/...`; not created."""
@@ -70,7 +71,7 @@ class Store:
     # --- tables -------------------------------------------------------------------------------------------------
 
     def write(self, path: Path, rows: Sequence[dict[str, Any]] | pa.Table, schema: str) -> int:
-        """Write rows as Parquet, aside and renamed; byte-identical for equal rows. Returns the row count."""
+        """Write rows as Parquet, atomically; byte-identical for equal rows. Returns the row count."""
         import pyarrow as pa
 
         wanted = schemas()[schema]
@@ -93,14 +94,16 @@ class Store:
         *,
         encoded: Sequence[str] = (),
     ) -> pa.Table:
-        """Concatenate Parquet files (none gives an empty table of that schema).
+        """Read Parquet files as one table; no files give an empty table of that schema.
 
         Args:
             paths: files.
             schema: name of the table's schema.
             columns: to read; all when None.
             encoded: columns of strings to be read as dictionaries: a third of the time and a tenth of the memory where
-                they repeat (tasks/store/id_order.py).
+                the strings repeat (tasks/store/id_order.py).
+        Raises:
+            DataError: a file cannot be read as that table.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -113,9 +116,9 @@ class Store:
         tables = []
         for path in files:
             try:
-                with pq.ParquetFile(path, read_dictionary=list(encoded)) as found:
-                    known = set(found.schema_arrow.names)
-                    rows = found.read(columns=[n for n in wanted.names if n in known])
+                with pq.ParquetFile(path, read_dictionary=list(encoded)) as file:
+                    known = set(file.schema_arrow.names)
+                    rows = file.read(columns=[n for n in wanted.names if n in known])
                 for field in [
                     wanted.field(n) for n in LATER_COLUMNS.get(schema, ()) if n in wanted.names and n not in known
                 ]:
@@ -123,7 +126,8 @@ class Store:
                 tables.append(rows.select(wanted.names).cast(wanted))
             except (OSError, pa.ArrowInvalid, KeyError) as error:
                 raise DataError(
-                    f"{path}: not a readable '{schema}' table ({error}); run `dvc pull` or the stage again"
+                    f"{path}: not a readable '{schema}' table ({error}); expected Parquet with its columns; "
+                    "run `dvc pull` or the stage again"
                 ) from error
         return pa.concat_tables(tables) if tables else wanted.empty_table()
 
@@ -163,7 +167,8 @@ class Store:
         content = os.pread(self._files[shard].fileno(), size, offset)
         if len(content) != size:
             raise DataError(
-                f"{shard}: {len(content)} of {size} bytes at {offset}; the shard is cut short, run `dvc pull --force`"
+                f"{shard}: {len(content)} bytes at {offset}, expected {size}: the shard is cut short; "
+                "run `dvc pull --force`"
             )
         return content
 
@@ -210,7 +215,7 @@ class Store:
     def read_embeddings(self, encoder: str, shards: Sequence[str] | None = None) -> tuple[list[str], np.ndarray, str]:
         """Ids (n), vectors (n, d) float16 and the model revision, in the shards' order.
 
-        One shard alone stays a map of its file; of several the rows are gathered once.
+        The rows of one shard stay memory-mapped; those of several are copied into one array.
 
         Args:
             encoder: the encoder's role.
@@ -222,7 +227,7 @@ class Store:
         return corpus.ids.to_pylist(), corpus.rows.to_array(), corpus.revision
 
     def read_wanted(self, encoder: str, wanted: pa.Array) -> tuple[pa.Array, np.ndarray]:
-        """Ids (n) and vectors (n, d) float16 of those of the wanted ids that are embedded; other rows are not read.
+        """Ids (n) and vectors (n, d) float16 of those `wanted` ids that are embedded; other rows are not read.
 
         Raises:
             DataError: as of `read_embeddings`.
@@ -235,7 +240,7 @@ class Store:
         return corpus.ids.filter(pa.array(chosen)), corpus.rows.to_array(chosen)
 
     def read_corpus(self, encoder: str, shards: Sequence[str] | None = None) -> EmbeddedCorpus:
-        """An encoder's ids, and its vectors to be mapped; of all shards, or of some.
+        """An encoder's ids, and its vectors memory-mapped; of all shards, or of some.
 
         Raises:
             DataError: as of `read_embeddings`.
@@ -244,36 +249,36 @@ class Store:
         import pyarrow.parquet as pq
 
         folder = self.folder("data", "embeddings", encoder)
-        found: dict[str, pa.ChunkedArray] = {}
+        ids_of_shards: dict[str, pa.ChunkedArray] = {}
         revisions = set()
         for stem in self.embedded_shards(encoder) if shards is None else [Path(s).stem for s in shards]:
             with pq.ParquetFile(folder / f"{stem}.parquet") as file:
                 ids, metadata = file.read().column("image_id"), file.schema_arrow.metadata or {}
             if len(ids):
                 revisions.add(metadata.get(b"revision", b"").decode())
-                found[stem] = ids
+                ids_of_shards[stem] = ids
         if len(revisions) > 1:
             raise DataError(
                 f"embeddings/{encoder}: vectors of different model revisions {sorted(revisions)} in one index; "
                 "expected one; embed all again with one"
             )
-        rows = MappedRows([folder / f"{stem}.npy" for stem in found])
-        places = {
+        rows = MappedRows([folder / f"{stem}.npy" for stem in ids_of_shards])
+        shard_rows = {
             stem: slice(int(start), int(end))
-            for stem, start, end in zip(found, rows.starts, rows.starts[1:], strict=False)
+            for stem, start, end in zip(ids_of_shards, rows.starts, rows.starts[1:], strict=False)
         }
-        for stem, ids in found.items():
-            if (count := places[stem].stop - places[stem].start) != len(ids):
+        for stem, ids in ids_of_shards.items():
+            if (count := shard_rows[stem].stop - shard_rows[stem].start) != len(ids):
                 raise DataError(
                     f"embeddings/{encoder}/{stem}: {count} vectors for {len(ids)} ids; expected as many; "
                     "delete both files and embed again"
                 )
         names = (
-            pa.concat_arrays([chunk for ids in found.values() for chunk in ids.chunks])
-            if found
+            pa.concat_arrays([chunk for ids in ids_of_shards.values() for chunk in ids.chunks])
+            if ids_of_shards
             else pa.array([], pa.string())
         )
-        return EmbeddedCorpus(names, rows, revisions.pop() if revisions else "", places)
+        return EmbeddedCorpus(names, rows, revisions.pop() if revisions else "", shard_rows)
 
     # --- reports ------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks.models.encoders.base import Encoder
-from tasks.models.encoders.timm_open_clip import TowerEncoder, form_of
+from tasks.models.encoders.timm_open_clip import TowerEncoder, find_library
 from tasks.models.encoders.transformers_encoder import TransformersEncoder
 
 if TYPE_CHECKING:
@@ -20,11 +20,9 @@ def load_encoder(spec: EncoderConfig, device: str = "auto", threads: int = 1) ->
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads, a count.
     Raises:
-        ConfigError: nothing loadable under that name.
+        ConfigError: no model can be loaded under that name.
         TransientError: the hub cannot be reached.
     """
-    return (
-        TowerEncoder(spec, device, threads)
-        if form_of(spec.model) is not None
-        else TransformersEncoder(spec, device, threads)
-    )
+    if find_library(spec.model) is not None:
+        return TowerEncoder(spec, device, threads)
+    return TransformersEncoder(spec, device, threads)

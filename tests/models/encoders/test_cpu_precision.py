@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tasks.config import EncoderConfig
 from tasks.errors import ConfigError
-from tasks.models.encoders.cpu_precision import CpuArithmetic, Int8Linear, products_are_exact
+from tasks.models.encoders.cpu_precision import CpuPrecision, Int8Linear, products_are_exact
 from tasks.models.encoders.load import load_encoder
 from tasks.sample.phrases import caption
 from tasks.sample.scenes import family, image_of
@@ -66,7 +66,7 @@ def test_an_8_bit_layer_errs_by_no_more_than_its_two_roundings(seed: int, rows: 
 
 def test_a_layer_of_one_column_stays_as_it_is():  # its 8-bit product is wrong in torch 2.13, found by the law above
     model = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Linear(1, 3))
-    CpuArithmetic(model, "int8", "cpu")
+    CpuPrecision(model, "int8", "cpu")
     assert isinstance(model[0], Int8Linear) and type(model[1]) is torch.nn.Linear
 
 
@@ -95,24 +95,24 @@ def test_a_model_that_moves_too_far_is_refused_with_the_figure():
     model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(64))
-    arithmetic = CpuArithmetic(model, "int8", "cpu")
+    precision = CpuPrecision(model, "int8", "cpu")
     items = torch.full((4, 64), 0.4)
     items[:, 0] = 127.0  # an outlier beside which all else rounds to nothing
 
     def encode(x: torch.Tensor) -> np.ndarray:
-        with arithmetic.mode():
+        with precision.inference():
             y = model(x).numpy()[:, 1:] + 1e-3 * np.arange(63, dtype=np.float32)
         return y / np.linalg.norm(y, axis=1, keepdims=True)
 
     with pytest.raises(
         ConfigError, match=r"'m': cpu_dtype int8 moves its vectors to a cosine of 0\.\d+, expected 0\.999; set float32"
     ):
-        arithmetic.checked(encode, items, "m")
+        precision.encode_checked(encode, items, "m")
 
 
 def test_a_processor_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     with pytest.raises(ConfigError, match="neither avx512_bf16 nor AMX"):
-        CpuArithmetic(torch.nn.Linear(2, 2), "bfloat16", "cpu")
-    assert CpuArithmetic(torch.nn.Linear(2, 2), "bfloat16", "cuda:0").suffix == ""  # a GPU has its own key
+        CpuPrecision(torch.nn.Linear(2, 2), "bfloat16", "cpu")
+    assert CpuPrecision(torch.nn.Linear(2, 2), "bfloat16", "cuda:0").suffix == ""  # a GPU has its own key

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.models.encoders.preprocess import preparation_of
+from tasks.models.encoders.preprocess import preparation_from_processor
 
 
 def image(width: int, height: int, kind: str, mode: str = "RGB") -> bytes:
@@ -39,10 +39,10 @@ def processor(**changes: Any) -> Any:
 )
 def test_without_a_scaled_decode_the_pixels_are_the_processors(width: int, height: int, changes: dict[str, Any]):
     stock = processor(**changes)
-    preparation = preparation_of(stock)
+    preparation = preparation_from_processor(stock)
     assert preparation is not None
     content = image(width, height, "PNG")
-    ours = preparation.normalised([preparation.prepare(content)], "cpu").numpy()
+    ours = preparation.normalize([preparation.prepare(content)], "cpu").numpy()
     theirs = stock(images=[Image.open(io.BytesIO(content))], return_tensors="np")["pixel_values"]
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() < 2.5 / 255 / 0.2  # roundings of the two passes
@@ -52,10 +52,10 @@ def test_without_a_scaled_decode_the_pixels_are_the_processors(width: int, heigh
 @pytest.mark.parametrize("resample", [1, 2, 3])
 def test_a_jpeg_decoded_in_full_gives_the_processors_pixels_whatever_its_filter(mode: str, resample: int):
     stock = processor(resample=resample)
-    preparation = preparation_of(stock)
+    preparation = preparation_from_processor(stock)
     assert preparation is not None
     content = image(100, 130, "JPEG", mode)
-    ours = preparation.normalised([preparation.prepare(content)], "cpu").numpy()
+    ours = preparation.normalize([preparation.prepare(content)], "cpu").numpy()
     theirs = stock(images=[Image.open(io.BytesIO(content)).convert("RGB")], return_tensors="np")["pixel_values"]
     assert np.abs(ours - theirs).max() < 2.5 / 255 / 0.2  # two roundings
 
@@ -63,14 +63,14 @@ def test_a_jpeg_decoded_in_full_gives_the_processors_pixels_whatever_its_filter(
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_large_jpeg_is_decoded_small_and_stays_close(mode: str):
     stock = processor()
-    preparation = preparation_of(stock)
+    preparation = preparation_from_processor(stock)
     content = image(900, 700, "JPEG", mode)
-    ours = preparation.normalised([preparation.prepare(content)], "cpu").numpy().ravel()
+    ours = preparation.normalize([preparation.prepare(content)], "cpu").numpy().ravel()
     theirs = stock(images=[Image.open(io.BytesIO(content)).convert("RGB")], return_tensors="np")["pixel_values"].ravel()
     assert np.corrcoef(ours, theirs)[0, 1] > 0.999
 
 
 def test_processors_of_another_form_are_left_to_themselves():
-    assert preparation_of(processor(do_resize=False)) is None
-    assert preparation_of(processor(crop_size={"height": 80, "width": 80})) is None
-    assert preparation_of(processor(do_center_crop=False)) is None
+    assert preparation_from_processor(processor(do_resize=False)) is None
+    assert preparation_from_processor(processor(crop_size={"height": 80, "width": 80})) is None
+    assert preparation_from_processor(processor(do_center_crop=False)) is None

@@ -19,7 +19,7 @@ from tasks.config import EncoderConfig
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import are_unit_rows, unit_rows
 from tasks.models.encoders.load import load_encoder
-from tasks.models.encoders.timm_open_clip import form_of, imported
+from tasks.models.encoders.timm_open_clip import find_library, import_library
 
 needs = pytest.mark.skipif(
     find_spec("timm") is None or find_spec("open_clip") is None,
@@ -35,7 +35,7 @@ def images(n: int) -> list[Image.Image]:
 def timm_folder(folder: Path, architecture: str, args: dict[str, Any], **changes: Any) -> Any:
     """As push_to_hf_hub saves a model, its classifier of ten classes among the weights."""
     torch.manual_seed(0)
-    model = imported("timm").create_model(architecture, pretrained=False, num_classes=10, **args).eval()
+    model = import_library("timm").create_model(architecture, pretrained=False, num_classes=10, **args).eval()
     side = args.get("img_size", 64)
     cfg = {
         "input_size": [3, side, side],
@@ -116,7 +116,7 @@ def test_timm_weights_that_do_not_fit_are_refused(tmp_path: Path):
 
 
 def clip_folder(folder: Path, vision: dict[str, Any], **preprocess: Any) -> Any:
-    open_clip = imported("open_clip")
+    open_clip = import_library("open_clip")
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     model_cfg = {
         "embed_dim": 24,
@@ -157,7 +157,7 @@ def test_open_clips_two_towers(vision: dict[str, Any], tmp_path: Path):
     vectors = encoder.encode_images(images(3))
     assert vectors.shape == (3, 24) and are_unit_rows(vectors).all()
     with torch.inference_mode():
-        batch = encoder.preparation.normalised([encoder.preparation.prepare_image(p) for p in images(3)], "cpu")
+        batch = encoder.preparation.normalize([encoder.preparation.prepare_image(p) for p in images(3)], "cpu")
         assert batch.shape == (3, 3, vision["image_size"], vision["image_size"])
         assert np.allclose(vectors, unit_rows(model.encode_image(batch).numpy()), atol=1e-5)
     reader = load_encoder(EncoderConfig(model=f"open_clip:{tmp_path / 'm'}", kind="text"), "cpu")
@@ -165,7 +165,7 @@ def test_open_clips_two_towers(vision: dict[str, Any], tmp_path: Path):
     words = reader.encode_texts(texts)
     assert words.shape == (2, 24) and reader.revision == encoder.revision
     with torch.inference_mode():
-        tokens = imported("open_clip").get_tokenizer(f"local-dir:{tmp_path / 'm'}")(texts)
+        tokens = import_library("open_clip").get_tokenizer(f"local-dir:{tmp_path / 'm'}")(texts)
         assert tokens.shape == (2, 16) and np.allclose(words, unit_rows(model.encode_text(tokens).numpy()), atol=1e-5)
     with pytest.raises(ConfigError, match="images need kind 'image'"):
         reader.encode_images(images(1))
@@ -187,24 +187,30 @@ def test_pickled_weights_are_never_read(tmp_path: Path):
 
 
 @needs
-def test_the_stand_in_for_torchvision_does_not_stay():
-    imported("timm"), imported("open_clip")
+def test_the_placeholder_of_torchvision_is_removed():
+    import_library("timm"), import_library("open_clip")
     assert find_spec("torchvision") is None or hasattr(__import__("torchvision"), "__file__")
     from transformers.utils import is_torchvision_available
 
     assert is_torchvision_available() == (find_spec("torchvision") is not None)
 
 
-def test_a_model_is_told_by_its_prefix_or_its_files(tmp_path: Path):
-    assert form_of("timm:timm/vit_base_patch16_dinov3.lvd1689m") == ("timm", "timm/vit_base_patch16_dinov3.lvd1689m")
-    assert form_of("open_clip:org/EVA") == ("open_clip", "org/EVA") and form_of("openai/clip-vit-base-patch32") is None
-    assert form_of(str(tmp_path)) is None and form_of("tasks/sample/checkpoints/clip") is None
+def test_a_model_is_identified_by_its_prefix_or_its_files(tmp_path: Path):
+    assert find_library("timm:timm/vit_base_patch16_dinov3.lvd1689m") == (
+        "timm",
+        "timm/vit_base_patch16_dinov3.lvd1689m",
+    )
+    assert (
+        find_library("open_clip:org/EVA") == ("open_clip", "org/EVA")
+        and find_library("openai/clip-vit-base-patch32") is None
+    )
+    assert find_library(str(tmp_path)) is None and find_library("tasks/sample/checkpoints/clip") is None
     (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
-    assert form_of(str(tmp_path)) == ("timm", str(tmp_path))
+    assert find_library(str(tmp_path)) == ("timm", str(tmp_path))
     (tmp_path / "open_clip_config.json").write_text("{}")
-    assert form_of(str(tmp_path)) == ("open_clip", str(tmp_path))
+    assert find_library(str(tmp_path)) == ("open_clip", str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')  # as the hub has both: transformers' comes first
-    assert form_of(str(tmp_path)) is None
+    assert find_library(str(tmp_path)) is None
 
 
 def test_without_the_libraries_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

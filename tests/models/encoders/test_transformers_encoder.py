@@ -45,7 +45,7 @@ def test_a_clips_text_tower_reads_captions():
         encoder.encode_images(images(1))
 
 
-def test_a_text_encoder_of_berts_kin_is_pooled_over_its_tokens(tmp_path: Path):
+def test_a_text_encoder_of_bert_like_models_is_pooled_over_its_tokens(tmp_path: Path):
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     (tmp_path / "vocab.txt").write_text(
@@ -86,7 +86,7 @@ def test_a_sentence_transformers_folder_is_pooled_as_it_says(tmp_path: Path):
     encoder = load_encoder(EncoderConfig(model=str(tmp_path), kind="text"))
     first = encoder.encode_texts(texts)
     assert encoder.pooling == "cls" and not np.allclose(first, mean, atol=1e-2)
-    tokens = encoder.front(texts, padding=True, return_tensors="pt")
+    tokens = encoder.processor(texts, padding=True, return_tensors="pt")
     assert np.allclose(first, unit_rows(encoder.model(**tokens).last_hidden_state[:, 0].detach().numpy()), atol=1e-5)
     pooling.write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(ConfigError, match="max_tokens"):
@@ -148,7 +148,7 @@ def test_other_vision_towers_load_by_their_folder_alone(name: str, tmp_path: Pat
     vectors = encoder.encode_images(images(3))
     assert vectors.shape == (3, 16) and are_unit_rows(vectors).all()
     with torch_mode():
-        pixels = encoder.front(images=images(3), return_tensors="pt")["pixel_values"]
+        pixels = encoder.processor(images=images(3), return_tensors="pt")["pixel_values"]
         out = (
             encoder.model.get_image_features(pixel_values=pixels)
             if name == "siglip"
@@ -163,7 +163,7 @@ def test_siglips_texts_are_padded_to_its_full_length(tmp_path: Path):
     lone, both = encoder.encode_texts(["red"]), encoder.encode_texts(["red", "red circle blue circle red"])
     assert both.shape == (2, 16) and np.allclose(lone[0], both[0], atol=1e-5)
     with torch_mode():
-        tokens = encoder.front(["red"], padding="max_length", max_length=12, return_tensors="pt")["input_ids"]
+        tokens = encoder.processor(["red"], padding="max_length", max_length=12, return_tensors="pt")["input_ids"]
         out = encoder.model.get_text_features(input_ids=tokens)
     assert tokens.shape == (1, 12) and np.allclose(
         lone, unit_rows(getattr(out, "pooler_output", out).numpy()), atol=1e-5
@@ -176,7 +176,7 @@ def torch_mode():
     return torch.inference_mode()
 
 
-def test_rows_that_cannot_be_scaled_are_told_from_good_ones():
+def test_rows_that_cannot_be_normalised_are_not_unit_rows():
     rows = np.array([[3, 4], [0, 0], [np.nan, 1], [np.inf, 1], [1e-30, 0]])
     assert np.allclose(unit_rows(rows)[0], [0.6, 0.8])
     assert are_unit_rows(unit_rows(rows)).tolist() == [True, False, False, False, True]
