@@ -1,229 +1,123 @@
-"""The whole factory on this machine: two weekly versions of a sample dataset, then one fine-tuning. `make demo`.
+"""Run the whole factory on this machine: two weekly versions of a sample dataset, then one fine-tuning. `make demo`.
 
     python -m tasks demo [--profile demo|test] [--root .demo] [--seed 7] [--keep]
-    python -m tasks demo --ui          Airflow on what the last demo left, until Ctrl-C
+    python -m tasks demo --ui          starts Airflow on what the last demo left, until Ctrl-C
 
-Draws the sample world, lays a deployment out (origin, DVC remote, clone), starts an embedded Airflow, runs the DAG
-dataset_refresh on a first batch of images and on a second one, and waits for the bge_vl_finetune run that the second
-version's asset event starts. Writes <root>/summary.json and <root>/gallery.html. What ran is the checkout's last
-commit. The driver talks to Airflow by REST and imports none of it; it needs the standard library and httpx.
+Draws the sample world, lays a deployment out (origin, DVC remote, clone) and starts an embedded Airflow. Then it runs
+the DAG dataset_refresh on a first batch of images and on a second one, and waits for the bge_vl_finetune run that the
+second version's asset event starts. Writes <root>/summary.json and <root>/gallery.html. The code that runs is the
+checkout's last commit. The demo talks to Airflow by REST and imports none of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.demo.local_airflow import PROJECT, LocalAirflow
-from tasks.demo.summary import PLUMBING, Finished, collect, drops_of, git_output, read_json, summary_text, task_line
-from tasks.errors import TasksError
-from tasks.names import slug
-
-DATASET_DAG, MODEL_DAG = "dataset_refresh", "bge_vl_finetune"
-MARKER = ".megapairs-demo"  # a folder without it is never removed
-LOG_LINES = 40  # of a failing task, printed at the end
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """How much of the sample world a profile takes: files in each batch, queries and gallery images of the benchmark."""
-
-    first: int
-    second: int
-    queries: int
-    gallery: int
+from tasks.demo.setup import (
+    SIZES,
+    DemoFailed,
+    demo_conf,
+    draw_world,
+    empty_root,
+    finish_benchmark,
+    make_deployment,
+    start_benchmark,
+)
+from tasks.demo.summary import TaskRun, count_drops, git_output, read_json, summarize, summary_text
+from tasks.demo.watch import DATASET_DAG, MODEL_DAG, Clock, follow_run, wait_for_training
+from tasks.pages.gallery import with_retrieval
+from tasks.publish.published import published_bytes
 
 
-SIZES = {"demo": Size(2200, 260, 500, 2000), "test": Size(200, 40, 40, 160)}
+@dataclass(frozen=True)
+class Demo:
+    """One demo.
 
-
-class DemoFailed(TasksError):
-    """A run failed; holds the failing task's own last lines."""
-
-
-# --- printing -------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """Prints lines with the time since the start."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-
-    def seconds(self) -> float:
-        """Wall time since the start, s."""
-        return time.monotonic() - self.start
-
-    def say(self, text: str) -> None:
-        """One line."""
-        minutes, seconds = divmod(int(self.seconds()), 60)
-        print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True)
-
-
-# --- the summary ----------------------------------------------------------------------------------------------------
-
-
-# --- the parts of the demo ------------------------------------------------------------------------------------------
-
-
-def empty_root(root: Path) -> None:
-    """Remove what an earlier demo made, and nothing else.
-
-    Raises:
-        DemoFailed: the folder holds something that no demo made.
+    Attributes:
+        root: folder of all that it makes.
+        profile: a key of SIZES.
+        seed: of the sample world.
     """
-    if root.exists() and any(root.iterdir()):
-        if not (root / MARKER).exists():
-            raise DemoFailed(
-                f"{root} was not made by a demo (no {MARKER} in it); name another folder with --root, or remove it yourself"
-            )
-        shutil.rmtree(root)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / MARKER).write_text("Made by `make demo`, which removes this folder when it starts again.\n")
+
+    root: Path
+    profile: str
+    seed: int
+    airflow: LocalAirflow
+    clock: Clock
 
 
-def lay_out_deployment(root: Path) -> None:
-    """Origin, DVC remote, the deployment's clone and the cache below `root`, from the checkout's last commit."""
-    from tasks.publish.deployment import configure_deployment
+def start_airflow(demo: Demo, images: int) -> None:
+    """Draw the first batch while Airflow starts, and lay the deployment out."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        drawing = pool.submit(draw_world, demo.root, demo.seed, images, 0)
+        demo.airflow.migrate_and_start()
+        make_deployment(demo.root)
+        files = drawing.result()
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in files.items())
+        demo.clock.print(f"the sample world: {sum(files.values()):,} files ({kinds})")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    demo.airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
+    demo.airflow.make_pool("gpu", 2)
+    demo.airflow.set_paused(DATASET_DAG, False)
 
-    configure_deployment(
-        root / "origin.git", root / "dataset", str(root / "dvc-remote"), root / "dvc-cache", checkout=PROJECT
-    )
 
-
-def draw_world(root: Path, seed: int, images: int, offset: int) -> dict[str, int]:
-    """A batch of the sample world in <root>/source; its truth goes to <root>/truth.jsonl."""
-    from tasks.sample.world import make_world
-
-    return make_world(root / "source", seed=seed, images=images, offset=offset, truth=root / "truth.jsonl")
-
-
-def start_benchmark(root: Path, size: Size) -> subprocess.Popen[bytes]:
-    """Draw the held-out benchmark beside the first run; it is needed only when a model is evaluated."""
-    command = [
-        sys.executable,
-        "-m",
-        "tasks.sample.benchmark",
-        str(root / "benchmark"),
-        "--queries",
-        str(size.queries),
-        "--gallery",
-        str(size.gallery),
-    ]
-    (root / "benchmark").mkdir()
-    with open(root / "benchmark.log", "wb") as log:
-        return subprocess.Popen(
-            ["nice", *command] if shutil.which("nice") else command, cwd=PROJECT, stdout=log, stderr=log
+def require_version(tasks: list[TaskRun]) -> None:
+    """Raise DemoFailed when a dataset run ended without a version: there is nothing to train on."""
+    if any(task.task_id == "version" and task.state == "skipped" for task in tasks):
+        raise DemoFailed(
+            f"{DATASET_DAG}: no version was published, so there is nothing to train on. "
+            f"What was left out: {json.dumps(count_drops(tasks))}"
         )
 
 
-def run_conf(root: Path, profile: str, date: datetime.date) -> dict[str, Any]:
-    """The trigger form's values of the demo's runs: its own folders, and the run's date."""
-    source = {
-        "name": "sample",
-        "path": str(root / "source"),
-        "license_code": "CC0-1.0",
-        "attribution": "MegaPairs sample world",
-    }
-    return {
-        "profile": profile,
-        "sources": [source],
-        "date": date.isoformat(),
-        "evaluate": {"benchmark": str(root / "benchmark"), "truth": str(root / "truth.jsonl")},
-    }
+def run_weeks(demo: Demo, benchmark: subprocess.Popen[bytes]) -> list[list[TaskRun]]:
+    """Two runs of dataset_refresh, a week apart by their dates; the tasks of each.
 
-
-def label_of(task: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    """What a mapped task was mapped to: the report's own part, else Airflow's label."""
-    return (
-        "" if task["map_index"] < 0 else str(report.get("part") or task.get("rendered_map_index") or task["map_index"])
-    )
-
-
-def follow(airflow: LocalAirflow, clock: Clock, dag_id: str, run_id: str, keep: Path | None = None) -> list[Finished]:
-    """Watch a run to its end, a line for every task that finishes.
-
-    Args:
-        keep: where to copy the evaluation's report, before the run's worktree goes away.
-    Raises:
-        DemoFailed: the run failed; holds the failing task's last log lines.
+    Training is paused until the second one, so that the first version starts none.
     """
-    finished: list[Finished] = []
-    failed: list[dict[str, Any]] = []
-    for task in airflow.watch(dag_id, run_id):
-        found = airflow.xcom(dag_id, run_id, task["task_id"], task["map_index"]) if task["state"] == "success" else None
-        report = found if isinstance(found, dict) else {}
-        one = Finished(task["task_id"], label_of(task, report), task["state"], float(task["duration"] or 0.0), report)
-        if one.state in ("failed", "skipped") or (one.state == "success" and one.task_id not in PLUMBING):
-            clock.say("  " + task_line(one))
-        if one.task_id == "evaluate" and keep is not None:
-            evaluation = Path(airflow.environment["MEGAPAIRS_RUNS"]) / slug(run_id) / "reports" / "evaluation.json"
-            with contextlib.suppress(OSError):
-                shutil.copyfile(evaluation, keep)
-        finished.append(one)
-        if one.state == "failed":
-            failed.append(task)
-    if airflow.run_state(dag_id, run_id) != "success":
-        raise DemoFailed(failure_text(airflow, dag_id, run_id, failed))
-    return finished
+    size, clock, airflow = SIZES[demo.profile], demo.clock, demo.airflow
+    today = datetime.datetime.now(datetime.UTC).date()
 
+    clock.print(f"{DATASET_DAG}, first batch")
+    conf = demo_conf(demo.root, demo.profile, today - datetime.timedelta(days=7))
+    first = follow_run(airflow, clock, DATASET_DAG, airflow.trigger(DATASET_DAG, conf))
+    require_version(first)
 
-def failure_text(airflow: LocalAirflow, dag_id: str, run_id: str, failed: Sequence[Mapping[str, Any]]) -> str:
-    """Which task failed, and the end of its log."""
-    if not failed:
-        return f"{dag_id} {run_id}: the run failed, but no task did; see {airflow.logs}"
-    task = failed[0]
-    lines = [line for line in airflow.task_log(dag_id, run_id, task) if not line.startswith("::")]
-    if "Task failed with exception" in lines:  # what follows repeats the stage's own last lines
-        lines = lines[: lines.index("Task failed with exception")] or lines
-    return f"{dag_id}: task {task['task_id']} failed. The end of its log:\n" + "\n".join(
-        f"  | {line}" for line in lines[-LOG_LINES:]
-    )
-
-
-def wait_for_training(airflow: LocalAirflow, timeout_s: float = 60.0) -> str:
-    """Id of the fine-tuning run that the asset event starts.
-
-    Raises:
-        DemoFailed: none in time, or more than one.
-    """
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        runs = airflow.runs(MODEL_DAG)
-        if len(runs) > 1:
-            raise DemoFailed(f"{MODEL_DAG}: {len(runs)} runs, expected the one that the second version starts")
-        if runs:
-            return str(runs[0]["dag_run_id"])
-        time.sleep(0.5)
-    raise DemoFailed(
-        f"{MODEL_DAG}: no run within {timeout_s:.0f} s of the second version; the asset event did not arrive"
-    )
+    files = draw_world(demo.root, demo.seed, size.second, size.first)
+    clock.print(f"a week later: {sum(files.values()):,} more files in the same folder")
+    airflow.set_paused(MODEL_DAG, False)
+    clock.print(f"{DATASET_DAG}, second batch")
+    run_id = airflow.trigger(DATASET_DAG, demo_conf(demo.root, demo.profile, today))
+    finish_benchmark(demo.root, benchmark)
+    second = follow_run(airflow, clock, DATASET_DAG, run_id)
+    require_version(second)
+    return [first, second]
 
 
 def copy_gallery(root: Path, version: str) -> None:
     """The newest version's gallery page as <root>/gallery.html, with the scores of the model that it trained."""
-    from tasks.pages.gallery import with_retrieval
-    from tasks.publish.published import published_bytes
-
     page = published_bytes(root / "dataset", "reports/gallery.html", f"refs/tags/{version}").decode()
     (root / "gallery.html").write_text(with_retrieval(page, read_json(root / "evaluation.json")), encoding="utf-8")
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
+def interrupted_by_signals() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that what was started is stopped."""
 
     def interrupt(*_: object) -> None:
@@ -237,73 +131,43 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_demo(
-    root: Path, profile: str, seed: int, keep: bool, airflow_changes: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    """End a process that still runs."""
+    if process.poll() is None:
+        process.terminate()
+
+
+def run_demo(root: Path, profile: str, seed: int, keep: bool) -> dict[str, Any]:
     """The whole story; returns the summary.
 
+    Args:
+        keep: leave Airflow running at the end.
     Raises:
-        DemoFailed: a run failed, or the folder is somebody else's.
+        DemoFailed: a run failed, or no demo made the folder.
         TasksError: Airflow or the deployment could not be set up.
     """
-    clock, size = Clock(), SIZES[profile]
     empty_root(root)
-    print(
-        f"MegaPairs: two weekly versions and one fine-tuning on this machine, profile '{profile}', all of it in {root}",
-        flush=True,
-    )
+    what = "two weekly versions and one fine-tuning on this machine"
+    print(f"MegaPairs: {what}, profile '{profile}', all of it in {root}", flush=True)
     if git_output(PROJECT, "status", "--porcelain", "--untracked-files=no"):
-        print(
-            "       note: what runs is the last commit; changes of the checkout that are not committed take no part",
-            flush=True,
-        )
-    airflow = LocalAirflow(root, airflow_changes)
-    benchmark: subprocess.Popen[bytes] | None = None
-    pool = ThreadPoolExecutor(1)
-    try:
-        drawing = pool.submit(draw_world, root, seed, size.first, 0)
-        airflow.migrate_and_start()
-        lay_out_deployment(root)
-        files = drawing.result()
-        clock.say(
-            f"the sample world: {sum(files.values()):,} files ({', '.join(f'{n:,} {kind}' for kind, n in files.items())})"
-        )
-        airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
-        airflow.make_pool("gpu", 2)
-        airflow.set_paused(DATASET_DAG, False)
-        benchmark = start_benchmark(root, size)
-        user, password = airflow.credentials()
-        clock.say(f"Airflow is up: {airflow.url} (user {user}, password {password}, while this runs)")
-
-        today = datetime.datetime.now(datetime.UTC).date()
-        weeks: list[list[Finished]] = []
-        for week, date in enumerate((today - datetime.timedelta(days=7), today)):
-            if week:
-                more = draw_world(root, seed, size.second, size.first)
-                clock.say(f"a week later: {sum(more.values()):,} more files in the same folder")
-                airflow.set_paused(MODEL_DAG, False)  # paused until now: the first version starts no training
-            clock.say(f"{DATASET_DAG}, {('first', 'second')[week]} batch")
-            run_id = airflow.trigger(DATASET_DAG, run_conf(root, profile, date))
-            if week and benchmark.wait() != 0:
-                raise DemoFailed(f"the benchmark could not be drawn:\n{(root / 'benchmark.log').read_text()[-2000:]}")
-            weeks.append(follow(airflow, clock, DATASET_DAG, run_id))
-            if any(task.task_id == "version" and task.state == "skipped" for task in weeks[-1]):
-                left_out = json.dumps(drops_of(weeks[-1]))
-                raise DemoFailed(
-                    f"{DATASET_DAG}: no version was published, so there is nothing to train on. What was left out: {left_out}"
-                )
-        clock.say(f"{MODEL_DAG}, started by the second version")
-        training = follow(airflow, clock, MODEL_DAG, wait_for_training(airflow), root / "evaluation.json")
-        summary = collect(root, weeks, training, clock.seconds())
+        print("       note: the last commit runs; changes of the checkout that are not committed are left out")
+    with contextlib.ExitStack() as stack:
+        demo = Demo(root, profile, seed, LocalAirflow(root), Clock())
+        if not keep:
+            stack.callback(demo.airflow.stop)
+        start_airflow(demo, SIZES[profile].first)
+        benchmark = start_benchmark(root, SIZES[profile])
+        stack.callback(terminate, benchmark)
+        user, password = demo.airflow.credentials()
+        demo.clock.print(f"Airflow is up: {demo.airflow.url} (user {user}, password {password}, while this runs)")
+        weeks = run_weeks(demo, benchmark)
+        demo.clock.print(f"{MODEL_DAG}, started by the second version")
+        training_id = wait_for_training(demo.airflow)
+        training = follow_run(demo.airflow, demo.clock, MODEL_DAG, training_id, root / "evaluation.json")
+        summary = summarize(root, weeks, training, demo.clock.seconds())
         if summary["versions"]:
             copy_gallery(root, summary["versions"][-1])
-    finally:
-        if benchmark is not None and benchmark.poll() is None:
-            benchmark.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        if not keep:
-            airflow.stop()
-    summary["seconds"]["total"] = round(clock.seconds(), 1)
+    summary["seconds"]["total"] = round(demo.clock.seconds(), 1)
     (root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(summary_text(summary, Path(os.path.relpath(root))), flush=True)
     return summary
@@ -322,10 +186,8 @@ def serve_ui(root: Path) -> None:
         airflow.migrate_and_start()
         airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
         user, password = airflow.credentials()
-        print(
-            f"\n  {airflow.url}\n  user {user}, password {password}\n\nTrigger {DATASET_DAG} from its page; Ctrl-C stops Airflow.",
-            flush=True,
-        )
+        print(f"\n  {airflow.url}\n  user {user}, password {password}\n", flush=True)
+        print(f"Trigger {DATASET_DAG} from its page; Ctrl-C stops Airflow.", flush=True)
         while True:
             airflow.check_alive()
             time.sleep(1)
@@ -337,7 +199,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", type=Path, default=PROJECT / ".demo", help="folder for all that the demo makes (default: .demo)"
     )
-    parser.add_argument("--seed", type=int, default=7, help="of the sample world")
+    parser.add_argument("--seed", type=int, default=7, help="of the sample world (default 7)")
     parser.add_argument("--keep", action="store_true", help="leave Airflow running at the end")
     parser.add_argument("--ui", action="store_true", help="start Airflow on the last demo's folder and wait")
 
@@ -350,7 +212,7 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     """
     root: Path = args.root.resolve()
     try:
-        with ended_by_signals():
+        with interrupted_by_signals():
             if args.ui:
                 serve_ui(root)
                 return {}

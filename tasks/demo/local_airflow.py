@@ -1,7 +1,7 @@
 """An embedded Airflow on this machine: its environment, its three processes, and the few REST calls that we need.
 
-SQLite and LocalExecutor below one folder, on a free port of the loopback. Airflow runs as processes and is spoken to by
-HTTP; this module never imports it. Used by `make demo`, `make ui` and the end-to-end tests. Standard library and httpx.
+SQLite and LocalExecutor below one folder, on a free port of the loopback. Airflow runs as child processes and is
+reached by HTTP; this module never imports it. `make demo`, `make ui` and the end-to-end tests use it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent() -> None:
-    """In a new child, on Linux: get SIGTERM when the thread that started it ends, so that a killed demo leaves nothing
-    behind.
+    """Run in a new child on Linux: it gets SIGTERM when the thread that started it ends.
+
+    So a killed demo leaves no process behind.
     """
     if _LIBC is not None:
         _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -51,7 +52,7 @@ def free_port() -> int:
 
 
 def airflow_environment(root: Path, port: int) -> dict[str, str]:
-    """All that Airflow, the DAG files and the stages need, beside what the caller's environment says already.
+    """Environment of Airflow, the DAG files and the stages: the caller's own without Airflow's settings, and these.
 
     Args:
         root: folder of the deployment (.demo): airflow/, dataset/, runs/ lie below.
@@ -100,19 +101,19 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
     }
 
 
-def children_of(pids: set[int]) -> set[int]:
-    """The processes and all that descend from them, by /proc (just the processes themselves where there is none)."""
+def process_family(pids: set[int]) -> set[int]:
+    """The processes, their children, and theirs, by /proc; without /proc the processes alone."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             text = entry.read_text()
             parents[int(entry.parent.name)] = int(text[text.rindex(")") + 2 :].split()[1])
-    found = set(pids)
+    family = set(pids)
     while True:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        if not more:
-            return found
-        found |= more
+        children = {pid for pid, parent in parents.items() if parent in family} - family
+        if not children:
+            return family
+        family |= children
 
 
 def is_alive(pid: int) -> bool:
@@ -211,8 +212,8 @@ class LocalAirflow:
                 raise TransientError(f"airflow {service} ended with {process.returncode}:\n{self.last_lines(service)}")
 
     def stop(self) -> None:
-        """End everything that was started, and every process that descends from it."""
-        pids = children_of({p.pid for p in self._processes.values()})
+        """End everything that was started, with all child processes."""
+        pids = process_family({p.pid for p in self._processes.values()})
         for number, patience_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, STOP_TIMEOUT_S)):
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -299,10 +300,8 @@ class LocalAirflow:
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
         """All runs of a DAG, oldest first."""
-        found: list[dict[str, Any]] = self.call("GET", f"dags/{dag_id}/dagRuns", order_by="run_after", limit=100)[
-            "dag_runs"
-        ]
-        return found
+        answer = self.call("GET", f"dags/{dag_id}/dagRuns", order_by="run_after", limit=100)
+        return list(answer["dag_runs"])
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """queued, running, success or failed."""
@@ -310,10 +309,8 @@ class LocalAirflow:
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's task instances, mapped ones each."""
-        found: list[dict[str, Any]] = self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=200)[
-            "task_instances"
-        ]
-        return found
+        answer = self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=200)
+        return list(answer["task_instances"])
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:
         """A task's return value; None when it has none."""

@@ -13,8 +13,16 @@ PLUMBING = ("open_run", "close_run", "caption_parts", "judge_parts")
 
 
 @dataclasses.dataclass
-class Finished:
-    """One finished task of a run: its id, the encoder or part it was mapped to, its report and its wall time in s."""
+class TaskRun:
+    """One ended task of an Airflow run.
+
+    Attributes:
+        task_id: Airflow's.
+        label: the encoder or part that the task was mapped to; empty for others.
+        state: success, failed, skipped ...
+        seconds: wall time, s.
+        report: the StageReport's values; empty where the task has none.
+    """
 
     task_id: str
     label: str
@@ -28,21 +36,19 @@ def counts_text(report: Mapping[str, Any]) -> str:
     parts = [f"{name} {report[name]:,}" for name in ("read", "written", "reused") if report.get(name)]
     dropped = report.get("dropped") or {}
     if dropped:
-        parts.append(
-            "dropped "
-            + ", ".join(f"{count:,} {reason}" for reason, count in sorted(dropped.items(), key=lambda x: -x[1]))
-        )
+        by_count = sorted(dropped.items(), key=lambda entry: -entry[1])
+        parts.append("dropped " + ", ".join(f"{count:,} {reason}" for reason, count in by_count))
     return ", ".join(parts)
 
 
-def task_line(task: Finished) -> str:
-    """One finished task in a line."""
+def task_line(task: TaskRun) -> str:
+    """One ended task in a line."""
     name = f"{task.task_id} {task.label}".strip()
     what = counts_text(task.report) if task.state == "success" else task.state
     return f"{name:<22}{task.seconds:6.1f} s  {what}".rstrip()
 
 
-def drops_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
+def count_drops(tasks: Sequence[TaskRun]) -> dict[str, dict[str, int]]:
     """{stage: {reason: count}} over all runs."""
     drops: dict[str, dict[str, int]] = {}
     for task in tasks:
@@ -52,7 +58,7 @@ def drops_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
     return drops
 
 
-def seconds_of(tasks: Sequence[Finished], total_s: float) -> dict[str, float]:
+def stage_seconds(tasks: Sequence[TaskRun], total_s: float) -> dict[str, float]:
     """{stage: wall seconds of its tasks, summed over parts and runs}, and `total`: the demo's own wall time."""
     seconds: dict[str, float] = {}
     for task in tasks:
@@ -60,10 +66,10 @@ def seconds_of(tasks: Sequence[Finished], total_s: float) -> dict[str, float]:
     return {**seconds, "total": round(total_s, 1)}
 
 
-def incremental_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
+def count_increments(tasks: Sequence[TaskRun]) -> dict[str, dict[str, int]]:
     """{stage: {new, done, reused}} of one run.
 
-    Parts add up. Encoders do the same images each: the stage's own entry holds the largest count, and
+    Parts add up. Each encoder works on the same images: the stage's own entry holds the largest count, and
     `<stage>@<encoder>` the encoder's.
     """
     names = ("new", "done", "reused")
@@ -82,8 +88,9 @@ def incremental_of(tasks: Sequence[Finished]) -> dict[str, dict[str, int]]:
 
 
 def certainty_lines(summary: Mapping[str, Any]) -> list[str]:
-    """How sure the scores are: intervals, the gap to the better half, the spread over wordings; nothing where the
-    evaluation was not asked.
+    """How certain the scores are: intervals, the gap to the better single modality, the spread over wordings.
+
+    Empty where the evaluation measured none of it.
     """
     lines = []
     metric = summary.get("main_metric")
@@ -92,7 +99,8 @@ def certainty_lines(summary: Mapping[str, Any]) -> list[str]:
         words = f"95% interval {100 * low:.1f} to {100 * high:.1f}"
         if gap := summary["composition_gap"].get(model):
             low, high = gap["interval"]
-            words += f"; {100 * gap['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) over {gap['over'].replace('_', ' ')}"
+            words += f"; {100 * gap['value']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            words += f" over {gap['over'].replace('_', ' ')}"
         if spread := summary["paraphrases"].get(model):
             words += f"; worst wording {100 * spread['worst']:.1f}, best {100 * spread['best']:.1f}"
         lines.append(f"  {model + ', ' + metric:<28}{words}")
@@ -119,11 +127,11 @@ def summary_text(summary: Mapping[str, Any], root: Path) -> str:
         lines += ["", "Retrieval on the held-out benchmark", f"  {'':<28}{'mAP@5':>8}{'R@1':>8}{'R@10':>8}"]
         for model, kinds in summary["metrics"].items():
             for kind, m in kinds.items():
-                shown = "".join(
+                columns = "".join(
                     f"{100 * m[k]:>8.1f}" if k in m else f"{'-':>8}"
                     for k in ("map_at_5", "recall_at_1", "recall_at_10")
                 )
-                lines.append(f"  {model + ', ' + kind.replace('_', ' '):<28}{shown}")
+                lines.append(f"  {model + ', ' + kind.replace('_', ' '):<28}{columns}")
     lines += certainty_lines(summary)
     lines.append(f"  promoted    {'yes' if summary['promoted'] else 'no'}: {summary['why']}")
     if summary["truth"]:
@@ -158,14 +166,14 @@ def git_output(repository: Path, *words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def flat_metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def model_metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """{"base" | "finetuned": {"composed" | "image_only" | "text_only": {...}}} of the evaluation's report."""
     models = evaluation.get("metrics", evaluation)
     return {name: models[name] for name in ("base", "finetuned") if isinstance(models.get(name), dict)}
 
 
-def collect(
-    root: Path, weeks: Sequence[Sequence[Finished]], training: Sequence[Finished], total_s: float
+def summarize(
+    root: Path, weeks: Sequence[Sequence[TaskRun]], training: Sequence[TaskRun], total_s: float
 ) -> dict[str, Any]:
     """The summary, from what was published and what the tasks reported."""
     origin = root / "origin.git"
@@ -182,13 +190,13 @@ def collect(
         "images": int(rows.get("images", 0)),
         "pairs": int(rows.get("pairs", 0)),
         "triplets": int(rows.get("triplets", 0)),
-        "drops": version.get("drops") or drops_of(everything),
-        "seconds": seconds_of(everything, total_s),
+        "drops": version.get("drops") or count_drops(everything),
+        "seconds": stage_seconds(everything, total_s),
         "promoted": bool(decision.get("figures", {}).get("is_promoted")),
         "why": str((decision.get("notes") or ["promote said nothing"])[-1])
         .removeprefix("not promoted: ")
         .removeprefix("promoted: "),
-        "metrics": flat_metrics(evaluation),
+        "metrics": model_metrics(evaluation),
         "main_metric": evaluation.get("main_metric"),
         "intervals": {name: evaluation["intervals"][name] for name in ("base", "finetuned")}
         if evaluation.get("intervals")
@@ -197,5 +205,5 @@ def collect(
         "paraphrases": evaluation.get("paraphrases") or {},
         "contamination": evaluation.get("contamination") or {},
         "truth": evaluation.get("truth") or {},
-        "incremental": incremental_of(weeks[-1]),
+        "incremental": count_increments(weeks[-1]),
     }

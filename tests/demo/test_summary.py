@@ -2,36 +2,32 @@
 
 from pathlib import Path
 
-import pytest
-
-from tasks.demo.demo import DemoFailed, empty_root
-from tasks.demo.local_airflow import airflow_environment
 from tasks.demo.summary import (
-    Finished,
+    TaskRun,
     certainty_lines,
+    count_drops,
+    count_increments,
     counts_text,
-    drops_of,
-    incremental_of,
-    seconds_of,
+    stage_seconds,
     summary_text,
 )
 
 
-def done(task_id: str, label: str = "", seconds: float = 1.0, **report: object) -> Finished:
-    return Finished(task_id, label, "success", seconds, dict(report))
+def done(task_id: str, label: str = "", seconds: float = 1.0, **report: object) -> TaskRun:
+    return TaskRun(task_id, label, "success", seconds, dict(report))
 
 
-def test_drops_of_parts_and_runs_add_up():
+def test_count_drops_parts_and_runs_add_up():
     tasks = [
         done("judge", "1/2", dropped={"wrong_target": 3}),
         done("judge", "2/2", dropped={"wrong_target": 4, "ambiguous": 1}),
         done("ingest"),
     ]
-    assert drops_of(tasks) == {"judge": {"wrong_target": 7, "ambiguous": 1}}
+    assert count_drops(tasks) == {"judge": {"wrong_target": 7, "ambiguous": 1}}
 
 
 def test_seconds_are_wall_seconds_by_stage_and_a_total():
-    assert seconds_of(
+    assert stage_seconds(
         [done("embed", "semantic", 2.04), done("embed", "pattern", 3.0), done("ingest", "", 1.5)], 60.04
     ) == {
         "embed": 5.0,
@@ -49,7 +45,7 @@ def test_incremental_adds_parts_and_shows_each_encoder():
         done("caption", "1/2", new=5, done=5, reused=0),
         done("caption", "2/2", new=6, done=6, reused=0),
     ]
-    assert incremental_of(tasks) == {
+    assert count_increments(tasks) == {
         "embed@semantic": {"new": 20, "done": 20, "reused": 200},
         "embed@caption": {"new": 19, "done": 19, "reused": 199},
         "embed": {"new": 20, "done": 20, "reused": 200},
@@ -96,31 +92,6 @@ def test_the_last_page_names_versions_figures_and_where_to_look():
         "promoted    yes: 30.1",
     )
     assert [part for part in (*parts, ".demo/gallery.html") if part not in text] == []
-
-
-def test_only_a_demos_own_folder_is_emptied(tmp_path: Path):
-    empty_root(tmp_path / "demo")
-    (tmp_path / "demo" / "old").write_text("x")
-    empty_root(tmp_path / "demo")
-    assert not (tmp_path / "demo" / "old").exists()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(DemoFailed, match="not made by a demo"):
-        empty_root(tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.tex").exists()
-
-
-def test_the_embedded_airflow_keeps_to_its_folder_and_the_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
-    monkeypatch.setenv("MEGAPAIRS_PROFILE", "production")
-    environment = airflow_environment(tmp_path, 8123)
-    assert environment["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
-    assert environment["AIRFLOW__API__HOST"] == "127.0.0.1"
-    assert (
-        environment["AIRFLOW_HOME"].startswith(str(tmp_path))
-        and str(tmp_path) in environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
-    )
-    assert "MEGAPAIRS_PROFILE" not in environment
 
 
 def test_the_last_page_says_how_sure_the_scores_are():

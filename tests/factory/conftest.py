@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tasks.demo.demo import DATASET_DAG, MODEL_DAG
 from tasks.demo.local_airflow import PROJECT, LocalAirflow
+from tasks.demo.watch import DATASET_DAG, MODEL_DAG
 from tasks.publish.deployment import configure_deployment
 from tasks.sample.world import make_world
 from tests.support.inbox import Inbox, serving_inbox

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tasks.demo.demo import DATASET_DAG, MODEL_DAG
 from tasks.demo.local_airflow import LocalAirflow
+from tasks.demo.watch import DATASET_DAG, MODEL_DAG
 from tasks.sample.world import poison_captions, poison_copies
 
 from .conftest import IMAGES, Factory

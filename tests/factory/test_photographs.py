@@ -23,8 +23,9 @@ import pytest
 from markupsafe import escape
 from PIL import Image, ImageEnhance, ImageFilter
 
-from tasks.demo.demo import DATASET_DAG, MODEL_DAG, lay_out_deployment
 from tasks.demo.local_airflow import LocalAirflow
+from tasks.demo.setup import make_deployment
+from tasks.demo.watch import DATASET_DAG, MODEL_DAG
 from tasks.reasons import REASONS
 from tasks.store import Store
 
@@ -141,7 +142,7 @@ def deployment(airflow: LocalAirflow) -> Factory:
     """Nothing published yet."""
     for name in ("origin.git", "dataset", "dvc-remote", "dvc-cache", "runs"):
         shutil.rmtree(airflow.root / name, ignore_errors=True)
-    lay_out_deployment(airflow.root)
+    make_deployment(airflow.root)
     return Factory(airflow.root, airflow, Inbox())
 
 
