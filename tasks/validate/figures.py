@@ -1,14 +1,55 @@
-"""Figures of a run for the gates: shares, yields, medians."""
+"""Figures of a run for the gates: shares, yields, medians, and what the last version's gate saw."""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
-from tasks.validate.rows import Table
+from tasks.store import Store
+from tasks.validate.rows import STAGE_BEFORE, Row, Table
+
+
+@dataclass(frozen=True)
+class RunReports:
+    """What the run's stages report about a table.
+
+    Attributes:
+        dropped: rows that the stage before left out in this run, by reason, a count each.
+        figures: of that stage's report, e.g. `median_caption_cosine_new` and `encoder_yield_lowest` of select.
+        captioned: captioned pairs of this run, a count; for the triplets' yield.
+        last_version: version.json of the version that the run continues; None for the first.
+    """
+
+    dropped: Mapping[str, int]
+    figures: Mapping[str, float]
+    captioned: int = 0
+    last_version: Mapping[str, Any] | None = None
+
+
+def read_last_version(root: Path, batch: str) -> dict[str, Any] | None:
+    """version.json of the version that this run continues; None for the first."""
+    path = root / "version.json"
+    version = json.loads(path.read_text()) if path.exists() else None
+    return version if version and version["version"] != batch else None
+
+
+def read_reports(store: Store, table: Table, batch: str) -> RunReports:
+    """What the run's stages report about a table, from their reports and dropped rows."""
+    stage = STAGE_BEFORE[table]
+    report = store.read_reports().get(stage)
+    return RunReports(
+        dropped=Counter(store.read_dropped(stage, batch).column("reason").to_pylist()),
+        figures=report.figures if report else {},
+        captioned=store.read_table("captioned", ["pair_id"], batch).num_rows if table == "triplets" else 0,
+        last_version=read_last_version(store.root, batch),
+    )
 
 
 def share(part: int, whole: int) -> float:
@@ -16,64 +57,48 @@ def share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
-def figures_of(
-    table: Table,
-    rows: Sequence[Mapping[str, Any]],
-    dropped: Mapping[str, int],
-    reported: Mapping[str, float],
-    last: Mapping[str, Any] | None,
-    pairs_before: int = 0,
-) -> dict[str, float]:
+def run_figures(table: Table, rows: Sequence[Row], reports: RunReports) -> dict[str, float]:
     """The run's figures for a table: counts, shares, medians, and the drop against the last version.
 
     Args:
-        rows: new rows, as `*_rows` makes them.
-        dropped: rows that the stage before left out in this run, by reason.
-        reported: figures that the stage before reported (`median_caption_cosine_new` and `encoder_yield_lowest` for
-            pairs).
-        last: the last version's version.json.
-        pairs_before: captioned pairs of this run, for the triplets' yield.
+        table: which.
+        rows: new rows, as tasks/validate/rows.py makes them.
+        reports: of the run's stages.
     """
-    out: dict[str, float] = {"rows": float(len(rows)) if rows or dropped else math.nan}
+    dropped = reports.dropped
+    figures: dict[str, float] = {"rows": float(len(rows)) if rows or dropped else math.nan}
     if table == "images":
-        seen = len(rows) + sum(dropped.values())
-        out["looked_at"] = float(seen)
-        out["duplicate_share"] = share(sum(dropped.get(r, 0) for r in COPY_REASONS), seen)
-        out["unreadable_share"] = share(sum(dropped.get(r, 0) for r in UNREADABLE_REASONS), seen)
-        out["caption_share"] = share(sum(1 for r in rows if r["caption"]), len(rows))
-    elif table == "pairs":
-        new = reported.get("median_caption_cosine_new", math.nan)
-        before = ((last or {}).get("quality", {}).get("select") or {}).get("median_caption_cosine_new")
-        out["median_caption_cosine_new"] = math.nan if new is None else float(new)
-        out["median_caption_cosine_drop"] = (
-            float(before) - out["median_caption_cosine_new"] if before is not None else math.nan
+        files = len(rows) + sum(dropped.values())
+        figures["looked_at"] = float(files)
+        figures["duplicate_share"] = share(sum(dropped.get(r, 0) for r in COPY_REASONS), files)
+        figures["unreadable_share"] = share(sum(dropped.get(r, 0) for r in UNREADABLE_REASONS), files)
+        figures["caption_share"] = share(sum(1 for r in rows if r["caption"]), len(rows))
+        return figures
+    if table == "pairs":
+        median = reports.figures.get("median_caption_cosine_new", math.nan)
+        quality = (reports.last_version or {}).get("quality", {}).get("select") or {}
+        last_median = quality.get("median_caption_cosine_new")
+        figures["median_caption_cosine_new"] = math.nan if median is None else float(median)
+        figures["median_caption_cosine_drop"] = (
+            math.nan if last_median is None else float(last_median) - figures["median_caption_cosine_new"]
         )
-        out["encoder_yield_lowest"] = float(reported.get("encoder_yield_lowest", math.nan))
-        for key, value in reported.items():
-            out.setdefault(key, float(value))
+        figures["encoder_yield_lowest"] = float(reports.figures.get("encoder_yield_lowest", math.nan))
     else:
-        out["yield"] = share(len(rows), pairs_before)
-        out["instructions_mean"] = statistics.fmean(r["instructions_count"] for r in rows) if rows else math.nan
-        for key, value in reported.items():
-            out.setdefault(key, float(value))
-    return out
+        figures["yield"] = share(len(rows), reports.captioned)
+        figures["instructions_mean"] = statistics.fmean(r["instructions_count"] for r in rows) if rows else math.nan
+    for name, value in reports.figures.items():
+        figures.setdefault(name, float(value))
+    return figures
 
 
-def last_figures(last: Mapping[str, Any] | None, table: Table) -> dict[str, Any]:
-    """The last version's figures of a table, as its own gate saw them."""
-    found = (
-        (
-            (last or {}).get("quality", {}).get(f"validate@{table}")
-            or (last or {}).get("quality", {}).get("validate")
-            or {}
-        )
-        if last
-        else {}
-    )
+def last_figures(last_version: Mapping[str, Any] | None, table: Table) -> dict[str, Any]:
+    """The last version's figures of a table, as its own gate saw them; empty for the first version."""
+    quality = (last_version or {}).get("quality", {})
+    figures = quality.get(f"validate@{table}") or quality.get("validate") or {}
     prefix = f"{table}_"
-    return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    return {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix)}
 
 
 def finite(figures: Mapping[str, float]) -> dict[str, float]:
-    """Figures that are numbers: JSON knows no NaN."""
-    return {k: v for k, v in figures.items() if math.isfinite(v)}
+    """Figures that are numbers: JSON has no NaN."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}

@@ -1,28 +1,51 @@
-"""Rows of each table as the gates check them, with relations to other tables."""
+"""A run's new rows as the gates check them: one flat mapping per row, with its relations to other rows and tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from tasks.config import ENCODER_ROLES
+
 Table = Literal["images", "pairs", "triplets"]
+Row = Mapping[str, Any]
 KEYS: dict[str, str] = {"images": "image_id", "pairs": "pair_id", "triplets": "triplet_id"}
-# whose report and drops belong to the table
+# The stage whose report and dropped rows belong to the table.
 STAGE_BEFORE: dict[str, str] = {"images": "ingest", "pairs": "select", "triplets": "judge"}
-EXAMPLES = 5
 
 
-def images_rows(rows: Sequence[Mapping[str, Any]], known_ids: set[str]) -> list[dict[str, Any]]:
-    """New images: the table's columns but the thumbnail, and whether an earlier version holds the image."""
+@dataclass(frozen=True)
+class Context:
+    """What a gate must know beside the new rows.
+
+    Attributes:
+        known_ids: ids of the table's rows in earlier versions.
+        image_ids: ids of all images.
+        new_image_ids: ids of the images that this run took in.
+        window_roles: encoders that have a window in `mine.windows`.
+    """
+
+    known_ids: Collection[str] = frozenset()
+    image_ids: frozenset[str] = frozenset()
+    new_image_ids: frozenset[str] = frozenset()
+    window_roles: frozenset[str] = frozenset(ENCODER_ROLES)
+
+
+def image_rows(rows: Sequence[Row], context: Context) -> list[dict[str, Any]]:
+    """New images: the table's columns without the thumbnail, and whether an earlier version has the image."""
     return [
-        {**{k: v for k, v in r.items() if k != "thumbnail"}, "is_known_before": r["image_id"] in known_ids}
-        for r in rows
+        {
+            **{column: value for column, value in row.items() if column != "thumbnail"},
+            "is_known_before": row["image_id"] in context.known_ids,
+        }
+        for row in rows
     ]
 
 
-def _relations(row: Mapping[str, Any], images: set[str]) -> dict[str, Any]:
-    """What pairs and triplets have in common: the images that they name."""
+def _image_relations(row: Row, image_ids: frozenset[str]) -> dict[str, Any]:
+    """How the images that a pair or triplet names relate to each other and to table images."""
     negatives = row["negative_image_ids"] or []
     named = {row["query_image_id"], row["target_image_id"], *negatives}
     return {
@@ -30,51 +53,67 @@ def _relations(row: Mapping[str, Any], images: set[str]) -> dict[str, Any]:
         "target_image_id": row["target_image_id"],
         "is_query_first_negative": bool(negatives) and negatives[0] == row["query_image_id"],
         "is_target_a_negative": row["target_image_id"] in negatives,
-        "are_images_known": named <= images,
+        "are_images_known": named <= image_ids,
     }
 
 
-def pairs_rows(rows: Sequence[Mapping[str, Any]], known_ids: set[str], images: set[str]) -> list[dict[str, Any]]:
-    """New pairs, one flat mapping each. `images` are the ids of all images."""
+def _similarities_in_window(row: Row, context: Context) -> dict[str, float | None]:
+    """The pair's similarity by each encoder that mined it in this run, to be checked against the encoder's window.
+
+    A pair of two earlier images takes the place of one whose image was taken down. It was mined by an earlier run, in
+    the windows of that run, and is not checked.
+    """
+    is_mined_now = not context.new_image_ids.isdisjoint((row["query_image_id"], row["target_image_id"]))
+    mined_by = (row["mined_by"] or []) if is_mined_now else []
+    return {f"similarity_{role}": row.get(f"similarity_{role}") if role in mined_by else None for role in ENCODER_ROLES}
+
+
+def pair_rows(rows: Sequence[Row], context: Context) -> list[dict[str, Any]]:
+    """New pairs."""
     out = []
-    for r in rows:
-        mined_by = r["mined_by"] or []
-        scores = [r[f"similarity_{e}"] for e in mined_by if r.get(f"similarity_{e}") is not None]
+    for row in rows:
+        mined_by = row["mined_by"] or []
+        similarities = [row[f"similarity_{e}"] for e in mined_by if row.get(f"similarity_{e}") is not None]
         out.append(
             {
-                "pair_id": r["pair_id"],
-                "is_known_before": r["pair_id"] in known_ids,
-                **_relations(r, images),
-                "is_same_image": r["query_image_id"] == r["target_image_id"],
+                "pair_id": row["pair_id"],
+                "is_known_before": row["pair_id"] in context.known_ids,
+                **_image_relations(row, context.image_ids),
+                "is_same_image": row["query_image_id"] == row["target_image_id"],
                 "encoders": len(mined_by),
-                "rank": r["rank"],
-                "similarity_of_miners": max(scores, default=math.nan),
+                "are_miners_configured": set(mined_by) <= context.window_roles,
+                "rank": row["rank"],
+                "similarity_of_miners": max(similarities, default=math.nan),
+                **_similarities_in_window(row, context),
             }
         )
     return out
 
 
-def triplets_rows(rows: Sequence[Mapping[str, Any]], known_ids: set[str], images: set[str]) -> list[dict[str, Any]]:
-    """New triplets, one flat mapping each. `images` are the ids of all images."""
+def triplet_rows(rows: Sequence[Row], context: Context) -> list[dict[str, Any]]:
+    """New triplets."""
     out = []
-    for r in rows:
-        texts, target, negative = r["instructions"] or [], r["judge_target"] or [], r["judge_negative"] or []
+    for row in rows:
+        texts, target, negative = row["instructions"] or [], row["judge_target"] or [], row["judge_negative"] or []
         out.append(
             {
-                "triplet_id": r["triplet_id"],
-                "is_known_before": r["triplet_id"] in known_ids,
-                **_relations(r, images),
+                "triplet_id": row["triplet_id"],
+                "is_known_before": row["triplet_id"] in context.known_ids,
+                **_image_relations(row, context.image_ids),
                 "instructions_count": len(texts),
-                "are_instructions_distinct": len({t.strip().lower() for t in texts}) == len(texts),
-                "shortest_instruction_chars": min((len(t.strip()) for t in texts), default=0),
+                "are_instructions_distinct": len({text.strip().lower() for text in texts}) == len(texts),
+                "shortest_instruction_chars": min((len(text.strip()) for text in texts), default=0),
                 "lowest_judge_target": min(target, default=math.nan),
                 "are_scores_whole": len(target) == len(texts)
-                and len(negative) == len(r["negative_image_ids"] or [])
-                and all(s is not None and 0 <= s <= 1 for s in [*target, *negative]),
-                "prompt_sha256": r["prompt_sha256"],
-                "captioner_revision": r["captioner_revision"],
-                "judge_revision": r["judge_revision"],
+                and len(negative) == len(row["negative_image_ids"] or [])
+                and all(score is not None and 0 <= score <= 1 for score in [*target, *negative]),
+                "prompt_sha256": row["prompt_sha256"],
+                "captioner_revision": row["captioner_revision"],
+                "judge_revision": row["judge_revision"],
                 "text": " | ".join(texts)[:300],
             }
         )
     return out
+
+
+ROWS = {"images": image_rows, "pairs": pair_rows, "triplets": triplet_rows}

@@ -116,7 +116,7 @@ def pair_row(batch: str, query: str, target: str, negative: str) -> dict[str, An
         "mined_by": ["semantic", "caption"],
         "similarity_semantic": 0.9,
         "similarity_pattern": None,
-        "similarity_caption": 0.85,
+        "similarity_caption": 0.87,
         "rank": 0,
         "negative_image_ids": [query, negative],
         "negative_similarity": [0.9, 0.8],

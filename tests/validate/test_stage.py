@@ -119,6 +119,11 @@ def change(root: Path, table: str, number: int, **values: object) -> Params:
         ("pairs", {"negative_image_ids": []}, "is_query_first_negative"),
         ("pairs", {"target_image_id": "f" * 64}, "are_images_known"),
         ("pairs", {"mined_by": []}, "encoders"),
+        ("pairs", {"mined_by": ["semantic", "smell"]}, "are_miners_configured"),
+        ("pairs", {"similarity_caption": 0.85}, "similarity_caption"),
+        ("pairs", {"similarity_semantic": 0.9999}, "similarity_semantic"),
+        ("pairs", {"mined_by": ["pattern"], "similarity_pattern": 0.5}, "similarity_pattern"),
+        ("pairs", {"rank": 8}, "rank"),
         ("triplets", {"instructions": ["a", "A "]}, "are_instructions_distinct"),
         ("triplets", {"judge_target": [0.95, 0.2, 0.95]}, "lowest_judge_target"),
         ("triplets", {"judge_negative": [0.1]}, "are_scores_whole"),
@@ -135,6 +140,57 @@ def test_a_wrong_row_is_named_and_quarantined(table: str, values: dict, column: 
     assert {q["key"] for q in quarantined if q["column"] == column} == {wrong}
     failure = next(f for f in report(root, table)["failures"] if f["column"] == column)
     assert failure["examples"][0]["key"] == wrong and failure["examples"][0]["image_ids"]
+
+
+def test_a_pair_outside_an_encoders_window_is_named_with_its_similarity_and_the_window(root: Path):
+    fill(root, range(0, 6))
+    params = change(root, "pairs", 1, similarity_caption=0.85)  # similarity_semantic stays 0.9: the highest of both
+    with pytest.raises(DataError, match=r"similarity_caption: be between: observed 1 of 4 rows, e.g. \[0.85"):
+        validate.run(params, Store(root), table="pairs")
+    (failure,) = report(root, "pairs")["failures"]
+    assert failure["expected"] == "at least 0.86 and at most 1"
+    (row,) = Store(root).read(root / "data/quarantine/pairs/2026.11.16.parquet", "quarantine").to_pylist()
+    assert (row["column"], row["observed"][:4]) == ("similarity_caption", "0.85")
+
+
+def test_the_ends_of_a_window_pass_as_they_are_stored(root: Path):
+    """A column holds float32: a similarity in the window may be stored as the nearest float32 to the window's end."""
+    fill(root, range(0, 6))
+    params = change(root, "pairs", 1, similarity_semantic=0.86)
+    assert validate.run(params, Store(root), table="pairs").written == 0
+    params = change(root, "pairs", 1, similarity_semantic=0.9998 - 1e-12)
+    assert validate.run(params, Store(root), table="pairs").written == 0
+
+
+def test_a_similarity_of_an_encoder_that_did_not_mine_the_pair_is_not_checked(root: Path):
+    fill(root, range(0, 6))
+    params = change(root, "pairs", 1, similarity_pattern=0.1)
+    assert validate.run(params, Store(root), table="pairs").written == 0
+
+
+def test_a_pair_of_two_earlier_images_keeps_the_window_of_its_own_run(root: Path):
+    """It takes the place of a pair whose image was taken down (stage select)."""
+    row = {"query_image_id": "a", "target_image_id": "b", "mined_by": ["semantic"], "similarity_semantic": 0.5}
+    pair = {**row, "pair_id": "p", "rank": 0, "negative_image_ids": ["a"]}
+    for new, checked in (({"a"}, 0.5), ({"b"}, 0.5), ({"c"}, None)):
+        (out,) = rows.pair_rows([pair], rows.Context(new_image_ids=frozenset(new)))
+        assert (out["similarity_semantic"], out["similarity_pattern"]) == (checked, None)
+
+
+@pytest.mark.parametrize(
+    ("judge", "values", "column"),
+    [
+        ({"threshold": 0.95}, {"judge_target": [0.95, 0.9, 0.95]}, "lowest_judge_target"),
+        ({"instructions_min": 4}, {}, "instructions_count"),
+    ],
+)
+def test_the_triplets_gate_checks_what_the_judge_was_asked_for(judge: dict, values: dict, column: str, root: Path):
+    """The gate's own numbers are lower."""
+    fill(root, range(0, 6))
+    change(root, "triplets", 1, **values)
+    params = params_with(open_run={"date": "2026-11-16", "batch": "2026.11.16"}, judge=judge)
+    with pytest.raises(DataError, match=column):
+        validate.run(params, Store(root), table="triplets")
 
 
 def test_ids_of_an_earlier_version_do_not_come_again(root: Path):
