@@ -66,7 +66,7 @@ from tasks.names import stable_id
 from tasks.pages import charts
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import web_caption
-from tasks.sample.scenes import Scene, family, image_of
+from tasks.sample.scenes import Scene, draw_image, family
 from tasks.store import Store
 from tasks.train.loss import BatchLabels, info_nce
 from tasks.train.trainer import learning_rate_at
@@ -292,7 +292,7 @@ class Images:
         for start in range(0, len(todo), 128):
             part = todo[start : start + 128]
             rows = self.retriever.raw_image_features(
-                [image_of(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in part]
+                [draw_image(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in part]
             )
             self.raw |= dict(zip(part, torch.from_numpy(rows), strict=True))
 

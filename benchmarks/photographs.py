@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.measure import parse_arguments
 from benchmarks.stored_images import stored_photographs
-from tasks.sample.scenes import family, image_of
+from tasks.sample.scenes import draw_image, family
 
 BATCH = 32
 
@@ -89,7 +89,7 @@ def drawn_classes(per_class: int, classes: int = 6, seed: int = 0) -> tuple[list
     for number in range(classes):
         for scene in family(rng, "corpus", per_class):
             out = io.BytesIO()
-            image_of(scene, rendering=rng.randrange(1 << 30)).save(out, "JPEG", quality=95)
+            draw_image(scene, rendering=rng.randrange(1 << 30)).save(out, "JPEG", quality=95)
             contents.append(out.getvalue())
             numbers.append(number)
     return contents, numbers

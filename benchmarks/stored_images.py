@@ -23,12 +23,12 @@ def stored_photographs(folder: Path, count: int, max_side: int, enlarge: bool = 
 
 def stored_scenes(count: int, max_side: int, seed: int = 0) -> list[bytes]:
     """JPEG bytes of scenes of the sample world, their longer side `max_side` px."""
-    from tasks.sample.scenes import family, image_of
+    from tasks.sample.scenes import draw_image, family
 
     rng = random.Random(seed)
     images: list[Image.Image] = []
     while len(images) < count:
-        images += [image_of(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", 6)]
+        images += [draw_image(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", 6)]
     return [_stored(p, max_side, enlarge=True) for p in images[:count]]
 
 

@@ -53,7 +53,7 @@ def scenes(n: int, seed: int = 0) -> np.ndarray:
     """(n, d) float32 unit rows: images of families of scenes of the sample world, encoded by the committed CLIP."""
     from tasks.config import load_params
     from tasks.models.encoders.load import load_encoder
-    from tasks.sample.scenes import family, image_of
+    from tasks.sample.scenes import draw_image, family
 
     rng = random.Random(seed)
     model = load_encoder(load_params().embed.encoders["semantic"], "cpu", 1)
@@ -61,7 +61,7 @@ def scenes(n: int, seed: int = 0) -> np.ndarray:
     made, images = 0, []
     while made < n:
         images += [
-            image_of(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", rng.randint(4, 12))
+            draw_image(scene, rendering=rng.randrange(1 << 30)) for scene in family(rng, "corpus", rng.randint(4, 12))
         ]
         if len(images) >= 256 or made + len(images) >= n:
             blocks.append(model.encode_images(images[: n - made]))

@@ -43,7 +43,7 @@ class SourceConfig(Section):
     columns: dict[Literal["path", "url", "caption", "license", "attribution", "sha256"], str] = Field(
         default_factory=dict,
         description="Names of the columns in the source's own table, where they differ from the usual names "
-        "(listed in tasks/sources/labels.py), e.g. {caption: alt_text}.",
+        "(listed in tasks/sources/metadata.py), e.g. {caption: alt_text}.",
     )
     kind: SourceKind | None = Field(
         None,

@@ -14,7 +14,7 @@ Rejections, by reason: `too_small`, `too_large` (the header states too few or to
 truncated, or a file named as an image whose format is unknown), `not_a_picture` (another file of unknown format),
 `too_costly` (it needs more memory than a worker has).
 
-Bicubic against Lanczos, and reduced against full decoding: docs/decisions/0020-the-stored-image.md.
+Bicubic against Lanczos, and reduced against full decoding: docs/decisions/0020.
 """
 
 from __future__ import annotations

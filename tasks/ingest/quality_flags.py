@@ -1,7 +1,7 @@
 """Quality flags of a stored image: blurry, near_empty, extreme_ratio, text_heavy.
 
 Flags are columns of the images table; they drop an image only where `ingest.drop_flags` names them. Thresholds and how
-they were set: docs/decisions/0021-copies-and-flags.md.
+they were set: docs/decisions/0021.
 """
 
 from __future__ import annotations

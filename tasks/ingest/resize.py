@@ -16,7 +16,7 @@ def resize_opencv(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Shrink by up to a factor of two: a three-tap low-pass filter against aliasing, then OpenCV's cubic resampling.
 
     Better than INTER_AREA. The outer taps were fitted to a float Lanczos reference: 0.05 at a factor of 1.25, 0.12 at
-    1.56 (docs/decisions/0020-the-stored-image.md).
+    1.56 (docs/decisions/0020).
 
     Args:
         pixels: (h, w) or (h, w, 3) uint8, channels in any order.

@@ -1,1 +1,0 @@
-"""The sample world: procedural scenes, their truth, and the tiny checkpoints trained on them."""

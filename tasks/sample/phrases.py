@@ -1,8 +1,10 @@
-"""The words of the sample world: descriptions, captions, and instructions in five styles.
+"""Texts of the sample world: descriptions, captions, and instructions in five styles.
 
-A description is what the vision-language model says about two images:
+A description is the vision-language model's output for two images:
 `both: a small red star, a white background; change: make the large red circle blue; remove the small green cross`.
-An instruction is what the writer makes of it. `truth.parse` reads every style back.
+An instruction is the writer's output for a description. `truth.parse` parses every style.
+
+The tiny checkpoints were trained on these texts: changing a template makes them wrong.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ _PHRASES: dict[str, dict[str, str]] = {
 
 
 def phrase(edit: Edit, style: str = "imperative") -> str:
-    """One edit in the words of a style ('keep' speaks in imperatives)."""
+    """One edit in the words of a style ('keep' uses imperatives)."""
     return _PHRASES["imperative" if style == "keep" else style][edit.kind].format(n=edit.name, v=edit.value)
 
 
@@ -68,8 +70,8 @@ def _join(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def instruction(edits: Sequence[Edit], kept: Sequence[str], style: str) -> str:
-    """The edits as one instruction of a style. `kept` is what both images share, as `scenes.shared` words it."""
+def instruction(edits: Sequence[Edit], common: Sequence[str], style: str) -> str:
+    """The edits as one instruction of a style; `common` is what both images share, as `scenes.shared` words it."""
     if style == "short":
         return phrase(edits[0], style)
     text = _join([phrase(edit, style) for edit in edits])
@@ -78,42 +80,42 @@ def instruction(edits: Sequence[Edit], kept: Sequence[str], style: str) -> str:
     if style == "question":
         return f"what if {text}?"
     if style == "keep":
-        return f"keep the {kept[-1]} but {text}" if kept else f"now {text}"
+        return f"keep the {common[-1]} but {text}" if common else f"now {text}"
     return text
 
 
 def describe(query: Scene, target: Scene) -> str:
-    """What the two scenes share and what changed, in the grammar that the describer is trained to write."""
+    """What two scenes share and what changed, in the grammar that the describer is trained to write."""
     return description(difference(query, target), shared(query, target))
 
 
-def description(edits: Sequence[Edit], kept: Sequence[str]) -> str:
-    """`describe`, from its parts."""
-    both = ", ".join(f"a {thing}" for thing in kept) or "nothing"
+def description(edits: Sequence[Edit], common: Sequence[str]) -> str:
+    """As `describe`, from the edits and what both scenes share."""
+    both = ", ".join(f"a {name}" for name in common) or "nothing"
     return f"both: {both}; change: {'; '.join(phrase(edit) for edit in edits) or 'nothing'}"
 
 
-def read_description(text: str) -> tuple[list[str], list[str]] | None:
+def parse_description(text: str) -> tuple[list[str], list[str]] | None:
     """(what both share, imperative phrases of the changes) of a description, or None where it is not in the grammar."""
-    found = re.fullmatch(r"both: (.+?); change: (.+)", text.strip())
-    if found is None:
+    match = re.fullmatch(r"both: (.+?); change: (.+)", text.strip())
+    if match is None:
         return None
-    both = [] if found[1] == "nothing" else [part.removeprefix("a ") for part in found[1].split(", ")]
-    return both, [] if found[2] == "nothing" else found[2].split("; ")
+    both = [] if match[1] == "nothing" else [part.removeprefix("a ") for part in match[1].split(", ")]
+    return both, [] if match[2] == "nothing" else match[2].split("; ")
 
 
 def caption(scene: Scene) -> str:
-    """The scene in one line: names, places, background."""
-    things = ", ".join(f"a {thing.name} at the {thing.place}" for thing in scene.things)
-    return f"{things} on a {scene.background} background"
+    """The scene in one line: names, positions, background."""
+    objects = ", ".join(f"a {item.name} at the {item.place}" for item in scene.objects)
+    return f"{objects} on a {scene.background} background"
 
 
 def web_caption(scene: Scene, rng: random.Random) -> str:
-    """The scene as a web page would caption it: plain English, worded in one of several ways."""
-    things = list(scene.things)
-    rng.shuffle(things)
-    in_at = "in" if rng.random() < 0.3 else "at"
-    parts = [f"a {thing.name} {in_at} the {thing.place}" for thing in things]
+    """The scene as a web page might caption it, in one of several wordings."""
+    objects = list(scene.objects)
+    rng.shuffle(objects)
+    preposition = "in" if rng.random() < 0.3 else "at"
+    parts = [f"a {item.name} {preposition} the {item.place}" for item in objects]
     text = _join(parts) if rng.random() < 0.6 else ", ".join(parts)
     form = rng.choice(
         (

@@ -1,13 +1,14 @@
-"""Canaries and labelled questions for real models, drawn so plainly that one which sees its images cannot miss them.
+"""Canaries and labelled questions for real models, so simple that a model which receives its images cannot miss them.
 
-    python -m tasks.sample.plain_probes        writes both anew below tasks/sample/plain
+    python -m tasks.sample.plain_probes        writes both again below tasks/sample/plain
 
-    plain/canaries/     12 pairs, a red disc that turns blue, a tree beside a house that was alone; canaries.csv takes synonyms
-    plain/labels.csv    48 questions over those images, half of them fit; the others show the query itself, or another change
+plain/canaries/: 12 pairs, such as a red disc that turns blue, or a house with and without a tree; canaries.csv accepts
+synonyms. plain/labels.csv: 48 questions over those images, half of them fit; the others show the query itself or
+another change.
 
-They tell a model that sees from one that is blind or given no images, and nothing about how well it judges photographs:
-that takes a team's own set (docs/decisions/0044). The sample world's own probes (probes.py) use words that its
-checkpoints know.
+They separate a model that sees its images from one that does not; they measure nothing about photographs, which needs a
+team's own set (docs/decisions/0044). The sample world's own probes (probes.py) use words that its checkpoints were
+trained on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 HERE = Path(__file__).parent / "plain"
-SIDE_PX, FINER = 336, 3  # drawn so many times finer, then averaged down
+SIDE_PX, SCALE = 336, 3  # drawn at SCALE times the size, then averaged
 RED, BLUE, GREEN, YELLOW, BLACK, WHITE, BROWN, SKY = (
     "#d62020",
     "#1f3fd6",
@@ -35,7 +36,7 @@ RED, BLUE, GREEN, YELLOW, BLACK, WHITE, BROWN, SKY = (
     "#9fd3f2",
 )
 
-# a thing, drawn at a scale of pixels a unit; the image is 100 units wide
+# draws one shape at a scale of pixels per unit; the image is 100 units wide
 Draw = Callable[["ImageDraw.ImageDraw", float], None]
 
 
@@ -99,7 +100,7 @@ ARROW_LEFT = [box(BLACK, 35, 43, 85, 57), area(BLACK, (15, 50), (40, 28), (40, 7
 ARROW_UP = [box(BLACK, 43, 35, 57, 85), area(BLACK, (50, 15), (28, 40), (72, 40))]
 STRIPED = [disc(RED, r=30), *(box(WHITE, 15, 22 + 12 * n, 85, 27 + 12 * n) for n in range(5))]
 
-# name -> (query, target): what is drawn, on white unless a ground is drawn first
+# name -> (query, target): the shapes drawn, on white unless a background is drawn first
 SCENES: dict[str, tuple[list[Draw], list[Draw]]] = {
     "colour": ([disc(RED)], [disc(BLUE)]),
     "shape": ([box(GREEN)], [area(GREEN, (50, 20), (82, 78), (18, 78))]),
@@ -128,8 +129,8 @@ EXPECTED = {
     "arrow": "up|upward|upwards|north|vertical",
     "place": "right|right hand",
 }
-# scene -> two instructions that its target fits, and another scene's target or its own query that does not
-ASKED = {
+# scene -> two instructions that fit its target, and fit neither its query nor another scene's target
+INSTRUCTIONS = {
     "colour": ("make it blue", "the same shape in blue instead of red"),
     "shape": ("turn the square into a triangle", "a triangle of the same colour"),
     "count": ("show three of them in a row", "what if there were three instead of one?"),
@@ -145,13 +146,13 @@ ASKED = {
 }
 
 
-def drawn(things: list[Draw]) -> Image.Image:
-    """Things on white, (336, 336) RGB."""
+def draw_shapes(shapes: list[Draw]) -> Image.Image:
+    """Shapes on white, (336, 336) RGB."""
     from PIL import Image, ImageDraw
 
-    image = Image.new("RGB", (SIDE_PX * FINER,) * 2, WHITE)
-    for thing in things:
-        thing(ImageDraw.Draw(image), SIDE_PX * FINER / 100)
+    image = Image.new("RGB", (SIDE_PX * SCALE,) * 2, WHITE)
+    for shape in shapes:
+        shape(ImageDraw.Draw(image), SIDE_PX * SCALE / 100)
     return image.resize((SIDE_PX,) * 2, Image.Resampling.BOX)
 
 
@@ -162,12 +163,12 @@ def main() -> None:
     canaries: list[tuple[str, ...]] = []
     questions: list[tuple[str, ...]] = []
     names = list(SCENES)
-    for n, (name, ends) in enumerate(SCENES.items()):
+    for n, (name, pair) in enumerate(SCENES.items()):
         query, target = f"{name}-query.png", f"{name}-target.png"
-        for file, things in zip((query, target), ends, strict=True):
-            drawn(things).quantize(64).save(folder / file, optimize=True)
+        for file, shapes in zip((query, target), pair, strict=True):
+            draw_shapes(shapes).quantize(64).save(folder / file, optimize=True)
         canaries.append((query, target, EXPECTED[name]))
-        for text, wrong in zip(ASKED[name], (query, f"{names[(n + 5) % len(names)]}-target.png"), strict=True):
+        for text, wrong in zip(INSTRUCTIONS[name], (query, f"{names[(n + 5) % len(names)]}-target.png"), strict=True):
             questions += [
                 (f"canaries/{query}", f"canaries/{candidate}", text, fits)
                 for candidate, fits in ((target, "yes"), (wrong, "no"))

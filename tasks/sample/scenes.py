@@ -1,9 +1,10 @@
-"""Scenes of the sample world: what is in an image, how two images differ, and how an image is drawn.
+"""Scenes of the sample world: what an image contains, how two images differ, and how an image is drawn.
 
-A scene is a background and 1 to 4 objects on a 3x3 grid. Families are scenes at most three edits apart, as a shop's or
-a photographer's series are; a hash of its content puts every scene into one split, whatever the seed, so that
-checkpoints never see what the corpus or the benchmark holds. Drawing is numpy over cached anti-aliased masks: about
-7,000 scenes a second and core at 96 px, so that training draws its images as it goes and stores none.
+A scene is a background and 1 to 4 objects on a 3x3 grid. A family is a set of scenes at most three edits apart, like
+the series of a shop or a photographer. A hash of its content assigns every scene to one split, whatever the seed, so
+that checkpoints are never trained on a scene of the corpus or the benchmark. Drawing uses numpy over cached
+anti-aliased masks: about 7,000 scenes per second and core at 96 px, so that training draws its images as it runs and
+stores none.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object of a scene; `cell` counts the grid row by row, 0 (top left) to 8 (bottom right)."""
+class SceneObject:
+    """One object of a scene; `cell` numbers the grid row by row, 0 (top left) to 8 (bottom right)."""
 
     cell: int
     shape: str
@@ -63,55 +64,58 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """Its name without its place: 'large striped red circle'; a plain object is left unmarked."""
+        """Its name without its position: 'large striped red circle'; the pattern 'plain' is not named."""
         return " ".join(
             w for w in (self.size, "striped" if self.pattern == "striped" else "", self.colour, self.shape) if w
         )
 
     @property
     def place(self) -> str:
-        """Its place in words: 'top left' to 'bottom right'."""
+        """Its position in words: 'top left' to 'bottom right'."""
         return PLACES[self.cell]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and objects, held by cell; objects' names are unique within a scene."""
+    """A background and objects in order of their cells; names of objects are unique within a scene."""
 
     background: str
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "things", tuple(sorted(self.things, key=lambda thing: thing.cell)))
+        object.__setattr__(self, "objects", tuple(sorted(self.objects, key=lambda item: item.cell)))
 
     @property
     def key(self) -> str:
         """Its content as one line of text; equal exactly for equal scenes."""
-        parts = [f"{t.cell}:{t.name}" for t in self.things]
+        parts = [f"{t.cell}:{t.name}" for t in self.objects]
         return "|".join([self.background, *parts])
 
-    def named(self, name: str) -> Thing | None:
+    def find(self, name: str) -> SceneObject | None:
         """The object of that name, or None."""
-        return next((thing for thing in self.things if thing.name == name), None)
+        return next((item for item in self.objects if item.name == name), None)
 
     def to_record(self) -> dict[str, object]:
         """The scene as plain JSON values."""
         return {
             "background": self.background,
-            "things": [[t.cell, t.shape, t.colour, t.size, t.pattern] for t in self.things],
+            "things": [[t.cell, t.shape, t.colour, t.size, t.pattern] for t in self.objects],
         }
 
     @classmethod
     def from_record(cls, record: dict) -> Scene:
         """The scene of `to_record`."""
-        return cls(record["background"], tuple(Thing(int(t[0]), *t[1:]) for t in record["things"]))
+        return cls(record["background"], tuple(SceneObject(int(t[0]), *t[1:]) for t in record["things"]))
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One difference. `name` is the object's name in the query (in the target for 'add'), '' for 'background'.
+    """One difference between two scenes.
 
-    `value` is the new attribute, the new place ('move', 'add'), the new background, or '' ('remove').
+    Attributes:
+        kind: one of KINDS.
+        name: the object's name in the query (in the target for 'add'), '' for 'background'.
+        value: the new attribute, the new position ('move', 'add'), the new background, or '' ('remove').
     """
 
     kind: str
@@ -119,61 +123,63 @@ class Edit:
     value: str
 
 
-def renamed(name: str, kind: str, value: str) -> str:
-    """The name that an object called `name` has once its attribute `kind` is `value`."""
+def rename_object(name: str, kind: str, value: str) -> str:
+    """The name of an object called `name` after its attribute `kind` has become `value`."""
     words = name.split()
     size, pattern, colour, shape = words[0], "striped" if "striped" in words else "plain", words[-2], words[-1]
-    return replace(Thing(0, shape, colour, size, pattern), **{kind: value}).name  # type: ignore[arg-type]
+    return replace(SceneObject(0, shape, colour, size, pattern), **{kind: value}).name  # type: ignore[arg-type]
 
 
-def split_of(scene: Scene) -> str:
-    """'train' (60%), 'corpus' (25%) or 'benchmark' (15%), by a hash of the scene's content alone."""
+def assign_split(scene: Scene) -> str:
+    """'train' (60%), 'corpus' (25%) or 'benchmark' (15%), by a hash of the scene's content only."""
     share = int.from_bytes(hashlib.blake2b(scene.key.encode(), digest_size=4).digest(), "big") / 2**32
     return "train" if share < 0.60 else "corpus" if share < 0.85 else "benchmark"
 
 
 def difference(query: Scene, target: Scene) -> list[Edit]:
-    """The edits that turn `query` into `target`: canonical, from content alone, every one true by `truth.holds`.
+    """The edits that turn `query` into `target`: canonical, from content only, each true by `truth.is_edit_true`.
 
-    Objects are matched by name (elsewhere: a move), then by place where one attribute differs; what is left was removed
-    or added. In the order of the grid cell in which a reader sees them, the background last.
+    Objects are matched by name (at another position: a move), then by position where one attribute differs; what is
+    left was removed or added. Ordered by grid cell, the background last.
     """
     edits: list[tuple[tuple[int, int], Edit]] = []
-    for new in target.things:
-        old = query.named(new.name)
+    for new in target.objects:
+        old = query.find(new.name)
         if old is not None and old.cell != new.cell:
             edits.append(((old.cell, 1), Edit("move", old.name, new.place)))
-    gone = {t.cell: t for t in query.things if target.named(t.name) is None}
-    come = {t.cell: t for t in target.things if query.named(t.name) is None}
-    for cell, old in gone.items():
-        changed = [a for a in ATTRIBUTES if cell in come and getattr(old, a) != getattr(come[cell], a)]
+    removed = {t.cell: t for t in query.objects if target.find(t.name) is None}
+    added = {t.cell: t for t in target.objects if query.find(t.name) is None}
+    for cell, old in removed.items():
+        changed = [a for a in ATTRIBUTES if cell in added and getattr(old, a) != getattr(added[cell], a)]
         if len(changed) == 1:
-            edits.append(((cell, 0), Edit(changed[0], old.name, getattr(come.pop(cell), changed[0]))))
+            edits.append(((cell, 0), Edit(changed[0], old.name, getattr(added.pop(cell), changed[0]))))
         else:
             edits.append(((cell, 2), Edit("remove", old.name, "")))
-    edits += [((cell, 3), Edit("add", new.name, new.place)) for cell, new in come.items()]
+    edits += [((cell, 3), Edit("add", new.name, new.place)) for cell, new in added.items()]
     if query.background != target.background:
         edits.append(((9, 0), Edit("background", "", target.background)))
     return [edit for _, edit in sorted(edits, key=lambda item: item[0])]
 
 
 def shared(query: Scene, target: Scene) -> list[str]:
-    """What both scenes have, in words: names of objects that stand in the same place, then the background if equal."""
-    same = [t.name for t in query.things if t in target.things]
-    return same + ([f"{query.background} background"] if query.background == target.background else [])
+    """What both scenes contain, in words: names of objects in the same position, then the background if equal."""
+    names = [t.name for t in query.objects if t in target.objects]
+    return names + ([f"{query.background} background"] if query.background == target.background else [])
 
 
-def any_scene(rng: random.Random) -> Scene:
-    """A scene drawn without regard to families or splits."""
+def random_scene(rng: random.Random) -> Scene:
+    """A random scene, without regard to families or splits."""
     while True:
         cells = rng.sample(range(9), rng.randint(1, MAX_OBJECTS))
-        things = [_thing(rng, cell) for cell in cells]
-        if len({t.name for t in things}) == len(things):
-            return Scene(rng.choice(tuple(BACKGROUNDS)), tuple(things))
+        objects = [_random_object(rng, cell) for cell in cells]
+        if len({t.name for t in objects}) == len(objects):
+            return Scene(rng.choice(tuple(BACKGROUNDS)), tuple(objects))
 
 
-def _thing(rng: random.Random, cell: int) -> Thing:
-    return Thing(cell, rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES)), rng.choice(PATTERNS))
+def _random_object(rng: random.Random, cell: int) -> SceneObject:
+    return SceneObject(
+        cell, rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES)), rng.choice(PATTERNS)
+    )
 
 
 _SLOT_WEIGHTS = {
@@ -190,16 +196,16 @@ _SLOT_WEIGHTS = {
 def family(rng: random.Random, split: str, members: int, *, close: float = 0.0) -> list[Scene]:
     """`members` scenes of one split, any two of them one to three edits apart (about 50/35/15% of the pairs).
 
-    Two or three slots on distinct things vary (an object's attribute, an object's place, an object's presence, the
-    background); members are combinations of their values. Names that one object may take are never taken by another, so
-    that the number of edits between two members is the number of slots in which they differ.
+    Two or three slots on distinct objects vary (an object's attribute, position or presence, or the background);
+    members are combinations of their values. A name that one object may take is never taken by another, so that the
+    number of edits between two members is the number of slots in which they differ.
 
     Args:
-        rng: where the choice comes from.
+        rng: source of all random choices.
         split: one of SPLITS.
         members: how many scenes, 2 to 8.
-        close: least share of its pairs that are one edit apart. A rare split holds few of a family's combinations, and
-            those further apart; see `world.CLOSE`. 'train' has about 50/42/8% by itself.
+        close: least share of its pairs that are one edit apart. A rare split contains few of a family's combinations,
+            and those further apart; see `world.CLOSE`. 'train' has about 50/42/8% without it.
     """
     while True:
         slots = _pick_slots(rng)
@@ -209,28 +215,28 @@ def family(rng: random.Random, split: str, members: int, *, close: float = 0.0) 
         if len(varied) > count:
             continue
         cells = rng.sample(range(9), 9)
-        things, spare = [_thing(rng, cell) for cell in cells[:count]], cells[count:]
+        objects, spare = [_random_object(rng, cell) for cell in cells[:count]], cells[count:]
         axes: list[list[object]] = []
         for index, slot in enumerate(varied):
             if slot == "presence":
                 axes.append([True, False])
             elif slot == "move":
-                axes.append([things[index].cell, *rng.sample(spare, 3)])
+                axes.append([objects[index].cell, *rng.sample(spare, 3)])
             else:
                 axes.append(list(ATTRIBUTES[slot]))
         axes.append(list(BACKGROUNDS) if "background" in slots else [rng.choice(tuple(BACKGROUNDS))])
-        reach = [
+        possible_names = [
             {replace(t, **{varied[i]: v}).name for v in ATTRIBUTES[varied[i]]}  # type: ignore[arg-type]
             if i < len(varied) and varied[i] in ATTRIBUTES
             else {t.name}
-            for i, t in enumerate(things)
+            for i, t in enumerate(objects)
         ]
-        if sum(map(len, reach)) != len(set().union(*reach)):
+        if sum(map(len, possible_names)) != len(set().union(*possible_names)):
             continue
         combos = list(itertools.product(*axes))
         if len(combos) > 150:
             combos = rng.sample(combos, 150)
-        usable = [(c, s) for c in combos if (s := _combine(things, varied, c)).things and split_of(s) == split]
+        usable = [(c, s) for c in combos if (s := _combine(objects, varied, c)).objects and assign_split(s) == split]
         if len(usable) < members:
             continue
         chosen = _spread(rng, usable, members)
@@ -240,28 +246,28 @@ def family(rng: random.Random, split: str, members: int, *, close: float = 0.0) 
 
 
 def _pick_slots(rng: random.Random) -> list[str]:
-    left, slots = dict(_SLOT_WEIGHTS), []
+    weights, slots = dict(_SLOT_WEIGHTS), []
     for _ in range(rng.choice((2, 3, 3))):
-        slot = rng.choices(list(left), list(left.values()))[0]
+        slot = rng.choices(list(weights), list(weights.values()))[0]
         slots.append(slot)
         if slot in ("background", "presence") or rng.random() < 0.7:
-            left.pop(slot)
+            weights.pop(slot)
     return slots
 
 
-def _combine(things: Sequence[Thing], varied: Sequence[str], combo: Sequence[object]) -> Scene:
-    out = list(things)
-    drop = None
+def _combine(objects: Sequence[SceneObject], varied: Sequence[str], combo: Sequence[object]) -> Scene:
+    out = list(objects)
+    absent = None
     for index, (slot, value) in enumerate(zip(varied, combo, strict=False)):
         if slot == "presence":
-            drop = None if value else index
+            absent = None if value else index
         else:
             out[index] = replace(out[index], **{"cell" if slot == "move" else slot: value})  # type: ignore[arg-type]
-    return Scene(str(combo[-1]), tuple(t for i, t in enumerate(out) if i != drop))
+    return Scene(str(combo[-1]), tuple(t for i, t in enumerate(out) if i != absent))
 
 
 def _spread(rng: random.Random, usable: list[tuple], members: int) -> list[Scene]:
-    """Members grown one by one near those chosen, so that close pairs are commoner than far ones."""
+    """Members chosen one by one near the earlier ones, so that close pairs are more frequent than distant ones."""
     chosen = [usable.pop(rng.randrange(len(usable)))]
     while len(chosen) < members:
         weights = []
@@ -293,7 +299,7 @@ def _outline(x: float, y: float, r: float, shape: str) -> list[tuple[float, floa
 
 @lru_cache(maxsize=512)
 def _mask(shape: str, size: str, pattern: str, side_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and shade of one object, both (n, n, 1) float32 in [0, 1]; drawn eight times too large, then averaged."""
+    """Coverage and shade of one object, both (n, n, 1) float32 in [0, 1]; drawn eight times larger, then averaged."""
     r = SIZES[size] * side_px / 2
     n, q = int(2 * r) + 3, 8
     image = Image.new("L", (n * q, n * q), 0)
@@ -314,9 +320,9 @@ def _mask(shape: str, size: str, pattern: str, side_px: int) -> tuple[np.ndarray
 
 
 def draw(scene: Scene, *, side_px: int = SIDE_PX, rendering: int = 0, jitter_px: int = 2) -> np.ndarray:
-    """The scene's image, (side_px, side_px, 3) uint8 RGB; objects sit up to `jitter_px` off their cell's middle.
+    """The scene's image, (side_px, side_px, 3) uint8 RGB; objects lie up to `jitter_px` off their cell's centre.
 
-    The jitter is drawn from the scene's key and `rendering`, so that the same two give the same image on any machine.
+    The jitter is drawn from the scene's key and `rendering`, so that these two give the same image on any machine.
     """
     noise = np.frombuffer(
         hashlib.blake2b(f"{scene.key}#{rendering}".encode(), digest_size=2 * MAX_OBJECTS).digest(), np.uint8
@@ -324,17 +330,17 @@ def draw(scene: Scene, *, side_px: int = SIDE_PX, rendering: int = 0, jitter_px:
     image = np.empty((side_px, side_px, 3), np.float32)
     image[:] = BACKGROUNDS[scene.background]
     scale = side_px / SIDE_PX
-    for index, thing in enumerate(scene.things):
-        cover, shade = _mask(thing.shape, thing.size, thing.pattern, side_px)
+    for index, item in enumerate(scene.objects):
+        cover, shade = _mask(item.shape, item.size, item.pattern, side_px)
         n = cover.shape[0]
         dx, dy = (round((int(v) % (2 * jitter_px + 1) - jitter_px) * scale) for v in noise[2 * index : 2 * index + 2])
-        x = min(max(0, int((thing.cell % 3 + 0.5) * side_px / 3 - n / 2) + dx), side_px - n)
-        y = min(max(0, int((thing.cell // 3 + 0.5) * side_px / 3 - n / 2) + dy), side_px - n)
+        x = min(max(0, int((item.cell % 3 + 0.5) * side_px / 3 - n / 2) + dx), side_px - n)
+        y = min(max(0, int((item.cell // 3 + 0.5) * side_px / 3 - n / 2) + dy), side_px - n)
         part = image[y : y + n, x : x + n]
-        part += cover * (shade * np.asarray(COLOURS[thing.colour], np.float32) - part)
+        part += cover * (shade * np.asarray(COLOURS[item.colour], np.float32) - part)
     return (image + 0.5).astype(np.uint8)
 
 
-def image_of(scene: Scene, *, side_px: int = SIDE_PX, rendering: int = 0) -> Image.Image:
+def draw_image(scene: Scene, *, side_px: int = SIDE_PX, rendering: int = 0) -> Image.Image:
     """`draw` as a Pillow image."""
     return Image.fromarray(draw(scene, side_px=side_px, rendering=rendering))

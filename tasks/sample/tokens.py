@@ -1,8 +1,8 @@
 """Tokenizers, chat template and prompts of the tiny checkpoints.
 
-Byte-level BPE over the sample world's own sentences: one token a word, so that a description is about 30 tokens long;
-any other text still encodes, byte by byte. The prompts are files under `tasks/prompts/tiny/`, read here and by the
-stages alike, so that the models are asked in the words they were trained with.
+Byte-level BPE over the sample world's own sentences: one token per word, so that a description is about 30 tokens long;
+any other text still encodes, byte by byte. The prompts are files in `tasks/prompts/tiny/`, read here and by the stages,
+so that the models get the prompts that they were trained with.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from tasks.sample import phrases
-from tasks.sample.scenes import BACKGROUNDS, COLOURS, KINDS, PATTERNS, PLACES, SHAPES, SIZES, Edit, Thing
+from tasks.sample.scenes import BACKGROUNDS, COLOURS, KINDS, PATTERNS, PLACES, SHAPES, SIZES, Edit, SceneObject
 
 PROMPTS = Path(__file__).parents[1] / "prompts" / "tiny"
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = [PAD, START, END, "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
-# CLIP's text tower pools at the end token, but where that has id 2 transformers takes the token of the highest id
-# instead
-# (what CLIP's first checkpoints need): with END at 2 a text was read no further than its highest-numbered word.
+# CLIP's text tower pools at the end token, but where that has id 2, transformers pools at the token with the highest id
+# (which CLIP's first checkpoints need): with END at 2 a text was read no further than its highest-numbered word.
 SPECIAL_CLIP = [PAD, START, *SPECIAL[3:], END]
-VOCABULARY = 480  # tokens: 7 special, 256 bytes, the rest merges; every word of the world is one token
+VOCABULARY = 480  # tokens: 7 special, 256 bytes, the rest merges; every word of the sample world is one token
 
-# Content is a string or the OpenAI list of parts; vLLM reads from the template itself which of the two it takes.
+# Content is a string or OpenAI's list of parts; vLLM detects from the template which of the two it accepts.
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
@@ -39,12 +38,12 @@ CHAT_TEMPLATE = (
 
 @cache
 def prompt(name: str) -> str:
-    """The text of `tasks/prompts/tiny/<name>.txt`, without its last line break; may hold {fields}."""
+    """The text of `tasks/prompts/tiny/<name>.txt`, without its last line break; may contain {fields}."""
     return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").rstrip("\n")
 
 
 def sentences(count: int = 4000, seed: int = 1) -> Iterator[str]:
-    """Text as the checkpoints will read and write it, from random words of the world: what BPE merges are learnt from."""
+    """Texts as the checkpoints read and write them, with random words of the sample world, to learn BPE merges from."""
     rng = random.Random(seed)
     words = {
         "colour": tuple(COLOURS),
@@ -56,7 +55,7 @@ def sentences(count: int = 4000, seed: int = 1) -> Iterator[str]:
     }
 
     def name() -> str:
-        return Thing(
+        return SceneObject(
             0, rng.choice(SHAPES), rng.choice(tuple(COLOURS)), rng.choice(tuple(SIZES)), rng.choice(PATTERNS)
         ).name
 
@@ -68,9 +67,9 @@ def sentences(count: int = 4000, seed: int = 1) -> Iterator[str]:
 
     for _ in range(count):
         edits = [edit() for _ in range(rng.randint(1, 3))]
-        kept = [name(), f"{rng.choice(tuple(BACKGROUNDS))} background"][: rng.randint(0, 2)]
+        common = [name(), f"{rng.choice(tuple(BACKGROUNDS))} background"][: rng.randint(0, 2)]
         style = rng.choice(phrases.STYLES)
-        text, written = phrases.description(edits, kept), phrases.instruction(edits, kept, style)
+        text, written = phrases.description(edits, common), phrases.instruction(edits, common, style)
         caption = f"a {name()} at the {rng.choice(PLACES)}, a {name()} at the {rng.choice(PLACES)}"
         yield f"user\n{prompt('describe')}"
         yield f"assistant\n{text}"
@@ -86,8 +85,8 @@ def tokenizer(*, images: bool = False, clip: bool = False) -> PreTrainedTokenize
     """A tokenizer over `sentences`.
 
     Args:
-        images: name the image tokens that an Idefics3Processor asks its tokenizer for.
-        clip: put the start and end tokens around every text, as CLIP's text tower wants it, instead of a chat template.
+        images: define the image tokens that an Idefics3Processor requires of its tokenizer.
+        clip: add start and end tokens around every text, as CLIP's text tower needs, instead of a chat template.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

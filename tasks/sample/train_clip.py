@@ -1,7 +1,7 @@
-"""A plain CLIP: two towers of 3 x 128, contrastive over scenes and web captions. 1.4 M parameters, 2.8 MB.
+"""A small CLIP: two towers of 3 layers of width 128, contrastive over scenes and captions; 1.4 M parameters, 2.8 MB.
 
-Plain on purpose: it knows images from captions and nothing of instructions, as the public base model does, so that what
-fine-tuning on the factory's triplets adds can be seen. Good enough to mine with.
+Trained on captions only, not on instructions, like the public base model, so that the effect of fine-tuning on the
+factory's triplets can be measured. Good enough to mine with.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 from tasks.sample import phrases, tokens
-from tasks.sample.common import Log, cosine, held_out_pairs, pixels, save, set_up, train_scene, view
+from tasks.sample.common import (
+    TrainingLog,
+    cosine_schedule,
+    held_out_pairs,
+    render_view,
+    save,
+    seed_training,
+    to_pixel_values,
+    train_scene,
+)
 from tasks.sample.scenes import SIDE_PX, draw
 
 TEXT_LENGTH = 77  # tokens, as in openai/clip-vit-large-patch14
@@ -56,25 +65,26 @@ def image_vectors(model: CLIPModel, values: torch.Tensor) -> torch.Tensor:
 
 def text_vectors(model: CLIPModel, processor: CLIPProcessor, texts: Sequence[str]) -> torch.Tensor:
     """(n, 128) of unit length, from texts."""
-    made = processor.tokenizer(list(texts), padding=True, truncation=True, max_length=TEXT_LENGTH, return_tensors="pt")
-    out = model.get_text_features(input_ids=made.input_ids, attention_mask=made.attention_mask)
+    tokenized = processor.tokenizer(
+        list(texts), padding=True, truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
+    )
+    out = model.get_text_features(input_ids=tokenized.input_ids, attention_mask=tokenized.attention_mask)
     return F.normalize(getattr(out, "pooler_output", out), dim=-1)
 
 
 @torch.no_grad()
 def measure(model: CLIPModel, processor: CLIPProcessor, queries: int = 400) -> dict[str, object]:
-    """Held-out pairs: how often a caption finds its image, and image + instruction (summed) its target, in the top
-    1/10.
+    """Recall at 1 and 10 on held-out pairs: caption -> image, image -> target, image + instruction (summed) -> target.
 
-    The gallery is every query and target image of the `queries` pairs; the query image itself is left out.
+    The gallery is every query and target image of the `queries` pairs; for the last two without the query image itself.
     """
     model.eval()
     pairs = held_out_pairs(queries, seed=79)
-    of_query = image_vectors(model, pixels([draw(s, rendering=1) for s, _ in pairs]))
-    of_target = image_vectors(model, pixels([draw(t, rendering=2) for _, t in pairs]))
+    of_query = image_vectors(model, to_pixel_values([draw(s, rendering=1) for s, _ in pairs]))
+    of_target = image_vectors(model, to_pixel_values([draw(t, rendering=2) for _, t in pairs]))
     gallery = torch.cat([of_target, of_query])
-    asked = [phrases.instruction(phrases.difference(s, t), phrases.shared(s, t), "imperative") for s, t in pairs]
-    instructions = text_vectors(model, processor, asked)
+    texts = [phrases.instruction(phrases.difference(s, t), phrases.shared(s, t), "imperative") for s, t in pairs]
+    instructions = text_vectors(model, processor, texts)
     captions = text_vectors(model, processor, [phrases.caption(t) for _, t in pairs])
     rows = torch.arange(queries)
     out: dict[str, object] = {}
@@ -94,18 +104,18 @@ def measure(model: CLIPModel, processor: CLIPProcessor, queries: int = 400) -> d
 
 def train(folder: Path, *, seed: int = 0, steps: int = 480, batch: int = 192) -> None:
     """Train from scratch into `folder`."""
-    rng = set_up(seed)
-    log = Log(folder)
+    rng = seed_training(seed)
+    log = TrainingLog(folder)
     model, processor = build()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     rows = torch.arange(batch)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * cosine(step, steps)
+            group["lr"] = 1e-3 * cosine_schedule(step, steps)
         scenes = [train_scene(rng) for _ in range(batch)]
         texts = [phrases.web_caption(s, rng) if rng.random() < 0.7 else phrases.caption(s) for s in scenes]
-        images = image_vectors(model, pixels([view(s, rng, 0.5) for s in scenes]))
+        images = image_vectors(model, to_pixel_values([render_view(s, rng, 0.5) for s in scenes]))
         logits = model.logit_scale.exp() * images @ text_vectors(model, processor, texts).T
         loss = (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
         optimizer.zero_grad()

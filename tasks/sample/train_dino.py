@@ -1,12 +1,12 @@
-"""A small DINOv2 encoder, self-supervised: a student sees crops of an image, a slow teacher sees others of it.
+"""A small DINOv2 encoder, self-supervised: a student and a slowly following teacher see different crops of an image.
 
 No label and no caption is used: the student's prototype scores of every crop must match the teacher's (centred,
 sharpened) of another crop of the same image (DINO, arXiv:2104.14294). The CLS token is the embedding. 0.7 M parameters,
 1.4 MB.
 
-DINOv2's KoLeo term (arXiv:2304.07193, section 4) spreads the student's CLS over the sphere. Without it 400 steps drew
-images into
-clusters: the median nearest neighbour had a cosine of 1.0000, and mining got worse the longer it was trained.
+DINOv2's KoLeo term (arXiv:2304.07193, section 4) spreads the student's CLS over the sphere. Without it, images
+collapsed into clusters within 400 steps: the median nearest neighbour had a cosine of 1.0000, and mining got worse the
+longer it was trained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from tasks.sample.common import Log, cosine, pixels, save, set_up, train_scene, view
+from tasks.sample.common import (
+    TrainingLog,
+    cosine_schedule,
+    render_view,
+    save,
+    seed_training,
+    to_pixel_values,
+    train_scene,
+)
 from tasks.sample.scenes import SIDE_PX, draw, family
 
 PROTOTYPES = 512
@@ -28,7 +36,7 @@ KOLEO = 0.1  # weight of the term, as in DINOv2
 
 
 def build() -> tuple[Dinov2Model, object]:
-    """An untrained model and its image processor (the class that `facebook/dinov2-large` has; Pillow, no torchvision)."""
+    """An untrained model and its image processor (the class of `facebook/dinov2-large`; Pillow, no torchvision)."""
     try:
         from transformers import BitImageProcessorPil as ImageProcessor
     except ImportError:
@@ -94,7 +102,7 @@ def measure(model: Dinov2Model, families: int = 120, members: int = 4) -> dict[s
     rng = random.Random(80)
     scenes = [s for _ in range(families) for s in family(rng, "benchmark", members)]
     out = [
-        model(pixel_values=pixels([draw(s, rendering=3) for s in scenes[i : i + 240]]))
+        model(pixel_values=to_pixel_values([draw(s, rendering=3) for s in scenes[i : i + 240]]))
         for i in range(0, len(scenes), 240)
     ]
     vectors = F.normalize(torch.cat([o.last_hidden_state[:, 0] for o in out]), dim=-1)
@@ -108,9 +116,9 @@ def measure(model: Dinov2Model, families: int = 120, members: int = 4) -> dict[s
 
 def train(folder: Path, *, seed: int = 0, steps: int = 300, batch: int = 128) -> None:
     """Train from scratch into `folder`; what is saved is the teacher."""
-    rng = set_up(seed)
+    rng = seed_training(seed)
     generator = torch.Generator().manual_seed(seed)
-    log = Log(folder)
+    log = TrainingLog(folder)
     model, images = build()
     student = nn.ModuleList([model, Head()]).train()
     teacher = copy.deepcopy(student).requires_grad_(False)
@@ -118,14 +126,14 @@ def train(folder: Path, *, seed: int = 0, steps: int = 300, batch: int = 128) ->
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.04, fused=True)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * cosine(step, steps)
-        values = pixels([view(train_scene(rng), rng) for _ in range(batch)])
+            group["lr"] = 1e-3 * cosine_schedule(step, steps)
+        values = to_pixel_values([render_view(train_scene(rng), rng) for _ in range(batch)])
         wide = [crops(values, (0.75, 1.0), SIDE_PX, generator) for _ in range(2)]
         narrow = [crops(values, (0.4, 0.65), SIDE_PX // 2, generator) for _ in range(2)]
         with torch.no_grad():
-            seen = teacher[1](teacher[0](pixel_values=torch.cat(wide)).last_hidden_state[:, 0])
-            goals = ((seen - centre) / 0.05).softmax(-1).chunk(2)
-            centre = 0.9 * centre + 0.1 * seen.mean(0)
+            scores = teacher[1](teacher[0](pixel_values=torch.cat(wide)).last_hidden_state[:, 0])
+            goals = ((scores - centre) / 0.05).softmax(-1).chunk(2)
+            centre = 0.9 * centre + 0.1 * scores.mean(0)
         cls = student[0](pixel_values=torch.cat(wide)).last_hidden_state[:, 0]
         guesses = list(student[1](cls).chunk(2))
         guesses += student[1](student[0](pixel_values=torch.cat(narrow)).last_hidden_state[:, 0]).chunk(2)
@@ -140,7 +148,7 @@ def train(folder: Path, *, seed: int = 0, steps: int = 300, batch: int = 128) ->
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        pace = 1 - 0.01 * cosine(step, steps, warm=1, floor=0.1)
+        pace = 1 - 0.01 * cosine_schedule(step, steps, warm=1, floor=0.1)
         with torch.no_grad():
             for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
                 slow.mul_(pace).add_(fast, alpha=1 - pace)

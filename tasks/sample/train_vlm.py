@@ -1,10 +1,10 @@
-"""The describer: an Idefics3 (the class of SmolVLM) that looks at two images and writes what they share and what
-changed.
+"""The describer: an Idefics3 (the class of SmolVLM) that writes what two images share and what changed.
 
-Stage A teaches the vision tower and the connector what is in each grid cell, under a throw-away head; nine visual
-tokens an image, one a cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a
-caption, while a second throw-away head asks, cell by cell, what stood there in the first image and what happened to it.
-Batches are families, so that the vision features of one image serve every pair it is part of. 2.8 M parameters, 5.8 MB.
+Stage A teaches the vision tower and the connector what is in each grid cell, under an auxiliary head; nine visual
+tokens per image, one per cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a
+caption, while a second auxiliary head predicts for each cell what was there in the first image and how it changed.
+Batches are families, so that an image's vision features are computed once for all pairs it is part of. 2.8 M
+parameters, 5.8 MB.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from transformers import (
 from tasks.sample import phrases, tokens
 from tasks.sample.common import (
     WORKERS,
-    Log,
-    average,
-    cosine,
+    TrainingLog,
+    average_gradients,
+    cosine_schedule,
     held_out_pairs,
-    pixels,
+    render_view,
+    run_workers,
     save,
-    side_by_side,
+    to_pixel_values,
     train_scene,
-    view,
 )
 from tasks.sample.scenes import (
     BACKGROUNDS,
@@ -52,13 +52,14 @@ from tasks.sample.scenes import (
     family,
 )
 
-VISUAL_TOKENS = 9
+VISUAL_TOKENS = 9  # of an image, one per cell
+FAMILIES = 14  # of three scenes each, in a batch of stage B
 CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(PATTERNS) + 1)
 FLAGS = ("colour", "shape", "size", "pattern", "moved away", "moved here", "remove", "add", "background")
 
 
 def build() -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
-    """An untrained model and its processor. The text head_dim is 32, one of those that vLLM's CPU attention takes."""
+    """An untrained model and its processor. The text head_dim is 32, which vLLM's CPU attention supports."""
     try:
         from transformers import Idefics3ImageProcessorPil as ImageProcessor
     except ImportError:
@@ -98,19 +99,19 @@ def build() -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
         },
     )
     model = Idefics3ForConditionalGeneration(config)
-    greedy(model, words)
+    set_greedy_decoding(model, words)
     return model, processor
 
 
-def greedy(model: nn.Module, words: object) -> None:
-    """Make greedy decoding up to the end token the checkpoint's default."""
+def set_greedy_decoding(model: nn.Module, words: object) -> None:
+    """Set greedy decoding up to the end token as the checkpoint's default."""
     model.generation_config.eos_token_id = words.eos_token_id  # type: ignore[attr-defined, union-attr]
     model.generation_config.pad_token_id = words.pad_token_id  # type: ignore[attr-defined, union-attr]
     model.generation_config.do_sample = False  # type: ignore[union-attr]
 
 
-def turn(images: int, text: str, processor: Idefics3Processor) -> str:
-    """One user turn of so many images and a text, up to where the answer begins, with its images' tokens written out."""
+def format_turn(images: int, text: str, processor: Idefics3Processor) -> str:
+    """One user turn of `images` images and a text, up to where the answer begins, with the image tokens expanded."""
     content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
     chat = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -119,29 +120,28 @@ def turn(images: int, text: str, processor: Idefics3Processor) -> str:
     return chat.replace("<image>", one)
 
 
-def question(images: int, text: str, processor: Idefics3Processor) -> list[int]:
-    """Token ids of `turn`."""
-    return processor.tokenizer(turn(images, text, processor), add_special_tokens=False).input_ids
+def encode_prompt(images: int, text: str, processor: Idefics3Processor) -> list[int]:
+    """Token ids of `format_turn`."""
+    return processor.tokenizer(format_turn(images, text, processor), add_special_tokens=False).input_ids
 
 
 def check_against_processor(processor: Idefics3Processor) -> None:
-    """Raise unless training's ids and pixels are those that the processor makes at inference."""
+    """Raise RuntimeError unless training's token ids and pixels are those of the processor at inference."""
     scene = train_scene(random.Random(0))
     image = Image.fromarray(draw(scene))
     content = [{"type": "image", "image": image}] * 2 + [{"type": "text", "text": tokens.prompt("describe")}]
-    made = processor.apply_chat_template(
+    inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         tokenize=True,
         add_generation_prompt=True,
         return_dict=True,
         return_tensors="pt",
     )
-    if made["input_ids"][0].tolist() != question(2, tokens.prompt("describe"), processor):
-        raise RuntimeError(
-            f"the processor's prompt is not the one trained with: {processor.tokenizer.decode(made['input_ids'][0])!r}"
-        )
-    if (made["pixel_values"][0, 0] - pixels([draw(scene)])[0]).abs().max() > 0.01:
-        raise RuntimeError("the processor's pixels are not those trained with")
+    if inputs["input_ids"][0].tolist() != encode_prompt(2, tokens.prompt("describe"), processor):
+        prompt = processor.tokenizer.decode(inputs["input_ids"][0])
+        raise RuntimeError(f"the processor's prompt differs from the training prompt: {prompt!r}")
+    if (inputs["pixel_values"][0, 0] - to_pixel_values([draw(scene)])[0]).abs().max() > 0.01:
+        raise RuntimeError("the processor's pixels differ from the training pixels")
 
 
 def image_features(model: Idefics3ForConditionalGeneration, values: torch.Tensor) -> torch.Tensor:
@@ -152,24 +152,26 @@ def image_features(model: Idefics3ForConditionalGeneration, values: torch.Tensor
 
 
 @torch.no_grad()
-def even_out(model: Idefics3ForConditionalGeneration, level: float = 0.5) -> float:
-    """Scale the connector so that visual tokens have root mean square `level`; returns what it was.
+def rescale_connector(model: Idefics3ForConditionalGeneration, level: float = 0.5) -> float:
+    """Scale the connector so that visual tokens have root mean square `level`; returns the value before.
 
-    Stage A leaves them at about 4.8, beside text embeddings of 0.04: the language model's layers then hardly change
-    what stands at an image's tokens, and two images are never compared there. Seen: shape edits 0 of 46 right, and
-    nothing got better from 60,000 to 130,000 samples.
+    Stage A leaves them at about 4.8, against text embeddings of 0.04: the language model's layers then hardly change
+    the states at an image's tokens, and two images are never compared there. Measured: shape edits 0 of 46 right, and
+    no improvement from 60,000 to 130,000 samples.
     """
     rng = random.Random(0)
-    before = float(image_features(model, pixels([draw(train_scene(rng)) for _ in range(64)])).pow(2).mean().sqrt())
+    before = float(
+        image_features(model, to_pixel_values([draw(train_scene(rng)) for _ in range(64)])).pow(2).mean().sqrt()
+    )
     model.model.connector.modality_projection.proj.weight.mul_(level / before)
     return before
 
 
-def cell_labels(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per scene and cell (n, 9, 4) its shape, colour, size, pattern (0 where empty), and per scene (n,) its background."""
+def label_cells(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shape, colour, size, pattern of each cell (n, 9, 4), 0 where empty; and the background of each scene (n,)."""
     cells = np.zeros((len(scenes), 9, 4), np.int64)
     for row, scene in zip(cells, scenes, strict=True):
-        for t in scene.things:
+        for t in scene.objects:
             values = (
                 SHAPES.index(t.shape),
                 list(COLOURS).index(t.colour),
@@ -182,25 +184,25 @@ def cell_labels(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train_vision(
-    model: Idefics3ForConditionalGeneration, rng: random.Random, steps: int, log: Log, batch: int = 96
+    model: Idefics3ForConditionalGeneration, rng: random.Random, steps: int, log: TrainingLog, batch: int = 96
 ) -> None:
-    """Stage A: vision tower and connector, until about 98% of scenes are read without an error."""
+    """Stage A: vision tower and connector, until about 98% of scenes are classified without an error."""
     head = nn.Linear(model.config.text_config.hidden_size, sum(CLASSES) + len(BACKGROUNDS))
     weights = [*model.model.vision_model.parameters(), *model.model.connector.parameters()]
     optimizer = torch.optim.AdamW([*weights, *head.parameters()], lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1.5e-3 * cosine(step, steps)
+            group["lr"] = 1.5e-3 * cosine_schedule(step, steps)
         scenes = [train_scene(rng) for _ in range(batch)]
-        cells, grounds = cell_labels(scenes)
-        out = head(image_features(model, pixels([view(s, rng) for s in scenes]))).split(
+        cells, grounds = label_cells(scenes)
+        out = head(image_features(model, to_pixel_values([render_view(s, rng) for s in scenes]))).split(
             [*CLASSES, len(BACKGROUNDS)], -1
         )
         loss = sum(F.cross_entropy(o.flatten(0, 1), cells[..., i].flatten()) for i, o in enumerate(out[:4]))
         loss = loss + 0.3 * F.cross_entropy(out[4].flatten(0, 1), grounds.repeat_interleave(9))
         optimizer.zero_grad()
         loss.backward()
-        average([*weights, *head.parameters()])
+        average_gradients([*weights, *head.parameters()])
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if (step + 1) % 25 == 0:
@@ -210,10 +212,8 @@ def train_vision(
             )
 
 
-def cell_flags(query: Scene, target: Scene) -> torch.Tensor:
-    """(9, 9) float: per cell, which of FLAGS the difference of the two scenes says of it; the background's holds
-    everywhere.
-    """
+def label_changes(query: Scene, target: Scene) -> torch.Tensor:
+    """(9, 9) float: for each cell, which of FLAGS apply to it; that of the background applies to every cell."""
     flags = torch.zeros(9, len(FLAGS))
     for edit in difference(query, target):
         if edit.kind == "background":
@@ -221,17 +221,18 @@ def cell_flags(query: Scene, target: Scene) -> torch.Tensor:
         elif edit.kind == "add":
             flags[PLACES.index(edit.value), FLAGS.index("add")] = 1
         else:
-            cell = query.named(edit.name).cell  # type: ignore[union-attr]
+            cell = query.find(edit.name).cell  # type: ignore[union-attr]
             flags[cell, FLAGS.index("moved away" if edit.kind == "move" else edit.kind)] = 1
             if edit.kind == "move":
                 flags[PLACES.index(edit.value), FLAGS.index("moved here")] = 1
     return flags
 
 
-class Comparing(nn.Module):
-    """A throw-away head over the second image's tokens, half-way up the language model.
+class ComparisonHead(nn.Module):
+    """An auxiliary head over the second image's tokens, half-way up the language model; not part of the checkpoint.
 
-    The text alone teaches comparing slowly: one word in forty depends on it. Here every cell of every pair does.
+    The text loss alone teaches comparison slowly, since one word in forty depends on it. Here every cell of every pair
+    does.
     """
 
     def __init__(self, width: int, layers: tuple[int, ...] = (2, 3)) -> None:
@@ -245,8 +246,12 @@ class Comparing(nn.Module):
     def loss(
         self, states: Sequence[torch.Tensor], cells: torch.Tensor, flags: torch.Tensor
     ) -> tuple[torch.Tensor, float]:
-        """(loss, share of pairs with every flag right) of hidden states (n, 9, width) a layer, the first image's cells
-        (n, 9, 4), flags (n, 9, 9).
+        """(loss, share of pairs with every flag right).
+
+        Args:
+            states: hidden states (n, 9, width) of each layer.
+            cells: of the first image (n, 9, 4), see `label_cells`.
+            flags: (n, 9, 9), see `label_changes`.
         """
         total = torch.zeros(())
         right = 0.0
@@ -254,20 +259,20 @@ class Comparing(nn.Module):
             x = norm(state)
             for i, part in enumerate(before(x).split(CLASSES, -1)):
                 total = total + 0.25 * F.cross_entropy(part.flatten(0, 1), cells[..., i].flatten())
-            said = flag(x)
-            total = total + 3 * F.binary_cross_entropy_with_logits(said, flags, pos_weight=self.rare)
-            right = float(((said > 0) == (flags > 0.5)).all(-1).all(-1).float().mean())
+            logits = flag(x)
+            total = total + 3 * F.binary_cross_entropy_with_logits(logits, flags, pos_weight=self.rare)
+            right = float(((logits > 0) == (flags > 0.5)).all(-1).all(-1).float().mean())
         return total / len(self.layers), right
 
 
-class Writer:
-    """Turns families into losses: features once an image, then every sampled pair and caption as a text to predict."""
+class DescriptionLoss:
+    """Loss of the texts of sampled pairs and single images, from vision features computed once per image."""
 
     def __init__(self, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
         self.model, self.words = model, processor.tokenizer
-        self.comparing = Comparing(model.config.text_config.hidden_size)
-        self.compare = question(2, tokens.prompt("describe"), processor)
-        self.caption = question(1, tokens.prompt("caption"), processor)
+        self.comparing = ComparisonHead(model.config.text_config.hidden_size)
+        self.compare = encode_prompt(2, tokens.prompt("describe"), processor)
+        self.caption = encode_prompt(1, tokens.prompt("caption"), processor)
         self.image_id = model.config.image_token_id
         self.verbs = {
             self.words(f" {v}", add_special_tokens=False).input_ids[0]
@@ -277,13 +282,15 @@ class Writer:
         self.second = [i for i, token in enumerate(self.compare) if token == self.image_id][VISUAL_TOKENS:]
 
     def answer(self, text: str) -> list[int]:
+        """Token ids of an answer, its end token included."""
         return [*self.words(text, add_special_tokens=False).input_ids, self.words.eos_token_id]
 
     def loss(
         self, features: torch.Tensor, samples: list[tuple[list[int], list[int], list[int]]], scenes: Sequence[Scene]
     ) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """(mean loss of the answers, `Comparing`'s loss, its share right); tokens after 'change' weigh double, the
-        verbs there six times.
+        """(mean loss of the answers, ComparisonHead's loss, its share right).
+
+        Tokens after 'change' weigh double, the verbs among them six times.
 
         Args:
             features: (images, 9, width).
@@ -301,27 +308,27 @@ class Writer:
                 start = a.index(self.cut) + 1
                 weight[row, len(q) + start - 1 : len(q) + len(a) - 1] = 2.0
                 for at, token in enumerate(a[start:], start):
-                    if token in self.verbs:  # the word in which the kind of change is decided
+                    if token in self.verbs:  # the word that decides the kind of change
                         weight[row, len(q) + at - 1] = 6.0
         embedded = self.model.get_input_embeddings()(ids)
         where = [i for images, _, _ in samples for i in images]
         embedded = embedded.masked_scatter((ids == self.image_id)[..., None], features[where])
         out = self.model.model.text_model(inputs_embeds=embedded, use_cache=False, output_hidden_states=True)
         hidden = out.last_hidden_state
-        asked = labels != -100  # padding stands on the right, so the causal mask alone is enough
-        losses = F.cross_entropy(self.model.lm_head(hidden[asked]), labels[asked], reduction="none")
+        is_answer = labels != -100  # padding is on the right, so the causal mask is enough
+        losses = F.cross_entropy(self.model.lm_head(hidden[is_answer]), labels[is_answer], reduction="none")
         pairs = [(row, *images) for row, (images, _, _) in enumerate(samples) if len(images) == 2]
         states = [
             out.hidden_states[layer][[row for row, _, _ in pairs]][:, self.second] for layer in self.comparing.layers
         ]
-        before, _ = cell_labels([scenes[i] for _, i, _ in pairs])
-        flags = torch.stack([cell_flags(scenes[i], scenes[j]) for _, i, j in pairs])
+        before, _ = label_cells([scenes[i] for _, i, _ in pairs])
+        flags = torch.stack([label_changes(scenes[i], scenes[j]) for _, i, j in pairs])
         compared, right = self.comparing.loss(states, before, flags)
-        return (losses * weight[asked]).sum() / weight[asked].sum(), compared, right
+        return (losses * weight[is_answer]).sum() / weight[is_answer].sum(), compared, right
 
 
-def pairs_of(scenes: Sequence[Scene], rng: random.Random, count: int) -> list[tuple[int, int]]:
-    """`count` ordered pairs of a family, two- and three-edit pairs kept at about half."""
+def sample_pairs(scenes: Sequence[Scene], rng: random.Random, count: int) -> list[tuple[int, int]]:
+    """`count` ordered pairs of a family, drawn so that about half have two or three edits."""
     every = [(i, j) for i in range(len(scenes)) for j in range(len(scenes)) if i != j]
     weights = [(1.0, 0.8, 0.9)[len(difference(scenes[i], scenes[j])) - 1] for i, j in every]
     return rng.choices(every, weights, k=count)
@@ -332,39 +339,54 @@ def train_writing(
     processor: Idefics3Processor,
     rng: random.Random,
     steps: int,
-    log: Log,
+    log: TrainingLog,
     folder: Path,
-    families: int = 14,
-    peak: float = 1.5e-3,
+    peak: float,
 ) -> None:
-    """Stage B: the whole model writes descriptions and captions; a checkpoint and a measurement every 150 steps."""
-    writer = Writer(model, processor)
-    weights = [*model.parameters(), *writer.comparing.parameters()]
+    """Stage B: the whole model learns descriptions and captions; a checkpoint and a measurement every 150 steps.
+
+    Args:
+        model: trained in place.
+        processor: saved with it.
+        rng: of this worker's samples.
+        steps: optimiser steps.
+        log: of the training curve; only a worker whose log is not silent saves checkpoints.
+        folder: of the checkpoint.
+        peak: learning rate after warm-up.
+    """
+    description_loss = DescriptionLoss(model, processor)
+    weights = [*model.parameters(), *description_loss.comparing.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     test = held_out_pairs(120, seed=77)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = peak * cosine(step, steps)
-        groups = [family(rng, "train", 3) for _ in range(families)]
+            group["lr"] = peak * cosine_schedule(step, steps)
+        groups = [family(rng, "train", 3) for _ in range(FAMILIES)]
         samples = []
         for g, scenes in enumerate(groups):
-            for i, j in pairs_of(scenes, rng, 3):
+            for i, j in sample_pairs(scenes, rng, 3):
                 samples.append(
-                    ([3 * g + i, 3 * g + j], writer.compare, writer.answer(phrases.describe(scenes[i], scenes[j])))
+                    (
+                        [3 * g + i, 3 * g + j],
+                        description_loss.compare,
+                        description_loss.answer(phrases.describe(scenes[i], scenes[j])),
+                    )
                 )
             i = rng.randrange(3)
             if g % 2 == 0:
-                samples.append(([3 * g + i], writer.caption, writer.answer(phrases.caption(scenes[i]))))
+                samples.append(
+                    ([3 * g + i], description_loss.caption, description_loss.answer(phrases.caption(scenes[i])))
+                )
         samples.sort(key=lambda sample: len(sample[1]) + len(sample[2]))
         flat = [scene for scenes in groups for scene in scenes]
-        features = image_features(model, pixels([view(s, rng) for s in flat]))
+        features = image_features(model, to_pixel_values([render_view(s, rng) for s in flat]))
         half = len(samples) // 2  # two halves by length: a fifth less padding
-        parts = [writer.loss(features, part, flat) for part in (samples[:half], samples[half:])]
+        parts = [description_loss.loss(features, part, flat) for part in (samples[:half], samples[half:])]
         written, compared = (parts[0][0] + parts[1][0]) / 2, (parts[0][1] + parts[1][1]) / 2
         loss = written + compared
         optimizer.zero_grad()
         loss.backward()
-        average(weights)
+        average_gradients(weights)
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         if (step + 1) % 50 == 0:
@@ -387,12 +409,12 @@ def write_descriptions(
     processor: Idefics3Processor,
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> list[str]:
-    """The model's own words for pairs of images, each (96, 96, 3) uint8; greedy."""
-    ids = torch.tensor([question(2, tokens.prompt("describe"), processor)])
+    """The model's descriptions of pairs of images, each (96, 96, 3) uint8; greedy."""
+    ids = torch.tensor([encode_prompt(2, tokens.prompt("describe"), processor)])
     texts: list[str] = []
     for start in range(0, len(pairs), 64):
         part = pairs[start : start + 64]
-        values = torch.stack([pixels(pair) for pair in part])
+        values = torch.stack([to_pixel_values(pair) for pair in part])
         inputs = ids.repeat(len(part), 1)
         out = model.generate(
             input_ids=inputs, attention_mask=torch.ones_like(inputs), pixel_values=values, max_new_tokens=80
@@ -432,13 +454,13 @@ def train(
         start: a checkpoint to go on from, at a peak learning rate of 1.2e-3 and without stage A; from scratch where
             None.
     """
-    side_by_side(_train, folder, seed, steps, vision_steps, start)
+    run_workers(_train, folder, seed, steps, vision_steps, start)
 
 
 def _train(rank: int, folder: Path, seed: int, steps: int, vision_steps: int, start: Path | None) -> None:
     torch.manual_seed(seed)  # the same weights in every worker, other samples
     rng = random.Random(f"{seed}:{rank}")
-    log = Log(folder, is_silent=rank > 0)
+    log = TrainingLog(folder, is_silent=rank > 0)
     model, processor = build()
     check_against_processor(processor)
     log.write(parameters=sum(p.numel() for p in model.parameters()), vocabulary=len(processor.tokenizer))
@@ -447,7 +469,7 @@ def _train(rank: int, folder: Path, seed: int, steps: int, vision_steps: int, st
         train_vision(model, rng, vision_steps, log)
     else:
         model.load_state_dict(AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32).state_dict())
-    even_out(model)
+    rescale_connector(model)
     train_writing(model, processor, rng, steps, log, folder, peak=1.5e-3 if start is None else 1.2e-3)
     if rank == 0:
         save(folder, model, processor)

@@ -1,8 +1,8 @@
-"""The truth about instructions of the sample world; for evaluation only, no stage reads it.
+"""Ground truth about instructions of the sample world; for evaluation only, no stage reads it.
 
-A text is read back into edits and keeps, whatever its style, and held against the scenes behind two images. Attribute
-edits are free of place: 'make the small red star blue' holds when the query has a small red star and the candidate has
-none, but has a small blue star that the query had not.
+A text of any style is parsed into edits and kept items, which are checked against the scenes of two images. Attribute
+edits do not depend on position: 'make the small red star blue' is true when the query has a small red star and the
+candidate has none, but has a small blue star that the query does not have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tasks.sample.scenes import (
     Edit,
     Scene,
     difference,
-    renamed,
+    rename_object,
 )
 
 _NAME = rf"(?P<n>(?:{'|'.join(SIZES)})(?: striped)? (?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)}))"
@@ -53,52 +53,57 @@ _KEPT = re.compile(rf"the (?:{_GROUND} background|{_NAME})")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a text says: `edits` to make; `keeps`, names of objects or '<background> background', to be in both."""
+class ParsedInstruction:
+    """A parsed instruction.
+
+    Attributes:
+        edits: to be made.
+        keeps: names of objects, or '<background> background', that must be in both images.
+    """
 
     edits: tuple[Edit, ...]
     keeps: tuple[str, ...]
 
 
-def parse(text: str) -> Reading | None:
-    """The edits and keeps that a text names, in its order; None where any part of it cannot be read."""
+def parse(text: str) -> ParsedInstruction | None:
+    """The edits and kept items of a text, in its order; None where any part of it is not in the grammar."""
     line = " ".join(text.split()).strip().rstrip("?.!").strip()
     line = line[:1].lower() + line[1:]
     keeps: list[str] = []
     if line.startswith("keep "):
         kept, but, line = line.removeprefix("keep ").partition(" but ")
         for part in re.split(r",? and |, ", kept):
-            found = _KEPT.fullmatch(part)
-            if found is None:
+            match = _KEPT.fullmatch(part)
+            if match is None:
                 return None
-            keeps.append(found["n"] or f"{found['v']} background")
+            keeps.append(match["n"] or f"{match['v']} background")
         if not but:
-            return Reading((), tuple(keeps))
+            return ParsedInstruction((), tuple(keeps))
     for opening in ("the same with ", "the same but ", "what if ", "now ", "please "):
         line = line.removeprefix(opening)
     edits: list[Edit] = []
     for clause in re.split(r",? and |, |; ", line):
-        found_edit = _read_clause(clause)
-        if found_edit is None:
+        edit = _parse_clause(clause)
+        if edit is None:
             return None
-        edits.append(found_edit)
-    return Reading(tuple(edits), tuple(keeps))
+        edits.append(edit)
+    return ParsedInstruction(tuple(edits), tuple(keeps))
 
 
-def _read_clause(clause: str) -> Edit | None:
+def _parse_clause(clause: str) -> Edit | None:
     for kind, pattern in _CLAUSES:
-        found = pattern.fullmatch(clause)
-        if found is not None:
-            groups = found.groupdict()
+        match = pattern.fullmatch(clause)
+        if match is not None:
+            groups = match.groupdict()
             return Edit(kind, groups.get("n") or "", groups.get("v") or "")
     return None
 
 
-def holds(edit: Edit, query: Scene, candidate: Scene) -> bool:
-    """Whether the candidate is what the edit makes of the query, as far as this edit goes."""
+def is_edit_true(edit: Edit, query: Scene, candidate: Scene) -> bool:
+    """Whether the candidate differs from the query as this edit says."""
     if edit.kind == "background":
         return candidate.background == edit.value != query.background
-    here, there = query.named(edit.name), candidate.named(edit.name)
+    here, there = query.find(edit.name), candidate.find(edit.name)
     if edit.kind == "add":
         return here is None and there is not None and there.place == edit.value
     if edit.kind == "remove":
@@ -107,28 +112,28 @@ def holds(edit: Edit, query: Scene, candidate: Scene) -> bool:
         return here is not None and there is not None and here.place != edit.value == there.place
     if edit.kind not in ATTRIBUTES:
         raise ValueError(f"edit of kind {edit.kind!r}; known: {[*ATTRIBUTES, 'move', 'add', 'remove', 'background']}")
-    new = renamed(edit.name, edit.kind, edit.value)
-    return here is not None and there is None and candidate.named(new) is not None and query.named(new) is None
+    new = rename_object(edit.name, edit.kind, edit.value)
+    return here is not None and there is None and candidate.find(new) is not None and query.find(new) is None
 
 
-def keeps(kept: str, query: Scene, candidate: Scene) -> bool:
-    """Whether both scenes have what is to be kept."""
-    if kept.endswith(" background"):
-        return query.background == candidate.background == kept.removesuffix(" background")
-    return query.named(kept) is not None and candidate.named(kept) is not None
+def is_kept(item: str, query: Scene, candidate: Scene) -> bool:
+    """Whether both scenes contain what is to be kept: an object's name, or '<background> background'."""
+    if item.endswith(" background"):
+        return query.background == candidate.background == item.removesuffix(" background")
+    return query.find(item) is not None and candidate.find(item) is not None
 
 
 def satisfies(text: str, query: Scene, candidate: Scene) -> bool:
-    """Whether the text reads, names at least one edit, and all that it says holds between query and candidate."""
+    """Whether the text parses, names at least one edit, and is true of query and candidate in all its parts."""
     reading = parse(text)
     if reading is None or not reading.edits:
         return False
-    edits_hold = all(holds(edit, query, candidate) for edit in reading.edits)
-    return edits_hold and all(keeps(kept, query, candidate) for kept in reading.keeps)
+    are_edits_true = all(is_edit_true(edit, query, candidate) for edit in reading.edits)
+    return are_edits_true and all(is_kept(item, query, candidate) for item in reading.keeps)
 
 
 def is_true(text: str, query: Scene, candidate: Scene) -> bool:
-    """`satisfies`, and the query itself does not satisfy it."""
+    """Whether the candidate satisfies the text and the query itself does not."""
     return satisfies(text, query, candidate) and not satisfies(text, query, query)
 
 
@@ -139,12 +144,12 @@ def is_complete(text: str, query: Scene, target: Scene) -> bool:
 
 
 def measure(triplets: Iterable[dict], scene_of: Callable[[str], Scene | None]) -> dict[str, float | int]:
-    """Shares over accepted triplets, a text or a (text, negative) pair counting once.
+    """Shares over accepted triplets; each text and each (text, negative) pair counts once.
 
     Args:
         triplets: records with query_image_id, target_image_id, instructions (texts), negative_image_ids (the query
             first).
-        scene_of: the scene behind an image id, or None where it has none; a text about such an image counts as false.
+        scene_of: image id -> its scene, or None where it has none; a text about such an image counts as false.
     Returns:
         instructions_true, instructions_complete: shares of texts; negatives_also_right: share of (text, mined negative)
         pairs whose negative the text fits too, negative 0 left out; texts, negatives: what the shares are of.

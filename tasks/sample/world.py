@@ -1,11 +1,12 @@
-"""The sample corpus: a folder of images with captions, as a crawl would have left it.
+"""The sample corpus: a folder of generated images with captions, as a web crawl might have left it.
 
     python -m tasks.sample.world <folder> --seed 7 --images 2200             # the first batch
     python -m tasks.sample.world <folder> --seed 7 --images 260 --batch 1    # a week later, into the same folder
 
-Families of relatives from the split 'corpus', and what life adds: exact copies, re-encoded and resized copies, corrupt
-and truncated files, images too small to use, images without captions, a few wrong captions. What is behind each image
-goes to a file OUTSIDE the folder (`--truth`, default `<folder>.truth.jsonl`), which only evaluation reads.
+Families of scenes from the split 'corpus', and what real crawls contain besides: exact copies, re-encoded and resized
+copies, corrupt and truncated files, images too small to use, images without captions, a few wrong captions. The scene
+of each image is written to a file outside the folder (`--truth`, default `<folder>.truth.jsonl`), which only evaluation
+reads.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from pathlib import Path
 from PIL import Image
 
 from tasks.sample.phrases import web_caption
-from tasks.sample.scenes import Scene, family, image_of
+from tasks.sample.scenes import Scene, draw_image, family
 
 COLUMNS = ("path", "caption", "licence", "source")
 SHARES = {"exact_copy": 0.02, "near_copy": 0.05, "corrupt": 0.01, "truncated": 0.005, "too_small": 0.005}
 WITHOUT_CAPTION, WRONG_CAPTION = 0.04, 0.01
-CLOSE = (0.0, 0.5)  # least share of one-edit pairs in a family, either: gives about 47/43/10% of pairs with 1/2/3 edits
-LATE_SHARE = 0.15  # of a later batch: new members of families that are there already
+# least share of one-edit pairs in a family, one of the two at random: about 47/43/10% of pairs have 1/2/3 edits
+CLOSE = (0.0, 0.5)
+LATE_SHARE = 0.15  # of a later batch: new members of families of the first batch
 LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0")
 
 
@@ -61,12 +63,12 @@ def make_world(folder: Path, *, seed: int, images: int, offset: int = 0, truth: 
     """Write a batch of images into `folder` and its rows into `folder/captions.csv`.
 
     Args:
-        folder: made where missing; a later batch joins what is there.
+        folder: created where missing; a later batch is added to what is there.
         seed: of the whole world; the same arguments write the same bytes.
-        images: files to write, a count, junk included.
+        images: files to write, a count, damaged ones included.
         offset: 0 for the first batch; for a later one the number of files before it, so that it brings new families and
             a few new members of the first batch's.
-        truth: JSON-lines file that says what each image is; `<folder>.truth.jsonl` where None. Never inside `folder`.
+        truth: JSON-lines file with the scene of each image; `<folder>.truth.jsonl` where None. Never inside `folder`.
     Returns:
         How many files of each kind were written.
     """
@@ -77,26 +79,26 @@ def make_world(folder: Path, *, seed: int, images: int, offset: int = 0, truth: 
     files = _originals(rng, seed, images - sum(counts.values()), offset)
     originals = list(files)
     for kind, count in counts.items():
-        for of in rng.choices(originals, k=count):
-            files.append(_damaged(rng, of, kind))
+        for original in rng.choices(originals, k=count):
+            files.append(_make_copy(rng, original, kind))
     _spoil_captions(rng, files)
     rng.shuffle(files)
     return _write(folder, files, rng, truth)
 
 
 def poison_copies(folder: Path, *, seed: int, images: int, truth: Path | None = None) -> dict[str, int]:
-    """Flood the folder with `images` exact and near copies of what is in it: what the images gate must stop."""
+    """Add `images` exact and near copies of the folder's images: a batch that the images gate must stop."""
     rng = random.Random(f"copies:{seed}")
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".jpg", ".png") and _opens(path))
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".jpg", ".png") and _is_readable(path))
     files = []
     for name in rng.choices(names, k=images):
-        old = _File(name, (folder / name).read_bytes(), "one more copy", "original")
-        files.append(_damaged(rng, old, rng.choice(("exact_copy", "near_copy"))))
+        original = _File(name, (folder / name).read_bytes(), "one more copy", "original")
+        files.append(_make_copy(rng, original, rng.choice(("exact_copy", "near_copy"))))
     return _write(folder, files, rng, truth)
 
 
 def poison_captions(folder: Path, *, seed: int, images: int, offset: int, truth: Path | None = None) -> dict[str, int]:
-    """Add a batch of good new images whose captions are shuffled among them: what the pairs gate must stop."""
+    """Add a batch of new images whose captions are shuffled among them: a batch that the pairs gate must stop."""
     rng = random.Random(f"captions:{seed}:{offset}")
     files = _originals(rng, seed, images, offset)
     captions = [file.caption for file in files]
@@ -106,7 +108,7 @@ def poison_captions(folder: Path, *, seed: int, images: int, offset: int, truth:
 
 
 def _families(seed: int, offset: int) -> Iterator[tuple[list[Scene], Scene]]:
-    """Families of a batch without end, each with one more member that only a later batch shows."""
+    """Endless families of a batch, each with one more member that only a later batch contains."""
     number = 0
     while True:
         rng = random.Random(f"family:{seed}:{offset}:{number}")
@@ -128,7 +130,7 @@ def _originals(rng: random.Random, seed: int, count: int, offset: int) -> list[_
     files = []
     for number, scene in enumerate(unique):
         side_px = rng.choices((96, 112, 128), (70, 15, 15))[0]
-        image = image_of(scene, side_px=side_px, rendering=rng.getrandbits(24))
+        image = draw_image(scene, side_px=side_px, rendering=rng.getrandbits(24))
         suffix, content = _encoded(image, rng)
         files.append(_File(_name(seed, offset, number) + suffix, content, web_caption(scene, rng), "original", scene))
     return files
@@ -147,10 +149,10 @@ def _encoded(image: Image.Image, rng: random.Random, quality: int = 90) -> tuple
     return ".png", out.getvalue()
 
 
-def _damaged(rng: random.Random, of: _File, kind: str) -> _File:
-    """A copy of a file, exact or changed, or what is left of it."""
-    suffix, content = Path(of.name).suffix, of.content
-    caption = web_caption(of.scene, rng) if of.scene else of.caption
+def _make_copy(rng: random.Random, original: _File, kind: str) -> _File:
+    """A copy of a file: exact, re-encoded, too small, truncated or corrupt, by its kind."""
+    suffix, content = Path(original.name).suffix, original.content
+    caption = web_caption(original.scene, rng) if original.scene else original.caption
     if kind in ("near_copy", "too_small"):
         image = Image.open(io.BytesIO(content)).convert("RGB")
         side_px = (
@@ -167,18 +169,20 @@ def _damaged(rng: random.Random, of: _File, kind: str) -> _File:
         content = content[: int(len(content) * rng.uniform(0.3, 0.7))]
     elif kind == "corrupt":
         content = rng.choice((rng.randbytes(900), b"<html><body>404 Not Found</body></html>", b""))
-    scene = of.scene if kind in ("exact_copy", "near_copy", "too_small") else None
-    return _File(_name(of.name, kind, rng.getrandbits(40)) + suffix, content, caption, kind, scene, of.name)
+    scene = original.scene if kind in ("exact_copy", "near_copy", "too_small") else None
+    return _File(_name(original.name, kind, rng.getrandbits(40)) + suffix, content, caption, kind, scene, original.name)
 
 
 def _spoil_captions(rng: random.Random, files: list[_File]) -> None:
-    whole = [file for file in files if file.kind == "original"]
-    chosen = rng.sample(whole, round(len(whole) * (WITHOUT_CAPTION + WRONG_CAPTION)))
-    wrong = chosen[: round(len(whole) * WRONG_CAPTION)]
+    originals = [file for file in files if file.kind == "original"]
+    chosen = rng.sample(originals, round(len(originals) * (WITHOUT_CAPTION + WRONG_CAPTION)))
+    wrong = chosen[: round(len(originals) * WRONG_CAPTION)]
     for file in chosen[len(wrong) :]:
         file.caption = ""
     for file in wrong:
-        other = rng.choice([f for f in whole if f.scene and f.caption and f.scene.background != file.scene.background])  # type: ignore[union-attr]
+        background = file.scene.background if file.scene else ""
+        others = [f for f in originals if f.scene and f.caption and f.scene.background != background]
+        other = rng.choice(others)
         file.caption, file.is_caption_wrong = other.caption, True
 
 
@@ -192,13 +196,13 @@ def _write(folder: Path, files: list[_File], rng: random.Random, truth: Path | N
     truth.parent.mkdir(parents=True, exist_ok=True)
     table = folder / "captions.csv"
     is_new = not table.exists()
-    with table.open("a", newline="", encoding="utf-8") as rows, truth.open("a", encoding="utf-8") as facts:
+    with table.open("a", newline="", encoding="utf-8") as rows, truth.open("a", encoding="utf-8") as truths:
         writer = csv.writer(rows, lineterminator="\n")
         if is_new:
             writer.writerow(COLUMNS)
         for file in files:
             (folder / file.name).write_bytes(file.content)
-            facts.write(json.dumps(file.truth()) + "\n")
+            truths.write(json.dumps(file.truth()) + "\n")
             if file.caption or rng.random() < 0.5:  # half of those without a caption have a row all the same
                 writer.writerow(
                     (file.name, file.caption, rng.choice(LICENCES), f"https://example.org/{file.name[:2]}/{file.name}")
@@ -206,7 +210,7 @@ def _write(folder: Path, files: list[_File], rng: random.Random, truth: Path | N
     return dict(Counter(file.kind for file in files))
 
 
-def _opens(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.load()

@@ -20,7 +20,7 @@ from tasks.models.llm.load import load_captioner
 from tasks.models.llm.local_captioner import LocalCaptioner
 from tasks.models.llm.requests import Request
 from tasks.prompts.prompt_set import read_prompt_set
-from tasks.sample.phrases import read_description
+from tasks.sample.phrases import parse_description
 from tasks.sample.scenes import draw, family
 from tests.support.caption_config import caption_config
 from tests.support.fake_llm import FakeLlm
@@ -76,7 +76,7 @@ def test_a_painted_order_is_described_in_the_sample_worlds_words_or_rejected(des
     ]
     for reply in describer.chat(requests):
         assert (
-            read_description(reply.text) is not None
+            parse_description(reply.text) is not None
             or rejection_reason(reply.text, ReplyRules(max_chars=400, prompt="Compare the pictures.")) is not None
         ), reply.text
         assert not any(word in reply.text.lower() for word in ("hacked", "pwned", "ignore", "system", "yes"))

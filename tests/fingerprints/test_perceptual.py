@@ -16,7 +16,7 @@ from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail,
 from tasks.ingest.dedup import DuplicateIndex
 from tasks.ingest.normalize import normalize_image
 from tasks.ingest.rules import NormalizationRules, NormalizedImage
-from tasks.sample.scenes import difference, family, image_of
+from tasks.sample.scenes import difference, draw_image, family
 
 
 def encoded(image: Image.Image, quality: int) -> Image.Image:
@@ -37,7 +37,7 @@ def test_copies_are_caught_and_one_edit_relatives_are_not():
     rng, caught, lost, relatives = random.Random(3), 0, 0, 0
     for _ in range(100):
         scenes = family(rng, "corpus", 5)
-        images = [encoded(image_of(s, rendering=rng.getrandbits(24)), 90) for s in scenes]
+        images = [encoded(draw_image(s, rendering=rng.getrandbits(24)), 90) for s in scenes]
         for image in images[:3]:
             side = rng.choice((96, 80, 104, 144, 160))
             resized = image if side == 96 else image.resize((side, side), Image.Resampling.BICUBIC)

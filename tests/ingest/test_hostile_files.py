@@ -41,7 +41,6 @@ def png(
     colour: int = 2,
     rows: int | None = None,
     fill: bytes = b"\0",
-    extra: bytes = b"",
     interlaced: int = 0,
 ) -> bytes:
     """A PNG whose rows are all alike, truly there (a bomb: small file, many pixels)."""
@@ -52,7 +51,13 @@ def png(
         body.append(packer.compress(row))
     body.append(packer.flush())
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", b"".join(body)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"".join(body)) + chunk(b"IEND", b"")
+
+
+def with_chunk(content: bytes, extra: bytes) -> bytes:
+    """The PNG with another chunk behind its header."""
+    end = 8 + len(chunk(b"IHDR", b"\0" * 13))
+    return content[:end] + extra + content[end:]
 
 
 def jpeg_stating(width: int, height: int) -> bytes:
@@ -181,11 +186,11 @@ def hostile_files() -> dict[str, tuple[bytes, str]]:
         "bomb_says.webp": (webp_stating(16_383, 16_383), "too_large"),
         "bomb_says_more.webp": (webp_stating(1 << 24, 1 << 24), "too_large"),
         "bomb_text.png": (
-            png(64, 64, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 80_000_000, 9))),
+            with_chunk(png(64, 64), chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 80_000_000, 9))),
             "undecodable",
         ),
         "bomb_profile.png": (
-            png(64, 64, extra=chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))),
+            with_chunk(png(64, 64), chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))),
             "undecodable",
         ),
         "says_zero.png": (png(0, 0, rows=0), "undecodable"),

@@ -106,9 +106,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
         )
 
     def _drawn(key: str):
-        from tasks.sample.scenes import image_of
+        from tasks.sample.scenes import draw_image
 
-        return image_of(trained.drawn[key])
+        return draw_image(trained.drawn[key])
 
     samples = true_samples(families, names)
     return Bench(

@@ -17,9 +17,9 @@ from transformers import (
     AutoTokenizer,
 )
 
-from tasks.sample import phrases, train_clip, train_judge, train_vlm, train_writer
+from tasks.sample import judge_packing, judge_questions, phrases, train_clip, train_judge, train_vlm, train_writer
 from tasks.sample.common import held_out_pairs
-from tasks.sample.scenes import difference, draw, image_of, split_of
+from tasks.sample.scenes import assign_split, difference, draw, draw_image
 from tasks.sample.tokens import CHECKPOINTS, prompt
 
 PAIRS = held_out_pairs(40, seed=101)
@@ -41,12 +41,12 @@ def vlm():
     ).eval(), AutoProcessor.from_pretrained(folder)
 
 
-def test_all_together_are_at_most_25_mib():
+def test_all_checkpoints_together_are_at_most_25_mib():
     assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()) <= 25 * 2**20
 
 
 def test_clip_and_dino_embed_images_and_texts():
-    images = [image_of(s, side_px=side) for side, (s, _) in zip((96, 128), PAIRS, strict=False)]
+    images = [draw_image(s, side_px=side) for side, (s, _) in zip((96, 128), PAIRS, strict=False)]
     processor, model = (
         AutoProcessor.from_pretrained(CHECKPOINTS / "clip"),
         AutoModel.from_pretrained(CHECKPOINTS / "clip", dtype=torch.float32),
@@ -80,11 +80,11 @@ def test_clip_reads_a_text_to_its_end():
     assert float(one @ other) < 0.9
 
 
-def test_the_processor_makes_what_was_trained_with(vlm):
+def test_the_processor_gives_the_training_prompt_and_pixels(vlm):
     train_vlm.check_against_processor(vlm[1])
 
 
-def test_string_and_list_content_make_the_same_prompt(vlm):
+def test_string_and_list_content_give_the_same_prompt(vlm):
     words = vlm[1].tokenizer
     as_text = words.apply_chat_template([{"role": "user", "content": "Hello."}], tokenize=False)
     as_parts = words.apply_chat_template(
@@ -105,7 +105,7 @@ def test_the_describer_is_right_on_most_held_out_pairs(vlm, edits, bar):
 def test_the_describer_reads_images_through_its_processor(vlm):
     model, processor = vlm
     s, t = PAIRS[0]
-    parts = [{"type": "image", "image": image_of(x, side_px=128)} for x in (s, t)] + [
+    parts = [{"type": "image", "image": draw_image(x, side_px=128)} for x in (s, t)] + [
         {"type": "text", "text": prompt("describe")}
     ]
     inputs = processor.apply_chat_template(
@@ -117,28 +117,28 @@ def test_the_describer_reads_images_through_its_processor(vlm):
     )
     out = model.generate(**inputs, max_new_tokens=80)
     text = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert phrases.read_description(text) is not None, text
+    assert phrases.parse_description(text) is not None, text
 
 
-def test_the_judge_tells_right_from_near_misses(vlm):
+def test_the_judge_separates_right_texts_from_near_misses(vlm):
     folder = CHECKPOINTS / "judge"
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    packer = train_judge.Packer(model, AutoProcessor.from_pretrained(folder))
-    asked = train_judge.held_out_questions(600, 102, [])
-    scores = packer.score(asked)
-    assert train_judge.figures(asked, scores)["at_0.06"]["true_yes"] >= 0.75
+    packer = judge_packing.QuestionPacker(model, AutoProcessor.from_pretrained(folder))
+    questions = judge_questions.held_out_questions(600, 102, [])
+    scores = packer.score(questions)
+    assert train_judge.measure_answers(questions, scores)["at_0.06"]["true_yes"] >= 0.75
 
 
-def test_packed_questions_get_the_answers_they_get_alone(vlm):
+def test_packed_questions_get_the_same_answers_as_alone(vlm):
     model, processor = vlm
-    packer = train_judge.Packer(model, processor)
+    packer = judge_packing.QuestionPacker(model, processor)
     rng = random.Random(0)
     s, t = PAIRS[1]
-    asked = train_judge.questions_about(s, t, [s, t, PAIRS[2][0]], rng)
-    features = train_vlm.image_features(model, train_vlm.pixels([draw(s, rendering=1), draw(t, rendering=2)]))
+    questions = judge_questions.make_questions(s, t, [s, t, PAIRS[2][0]], rng)
+    features = train_vlm.image_features(model, train_vlm.to_pixel_values([draw(s, rendering=1), draw(t, rendering=2)]))
     with torch.no_grad():
-        packed = packer.logits(features, [(0, 1)], [asked])[0][0]
-    alone = packer.score(asked)
+        packed = packer.logits(features, [(0, 1)], [questions]).logits[0]
+    alone = packer.score(questions)
     assert (packed[:, packer.yes] - packed[:, packer.no]).sigmoid().numpy() == pytest.approx(alone, abs=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_the_writer_copies_names_exactly_in_every_style():
     assert all(share >= 0.9 for share in shares.values()), shares
 
 
-def test_a_black_image_is_no_padding(vlm):
+def test_a_black_image_is_not_taken_for_padding(vlm):
     """Idefics3 takes an image of zeros for padding and drops it: a black image must not become one (-1, not 0)."""
     model, processor = vlm
     black = Image.new("RGB", (96, 96))
@@ -157,5 +157,5 @@ def test_a_black_image_is_no_padding(vlm):
     assert float(values.max()) == -1.0
 
 
-def test_held_out_pairs_are_of_no_training_scene():
-    assert {split_of(scene) for pair in PAIRS for scene in pair} == {"benchmark"}
+def test_held_out_pairs_are_of_the_benchmark_split():
+    assert {assign_split(scene) for pair in PAIRS for scene in pair} == {"benchmark"}

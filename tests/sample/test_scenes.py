@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.sample import phrases, truth
-from tasks.sample.scenes import SPLITS, Scene, any_scene, difference, draw, family, shared, split_of
+from tasks.sample.scenes import SPLITS, Scene, assign_split, difference, draw, family, random_scene, shared
 from tasks.sample.world import CLOSE
 
 
 def some_scene(seed: int) -> Scene:
-    return any_scene(random.Random(seed))
+    return random_scene(random.Random(seed))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -25,7 +25,7 @@ def test_families_lie_in_one_split_and_their_members_one_to_three_edits_apart(sp
     edits = Counter()
     for _ in range(150):
         members = family(rng, split, rng.randint(4, 6), close=0.0 if split == "train" else rng.choice(CLOSE))
-        assert {split_of(scene) for scene in members} == {split}
+        assert {assign_split(scene) for scene in members} == {split}
         assert len({scene.key for scene in members}) == len(members)
         edits.update(len(difference(a, b)) for a in members for b in members if a is not b)
     assert set(edits) == {1, 2, 3}
@@ -38,9 +38,9 @@ def test_families_lie_in_one_split_and_their_members_one_to_three_edits_apart(sp
 def test_every_difference_holds_and_reads_back_in_every_style(one: int, other: int):
     query, target = some_scene(one), some_scene(other)
     edits, kept = difference(query, target), shared(query, target)
-    assert all(truth.holds(edit, query, target) for edit in edits)
+    assert all(truth.is_edit_true(edit, query, target) for edit in edits)
     assert (not edits) == (query == target)
-    both, changes = phrases.read_description(phrases.describe(query, target)) or ([], [])
+    both, changes = phrases.parse_description(phrases.describe(query, target)) or ([], [])
     assert both == kept
     assert changes == [phrases.phrase(edit) for edit in edits]
     for style in phrases.STYLES if edits else ():
@@ -65,5 +65,5 @@ def test_drawing_is_deterministic_and_other_renderings_differ():
 
 
 def test_splits_are_about_sixty_twentyfive_fifteen():
-    counts = Counter(split_of(some_scene(seed)) for seed in range(4000))
+    counts = Counter(assign_split(some_scene(seed)) for seed in range(4000))
     assert [counts[s] / 4000 for s in SPLITS] == pytest.approx([0.60, 0.25, 0.15], abs=0.03)

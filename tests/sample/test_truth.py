@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.sample.scenes import Edit, Scene, Thing
-from tasks.sample.truth import Reading, is_complete, is_true, measure, parse
+from tasks.sample.scenes import Edit, Scene, SceneObject
+from tasks.sample.truth import ParsedInstruction, is_complete, is_true, measure, parse
 
-RED_STAR = Thing(0, "star", "red", "small")  # 'small red star', top left
-BLUE_STAR = Thing(0, "star", "blue", "small")
-CIRCLE = Thing(4, "circle", "green", "large", "striped")  # 'large striped green circle', middle centre
-CROSS = Thing(8, "cross", "orange", "small")  # 'small orange cross', bottom right
+RED_STAR = SceneObject(0, "star", "red", "small")  # 'small red star', top left
+BLUE_STAR = SceneObject(0, "star", "blue", "small")
+CIRCLE = SceneObject(4, "circle", "green", "large", "striped")  # 'large striped green circle', middle centre
+CROSS = SceneObject(8, "cross", "orange", "small")  # 'small orange cross', bottom right
 
 
-def scene(*things: Thing, on: str = "white") -> Scene:
-    return Scene(on, things)
+def scene(*objects: SceneObject, on: str = "white") -> Scene:
+    return Scene(on, objects)
 
 
 QUERY = scene(RED_STAR, CIRCLE)
 BLUE = scene(BLUE_STAR, CIRCLE)
-BLUE_ELSEWHERE = scene(Thing(2, "star", "blue", "small"), CIRCLE)
+BLUE_ELSEWHERE = scene(SceneObject(2, "star", "blue", "small"), CIRCLE)
 BLUE_ON_TEAL = scene(BLUE_STAR, CIRCLE, on="teal")
 TEAL = scene(RED_STAR, CIRCLE, on="teal")
 ALONE = scene(CIRCLE)
-MOVED = scene(Thing(2, "star", "red", "small"), CIRCLE)
+MOVED = scene(SceneObject(2, "star", "red", "small"), CIRCLE)
 ADDED = scene(RED_STAR, CIRCLE, CROSS)
-SQUARE = scene(Thing(0, "square", "red", "small"), CIRCLE)
-LARGE = scene(Thing(0, "star", "red", "large"), CIRCLE)
-STRIPED = scene(Thing(0, "star", "red", "small", "striped"), CIRCLE)
-PLAIN = scene(RED_STAR, Thing(4, "circle", "green", "large"))
-BOTH_STARS = scene(RED_STAR, Thing(1, "star", "blue", "small"), CIRCLE)
+SQUARE = scene(SceneObject(0, "square", "red", "small"), CIRCLE)
+LARGE = scene(SceneObject(0, "star", "red", "large"), CIRCLE)
+STRIPED = scene(SceneObject(0, "star", "red", "small", "striped"), CIRCLE)
+PLAIN = scene(RED_STAR, SceneObject(4, "circle", "green", "large"))
+BOTH_STARS = scene(RED_STAR, SceneObject(1, "star", "blue", "small"), CIRCLE)
 SWAPPED = scene(CROSS, CIRCLE, on="light grey")
 
 TRUE = [
@@ -62,7 +62,7 @@ TRUE = [
     ("make the large striped green circle plain", QUERY, PLAIN),
     ("the large striped green circle but plain", QUERY, PLAIN),
     ("now remove the small red star, add a small orange cross at the top left and change the background to light grey",
-     QUERY, scene(Thing(0, "cross", "orange", "small"), CIRCLE, on="light grey")),
+     QUERY, scene(SceneObject(0, "cross", "orange", "small"), CIRCLE, on="light grey")),
     ("on a teal background", QUERY, TEAL),
 ]  # fmt: skip
 FALSE = [
@@ -108,9 +108,9 @@ def test_complete_means_every_difference_is_stated():
     assert not is_complete("make the small red star blue", QUERY, BLUE_ON_TEAL)
 
 
-def test_reading_keeps_and_edits():
+def test_kept_items_and_edits_are_parsed():
     read = parse("keep the light grey background but move the small red star to the top right")
-    assert read == Reading((Edit("move", "small red star", "top right"),), ("light grey background",))
+    assert read == ParsedInstruction((Edit("move", "small red star", "top right"),), ("light grey background",))
 
 
 def test_measure_leaves_negative_zero_out_and_counts_unknown_images_as_false():

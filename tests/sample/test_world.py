@@ -1,4 +1,4 @@
-"""The corpus and the benchmark: splits, determinism, what life adds, ground truths against the naive form."""
+"""The corpus and the benchmark: splits, determinism, copies and damage, ground truths against brute force."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks.sample.benchmark import AS_NEAR, make_benchmark, needs_text
-from tasks.sample.scenes import Scene, Thing, difference, split_of
+from tasks.sample.benchmark import MIN_RELATIVES, make_benchmark, needs_text
+from tasks.sample.scenes import Scene, SceneObject, assign_split, difference
 from tasks.sample.truth import is_complete
 from tasks.sample.world import make_world, poison_captions, poison_copies
 
@@ -33,14 +33,14 @@ def test_the_same_seed_writes_the_same_bytes_and_batches_share_no_file(tmp_path:
     assert len(contents(tmp_path / "a")) == 150 + 40 + 1
 
 
-def test_a_world_holds_what_life_adds_and_the_truth_stays_outside(tmp_path: Path):
+def test_a_world_contains_copies_and_damaged_files_and_the_truth_is_outside(tmp_path: Path):
     counts = make_world(tmp_path / "w", seed=5, images=400, truth=tmp_path / "truth" / "t.jsonl")
     assert set(counts) == {"original", "exact_copy", "near_copy", "corrupt", "truncated", "too_small"}
     rows = list(csv.DictReader((tmp_path / "w" / "captions.csv").open()))
     assert list(rows[0]) == ["path", "caption", "licence", "source"]
     known = {fact["path"]: fact for fact in facts(tmp_path / "truth" / "t.jsonl")}
     assert {path.name for path in (tmp_path / "w").iterdir()} == {*known, "captions.csv"}
-    assert {split_of(Scene.from_record(fact["scene"])) for fact in known.values() if fact["scene"]} == {"corpus"}
+    assert {assign_split(Scene.from_record(fact["scene"])) for fact in known.values() if fact["scene"]} == {"corpus"}
     assert sum(fact["is_caption_wrong"] for fact in known.values()) == round(0.01 * counts["original"])
     for fact in known.values():
         if fact["kind"] == "exact_copy":
@@ -55,7 +55,7 @@ def test_the_truth_may_not_lie_inside_the_folder(tmp_path: Path):
         make_world(tmp_path / "w", seed=5, images=10, truth=tmp_path / "w" / "truth.jsonl")
 
 
-def test_a_later_batch_brings_new_scenes_some_of_them_relatives_of_old_ones(tmp_path: Path):
+def test_a_later_batch_has_new_scenes_some_of_old_families(tmp_path: Path):
     make_world(tmp_path / "w", seed=3, images=300)
     old = [Scene.from_record(f["scene"]) for f in facts(tmp_path / "w.truth.jsonl") if f["kind"] == "original"]
     make_world(tmp_path / "w", seed=3, images=60, offset=300)
@@ -64,7 +64,7 @@ def test_a_later_batch_brings_new_scenes_some_of_them_relatives_of_old_ones(tmp_
     assert sum(any(len(difference(a, b)) <= 3 for a in old) for b in new) >= 5
 
 
-def test_poisons(tmp_path: Path):
+def test_poisoned_batches_contain_only_what_their_gate_must_stop(tmp_path: Path):
     make_world(tmp_path / "w", seed=3, images=100)
     assert sum(poison_copies(tmp_path / "w", seed=1, images=50).values()) == 50
     assert Counter(f["kind"] for f in facts(tmp_path / "w.truth.jsonl")[100:]).keys() == {"exact_copy", "near_copy"}
@@ -76,7 +76,7 @@ def test_benchmark_ground_truths_are_what_brute_force_finds(tmp_path: Path):
     counts = make_benchmark(tmp_path / "b", seed=2, queries=60, gallery=200, truth=tmp_path / "truth.jsonl")
     scenes = {fact["id"]: Scene.from_record(fact["scene"]) for fact in facts(tmp_path / "truth.jsonl")}
     assert counts["gallery"] == len(scenes) >= 200
-    assert {split_of(scene) for scene in scenes.values()} == {"benchmark"}
+    assert {assign_split(scene) for scene in scenes.values()} == {"benchmark"}
     assert {int(path.stem) for path in (tmp_path / "b" / "images").iterdir()} == set(scenes)
     annotations = json.loads((tmp_path / "b" / "annotations.json").read_text())
     assert len(annotations) == 60
@@ -89,18 +89,18 @@ def test_benchmark_ground_truths_are_what_brute_force_finds(tmp_path: Path):
     assert any(len(row["gt_img_ids"]) > 1 for row in annotations)
 
 
-def test_a_query_needs_its_text(tmp_path: Path):
+def test_every_query_needs_its_text(tmp_path: Path):
     make_benchmark(tmp_path / "b", seed=4, queries=40, gallery=150, truth=tmp_path / "truth.jsonl")
     scenes = {fact["id"]: Scene.from_record(fact["scene"]) for fact in facts(tmp_path / "truth.jsonl")}
     for row in json.loads((tmp_path / "b" / "annotations.json").read_text()):
         query, target = scenes[row["reference_img_id"]], scenes[row["target_img_id"]]
         others = set(scenes.values()) - {query, target}
-        assert sum(len(difference(query, other)) <= len(difference(query, target)) for other in others) >= AS_NEAR
+        assert sum(len(difference(query, other)) <= len(difference(query, target)) for other in others) >= MIN_RELATIVES
 
 
-def test_a_lone_near_relative_is_told_by_the_image():
+def test_a_target_with_few_near_relatives_does_not_need_its_text():
     def circle(colour: str, background: str = "white") -> Scene:
-        return Scene(background, (Thing(0, "circle", colour, "large"),))
+        return Scene(background, (SceneObject(0, "circle", colour, "large"),))
 
     family = [circle(c) for c in ("red", "blue", "green", "yellow")]
     far = circle("purple", "teal")

@@ -5,7 +5,7 @@ resolution whose addresses must all be public or allowed (tasks/sources/web/clie
 handshake, headers and body; a byte limit covers the body both as sent and decompressed. robots.txt (RFC 9309, parsed by
 protego), X-Robots-Tag, tdm-reservation and a page's meta robots are honoured unless the source sets `robots: false`.
 Requests per host are limited in number and rate (tasks/sources/web/hosts.py). Why no HTTP library does this:
-docs/decisions/0025-fetching.md.
+docs/decisions/0025.
 
 Rejections, by reason: `unsafe` (a URL, host or redirect that may not be fetched), `opted_out` (the site disallows it),
 `too_large` (more bytes than the limit), `unreachable` (everything else; lasting only for 4xx answers).

@@ -11,7 +11,7 @@ from tasks.errors import ConfigError
 from tasks.models.encoders.cpu_precision import CpuPrecision, Int8Linear, products_are_exact
 from tasks.models.encoders.load import load_encoder
 from tasks.sample.phrases import caption
-from tasks.sample.scenes import family, image_of
+from tasks.sample.scenes import family, draw_image
 
 CLIP = "tasks/sample/checkpoints/clip"
 HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -39,7 +39,7 @@ def test_trained_towers_keep_their_vectors(name: str):
         exact, fewer = (
             load_encoder(EncoderConfig(model=model, kind=kind, cpu_dtype=n), "cpu") for n in ("float32", name)
         )
-        items = [image_of(s) for s in world] if kind == "image" else [caption(s) for s in world]
+        items = [draw_image(s) for s in world] if kind == "image" else [caption(s) for s in world]
         a, b = (e.encode_images(items) if kind == "image" else e.encode_texts(items) for e in (exact, fewer))
         assert (a * b).sum(axis=1).min() >= 0.999, (model, kind)
         assert not np.array_equal(a, b)
