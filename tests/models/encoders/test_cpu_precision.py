@@ -11,7 +11,7 @@ from tasks.errors import ConfigError
 from tasks.models.encoders.cpu_precision import CpuPrecision, Int8Linear, products_are_exact
 from tasks.models.encoders.load import load_encoder
 from tasks.sample.phrases import caption
-from tasks.sample.scenes import family, draw_image
+from tasks.sample.scenes import draw_image, family
 
 CLIP = "tasks/sample/checkpoints/clip"
 HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
