@@ -35,7 +35,7 @@ from tasks.publish.git import resolve_ref
 from tasks.publish.publish import Publication, Published, publish
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.train.recipe import recipe_id, recipe_of
+from tasks.train.recipe import recipe_id, recipe_values
 
 ERRORS = {e.exit_code: e for e in (ConfigError, DataError)}
 
@@ -101,7 +101,7 @@ def noise_table(params: Params, store: Store, seeds: Sequence[int], folders: Seq
     version = store.folder("version.json")
     return {
         "recipe": recipe_id(params),
-        "recipe_of": recipe_of(params),
+        "recipe_of": recipe_values(params),
         "seeds": list(seeds),
         "data_version": json.loads(version.read_text())["version"] if version.exists() else None,
         "base_revision": evaluations[0]["revisions"]["base"],

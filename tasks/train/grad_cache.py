@@ -100,7 +100,7 @@ def encode_batch(
         positions, row_weights = [*positions, 0], [*row_weights, 0]
     own_rows = sum(row_weights)
 
-    def gradient_of(part: slice, gradient: torch.Tensor) -> torch.Tensor:
+    def part_gradient(part: slice, gradient: torch.Tensor) -> torch.Tensor:
         """The rows of all features' gradient that belong to the pass of `positions[part]`."""
         if processes == 1:
             return gradient if len(positions[part]) == count else gradient[positions[part]]
@@ -111,7 +111,7 @@ def encode_batch(
         own = encode(positions)
         leaf = gather_rows(own[:own_rows], count).requires_grad_()
         everything = slice(None)
-        return EncodedBatch(leaf, lambda gradient: own.backward(gradient_of(everything, gradient)))  # type: ignore[no-untyped-call]
+        return EncodedBatch(leaf, lambda gradient: own.backward(part_gradient(everything, gradient)))  # type: ignore[no-untyped-call]
     parts = [slice(start, start + chunk) for start in range(0, len(positions), chunk)]
     rng_states = []
     rows = []
@@ -125,7 +125,7 @@ def encode_batch(
     def backward(gradient: torch.Tensor) -> None:
         for part, restore in zip(parts, rng_states, strict=True):
             restore()
-            encode(positions[part]).backward(gradient_of(part, gradient))  # type: ignore[no-untyped-call]
+            encode(positions[part]).backward(part_gradient(part, gradient))  # type: ignore[no-untyped-call]
 
     return EncodedBatch(leaf, backward)
 

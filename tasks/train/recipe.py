@@ -26,7 +26,7 @@ WEIGHT_NEUTRAL_KEYS = frozenset({"device", "tensorboard", "checkpoint_steps", "d
 SCORE_NEUTRAL_KEYS = WEIGHT_NEUTRAL_KEYS | {"cache_chunk", "processes", "shard_weights", "gradient_checkpointing"}
 
 
-def recipe_of(params: Params) -> dict[str, Any]:
+def recipe_values(params: Params) -> dict[str, Any]:
     """The values behind a recipe id; folders by their last name, because their parents differ between machines."""
     benchmark = params.evaluate.benchmark
     if isinstance(benchmark, str):
@@ -42,7 +42,7 @@ def recipe_of(params: Params) -> dict[str, Any]:
 
 def recipe_id(params: Params) -> str:
     """First 12 hex digits of the recipe's SHA-256."""
-    return hashlib.sha256(json.dumps(recipe_of(params), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(recipe_values(params), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def training_identity(params: Params, base_revision: str, datasets: Sequence[WeightedDataset], threads: int) -> str:

@@ -111,7 +111,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def params_of(world: Path, *named: tuple[str, str, str]) -> Params:
+def with_benchmarks(world: Path, *named: tuple[str, str, str]) -> Params:
     params = load_params("params.yaml", "test")
     benchmarks = tuple(BenchmarkConfig(name=n, protocol=p, path=str(world / n), split=s) for n, p, s in named)  # type: ignore[arg-type]
     changes = {"benchmark": benchmarks, "truth": None, "device": "cpu"}
@@ -124,7 +124,7 @@ ALL = (("circo", "circo", "val"), ("cirr", "cirr", "val"), ("hidden", "circo", "
 
 def test_several_benchmarks_each_by_its_own_protocol(world: Path):
     store = Store(world / "run")
-    report = tasks.evaluate.stage.run(params_of(world, *ALL), store)
+    report = tasks.evaluate.stage.run(with_benchmarks(world, *ALL), store)
     found = json.loads((world / "run/reports/evaluation.json").read_text())
     assert found["rule"] == PROTOCOLS["circo"].rule
     assert (
@@ -164,13 +164,13 @@ def test_several_benchmarks_each_by_its_own_protocol(world: Path):
         scores["finetuned"]["composed"]["cirr:recall_at_1"] == cirr["metrics"]["finetuned"]["composed"]["recall_at_1"]
     )
     again = json.loads((world / "run/reports/evaluation.json").read_text())
-    tasks.evaluate.stage.run(params_of(world, *ALL), store)
+    tasks.evaluate.stage.run(with_benchmarks(world, *ALL), store)
     assert json.loads((world / "run/reports/evaluation.json").read_text()) == again
 
 
 def test_training_on_the_benchmarks_images_is_detected(world: Path):
     store = Store(world / "run")
-    tasks.evaluate.stage.run(params_of(world, ALL[0]), store)
+    tasks.evaluate.stage.run(with_benchmarks(world, ALL[0]), store)
     clean = json.loads((world / "run/reports/evaluation.json").read_text())
     assert clean["contamination"]["share"] == 0.0 and clean["contamination"]["images"] > 20
     rows = []
@@ -200,14 +200,14 @@ def test_training_on_the_benchmarks_images_is_detected(world: Path):
     ]
     store.write(store.table_path("images", BATCH), rows, "images")
     store.write(store.table_path("triplets", BATCH, 0), triplets, "triplets")
-    tasks.evaluate.stage.run(params_of(world, ALL[0]), store)
+    tasks.evaluate.stage.run(with_benchmarks(world, ALL[0]), store)
     found = json.loads((world / "run/reports/evaluation.json").read_text())
     assert found["contamination"]["copies"] + found["contamination"]["distractor_copies"] == 10
     assert found["contamination"]["share"] > 0.3 and found["metrics"] == clean["metrics"]
 
 
 def test_the_model_card_has_intervals_costs_and_data_version(world: Path):
-    params = params_of(world, *ALL)
+    params = with_benchmarks(world, *ALL)
     tasks.evaluate.stage.run(params, Store(world / "run"))
     found = json.loads((world / "run/reports/evaluation.json").read_text())
     cost = {
@@ -249,8 +249,8 @@ def test_the_model_card_has_intervals_costs_and_data_version(world: Path):
 def test_benchmarks_that_cannot_be_scored_are_refused_with_the_next_step(world: Path):
     store = Store(world / "run")
     with pytest.raises(ConfigError, match="hides its answers"):
-        tasks.evaluate.stage.run(params_of(world, ALL[2]), store)
+        tasks.evaluate.stage.run(with_benchmarks(world, ALL[2]), store)
     with pytest.raises(ConfigError, match=r"'promote.metric' is 'map_at_5': benchmark cirr has \['recall_at_1'"):
-        tasks.evaluate.stage.run(params_of(world, ALL[1]), store)
+        tasks.evaluate.stage.run(with_benchmarks(world, ALL[1]), store)
     with pytest.raises(ConfigError, match="names must differ"):
-        tasks.evaluate.stage.run(params_of(world, ALL[0], ALL[0]), store)
+        tasks.evaluate.stage.run(with_benchmarks(world, ALL[0], ALL[0]), store)

@@ -122,12 +122,12 @@ def decision(bench: Bench, candidate: Scores, images: list[str]) -> Decision:
     return decide(candidate, None, bench.base, rule, seen_share=bench.seen(images))
 
 
-def images_of(samples: list[Sample]) -> list[str]:
+def image_ids(samples: list[Sample]) -> list[str]:
     return [p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)]
 
 
 def test_true_triplets_are_promoted(bench: Bench):
-    found = decision(bench, bench.honest, images_of(bench.samples))
+    found = decision(bench, bench.honest, image_ids(bench.samples))
     assert found.is_promoted, found.why
 
 
@@ -136,14 +136,14 @@ def test_shuffled_instructions_are_refused(bench: Bench):
     random.Random(1).shuffle(texts)
     shuffled = [replace(s, texts=t) for s, t in zip(bench.samples, texts, strict=True)]
     candidate = bench.tuned(shuffled)
-    found = decision(bench, candidate, images_of(shuffled))
+    found = decision(bench, candidate, image_ids(shuffled))
     assert not found.is_promoted, found.why
 
 
 def test_text_without_the_image_is_refused(bench: Bench):
     alone = [replace(s, query=None) for s in bench.samples]
     candidate = bench.tuned(alone)
-    found = decision(bench, candidate, images_of(alone))
+    found = decision(bench, candidate, image_ids(alone))
     assert not found.is_promoted, found.why
 
 
@@ -152,5 +152,5 @@ def test_training_on_the_benchmark_is_refused_though_it_scores_best(bench: Bench
     stolen = [Sample(q.reference, q.ground_truths[0], (q.text,)) for q in task.queries]
     candidate = bench.tuned(stolen)
     assert candidate["composed"]["map_at_5"] > bench.honest["composed"]["map_at_5"]
-    found = decision(bench, candidate, images_of(stolen))
+    found = decision(bench, candidate, image_ids(stolen))
     assert not found.is_promoted and found.why.startswith("contaminated")

@@ -19,7 +19,7 @@ from tasks.train.recipe import recipe_id
 from tests.support.fake_run import publish_version
 
 
-def evaluation_of(tuned: float, base: float = 0.10) -> dict[str, Any]:
+def evaluation_report(tuned: float, base: float = 0.10) -> dict[str, Any]:
     """The report of an evaluation in which the candidate composes at `tuned`."""
     values = {"base": base, "finetuned": tuned}
     metrics = {
@@ -40,7 +40,7 @@ def try_to_promote(clone: Path, runs: Path, run_id: str, score: float) -> tuple[
     )
     (root / "models" / "candidate").mkdir(parents=True)
     (root / "reports").mkdir(exist_ok=True)
-    (root / "reports" / "evaluation.json").write_text(json.dumps(evaluation_of(score)))
+    (root / "reports" / "evaluation.json").write_text(json.dumps(evaluation_report(score)))
     report = promote.run(load_params(root / "params.yaml"), Store(root))
     return "dry run" in report.notes[0], report.notes[0]
 
@@ -66,7 +66,7 @@ def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatc
         (folder / "models").mkdir(exist_ok=True)
         if stage == "evaluate":
             (folder / "reports").mkdir()
-            (folder / "reports" / "evaluation.json").write_text(json.dumps(evaluation_of(0.15 + 0.01 * seed)))
+            (folder / "reports" / "evaluation.json").write_text(json.dumps(evaluation_report(0.15 + 0.01 * seed)))
 
     monkeypatch.setattr(seed_noise, "run_stage", run_stage)
     with pytest.raises(TransientError, match="killed"):

@@ -57,7 +57,7 @@ def save_version(folder: Path) -> Store:
             "target_image_id": b,
             "negative_image_ids": [a, c],
         }
-        said = {
+        texts = {
             "instructions": [f"make it {f}", f"{f} times"],
             "styles": ["short", "short"],
             "judge_target": [0.9, 0.8],
@@ -66,7 +66,7 @@ def save_version(folder: Path) -> Store:
         rest = dict.fromkeys(
             ("description", "captioner", "captioner_revision", "prompt_sha256", "judge", "judge_revision"), ""
         )
-        triplets.append({**names, **said, **rest, "mined_by": ["semantic"], "tokens": 0})
+        triplets.append({**names, **texts, **rest, "mined_by": ["semantic"], "tokens": 0})
     store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), images, "images")
     store.write(store.table_path("triplets", BATCH, 0), triplets, "triplets")

@@ -33,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_tiny(name, tmp_path_factory.mktemp("tiny") / name) for name in FAMILIES}
 
 
-def params_of(base: Path, **train: object) -> Params:
+def short_recipe(base: Path, **train: object) -> Params:
     """A recipe of a few steps with adapters, soft labels and mined negatives."""
     params = load_params("params.yaml", "test")
     recipe = {
@@ -68,7 +68,7 @@ def fit_mllm(params: Params, store: Store) -> tuple[MllmRetriever, dict[str, tor
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_few_steps_lower_the_loss_and_change_only_adapters(folders: dict[str, Path], store: Store, name: str):
-    params = params_of(folders[name], steps=16)
+    params = short_recipe(folders[name], steps=16)
     retriever, before, curve = fit_mllm(params, store)
     assert curve[-1]["loss"] < 0.8 * curve[0]["loss"], curve
     assert curve[-1]["divergence"] > 0
@@ -84,7 +84,7 @@ def test_a_few_steps_lower_the_loss_and_change_only_adapters(folders: dict[str, 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradient_caching_equals_no_caching(folders: dict[str, Path], store: Store, name: str):
-    params = params_of(folders[name])
+    params = short_recipe(folders[name])
     retriever = load_retriever(str(folders[name]), device="cpu")
     prepare_retriever(retriever, params.train, seed=0)
     generator = torch.Generator().manual_seed(2)
@@ -123,15 +123,15 @@ def test_gradient_caching_equals_no_caching(folders: dict[str, Path], store: Sto
 def test_options_that_save_memory_or_time_change_no_result(
     folders: dict[str, Path], store: Store, option: dict[str, object]
 ):
-    _, _, plain = fit_mllm(params_of(folders["qwen3_vl"]), store)
-    _, _, other = fit_mllm(params_of(folders["qwen3_vl"], **option), store)
+    _, _, plain = fit_mllm(short_recipe(folders["qwen3_vl"]), store)
+    _, _, other = fit_mllm(short_recipe(folders["qwen3_vl"], **option), store)
     assert [p["loss"] for p in other] == pytest.approx([p["loss"] for p in plain], abs=1e-3)
 
 
 def test_a_run_that_died_resumes_with_the_same_weights_from_a_checkpoint_of_adapters(
     folders: dict[str, Path], store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    params = params_of(folders["qwen2_vl"], steps=4)
+    params = short_recipe(folders["qwen2_vl"], steps=4)
     files = ("model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
     tasks.train.stage.run(params, store)
     whole = [store.folder("models", "candidate", name).read_bytes() for name in files]
@@ -156,7 +156,7 @@ def test_a_run_that_died_resumes_with_the_same_weights_from_a_checkpoint_of_adap
 
 
 def test_without_adapters_all_weights_are_trained(folders: dict[str, Path], store: Store):
-    retriever, before, _ = fit_mllm(params_of(folders["llava_next"], lora=None, steps=2, learning_rate=1e-3), store)
+    retriever, before, _ = fit_mllm(short_recipe(folders["llava_next"], lora=None, steps=2, learning_rate=1e-3), store)
     changed = {n for n, p in retriever.model.named_parameters() if not torch.equal(p, before[n])}
     assert {
         "model.vision_tower.embeddings.patch_embedding.weight",
@@ -168,7 +168,7 @@ def test_without_adapters_all_weights_are_trained(folders: dict[str, Path], stor
 
 def test_trained_and_evaluated_by_the_stages(folders: dict[str, Path], store: Store):
     """From triplets to scores: held-out triplets, the base, the candidate, each composed, by image and by text."""
-    params = params_of(folders["llava_next"], held_out_share=0.3, steps=2)
+    params = short_recipe(folders["llava_next"], held_out_share=0.3, steps=2)
     report = tasks.train.stage.run(params, store)
     recipe = json.loads(store.folder("reports", "training.json").read_text())["recipe"]
     assert (
@@ -217,7 +217,7 @@ def test_recipes_that_do_not_suit_the_type_are_refused_with_the_next_step(folder
     clip, mllm = (
         load_retriever(str(f), device="cpu") for f in (save_narrow_clip(tmp_path / "clip"), folders["qwen3_vl"])
     )
-    config = params_of(folders["qwen3_vl"]).train
+    config = short_recipe(folders["qwen3_vl"]).train
     with pytest.raises(ConfigError, match="no tower can be locked; set it to 0"):
         prepare_retriever(mllm, config.model_copy(update={"locked_steps": 5}), 0)
     with pytest.raises(ConfigError, match="is a CLIP, which is trained as a whole"):
