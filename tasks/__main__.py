@@ -3,7 +3,7 @@
 A command is one row of COMMANDS. A stage works in a run's worktree (the current folder, or --root) and prints its
 StageReport as JSON in the last line; the same line runs in a terminal, under `dvc repro` and inside an Airflow task.
 Errors go to stderr as one sentence; the exit code says what to do next (tasks/errors.py). With --json, standard output
-holds one JSON object and nothing else: the report or result, or {"error", "message"}.
+is one JSON object and nothing else: the report, the result, or {"error", "message"}.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Command:
 
     Attributes:
         module: what it runs; its docstring is the command's manual. A stage or a check has `run(params, store, ...)`
-            that returns a StageReport, a tool has `run_command(args)`; arguments of their own are added by the
-            module's `add_arguments(parser)`.
+            that returns a StageReport, a tool has `run_command(args)`; `add_arguments(parser)` of the module adds
+            further arguments of a check or a tool.
         group: heading of the command in `python -m tasks --help`.
         summary: one line for the same list.
-        kind: stage (runs under a lock, its report is kept), check (reads the worktree, keeps nothing), tool (has
-            arguments of its own).
+        kind: stage (runs under a lock, its report is saved), check (reads the worktree, saves nothing), or tool (has
+            its own arguments).
         item: what the one argument of a stage is; None where it takes none.
         takes_part: whether a stage takes --part i/n.
         example: arguments of the example in `python -m tasks <command> --help`.
@@ -293,7 +293,7 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
 
 
 def run_check(name: str, arguments: dict[str, Any]) -> StageReport:
-    """Run a check over the worktree and print its notes; nothing is kept."""
+    """Run a check over the worktree and print its notes; nothing is saved."""
     from tasks.config import load_params
     from tasks.store import Store
 
@@ -345,7 +345,7 @@ def run_and_print(name: str, args: argparse.Namespace) -> int:
     result: Result = None
     with stdout_on_stderr() if args.json else nullcontext():
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
-        logging.getLogger("tasks").setLevel(logging.INFO)  # the libraries' own lines would bury what a stage says
+        logging.getLogger("tasks").setLevel(logging.INFO)  # without the log lines of libraries
         try:
             result = run_parsed(name, args)
         except NothingToDo as end:
@@ -357,9 +357,9 @@ def run_and_print(name: str, args: argparse.Namespace) -> int:
         if isinstance(result, StageReport) and failure is None and os.environ.get("RANK", "0") == "0":
             print(report_line(result))
     if os.environ.get("RANK", "0") != "0":
-        return failure.exit_code if failure else 0  # of several processes, the first one speaks for all
+        return failure.exit_code if failure else 0  # of several processes, the first one reports
     if isinstance(result, StageReport):
-        print(json.dumps(json.loads(result.to_json())), flush=True)  # ASCII: a log of any encoding holds it
+        print(json.dumps(json.loads(result.to_json())), flush=True)  # ASCII, for logs of any encoding
     elif args.json:
         problem = {"error": type(failure).__name__, "message": str(failure)} if failure else None
         print(json.dumps(problem or result or {}), flush=True)
@@ -385,8 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_old_spelling(name: str) -> NoReturn:
     """Run `python -m tasks.<name>`, the spelling of releases before 0.2, as `python -m tasks <name>`."""
     print(
-        f"note: `python -m tasks.{name}` is now `python -m tasks {name}`; "
-        "the next release knows the new spelling alone",
+        f"note: `python -m tasks.{name}` is now `python -m tasks {name}`; the old spelling goes in the next release",
         file=sys.stderr,
     )
     sys.exit(main([name, *sys.argv[1:]]))

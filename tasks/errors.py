@@ -21,7 +21,7 @@ class ConfigError(TasksError):
 
 
 class DataError(TasksError):
-    """The input is wrong, or a gate holds. A person must look at the rows; a retry cannot help."""
+    """The input is wrong, or a gate failed. A person must look at the rows; a retry cannot help."""
 
     exit_code = EXIT_DATA_ERROR
 

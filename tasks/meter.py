@@ -71,7 +71,7 @@ class Meter:
         """{"wall_s", "cpu_s", "gpus", "gpu_s", "energy_j"} since the start; energy_j is None where nothing measures it.
 
         Args:
-            earlier: the cost that other processes of the same stage (torchrun's) have reported; their GPUs are kept,
+            earlier: the cost that other processes of the same stage (torchrun's) have reported; its GPUs count,
                 because the launcher itself uses none.
         """
         wall = time.monotonic() - self._start

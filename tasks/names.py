@@ -34,7 +34,7 @@ def stable_id(*parts: str) -> str:
 def seeded_hash(seed: object, *parts: object) -> bytes:
     """A sha256 digest (32 bytes) of a seed and parts: the sort key of every seeded order.
 
-    Rows sorted by it stand in an order that looks random, yet depends on the seed and the parts alone, so neither the
+    Rows sorted by it are in an order that looks random, yet depends on the seed and the parts alone, so neither the
     order of the input nor the process shows.
     """
     return hashlib.sha256("\x1f".join(map(str, (seed, *parts))).encode()).digest()

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class StageReport:
-    """What one stage (or one part of it) did: counts, never rows. Printed as the last line of a stage; travels by XCom.
+    """What one stage (or one part of it) did: counts, never rows. A stage prints it last; Airflow passes it on by XCom.
 
     Attributes:
         stage: the stage's name.
         part: what part of it, e.g. ``semantic`` or ``1/2``; empty for the whole.
-        read: rows looked at.
+        read: rows read.
         written: rows written by this call.
         dropped: rows left out, by reason.
         new: rows that this run had to work on.
@@ -78,14 +78,14 @@ class StageReport:
 
 
 def schemas() -> dict[str, pa.Schema]:
-    """Arrow schema per table; see DatasetVersion's card for each column's meaning."""
+    """Arrow schema per table; the dataset's card (tasks/pages) explains each column."""
     import pyarrow as pa
 
     s, i32, i64, f32, b = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.bool_()
     strings = pa.list_(pa.field("item", s))
     floats = pa.list_(pa.field("item", f32))
     return {
-        # One kept image. image_id = sha256 of the stored bytes; offset/size: one image is one pread of its shard.
+        # One stored image. image_id = sha256 of the stored bytes; offset/size: one image is one pread of its shard.
         "images": pa.schema(
             [
                 ("image_id", s),
@@ -106,7 +106,7 @@ def schemas() -> dict[str, pa.Schema]:
                 ("size_bytes", i32),
                 # what the source changes when the bytes change (ETag, tar member, URL); '' for files of a folder
                 ("source_fingerprint", s),
-                # what the site said about machine readers (tasks/sources/files.py); '' where nobody was asked
+                # what the site allows machine readers (tasks/sources/web/robots.py); '' where it was not asked
                 ("robots", s),
                 ("sharpness", f32),  # variance of the Laplacian of the grey image, levels^2
                 ("is_blurry", b),
@@ -195,8 +195,8 @@ def schemas() -> dict[str, pa.Schema]:
                 ("seed", i64),
                 ("judge_prompt_sha256", s),
                 ("judge_engine", s),  # with its version
-                # of text, image, composed: what finds the target first among the corpus' images; null where it was not
-                # looked at
+                # of text, image, composed: those that rank the target first among the corpus' images; null where that
+                # was not measured
                 ("found_by", strings),
             ]
         ),

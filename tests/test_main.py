@@ -115,7 +115,7 @@ def test_an_old_spelling_says_the_new_one_and_works(name: str, project: Path):
     done = python("-m", f"tasks.{name}", "--help", cwd=project)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [
-        f"note: `python -m tasks.{name}` is now `python -m tasks {name}`; the next release knows the new spelling alone"
+        f"note: `python -m tasks.{name}` is now `python -m tasks {name}`; the old spelling goes in the next release"
     ]
     assert f"python -m tasks {name}" in done.stdout
 

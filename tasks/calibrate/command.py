@@ -85,7 +85,7 @@ class Calibration:
 
     def record(self, quantiles: Quantiles) -> dict[str, Any]:
         """The same as JSON values, for calibration.json."""
-        shown = {
+        quantile_values = {
             name: {f"q{q:g}": round(float(np.quantile(cosines, q)), 6) for q in SHOWN_QUANTILES}
             for name, cosines in self.distribution.by_name().items()
             if len(cosines)
@@ -97,7 +97,7 @@ class Calibration:
             "revision": self.revision,
             "window": {"low": self.window.low, "high": self.window.high},
             "nearest_inside": round(self.distribution.nearest_inside(self.window), 6),
-            "quantiles": shown,
+            "quantiles": quantile_values,
         }
 
 

@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 def airflow_environment(root: Path, port: int) -> dict[str, str]:
-    """Environment of Airflow, the DAG files and the stages: the caller's own without Airflow's settings, and these.
+    """Environment of Airflow, the DAG files and the stages: the caller's without Airflow's settings, and these.
 
     Args:
         root: folder of the deployment (.demo): airflow/, dataset/, runs/ lie below.
@@ -163,7 +163,7 @@ class LocalAirflow:
         """Make or update the database.
 
         Raises:
-            TransientError: the command failed; holds its last lines.
+            TransientError: the command failed; the message has its last lines.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         with open(self.logs / "migrate.log", "wb") as log:
@@ -257,7 +257,7 @@ class LocalAirflow:
         """One REST call below /api/v2; tried again for half a minute while the server is busy.
 
         Raises:
-            TransientError: refused (holds the answer), or no answer in time.
+            TransientError: refused (the message has the answer), or no answer in time.
         """
         end = time.monotonic() + 30
         while True:

@@ -19,7 +19,7 @@ MARKER = ".megapairs-demo"  # a folder without it is never removed
 
 
 class DemoFailed(TasksError):
-    """A run of the demo failed; holds the failing task's own last lines."""
+    """A run of the demo failed; the message ends with the failing task's last log lines."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def empty_root(root: Path) -> None:
     """Remove what an earlier demo made, and nothing else.
 
     Raises:
-        DemoFailed: the folder holds something that no demo made.
+        DemoFailed: no demo made the folder.
     """
     if root.exists() and any(root.iterdir()):
         if not (root / MARKER).exists():

@@ -1,4 +1,4 @@
-"""Follow the demo's Airflow runs: one printed line for every task that ends, and a failing task's own last lines."""
+"""Follow the demo's Airflow runs: one printed line for every task that ends, and the last log lines of a task that failed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def follow_run(
     Args:
         evaluation_copy: where to copy the evaluation's report, before the run's worktree is removed.
     Raises:
-        DemoFailed: the run failed; holds the failing task's last log lines.
+        DemoFailed: the run failed; the message ends with the failing task's last log lines.
     """
     ended: list[TaskRun] = []
     failed: list[dict[str, Any]] = []
@@ -85,7 +85,7 @@ def failure_text(airflow: LocalAirflow, dag_id: str, run_id: str, failed: Sequen
         return f"{dag_id} {run_id}: the run failed, but no task did; see {airflow.logs}"
     task = failed[0]
     lines = [line for line in airflow.task_log(dag_id, run_id, task) if not line.startswith("::")]
-    if "Task failed with exception" in lines:  # what follows repeats the stage's own last lines
+    if "Task failed with exception" in lines:  # what follows repeats the stage's last lines
         lines = lines[: lines.index("Task failed with exception")] or lines
     log = "\n".join(f"  | {line}" for line in lines[-LOG_LINES:])
     return f"{dag_id}: task {task['task_id']} failed. The end of its log:\n{log}"

@@ -7,7 +7,7 @@ from tasks.publish.readers import triplets, with_images
 
 __all__ = ["triplets", "with_images"]
 
-NOTE = "tasks.readers is now tasks.publish.readers; the next release knows the new name alone"
+NOTE = "tasks.readers is now tasks.publish.readers; the old name goes in the next release"
 
 if __name__ == "__main__":
     print(f"note: {NOTE}", file=sys.stderr)

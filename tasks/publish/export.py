@@ -1,4 +1,4 @@
-"""Exports of a version: Parquet with the images inside (small versions), and MegaPairs' own record as JSON lines.
+"""Export a version: Parquet with the images inside (for small versions), or MegaPairs' record as JSON lines.
 
     python -m tasks export --root CLONE --embed-images OUT.parquet
     python -m tasks export --root CLONE --jsonl OUT.jsonl
@@ -23,7 +23,7 @@ from tasks.store.atomic import atomic_write
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_IN_GROUP = 64  # about 2 MB of small images: a reader holds one group at a time
+ROWS_IN_GROUP = 64  # about 2 MB of small images; a reader has one group in memory at a time
 
 
 def export_schema() -> pa.Schema:
@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:
-    """Write what is asked for; {"written": [{"path", "triplets": count}, ...]}.
+    """Write the exports that the arguments name; {"written": [{"path", "triplets": count}, ...]}.
 
     Raises:
         ConfigError: neither --embed-images nor --jsonl.

@@ -1,4 +1,4 @@
-"""Git as the factory uses it: few processes, no prompt, an identity of its own, errors that name the command.
+"""Git as the factory uses it: few processes, no prompt, a fixed identity, errors that name the command.
 
 Git runs as a child process and writes only inside the repositories that it is given.
 """
@@ -32,7 +32,7 @@ def git(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Pa
     """Run git and return its output without the last newline.
 
     Raises:
-        TransientError: git failed; holds the command and git's own last lines.
+        TransientError: git failed; the message has the command and git's last lines.
     """
     return git_bytes(cwd, *args, stdin=stdin, index=index).decode(errors="surrogateescape").removesuffix("\n")
 
@@ -40,11 +40,11 @@ def git(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Pa
 def git_bytes(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Path | None = None) -> bytes:
     """Like `git`, the output as it is.
 
-    Git gets a session of its own and is never killed: a SIGKILL of the stage's process group, or Ctrl-C, must not end
+    Git runs in a new session and is never killed: a SIGKILL of the stage's process group, or Ctrl-C, must not end
     it between making its lock files and removing them, because every later git command would stop at those.
 
     Raises:
-        TransientError: git failed; holds the command and git's own last lines.
+        TransientError: git failed; the message has the command and git's last lines.
     """
     env = environment()
     if index is not None:
@@ -122,7 +122,7 @@ def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
     """Hold the one lock under which `version` and `promote` publish; waits for up to `timeout_s`.
 
     Raises:
-        TransientError: another run holds it for longer.
+        TransientError: another run has held it for longer.
     """
     path = common_dir(cwd) / "publish.lock"
     with open(path, "a") as f:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Columns that say when, where and at what cost a row was made, not what it is.
 NOT_IDENTITY = {"batch", "fetched_at", "shard", "prompt_tokens", "output_tokens", "tokens", "requests", "detail"}
-# Parameters that say when and where a run works, how it shares its work, and how it is shown.
+# Parameters that say when and where a run works, how it shares its work, and how a gallery shows it.
 NOT_IDENTITY_PARAMS = {
     "date",
     "batch",

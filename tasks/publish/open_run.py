@@ -58,7 +58,7 @@ MARKER = Path(".run", "opened.json")  # in the worktree; written last, so a run 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a run is asked to be.
+    """A run to open.
 
     Attributes:
         run_id: Airflow's run id, or any text.
@@ -125,7 +125,7 @@ class RunPlan:
 
 
 def find_data_commit(clone: Path, kind: Kind, dataset_version: str | None) -> str | None:
-    """The commit whose data the run starts from: the branch's tip; for training the version asked for, or the newest.
+    """The commit whose data the run starts from: the branch's tip; for training the named version, or the newest.
 
     Raises:
         ConfigError: there is no such version, or none to train on.
@@ -278,7 +278,7 @@ def close_run(worktree: Path, clone: Path | None = None) -> None:
     """Remove a run's worktree, if there is one; what it published lives in origin and in the DVC remote.
 
     Args:
-        clone: the deployment's clone; found from the worktree when None.
+        clone: the deployment's clone; the worktree tells it when None.
     """
     if worktree.exists():
         clone = clone or common_dir(worktree).parent

@@ -1,6 +1,6 @@
 """Publish a version or a promoted model: it becomes visible to researchers whole, or not at all.
 
-The published commit's tree is the deployed code plus the data product's own small files (card, version.json, dvc.lock,
+The published commit's tree is the deployed code plus the data product's small files (card, version.json, dvc.lock,
 .dvc files); its parents are the tip of branch `dataset` and the deployed commit. Under one lock: `dvc push`, ask the
 remote for every object, compose the commit on the newest tip, `git push --atomic` of branch and tag. When the tip moved
 meanwhile, compose again on the new one. Decision: docs/decisions/0003-publishing.md.
@@ -38,7 +38,7 @@ class Publication:
         stages: entries of dvc.lock that this run made.
         sections: sections of params.yaml that this run used.
         parent: version that this run's data continues; None for the first one.
-        is_parent_required: refuse to publish when the branch's tip holds another version than `parent`.
+        is_parent_required: refuse to publish when the branch's tip holds a version other than `parent`.
     """
 
     tag: str
@@ -55,7 +55,7 @@ class Published(NamedTuple):
 
     tag: str
     commit: str
-    objects: int  # DVC objects that the remote was asked for, a count
+    objects: int  # DVC objects verified in the remote, a count
 
 
 def is_product(path: str) -> bool:
@@ -110,7 +110,7 @@ def compose_commit(worktree: Path, publication: Publication) -> str:
 
 
 def fetch(cwd: Path) -> None:
-    """Make the clone's view of origin's branches and tags equal to what origin holds."""
+    """Make the clone's view of origin's branches and tags equal to origin's."""
     git(cwd, "fetch", "-q", "--prune", "origin", "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
 
 
@@ -127,13 +127,13 @@ def published_before(worktree: Path, publication: Publication) -> str | None:
     """The commit that an earlier try of this run published under the tag; None when the tag is free.
 
     Raises:
-        DataError: the tag holds something else.
+        DataError: the tag has another content.
     """
     commit = resolve_ref(worktree, f"refs/tags/{publication.tag}")
     if commit is None:
         return None
-    own = {path: content for path, content in publication.files.items() if path not in MERGED}
-    if all(read_at(worktree, commit, path) == content for path, content in own.items()):
+    unmerged = {path: content for path, content in publication.files.items() if path not in MERGED}
+    if all(read_at(worktree, commit, path) == content for path, content in unmerged.items()):
         return commit
     raise DataError(
         f"{publication.tag}: already published with another content; trigger a new run, it takes the next free name"
