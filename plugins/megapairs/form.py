@@ -158,7 +158,7 @@ def model_params() -> dict[str, Param]:
         type=["null", "string"],
         pattern=r"^dataset/\d{4}\.\d{2}\.\d{2}(\.\d+)?$",
         title="dataset_version",
-        description="Tag of the version to train on, dataset/YYYY.MM.DD[.n]. Empty: the event's version, else the newest.",
+        description="Tag of the version to train on, dataset/YYYY.MM.DD[.n]. Empty: the event's, else the newest.",
     )
     return {
         "profile": profile_param(raw),

@@ -1,4 +1,4 @@
-"""Follow the demo's Airflow runs: one printed line for every task that ends, and the last log lines of a task that failed."""
+"""Follow the demo's Airflow runs: one line for every task that ends, and the last log lines of one that failed."""
 
 from __future__ import annotations
 

@@ -116,7 +116,8 @@ def stored_width(store: Store, encoder: str, revision: str) -> int | None:
         if stored and stored != revision:
             raise DataError(
                 f"embed {encoder}: {stem} was embedded with revision {stored}, the model is now {revision}; "
-                f"pin the old one, or remove data/embeddings/{encoder} and data/neighbours/{encoder} and embed all batches again"
+                f"pin the old one, or remove data/embeddings/{encoder} and data/neighbours/{encoder} "
+                "and embed all batches again"
             )
         vectors = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         if len(vectors):

@@ -1,4 +1,4 @@
-"""`tasks.readers`: the old name of `tasks.publish.readers`, kept for one release; cards that are published import it."""
+"""`tasks.readers`: the old name of `tasks.publish.readers`, kept for one release: published cards import it."""
 
 import sys
 import warnings

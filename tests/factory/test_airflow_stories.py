@@ -1,4 +1,4 @@
-"""A data engineer's week: a run from the form, two poisoned batches with their mails, a scheduled run with nothing new."""
+"""A data engineer's week: a run from the form, two poisoned batches with their mails, a scheduled run without news."""
 
 import re
 import time

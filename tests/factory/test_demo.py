@@ -78,7 +78,8 @@ def test_a_researcher_reads_every_triplet_of_each_version(demo: Path, summary: d
         "import json; from tasks.publish.readers import with_images; v = json.load(open('version.json'));"
         "n = sum(1 for row in with_images('.'));"
         "import datasets; d = datasets.load_dataset('../corpus', 'triplets', split='train', cache_dir='../hf');"
-        "print(json.dumps([v['version'], v['rows']['triplets'], n, len(d), sum(len(i) - 1 for i in d['negative_image_ids'])]))"
+        "negatives = sum(len(i) - 1 for i in d['negative_image_ids']);"
+        "print(json.dumps([v['version'], v['rows']['triplets'], n, len(d), negatives]))"
     )
     found = []
     for tag in (summary["versions"][-1], summary["versions"][0]):

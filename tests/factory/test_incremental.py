@@ -1,8 +1,8 @@
 """Laws of batches: however a corpus came, the pairs are those of one run over everything, or never more than the quotas
 say.
 
-The chain here is the stages' own functions without their files: join_in_window, rank_among_all, merge_candidates, agreement_order,
-within_quotas.
+The chain here is the stages' own functions without their files: join_in_window, rank_among_all, merge_candidates,
+agreement_order, within_quotas.
 """
 
 from collections import Counter

@@ -83,7 +83,7 @@ def motif(seed: int, width: int, height: int) -> Image.Image:
 
 
 def draw_photographs(folder: Path) -> dict[str, str]:
-    """46 files, five of each motif's family among them; returns path -> the reason for which ingest must leave it out."""
+    """46 files, five of each motif's family among them; returns path -> the reason for which ingest must drop it."""
     folder.mkdir()
     for n in range(BASES):
         width, height = ((640, 480), (480, 640), (900, 300), (512, 512))[n % 4]
@@ -147,7 +147,7 @@ def deployment(airflow: LocalAirflow) -> Factory:
 
 
 def calibrated(folder: Path, *, limit: int) -> dict[str, Any]:
-    """What `python -m tasks calibrate` proposes for a folder before any run: values of the trigger form, its last line."""
+    """What `python -m tasks calibrate` proposes for a folder before any run: its last line, values of the form."""
     command = [
         sys.executable,
         "-m",

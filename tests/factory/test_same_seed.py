@@ -48,7 +48,10 @@ def build(root: Path, project: Path, seed: int) -> None:
 def start(root: Path, project: Path, seed: int, **environment: str) -> subprocess.Popen[str]:
     root.mkdir(parents=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | environment
-    code = f"from pathlib import Path; from tests.factory.test_same_seed import build; build(Path({str(root)!r}), Path({str(project)!r}), {seed})"
+    code = (
+        "from pathlib import Path; from tests.factory.test_same_seed import build; "
+        f"build(Path({str(root)!r}), Path({str(project)!r}), {seed})"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -1,4 +1,4 @@
-"""Fine-tuning learns, repeats itself, never sees a held-out image; evaluation follows CIRCO and reads the truth alone."""
+"""Fine-tuning learns, repeats itself, sees no held-out image; evaluation follows CIRCO and alone reads the truth."""
 
 import io
 import json

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from benchmarks.data_efficiency import Images, Sample, fit_texts
+from benchmarks.data_efficiency import FitSettings, Images, Sample, fit_texts
 from tasks.config import load_params
 from tasks.evaluate.benchmarks import read_benchmark
 from tasks.evaluate.contamination import FingerprintRecorder, contamination_report
@@ -83,18 +83,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Bench:
     def tuned(samples: list[Sample]) -> Scores:
         trained.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
         retriever = ClipRetriever(checkpoint, device="cpu", threads=1)
-        fit_texts(
-            retriever,
-            samples,
-            trained.raw,
-            steps=30,
-            batch=48,
-            rate=0.0015,
-            warmup=5,
-            temperature=0.02,
-            negatives="mined",
-            seed=0,
-        )
+        settings = FitSettings(steps=30, batch=48, rate=0.0015, warmup=5, temperature=0.02)
+        fit_texts(retriever, samples, trained.raw, settings)
         return score_retriever(retriever, benchmark, 128, image_features=gallery)
 
     def seen(images: list[str]) -> float:
