@@ -9,43 +9,15 @@ import pytest
 import yaml
 
 from tasks.__main__ import main
-from tasks.config import expand_sources, load_params
+from tasks.config import load_params
 from tasks.errors import ConfigError
-from tasks.publish.git import git, next_free_name, version_key
+from tasks.publish.git import git
 from tasks.publish.open_run import Deployment, RunRequest, open_run
-from tasks.publish.run_conf import changes_from_conf, require_paths, with_absolute_paths
-from tests.support.parameters import params_with
-
-RAW = {
-    "profile": "demo",
-    "open_run": {},
-    "ingest": {"sources": [{"name": "shop", "path": "/shop", "license_code": "CC0-1.0"}]},
-    "mine": {},
-    "profiles": {},
-}
 
 
 def refuse(deployment: Path, request: RunRequest) -> None:
     """Open a run that must be refused."""
     open_run(request, Deployment(deployment / "dataset", deployment / "refused"))
-
-
-def test_form_values_nested_dotted_and_plain():
-    conf = {
-        "profile": "test",
-        "limit": 5,
-        "date": None,
-        "mine.neighbours": 7,
-        "mine": {"backend": "faiss-flat"},
-        "sources": "/photos",
-    }
-    profile, changes = changes_from_conf(conf, RAW)
-    assert profile == "test"
-    assert changes == {
-        "open_run": {"limit": 5},
-        "mine": {"neighbours": 7, "backend": "faiss-flat"},
-        "ingest": {"sources": [{"name": "photos", "path": "/photos"}]},
-    }
 
 
 @pytest.mark.parametrize(
@@ -98,10 +70,6 @@ def test_windows_that_nobody_calibrated_are_warned_of(deployment: Path, caplog: 
     assert len(notes) == 2 and notes[1].startswith("version ")
 
 
-def test_a_source_keeps_its_licence_when_params_know_its_path():
-    assert expand_sources("/shop", RAW["ingest"]["sources"]) == RAW["ingest"]["sources"]  # type: ignore[index]
-
-
 def test_training_needs_a_version(deployment: Path):
     with pytest.raises(ConfigError, match="no dataset version to train on"):
         refuse(deployment, RunRequest("m", "model"))
@@ -142,47 +110,3 @@ def test_the_run_has_its_worktree_and_a_retry_gets_the_same(
     assert main([*run, "--close"]) == 0
     assert not root.exists()
     assert main([*run, "--close"]) == 0  # once more does no harm
-
-
-def test_names_of_a_day_count_up_and_sort_by_number():
-    assert next_free_name([], "2026-11-16") == "2026.11.16"
-    taken = ["dataset/2026.11.16", *(f"dataset/2026.11.16.{n}" for n in range(2, 11))]
-    assert next_free_name(taken, "2026-11-16") == "2026.11.16.11"
-    assert sorted(sorted(taken), key=version_key) == taken
-
-
-def test_named_benchmarks_are_found_below_the_root_and_missed_by_name(tmp_path: Path):
-    named = [
-        {"name": "circo", "protocol": "circo", "path": "benchmarks/circo"},
-        {"name": "far", "protocol": "cirr", "path": "s3://b/cirr"},
-    ]
-    found = with_absolute_paths({"ingest": {}, "evaluate": {"benchmark": named, "truth": "truth.jsonl"}}, tmp_path)[
-        "evaluate"
-    ]
-    assert [b["path"] for b in found["benchmark"]] == [str(tmp_path / "benchmarks/circo"), "s3://b/cirr"] and found[
-        "truth"
-    ] == str(tmp_path / "truth.jsonl")
-    assert with_absolute_paths({"ingest": {}, "evaluate": {"benchmark": None}}, tmp_path)["evaluate"] == {
-        "benchmark": None
-    }
-    params = load_params("params.yaml", "test")
-    params = params_with(evaluate={"benchmark": found["benchmark"]})
-    with pytest.raises(ConfigError, match=r"evaluate.benchmark.circo: no such folder or file .*benchmarks/circo"):
-        require_paths(params, "model")
-    (tmp_path / "benchmarks" / "circo").mkdir(parents=True)
-    require_paths(params, "model")
-
-
-def test_lists_of_images_are_found_below_the_root(tmp_path: Path):
-    lists = {
-        "blocklists": ["block.txt", "/etc/block.txt"],
-        "benchmark_hashes": ["circo.jsonl"],
-        "takedown": "takedown.txt",
-    }
-    found = with_absolute_paths({"ingest": lists, "evaluate": {}}, tmp_path)["ingest"]
-    assert found["blocklists"] == [str(tmp_path / "block.txt"), "/etc/block.txt"]
-    assert (found["benchmark_hashes"], found["takedown"]) == (
-        [str(tmp_path / "circo.jsonl")],
-        str(tmp_path / "takedown.txt"),
-    )
-    assert with_absolute_paths({"ingest": {"takedown": None}, "evaluate": {}}, tmp_path)["ingest"]["takedown"] is None

@@ -1,0 +1,60 @@
+"""Exports hold every triplet: as Parquet with the images inside, and as MegaPairs' record."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from tasks.__main__ import main
+from tasks.publish.readers import with_images
+from tests.support.fake_run import fill
+from tests.support.parameters import raw_params
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Triplets over eight images."""
+    root = tmp_path_factory.mktemp("clone")
+    opened = {"date": "2026-11-16", "batch": "2026.11.16"}
+    (root / "params.yaml").write_text(yaml.safe_dump(raw_params(open_run=opened)))
+    fill(root, range(8))
+    return root
+
+
+def read_export(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def test_both_exports_hold_the_triplets_that_a_reader_streams(
+    clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    parquet, jsonl = tmp_path / "new" / "triplets.parquet", tmp_path / "triplets.jsonl"
+    arguments = ["--root", str(clone), "--embed-images", str(parquet), "--jsonl", str(jsonl), "--json"]
+    assert main(["export", *arguments]) == 0
+    streamed = list(with_images(clone))
+    assert json.loads(capsys.readouterr().out) == {
+        "written": [{"path": str(path), "triplets": len(streamed)} for path in (parquet, jsonl)]
+    }
+    rows = read_export(parquet)
+    assert [row["triplet_id"] for row in rows] == [row["triplet_id"] for row in streamed]
+    for row, expected in zip(rows, streamed, strict=True):
+        image = Image.open(io.BytesIO(row["query_image"]["bytes"])).convert("RGB")
+        assert image.tobytes() == expected["query_image"].tobytes()
+        assert [n["path"] for n in row["negative_images"]] == [f"{i}.jpg" for i in expected["negative_image_ids"]]
+    records = [json.loads(line) for line in jsonl.read_text().splitlines()]
+    assert [record["q_text"] for record in records] == [row["instructions"] for row in streamed]
+    assert records[0]["t_img"] == f"{streamed[0]['target_image_id']}.jpg"
+    assert b"huggingface" in pq.read_schema(parquet).metadata
+
+
+def test_an_export_without_a_target_or_a_clone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["export", "--root", str(tmp_path)]) == 78
+    assert "nothing to write; give --embed-images" in capsys.readouterr().err
+    assert main(["export", "--root", str(tmp_path), "--jsonl", str(tmp_path / "out.jsonl")]) == 65
+    assert "no data/triplets/*.parquet; run `dvc pull`" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""The trigger form's values: names, paths, and what must exist."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.config import expand_sources
+from tasks.errors import ConfigError
+from tasks.publish.run_conf import changes_from_conf, require_paths, with_absolute_paths
+from tests.support.parameters import params_with
+
+RAW = {
+    "profile": "demo",
+    "open_run": {},
+    "ingest": {"sources": [{"name": "shop", "path": "/shop", "license_code": "CC0-1.0"}]},
+    "mine": {},
+    "profiles": {},
+}
+
+
+def test_form_values_nested_dotted_and_plain():
+    conf = {
+        "profile": "test",
+        "limit": 5,
+        "date": None,
+        "mine.neighbours": 7,
+        "mine": {"backend": "faiss-flat"},
+        "sources": "/photos",
+    }
+    profile, changes = changes_from_conf(conf, RAW)
+    assert profile == "test"
+    assert changes == {
+        "open_run": {"limit": 5},
+        "mine": {"neighbours": 7, "backend": "faiss-flat"},
+        "ingest": {"sources": [{"name": "photos", "path": "/photos"}]},
+    }
+
+
+def test_a_source_keeps_its_licence_when_params_know_its_path():
+    assert expand_sources("/shop", RAW["ingest"]["sources"]) == RAW["ingest"]["sources"]  # type: ignore[index]
+
+
+def test_named_benchmarks_are_found_below_the_root_and_missed_by_name(tmp_path: Path):
+    named = [
+        {"name": "circo", "protocol": "circo", "path": "benchmarks/circo"},
+        {"name": "far", "protocol": "cirr", "path": "s3://b/cirr"},
+    ]
+    absolute = with_absolute_paths({"ingest": {}, "evaluate": {"benchmark": named, "truth": "truth.jsonl"}}, tmp_path)[
+        "evaluate"
+    ]
+    assert [b["path"] for b in absolute["benchmark"]] == [
+        str(tmp_path / "benchmarks/circo"),
+        "s3://b/cirr",
+    ] and absolute["truth"] == str(tmp_path / "truth.jsonl")
+    assert with_absolute_paths({"ingest": {}, "evaluate": {"benchmark": None}}, tmp_path)["evaluate"] == {
+        "benchmark": None
+    }
+    params = params_with(evaluate={"benchmark": absolute["benchmark"]})
+    with pytest.raises(ConfigError, match=r"evaluate.benchmark.circo: no such folder or file .*benchmarks/circo"):
+        require_paths(params, "model")
+    (tmp_path / "benchmarks" / "circo").mkdir(parents=True)
+    require_paths(params, "model")
+
+
+def test_lists_of_images_are_found_below_the_root(tmp_path: Path):
+    lists = {
+        "blocklists": ["block.txt", "/etc/block.txt"],
+        "benchmark_hashes": ["circo.jsonl"],
+        "takedown": "takedown.txt",
+    }
+    absolute = with_absolute_paths({"ingest": lists, "evaluate": {}}, tmp_path)["ingest"]
+    assert absolute["blocklists"] == [str(tmp_path / "block.txt"), "/etc/block.txt"]
+    assert (absolute["benchmark_hashes"], absolute["takedown"]) == (
+        [str(tmp_path / "circo.jsonl")],
+        str(tmp_path / "takedown.txt"),
+    )
+    assert with_absolute_paths({"ingest": {"takedown": None}, "evaluate": {}}, tmp_path)["ingest"]["takedown"] is None
