@@ -1,9 +1,10 @@
-"""Shared by all tests: no hub is asked, and the tests run from the project's root."""
+"""Shared by all tests: no hub is asked, they run from the project's root, folders have markers, workers get files."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,33 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("MEGAPAIRS_PROFILE", None)
 
 PROJECT = Path(__file__).resolve().parent.parent
+MARKERS_OF_FOLDERS = {"factory": "factory", "airflow": "airflow", "benchmarks": "benchmark"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark whole folders and the browser's tests; workers of pytest-xdist begin with what takes longest."""
+    for item in items:
+        folder = item.path.relative_to(PROJECT / "tests").parts[0]
+        if folder in MARKERS_OF_FOLDERS:
+            item.add_marker(MARKERS_OF_FOLDERS[folder])
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: [not item.get_closest_marker(m) for m in ("xdist_group", "factory", "benchmark")])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker of pytest-xdist gets whole files, or a whole xdist_group of several files: they share their fixtures."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByGroupElseByFile(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            group = super()._split_scope(nodeid)
+            return nodeid.partition("::")[0] if group == nodeid else group
+
+    config.option.loadscopereorder = False  # the order of the collection, not the number of tests
+    return ByGroupElseByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
     store.write(store.table_path("pairs", BATCH), pairs, "pairs")
     params = raw_params(None)
     params["open_run"]["batch"] = BATCH
-    served = {"engine": "openai", "url": url, "model": "tiny", "chunk_pairs": 5, "in_flight": 4, "timeout_s": 2.0}
+    served = {"engine": "openai", "url": url, "model": "tiny", "chunk_pairs": 5, "in_flight": 4, "timeout_s": 60.0}
     params["caption"] |= (
         served
         | {
@@ -104,7 +104,7 @@ def run(stage: str, root: Path, project: Path, pid_file: Path | None = None) -> 
     ) as process:
         if pid_file:
             pid_file.write_text(str(process.pid))
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
     return process.returncode, output
 
 
@@ -170,7 +170,7 @@ def test_a_server_killed_and_restarted_gives_the_same_tables_and_repeats_only_re
     broken = worktree(tmp_path / "broken", project, server(die=len(once) // 2))
 
     def restart() -> None:
-        server.process().wait(120)
+        server.process().wait(600)
         server()
 
     restarting = threading.Thread(target=restart)
@@ -195,7 +195,7 @@ def test_a_server_that_comes_back_with_another_model_ends_the_stage_without_a_re
     store = worktree(tmp_path / "tree", project, server(die=20, root="/weights/a"))
 
     def restart() -> None:
-        server.process().wait(120)
+        server.process().wait(600)
         server(**restart_options)
 
     restarting = threading.Thread(target=restart)

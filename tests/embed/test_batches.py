@@ -19,7 +19,7 @@ def test_the_next_batch_is_read_while_this_one_is_encoded():
             return super().__getitem__(index)
 
     def encode(some: Any) -> np.ndarray:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while len(read) < min(len(encoded) + 2, 3) and time.monotonic() < deadline:
             time.sleep(0.001)
         encoded.append((list(some), list(read)))

@@ -1,23 +1,23 @@
-"""One deployment of the factory (profile test, real stages), one embedded Airflow and one mail server for all stories
-here.
-"""
+"""One deployment (profile test, real stages), one embedded Airflow and one mail server for all stories."""
 
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.demo.local_airflow import PROJECT, LocalAirflow
+from tasks.demo.local_airflow import LocalAirflow
+from tasks.demo.setup import make_deployment
 from tasks.demo.watch import DATASET_DAG, MODEL_DAG
-from tasks.publish.deployment import configure_deployment
 from tasks.sample.world import make_world
 from tests.support.inbox import Inbox, serving_inbox
 
 IMAGES = 180  # files of the first batch
+FOLDERS = ("origin.git", "dataset", "dvc-remote", "dvc-cache", "runs")  # of a deployment
 
 
 class Factory:
@@ -56,14 +56,30 @@ class Factory:
         """A copy of the source folder, for a poisoned batch."""
         return shutil.copytree(self.root / ".demo" / "source", self.root / name / "source")
 
+    @contextmanager
+    def empty_deployment(self) -> Iterator[None]:
+        """The same Airflow with nothing published yet; what was published is back afterwards."""
+        aside = self.root / "aside"
+        aside.mkdir()
+        there = [name for name in FOLDERS if (self.root / name).exists()]
+        for name in there:
+            (self.root / name).rename(aside / name)
+        try:
+            make_deployment(self.root)
+            yield
+        finally:
+            for name in FOLDERS:
+                shutil.rmtree(self.root / name, ignore_errors=True)
+            for name in there:
+                (aside / name).rename(self.root / name)
+            aside.rmdir()
+
 
 @pytest.fixture(scope="session")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
     root = tmp_path_factory.mktemp("factory")
     make_world(root / ".demo" / "source", seed=3, images=IMAGES, truth=root / "truth.jsonl")
-    configure_deployment(
-        root / "origin.git", root / "dataset", str(root / "dvc-remote"), root / "dvc-cache", checkout=PROJECT
-    )
+    make_deployment(root)
     with serving_inbox() as (inbox, connection):
         changes = {
             "MEGAPAIRS_DEFAULT_PROFILE": "test",

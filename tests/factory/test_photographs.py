@@ -1,9 +1,7 @@
-"""Images that nobody captioned: windows from one command, then one run of the DAG, and an account of every file and
-pair.
+"""Images that nobody captioned: calibrated windows, one run of the DAG, and every file and pair accounted for.
 
 Once on a drawn folder that has what photographs have (sizes, EXIF turns, crops, recolours, copies, broken files), once
-on
-real photographs where they are: `../shared/photos`, kept out of the repository. Each run gets an empty deployment of
+on real photographs where they are: `../shared/photos`, kept out of the repository. Each run gets an empty deployment of
 its own.
 """
 
@@ -23,15 +21,13 @@ import pytest
 from markupsafe import escape
 from PIL import Image, ImageEnhance, ImageFilter
 
-from tasks.demo.local_airflow import LocalAirflow
-from tasks.demo.setup import make_deployment
-from tasks.demo.watch import DATASET_DAG, MODEL_DAG
+from tasks.demo.watch import DATASET_DAG
 from tasks.reasons import REASONS
 from tasks.store import Store
 
-from .conftest import Factory, Inbox
+from .conftest import Factory
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("airflow")]
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2].parent / "shared" / "photos"
 # of judge's reasons; the others leave out a text or a negative of a pair that stays
@@ -61,7 +57,6 @@ class Run(NamedTuple):
 
 
 # --- a folder that looks like photographs
-# ---------------------------------------------------------------------------------
 
 
 def motif(seed: int, width: int, height: int) -> Image.Image:
@@ -83,7 +78,7 @@ def motif(seed: int, width: int, height: int) -> Image.Image:
 
 
 def draw_photographs(folder: Path) -> dict[str, str]:
-    """46 files, five of each motif's family among them; returns path -> the reason for which ingest must drop it."""
+    """46 files, among them five of each motif; returns path -> the reason for which ingest must leave it out."""
     folder.mkdir()
     for n in range(BASES):
         width, height = ((640, 480), (480, 640), (900, 300), (512, 512))[n % 4]
@@ -122,32 +117,15 @@ def draw_photographs(folder: Path) -> dict[str, str]:
     }
 
 
-# --- one Airflow, an empty deployment for each story
-# ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
-    root = tmp_path_factory.mktemp("photographs")
-    with LocalAirflow(root, {"MEGAPAIRS_RETRIES": "0"}) as airflow:
-        airflow.migrate_and_start()
-        airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
-        airflow.make_pool("gpu", 2)
-        airflow.set_paused(DATASET_DAG, False)
-        yield airflow
-
-
 @pytest.fixture
-def deployment(airflow: LocalAirflow) -> Factory:
-    """Nothing published yet."""
-    for name in ("origin.git", "dataset", "dvc-remote", "dvc-cache", "runs"):
-        shutil.rmtree(airflow.root / name, ignore_errors=True)
-    make_deployment(airflow.root)
-    return Factory(airflow.root, airflow, Inbox())
+def deployment(factory: Factory) -> Iterator[Factory]:
+    """The shared Airflow with nothing published yet."""
+    with factory.empty_deployment():
+        yield factory
 
 
 def calibrated(folder: Path, *, limit: int) -> dict[str, Any]:
-    """What `python -m tasks calibrate` proposes for a folder before any run: its last line, values of the form."""
+    """Values of the trigger form that `python -m tasks calibrate` proposes for a folder in its last line."""
     command = [
         sys.executable,
         "-m",
@@ -189,7 +167,6 @@ def refresh(deployment: Factory, conf: dict[str, Any], clone: Path) -> Run:
 
 
 # --- the account
-# ----------------------------------------------------------------------------------------------------------
 
 
 def assert_counts_add_up(run: Run, files: int) -> None:
@@ -253,7 +230,7 @@ def assert_the_gallery_shows_them(clone: Path) -> None:
 def test_a_drawn_folder_like_photographs(deployment: Factory, tmp_path: Path):
     folder = tmp_path / "drawn"
     expected = draw_photographs(folder)
-    conf = {**calibrated(folder, limit=1000), "pairs_per_batch": 60, "dataset": "drawn"}
+    conf = {"profile": "demo", **calibrated(folder, limit=1000), "pairs_per_batch": 60, "dataset": "drawn"}
     assert conf["validate"] == {"images": {"caption_share_min": 0}}  # said, because no image has a caption
     run = refresh(deployment, conf, tmp_path / "clone")
     assert_counts_add_up(run, files=5 * BASES + len(expected))
@@ -272,7 +249,7 @@ def test_a_drawn_folder_like_photographs(deployment: Factory, tmp_path: Path):
     not PHOTOGRAPHS.is_dir(), reason=f"no photographs: {PHOTOGRAPHS} is not there; the drawn folder stands in for it"
 )
 def test_a_folder_of_real_photographs(deployment: Factory, tmp_path: Path):
-    conf = {**calibrated(PHOTOGRAPHS, limit=400), "pairs_per_batch": 256, "dataset": "photographs"}
+    conf = {"profile": "demo", **calibrated(PHOTOGRAPHS, limit=400), "pairs_per_batch": 256, "dataset": "photographs"}
     run = refresh(deployment, conf, tmp_path / "clone")
     assert_counts_add_up(run, files=sum(path.is_file() for path in PHOTOGRAPHS.rglob("*")))
     assert run.total("ingest", "written") >= 1000

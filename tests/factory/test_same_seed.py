@@ -12,53 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from tasks.config import overlay
-from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import git
-from tasks.publish.graph import graph
-from tasks.publish.published import DATA_STAGES, version_at
-from tasks.sample.world import make_world
-
-CONF = {
-    "profile": "test",
-    "date": "2026-11-16",
-    "select": {"pairs_per_batch": 16},
-    # what is tested is the sameness, not the models
-    "judge": {"threshold": 0.0, "negative_threshold": 1.0, "labelled": None},
-    "validate": {"images": {"caption_share_min": 0.0}, "triplets": {"yes_min": 0.0}},
-}
-
-
-def build(root: Path, project: Path, seed: int) -> None:
-    """A sample world, a deployment and its first version, as a demo's first week makes them."""
-    from tasks.__main__ import main
-    from tasks.publish.open_run import Deployment, RunRequest, open_run
-
-    make_world(root / "source", seed=seed, images=60, truth=root / "truth.jsonl")
-    configure_deployment(root / "origin.git", root / "dataset", str(root / "remote"), root / "cache", checkout=project)
-    sources = [{"name": "sample", "path": str(root / "source"), "license_code": "CC0-1.0"}]
-    request = RunRequest("manual__1", "dataset", overlay(CONF, {"sources": sources}))
-    worktree = open_run(request, Deployment(root / "dataset", root / "runs")).notes[0]
-    os.chdir(worktree)
-    for node in [n for n in graph(".") if n.name.partition("@")[0] in DATA_STAGES]:
-        assert main(node.cmd.split()[3:]) == 0, node.name  # python -m tasks <stage> [item]
-    assert main(["version"]) == 0
+from tasks.publish.published import version_at
 
 
 def start(root: Path, project: Path, seed: int, **environment: str) -> subprocess.Popen[str]:
     root.mkdir(parents=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | environment
-    code = (
-        "from pathlib import Path; from tests.factory.test_same_seed import build; "
-        f"build(Path({str(root)!r}), Path({str(project)!r}), {seed})"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command = [sys.executable, "-m", "tests.support.seeded_version", str(root), str(project), str(seed)]
+    return subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finished(build_process: subprocess.Popen[str]) -> None:
-    output, _ = build_process.communicate(timeout=600)
+    output, _ = build_process.communicate(timeout=7200)
     assert build_process.returncode == 0, output[-4000:]
 
 

@@ -13,6 +13,7 @@ from tasks.config import load_params, overlay, read_raw, resolve
 from tasks.pages import gallery
 from tasks.pages.render import html
 from tasks.store import Store
+from tests.support.browser import open_page
 from tests.support.fake_run import fill
 from tests.support.markup import assert_harmless
 
@@ -131,15 +132,9 @@ def test_the_command_line_reads_a_clone(root: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_opens_it_from_a_file_also_on_a_phone(root: Path, chromium: str, tmp_path: Path, scheme: str):
-    from playwright.sync_api import sync_playwright
-
     file = tmp_path / "gallery.html"
     file.write_text(build(root, EVALUATION))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        page = browser.new_page(viewport={"width": 400, "height": 900}, color_scheme=scheme)
+    with open_page(chromium, viewport={"width": 400, "height": 900}, color_scheme=scheme) as page:
         problems: list[str] = []
         page.on("console", lambda message: problems.append(message.text))
         page.goto(file.as_uri())
@@ -149,4 +144,3 @@ def test_a_browser_opens_it_from_a_file_also_on_a_phone(root: Path, chromium: st
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than the screen"
         is_dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 19, 26)"
         assert is_dark == (scheme == "dark") and problems == []
-        browser.close()

@@ -10,7 +10,7 @@ its body: what a client would be billed for. Options:
     fault     what goes wrong at every `every`-th request (5): 500, 429, hang, half (half-sent JSON), long (10,000
               tokens), alien (in another model's name)
     die       n: the server dies before its n-th request is answered, with all requests in flight
-    together  answers wait until so many requests came at once (10 s at most); the most so far is in LOG.most
+    together  answers wait until so many requests came at once (a minute at most); the most so far is in LOG.most
     busy      429 to more requests at once than so many, with `together`
     kill      [pid file, n]: the process in the file dies by SIGKILL before the n-th request is answered
 """
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
             inside = self.server.inside
             self.server.most = max(inside, self.server.most)
             Path(f"{self.server.log}.most").write_text(str(self.server.most))
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while self.server.most < most and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(0.02)

@@ -13,6 +13,7 @@ from typing import Any
 from aiosmtpd.controller import Controller
 
 from tasks.demo.local_airflow import free_port
+from tests.support.waiting import wait_until
 
 
 class Inbox:
@@ -26,6 +27,12 @@ class Inbox:
         if folder := os.environ.get("KEEP_MAILS"):  # to look at them
             Path(folder, f"{len(self.mails)}-{time.time_ns()}.eml").write_bytes(envelope.content)
         return "250 OK"
+
+    def wait_for_one(self, seen: int) -> Any:
+        """The one mail after the first `seen`; a task's mail may come after its run has ended."""
+        wait_until(lambda: len(self.mails) > seen, "a mail has come")
+        (mail,) = self.mails[seen:]
+        return mail
 
 
 @contextmanager

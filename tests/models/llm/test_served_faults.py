@@ -16,21 +16,21 @@ def test_replies_are_equal_whatever_fails_now_and_then(fault: str, tmp_path: Pat
     requests = [Request((), f"style: {n}") for n in range(30 if fault != "hang" else 8)]
 
     def replies(url: str) -> list[Any]:
-        return served_model(url, in_flight=4, timeout_s=1.0).chat(requests)
+        return served_model(url, in_flight=4, timeout_s=2.0 if fault == "hang" else 60.0).chat(requests)
 
     expected = replies(server())
     assert replies(server(fault=fault, every=4)) == expected
 
 
 def test_in_flight_is_reached_and_never_exceeded(tmp_path: Path, server: FakeServer):
-    model = served_model(server(together=5), in_flight=5, timeout_s=20.0)
+    model = served_model(server(together=5), in_flight=5, timeout_s=120.0)
     assert len(model.chat([Request((), f"style: {n}") for n in range(25)])) == 25
     assert server.most_in_flight() == 5
 
 
 def test_a_busy_server_gets_fewer_requests_at_once_and_more_as_it_recovers(tmp_path: Path, server: FakeServer):
     url = server(together=3, busy=2)
-    model = served_model(url, in_flight=8, timeout_s=20.0, tries=40)
+    model = served_model(url, in_flight=8, timeout_s=120.0, tries=40)
     requests = [Request((), f"style: {n}") for n in range(24)]
     replies = model.chat(requests)
     limiter = model.replicas[0].limiter
@@ -49,7 +49,7 @@ def test_a_server_that_hangs_is_an_error_after_the_deadline(server: FakeServer):
 
 
 def test_a_server_that_was_restarted_with_another_model_is_refused(tmp_path: Path, server: FakeServer):
-    model = served_model(server(root="/weights/a"), in_flight=2, timeout_s=2.0)
+    model = served_model(server(root="/weights/a"), in_flight=2, timeout_s=60.0)
     assert len(model.chat([Request((), f"style: {n}") for n in range(4)])) == 4
     server(root="/weights/b", fault="500", every=1)
     with pytest.raises(ConfigError, match=r"is /weights/b there now and was /weights/a"):

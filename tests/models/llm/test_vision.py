@@ -59,7 +59,7 @@ def test_later_images_are_prepared_while_the_model_writes(
     def wait_and_generate(**inputs):
         if not waited:
             # the first batch's pass, and the two after it
-            waited.append(all(prepared.acquire(timeout=30) for _ in range(3)))
+            waited.append(all(prepared.acquire(timeout=300) for _ in range(3)))
         return generate(**inputs)
 
     monkeypatch.setattr(model.vision, "prepare", prepare_and_signal)
