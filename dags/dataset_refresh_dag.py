@@ -24,7 +24,7 @@ the result with a judge model and three gates. It publishes what passes as a git
 
 | name | meaning |
 |---|---|
-| `profile` | named set of values in `params.yaml`: test, demo, small, production |
+| `profile` | named set of values in `tasks/profiles`: test, demo, small, production |
 | `sources` | list of folders, see below |
 | `limit` | most new images that this run ingests, a count |
 | `dry_run` | do everything but publish: no version, no training; default off |

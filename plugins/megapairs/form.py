@@ -1,8 +1,8 @@
-"""The trigger form: typed Airflow Params made from params.yaml and the descriptions in tasks/config.py.
+"""The trigger form: typed Airflow Params, made from params.yaml, the profiles and the descriptions in tasks/config.
 
-A field left empty means "as in params.yaml and the chosen profile"; only what a person fills in travels to open_run.
-The form shows the values worth changing for one run; the REST API may set any other by its section, for example
-{"limit": 60, "caption": {"batch_pairs": 8}}. An unknown name is refused by open_run within seconds.
+A field left empty means "as in params.yaml and the chosen profile"; only what a person fills in reaches open_run. The
+form shows the values worth changing for one run; the REST API may set any other by its section, for example
+{"limit": 60, "caption": {"batch_pairs": 8}}. open_run refuses an unknown name within seconds.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from airflow.sdk import Param
 
 from megapairs.wiring import PROJECT
-from tasks.config import Params, overlay, read_raw
+from tasks.config import Params, overlay, read_raw, uncalibrated_windows
 
-# Form name -> place in params.yaml.
+# Name of the field -> dotted key of the parameter.
 DATASET_FORM: dict[str, str] = {
     "sources": "ingest.sources",
     "limit": "open_run.limit",
@@ -43,7 +43,7 @@ MODEL_FORM: dict[str, str] = {
     "dry_run": "open_run.dry_run",
     "date": "open_run.date",
 }
-# Sections of params.yaml that stand folded in the form, under a heading; all else stands open at the top.
+# Sections whose fields are folded under a heading of the form; all other fields are at the top.
 HEADINGS = {
     "mine": "Mining",
     "select": "Mining",
@@ -53,8 +53,9 @@ HEADINGS = {
     "evaluate": "Evaluation and promotion",
     "promote": "Evaluation and promotion",
 }
-PLACES = {**DATASET_FORM, **MODEL_FORM}
-KEPT = (
+FIELD_KEYS = {**DATASET_FORM, **MODEL_FORM}
+# Keywords of a JSON schema that a field takes over, so that Airflow checks the value before the run starts.
+SCHEMA_KEYWORDS = (
     "minimum",
     "maximum",
     "exclusiveMinimum",
@@ -69,85 +70,109 @@ KEPT = (
 )
 
 
-def inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """The JSON schema with every $ref replaced by what it names."""
-    if isinstance(schema, dict):
-        if "$ref" in schema:
-            named = inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-            return {**named, **{k: v for k, v in schema.items() if k != "$ref"}}
-        return {k: inlined(v, definitions) for k, v in schema.items()}
-    return [inlined(x, definitions) for x in schema] if isinstance(schema, list) else schema
+def inline_references(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A JSON schema with every $ref replaced by the definition that it names."""
+    if isinstance(schema, list):
+        return [inline_references(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inlined = {key: inline_references(value, definitions) for key, value in schema.items() if key != "$ref"}
+    if "$ref" not in schema:
+        return inlined
+    return {**inline_references(definitions[schema["$ref"].rpartition("/")[2]], definitions), **inlined}
 
 
 @functools.cache
-def full_schema() -> dict[str, Any]:
-    """JSON schema of the whole of params.yaml, references inlined."""
-    full = Params.model_json_schema(by_alias=True)
-    inlined_schema: dict[str, Any] = inlined({k: v for k, v in full.items() if k != "$defs"}, full["$defs"])
-    return inlined_schema
+def params_schema() -> dict[str, Any]:
+    """JSON schema of all parameters, references inlined."""
+    schema = Params.model_json_schema(by_alias=True)
+    definitions = schema.pop("$defs")
+    inlined: dict[str, Any] = inline_references(schema, definitions)
+    return inlined
 
 
-def schema_at(place: str) -> dict[str, Any]:
-    """JSON schema of a dotted place in params.yaml, with its description; `nullable` parts are folded into `type`.
+def schema_at(key: str) -> dict[str, Any]:
+    """JSON schema of a parameter with its description; of a parameter that may be empty, that of its value.
 
+    Args:
+        key: dotted, e.g. mine.neighbours or mine.windows.semantic.
     Raises:
         KeyError: no such parameter.
     """
-    schema = full_schema()
-    for name in place.split("."):
-        more = schema.get("additionalProperties")  # a mapping by encoder; False where unknown keys are refused
-        schema = schema["properties"][name] if name in schema.get("properties", {}) or not more else more
-    kinds = [s for s in schema.get("anyOf", []) if s.get("type") != "null"]
+    schema = params_schema()
+    for name in key.split("."):
+        entries = schema.get("additionalProperties")  # of a mapping by name; False where unknown keys are refused
+        schema = schema["properties"][name] if name in schema.get("properties", {}) or not entries else entries
+    kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
     return {**schema, **(kinds[0] if kinds else {})}
 
 
-def value_at(raw: Mapping[str, Any], place: str) -> Any:
-    """The default that params.yaml gives a dotted place (None when it gives none)."""
+def default_at(raw: Mapping[str, Any], key: str) -> Any:
+    """The value that params.yaml gives a dotted key; None where it gives none."""
     value: Any = raw
-    for name in place.split("."):
+    for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
 
-def param_of(name: str, place: str, raw: Mapping[str, Any]) -> Param:
-    """One field of the form: empty by default, with the parameter's sentence, type, limits and present value."""
-    schema, value = schema_at(place), value_at(raw, place)
-    sentence = (
-        schema.get("description")
-        or f"Cosine window of the encoder '{place.rpartition('.')[2]}': pairs with low <= similarity < high."
-    )
-    heading = {"section": HEADINGS[place.split(".")[0]]} if place.split(".")[0] in HEADINGS else {}
-    shown = "empty" if value in (None, "", [], {}) else value
+def default_text(value: Any, empty: str) -> str:
+    """A default value as the form shows it; `empty` is what an empty one means."""
+    if value in (None, "", [], {}):
+        return empty or "empty"
     if isinstance(value, list):
-        shown = ", ".join(str(v.get("name", v)) if isinstance(v, dict) else str(v) for v in value) or "empty"
-    if schema["type"] == "boolean":  # a checkbox cannot be left empty
-        return Param(bool(value), type="boolean", title=name, description=sentence, **heading)
+        return ", ".join(str(entry.get("name", entry)) if isinstance(entry, dict) else str(entry) for entry in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
+    return str(value)
+
+
+def form_field(name: str, key: str, raw: Mapping[str, Any]) -> Param:
+    """One field of the form: empty, with the parameter's description, type, limits and default.
+
+    A yes/no field is a checkbox, which cannot be empty: it shows the default.
+
+    Args:
+        name: of the field.
+        key: dotted key of its parameter.
+        raw: params.yaml.
+    """
+    schema, value, (section, *_, last) = schema_at(key), default_at(raw, key), key.split(".")
+    # In params.yaml an empty value has a meaning, which the description ends with; here it means: no change.
+    description, _, empty = schema["description"].partition(" Empty: ")
+    if key.startswith("mine.windows."):
+        description = f"Window of encoder {last}: pairs with low <= cosine similarity < high are candidates."
+    heading = {"section": HEADINGS[section]} if section in HEADINGS else {}
+    if schema["type"] == "boolean":
+        return Param(bool(value), type="boolean", title=name, description=description, **heading)
     return Param(
         None,
         type=["null", schema["type"]],
         title=name,
-        description=f"{sentence} Empty: as in params.yaml ({place}: {shown}) and the profile.",
+        description=f"{description} Left empty: as the profile says, else {default_text(value, empty[:-1])} ({key}).",
         **heading,
-        **{k: v for k, v in schema.items() if k in KEPT},
+        **{keyword: limit for keyword, limit in schema.items() if keyword in SCHEMA_KEYWORDS},
     )
 
 
-def profile_param(raw: Mapping[str, Any]) -> Param:
-    """The choice of profile; it also serves scheduled runs."""
-    chosen = os.environ.get("MEGAPAIRS_DEFAULT_PROFILE") or raw.get("profile", "demo")
+def profile_field(raw: Mapping[str, Any]) -> Param:
+    """The choice of profile; scheduled runs use its preset."""
+    profiles = sorted(raw["profiles"])
+    guessed = [profile for profile in profiles if uncalibrated_windows(raw, profile)]
+    warning = f" Windows not calibrated: {', '.join(guessed)}." if guessed else ""
     return Param(
-        chosen,
+        os.environ.get("MEGAPAIRS_DEFAULT_PROFILE") or raw["profile"],
         type="string",
-        enum=sorted(raw.get("profiles", {})),
+        enum=profiles,
         title="profile",
-        description="Named set of values in params.yaml, laid over its defaults before the fields below.",
+        description=f"Named set of values (tasks/profiles), applied before the fields of this form.{warning}",
     )
 
 
 def dataset_params() -> dict[str, Param]:
     """The trigger form of dataset_refresh."""
     raw = read_raw(PROJECT / "params.yaml")
-    return {"profile": profile_param(raw), **{name: param_of(name, place, raw) for name, place in DATASET_FORM.items()}}
+    fields = {name: form_field(name, key, raw) for name, key in DATASET_FORM.items()}
+    return {"profile": profile_field(raw), **fields}
 
 
 def model_params() -> dict[str, Param]:
@@ -158,31 +183,28 @@ def model_params() -> dict[str, Param]:
         type=["null", "string"],
         pattern=r"^dataset/\d{4}\.\d{2}\.\d{2}(\.\d+)?$",
         title="dataset_version",
-        description="Tag of the version to train on, dataset/YYYY.MM.DD[.n]. Empty: the event's, else the newest.",
+        description="Version to train on: its tag, dataset/YYYY.MM.DD[.n]. Left empty: the version whose publication "
+        "started this run, else the newest.",
     )
-    return {
-        "profile": profile_param(raw),
-        "dataset_version": version,
-        **{name: param_of(name, place, raw) for name, place in MODEL_FORM.items()},
-    }
+    fields = {name: form_field(name, key, raw) for name, key in MODEL_FORM.items()}
+    return {"profile": profile_field(raw), "dataset_version": version, **fields}
 
 
-def changes_from(given: Mapping[str, Any]) -> dict[str, Any]:
+def changes_from(values: Mapping[str, Any]) -> dict[str, Any]:
     """What a run changes, in the form of params.yaml: {"profile": ..., "<section>": {...}}.
 
     Args:
-        given: the form's values by form name, or any section of params.yaml by its own name, or a dotted place.
+        values: by name of a form's field, by section of params.yaml, or by dotted key.
     Returns:
-        The non-empty values at their places. Unknown names are kept as they are, for open_run to refuse.
+        The values at their keys, without the fields left empty. Unknown names are kept, for open_run to refuse.
     """
     changes: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in values.items():
         is_empty = value is None or value is False or value in ("", [], {})
-        if name == "dataset_version" or (is_empty and name in (*PLACES, "profile")):
+        if name == "dataset_version" or (is_empty and name in (*FIELD_KEYS, "profile")):
             continue
-        place = PLACES.get(name, name)
-        nested: Any = value
-        for key in reversed(place.split(".")):
-            nested = {key: nested}
-        changes = overlay(changes, nested)
+        change: Any = value
+        for part in reversed(FIELD_KEYS.get(name, name).split(".")):
+            change = {part: change}
+        changes = overlay(changes, change)
     return changes
