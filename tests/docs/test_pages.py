@@ -24,7 +24,8 @@ PAGES = sorted(
     + [p for p in (PROJECT / "docs").rglob("*.md") if p.parent.name != "reference"]
 )
 DESCRIBES_OLD_SPELLINGS = "0052-one-command-line.md"
-EXAMPLES = {"tasks/profiles/mine.yaml", "docs/decisions/NNNN-title.md"}  # files that a reader makes
+# files that a reader makes, and one whose end a decision tells
+EXAMPLES = {"tasks/profiles/mine.yaml", "docs/decisions/NNNN-title.md", "tasks/config.py"}
 FOLDERS = ("tasks", "docs", "tests", "plugins", "dags", "benchmarks", "expectations")
 UNMAPPED = {"tasks/config/", "tasks/old_names/"}  # not between in and out
 LIBRARY = {

@@ -7,6 +7,8 @@ from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
