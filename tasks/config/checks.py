@@ -96,15 +96,15 @@ def negatives_contradictions(select: SelectConfig, judge: JudgeConfig, train: Tr
             "the judge cannot keep more negatives than were mined",
             f"raise select.negatives to {judge.negatives} or more, or lower judge.negatives",
         )
-    key, kept = ("select.negatives", select.negatives)
+    key, available = ("select.negatives", select.negatives)
     if judge.negatives is not None and judge.negatives <= select.negatives:
-        key, kept = ("judge.negatives", judge.negatives)
-    if train.negatives > kept and not train.datasets:
+        key, available = ("judge.negatives", judge.negatives)
+    if train.negatives > available and not train.datasets:
         yield _message(
             ("train.negatives", train.negatives),
-            (key, kept),
+            (key, available),
             "a triplet has fewer negatives than training draws",
-            f"lower train.negatives to {kept}, or raise {key}",
+            f"lower train.negatives to {available}, or raise {key}",
         )
 
 
@@ -138,9 +138,9 @@ def training_contradictions(train: TrainConfig) -> Iterator[str]:
 
 def training_run_contradictions(train: TrainConfig, evaluate: EvaluateConfig) -> list[str]:
     """What a run that trains, evaluates and decides on promotion cannot do, though training alone could."""
-    found = []
+    contradictions = []
     if not evaluate.benchmark and not train.held_out_share:
-        found.append(
+        contradictions.append(
             _message(
                 ("train.held_out_share", train.held_out_share),
                 ("evaluate.benchmark", "empty"),
@@ -149,7 +149,7 @@ def training_run_contradictions(train: TrainConfig, evaluate: EvaluateConfig) ->
             )
         )
     if train.warmup_steps > train.steps:
-        found.append(
+        contradictions.append(
             _message(
                 ("train.warmup_steps", train.warmup_steps),
                 ("train.steps", train.steps),
@@ -157,7 +157,7 @@ def training_run_contradictions(train: TrainConfig, evaluate: EvaluateConfig) ->
                 f"lower train.warmup_steps to {train.steps} or less, or raise train.steps",
             )
         )
-    return found
+    return contradictions
 
 
 def images_gate_contradictions(gate: ImagesGateConfig, limit: int | None) -> Iterator[str]:

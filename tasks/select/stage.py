@@ -26,7 +26,7 @@ world added 4.3 pairs for each new image, twice what a query may start: every ol
 Negatives (tasks/select/negatives.py) come from what the same encoders retrieved for the query and for the target, the
 target's nearest first; an image that is a copy of the target under any encoder is left out. On request: copies of the
 query are left out, and images nearer to the target than a multiple of the pair's own distance; a pair brings its other
-direction along; an encoder or a source has a quota of its own (tasks/config.py).
+direction along; an encoder or a source has a quota of its own (tasks/config/pairs.py).
 
 Takedown (tasks/select/withdraw.py): an earlier pair of an image on the takedown list is removed from its file; its
 query takes the best of all that was ever mined for it, as a pair of this batch, and a place as negative goes to the

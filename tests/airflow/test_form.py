@@ -1,4 +1,4 @@
-"""The trigger form: every field typed, described and checked, made from params.yaml and tasks/config.py."""
+"""The trigger form: every field typed, described and checked, made from params.yaml and tasks/config."""
 
 from typing import Any
 

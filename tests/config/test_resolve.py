@@ -1,7 +1,5 @@
 """Parameters: wrong ones are refused with a name and a next step; each number has one default; profiles are applied."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +134,3 @@ def test_a_runs_own_file_takes_no_other_profile(tmp_path: Path):
         ConfigError, match="batch 2026.11.16 and was made with profile 'test'.* unset MEGAPAIRS_PROFILE"
     ):
         load_params(tmp_path / "params.yaml", "demo")
-
-
-def test_the_package_loads_neither_numpy_nor_torch():
-    code = "import tasks.config, sys; print([m for m in ('numpy', 'torch', 'pyarrow') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
