@@ -26,8 +26,11 @@ from tasks.errors import TransientError
 
 PROJECT = Path(__file__).resolve().parents[2]
 SERVICES = ("api-server", "scheduler", "dag-processor")
-START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 10.0
+# Limits for a machine that is very busy. What has died is noticed at once (`check_alive`), not at a limit.
+START_TIMEOUT_S = 900.0
+REQUEST_TIMEOUT_S = 120.0  # one request of the REST API
+CALL_TIMEOUT_S = 600.0  # one call with its repetitions while the server is busy
+STOP_TIMEOUT_S = 10.0  # then SIGKILL
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
@@ -78,7 +81,7 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{base}/execution/",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{root / 'airflow' / 'airflow.db'}",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{root / 'airflow' / 'airflow.db'}?timeout=60",
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": base,
@@ -88,7 +91,12 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
         # the files do not change while it runs, and parsing costs CPU
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+        # Airflow's own limits (5 s for a call of a task, 30 s for a DAG file) are too short for a busy machine.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
+        "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "600",
+        "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "120",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "120",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "TASKS_PYTHON": sys.executable,
         "MEGAPAIRS_DATASET": str(root / "dataset"),
@@ -135,7 +143,7 @@ class LocalAirflow:
         self.environment = {**airflow_environment(root, self.port), **(changes or {})}
         self.logs = self.root / "airflow" / "services"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self._client = httpx.Client(base_url=self.url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
 
     def __enter__(self) -> LocalAirflow:
         return self
@@ -254,12 +262,12 @@ class LocalAirflow:
     # --- REST ---------------------------------------------------------------------------------------------------
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        """One REST call below /api/v2; tried again for half a minute while the server is busy.
+        """One REST call below /api/v2; repeated for CALL_TIMEOUT_S while the server is busy.
 
         Raises:
-            TransientError: refused (the message has the answer), or no answer in time.
+            TransientError: refused (the message has the answer), no answer in time, or a service ended.
         """
-        end = time.monotonic() + 30
+        end = time.monotonic() + CALL_TIMEOUT_S
         while True:
             try:
                 answer = self._client.request(method, f"/api/v2/{path}", json=body, params=query or None)

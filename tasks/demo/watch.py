@@ -91,14 +91,16 @@ def failure_text(airflow: LocalAirflow, dag_id: str, run_id: str, failed: Sequen
     return f"{dag_id}: task {task['task_id']} failed. The end of its log:\n{log}"
 
 
-def wait_for_training(airflow: LocalAirflow, timeout_s: float = 60.0) -> str:
+def wait_for_training(airflow: LocalAirflow, timeout_s: float = 600.0) -> str:
     """Id of the fine-tuning run that the second version's asset event starts.
 
     Raises:
         DemoFailed: none in time, or more than one.
+        TransientError: a service of Airflow ended.
     """
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
+        airflow.check_alive()
         runs = airflow.runs(MODEL_DAG)
         if len(runs) > 1:
             raise DemoFailed(f"{MODEL_DAG}: {len(runs)} runs, expected the one that the second version starts")

@@ -42,6 +42,9 @@ class FakeAirflow:
     def wait_healthy(self, dag_ids: tuple[str, ...]) -> None:
         self.actions.append("healthy")
 
+    def check_alive(self) -> None:
+        """Nothing has ended by itself."""
+
     def make_pool(self, name: str, slots: int) -> None:
         self.actions.append(f"pool {name}")
 
