@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui test test-vllm lint install browser lock bench-peers clean help
+.PHONY: demo ui test test-fast test-vllm lint install browser lock bench-peers clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -51,8 +51,16 @@ browser:
 	    $$SUDO apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
 	  echo "browser tests will be skipped: install Chromium first (Debian: apt-get install chromium)"; }
 
+# A worker gets whole files; the tests that start an Airflow share one worker (tests/conftest.py).
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadgroup
+
+test-fast: .venv/installed lint ## lint, types and every test under 5 s; no Airflow, no browser: under 3 minutes on two cores
+	$(PYTEST) -m "not (slow or factory or airflow or benchmark or browser)" \
+	  --ignore tests/factory --ignore tests/airflow --ignore tests/benchmarks $(PYTEST_OPTIONS) tests
+
 test: .venv/installed browser lint ## lint, types and every test
-	$(BIN)/python -m pytest -q
+	$(PYTEST) $(PYTEST_OPTIONS)
 
 # vLLM's CPU build in an environment of its own (3.5 GB, minutes): torchaudio and torchcodec there are CUDA builds and must go, torchvision needs a shim.
 .venv-vllm/installed: tests/support/torchvision_shim.py

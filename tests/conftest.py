@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-# a busy one is slow, not wrong
+# no deadline: a busy machine is slow, not wrong
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("MEGAPAIRS_PROFILE", None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; stages under Airflow have one thread too
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 PROJECT = Path(__file__).resolve().parent.parent
 MARKERS_OF_FOLDERS = {"factory": "factory", "airflow": "airflow", "benchmarks": "benchmark"}

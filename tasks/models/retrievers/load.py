@@ -5,7 +5,6 @@ from __future__ import annotations
 from tasks.models.hub import load_errors
 from tasks.models.retrievers.base import Retriever
 from tasks.models.retrievers.clip import ClipRetriever
-from tasks.models.retrievers.mllm import MllmRetriever
 from tasks.models.retrievers.published.bge_vl_prompts import FAMILIES
 
 
@@ -26,5 +25,7 @@ def load_retriever(model: str, *, revision: str | None = None, device: str = "au
     with load_errors(model, "a retriever"):
         model_type = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type
     if model_type in FAMILIES:
+        from tasks.models.retrievers.mllm import MllmRetriever  # it imports transformers, seconds
+
         return MllmRetriever(model, revision=revision, device=device, threads=threads)
     return ClipRetriever(model, revision=revision, device=device, threads=threads)
