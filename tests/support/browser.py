@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 LIMIT_MS = 600_000
 ARGUMENTS = (
     "--no-sandbox",
+    "--disable-gpu",
     "--disable-quic",
     "--disable-background-networking",
     "--disable-component-update",
