@@ -18,6 +18,8 @@ from tasks.store import Store
 from tests.support.parameters import raw_params
 from tests.support.served_model import FakeServer
 
+pytestmark = pytest.mark.slow
+
 BATCH = "2026.01.05"
 PAIRS = 12
 

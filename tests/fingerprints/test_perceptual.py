@@ -32,6 +32,7 @@ def is_copy(a: Image.Image, b: Image.Image) -> bool:
     return near_hash and bool(distance[0] <= config.thumbnail_distance)
 
 
+@pytest.mark.slow
 def test_copies_are_caught_and_one_edit_relatives_are_not():
     """A small form of the measurement in tasks/fingerprints/perceptual.py: 300 copies, at least 300 relatives."""
     rng, caught, lost, relatives = random.Random(3), 0, 0, 0

@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,7 @@ def test_copy_groups_are_the_connected_images_whatever_the_order(ties, random):
             assert any({str(one), str(other)} <= set(g) for g in groups) == (str(other) in reached)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=8, max_size=8))
 def test_exact_duplicates_do_not_depend_on_the_batches(tmp_path_factory, weeks: list[int]):

@@ -236,6 +236,7 @@ def hostile_files() -> dict[str, tuple[bytes, str]]:
     return files
 
 
+@pytest.mark.slow
 def test_every_hostile_file_ends_as_the_expected_row(tmp_path: Path):
     files = hostile_files()
     assert len(files) >= 60

@@ -378,6 +378,7 @@ def make_roots(tmp_path: Path, other: str, source: Path) -> dict[str, Path]:
     return roots
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_and_rerun_gives_the_same_bytes(source: Path, tmp_path: Path, project: Path):
     make_world(source, seed=3, images=150, truth=tmp_path / "truth.jsonl")
     roots = make_roots(tmp_path, "killed", source)
@@ -392,6 +393,7 @@ def test_a_run_killed_in_the_middle_and_rerun_gives_the_same_bytes(source: Path,
     assert hash_finished_files(roots["killed"]) == hash_files(roots["whole"])
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_stops_the_run_and_the_next_one_gives_the_same_bytes(
     source: Path, tmp_path: Path, project: Path
 ):
@@ -412,6 +414,7 @@ def test_a_file_size_limit_stops_the_run_and_the_next_one_gives_the_same_bytes(
     assert hash_finished_files(roots["full"]) == hash_files(roots["whole"])
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_with_more_room_the_next_one_gives_the_same_bytes(
     source: Path, tmp_path: Path, project: Path
 ):

@@ -24,6 +24,7 @@ def join_all(rows: np.ndarray, spec: SearchSpec, is_half: bool | None = None) ->
     return torch_join.torch_join(sides, [PairBlock(everyone, everyone, True)], thresholds, spec, is_half=is_half)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     cases(max_rows=200),

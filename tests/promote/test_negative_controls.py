@@ -28,6 +28,8 @@ from tasks.sample.phrases import instruction
 from tasks.sample.scenes import Scene, difference, family, shared
 from tasks.store import Store
 
+pytestmark = pytest.mark.slow
+
 Scores = dict[str, dict[str, float]]
 
 

@@ -45,6 +45,7 @@ def try_to_promote(clone: Path, runs: Path, run_id: str, score: float) -> tuple[
     return "dry run" in report.notes[0], report.notes[0]
 
 
+@pytest.mark.slow
 def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatch: pytest.MonkeyPatch):
     clone, runs = deployment / "dataset", deployment / "runs"
     publish_version(deployment, "one", "2026-11-16", range(0, 8))
@@ -101,6 +102,7 @@ def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatc
     assert f"reports/noise-{recipe}.json.dvc" in files_at(clone, REMOTE_BRANCH), "the next version leaves it in place"
 
 
+@pytest.mark.slow
 def test_a_seed_that_fails_repeats_its_stages_message(tmp_path: Path):
     params = load_params("params.yaml", "test")
     (tmp_path / "data").mkdir()

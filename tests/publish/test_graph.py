@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tasks.__main__ import COMMANDS
 from tasks.publish.dvc_repo import dvc_repo
 from tasks.publish.graph import graph
@@ -43,6 +45,7 @@ def commands_of_dag(name: str, project: Path, home: Path) -> list[str]:
     ]
 
 
+@pytest.mark.airflow
 def test_airflow_and_dvc_run_the_same_lines_in_the_same_order(project: Path, tmp_path: Path):
     from_dags = commands_of_dag("dataset_refresh", project, tmp_path) + commands_of_dag(
         "bge_vl_finetune", project, tmp_path

@@ -20,6 +20,8 @@ from tasks.store import Store
 from tasks.validate import stage as validate
 from tests.support.fake_run import fill, gates, open_dataset_run, publish_version
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def versions(deployment: Path) -> Path:

@@ -120,6 +120,7 @@ def test_the_describer_reads_images_through_its_processor(vlm):
     assert phrases.parse_description(text) is not None, text
 
 
+@pytest.mark.slow
 def test_the_judge_separates_right_texts_from_near_misses(vlm):
     folder = CHECKPOINTS / "judge"
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()

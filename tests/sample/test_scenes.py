@@ -19,6 +19,7 @@ def some_scene(seed: int) -> Scene:
     return random_scene(random.Random(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_families_lie_in_one_split_and_their_members_one_to_three_edits_apart(split: str):
     rng = random.Random(3)

@@ -15,6 +15,8 @@ from tasks.sample.scenes import Scene, SceneObject, assign_split, difference
 from tasks.sample.truth import is_complete
 from tasks.sample.world import make_world, poison_captions, poison_copies
 
+pytestmark = pytest.mark.slow
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

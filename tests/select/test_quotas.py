@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +55,7 @@ def decisions(c: Candidates, *more: object) -> tuple[list[tuple[str, str]], list
     return sorted(pairs_of(selection.pairs)), sorted(left)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     pairs_of_letters,
@@ -82,6 +84,7 @@ def test_quotas_hold_and_the_order_of_inputs_does_not_matter(
 encoders_of_pairs = st.lists(st.sets(st.sampled_from(ENCODER_ROLES), min_size=1), min_size=30, max_size=30)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     pairs_of_letters,
@@ -125,6 +128,7 @@ def test_quotas_of_encoders_and_sources_hold_and_both_directions_are_selected_or
     assert not both or all((t, q) in made | set(published) for q, t in made)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pairs_of_letters, st.integers(0, 9), st.floats(0, 1), st.randoms())
 def test_at_most_a_share_of_pairs_ends_at_the_query_s_nearest_image(

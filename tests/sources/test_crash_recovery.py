@@ -27,6 +27,8 @@ from tests.support.flaky_proxy import FAILURES, FlakyProxy
 from tests.support.images import save_jpeg, smooth_image
 from tests.support.ingest import hash_finished_files, ingest_params
 
+pytestmark = pytest.mark.slow
+
 # `python -m tasks ingest` with an S3 client that retries at once, so that the test takes seconds.
 IMPATIENT = (
     "import runpy, sys; from botocore.retries.standard import ExponentialBackoff;"

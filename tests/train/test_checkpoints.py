@@ -21,6 +21,8 @@ from tasks.train.run_log import RunLog
 from tasks.train.stage import run
 from tests.support.training import checkpoint_folders, with_train
 
+pytestmark = pytest.mark.slow
+
 
 class Stopped(Exception):
     """What ends the run in these tests."""

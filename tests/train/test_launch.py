@@ -18,6 +18,8 @@ from tasks.train.checkpoints import PROGRESS_FILE
 from tasks.train.stage import run
 from tests.support.training import checkpoint_folders, flat_weights, with_train
 
+pytestmark = pytest.mark.slow
+
 
 def write_params(params: Params, store: Store) -> None:
     """params.yaml as the started processes read it."""

@@ -26,6 +26,8 @@ from tests.support.tiny import save_narrow_clip
 from tests.support.tiny_mllm import FAMILIES, TEXTS, images, save_tiny
 from tests.support.training import all_examples, fit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

@@ -26,6 +26,7 @@ def scenes(count: int) -> list:
     return found[:count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
