@@ -83,7 +83,7 @@ def test_a_researcher_reads_every_triplet_of_each_version(demo: Path, summary: d
         "negatives = sum(len(i) - 1 for i in d['negative_image_ids']);"
         "print(json.dumps([v['version'], v['rows']['triplets'], n, len(d), negatives]))"
     )
-    found = []
+    counts = []
     for tag in (summary["versions"][-1], summary["versions"][0]):
         subprocess.run(["git", "checkout", "-q", tag], cwd=clone, check=True)
         subprocess.run(dvc, cwd=clone, check=True)
@@ -91,8 +91,8 @@ def test_a_researcher_reads_every_triplet_of_each_version(demo: Path, summary: d
         version, rows, streamed, loaded, negatives = json.loads(out.splitlines()[-1])
         assert tag == f"dataset/{version}" and rows == streamed == loaded > 0
         assert negatives >= 3 * rows
-        found.append(rows)
-    assert found[0] == summary["triplets"] > found[1]
+        counts.append(rows)
+    assert counts[0] == summary["triplets"] > counts[1]
 
 
 def test_the_gallery_opens_and_every_image_is_whole(demo: Path, chromium: str):

@@ -36,9 +36,7 @@ BASES = 8  # drawn motifs
 
 
 class Run(NamedTuple):
-    """A finished run: what it was asked, its tasks' reports (parts in a list), and the version's clone when there is
-    one.
-    """
+    """A finished run: its form's values, its tasks' reports, and a clone of its version, or why there is none."""
 
     conf: dict[str, Any]
     reports: dict[str, list[dict[str, Any]]]
@@ -49,11 +47,11 @@ class Run(NamedTuple):
         return sum(report[name] for report in self.reports[task])
 
     def dropped(self, task: str) -> dict[str, int]:
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for report in self.reports[task]:
             for reason, count in report["dropped"].items():
-                found[reason] = found.get(reason, 0) + count
-        return found
+                counts[reason] = counts.get(reason, 0) + count
+        return counts
 
 
 # --- a folder that looks like photographs
@@ -173,14 +171,16 @@ def assert_counts_add_up(run: Run, files: int) -> None:
     """What the tasks' logs say: nothing appears, nothing is lost, every reason is one of the list."""
     for task in ("ingest", "recaption", "embed", "select", "caption", "judge"):
         assert set(run.dropped(task)) <= set(REASONS[task]), task
-    kept, pairs, captioned, triplets = (run.total(task, "written") for task in ("ingest", "select", "caption", "judge"))
-    assert run.total("ingest", "read") == files == kept + sum(run.dropped("ingest").values())
+    images, pairs, captioned, triplets = (
+        run.total(task, "written") for task in ("ingest", "select", "caption", "judge")
+    )
+    assert run.total("ingest", "read") == files == images + sum(run.dropped("ingest").values())
     assert (
         run.total("recaption", "read")
-        == kept
+        == images
         == run.total("recaption", "written") + sum(run.dropped("recaption").values())
     )
-    assert run.total("embed", "written") == 3 * kept - sum(run.dropped("embed").values())
+    assert run.total("embed", "written") == 3 * images - sum(run.dropped("embed").values())
     assert 0 < pairs <= run.conf["pairs_per_batch"]
     assert run.total("caption", "read") == pairs == captioned + sum(run.dropped("caption").values())
     assert (
@@ -213,12 +213,12 @@ def assert_rows_add_up(clone: Path, folder: Path) -> None:
 
 
 def assert_the_gallery_shows_them(clone: Path) -> None:
-    """Every image of the page decodes and keeps its shape; every reason is explained; the words' worth is said."""
+    """Every image of the page decodes and keeps its shape; every reason is explained; what the scores mean is said."""
     page, version = (clone / "reports" / "gallery.html").read_text(), json.loads((clone / "version.json").read_text())
     assert page.count('<article class="card">') == min(48, version["rows"]["triplets"])
     shapes = {
-        Image.open(io.BytesIO(base64.b64decode(found))).size
-        for found in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+        Image.open(io.BytesIO(base64.b64decode(content))).size
+        for content in re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     }
     assert len(shapes) > 1
     for stage, reasons in version["drops"].items():
@@ -231,7 +231,7 @@ def test_a_drawn_folder_like_photographs(deployment: Factory, tmp_path: Path):
     folder = tmp_path / "drawn"
     expected = draw_photographs(folder)
     conf = {"profile": "demo", **calibrated(folder, limit=1000), "pairs_per_batch": 60, "dataset": "drawn"}
-    assert conf["validate"] == {"images": {"caption_share_min": 0}}  # said, because no image has a caption
+    assert conf["validate"] == {"images": {"caption_share_min": 0}}  # no image has a caption
     run = refresh(deployment, conf, tmp_path / "clone")
     assert_counts_add_up(run, files=5 * BASES + len(expected))
     if run.clone is None:
@@ -246,7 +246,7 @@ def test_a_drawn_folder_like_photographs(deployment: Factory, tmp_path: Path):
 
 
 @pytest.mark.skipif(
-    not PHOTOGRAPHS.is_dir(), reason=f"no photographs: {PHOTOGRAPHS} is not there; the drawn folder stands in for it"
+    not PHOTOGRAPHS.is_dir(), reason=f"no photographs: {PHOTOGRAPHS} is not there; the drawn folder replaces it"
 )
 def test_a_folder_of_real_photographs(deployment: Factory, tmp_path: Path):
     conf = {"profile": "demo", **calibrated(PHOTOGRAPHS, limit=400), "pairs_per_batch": 256, "dataset": "photographs"}

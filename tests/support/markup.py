@@ -53,12 +53,12 @@ def elements(page: str) -> Elements:
     Raises:
         AssertionError: tags are not balanced.
     """
-    found = Elements()
-    found.feed(page)
-    found.close()
-    if found.open_tags:
-        raise AssertionError(f"never closed: {found.open_tags}")
-    return found
+    parsed = Elements()
+    parsed.feed(page)
+    parsed.close()
+    if parsed.open_tags:
+        raise AssertionError(f"never closed: {parsed.open_tags}")
+    return parsed
 
 
 def assert_harmless(page: str, *, links: bool = False) -> Elements:
@@ -67,14 +67,14 @@ def assert_harmless(page: str, *, links: bool = False) -> Elements:
     Args:
         links: whether <a href> to other pages is expected.
     """
-    found = elements(page)
-    assert not LOADS & set(found.tags)
-    assert not [a for a in found.attributes if a[1].startswith("on")]
-    assert all(value.startswith("data:image/jpeg;base64,") for _, name, value in found.attributes if name == "src")
-    targets = [value for _, name, value in found.attributes if name == "href"]
+    parsed = elements(page)
+    assert not LOADS & set(parsed.tags)
+    assert not [a for a in parsed.attributes if a[1].startswith("on")]
+    assert all(value.startswith("data:image/jpeg;base64,") for _, name, value in parsed.attributes if name == "src")
+    targets = [value for _, name, value in parsed.attributes if name == "href"]
     assert links or all(target.startswith("#") for target in targets)
     assert not [t for t in targets if t.lower().startswith("javascript")]
-    return found
+    return parsed
 
 
 def table_widths(text: str) -> list[list[int]]:
