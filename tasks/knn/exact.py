@@ -30,7 +30,7 @@ def to_float32(rows: np.ndarray, is_writable_copy: bool = False) -> np.ndarray:
 
     Args:
         rows: float16 (other types are converted by numpy).
-        is_writable_copy: `rows` is contiguous and nobody else's, so torch needs no copy of it.
+        is_writable_copy: `rows` is contiguous and used by no other code, so torch needs no copy of it.
     """
     torch = sys.modules.get("torch")
     if torch is None or rows.dtype != np.float16:

@@ -42,8 +42,8 @@ def faiss_search_rows(
     at = np.minimum(self_index, len(target_rows) - 1)
     self_index[(self_index == len(target_rows)) | (target_rows[at] != query_rows)] = -1
     sides = JoinSides(vectors[query_rows], vectors[target_rows], tie_rank[target_rows], self_index)
-    found = faiss_search(sides, spec)
-    return found._replace(query_rows=query_rows[found.query_rows], target_rows=target_rows[found.target_rows])
+    result = faiss_search(sides, spec)
+    return result._replace(query_rows=query_rows[result.query_rows], target_rows=target_rows[result.target_rows])
 
 
 def _build_index(targets: np.ndarray, backend: Backend, proposals: int) -> Any:
@@ -122,8 +122,8 @@ def faiss_search(sides: JoinSides, spec: SearchSpec) -> Neighbours:
         for start in range(0, len(todo), step):
             rows = todo[start : start + step]
             scores, hits = index.search(np.ascontiguousarray(queries[rows], dtype=np.float32), proposals)
-            some, unsettled = _rank_proposals(sides, spec, rows, scores, hits)
-            ranked.update(some)
+            settled, unsettled = _rank_proposals(sides, spec, rows, scores, hits)
+            ranked.update(settled)
             again += unsettled
         todo, proposals = np.array(again, np.int64), min(n, proposals * 4)
     counts = [len(ranked[row][0]) for row in range(m)]

@@ -1,9 +1,9 @@
 """The blocked join on a torch device: product, prefilter, exact scores and the k best of each row stay on the device.
 
-A GPU multiplies a hundred times faster than a CPU scores what is left, so no pair travels to the CPU before it is among
-the k best of a row. The decision is the same as on a CPU: the product of two float16 numbers is exact in float32, and
-sums of those are exact in float64 in any order (tasks/knn/search.py). Used by tasks/knn/search.py for `mine.backend:
-torch`; without a GPU it runs on the CPU, for tests. Several GPUs: one process each, with `--part i/n`.
+A GPU multiplies a hundred times faster than a CPU scores the candidates, so no pair travels to the CPU before it is
+among the k best of a row. The decision is the same as on a CPU: the product of two float16 numbers is exact in float32,
+and sums of those are exact in float64 in any order (tasks/knn/search.py). Used by tasks/knn/search.py for
+`mine.backend: torch`; without a GPU it runs on the CPU, for tests. Several GPUs: one process each, with `--part i/n`.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ class _Join:
         self.collector.offer(empty, empty, empty.double())
 
     def to_device(self, array: np.ndarray) -> Any:
+        """An array as a tensor on the device."""
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -50,5 +50,5 @@ def neighbours_from_table(table: pa.Table, ids: pa.Array, query_rows: np.ndarray
 
 
 def renumbered_ranks(queries: Sequence[str]) -> list[int]:
-    """Ranks from 0 without gaps, for rows whose query stands in `queries`, the rows of a query together."""
+    """Ranks from 0 without gaps, for rows with these queries, where the rows of a query are adjacent."""
     return [rank for _, rows in itertools.groupby(queries) for rank, _ in enumerate(rows)]

@@ -164,7 +164,7 @@ def _read_corpus(store: Store, encoder: str, batch: str, spec: SearchSpec) -> _C
     coded = None
     if spec.backend == "blocked" and load_torch_if_large(len(is_new) * int(is_new.sum()), corpus.rows.shape[1]):
         coded = cached_codes(store, encoder, corpus, spec.window.low)
-    # behind codes few rows are read, one here and there; without codes all are, again and again
+    # with codes only the candidates' rows are read, so the files stay mapped; without codes all rows, again and again
     vectors = corpus.rows.to_array() if coded is None else corpus.rows
     return _Corpus(corpus.ids, vectors, is_new, id_order(corpus.ids), coded)
 

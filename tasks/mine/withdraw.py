@@ -86,7 +86,7 @@ def _next_neighbours(
 
 
 def _remove_rows(store: Store, path: Path, removed: Set[str]) -> None:
-    """Rewrite a file without the rows that name a removed image; a file without such rows stays as it is."""
+    """Rewrite a file without the rows that name a removed image; a file without such rows is left alone."""
     table = store.read(path, "neighbours")
     rest = table.filter(pc.invert(names_any_id(table, removed, ENDS)))
     if rest.num_rows < table.num_rows:

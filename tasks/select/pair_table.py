@@ -148,13 +148,13 @@ def write_dropped(
     rows = _DroppedWriter(writer, batch)
     by_reason = sorted(dropped, key=lambda d: d.reason)
     try:
-        for some in by_reason:
-            if some.reason <= "near_duplicate_negative":
-                rows.add_pairs(some)
+        for drop in by_reason:
+            if drop.reason <= "near_duplicate_negative":
+                rows.add_pairs(drop)
         rows.add_copies(pairs, negatives)
-        for some in by_reason:
-            if some.reason > "near_duplicate_negative":
-                rows.add_pairs(some)
+        for drop in by_reason:
+            if drop.reason > "near_duplicate_negative":
+                rows.add_pairs(drop)
         writer.close()
     except BaseException:
         writer.discard()

@@ -47,7 +47,7 @@ class TokenBudget:
 
     Attributes:
         limit: tokens, a count.
-        count: kept rows and dropped rows of a chunk, by column -> tokens that they used.
+        count: accepted rows and dropped rows of a chunk, by column -> tokens that they used.
     """
 
     limit: int
@@ -67,10 +67,10 @@ def make_missing_chunks(
         store: where the chunks are written.
         report: of the stage; gets new, done, written, read and the drops by reason.
         spec: which chunks.
-        make: a slice of the input rows -> (rows to keep, dropped rows).
+        make: a slice of the input rows -> (accepted rows, dropped rows).
         budget: limit on the tokens; none when absent.
     Returns:
-        The part's kept rows and dropped rows, by column.
+        The part's accepted rows and dropped rows, by column.
     """
     chunks = list(iter_chunks(spec.input_rows, spec.chunk_rows, spec.part))
     files = [store.table_path(spec.table, spec.batch, number) for number, _ in chunks]
@@ -82,10 +82,10 @@ def make_missing_chunks(
         if not file.exists():
             if budget is not None and tokens >= budget.limit:
                 continue
-            kept, dropped = make(rows)
+            accepted, dropped = make(rows)
             store.write(dropped_file, dropped, "dropped")
-            report.written += store.write(file, kept, spec.table)  # last: the chunk's completion marker
-            log.info("%s: chunk %d, %d pairs, %d %s", report.stage, number, size, len(kept), spec.table)
+            report.written += store.write(file, accepted, spec.table)  # last: the chunk's completion marker
+            log.info("%s: chunk %d, %d pairs, %d %s", report.stage, number, size, len(accepted), spec.table)
         report.done += size
         if budget is not None:
             tokens += budget.count(

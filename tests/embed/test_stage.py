@@ -1,4 +1,4 @@
-"""Embedding shard by shard: what is missing is done, what is finished is left."""
+"""Embedding shard by shard: missing shards are embedded, finished ones are skipped."""
 
 import hashlib
 import io
@@ -107,7 +107,7 @@ def test_parts_share_the_shards(tmp_path: Path, toy: type[ToyEncoder]):
     assert len(store.read_embeddings("semantic")[0]) == 5
 
 
-def test_a_later_batch_embeds_what_is_new(tmp_path: Path, toy: type[ToyEncoder]):
+def test_a_later_batch_embeds_its_new_images(tmp_path: Path, toy: type[ToyEncoder]):
     store = Store(tmp_path)
     fill(store, BATCH, [10, 60, 110], ["a"] * 3)
     embed.run(params_for(), store, "semantic")
@@ -129,7 +129,7 @@ def test_one_index_holds_one_revision(tmp_path: Path, toy: type[ToyEncoder], mon
         embed.run(params_for("2026.01.11"), store, "semantic")
 
 
-def test_the_text_encoder_takes_captions_and_leaves_out_images_without(tmp_path: Path, toy: type[ToyEncoder]):
+def test_the_text_encoder_encodes_captions_and_drops_images_without(tmp_path: Path, toy: type[ToyEncoder]):
     store = Store(tmp_path)
     ids = fill(store, BATCH, [10, 60, 110], ["one", None, None])
     store.write(
@@ -142,7 +142,7 @@ def test_the_text_encoder_takes_captions_and_leaves_out_images_without(tmp_path:
     assert store.read_embeddings("caption")[0] == [ids[0], ids[2]]
 
 
-def test_a_vector_of_another_width_is_quarantined_with_its_image(
+def test_an_image_whose_vector_has_another_width_is_dropped(
     tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch
 ):
     store = Store(tmp_path)
@@ -162,7 +162,7 @@ def test_a_vector_of_another_width_is_quarantined_with_its_image(
     assert later[0] not in store.read_embeddings("semantic")[0]
 
 
-def test_vectors_made_in_another_way_do_not_meet_in_one_index(
+def test_vectors_made_in_different_ways_are_not_mixed_in_one_index(
     tmp_path: Path, toy: type[ToyEncoder], monkeypatch: pytest.MonkeyPatch
 ):
     class Prepared(ToyEncoder):
@@ -183,7 +183,7 @@ def test_vectors_made_in_another_way_do_not_meet_in_one_index(
         embed.run(fast, store, "semantic")
 
 
-def test_vectors_are_mapped_not_read(tmp_path: Path, toy: type[ToyEncoder]):
+def test_vectors_are_memory_mapped(tmp_path: Path, toy: type[ToyEncoder]):
     store = Store(tmp_path)
     ids = fill(store, BATCH, [10, 60, 110], ["a"] * 3)
     embed.run(params_for(), store, "semantic")

@@ -1,4 +1,4 @@
-"""A re-encoded or resized copy is found; a relative with one edit is not."""
+"""A re-encoded or resized copy is found; an image with one edit is no copy."""
 
 import io
 import random
@@ -33,7 +33,7 @@ def is_copy(a: Image.Image, b: Image.Image) -> bool:
 
 
 @pytest.mark.slow
-def test_copies_are_caught_and_one_edit_relatives_are_not():
+def test_copies_are_found_and_images_with_one_edit_are_not_called_copies():
     """A small form of the measurement in tasks/fingerprints/perceptual.py: 300 copies, at least 300 relatives."""
     rng, caught, lost, relatives = random.Random(3), 0, 0, 0
     for _ in range(100):
@@ -53,7 +53,7 @@ def test_copies_are_caught_and_one_edit_relatives_are_not():
     assert lost <= 0.005 * relatives
 
 
-def test_the_hash_sees_form_and_the_thumbnail_sees_colour():
+def test_the_hash_distinguishes_shapes_and_the_thumbnail_colours():
     red, blue = (Image.new("RGB", (96, 96), c) for c in ((200, 60, 60), (60, 83, 230)))  # the same grey, almost
     for image in (red, blue):
         image.paste((255, 255, 255), (10, 10, 40, 40))
@@ -76,8 +76,8 @@ def test_hash_hits_equal_the_naive_form_whatever_the_block(new: list[int], known
 
 
 def recoloured(image: Image.Image, rng: random.Random) -> Image.Image:
-    """What stands out from the image's corners in another colour, every grey level as it was: the perceptual hash sees
-    no difference.
+    """What differs from the image's corners in another colour, every grey level as it was: the perceptual hash is the
+    same.
     """
     pixels = np.asarray(image.convert("YCbCr")).astype(np.int16)
     rgb = np.asarray(image.convert("RGB")).astype(np.int16)
@@ -160,7 +160,7 @@ def photographs(count: int) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("originals", [drawn, photographs])
-def test_copies_of_photographs_go_and_other_clothes_and_other_colours_stay(
+def test_copies_of_photographs_are_found_and_other_clothes_and_colours_are_not(
     originals: Callable[[int], list[Image.Image]],
 ):
     """A small form of the measurement in docs/decisions/0021."""

@@ -90,7 +90,7 @@ def content(store: Store) -> dict[str, bytes]:
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 9999), st.sets(st.integers(0, 29), min_size=1, max_size=5), st.booleans(), st.integers(0, 4))
-def test_what_is_taken_down_is_nowhere_and_its_places_are_filled(
+def test_images_taken_down_are_in_no_table_and_their_places_are_filled(
     tmp_path_factory: pytest.TempPathFactory, seed: int, gone: set[int], by_source: bool, more: int
 ):
     root = tmp_path_factory.mktemp("runs")
@@ -124,12 +124,16 @@ def test_what_is_taken_down_is_nowhere_and_its_places_are_filled(
         )
     for end in ("query_image_id", "target_image_id"):
         assert max(Counter(r[end] for r in after.values()).values(), default=0) <= 2
-    stay = sorted({name_of(n) for n in range(30 + more)} - removed)
+    remaining = sorted({name_of(n) for n in range(30 + more)} - removed)
     by_name = {name_of(n): n for n in range(40)}
     for role in ENCODER_ROLES:  # the candidates are those of a corpus that never had the images
-        rows = vectors[role][[by_name[i] for i in stay]]
-        query, target, _, _ = neighbours_in_window(rows, rows, stay, stay, SearchSpec(Window(low=0.5, high=0.999), K))
-        assert {(stay[q], stay[t]) for q, t in zip(query.tolist(), target.tolist(), strict=True)} <= mined(store, role)
+        rows = vectors[role][[by_name[i] for i in remaining]]
+        query, target, _, _ = neighbours_in_window(
+            rows, rows, remaining, remaining, SearchSpec(Window(low=0.5, high=0.999), K)
+        )
+        assert {(remaining[q], remaining[t]) for q, t in zip(query.tolist(), target.tolist(), strict=True)} <= mined(
+            store, role
+        )
     finished = content(store)
     for role in ENCODER_ROLES:
         mine.run(last, store, role)
@@ -137,7 +141,7 @@ def test_what_is_taken_down_is_nowhere_and_its_places_are_filled(
     assert content(store) == finished  # again: nothing is left to do
 
 
-def test_a_query_that_lost_its_pair_takes_another_and_a_negative_another_place(tmp_path: Path):
+def test_a_query_that_lost_its_pair_gets_another_one_and_so_do_places_of_negatives(tmp_path: Path):
     store, vectors = Store(tmp_path / "store"), vectors_of(3, 40)
     week(store, params_for(BATCHES[0]), list(range(30)), vectors)
     before = pairs_of(store)
@@ -159,7 +163,7 @@ def test_a_query_that_lost_its_pair_takes_another_and_a_negative_another_place(t
     assert report.dropped["taken_down"] == len(set(before) - set(after))
 
 
-def test_captioned_rows_and_triplets_go_with_their_pair_and_negatives_leave_with_their_score(tmp_path: Path):
+def test_captioned_rows_and_triplets_are_removed_with_their_pair_and_negatives_with_their_score(tmp_path: Path):
     store = Store(tmp_path)
     a, b, c, d = (name_of(n) for n in range(4))
     store.write(
@@ -202,7 +206,7 @@ def test_captioned_rows_and_triplets_go_with_their_pair_and_negatives_leave_with
     )
 
 
-def test_vectors_leave_and_a_shard_cut_off_between_its_files_is_finished(tmp_path: Path):
+def test_vectors_are_removed_and_a_shard_cut_off_between_its_files_is_finished(tmp_path: Path):
     store, (a, b, c) = Store(tmp_path), (name_of(n) for n in range(3))
     store.write_embeddings("semantic", "x-00000.tar", "r1", [a, b, c], np.eye(3, dtype=np.float16))
     marker = store.folder("data", "embeddings", "semantic", "x-00000.parquet")

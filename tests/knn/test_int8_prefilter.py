@@ -152,9 +152,9 @@ from tasks.knn.search import join_in_window
 from tests.support.neighbours import normalised, spec_of
 rng = np.random.default_rng(5)
 rows = rng.choice([-1.0, 1.0], (6, 128))[rng.integers(0, 6, 300)] + 0.4 * rng.normal(size=(300, 128))
-rows, everyone = normalised(rows), np.arange(300)
+rows, all_rows = normalised(rows), np.arange(300)
 specs = [spec_of(0.7, 0.95, 300, prefilter=p) for p in ("int8", "float32")]
-int8, float32 = (join_in_window(rows, np.ones(300, bool), everyone, spec) for spec in specs)
+int8, float32 = (join_in_window(rows, np.ones(300, bool), all_rows, spec) for spec in specs)
 assert len(int8.rank) > 1000 and all(np.array_equal(a, b) for a, b in zip(int8, float32, strict=True))
 print(product_bits(64), product_bits(128))
 """

@@ -193,9 +193,9 @@ def test_small_blocks_and_rising_thresholds_do_not_show(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(blocked_join._Collector, "_compact", watched)
     rows = corpus("clustered", 1500, 32, 3)
-    is_new, everyone = np.random.default_rng(1).random(1500) < 0.7, np.arange(1500)
+    is_new, all_rows = np.random.default_rng(1).random(1500) < 0.7, np.arange(1500)
     spec = spec_of(-0.5, 0.999, 5, prefilter=prefilter, memory_mib=16)
-    assert as_rows(join_in_window(rows, is_new, everyone, spec)) == naive_join(rows, is_new, everyone, spec)
+    assert as_rows(join_in_window(rows, is_new, all_rows, spec)) == naive_join(rows, is_new, all_rows, spec)
     assert len(stored) > 2 and max(stored) < 400_000 < 1500 * 1500 // 4
 
 

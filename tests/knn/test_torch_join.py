@@ -18,10 +18,10 @@ from tests.support.neighbours import Case, as_rows, cases, corpus, naive_join, s
 
 def join_all(rows: np.ndarray, spec: SearchSpec, is_half: bool | None = None) -> Neighbours:
     """The join of all rows with all others."""
-    everyone = np.arange(len(rows))
-    sides = JoinSides(rows, rows, everyone, is_symmetric=True)
+    all_rows = np.arange(len(rows))
+    sides = JoinSides(rows, rows, all_rows, is_symmetric=True)
     thresholds = np.full(len(rows), spec.window.low)
-    return torch_join.torch_join(sides, [PairBlock(everyone, everyone, True)], thresholds, spec, is_half=is_half)
+    return torch_join.torch_join(sides, [PairBlock(all_rows, all_rows, True)], thresholds, spec, is_half=is_half)
 
 
 @pytest.mark.slow

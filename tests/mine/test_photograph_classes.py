@@ -1,5 +1,5 @@
-"""What is mined from real photographs with trained weights lies inside one class; and the counting behind that figure,
-which needs neither.
+"""Pairs that are mined from real photographs with trained weights lie inside one class; and the counting of that share,
+which needs neither photographs nor weights.
 
 The photographs are ../shared/photos, the weights a package's (extra 'photographs'), loaded as a timm folder by the
 product's own route (extra 'towers').
@@ -23,7 +23,7 @@ def clustered(classes: np.ndarray, spread: float) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
-def test_shares_are_of_pairs_and_chance_is_a_random_pairs():
+def test_shares_are_of_pairs_and_chance_is_the_share_of_random_pairs():
     classes = np.repeat(np.arange(10), 30)
     found = by_band(clustered(classes, 0.9), classes)
     assert found["chance"] == round(29 / 299, 4)
@@ -36,7 +36,7 @@ def test_shares_are_of_pairs_and_chance_is_a_random_pairs():
     assert [band["low"] for band in found["bands"]] == sorted(band["low"] for band in found["bands"])
 
 
-def test_vectors_that_know_nothing_of_classes_are_at_chance():
+def test_vectors_independent_of_the_classes_are_at_chance():
     rng = np.random.default_rng(1)
     classes = rng.integers(0, 10, 400)
     vectors = rng.normal(size=(400, 16))
@@ -58,7 +58,7 @@ def test_the_packages_weights_fill_timms_model(tmp_path: Path):
 
 @pytest.mark.skipif(
     not PHOTOGRAPHS.is_dir(),
-    reason=f"no photographs: {PHOTOGRAPHS} is not there; the clustered vectors stand in for them",
+    reason=f"no photographs: {PHOTOGRAPHS} does not exist; the tests of clustered vectors run without",
 )
 @pytest.mark.skipif(
     not has_weights, reason="no trained weights: the extras 'photographs' and 'towers' are not installed"

@@ -1,4 +1,4 @@
-"""Mining by batches: what is new against all, what is old against what is new."""
+"""Mining by batches: new images against all, old images against the new ones."""
 
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def test_neither_the_backend_nor_the_number_of_joins_shows(tmp_path: Path, monke
     assert written[0] == written[1] == written[2] == written[3] and len(written[0]) == 9
 
 
-def test_an_approximate_backend_states_its_recall_again_and_again(tmp_path: Path):
+def test_an_approximate_backend_reports_the_same_recall_in_every_run(tmp_path: Path):
     store, params = Store(tmp_path), params_for(BATCHES[0], neighbours=5)
     fill(store, BATCHES[0], [f"{i:03d}" for i in range(200)], rows_of(200, 4))
     params = params.model_copy(update={"mine": params.mine.model_copy(update={"backend": "faiss-hnsw"})})
@@ -151,7 +151,7 @@ def test_a_corpus_of_none_one_and_two_images_with_more_neighbours_than_images(tm
     assert (report.new, report.figures["candidates_semantic"]) == (count, 2.0 * (count == 2))
 
 
-def test_an_empty_week_writes_an_empty_file(tmp_path: Path):
+def test_an_empty_batch_writes_an_empty_file(tmp_path: Path):
     store = Store(tmp_path)
     fill(store, BATCHES[0], ["a", "b"], rows_of(2, 1))
     mine.run(params_for(BATCHES[0]), store, "semantic")
@@ -162,7 +162,7 @@ def test_an_empty_week_writes_an_empty_file(tmp_path: Path):
     assert mine.chunk_path(store, "semantic", BATCHES[1], 0).exists()
 
 
-def test_errors_say_what_to_do(tmp_path: Path):
+def test_errors_state_the_next_step(tmp_path: Path):
     store = Store(tmp_path)
     fill(store, BATCHES[0], ["a"], rows_of(1, 1))
     with pytest.raises(ConfigError, match="'mine.windows.semantic': 'low' is 0.9 and 'high' is 0.9"):

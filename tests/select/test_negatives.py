@@ -62,7 +62,7 @@ def test_negatives_are_the_retrieved_nearest_to_the_target_but_no_copy_of_it():
     assert [s for _, s in negatives] == pytest.approx([np.cos(np.deg2rad(20)), np.cos(np.deg2rad(40))], abs=2e-3)
 
 
-def test_a_margin_is_measured_in_the_distance_of_query_and_target_and_copies_of_the_query_stay_out():
+def test_the_margin_is_a_multiple_of_the_distance_of_query_and_target_and_copies_of_the_query_are_left_out():
     ids = ["query", "target", "twin", "near", "far"]
     tables = {"semantic": (ids, on_circle(0, 40, 1, 60, 85)), "pattern": (ids, on_circle(0, 40, 80, 60, 85))}
 
@@ -111,7 +111,7 @@ def test_the_margin_holds_for_every_negative(seed: int, margin: float):
             assert max(cosine(e, i, "00"), cosine(e, i, "01")) < limit
 
 
-def test_encoders_take_turns_and_the_first_that_proposes_an_image_has_it():
+def test_encoders_alternate_and_an_image_belongs_to_the_first_that_proposes_it():
     ids = ["query", "target", "a", "b", "c"]
     tables = {"semantic": (ids, on_circle(0, 40, 60, 80, 100)), "pattern": (ids, on_circle(0, 40, 90, 45, 50))}
     retrieved = {"semantic": {"query": ["a", "b"]}, "pattern": {"target": ["b", "c"]}}

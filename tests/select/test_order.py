@@ -26,7 +26,7 @@ WINDOWS = {"semantic": (0.8, 0.9), "caption": (0.5, 1.0)}
 CASES = [(0.899, 0, 0, 0), (0.86, 3, 0, 1), (0.84, 6, 1, 1), (0.801, 11, 2, 2), (0.8, 40, 2, 2)]
 
 
-def test_agreement_of_encoders_comes_first():
+def test_candidates_that_encoders_agree_on_come_first():
     all_first = {"semantic": 0, "pattern": 0, "caption": 0}
     some = table_of(
         [("g", "h", {"caption": 9}), ("e", "f", {"caption": 0}), ("c", "d", all_first), ("a", "b", all_first)],
@@ -53,7 +53,7 @@ def test_draws_fall_over_the_bands_by_their_weights_and_each_query_takes_them_in
     some = fan(400, 12)
     thirds = some.ranks[:, 0].astype(np.int64) // 4
     order = band_order(some, 0, (2, 1, 1), thirds)
-    assert len(np.unique(some.queries[order[:400]])) == 400  # everyone's first before anyone's second
+    assert len(np.unique(some.queries[order[:400]])) == 400  # every query's first draw before any second one
     share = [np.mean(thirds[order[:400]] == b) for b in range(3)]
     assert share == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
     names = some.image_ids.to_pylist()

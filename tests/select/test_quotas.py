@@ -119,7 +119,7 @@ def test_quotas_of_encoders_and_sources_hold_and_both_directions_are_selected_or
         some.take(agreement_order(some, seed)), published, config, sources
     )
     made = set(pairs_of(selection.pairs))
-    # what is published stays, and does not come again
+    # no published pair is selected again
     assert len(made) == len(selection.pairs) <= 13 and not made & set(published)
     assert int(selection.pairs.mined_by[:, 0].sum()) <= semantic
     assert max(Counter(sources[q] for q, _ in made).values(), default=0) <= per_source
@@ -131,7 +131,7 @@ def test_quotas_of_encoders_and_sources_hold_and_both_directions_are_selected_or
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pairs_of_letters, st.integers(0, 9), st.floats(0, 1), st.randoms())
-def test_at_most_a_share_of_pairs_ends_at_the_query_s_nearest_image(
+def test_the_share_of_pairs_with_the_querys_nearest_image_is_limited(
     names: list[str], seed: int, share: float, rng: random.Random
 ):
     config = config_with(pairs_per_query=9, pairs_per_target=9, nearest_share=share)

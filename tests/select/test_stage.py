@@ -52,7 +52,7 @@ def fill(
         store.write(store.folder("data", "neighbours", encoder, f"{batch}-00000.parquet"), found, "neighbours")
 
 
-def test_a_batch_then_a_second_one(tmp_path: Path):
+def test_a_second_batch_adds_pairs_within_the_quotas_and_a_rerun_gives_the_same_bytes(tmp_path: Path):
     store = Store(tmp_path)
     first, second = list(range(0, 100, 10)), [5, 55, 56]
     fill(store, "2026.01.04", first, first)
@@ -87,7 +87,9 @@ def test_a_batch_then_a_second_one(tmp_path: Path):
     assert store.table_path("pairs", "2026.01.11").read_bytes() == before[0]
 
 
-def test_a_week_reads_the_vectors_of_the_images_that_it_names_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_batch_reads_only_the_vectors_of_the_images_that_its_candidates_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Of the earlier tables and vectors it takes what its candidates and their neighbours name, and the pairs are those
     of reading all.
     """
@@ -96,16 +98,16 @@ def test_a_week_reads_the_vectors_of_the_images_that_it_names_alone(tmp_path: Pa
     fill(store, "2026.01.04", first, first)
     select.run(params_for("2026.01.04"), store)
     fill(store, "2026.01.11", second, first + second)
-    asked: list[set[str]] = []
+    requested: list[set[str]] = []
     read = Store.read_wanted
 
     def watched(self: Store, encoder: str, wanted: pa.Array) -> tuple[pa.Array, np.ndarray]:
-        asked.append(set(wanted.to_pylist()))
+        requested.append(set(wanted.to_pylist()))
         return read(self, encoder, wanted)
 
     monkeypatch.setattr(Store, "read_wanted", watched)
     select.run(params_for("2026.01.11"), store)
-    assert asked and set().union(*asked) <= {f"{d:03d}" for d in (0, 5, 10, 3, 8)}
+    assert requested and set().union(*requested) <= {f"{d:03d}" for d in (0, 5, 10, 3, 8)}
     path = store.table_path("pairs", "2026.01.11")
     lean = path.read_bytes()
     path.unlink()
@@ -145,7 +147,7 @@ def test_bands_take_pairs_from_the_whole_window(tmp_path: Path):
     assert ranks[0] < 1 and min(ranks[1:]) > ranks[0] + 1.5
 
 
-def test_a_target_that_one_encoder_holds_for_a_copy_of_the_query_is_left_out_on_request(tmp_path: Path):
+def test_a_target_that_is_a_copy_of_the_query_under_one_encoder_is_left_out_on_request(tmp_path: Path):
     store = Store(tmp_path)
     fill(store, "2026.01.04", [0, 10, 20], [0, 10, 20])
     store.write_embeddings("pattern", "2026.01.04-00000.tar", "r1", ["000", "010", "020"], on_circle(0, 1, 20))
@@ -173,7 +175,7 @@ def test_a_similarity_that_no_vector_gives_is_null(tmp_path: Path):
     assert row["negative_image_ids"] == [row["query_image_id"]]  # no mined one: the pair is kept all the same
 
 
-def test_the_captions_fit_is_measured_on_the_new_images(tmp_path: Path):
+def test_the_similarity_of_captions_is_measured_on_the_new_images(tmp_path: Path):
     store = Store(tmp_path)
     fill(store, "2026.01.04", [0, 10], [0, 10])
     assert select.run(params_for("2026.01.04"), store).figures["median_caption_cosine_new"] == pytest.approx(
@@ -186,6 +188,6 @@ def test_the_captions_fit_is_measured_on_the_new_images(tmp_path: Path):
     )
 
 
-def test_select_before_mine_says_so(tmp_path: Path):
+def test_select_before_mine_names_the_missing_stage(tmp_path: Path):
     with pytest.raises(DataError, match="mine semantic"):
         select.run(params_for("2026.01.04"), Store(tmp_path))

@@ -11,11 +11,10 @@ from tasks.names import stable_id
 from tasks.records import StageReport
 from tasks.store import Store, tables
 from tasks.store import vectors as vectors_module
-from tasks.store.chunks import iter_chunks
 from tasks.store.tables import TableWriter
 
 
-def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):
+def test_equal_rows_give_equal_bytes_and_are_read_back(tmp_path):
     same = {"caption_source": "vlm@1", "prompt_tokens": 70, "output_tokens": 9}
     rows = [{"image_id": "a", "caption": "a hat", **same}, {"image_id": "b", "caption": "<b>\n", **same}]
     one, two = Store(tmp_path / "1"), Store(tmp_path / "2")
@@ -25,7 +24,7 @@ def test_equal_rows_give_equal_bytes_and_come_back(tmp_path):
     assert one.read_table("captions").to_pylist() == rows
 
 
-def test_a_batch_is_not_taken_for_its_namesake(tmp_path):
+def test_a_batch_is_distinct_from_one_whose_name_it_begins(tmp_path):
     store = Store(tmp_path)
     for batch in ("2026.01.01", "2026.01.01.2"):
         store.write(
@@ -44,19 +43,11 @@ def test_mixed_model_revisions_are_refused(tmp_path):
         store.read_embeddings("semantic")
 
 
-def test_a_broken_table_is_named(tmp_path):
+def test_the_error_names_a_broken_table(tmp_path):
     store = Store(tmp_path)
     store.write_bytes(store.table_path("pairs", "2026.01.01"), b"not parquet")
     with pytest.raises(DataError, match="2026.01.01.parquet: not a readable 'pairs' table"):
         store.read_table("pairs")
-
-
-@given(count=st.integers(0, 200), chunk=st.integers(1, 40), parts=st.integers(1, 7))
-def test_the_parts_together_are_the_whole(count: int, chunk: int, parts: int):
-    whole = list(iter_chunks(count, chunk, None))
-    together = sorted((c for i in range(parts) for c in iter_chunks(count, chunk, (i + 1, parts))), key=lambda c: c[0])
-    assert together == whole
-    assert [i for _, s in whole for i in range(count)[s]] == list(range(count))
 
 
 def test_parts_add_up_in_a_merged_report():
@@ -67,7 +58,7 @@ def test_parts_add_up_in_a_merged_report():
     assert StageReport.from_json(merged.to_json()) == merged
 
 
-def test_ids_do_not_run_together():
+def test_stable_ids_depend_on_where_the_parts_are_separated():
     assert stable_id("ab", "c") != stable_id("a", "bc")
 
 
@@ -87,8 +78,8 @@ def test_vectors_are_gathered_from_the_shards_in_their_order(tmp_path_factory, s
     assert corpus.ids.to_pylist() == ids and [s.stop - s.start for s in corpus.shards.values()] == [
         n for n in sizes if n
     ]
-    asked = rng.integers(0, len(ids), 9) if ids else np.zeros(0, np.int64)
-    assert not ids or np.array_equal(corpus.rows.take(asked), vectors[asked])
+    wanted_rows = rng.integers(0, len(ids), 9) if ids else np.zeros(0, np.int64)
+    assert not ids or np.array_equal(corpus.rows.take(wanted_rows), vectors[wanted_rows])
     assert not ids or np.array_equal(corpus.rows[1:4], vectors[1:4])
     found, rows = store.read_wanted("semantic", pa.array([*ids[::2], "elsewhere"], pa.string()))
     assert found.to_pylist() == ids[::2] and (not ids or np.array_equal(rows, vectors[::2]))

@@ -25,10 +25,10 @@ class Encoder(Protocol):
     revision: str
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:
-        """(n, d) float32, rows of unit length (a row that is zero or not finite stays as it is)."""
+        """(n, d) float32, rows of unit length (a row that is zero or not finite is returned unchanged)."""
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, d) float32, rows of unit length (a row that is zero or not finite stays as it is)."""
+        """(n, d) float32, rows of unit length (a row that is zero or not finite is returned unchanged)."""
 
 
 @runtime_checkable

@@ -237,9 +237,9 @@ class TowerEncoder:
 
         from tasks.models.encoders.cpu_precision import CpuPrecision
 
-        found = find_library(spec.model)
-        assert found is not None
-        library, name = found
+        library_and_name = find_library(spec.model)
+        assert library_and_name is not None
+        library, name = library_and_name
         if spec.kind == "text" and library == "timm":
             raise ConfigError(
                 f"encoder '{spec.model}': timm's models read no text; name an open_clip or transformers model"

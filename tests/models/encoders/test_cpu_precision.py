@@ -1,4 +1,4 @@
-"""Fewer bits on a CPU: how close vectors stay on trained weights, and what happens where they do not."""
+"""Lower precision on a CPU: trained weights keep their vectors, and models whose vectors move too far are refused."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,9 @@ def test_trained_towers_keep_their_vectors(name: str):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(2, 70), st.integers(1, 30), st.floats(-6, 6))
-def test_an_8_bit_layer_errs_by_no_more_than_its_two_roundings(seed: int, rows: int, wide: int, out: int, power: float):
+def test_the_error_of_an_8_bit_layer_is_bounded_by_its_two_roundings(
+    seed: int, rows: int, wide: int, out: int, power: float
+):
     rng = torch.Generator().manual_seed(seed)
     linear = torch.nn.Linear(wide, out)
     torch.nn.init.normal_(linear.weight, generator=rng)
@@ -65,13 +67,13 @@ def test_an_8_bit_layer_errs_by_no_more_than_its_two_roundings(seed: int, rows: 
     assert ((found - true).abs() <= 1.001 * bound + 1e-4 * (1 + true.abs())).all()
 
 
-def test_a_layer_of_one_column_stays_as_it_is():  # its 8-bit product is wrong in torch 2.13, found by the law above
+def test_a_layer_of_one_column_is_not_replaced():  # its 8-bit product is wrong in torch 2.13, found by the law above
     model = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Linear(1, 3))
     CpuPrecision(model, "int8", "cpu")
     assert isinstance(model[0], Int8Linear) and type(model[1]) is torch.nn.Linear
 
 
-def test_zero_rows_and_no_rows_pass():
+def test_rows_of_zeros_and_no_rows_are_accepted():
     layer = Int8Linear(torch.nn.Linear(8, 4, bias=False))
     with torch.inference_mode():
         assert torch.equal(layer(torch.zeros(3, 8)), torch.zeros(3, 4)) and layer(torch.zeros(2, 0, 8)).shape == (
@@ -81,18 +83,14 @@ def test_zero_rows_and_no_rows_pass():
         )
 
 
-def test_this_processors_product_was_checked():
-    assert products_are_exact() in (True, False)
-    if products_are_exact():
-        torch.manual_seed(0)
-        a, b = (
-            torch.randint(-127, 128, (37, 300), dtype=torch.int8),
-            torch.randint(-127, 128, (300, 19), dtype=torch.int8),
-        )
-        assert torch.equal(torch._int_mm(a, b).long(), a.long() @ b.long())
+@pytest.mark.skipif(not products_are_exact(), reason="this processor's 8-bit product saturates")
+def test_the_8_bit_product_of_this_processor_is_exact():
+    torch.manual_seed(0)
+    a, b = torch.randint(-127, 128, (37, 300), dtype=torch.int8), torch.randint(-127, 128, (300, 19), dtype=torch.int8)
+    assert torch.equal(torch._int_mm(a, b).long(), a.long() @ b.long())
 
 
-def test_a_model_that_moves_too_far_is_refused_with_the_figure():
+def test_a_model_whose_vectors_move_too_far_is_refused_with_the_cosine():
     model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(64))
@@ -111,7 +109,7 @@ def test_a_model_that_moves_too_far_is_refused_with_the_figure():
         precision.encode_checked(encode, items, "m")
 
 
-def test_a_processor_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_bfloat16_is_refused_on_a_processor_without_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     with pytest.raises(ConfigError, match="neither avx512_bf16 nor AMX"):

@@ -1,4 +1,4 @@
-"""The fast preparation against the processor that it stands for."""
+"""The fast preparation against the processor that it replaces."""
 
 import io
 from typing import Any
@@ -61,7 +61,7 @@ def test_a_jpeg_decoded_in_full_gives_the_processors_pixels_whatever_its_filter(
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_large_jpeg_is_decoded_small_and_stays_close(mode: str):
+def test_a_large_jpeg_is_decoded_at_a_reduced_scale_and_its_pixels_are_close(mode: str):
     stock = processor()
     preparation = preparation_from_processor(stock)
     content = image(900, 700, "JPEG", mode)
@@ -70,7 +70,7 @@ def test_a_large_jpeg_is_decoded_small_and_stays_close(mode: str):
     assert np.corrcoef(ours, theirs)[0, 1] > 0.999
 
 
-def test_processors_of_another_form_are_left_to_themselves():
+def test_processors_that_do_something_else_have_no_preparation():
     assert preparation_from_processor(processor(do_resize=False)) is None
     assert preparation_from_processor(processor(crop_size={"height": 80, "width": 80})) is None
     assert preparation_from_processor(processor(do_center_crop=False)) is None

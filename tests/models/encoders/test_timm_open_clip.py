@@ -61,7 +61,7 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads"
 
 @needs
 @pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
-def test_timms_towers_give_the_pooled_features(architecture: str, tmp_path: Path):
+def test_timm_models_give_the_pooled_features(architecture: str, tmp_path: Path):
     model = timm_folder(tmp_path / "m", architecture, VIT)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path / "m"), kind="image"), "cpu")
     vectors = encoder.encode_images(images(3))
@@ -151,7 +151,7 @@ EVA = {
 
 @needs
 @pytest.mark.parametrize("vision", [PLAIN, EVA], ids=["clip", "eva"])
-def test_open_clips_two_towers(vision: dict[str, Any], tmp_path: Path):
+def test_both_towers_of_open_clip_models_are_loaded(vision: dict[str, Any], tmp_path: Path):
     model = clip_folder(tmp_path / "m", vision)
     encoder = load_encoder(EncoderConfig(model=str(tmp_path / "m"), kind="image"), "cpu")
     vectors = encoder.encode_images(images(3))
@@ -213,7 +213,7 @@ def test_a_model_is_identified_by_its_prefix_or_its_files(tmp_path: Path):
     assert find_library(str(tmp_path)) is None
 
 
-def test_without_the_libraries_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_of_a_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
 
