@@ -1,4 +1,4 @@
-"""Decode JPEGs with OpenCV, whose libjpeg warnings tell whether the file is damaged.
+"""Decode JPEGs with OpenCV, whose libjpeg warnings show whether the file is damaged.
 
 libjpeg fills in what is missing and only prints a warning to stderr, so stderr is captured while it decodes. Its pixels
 are Pillow's, bit for bit. A changed byte inside a JPEG's scan that still decodes cannot be detected: the format has no

@@ -439,7 +439,9 @@ def test_a_full_disk_stops_the_run_and_with_more_room_the_next_one_gives_the_sam
         {sys.executable} -m tasks ingest --root {disk} > /dev/null && cp -r {disk}/. {roots["small"]}/copy
     """
     subprocess.run([*apart, "sh", "-c", script], cwd=project, check=True)
-    said = (roots["small"] / "first.err").read_text()
-    assert (roots["small"] / "first.rc").read_text().strip() not in ("0", "64", "65") and "No space left" in said, said
+    stderr = (roots["small"] / "first.err").read_text()
+    assert (roots["small"] / "first.rc").read_text().strip() not in ("0", "64", "65") and "No space left" in stderr, (
+        stderr
+    )
     assert (roots["small"] / "markers").read_text() == ""
     assert hash_finished_files(roots["small"] / "copy") == hash_files(roots["whole"])

@@ -120,7 +120,7 @@ class ParsedUrl:
 
     @property
     def bracketed_host(self) -> str:
-        """The host as it stands in a URL: IPv6 addresses in brackets."""
+        """The host as written in a URL: IPv6 addresses in brackets."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
     @property

@@ -182,7 +182,7 @@ def read_body(answer: http.client.HTTPResponse, limit_bytes: int, *, truncate: b
     """The body, streamed up to the limit; a longer one is cut where `truncate` is set.
 
     Raises:
-        FileRejected: too_large; unreachable, for an encoding that was not asked for or a damaged body.
+        FileRejected: too_large; unreachable, for an unsupported encoding or a damaged body.
         http.client.HTTPException: the body ends early.
     """
     stated = answer.headers.get("Content-Length") or ""

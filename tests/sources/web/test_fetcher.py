@@ -237,17 +237,17 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_connected(site: Site
 
 def test_an_unknown_name_is_resolved_once_and_a_failing_resolver_is_retried():
     for errno, tries in ((socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)):
-        asked: list[str] = []
+        resolved: list[str] = []
 
-        def resolver(host: str, port: int, errno: int = errno, asked: list[str] = asked) -> list[str]:
-            asked.append(host)
+        def resolver(host: str, port: int, errno: int = errno, resolved: list[str] = resolved) -> list[str]:
+            resolved.append(host)
             raise socket.gaierror(errno, "no")
 
         rejected = catch_rejection(
             "http://images.example/a.jpg",
             Fetcher(FetchConfig("me", delay_s=0), resolver=resolver, sleep=lambda s: None),
         )
-        assert (rejected.reason, rejected.is_lasting, len(asked)) == ("unreachable", False, tries)
+        assert (rejected.reason, rejected.is_lasting, len(resolved)) == ("unreachable", False, tries)
 
 
 def test_redirects_are_followed_up_to_a_limit(site: Site):
@@ -513,14 +513,14 @@ def test_tls_certificates_are_verified_for_the_hosts_name(site: Site, tmp_path: 
         return Fetcher(config, resolver=lambda host, port: ["127.0.0.1"], sleep=lambda s: None)
 
     assert using(certificate).fetch(f"https://images.example:{site.server_port}/a.jpg", LIMIT) == IMAGE
-    asked = site.requests.total()
+    requests = site.requests.total()
     for url, ca_file in (
         (f"https://other.example:{site.server_port}/a.jpg", certificate),
         (f"https://images.example:{site.server_port}/a.jpg", None),
     ):
         rejected = catch_rejection(url, using(ca_file))
         assert rejected.reason == "unreachable" and "certificate" in rejected.detail
-    assert site.requests.total() == asked
+    assert site.requests.total() == requests
 
 
 def test_a_chunked_body_is_joined(site: Site):
