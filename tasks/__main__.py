@@ -49,112 +49,76 @@ class Command:
         item: what the one argument of a stage is; None where it takes none.
         takes_part: whether a stage takes --part i/n.
         example: arguments of the example in `python -m tasks <command> --help`.
-        ends_with_parent: whether the process ends when its parent dies. Not for what a person may detach from a
-            terminal.
     """
 
     module: str
     group: str
     summary: str
     kind: Literal["stage", "check", "tool"] = "stage"
+    example: str = ""
     item: Literal["encoder", "table"] | None = None
     takes_part: bool = False
-    example: str = ""
-    ends_with_parent: bool = True
 
 
-def _tool(module: str, group: str, summary: str, example: str, *, ends_with_parent: bool = False) -> Command:
-    return Command(module, group, summary, "tool", example=example, ends_with_parent=ends_with_parent)
-
+RUN_EXAMPLE = """--run-id monday --kind dataset --conf '{"sources": "photos", "limit": 1000}'"""
 
 # In the order in which the factory works; `--help` lists them so.
 COMMANDS = {
-    "demo": _tool(
-        "tasks.demo.demo", "Try it", "run the whole factory here: two versions, one fine-tuning", "--profile test"
+    "demo": Command("tasks.demo.demo", "Try it", "run the whole factory on this machine", "tool", "--profile test"),
+    "deploy": Command("tasks.publish.deployment", "Prepare", "lay out a deployment's repositories and login", "tool"),
+    "calibrate": Command(
+        "tasks.calibrate.command", "Prepare", "propose each encoder's similarity window", "tool", "--source photos"
     ),
-    "deploy": _tool(
-        "tasks.publish.deployment", "Prepare", "lay out a deployment: login, S3 bucket, repositories, DVC remote", ""
-    ),
-    "calibrate": _tool(
-        "tasks.calibrate.command",
-        "Prepare",
-        "propose each encoder's similarity window from images or embeddings",
-        "--source photos --figures calibration",
-        ends_with_parent=True,
-    ),
-    "decontaminate": _tool(
-        "tasks.ingest.decontaminate",
-        "Prepare",
-        "hash a benchmark's images, so that ingest leaves them out",
+    "decontaminate": Command(
+        "tasks.ingest.decontaminate", "Prepare", "list a benchmark's images, so that ingest leaves them out", "tool",
         "build benchmarks/circo/images --out circo.jsonl",
-        ends_with_parent=True,
     ),
-    "open_run": _tool(
-        "tasks.publish.open_run",
-        "Open a run",
-        "check a run's parameters and make its worktree",
-        '--run-id monday --kind dataset --conf \'{"sources": "photos", "limit": 1000}\'',
-        ends_with_parent=True,
+    "open_run": Command(
+        "tasks.publish.open_run", "Open a run", "check a run's parameters, make its worktree", "tool", RUN_EXAMPLE
     ),
-    "ingest": Command("tasks.ingest.stage", "Images", "read the sources, filter, deduplicate and store images"),
+    "ingest": Command("tasks.ingest.stage", "Images", "read the sources; filter, deduplicate and store images"),
     "recaption": Command("tasks.caption.recaption", "Images", "write the captions that the sources lack"),
     "embed": Command(
-        "tasks.embed.stage", "Images", "encode new images with one encoder", "stage", "encoder", True, "semantic"
+        "tasks.embed.stage", "Images", "encode new images", example="semantic", item="encoder", takes_part=True
     ),
     "mine": Command(
-        "tasks.mine.stage", "Pairs", "find pairs in one encoder's window", "stage", "encoder", True, "semantic"
+        "tasks.mine.stage", "Pairs", "find related pairs", example="semantic", item="encoder", takes_part=True
     ),
-    "select": Command("tasks.select.stage", "Pairs", "choose the week's pairs and their hard negatives"),
-    "plan": Command(
-        "tasks.caption.plan", "Triplets", "estimate requests, tokens and hours of captioning", "check", example="100000"
-    ),
+    "select": Command("tasks.select.stage", "Pairs", "choose the run's pairs and their hard negatives"),
+    "plan": Command("tasks.caption.plan", "Triplets", "estimate requests, tokens and hours", "check", "100000"),
     "caption": Command(
-        "tasks.caption.stage",
-        "Triplets",
-        "describe each pair's difference and write instructions",
-        takes_part=True,
-        example="--part 1/4",
+        "tasks.caption.stage", "Triplets", "write instructions for each pair", example="--part 1/4", takes_part=True
     ),
-    "label_draft": _tool(
-        "tasks.judge.label_draft",
-        "Triplets",
-        "draw questions for a person to label, to measure the judge by",
+    "label_draft": Command(
+        "tasks.judge.label_draft", "Triplets", "draw questions for a person to label", "tool",
         "--root clone --out labelled/mine --count 120",
     ),
     "judge_check": Command("tasks.judge.judge_check", "Triplets", "measure the judge on the labelled set", "check"),
     "judge": Command(
-        "tasks.judge.stage",
-        "Triplets",
-        "verify triplets and hard negatives with the judge model",
-        takes_part=True,
-        example="--part 1/4",
+        "tasks.judge.stage", "Triplets", "verify triplets and negatives", example="--part 1/4", takes_part=True
     ),
     "validate": Command(
-        "tasks.validate.stage", "Gates", "check a table against its expectations", item="table", example="pairs"
+        "tasks.validate.stage", "Gates", "check a table against its expectations", example="pairs", item="table"
     ),
     "version": Command("tasks.publish.version", "Publish", "publish the run's triplets as a version"),
-    "gallery": _tool(
-        "tasks.pages.gallery", "Publish", "write the gallery page of a version", "--root clone --out gallery.html"
-    ),
-    "verdicts": _tool(
-        "tasks.pages.review",
-        "Publish",
-        "write the review page: what was accepted, rejected, and why",
+    "gallery": Command("tasks.pages.gallery", "Publish", "write a version's gallery page", "tool", "--root clone"),
+    "verdicts": Command(
+        "tasks.pages.review", "Publish", "write the review page: what was accepted or rejected, and why", "tool",
         "--root clone --count 30",
     ),
-    "pull": _tool("tasks.publish.pull", "Read a version", "`dvc pull` that names the faulty file", "-j 8 data/images"),
-    "verify": _tool("tasks.publish.verify", "Read a version", "compare a clone's files with manifest.json", "--root ."),
-    "export": _tool(
-        "tasks.publish.export",
-        "Read a version",
-        "write triplets as Parquet with images, or as MegaPairs' JSON lines",
+    "pull": Command("tasks.publish.pull", "Read a version", "`dvc pull` that names each faulty file", "tool", "-j 8"),
+    "verify": Command("tasks.publish.verify", "Read a version", "compare a clone with its manifest", "tool"),
+    "export": Command(
+        "tasks.publish.export", "Read a version", "write triplets as Parquet with images, or as JSON lines", "tool",
         "--root clone --jsonl triplets.jsonl",
     ),
     "train": Command("tasks.train.stage", "Model", "fine-tune the retriever on a version's triplets"),
     "evaluate": Command("tasks.evaluate.stage", "Model", "score base, promoted and fine-tuned model on benchmarks"),
-    "noise": Command("tasks.promote.seed_noise", "Model", "measure the scores' noise between training seeds"),
+    "noise": Command("tasks.promote.seed_noise", "Model", "measure how much scores differ between training seeds"),
     "promote": Command("tasks.promote.stage", "Model", "publish the fine-tuned model if it is better"),
-}
+}  # fmt: skip
+# A person may detach these from a terminal; every other command ends when its parent dies.
+DETACHABLE = {"demo", "deploy", "label_draft", "gallery", "verdicts", "pull", "verify", "export"}
 
 
 # --- help ---------------------------------------------------------------------------------------------------------
@@ -392,6 +356,6 @@ def run_old_spelling(name: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in COMMANDS and COMMANDS[sys.argv[1]].ends_with_parent:
+    if sys.argv[1:2] and sys.argv[1] not in DETACHABLE:
         die_with_parent()
     sys.exit(main())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.__main__ import COMMANDS, main, manual
+from tasks.__main__ import COMMANDS, DETACHABLE, main, manual
 from tasks.publish.graph import graph
 
 OLD_SPELLINGS = ("pull", "verify", "export", "gallery", "verdicts", "label_draft", "demo", "deploy", "calibrate")
@@ -25,6 +25,11 @@ def test_each_command_has_the_functions_that_are_called(name: str):
     module = importlib.import_module(command.module)
     assert callable(module.run_command if command.kind == "tool" else module.run)
     assert not (command.kind == "stage" and hasattr(module, "add_arguments")), "a stage takes an item and --part alone"
+
+
+def test_whatever_writes_into_a_run_ends_with_its_parent():
+    stages = {name for name, command in COMMANDS.items() if command.kind == "stage"}
+    assert set(COMMANDS) > DETACHABLE and not DETACHABLE & (stages | {"open_run"})
 
 
 @pytest.mark.parametrize("name", COMMANDS)
