@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 from markupsafe import escape
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance
 
 from tasks.demo.watch import DATASET_DAG
 from tasks.reasons import REASONS
 from tasks.store import Store
+from tests.support.textured_images import motif
 
 from .conftest import Factory
 
@@ -55,24 +55,6 @@ class Run(NamedTuple):
 
 
 # --- a folder that looks like photographs
-
-
-def motif(seed: int, width: int, height: int) -> Image.Image:
-    """Light falling over a rough surface with a few soft bodies on it."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(40, 216, (3, 4, 3), dtype=np.uint8)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
-    pixels = np.asarray(coarse).astype(np.float64)
-    y, x = np.mgrid[0:height, 0:width] / max(width, height)
-    for _ in range(4):
-        cx, cy, r = rng.uniform(0.1, 0.7), rng.uniform(0.1, 0.7), rng.uniform(0.08, 0.25)
-        inside = 1 / (1 + np.exp(((x - cx) ** 2 + (y - cy) ** 2 - r * r) * 400))
-        # woven
-        body = rng.integers(0, 256, 3) + 25 * np.sin(x * rng.uniform(20, 90) + y * rng.uniform(20, 90))[:, :, None]
-        pixels = pixels * (1 - inside[:, :, None]) + body * inside[:, :, None]
-    pixels += rng.normal(0, 6, pixels.shape)
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6))
 
 
 def draw_photographs(folder: Path) -> dict[str, str]:
