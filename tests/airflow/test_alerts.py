@@ -12,7 +12,7 @@ from PIL import Image
 
 from tasks.names import slug
 from tasks.store import Store
-from tests.support.inbox import Inbox, serving_inbox
+from tests.support.inbox import Inbox, html_body, serving_inbox
 from tests.support.markup import assert_harmless
 
 EVIL = "<script>alert(1)</script>"
@@ -81,16 +81,12 @@ def send(what: dict[str, Any]) -> None:
     AlertMail(to=["data@example.org"]).notify(what)
 
 
-def page_of(mail: Any) -> str:
-    return str(mail.get_body(preferencelist=("html",)).get_content())
-
-
 def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails(run: Path, inbox: Inbox):
     send(context("validate", "images", "DataError: gate 'images' holds"))
     (mail,) = inbox.mails
     assert mail["Subject"] == "[cats & dogs] gate 'images' stopped the run: duplicate_share"
     assert mail["To"] == "data@example.org" and mail["From"] == "factory@example.org"
-    page = page_of(mail)
+    page = html_body(mail)
     assert_harmless(page, links=True)
     for text in (
         "cats &amp; dogs",
@@ -112,7 +108,7 @@ def test_any_other_mail_shows_the_stage_and_its_last_lines_escaped(run: Path, in
     send(context("ingest", None, f"ingest: ended with exit code 1. Its last lines:\nOSError: disk full {EVIL}"))
     (mail,) = inbox.mails
     assert mail["Subject"] == "[cats & dogs] ingest failed in dataset_refresh"
-    page = page_of(mail)
+    page = html_body(mail)
     assert "OSError: disk full &lt;script&gt;" in page and "<script" not in page
 
 
@@ -120,7 +116,7 @@ def test_a_gates_report_that_lacks_values_still_makes_a_mail(run: Path, inbox: I
     report = {"table": EVIL, "is_valid": False, "failures": [{"expectation": EVIL, "examples": [{"key": EVIL}, {}]}]}
     (run / "reports" / "validation" / "images.json").write_text(json.dumps(report))
     send(context("validate", "images", EVIL))
-    text = assert_harmless(page_of(inbox.mails[0]), links=True).text
+    text = assert_harmless(html_body(inbox.mails[0]), links=True).text
     assert f"Rows that fail {EVIL}" in text and "fails 1 check." in text and "batch –" in text
 
 
@@ -129,7 +125,7 @@ def test_a_gate_that_fails_without_saying_where_sends_the_error(run: Path, inbox
     send(context("validate", "images", f"DataError: {EVIL}"))
     (mail,) = inbox.mails
     assert mail["Subject"] == "[cats & dogs] gate 'images' stopped the run: its report names no check"
-    assert f"DataError: {EVIL}" in assert_harmless(page_of(mail), links=True).text
+    assert f"DataError: {EVIL}" in assert_harmless(html_body(mail), links=True).text
 
 
 def test_a_failure_before_the_worktree_exists_still_writes_a_mail(
@@ -139,7 +135,7 @@ def test_a_failure_before_the_worktree_exists_still_writes_a_mail(
     send(context("open_run", None, "ConfigError: conf: unknown key 'lmit'"))
     (mail,) = inbox.mails
     assert mail["Subject"] == "[sample-world] open_run failed in dataset_refresh"
-    assert "unknown key" in page_of(mail)
+    assert "unknown key" in html_body(mail)
 
 
 def test_a_line_break_in_a_name_cannot_add_a_header():

@@ -1,23 +1,19 @@
 """A data engineer's week: a run from the form, two poisoned batches and a wrong value, each with its mail."""
 
 import re
-from typing import Any
 
 import pytest
 
 from tasks.demo.watch import DATASET_DAG
 from tasks.sample.world import poison_captions, poison_copies
 from tests.support.browser import open_page
+from tests.support.inbox import html_body
 
 from .conftest import IMAGES, Factory
 
 pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("airflow")]
 
 LIMIT = 150
-
-
-def page_of(mail: Any) -> str:
-    return str(mail.get_body(preferencelist=("html",)).get_content())
 
 
 def test_a_run_from_the_form_is_green_and_its_log_ends_in_counts(factory: Factory, chromium: str):
@@ -77,7 +73,7 @@ def test_a_flood_of_copies_stops_at_the_images_gate(factory: Factory, first_vers
         and "gate 'images'" in mail["Subject"]
         and "duplicate_share" in mail["Subject"]
     )
-    page = page_of(mail)
+    page = html_body(mail)
     assert "at most 0.25" in page and first_version.removeprefix("dataset/") in page
     assert len(re.findall(r"reason</span> (?:near_)?duplicate", page)) == 5
     assert f"{factory.airflow.url}/dags/{DATASET_DAG}/runs/" in page and "data_docs/index.html" in page
@@ -97,7 +93,7 @@ def test_shuffled_captions_stop_at_the_pairs_gate(factory: Factory, first_versio
     assert factory.published() == before
     mail = factory.inbox.wait_for_one(seen)
     assert "gate 'pairs'" in mail["Subject"] and "median_caption_cosine_drop" in mail["Subject"]
-    page = page_of(mail)
+    page = html_body(mail)
     assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 5
 
 
@@ -106,4 +102,4 @@ def test_a_wrong_value_fails_within_seconds_without_a_retry(factory: Factory):
     state, states = factory.run({"lmit": 5})
     assert state == "failed" and states["open_run"] == "failed"
     mail = factory.inbox.wait_for_one(seen)
-    assert "open_run failed" in mail["Subject"] and "lmit" in page_of(mail)
+    assert "open_run failed" in mail["Subject"] and "lmit" in html_body(mail)

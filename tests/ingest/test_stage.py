@@ -7,12 +7,10 @@ import json
 import os
 import random
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import tarfile
-import time
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +32,7 @@ from tasks.store import Store, tables
 from tasks.store.tables import TableWriter
 from tests.support.images import block_image, encode
 from tests.support.ingest import folder_params, hash_files, hash_finished_files, read_drop_reasons, read_kept
+from tests.support.killing import kill_when
 
 
 @pytest.fixture
@@ -383,12 +382,7 @@ def test_a_run_killed_in_the_middle_and_rerun_gives_the_same_bytes(source: Path,
     make_world(source, seed=3, images=150, truth=tmp_path / "truth.jsonl")
     roots = make_roots(tmp_path, "killed", source)
     command = [sys.executable, "-m", "tasks", "ingest", "--root", str(roots["killed"])]
-    child = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 30
-    while time.monotonic() < until and not list(roots["killed"].glob("data/images/*.tar")):
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    kill_when(lambda: any(roots["killed"].glob("data/images/*.tar")), command, project, with_children=False)
     subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL)
     assert hash_finished_files(roots["killed"]) == hash_files(roots["whole"])
 

@@ -6,14 +6,21 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.flaky_proxy import FlakyProxy
+from tests.support.waiting import wait_until
+from tests.support.web import running
+
+
+def is_answering(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether the port takes connections; an error when the server has ended."""
+    assert server.poll() is None, f"moto's server ended with {server.returncode}"
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +35,7 @@ def s3_url() -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+        wait_until(lambda: is_answering(server, port), "moto's server answers", poll_s=0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
@@ -70,8 +71,5 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def flaky(s3_url: str) -> Iterator[FlakyProxy]:
     """A proxy in front of moto."""
-    proxy = FlakyProxy(s3_url)
-    threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield proxy
-    proxy.shutdown()
-    proxy.server_close()
+    with running(FlakyProxy(s3_url)) as proxy:
+        yield proxy

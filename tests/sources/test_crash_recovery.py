@@ -6,11 +6,8 @@ half of the images were requested.
 """
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +23,8 @@ from tasks.store import Store
 from tests.support.flaky_proxy import FAILURES, FlakyProxy
 from tests.support.images import save_jpeg, smooth_image
 from tests.support.ingest import hash_finished_files, ingest_params
+from tests.support.killing import kill_when
+from tests.support.web import running
 
 pytestmark = pytest.mark.slow
 
@@ -52,25 +51,19 @@ def write_images(folder: Path) -> dict[str, bytes]:
     return files | {"10.jpg": files["00.jpg"], "11.jpg": b"<html>404</html>"}
 
 
-def kill_when(root: Path, project: Path, is_time: Callable[[], bool]) -> None:
-    """Run ingest and end its whole process group by SIGKILL at that moment; it must not have ended before."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", IMPATIENT, str(root)], cwd=project, start_new_session=True, stdout=subprocess.DEVNULL
-    )
-    until = time.monotonic() + 120
-    while time.monotonic() < until and child.poll() is None and not is_time():
-        time.sleep(0.002)
-    assert child.poll() is None, "it was over before it could be killed"
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+def ingest_command(root: Path) -> list[str]:
+    return [sys.executable, "-c", IMPATIENT, str(root)]
+
+
+def kill_ingest_when(is_time: Callable[[], bool], root: Path, project: Path) -> None:
+    """Run ingest and kill it, with its workers, at that moment."""
+    kill_when(is_time, ingest_command(root), project)
     assert not list(root.glob("data/images/*.parquet")), "the batch's marker comes last"
 
 
 def rerun(root: Path, project: Path) -> dict[str, Any]:
     """The next run, to its end; its report."""
-    ended = subprocess.run(
-        [sys.executable, "-c", IMPATIENT, str(root)], cwd=project, check=True, stdout=subprocess.PIPE, text=True
-    )
+    ended = subprocess.run(ingest_command(root), cwd=project, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 
@@ -93,7 +86,7 @@ def test_killed_while_reading_a_bucket_that_fails_half_of_its_requests(
     )
     write_params(tmp_path / "killed", path="s3://images/week", endpoint_url=flaky.url)
     keys = [f"GET /images/week/{n:02d}.jpg" for n in range(COUNT)]
-    kill_when(tmp_path / "killed", project, lambda: sum(flaky.requests[k] > 0 for k in keys) >= COUNT // 2)
+    kill_ingest_when(lambda: sum(flaky.requests[k] > 0 for k in keys) >= COUNT // 2, tmp_path / "killed", project)
     report = rerun(tmp_path / "killed", project)
     assert_every_file_once(report, tmp_path / "killed")
     changed = {k: v for k, v in hash_finished_files(tmp_path / "killed").items() if not k.endswith("params.yaml")}
@@ -140,11 +133,8 @@ class SiteHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    server = Site(write_images(tmp_path / "files"), slow=("03.jpg",))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(Site(write_images(tmp_path / "files"), slow=("03.jpg",))) as server:
+        yield server
 
 
 def test_killed_while_reading_a_table_of_urls_one_of_which_is_slow(tmp_path: Path, project: Path, site: Site):
@@ -154,7 +144,7 @@ def test_killed_while_reading_a_table_of_urls_one_of_which_is_slow(tmp_path: Pat
         "path": str(tmp_path / "urls.csv"),
         "contact": "me@example.org",
         "delay_s": 0.0,
-        "deadline_s": 2.0,
+        "deadline_s": 4.0,
         "max_wait_s": 1.0,
         "allow_hosts": ["127.0.0.1"],
     }
@@ -165,7 +155,7 @@ def test_killed_while_reading_a_table_of_urls_one_of_which_is_slow(tmp_path: Pat
     assert dropped == {"03.jpg": "unreachable", "10.jpg": "duplicate", "11.jpg": "undecodable"}
     site.requests.clear()
     write_params(tmp_path / "killed", **source)
-    kill_when(tmp_path / "killed", project, lambda: len(site.requests) >= COUNT // 2)
+    kill_ingest_when(lambda: len(site.requests) >= COUNT // 2, tmp_path / "killed", project)
     assert_every_file_once(rerun(tmp_path / "killed", project), tmp_path / "killed")
     assert hash_finished_files(tmp_path / "killed") == hash_finished_files(tmp_path / "whole")
 

@@ -9,7 +9,6 @@ import io
 import json
 import shutil
 import tarfile
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +22,7 @@ from tasks.sample.world import make_world
 from tasks.sources import s3 as s3_source
 from tasks.store import Store
 from tests.support.ingest import ingest_params
+from tests.support.web import running
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2].parent / "shared" / "photos"
 
@@ -71,11 +71,8 @@ class Site(ThreadingHTTPServer):
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    server = Site(tmp_path / "folder")
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(Site(tmp_path / "folder")) as server:
+        yield server
 
 
 @pytest.fixture

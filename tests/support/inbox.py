@@ -16,6 +16,11 @@ from tasks.demo.local_airflow import free_port
 from tests.support.waiting import wait_until
 
 
+def html_body(mail: Any) -> str:
+    """The page that a mail shows."""
+    return str(mail.get_body(preferencelist=("html",)).get_content())
+
+
 class Inbox:
     """An aiosmtpd handler that keeps the mails."""
 

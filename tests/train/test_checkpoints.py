@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from tasks.train.accelerator import TrainingRuntime
 from tasks.train.checkpoints import PROGRESS_FILE, Checkpoints, Progress
 from tasks.train.run_log import RunLog
 from tasks.train.stage import run
+from tests.support.killing import kill_when
 from tests.support.training import checkpoint_folders, with_train
 
 pytestmark = pytest.mark.slow
@@ -69,13 +67,7 @@ def test_killed_with_sigkill_and_run_again_gives_the_same_weights(params: Params
     store.folder("params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | {"PYTHONPATH": str(project)}
     line = [sys.executable, "-m", "tasks", "train", "--root", str(store.root)]
-    process = subprocess.Popen(line, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while not checkpoint_folders(store) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    assert checkpoint_folders(store), output
+    kill_when(lambda: bool(checkpoint_folders(store)), line, project, with_children=False, env=env)
     done = json.loads((checkpoint_folders(store)[-1] / PROGRESS_FILE).read_text())["progress"]["step"]
     assert 0 < done < 64 and not store.folder("models", "candidate").exists()
     run(params, store)

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.load import load_writer
 from tasks.models.llm.openai_server import ServedCaptioner
 from tasks.models.llm.requests import Reply, Request
+from tests.support.web import running
 
 Answer = tuple[int, dict]
 
@@ -53,12 +53,8 @@ def completion(text: str, **more: object) -> dict:
 def server() -> Iterator[Server]:
     server = Server(("127.0.0.1", 0), Handler)
     server.requests = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(server):
+        yield server
 
 
 def captioner(

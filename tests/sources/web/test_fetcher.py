@@ -28,6 +28,7 @@ from tasks.sources.web import addresses, connection, hosts
 from tasks.sources.web import fetcher as fetcher_module
 from tasks.sources.web.fetcher import Fetcher
 from tasks.sources.web.hosts import FetchConfig
+from tests.support.web import running
 
 IMAGE = b"\xff\xd8 an image " * 100
 LIMIT = 10_000
@@ -81,11 +82,8 @@ def respond(status: int = 200, body: bytes = b"", **headers: str) -> Callable[[B
 def site() -> Iterator[Site]:
     server = Site()
     server.pages["/a.jpg"] = respond(body=IMAGE)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with running(server):
+        yield server
 
 
 def make_fetcher(
