@@ -18,8 +18,6 @@ from tasks.store import Store
 from tests.support.parameters import raw_params
 from tests.support.served_model import FakeServer
 
-pytestmark = pytest.mark.slow
-
 BATCH = "2026.01.05"
 PAIRS = 12
 
@@ -115,6 +113,7 @@ def tables(store: Store) -> dict[str, bytes]:
     return {str(p.relative_to(store.root)): p.read_bytes() for p in sorted(wanted)}
 
 
+@pytest.mark.slow
 def test_a_killed_stage_makes_the_same_tables_when_run_again_and_pays_nothing_twice(
     tmp_path: Path, project: Path, server: FakeServer
 ):
@@ -216,6 +215,7 @@ def test_a_reply_of_ten_thousand_tokens_is_too_long(tmp_path: Path, project: Pat
     assert reason == "too_long" and store.read_table("captioned").num_rows == 0
 
 
+@pytest.mark.slow
 def test_a_spent_budget_ends_the_stage_and_a_larger_one_continues_it(tmp_path: Path, project: Path, server: FakeServer):
     url = server()
     whole = worktree(tmp_path / "whole", project, url)

@@ -191,7 +191,6 @@ def test_vectors_are_memory_mapped(tmp_path: Path, toy: type[ToyEncoder]):
     assert found == ids and isinstance(vectors, np.memmap) and vectors.dtype == np.float16
 
 
-@pytest.mark.slow
 def test_fast_preprocessing_gives_nearly_the_stock_processors_vectors(tmp_path: Path):
     rng = np.random.default_rng(0)
     store, rows, content = Store(tmp_path), [], b""

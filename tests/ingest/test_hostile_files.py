@@ -45,9 +45,10 @@ def png(
 ) -> bytes:
     """A PNG whose rows are all alike, truly there (a bomb: small file, many pixels)."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    row = b"\0" + fill * ((width * channels * depth + 7) // 8)
+    rows = height if rows is None else rows
+    row = b"\0" + fill * ((width * channels * depth + 7) // 8) if rows else b""
     packer, body = zlib.compressobj(9), []
-    for _ in range(height if rows is None else rows):
+    for _ in range(rows):
         body.append(packer.compress(row))
     body.append(packer.flush())
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)

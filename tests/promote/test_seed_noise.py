@@ -102,7 +102,6 @@ def test_noise_is_measured_once_and_read_by_promote(deployment: Path, monkeypatc
     assert f"reports/noise-{recipe}.json.dvc" in files_at(clone, REMOTE_BRANCH), "the next version leaves it in place"
 
 
-@pytest.mark.slow
 def test_a_seed_that_fails_repeats_its_stages_message(tmp_path: Path):
     params = load_params("params.yaml", "test")
     (tmp_path / "data").mkdir()
