@@ -50,9 +50,9 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def public_definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Definition]]:
-    """Public functions, classes and methods with their dotted names."""
+    """Public functions, classes and methods with their dotted names, but for a protocol's bare signatures."""
     for node in body:
-        if isinstance(node, Definition) and not node.name.startswith("_"):
+        if isinstance(node, Definition) and not node.name.startswith("_") and ast.unparse(node.body) != "...":
             yield prefix + node.name, node
             if isinstance(node, ast.ClassDef):
                 yield from public_definitions(node.body, f"{prefix}{node.name}.")

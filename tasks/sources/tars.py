@@ -64,19 +64,28 @@ class TarReader(io.RawIOBase):
         self._chunks: Iterator[bytes] | None = None
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def seekable(self) -> bool:
+        """True: a way back or far forward starts a new range request."""
         return True
 
     def tell(self) -> int:
+        """Offset of the next byte."""
         return self._position
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to an offset, as io.IOBase.seek does; nothing is read yet."""
         self._position = max(0, offset + (0, self._position, self.size_bytes)[whence])
         return self._position
 
     def read(self, size: int = -1) -> bytes:
+        """The next `size` bytes, fewer at the end.
+
+        Raises:
+            tarfile.ReadError: more than a header may have, or the tar has become shorter.
+        """
         if size < 0 or size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         out = bytearray()
