@@ -18,9 +18,14 @@ class Window(Protocol):
     """
 
     @property
-    def low(self) -> float: ...
+    def low(self) -> float:
+        """Inclusive end."""
+        ...
+
     @property
-    def high(self) -> float: ...
+    def high(self) -> float:
+        """Exclusive end."""
+        ...
 
 
 def in_window(similarity: Any, window: Window) -> Any:
