@@ -51,9 +51,9 @@ browser:
 	    $$SUDO apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
 	  echo "browser tests will be skipped: install Chromium first (Debian: apt-get install chromium)"; }
 
-# A worker gets whole files; the tests that start an Airflow share one worker (tests/conftest.py).
+# A worker gets whole files; the tests that share an Airflow are one worker's (tests/conftest.py).
 TEST_WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
 
 test-fast: .venv/installed lint ## lint, types and every test under 5 s; no Airflow, no browser: under 3 minutes on two cores
 	$(PYTEST) -m "not (slow or factory or airflow or benchmark or browser)" \

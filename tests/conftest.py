@@ -20,32 +20,40 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; stages under 
 
 PROJECT = Path(__file__).resolve().parent.parent
 MARKERS_OF_FOLDERS = {"factory": "factory", "airflow": "airflow", "benchmarks": "benchmark"}
+ONE_AIRFLOW = "tests/factory/airflow"  # its files share an Airflow
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark whole folders and the browser's tests; workers of pytest-xdist begin with what takes longest."""
     for item in items:
-        folder = item.path.relative_to(PROJECT / "tests").parts[0]
-        if folder in MARKERS_OF_FOLDERS:
-            item.add_marker(MARKERS_OF_FOLDERS[folder])
+        for folder in item.path.relative_to(PROJECT).parts[1:-1]:
+            if folder in MARKERS_OF_FOLDERS:
+                item.add_marker(MARKERS_OF_FOLDERS[folder])
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: [not item.get_closest_marker(m) for m in ("xdist_group", "factory", "benchmark")])
+        items.sort(key=cost_order)
+
+
+def cost_order(item: pytest.Item) -> list[bool]:
+    """Sorts the tests with one Airflow first, then the other factory tests, then benchmarks, then the rest."""
+    return [
+        not item.nodeid.startswith(ONE_AIRFLOW),
+        *(not item.get_closest_marker(m) for m in ("factory", "benchmark")),
+    ]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker of pytest-xdist gets whole files, or a whole xdist_group of several files: they share their fixtures."""
-    from xdist.scheduler import LoadGroupScheduling
+    """A worker of pytest-xdist gets whole files, whose tests share fixtures, or the folder that shares an Airflow."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    class ByGroupElseByFile(LoadGroupScheduling):
+    class WholeFiles(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            group = super()._split_scope(nodeid)
-            return nodeid.partition("::")[0] if group == nodeid else group
+            return ONE_AIRFLOW if nodeid.startswith(ONE_AIRFLOW) else nodeid.partition("::")[0]
 
     config.option.loadscopereorder = False  # the order of the collection, not the number of tests
-    return ByGroupElseByFile(config, log)
+    return WholeFiles(config, log)
 
 
 @pytest.fixture(scope="session")

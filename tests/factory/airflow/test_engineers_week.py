@@ -2,16 +2,12 @@
 
 import re
 
-import pytest
-
 from tasks.demo.watch import DATASET_DAG
 from tasks.sample.world import poison_captions, poison_copies
 from tests.support.browser import open_page
 from tests.support.inbox import html_body
 
 from .conftest import IMAGES, Factory
-
-pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("airflow")]
 
 LIMIT = 150
 

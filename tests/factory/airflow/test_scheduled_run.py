@@ -1,14 +1,10 @@
 """A run that the schedule starts. It stops the Airflow that the stories share: by its name it comes after them."""
 
-import pytest
-
 from tasks.demo.local_airflow import LocalAirflow
 from tasks.demo.watch import DATASET_DAG, MODEL_DAG
 from tests.support.waiting import wait_until
 
 from .conftest import Factory
-
-pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("airflow")]
 
 
 def test_a_scheduled_run_happens_and_with_nothing_new_it_is_green(factory: Factory, first_version: str):

@@ -10,8 +10,6 @@ import pytest
 
 from tests.support.browser import open_page
 
-pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("airflow")]
-
 
 @pytest.fixture(scope="module")
 def demo(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

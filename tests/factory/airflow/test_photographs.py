@@ -27,9 +27,7 @@ from tests.support.textured_images import motif
 
 from .conftest import Factory
 
-pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("airflow")]
-
-PHOTOGRAPHS = Path(__file__).resolve().parents[2].parent / "shared" / "photos"
+PHOTOGRAPHS = Path(__file__).resolve().parents[3].parent / "shared" / "photos"
 # of judge's reasons; the others leave out a text or a negative of a pair that stays
 ENDS_A_PAIR = ("wrong_target", "ambiguous", "duplicate")
 BASES = 8  # drawn motifs
