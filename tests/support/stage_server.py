@@ -1,20 +1,20 @@
-"""A server that forks: the heavy libraries are imported once, then each stage runs in a fork, as `python -m tasks ...`
-would.
+"""Run stages in forks of one process that has imported the heavy libraries, and kill them at chosen moments.
 
     python tests/support/stage_server.py        one request a line on stdin, one answer a line on stdout, both JSON
 
     request  {"words": ["embed", "semantic"], "cwd": folder, "env": {}, "kill": null | [kind, needle, n]}
     answer   {"code": exit code, or minus the signal, "events": {kind: [label, ...]}, "output": text}
 
-The fork is a process group of its own with a fresh `tasks` from its folder. With `kill` it dies by SIGKILL, its whole
-group with it, right before its n-th event (from 0) of that kind whose label contains the needle. Without, it tells all
-events of the run:
+A fork is a process group of its own, runs `python -m tasks <words>` with a fresh import of `tasks` from its folder, and
+records events. With `kill` its group dies by SIGKILL right before the n-th event (from 0) of that kind whose label
+contains the needle. Without, the answer has all events of the run:
 
-    write, rename, link, remove  changes of the disk, as Python's audit hooks tell them; the label is the (first) path
-    process                 a program that is started (git); its words
-    image                 a file put into a tar; its name
-    pass, step              a model's forward pass, its class; an optimiser's step
-    end                     the stage is over, only its exit code is not told yet
+    kind                           when, and the event's label
+    write, rename, link, remove    a change of the disk, from Python's audit hooks; the (first) path
+    process                        a program is started (git); its words
+    image                          a file is put into a tar; its name
+    pass, step                     a model's forward pass, its class; an optimiser's step
+    end                            the stage is over, but its exit code is not reported yet
 
 STAGE_GROUP in the environment names the process group, for whoever wants to kill it from outside (a git hook).
 """
@@ -46,7 +46,7 @@ CHECKPOINTS = Path(__file__).resolve().parents[2] / "tasks" / "sample" / "checkp
 
 
 class Events:
-    """Remembers what happens, and dies at the event asked for."""
+    """Records what happens, and dies at the requested event."""
 
     def __init__(self, kill: list[Any] | None) -> None:
         self.kind, self.needle, self.left = kill or ("", "", -1)
@@ -71,7 +71,7 @@ class Events:
 
 
 def preload() -> None:
-    """Import what the stages import, and start no thread: what is not here only costs each fork its own import."""
+    """Import what the stages import, and start no thread: what is missing here is imported by each fork."""
     import dvc.repo
     import great_expectations
     import pandas
@@ -92,7 +92,7 @@ def preload() -> None:
 
 
 def watch(events: Events) -> None:
-    """Let the libraries tell their events, by the hooks that they have; tarfile has none."""
+    """Record events of the libraries, by their hooks; tarfile has none."""
     import tarfile
 
     import torch
@@ -135,7 +135,7 @@ def stage(request: dict[str, Any], output: int, trace: Path) -> NoReturn:
             code = int(end.code or 0)
         events.on("end", code)
         trace.write_text(json.dumps(dict(events.seen)))
-    except BaseException:  # what unwinds further would be a second server
+    except BaseException:  # it must not return into the server's loop
         traceback.print_exc()
     finally:
         sys.stdout.flush()
