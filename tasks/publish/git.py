@@ -28,21 +28,36 @@ def environment() -> dict[str, str]:
     return env
 
 
-def git(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Path | None = None) -> str:
+def git(
+    cwd: Path | str,
+    *args: str,
+    stdin: str | bytes | None = None,
+    index: Path | None = None,
+    keep_open: Sequence[int] = (),
+) -> str:
     """Run git and return its output without the last newline.
 
     Raises:
         TransientError: git failed; the message has the command and git's last lines.
     """
-    return git_bytes(cwd, *args, stdin=stdin, index=index).decode(errors="surrogateescape").removesuffix("\n")
+    output = git_bytes(cwd, *args, stdin=stdin, index=index, keep_open=keep_open)
+    return output.decode(errors="surrogateescape").removesuffix("\n")
 
 
-def git_bytes(cwd: Path | str, *args: str, stdin: str | bytes | None = None, index: Path | None = None) -> bytes:
+def git_bytes(
+    cwd: Path | str,
+    *args: str,
+    stdin: str | bytes | None = None,
+    index: Path | None = None,
+    keep_open: Sequence[int] = (),
+) -> bytes:
     """Like `git`, the output as it is.
 
     Git runs in a new session and is never killed: a SIGKILL of the stage's process group, or Ctrl-C, must not end
     it between making its lock files and removing them, because every later git command would stop at those.
 
+    Args:
+        keep_open: file descriptors that git keeps open to its end: a lock on one of them is held as long.
     Raises:
         TransientError: git failed; the message has the command and git's last lines.
     """
@@ -52,7 +67,14 @@ def git_bytes(cwd: Path | str, *args: str, stdin: str | bytes | None = None, ind
     content = stdin.encode() if isinstance(stdin, str) else stdin
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        ["git", *args], cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        ["git", *args],
+        cwd=cwd,
+        env=env,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        start_new_session=True,
+        pass_fds=keep_open,
     ) as process:
         out, err = process.communicate(content)
     if process.returncode:
@@ -124,7 +146,21 @@ def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
     Raises:
         TransientError: another run has held it for longer.
     """
-    path = common_dir(cwd) / "publish.lock"
+    with file_lock(common_dir(cwd) / "publish.lock", "publishing", timeout_s):
+        yield
+
+
+@contextmanager
+def file_lock(path: Path, work: str, timeout_s: float = 600) -> Iterator[int]:
+    """Hold the lock on a file, made if absent; waits for up to `timeout_s`.
+
+    Args:
+        work: what is done under the lock, for the error.
+    Yields:
+        the lock's file descriptor; the lock is held as long as any process has it open.
+    Raises:
+        TransientError: another process has held the lock for longer.
+    """
     with open(path, "a") as f:
         end = time.monotonic() + timeout_s
         while True:
@@ -134,7 +170,7 @@ def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise TransientError(
-                        f"{path}: another run has been publishing for {timeout_s:.0f} s; run again when it is done"
+                        f"{path}: another run has been {work} for {timeout_s:.0f} s; run again when it is done"
                     ) from None
                 time.sleep(0.2)
-        yield
+        yield f.fileno()

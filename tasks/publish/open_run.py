@@ -44,7 +44,7 @@ from tasks.config import (
 from tasks.errors import ConfigError, DataError
 from tasks.names import run_date, slug
 from tasks.publish.dvc_repo import checkout_data
-from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at, resolve_ref, tags
+from tasks.publish.git import common_dir, file_lock, files_at, git, next_free_name, read_at, resolve_ref, tags
 from tasks.publish.publish import fetch
 from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.run_conf import Kind, changes_from_conf, require_paths, with_absolute_paths
@@ -191,13 +191,18 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
 
 
 def make_worktree(clone: Path, worktree: Path, commit: str) -> None:
-    """Make the worktree at a commit, with the clone's DVC configuration; what a killed call left is removed."""
+    """Make the worktree at a commit, with the clone's DVC configuration; what a killed call left is removed.
+
+    A killed call's git lives on and writes into the worktree; it holds the lock, so that it has ended before this one.
+    """
     worktree.parent.mkdir(parents=True, exist_ok=True)
-    if worktree.exists():
-        shutil.rmtree(worktree)
-    git(clone, "worktree", "prune")
-    # forced twice: also over one whose making was cut off
-    git(clone, "worktree", "add", "-q", "--force", "--force", "--detach", str(worktree), commit)
+    with file_lock(common_dir(clone) / "worktrees.lock", "making worktrees") as lock:
+        if worktree.exists():
+            shutil.rmtree(worktree)
+        git(clone, "worktree", "prune")
+        # forced twice: also over one whose making was cut off
+        add = ["worktree", "add", "-q", "--force", "--force", "--detach", str(worktree), commit]
+        git(clone, *add, keep_open=[lock])
     local = clone / ".dvc" / "config.local"
     if local.exists():
         shutil.copyfile(local, worktree / ".dvc" / "config.local")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from tasks.__main__ import main
 from tasks.config import load_params
 from tasks.errors import ConfigError
 from tasks.publish.git import git
-from tasks.publish.open_run import Deployment, RunRequest, open_run
+from tasks.publish.open_run import Deployment, RunRequest, make_worktree, open_run
+from tests.support.killing import kill_when
+from tests.support.waiting import wait_until
 
 
 def refuse(deployment: Path, request: RunRequest) -> None:
@@ -110,3 +113,36 @@ def test_the_run_has_its_worktree_and_a_retry_gets_the_same(
     assert main([*run, "--close"]) == 0
     assert not root.exists()
     assert main([*run, "--close"]) == 0  # once more does no harm
+
+
+# As git's own checkout in a killed call: it goes on for two seconds and writes into the worktree.
+HOOK = """#!/bin/sh
+exec 2> /dev/null
+[ -e "{folder}/started" ] && exit 0
+touch "{folder}/started"
+sleep 2
+echo late > "{folder}/runs/one/late.txt"
+touch "{folder}/ended"
+"""
+
+
+def test_a_worktree_is_made_after_the_git_of_a_killed_call_has_ended(tmp_path: Path, project: Path):
+    """A SIGKILL of the stage does not end its git, which goes on to write into the worktree."""
+    clone, worktree = tmp_path / "clone", tmp_path / "runs" / "one"
+    clone.mkdir()
+    git(clone, "init", "-q", "-b", "main")
+    (clone / "code.py").write_text("x = 1\n")
+    git(clone, "add", ".")
+    git(clone, "commit", "-q", "-m", "code")
+    hook = clone / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(HOOK.format(folder=tmp_path))
+    hook.chmod(0o755)
+    code = (
+        "from pathlib import Path; from tasks.publish.open_run import make_worktree; "
+        f"make_worktree(Path({str(clone)!r}), Path({str(worktree)!r}), 'main')"
+    )
+    kill_when((tmp_path / "started").exists, [sys.executable, "-c", code], project)
+    make_worktree(clone, worktree, "main")
+    wait_until((tmp_path / "ended").exists, "the hook has ended")
+    assert sorted(path.name for path in worktree.iterdir()) == [".git", "code.py"]
