@@ -7,6 +7,7 @@ folder, because a rename is atomic within one file system only.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def move_into_place(temporary: Path, path: Path) -> None:
     """Flush what was written to `temporary` and rename it to `path`; an old file or folder there is replaced whole.
 
     A folder cannot be replaced by one rename: the old one is renamed away first, so for a moment there is none, and it
-    is removed after the new one is in place.
+    is removed after the new one is in place, with those that a killed process left there.
     """
     flush_to_disk(temporary)
     if not temporary.is_dir():
@@ -58,7 +59,8 @@ def move_into_place(temporary: Path, path: Path) -> None:
     if path.exists():
         os.replace(path, old)
     os.replace(temporary, path)
-    remove(old)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+        remove(leftover)
 
 
 @contextmanager

@@ -61,3 +61,15 @@ def test_a_sole_writer_overwrites_what_a_killed_one_left(tmp_path: Path) -> None
 
 def test_two_processes_that_write_one_path_use_two_temporary_files(tmp_path: Path) -> None:
     assert str(os.getpid()) in temporary_sibling(tmp_path / "cache").name
+
+
+def test_the_old_folder_that_a_killed_process_left_beside_goes_with_the_next_replacement(tmp_path: Path):
+    left, other = tmp_path / ".model.4711.old", tmp_path / ".modelling.4711.old"
+    for folder in (left, other, tmp_path / "model"):
+        folder.mkdir()
+        (folder / "weights").write_text("old")
+    with atomic_write(tmp_path / "model") as folder:
+        folder.mkdir()
+        (folder / "weights").write_text("new")
+    assert (tmp_path / "model" / "weights").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".modelling.4711.old", "model"]
