@@ -92,6 +92,7 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted((root / "data").rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["embed", "mine", "select"])
 def test_cut_off_anywhere_and_run_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(embed, "load_encoder", lambda *_: ByName())

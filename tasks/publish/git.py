@@ -146,16 +146,18 @@ def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
     Raises:
         TransientError: another run has held it for longer.
     """
-    with file_lock(common_dir(cwd) / "publish.lock", "publishing", timeout_s):
+    path = common_dir(cwd) / "publish.lock"
+    problem = f"{path}: another run has been publishing for {timeout_s:.0f} s; run again when it is done"
+    with file_lock(path, timeout_s, problem):
         yield
 
 
 @contextmanager
-def file_lock(path: Path, work: str, timeout_s: float = 600) -> Iterator[int]:
+def file_lock(path: Path, timeout_s: float, problem: str) -> Iterator[int]:
     """Hold the lock on a file, made if absent; waits for up to `timeout_s`.
 
     Args:
-        work: what is done under the lock, for the error.
+        problem: the error when the lock is not free in time.
     Yields:
         the lock's file descriptor; the lock is held as long as any process has it open.
     Raises:
@@ -169,8 +171,6 @@ def file_lock(path: Path, work: str, timeout_s: float = 600) -> Iterator[int]:
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
-                    raise TransientError(
-                        f"{path}: another run has been {work} for {timeout_s:.0f} s; run again when it is done"
-                    ) from None
+                    raise TransientError(problem) from None
                 time.sleep(0.2)
         yield f.fileno()

@@ -54,6 +54,7 @@ from tasks.store.atomic import write_bytes
 
 log = logging.getLogger(__name__)
 MARKER = Path(".run", "opened.json")  # in the worktree; written last, so a run that has it is open
+LOCK_TIMEOUT_S = 600.0  # a checkout of the code takes seconds
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,9 @@ def make_worktree(clone: Path, worktree: Path, commit: str) -> None:
     A killed call's git lives on and writes into the worktree; it holds the lock, so that it has ended before this one.
     """
     worktree.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(common_dir(clone) / "worktrees.lock", "making worktrees") as lock:
+    lock_file = common_dir(clone) / "worktrees.lock"
+    problem = f"{lock_file}: git has been making a worktree for {LOCK_TIMEOUT_S:.0f} s; end that git, then run again"
+    with file_lock(lock_file, LOCK_TIMEOUT_S, problem) as lock:
         if worktree.exists():
             shutil.rmtree(worktree)
         git(clone, "worktree", "prune")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tasks.demo.local_airflow import end_with_parent
 from tests.support.flaky_proxy import FlakyProxy
 from tests.support.waiting import wait_until
 from tests.support.web import running
@@ -33,6 +34,7 @@ def s3_url() -> Iterator[str]:
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=end_with_parent,
     )
     try:
         wait_until(lambda: is_answering(server, port), "moto's server answers", poll_s=0.1)
