@@ -203,6 +203,15 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
+def hide_memory() -> None:
+    """On Linux, keep other processes of the same user from reading this one's memory and environment.
+
+    Ingest holds the keys of buckets, and starts processes that decode untrusted files.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file or raise TransientError: one writer per stage and part."""
@@ -358,4 +367,6 @@ def run_old_spelling(name: str) -> NoReturn:
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] not in DETACHABLE:
         die_with_parent()
+    if sys.argv[1:2] == ["ingest"]:
+        hide_memory()
     sys.exit(main())

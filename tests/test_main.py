@@ -139,3 +139,13 @@ def test_the_import_that_published_cards_name_works_and_warns(project: Path):
 def test_running_the_old_readers_module_says_the_new_name(project: Path):
     done = python("-m", "tasks.readers", cwd=project)
     assert done.returncode == 0 and "tasks.readers is now tasks.publish.readers" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_ingest_keeps_its_environment_from_the_processes_that_decode(project: Path):
+    script = (
+        "import ctypes, tasks.__main__ as cli\n"
+        "cli.hide_memory()\n"
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"  # PR_GET_DUMPABLE
+    )
+    assert python("-c", script, cwd=project).stdout.strip() == "0"

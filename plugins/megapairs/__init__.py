@@ -8,9 +8,10 @@ the mail, and, when a mail shows images, the store.
 |---|---|---|
 | wiring.py | names and settings that all share: DAG ids, pool, asset, a run's folder | none |
 | command.py | runs a command, reads its report and its last lines; without Airflow | none |
+| environment.py | which variables a stage may see; without Airflow | none |
 | aws.py | Airflow's AWS connection as environment variables | none |
 | form.py | the trigger form, made from params.yaml, the profiles and tasks/config | wiring |
 | alerts.py | the alert mail | wiring |
-| stage.py | the operators: Stage, OpenRun, CloseRun | wiring, command, aws, form |
+| stage.py | the operators: Stage, OpenRun, CloseRun | wiring, command, environment, aws, form |
 | defaults.py | default arguments of every task | alerts |
 """

@@ -22,10 +22,6 @@ from typing import Any
 LAST_LINES = 20  # of a failing stage, in the exception and in the mail, a count
 KILL_AFTER_S = 10.0  # a stage that ignores SIGTERM for this long is killed
 
-# Variables of Airflow's environment that a stage must not see: its profile is resolved in the run's params.yaml, its
-# code is the worktree's.
-NOT_FOR_STAGES = ("MEGAPAIRS_PROFILE", "PYTHONPATH")
-
 
 @dataclasses.dataclass
 class Ending:
@@ -55,19 +51,6 @@ def stage_command(
     """
     python = os.environ.get("TASKS_PYTHON") or sys.executable
     return [python, "-m", "tasks", stage, *([item] if item else []), *(["--part", part] if part else []), *more]
-
-
-def stage_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a stage: unbuffered output, one thread per native library unless `base` says otherwise.
-
-    Args:
-        base: the worker's environment.
-    """
-    environment = {k: v for k, v in base.items() if k not in NOT_FOR_STAGES}
-    environment["PYTHONUNBUFFERED"] = "1"
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
-        environment.setdefault(name, "false" if name.startswith("TOKENIZERS") else "1")
-    return environment
 
 
 def parse_report(line: str) -> dict[str, Any] | None:

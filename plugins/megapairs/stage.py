@@ -16,7 +16,8 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from megapairs.aws import aws_variables
-from megapairs.command import Ending, StageProcess, stage_command, stage_environment
+from megapairs.command import Ending, StageProcess, stage_command
+from megapairs.environment import stage_environment
 from megapairs.form import changes_from
 from megapairs.wiring import TRIPLETS, run_folder
 from tasks.config import overlay
@@ -78,7 +79,7 @@ class Command(BaseOperator):
             )
         name = " ".join(command[3:5]) if len(command) > 4 and not command[4].startswith("-") else command[3]
         self.log.info("in %s: %s", cwd, " ".join(command))
-        self._running = StageProcess(command, cwd, stage_environment({**os.environ, **(variables or {})}))
+        self._running = StageProcess(command, cwd, stage_environment({**os.environ, **(variables or {})}, command[3]))
         return report_or_raise(name, self._running.wait(lambda line: self.log.info("%s", line)))
 
     def on_kill(self) -> None:
