@@ -123,6 +123,7 @@ def params(base_model: Path) -> Params:
     )
 
 
+@pytest.mark.slow
 def test_training_learns_and_repeats_itself(store: Store, params: Params):
     report = tasks.train.stage.run(params, store)
     weights = store.folder("models", "candidate", "model.safetensors").read_bytes()
@@ -154,6 +155,7 @@ def test_both_towers_are_trained_and_held_out_images_never_loaded(store: Store, 
     assert loaded and not loaded & held_out
 
 
+@pytest.mark.slow
 def test_evaluation_of_the_held_out_split_and_the_truth(store: Store, params: Params):
     tasks.train.stage.run(params, store)
     truth = params.model_copy(

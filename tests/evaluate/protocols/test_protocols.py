@@ -142,7 +142,7 @@ MADE = {
 }
 
 
-@pytest.fixture(params=["made", "official"])
+@pytest.fixture(params=["made", pytest.param("official", marks=pytest.mark.slow)])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """protocol -> a folder with its files."""
 
