@@ -21,7 +21,7 @@ Benchmark protocols: CIRCO, CIRR, FashionIQ, GeneCIS, MMEB.
 | name | meaning |
 |---|---|
 | `profile` | named set of values in `tasks/profiles`: test, demo, small, production |
-| `dataset_version` | tag of the version, `dataset/YYYY.MM.DD[.n]`; default: the event's, else the newest |
+| `dataset_version` | tag of the version, `dataset/YYYY.MM.DD[.n]`; default: the newest when the run opens |
 | `base_model` | Hugging Face name or folder of the checkpoint to start from |
 | `steps` | optimiser steps, a count |
 | `batch_triplets` | triplets in one step, a count |

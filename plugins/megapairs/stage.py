@@ -124,11 +124,16 @@ class Stage(Command):
 class OpenRun(Command):
     """Make the run's worktree: deployed code, the last version's data, the form's values laid over params.yaml.
 
+    A model run that an event started takes the newest version that is published when it opens: while one run trains,
+    several versions may be published, and Airflow starts one run for all of them.
+
     Args:
         kind: 'dataset' or 'model'.
     """
 
     def __init__(self, *, kind: str, **kwargs: Any) -> None:
+        if kind == "model":
+            kwargs.setdefault("inlets", [TRIPLETS])  # so that all events of the asset can be read
         super().__init__(task_id="open_run", **kwargs)
         self.kind = kind
 
@@ -138,7 +143,7 @@ class OpenRun(Command):
         changes = changes_from(given)
         more = ["--run-id", str(context["run_id"]), "--kind", self.kind]
         if self.kind == "model":
-            event = newest_event(context.get("triggering_asset_events"))
+            event = newest_event(context.get("triggering_asset_events"), context.get("inlet_events"))
             # the form of a run that an event started holds only its presets
             changes = overlay(changes, event.get("changes") or {})
             tag = given.get("dataset_version") or event.get("version")
@@ -193,14 +198,18 @@ def values_for_training(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "open_run": {"date": date}} if date else values
 
 
-def newest_event(events: Any) -> Mapping[str, Any]:
-    """The extra values of the newest asset event that started the run; empty when a person started it.
+def newest_event(started_by: Any, published: Any) -> Mapping[str, Any]:
+    """The extra values of the newest asset event; empty when a person started the run.
 
     Args:
-        events: the context's triggering_asset_events.
+        started_by: the context's triggering_asset_events: what was published when Airflow made the run, which may have
+            waited for another one since.
+        published: the context's inlet_events, with every event of the asset; None: those of `started_by` alone.
     """
-    triggers = list(events[TRIPLETS]) if events and TRIPLETS in events else []
-    newest = max(triggers, key=lambda e: e.timestamp, default=None)
+    events = list(started_by[TRIPLETS]) if started_by and TRIPLETS in started_by else []
+    if events and published is not None:
+        events += list(published[TRIPLETS].ascending(False).limit(1))
+    newest = max(events, key=lambda e: e.timestamp, default=None)
     return {} if newest is None else newest.extra
 
 

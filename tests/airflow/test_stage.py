@@ -163,6 +163,47 @@ def test_training_takes_the_newest_events_version_and_values(fake_tasks: Fake, t
     assert lines[6:] == ["model", "--dataset-version", "dataset/2026.11.02", "--conf", '{"profile": "test"}']
 
 
+class InletEvents(list[Any]):
+    """As Airflow's accessor of an asset's events: oldest first unless told otherwise, all unless limited."""
+
+    def ascending(self, is_ascending: bool) -> "InletEvents":
+        return InletEvents(sorted(self, key=lambda e: e.timestamp, reverse=not is_ascending))
+
+    def limit(self, count: int) -> "InletEvents":
+        return InletEvents(self[:count])
+
+
+@pytest.mark.parametrize("pending", [1, 2, 3])
+def test_training_takes_the_newest_version_when_it_opens_not_the_one_that_started_it(
+    fake_tasks: Fake, tmp_path: Path, pending: int
+):
+    """Versions published while a run trains: Airflow starts one run, with the event of the oldest of them."""
+    from megapairs.stage import OpenRun
+    from megapairs.wiring import TRIPLETS
+
+    fake_tasks('for a in "$@"; do echo "$a"; done > arguments;' + REPORT)
+    events = [
+        SimpleNamespace(
+            timestamp=n,
+            extra={"version": f"dataset/2026.11.0{n}", "changes": {"profile": "test", "train": {"steps": n}}},
+        )
+        for n in range(1, 2 + pending)
+    ]
+    run = OpenRun(kind="model")
+    assert run.inlets == [TRIPLETS]
+    started = {"triggering_asset_events": {TRIPLETS: [events[1]]}, "inlet_events": {TRIPLETS: InletEvents(events)}}
+    run.execute(context(params={"profile": "demo", "dataset_version": None}, **started))
+    lines = (tmp_path / "dataset" / "arguments").read_text().splitlines()
+    newest = 1 + pending
+    assert lines[7:9] == ["--dataset-version", f"dataset/2026.11.0{newest}"]
+    assert json.loads(lines[10]) == {"profile": "test", "train": {"steps": newest}}
+    # what a person names is taken; a run that a person starts reads no event
+    run.execute(context(params={}, dag_run=SimpleNamespace(conf={"dataset_version": "2026.11.01"}), **started))
+    assert (tmp_path / "dataset" / "arguments").read_text().splitlines()[7:9] == ["--dataset-version", "2026.11.01"]
+    run.execute(context(inlet_events=started["inlet_events"]))
+    assert "--dataset-version" not in (tmp_path / "dataset" / "arguments").read_text()
+
+
 def test_parts_come_from_the_runs_own_parameters(fake_tasks: Fake):
     from megapairs.stage import list_parts
 
