@@ -52,7 +52,7 @@ def test_every_task_retries_and_writes_a_mail_at_the_last_failure(
     for task in load_dag(name).tasks:
         arguments = task.partial_kwargs if task.is_mapped else vars(task)
         assert arguments["retries"] == 2, task.task_id
-        assert arguments["retry_exponential_backoff"], task.task_id
+        assert arguments["retry_policy"].retries == 2, task.task_id
         callbacks = task.on_failure_callback if not task.is_mapped else task.partial_kwargs["on_failure_callback"]
         assert [c.to for c in callbacks] == [["a@example.org"]], task.task_id
 
