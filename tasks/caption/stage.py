@@ -44,7 +44,7 @@ from tasks.prompts.prompt_set import SCHEMA, PromptSet, read_prompt_set
 from tasks.prompts.styles import split_style
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.chunks import ChunkSpec, Columns, TokenBudget, make_missing_chunks
+from tasks.store.chunks import Chunk, ChunkSpec, Columns, TokenBudget, iter_chunks, make_missing_chunks
 from tasks.usage import Usage, append_usage, total_usage
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     if is_first_part:
         withdraw_captioned(store, taken_down(params, store), batch)
     worker = ChunkWorker(params, store, part, prompts, pairs)
-    spec = ChunkSpec("captioned", batch, pairs.num_rows, config.chunk_pairs, part)
+    spec = ChunkSpec("captioned", batch, list(iter_chunks(pairs.num_rows, config.chunk_pairs, part)))
     captioned, dropped = make_missing_chunks(store, report, spec, worker.caption, token_budget(config, part))
     report.tokens = count_tokens(captioned, dropped)
     if report.new:
@@ -114,10 +114,10 @@ class ChunkWorker:
         self._setup: CaptionSetup | None = None
         self._canary_notes: list[str] = []
 
-    def caption(self, rows: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def caption(self, piece: Chunk) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(captioned rows, dropped rows) of a chunk."""
         setup = self._load()
-        chunk = self.pairs.slice(rows.start, rows.stop - rows.start).to_pydict()
+        chunk = self.pairs.slice(piece.rows.start, piece.rows.stop - piece.rows.start).to_pydict()
         image_ids = dict.fromkeys([*chunk["query_image_id"], *chunk["target_image_id"]])
         images = {image_id: self.store.read_image(image_id) for image_id in image_ids}
         drafts = caption_chunk(chunk, images, self.captions, setup, self.pair_ids)

@@ -148,7 +148,11 @@ class JudgeConfig(Section):
         ge=1, description="Fewest instructions of a pair that the judge must accept, a count. Else the pair is dropped."
     )
     batch_questions: int = Field(ge=1, description="Questions in one call of the model, a count.")
-    chunk_pairs: int = Field(ge=1, description=CHUNK)
+    chunk_pairs: int = Field(
+        ge=1,
+        description="Most captioned pairs that are judged at once, a count: it bounds memory. Output files and parts "
+        "are those of caption.",
+    )
     parts: int = Field(ge=1, description=PARTS)
     in_flight: int = Field(16, ge=1, description=IN_FLIGHT)
     timeout_s: float = Field(300.0, gt=0, description=TIMEOUT)

@@ -3,30 +3,77 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import DataError
 from tasks.judge.verdict import Verdict
 from tasks.models.llm.base import Captioner
 from tasks.names import stable_id
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-def join_pairs(captioned: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Captioned rows with the images of their pair, by pair id; rows of reversed pairs with the images exchanged.
 
-    Raises:
-        DataError: a captioned row has no pair.
-    """
-    by_id = {pair["pair_id"]: pair for pair in pairs}
-    if any(row["pair_id"] not in by_id for row in captioned):
-        by_id = {pair["pair_id"]: pair for pair in map(reverse_pair, pairs)} | by_id
-    if missing := [row["pair_id"] for row in captioned if row["pair_id"] not in by_id]:
-        raise DataError(
-            f"captioned: {len(missing)} rows have no pair of the same batch, the first {missing[0]}; run select and "
-            "caption again for this batch"
-        )
-    return sorted(({**by_id[row["pair_id"]], **row} for row in captioned), key=lambda row: str(row["pair_id"]))
+Ends = tuple[str, str]  # ids of the query image and of the target image
+
+
+class BatchPairs:
+    """The pairs of a batch, and the reversed pairs that `caption.reverse` made of them."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """`table`: rows of table `pairs`; it stays in Arrow's memory, only joined rows become Python objects."""
+        self.table = table
+        self._reversed: dict[str, int] | None = None  # id of the reversed pair -> the pair's row
+        self._ends: set[Ends] | None = None
+
+    def image_ids(self) -> list[str]:
+        """Ids of all query and target images, each once."""
+        ids = [self.table.column(name).to_pylist() for name in ("query_image_id", "target_image_id")]
+        return list(dict.fromkeys([*ids[0], *ids[1]]))
+
+    def join(self, captioned: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Captioned rows with the images of their pair, by pair id; rows of reversed pairs with the images exchanged.
+
+        Raises:
+            DataError: a captioned row has no pair.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = pa.array({row["pair_id"] for row in captioned}, pa.string())
+        found = self.table.filter(pc.is_in(self.table.column("pair_id"), value_set=wanted)).to_pylist()
+        by_id = {pair["pair_id"]: pair for pair in found}
+        if others := {row["pair_id"] for row in captioned} - set(by_id):
+            places = self._reversed_rows()
+            rows = sorted(places[pair_id] for pair_id in others if pair_id in places)
+            by_id |= {pair["pair_id"]: pair for pair in map(reverse_pair, self.table.take(rows).to_pylist())}
+        if missing := [row["pair_id"] for row in captioned if row["pair_id"] not in by_id]:
+            raise DataError(
+                f"captioned: {len(missing)} rows have no pair of the same batch, the first {missing[0]}; run select "
+                "and caption again for this batch"
+            )
+        return sorted(({**by_id[row["pair_id"]], **row} for row in captioned), key=lambda row: str(row["pair_id"]))
+
+    def has_forward(self, row: Mapping[str, Any]) -> bool:
+        """Whether a joined row is of a reversed pair whose direction select made as a pair of its own."""
+        pair_id, ends = str(row["pair_id"]), (row["query_image_id"], row["target_image_id"])
+        if self._reversed is None or pair_id not in self._reversed:
+            return False
+        if self._ends is None:
+            self._ends = set(self._all_ends())
+        return ends in self._ends
+
+    def _reversed_rows(self) -> dict[str, int]:
+        if self._reversed is None:
+            own = set(self.table.column("pair_id").to_pylist())
+            ids = {stable_id(target, query): n for n, (query, target) in enumerate(self._all_ends())}
+            self._reversed = {pair_id: n for pair_id, n in ids.items() if pair_id not in own}
+        return self._reversed
+
+    def _all_ends(self) -> list[Ends]:
+        columns = [self.table.column(name).to_pylist() for name in ("query_image_id", "target_image_id")]
+        return list(zip(*columns, strict=True))
 
 
 def reverse_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,15 +86,13 @@ def reverse_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
     return {**pair, **ends, "negative_image_ids": [query, *pair["negative_image_ids"][1:]]}
 
 
-def mark_duplicates(rows: Sequence[Mapping[str, Any]], known: set[tuple[str, str]]) -> list[bool]:
-    """Per row whether its (query, target) is among `known` or the rows before it."""
-    seen = set(known)
-    is_duplicate = []
-    for row in rows:
-        ends = (row["query_image_id"], row["target_image_id"])
-        is_duplicate.append(ends in seen)
-        seen.add(ends)
-    return is_duplicate
+def mark_duplicates(rows: Sequence[Mapping[str, Any]], known: Set[Ends], pairs: BatchPairs) -> list[bool]:
+    """Per row whether its (query, target) is among `known`, or is a pair of its own where the row is a reversed one.
+
+    A batch has no two pairs with the same ends, so that no row has to be compared with those of other chunks.
+    """
+    ends = [(row["query_image_id"], row["target_image_id"]) for row in rows]
+    return [pair in known or pairs.has_forward(row) for pair, row in zip(ends, rows, strict=True)]
 
 
 def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner, prompt_sha256: str = "") -> dict[str, Any]:

@@ -142,26 +142,34 @@ class ShortcutDetector:
         Args:
             params: the run's.
             store: of the worktree.
-            image_ids: the batch's queries and targets, which are needed whatever gallery is drawn.
+            image_ids: the batch's queries and targets, whose vectors are kept whatever gallery is drawn.
         """
         self.params, self.store, self.image_ids = params, store, image_ids
         self._index: _Index | None = None
 
     def find(self, triplets: Sequence[Mapping[str, Any]]) -> list[list[str] | None]:
-        """Per triplet the modes that find its target; None for all where they cannot be known.
+        """Per triplet the modes that find its target; None where they cannot be known.
 
-        That is: no encoder `semantic`, vectors are missing, or its text tower has a vector space of its own.
+        That is, for all: no encoder `semantic`, or its text tower has a vector space of its own; for one triplet: its
+        query or its target has no vector.
         """
         if not triplets:
             return []
         self._index = self._index or self._load()
         if self._index is None:
             return [None] * len(triplets)
+        vectors = self._index.vectors
+        known = [t for t in triplets if t["query_image_id"] in vectors and t["target_image_id"] in vectors]
+        found = iter(self._find(known, self._index) if known else [])
+        ids = {id(t) for t in known}
+        return [next(found) if id(t) in ids else None for t in triplets]
+
+    def _find(self, triplets: Sequence[Mapping[str, Any]], index: _Index) -> list[list[str]]:
         texts = [text for t in triplets for text in t["instructions"]]
         size = self.params.embed.batch_images
         batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-        rows = np.concatenate([self._index.encoder.encode_texts(batch) for batch in batches])
-        return list(find_targets(triplets, rows, self._index.vectors, self._index.gallery_ids))
+        rows = np.concatenate([index.encoder.encode_texts(batch) for batch in batches])
+        return find_targets(triplets, rows, index.vectors, index.gallery_ids)
 
     def _load(self) -> _Index | None:
         from tasks.models.encoders.load import load_encoder
@@ -174,8 +182,6 @@ class ShortcutDetector:
         gallery_ids = sample_ids(image_ids, self.params.judge.shortcut_pictures, self.params.open_run.seed)
         needed = {*self.image_ids, *gallery_ids}
         vectors = {i: stored[n].astype("float32") for n, i in enumerate(image_ids) if i in needed}
-        if needed - set(vectors):
-            return None
         text_spec = spec.model_copy(update={"kind": "text"})
         encoder = load_encoder(text_spec, self.params.judge.device, self.params.open_run.threads)
         # a CLIP has image and text in one space; a text encoder of its own does not

@@ -1,9 +1,11 @@
 """Judge instructions: an MLLM's P(yes) for target, query image and mined negatives decides what becomes a triplet.
 
 Reads data/captioned, data/pairs, data/images, the stored vectors of encoder `semantic`, and the prompt judge.txt of the
-set `caption.prompts`. Writes one file a chunk of captioned rows, data/triplets/<batch>-<chunk>.parquet and
-data/dropped/judge/; a chunk's file is its own marker, existing chunks are skipped. Sources: MegaPairs,
-arXiv:2412.14475 (the query image is always a negative); UniME-V2, arXiv:2510.13515 (an MLLM judges negatives).
+set `caption.prompts`. Writes one file for each chunk file of stage caption, under the same number,
+data/triplets/<batch>-<chunk>.parquet and data/dropped/judge/; a file is its own marker, existing ones are skipped.
+So part i of n needs part i of n of caption and nothing else. At most `judge.chunk_pairs` captioned rows are judged at
+once. Sources: MegaPairs, arXiv:2412.14475 (the query image is always a negative); UniME-V2, arXiv:2510.13515 (an MLLM
+judges negatives).
 
 The judge is asked whether a candidate image is what an instruction makes of the query image: first about the target,
 then, for instructions that pass `judge.threshold`, about each negative. tasks/judge/verdict.py lists the six steps from
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,22 @@ from tasks.config import Params
 from tasks.fingerprints.takedown import taken_down
 from tasks.judge.labelled import measure_judge, require_quality
 from tasks.judge.questions import judge_pairs, load_judge
-from tasks.judge.rows import duplicate_row, join_pairs, mark_duplicates, shortcut_row, triplet_row, verdict_rows
+from tasks.judge.rows import (
+    BatchPairs,
+    Ends,
+    duplicate_row,
+    mark_duplicates,
+    shortcut_row,
+    triplet_row,
+    verdict_rows,
+)
 from tasks.judge.shortcuts import ShortcutDetector, excess_shortcuts, shortcut_figures
 from tasks.models.llm.base import Captioner
 from tasks.names import batch_name
 from tasks.prompts.prompt_set import read_prompt
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.chunks import ChunkSpec, Columns, make_missing_chunks
+from tasks.store.chunks import Chunk, ChunkSpec, Columns, file_chunks, make_missing_chunks
 from tasks.usage import Usage, append_usage, total_usage
 
 log = logging.getLogger(__name__)
@@ -54,21 +64,25 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     is_first_part = part is None or part[0] == 1
     if is_first_part:
         withdraw_triplets(store, taken_down(params, store))
-    captioned, pairs = (store.read_table(table, batch=batch).to_pylist() for table in ("captioned", "pairs"))
-    rows = join_pairs(captioned, pairs)
-    triplets = store.read_table("triplets", ["batch", "query_image_id", "target_image_id"]).to_pylist()
-    earlier = [t for t in triplets if t["batch"] != batch]
-    is_duplicate = mark_duplicates(rows, {(t["query_image_id"], t["target_image_id"]) for t in earlier})
+    pairs, earlier = BatchPairs(store.read_table("pairs", batch=batch)), earlier_triplets(store, batch)
     report = StageReport("judge", reused=len(earlier) if is_first_part else 0)
-    worker = ChunkWorker(params, store, part, template, rows, is_duplicate)
-    spec = ChunkSpec("triplets", batch, len(rows), config.chunk_pairs, part)
+    worker = ChunkWorker(params, store, part, template, pairs, set(earlier))
+    spec = ChunkSpec("triplets", batch, file_chunks(store, "captioned", batch, part))
     judged, dropped = make_missing_chunks(store, report, spec, worker.judge)
     report.figures = figures(report.new, judged, dropped["reason"].count("false_negative"))
     report.figures |= shortcut_figures(judged["found_by"])
     if config.negatives is not None and judged["pair_id"]:
-        report.figures["negatives_replaced"] = replaced_per_triplet(rows, judged, config.negatives)
+        report.figures["negatives_replaced"] = replaced_per_triplet(pairs, judged, config.negatives)
     report.notes += worker.notes()
     return report
+
+
+def earlier_triplets(store: Store, batch: str) -> list[Ends]:
+    """(query, target) of every triplet of other batches."""
+    columns = ["batch", "query_image_id", "target_image_id"]
+    batches, queries, targets = store.read_table("triplets", columns).to_pydict().values()
+    rows = zip(batches, queries, targets, strict=True)
+    return [(query, target) for of_batch, query, target in rows if of_batch != batch]
 
 
 class ChunkWorker:
@@ -84,8 +98,8 @@ class ChunkWorker:
         store: Store,
         part: Part | None,
         template: str,
-        rows: Sequence[Mapping[str, Any]],
-        is_duplicate: Sequence[bool],
+        pairs: BatchPairs,
+        known: Set[Ends],
     ) -> None:
         """Nothing is loaded before the first chunk.
 
@@ -94,35 +108,42 @@ class ChunkWorker:
             store: of the worktree.
             part: (i, n), or None for the whole.
             template: the prompt, with {instruction}.
-            rows: the batch's captioned rows joined with their pairs.
-            is_duplicate: per row whether its images make a triplet already.
+            pairs: of the batch.
+            known: (query, target) of earlier triplets.
         """
         self.params, self.store, self.part, self.template = params, store, part, template
-        self.rows, self.is_duplicate = rows, is_duplicate
+        self.pairs, self.known = pairs, known
         self.prompt_sha256 = hashlib.sha256(template.encode()).hexdigest()
-        ends = [image_id for row in rows for image_id in (row["query_image_id"], row["target_image_id"])]
-        self.detector = ShortcutDetector(params, store, ends)
+        self.detector = ShortcutDetector(params, store, pairs.image_ids())
         self.usage = Usage()
         self._model: Captioner | None = None
         self._metric_notes: list[str] = []
 
-    def judge(self, chunk: slice) -> tuple[Rows, Rows]:
-        """(triplets, dropped rows) of a chunk."""
-        model = self._load()
-        flagged = list(zip(self.rows[chunk], self.is_duplicate[chunk], strict=True))
-        rows = [row for row, is_duplicate in flagged if not is_duplicate]
-        dropped = [duplicate_row(row) for row, is_duplicate in flagged if is_duplicate]
-        verdicts = judge_pairs(rows, self._images(rows), model, self.template, self.params.judge)
-        triplets = []
-        for row, verdict in zip(rows, verdicts, strict=True):
-            dropped += verdict_rows(row, verdict)
-            if verdict.reason is None:
-                triplets.append(triplet_row(row, verdict, model, self.prompt_sha256))
+    def judge(self, chunk: Chunk) -> tuple[Rows, Rows]:
+        """(triplets, dropped rows) of a chunk file of stage caption."""
+        model, batch = self._load(), batch_name(self.params)
+        captioned = self.store.read(self.store.table_path("captioned", batch, chunk.number), "captioned").to_pylist()
+        rows = self.pairs.join(captioned)
+        is_duplicate = mark_duplicates(rows, self.known, self.pairs)
+        dropped = [duplicate_row(row) for row, is_known in zip(rows, is_duplicate, strict=True) if is_known]
+        rows = [row for row, is_known in zip(rows, is_duplicate, strict=True) if not is_known]
+        triplets: Rows = []
+        at_once = self.params.judge.chunk_pairs
+        for start in range(0, len(rows), at_once):
+            self._judge_rows(rows[start : start + at_once], model, triplets, dropped)
         triplets, shortcuts = self._drop_shortcuts(triplets)
         append_usage(self.store.root, "judge", self.part, model.usage)
         self.usage = total_usage([self.usage, model.usage])
         model.usage = Usage()
         return triplets, dropped + shortcuts
+
+    def _judge_rows(self, rows: Rows, model: Captioner, triplets: Rows, dropped: Rows) -> None:
+        """Judge rows whose images fit into memory together; adds to `triplets` and `dropped`."""
+        verdicts = judge_pairs(rows, self._images(rows), model, self.template, self.params.judge)
+        for row, verdict in zip(rows, verdicts, strict=True):
+            dropped += verdict_rows(row, verdict)
+            if verdict.reason is None:
+                triplets.append(triplet_row(row, verdict, model, self.prompt_sha256))
 
     def notes(self) -> list[str]:
         """Sentences for the report; none where every chunk existed already."""
@@ -180,8 +201,9 @@ def figures(pairs: int, triplets: Columns, false_negatives: int) -> dict[str, fl
     }
 
 
-def replaced_per_triplet(rows: Sequence[Mapping[str, Any]], triplets: Columns, negatives: int) -> float:
+def replaced_per_triplet(pairs: BatchPairs, triplets: Columns, negatives: int) -> float:
     """Negatives per triplet that replace a false negative: those not among their pair's first `negatives`."""
+    rows = pairs.join([{"pair_id": pair_id} for pair_id in triplets["pair_id"]])
     first = {row["pair_id"]: set(row["negative_image_ids"][: negatives + 1]) for row in rows}
     ids_of_triplets = zip(triplets["pair_id"], triplets["negative_image_ids"], strict=True)
     replaced = sum(image_id not in first[pair_id] for pair_id, image_ids in ids_of_triplets for image_id in image_ids)

@@ -48,15 +48,13 @@ from tasks.mine.withdraw import replace_neighbours
 from tasks.names import batch_name
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.chunks import iter_chunks
+from tasks.store.chunks import Chunk, iter_chunks
 from tasks.store.id_order import id_order
 
 log = logging.getLogger(__name__)
 CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts
 RECALL_QUERIES = 500  # queries whose neighbours an approximate backend's recall is measured on
 REPLACEMENTS_CHUNK = 99_999  # number of a batch's file with the neighbours that replace those taken down
-
-Chunk = tuple[int, slice]  # number, and rows of the batch's queries
 
 
 def chunk_path(store: Store, encoder: str, batch: str, chunk: int) -> Path:
@@ -82,7 +80,7 @@ def group_chunks(chunks: Sequence[Chunk], *, top_k: int, memory_mib: int) -> lis
         if not groups or used + count > capacity:
             groups.append([])
             used = 0
-        groups[-1].append((number, rows))
+        groups[-1].append(Chunk(number, rows))
         used += count
     return groups
 
@@ -221,7 +219,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         replace_neighbours(store, sorted(folder.glob("*.parquet")), replacements, removed, old, spec)
     chunks = list(iter_chunks(len(query_rows), CHUNK_QUERIES, part))
     if is_first_part and not len(query_rows):
-        chunks = [(0, slice(0, 0))]  # an empty batch has one empty file
+        chunks = [Chunk(0, slice(0, 0))]  # an empty batch has one empty file
     files = {number: chunk_path(store, encoder, batch, number) for number, _ in chunks}
     folder.mkdir(parents=True, exist_ok=True)
     report.written = _mine_chunks(store, files, chunks, corpus, spec)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tasks.records import StageReport
 from tasks.store.store import Store
@@ -19,6 +19,18 @@ Columns = dict[str, list[Any]]
 log = logging.getLogger(__name__)
 
 
+class Chunk(NamedTuple):
+    """A piece of a stage's input.
+
+    Attributes:
+        number: of the chunk, from 0; its files carry it.
+        rows: of the input: of the whole table, or of the input's own chunk file (`file_chunks`).
+    """
+
+    number: int
+    rows: slice
+
+
 @dataclass(frozen=True)
 class ChunkSpec:
     """Which chunks of a table one call makes.
@@ -26,16 +38,12 @@ class ChunkSpec:
     Attributes:
         table: name of the table that the stage writes.
         batch: the run's batch.
-        input_rows: rows of the stage's input in this batch, a count.
-        chunk_rows: input rows of one chunk, a count.
-        part: (i, n), 1-based: this call makes the i-th of n parts; None for the whole.
+        chunks: of `iter_chunks` or `file_chunks`.
     """
 
     table: str
     batch: str
-    input_rows: int
-    chunk_rows: int
-    part: tuple[int, int] | None = None
+    chunks: Sequence[Chunk]
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def make_missing_chunks(
     store: Store,
     report: StageReport,
     spec: ChunkSpec,
-    make: Callable[[slice], tuple[Rows, Rows]],
+    make: Callable[[Chunk], tuple[Rows, Rows]],
     budget: TokenBudget | None = None,
 ) -> tuple[Columns, Columns]:
     """Make those chunks of a part that have no file yet, and count all of them into the report.
@@ -67,25 +75,24 @@ def make_missing_chunks(
         store: where the chunks are written.
         report: of the stage; gets new, done, written, read and the drops by reason.
         spec: which chunks.
-        make: a slice of the input rows -> (accepted rows, dropped rows).
+        make: a chunk of the input -> (accepted rows, dropped rows).
         budget: limit on the tokens; none when absent.
     Returns:
         The part's accepted rows and dropped rows, by column.
     """
-    chunks = list(iter_chunks(spec.input_rows, spec.chunk_rows, spec.part))
-    files = [store.table_path(spec.table, spec.batch, number) for number, _ in chunks]
-    dropped_files = [store.dropped_path(report.stage, spec.batch, number) for number, _ in chunks]
+    files = [store.table_path(spec.table, spec.batch, chunk.number) for chunk in spec.chunks]
+    dropped_files = [store.dropped_path(report.stage, spec.batch, chunk.number) for chunk in spec.chunks]
     tokens = 0
-    for (number, rows), file, dropped_file in zip(chunks, files, dropped_files, strict=True):
-        size = rows.stop - rows.start
+    for chunk, file, dropped_file in zip(spec.chunks, files, dropped_files, strict=True):
+        size = chunk.rows.stop - chunk.rows.start
         report.new += size
         if not file.exists():
             if budget is not None and tokens >= budget.limit:
                 continue
-            accepted, dropped = make(rows)
+            accepted, dropped = make(chunk)
             store.write(dropped_file, dropped, "dropped")
             report.written += store.write(file, accepted, spec.table)  # last: the chunk's completion marker
-            log.info("%s: chunk %d, %d pairs, %d %s", report.stage, number, size, len(accepted), spec.table)
+            log.info("%s: chunk %d, %d rows, %d %s", report.stage, chunk.number, size, len(accepted), spec.table)
         report.done += size
         if budget is not None:
             tokens += budget.count(
@@ -98,8 +105,8 @@ def make_missing_chunks(
     return store.read([f for f in files if f.exists()], spec.table).to_pydict(), dropped_rows
 
 
-def iter_chunks(count: int, chunk_rows: int, part: tuple[int, int] | None) -> Iterator[tuple[int, slice]]:
-    """Numbers and row slices of the chunks that belong to a part; chunk c belongs to part c mod n.
+def iter_chunks(count: int, chunk_rows: int, part: tuple[int, int] | None) -> Iterator[Chunk]:
+    """The chunks that belong to a part; chunk c belongs to part c mod n.
 
     Args:
         count: rows to cut into chunks, a count.
@@ -107,5 +114,29 @@ def iter_chunks(count: int, chunk_rows: int, part: tuple[int, int] | None) -> It
         part: (i, n), 1-based, or None for all chunks.
     """
     for number, start in enumerate(range(0, count, chunk_rows)):
-        if part is None or number % part[1] == part[0] - 1:
-            yield number, slice(start, min(start + chunk_rows, count))
+        if is_of_part(number, part):
+            yield Chunk(number, slice(start, min(start + chunk_rows, count)))
+
+
+def is_of_part(number: int, part: tuple[int, int] | None) -> bool:
+    """Whether a chunk belongs to a part, (i, n) from 1; every chunk belongs to the whole (None)."""
+    return part is None or number % part[1] == part[0] - 1
+
+
+def file_chunks(store: Store, table: str, batch: str, part: tuple[int, int] | None) -> list[Chunk]:
+    """Chunks that follow the chunk files of an earlier stage: chunk c is all of that stage's file c.
+
+    A part needs the files of the same part of that stage alone; files that are not there yet are of other parts, or of
+    work that a budget left undone.
+
+    Args:
+        store: of the worktree.
+        table: that the earlier stage wrote.
+        batch: the run's batch.
+        part: (i, n), 1-based, or None for all files.
+    """
+    import pyarrow.parquet as pq
+
+    numbered = {int(f.stem.rpartition("-")[2]): f for f in store.batch_files(table, batch) if f.stem != batch}
+    chosen = sorted((number, file) for number, file in numbered.items() if is_of_part(number, part))
+    return [Chunk(number, slice(0, pq.read_metadata(file).num_rows)) for number, file in chosen]

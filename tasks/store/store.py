@@ -58,6 +58,10 @@ class Store:
         """All files of a table, by name (so by batch, then chunk)."""
         return sorted(self.folder("data", table).glob("*.parquet"))
 
+    def batch_files(self, table: str, batch: str) -> list[Path]:
+        """The files of a table that one batch wrote, by name."""
+        return [f for f in self.table_files(table) if f.stem == batch or f.stem.rpartition("-")[0] == batch]
+
     def table_path(self, table: str, batch: str, chunk: int | None = None) -> Path:
         """Where a batch's rows (or one chunk of them) of a table lie."""
         name = batch if chunk is None else f"{batch}-{chunk:05d}"
@@ -133,9 +137,7 @@ class Store:
 
     def read_table(self, table: str, columns: list[str] | None = None, batch: str | None = None) -> pa.Table:
         """All rows of a table (or of one batch), in order of file name."""
-        files = self.table_files(table)
-        if batch is not None:
-            files = [f for f in files if f.stem == batch or f.stem.rpartition("-")[0] == batch]
+        files = self.table_files(table) if batch is None else self.batch_files(table, batch)
         return self.read(files, table, columns)
 
     def read_dropped(

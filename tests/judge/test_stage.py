@@ -1,8 +1,13 @@
 """The judging stage: what becomes a triplet, what is dropped with which reason, and how it resumes."""
 
 import json
+import random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tasks.caption.stage import run as run_caption
 from tasks.config import Params
@@ -10,7 +15,18 @@ from tasks.judge.questions import judge_pairs
 from tasks.judge.stage import run
 from tasks.names import stable_id
 from tasks.store import Store
-from tests.support.colour_pairs import by_colours, table_bytes, use_models, with_batch, with_caption, with_judge
+from tests.support.colour_pairs import (
+    BATCH,
+    COLOURS,
+    by_colours,
+    colour_params,
+    table_bytes,
+    use_models,
+    with_batch,
+    with_caption,
+    with_judge,
+    write_colour_store,
+)
 
 
 def test_instructions_that_fit_the_target_alone_are_kept(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
@@ -99,3 +115,56 @@ def test_every_short_style_is_partial_whatever_its_number(store: Store, params: 
     partial, whole = judge_pairs(rows, images, judge, "{instruction}", params.judge)
     assert (partial.instructions, partial.negatives, partial.dropped) == ([0], [0, 1], {1: ("partial_fits", 0.8)})
     assert (whole.instructions, whole.negatives) == ([0, 1], [0])
+
+
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=st.integers(1, 4),
+    order=st.randoms(use_true_random=False),
+    chunk_pairs=st.integers(1, 5),
+    at_once=st.integers(1, 5),
+    is_reversed=st.booleans(),
+)
+def test_part_i_needs_part_i_of_caption_alone_and_parts_do_not_matter(
+    tmp_path_factory: pytest.TempPathFactory,
+    parts: int,
+    order: random.Random,
+    chunk_pairs: int,
+    at_once: int,
+    is_reversed: bool,
+):
+    params = with_judge(colour_params(), chunk_pairs=at_once)
+    params = with_caption(params, chunk_pairs=chunk_pairs, reverse=is_reversed)
+    with pytest.MonkeyPatch.context() as patch:
+        use_models(patch, judge=by_colours(lambda q, c, _: 0.9 if c == "blue" else 0.25))
+        whole, parted = (write_colour_store(tmp_path_factory.mktemp("store")) for _ in range(2))
+        run_caption(params, whole)
+        report = run(params, whole)
+        numbers = [(i + 1, parts) for i in range(parts)]
+        order.shuffle(numbers)
+        reports = []
+        for part in numbers:  # each part of judge runs when its part of caption is done, whatever the others do
+            run_caption(params, parted, part)
+            reports.append(run(params, parted, part))
+    assert table_bytes(parted) == table_bytes(whole)
+    assert sum(r.done for r in reports) == report.done > 0
+    assert {f.name for f in parted.table_files("triplets")} == {f.name for f in parted.table_files("captioned")}
+
+
+def test_a_query_without_a_vector_leaves_its_own_triplet_unmeasured_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, store: Store, params: Params
+):
+    use_models(
+        monkeypatch, judge=by_colours(lambda q, c, _: 0.9 if (q, c) in (("red", "blue"), ("white", "black")) else 0)
+    )
+    ids = [colour for colour in COLOURS if colour != "white"]
+    store.write_embeddings("semantic", f"{BATCH}-00000", "r", ids, np.eye(5, 8, dtype=np.float16))
+    encoder = SimpleNamespace(
+        model=SimpleNamespace(get_text_features=None),
+        encode_texts=lambda texts: np.eye(8, dtype=np.float32)[[0] * len(texts)],
+    )
+    monkeypatch.setattr("tasks.models.encoders.load.load_encoder", lambda *_: encoder)
+    run_caption(params, store)
+    run(params, store)
+    found = {t["query_image_id"]: t["found_by"] for t in store.read_table("triplets").to_pylist()}
+    assert found["white"] is None and isinstance(found["red"], list)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.chunks import ChunkSpec, TokenBudget, iter_chunks, make_missing_chunks
+from tasks.store.chunks import Chunk, ChunkSpec, TokenBudget, file_chunks, iter_chunks, make_missing_chunks
 
 BATCH = "2026.01.04"
 
@@ -24,9 +24,9 @@ def test_the_parts_together_are_the_whole(count: int, chunk: int, parts: int):
 def caption_rows(made: list[slice]) -> Any:
     """A `make` of table `captions` that drops every third row, and notes the chunks that it is called for."""
 
-    def make(rows: slice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        made.append(rows)
-        numbers = range(rows.start, rows.stop)
+    def make(chunk: Chunk) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        made.append(chunk.rows)
+        numbers = range(chunk.rows.start, chunk.rows.stop)
         captions = [{"image_id": str(n), "caption": "x", "output_tokens": 5} for n in numbers if n % 3]
         dropped = [
             {"stage": "recaption", "batch": BATCH, "key": str(n), "reason": "empty_reply", "detail": ""}
@@ -40,7 +40,7 @@ def caption_rows(made: list[slice]) -> Any:
 
 def run(store: Store, made: list[slice], budget: TokenBudget | None = None) -> tuple[StageReport, Any]:
     report = StageReport("recaption")
-    spec = ChunkSpec("captions", BATCH, input_rows=10, chunk_rows=4)
+    spec = ChunkSpec("captions", BATCH, list(iter_chunks(10, 4, None)))
     return report, make_missing_chunks(store, report, spec, caption_rows(made), budget)
 
 
@@ -69,3 +69,17 @@ def test_no_chunk_is_begun_once_the_chunks_before_it_have_used_the_budget(tmp_pa
     made.clear()
     report, _ = run(store, made, TokenBudget(26, tokens))
     assert made == [slice(8, 10)] and report.done == 10
+
+
+def test_chunks_that_follow_the_files_of_another_stage_need_the_files_of_their_own_part_alone(tmp_path: Path):
+    store = Store(tmp_path)
+    for number, count in {0: 3, 1: 0, 2: 5, 4: 1}.items():  # 3 is missing: another part has not made it yet
+        rows = [{"image_id": str(n)} for n in range(count)]
+        store.write(store.table_path("captions", BATCH, number), rows, "captions")
+    store.write(store.table_path("captions", BATCH), [], "captions")  # a file without chunks, of an earlier release
+    store.write(store.table_path("captions", "2026.01.05", 0), [], "captions")
+    chunks = file_chunks(store, "captions", BATCH, None)
+    assert [(c.number, c.rows.stop) for c in chunks] == [(0, 3), (1, 0), (2, 5), (4, 1)]
+    assert file_chunks(store, "captions", BATCH, (2, 2)) == [Chunk(1, slice(0, 0))]
+    parts = [file_chunks(store, "captions", BATCH, (i, 3)) for i in (1, 2, 3)]
+    assert sorted(c.number for part in parts for c in part) == [0, 1, 2, 4]
