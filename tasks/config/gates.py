@@ -9,7 +9,26 @@ from tasks.config.section import Section
 ROWS_MIN = "Fewest new {} of a run that brings any, a count. 0: no limit."
 
 
-class ImagesGateConfig(Section):
+class GateConfig(Section):
+    """Numbers that every table's suite has."""
+
+    quarantined_share_max: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Largest share of a run's new rows that may break a row rule, 0 to 1. Such rows are quarantined "
+        "and the run goes on; with a larger share it stops.",
+    )
+    free_rows: int = Field(
+        3,
+        ge=0,
+        description="Rows (or files) that may break a row rule, be copies, unreadable or without a caption whatever "
+        "their share, a count: a share of a small batch says little. A batch of several rows of which every one breaks "
+        "a rule stops all the same.",
+    )
+
+
+class ImagesGateConfig(GateConfig):
     """Numbers of the suite expectations/images.json."""
 
     rows_min: float = Field(ge=0, description=ROWS_MIN.format("images"))
@@ -27,7 +46,7 @@ class ImagesGateConfig(Section):
     )
 
 
-class PairsGateConfig(Section):
+class PairsGateConfig(GateConfig):
     """Numbers of the suite expectations/pairs.json; the windows themselves come from `mine.windows`."""
 
     rows_min: float = Field(ge=0, description=ROWS_MIN.format("pairs"))
@@ -54,7 +73,7 @@ class PairsGateConfig(Section):
     )
 
 
-class TripletsGateConfig(Section):
+class TripletsGateConfig(GateConfig):
     """Numbers of the suite expectations/triplets.json."""
 
     rows_min: float = Field(ge=0, description=ROWS_MIN.format("triplets"))

@@ -12,7 +12,8 @@ cache's own files).
     data/captioned/<batch>-<chunk>.parquet                descriptions and instructions
     data/triplets/<batch>-<chunk>.parquet                 accepted triplets
     data/dropped/<stage>/<batch>[-<chunk>].parquet        dropped rows, with their reason
-    data/quarantine/<table>/<batch>.parquet               rows that failed a check of a gate
+    data/quarantine/<table>/<batch>.parquet               which rows broke a rule of a gate, and which rule
+    data/quarantine/<table>/rows/<batch>.parquet          those rows, taken out of the table
     models/candidate, models/promoted                     checkpoints
     reports/                                              evaluation, validation, gallery
     .run/reports/<stage>[@part].json                      StageReports of this run (not versioned)

@@ -47,6 +47,20 @@ def failing_keys(result: Result, key: str) -> list[str]:
     return [str(row[key]) for row in failing if isinstance(row, dict) and key in row]
 
 
+def failing_numbers(result: Result) -> list[int]:
+    """Numbers (`row_number`) of the rows for which a row expectation does not hold."""
+    failing = (result.get("result") or {}).get("unexpected_index_list") or []
+    return [int(row["row_number"]) for row in failing if isinstance(row, dict)]
+
+
+def is_row_rule(result: Result) -> bool:
+    """Whether a failing expectation quarantines rows, and does not stop the batch by itself.
+
+    That is its severity `warning`; one that could not be evaluated names no row, so it stops the batch.
+    """
+    return result["expectation_config"].get("severity") == "warning" and bool(failing_numbers(result))
+
+
 def failure_row(result: Result, half: str, checked: Checked, store: Store) -> dict[str, Any]:
     """One failing expectation, for the gate's report, its error and its mail."""
     config, outcome, column = result["expectation_config"], result.get("result") or {}, column_of(result)
@@ -89,17 +103,16 @@ def _examples(result: Result, half: str, checked: Checked, store: Store) -> list
 def quarantine_rows(result: Result, checked: Checked) -> list[dict[str, Any]]:
     """Rows of table `quarantine`: those for which a row expectation does not hold, with the value of its column."""
     column = column_of(result)
-    values = {str(row[checked.key]): row.get(column) for row in checked.rows}
     return [
         {
             "table": checked.table,
             "batch": checked.batch,
-            "key": key,
+            "key": str(checked.rows[number][checked.key]),
             "expectation": result["expectation_config"]["type"],
             "column": column,
-            "observed": str(values.get(key)),
+            "observed": str(checked.rows[number].get(column)),
         }
-        for key in failing_keys(result, checked.key)
+        for number in failing_numbers(result)
     ]
 
 

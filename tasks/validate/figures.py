@@ -57,18 +57,22 @@ def share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
-def run_figures(table: Table, rows: Sequence[Row], reports: RunReports) -> dict[str, float]:
+def run_figures(table: Table, rows: Sequence[Row], reports: RunReports, quarantined: int = 0) -> dict[str, float]:
     """The run's figures for a table: counts, shares, medians, and the drop against the last version.
 
     Args:
         table: which.
-        rows: new rows, as tasks/validate/rows.py makes them.
+        rows: new rows that break no row rule, as tasks/validate/rows.py makes them.
         reports: of the run's stages.
+        quarantined: new rows that break one, a count.
     """
-    dropped = reports.dropped
-    figures: dict[str, float] = {"rows": float(len(rows)) if rows or dropped else math.nan}
+    dropped, has_rows = reports.dropped, bool(rows or reports.dropped or quarantined)
+    figures: dict[str, float] = {"rows": float(len(rows)) if has_rows else math.nan}
+    if has_rows:
+        figures["quarantined_rows"] = float(quarantined)
+    figures["quarantined_share"] = share(quarantined, len(rows) + quarantined)
     if table == "images":
-        files = len(rows) + sum(dropped.values())
+        files = len(rows) + quarantined + sum(dropped.values())
         figures["looked_at"] = float(files)
         figures["duplicate_share"] = share(sum(dropped.get(r, 0) for r in COPY_REASONS), files)
         figures["unreadable_share"] = share(sum(dropped.get(r, 0) for r in UNREADABLE_REASONS), files)

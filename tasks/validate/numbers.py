@@ -6,6 +6,8 @@ as soon as somebody changed that section. So the limits of ingest, mine, select 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params
@@ -17,6 +19,27 @@ COSINES = (-1.0, 1.0)  # where an encoder has no window; that it has none is an 
 def stored(value: float) -> float:
     """The number as a float32 column holds it: rounding keeps order, so a stored value may equal a rounded limit."""
     return float(np.float32(value))
+
+
+def relaxed_limits(numbers: Mapping[str, float], figures: Mapping[str, float]) -> dict[str, float]:
+    """The numbers with the limits of those shares lifted that `free_rows` or fewer rows make up.
+
+    A share of a small batch says little. Never lifted: that every one of several rows breaks a rule.
+
+    Args:
+        numbers: of `suite_numbers`.
+        figures: of the batch (tasks/validate/figures.py).
+    """
+    lifted, free = dict(numbers), numbers["free_rows"]
+    quarantined = figures.get("quarantined_rows", 0.0)
+    if quarantined <= free and (figures.get("quarantined_share", 0.0) < 1 or quarantined < 2):
+        lifted["quarantined_share_max"] = 1.0
+    for name in ("duplicate_share", "unreadable_share"):
+        if figures.get(name, 0.0) * figures.get("looked_at", 0.0) <= free + 1e-6:
+            lifted[f"{name}_max"] = 1.0
+    if (1 - figures.get("caption_share", 1.0)) * figures.get("rows", 0.0) <= free + 1e-6:
+        lifted["caption_share_min"] = 0.0
+    return lifted
 
 
 def suite_numbers(params: Params, table: Table) -> dict[str, float]:

@@ -25,20 +25,49 @@ class Context:
         image_ids: ids of all images.
         new_image_ids: ids of the images that this run took in.
         window_roles: encoders that have a window in `mine.windows`.
+        path_free_sources: names of sources whose files are no paths of a file system.
     """
 
     known_ids: Collection[str] = frozenset()
     image_ids: frozenset[str] = frozenset()
     new_image_ids: frozenset[str] = frozenset()
     window_roles: frozenset[str] = frozenset(ENCODER_ROLES)
+    path_free_sources: frozenset[str] = frozenset()
+
+
+def leads_outside(source_uri: str, path_free_sources: Collection[str]) -> bool:
+    """Whether a file's name inside its source is a path of this machine, or leads out of the source.
+
+    Looks at whole parts of paths, and only where names are paths: `..` in a URL, an object's key that begins with a
+    slash and a folder named `a..` are what they are.
+
+    Args:
+        source_uri: `<source name>:<path inside the source>`.
+        path_free_sources: names of sources whose files are no paths: tables of URLs, buckets.
+    """
+    name, _, inside = source_uri.partition(":")
+    if name in path_free_sources:
+        return False
+    return inside.startswith("/") or ".." in inside.split("/")
+
+
+def with_repeats(rows: Sequence[Row], key: str) -> list[dict[str, Any]]:
+    """The rows with `row_number` (from 0), and `is_repeated`: whether a row before has the same key."""
+    seen: set[Any] = set()
+    out = []
+    for number, row in enumerate(rows):
+        out.append({**row, "row_number": number, "is_repeated": row[key] in seen})
+        seen.add(row[key])
+    return out
 
 
 def image_rows(rows: Sequence[Row], context: Context) -> list[dict[str, Any]]:
-    """New images: the table's columns without the thumbnail, and whether an earlier version has the image."""
+    """New images: the table's columns without the thumbnail, whether an earlier version has it, and its name's form."""
     return [
         {
             **{column: value for column, value in row.items() if column != "thumbnail"},
             "is_known_before": row["image_id"] in context.known_ids,
+            "leads_outside": leads_outside(row["source_uri"] or "", context.path_free_sources),
         }
         for row in rows
     ]

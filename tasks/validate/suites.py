@@ -25,7 +25,8 @@ class Suite:
     """A suite of expectations/<table>.json with its numbers.
 
     Attributes:
-        halves: "rows" | "figures" -> {"name", "expectations": [{"type", "kwargs", "meta"}]}.
+        halves: "rows" | "figures" -> {"name", "expectations": [{"type", "kwargs", "meta", "severity"}]}. A row rule of
+            severity `warning` quarantines rows; what has severity `critical` (the default) stops the batch.
         numbers: `$PARAMETER` name -> number.
     """
 
@@ -36,10 +37,11 @@ class Suite:
         """The expectations of one half, in the file's order."""
         return list(self.halves[half]["expectations"])
 
-    def numbers_of(self, half: str) -> dict[str, float]:
-        """The numbers that one half names."""
+    def numbers_of(self, half: str, numbers: Mapping[str, float] | None = None) -> dict[str, float]:
+        """The numbers that one half names; by default of `self.numbers`."""
+        numbers = self.numbers if numbers is None else numbers
         values = [value for e in self.expectations(half) for value in e["kwargs"].values() if isinstance(value, dict)]
-        return {value["$PARAMETER"]: self.numbers[value["$PARAMETER"]] for value in values}
+        return {value["$PARAMETER"]: numbers[value["$PARAMETER"]] for value in values}
 
     def frame(self, half: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         """Rows as a frame with every column that the half names, also where there is no row."""
@@ -78,62 +80,75 @@ def read_suite(path: Path, numbers: Mapping[str, float]) -> Suite:
     return Suite(halves, numbers)
 
 
-def run_suite(suite: Suite, frames: Mapping[str, pd.DataFrame], key: str, docs: Path) -> dict[str, list[Result]]:
-    """Run both halves of a suite with Great Expectations and write its Data Docs.
+class SuiteRun:
+    """Runs a suite's halves with Great Expectations, one after the other, and writes their Data Docs."""
 
-    Args:
-        suite: the expectations and their numbers.
-        frames: half -> its rows.
-        key: the table's key column, which names failing rows.
-        docs: folder of the Data Docs.
-    Returns:
-        Half -> the result of each expectation, in the suite's order.
-    """
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    import great_expectations as gx
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    def __init__(self, suite: Suite, key: str) -> None:
+        """Start Great Expectations.
 
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-    source = context.data_sources.add_pandas("run")
-    results = {half: _run_half(context, source, suite, half, (frame, key)) for half, frame in frames.items()}
-    site = {
-        "class_name": "SiteBuilder",
-        "show_how_to_buttons": False,
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
-    }
-    context.add_data_docs_site(site_name="docs", site_config=site)
-    context.build_data_docs(site_names=["docs"])
-    make_readable(docs)
-    return results
+        Args:
+            suite: the expectations and their numbers.
+            key: the table's key column, which names failing rows; rows also have `row_number`.
+        """
+        os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+        import great_expectations as gx
+        from great_expectations.data_context.types.base import ProgressBarsConfig
 
+        self.suite, self.key = suite, key
+        self._context: Any = gx.get_context(mode="ephemeral")
+        self._context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+        self._source: Any = self._context.data_sources.add_pandas("run")
 
-def _run_half(context: Any, source: Any, suite: Suite, half: str, table: tuple[pd.DataFrame, str]) -> list[Result]:
-    """Run one half of a suite on (frame, key column), in a Great Expectations context and its pandas data source."""
-    import great_expectations as gx
-    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+    def run_half(
+        self, half: str, rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, float] | None = None
+    ) -> list[Result]:
+        """The result of each expectation of a half, in the suite's order.
 
-    frame, key = table
-    name = str(suite.halves[half]["name"]).replace(" ", "_")
-    expectations = gx.ExpectationSuite(name=name)
-    expectations.add_expectation_configurations([ExpectationConfiguration(**e) for e in suite.expectations(half)])
-    batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
-    definition = context.validation_definitions.add(
-        gx.ValidationDefinition(name=name, data=batch, suite=context.suites.add(expectations))
-    )
-    result_format: dict[str, Any] = {"result_format": "COMPLETE"}
-    if half == "rows":
-        result_format["unexpected_index_column_names"] = [key]
-    outcome = definition.run(
-        batch_parameters={"dataframe": frame},
-        expectation_parameters=suite.numbers_of(half),
-        result_format=result_format,
-    )
-    by_identity = {
-        _identity(r.expectation_config.type, r.expectation_config.kwargs): r.to_json_dict() for r in outcome.results
-    }
-    return [by_identity[_identity(e["type"], e["kwargs"])] for e in suite.expectations(half)]
+        Args:
+            half: rows or figures.
+            rows: what is checked.
+            numbers: of the `$PARAMETER` entries; by default the suite's.
+        """
+        import great_expectations as gx
+        from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+        name = str(self.suite.halves[half]["name"]).replace(" ", "_")
+        expectations = gx.ExpectationSuite(name=name)
+        expectations.add_expectation_configurations(
+            [ExpectationConfiguration(**e) for e in self.suite.expectations(half)]
+        )
+        batch = self._source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
+        definition = self._context.validation_definitions.add(
+            gx.ValidationDefinition(name=name, data=batch, suite=self._context.suites.add(expectations))
+        )
+        result_format: dict[str, Any] = {"result_format": "COMPLETE"}
+        if half == "rows":
+            result_format["unexpected_index_column_names"] = [self.key, "row_number"]
+        outcome = definition.run(
+            batch_parameters={"dataframe": self.suite.frame(half, rows)},
+            expectation_parameters=self.suite.numbers_of(half, numbers),
+            result_format=result_format,
+        )
+        by_identity = {
+            _identity(r.expectation_config.type, r.expectation_config.kwargs): r.to_json_dict() for r in outcome.results
+        }
+        return [by_identity[_identity(e["type"], e["kwargs"])] for e in self.suite.expectations(half)]
+
+    def write_docs(self, docs: Path) -> None:
+        """Write the Data Docs of the halves that were run.
+
+        Args:
+            docs: their folder.
+        """
+        site = {
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
+        }
+        self._context.add_data_docs_site(site_name="docs", site_config=site)
+        self._context.build_data_docs(site_names=["docs"])
+        make_readable(docs)
 
 
 def _identity(kind: str, kwargs: Mapping[str, Any]) -> str:
