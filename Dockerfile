@@ -30,10 +30,11 @@ COPY params.yaml dvc.yaml ./
 COPY expectations expectations
 COPY plugins plugins
 COPY dags dags
+COPY deploy deploy
 COPY tasks tasks
 
 # Workers of several users share the volume; every clone in it is ours.
-RUN git config --system --add safe.directory '*' && mkdir -p /data && chown -R airflow:0 /data /opt/megapairs
+RUN git config --system --add safe.directory '*' && mkdir -p /data/airflow/logs /data/runs && chown -R airflow:0 /data /opt/megapairs
 
 ENV PYTHONPATH=/opt/megapairs \
     PYTHONUNBUFFERED=1 \

@@ -134,7 +134,8 @@ def test_airflows_subcommands_exist(compose: dict[str, Any]):
         command = compose["services"][name]["command"][0]
         # `celery` comes with the Celery provider, which the lock pins
         assert command in known or (command == "celery" and "apache-airflow-providers-celery" in locked()), name
-    script = compose["services"]["init"]["command"][0]
+    assert compose["services"]["init"]["command"] == ["/opt/megapairs/deploy/init.sh"]
+    script = Path("deploy/init.sh").read_text()
     assert {line.split()[1] for line in script.splitlines() if line.strip().startswith("airflow ")} <= known
     commands = re.findall(r"python -m tasks ([a-z_]+)", script)
     assert commands == ["deploy"] and set(commands) <= set(COMMANDS)

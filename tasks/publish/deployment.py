@@ -1,9 +1,11 @@
-"""Lay a deployment out on its shared volume, once: the login, the S3 bucket and the repositories.
+"""Lay a deployment out on its shared volume, once: the login, the pools' file, the S3 bucket and the repositories.
 
     python -m tasks deploy      in the image (docker-compose's service `init`); the checkout is mounted at /checkout
 
 Makes what is missing and leaves the rest as it is. Environment: AIRFLOW_PASSWORD, DVC_REMOTE, MEGAPAIRS_DATASET,
-AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE, and S3_ENDPOINT where the remote is not AWS's own S3.
+AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE, and S3_ENDPOINT where the remote is not AWS's own S3. POOLS_FILE:
+where to write Airflow's pools for `airflow pools import`, with FETCH_SLOTS, CPU_SLOTS and GPU_SLOTS slots. CHECKOUT:
+the code to deploy, a git repository (default /checkout).
 To deploy newer code later: git push <volume>/origin.git HEAD:main (or point MEGAPAIRS_DEPLOYED at another ref).
 """
 
@@ -20,7 +22,13 @@ from tasks.errors import ConfigError
 from tasks.publish.git import git
 from tasks.publish.published import BRANCH
 
-CHECKOUT = Path("/checkout")  # where docker-compose mounts the code to deploy
+CHECKOUT = "/checkout"  # where docker-compose mounts the code to deploy
+# Airflow's pools: name -> the variable with its slots, their count where it is not set, what the slots are for.
+POOLS = {
+    "fetch": ("FETCH_SLOTS", 2, "parts that download side by side"),
+    "cpu": ("CPU_SLOTS", 2, "parts that use whole CPU cores side by side"),
+    "gpu": ("GPU_SLOTS", 1, "stages that may use the GPUs side by side"),
+}
 REQUIRED = (
     "AIRFLOW_PASSWORD",
     "DVC_REMOTE",
@@ -34,6 +42,21 @@ def write_password(path: Path, user: str, password: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({user: password}) + "\n")
     path.chmod(0o600)
+
+
+def pools(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Airflow's pools in the form of `airflow pools import`.
+
+    Raises:
+        ConfigError: a count of slots is no positive whole number.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for name, (variable, default, description) in POOLS.items():
+        text = environment.get(variable) or str(default)
+        if not text.isdecimal() or int(text) < 1:
+            raise ConfigError(f"{variable}={text!r}: expected a count of slots, 1 or more; see .env.example")
+        out[name] = {"slots": int(text), "description": description}
+    return out
 
 
 def bucket_name(remote: str) -> str | None:
@@ -122,9 +145,15 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"deploy: environment lacks {missing}; see .env.example")
     remote, endpoint = os.environ["DVC_REMOTE"], os.environ.get("S3_ENDPOINT") or None
     passwords = Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
+    if pools_file := os.environ.get("POOLS_FILE"):
+        path = Path(pools_file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(pools(os.environ), indent=2) + "\n")
     write_password(passwords, "admin", os.environ["AIRFLOW_PASSWORD"])
     if bucket := bucket_name(remote):
         make_bucket(bucket, endpoint)
-    is_new = configure_missing(Path(os.environ["MEGAPAIRS_DATASET"]), CHECKOUT, remote, endpoint)
+    is_new = configure_missing(
+        Path(os.environ["MEGAPAIRS_DATASET"]), Path(os.environ.get("CHECKOUT") or CHECKOUT), remote, endpoint
+    )
     print("deployment laid out" if is_new else "deployment was there already")
     return {"is_new": is_new}

@@ -9,7 +9,7 @@ import pytest
 from tasks.__main__ import main
 from tasks.errors import ConfigError
 from tasks.publish import deployment
-from tasks.publish.deployment import bucket_name, configure_deployment, dvc_config, write_password
+from tasks.publish.deployment import bucket_name, configure_deployment, dvc_config, pools, write_password
 
 
 def test_the_bucket_of_a_remote():
@@ -55,3 +55,15 @@ def test_the_command_makes_what_is_missing_once(
     assert str(tmp_path / "remote") in (tmp_path / "dataset" / ".dvc" / "config").read_text()
     assert main(["deploy"]) == 0
     assert capsys.readouterr().out == "deployment was there already\n"
+
+
+def test_the_pools_have_the_slots_that_the_environment_names():
+    made = pools({"GPU_SLOTS": "4", "CPU_SLOTS": ""})
+    assert {name: pool["slots"] for name, pool in made.items()} == {"fetch": 2, "cpu": 2, "gpu": 4}
+    assert all(pool["description"] for pool in made.values())  # `airflow pools import` wants one
+
+
+@pytest.mark.parametrize("slots", ["0", "-1", "two", "1.5"])
+def test_slots_that_are_no_count_are_refused(slots: str):
+    with pytest.raises(ConfigError, match=r"FETCH_SLOTS=.*: expected a count of slots, 1 or more"):
+        pools({"FETCH_SLOTS": slots})
