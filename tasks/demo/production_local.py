@@ -265,7 +265,6 @@ class ProductionLocal(LocalAirflow):
             for path in (folder, passwords):
                 shutil.chown(path, user)
         data, programs = folder / "data", Path(self.programs["postgres"]).resolve().parent
-        as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
         initdb = ["initdb", "-D", str(data), "-U", "airflow", "-A", "scram-sha-256", f"--pwfile={passwords}"]
         done = subprocess.run(
             [str(programs / initdb[0]), *initdb[1:], "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"],
@@ -273,7 +272,9 @@ class ProductionLocal(LocalAirflow):
             capture_output=True,
             text=True,
             check=False,
-            **as_user,  # type: ignore[call-overload]
+            user=user,
+            group=pwd.getpwnam(user).pw_gid if user else None,
+            extra_groups=[] if user else None,
         )
         passwords.unlink()
         if done.returncode != 0:

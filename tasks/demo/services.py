@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -124,7 +125,9 @@ class Services:
                 stderr=log,
                 start_new_session=True,
                 preexec_fn=end_with_parent,
-                **({"user": spec.user, "group": spec.user, "extra_groups": []} if spec.user else {}),
+                user=spec.user,
+                group=pwd.getpwnam(spec.user).pw_gid if spec.user else None,
+                extra_groups=[] if spec.user else None,
             )
         self._processes[name] = process
         self._leaders.add(process.pid)
