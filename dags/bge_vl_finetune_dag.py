@@ -11,6 +11,7 @@ published.
 | `open_run` | makes the run's worktree at that version, with its resolved `params.yaml` |
 | `train` | fine-tunes with in-batch and hard negatives; the query image is always among the negatives |
 | `evaluate` | scores each benchmark by its own protocol, or a split of the version that was never trained on |
+| `evaluate_part` | scores a part of many models and benchmarks; `evaluate` merges the parts and writes the report |
 | `promote` | publishes a git tag `model/YYYY.MM.DD[.n]`, with the model in the DVC remote, only when it is better |
 | `close_run` | removes the worktree |
 
@@ -46,7 +47,7 @@ from airflow.sdk import chain, dag
 from megapairs.defaults import default_args
 from megapairs.form import model_params
 from megapairs.stage import CloseRun, OpenRun, Stage
-from megapairs.wiring import MODEL_DAG, TRIPLETS, gpu
+from megapairs.wiring import MODEL_DAG, TRIPLETS, resources
 
 
 @dag(
@@ -62,13 +63,21 @@ from megapairs.wiring import MODEL_DAG, TRIPLETS, gpu
 )
 def bge_vl_finetune() -> None:
     """Only wiring: each task runs `python -m tasks <stage>` in the run's worktree."""
+    train = Stage(task_id="train", stage="train", then="evaluate", **resources("train"))
+    evaluate_part = Stage.partial(task_id="evaluate_part", stage="evaluate", **resources("evaluate"))
+    # also where its parts are skipped, because the work is one part
+    evaluate = Stage(
+        task_id="evaluate", stage="evaluate", trigger_rule="none_failed_min_one_success", **resources("evaluate")
+    )
     chain(
         OpenRun(kind="model"),
-        Stage(task_id="train", stage="train", **gpu()),
-        Stage(task_id="evaluate", stage="evaluate", **gpu()),
+        train,
+        evaluate_part.expand(part=train.output),
+        evaluate,
         Stage(task_id="promote", stage="promote"),
         CloseRun(),
     )
+    train >> evaluate
 
 
 bge_vl_finetune()

@@ -11,7 +11,9 @@ the result with a judge model and three gates. It publishes what passes as a git
 | `ingest` | downloads or reads, verifies, normalises and deduplicates the new images |
 | `validate_images` | gate: stops the run when too many images are copies or unreadable |
 | `recaption` | writes captions for the images without one |
-| `embed`, `mine` | one task per encoder: embeddings, then the neighbours inside the encoder's window |
+| `embed` | one task per encoder and part: embeddings |
+| `mine_part` | searches neighbours in a part of a large run; skipped where the run is one part |
+| `mine` | one task per encoder: the neighbours inside the encoder's window, searched or merged from the parts |
 | `select` | chooses pairs and hard negatives within quotas |
 | `validate_pairs` | gate: stops the run when images and captions do not belong together |
 | `caption` | describes each pair and writes its instructions |
@@ -51,8 +53,13 @@ without a training.
 `DataError`, a gate) are not retried; anything else is, with growing pauses. Only one run is active at a time. The last
 failure sends a mail to `MEGAPAIRS_MAIL_TO`; the published version stays as it was.
 
-**GPU.** `recaption`, `embed`, `mine`, `caption` and `judge` take a slot of the pool `gpu` (create it once; its slots
-are the tasks that may run side by side) and go to the Celery queue `MEGAPAIRS_GPU_QUEUE`. **Schedule.** The variable
+**Parts.** A large run is divided: each heavy stage is mapped over parts of the rows at hand
+(`recaption.part_images`, `embed.part_images`, `mine.part_images`, `caption.part_pairs`). The tables are the same for
+any number of parts.
+
+**Pools.** `recaption`, `embed`, `caption` and `judge` (`MEGAPAIRS_GPU_STAGES`) take a slot of the pool `gpu` and go to
+the Celery queue `MEGAPAIRS_GPU_QUEUE`; `ingest`, `mine` and `select` take one of the pool `cpu`. Create the pools once;
+their slots are the tasks that may run side by side. **Schedule.** The variable
 `MEGAPAIRS_SCHEDULE`, a cron expression or preset; empty: only by hand.
 """
 
@@ -60,16 +67,19 @@ import pendulum
 from airflow.sdk import chain, dag, get_current_context, task
 from megapairs.defaults import default_args
 from megapairs.form import dataset_params
-from megapairs.stage import CloseRun, OpenRun, Stage, list_parts
-from megapairs.wiring import DATASET_DAG, TRIPLETS, gpu, schedule
+from megapairs.stage import CloseRun, OpenRun, Stage, parts_from
+from megapairs.wiring import DATASET_DAG, TRIPLETS, resources, schedule
 
 from tasks.config import ENCODER_ROLES
 
+ENCODERS = list(ENCODER_ROLES)
+MERGES = "none_failed_min_one_success"  # runs also where its parts are skipped, because the work is one part
+
 
 @task
-def parts(stage: str) -> list[str]:
-    """The parts of a stage in this run: ['1/n', ...], n from its resolved parameters."""
-    return list_parts(str(get_current_context()["run_id"]), stage)
+def mine_parts() -> list[str]:
+    """The parts of stage mine, which the gate of the images counted."""
+    return parts_from(get_current_context()["ti"].xcom_pull(task_ids="validate_images", key="report"), "mine")
 
 
 @dag(
@@ -85,27 +95,37 @@ def parts(stage: str) -> list[str]:
 )
 def dataset_refresh() -> None:
     """Only wiring: each task runs `python -m tasks <stage>` in the run's worktree."""
-    opened = OpenRun(kind="dataset")
-    caption_parts = parts.override(task_id="caption_parts")("caption")
-    judge_parts = parts.override(task_id="judge_parts")("judge")
-    caption = Stage.partial(task_id="caption", stage="caption", **gpu()).expand(part=caption_parts)
-    judge = Stage.partial(task_id="judge", stage="judge", **gpu()).expand(part=judge_parts)
-    opened >> [caption_parts, judge_parts]
+    ingest = Stage(task_id="ingest", stage="ingest", then="recaption", **resources("ingest"))
+    images = Stage(task_id="validate_images", stage="validate", item="images", then="embed")
+    recaption = Stage.partial(task_id="recaption", stage="recaption", **resources("recaption"))
+    embed = Stage.partial(task_id="embed", stage="embed", **resources("embed"))
+    to_mine = mine_parts()
+    mine_part = Stage.partial(task_id="mine_part", stage="mine", **resources("mine"))
+    mine = Stage.partial(task_id="mine", stage="mine", trigger_rule=MERGES, **resources("mine"))
+    pairs = Stage(task_id="validate_pairs", stage="validate", item="pairs", then="caption")
+    caption = Stage.partial(task_id="caption", stage="caption", **resources("caption"))
+    judge = Stage.partial(task_id="judge", stage="judge", **resources("judge"))
+
+    embedded = embed.expand(item=ENCODERS, part=images.output)
+    mined = mine.expand(item=ENCODERS)
     chain(
-        opened,
-        Stage(task_id="ingest", stage="ingest"),
-        Stage(task_id="validate_images", stage="validate", item="images"),
-        Stage(task_id="recaption", stage="recaption", **gpu()),
-        Stage.partial(task_id="embed", stage="embed", **gpu()).expand(item=list(ENCODER_ROLES)),
-        Stage.partial(task_id="mine", stage="mine", **gpu()).expand(item=list(ENCODER_ROLES)),
-        Stage(task_id="select", stage="select"),
-        Stage(task_id="validate_pairs", stage="validate", item="pairs"),
-        caption,
-        judge,
+        OpenRun(kind="dataset"),
+        ingest,
+        images,
+        recaption.expand(part=ingest.output),
+        embedded,
+        mine_part.expand(item=ENCODERS, part=to_mine),
+        mined,
+        Stage(task_id="select", stage="select", **resources("select")),
+        pairs,
+        caption.expand(part=pairs.output),
+        judge.expand(part=pairs.output),
         Stage(task_id="validate_triplets", stage="validate", item="triplets"),
         Stage(task_id="version", stage="version", outlets=[TRIPLETS]),
         CloseRun(),
     )
+    images >> to_mine
+    embedded >> mined
 
 
 dataset_refresh()

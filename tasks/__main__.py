@@ -235,6 +235,7 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
     """
     from tasks.config import load_params
     from tasks.meter import Meter
+    from tasks.parts import parts_after
     from tasks.store import Store
 
     command = COMMANDS[stage]
@@ -256,6 +257,7 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
         start, meter = time.monotonic(), Meter()
         report: StageReport = importlib.import_module(command.module).run(params, store, **keywords)
         report.part = "@".join(x for x in (item, part) if x)
+        report.parts |= parts_after(stage, item, params, store)
         report.seconds = round(time.monotonic() - start, 3)
         if not rank or rank == "0":
             store.write_report(report)

@@ -30,6 +30,7 @@ class StageReport:
         tokens: model tokens, prompt and output together.
         figures: named figures of the run (yields, medians), for the gates and the version's card.
         notes: sentences for a person.
+        parts: stage -> number of parts of a later stage whose work this one leaves at hand (tasks/parts.py).
     """
 
     stage: str
@@ -44,6 +45,7 @@ class StageReport:
     tokens: int = 0
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    parts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count `count` rows as left out for `reason`."""
@@ -73,6 +75,7 @@ class StageReport:
                 out.figures[key] = out.figures.get(key, 0.0) + value * weight
                 weights[key] = weights.get(key, 0.0) + weight
             out.notes += r.notes
+            out.parts |= r.parts
         out.figures = {key: value / weights[key] for key, value in out.figures.items()}
         return out
 

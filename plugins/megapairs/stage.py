@@ -22,8 +22,9 @@ from megapairs.form import changes_from
 from megapairs.wiring import TRIPLETS, run_folder
 from tasks.config import overlay
 from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO
+from tasks.parts import WHOLE, part_names
 
-READS_BUCKETS = "ingest"  # the one stage that gets Airflow's AWS connection
+READS_BUCKETS = ("ingest_list", "ingest_fetch", "ingest")  # the stages that get Airflow's AWS connection
 
 
 def report_or_raise(name: str, ending: Ending) -> dict[str, Any]:
@@ -94,31 +95,41 @@ class Stage(Command):
     Args:
         stage: name of the stage, as in `python -m tasks <stage>`.
         item: the encoder of embed and mine, the table of validate; may be mapped over.
-        part: 'i/n', the i-th of n parts of caption and judge; may be mapped over.
+        part: 'i/n', the i-th of n parts (tasks/parts.py); '1/1' is the whole; may be mapped over.
+        then: the stage that is mapped over this task's return value, the names of its parts; the report is then the
+            XCom `report`. Without it the report is the return value.
     """
 
     template_fields: Sequence[str] = ("item", "part")
 
-    def __init__(self, *, stage: str, item: str | None = None, part: str | None = None, **kwargs: Any) -> None:
-        kwargs.setdefault("map_index_template", "{{ task.item or task.part or '' }}")
+    def __init__(
+        self, *, stage: str, item: str | None = None, part: str | None = None, then: str | None = None, **kwargs: Any
+    ) -> None:
+        kwargs.setdefault("map_index_template", "{{ [task.item or '', task.part or ''] | join(' ') | trim }}")
         super().__init__(**kwargs)
         self.stage = stage
         self.item = item
         self.part = part
+        self.then = then
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Run the stage; returns its StageReport. A publishing stage puts the version's tag, its first note, into its
-        asset event.
+    def execute(self, context: Context) -> dict[str, Any] | list[str]:
+        """Run the stage; returns its StageReport, or the names of the parts of the stage that follows.
+
+        A publishing stage puts the version's tag, its first note, into its asset event.
         """
         folder = run_folder(str(context["run_id"]))
-        variables = aws_variables(os.environ) if self.stage == READS_BUCKETS else None
-        report = self.run_command(stage_command(self.stage, self.item, self.part), folder, variables)
+        variables = aws_variables(os.environ) if self.stage in READS_BUCKETS else None
+        part = None if self.part == WHOLE else self.part
+        report = self.run_command(stage_command(self.stage, self.item, part), folder, variables)
         if TRIPLETS in self.outlets:
             context["outlet_events"][TRIPLETS].extra = {
                 "version": report["notes"][0],
                 "changes": values_for_training(changes_from(run_values(context))),
             }
-        return report
+        if self.then is None:
+            return report
+        context["ti"].xcom_push("report", report)
+        return part_names(self.then, report["parts"][self.then])
 
 
 class OpenRun(Command):
@@ -213,9 +224,6 @@ def newest_event(started_by: Any, published: Any) -> Mapping[str, Any]:
     return {} if newest is None else newest.extra
 
 
-def list_parts(run_id: str, stage: str) -> list[str]:
-    """['1/n', ..., 'n/n'] with n from the run's resolved parameters, `<stage>.parts`."""
-    import yaml
-
-    count = int(yaml.safe_load((run_folder(run_id) / "params.yaml").read_text())[stage]["parts"])
-    return [f"{i}/{count}" for i in range(1, count + 1)]
+def parts_from(report: Mapping[str, Any] | None, stage: str) -> list[str]:
+    """The parts of a stage as the report of an earlier one counts them; for a stage that a second task maps over."""
+    return part_names(stage, (report or {})["parts"][stage])

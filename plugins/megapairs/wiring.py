@@ -1,4 +1,4 @@
-"""Names and settings that the DAGs share: ids, the pool, the asset, the schedule, and where a run's worktree is.
+"""Names and settings that the DAGs share: ids, the pools, the asset, the schedule, and where a run's worktree is.
 
 All settings come from the environment, so that one container image serves a laptop and a cluster. This file reads the
 first group; the second group is read where it is used.
@@ -7,6 +7,7 @@ first group; the second group is read where it is used.
 |---|---|---|
 | MEGAPAIRS_SCHEDULE | cron expression or preset of dataset_refresh; empty: only by hand | @weekly |
 | MEGAPAIRS_GPU_QUEUE | Celery queue of the GPU stages; other executors ignore it | gpu |
+| MEGAPAIRS_GPU_STAGES | stages that take the GPU, separated by commas | recaption,embed,caption,judge,train,evaluate |
 | MEGAPAIRS_RUNS | folder of the runs' worktrees, shared by all workers | none, required |
 | MEGAPAIRS_DATASET | the deployment's clone of the dataset repository, for open_run (stage.py) | none, required |
 | TASKS_PYTHON | interpreter that runs the stages (command.py) | the one that Airflow runs on |
@@ -32,16 +33,41 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 DATASET_DAG = "dataset_refresh"
 MODEL_DAG = "bge_vl_finetune"
-GPU_POOL = "gpu"
+# Whoever sets Airflow up creates them: tasks/demo, `python -m tasks deploy`, docs/operations.md.
+POOLS = ("fetch", "cpu", "gpu")
+# Stage -> its pool where it does not take the GPU; all others take Airflow's own pool.
+CPU_POOLS = {
+    "ingest_fetch": "fetch",
+    **dict.fromkeys(("ingest", "recaption", "embed", "mine", "select", "caption", "judge", "train", "evaluate"), "cpu"),
+}
+GPU_STAGES = "recaption,embed,caption,judge,train,evaluate"  # mine joins them where its backend is torch on a GPU
 
 # A new version of the triplets; its event starts the fine-tuning. The event's extra holds the tag and the values that
 # the fine-tuning takes over: {"version": "dataset/YYYY.MM.DD[.n]", "changes": {...}}.
 TRIPLETS = Asset(name="megapairs_triplets", uri="megapairs://dataset/triplets")
 
 
-def gpu() -> dict[str, str]:
-    """Arguments of a task that needs the GPU: its pool, and its queue where queues exist."""
-    return {"pool": GPU_POOL, "queue": os.environ.get("MEGAPAIRS_GPU_QUEUE", "gpu")}
+def gpu_stages() -> set[str]:
+    """The stages that take the GPU in this deployment.
+
+    Raises:
+        ValueError: MEGAPAIRS_GPU_STAGES names something else; Airflow shows it as the DAG's import error.
+    """
+    stages = {name.strip() for name in os.environ.get("MEGAPAIRS_GPU_STAGES", GPU_STAGES).split(",")} - {""}
+    known = {stage for stage, pool in CPU_POOLS.items() if pool == "cpu"}
+    if stages - known:
+        raise ValueError(
+            f"MEGAPAIRS_GPU_STAGES: {sorted(stages - known)} cannot take the GPU; expected stages of {sorted(known)}, "
+            "separated by commas; change it for all Airflow processes"
+        )
+    return stages
+
+
+def resources(stage: str) -> dict[str, str]:
+    """Arguments of a stage's task: its pool, and its queue where queues exist. Empty for a stage that needs little."""
+    if stage in gpu_stages():
+        return {"pool": "gpu", "queue": os.environ.get("MEGAPAIRS_GPU_QUEUE", "gpu")}
+    return {"pool": CPU_POOLS[stage]} if stage in CPU_POOLS else {}
 
 
 def schedule() -> str | None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.config.section import REVISION, Section
+from tasks.config.section import PART, REVISION, Section
 from tasks.config.sources import SourceConfig
 
 
@@ -75,6 +75,11 @@ class IngestConfig(Section):
     )
     workers: int | None = Field(
         None, ge=1, description="Processes that decode images, a count. Empty: one per core. No effect on the result."
+    )
+    part_files: int = Field(
+        100_000,
+        ge=1,
+        description="Files, URLs or table rows that are fetched and decoded as one part, a count: " + PART,
     )
     worker_memory_mib: int = Field(
         420,

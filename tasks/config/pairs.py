@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import DEVICE, REVISION, EncoderRole, Section
+from tasks.config.section import DEVICE, PART, REVISION, EncoderRole, Section
 
 
 class RecaptionConfig(Section):
@@ -14,6 +14,7 @@ class RecaptionConfig(Section):
 
     max_new_tokens: int = Field(ge=1, description="Longest caption, tokens.")
     batch_images: int = Field(ge=1, description="Images in one call of the model, a count.")
+    part_images: int = Field(50_000, ge=1, description="Images without a caption in one part, a count: " + PART)
 
 
 class EncoderConfig(Section):
@@ -52,6 +53,9 @@ class EmbedConfig(Section):
         description="Threads that read and decode the next batches while the model works, a count. With a GPU, use as "
         "many as there are cores.",
     )
+    part_images: int = Field(
+        200_000, ge=1, description="New images in one part of an encoder's work, a count, in whole shards: " + PART
+    )
     device: str = Field(description=DEVICE)
 
 
@@ -87,6 +91,9 @@ class MineConfig(Section):
     )
     memory_mib: int = Field(
         1024, ge=1, description="Memory that the search may take beside the vectors and the result, MiB."
+    )
+    part_images: int = Field(
+        500_000, ge=1, description="New images in one part of an encoder's search, a count: " + PART
     )
 
 

@@ -12,6 +12,12 @@ from tasks.config.params import Params
 from tasks.config.profiles import UNCALIBRATED, parse_raw, profile_texts
 from tasks.errors import ConfigError
 
+# keys of earlier releases that mean something else now, and what to give instead
+FOLLOWS = (
+    "the number of parts follows from the pairs now: remove it, and give 'caption.part_pairs', the pairs in one part"
+)
+REPLACED = {"caption.parts": FOLLOWS, "judge.parts": f"judge has the parts of caption, and {FOLLOWS}"}
+
 
 def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """`base` with `change` laid over it: mappings are merged key by key, all else is replaced. Neither is changed."""
@@ -52,6 +58,8 @@ def _error_line(error: Mapping[str, Any]) -> str:
     location = error["loc"]
     key, parent = ".".join(map(str, location)), location[:-1]
     if error["type"] == "extra_forbidden":
+        if key in REPLACED:
+            return f"unknown key '{key}'; {REPLACED[key]}"
         model, _ = _field_at(parent)
         known = sorted(f.alias or n for n, f in model.model_fields.items()) if model else []
         return f"unknown key '{key}'; known in '{'.'.join(map(str, parent)) or 'the top level'}': {known}"

@@ -14,6 +14,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 DEVICE = "Where the model runs: auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:N."
 REVISION = "Revision of the model (commit, tag or branch on the hub); empty: the newest, or a local folder as it is."
 
+PART = "one Airflow task each; workers share the parts. No effect on the result."
+
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values are immutable."""

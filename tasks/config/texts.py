@@ -12,7 +12,10 @@ ENGINE = (
     "How models run: transformers (in this process), openai (an OpenAI-compatible server such as vLLM, see the url "
     "keys) or vllm (vLLM in this process)."
 )
-PARTS = "Airflow tasks that share the work, a count. No effect on the result."
+PARTS = (
+    "Pairs in one part, a count: so many are captioned, then judged, by one Airflow task each. Workers share the parts. "
+    "No effect on the result."
+)
 CHUNK = "Pairs in one output file, a count. Work resumes at the last complete file, and parts are made of whole files."
 IN_FLIGHT = (
     "Most simultaneous requests to one server, a count. Fewer are sent while the server answers that it is busy."
@@ -52,7 +55,7 @@ class CaptionConfig(Section):
     )
     batch_pairs: int = Field(ge=1, description="Pairs in one call of the model, a count.")
     chunk_pairs: int = Field(ge=1, description=CHUNK)
-    parts: int = Field(ge=1, description=PARTS)
+    part_pairs: int = Field(ge=1, description=PARTS)
     in_flight: int = Field(16, ge=1, description=IN_FLIGHT)
     timeout_s: float = Field(300.0, gt=0, description=TIMEOUT)
     languages: tuple[str, ...] = Field(
@@ -153,7 +156,6 @@ class JudgeConfig(Section):
         description="Most captioned pairs that are judged at once, a count: it bounds memory. Output files and parts "
         "are those of caption.",
     )
-    parts: int = Field(ge=1, description=PARTS)
     in_flight: int = Field(16, ge=1, description=IN_FLIGHT)
     timeout_s: float = Field(300.0, gt=0, description=TIMEOUT)
     negative_margin: float | None = Field(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import DEVICE, NAME_PATTERN, REVISION, Section
+from tasks.config.section import DEVICE, NAME_PATTERN, PART, REVISION, Section
 
 TEMPLATE_FIELDS = {"relative_caption", "shared_concept"}
 
@@ -179,6 +179,9 @@ class EvaluateConfig(Section):
         "instruction, {shared_concept} for what both images show."
     )
     batch_images: int = Field(ge=1, description="Images in one call of the model, a count.")
+    part_scorings: int = Field(
+        3, ge=1, description="Scorings (one model on one benchmark) in one part, a count: " + PART
+    )
     truth: str | None = Field(
         description="File with the true contents of the sample world's images, to measure how many triplets are "
         "right. Only evaluation reads it. Empty: not measured."

@@ -73,7 +73,7 @@ def start_airflow(demo: Demo, images: int) -> None:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     demo.airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
-    demo.airflow.make_pool("gpu", 2)
+    demo.airflow.make_pools()
     demo.airflow.set_paused(DATASET_DAG, False)
 
 

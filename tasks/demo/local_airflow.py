@@ -31,6 +31,7 @@ START_TIMEOUT_S = 900.0
 REQUEST_TIMEOUT_S = 120.0  # one request of the REST API
 CALL_TIMEOUT_S = 600.0  # one call with its repetitions while the server is busy
 STOP_TIMEOUT_S = 10.0  # then SIGKILL
+POOLS = {"fetch": 4, "cpu": 2, "gpu": 2}  # slots, on a machine of two cores (plugins/megapairs/wiring.py)
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
@@ -287,13 +288,15 @@ class LocalAirflow:
             raise TransientError(f"{method} {path}: refused with {answer.status_code}: {answer.text[:500]}")
         return answer.json() if answer.content else None
 
-    def make_pool(self, name: str, slots: int) -> None:
-        """Create the pool, or set its slots."""
-        pool = {"name": name, "slots": slots, "include_deferred": False}
-        if any(p["name"] == name for p in self.call("GET", "pools")["pools"]):
-            self.call("PATCH", f"pools/{name}", pool)
-        else:
-            self.call("POST", "pools", pool)
+    def make_pools(self) -> None:
+        """Create the pools, or set their slots."""
+        known = {pool["name"] for pool in self.call("GET", "pools")["pools"]}
+        for name, slots in POOLS.items():
+            pool = {"name": name, "slots": slots, "include_deferred": False}
+            if name in known:
+                self.call("PATCH", f"pools/{name}", pool)
+            else:
+                self.call("POST", "pools", pool)
 
     def set_paused(self, dag_id: str, is_paused: bool) -> None:
         """Pause or unpause a DAG."""
@@ -321,13 +324,21 @@ class LocalAirflow:
         return list(answer["task_instances"])
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Any:
-        """A task's return value; None when it has none."""
-        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value"
-        try:
-            value = self.call("GET", path, map_index=map_index, deserialize="true")["value"]
-        except TransientError:
-            return None
-        return json.loads(value) if isinstance(value, str) and value[:1] in "{[" else value
+        """A task's report, else its return value; None when it has none.
+
+        The return value of a task that another is mapped over is a list of parts; its report is the XCom `report`.
+        """
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries"
+        value: Any = None
+        for key in ("return_value", "report"):
+            try:
+                value = self.call("GET", f"{path}/{key}", map_index=map_index, deserialize="true")["value"]
+            except TransientError:
+                return value
+            value = json.loads(value) if isinstance(value, str) and value[:1] in "{[" else value
+            if not isinstance(value, list):
+                return value
+        return value
 
     def task_log(self, dag_id: str, run_id: str, task: Mapping[str, Any]) -> list[str]:
         """The lines of a task's last try, as its log shows them."""

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PLUMBING = ("open_run", "close_run", "caption_parts", "judge_parts")
+PLUMBING = ("open_run", "close_run", "mine_parts")
+PARTS_ALONE = ("ingest_fetch", "mine_part", "evaluate_part")  # skipped where the work is one part
 
 
 @dataclasses.dataclass
@@ -69,19 +70,21 @@ def stage_seconds(tasks: Sequence[TaskRun], total_s: float) -> dict[str, float]:
 def count_increments(tasks: Sequence[TaskRun]) -> dict[str, dict[str, int]]:
     """{stage: {new, done, reused}} of one run.
 
-    Parts add up. Each encoder works on the same images: the stage's own entry holds the largest count, and
+    Parts add up, those that a later task merges are not counted. Each encoder works on the same images: the stage's own entry holds the largest count, and
     `<stage>@<encoder>` the encoder's.
     """
     names = ("new", "done", "reused")
     out: dict[str, dict[str, int]] = {}
     for task in tasks:
-        if task.task_id in PLUMBING or task.task_id.startswith("validate") or not task.report:
+        if task.task_id in (*PLUMBING, *PARTS_ALONE) or task.task_id.startswith("validate") or not task.report:
             continue
         counts = {name: int(task.report.get(name, 0)) for name in names}
         old = out.get(task.task_id, dict.fromkeys(names, 0))
-        if task.label and "/" not in task.label:
-            out[f"{task.task_id}@{task.label}"] = counts
-            out[task.task_id] = {name: max(old[name], counts[name]) for name in names}
+        encoder = task.label.partition("@")[0]
+        if encoder and "/" not in encoder:
+            of_encoder = out.setdefault(f"{task.task_id}@{encoder}", dict.fromkeys(names, 0))
+            of_encoder.update({name: of_encoder[name] + counts[name] for name in names})
+            out[task.task_id] = {name: max(old[name], of_encoder[name]) for name in names}
         else:
             out[task.task_id] = {name: old[name] + counts[name] for name in names}
     return out

@@ -11,7 +11,7 @@ from typing import Any
 
 from tasks.demo.local_airflow import LocalAirflow
 from tasks.demo.setup import DemoFailed
-from tasks.demo.summary import PLUMBING, TaskRun, task_line
+from tasks.demo.summary import PARTS_ALONE, PLUMBING, TaskRun, task_line
 from tasks.names import slug
 
 DATASET_DAG, MODEL_DAG = "dataset_refresh", "bge_vl_finetune"
@@ -65,7 +65,8 @@ def follow_run(
     for task in airflow.watch(dag_id, run_id):
         task_run = read_task_run(airflow, dag_id, run_id, task)
         is_work = task_run.state == "success" and task_run.task_id not in PLUMBING
-        if is_work or task_run.state in ("failed", "skipped"):
+        is_unneeded = task_run.state == "skipped" and task_run.task_id in PARTS_ALONE
+        if is_work or task_run.state == "failed" or (task_run.state == "skipped" and not is_unneeded):
             clock.print("  " + task_line(task_run))
         if task_run.task_id == "evaluate" and evaluation_copy is not None:
             worktree = Path(airflow.environment["MEGAPAIRS_RUNS"]) / slug(run_id)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Columns that say when, where and at what cost a row was made, not what it is.
 NOT_IDENTITY = {"batch", "fetched_at", "shard", "prompt_tokens", "output_tokens", "tokens", "requests", "detail"}
-# Parameters that say when and where a run works, how it shares its work, and how a gallery shows it.
+# Parameters that say when and where a run works, how it shares its work (and all `part_*`), and how a gallery shows it.
 NOT_IDENTITY_PARAMS = {
     "date",
     "batch",
@@ -29,7 +29,6 @@ NOT_IDENTITY_PARAMS = {
     "url",
     "writer_url",
     "device",
-    "parts",
     "gallery_triplets",
     "profile",
     "in_flight",
@@ -39,11 +38,15 @@ NOT_IDENTITY_PARAMS = {
 }
 
 
+def is_identity(name: str) -> bool:
+    """Whether a parameter of this name makes two versions different."""
+    return name not in NOT_IDENTITY_PARAMS and name not in MODEL_SECTIONS and not name.startswith("part_")
+
+
 def identity_params(params: Any) -> Any:
     """Parameters without dates, places and ways of sharing work; model folders by their last two names."""
     if isinstance(params, Mapping):
-        excluded = NOT_IDENTITY_PARAMS.union(MODEL_SECTIONS)
-        return {name: identity_params(value) for name, value in sorted(params.items()) if name not in excluded}
+        return {name: identity_params(value) for name, value in sorted(params.items()) if is_identity(name)}
     if isinstance(params, list | tuple):
         return [identity_params(value) for value in params]
     if isinstance(params, str) and params.startswith("/"):

@@ -8,9 +8,12 @@ import pytest
 from tests.support.markup import table_widths
 
 NAMES = ("dataset_refresh", "bge_vl_finetune")
-GPU_STAGES = {
-    "dataset_refresh": {"recaption", "embed", "mine", "caption", "judge"},
-    "bge_vl_finetune": {"train", "evaluate"},
+POOLS = {
+    "dataset_refresh": {
+        **dict.fromkeys(("recaption", "embed", "caption", "judge"), "gpu"),
+        **dict.fromkeys(("ingest", "mine_part", "mine", "select"), "cpu"),
+    },
+    "bge_vl_finetune": {"train": "gpu", "evaluate_part": "gpu", "evaluate": "gpu"},
 }
 
 
@@ -40,7 +43,7 @@ def test_the_manual_is_shown_with_whole_tables_and_names_every_task(name: str, l
     dag = load_dag(name)
     widths = table_widths(dag.doc_md)
     assert len(widths) == 2 and all(set(rows) == {2} for rows in widths), "steps and parameters, two columns each"
-    helpers = {"caption_parts", "judge_parts"}
+    helpers = {"mine_parts"}
     assert [t for t in dag.task_ids if t not in helpers and f"`{t}`" not in dag.doc_md] == []
 
 
@@ -58,20 +61,43 @@ def test_every_task_retries_and_writes_a_mail_at_the_last_failure(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gpu_stages_take_a_slot_of_the_pool_and_go_to_its_queue(name: str, load_dag: Callable[[str], Any]):
+def test_heavy_stages_take_a_slot_of_their_pool_and_gpu_stages_go_to_its_queue(
+    name: str, load_dag: Callable[[str], Any]
+):
     for task in load_dag(name).tasks:
-        is_gpu = task.task_id in GPU_STAGES[name]
-        assert (task.pool == "gpu") == is_gpu, task.task_id
-        assert (task.queue == "gpu") == is_gpu, task.task_id
+        assert task.pool == POOLS[name].get(task.task_id, "default_pool"), task.task_id
+        assert (task.queue == "gpu") == (task.pool == "gpu"), task.task_id
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_deployment_says_which_stages_take_the_gpu(
+    name: str, load_dag: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MEGAPAIRS_GPU_STAGES", "mine, train")
+    on_gpu = {task.task_id for task in load_dag(name).tasks if task.pool == "gpu"}
+    assert on_gpu == {"dataset_refresh": {"mine", "mine_part"}, "bge_vl_finetune": {"train"}}[name]
+    monkeypatch.setenv("MEGAPAIRS_GPU_STAGES", "mine,publish")
+    with pytest.raises(ValueError, match=r"MEGAPAIRS_GPU_STAGES: \['publish'\] cannot take the GPU"):
+        load_dag(name)
+
+
+def test_every_pool_is_made_by_the_demo_and_by_deploy():
+    from megapairs.wiring import CPU_POOLS, POOLS
+
+    from tasks.demo import local_airflow
+    from tasks.publish import deployment
+
+    assert set(local_airflow.POOLS) == set(deployment.POOLS) == set(POOLS) == {*CPU_POOLS.values(), "gpu"}
 
 
 def test_a_gate_stands_between_each_table_and_what_uses_it(load_dag: Callable[[str], Any]):
     dag = load_dag("dataset_refresh")
-    order = ["open_run", "ingest", "validate_images", "recaption", "embed", "mine", "select", "validate_pairs"]
-    order += ["caption", "judge", "validate_triplets", "version"]
+    order = ["open_run", "ingest", "validate_images", "recaption", "embed", "mine_part", "mine", "select"]
+    order += ["validate_pairs", "caption", "judge", "validate_triplets", "version"]
     for before, after in zip(order, [*order[1:], "close_run"], strict=True):
         assert before in upstream(dag, after), f"{before} must come right before {after}"
-    assert {t.task_id for t in dag.tasks if t.is_mapped} == {"embed", "mine", "caption", "judge"}
+    mapped = {t.task_id for t in dag.tasks if t.is_mapped}
+    assert mapped == {"recaption", "embed", "mine_part", "mine", "caption", "judge"}
 
 
 def test_the_version_starts_the_training(load_dag: Callable[[str], Any]):
@@ -80,7 +106,8 @@ def test_the_version_starts_the_training(load_dag: Callable[[str], Any]):
     assert load_dag("dataset_refresh").get_task("version").outlets == [TRIPLETS]
     dag = load_dag("bge_vl_finetune")
     assert dag.schedule == [TRIPLETS]
-    assert [t for t in ("open_run", "train", "evaluate", "promote", "close_run") if t in dag.task_ids] == dag.task_ids
+    order = ("open_run", "train", "evaluate_part", "evaluate", "promote", "close_run")
+    assert [t for t in order if t in dag.task_ids] == [t.task_id for t in dag.topological_sort()]
 
 
 def test_the_schedule_is_weekly_and_can_be_changed_or_taken_away(

@@ -204,12 +204,41 @@ def test_training_takes_the_newest_version_when_it_opens_not_the_one_that_starte
     assert "--dataset-version" not in (tmp_path / "dataset" / "arguments").read_text()
 
 
-def test_parts_come_from_the_runs_own_parameters(fake_tasks: Fake):
-    from megapairs.stage import list_parts
+class RecordingInstance:
+    """A task instance that keeps what is pushed."""
 
-    folder = fake_tasks(REPORT)
-    (folder / "params.yaml").write_text("caption: {parts: 3}\n")
-    assert list_parts("run 1", "caption") == ["1/3", "2/3", "3/3"]
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+PARTS_REPORT = """echo '{"stage": "validate", "read": 5, "parts": {"embed": 3, "mine": 1}}'"""
+
+
+def test_a_stage_before_parts_returns_their_names_and_keeps_its_report(fake_tasks: Fake):
+    fake_tasks(PARTS_REPORT)
+    instance = RecordingInstance()
+    task = stage(stage="validate", item="images", then="embed")
+    assert task.execute(context(ti=instance)) == ["1/3", "2/3", "3/3"]
+    assert instance.pushed["report"]["read"] == 5
+
+
+def test_one_part_of_a_stage_whose_parts_are_merged_maps_nothing(fake_tasks: Fake):
+    from megapairs.stage import parts_from
+
+    fake_tasks(PARTS_REPORT)
+    task = stage(stage="validate", item="images", then="mine")
+    assert task.execute(context(ti=RecordingInstance())) == []
+    assert parts_from({"parts": {"mine": 1}}, "mine") == []
+    assert parts_from({"parts": {"mine": 2}}, "mine") == ["1/2", "2/2"]
+
+
+def test_the_one_part_of_a_stage_is_the_whole(fake_tasks: Fake):
+    folder = fake_tasks('echo "$*" > line;' + REPORT)
+    stage(stage="embed", item="semantic", part="1/1").execute(context())
+    assert (folder / "line").read_text().strip() == "-m tasks embed semantic"
 
 
 def test_the_stage_that_reads_buckets_gets_airflows_aws_connection_and_no_other(

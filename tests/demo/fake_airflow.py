@@ -45,8 +45,8 @@ class FakeAirflow:
     def check_alive(self) -> None:
         """Nothing has ended by itself."""
 
-    def make_pool(self, name: str, slots: int) -> None:
-        self.actions.append(f"pool {name}")
+    def make_pools(self) -> None:
+        self.actions.append("pools")
 
     def set_paused(self, dag_id: str, is_paused: bool) -> None:
         self.actions.append(f"{'pause' if is_paused else 'unpause'} {dag_id}")

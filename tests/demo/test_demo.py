@@ -32,7 +32,7 @@ def test_two_versions_then_the_training_that_the_second_one_starts(
     assert airflow.actions == [
         "start",
         "healthy",
-        "pool gpu",
+        "pools",
         "unpause dataset_refresh",
         f"trigger dataset_refresh {today - datetime.timedelta(days=7)}",
         "unpause bge_vl_finetune",

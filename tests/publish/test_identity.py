@@ -22,7 +22,9 @@ def test_dates_places_and_shares_of_work_are_no_identity():
     other = identity_params(
         params_with(
             open_run={"date": "2026-11-23", "batch": "2026.11.23"},
-            caption={"parts": 4, "budget_tokens": 5},
+            caption={"part_pairs": 4, "budget_tokens": 5},
+            ingest={"part_files": 5},
+            **{name: {"part_images": 6} for name in ("recaption", "embed", "mine")},
             train={"steps": 7},
         ).model_dump(by_alias=True)
     )

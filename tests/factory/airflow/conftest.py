@@ -92,7 +92,7 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
         try:
             airflow.migrate_and_start()
             airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
-            airflow.make_pool("gpu", 2)
+            airflow.make_pools()
             airflow.set_paused(DATASET_DAG, False)
             yield Factory(root, airflow, inbox)
         finally:
