@@ -13,7 +13,7 @@ ENGINE = (
     "keys) or vllm (vLLM in this process)."
 )
 PARTS = (
-    "Pairs in one part, a count: so many are captioned, then judged, by one Airflow task each. Workers share the parts. "
+    "Pairs in one part, a count: one Airflow task captions them, then one judges them; workers share the parts. "
     "No effect on the result."
 )
 CHUNK = "Pairs in one output file, a count. Work resumes at the last complete file, and parts are made of whole files."
