@@ -70,8 +70,8 @@ def stage_seconds(tasks: Sequence[TaskRun], total_s: float) -> dict[str, float]:
 def count_increments(tasks: Sequence[TaskRun]) -> dict[str, dict[str, int]]:
     """{stage: {new, done, reused}} of one run.
 
-    Parts add up, those that a later task merges are not counted. Each encoder works on the same images: the stage's own entry holds the largest count, and
-    `<stage>@<encoder>` the encoder's.
+    Parts add up; those that a later task merges are not counted. Each encoder works on the same images: the stage's own
+    entry holds the largest count, and `<stage>@<encoder>` the encoder's.
     """
     names = ("new", "done", "reused")
     out: dict[str, dict[str, int]] = {}

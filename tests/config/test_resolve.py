@@ -71,7 +71,8 @@ def test_every_profile_resolves(profile: str):
 def test_an_unknown_key_is_named_with_the_known_ones():
     with pytest.raises(
         ConfigError,
-        match=r"unknown key 'mine.neighbors'; known in 'mine': \['backend', 'memory_mib', 'neighbours', 'part_images', 'windows'\]",
+        match=r"unknown key 'mine.neighbors'; known in 'mine': "
+        r"\['backend', 'memory_mib', 'neighbours', 'part_images', 'windows'\]",
     ):
         params_with(mine={"neighbors": 5})
 
