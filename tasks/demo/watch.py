@@ -36,8 +36,8 @@ class Clock:
 
 def task_label(task: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """What a mapped task was mapped to: the report's own part, else Airflow's label; empty for other tasks."""
-    if task["map_index"] < 0:
-        return ""
+    if task["map_index"] < 0 or (report and not report.get("part")):
+        return ""  # also the one part of a stage that is not divided
     return str(report.get("part") or task.get("rendered_map_index") or task["map_index"])
 
 
