@@ -73,8 +73,10 @@ def count_rows(files: Iterable[Path], null_column: str | None = None) -> int:
             columns = (group.column(c) for c in range(group.num_columns))
             column = next((c for c in columns if c.path_in_schema == null_column), None)
             statistics = column.statistics if column is not None else None
-            has_nulls_counted = statistics is not None and statistics.has_null_count
-            rows += statistics.null_count if has_nulls_counted else group.num_rows
+            if statistics is not None and statistics.has_null_count:
+                rows += statistics.null_count
+            else:
+                rows += group.num_rows
     return rows
 
 

@@ -43,7 +43,9 @@ PREFIXES = (
 # Credentials: beginnings of names, and the commands that get them (Airflow's AWS connection only where sources are
 # read, see stage.py). The rest of the stages gets none, whatever NAMES and PREFIXES say.
 CREDENTIALS = {
-    ("AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_"): ("ingest", "open_run", "version", "promote"),
+    ("AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_"): (
+        *("ingest_list", "ingest_fetch", "ingest", "open_run", "version", "promote"),
+    ),
     ("GIT_", "SSH_", "DVC_STUDIO_"): ("open_run", "version", "promote"),
     ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY"): (
         *("recaption", "embed", "caption", "judge", "judge_check", "train", "evaluate"),
