@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import secrets
 import signal
@@ -22,8 +23,10 @@ from typing import IO, Any
 
 import httpx
 
+from tasks.demo.airflow_settings import OUTLAST_OUTAGES
 from tasks.errors import TransientError
 
+log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parents[2]
 SERVICES = ("api-server", "scheduler", "dag-processor")
 # Limits for a machine that is very busy. What has died is noticed at once (`check_alive`), not at a limit.
@@ -32,6 +35,7 @@ REQUEST_TIMEOUT_S = 120.0  # one request of the REST API
 CALL_TIMEOUT_S = 600.0  # one call with its repetitions while the server is busy
 STOP_TIMEOUT_S = 10.0  # then SIGKILL
 POOLS = {"fetch": 4, "cpu": 2, "gpu": 2}  # slots, on a machine of two cores (plugins/megapairs/wiring.py)
+RESTARTS, RESTARTS_S = 5, 600.0  # a service that ends by itself is started again, at most so often in so many seconds
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
@@ -67,6 +71,7 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW_", "MEGAPAIRS_"))}
     return {
         **inherited,
+        **OUTLAST_OUTAGES,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONPATH": str(PROJECT),
         "PYTHONUNBUFFERED": "1",
@@ -92,8 +97,7 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
         # the files do not change while it runs, and parsing costs CPU
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
-        # Airflow's own limits (5 s for a call of a task, 30 s for a DAG file) are too short for a busy machine.
-        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+        # Airflow's own limit of 30 s for a DAG file is too short for a busy machine.
         "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
         "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "600",
         "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "120",
@@ -144,6 +148,7 @@ class LocalAirflow:
         self.environment = {**airflow_environment(root, self.port), **(changes or {})}
         self.logs = self.root / "airflow" / "services"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._restarts: dict[str, list[float]] = {}
         self._client = httpx.Client(base_url=self.url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
 
     def __enter__(self) -> LocalAirflow:
@@ -154,14 +159,14 @@ class LocalAirflow:
 
     # --- processes ----------------------------------------------------------------------------------------------
 
-    def _spawn(self, name: str, words: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _spawn(self, name: str, words: Sequence[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", "airflow", *words],
             env=self.environment,
             cwd=self.root,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
@@ -175,8 +180,8 @@ class LocalAirflow:
             TransientError: the command failed; the message has its last lines.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
-        with open(self.logs / "migrate.log", "wb") as log:
-            process = self._spawn("migrate", ("db", "migrate"), log)
+        with open(self.logs / "migrate.log", "wb") as output:
+            process = self._spawn("migrate", ("db", "migrate"), output)
             code = process.wait()
         del self._processes["migrate"]
         if code != 0:
@@ -185,8 +190,20 @@ class LocalAirflow:
     def start(self) -> None:
         """Start the three services; returns at once, see `wait_healthy`."""
         for service in SERVICES:
-            with open(self.logs / f"{service}.log", "ab") as log:
-                self._spawn(service, (service,), log)
+            self.start_service(service)
+
+    def start_service(self, service: str) -> None:
+        """Start one of the three services; returns at once."""
+        with open(self.logs / f"{service}.log", "ab") as output:
+            self._spawn(service, (service,), output)
+
+    def kill_service(self, service: str) -> None:
+        """SIGKILL to a service and all its children; it stays down until `start_service`."""
+        process = self._processes.pop(service)
+        for pid in process_family({process.pid}):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
     def migrate_and_start(self) -> None:
         """`migrate`, then `start`. Call it from a thread that stays: the services end with it."""
@@ -197,7 +214,7 @@ class LocalAirflow:
         """Return when every service is healthy, the client is logged in and the DAGs are known.
 
         Raises:
-            TransientError: a service ended, or it took more than START_TIMEOUT_S.
+            TransientError: a service ended again and again, or it took more than START_TIMEOUT_S.
         """
         end = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < end:
@@ -215,10 +232,21 @@ class LocalAirflow:
         )
 
     def check_alive(self) -> None:
-        """Raise TransientError when a service has ended by itself."""
-        for service, process in self._processes.items():
-            if process.poll() is not None:
+        """Start services again that have ended by themselves, as after a database that was away for seconds.
+
+        Raises:
+            TransientError: a service ended more than RESTARTS times within RESTARTS_S.
+        """
+        for service, process in list(self._processes.items()):
+            if process.poll() is None:
+                continue
+            now = time.monotonic()
+            restarts = [t for t in self._restarts.get(service, []) if t > now - RESTARTS_S]
+            if len(restarts) >= RESTARTS or service not in SERVICES:
                 raise TransientError(f"airflow {service} ended with {process.returncode}:\n{self.last_lines(service)}")
+            log.warning("airflow %s ended with %s and is started again", service, process.returncode)
+            self._restarts[service] = [*restarts, now]
+            self.start_service(service)
 
     def stop(self) -> None:
         """End everything that was started, with all child processes."""

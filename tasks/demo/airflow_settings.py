@@ -1,0 +1,30 @@
+"""Airflow's settings that a deployment of the factory needs, whatever its executor: the demo's Airflow uses them,
+docker-compose.yaml states the same (a test compares them), and docs/operations.md says why.
+"""
+
+# Five minutes without an api-server, a database or a network cost nothing (decision 0077). A task's supervisor repeats
+# a call that found no server, or one that answers 5xx, and lets its stage run on. Airflow's own values end a stage
+# after 34 s, and may throw a finished stage's result away after 5 s.
+OUTLAST_OUTAGES = {
+    # 90 tries with pauses of 1 to 10 s, drawn: 7 to 10 minutes.
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "90",
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MIN": "1",
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "10",
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",  # of one call, s
+    "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",  # each of them after all those tries
+    # The scheduler must not give a task up while its heartbeats find no server. The price: a task whose worker was
+    # killed is noticed after these seconds.
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "420",
+    # A task's token is renewed in the last fifth of its life: this fifth is longer than the outage.
+    "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME": "3600",
+}
+
+# With Celery: a message that the broker lost is sent again within a minute. A task that merely waits for a free worker
+# is sent again too, and never failed for it.
+FIND_LOST_MESSAGES = {
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "40",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
+    "AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "1000",
+    # The queued timeout is also the life of a waiting task's token; it must not end before the message is sent again.
+    "AIRFLOW__API_AUTH__JWT_LEEWAY": "60",
+}
