@@ -12,7 +12,6 @@ import argparse
 import ast
 import ctypes
 import difflib
-import fcntl
 import importlib
 import importlib.util
 import json
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from tasks.errors import ConfigError, NothingToDo, TasksError, TransientError
+from tasks.errors import ConfigError, NothingToDo, TasksError
 from tasks.records import StageReport
 
 Result = StageReport | Mapping[str, Any] | None
@@ -212,28 +211,15 @@ def hide_memory() -> None:
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
 
 
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file or raise TransientError: one writer per stage and part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TransientError(
-                f"{path}: another process works on this part; wait for it, or end it, then run again"
-            ) from None
-        yield
-
-
 def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> StageReport:
     """Check the arguments, hold the part's lock, run the stage and keep its report and its cost.
 
     Raises:
         ConfigError: an item or a part that is missing, or that the stage does not take.
-        TransientError: another process works on this part.
+        TransientError: another process has worked on this part for longer than MEGAPAIRS_LOCK_WAIT_S.
     """
     from tasks.config import load_params
+    from tasks.locks import exclusive, lock_wait_s
     from tasks.meter import Meter
     from tasks.parts import parts_after
     from tasks.store import Store
@@ -253,7 +239,9 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
         keywords["part"] = parsed
     # of several processes that torchrun started (train): they share the work, not the lock
     rank = os.environ.get("RANK")
-    with exclusive(root / ".run" / "locks" / (f"{name}.rank{rank}" if rank else name)):
+    lock, wait_s = root / ".run" / "locks" / (f"{name}.rank{rank}" if rank else name), lock_wait_s()
+    problem = f"{lock}: another process works on this part, and has for {wait_s:.0f} s; end it, then run again"
+    with exclusive(lock, wait_s, problem):
         start, meter = time.monotonic(), Meter()
         report: StageReport = importlib.import_module(command.module).run(params, store, **keywords)
         report.part = "@".join(x for x in (item, part) if x)

@@ -7,7 +7,6 @@ reached by HTTP; this module never imports it. `make demo`, `make ui` and the en
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from typing import IO, Any
 import httpx
 
 from tasks.demo.airflow_settings import OUTLAST_OUTAGES
+from tasks.demo.processes import end_with_parent, is_alive, process_family
 from tasks.errors import TransientError
 
 log = logging.getLogger(__name__)
@@ -37,18 +37,6 @@ STOP_TIMEOUT_S = 10.0  # then SIGKILL
 POOLS = {"fetch": 4, "cpu": 2, "gpu": 2}  # slots, on a machine of two cores (plugins/megapairs/wiring.py)
 RESTARTS, RESTARTS_S = 5, 600.0  # a service that ends by itself is started again, at most so often in so many seconds
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def end_with_parent() -> None:
-    """Run in a new child on Linux: it gets SIGTERM when the thread that started it ends.
-
-    So a killed demo leaves no process behind.
-    """
-    if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def free_port() -> int:
@@ -112,30 +100,6 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
         "MEGAPAIRS_RETRIES": "1",
         "MEGAPAIRS_RETRY_DELAY_S": "3",
     }
-
-
-def process_family(pids: set[int]) -> set[int]:
-    """The processes, their children, and theirs, by /proc; without /proc the processes alone."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            text = entry.read_text()
-            parents[int(entry.parent.name)] = int(text[text.rindex(")") + 2 :].split()[1])
-    family = set(pids)
-    while True:
-        children = {pid for pid, parent in parents.items() if parent in family} - family
-        if not children:
-            return family
-        family |= children
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs (one that has ended but was not collected counts as ended)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        return text[text.rindex(")") + 2] != "Z"
-    except OSError:
-        return False
 
 
 class LocalAirflow:

@@ -5,16 +5,15 @@ Git runs as a child process and writes only inside the repositories that it is g
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.errors import TransientError
+from tasks.locks import exclusive
 
 IDENTITY = ("MegaPairs factory", "factory@megapairs.invalid")
 
@@ -148,29 +147,5 @@ def publishing_lock(cwd: Path, timeout_s: float = 600) -> Iterator[None]:
     """
     path = common_dir(cwd) / "publish.lock"
     problem = f"{path}: another run has been publishing for {timeout_s:.0f} s; run again when it is done"
-    with file_lock(path, timeout_s, problem):
+    with exclusive(path, timeout_s, problem):
         yield
-
-
-@contextmanager
-def file_lock(path: Path, timeout_s: float, problem: str) -> Iterator[int]:
-    """Hold the lock on a file, made if absent; waits for up to `timeout_s`.
-
-    Args:
-        problem: the error when the lock is not free in time.
-    Yields:
-        the lock's file descriptor; the lock is held as long as any process has it open.
-    Raises:
-        TransientError: another process has held the lock for longer.
-    """
-    with open(path, "a") as f:
-        end = time.monotonic() + timeout_s
-        while True:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise TransientError(problem) from None
-                time.sleep(0.2)
-        yield f.fileno()

@@ -42,9 +42,10 @@ from tasks.config import (
     uncalibrated_windows,
 )
 from tasks.errors import ConfigError, DataError
+from tasks.locks import exclusive
 from tasks.names import run_date, slug
 from tasks.publish.dvc_repo import checkout_data
-from tasks.publish.git import common_dir, file_lock, files_at, git, next_free_name, read_at, resolve_ref, tags
+from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at, resolve_ref, tags
 from tasks.publish.publish import fetch
 from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.run_conf import Kind, changes_from_conf, require_paths, with_absolute_paths
@@ -199,7 +200,7 @@ def make_worktree(clone: Path, worktree: Path, commit: str) -> None:
     worktree.parent.mkdir(parents=True, exist_ok=True)
     lock_file = common_dir(clone) / "worktrees.lock"
     problem = f"{lock_file}: git has been making a worktree for {LOCK_TIMEOUT_S:.0f} s; end that git, then run again"
-    with file_lock(lock_file, LOCK_TIMEOUT_S, problem) as lock:
+    with exclusive(lock_file, LOCK_TIMEOUT_S, problem) as lock:
         if worktree.exists():
             shutil.rmtree(worktree)
         git(clone, "worktree", "prune")

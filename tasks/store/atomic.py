@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tasks.locks import require_leases
+
 
 def temporary_sibling(path: Path, *, is_sole_writer: bool = False) -> Path:
     """The name to write under before `path` itself; nothing is touched.
@@ -49,8 +51,12 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
     A folder cannot be replaced by one rename: the old one is renamed away first, so for a moment there is none, and it
     is removed after the new one is in place, with those that a killed process left there.
+
+    Raises:
+        TransientError: another process has taken over a lease that this one worked under.
     """
     flush_to_disk(temporary)
+    require_leases()
     if not temporary.is_dir():
         os.replace(temporary, path)
         return
