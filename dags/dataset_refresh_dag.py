@@ -55,7 +55,7 @@ failure sends a mail to `MEGAPAIRS_MAIL_TO`; the published version stays as it w
 
 **Parts.** A large run is divided: each heavy stage is mapped over parts of the rows at hand
 (`recaption.part_images`, `embed.part_images`, `mine.part_images`, `caption.part_pairs`). The tables are the same for
-any number of parts.
+any number of parts. A part is judged as soon as it is captioned.
 
 **Pools.** `recaption`, `embed`, `caption` and `judge` (`MEGAPAIRS_GPU_STAGES`) take a slot of the pool `gpu` and go to
 the Celery queue `MEGAPAIRS_GPU_QUEUE`; `ingest`, `mine` and `select` take one of the pool `cpu`. Create the pools once;
@@ -64,7 +64,7 @@ their slots are the tasks that may run side by side. **Schedule.** The variable
 """
 
 import pendulum
-from airflow.sdk import chain, dag, get_current_context, task
+from airflow.sdk import chain, dag, get_current_context, task, task_group
 from megapairs.defaults import default_args
 from megapairs.form import dataset_params
 from megapairs.stage import CloseRun, OpenRun, Stage, parts_from
@@ -80,6 +80,13 @@ MERGES = "none_failed_min_one_success"  # runs also where its parts are skipped,
 def mine_parts() -> list[str]:
     """The parts of stage mine, which the gate of the images counted."""
     return parts_from(get_current_context()["ti"].xcom_pull(task_ids="validate_images", key="report"), "mine")
+
+
+@task_group(prefix_group_id=False)
+def triplets(part: str) -> None:
+    """A part of the pairs becomes triplets: its judge starts once its captions are there, whatever the others do."""
+    caption = Stage(task_id="caption", stage="caption", part=part, **resources("caption"))
+    caption >> Stage(task_id="judge", stage="judge", part=part, **resources("judge"))
 
 
 @dag(
@@ -103,8 +110,6 @@ def dataset_refresh() -> None:
     mine_part = Stage.partial(task_id="mine_part", stage="mine", **resources("mine"))
     mine = Stage.partial(task_id="mine", stage="mine", trigger_rule=MERGES, **resources("mine"))
     pairs = Stage(task_id="validate_pairs", stage="validate", item="pairs", then="caption")
-    caption = Stage.partial(task_id="caption", stage="caption", **resources("caption"))
-    judge = Stage.partial(task_id="judge", stage="judge", **resources("judge"))
 
     embedded = embed.expand(item=ENCODERS, part=images.output)
     mined = mine.expand(item=ENCODERS)
@@ -118,8 +123,7 @@ def dataset_refresh() -> None:
         mined,
         Stage(task_id="select", stage="select", **resources("select")),
         pairs,
-        caption.expand(part=pairs.output),
-        judge.expand(part=pairs.output),
+        triplets.expand(part=pairs.output),
         Stage(task_id="validate_triplets", stage="validate", item="triplets"),
         Stage(task_id="version", stage="version", outlets=[TRIPLETS]),
         CloseRun(),

@@ -97,7 +97,14 @@ def test_a_gate_stands_between_each_table_and_what_uses_it(load_dag: Callable[[s
     for before, after in zip(order, [*order[1:], "close_run"], strict=True):
         assert before in upstream(dag, after), f"{before} must come right before {after}"
     mapped = {t.task_id for t in dag.tasks if t.is_mapped}
-    assert mapped == {"recaption", "embed", "mine_part", "mine", "caption", "judge"}
+    assert mapped == {"recaption", "embed", "mine_part", "mine"}
+
+
+def test_a_part_is_judged_once_it_is_captioned(load_dag: Callable[[str], Any]):
+    dag = load_dag("dataset_refresh")
+    groups = {name: dag.get_task(name).get_closest_mapped_task_group() for name in ("caption", "judge")}
+    assert groups["caption"] is groups["judge"] is not None
+    assert "caption" in upstream(dag, "judge")
 
 
 def test_the_version_starts_the_training(load_dag: Callable[[str], Any]):
