@@ -218,15 +218,40 @@ def read_failure(context: Mapping[str, Any], ui: str) -> Failure:
     )
 
 
+def mail_marker(context: Mapping[str, Any]) -> Path | None:
+    """The file that says that a mail about this run's task was sent since the run was last cleared; None where the run
+    has no worktree (open_run failed). All parts of a stage are one task.
+    """
+    folder = run_folder(str(context["run_id"]))
+    clears = getattr(context.get("dag_run"), "clear_number", None) or 0
+    return folder / ".run" / "mails" / f"{context['ti'].task_id}-{clears}" if folder.is_dir() else None
+
+
 class AlertMail(SmtpNotifier):
-    """SmtpNotifier whose subject and body are made from the failure itself."""
+    """SmtpNotifier whose subject and body are made from the failure itself; one a run and stage, not one a part."""
 
     def notify(self, context: Any) -> None:
-        """Send the mail; called by Airflow when a task has failed for the last time."""
-        failure = read_failure(context, os.environ.get("MEGAPAIRS_UI", "").rstrip("/"))
-        self.subject = subject(failure)
-        self.html_content = body(failure)
-        super().notify(context)
+        """Send the mail, unless another part of the stage has; called by Airflow when a task has failed for the last
+        time.
+        """
+        marker = mail_marker(context)
+        if marker:
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                marker.touch(exist_ok=False)
+            except FileExistsError:
+                log.info("no further mail: one about this stage was sent (%s)", marker)
+                return
+        is_sent = False
+        try:
+            failure = read_failure(context, os.environ.get("MEGAPAIRS_UI", "").rstrip("/"))
+            self.subject = subject(failure)
+            self.html_content = body(failure)
+            super().notify(context)
+            is_sent = True
+        finally:
+            if marker and not is_sent:
+                marker.unlink(missing_ok=True)  # the next part's failure tries again
         log.info("alert mail sent to %s: %s", self.to, self.subject)
 
 

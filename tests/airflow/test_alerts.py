@@ -1,6 +1,7 @@
 """The alert mail: what it says, that every value is escaped, and that it arrives at a real SMTP server."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,36 @@ def test_any_other_mail_shows_the_stage_and_its_last_lines_escaped(run: Path, in
     assert mail["Subject"] == "[cats & dogs] ingest failed in dataset_refresh"
     page = html_body(mail)
     assert "OSError: disk full &lt;script&gt;" in page and "<script" not in page
+
+
+def failed_part(part: str, clears: int = 0, stage: str = "caption") -> dict[str, Any]:
+    failed = context(stage, None, f"part {part} broke")
+    failed["task"].part = part
+    return {**failed, "dag_run": SimpleNamespace(clear_number=clears)}
+
+
+def test_many_parts_that_fail_send_one_mail_and_a_cleared_run_another(run: Path, inbox: Inbox):
+    for part in ("1/3", "2/3", "3/3"):
+        send(failed_part(part))
+    assert [m["Subject"] for m in inbox.mails] == ["[cats & dogs] caption 1/3 failed in dataset_refresh"]
+    send(failed_part("1/3", stage="judge"))
+    assert len(inbox.mails) == 2, "another stage"
+    send(failed_part("2/3", clears=1))
+    send(failed_part("3/3", clears=1))
+    assert [m["Subject"] for m in inbox.mails[2:]] == ["[cats & dogs] caption 2/3 failed in dataset_refresh"]
+
+
+def test_a_mail_that_could_not_be_sent_is_sent_by_the_next_part(
+    run: Path, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+):
+    working = os.environ["AIRFLOW_CONN_SMTP_DEFAULT"]
+    broken = json.dumps({"conn_type": "smtp", "host": "127.0.0.1", "port": 1, "extra": {"retry_limit": 1}})
+    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", broken)
+    with pytest.raises(OSError, match="."):
+        send(failed_part("1/3"))
+    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", working)
+    send(failed_part("2/3"))
+    assert len(inbox.mails) == 1
 
 
 def test_a_gates_report_that_lacks_values_still_makes_a_mail(run: Path, inbox: Inbox):
