@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,8 @@ HEADINGS = {
     "promote": "Evaluation and promotion",
 }
 FIELD_KEYS = {**DATASET_FORM, **MODEL_FORM}
+# What a text box for a number takes.
+NUMBER_PATTERNS = {"integer": r"^-?[0-9]+$", "number": r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"}
 # Keywords of a JSON schema that a field takes over, so that Airflow checks the value before the run starts.
 SCHEMA_KEYWORDS = (
     "minimum",
@@ -126,6 +129,27 @@ def default_text(value: Any, empty: str) -> str:
     return str(value)
 
 
+def number_pattern(schema: Mapping[str, Any]) -> str:
+    """What a number's text box takes, as a regular expression; open_run checks the upper limits."""
+    if schema["type"] == "integer" and schema.get("minimum", 0) >= 1:
+        return r"^[1-9][0-9]*$"
+    pattern = NUMBER_PATTERNS[schema["type"]]
+    return pattern.replace("-?", "") if schema.get("minimum", -1) >= 0 or "exclusiveMinimum" in schema else pattern
+
+
+def parse_number(key: str, value: Any) -> Any:
+    """The number that a text box holds; anything else as it is, for open_run to check.
+
+    Args:
+        key: dotted key of the parameter.
+        value: as the form or the REST API gives it.
+    """
+    kind = schema_at(key)["type"]
+    if not isinstance(value, str) or not re.match(NUMBER_PATTERNS.get(kind, "(?!)"), value):
+        return value
+    return int(value) if kind == "integer" else float(value)
+
+
 def form_field(name: str, key: str, raw: Mapping[str, Any]) -> Param:
     """One field of the form: empty, with the parameter's description, type, limits and default.
 
@@ -144,13 +168,18 @@ def form_field(name: str, key: str, raw: Mapping[str, Any]) -> Param:
     heading = {"section": HEADINGS[section]} if section in HEADINGS else {}
     if schema["type"] == "boolean":
         return Param(bool(value), type="boolean", title=name, description=description, **heading)
+    kinds, limits = ["null", schema["type"]], {key: limit for key, limit in schema.items() if key in SCHEMA_KEYWORDS}
+    if schema["type"] in NUMBER_PATTERNS:
+        # a text box: Airflow's number box silently turns 0 into the smallest value and 1e9 into an empty field
+        kinds = ["null", "string", schema["type"]]
+        limits["pattern"] = number_pattern(schema)
     return Param(
         None,
-        type=["null", schema["type"]],
+        type=kinds,
         title=name,
         description=f"{description} Left empty: as the profile says, else {default_text(value, empty[:-1])} ({key}).",
         **heading,
-        **{keyword: limit for keyword, limit in schema.items() if keyword in SCHEMA_KEYWORDS},
+        **limits,
     )
 
 
@@ -203,7 +232,7 @@ def changes_from(values: Mapping[str, Any]) -> dict[str, Any]:
         is_empty = value is None or value is False or value in ("", [], {})
         if name == "dataset_version" or (is_empty and name in (*FIELD_KEYS, "profile")):
             continue
-        change: Any = value
+        change: Any = parse_number(FIELD_KEYS[name], value) if name in FIELD_KEYS else value
         for part in reversed(FIELD_KEYS.get(name, name).split(".")):
             change = {part: change}
         changes = overlay(changes, change)

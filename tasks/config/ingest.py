@@ -92,6 +92,12 @@ class IngestConfig(Section):
         description="CPU time that decoding one file may take, seconds. A file that needs more is dropped as "
         "`too_costly`.",
     )
+    max_tries: int = Field(
+        5,
+        ge=1,
+        description="Batches in which a file may be unreachable, a count. Such files come after all others; after so "
+        "many batches they are given up, which the report says.",
+    )
     blocklists: tuple[str, ...] = Field(
         (),
         description="Files with hashes of images that must never be taken in; their images and copies of them are "

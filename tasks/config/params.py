@@ -22,7 +22,11 @@ class OpenRunConfig(Section):
         pattern=r"^\d{4}\.\d{2}\.\d{2}(\.\d+)?$",
         description="Name of the batch and of its version, YYYY.MM.DD[.n]. Empty: the next free name of the date.",
     )
-    limit: int | None = Field(ge=1, description="Most new images that the run takes in, a count. Empty: no limit.")
+    limit: int | None = Field(
+        ge=1,
+        description="Most new images that the run takes in, a count: files that are dropped do "
+        "not count. Sources are taken in order of name. Empty: no limit.",
+    )
     dry_run: bool = Field(description="Run all stages but publish nothing: no version, no training.")
     seed: int = Field(ge=0, description="Seed of every random choice of the run.")
     threads: int = Field(

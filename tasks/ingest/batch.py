@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from tasks.ingest.dedup import Duplicate, DuplicateIndex
 from tasks.ingest.history import SourceHistory
 from tasks.ingest.inspect import InspectedFile, exclusion_reason, read_exclusion_lists
 from tasks.ingest.progress import Progress
-from tasks.ingest.rows import StoredImage, dropped_row, image_row, shard_metadata
+from tasks.ingest.rows import StoredImage, Tries, dropped_row, image_row, shard_metadata
 from tasks.ingest.rules import NormalizedImage, Rejection
 from tasks.ingest.shards import ShardWriter
 from tasks.names import batch_name, run_date
@@ -66,6 +67,7 @@ class BatchWriter:
         """
         self.config, self.store, self.history = params.ingest, store, history
         self.batch, self.date = batch_name(params), run_date(params)
+        self.limit = params.open_run.limit
         self._files_read = 0
         self._lists = read_exclusion_lists(self.config, store)
         self.index = DuplicateIndex(
@@ -103,6 +105,10 @@ class BatchWriter:
             self._files_read += 1
             yield file
 
+    def wanted(self) -> int:
+        """How many images the batch may still take, a count."""
+        return sys.maxsize if self.limit is None else self.limit - self._images.count
+
     def add(self, inspected: InspectedFile) -> None:
         """Keep or drop one file; files must come in the order of their sources."""
         image_id = ""
@@ -131,7 +137,8 @@ class BatchWriter:
         if rejection.reason == "duplicate":
             self.history.note_caption(inspected.file)
         copy_of, also = (duplicate.image_id, duplicate.also) if duplicate else ("", ())
-        self._dropped.add(dropped_row(inspected, self.batch, rejection, copy_of, also))
+        tries = Tries(self.history.tries(inspected.file) + 1, self.config.max_tries)
+        self._dropped.add(dropped_row(inspected, self.batch, rejection, copy_of, also, tries))
 
     def _keep(self, inspected: InspectedFile, image_id: str) -> None:
         image = inspected.result
@@ -148,7 +155,8 @@ class BatchWriter:
         Raises:
             DataError: kept and dropped rows are not as many as the files (a bug; nothing is published).
         """
-        if self._images.count + self._dropped.count != self._files_read:
+        rows, is_full = self._images.count + self._dropped.count, self.wanted() <= 0
+        if rows > self._files_read or (rows < self._files_read and not is_full):
             raise DataError(
                 f"ingest: {self._files_read} files read, {self._images.count} kept and {self._dropped.count} dropped; "
                 "expected every file as one row; this is a bug, report it with the run's log"

@@ -1,12 +1,10 @@
-"""Inspect source files in worker processes: read, hash, decode, normalise; results in the order of the sources."""
+"""Inspect source files in worker processes: read, hash, decode, normalise (in threads: tasks/ingest/parallel.py)."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tasks.config import IngestConfig
@@ -82,24 +80,6 @@ def inspect_file(
         return InspectedFile(file, sha256, Rejection("duplicate"), content.robots)
     result = workers.read(content, is_named_image=file.is_named_image)
     return InspectedFile(file, sha256, result, content.robots)
-
-
-def map_in_order(
-    files: Iterable[SourceFile], inspect: Callable[[SourceFile], InspectedFile], threads: int
-) -> Iterator[InspectedFile]:
-    """`inspect` applied to all files in threads; results in the files' order, at most BLOCK_FILES under way."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[InspectedFile]] = deque()
-        try:
-            for file in files:
-                pending.append(pool.submit(inspect, file))
-                if len(pending) >= BLOCK_FILES:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def read_exclusion_lists(config: IngestConfig, store: Store) -> list[HashList]:

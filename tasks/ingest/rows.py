@@ -11,6 +11,8 @@ from tasks.ingest.inspect import InspectedFile
 from tasks.ingest.rules import NormalizedImage, Rejection
 from tasks.sources.files import SourceFile
 
+GIVEN_UP = "is_given_up"  # in a dropped row's detail: the file is not tried again
+
 
 @dataclass(frozen=True)
 class StoredImage:
@@ -25,6 +27,24 @@ class StoredImage:
     image_id: str
     shard: str
     offset_bytes: int
+
+
+@dataclass(frozen=True)
+class Tries:
+    """Batches that did not reach a file, this one included.
+
+    Attributes:
+        count: how many.
+        most: after how many the file is given up.
+    """
+
+    count: int
+    most: int
+
+    def detail(self) -> dict[str, Any]:
+        """Fields of a dropped row's detail; a first try of several says nothing."""
+        fields: dict[str, Any] = {"tries": self.count} if self.count > 1 else {}
+        return {**fields, GIVEN_UP: True} if self.count >= self.most else fields
 
 
 def image_row(inspected: InspectedFile, stored: StoredImage, batch: str, date: str) -> dict[str, Any]:
@@ -67,7 +87,12 @@ def image_row(inspected: InspectedFile, stored: StoredImage, batch: str, date: s
 
 
 def dropped_row(
-    inspected: InspectedFile, batch: str, rejection: Rejection, copy_of: str = "", also: Sequence[str] = ()
+    inspected: InspectedFile,
+    batch: str,
+    rejection: Rejection,
+    copy_of: str = "",
+    also: Sequence[str] = (),
+    tries: Tries | None = None,
 ) -> dict[str, Any]:
     """The row of a dropped file; its `detail` is JSON.
 
@@ -77,6 +102,7 @@ def dropped_row(
         rejection: why.
         copy_of: the kept image that it repeats, '' for none.
         also: other kept images that it is a near duplicate of.
+        tries: in which a file that may be tried again was not reached.
     """
     detail: dict[str, Any] = {"sha256": inspected.sha256, "why": rejection.detail}
     optional = {
@@ -88,6 +114,8 @@ def dropped_row(
     detail |= {name: value for name, value in optional.items() if value}
     if not inspected.is_lasting:
         detail["is_lasting"] = False
+        if tries is not None:
+            detail |= tries.detail()
     text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
     return {"stage": "ingest", "batch": batch, "key": inspected.file.uri, "reason": rejection.reason, "detail": text}
 

@@ -9,7 +9,8 @@ a worker process with limits of its own (tasks/ingest/workers.py) to the stored 
 dropped, in this order, for: its licence, an exact duplicate, the exclusion lists, quality flags, classifiers, a near
 duplicate (tasks/ingest/dedup.py, against the whole corpus). Files are taken in order of source and path, so neither the
 file system's order nor the number of workers affects the tables. A file that an earlier batch has kept or dropped with
-the same bytes is skipped; one that was unreachable is tried again.
+the same bytes is skipped. One that was unreachable is tried again, after all others, in up to `ingest.max_tries`
+batches. `open_run.limit` counts kept images.
 
 Every file ends as one row, which is checked before the tables are published: kept + dropped = read. A dropped row keeps
 the source URI and, as JSON, the detail, the sha256, and for duplicates the image that it repeats. Measurements:
@@ -17,29 +18,30 @@ docs/decisions/0020 and 0021.
 
 Drops, by reason (closed list REASONS; sentences in tasks/reasons.py): `undecodable`, `too_small`, `too_costly`,
 `duplicate`, `near_duplicate`, `licence`, `blocked`, `taken_down`, `benchmark`, `low_quality`, `filtered`, and what a
-source rejects (tasks/sources/files.py). Parameters: `ingest.*`, and `open_run.limit`, the most files of a run.
+source rejects (tasks/sources/files.py). Parameters: `ingest.*`, `open_run.limit`.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 
-from tasks.config import IngestConfig, Params
-from tasks.errors import ConfigError
+from tasks.config import Params
 from tasks.ingest.batch import BatchWriter, changed_captions_note, changes_path
-from tasks.ingest.history import SourceHistory, skip_known_files
-from tasks.ingest.inspect import InspectedFile, apply_filters, inspect_file, make_workers, map_in_order
+from tasks.ingest.history import SourceHistory
+from tasks.ingest.inspect import InspectedFile, apply_filters, inspect_file, make_workers
+from tasks.ingest.intake import new_files
+from tasks.ingest.parallel import Threads, map_in_order
+from tasks.ingest.rows import GIVEN_UP
 from tasks.names import batch_name
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.records import StageReport
 from tasks.sources import files as source_files
 from tasks.sources.files import SourceFile
-from tasks.sources.open import list_files
 from tasks.store import Store
 
 log = logging.getLogger(__name__)
@@ -58,8 +60,6 @@ REASONS = (
     "filtered",
     *source_files.REASONS,
 )
-REMOTE_THREADS = 32  # threads that wait for the network; limits per host hold beside (tasks/sources/web/hosts.py)
-HASH_THREADS = 4  # most threads that hash local files
 FLAG_COLUMNS = ("is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy")
 
 
@@ -71,29 +71,20 @@ def run(params: Params, store: Store) -> StageReport:
         DataError: a source's table that is unreadable.
         TransientError: a storage that fails.
     """
-    config, batch = params.ingest, batch_name(params)
+    config, batch, limit = params.ingest, batch_name(params), params.open_run.limit
     if not store.table_path("images", batch).exists():
-        names = [s.name for s in config.sources]
-        if len(set(names)) != len(names):
-            raise ConfigError(
-                f"ingest.sources: names {names}; expected each name once, since it begins the ids of a source's files; "
-                "rename one"
-            )
-        history = SourceHistory.load(store, batch)
-        listed = (
-            file
-            for source in sorted(config.sources, key=lambda s: s.name)
-            for file in list_files(source, history.has_fingerprint)
-        )
-        new = skip_known_files(listed, history, min(HASH_THREADS, os.cpu_count() or 1))
-        ingest_files(itertools.islice(new, params.open_run.limit), params, store, history)
-    return build_report(store, batch)
+        history = SourceHistory.load(store, batch, config.max_tries)
+        ingest_files(new_files(config, history), params, store, history)
+    report = build_report(store, batch)
+    if limit is not None and report.written >= limit:
+        report.notes.append(f"stopped at open_run.limit, {limit} images; a later run takes what is left")
+    return report
 
 
 def ingest_files(
     files: Iterable[SourceFile], params: Params, store: Store, history: SourceHistory | None = None
 ) -> None:
-    """Take in these files as the batch of `params`.
+    """Take in these files as the batch of `params`, until `open_run.limit` images are kept.
 
     Args:
         files: in the order in which they are taken; of two copies the first is kept.
@@ -104,27 +95,38 @@ def ingest_files(
         DataError: kept and dropped rows are not as many as the files (a bug; nothing is published).
     """
     config = params.ingest
+    threads = Threads(local=config.workers or os.cpu_count() or 1)
     with BatchWriter(params, store, history or SourceHistory()) as writer, make_workers(config) as workers:
         known_sha256s = set(writer.index.ids_by_source_sha256)
 
         def inspect(file: SourceFile) -> InspectedFile:
             return inspect_file(file, config, workers, known_sha256s)
 
-        for inspected in apply_filters(map_in_order(writer.count_read(files), inspect, _count_threads(config)), config):
-            writer.add(inspected)
+        with closing(map_in_order(writer.count_read(files), inspect, threads, writer.wanted)) as inspected_files:
+            for inspected in apply_filters(inspected_files, config):
+                writer.add(inspected)
+                if writer.wanted() <= 0:
+                    break
 
 
-def _count_threads(config: IngestConfig) -> int:
-    """Threads that read files: one per worker, more where a source is remote."""
-    is_remote = any("://" in s.path for s in config.sources)
-    return max(REMOTE_THREADS if is_remote else 1, config.workers or os.cpu_count() or 1)
+def given_up_note(details: Iterable[tuple[str, str]]) -> str | None:
+    """A sentence about files that are not tried again; None where there are none.
+
+    Args:
+        details: source_uri and detail of dropped rows.
+    """
+    uris = [uri for uri, detail in details if GIVEN_UP in detail and json.loads(detail).get(GIVEN_UP)]
+    if not uris:
+        return None
+    shown = ", ".join(uris[:3]) + (" ..." if len(uris) > 3 else "")
+    return f"{len(uris)} files were unreachable in ingest.max_tries batches and are not tried again: {shown}"
 
 
 def build_report(store: Store, batch: str) -> StageReport:
     """The batch's report, from its files on disk alone: the same after a crash as without one."""
     images = store.read_table("images", ["caption", *FLAG_COLUMNS], batch)
     kept = images.num_rows
-    dropped = store.read(store.dropped_path("ingest", batch), "dropped", ["reason"])
+    dropped = store.read(store.dropped_path("ingest", batch), "dropped", ["reason", "key", "detail"])
     reasons = Counter(dropped.column("reason").to_pylist())
     read = kept + reasons.total()
     reused = store.read_table("images", ["batch"]).num_rows - kept
@@ -139,6 +141,9 @@ def build_report(store: Store, batch: str) -> StageReport:
     for column in FLAG_COLUMNS:
         if count := sum(map(bool, images.column(column).to_pylist())):
             report.figures[f"{column}_share"] = count / kept
+    details = zip(dropped.column("key").to_pylist(), dropped.column("detail").to_pylist(), strict=True)
+    if note := given_up_note(details):
+        report.notes.append(note)
     if (path := changes_path(store, batch)).exists():
         changed = json.loads(path.read_text())
         report.figures["captions_changed"] = float(changed["count"])

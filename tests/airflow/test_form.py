@@ -29,6 +29,13 @@ def test_every_field_has_a_type_and_a_sentence(forms: dict[str, Any]):
     [
         ("limit", 60, 0),
         ("limit", 1, "many"),
+        ("limit", "60", "0"),  # as the text box gives it
+        ("limit", "1000000000", "1e9"),
+        ("limit", None, -1),
+        ("limit", 1_000_000_000, "-1"),
+        ("neighbours", "12", "12.5"),
+        ("judge_threshold", "0.5", "half"),
+        ("judge_threshold", ".5", "-0.5"),
         ("profile", "test", "tset"),
         ("date", "2026-11-24", "24.11.2026"),
         ("neighbours", 12, -1),
@@ -89,6 +96,21 @@ def test_what_is_filled_in_lands_in_its_section_and_resolves():
     }
     raw = resolve(load_params().model_dump(by_alias=True, mode="json"), None, changes)
     assert raw["mine"]["windows"]["semantic"] and raw["mine"]["windows"]["pattern"]["low"] == 0.5
+
+
+def test_numbers_are_text_boxes_and_arrive_as_numbers(forms: dict[str, Any]):
+    """Airflow's number box turns 0 and -1 into 1 and 1e9 into an empty field, without a word."""
+    from megapairs.form import changes_from
+
+    numbers = [p for form in forms.values() for p in form.values() if {"integer", "number"} & set(p.schema["type"])]
+    assert numbers and all(p.schema["type"][1] == "string" for p in numbers)  # the first kind that is not null decides
+    given = {"limit": "60", "judge_threshold": "0.5", "learning_rate": "1e-4", "sources": "12"}
+    assert changes_from(given) == {
+        "open_run": {"limit": 60},
+        "judge": {"threshold": 0.5},
+        "train": {"learning_rate": 0.0001},
+        "ingest": {"sources": "12"},
+    }
 
 
 def test_an_unknown_name_travels_on_for_open_run_to_refuse():
