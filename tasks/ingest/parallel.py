@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ def map_in_order(
     inspect: Callable[[SourceFile], InspectedFile],
     threads: Threads,
     wanted: Callable[[], int] = never_limited,
-) -> Iterator[InspectedFile]:
+) -> Generator[InspectedFile, None, None]:
     """`inspect` applied to all files in threads; results in the files' order, at most BLOCK_FILES under way.
 
     Args:
