@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.config.section import NAME_PATTERN, Section
 
@@ -40,10 +41,17 @@ class SourceConfig(Section):
         "unknown", description="Licence code of images for which the source states none, e.g. CC0-1.0."
     )
     attribution: str = Field("", description="Attribution of images for which the source states none.")
-    columns: dict[Literal["path", "url", "caption", "license", "attribution", "sha256"], str] = Field(
+    columns: dict[Literal["path", "url", "image", "caption", "license", "attribution", "sha256"], int | str] = Field(
         default_factory=dict,
         description="Names of the columns in the source's own table, where they differ from the usual names "
-        "(listed in tasks/sources/metadata.py), e.g. {caption: alt_text}.",
+        "(listed in tasks/sources/columns.py), e.g. {caption: alt_text}. A number is a position, counted from 0, in a "
+        "CSV or TSV without a header, e.g. {url: 1, caption: 0} for CC3M.",
+    )
+    encoding: str = Field(
+        "",
+        description="Encoding of text tables and caption files that have no byte-order mark, e.g. cp1252 (Excel in "
+        "western Europe), shift_jis. Empty: UTF-8, and UTF-16 where it is evident. A line of other bytes is one "
+        "dropped row that says so.",
     )
     kind: SourceKind | None = Field(
         None,
@@ -94,9 +102,19 @@ class SourceConfig(Section):
             return "tars"
         return "table" if self.path.endswith((*TABLE_SUFFIXES, *PACKED_TABLES)) else "folder"
 
+    @field_validator("encoding")
+    @classmethod
+    def _require_a_known_encoding(cls, value: str) -> str:
+        try:
+            return codecs.lookup(value).name if value else ""
+        except LookupError:
+            raise ValueError(f"'{value}' is no encoding that Python knows; expected e.g. cp1252 or utf-16") from None
+
     @model_validator(mode="after")
     def _require_a_contact(self) -> SourceConfig:
-        if self.kind_of_path == "table" and not self.contact.strip():
+        """A Parquet table may hold the images themselves; whether it needs a contact shows when it is listed."""
+        may_hold_images = self.path.endswith((".parquet", "*")) or "image" in self.columns
+        if self.kind_of_path == "table" and not self.contact.strip() and not may_hold_images:
             raise ValueError("a table of URLs needs 'contact': a mail address or page that the sites can write to")
         return self
 

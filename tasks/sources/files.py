@@ -73,11 +73,19 @@ class Content(bytes):
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the source's table states about a file, as cleaned text; None where it states nothing."""
+    """What the source's table states about a file, as cleaned text; None where it states nothing.
+
+    Attributes:
+        caption: one line of text.
+        license_code: the SPDX identifier of the licence, where it has one.
+        attribution: whom to name.
+        license_stated: the licence as the source spells it.
+    """
 
     caption: str | None = None
     license_code: str | None = None
     attribution: str | None = None
+    license_stated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ class SourceFile:
             not): then compare `sha256()`.
         metadata: what the source's table states about it.
         license_code, attribution: the table's values, else the source's defaults.
+        is_rejected: reading raises FileRejected, as its listing has decided.
+        claims_image: whether it counts as an image whatever its name is.
         is_remote: reading waits for the network, so many are read at a time, in threads. All of them run in the process
             that listed the files, because request limits per host hold within one process.
         reader: (limit in bytes) -> the bytes; may return one byte more than the limit, which `read` refuses.
@@ -104,6 +114,8 @@ class SourceFile:
     license_code: str
     attribution: str
     is_remote: bool = False
+    is_rejected: bool = False
+    claims_image: bool = False
     reader: Callable[[int], bytes] = field(default=lambda _: b"", repr=False, compare=False)
     open_chunks: Callable[[], Iterator[bytes]] | None = field(default=None, repr=False, compare=False)
 
@@ -133,7 +145,7 @@ class SourceFile:
     @property
     def is_named_image(self) -> bool:
         """Whether its name claims an image, so that bytes of an unknown format count as damaged; true for all URLs."""
-        return self.uri.lower().endswith(SUFFIXES) or "://" in self.uri
+        return self.claims_image or self.uri.lower().endswith(SUFFIXES) or "://" in self.uri
 
     def rejected(self, reason: str, detail: str, *, is_lasting: bool = True) -> SourceFile:
         """The same file, but reading it raises FileRejected with this reason."""
@@ -141,7 +153,7 @@ class SourceFile:
         def reject(_: int) -> bytes:
             raise FileRejected(reason, detail, is_lasting=is_lasting)
 
-        return replace(self, reader=reject, open_chunks=None)
+        return replace(self, reader=reject, open_chunks=None, is_rejected=True)
 
     def with_metadata(self, metadata: Metadata, source: SourceConfig) -> SourceFile:
         """The same file with other metadata; the source's defaults apply where it states nothing."""

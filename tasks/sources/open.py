@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from tasks.config import SourceConfig
+from tasks.sources.counts import ListingCounts
 from tasks.sources.files import SourceFile
 from tasks.sources.folder import list_folder
 from tasks.sources.s3 import list_s3
@@ -26,22 +27,25 @@ def never_known(fingerprint: str) -> bool:
     return False
 
 
-def list_files(source: SourceConfig, is_known: Callable[[str], bool] = never_known) -> Iterator[SourceFile]:
+def list_files(
+    source: SourceConfig, is_known: Callable[[str], bool] = never_known, counts: ListingCounts | None = None
+) -> Iterator[SourceFile]:
     """All files of a source, in an order that depends on the source alone.
 
     Args:
         source: an entry of ingest.sources.
         is_known: whether an earlier batch has a row with this fingerprint. A tar whose last member is known is skipped
             as a whole.
+        counts: where captions and rows of tables are counted; they are complete when the listing has ended.
     Raises:
         ConfigError: the folder, bucket or table does not exist.
-        DataError: a table that cannot be read.
+        DataError: tables without the columns that they must have.
         TransientError: the storage fails; run the stage again.
     """
     if source.kind_of_path == "tars":
         yield from list_tars(source, is_known)
     elif source.kind_of_path == "table":
-        yield from list_table(source)
+        yield from list_table(source, counts)
     elif source.path.startswith("s3://"):
         yield from list_s3(source)
     else:

@@ -233,16 +233,13 @@ def local_copy(location: S3Location, item: S3Object) -> Iterator[Path]:
     """A metadata or URL table as a temporary local file with the same suffix.
 
     Raises:
-        TransientError: it was changed since it was listed.
+        FileRejected, ConfigError, TransientError: see `translate_errors`.
     """
     with tempfile.TemporaryDirectory(prefix="megapairs-") as folder:
         path = Path(folder) / f"table{next((s for s in TABLE_SUFFIXES if item.key.endswith(s)), '')}"
-        try:
-            with open(path, "wb") as f:
-                for chunk in stream_object(location, item):
-                    f.write(chunk)
-        except FileRejected as rejected:
-            raise TransientError(f"{item.url}: {rejected.detail}; run the stage again") from rejected
+        with open(path, "wb") as f:
+            for chunk in stream_object(location, item):
+                f.write(chunk)
         yield path
 
 
@@ -252,8 +249,11 @@ def read_metadata_table(location: S3Location) -> MetadataTable:
     for name in CAPTION_FILES:
         item = find_object(location, name)
         if item is not None:
-            with local_copy(location, item) as path:
-                return table.add(path, location.source, name=item.url)
+            try:
+                with local_copy(location, item) as path:
+                    return table.add(path, location.source, name=item.url)
+            except FileRejected as rejected:  # without it every caption would be lost
+                raise TransientError(f"{item.url}: {rejected.detail}; run the stage again") from rejected
     return table
 
 

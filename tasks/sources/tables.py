@@ -1,10 +1,15 @@
-"""Tables of URLs with captions: Parquet, CSV or JSONL (also .gz, .zst), as DataComp, Recap-DataComp and LAION publish.
+"""Tables of URLs or of images with captions: Parquet, CSV or JSONL (also .gz, .zst), as DataComp, LAION and Hugging
+Face's datasets publish.
 
-Columns are found by their usual names (url or URL; caption, re_caption or TEXT ...) or by the source's `columns`. Rows
-are listed in the table's order, a few thousand in memory; the first row of a URL wins (hashes of the others are kept on
-disk). A URL that an earlier batch has taken is not downloaded again. Where the table states a file's sha256, other
-bytes are rejected as `changed`. Rows without a URL, and tables in an unsupported archive format, are rejected as
-`not_a_picture`.
+Columns are found by their usual names or by the source's `columns` (tasks/sources/columns.py). Rows are listed in the
+table's order, a few thousand in memory. Where a row holds the image itself (bytes, or Hugging Face's struct of `bytes`
+and `path`), it is a file `<table>#<row>`. Else its URL is the file: the first row of a URL wins (hashes of the others
+are kept on disk), and a URL that an earlier batch has taken is not downloaded again. Where the table states a file's
+sha256, other bytes are rejected as `changed`.
+
+A row that cannot be read is a rejected file (`unreachable`) that says why; the rest of its table is read. Rows without
+a URL or an image, tables without a known column beside others that have one, and tables in an unsupported archive
+format, are rejected as `not_a_picture`.
 """
 
 from __future__ import annotations
@@ -14,17 +19,24 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from tasks.config import PACKED_TABLES, TABLE_SUFFIXES, SourceConfig
+from tasks.errors import ConfigError, DataError
 from tasks.sources import s3
+from tasks.sources.columns import TableFormat, parse_metadata
+from tasks.sources.counts import ListingCounts
 from tasks.sources.files import Content, FileRejected, Metadata, SourceFile, make_source_file
 from tasks.sources.folder import find_local_files
-from tasks.sources.metadata import SeenKeys, TableFormat, parse_metadata, read_rows
+from tasks.sources.metadata import SeenKeys
+from tasks.sources.rows import TableRow, read_rows
+from tasks.sources.spool import Spool
 from tasks.sources.web.fetcher import Fetcher
 from tasks.sources.web.hosts import FetchConfig
+
+SPOOL_BYTES = 64 << 20  # of images on disk, before another temporary file is begun
 
 
 @functools.cache
@@ -34,7 +46,16 @@ def shared_fetcher(config: FetchConfig) -> Fetcher:
 
 
 def fetch_config(source: SourceConfig) -> FetchConfig:
-    """Download limits of a source."""
+    """Download limits of a source.
+
+    Raises:
+        ConfigError: it states no contact.
+    """
+    if not source.contact.strip():
+        raise ConfigError(
+            f"ingest.sources: source '{source.name}': a table of URLs needs 'contact': a mail address or page that the "
+            "sites can write to; set it in params.yaml or the trigger form"
+        )
     return FetchConfig(
         contact=source.contact.strip(),
         robots=source.robots,
@@ -71,36 +92,95 @@ def find_tables(source: SourceConfig) -> Iterator[tuple[str, AbstractContextMana
             yield name, None if name.endswith(PACKED_TABLES) else nullcontext(path)
 
 
-def list_table(source: SourceConfig) -> Iterator[SourceFile]:
-    """One file per URL of the source's tables.
+def list_table(source: SourceConfig, counts: ListingCounts | None = None) -> Iterator[SourceFile]:
+    """One file per URL or image of the source's tables.
 
+    Args:
+        source: of tables.
+        counts: where rows and captions are counted.
     Raises:
-        ConfigError: no table, or a bucket without access.
-        DataError: an unreadable table, or one without a URL column.
+        ConfigError: no table, a bucket without access, or URLs without a contact.
+        DataError: no table of the source has the columns that it must have.
     """
-    fetcher, seen = shared_fetcher(fetch_config(source)), SeenKeys()
+    lister = _TableLister(source, counts or ListingCounts())
+    is_useful, first_error = False, None
     for name, local in find_tables(source):
         if local is None:
             yield make_source_file(source, name, "packed", Metadata()).rejected(
                 "not_a_picture", "a packed table; pack it by gzip or Zstandard, or unpack it"
             )
             continue
-        with local as path:
-            yield from _list_rows(source, name, path, fetcher, seen)
-
-
-def _list_rows(source: SourceConfig, name: str, path: Path, fetcher: Fetcher, seen: SeenKeys) -> Iterator[SourceFile]:
-    """One file per new URL of one table, and a rejected one per row without a URL."""
-    for number, row in enumerate(read_rows(path, TableFormat(source, "url", name))):
-        url, stated = row["url"], row.get("sha256")
-        if not isinstance(url, str) or not url.strip():
-            yield make_source_file(source, f"{name}#{number}", f"row {number}", parse_metadata(row)).rejected(
-                "not_a_picture", "a row without a URL"
+        try:
+            with local as path:
+                yield from lister.files(name, path)
+            is_useful = True
+        except FileRejected as rejected:  # an object that is gone, or that may not be read
+            is_useful = True
+            yield make_source_file(source, name, "", Metadata()).rejected(
+                rejected.reason, rejected.detail, is_lasting=rejected.is_lasting
             )
-            continue
+        except DataError as error:
+            first_error = first_error or error
+            yield make_source_file(source, name, _digest(str(error)), Metadata()).rejected("not_a_picture", str(error))
+    if first_error is not None and not is_useful:
+        raise first_error
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+
+
+@dataclass
+class _TableLister:
+    """Lists the rows of one table after the other."""
+
+    source: SourceConfig
+    counts: ListingCounts
+    seen: SeenKeys = field(default_factory=SeenKeys)
+    spool: Spool = field(default_factory=Spool)
+
+    def files(self, name: str, path: Path) -> Iterator[SourceFile]:
+        """One file per new URL or image of one table, and a rejected one per row that has neither or is damaged."""
+        for row in read_rows(path, TableFormat(self.source, ("image", "url"), name), self.counts):
+            where = f"{name}#{row.number}"
+            if row.damage:
+                file = make_source_file(self.source, where, _digest(row.damage), Metadata())
+                yield file.rejected("unreachable", row.damage, is_lasting=not row.is_end)
+                continue
+            metadata = parse_metadata(row.values)
+            listed = self._list_row(where, row, metadata)
+            if metadata.caption:
+                is_listed = listed is not None and not listed.is_rejected
+                why = "its URL was listed before" if listed is None else "a row without an image"
+                self.counts.count_caption(where, is_matched=is_listed, why=why)
+            elif listed is not None and not listed.is_rejected:
+                self.counts.files_without_caption += 1
+            if listed is not None:
+                yield listed
+
+    def _list_row(self, where: str, row: TableRow, metadata: Metadata) -> SourceFile | None:
+        """The file of one row; None when its URL was listed before."""
+        content, url, stated = (row.values.get(name) for name in ("image", "url", "sha256"))
+        if isinstance(content, bytes):
+            return self._image_file(where, content, metadata)
+        if not isinstance(url, str) or not url.strip():
+            return make_source_file(self.source, where, f"row {row.number}", metadata).rejected(
+                "not_a_picture", "a row without a URL or the bytes of an image"
+            )
         url = url.strip()
-        if seen.add(url):
-            is_sha256 = isinstance(stated, str) and re.fullmatch(r"[0-9a-fA-F]{64}", stated)
-            sha256 = str(stated).lower() if is_sha256 else None
-            file = make_source_file(source, url, sha256 or "url", parse_metadata(row))
-            yield replace(file, is_remote=True, reader=partial(download, fetcher, url, sha256))
+        if not self.seen.add(url):
+            self.counts.repeated_rows += 1
+            return None
+        is_sha256 = isinstance(stated, str) and re.fullmatch(r"[0-9a-fA-F]{64}", stated.strip())
+        sha256 = str(stated).strip().lower() if is_sha256 else None
+        file = make_source_file(self.source, url, sha256 or "url", metadata)
+        fetcher = shared_fetcher(fetch_config(self.source))
+        return replace(file, is_remote=True, reader=partial(download, fetcher, url, sha256))
+
+    def _image_file(self, where: str, content: bytes, metadata: Metadata) -> SourceFile:
+        """The image that a row holds; it waits on disk."""
+        if self.spool.size_bytes > SPOOL_BYTES:
+            self.spool = Spool()
+        spooled = self.spool.append(content)
+        file = make_source_file(self.source, where, hashlib.sha256(content).hexdigest(), metadata)
+        return replace(file, claims_image=True, reader=spooled.read)

@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 
 from tasks.config import PACKED_TARS, SourceConfig
 from tasks.sources import s3
+from tasks.sources.columns import TableFormat, UnreadableText, parse_metadata
 from tasks.sources.files import (
     SUFFIXES,
     FileRejected,
@@ -35,7 +36,7 @@ from tasks.sources.files import (
     make_source_file,
 )
 from tasks.sources.folder import find_local_files, read_chunks
-from tasks.sources.metadata import COLUMNS, SeenKeys, parse_metadata
+from tasks.sources.metadata import SeenKeys
 
 log = logging.getLogger(__name__)
 
@@ -176,11 +177,10 @@ def parse_caption(suffix: str, content: bytes, source: SourceConfig) -> dict[str
         return {}
     if not isinstance(values, dict):
         return {}
-    row: dict[str, object] = {}
-    for name, usual in COLUMNS.items():
-        configured = source.columns.get(name)  # type: ignore[call-overload]
-        row[name] = next((values[key] for key in ([configured] if configured else usual) if values.get(key)), None)
-    return row
+    try:
+        return TableFormat(source, ("caption",), "").values(values)
+    except UnreadableText:
+        return {}
 
 
 class TarLister:

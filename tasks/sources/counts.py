@@ -1,0 +1,108 @@
+"""What a listing of sources read beside its files: captions and the rows of tables, so that none is lost silently.
+
+captions = matched + unmatched; rows = files listed from tables + repeated rows, of which damaged ones are rejected
+files too. Counts are added up over sources and parts, and travel as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+EXAMPLES = 3  # of unmatched captions that are told by name
+NOTES = 20  # of tables that are told
+
+
+@dataclass
+class ListingCounts:
+    """Counts of a listing.
+
+    Attributes:
+        matched: captions that met a file.
+        unmatched: captions that met none.
+        examples: the first few of those, each with where it stands and why.
+        files_without_caption: files that may be images and have no caption.
+        rows: of tables, header lines excluded.
+        damaged_rows: that could not be read; each is a rejected file.
+        repeated_rows: whose URL or path was listed before.
+        notes: sentences about tables, e.g. on a quote that is never closed.
+    """
+
+    matched: int = 0
+    unmatched: int = 0
+    examples: list[str] = field(default_factory=list)
+    files_without_caption: int = 0
+    rows: int = 0
+    damaged_rows: int = 0
+    repeated_rows: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def captions(self) -> int:
+        """Captions read."""
+        return self.matched + self.unmatched
+
+    def count_caption(self, where: str = "", *, is_matched: bool, why: str = "") -> None:
+        """Count one caption; `where` and `why` tell an unmatched one."""
+        if is_matched:
+            self.matched += 1
+            return
+        self.unmatched += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(f"{where} ({why})" if why else where)
+
+    def note(self, sentence: str) -> None:
+        """Keep a sentence for the report."""
+        if len(self.notes) < NOTES and sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def add(self, other: ListingCounts) -> None:
+        """Add the counts of another listing."""
+        for name in ("matched", "unmatched", "files_without_caption", "rows", "damaged_rows", "repeated_rows"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.examples = [*self.examples, *other.examples][:EXAMPLES]
+        self.notes = list(dict.fromkeys([*self.notes, *other.notes]))[:NOTES]
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ListingCounts:
+        """Inverse of `to_json`."""
+        return cls(**json.loads(text))
+
+    def figures(self) -> dict[str, float]:
+        """Figures for a report, where there is anything to tell."""
+        figures: dict[str, float] = {}
+        if self.captions:
+            figures["captions_read"] = float(self.captions)
+            figures["captions_matched"] = float(self.matched)
+            figures["captions_unmatched"] = float(self.unmatched)
+        if self.captions and self.files_without_caption:
+            figures["files_without_caption"] = float(self.files_without_caption)
+        if self.damaged_rows:
+            figures["damaged_rows"] = float(self.damaged_rows)
+        return figures
+
+    def sentences(self) -> list[str]:
+        """The counts as sentences for a person."""
+        sentences = []
+        if self.captions:
+            sentences.append(
+                f"captions of the sources: {self.captions:,} read, {self.matched:,} matched a file, "
+                f"{self.unmatched:,} matched none"
+                + (
+                    f" ({'; '.join(self.examples)}{' ...' if self.unmatched > len(self.examples) else ''})"
+                    if self.unmatched
+                    else ""
+                )
+                + f"; {self.files_without_caption:,} files have no caption"
+            )
+        if self.rows and (self.damaged_rows or self.repeated_rows):
+            sentences.append(
+                f"rows of tables: {self.rows:,} read, {self.damaged_rows:,} damaged, "
+                f"{self.repeated_rows:,} repeat an earlier row"
+            )
+        return [*sentences, *self.notes]

@@ -1,0 +1,296 @@
+"""Rows of a CSV, TSV, JSONL or Parquet table, one after the other; one that cannot be read is a row that says why.
+
+A `.tsv` has no quoting: each line is one row. In a `.csv` a quoted text may span lines; but where a line within it is a
+row of its own, or no quote closes it within RECORD_LINES, the quote counts as a character, and each line as a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import DataError
+from tasks.sources.columns import IMAGE_LISTS, TableFormat, UnreadableText, looks_like_url, plain_name
+from tasks.sources.counts import ListingCounts
+from tasks.sources.lines import FIELD_CHARS, READ_ERRORS, Line, read_text_lines
+
+BATCH_ROWS = 8_192  # of Parquet, read at a time
+IMAGE_BATCH_ROWS = 16  # the same, of a table that holds images
+RECORD_LINES = 200  # most lines of one quoted record of a CSV
+DELIMITERS = (",", ";", "\t", "|")  # of a CSV, by its header
+_IMAGE_NAME = re.compile(r"[^\n]*\.(jpe?g|jfif|jpe|png|webp|avif|gif|tiff?|bmp)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of a table.
+
+    Attributes:
+        number: of its first line in a text table, counted from 1; of the row in a Parquet table, from 0.
+        values: field of COLUMNS -> what the row states for it.
+        damage: why it cannot be read; '' for a good row.
+        is_end: whether the damage is the file's, which may be whole next time.
+    """
+
+    number: int
+    values: dict[str, Any] = field(default_factory=dict)
+    damage: str = ""
+    is_end: bool = False
+
+
+def read_rows(path: Path, table: TableFormat, counts: ListingCounts | None = None) -> Iterator[TableRow]:
+    """All rows of a table, a few thousand in memory; damage is a row.
+
+    Args:
+        path: the file; its suffix decides the format. CSV and JSONL may be compressed (.gz, .zst): decompressed as they
+            are read, up to MAX_COMPRESSION_RATIO times their size.
+        table: how its columns are found.
+        counts: where rows are counted, and what is odd about the table is noted.
+    Raises:
+        DataError: a column that it must have is missing.
+    """
+    counts = counts or ListingCounts()
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    if name.endswith(".parquet"):
+        rows = _parquet_rows(path, table)
+    else:
+        lines = read_text_lines(path, table.source.encoding)
+        if name.endswith((".jsonl", ".ndjson")):
+            rows = _jsonl_rows(lines, table)
+        else:
+            rows = _DelimitedTable(lines, table, counts, "\t" if name.endswith(".tsv") else None).rows()
+    for row in rows:
+        counts.rows += 1
+        counts.damaged_rows += bool(row.damage)
+        yield row
+
+
+def _make_row(number: int, row: dict[str, Any], table: TableFormat) -> TableRow:
+    try:
+        return TableRow(number, table.values(row))
+    except UnreadableText as error:
+        return TableRow(number, damage=str(error))
+
+
+def _jsonl_rows(lines: Iterator[Line], table: TableFormat) -> Iterator[TableRow]:
+    names: dict[str, None] = {}  # of all columns seen, in their order
+    fields: dict[str, list[str]] = {}
+    objects, first_damage = 0, ""
+    for line in lines:
+        if not line.damage and not line.text.strip("\ufeff \t"):
+            continue
+        row, damage = None, line.damage
+        if not damage:
+            try:
+                row = json.loads(line.text)
+                damage = "" if isinstance(row, dict) else f"a {type(row).__name__}; expected one JSON object per line"
+            except (ValueError, RecursionError) as error:
+                damage = f"no JSON: {error}; expected one JSON object per line"
+        if damage or not isinstance(row, dict):
+            first_damage = first_damage or f"line {line.number}: {damage}"
+            yield TableRow(line.number, damage=damage, is_end=line.is_end)
+            continue
+        objects += 1
+        if len(names) < 1_000:
+            names.update(dict.fromkeys(row))
+        fields.update(table.find_columns(list(row)))
+        yield _make_row(line.number, row, table)
+    if objects:
+        table.check(fields, list(names))
+    elif first_damage and "JSON" in first_damage:
+        raise DataError(f"{table.name}: {first_damage}; correct or replace the file")
+
+
+class _DelimitedTable:
+    """A CSV or TSV: its lines, put together to rows.
+
+    Args:
+        lines: of the file.
+        table: how its columns are found.
+        counts: where swallowed lines are noted.
+        delimiter: '\\t' for a table without quoting; None for a CSV, whose header decides.
+    """
+
+    def __init__(self, lines: Iterator[Line], table: TableFormat, counts: ListingCounts, delimiter: str | None) -> None:
+        csv.field_size_limit(2 * FIELD_CHARS)
+        self._lines, self._table, self._counts = lines, table, counts
+        self._has_quotes, self._delimiter = delimiter is None, delimiter or ","
+        self._back: list[Line] = []  # lines that were read ahead, last first
+        self._names: list[str] = []
+
+    def rows(self) -> Iterator[TableRow]:
+        """All rows below the header."""
+        is_first = True
+        while (line := self._next()) is not None:
+            if line.damage:
+                yield TableRow(line.number, damage=line.damage, is_end=line.is_end)
+            elif line.text.strip():
+                if is_first:
+                    is_first = False
+                    if self._read_header(line):
+                        continue
+                yield self._read_row(line)
+        if is_first:
+            yield TableRow(1, damage="the table has no header and no row")
+
+    def _next(self) -> Line | None:
+        return self._back.pop() if self._back else next(self._lines, None)
+
+    def _read_header(self, line: Line) -> bool:
+        """Take the names of the columns from the first line; returns whether it is a header."""
+        if self._has_quotes:
+            self._delimiter = next((d for d in DELIMITERS if d in line.text), ",")
+        names = self._split(line.text.removeprefix("\ufeff"))
+        configured = self._table.source.columns.values()
+        positions = self._table.positions.values()
+        if is_header := not positions or any(str(column) in names for column in configured):
+            self._names = names
+        elif max(positions) >= len(names):
+            raise DataError(
+                f"{self._table.name}: column {max(positions)} is missing, its first line has {len(names)} columns, "
+                f"counted from 0; correct ingest.sources '{self._table.source.name}' columns"
+            )
+        else:
+            self._names = [str(n) for n in range(len(names))]
+        self._table.check(self._table.find_columns(self._names), self._names)
+        return is_header
+
+    def _split(self, text: str) -> list[str]:
+        """The fields of one line."""
+        if not self._has_quotes or '"' not in text:
+            return text.split(self._delimiter)
+        return next(csv.reader([text], delimiter=self._delimiter), [])
+
+    def _read_row(self, line: Line) -> TableRow:
+        if not self._has_quotes or '"' not in line.text:
+            return self._make(line.number, line.text.split(self._delimiter))
+        taken, is_open = [line], False
+
+        def feed() -> Iterator[str]:
+            nonlocal is_open
+            yield line.text + "\n"
+            while len(taken) < RECORD_LINES and (more := self._next()) is not None:
+                if more.damage:
+                    self._back.append(more)
+                    break
+                taken.append(more)
+                yield more.text + "\n"
+            is_open = True  # a quote is open, and there is no line that could close it
+
+        try:
+            fields = next(csv.reader(feed(), delimiter=self._delimiter), [])
+        except csv.Error as error:
+            self._back += taken[:0:-1]
+            return TableRow(line.number, damage=f"no row of a CSV: {error}")
+        if not is_open and not any(self._is_row(more.text) for more in taken[1:]):
+            return self._make(line.number, fields)
+        self._back += taken[:0:-1]
+        self._counts.note(
+            f"{self._table.name}: line {line.number} opens a quote that would swallow the rows behind it; "
+            "each line was read as a row of its own"
+        )
+        return self._make(line.number, line.text.split(self._delimiter))
+
+    def _is_row(self, text: str) -> bool:
+        """Whether a line within a quoted text is a row of its own: all fields, and a URL or an image where it belongs."""
+        fields = self._split(text)
+        if len(fields) != len(self._names):
+            return False
+        columns = self._table.find_columns(self._names)
+        keys = [fields[self._names.index(name)] for key in self._table.keys for name in columns.get(key, ())]
+        return any(looks_like_url(key) or _IMAGE_NAME.fullmatch(key) for key in keys)
+
+    def _make(self, number: int, fields: list[str]) -> TableRow:
+        """A row of these fields; a comma too many belongs to a caption in the last column, else it is damage."""
+        extra = fields[len(self._names) :]
+        if any(text.strip() for text in extra):
+            captions = self._table.find_columns(self._names).get("caption", [])
+            if self._names[-1] not in captions:
+                return TableRow(
+                    number, damage=f"{len(fields)} fields, the table has {len(self._names)} columns: which is which?"
+                )
+            last = len(self._names) - 1
+            fields = [*fields[:last], self._delimiter.join(fields[last:])]
+        return _make_row(number, dict(zip(self._names, fields, strict=False)), self._table)
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def _parquet_rows(path: Path, table: TableFormat) -> Iterator[TableRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (*READ_ERRORS, pa.ArrowException) as error:
+        yield TableRow(0, damage=f"the Parquet file cannot be read: {error}", is_end=True)
+        return
+    with file:
+        schema = file.schema_arrow
+        columns = table.find_columns(schema.names)
+        _refuse_image_lists(schema, columns, table)
+        table.check(columns, schema.names)
+        wanted = list(dict.fromkeys(name for names in columns.values() for name in names))
+        holds_images = any(_is_binary(schema.field(name).type) for name in columns.get("image", ()))
+        size, number = IMAGE_BATCH_ROWS if holds_images else BATCH_ROWS, 0
+        for group in range(file.num_row_groups):
+            end = number + file.metadata.row_group(group).num_rows
+            try:
+                for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
+                    rows = _batch_rows(batch, number, table)
+                    number += batch.num_rows
+                    yield from rows
+            except (*READ_ERRORS, pa.ArrowException) as error:
+                yield TableRow(
+                    number, damage=f"rows {number} to {end - 1} of row group {group} cannot be read: {error}"
+                )
+            number = end
+
+
+def _is_binary(kind: Any) -> bool:
+    """Whether a column of this Arrow type can hold images: bytes, or a struct with bytes."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(kind.field(n).name == "bytes" for n in range(kind.num_fields))
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _refuse_image_lists(schema: Any, columns: dict[str, list[str]], table: TableFormat) -> None:
+    """Refuse a table whose only images are lists of images.
+
+    Raises:
+        DataError: it names the column.
+    """
+    import pyarrow.types as types
+
+    if "url" in columns or any(_is_binary(schema.field(name).type) for name in columns.get("image", ())):
+        return
+    for name in schema.names:
+        kind = schema.field(name).type
+        is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+        if plain_name(name) in IMAGE_LISTS and is_list and _is_binary(kind.value_type):
+            raise DataError(
+                f"{table.name}: column '{name}' is a list of images; expected one image per row; write one row per "
+                "image, e.g. with explode() of pandas or polars"
+            )
+
+
+def _batch_rows(batch: Any, first: int, table: TableFormat) -> list[TableRow]:
+    """The rows of a record batch; a text that is no UTF-8 is a damaged row."""
+    try:
+        return [_make_row(first + n, row, table) for n, row in enumerate(batch.to_pylist())]
+    except UnicodeDecodeError:
+        rows = []
+        for n in range(batch.num_rows):
+            try:
+                rows.append(_make_row(first + n, batch.slice(n, 1).to_pylist()[0], table))
+            except UnicodeDecodeError as error:
+                rows.append(TableRow(first + n, damage=f"a text that is no UTF-8: {error.reason}"))
+        return rows
