@@ -116,6 +116,7 @@ def schemas() -> dict[str, pa.Schema]:
                 ("is_near_empty", b),
                 ("has_extreme_ratio", b),
                 ("is_text_heavy", b),
+                ("license_stated", s),  # the licence as its source spells it; '' where it states none for the image
             ]
         ),
         # Rows left out, by any stage; `key` names the row (source URI, pair id, triplet id ...).
@@ -219,6 +220,7 @@ LATER_COLUMNS: dict[str, tuple[str, ...]] = {
         "is_near_empty",
         "has_extreme_ratio",
         "is_text_heavy",
+        "license_stated",
     ),
     "captioned": ("differences", "language", "requests", "engine", "sampling", "seed", "shared_concept"),
     "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "judge_engine", "found_by"),

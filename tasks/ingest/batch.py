@@ -38,6 +38,11 @@ def changes_path(store: Store, batch: str) -> Path:
     return store.folder(".run", "ingest", f"{batch}.json")
 
 
+def listing_path(store: Store, batch: str) -> Path:
+    """Where a batch records what the listing of its sources counted; never versioned."""
+    return store.folder(".run", "ingest", f"{batch}.listing.json")
+
+
 def changed_captions_note(count: int, first: dict[str, str]) -> str:
     """One sentence about captions that their source has changed since they were published.
 
@@ -163,6 +168,9 @@ class BatchWriter:
             )
         self._shards.close()
         self._record_changed_captions()
+        self.store.write_bytes(listing_path(self.store, self.batch), self.history.listing.to_json().encode())
+        for sentence in self.history.listing.sentences():
+            log.info("ingest: %s", sentence)
         self._dropped.close()
         self._images.close()  # last: it marks the batch as done
         log.info("%s, %s", self._progress, self._path)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tasks.ingest.inspect import BLOCK_FILES
+from tasks.sources.counts import ListingCounts
 from tasks.sources.files import SourceFile
 from tasks.store import Store
 
@@ -83,6 +84,7 @@ class SourceHistory:
         failed_tars: fingerprints of tars with such members.
         changed_captions: known files whose source states another caption now: uri -> that caption; the first few.
         changed_count: how many such files there are.
+        listing: what the listing of the sources counts beside its files.
     """
 
     max_tries: int = 5
@@ -95,6 +97,7 @@ class SourceHistory:
     failed_tars: set[int] = field(default_factory=set)
     changed_captions: dict[str, str] = field(default_factory=dict)
     changed_count: int = 0
+    listing: ListingCounts = field(default_factory=ListingCounts)
 
     @classmethod
     def load(cls, store: Store, batch: str, max_tries: int = 5) -> SourceHistory:

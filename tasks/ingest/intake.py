@@ -34,7 +34,7 @@ def new_files(config: IngestConfig, history: SourceHistory) -> Iterator[SourceFi
         )
     sources = sorted(config.sources, key=lambda s: s.name)
     threads = min(HASH_THREADS, os.cpu_count() or 1)
-    listed = (file for source in sources for file in list_files(source, history.has_fingerprint))
+    listed = (file for source in sources for file in list_files(source, history.has_fingerprint, history.listing))
     yield from skip_known_files(listed, history, threads)
     again = [source for source in sources if source.name in history.failed_sources]
     listed = (file for source in again for file in list_files(source, history.has_fingerprint))

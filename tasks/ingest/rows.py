@@ -83,6 +83,7 @@ def image_row(inspected: InspectedFile, stored: StoredImage, batch: str, date: s
         "is_near_empty": "near_empty" in image.flags,
         "has_extreme_ratio": "extreme_ratio" in image.flags,
         "is_text_heavy": "text_heavy" in image.flags,
+        "license_stated": file.metadata.license_stated or "",
     }
 
 

@@ -31,7 +31,7 @@ from collections.abc import Iterable
 from contextlib import closing
 
 from tasks.config import Params
-from tasks.ingest.batch import BatchWriter, changed_captions_note, changes_path
+from tasks.ingest.batch import BatchWriter, changed_captions_note, changes_path, listing_path
 from tasks.ingest.history import SourceHistory
 from tasks.ingest.inspect import InspectedFile, apply_filters, inspect_file, make_workers
 from tasks.ingest.intake import new_files
@@ -41,6 +41,7 @@ from tasks.names import batch_name
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.records import StageReport
 from tasks.sources import files as source_files
+from tasks.sources.counts import ListingCounts
 from tasks.sources.files import SourceFile
 from tasks.store import Store
 
@@ -148,4 +149,8 @@ def build_report(store: Store, batch: str) -> StageReport:
         changed = json.loads(path.read_text())
         report.figures["captions_changed"] = float(changed["count"])
         report.notes.append(changed_captions_note(changed["count"], changed["first"]))
+    if (path := listing_path(store, batch)).exists():
+        listing = ListingCounts.from_json(path.read_text())
+        report.figures |= listing.figures()
+        report.notes += listing.sentences()
     return report

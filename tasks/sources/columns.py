@@ -158,7 +158,7 @@ def first_stated(field_name: str, values: Iterable[object]) -> Any:
     for value in values:
         if field_name == "image":
             stated: Any = image_bytes(value)
-        elif field_name in ("url", "path", "sha256") and isinstance(value, Mapping | list):
+        elif field_name in ("url", "path", "sha256") and isinstance(value, Mapping | list | bytes):
             continue  # an image column of this name
         else:
             stated = state_text(value, numbers=field_name not in ("caption", "url"))

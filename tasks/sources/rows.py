@@ -125,9 +125,10 @@ class _DelimitedTable:
 
     def rows(self) -> Iterator[TableRow]:
         """All rows below the header."""
-        is_first = True
+        is_first, is_empty = True, True
         while (line := self._next()) is not None:
             if line.damage:
+                is_empty = False
                 yield TableRow(line.number, damage=line.damage, is_end=line.is_end)
             elif line.text.strip():
                 if is_first:
@@ -135,7 +136,7 @@ class _DelimitedTable:
                     if self._read_header(line):
                         continue
                 yield self._read_row(line)
-        if is_first:
+        if is_first and is_empty:
             yield TableRow(1, damage="the table has no header and no row")
 
     def _next(self) -> Line | None:
@@ -197,7 +198,7 @@ class _DelimitedTable:
         return self._make(line.number, line.text.split(self._delimiter))
 
     def _is_row(self, text: str) -> bool:
-        """Whether a line within a quoted text is a row of its own: all fields, and a URL or an image where it belongs."""
+        """Whether a line within a quoted text is a row of its own: all its fields, and the key where it belongs."""
         fields = self._split(text)
         if len(fields) != len(self._names):
             return False
