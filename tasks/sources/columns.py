@@ -23,7 +23,7 @@ from tasks.sources.licences import normalize_license
 
 # Field -> usual column names, best first; the source's `columns` overrides them.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "path": ("path", "file_name", "filename", "file", "file_path", "filepath", "image_path", "image_name", "image"),
+    "path": ("path", "file_name", "filename", "file_path", "filepath", "image_path", "image_name", "image"),
     "url": ("url", "image_url", "img_url", "image_link", "content_url", "image", "img"),
     "image": ("image", "img", "picture", "image_bytes", "jpg", "jpeg", "png", "webp"),
     "caption": (
