@@ -10,6 +10,8 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
+from tasks.errors import DataError
+
 EXAMPLES = 3  # of unmatched captions that are told by name
 NOTES = 20  # of tables that are told
 
@@ -27,6 +29,7 @@ class ListingCounts:
         damaged_rows: that could not be read; each is a rejected file.
         repeated_rows: whose URL or path was listed before.
         notes: sentences about tables, e.g. on a quote that is never closed.
+        without_caption: the first few files that have none.
     """
 
     matched: int = 0
@@ -37,6 +40,7 @@ class ListingCounts:
     damaged_rows: int = 0
     repeated_rows: int = 0
     notes: list[str] = field(default_factory=list)
+    without_caption: list[str] = field(default_factory=list)
 
     @property
     def captions(self) -> int:
@@ -52,6 +56,26 @@ class ListingCounts:
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{where} ({why})" if why else where)
 
+    def count_file(self, uri: str, *, has_caption: bool) -> None:
+        """Count one file that may be an image."""
+        if not has_caption:
+            self.files_without_caption += 1
+            if len(self.without_caption) < EXAMPLES:
+                self.without_caption.append(uri)
+
+    def refuse_no_match(self, where: str) -> None:
+        """Refuse captions of which none met a file, though there are files.
+
+        Raises:
+            DataError: it names some of both.
+        """
+        if self.unmatched and not self.matched and self.without_caption:
+            raise DataError(
+                f"{where}: 0 of {self.unmatched:,} captions match a file: captions of {self.examples}, files "
+                f"{self.without_caption}; expected the files' paths inside the source; correct the captions' paths, "
+                "or take the captions away"
+            )
+
     def note(self, sentence: str) -> None:
         """Keep a sentence for the report."""
         if len(self.notes) < NOTES and sentence not in self.notes:
@@ -61,6 +85,7 @@ class ListingCounts:
         """Add the counts of another listing."""
         for name in ("matched", "unmatched", "files_without_caption", "rows", "damaged_rows", "repeated_rows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.without_caption = [*self.without_caption, *other.without_caption][:EXAMPLES]
         self.examples = [*self.examples, *other.examples][:EXAMPLES]
         self.notes = list(dict.fromkeys([*self.notes, *other.notes]))[:NOTES]
 

@@ -16,7 +16,10 @@ from tasks.config import SourceConfig
 
 CAPTION_CHARS = 2_000
 URI_CHARS = 2_000
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif")  # of names that claim to be an image
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif")  # of names that claim to be an image
+# What macOS, Windows and network storages leave among files; names are compared without case.
+LITTER_NAMES = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".localized", ".apdisk")
+LITTER_FOLDERS = ("__macosx", ".spotlight-v100", ".trashes", ".fseventsd", ".appledouble", "@eadir", "$recycle.bin")
 
 # Why a source does not deliver a file; closed list. Ingest counts them among its own drop reasons.
 REASONS = (
@@ -147,6 +150,11 @@ class SourceFile:
         """Whether its name claims an image, so that bytes of an unknown format count as damaged; true for all URLs."""
         return self.claims_image or self.uri.lower().endswith(SUFFIXES) or "://" in self.uri
 
+    @property
+    def is_litter(self) -> bool:
+        """Whether an operating system left it: no image, and part of no sample."""
+        return is_litter(self.uri.partition(":")[2])
+
     def rejected(self, reason: str, detail: str, *, is_lasting: bool = True) -> SourceFile:
         """The same file, but reading it raises FileRejected with this reason."""
 
@@ -163,6 +171,12 @@ class SourceFile:
             license_code=metadata.license_code or source.license_code,
             attribution=metadata.attribution or source.attribution,
         )
+
+
+def is_litter(path: str) -> bool:
+    """Whether macOS, Windows or a network storage left a file of this path: `._x.jpg`, `__MACOSX/`, `Thumbs.db` ..."""
+    *folders, name = path.replace("\\", "/").casefold().split("/")
+    return name.startswith("._") or name in LITTER_NAMES or any(folder in LITTER_FOLDERS for folder in folders)
 
 
 def make_source_file(source: SourceConfig, path_inside: str, fingerprint: str, metadata: Metadata) -> SourceFile:

@@ -43,7 +43,7 @@ def list_files(
         TransientError: the storage fails; run the stage again.
     """
     if source.kind_of_path == "tars":
-        yield from list_tars(source, is_known)
+        yield from list_tars(source, is_known, counts)
     elif source.kind_of_path == "table":
         yield from list_table(source, counts)
     elif source.path.startswith("s3://"):

@@ -154,7 +154,7 @@ class _TableLister:
                 why = "its URL was listed before" if listed is None else "a row without an image"
                 self.counts.count_caption(where, is_matched=is_listed, why=why)
             elif listed is not None and not listed.is_rejected:
-                self.counts.files_without_caption += 1
+                self.counts.count_file(listed.uri, has_caption=False)
             if listed is not None:
                 yield listed
 
