@@ -76,7 +76,10 @@ COMMANDS = {
         "tasks.publish.open_run", "Open a run", "check a run's parameters, make its worktree", "tool", RUN_EXAMPLE
     ),
     "ingest": Command("tasks.ingest.stage", "Images", "read the sources; filter, deduplicate and store images"),
-    "recaption": Command("tasks.caption.recaption", "Images", "write the captions that the sources lack"),
+    "recaption": Command(
+        "tasks.caption.recaption", "Images", "write the captions that the sources lack", example="--part 1/4",
+        takes_part=True,
+    ),
     "embed": Command(
         "tasks.embed.stage", "Images", "encode new images", example="semantic", item="encoder", takes_part=True
     ),

@@ -109,6 +109,7 @@ def check_canaries(
     seen_min: float,
     blank_max: float,
     schema: dict[str, object] | None = None,
+    max_tokens: int | None = None,
 ) -> CanaryShares:
     """Let a captioner describe the canaries and two blank images.
 
@@ -119,6 +120,7 @@ def check_canaries(
         seen_min: least share of canaries whose description states the difference, 0..1.
         blank_max: greatest share that the description of blank images may fit, 0..1.
         schema: JSON schema where descriptions are structured.
+        max_tokens: longest description, tokens; the captioner's own limit when None.
     Raises:
         DataError: the captioner misses too many differences, or guesses too many from blank images.
     """
@@ -126,7 +128,7 @@ def check_canaries(
 
     blank = Image.new("RGB", canaries[0].query.size, BLANK_RGB)
     pairs = [*((c.query, c.target) for c in canaries), (blank, blank)]
-    replies = model.chat([Request(pair, prompt, schema) for pair in pairs])
+    replies = model.chat([Request(pair, prompt, schema, max_tokens) for pair in pairs])
     *descriptions, of_blank = [description_text(r.text) if schema else r.text for r in replies]
     shares = canary_shares(descriptions, of_blank, canaries)
     if shares.seen < seen_min or shares.guessed > blank_max:

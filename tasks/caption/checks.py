@@ -30,6 +30,7 @@ EXPLANATIONS = {
     "wrong_language": "it is in another language than asked for",
     "copy_of_demonstration": "it repeats an example instead of what the pictures show",
     "speaks_to_model": "it passes on an order to a reader or a model instead of what the pictures show",
+    "cut_off": "it did not come to its end",
     "not_json": "it is not the JSON object that was asked for, with all its fields",
 }
 

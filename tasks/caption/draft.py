@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tasks.caption.descriptions import Description
-from tasks.models.llm.requests import Reply
+from tasks.models.llm.requests import Refusal, Reply
 
 DESCRIPTION = "description"  # key of a description beside the styles, in `rejections` and `rejected_replies`
 
@@ -28,6 +28,7 @@ class Draft:
         rejected_replies: 'description' or style -> that reply.
         prompt_tokens, output_tokens, requests: what the replies took, counts, retries included.
         retries: requests that were sent again, a count.
+        refusals: the words of the model's server or processor for requests that it refused.
     """
 
     pair_id: str
@@ -42,6 +43,7 @@ class Draft:
     output_tokens: int = 0
     requests: int = 0
     retries: int = 0
+    refusals: list[str] = field(default_factory=list)
 
     def count_reply(self, reply: Reply) -> None:
         """Add a reply's request and tokens."""
@@ -52,6 +54,12 @@ class Draft:
     def reject(self, key: str, reason: str, text: str) -> None:
         """Note the rejected reply of a key ('description' or a style)."""
         self.rejections[key], self.rejected_replies[key] = reason, text
+
+    def refuse(self, key: str, refusal: Refusal) -> None:
+        """Note that the request of a key cannot be answered; its words take the place of the reply."""
+        self.requests += 1
+        self.refusals.append(refusal.detail)
+        self.reject(key, refusal.reason, refusal.detail)
 
     def drop_reason(self) -> str:
         """Why the pair is dropped: its description's rejection, else the most frequent one among its styles."""

@@ -22,10 +22,10 @@ from tasks.caption.checks import (
 )
 from tasks.caption.descriptions import content_words, parse_description
 from tasks.caption.draft import DESCRIPTION, Draft, draw_word_count
-from tasks.caption.retry import Rejection, send_with_retry
+from tasks.caption.retry import CUT_OFF, MORE_ROOM, Rejection, send_with_retry
 from tasks.config import CaptionConfig
 from tasks.models.llm.base import Captioner, Writer
-from tasks.models.llm.requests import Reply, Request
+from tasks.models.llm.requests import Refusal, Reply, Request
 from tasks.prompts.prompt_set import PromptSet, fill_template, sample_demonstrations
 from tasks.prompts.styles import PARTIAL_STYLES, split_style
 
@@ -92,15 +92,20 @@ class _Descriptions:
     max_chars: int
     words: tuple[int, int]
 
-    def send(self, keys: Sequence[int], prompts: Sequence[str]) -> list[Reply]:
-        schema = self.prompts.schema
-        return self.model.chat([Request(self.images[n], text, schema) for n, text in zip(keys, prompts, strict=True)])
+    def send(self, keys: Sequence[int], prompts: Sequence[str], *, has_more_room: bool = False) -> list[Reply]:
+        schema, limit = self.prompts.schema, MORE_ROOM * self.model.max_new_tokens if has_more_room else None
+        return self.model.chat(
+            [Request(self.images[n], text, schema, limit) for n, text in zip(keys, prompts, strict=True)]
+        )
+
+    def refuse(self, key: int, refusal: Refusal) -> None:
+        self.drafts[key].refuse(DESCRIPTION, refusal)
 
     def check(self, key: int, reply: Reply, prompt: str) -> Rejection | None:
         draft = self.drafts[key]
         draft.count_reply(reply)
-        structured, text, reason = None, clean_reply(reply.text), None
-        if self.prompts.schema is not None:
+        structured, text, reason = None, clean_reply(reply.text), CUT_OFF if reply.is_cut else None
+        if self.prompts.schema is not None and reason is None:
             structured = parse_description(reply.text)
             if structured is None:
                 reason = "not_json"
@@ -196,14 +201,22 @@ class _Instructions:
     model: Writer
     requests: dict[InstructionKey, InstructionRequest]
 
-    def send(self, keys: Sequence[InstructionKey], prompts: Sequence[str]) -> list[Reply]:
+    def send(
+        self, keys: Sequence[InstructionKey], prompts: Sequence[str], *, has_more_room: bool = False
+    ) -> list[Reply]:
+        if has_more_room:
+            return self.model.write(prompts, max_tokens=MORE_ROOM * self.model.max_new_tokens)
         return self.model.write(prompts)
+
+    def refuse(self, key: InstructionKey, refusal: Refusal) -> None:
+        self.drafts[key[0]].refuse(key[1], refusal)
 
     def check(self, key: InstructionKey, reply: Reply, prompt: str) -> Rejection | None:
         (n, style), text = key, clean_reply(reply.text)
         draft = self.drafts[n]
         draft.count_reply(reply)
-        reason = rejection_reason(text, self._rules(key, prompt)) or self._source_reason(draft, text)
+        reason = CUT_OFF if reply.is_cut else rejection_reason(text, self._rules(key, prompt))
+        reason = reason or self._source_reason(draft, text)
         if reason is not None:
             draft.reject(style, reason, text)
             return Rejection(reason, text)

@@ -7,14 +7,15 @@ from pathlib import Path
 from tasks.caption.canaries import check_canaries, read_canaries
 from tasks.caption.chunk import CaptionSetup
 from tasks.config import Params
+from tasks.models.llm.api_keys import model_api_key
 from tasks.models.llm.base import Captioner, LlmConfig
 from tasks.models.llm.load import load_captioner, load_writer
 from tasks.models.llm.request_cache import RequestCache, open_cache
 from tasks.prompts.prompt_set import PromptSet
 
 
-def captioner_config(params: Params, cache: RequestCache | None) -> LlmConfig:
-    """The captioner of `caption.model`."""
+def captioner_config(params: Params, root: Path, cache: RequestCache | None) -> LlmConfig:
+    """The captioner of `caption.model`, in a run in worktree `root`."""
     config = params.caption
     return LlmConfig(
         model=config.model,
@@ -27,13 +28,19 @@ def captioner_config(params: Params, cache: RequestCache | None) -> LlmConfig:
         batch=config.batch_pairs,
         in_flight=config.in_flight,
         timeout_s=config.timeout_s,
+        outage_s=config.outage_s,
+        api_key=model_api_key("captioner"),
+        identity_folder=root / ".run" / "served",
         seed=params.open_run.seed,
         cache=cache,
     )
 
 
-def writer_config(params: Params, cache: RequestCache | None) -> LlmConfig:
-    """The writer of `caption.writer`; its batches are twice the captioner's, without images to hold."""
+def writer_config(params: Params, root: Path, cache: RequestCache | None) -> LlmConfig:
+    """The writer of `caption.writer`, in a run in worktree `root`.
+
+    Its batches are twice the captioner's, without images to hold.
+    """
     config = params.caption
     return LlmConfig(
         model=config.writer,
@@ -46,6 +53,9 @@ def writer_config(params: Params, cache: RequestCache | None) -> LlmConfig:
         batch=2 * config.batch_pairs,
         in_flight=config.in_flight,
         timeout_s=config.timeout_s,
+        outage_s=config.outage_s,
+        api_key=model_api_key("writer"),
+        identity_folder=root / ".run" / "served",
         seed=params.open_run.seed,
         cache=cache,
     )
@@ -59,9 +69,9 @@ def load_caption_setup(params: Params, root: Path, prompts: PromptSet) -> tuple[
         DataError: the captioner does not see the canaries.
     """
     cache = open_cache(root, served=params.caption.engine == "openai")
-    captioner = load_captioner(captioner_config(params, cache))
+    captioner = load_captioner(captioner_config(params, root, cache))
     notes = [canary_note(params, captioner, prompts)] if params.caption.canaries else []
-    writer = load_writer(writer_config(params, cache))
+    writer = load_writer(writer_config(params, root, cache))
     return CaptionSetup(captioner, writer, prompts, params.caption, params.open_run.seed), notes
 
 
@@ -82,5 +92,6 @@ def canary_note(params: Params, captioner: Captioner, prompts: PromptSet) -> str
         seen_min=config.canaries_min,
         blank_max=config.blank_max,
         schema=prompts.schema,
+        max_tokens=config.max_new_tokens,
     )
     return f"canaries: {shares.seen:.0%} of {len(canaries)} seen, {shares.guessed:.0%} guessed from blank images"

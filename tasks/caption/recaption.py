@@ -1,9 +1,15 @@
 """Recaption: the MLLM writes a caption for each image that came without one.
 
-Reads data/images and the prompt caption.txt of the set `caption.prompts`. Writes data/captions/<batch>.parquet (the
-stage's marker; empty where every image had a caption, and then no model is loaded) and
-data/dropped/recaption/<batch>.parquet (reason empty_reply). The model is `caption.model`, with `recaption.batch_images`
-images at once and replies of at most `recaption.max_new_tokens` tokens. A source's own caption is never replaced.
+Reads data/images and the prompt caption.txt of the set `caption.prompts`. Writes one file a chunk of images,
+data/captions/<batch>-<chunk>.parquet and data/dropped/recaption/; a chunk's file is its own marker, existing chunks are
+skipped (a batch without such images has one empty file, and no model is loaded). The model is `caption.model`, as stage
+caption uses it: with its servers, its request cache and its canaries, `recaption.batch_images` images at once and
+replies of at most `recaption.max_new_tokens` tokens. A source's own caption is never replaced.
+
+A reply is cleaned to one line and checked like a description (tasks/caption/checks.py): an order to a model, a file
+name or a refusal is no caption. A rejected reply is requested once more with its reason, then its image is dropped with
+that reason. Once `recaption.budget_tokens` is spent, no further chunk is begun; a later run with a larger budget
+continues.
 """
 
 from __future__ import annotations
@@ -11,88 +17,210 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tasks.config import Params
-from tasks.models.llm.base import LlmConfig
+from tasks.caption.checks import ReplyRules, rejection_reason
+from tasks.caption.models import canary_note, captioner_config
+from tasks.caption.retry import CUT_OFF, MORE_ROOM, Rejection, send_with_retry
+from tasks.config import Params, RecaptionConfig
+from tasks.models.llm.base import Captioner
 from tasks.models.llm.load import load_captioner
-from tasks.models.llm.requests import Reply, Request
+from tasks.models.llm.refusals import RefusalShare
+from tasks.models.llm.request_cache import open_cache
+from tasks.models.llm.requests import Refusal, Reply, Request
 from tasks.names import batch_name
-from tasks.prompts.prompt_set import read_prompt
+from tasks.prompts.prompt_set import read_prompt, read_prompt_set
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.store.chunks import Chunk, ChunkSpec, Columns, TokenBudget, iter_chunks, make_missing_chunks
+from tasks.usage import Usage, append_usage, total_usage
 
 CAPTION_CHARS = 2_000  # longest caption, characters
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
+Part = tuple[int, int]  # (i, n): the i-th of n parts, from 1
+Rows = list[dict[str, Any]]
 
-def run(params: Params, store: Store) -> StageReport:
-    """Write a caption for each of this batch's images that has none."""
-    batch = batch_name(params)
+
+def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
+    """Write a caption for each of this batch's images that has none, or for the i-th of n parts of their chunks."""
+    config, batch = params.recaption, batch_name(params)
     image_ids = images_without_caption(store, batch)
-    path, dropped_path = store.table_path("captions", batch), store.dropped_path("recaption", batch)
-    report = StageReport("recaption", read=len(image_ids), new=len(image_ids), reused=count_earlier(store, batch))
-    if not path.exists():
-        rows, dropped = caption_images(params, store, image_ids) if image_ids else ([], [])
-        store.write(dropped_path, dropped, "dropped")
-        report.written = store.write(path, rows, "captions")  # last: the marker
+    is_first_part = part is None or part[0] == 1
+    report = StageReport("recaption", reused=count_earlier(store, batch) if is_first_part else 0)
+    chunks = list(iter_chunks(len(image_ids), config.chunk_images, part))
+    if is_first_part and not image_ids:
+        chunks = [Chunk(0, slice(0, 0))]  # an empty batch has one empty file
+    worker = ChunkWorker(params, store, part, image_ids)
+    spec = ChunkSpec("captions", batch, chunks)
+    captions, dropped = make_missing_chunks(store, report, spec, worker.caption, token_budget(config, part))
     # Counts come from the tables: a run that was killed after writing them spent the tokens all the same.
-    captions, dropped_rows = store.read(path, "captions").to_pydict(), store.read(dropped_path, "dropped").to_pydict()
-    for reason in dropped_rows["reason"]:
-        report.drop(reason)
-    written = sum(captions["prompt_tokens"]) + sum(captions["output_tokens"])
-    report.tokens = written + sum(json.loads(detail)["tokens"] for detail in dropped_rows["detail"])
-    report.done = len(image_ids)
+    report.tokens = count_tokens(captions, dropped)
+    if report.done < report.new:
+        report.notes.append(
+            f"recaption.budget_tokens: {report.tokens} of {config.budget_tokens} tokens are spent, "
+            f"{report.new - report.done} of {report.new} images are left without a caption; to go on, raise it and run "
+            "the stage again before embed"
+        )
+    report.notes += worker.notes()
     return report
 
 
+def token_budget(config: RecaptionConfig, part: Part | None) -> TokenBudget | None:
+    """A part's share of `recaption.budget_tokens`; None without a limit."""
+    if config.budget_tokens is None:
+        return None
+    return TokenBudget(config.budget_tokens // (part[1] if part else 1), count_tokens)
+
+
+def count_tokens(captions: Columns, dropped: Columns) -> int:
+    """Tokens that captions and dropped rows took, a count."""
+    written = sum(captions["prompt_tokens"]) + sum(captions["output_tokens"])
+    return int(written + sum(json.loads(detail)["tokens"] for detail in dropped["detail"]))
+
+
 def images_without_caption(store: Store, batch: str) -> list[str]:
-    """Ids of the batch's images that came without a caption, in the table's order."""
+    """Ids of the batch's images that came without a caption, in the table's order.
+
+    Those that an earlier release has dealt with in this very batch, in one file <batch>.parquet, are left out.
+    """
     images = store.read_table("images", ["image_id", "caption", "batch"]).to_pydict()
     rows = zip(images["image_id"], images["caption"], images["batch"], strict=True)
-    return [image_id for image_id, caption, of_batch in rows if of_batch == batch and not caption]
+    done: set[str] = set()
+    path, dropped_path = store.table_path("captions", batch), store.dropped_path("recaption", batch)
+    if path.exists():
+        done |= set(store.read(path, "captions", ["image_id"]).column("image_id").to_pylist())
+        dropped = store.read([dropped_path] if dropped_path.exists() else [], "dropped", ["key"])
+        done |= set(dropped.column("key").to_pylist())
+    return [i for i, caption, of_batch in rows if of_batch == batch and not caption and i not in done]
 
 
-def caption_images(
-    params: Params, store: Store, image_ids: Sequence[str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(rows of table `captions`, rows of table `dropped`) for images, in their order."""
-    config = params.caption
-    prompt = read_prompt(config.prompts, "caption")
-    model = load_captioner(
-        LlmConfig(
-            model=config.model,
-            revision=config.revision,
-            engine=config.engine,
-            url=config.url,
-            device=config.device,
-            threads=params.open_run.threads,
-            max_new_tokens=params.recaption.max_new_tokens,
-            batch=params.recaption.batch_images,
-        )
-    )
-    rows, dropped = [], []
-    for start in range(0, len(image_ids), params.recaption.batch_images):
-        chunk = image_ids[start : start + params.recaption.batch_images]
-        replies = model.chat([Request((store.read_image(i),), prompt) for i in chunk])
-        for image_id, reply in zip(chunk, replies, strict=True):
-            if caption := clean_caption(reply.text):
-                rows.append(caption_row(image_id, caption, reply, f"{config.model}@{model.revision}"))
-            else:
-                dropped.append(dropped_row(image_id, reply, batch_name(params)))
-    return rows, dropped
+class ChunkWorker:
+    """Captions the chunks of one part; loads the model when the first chunk needs it.
+
+    Attributes:
+        usage: what this run's requests took.
+    """
+
+    def __init__(self, params: Params, store: Store, part: Part | None, image_ids: Sequence[str]) -> None:
+        """`image_ids`: the batch's images without a caption."""
+        self.params, self.store, self.part, self.image_ids = params, store, part, image_ids
+        self.usage, self.retries = Usage(), 0
+        self.refusals = RefusalShare("recaption.refused_share_max", params.recaption.refused_share_max)
+        self._model: Captioner | None = None
+        self._prompt = self._retry = ""
+        self._canary_notes: list[str] = []
+
+    def caption(self, chunk: Chunk) -> tuple[Rows, Rows]:
+        """(rows of table `captions`, rows of table `dropped`) of a chunk, in the order of its images."""
+        image_ids = self.image_ids[chunk.rows]
+        if not image_ids:
+            return [], []
+        model, size = self._load(), self.params.recaption.batch_images
+        # A server takes requests one by one; in process a batch is one call, whose last bits depend on what is in it.
+        step = len(image_ids) if self.params.caption.engine == "openai" else size
+        drafts = [CaptionDraft(image_id) for image_id in image_ids]
+        for start in range(0, len(drafts), step):
+            self._caption_drafts(drafts[start : start + step], model)
+        append_usage(self.store.root, "recaption", self.part, model.usage)
+        self.usage = total_usage([self.usage, model.usage])
+        model.usage = Usage()
+        self.refusals.add(len(drafts), [draft.rejected for draft in drafts if draft.is_refused])
+        source, batch = f"{self.params.caption.model}@{model.revision}", batch_name(self.params)
+        captions = [draft.row(source) for draft in drafts if not draft.reason]
+        return captions, [draft.dropped_row(batch) for draft in drafts if draft.reason]
+
+    def _caption_drafts(self, drafts: Sequence[CaptionDraft], model: Captioner) -> None:
+        """Fill in the captions of images that fit into memory together."""
+        conversation = _Captions(drafts, [self.store.read_image(d.image_id) for d in drafts], model, self._prompt)
+        prompts = dict.fromkeys(range(len(drafts)), self._prompt)
+        self.retries += len(send_with_retry(prompts, conversation, self._retry, model.usage))
+
+    def notes(self) -> list[str]:
+        """Sentences for the report; none where no model was needed."""
+        if self._model is None:
+            return []
+        return [f"{self.retries} retries", *self._canary_notes, self.usage.sentence()]
+
+    def _load(self) -> Captioner:
+        if self._model is None:
+            config = self.params.caption
+            prompts = read_prompt_set(config.prompts)
+            self._prompt, self._retry = read_prompt(config.prompts, "caption"), prompts.retry
+            cache = open_cache(self.store.root, served=config.engine == "openai")
+            limits = self.params.recaption
+            described = captioner_config(self.params, self.store.root, cache)
+            wanted = replace(described, max_new_tokens=limits.max_new_tokens, batch=limits.batch_images)
+            model = load_captioner(wanted)
+            if config.canaries:
+                self._canary_notes = [canary_note(self.params, model, prompts)]
+            self._model = model
+        return self._model
 
 
-def caption_row(image_id: str, caption: str, reply: Reply, source: str) -> dict[str, Any]:
-    """A row of table `captions`; `source` is the model and its revision."""
-    tokens = {"prompt_tokens": reply.prompt_tokens, "output_tokens": reply.output_tokens}
-    return {"image_id": image_id, "caption": caption, "caption_source": source, **tokens}
+@dataclass
+class CaptionDraft:
+    """The caption of one image while it is written.
+
+    Attributes:
+        image_id: of the image.
+        caption: accepted caption; empty where there is none.
+        reason: why the last reply was rejected; empty where one was accepted.
+        rejected: that reply.
+        prompt_tokens, output_tokens, requests: what the replies took, counts.
+        is_refused: whether the model's server or processor refused the image; `rejected` has its words.
+    """
+
+    image_id: str
+    caption: str = ""
+    reason: str = ""
+    rejected: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    requests: int = 0
+    is_refused: bool = False
+
+    def row(self, source: str) -> dict[str, Any]:
+        """A row of table `captions`; `source` is the model and its revision."""
+        tokens = {"prompt_tokens": self.prompt_tokens, "output_tokens": self.output_tokens}
+        return {"image_id": self.image_id, "caption": self.caption, "caption_source": source, **tokens}
+
+    def dropped_row(self, batch: str) -> dict[str, Any]:
+        """A row of table `dropped`; `detail` (JSON) has the last reply and what all of them took."""
+        tokens = self.prompt_tokens + self.output_tokens
+        detail = {"reply": self.rejected[:CAPTION_CHARS], "requests": self.requests, "tokens": tokens}
+        text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
+        return {"stage": "recaption", "batch": batch, "key": self.image_id, "reason": self.reason, "detail": text}
 
 
-def dropped_row(image_id: str, reply: Reply, batch: str) -> dict[str, Any]:
-    """A row of table `dropped` for an empty reply; `detail` (JSON) has its tokens."""
-    detail = json.dumps({"tokens": reply.prompt_tokens + reply.output_tokens})
-    return {"stage": "recaption", "batch": batch, "key": image_id, "reason": "empty_reply", "detail": detail}
+@dataclass(frozen=True)
+class _Captions:
+    """Requests for captions; a key is the draft's position."""
+
+    drafts: Sequence[CaptionDraft]
+    images: Sequence[Any]
+    model: Captioner
+    prompt: str
+
+    def send(self, keys: Sequence[int], prompts: Sequence[str], *, has_more_room: bool = False) -> list[Reply]:
+        limit = MORE_ROOM * self.model.max_new_tokens if has_more_room else None
+        requests = [Request((self.images[n],), text, None, limit) for n, text in zip(keys, prompts, strict=True)]
+        return self.model.chat(requests)
+
+    def refuse(self, key: int, refusal: Refusal) -> None:
+        draft = self.drafts[key]
+        draft.requests += 1
+        draft.reason, draft.rejected, draft.is_refused = refusal.reason, refusal.detail, True
+
+    def check(self, key: int, reply: Reply, prompt: str) -> Rejection | None:
+        draft, text = self.drafts[key], clean_caption(reply.text)
+        draft.requests += 1
+        draft.prompt_tokens += reply.prompt_tokens
+        draft.output_tokens += reply.output_tokens
+        draft.reason = CUT_OFF if reply.is_cut else rejection_reason(text, ReplyRules(CAPTION_CHARS, prompt)) or ""
+        draft.caption, draft.rejected = ("", text) if draft.reason else (text, "")
+        return Rejection(draft.reason, text) if draft.reason else None
 
 
 def clean_caption(text: str) -> str:
@@ -104,6 +232,7 @@ def clean_caption(text: str) -> str:
 
 
 def count_earlier(store: Store, batch: str) -> int:
-    """Captions written for other batches, a count."""
-    files = [f for f in store.table_files("captions") if f.stem != batch]
+    """Captions that were written before: for other batches, or by an earlier release in one file for this one."""
+    own = {f.stem for f in store.batch_files("captions", batch)} - {batch}
+    files = [f for f in store.table_files("captions") if f.stem not in own]
     return sum(store.read(f, "captions", ["image_id"]).num_rows for f in files)

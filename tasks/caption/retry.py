@@ -1,4 +1,8 @@
-"""The retry loop of captioning: send requests, check the replies, send the rejected ones once more."""
+"""The retry loop of captioning: send requests, check the replies, send the rejected ones once more.
+
+A rejected reply is requested again with its reason; one that was cut off at the longest length is requested again as it
+was, with twice the room. A request that the model's server or processor refuses (`Reply.refusal`) is not sent again.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from tasks.caption.checks import EXPLANATIONS, injection_reason
-from tasks.models.llm.requests import Reply
+from tasks.models.llm.requests import Refusal, Reply
 from tasks.prompts.prompt_set import fill_template
 from tasks.usage import Usage
 
 QUOTED_CHARS = 600  # of a rejected reply, what its retry quotes
+CUT_OFF = "cut_off"  # reason of a reply that ended at the longest length
+MORE_ROOM = 2  # longest length of its retry, in multiples of the first one
 NOT_QUOTED = "(not quoted)"  # stands for a reply with an injected order, or one that is no JSON
 
 Key = TypeVar("Key", bound=Hashable)
@@ -27,11 +33,14 @@ class Rejection(NamedTuple):
 class Conversation(Protocol[KeyIn]):
     """How one kind of requests is sent, and how its replies are checked."""
 
-    def send(self, keys: Sequence[KeyIn], prompts: Sequence[str]) -> list[Reply]:
-        """One reply per prompt, in order."""
+    def send(self, keys: Sequence[KeyIn], prompts: Sequence[str], *, has_more_room: bool = False) -> list[Reply]:
+        """One reply per prompt, in order; of MORE_ROOM times the usual length where `has_more_room`."""
 
     def check(self, key: KeyIn, reply: Reply, prompt: str) -> Rejection | None:
         """Store an accepted reply and return None, or say why it is rejected."""
+
+    def refuse(self, key: KeyIn, refusal: Refusal) -> None:
+        """Note that a request cannot be answered."""
 
 
 def send_with_retry(
@@ -47,30 +56,35 @@ def send_with_retry(
     Returns:
         The keys that were sent again.
     """
-    retries = _send_once(prompts, prompts, conversation, retry, counts)
-    _send_once(retries, prompts, conversation, retry, counts)
-    return list(retries)
+    rejected = _send_once(prompts, conversation, counts)
+    cut = {key: prompts[key] for key, rejection in rejected.items() if rejection.reason == CUT_OFF}
+    others = {key: _retry_prompt(retry, prompts[key], r) for key, r in rejected.items() if key not in cut}
+    _send_once(others, conversation, counts)
+    _send_once(cut, conversation, counts, has_more_room=True)
+    return list(rejected)
 
 
 def _send_once(
-    pending: Mapping[Key, str],
-    prompts: Mapping[Key, str],
-    conversation: Conversation[Key],
-    retry: str,
-    counts: Usage,
-) -> dict[Key, str]:
-    """Send the pending requests; key -> retry request of each rejected reply."""
-    if not pending:
+    prompts: Mapping[Key, str], conversation: Conversation[Key], counts: Usage, *, has_more_room: bool = False
+) -> dict[Key, Rejection]:
+    """Send requests; key -> why its reply is rejected."""
+    if not prompts:
         return {}
-    replies = conversation.send(list(pending), list(pending.values()))
-    retries: dict[Key, str] = {}
-    for (key, prompt), reply in zip(pending.items(), replies, strict=True):
-        rejection = conversation.check(key, reply, prompt)
-        if rejection is None:
-            continue
-        counts.reject(rejection.reason)
-        is_unsafe = rejection.reason == "not_json" or injection_reason(rejection.text) is not None
-        quoted = NOT_QUOTED if is_unsafe else rejection.text[:QUOTED_CHARS]
-        explanation = EXPLANATIONS[rejection.reason]
-        retries[key] = fill_template(retry, prompt=prompts[key], reply=quoted, error=explanation)
-    return retries
+    keys, texts = list(prompts), list(prompts.values())
+    replies = conversation.send(keys, texts, has_more_room=True) if has_more_room else conversation.send(keys, texts)
+    rejected: dict[Key, Rejection] = {}
+    for key, prompt, reply in zip(keys, texts, replies, strict=True):
+        if reply.refusal is not None:
+            counts.reject(reply.refusal.reason)
+            conversation.refuse(key, reply.refusal)
+        elif (rejection := conversation.check(key, reply, prompt)) is not None:
+            counts.reject(rejection.reason)
+            rejected[key] = rejection
+    return rejected
+
+
+def _retry_prompt(retry: str, prompt: str, rejection: Rejection) -> str:
+    """The request with a rejected reply and its reason; unsafe replies are not quoted."""
+    is_unsafe = rejection.reason == "not_json" or injection_reason(rejection.text) is not None
+    quoted = NOT_QUOTED if is_unsafe else rejection.text[:QUOTED_CHARS]
+    return fill_template(retry, prompt=prompt, reply=quoted, error=EXPLANATIONS[rejection.reason])

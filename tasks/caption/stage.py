@@ -10,10 +10,12 @@ For one chunk, in this order:
 
 1. the captioner describes each pair, in prose or as JSON (tasks/caption/descriptions.py);
 2. the writer turns each description into one instruction per style of `caption.styles`;
-3. every reply is checked (tasks/caption/checks.py); a rejected one is requested once more with its reason
-   (tasks/caption/retry.py), then left out;
+3. every reply is checked (tasks/caption/checks.py); a rejected one is requested once more with its reason, one that
+   was cut off at the longest length with more room (tasks/caption/retry.py), then left out;
 4. texts that more than `caption.same_text_pairs` pairs of the chunk have in common are dropped (same_for_many);
-5. a pair with fewer than `caption.instructions_min` different instructions is dropped, with its description's reason or
+5. a request that the model's server or processor refuses (a 400, an image of a shape that it cannot take) is left out
+   with its words (request_refused, bad_image); more such pairs than `caption.refused_share_max` stop the part;
+6. a pair with fewer than `caption.instructions_min` different instructions is dropped, with its description's reason or
    the most frequent one among its styles (too_few_instructions where there is none). Nothing is filled in by default.
 
 Before its first chunk a part checks the captioner on canaries (tasks/caption/canaries.py): one that does not see its
@@ -39,6 +41,7 @@ from tasks.caption.rows import captioned_row, count_requests, count_tokens, drop
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down
+from tasks.models.llm.refusals import RefusalShare
 from tasks.names import batch_name, stable_id
 from tasks.prompts.prompt_set import SCHEMA, PromptSet, read_prompt_set
 from tasks.prompts.styles import split_style
@@ -100,6 +103,7 @@ class ChunkWorker:
     Attributes:
         retries: requests sent again, per pair of this run.
         usage: what this run's requests took.
+        refusals: pairs with a request that the model's server or processor refused.
     """
 
     def __init__(self, params: Params, store: Store, part: Part | None, prompts: PromptSet, pairs: pa.Table) -> None:
@@ -111,6 +115,7 @@ class ChunkWorker:
             self.pair_ids = frozenset(store.read_table("pairs", ["pair_id"]).column("pair_id").to_pylist())
         self.retries: list[int] = []
         self.usage = Usage()
+        self.refusals = RefusalShare("caption.refused_share_max", params.caption.refused_share_max)
         self._setup: CaptionSetup | None = None
         self._canary_notes: list[str] = []
 
@@ -123,6 +128,7 @@ class ChunkWorker:
         drafts = caption_chunk(chunk, images, self.captions, setup, self.pair_ids)
         self.retries += [draft.retries for draft in drafts]
         self._record_usage(setup)
+        self.refusals.add(len(drafts), [draft.refusals[-1] for draft in drafts if draft.refusals])
         batch = batch_name(self.params)
         accepted, dropped = split_drafts(drafts, setup.config.instructions_min)
         return [captioned_row(d, batch, setup) for d in accepted], [dropped_row(d, batch) for d in dropped]

@@ -14,6 +14,25 @@ class RecaptionConfig(Section):
 
     max_new_tokens: int = Field(ge=1, description="Longest caption, tokens.")
     batch_images: int = Field(ge=1, description="Images in one call of the model, a count.")
+    chunk_images: int = Field(
+        256,
+        ge=1,
+        description="Images in one output file, a count. Work resumes at the last complete file, and parts are made of "
+        "whole files.",
+    )
+    budget_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens that one run spends on captions of images. When they are used up, the run continues "
+        "with what is finished. Empty: no limit.",
+    )
+    refused_share_max: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest share of a part's images that the model's server or processor may refuse, 0 to 1. "
+        "Above it, and above three, the part fails.",
+    )
     part_images: int = Field(50_000, ge=1, description="Images without a caption in one part, a count: " + PART)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from tasks.config.section import DEVICE, REVISION, Section
+from tasks.config.urls import check_server_urls, join_urls
 
 ENGINE = (
     "How models run: transformers (in this process), openai (an OpenAI-compatible server such as vLLM, see the url "
@@ -20,7 +21,15 @@ CHUNK = "Pairs in one output file, a count. Work resumes at the last complete fi
 IN_FLIGHT = (
     "Most simultaneous requests to one server, a count. Fewer are sent while the server answers that it is busy."
 )
+OUTAGE = (
+    "How long requests are tried while no server answers at all, seconds. After it the task fails and is tried again."
+)
 TIMEOUT = "Longest wait for a server's answer, seconds. After it the request is sent again."
+URL = (
+    "Address of the server that runs `model`, for engine openai, e.g. http://host:8000/v1; several servers of one "
+    "model as a list or separated by commas. Keys are set outside (MEGAPAIRS_MODEL_API_KEY)."
+)
+ServerUrls = Annotated[str, BeforeValidator(join_urls), AfterValidator(check_server_urls)]
 
 
 class CaptionConfig(Section):
@@ -36,10 +45,8 @@ class CaptionConfig(Section):
         description="Language model that turns a description into instructions: a Hugging Face name or a folder."
     )
     writer_revision: str | None = Field(description=REVISION)
-    url: str = Field(
-        description="Address of the server that runs `model`, for engine openai; several replicas separated by commas."
-    )
-    writer_url: str = Field(description="Address of the server that runs `writer`, for engine openai.")
+    url: ServerUrls = Field(description=URL)
+    writer_url: ServerUrls = Field(description="The same for the server that runs `writer`.")
     prompts: str = Field(description="Prompt set: the name of a folder in tasks/prompts, e.g. tiny, plain, standard.")
     styles: tuple[str, ...] = Field(
         min_length=1,
@@ -58,6 +65,14 @@ class CaptionConfig(Section):
     part_pairs: int = Field(ge=1, description=PARTS)
     in_flight: int = Field(16, ge=1, description=IN_FLIGHT)
     timeout_s: float = Field(300.0, gt=0, description=TIMEOUT)
+    outage_s: float = Field(600.0, ge=0, description=OUTAGE)
+    refused_share_max: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest share of a part's pairs that the model's server or processor may refuse, 0 to 1. "
+        "Above it, and above three, the part fails.",
+    )
     languages: tuple[str, ...] = Field(
         ("en",),
         min_length=1,
@@ -133,9 +148,7 @@ class JudgeConfig(Section):
     """Section `judge`."""
 
     engine: Literal["transformers", "openai", "vllm"] = Field(description=ENGINE)
-    url: str = Field(
-        description="Address of the server that runs `model`, for engine openai; several replicas separated by commas."
-    )
+    url: ServerUrls = Field(description=URL)
     model: str = Field(description="Vision-language model that judges: a Hugging Face name or a folder.")
     revision: str | None = Field(description=REVISION)
     threshold: float = Field(
@@ -158,6 +171,14 @@ class JudgeConfig(Section):
     )
     in_flight: int = Field(16, ge=1, description=IN_FLIGHT)
     timeout_s: float = Field(300.0, gt=0, description=TIMEOUT)
+    outage_s: float = Field(600.0, ge=0, description=OUTAGE)
+    refused_share_max: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Largest share of a part's pairs that the model's server or processor may refuse, 0 to 1. "
+        "Above it, and above three, the part fails.",
+    )
     negative_margin: float | None = Field(
         None,
         ge=0,

@@ -22,6 +22,7 @@ from tasks.config import JudgeConfig
 from tasks.errors import ConfigError, DataError
 from tasks.judge.questions import Question, yes_probabilities
 from tasks.models.llm.base import Captioner
+from tasks.models.llm.requests import Refusal
 from tasks.store import Store
 
 COLUMNS = ("query", "candidate", "instruction", "fits")
@@ -147,8 +148,9 @@ def measure_judge(model: Captioner, template: str, config: JudgeConfig, path: Pa
     result = store.folder(".run", "judge", f"{key}.json")
     if result.exists():
         return JudgeMetrics(**json.loads(result.read_text()))
-    yes = yes_probabilities(model, labelled_questions(rows, path.parent), template)
-    metrics = judge_metrics(yes, [bool(row["fits"]) for row in rows], config.threshold)
+    answers = zip(yes_probabilities(model, labelled_questions(rows, path.parent), template), rows, strict=True)
+    known = [(yes, bool(row["fits"])) for yes, row in answers if not isinstance(yes, Refusal)]
+    metrics = judge_metrics([yes for yes, _ in known], [is_fit for _, is_fit in known], config.threshold)
     store.write_bytes(result, json.dumps(asdict(metrics)).encode())
     return metrics
 

@@ -6,16 +6,17 @@ Source of the idea: UniME-V2, arXiv:2510.13515 (the yes-probability of an MLLM a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import JudgeConfig, Params
 from tasks.judge.verdict import Verdict, VerdictRules, decide
+from tasks.models.llm.api_keys import model_api_key
 from tasks.models.llm.base import Captioner, LlmConfig
 from tasks.models.llm.load import load_captioner
 from tasks.models.llm.request_cache import open_cache
-from tasks.models.llm.requests import Request
+from tasks.models.llm.requests import Refusal, Request
 from tasks.prompts.styles import is_partial
 
 if TYPE_CHECKING:
@@ -49,14 +50,17 @@ def load_judge(params: Params, root: Path) -> Captioner:
             question_batch=config.batch_questions,
             in_flight=config.in_flight,
             timeout_s=config.timeout_s,
+            outage_s=config.outage_s,
+            api_key=model_api_key("judge"),
+            identity_folder=root / ".run" / "served",
             seed=params.open_run.seed,
             cache=open_cache(root, served=config.engine == "openai"),
         )
     )
 
 
-def yes_probabilities(model: Captioner, questions: Sequence[Question], template: str) -> list[float]:
-    """P(yes) per question, 0..1.
+def yes_probabilities(model: Captioner, questions: Sequence[Question], template: str) -> Sequence[float | Refusal]:
+    """P(yes) per question, 0..1, or why the judge could not be asked.
 
     Args:
         model: the judge.
@@ -84,15 +88,22 @@ def judge_pairs(
     """
     instructions = [(r, n) for r, row in enumerate(rows) for n in range(len(row["instructions"]))]
     questions = [_question(rows[r], images, n, rows[r]["target_image_id"]) for r, n in instructions]
-    target_yes: list[list[float]] = [[] for _ in rows]
-    for (r, _), yes in zip(instructions, yes_probabilities(model, questions, template), strict=True):
-        target_yes[r].append(yes)
-    passed = [(r, n) for r, n in instructions if target_yes[r][n] >= config.threshold]
-    negatives = [(r, n, image_id) for r, n in passed for image_id in rows[r]["negative_image_ids"]]
-    questions = [_question(rows[r], images, n, image_id) for r, n, image_id in negatives]
-    negative_yes: list[dict[int, list[float]]] = [{} for _ in rows]
-    for (r, n, _), yes in zip(negatives, yes_probabilities(model, questions, template), strict=True):
-        negative_yes[r].setdefault(n, []).append(yes)
+    answers = [PairAnswers() for _ in rows]
+    for (r, n), yes in zip(instructions, yes_probabilities(model, questions, template), strict=True):
+        if isinstance(yes, Refusal):
+            answers[r].refused_instructions[n] = yes
+        else:
+            answers[r].target_yes[n] = yes
+    passed = [(r, n) for r, n in instructions if answers[r].target_yes.get(n, -1.0) >= config.threshold]
+    negatives = [(r, n, k) for r, n in passed for k in range(len(rows[r]["negative_image_ids"]))]
+    questions = [_question(rows[r], images, n, rows[r]["negative_image_ids"][k]) for r, n, k in negatives]
+    for (r, n, k), yes in zip(negatives, yes_probabilities(model, questions, template), strict=True):
+        if not isinstance(yes, Refusal):
+            answers[r].negative_yes.setdefault(n, {})[k] = yes
+        elif k:
+            answers[r].refused_negatives[k] = yes
+        else:  # without the answer for the query image nothing is known about the instruction
+            answers[r].refused_instructions[n] = yes
     rules = VerdictRules(
         threshold=config.threshold,
         negative_threshold=config.negative_threshold,
@@ -100,10 +111,46 @@ def judge_pairs(
         negative_margin=config.negative_margin,
         negatives_max=config.negatives,
     )
-    return [
-        decide(target_yes[r], negative_yes[r], [is_partial(style) for style in row["styles"]], rules)
-        for r, row in enumerate(rows)
-    ]
+    return [answers[r].verdict([is_partial(s) for s in row["styles"]], row, rules) for r, row in enumerate(rows)]
+
+
+@dataclass
+class PairAnswers:
+    """What the judge answered about one pair; keys are positions of instructions and negatives.
+
+    Attributes:
+        target_yes: instruction -> P(yes) of the target.
+        negative_yes: instruction that passes -> negative -> P(yes).
+        refused_instructions: instruction -> why the judge could not be asked.
+        refused_negatives: negative -> why the judge could not be asked.
+    """
+
+    target_yes: dict[int, float] = field(default_factory=dict)
+    negative_yes: dict[int, dict[int, float]] = field(default_factory=dict)
+    refused_instructions: dict[int, Refusal] = field(default_factory=dict)
+    refused_negatives: dict[int, Refusal] = field(default_factory=dict)
+
+    def verdict(self, is_partial: Sequence[bool], row: Mapping[str, Any], rules: VerdictRules) -> Verdict:
+        """The verdict on what the judge could be asked; the rest is left out of the pair."""
+        places = [n for n in self.target_yes if n not in self.refused_instructions]
+        kept = [k for k in range(len(row["negative_image_ids"])) if k not in self.refused_negatives]
+        verdict = decide(
+            [self.target_yes[n] for n in places],
+            {i: [self.negative_yes[n][k] for k in kept] for i, n in enumerate(places) if n in self.negative_yes},
+            [is_partial[n] for n in places],
+            rules,
+        )
+        refusals = [*self.refused_instructions.values()]
+        return replace(
+            verdict,
+            instructions=[places[i] for i in verdict.instructions],
+            negatives=[kept[k] for k in verdict.negatives],
+            false_negatives={kept[k]: yes for k, yes in verdict.false_negatives.items()},
+            dropped={places[i]: why for i, why in verdict.dropped.items()},
+            reason=refusals[0].reason if verdict.reason and refusals else verdict.reason,
+            refused_instructions=self.refused_instructions,
+            refused_negatives=self.refused_negatives,
+        )
 
 
 def _question(row: Mapping[str, Any], images: Mapping[str, Any], instruction: int, candidate_id: str) -> Question:

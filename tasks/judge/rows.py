@@ -128,13 +128,20 @@ def verdict_rows(row: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any
     """Rows of table `dropped` for one judged pair: the pair alone where it is dropped, else its instructions and false
     negatives.
     """
-    texts = [
+    texts: list[dict[str, Any]] = [
         {"instruction": row["instructions"][n], "style": row["styles"][n], "reason": reason, "p_yes": round(yes, 4)}
         for n, (reason, yes) in sorted(verdict.dropped.items())
     ]
+    for n, refusal in sorted(verdict.refused_instructions.items()):
+        text = {"instruction": row["instructions"][n], "style": row["styles"][n]}
+        texts.append({**text, "reason": refusal.reason, "words": refusal.detail})
     if verdict.reason is not None:
         return [dropped_row(row, row["pair_id"], verdict.reason, {"instructions": texts})]
     dropped = [dropped_row(row, f"{row['pair_id']}:{t['style']}", str(t["reason"]), t) for t in texts]
+    for k, refusal in sorted(verdict.refused_negatives.items()):
+        image_id = row["negative_image_ids"][k]
+        detail = {"image_id": image_id, "words": refusal.detail}
+        dropped.append(dropped_row(row, f"{row['pair_id']}:{image_id}", refusal.reason, detail))
     for k, yes in sorted(verdict.false_negatives.items()):
         image_id = row["negative_image_ids"][k]
         detail = {"image_id": image_id, "p_yes": round(yes, 4)}

@@ -11,7 +11,9 @@ The judge is asked whether a candidate image is what an instruction makes of the
 then, for instructions that pass `judge.threshold`, about each negative. tasks/judge/verdict.py lists the six steps from
 these answers to a verdict; reasons are wrong_instruction, query_fits, partial_fits (instructions), false_negative
 (negatives), wrong_target and ambiguous (pairs). A pair whose images make a triplet already is dropped (duplicate). The
-scores are stored: training may use them as soft labels.
+scores are stored: training may use them as soft labels. A question that the judge's server or processor refuses leaves
+out its instruction or its negative with the server's words (request_refused, bad_image); more such pairs than
+`judge.refused_share_max` stop the part.
 
 Before its first chunk a part measures the judge on `judge.labelled` (tasks/judge/labelled.py): one that is not good
 enough stops it. In each chunk's triplets shortcuts are detected (tasks/judge/shortcuts.py); those beyond
@@ -44,6 +46,7 @@ from tasks.judge.rows import (
 )
 from tasks.judge.shortcuts import ShortcutDetector, excess_shortcuts, shortcut_figures
 from tasks.models.llm.base import Captioner
+from tasks.models.llm.refusals import RefusalShare
 from tasks.names import batch_name
 from tasks.prompts.prompt_set import read_prompt
 from tasks.records import StageReport
@@ -90,6 +93,7 @@ class ChunkWorker:
 
     Attributes:
         usage: what this run's questions took.
+        refusals: pairs with a question that the judge's server or processor refused.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class ChunkWorker:
         self.prompt_sha256 = hashlib.sha256(template.encode()).hexdigest()
         self.detector = ShortcutDetector(params, store, pairs.image_ids())
         self.usage = Usage()
+        self.refusals = RefusalShare("judge.refused_share_max", params.judge.refused_share_max)
         self._model: Captioner | None = None
         self._metric_notes: list[str] = []
 
@@ -140,6 +145,7 @@ class ChunkWorker:
     def _judge_rows(self, rows: Rows, model: Captioner, triplets: Rows, dropped: Rows) -> None:
         """Judge rows whose images fit into memory together; adds to `triplets` and `dropped`."""
         verdicts = judge_pairs(rows, self._images(rows), model, self.template, self.params.judge)
+        self.refusals.add(len(rows), [v.refusals[0].detail for v in verdicts if v.refusals])
         for row, verdict in zip(rows, verdicts, strict=True):
             dropped += verdict_rows(row, verdict)
             if verdict.reason is None:

@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tasks.models.llm.requests import Refusal
+
 
 @dataclass(frozen=True)
 class VerdictRules:
@@ -52,6 +54,7 @@ class Verdict:
         false_negatives: position of each false negative -> its highest P(yes) over the instructions it meets.
         dropped: position of each dropped instruction -> (reason, the score that decided).
         reason: why the pair is dropped; None where it is kept.
+        refused_instructions, refused_negatives: position -> why the judge could not be asked; left out of the pair.
     """
 
     instructions: list[int] = field(default_factory=list)
@@ -61,6 +64,13 @@ class Verdict:
     false_negatives: dict[int, float] = field(default_factory=dict)
     dropped: dict[int, tuple[str, float]] = field(default_factory=dict)
     reason: str | None = None
+    refused_instructions: Mapping[int, Refusal] = field(default_factory=dict)
+    refused_negatives: Mapping[int, Refusal] = field(default_factory=dict)
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        """All refusals."""
+        return [*self.refused_instructions.values(), *self.refused_negatives.values()]
 
 
 def decide(

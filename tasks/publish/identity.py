@@ -33,6 +33,9 @@ NOT_IDENTITY_PARAMS = {
     "profile",
     "in_flight",
     "timeout_s",
+    "outage_s",
+    "refused_share_max",
+    "chunk_images",
     "budget_tokens",
     "tokens_per_s",
 }

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Sequence
 
-from tasks.models.llm.requests import Reply, Request
+from tasks.models.llm.requests import Refusal, Reply, Request
 from tasks.usage import Usage
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 10, 2  # of every reply
 
 
 class FakeLlm:
-    """`reply` answers a request in words, `yes` with P(yes)."""
+    """`reply` answers a request in words (or with a whole Reply), `yes` with P(yes) or a refusal."""
 
-    name, revision, engine, sampling = "fake", "0123456789ab", "fake 1", "{}"
+    name, revision, engine, sampling, max_new_tokens = "fake", "0123456789ab", "fake 1", "{}", 80
 
     def __init__(
-        self, reply: Callable[[Request], str] = lambda _: "", yes: Callable[[Request], float] = lambda _: 0.0
+        self,
+        reply: Callable[[Request], str | Reply] = lambda _: "",
+        yes: Callable[[Request], float | Refusal] = lambda _: 0.0,
     ) -> None:
         self.reply, self.yes = reply, yes
         self.requests: list[Request] = []
@@ -36,12 +38,14 @@ class FakeLlm:
         replies = []
         for request in requests:
             self.requests.append(request)
-            replies.append(Reply(self.reply(request), PROMPT_TOKENS, OUTPUT_TOKENS))
+            answer = self.reply(request)
+            whole = answer if isinstance(answer, Reply) else Reply(answer, PROMPT_TOKENS, OUTPUT_TOKENS)
+            replies.append(whole)
         return replies
 
-    def write(self, prompts: Sequence[str]) -> list[Reply]:
-        return self.chat([Request((), prompt) for prompt in prompts])
+    def write(self, prompts: Sequence[str], *, max_tokens: int | None = None) -> list[Reply]:
+        return self.chat([Request((), prompt, None, max_tokens) for prompt in prompts])
 
-    def yes_probability(self, requests: Sequence[Request]) -> list[float]:
+    def yes_probability(self, requests: Sequence[Request]) -> list[float | Refusal]:
         self.requests += requests
         return [self.yes(request) for request in requests]

@@ -9,15 +9,16 @@ processor and the model as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigError, DataError
 from tasks.models.hub import load_errors
 from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.local_model import LocalModel, batches_by_length
-from tasks.models.llm.requests import Reply, Request
+from tasks.models.llm.requests import Refusal, Reply, Request
 from tasks.models.llm.vision import ImageFeatures, VisionTower
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # spellings of (yes, no); those of one token each count
 ANSWERS = (("yes", "no"), ("Yes", "No"), (" yes", " no"), (" Yes", " No"))
 QUESTIONS_PER_PASS = 64  # questions in one pass after their images, a count: of similar length, so little is padding
+# what processors raise for an image that they cannot take (Qwen-VL for ratios above 200: ValueError)
+PROCESSOR_ERRORS = (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError)
 FAST_ARCHITECTURES = ("idefics3", "smolvlm")  # get_image_features gives the rows that <image> tokens stand for
 
 
@@ -123,17 +126,71 @@ class LocalCaptioner(LocalModel):
             rows = rows.masked_scatter(is_image[..., None], torch.cat(image_rows).to(rows.dtype))
         return rows, torch.tensor(mask, device=self.device)
 
+    # --- images that the processor refuses ---
+
+    def _without_bad_images(
+        self, requests: Sequence[Request], answer: Callable[[Sequence[Request]], Sequence[Any]]
+    ) -> list[Any]:
+        """Answers in order, with a `Refusal` for each request that shows an image which the processor refuses.
+
+        Args:
+            requests: all of a call.
+            answer: requests -> answers; called again without those requests where it fails.
+        Raises:
+            ConfigError: the processor refuses a plain image too.
+        """
+        try:
+            return list(answer(requests))
+        except PROCESSOR_ERRORS:
+            images = {id(image): image for request in requests for image in request.images}
+            faults = {key: self._image_fault(image) for key, image in images.items()}
+            bad = {key: words for key, words in faults.items() if words is not None}
+            if not bad:
+                raise
+        if len(bad) == len(images):
+            self._require_plain_image()
+        words_of = [next((bad[id(image)] for image in r.images if id(image) in bad), None) for r in requests]
+        good = [request for request, words in zip(requests, words_of, strict=True) if words is None]
+        answers = iter(answer(good) if good else [])
+        return [next(answers) if words is None else Refusal("bad_image", words) for words in words_of]
+
+    def _image_fault(self, image: Image) -> str | None:
+        """The processor's words where it refuses an image; None where it takes it."""
+        try:
+            self._generic_inputs([Request((image,), "x")])
+        except PROCESSOR_ERRORS as error:
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({image.width}x{image.height} px)"
+        return None
+
+    def _require_plain_image(self) -> None:
+        from PIL import Image
+
+        if words := self._image_fault(Image.new("RGB", (64, 64), (128, 128, 128))):
+            raise ConfigError(
+                f"model '{self.name}': its processor refuses even a plain image ({words}); expected a model for images "
+                "and text: name another one, or install what its processor needs"
+            )
+
     # --- chat ---
 
     def chat(self, requests: Sequence[Request]) -> list[Reply]:
         """One greedy reply per request, in order."""
         import torch
 
-        generate = self._chat_fast if self.is_fast else self._chat_generic
+        replies: dict[int, Reply] = {}
         with torch.inference_mode():
-            return self._cached_replies("chat", requests, self._settings, lambda: generate(requests))
+            for limit in sorted({r.max_tokens or self.max_new_tokens for r in requests}):
+                numbers = [n for n, r in enumerate(requests) if (r.max_tokens or self.max_new_tokens) == limit]
+                of_limit = self._without_bad_images([requests[n] for n in numbers], partial(self._chat, limit))
+                replies |= dict(zip(numbers, of_limit, strict=True))
+        return [r if isinstance(r, Reply) else Reply("", 0, 0, refusal=r) for _, r in sorted(replies.items())]
 
-    def _chat_fast(self, requests: Sequence[Request]) -> list[Reply]:
+    def _chat(self, limit: int, requests: Sequence[Request]) -> list[Reply]:
+        """Replies of at most `limit` tokens."""
+        generate = self._chat_fast if self.is_fast else self._chat_generic
+        return self._cached_replies("chat", requests, self._settings, lambda: generate(requests, limit))
+
+    def _chat_fast(self, requests: Sequence[Request], limit: int) -> list[Reply]:
         from tasks.models.llm.kv_cache import growing_cache
 
         replies: dict[int, Reply] = {}
@@ -147,7 +204,7 @@ class LocalCaptioner(LocalModel):
                     inputs_embeds=rows,
                     attention_mask=mask,
                     past_key_values=growing_cache(self.model.config),
-                    max_new_tokens=self.max_new_tokens,
+                    max_new_tokens=limit,
                     do_sample=False,
                 )
                 replies |= dict(zip(part, self._replies(outputs, [len(ids[n]) for n in part]), strict=True))
@@ -162,12 +219,12 @@ class LocalCaptioner(LocalModel):
         )
         return inputs.to(self.device)
 
-    def _chat_generic(self, requests: Sequence[Request]) -> list[Reply]:
+    def _chat_generic(self, requests: Sequence[Request], limit: int) -> list[Reply]:
         """Any architecture: the processor and the model as they are."""
         replies: dict[int, Reply] = {}
         for part in batches_by_length([len(r.text) for r in requests], self.batch):
             inputs = self._generic_inputs([requests[n] for n in part])
-            outputs = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+            outputs = self.model.generate(**inputs, max_new_tokens=limit, do_sample=False)
             new_tokens = outputs[:, inputs["input_ids"].shape[1] :]
             prompt_tokens = inputs["attention_mask"].sum(1).tolist()
             replies |= dict(zip(part, self._replies(new_tokens, prompt_tokens), strict=True))
@@ -175,14 +232,16 @@ class LocalCaptioner(LocalModel):
 
     # --- yes or no ---
 
-    def yes_probability(self, requests: Sequence[Request]) -> list[float]:
-        """P(yes) among yes and no at the first answer token, one per request, in order."""
+    def yes_probability(self, requests: Sequence[Request]) -> list[float | Refusal]:
+        """P(yes) among yes and no at the first answer token, or a `Refusal`; one per request, in order."""
         import torch
 
         settings = {**self._settings, "batch": self.question_batch}
         answer = self._yes_fast if self.is_fast else self._yes_generic
         with torch.inference_mode():
-            return self._cached_call("yes", requests, settings, lambda: answer(requests))
+            return self._without_bad_images(
+                requests, lambda good: self._cached_call("yes", good, settings, lambda: answer(good))
+            )
 
     def _yes_from_logits(self, logits: torch.Tensor) -> list[float]:
         """(b, vocabulary) -> P(yes), b numbers."""

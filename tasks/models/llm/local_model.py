@@ -62,13 +62,15 @@ class LocalModel(UsageTracking):
     def _replies(self, outputs: torch.Tensor, prompt_tokens: Sequence[int]) -> list[Reply]:
         """(b, length) new tokens -> replies, each up to its end token."""
         pad, ends = self.tokenizer.pad_token_id, self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
+        ends = set(ends if isinstance(ends, list) else [ends]) - {None}
         replies = []
         for ids, count in zip(outputs.tolist(), prompt_tokens, strict=True):
-            length = next((n + 1 for n, i in enumerate(ids) if i in ends), len(ids))
+            end = next((n + 1 for n, i in enumerate(ids) if i in ends), None)
+            length = len(ids) if end is None else end
             while length and ids[length - 1] == pad and pad not in ends:
                 length -= 1
-            replies.append(Reply(self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip(), count, length))
+            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+            replies.append(Reply(text, count, length, is_cut=bool(ends) and end is None))
         return replies
 
 

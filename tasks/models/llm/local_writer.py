@@ -34,15 +34,15 @@ class LocalWriter(LocalModel):
         self._pad_left()
         super().__init__(AutoModelForCausalLM, config, parameter=parameter)
 
-    def write(self, prompts: Sequence[str]) -> list[Reply]:
+    def write(self, prompts: Sequence[str], *, max_tokens: int | None = None) -> list[Reply]:
         """One greedy reply per prompt, in order; equal prompts are answered once."""
-        distinct = list(dict.fromkeys(prompts))
-        requests = [Request((), prompt) for prompt in distinct]
-        replies = self._cached_replies("write", requests, self._settings, lambda: self._generate(distinct))
+        distinct, limit = list(dict.fromkeys(prompts)), max_tokens or self.max_new_tokens
+        requests = [Request((), prompt, None, max_tokens) for prompt in distinct]
+        replies = self._cached_replies("write", requests, self._settings, lambda: self._generate(distinct, limit))
         by_prompt = dict(zip(distinct, replies, strict=True))
         return [by_prompt[prompt] for prompt in prompts]
 
-    def _generate(self, prompts: Sequence[str]) -> list[Reply]:
+    def _generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[Reply]:
         import torch
 
         ids = [self._token_ids(prompt) for prompt in prompts]
@@ -50,7 +50,7 @@ class LocalWriter(LocalModel):
         for part in batches_by_length([len(i) for i in ids], self.batch):
             inputs = self.tokenizer.pad({"input_ids": [ids[n] for n in part]}, return_tensors="pt").to(self.device)
             with torch.inference_mode():
-                outputs = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+                outputs = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             new_tokens = outputs[:, inputs["input_ids"].shape[1] :]
             replies |= dict(zip(part, self._replies(new_tokens, [len(ids[n]) for n in part]), strict=True))
         return [replies[n] for n in range(len(prompts))]

@@ -1,73 +1,58 @@
 """A model behind one or several OpenAI-compatible servers (vLLM's and others'), for captioner and writer.
 
 - Images travel inside the request, as base64 JPEG: a server needs neither the files nor the web.
-- A request that fails (429, 5xx, broken connection or answer, timeout) is sent again, to the next replica, after a
-  delay that doubles. A busy server (429, 503) gets half as many requests at once, and more again as it answers.
+- A request goes to the server with the fewest requests in flight; one that fails is left out for a while
+  (tasks/models/llm/replicas.py). A busy server (429, 503) gets half as many requests at once, and more again as it
+  answers.
+- A request that fails (429, 5xx, broken connection or answer, timeout) is sent again after a delay that doubles. Where
+  no server answers at all, tries go on for `outage_s`.
+- A request that a server refuses (400, 413, 422, ...), or that it cannot answer while it answers others, gets no reply
+  but a `Refusal` with the server's words: one bad request does not stop the rest. Before anything succeeded, a plain
+  request of the same kind decides whether the refusal is about the request or about the client's settings.
 - A reply has a deadline and a size limit, however slowly it trickles in.
-- Before its first request and after any fault, each server is asked which model it serves; another model than before,
-  or a reply in another model's name, is an error.
+- Before the first request of a call, after any fault and over any new connection, each server is asked which model it
+  serves; another model than before in this run, or a reply in another model's name, is an error.
 - A reply is in the cache before it is returned, so that a killed run repeats only the requests in flight.
 
-See docs/decisions/0041.
+See docs/decisions/0041 and 0070.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import itertools
-import json
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from tasks.config.urls import check_server_urls, split_urls
 from tasks.errors import ConfigError, TransientError
 from tasks.models.llm.base import LlmConfig
-from tasks.models.llm.concurrency_limiter import ConcurrencyLimiter
+from tasks.models.llm.completions import (
+    BUSY,
+    Answer,
+    RefusedError,
+    RejectedError,
+    RetryableError,
+    read_completion,
+)
+from tasks.models.llm.replicas import Replica, ReplicaPool
 from tasks.models.llm.request_cache import request_key
-from tasks.models.llm.requests import Reply, Request, UsageTracking
+from tasks.models.llm.requests import Refusal, Reply, Request, UsageTracking
+from tasks.models.llm.served_identity import ServedIdentity
 from tasks.models.llm.yes_no import TOP_LOGPROBS, yes_probability
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_REPLY_BYTES = 4 << 20  # a longer answer is no chat completion
-BUSY = (429, 503)  # HTTP statuses of a busy server
 CACHED_IMAGES = 4096  # encoded images kept for the next request that shows them, a count
 MAX_DELAY_S = 30.0  # between two tries of a request, s
-
-
-class Replica:
-    """One server.
-
-    Attributes:
-        url: base URL, ending in /v1.
-        limiter: of the requests in flight there.
-        is_verified: whether its model was verified since its last fault.
-    """
-
-    def __init__(self, url: str, in_flight: int) -> None:
-        self.url, self.limiter, self.is_verified = url.rstrip("/"), ConcurrencyLimiter(in_flight), False
-        self.lock = threading.Lock()
-
-
-class RetryableError(Exception):
-    """A request failed in a way that another try may mend."""
-
-
-class Answer(NamedTuple):
-    """One HTTP answer: status and content."""
-
-    status: int
-    content: bytes
-
-    @property
-    def excerpt(self) -> str:
-        """The beginning of the content, for errors."""
-        return self.content[:300].decode(errors="replace")
+BROKEN_TRIES = 3  # of a request whose answers are no chat completions, a count: greedy answers repeat themselves
+PROBE_TEXT = "Is this a picture? Answer yes or no."
 
 
 class ServedCaptioner(UsageTracking):
@@ -77,87 +62,48 @@ class ServedCaptioner(UsageTracking):
     """
 
     def __init__(self, config: LlmConfig, *, tries: int = 8, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Connect; nothing but the server's version is requested yet.
+        """Connect; nothing is requested yet.
 
         Args:
             config: the model and its servers.
-            tries: of one request, a count.
+            tries: of one request that a server answers with an error, a count.
             sleep: waits between tries, s.
         Raises:
-            ConfigError: no url is named.
+            ConfigError: no url is named, or one that is none.
         """
         import httpx
 
         self.name, self.revision, self.seed = config.model, config.revision or "served", config.seed
         self.max_new_tokens, self.tries, self.timeout_s = config.max_new_tokens, tries, config.timeout_s
-        self.replicas = [Replica(url.strip(), config.in_flight) for url in config.url.split(",") if url.strip()]
-        if not self.replicas:
-            raise ConfigError(
-                f"model '{config.model}': engine 'openai' needs a url; name the server's base URL, ending in /v1"
-            )
-        self.in_flight = config.in_flight * len(self.replicas)
-        self._sleep, self._next_replica, self._served_root = sleep, itertools.count(), ""
+        self.outage_s, self._api_key = config.outage_s, config.api_key
+        urls = server_urls(config)
+        self.pool = ReplicaPool(urls, config.in_flight)
+        self.in_flight = config.in_flight * len(urls)
+        self._sleep = sleep
         self._client = httpx.Client(
             timeout=httpx.Timeout(config.timeout_s, connect=min(10.0, config.timeout_s)),
             limits=httpx.Limits(max_connections=self.in_flight + 1),
+            headers={"Authorization": f"Bearer {config.api_key}"} if config.api_key else {},
         )
+        self.identity = ServedIdentity(config.model, self._get, config.identity_folder)
         self._encoded: dict[int, tuple[Image, str]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._probe_lock = threading.Lock(), threading.Lock()
         sampling = {"temperature": 0, "max_tokens": config.max_new_tokens, "seed": config.seed}
-        self._track_usage(self._engine_version(), sampling, config.cache)
+        self._track_usage(self.identity.engine_version(urls[0]), sampling, config.cache)
 
-    # --- which model a server has ---
+    @property
+    def replicas(self) -> list[Replica]:
+        """The servers."""
+        return self.pool.replicas
 
-    def _engine_version(self) -> str:
-        """The engine's name, with the first server's version where it reports one (vLLM: GET /version beside /v1)."""
-        import httpx
+    def _redact(self, text: str) -> str:
+        """The text without the API key, should a server repeat it."""
+        return text.replace(self._api_key, "***") if self._api_key else text
 
-        try:
-            answer = self._client.get(self.replicas[0].url.removesuffix("/v1") + "/version", timeout=5.0)
-            return f"openai, vllm {answer.json()['version']}" if answer.status_code == 200 else "openai"
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
-            return "openai"
-
-    def _verify_model(self, replica: Replica) -> None:
-        """Make sure that the server has our model, and the same one as all replicas so far.
-
-        Servers without GET /models are trusted; their replies name the model.
-
-        Raises:
-            ConfigError: it has another one.
-            RetryableError: it is busy or failing.
-        """
-        with replica.lock:
-            if replica.is_verified:
-                return
-            served = self._served_models(replica)
-            if served is not None:
-                if self.name not in served:
-                    raise ConfigError(
-                        f"{replica.url}: serves {sorted(served)}, not '{self.name}'; start it with that model, or "
-                        "change the parameter"
-                    )
-                with self._lock:
-                    self._served_root = self._served_root or served[self.name]
-                    if served[self.name] != self._served_root:
-                        raise ConfigError(
-                            f"{replica.url}: '{self.name}' is {served[self.name]} there now and was "
-                            f"{self._served_root}; one run has one model: start the same one again, or start the run "
-                            "anew"
-                        )
-            replica.is_verified = True
-
-    def _served_models(self, replica: Replica) -> dict[str, str] | None:
-        """Served model name -> its root (folder or repository); None where the server does not report it."""
-        answer = self._client.get(f"{replica.url}/models", timeout=min(30.0, self.timeout_s))
-        if answer.status_code in BUSY or (answer.status_code >= 500 and answer.status_code != 501):
-            raise RetryableError(f"GET /models: {answer.status_code}")
-        if answer.status_code != 200:
-            return None
-        try:
-            return {str(m["id"]): str(m.get("root") or m["id"]) for m in answer.json()["data"]}
-        except (ValueError, KeyError, TypeError):
-            return None
+    def _get(self, url: str, timeout_s: float) -> Answer:
+        """One GET."""
+        response = self._client.get(url, timeout=min(timeout_s, self.timeout_s))
+        return Answer(response.status_code, response.content)
 
     # --- one request ---
 
@@ -177,7 +123,7 @@ class ServedCaptioner(UsageTracking):
         return text
 
     def _body(self, request: Request, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON body of a chat completion; `options` are added to it."""
+        """The JSON body of a chat completion; `options` are added to it, `request.max_tokens` takes precedence."""
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": self._data_url(image)}} for image in request.images
         ]
@@ -193,96 +139,140 @@ class ServedCaptioner(UsageTracking):
             "seed": self.seed,
             **guided,
             **options,
+            **({"max_tokens": request.max_tokens} if request.max_tokens else {}),
         }
 
-    def _complete(self, request: Request, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The reply to one request, from the cache or a server.
-
-        Returns:
-            text, prompt_tokens, output_tokens, and likely: [token, log-probability] rows of the first token or None.
-        """
+    def _complete(self, request: Request, options: Mapping[str, Any]) -> dict[str, Any] | Refusal:
+        """The reply to one request, from the cache or a server, as of `read_completion`; or why there is none."""
         body = self._body(request, options)
-        key = request_key({"body": body, "revision": self.revision}) if self.cache is not None else ""
-        cached = self.cache.get(key) if self.cache is not None else None
+        cached = self.cache.get(self._key(body)) if self.cache is not None else None
         with self._lock:
             self.usage.requests += 1
             self.usage.cached += cached is not None
         if cached is not None:
             return dict(cached)
-        reply = _parse_completion(self._post(body))
+        try:
+            reply = self._post(body)
+        except RefusedError as error:
+            if not self.pool.replies:
+                self._require_plain_request(request, options, str(error))
+            return Refusal("request_refused", self._redact(str(error)))
         if self.cache is not None:
-            self.cache.put(key, reply)
+            self.cache.put(self._key(body), reply)
+        self._count(reply)
+        return reply
+
+    def _key(self, body: Mapping[str, Any]) -> str:
+        return request_key({"body": body, "revision": self.revision, **self.identity.key()})
+
+    def _count(self, reply: Mapping[str, Any]) -> None:
         with self._lock:
             self.usage.prompt_tokens += reply["prompt_tokens"]
             self.usage.output_tokens += reply["output_tokens"]
-        return reply
 
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One chat completion; tries again, at the next replica, after any fault that another try may mend.
+    def _require_plain_request(self, request: Request, options: Mapping[str, Any], words: str) -> None:
+        """After a refusal before any success: make sure that a plain request of the same kind is answered.
 
         Raises:
+            ConfigError: it is refused too: the settings are wrong, not the request.
+        """
+        from PIL import Image
+
+        with self._probe_lock:
+            if self.pool.replies:
+                return
+            images = tuple(Image.new("RGB", (64, 64), (128, 128, 128)) for _ in request.images)
+            plain = Request(images, PROBE_TEXT, request.schema, request.max_tokens)
+            try:
+                self._count(self._post(self._body(plain, options)))
+            except RefusedError:
+                raise ConfigError(
+                    f"{self.replicas[0].url}: the server refuses every request for '{self.name}': "
+                    f"{self._redact(words)}; expected an answer: check the model, its limits (context, images) and the "
+                    "parameters"
+                ) from None
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        """One chat completion; tries again, at another server where there is one, after any fault that may pass.
+
+        Raises:
+            RefusedError: a server refuses this request, or cannot answer it while it answers others.
             TransientError: still failing after all tries.
-            ConfigError: a server refuses the request (any 4xx but 429), or has another model.
+            ConfigError: a server refuses this client, or has another model.
         """
         import httpx
 
-        fault, first = "", next(self._next_replica)
-        for attempt in range(self.tries):
-            replica = self.replicas[(first + attempt) % len(self.replicas)]
-            if attempt:
-                self._sleep(min(MAX_DELAY_S, 0.5 * 2**attempt) * random.uniform(0.7, 1.3))
+        replies, fault, tries, broken, unanswered, waited_s = self.pool.replies, "", 0, 0, 0, 0.0
+        while True:
             try:
-                with replica.limiter.slot():
-                    self._verify_model(replica)
-                    answer = self._exchange(replica, body)
-                completion = self._check_answer(replica, answer)
+                with self.pool.slot() as replica:
+                    return self._try(replica, body)
             except RetryableError as error:
-                fault = str(error)
-            except (httpx.TransportError, TimeoutError) as error:
-                replica.is_verified = False  # it may come back with another model
-                fault = f"{type(error).__name__}: {error}"
-            else:
-                replica.limiter.on_success()
-                return completion
+                fault, tries, broken = str(error), tries + 1, broken + error.is_broken
+            except (TimeoutError, httpx.TimeoutException) as error:
+                fault, tries = f"{type(error).__name__}: {error}", tries + 1
+            except httpx.RequestError as error:
+                fault, unanswered = f"{type(error).__name__}: {error}", unanswered + 1
+            if tries >= self.tries or broken >= min(BROKEN_TRIES, self.tries):
+                if self.pool.replies > replies:  # others are answered meanwhile: it is this request
+                    raise RefusedError(f"no reply after {tries + unanswered} tries ({fault})")
+                break
+            if tries + unanswered >= self.tries and waited_s >= self.outage_s:
+                break
+            delay_s = min(MAX_DELAY_S, 0.5 * 2 ** min(10, tries + unanswered)) * random.uniform(0.7, 1.3)
+            waited_s += delay_s
+            self._sleep(delay_s)
         urls = ", ".join(r.url for r in self.replicas)
         raise TransientError(
-            f"{urls}: no reply for '{self.name}' after {self.tries} tries ({fault}); is the server up and is it "
-            "serving that model?"
+            f"{urls}: no reply for '{self.name}' after {tries + unanswered} tries ({self._redact(fault)}); is the "
+            "server up and is it serving that model?"
         )
 
-    def _check_answer(self, replica: Replica, answer: Answer) -> dict[str, Any]:
-        """The chat completion in an answer.
+    def _try(self, replica: Replica, body: dict[str, Any]) -> dict[str, Any]:
+        """One try at one server; its faults are noted, and raised as of `_post`."""
+        import httpx
 
-        Raises:
-            RetryableError: the server is busy or failing, or the answer is no chat completion.
-            ConfigError: the server refuses the request, or answers as another model.
-        """
-        if answer.status in BUSY:
-            replica.limiter.on_busy()
-        if answer.status == 429 or answer.status >= 500:
-            replica.is_verified = replica.is_verified and answer.status == 429
-            raise RetryableError(f"{answer.status} {answer.excerpt[:200]}")
-        if answer.status != 200:
-            raise ConfigError(
-                f"{replica.url}: the server refuses the request for '{self.name}': {answer.status} {answer.excerpt}"
-            )
         try:
-            completion: dict[str, Any] = json.loads(answer.content)
-            completion["choices"][0]["message"].get("content")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise RetryableError(f"not a chat completion: {answer.excerpt[:200]}") from None
-        if completion.get("model", self.name) != self.name:
+            self.identity.verify(replica)
+            answer, connection = self._exchange(replica, body)
+            if answer.status in BUSY:
+                self.pool.on_busy(replica)
+            completion = read_completion(answer)
+            if connection not in replica.connections:  # the server may have been started again since
+                replica.is_verified = False
+                self.identity.verify(replica)
+                replica.connections.add(connection)
+        except RetryableError as error:
+            if not error.is_broken and not str(error).startswith("429"):
+                self.pool.on_fault(replica)
+            raise
+        except (httpx.RequestError, TimeoutError):
+            self.pool.on_fault(replica)
+            raise
+        except RejectedError as error:
+            if self.pool.replies and str(error).startswith("403"):
+                raise RefusedError(str(error)) from None
+            if self.pool.replies and str(error).startswith("404"):  # the model is gone: which one is there now?
+                self.pool.on_fault(replica)
+                raise RetryableError(str(error)) from None
+            raise ConfigError(
+                f"{replica.url}: the server refuses the request for '{self.name}': {self._redact(str(error))}; "
+                "expected 200: check the address, the model's name and the key (MEGAPAIRS_MODEL_API_KEY)"
+            ) from None
+        if completion["model"] not in (None, self.name):
             raise ConfigError(
                 f"{replica.url}: answers as '{completion['model']}', asked for '{self.name}'; was it restarted with "
                 "another model?"
             )
-        return completion
+        self.pool.on_success(replica)
+        return {name: value for name, value in completion.items() if name != "model"}
 
-    def _exchange(self, replica: Replica, body: dict[str, Any]) -> Answer:
-        """One POST, complete within the deadline and the size limit.
+    def _exchange(self, replica: Replica, body: dict[str, Any]) -> tuple[Answer, object]:
+        """One POST, complete within the deadline and the size limit; its answer, and the connection that it came over.
 
         Raises:
-            TimeoutError: it was not.
+            TimeoutError: it was not complete in time.
+            RetryableError: it is too long.
         """
         end = time.monotonic() + self.timeout_s
         content = b""
@@ -290,17 +280,24 @@ class ServedCaptioner(UsageTracking):
             for block in response.iter_bytes():
                 content += block
                 if len(content) > MAX_REPLY_BYTES:
-                    raise TimeoutError(f"an answer of more than {MAX_REPLY_BYTES} bytes")
+                    raise RetryableError(f"an answer of more than {MAX_REPLY_BYTES} bytes", is_broken=True)
                 if time.monotonic() > end:
                     raise TimeoutError(f"not done after {self.timeout_s:g} s")
-            return Answer(response.status_code, content)
+            return Answer(response.status_code, content), response.extensions.get("network_stream", replica)
 
     # --- many requests ---
 
-    def _complete_all(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _complete_all(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[dict[str, Any] | Refusal]:
         """Replies in order; the first error ends all: requests that were not sent by then never are."""
+        if not requests:
+            return []
+        for replica in self.replicas:
+            replica.is_verified = False  # a call may come hours after the last one
+        self._learn_identity()
         with self.usage.clock(), ThreadPoolExecutor(self.in_flight) as pool:
-            pending: list[Future[dict[str, Any]]] = [pool.submit(self._complete, r, options) for r in requests]
+            pending: list[Future[dict[str, Any] | Refusal]] = [
+                pool.submit(self._complete, request, options) for request in requests
+            ]
             try:
                 return [reply.result() for reply in pending]
             except BaseException:
@@ -308,41 +305,75 @@ class ServedCaptioner(UsageTracking):
                     reply.cancel()
                 raise
 
+    def _learn_identity(self) -> None:
+        """Ask the servers which weights they have, for the cache's keys; a server that does not answer is passed over.
+
+        Raises:
+            ConfigError: one has another model.
+        """
+        import httpx
+
+        for replica in () if self.identity.root else self.replicas:
+            try:
+                self.identity.verify(replica)
+            except (RetryableError, httpx.RequestError):
+                self.pool.on_fault(replica)
+
     def chat(self, requests: Sequence[Request]) -> list[Reply]:
         """One greedy reply per request, in order."""
         replies = self._complete_all(requests, {"max_tokens": self.max_new_tokens})
-        return [Reply(r["text"], r["prompt_tokens"], r["output_tokens"]) for r in replies]
+        return [
+            Reply("", 0, 0, refusal=r)
+            if isinstance(r, Refusal)
+            else Reply(r["text"], r["prompt_tokens"], r["output_tokens"], bool(r.get("is_cut")))
+            for r in replies
+        ]
 
-    def yes_probability(self, requests: Sequence[Request]) -> list[float]:
+    def yes_probability(self, requests: Sequence[Request]) -> list[float | Refusal]:
         """P(yes) among yes and no at the first answer token; 0 where neither is among the 20 most likely.
 
         Raises:
             ConfigError: the server reports no log-probabilities.
         """
         replies = self._complete_all(requests, {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS})
-        if any(r["likely"] is None for r in replies):
+        answered = [r for r in replies if not isinstance(r, Refusal)]
+        if answered and all(r["likely"] is None for r in answered):
             raise ConfigError(
                 f"{self.replicas[0].url}: '{self.name}' gives no top_logprobs, which judging reads; serve it with "
                 "logprobs on"
             )
-        return [yes_probability((token, logprob) for token, logprob in r["likely"]) for r in replies]
+        return [_yes_or_refusal(r) for r in replies]
 
 
 class ServedWriter(ServedCaptioner):
     """A text LLM behind OpenAI-compatible servers."""
 
-    def write(self, prompts: Sequence[str]) -> list[Reply]:
+    def write(self, prompts: Sequence[str], *, max_tokens: int | None = None) -> list[Reply]:
         """One greedy reply per prompt, in order."""
-        return self.chat([Request((), prompt) for prompt in prompts])
+        return self.chat([Request((), prompt, None, max_tokens) for prompt in prompts])
 
 
-def _parse_completion(completion: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a chat completion; see `ServedCaptioner._complete`."""
-    choice, tokens = completion["choices"][0], completion.get("usage") or {}
-    likely = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
-    return {
-        "text": (choice["message"].get("content") or "").strip(),
-        "prompt_tokens": int(tokens.get("prompt_tokens") or 0),
-        "output_tokens": int(tokens.get("completion_tokens") or 0),
-        "likely": [[str(t["token"]), float(t["logprob"])] for t in likely] if likely else None,
-    }
+def server_urls(config: LlmConfig) -> list[str]:
+    """The base URLs of a model's servers.
+
+    Raises:
+        ConfigError: none is named, or one that is none.
+    """
+    urls = split_urls(config.url)
+    if not urls:
+        raise ConfigError(
+            f"model '{config.model}': engine 'openai' needs a url; name the server's base URL, ending in /v1"
+        )
+    try:
+        check_server_urls(config.url)
+    except ValueError as error:
+        raise ConfigError(f"model '{config.model}': {error}") from None
+    return urls
+
+
+def _yes_or_refusal(reply: dict[str, Any] | Refusal) -> float | Refusal:
+    if isinstance(reply, Refusal):
+        return reply
+    if reply["likely"] is None:
+        return Refusal("request_refused", "a reply without top_logprobs")
+    return yes_probability((token, logprob) for token, logprob in reply["likely"])

@@ -15,7 +15,7 @@ from typing import Any
 from tasks.errors import ConfigError
 from tasks.models.hub import model_revision
 from tasks.models.llm.base import LlmConfig
-from tasks.models.llm.requests import Reply, Request, UsageTracking
+from tasks.models.llm.requests import Refusal, Reply, Request, UsageTracking
 from tasks.models.llm.yes_no import TOP_LOGPROBS, yes_probability
 
 CPU_ARGUMENTS = {
@@ -77,9 +77,41 @@ class VllmCaptioner(UsageTracking):
         return self._cached_replies("chat", requests, {}, lambda: self._chat(requests))
 
     def _chat(self, requests: Sequence[Request]) -> list[Reply]:
-        sampling = [self._sampling(request) for request in requests]
-        outputs = self._llm.chat([_turns(request) for request in requests], sampling, use_tqdm=False)
-        return [Reply(o.outputs[0].text.strip(), len(o.prompt_token_ids), len(o.outputs[0].token_ids)) for o in outputs]
+        replies = []
+        for output in self._outputs(requests, [self._sampling(request) for request in requests]):
+            if isinstance(output, Refusal):
+                replies.append(Reply("", 0, 0, refusal=output))
+                continue
+            written = output.outputs[0]
+            is_cut = written.finish_reason == "length"
+            replies.append(Reply(written.text.strip(), len(output.prompt_token_ids), len(written.token_ids), is_cut))
+        return replies
+
+    def _outputs(self, requests: Sequence[Request], sampling: Sequence[Any]) -> list[Any]:
+        """vLLM's outputs in order, with a `Refusal` for a request that it does not take (too long, a bad image).
+
+        Raises:
+            ConfigError: it takes none of them, and not a plain one either.
+        """
+        try:
+            return list(self._llm.chat([_turns(r) for r in requests], list(sampling), use_tqdm=False))
+        except ValueError as error:
+            if len(requests) == 1:
+                return [Refusal("request_refused", " ".join(str(error).split())[:300])]
+        outputs = [self._outputs([r], [s])[0] for r, s in zip(requests, sampling, strict=True)]
+        if all(isinstance(output, Refusal) for output in outputs):
+            self._require_plain_request(requests[0], sampling[0], outputs[0].detail)
+        return outputs
+
+    def _require_plain_request(self, request: Request, sampling: Any, words: str) -> None:
+        from PIL import Image
+
+        images = tuple(Image.new("RGB", (64, 64), (128, 128, 128)) for _ in request.images)
+        if isinstance(self._outputs([Request(images, "Answer yes or no.")], [sampling])[0], Refusal):
+            raise ConfigError(
+                f"model '{self.name}' (engine 'vllm'): refuses every request ({words}); expected an answer: check the "
+                "model, its limits and the parameters"
+            )
 
     def _sampling(self, request: Request) -> Any:
         from vllm.sampling_params import StructuredOutputsParams
@@ -87,27 +119,36 @@ class VllmCaptioner(UsageTracking):
         guided = {}
         if request.schema is not None:
             guided["structured_outputs"] = StructuredOutputsParams(json=request.schema)
-        return self._vllm.SamplingParams(temperature=0.0, max_tokens=self.max_new_tokens, seed=self.seed, **guided)
+        return self._vllm.SamplingParams(
+            temperature=0.0, max_tokens=request.max_tokens or self.max_new_tokens, seed=self.seed, **guided
+        )
 
-    def yes_probability(self, requests: Sequence[Request]) -> list[float]:
+    def yes_probability(self, requests: Sequence[Request]) -> list[float | Refusal]:
         """P(yes) among yes and no at the first answer token; 0 where neither is among the 20 most likely."""
-        return self._cached_call("yes", requests, {}, lambda: self._yes(requests))
+        answers = self._cached_call("yes", requests, {}, lambda: self._yes(requests))
+        return [Refusal(*answer) if isinstance(answer, list) else answer for answer in answers]
 
-    def _yes(self, requests: Sequence[Request]) -> list[float]:
+    def _yes(self, requests: Sequence[Request]) -> list[float | list[str]]:
+        """P(yes), or reason and detail of a refusal: what the cache can hold."""
         sampling = self._vllm.SamplingParams(temperature=0.0, max_tokens=1, logprobs=TOP_LOGPROBS)
-        outputs = self._llm.chat([_turns(request) for request in requests], sampling, use_tqdm=False)
-        self.usage.prompt_tokens += sum(len(o.prompt_token_ids) for o in outputs)
-        self.usage.output_tokens += len(outputs)
-        first_tokens = [o.outputs[0].logprobs[0].values() for o in outputs]
-        return [yes_probability((str(t.decoded_token), float(t.logprob)) for t in tokens) for tokens in first_tokens]
+        answers: list[float | list[str]] = []
+        for output in self._outputs(requests, [sampling] * len(requests)):
+            if isinstance(output, Refusal):
+                answers.append([output.reason, output.detail])
+                continue
+            self.usage.prompt_tokens += len(output.prompt_token_ids)
+            self.usage.output_tokens += 1
+            tokens = output.outputs[0].logprobs[0].values()
+            answers.append(yes_probability((str(t.decoded_token), float(t.logprob)) for t in tokens))
+        return answers
 
 
 class VllmWriter(VllmCaptioner):
     """A text LLM in vLLM's offline engine."""
 
-    def write(self, prompts: Sequence[str]) -> list[Reply]:
+    def write(self, prompts: Sequence[str], *, max_tokens: int | None = None) -> list[Reply]:
         """One greedy reply per prompt, in order."""
-        return self.chat([Request((), prompt) for prompt in prompts])
+        return self.chat([Request((), prompt, None, max_tokens) for prompt in prompts])
 
 
 def _turns(request: Request) -> list[dict[str, Any]]:

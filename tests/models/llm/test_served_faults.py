@@ -33,7 +33,7 @@ def test_a_busy_server_gets_fewer_requests_at_once_and_more_as_it_recovers(tmp_p
     model = served_model(url, in_flight=8, timeout_s=120.0, tries=40)
     requests = [Request((), f"style: {n}") for n in range(24)]
     replies = model.chat(requests)
-    limiter = model.replicas[0].limiter
+    limiter = model.replicas[0]
     assert [r.text.rpartition(" ")[2] for r in replies] == [str(n) for n in range(24)] and len(server.paid()) == 24
     assert limiter.limit < 8  # halved at each 429
     server()
