@@ -9,6 +9,9 @@ its body: what a client would be billed for. Options:
     root      where its weights are, as vLLM reports it
     fault     what goes wrong at every `every`-th request (5): 500, 429, hang, half (half-sent JSON), long (10,000
               tokens), alien (in another model's name)
+    bad       [text, fault]: requests whose body holds the text always fail so: an HTTP status, or a key of BAD_ANSWERS
+    cut       n: replies end with finish_reason `length` where max_tokens is at most n
+    key       only requests with this key as Bearer are answered; others get 401
     die       n: the server dies before its n-th request is answered, with all requests in flight
     together  answers wait until so many requests came at once (a minute at most); the most so far is in LOG.most
     busy      429 to more requests at once than so many, with `together`
@@ -28,6 +31,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+BAD_ANSWERS = {  # with status 200
+    "no choices": b'{"model": "tiny", "choices": []}',
+    "error body": b'{"error": {"message": "aspect ratio must be smaller than 200", "code": 400}}',
+    "error object": b'{"object": "error", "message": "image too large", "code": "413"}',
+    "no json": b"<html>a proxy's page</html>",
+    "not utf-8": b'{"choices": [{"message": {"content": "\xff\xfe"}}]}',
+    "deep": b"[" * 100_000,
+    "a number": b'{"choices": [{"message": {"content": 7}}]}',
+    "null message": b'{"choices": [{"message": null}]}',
+    "text usage": b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}}',
+    "filtered": b'{"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}',
+    "gzip": b"",
+}
 COLOURS = ("red", "green", "blue", "teal", "orange", "purple", "black", "white")
 
 
@@ -74,9 +90,25 @@ class Handler(BaseHTTPRequestHandler):
         }
         self.answer(200 if self.path in known else 404, json.dumps(known.get(self.path, {})).encode())
 
+    def answer_badly(self, fault: int | str) -> None:
+        if fault == "gzip":
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"none")
+        elif isinstance(fault, int):
+            self.answer(fault, b'{"error": {"message": "absolute aspect ratio must be smaller than 200"}}')
+        else:
+            self.answer(200, BAD_ANSWERS[fault])
+
     def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         body, options = json.loads(raw), self.server.options
+        if options.get("key") and self.headers["Authorization"] != f"Bearer {options['key']}":
+            return self.answer(401, f'{{"error": "not {self.headers["Authorization"]}"}}'.encode())
+        if options.get("bad") and options["bad"][0] in raw.decode():
+            return self.answer_badly(options["bad"][1])
         with self.server.lock:
             self.server.requests += 1
             number = self.server.requests
@@ -102,6 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         choice = {
             "message": {"content": "word " * 10_000 if fault == "long" else text},
             "logprobs": {"content": [{"top_logprobs": likely}]},
+            "finish_reason": "length" if body["max_tokens"] <= options.get("cut", 0) else "stop",
         }
         name = "another" if fault == "alien" else body["model"]
         content = json.dumps(

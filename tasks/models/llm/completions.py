@@ -41,6 +41,18 @@ class RetryableError(Exception):
         self.is_broken = is_broken
 
 
+class PersistentFault(Exception):
+    """A request whose every try a server answered with a fault.
+
+    Attributes:
+        fault: tries and the last fault.
+    """
+
+    def __init__(self, message: str, fault: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
 class RefusedError(Exception):
     """The server refuses this request; another one may be fine."""
 

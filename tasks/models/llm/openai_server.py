@@ -34,6 +34,7 @@ from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.completions import (
     BUSY,
     Answer,
+    PersistentFault,
     RefusedError,
     RejectedError,
     RetryableError,
@@ -151,12 +152,17 @@ class ServedCaptioner(UsageTracking):
             self.usage.cached += cached is not None
         if cached is not None:
             return dict(cached)
+        replies = self.pool.replies
         try:
             reply = self._post(body)
         except RefusedError as error:
             if not self.pool.replies:
                 self._require_plain_request(request, options, str(error))
             return Refusal("request_refused", self._redact(str(error)))
+        except PersistentFault as error:
+            if self.pool.replies == replies and not self._answers_plain_request(request, options):
+                raise TransientError(self._redact(str(error))) from None
+            return Refusal("request_refused", self._redact(error.fault))  # others are answered: it is this request
         if self.cache is not None:
             self.cache.put(self._key(body), reply)
         self._count(reply)
@@ -176,33 +182,38 @@ class ServedCaptioner(UsageTracking):
         Raises:
             ConfigError: it is refused too: the settings are wrong, not the request.
         """
+        with self._probe_lock:
+            if self.pool.replies or self._answers_plain_request(request, options):
+                return
+        raise ConfigError(
+            f"{self.replicas[0].url}: the server refuses every request for '{self.name}': {self._redact(words)}; "
+            "expected an answer: check the model, its limits (context, images) and the parameters"
+        )
+
+    def _answers_plain_request(self, request: Request, options: Mapping[str, Any]) -> bool:
+        """Whether a server answers a request of the same kind with plain images and a short text."""
         from PIL import Image
 
-        with self._probe_lock:
-            if self.pool.replies:
-                return
-            images = tuple(Image.new("RGB", (64, 64), (128, 128, 128)) for _ in request.images)
-            plain = Request(images, PROBE_TEXT, request.schema, request.max_tokens)
-            try:
-                self._count(self._post(self._body(plain, options)))
-            except RefusedError:
-                raise ConfigError(
-                    f"{self.replicas[0].url}: the server refuses every request for '{self.name}': "
-                    f"{self._redact(words)}; expected an answer: check the model, its limits (context, images) and the "
-                    "parameters"
-                ) from None
+        images = tuple(Image.new("RGB", (64, 64), (128, 128, 128)) for _ in request.images)
+        plain = Request(images, PROBE_TEXT, request.schema, request.max_tokens)
+        try:
+            self._count(self._post(self._body(plain, options)))
+        except (RefusedError, PersistentFault):
+            return False
+        return True
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         """One chat completion; tries again, at another server where there is one, after any fault that may pass.
 
         Raises:
-            RefusedError: a server refuses this request, or cannot answer it while it answers others.
-            TransientError: still failing after all tries.
+            RefusedError: a server refuses this request.
+            PersistentFault: a server answers, but with a fault at every try.
+            TransientError: no server answers.
             ConfigError: a server refuses this client, or has another model.
         """
         import httpx
 
-        replies, fault, tries, broken, unanswered, waited_s = self.pool.replies, "", 0, 0, 0, 0.0
+        fault, tries, broken, unanswered, waited_s = "", 0, 0, 0, 0.0
         while True:
             try:
                 with self.pool.slot() as replica:
@@ -211,22 +222,24 @@ class ServedCaptioner(UsageTracking):
                 fault, tries, broken = str(error), tries + 1, broken + error.is_broken
             except (TimeoutError, httpx.TimeoutException) as error:
                 fault, tries = f"{type(error).__name__}: {error}", tries + 1
+            except httpx.DecodingError as error:
+                fault, tries, broken = f"{type(error).__name__}: {error}", tries + 1, broken + 1
             except httpx.RequestError as error:
                 fault, unanswered = f"{type(error).__name__}: {error}", unanswered + 1
-            if tries >= self.tries or broken >= min(BROKEN_TRIES, self.tries):
-                if self.pool.replies > replies:  # others are answered meanwhile: it is this request
-                    raise RefusedError(f"no reply after {tries + unanswered} tries ({fault})")
-                break
-            if tries + unanswered >= self.tries and waited_s >= self.outage_s:
+            has_answered = tries >= self.tries or broken >= min(BROKEN_TRIES, self.tries)
+            if has_answered or (tries + unanswered >= self.tries and waited_s >= self.outage_s):
                 break
             delay_s = min(MAX_DELAY_S, 0.5 * 2 ** min(10, tries + unanswered)) * random.uniform(0.7, 1.3)
             waited_s += delay_s
             self._sleep(delay_s)
         urls = ", ".join(r.url for r in self.replicas)
-        raise TransientError(
-            f"{urls}: no reply for '{self.name}' after {tries + unanswered} tries ({self._redact(fault)}); is the "
-            "server up and is it serving that model?"
+        message = (
+            f"{urls}: no reply for '{self.name}' after {tries + unanswered} tries ({fault}); is the server up and is "
+            "it serving that model?"
         )
+        if has_answered:
+            raise PersistentFault(message, f"no reply after {tries + unanswered} tries ({fault})")
+        raise TransientError(self._redact(message))
 
     def _try(self, replica: Replica, body: dict[str, Any]) -> dict[str, Any]:
         """One try at one server; its faults are noted, and raised as of `_post`."""
