@@ -6,13 +6,14 @@ import pytest
 
 from tasks.caption.stage import require_supported, run
 from tasks.config import CaptionConfig, Params
-from tasks.errors import ConfigError
-from tasks.models.llm.requests import Request
+from tasks.errors import ConfigError, DataError
+from tasks.models.llm.requests import Refusal, Reply, Request
 from tasks.names import stable_id
 from tasks.prompts.prompt_set import read_prompt_set
 from tasks.store import Store
 from tests.support.colour_pairs import (
     BATCH,
+    COLOURS,
     DESCRIPTION,
     PAIRS,
     paint,
@@ -166,3 +167,44 @@ def test_parameters_that_the_prompt_set_has_no_request_for_are_refused():
     require_supported(config(styles=["short", "short 2"]), standard)
     with pytest.raises(ConfigError, match=r"\['short 2'\], and 'plain' has no describe.schema.json"):
         require_supported(config(styles=["short", "short 2"], prompts="plain"), read_prompt_set("plain"))
+
+
+def refused(words: str) -> Reply:
+    return Reply("", 0, 0, refusal=Refusal("request_refused", words))
+
+
+def test_a_refused_pair_is_dropped_with_the_servers_words_and_not_requested_again(
+    monkeypatch: pytest.MonkeyPatch, store: Store, params: Params
+):
+    red_green = (COLOURS["red"], COLOURS["green"])
+    captioner = FakeLlm(
+        lambda r: refused("400 too wide") if tuple(i.getpixel((0, 0)) for i in r.images) == red_green else DESCRIPTION
+    )
+    use_models(monkeypatch, captioner)
+    report = run(params, store)
+    assert report.dropped == {"request_refused": 1} and report.written == 4 and len(captioner.requests) == 5
+    [row] = store.read_dropped("caption").to_pylist()
+    detail = json.loads(row["detail"])
+    assert row["key"] == "p1" and detail["replies"] == {"description": "400 too wide"} and detail["tokens"] == 0
+    assert any("request_refused 1" in note for note in report.notes)
+
+
+def test_a_refused_instruction_leaves_the_others(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
+    use_models(monkeypatch, writer=FakeLlm(lambda r: refused("413") if "question" in r.text else paint(r)))
+    with pytest.raises(DataError, match="caption.refused_share_max: 4 of 4 rows were refused.*413"):
+        run(params, store)  # in every pair: that is the server, not the pairs
+    use_models(monkeypatch, writer=FakeLlm(lambda r: refused("413") if "question" in r.text else paint(r)))
+    report = run(with_caption(params, refused_share_max=1.0), store)
+    assert report.dropped == {} and {len(r["instructions"]) for r in store.read_table("captioned").to_pylist()} == {2}
+
+
+def test_a_reply_that_was_cut_off_is_requested_with_more_room_and_then_dropped(
+    monkeypatch: pytest.MonkeyPatch, store: Store, params: Params
+):
+    captioner = FakeLlm(lambda r: Reply(DESCRIPTION, 10, 80, is_cut=r.max_tokens is None))
+    writer = FakeLlm(lambda r: Reply(paint(r), 10, 80, is_cut="short" in r.text))
+    use_models(monkeypatch, captioner, writer)
+    report = run(with_caption(params, instructions_min=3), store)
+    assert [r.max_tokens for r in captioner.requests][:4] == [None, None, 160, 160]
+    assert report.dropped == {"cut_off": 5} and sum(r.max_tokens == 160 for r in writer.requests) == 5
+    assert json.loads(store.read_dropped("caption").to_pylist()[0]["detail"])["problems"] == {"short": "cut_off"}

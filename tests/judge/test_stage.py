@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from tasks.caption.stage import run as run_caption
 from tasks.config import Params
+from tasks.errors import DataError
 from tasks.judge.questions import judge_pairs
 from tasks.judge.stage import run
+from tasks.models.llm.requests import Refusal
 from tasks.names import stable_id
 from tasks.store import Store
 from tests.support.colour_pairs import (
@@ -168,3 +170,34 @@ def test_a_query_without_a_vector_leaves_its_own_triplet_unmeasured_and_no_other
     run(params, store)
     found = {t["query_image_id"]: t["found_by"] for t in store.read_table("triplets").to_pylist()}
     assert found["white"] is None and isinstance(found["red"], list)
+
+
+def test_a_refused_question_leaves_out_its_negative_or_its_pair_with_the_words(
+    monkeypatch: pytest.MonkeyPatch, store: Store, params: Params
+):
+    def yes(query: str, candidate: str, text: str) -> float | Refusal:
+        if (query, candidate) in (("red", "white"), ("red", "green")):
+            return Refusal("request_refused", f"400 {candidate} is too wide")
+        if (query, candidate, "question" in text) == ("blue", "red", True):
+            return Refusal("bad_image", "too long")
+        return 0.9 if (query, candidate) in (("red", "blue"), ("blue", "red")) else 0.25
+
+    use_models(monkeypatch, judge=by_colours(yes))
+    run_caption(params, store)
+    report = run(params, store)
+    rows = {t["pair_id"]: t for t in store.read_table("triplets").to_pylist()}
+    assert rows["p0"]["negative_image_ids"] == ["red"] and len(rows["p0"]["instructions"]) == 3
+    assert rows["p2"]["styles"] == ["imperative", "short"] and "p1" not in rows
+    dropped = {d["key"]: (d["reason"], json.loads(d["detail"])) for d in store.read_dropped("judge").to_pylist()}
+    assert dropped["p1"][0] == "request_refused"  # its target is the image that the server refuses
+    assert {text["words"] for text in dropped["p1"][1]["instructions"]} == {"400 green is too wide"}
+    assert dropped["p0:white"] == ("request_refused", {"image_id": "white", "words": "400 white is too wide"})
+    assert dropped["p2:question"][0] == "bad_image" and report.dropped["request_refused"] == 3
+
+
+def test_many_refused_questions_stop_the_part(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
+    use_models(monkeypatch, judge=by_colours(lambda *_: Refusal("request_refused", "400 context")))
+    run_caption(params, store)
+    with pytest.raises(DataError, match=r"judge.refused_share_max: 4 of 4 rows .*400 context"):
+        run(params, store)
+    assert len(store.table_files("triplets")) == 1  # what was judged before stays

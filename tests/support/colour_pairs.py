@@ -11,7 +11,7 @@ import tasks.caption.models
 import tasks.caption.stage
 import tasks.judge.stage
 from tasks.config import Params, load_params
-from tasks.models.llm.requests import Request
+from tasks.models.llm.requests import Refusal, Request
 from tasks.store import Store
 from tests.support.fake_llm import FakeLlm
 
@@ -130,11 +130,11 @@ def paint(request: Request) -> str:
     return f"paint it, {request.text.splitlines()[0].removeprefix('style: ')}"
 
 
-def by_colours(rule: Callable[[str, str, str], float]) -> FakeLlm:
+def by_colours(rule: Callable[[str, str, str], float | Refusal]) -> FakeLlm:
     """A judge that gives P(yes) by the colours of query and candidate, and the text."""
     names = {rgb: colour for colour, rgb in COLOURS.items()}
 
-    def yes(request: Request) -> float:
+    def yes(request: Request) -> float | Refusal:
         query, candidate = (names[image.getpixel((0, 0))] for image in request.images)  # type: ignore[index]
         return rule(query, candidate, request.text)
 

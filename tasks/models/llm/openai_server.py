@@ -87,6 +87,7 @@ class ServedCaptioner(UsageTracking):
             headers={"Authorization": f"Bearer {config.api_key}"} if config.api_key else {},
         )
         self.identity = ServedIdentity(config.model, self._get, config.identity_folder)
+        self._has_asked = False  # whether a server has said which weights it has
         self._encoded: dict[int, tuple[Image, str]] = {}
         self._lock, self._probe_lock = threading.Lock(), threading.Lock()
         sampling = {"temperature": 0, "max_tokens": config.max_new_tokens, "seed": config.seed}
@@ -326,9 +327,10 @@ class ServedCaptioner(UsageTracking):
         """
         import httpx
 
-        for replica in () if self.identity.root else self.replicas:
+        for replica in () if self._has_asked else self.replicas:
             try:
                 self.identity.verify(replica)
+                self._has_asked = True
             except (RetryableError, httpx.RequestError):
                 self.pool.on_fault(replica)
 
