@@ -11,10 +11,10 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui test test-fast test-vllm lint install browser lock bench-peers clean help
+.PHONY: demo ui test test-fast test-vllm lint install browser production-programs production-local lock bench-peers clean help
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
 install: .venv/installed ## create .venv from the lock
 
@@ -51,6 +51,17 @@ browser:
 	    $$SUDO apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
 	  echo "browser tests will be skipped: install Chromium first (Debian: apt-get install chromium)"; }
 
+# Debian's PostgreSQL and Redis, where this user may install them; the services that Debian would start are not needed.
+production-programs:
+	@{ command -v redis-server && { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; }; } >/dev/null 2>&1 || { \
+	  SUDO=; [ "$$(id -u)" = 0 ] || SUDO="sudo -n"; \
+	  { $$SUDO true 2>/dev/null && command -v apt-get >/dev/null 2>&1 && echo "installing Debian's postgresql and redis-server" && \
+	    $$SUDO apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -y -qq --no-install-recommends postgresql redis-server >/dev/null; } || \
+	  echo "PostgreSQL and Redis are not installed: install them first (Debian: apt-get install postgresql redis-server)"; }
+
+production-local: .venv/installed production-programs ## run both DAGs on Celery, PostgreSQL and Redis on this machine, without containers
+	@$(BIN)/python -m tasks production_local
+
 # A worker gets whole files; the tests that share an Airflow are one worker's (tests/conftest.py).
 TEST_WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
@@ -59,7 +70,7 @@ test-fast: .venv/installed lint ## lint, types and every test under 5 s; no Airf
 	$(PYTEST) -m "not (slow or factory or airflow or benchmark or browser)" \
 	  --ignore tests/factory --ignore tests/airflow --ignore tests/benchmarks $(PYTEST_OPTIONS) tests
 
-test: .venv/installed browser lint ## lint, types and every test
+test: .venv/installed browser production-programs lint ## lint, types and every test
 	$(PYTEST) $(PYTEST_OPTIONS)
 
 # vLLM's CPU build in an environment of its own (3.5 GB, minutes): torchaudio and torchcodec there are CUDA builds and must go, torchvision needs a shim.

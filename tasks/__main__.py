@@ -64,6 +64,9 @@ RUN_EXAMPLE = """--run-id monday --kind dataset --conf '{"sources": "photos", "l
 # In the order in which the factory works; `--help` lists them so.
 COMMANDS = {
     "demo": Command("tasks.demo.demo", "Try it", "run the whole factory on this machine", "tool", "--profile test"),
+    "production_local": Command(
+        "tasks.demo.production_story", "Try it", "run both DAGs on Celery, PostgreSQL and Redis on this machine", "tool"
+    ),
     "deploy": Command("tasks.publish.deployment", "Prepare", "lay out a deployment's repositories and login", "tool"),
     "calibrate": Command(
         "tasks.calibrate.command", "Prepare", "propose each encoder's similarity window", "tool", "--source photos"
@@ -107,6 +110,10 @@ COMMANDS = {
     "verdicts": Command(
         "tasks.pages.review", "Publish", "write the review page: what was accepted or rejected, and why", "tool",
         "--root clone --count 30",
+    ),
+    "serve_git": Command(
+        "tasks.publish.serve_git", "Publish", "serve origin.git to everybody, read-only, by HTTP", "tool",
+        "--repository /data/origin.git --port 8090",
     ),
     "pull": Command("tasks.publish.pull", "Read a version", "`dvc pull` that names each faulty file", "tool", "-j 8"),
     "verify": Command("tasks.publish.verify", "Read a version", "compare a clone with its manifest", "tool"),

@@ -15,7 +15,7 @@ from tasks.__main__ import COMMANDS
 from tasks.config import read_raw
 
 SERVICES = {
-    *("init", "api-server", "scheduler", "dag-processor", "triggerer", "worker", "gpu-worker"),
+    *("init", "api-server", "scheduler", "dag-processor", "triggerer", "git", "worker", "gpu-worker"),
     *("vllm", "vllm-writer", "postgres", "redis", "s3", "mail"),
 }
 SERVICE_KEYS = {

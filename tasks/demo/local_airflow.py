@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import httpx
 
@@ -115,7 +115,7 @@ class LocalAirflow:
         self._restarts: dict[str, list[float]] = {}
         self._client = httpx.Client(base_url=self.url, timeout=REQUEST_TIMEOUT_S, trust_env=False)
 
-    def __enter__(self) -> LocalAirflow:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

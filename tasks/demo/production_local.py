@@ -38,9 +38,10 @@ from tasks.demo.services import Service, Services, find_program, wait_ready
 from tasks.errors import ConfigError, TransientError
 
 AIRFLOW_SERVICES = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "gpu-worker")
+GIT = "git"  # origin.git by HTTP, of the same image
 WORKERS = ("worker", "gpu-worker")
 INFRASTRUCTURE = ("postgres", "redis", "s3", "mail")
-NAMES = (*INFRASTRUCTURE, *AIRFLOW_SERVICES)
+NAMES = (*INFRASTRUCTURE, *AIRFLOW_SERVICES, GIT)
 PROGRAMS = {"postgres": "postgresql", "redis-server": "redis-server"}  # program -> Debian's package
 POSTGRES_FOLDERS = tuple(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))  # Debian's, newest first
 LOG_FOLDER = "AIRFLOW__LOGGING__BASE_LOG_FOLDER"
@@ -128,7 +129,7 @@ class ProductionLocal(LocalAirflow):
     def __init__(
         self, root: Path, changes: Mapping[str, str] | None = None, variables: Mapping[str, str] | None = None
     ) -> None:
-        names = ("api", "postgres", "redis", "s3", "mail", "logs", "gpu-logs", "trigger-logs")
+        names = ("api", "postgres", "redis", "s3", "mail", "git", "logs", "gpu-logs", "trigger-logs")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         super().__init__(root, port=self.ports["api"])
         self.programs = {name: find_program(name, POSTGRES_FOLDERS, package) for name, package in PROGRAMS.items()}
@@ -172,6 +173,8 @@ class ProductionLocal(LocalAirflow):
 
     def service_environment(self, name: str) -> dict[str, str]:
         """Environment of a service of the compose file: the image's, the file's, the twin's CHANGES, `changes`."""
+        if name == GIT:  # it gets no secret, and knows no Airflow
+            return {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(PROJECT)}
         image = dockerfile_environment(PROJECT / "Dockerfile")
         stated = {**image, **self.compose[name].environment}
         local = {key: replaced(value, self.replacements()) for key, value in stated.items()}
@@ -213,21 +216,19 @@ class ProductionLocal(LocalAirflow):
         for folder in ("data/airflow", "data/runs", "sources", "airflow", "worker", "gpu-worker"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         self._start_infrastructure()
-        with open(self.logs / "init.log", "ab") as log:
-            done = subprocess.run(
-                ["bash", str(PROJECT / "deploy" / "init.sh")],
-                env=self.environment,
-                cwd=PROJECT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                check=False,
-            )
-        if done.returncode != 0:
-            raise TransientError(f"deploy/init.sh ended with {done.returncode}:\n{self.last_lines('init')}")
+        script = ("bash", str(PROJECT / "deploy" / "init.sh"))
+        self.services.add(Service("init", script, self.environment, PROJECT))
+        code = self.services.run("init")
+        if code != 0:
+            raise TransientError(f"deploy/init.sh ended with {code}:\n{self.last_lines('init')}")
 
     def start(self) -> None:
-        """Start every Airflow service; returns at once, see `wait_healthy`."""
+        """Start every Airflow service and the one of origin.git; returns at once, see `wait_healthy`."""
+        words = [replaced(word, self.replacements()) for word in self.compose[GIT].command]
+        words[words.index("--port") + 1] = str(self.ports[GIT])
+        environment = self.service_environment(GIT)
+        self.services.add(Service(GIT, (sys.executable, "-m", "tasks", *words), environment, self.root))
+        self.services.start(GIT)
         for name in AIRFLOW_SERVICES:
             self.services.add(
                 Service(name, self.service_command(name), self.service_environment(name), self.root / "airflow")
@@ -314,6 +315,11 @@ class ProductionLocal(LocalAirflow):
             shutil.rmtree(self._postgres_folder, ignore_errors=True)
             self._postgres_folder = None
         self._client.close()
+
+    @property
+    def clone_url(self) -> str:
+        """Where anybody clones the dataset repository from."""
+        return f"http://127.0.0.1:{self.ports[GIT]}/origin.git"
 
     # --- what a test asks --------------------------------------------------------------------------------------------
 

@@ -133,6 +133,19 @@ class Services:
         self._leaders.add(process.pid)
         self._is_meant_to_be_down.discard(name)
 
+    def run(self, name: str) -> int:
+        """Start a service that ends by itself and wait for its end; returns its exit code.
+
+        Raises:
+            TransientError: another service ended meanwhile.
+        """
+        self.start(name)
+        self._is_meant_to_be_down.add(name)
+        while self.is_running(name):
+            self.check_alive()
+            time.sleep(0.1)
+        return int(self._processes[name].returncode)
+
     def pid(self, name: str) -> int:
         """Process id of a service that was started."""
         return self._processes[name].pid

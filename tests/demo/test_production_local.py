@@ -43,6 +43,8 @@ def test_the_twin_runs_the_compose_files_commands(stack: ProductionLocal):
         assert words[: len(stack.compose[name].command)] == stack.compose[name].command, name
         assert (len(words) > len(stack.compose[name].command)) == (name in WORKERS)
     assert stack.compose["init"].command == ("/opt/megapairs/deploy/init.sh",)
+    assert stack.compose["git"].environment == {}  # it serves strangers: no secret is in its environment
+    assert not {k for k in stack.service_environment("git") if k.startswith(("AIRFLOW", "AWS", "MEGAPAIRS"))}
 
 
 def test_a_workers_logs_are_not_where_the_api_server_looks(stack: ProductionLocal):
