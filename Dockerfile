@@ -34,7 +34,7 @@ COPY deploy deploy
 COPY tasks tasks
 
 # Workers of several users share the volume; every clone in it is ours.
-RUN git config --system --add safe.directory '*' && mkdir -p /data/airflow/logs /data/runs && chown -R airflow:0 /data /opt/megapairs
+RUN git config --system --add safe.directory '*' && mkdir -p /data/airflow/logs /data/runs /var/cache/megapairs && chown -R airflow:0 /data /var/cache/megapairs /opt/megapairs
 
 ENV PYTHONPATH=/opt/megapairs \
     PYTHONUNBUFFERED=1 \

@@ -13,14 +13,16 @@ import yaml
 
 from tasks.__main__ import COMMANDS
 from tasks.config import read_raw
+from tasks.demo.compose import interpolate
 
 SERVICES = {
     *("init", "api-server", "scheduler", "dag-processor", "triggerer", "git", "worker", "gpu-worker"),
-    *("vllm", "vllm-writer", "postgres", "redis", "s3", "mail"),
+    *("vllm", "vllm-writer", "vllm-2", "postgres", "redis", "s3", "mail"),
 }
 SERVICE_KEYS = {
     *("image", "build", "restart", "environment", "volumes", "depends_on", "user", "entrypoint", "command"),
     *("ports", "healthcheck", "profiles", "stop_grace_period", "deploy", "ipc", "configs"),
+    *("read_only", "tmpfs", "cap_drop", "security_opt"),
 }
 TOP_KEYS = {"name", "services", "configs", "volumes"}
 AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "gpu-worker")
@@ -52,9 +54,8 @@ def test_the_file_has_the_form_of_a_compose_file(compose: dict[str, Any]):
         assert set(service) <= SERVICE_KEYS, name
         assert service.get("image") or service.get("build"), name
         assert service["command"] and isinstance(service["command"], list), name
-        assert ":" in service["image"] and not service["image"].endswith(":latest"), (
-            f"{name}: an image needs a pinned tag"
-        )
+        image = interpolate(service["image"], {})
+        assert ":" in image and not image.endswith(":latest"), f"{name}: an image needs a pinned tag"
 
 
 def test_whatever_a_service_refers_to_is_declared(compose: dict[str, Any]):
@@ -72,11 +73,40 @@ def test_whatever_a_service_refers_to_is_declared(compose: dict[str, Any]):
             assert port.startswith("127.0.0.1:"), f"{name}: port {port} is open to the network"
 
 
+def gpu_devices(service: dict[str, Any], variables: dict[str, str]) -> list[str]:
+    """Numbers of the GPUs that a service gets."""
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"] and "count" not in device, "count takes GPU 0, whoever has it already"
+    return [interpolate(number, variables) for number in device["device_ids"]]
+
+
+def test_services_run_locked_down(compose: dict[str, Any]):
+    """Ours and what has no need of root: a plain user, a read-only root, no capability; nobody gains privileges."""
+    assert re.search(r"^USER airflow$", Path("Dockerfile").read_text(), re.M)
+    theirs = {"s3", "vllm", "vllm-writer", "vllm-2"}  # images that start as root and write where they like
+    for name, service in compose["services"].items():
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if name not in theirs:
+            assert service["read_only"] is True and service["cap_drop"] == ["ALL"] and "/tmp" in service["tmpfs"], name
+            assert str(service.get("user", "airflow")) not in ("0", "root", "0:0"), name
+
+
+def test_what_sqlite_writes_is_not_on_the_shared_volume(compose: dict[str, Any]):
+    for name in (*AIRFLOW, "init"):
+        service = compose["services"][name]
+        folder = service["environment"]["DVC_SITE_CACHE_DIR"]
+        volume = next(v for v in service["volumes"] if folder.startswith(v.split(":")[1] + "/"))
+        assert volume.split(":")[0] == "host-cache", f"{name}: {volume}"
+
+
 def test_the_gpu_profile_holds_the_worker_and_the_servers_that_params_call(compose: dict[str, Any]):
     services = compose["services"]
     assert {n for n, s in services.items() if s.get("profiles") == ["gpu"]} == {"gpu-worker", "vllm", "vllm-writer"}
-    for name in ("gpu-worker", "vllm", "vllm-writer"):
-        assert services[name]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+    devices = {n: gpu_devices(services[n], {}) for n in ("gpu-worker", "vllm", "vllm-writer", "vllm-2")}
+    assert len({d for ids in devices.values() for d in ids}) == 4, f"each has a GPU of its own: {devices}"
+    one = {"GPU_WORKER_DEVICE": "5", "VLLM_DEVICE": "5", "WRITER_DEVICE": "5"}
+    assert {gpu_devices(services[n], one)[0] for n in ("gpu-worker", "vllm", "vllm-writer")} == {"5"}
+    assert services["vllm-2"]["profiles"] == ["gpu2"] and services["vllm-2"]["command"] == services["vllm"]["command"]
     caption = read_raw(Path("params.yaml"))["profiles"]["production"]["caption"]
     for key, model in (("url", "model"), ("writer_url", "writer")):
         host = re.fullmatch(r"http://([a-z-]+):8000/v1", caption[key])

@@ -28,12 +28,14 @@ class ComposeService:
         environment: its variables.
         healthcheck: the command of its health check without the leading CMD; empty where it has none.
         profiles: profiles that it belongs to; empty: always started.
+        is_restarted: whether it is started again when it ends by itself.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     healthcheck: tuple[str, ...]
     profiles: tuple[str, ...]
+    is_restarted: bool
 
 
 def interpolate(text: str, variables: Mapping[str, str]) -> str:
@@ -85,6 +87,7 @@ def read_compose(path: Path, variables: Mapping[str, str]) -> dict[str, ComposeS
             environment={key: interpolate(str(value), variables) for key, value in environment.items()},
             healthcheck=tuple(interpolate(word, variables) for word in test[1:]),
             profiles=tuple(service.get("profiles") or ()),
+            is_restarted=service.get("restart") in ("unless-stopped", "always"),
         )
     return services
 

@@ -168,6 +168,7 @@ class ProductionLocal(LocalAirflow):
             "/data": str(self.root / "data"),
             "/sources": str(self.root / "sources"),
             "/checkout": str(PROJECT),
+            "/var/cache/megapairs": str(self.root / "host-cache"),
             "/usr/local/bin/python": sys.executable,
         }
 
@@ -192,8 +193,10 @@ class ProductionLocal(LocalAirflow):
         return {**inherited, "PATH": path, **local, **self.changes}
 
     def service_command(self, name: str) -> tuple[str, ...]:
-        """Command of an Airflow service: the compose file's, under this machine's interpreter."""
+        """Command of a service of this project's image: the compose file's, under this machine's interpreter."""
         words = tuple(replaced(word, self.replacements()) for word in self.compose[name].command)
+        if name == GIT:
+            return (sys.executable, "-m", "tasks", *words[:-1], str(self.ports[GIT]))
         # two workers of one host need two names
         more = ("--celery-hostname", f"{name}@127.0.0.1") if name in WORKERS else ()
         return (sys.executable, "-m", "airflow", *words, *more)
@@ -224,15 +227,15 @@ class ProductionLocal(LocalAirflow):
 
     def start(self) -> None:
         """Start every Airflow service and the one of origin.git; returns at once, see `wait_healthy`."""
-        words = [replaced(word, self.replacements()) for word in self.compose[GIT].command]
-        words[words.index("--port") + 1] = str(self.ports[GIT])
-        environment = self.service_environment(GIT)
-        self.services.add(Service(GIT, (sys.executable, "-m", "tasks", *words), environment, self.root))
-        self.services.start(GIT)
-        for name in AIRFLOW_SERVICES:
-            self.services.add(
-                Service(name, self.service_command(name), self.service_environment(name), self.root / "airflow")
+        for name in (GIT, *AIRFLOW_SERVICES):
+            service = Service(
+                name,
+                self.service_command(name),
+                self.service_environment(name),
+                self.root / "airflow",
+                is_restarted=self.compose[name].is_restarted,
             )
+            self.services.add(service)
             self.services.start(name)
 
     def _start_infrastructure(self) -> None:
@@ -240,8 +243,7 @@ class ProductionLocal(LocalAirflow):
         environment = {"PATH": os.environ.get("PATH", os.defpath)}
         redis = self.root / "redis"
         redis.mkdir(exist_ok=True)
-        password = self.variables["REDIS_PASSWORD"]
-        settings = ("--bind", "127.0.0.1", "--port", str(self.ports["redis"]), "--requirepass", password)
+        settings = (*self.compose["redis"].command[1:], "--bind", "127.0.0.1", "--port", str(self.ports["redis"]))
         self.services.add(Service("redis", (self.programs["redis-server"], *settings), environment, redis))
         words = (sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.ports["s3"]))
         self.services.add(Service("s3", words, environment, self.root))

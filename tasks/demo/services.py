@@ -7,6 +7,7 @@ PostgreSQL, Redis and every Airflow process this way; the chaos suite breaks the
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pwd
 import shutil
@@ -17,10 +18,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.demo.local_airflow import end_with_parent, is_alive, process_family
+from tasks.demo.processes import end_with_parent, is_alive, process_family
 from tasks.errors import ConfigError, TransientError
 
 STOP_TIMEOUT_S = 10.0  # then SIGKILL
+RESTARTS, RESTARTS_S = 5, 600.0  # a service that ends by itself is started again, at most so often in so many seconds
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Service:
         folder: its working folder; it exists.
         user: name of the user that it runs as, when this process is root's; None: as this process.
         stop_signal: what ends it in order.
+        is_restarted: start it again when it ends by itself, as `restart: unless-stopped` of a compose file does.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Service:
     folder: Path
     user: str | None = None
     stop_signal: int = signal.SIGTERM
+    is_restarted: bool = False
 
 
 def session_members(leaders: Iterable[int]) -> set[int]:
@@ -95,6 +100,7 @@ class Services:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._leaders: set[int] = set()  # every process that was ever started here leads a session
         self._is_meant_to_be_down: set[str] = set()
+        self._restarts: dict[str, list[float]] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -205,11 +211,22 @@ class Services:
         self.start(name)
 
     def check_alive(self) -> None:
-        """Raise TransientError when a service has ended by itself; one that was stopped or killed here may be down."""
-        for name, process in self._processes.items():
+        """Start services again that have ended by themselves; those that were stopped or killed here may be down.
+
+        Raises:
+            TransientError: one that is not restarted ended, or one ended more than RESTARTS times within RESTARTS_S.
+        """
+        for name, process in list(self._processes.items()):
             code = process.poll()
-            if code is not None and name not in self._is_meant_to_be_down:
+            if code is None or name in self._is_meant_to_be_down:
+                continue
+            now = time.monotonic()
+            restarts = [t for t in self._restarts.get(name, []) if t > now - RESTARTS_S]
+            if len(restarts) >= RESTARTS or not self._specs[name].is_restarted:
                 raise TransientError(f"service {name} ended with {code}:\n{self.last_lines(name)}")
+            log.warning("service %s ended with %s and is started again", name, code)
+            self._restarts[name] = [*restarts, now]
+            self.start(name)
 
     def last_lines(self, name: str, count: int = 15) -> str:
         """The end of a service's output; empty where there is none."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.demo.local_airflow import is_alive
-from tasks.demo.services import Service, Services, find_program, wait_ready
+from tasks.demo.processes import is_alive
+from tasks.demo.services import RESTARTS, Service, Services, find_program, wait_ready
 from tasks.errors import ConfigError, TransientError
 from tests.support.waiting import wait_until
 
@@ -111,3 +111,16 @@ def test_a_signal_of_ones_own_choice(services: Services, tmp_path: Path):
     started(services, tmp_path, "one")
     services.kill("one", signal.SIGTERM, with_children=False)
     wait_until(lambda: not services.is_running("one"), "it has ended")
+
+
+def test_what_is_restarted_comes_back_by_itself_but_not_for_ever(services: Services, tmp_path: Path):
+    command = (sys.executable, "-S", "-c", "import sys; sys.exit(4)")
+    services.add(Service("short", command, {}, tmp_path, is_restarted=True))
+    services.start("short")
+    seen = set()
+    with pytest.raises(TransientError, match="service short ended with 4"):
+        while True:
+            seen.add(services.pid("short"))
+            wait_until(lambda: not services.is_running("short"), "it has ended", poll_s=0.01)
+            services.check_alive()
+    assert len(seen) == 1 + RESTARTS
