@@ -68,6 +68,7 @@ COMMANDS = {
         "tasks.demo.production_story", "Try it", "run both DAGs on Celery, PostgreSQL and Redis on this machine", "tool"
     ),
     "deploy": Command("tasks.publish.deployment", "Prepare", "lay out a deployment's repositories and login", "tool"),
+    "doctor": Command("tasks.doctor.command", "Prepare", "look whether all is there that a run will need", "tool"),
     "calibrate": Command(
         "tasks.calibrate.command", "Prepare", "propose each encoder's similarity window", "tool", "--source photos"
     ),
@@ -77,6 +78,9 @@ COMMANDS = {
     ),
     "open_run": Command(
         "tasks.publish.open_run", "Open a run", "check a run's parameters, make its worktree", "tool", RUN_EXAMPLE
+    ),
+    "runs": Command(
+        "tasks.publish.retention", "Open a run", "list the open runs, remove what old ones left", "tool", "--prune"
     ),
     "ingest": Command("tasks.ingest.stage", "Images", "read the sources; filter, deduplicate and store images"),
     "recaption": Command(
@@ -127,7 +131,7 @@ COMMANDS = {
     "promote": Command("tasks.promote.stage", "Model", "publish the fine-tuned model if it is better"),
 }  # fmt: skip
 # A person may detach these from a terminal; every other command ends when its parent dies.
-DETACHABLE = {"demo", "deploy", "label_draft", "gallery", "verdicts", "pull", "verify", "export"}
+DETACHABLE = {"demo", "deploy", "doctor", "runs", "label_draft", "gallery", "verdicts", "pull", "verify", "export"}
 
 
 # --- help ---------------------------------------------------------------------------------------------------------

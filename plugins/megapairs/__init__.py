@@ -10,6 +10,7 @@ the mail, and, when a mail shows images, the store.
 | command.py | runs a command, reads its report and its last lines; without Airflow | none |
 | environment.py | which variables a stage may see; without Airflow | none |
 | aws.py | Airflow's AWS connection as environment variables | none |
+| facts.py | pools, workers on each queue, the mail server: for the check before a run | wiring |
 | form.py | the trigger form, made from params.yaml, the profiles and tasks/config | wiring |
 | alerts.py | the alert mail | wiring |
 | stage.py | the operators: Stage, OpenRun, CloseRun | wiring, command, environment, aws, form |

@@ -44,9 +44,9 @@ PREFIXES = (
 # read, see stage.py). The rest of the stages gets none, whatever NAMES and PREFIXES say.
 CREDENTIALS = {
     ("AWS_", "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_"): (
-        *("ingest_list", "ingest_fetch", "ingest", "open_run", "version", "promote"),
+        *("ingest_list", "ingest_fetch", "ingest", "open_run", "doctor", "version", "promote"),
     ),
-    ("GIT_", "SSH_", "DVC_STUDIO_"): ("open_run", "version", "promote"),
+    ("GIT_", "SSH_", "DVC_STUDIO_"): ("open_run", "doctor", "version", "promote"),
     ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY"): (
         *("recaption", "embed", "caption", "judge", "judge_check", "train", "evaluate"),
     ),

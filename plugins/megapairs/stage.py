@@ -18,8 +18,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from megapairs.aws import aws_variables
 from megapairs.command import Ending, StageProcess, stage_command
 from megapairs.environment import stage_environment
+from megapairs.facts import gather_facts
 from megapairs.form import changes_from
-from megapairs.wiring import TRIPLETS, run_folder
+from megapairs.wiring import PROJECT, TRIPLETS, run_folder
 from tasks.config import overlay
 from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO
 from tasks.parts import WHOLE, part_names
@@ -135,6 +136,9 @@ class Stage(Command):
 class OpenRun(Command):
     """Make the run's worktree: deployed code, the last version's data, the form's values laid over params.yaml.
 
+    Before, `python -m tasks doctor` looks within seconds whether all is there that the run will need; what it finds
+    missing fails this task, whose mail says what to do. MEGAPAIRS_PREFLIGHT=off leaves it out.
+
     A model run that an event started takes the newest version that is published when it opens: while one run trains,
     several versions may be published, and Airflow starts one run for all of them.
 
@@ -159,6 +163,10 @@ class OpenRun(Command):
             changes = overlay(changes, event.get("changes") or {})
             tag = given.get("dataset_version") or event.get("version")
             more += ["--dataset-version", str(tag)] if tag else []
+        if os.environ.get("MEGAPAIRS_PREFLIGHT", "on") != "off":
+            facts = json.dumps(gather_facts())
+            asked = ("--kind", self.kind, "--conf", json.dumps(changes), "--airflow", facts, "--json")
+            self.run_command(stage_command("doctor", more=asked), PROJECT)  # the clone's code may be older
         report = self.run_command(stage_command("open_run", more=(*more, "--conf", json.dumps(changes))), deployment())
         self.log.info("the run's own values: %s", json.dumps(changes) if changes else "none")
         return report

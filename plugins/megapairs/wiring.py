@@ -16,6 +16,8 @@ first group; the second group is read where it is used.
 | MEGAPAIRS_RETRY_DELAY_S | pause before the first retry, seconds; it doubles up to an hour (defaults.py) | 60 |
 | MEGAPAIRS_MAIL_TO, MEGAPAIRS_MAIL_FROM | receivers and sender of the alert mail; empty: no mail (alerts.py) | empty |
 | MEGAPAIRS_UI | base URL of the web UI, for links in mails (alerts.py) | empty: no links |
+| MEGAPAIRS_PREFLIGHT | off: open_run does not look first whether all is there (stage.py) | on |
+| MEGAPAIRS_API_CONNECTION | Airflow connection of the REST API, to read the pools (facts.py) | megapairs_api |
 | MEGAPAIRS_STAGE_VARIABLES | names of further variables that stages may see, by commas (environment.py) | empty |
 | MEGAPAIRS_AWS_CONNECTION | Airflow connection whose keys ingest gets (aws.py) | aws_default |
 """

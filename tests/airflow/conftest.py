@@ -37,6 +37,7 @@ def fake_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         script.write_text(FAKE.format(body=body))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("TASKS_PYTHON", str(script))
+        monkeypatch.setenv("MEGAPAIRS_PREFLIGHT", "off")
         monkeypatch.setenv("MEGAPAIRS_RUNS", str(tmp_path / "runs"))
         monkeypatch.setenv("MEGAPAIRS_DATASET", str(tmp_path / "dataset"))
         (tmp_path / "dataset").mkdir(exist_ok=True)

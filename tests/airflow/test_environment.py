@@ -45,8 +45,8 @@ STORAGE = {
 HUB = {"HF_TOKEN": "secret"}
 GIT = {"GIT_SSH_COMMAND": "ssh -i key", "SSH_AUTH_SOCK": "/run/agent"}
 WORKER = AIRFLOWS | SEEN_BY_ALL | STORAGE | HUB | GIT
-PUBLISHING = {"open_run", "version", "promote"}
-STAGES = [name for name, command in COMMANDS.items() if command.kind == "stage"] + ["open_run"]
+PUBLISHING = {"open_run", "doctor", "version", "promote"}
+STAGES = [name for name, command in COMMANDS.items() if command.kind == "stage"] + ["open_run", "doctor"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
