@@ -73,6 +73,11 @@ test-fast: .venv/installed lint ## lint, types and every test under 5 s; no Airf
 test: .venv/installed browser production-programs lint ## lint, types and every test
 	$(PYTEST) $(PYTEST_OPTIONS)
 
+# CHAOS_OPTIONS=--short: a few minutes, without Airflow; --only NAMES; --list.
+.PHONY: chaos
+chaos: .venv/installed ## break the factory in every known way under a running week: recovered, and the same version?
+	$(BIN)/python -m tests.chaos $(CHAOS_OPTIONS)
+
 # vLLM's CPU build in an environment of its own (3.5 GB, minutes): torchaudio and torchcodec there are CUDA builds and must go, torchvision needs a shim.
 .venv-vllm/installed: tests/support/torchvision_shim.py
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

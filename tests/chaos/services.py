@@ -1,0 +1,261 @@
+"""Chaos with Airflow: processes of a production deployment are killed, suspended and cut off under a running week.
+
+The deployment is docker-compose.yaml's twin on this machine (tasks/demo/production_local.py): PostgreSQL, Redis, Celery
+workers, each a process with a name. A supervisor starts an Airflow service again that has ended, as the compose file's
+`restart: unless-stopped` does; PostgreSQL and Redis come back when the scenario says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.demo.local_airflow import FINISHED
+from tasks.demo.processes import is_alive
+from tasks.demo.production_local import AIRFLOW_SERVICES, ProductionLocal
+from tasks.demo.watch import DATASET_DAG, MODEL_DAG
+from tasks.errors import TasksError
+from tasks.publish.git import git, read_at, tags
+from tasks.sample.world import make_world
+from tests.chaos.week import DATE, Outcome
+from tests.support.processes import find_stages
+from tests.support.waiting import wait_until
+
+IMAGES = 60
+OUTAGE_S = 20.0  # of Redis and PostgreSQL
+PAUSE_S = 5.0  # before a killed service is started again
+RUN_LIMIT_S = 900.0
+HEARTBEAT_S = 30  # instead of 420: a killed worker's task is to be noticed within the suite's patience
+CHANGES = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_S),
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+}
+
+
+class Stack:
+    """The deployment, and what it published undisturbed.
+
+    Args:
+        airflow: the started services.
+    """
+
+    def __init__(self, airflow: ProductionLocal) -> None:
+        self.airflow = airflow
+        self.place = airflow.root / "data"
+        self.untouched = airflow.root / "untouched"
+        self.expected = ""
+        self.restarts = 0
+        self.parts = [p.name for p in self.place.iterdir() if p.is_dir() and p.name not in ("airflow", "runs")]
+        for name in self.parts:
+            shutil.copytree(self.place / name, self.untouched / name, symlinks=True)
+
+    def reset(self) -> None:
+        """Nothing is published and no run is open."""
+        for name in self.parts:
+            shutil.rmtree(self.place / name, ignore_errors=True)
+            shutil.copytree(self.untouched / name, self.place / name, symlinks=True)
+        shutil.rmtree(self.place / "runs", ignore_errors=True)
+        (self.place / "runs").mkdir()
+
+    def trigger(self) -> str:
+        """Start the week; returns the run's id."""
+        source = [{"name": "sample", "path": str(self.airflow.root / "sources" / "week"), "license_code": "CC0-1.0"}]
+        return self.airflow.trigger(DATASET_DAG, {"profile": "test", "date": DATE, "sources": source})
+
+    def stage(self, name: str) -> int:
+        """Wait for a stage; its process id."""
+        found: list[int] = []
+
+        def is_running() -> bool:
+            self.supervise()
+            found[:] = find_stages(self.place / "runs", name)
+            return bool(found)
+
+        wait_until(is_running, f"stage {name} runs", poll_s=0.02, limit_s=RUN_LIMIT_S)
+        return found[0]
+
+    def supervise(self) -> None:
+        """Start Airflow's services again that have ended."""
+        for name in AIRFLOW_SERVICES:
+            if not self.airflow.services.is_running(name):
+                self.restarts += 1
+                self.airflow.services.start(name)
+
+    def follow(self, run_id: str, dag_id: str = DATASET_DAG) -> str:
+        """Wait for a run's end; its state."""
+        end = time.monotonic() + RUN_LIMIT_S
+        while time.monotonic() < end:
+            self.supervise()
+            with contextlib.suppress(TasksError):
+                state = self.airflow.run_state(dag_id, run_id)
+                if state in ("success", "failed"):
+                    return state
+            time.sleep(1)
+        return "no end"
+
+    def fingerprint(self) -> str:
+        """Of the one version that was published; says so where there is none or another number."""
+        origin = self.place / "origin.git"
+        versions = tags(origin, "dataset")
+        if len(versions) != 1:
+            return f"{len(versions)} versions"
+        return str(json.loads(read_at(origin, versions[0], "version.json") or b"{}").get("fingerprint"))
+
+    def tries(self, run_id: str) -> int:
+        """Tries of the run's tasks beyond the first, a count."""
+        tasks = self.airflow.task_instances(DATASET_DAG, run_id)
+        return sum(max(0, task["try_number"] - 1) for task in tasks if task["state"] in FINISHED)
+
+
+def broken(name: str, break_it: Callable[[Stack], int]) -> Callable[[Stack], Outcome]:
+    """A scenario: a week during which something is broken.
+
+    Args:
+        name: of the scenario.
+        break_it: waits for its moment, breaks and mends; returns how many processes it killed.
+    """
+
+    def scenario(stack: Stack) -> Outcome:
+        stack.reset()
+        stack.restarts = 0
+        run_id = stack.trigger()
+        kills = break_it(stack)
+        state = stack.follow(run_id)
+        is_same = stack.fingerprint() == stack.expected
+        note = (
+            f"run {state}, {stack.tries(run_id)} further tries, {stack.restarts} services came back by the supervisor"
+        )
+        return Outcome(name, state == "success", is_same, kills, note=note)
+
+    return scenario
+
+
+# --- what is broken --------------------------------------------------------------------------------------------------
+
+
+def kill_stage(stack: Stack) -> int:
+    """SIGKILL of a stage."""
+    os.kill(stack.stage("embed"), signal.SIGKILL)
+    return 1
+
+
+def kill_task(stack: Stack) -> int:
+    """SIGKILL of the process of Airflow's task, whose child the stage is."""
+    stage = stack.stage("embed")
+    status = Path(f"/proc/{stage}/stat").read_text()
+    os.kill(int(status[status.rindex(")") + 2 :].split()[1]), signal.SIGKILL)
+    wait_until(lambda: not is_alive(stage), "the stage ends with its task")
+    return 1
+
+
+def kill_and_start(service: str, stage: str) -> Callable[[Stack], int]:
+    """SIGKILL of a service with all its children while a stage runs; it is started again after a moment."""
+
+    def break_it(stack: Stack) -> int:
+        stack.stage(stage)
+        kills = len(stack.airflow.services.family(service))
+        stack.airflow.services.kill(service)
+        time.sleep(PAUSE_S)
+        stack.airflow.services.start(service)
+        return kills
+
+    return break_it
+
+
+def stop_for(service: str, stage: str) -> Callable[[Stack], int]:
+    """A service is killed for OUTAGE_S while a stage runs; what it held in memory alone is lost."""
+
+    def break_it(stack: Stack) -> int:
+        stack.stage(stage)
+        kills = len(stack.airflow.services.family(service))
+        stack.airflow.services.kill(service)
+        time.sleep(OUTAGE_S)
+        stack.airflow.services.start(service)
+        return kills
+
+    return break_it
+
+
+def suspend_worker(stack: Stack) -> int:
+    """SIGSTOP of a worker and all its children until the scheduler has given its task up."""
+    stage = stack.stage("embed")
+    worker = next(n for n in ("worker", "gpu-worker") if stage in stack.airflow.services.family(n))
+    stack.airflow.services.suspend(worker)
+    try:
+        time.sleep(HEARTBEAT_S + 15)
+    finally:
+        stack.airflow.services.resume(worker)
+    return 0
+
+
+def events_during_a_training(stack: Stack) -> Outcome:
+    """Three versions are published while a training runs: the run that they start takes the newest of them."""
+    stack.reset()
+    state = stack.follow(stack.trigger())
+    origin, airflow = stack.place / "origin.git", stack.airflow
+    (first,) = tags(origin, "dataset")
+    asset = next(a for a in airflow.call("GET", "assets")["assets"] if a["name"] == "megapairs_triplets")
+    airflow.set_paused(MODEL_DAG, False)
+    training = airflow.trigger(MODEL_DAG, {"profile": "test", "dataset_version": first})
+    held = stack.stage("train")
+    os.kill(held, signal.SIGSTOP)  # the events come while the training is active
+    versions = [f"{first}.{n}" for n in (2, 3, 4)]
+    for version in versions:
+        git(origin, "tag", version, first)
+        airflow.call("POST", "assets/events", {"asset_id": asset["id"], "extra": {"version": version, "changes": {}}})
+    wait_until(lambda: len(airflow.runs(MODEL_DAG)) > 1, "the events have made a run", poll_s=1, limit_s=RUN_LIMIT_S)
+    os.kill(held, signal.SIGKILL)
+    airflow.call("PATCH", f"dags/{MODEL_DAG}/dagRuns/{training}", {"state": "failed"})
+
+    def commands() -> list[str]:
+        """The logged command lines of open_run in the runs that the events started."""
+        lines: list[str] = []
+        for run_id in (r["dag_run_id"] for r in airflow.runs(MODEL_DAG) if r["dag_run_id"] != training):
+            for task in airflow.task_instances(MODEL_DAG, run_id):
+                if task["task_id"] == "open_run" and task["state"] == "success":
+                    lines += [line for line in airflow.task_log(MODEL_DAG, run_id, task) if "--dataset-version" in line]
+        return lines
+
+    wait_until(lambda: bool(commands()), "the run that the events started has opened", poll_s=1, limit_s=RUN_LIMIT_S)
+    airflow.set_paused(MODEL_DAG, True)
+    took = [line.partition("--dataset-version ")[2].split()[0] for line in commands()]
+    note = f"published {len(versions)}, the newest {versions[-1]}; trained on {', '.join(took)}"
+    return Outcome("events during a training", state == "success", set(took) == {versions[-1]}, 1, note=note)
+
+
+def service_scenarios() -> dict[str, Callable[[Stack], Outcome]]:
+    """Every scenario of this file by a short name."""
+    return {
+        "stage": broken("SIGKILL of a stage", kill_stage),
+        "task": broken("SIGKILL of a task's process", kill_task),
+        "worker": broken("SIGKILL of a worker with its children", kill_and_start("worker", "ingest")),
+        "scheduler": broken("SIGKILL of the scheduler", kill_and_start("scheduler", "recaption")),
+        "api-server": broken("SIGKILL of the api-server", kill_and_start("api-server", "embed")),
+        "dag-processor": broken("SIGKILL of the dag-processor", kill_and_start("dag-processor", "select")),
+        "suspended": broken("SIGSTOP of a worker past the heartbeat", suspend_worker),
+        "redis": broken("Redis away for 20 s", stop_for("redis", "recaption")),
+        "postgres": broken("PostgreSQL away for 20 s", stop_for("postgres", "embed")),
+        "events": events_during_a_training,
+    }
+
+
+@contextmanager
+def living_stack(root: Path) -> Iterator[Stack]:
+    """A started deployment that has published a week undisturbed; it ends with the block."""
+    root.mkdir(parents=True)
+    with ProductionLocal(root, CHANGES) as airflow:
+        make_world(root / "sources" / "week", seed=5, images=IMAGES, truth=root / "truth.jsonl")
+        airflow.start_everything()
+        airflow.set_paused(DATASET_DAG, False)
+        stack = Stack(airflow)
+        state = stack.follow(stack.trigger())
+        stack.expected = stack.fingerprint()
+        assert state == "success" and len(stack.expected) == 64, f"the undisturbed run: {state}, {stack.expected}"
+        yield stack
