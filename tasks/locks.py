@@ -153,6 +153,21 @@ def flocked(descriptor: int, waiting: Waiting) -> bool:
             return False
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of a file now, by flock or by a lease that it renews."""
+    if (token := newest_token(path)) and not is_free(read_lease(path, token)):
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - lease_file(path, token).stat().st_mtime < EXPIRY_S
+    with contextlib.suppress(FileNotFoundError), open(path) as f:
+        try:
+            fcntl.flock(f.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # a file system without locks: only leases are held there
+    return False
+
+
 # --- leases ----------------------------------------------------------------------------------------------------------
 
 _held: list[Lease] = []  # of this process
