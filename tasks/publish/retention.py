@@ -24,7 +24,7 @@ from typing import Any
 
 from tasks.errors import ConfigError
 from tasks.locks import is_held
-from tasks.models.llm.request_cache import RequestCache, cache_folder
+from tasks.models.llm.request_cache import cache_folder, prune_cache
 from tasks.names import slug
 from tasks.publish.dvc_repo import dvc_repo
 from tasks.publish.git import common_dir, publishing_lock, resolve_ref
@@ -155,17 +155,15 @@ def prune_dvc_cache(clone: Path, open_runs: Sequence[Path], is_dry: bool) -> Fre
 
 
 def prune_replies(clone: Path, days: float, now: float, is_dry: bool) -> Freed:
-    """Remove kept replies of models that are older than `days`; the file gives its room back to the disk."""
+    """Remove kept replies of models that are older than `days`."""
     folder = cache_folder(clone)
-    if folder is None or not (folder / "replies.sqlite").exists():
+    if folder is None:
         return Freed("replies", 0, 0)
-    before = size_of(folder)
-    cache = RequestCache(folder)
-    try:
-        count = cache.prune(int((now - days * DAY_S) // DAY_S), is_dry=is_dry)
-    finally:
-        cache.close()
-    return Freed("replies", count, None if is_dry and count else before - size_of(folder))
+    if is_dry:
+        old = [p.stat() for p in files_below(folder) if now - p.stat().st_mtime > days * DAY_S]
+        return Freed("replies", len(old), sum(state.st_blocks * 512 for state in old))
+    removed = prune_cache(folder, max_age_days=days, now_s=now)
+    return Freed("replies", removed.files, removed.size_bytes)
 
 
 def prune_logs(folder: Path | None, days: float, now: float, is_dry: bool) -> Freed:
