@@ -82,6 +82,10 @@ COMMANDS = {
     "runs": Command(
         "tasks.publish.retention", "Open a run", "list the open runs, remove what old ones left", "tool", "--prune"
     ),
+    "ingest_list": Command("tasks.ingest.listing", "Images", "list what is new in the sources, for ingest in parts"),
+    "ingest_fetch": Command(
+        "tasks.ingest.fetch", "Images", "fetch and decode listed files, in parts", example="--part 1/4", takes_part=True
+    ),
     "ingest": Command("tasks.ingest.stage", "Images", "read the sources; filter, deduplicate and store images"),
     "recaption": Command(
         "tasks.caption.recaption", "Images", "write the captions that the sources lack", example="--part 1/4",

@@ -21,12 +21,12 @@ from tasks.errors import DataError
 from tasks.ingest.dedup import Duplicate, DuplicateIndex
 from tasks.ingest.history import SourceHistory
 from tasks.ingest.inspect import InspectedFile, exclusion_reason, read_exclusion_lists
+from tasks.ingest.lanes import PlacedFile
 from tasks.ingest.progress import Progress
 from tasks.ingest.rows import StoredImage, Tries, dropped_row, image_row, shard_metadata
 from tasks.ingest.rules import NormalizedImage, Rejection
 from tasks.ingest.shards import ShardWriter
 from tasks.names import batch_name, run_date
-from tasks.sources.files import SourceFile
 from tasks.store import Store
 from tasks.store.tables import TableWriter
 
@@ -104,7 +104,7 @@ class BatchWriter:
             self._discard()
             raise
 
-    def count_read(self, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
+    def count_read(self, files: Iterable[PlacedFile]) -> Iterator[PlacedFile]:
         """The same files, counted as they are read."""
         for file in files:
             self._files_read += 1

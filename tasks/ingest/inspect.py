@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tasks.config import IngestConfig
@@ -28,6 +28,7 @@ class InspectedFile:
         result: its stored form, or why it is rejected.
         robots: the site's robots state, see tasks.sources.files.Content.
         is_lasting: False for a rejection that a later batch retries.
+        is_decoded: whether its bytes were read and given to a decoder.
     """
 
     file: SourceFile
@@ -35,6 +36,7 @@ class InspectedFile:
     result: NormalizedImage | Rejection
     robots: str = ""
     is_lasting: bool = True
+    is_decoded: bool = False
 
 
 def normalization_rules(config: IngestConfig) -> NormalizationRules:
@@ -58,7 +60,7 @@ def make_workers(config: IngestConfig) -> ImageWorkers:
 
 
 def inspect_file(
-    file: SourceFile, config: IngestConfig, workers: ImageWorkers, known_sha256s: Iterable[str] = ()
+    file: SourceFile, config: IngestConfig, workers: ImageWorkers, known_sha256s: Container[str] = ()
 ) -> InspectedFile:
     """Read one file and normalise it.
 
@@ -79,7 +81,14 @@ def inspect_file(
     if sha256 in known_sha256s:
         return InspectedFile(file, sha256, Rejection("duplicate"), content.robots)
     result = workers.read(content, is_named_image=file.is_named_image)
-    return InspectedFile(file, sha256, result, content.robots)
+    return InspectedFile(file, sha256, result, content.robots, is_decoded=True)
+
+
+def reject_known(inspected: InspectedFile, known_sha256s: Container[str]) -> InspectedFile:
+    """The same file, a duplicate where its bytes are those of a kept image; as `inspect_file` says with these sums."""
+    if inspected.is_decoded and inspected.sha256 in known_sha256s:
+        return replace(inspected, result=Rejection("duplicate"), is_decoded=False)
+    return inspected
 
 
 def read_exclusion_lists(config: IngestConfig, store: Store) -> list[HashList]:

@@ -12,6 +12,11 @@ file system's order nor the number of workers affects the tables. A file that an
 the same bytes is skipped. One that was unreachable is tried again, after all others, in up to `ingest.max_tries`
 batches. `open_run.limit` counts kept images.
 
+A large batch is listed once (`ingest_list`), fetched and decoded in parts (`ingest_fetch --part i/n`), and this stage
+then decides about duplicates and writes the tables: the same bytes for any number of parts. Alone it does all of it.
+What it fetches over a network waits in .run/ingest/<batch> until the tables are written, so that a killed call fetches
+nothing twice.
+
 Every file ends as one row, which is checked before the tables are published: kept + dropped = read. A dropped row keeps
 the source URI and, as JSON, the detail, the sha256, and for duplicates the image that it repeats. Measurements:
 docs/decisions/0020 and 0021.
@@ -27,16 +32,18 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 
 from tasks.config import Params
 from tasks.ingest.batch import BatchWriter, changed_captions_note, changes_path, listing_path
 from tasks.ingest.history import SourceHistory
-from tasks.ingest.inspect import InspectedFile, apply_filters, inspect_file, make_workers
+from tasks.ingest.inspect import InspectedFile, apply_filters, inspect_file, make_workers, reject_known
 from tasks.ingest.intake import new_files
+from tasks.ingest.lanes import PlacedFile, lanes_of_part, place
 from tasks.ingest.parallel import Threads, map_in_order
 from tasks.ingest.rows import GIVEN_UP
+from tasks.ingest.staging import InspectedFiles, Staging, identity
 from tasks.names import batch_name
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.records import StageReport
@@ -65,25 +72,55 @@ FLAG_COLUMNS = ("is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heav
 
 
 def run(params: Params, store: Store) -> StageReport:
-    """Take in what is new in the sources.
+    """Take in what is new in the sources, or what `ingest_list` has listed; what no part has inspected, this call does.
 
     Raises:
         ConfigError: a source that does not exist, two sources of one name, or a list that is unreadable.
         DataError: a source's table that is unreadable.
         TransientError: a storage that fails.
     """
-    config, batch, limit = params.ingest, batch_name(params), params.open_run.limit
+    batch, limit = batch_name(params), params.open_run.limit
+    staging = Staging(store, batch)
     if not store.table_path("images", batch).exists():
-        history = SourceHistory.load(store, batch, config.max_tries)
-        ingest_files(new_files(config, history), params, store, history)
+        history = SourceHistory.load(store, batch, params.ingest.max_tries)
+        with closing(files_to_take(params, history, staging)) as files:
+            ingest_files(files, params, store, history, staging)
+    staging.remove()
     report = build_report(store, batch)
     if limit is not None and report.written >= limit:
         report.notes.append(f"stopped at open_run.limit, {limit} images; a later run takes what is left")
     return report
 
 
+def files_to_take(params: Params, history: SourceHistory, staging: Staging) -> Generator[SourceFile, None, None]:
+    """The listed files, then (where a limit ended the listing, or there is none) those that the sources have beyond.
+
+    Args:
+        params: of the run.
+        history: of earlier batches; gets what the listing counted.
+        staging: of the batch.
+    """
+    listing, taken = staging.read_listing(), set()
+    if listing is not None:
+        history.changed_count, history.changed_captions = listing.changed_count, listing.changed_captions
+        history.listing = ListingCounts(**listing.counts)
+        for placed in staging.listed(lanes_of_part(None)):
+            if not listing.is_whole:
+                taken.add(identity(placed.file))
+            yield placed.file
+        if listing.is_whole:
+            return
+        # listed again from the start: what was counted before is counted again
+        history.changed_count, history.changed_captions, history.listing = 0, {}, ListingCounts()
+    yield from (file for file in new_files(params.ingest, history) if not taken or identity(file) not in taken)
+
+
 def ingest_files(
-    files: Iterable[SourceFile], params: Params, store: Store, history: SourceHistory | None = None
+    files: Iterable[SourceFile],
+    params: Params,
+    store: Store,
+    history: SourceHistory | None = None,
+    staging: Staging | None = None,
 ) -> None:
     """Take in these files as the batch of `params`, until `open_run.limit` images are kept.
 
@@ -92,22 +129,41 @@ def ingest_files(
         params: of the run.
         store: of the run.
         history: of earlier batches, in which changed captions are counted.
+        staging: of the batch: results that are there are taken, and those of remote files are put there, so that a
+            killed call fetches nothing twice; None: neither.
     Raises:
         DataError: kept and dropped rows are not as many as the files (a bug; nothing is published).
     """
-    config = params.ingest
+    config, results = params.ingest, InspectedFiles(staging) if staging else None
     threads = Threads(local=config.workers or os.cpu_count() or 1)
     with BatchWriter(params, store, history or SourceHistory()) as writer, make_workers(config) as workers:
-        known_sha256s = set(writer.index.ids_by_source_sha256)
+        known_sha256s = writer.index.ids_by_source_sha256.copy()
 
-        def inspect(file: SourceFile) -> InspectedFile:
-            return inspect_file(file, config, workers, known_sha256s)
+        def inspect(placed: PlacedFile) -> InspectedFile:
+            return inspect_file(placed.file, config, workers, known_sha256s)
 
-        with closing(map_in_order(writer.count_read(files), inspect, threads, writer.wanted)) as inspected_files:
-            for inspected in apply_filters(inspected_files, config):
+        ready = results.take if results else None
+        placed_files = writer.count_read(place(files))
+        with closing(map_in_order(placed_files, inspect, threads, writer.wanted, ready)) as inspected_files:
+            stored = _store_remote(inspected_files, results)
+            for inspected in apply_filters((reject_known(i, known_sha256s) for i in stored), config):
                 writer.add(inspected)
                 if writer.wanted() <= 0:
                     break
+
+
+def _store_remote(
+    inspected_files: Iterable[tuple[PlacedFile, InspectedFile, bool]], results: InspectedFiles | None
+) -> Iterator[InspectedFile]:
+    """The inspected files; new results of remote ones are stored, at the latest when this ends."""
+    try:
+        for placed, inspected, is_new in inspected_files:
+            if results is not None and is_new and placed.file.is_remote:
+                results.add(placed, inspected)
+            yield inspected
+    finally:
+        if results is not None:
+            results.flush()
 
 
 def given_up_note(details: Iterable[tuple[str, str]]) -> str | None:

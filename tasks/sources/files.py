@@ -10,6 +10,7 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Self
 
 from tasks.config import SourceConfig
@@ -91,6 +92,16 @@ class Metadata:
     license_stated: str | None = None
 
 
+def _no_bytes(limit_bytes: int) -> bytes:
+    """The reader of a file that has none yet."""
+    return b""
+
+
+def _reject(reason: str, detail: str, is_lasting: bool, limit_bytes: int) -> bytes:
+    """The reader of a file that its source does not deliver."""
+    raise FileRejected(reason, detail, is_lasting=is_lasting)
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """A file that a source offers.
@@ -107,7 +118,8 @@ class SourceFile:
         claims_image: whether it counts as an image whatever its name is.
         is_remote: reading waits for the network, so many are read at a time, in threads. All of them run in the process
             that listed the files, because request limits per host hold within one process.
-        reader: (limit in bytes) -> the bytes; may return one byte more than the limit, which `read` refuses.
+        reader: (limit in bytes) -> the bytes; picklable, since another process may read the file that this one listed
+            (tasks/ingest/staging.py); may return one byte more than the limit, which `read` refuses.
         open_chunks: the bytes in chunks, for hashing local files without loading them; None for other files.
     """
 
@@ -119,7 +131,7 @@ class SourceFile:
     is_remote: bool = False
     is_rejected: bool = False
     claims_image: bool = False
-    reader: Callable[[int], bytes] = field(default=lambda _: b"", repr=False, compare=False)
+    reader: Callable[[int], bytes] = field(default=_no_bytes, repr=False, compare=False)
     open_chunks: Callable[[], Iterator[bytes]] | None = field(default=None, repr=False, compare=False)
 
     def read(self, limit_bytes: int) -> Content:
@@ -157,11 +169,8 @@ class SourceFile:
 
     def rejected(self, reason: str, detail: str, *, is_lasting: bool = True) -> SourceFile:
         """The same file, but reading it raises FileRejected with this reason."""
-
-        def reject(_: int) -> bytes:
-            raise FileRejected(reason, detail, is_lasting=is_lasting)
-
-        return replace(self, reader=reject, open_chunks=None, is_rejected=True)
+        reader = partial(_reject, reason, detail, is_lasting)
+        return replace(self, reader=reader, open_chunks=None, is_rejected=True)
 
     def with_metadata(self, metadata: Metadata, source: SourceConfig) -> SourceFile:
         """The same file with other metadata; the source's defaults apply where it states nothing."""

@@ -41,3 +41,22 @@ class SpooledBytes:
     def read(self, limit_bytes: int) -> bytes:
         """The bytes, at most one more than the limit."""
         return self.spool.read(self.start, self.start + min(self.size_bytes, limit_bytes + 1))
+
+    def __call__(self, limit_bytes: int) -> bytes:
+        """As `read`: a piece is a file's reader."""
+        return self.read(limit_bytes)
+
+    def __reduce__(self) -> tuple[type[HeldBytes], tuple[bytes]]:
+        """Pickled as the bytes themselves: another process has no such file."""
+        return HeldBytes, (self.spool.read(self.start, self.start + self.size_bytes),)
+
+
+@dataclass(frozen=True)
+class HeldBytes:
+    """A piece of a spool that another process has written."""
+
+    content: bytes
+
+    def __call__(self, limit_bytes: int) -> bytes:
+        """The bytes, at most one more than the limit."""
+        return self.content[: limit_bytes + 1]

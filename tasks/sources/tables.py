@@ -67,13 +67,13 @@ def fetch_config(source: SourceConfig) -> FetchConfig:
     )
 
 
-def download(fetcher: Fetcher, url: str, sha256: str | None, limit_bytes: int) -> Content:
-    """The URL's bytes, verified against the table's sha256 where it states one.
+def download(config: FetchConfig, url: str, sha256: str | None, limit_bytes: int) -> Content:
+    """The URL's bytes, verified against the table's sha256 where it states one; by the process's fetcher.
 
     Raises:
         FileRejected: see Fetcher.fetch; `changed`, when the sha256 differs.
     """
-    content = fetcher.fetch(url, limit_bytes)
+    content = shared_fetcher(config).fetch(url, limit_bytes)
     if sha256 is not None and (actual := hashlib.sha256(content).hexdigest()) != sha256:
         raise FileRejected("changed", f"sha256 is {actual}, the table says {sha256}", robots=content.robots)
     return content
@@ -174,8 +174,7 @@ class _TableLister:
         is_sha256 = isinstance(stated, str) and re.fullmatch(r"[0-9a-fA-F]{64}", stated.strip())
         sha256 = str(stated).strip().lower() if is_sha256 else None
         file = make_source_file(self.source, url, sha256 or "url", metadata)
-        fetcher = shared_fetcher(fetch_config(self.source))
-        return replace(file, is_remote=True, reader=partial(download, fetcher, url, sha256))
+        return replace(file, is_remote=True, reader=partial(download, fetch_config(self.source), url, sha256))
 
     def _image_file(self, where: str, content: bytes, metadata: Metadata) -> SourceFile:
         """The image that a row holds; it waits on disk."""
@@ -183,4 +182,4 @@ class _TableLister:
             self.spool = Spool()
         spooled = self.spool.append(content)
         file = make_source_file(self.source, where, hashlib.sha256(content).hexdigest(), metadata)
-        return replace(file, claims_image=True, reader=spooled.read)
+        return replace(file, claims_image=True, reader=spooled)

@@ -52,7 +52,7 @@ def test_dead_urls_in_front_do_not_use_up_the_limit_and_come_last_in_the_next_we
 
         first = week("2026.01.04")
         assert (first.written, first.read, names(store, "2026.01.04")) == (3, 6, alive[:3])
-        assert "stopped at open_run.limit, 3 images" in first.notes[0]
+        assert "stopped at open_run.limit, 3 images" in first.notes[-1]
         assert (week("2026.01.11").written, names(store, "2026.01.11")) == (3, alive[3:6])
         third = week("2026.01.18")
         assert (third.written, third.read, names(store, "2026.01.18")) == (2, 2, alive[6:])
