@@ -47,12 +47,16 @@ CREDENTIALS = {
         *("ingest_list", "ingest_fetch", "ingest", "open_run", "doctor", "version", "promote"),
     ),
     ("GIT_", "SSH_", "DVC_STUDIO_"): ("open_run", "doctor", "version", "promote"),
+    ("MEGAPAIRS_MODEL_API_KEY",): ("recaption", "caption", "judge", "judge_check", "doctor"),
     ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY"): (
         *("recaption", "embed", "caption", "judge", "judge_check", "train", "evaluate"),
     ),
 }
 # A run's profile is resolved in its params.yaml, and its code is the worktree's. The rest is the DAGs' own.
-NEVER = ("PYTHONPATH", "MEGAPAIRS_PROFILE", "MEGAPAIRS_STAGE_VARIABLES", "MEGAPAIRS_AWS_CONNECTION")
+NEVER = (
+    *("PYTHONPATH", "MEGAPAIRS_PROFILE", "MEGAPAIRS_STAGE_VARIABLES"),
+    *("MEGAPAIRS_AWS_CONNECTION", "MEGAPAIRS_MODELS_CONNECTION"),
+)
 NEVER_PREFIXES = ("AIRFLOW_", "_AIRFLOW_")
 SECRET_SUFFIXES = ("_PASSWORD", "_SECRET", "_TOKEN", "_KEY")  # no prefix lets such a name through
 

@@ -20,6 +20,8 @@ from megapairs.command import Ending, StageProcess, stage_command
 from megapairs.environment import stage_environment
 from megapairs.facts import gather_facts
 from megapairs.form import changes_from
+from megapairs.model_keys import STAGES as ASKS_MODELS
+from megapairs.model_keys import model_variables
 from megapairs.wiring import PROJECT, TRIPLETS, run_folder
 from tasks.config import overlay
 from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO
@@ -119,7 +121,9 @@ class Stage(Command):
         A publishing stage puts the version's tag, its first note, into its asset event.
         """
         folder = run_folder(str(context["run_id"]))
-        variables = aws_variables(os.environ) if self.stage in READS_BUCKETS else None
+        variables = aws_variables(os.environ) if self.stage in READS_BUCKETS else {}
+        if self.stage in ASKS_MODELS:
+            variables = model_variables(os.environ)
         part = None if self.part == WHOLE else self.part
         report = self.run_command(stage_command(self.stage, self.item, part), folder, variables)
         if TRIPLETS in self.outlets:

@@ -1,9 +1,16 @@
-"""Addresses of model servers as parameters state them: one URL, several separated by commas, or a list."""
+"""Addresses of model servers as parameters state them (one URL, several separated by commas, or a list), and the names
+of the variables that hold their keys.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
+
+# Environment variable of the key of all model servers; with _CAPTIONER, _WRITER or _JUDGE, of one role's.
+MODEL_API_KEY = "MEGAPAIRS_MODEL_API_KEY"
+ModelRole = Literal["captioner", "writer", "judge"]
+MODEL_ROLES: tuple[ModelRole, ...] = get_args(ModelRole)
 
 
 def join_urls(value: Any) -> Any:

@@ -23,11 +23,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.config.section import NAME_PATTERN
 from tasks.errors import ConfigError
 
 FOLDER = Path(__file__).parent
@@ -69,8 +71,13 @@ def read_prompt_file(set_name: str, file_name: str) -> str:
     """The text of one file of a prompt set, as it is.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, or the name leads out of tasks/prompts.
     """
+    if not re.fullmatch(NAME_PATTERN, set_name):
+        raise ConfigError(
+            f"caption.prompts: {set_name!r} is no name of a prompt set; expected a folder of tasks/prompts, without a "
+            f"path: name one of {prompt_set_names()}, or add a folder there"
+        )
     path = FOLDER / set_name / file_name
     try:
         return path.read_text(encoding="utf-8")

@@ -159,11 +159,8 @@ def prune_replies(clone: Path, days: float, now: float, is_dry: bool) -> Freed:
     folder = cache_folder(clone)
     if folder is None:
         return Freed("replies", 0, 0)
-    if is_dry:
-        old = [p.stat() for p in files_below(folder) if now - p.stat().st_mtime > days * DAY_S]
-        return Freed("replies", len(old), sum(state.st_blocks * 512 for state in old))
-    removed = prune_cache(folder, max_age_days=days, now_s=now)
-    return Freed("replies", removed.files, removed.size_bytes)
+    pruned = prune_cache(folder, max_age_days=days, now_s=now, is_dry=is_dry)
+    return Freed("replies", pruned.files, pruned.size_bytes)
 
 
 def prune_logs(folder: Path | None, days: float, now: float, is_dry: bool) -> Freed:

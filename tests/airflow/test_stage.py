@@ -268,6 +268,35 @@ def test_the_stage_that_reads_buckets_gets_airflows_aws_connection_and_no_other(
     ).read_text()
 
 
+def test_the_stages_that_ask_models_get_the_keys_of_the_connection_and_no_other_does(
+    fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch
+):
+    folder = fake_tasks(
+        'echo "${MEGAPAIRS_MODEL_API_KEY-none} ${MEGAPAIRS_MODEL_API_KEY_JUDGE-none} '
+        '${MEGAPAIRS_MODELS_CONNECTION-none}" > env;' + REPORT
+    )
+    masked: list[str] = []
+    monkeypatch.setattr("megapairs.model_keys.mask_secret", masked.append)
+    connection = {"conn_type": "generic", "password": "sk-all", "extra": {"judge": "sk-judge"}}
+    monkeypatch.setenv("AIRFLOW_CONN_MODELS_OF_SITE", json.dumps(connection))
+    monkeypatch.setenv("MEGAPAIRS_MODELS_CONNECTION", "models_of_site")
+    for name in ("caption", "judge", "recaption"):
+        stage(stage=name).execute(context())
+        assert (folder / "env").read_text().split() == ["sk-all", "sk-judge", "none"]
+    assert set(masked) == {"sk-all", "sk-judge"}
+    monkeypatch.setenv("MEGAPAIRS_MODEL_API_KEY", "sk-own")
+    stage(stage="caption").execute(context())
+    assert (folder / "env").read_text().split()[:2] == ["sk-own", "sk-judge"] and "sk-own" in masked
+    stage(stage="select").execute(context())
+    assert (folder / "env").read_text().split() == ["none"] * 3
+
+
+def test_no_connection_of_models_is_no_error(fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch):
+    fake_tasks(REPORT)
+    monkeypatch.setenv("MEGAPAIRS_MODELS_CONNECTION", "nobody_made_this")
+    assert stage(stage="caption").execute(context())["written"] == 3
+
+
 def test_no_aws_connection_is_no_error(fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch):
     fake_tasks(REPORT)
     monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT", raising=False)

@@ -91,3 +91,9 @@ def test_demonstrations_are_drawn_by_seed_pair_and_style():
     assert drawn == sample_demonstrations(demonstrations, "keep", 5, 1, "p")
     by_seed = [sample_demonstrations(demonstrations, "keep", 5, seed, "p") for seed in range(9)]
     assert len({repr(rows) for rows in by_seed}) == 9
+
+
+@pytest.mark.parametrize("name", ["../tiny", "tiny/../tiny", "/etc", "tiny/", "", ".", "..", "a\nb", "tiny\0"])
+def test_a_name_that_leads_out_of_the_prompt_sets_is_refused(name: str):
+    with pytest.raises(ConfigError, match="is no name of a prompt set"):
+        read_prompt_set(name)

@@ -122,15 +122,15 @@ def test_the_dvc_cache_keeps_what_tags_and_open_runs_need(deployment: Path, caps
 
 def test_old_replies_go_and_new_ones_stay(deployment: Path, capsys: pytest.CaptureFixture[str]):
     cache = RequestCache(deployment / "replies")
-    for n in range(10):
+    for n in range(100):
         cache.put(f"{n:064x}", "x" * 10_000)
-    for n in range(9):
-        (path,) = (deployment / "replies").rglob(f"{n:064x}.json")
-        os.utime(path, (time.time() - 400 * 86_400,) * 2)
-    assert freed(runs(capsys, "--prune"), "would_free")["replies"][0] == 9
+    for n in range(90):
+        os.utime(cache._path(f"{n:064x}"), (0, 0))
+    count, size = freed(runs(capsys, "--prune"), "would_free")["replies"]
+    assert count == 90 and len(cache) == 100
     count, size = freed(runs(capsys, "--prune", "--yes"))["replies"]
-    assert count == 9 and size > 90_000
-    assert len(cache) == 1 and cache.get(f"{9:064x}") == "x" * 10_000
+    assert count == 90 and size > 500_000
+    assert len(cache) == 10 and cache.get(f"{95:064x}") == "x" * 10_000
 
 
 def test_old_logs_go_with_their_empty_folders(deployment: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Literal
 
+from tasks.config.urls import MODEL_API_KEY, ModelRole
 from tasks.errors import ConfigError
 
-VARIABLE = "MEGAPAIRS_MODEL_API_KEY"
-Role = Literal["captioner", "writer", "judge"]
 
-
-def model_api_key(role: Role, environment: Mapping[str, str] | None = None) -> str:
+def model_api_key(role: ModelRole, environment: Mapping[str, str] | None = None) -> str:
     """The key that is sent to a role's servers as Bearer; empty where none is set.
 
     Raises:
         ConfigError: it cannot be sent in a header; the key itself is not repeated.
     """
     variables = os.environ if environment is None else environment
-    name = f"{VARIABLE}_{role.upper()}"
+    name = f"{MODEL_API_KEY}_{role.upper()}"
     if name not in variables:
-        name = VARIABLE
+        name = MODEL_API_KEY
     key = variables.get(name, "").strip()
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(

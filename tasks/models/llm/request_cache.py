@@ -189,7 +189,12 @@ class _File(NamedTuple):
 
 
 def prune_cache(
-    folder: Path, *, max_age_days: float, max_bytes: int | None = None, now_s: float | None = None
+    folder: Path,
+    *,
+    max_age_days: float,
+    max_bytes: int | None = None,
+    now_s: float | None = None,
+    is_dry: bool = False,
 ) -> PrunedReplies:
     """Remove replies that are too old, then the oldest until the rest fits; other processes may go on working.
 
@@ -198,6 +203,7 @@ def prune_cache(
         max_age_days: replies written longer ago are removed, days.
         max_bytes: most disk space of what stays, bytes; None for no limit.
         now_s: time since the epoch, s; the clock's when None.
+        is_dry: only say what would be removed.
     """
     now = time.time() if now_s is None else now_s
     replies = sorted(_files(folder / "replies", ".json"))
@@ -211,10 +217,10 @@ def prune_cache(
             break
         removed.append(file)
         size -= file.size_bytes
-    for file in [*removed, *unfinished, *legacy]:
+    for file in () if is_dry else (*removed, *unfinished, *legacy):
         with contextlib.suppress(OSError):
             file.path.unlink(missing_ok=True)
-    if legacy:
+    if legacy and not is_dry:
         for ending in ("-wal", "-shm"):
             (folder / f"{LEGACY_NAME}{ending}").unlink(missing_ok=True)
     gone = [*removed, *unfinished, *legacy]
