@@ -11,12 +11,43 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui test test-fast test-vllm lint install browser production-programs production-local lock bench-peers clean help
+.PHONY: demo ui test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
-install: .venv/installed ## create .venv from the lock
+# EXTRAS=gpu: CUDA builds of torch and faiss in .venv. EXTRAS=vllm: the model server's environment .venv-vllm-gpu.
+# EXTRAS=celery, kubernetes: in the lock already. Several: EXTRAS=gpu,vllm.
+EXTRAS ?=
+COMMA := ,
+EXTRA_LIST := $(subst $(COMMA), ,$(EXTRAS))
+UNKNOWN_EXTRAS := $(filter-out gpu vllm celery kubernetes,$(EXTRA_LIST))
+ifneq ($(filter gpu,$(EXTRA_LIST)),)
+TORCH_INDEX :=
+endif
+
+install: check-extras .venv/installed $(patsubst %,install-%,$(filter gpu vllm,$(EXTRA_LIST))) ## create .venv from the lock; EXTRAS=gpu, vllm, celery, kubernetes
+
+check-extras:
+	@test -z "$(UNKNOWN_EXTRAS)" || { echo "EXTRAS: unknown: $(UNKNOWN_EXTRAS); expected gpu, vllm, celery or kubernetes, separated by commas"; exit 2; }
+
+# Also over an environment that was made for the CPU: the CUDA build of torch has the same version, so it is named again.
+install-gpu: .venv/installed
+	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || \
+	  $(BIN)/pip install -q --disable-pip-version-check --force-reinstall --no-deps "torch==$(TORCH_VERSION)" && \
+	  $(BIN)/pip install -q --disable-pip-version-check "torch==$(TORCH_VERSION)"
+	@$(BIN)/uv pip uninstall -q --python $(BIN)/python faiss-cpu 2>/dev/null || true
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements-gpu.lock
+	@$(BIN)/python -c 'import faiss, torch; print("torch", torch.__version__, "faiss", faiss.__version__, "GPUs", torch.cuda.device_count())'
+
+install-vllm: .venv-vllm-gpu/installed
+
+.venv-vllm-gpu/installed: requirements-vllm.lock
+	@test -x .venv-vllm-gpu/bin/python || $(PYTHON) -m venv .venv-vllm-gpu
+	@.venv-vllm-gpu/bin/pip install -q --disable-pip-version-check uv
+	.venv-vllm-gpu/bin/uv pip install -q --python .venv-vllm-gpu/bin/python --no-deps -r requirements-vllm.lock
+	@touch $@
+	@echo "start a server: .venv-vllm-gpu/bin/vllm serve MODEL"
 
 # torch first and by pip itself: a plain resolve of the rest would pull 3 GB of CUDA packages (docs/decisions/0002).
 .venv/installed: requirements.lock pyproject.toml
@@ -100,11 +131,31 @@ test-vllm: .venv-vllm/installed ## the engines' contract with a real vLLM and a 
 
 bench-peers: .venv-peers/installed ## build the environment of the peers that benchmarks measure against
 
+# For machines with Python 3.11 and CUDA: the image, and vLLM's own server.
+ON_GPU := --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -q --no-annotate --no-header
+CUDA_PACKAGES := torch torchvision triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft \
+  nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx \
+  cuda-toolkit cuda-bindings cuda-pathfinder
+LOCKED_EXTRAS := dev docs towers celery kubernetes
+LOCK_FOLDER ?= .
+
 lock: ## pin what pyproject.toml asks for (torch, torchvision and their CUDA packages stay out: see docs/decisions/0002)
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra docs --extra towers --extra celery --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
-	  $$(for p in torch torchvision triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
-	  nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx \
-	  cuda-toolkit cuda-bindings cuda-pathfinder; do echo --no-emit-package $$p; done) -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml $(addprefix --extra ,$(LOCKED_EXTRAS)) --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
+	  $(addprefix --no-emit-package ,$(CUDA_PACKAGES)) -o requirements.lock
+	$(MAKE) --no-print-directory lock-gpu
+
+# numpy and packaging of the GPU packages are those of requirements.lock; vLLM's environment shares nothing with it.
+lock-gpu:
+	echo "faiss-gpu-cu12" | $(BIN)/uv pip compile - $(ON_GPU) -c requirements.lock --no-emit-package numpy --no-emit-package packaging -o $(LOCK_FOLDER)/requirements-gpu.lock
+	sed -n 's/^vllm = \["\(.*\)"\]/\1/p' pyproject.toml | $(BIN)/uv pip compile - $(ON_GPU) -o $(LOCK_FOLDER)/requirements-vllm.lock
+
+# Resolution only, nothing is installed: do the pins of the GPU machines still resolve together?
+check-locks: .venv/installed
+	@folder=$$(mktemp -d) && cp requirements-gpu.lock requirements-vllm.lock $$folder && \
+	  timeout 300 $(MAKE) --no-print-directory -s lock-gpu LOCK_FOLDER=$$folder; code=$$?; \
+	  if [ $$code = 0 ]; then for name in requirements-gpu.lock requirements-vllm.lock; do \
+	    cmp -s $$name $$folder/$$name || { echo "$$name is not what it resolves to; run make lock"; code=1; }; done; fi; \
+	  rm -rf $$folder; exit $$code
 
 # -n and -W: a link to a page, a heading or a figure that is not there stops the build.
 SITE ?= site

@@ -8,6 +8,7 @@ first group; the second group is read where it is used.
 | MEGAPAIRS_SCHEDULE | cron expression or preset of dataset_refresh; empty: only by hand | @weekly |
 | MEGAPAIRS_GPU_QUEUE | Celery queue of the GPU stages; other executors ignore it | gpu |
 | MEGAPAIRS_GPU_STAGES | stages that take the GPU, separated by commas | recaption,embed,caption,judge,train,evaluate |
+| MEGAPAIRS_GPU_POD | Kubernetes: Pod manifest laid over the pods of the GPU stages (pods.py) | empty: none |
 | MEGAPAIRS_RUNS | folder of the runs' worktrees, shared by all workers | none, required |
 | MEGAPAIRS_DATASET | the deployment's clone of the dataset repository, for open_run (stage.py) | none, required |
 | TASKS_PYTHON | interpreter that runs the stages (command.py) | the one that Airflow runs on |
@@ -26,9 +27,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import Asset
 
+from megapairs.pods import executor_config
 from tasks.names import slug
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -65,10 +68,18 @@ def gpu_stages() -> set[str]:
     return stages
 
 
-def resources(stage: str) -> dict[str, str]:
-    """Arguments of a stage's task: its pool, and its queue where queues exist. Empty for a stage that needs little."""
+def resources(stage: str) -> dict[str, Any]:
+    """Arguments of a stage's task: its pool, its queue where queues exist, its pod where MEGAPAIRS_GPU_POD names one.
+
+    Empty for a stage that needs little.
+
+    Raises:
+        ValueError: MEGAPAIRS_GPU_STAGES or MEGAPAIRS_GPU_POD is wrong; Airflow shows it as the DAG's import error.
+    """
     if stage in gpu_stages():
-        return {"pool": "gpu", "queue": os.environ.get("MEGAPAIRS_GPU_QUEUE", "gpu")}
+        pod = executor_config()
+        queue = os.environ.get("MEGAPAIRS_GPU_QUEUE", "gpu")
+        return {"pool": "gpu", "queue": queue, **({"executor_config": pod} if pod else {})}
     return {"pool": CPU_POOLS[stage]} if stage in CPU_POOLS else {}
 
 

@@ -60,6 +60,8 @@ CHANGES: dict[str, str] = {
     "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "120",
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "120",
     "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    # Its GPU worker has no GPU.
+    "MEGAPAIRS_REQUIRE_GPU": "0",
     # Nothing leaves this machine.
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",

@@ -48,7 +48,7 @@ VARIABLES = {"WORKER_SLOTS": "2", "GPU_WORKER_SLOTS": "2", "GPU_SLOTS": "2", "ME
 SMALLER: dict[str, dict[str, Any]] = {
     "test": {
         "pairs_per_batch": 32,
-        "train": {"steps": 6, "batch_triplets": 8, "locked_steps": 2, "locked_batch_triplets": 8},
+        "train": {"steps": 6, "warmup_steps": 2, "batch_triplets": 8, "locked_steps": 2, "locked_batch_triplets": 8},
     }
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.devices import pick_device
 from tasks.knn.prefilter import FLOAT_TARGET_ROWS, GPU_TARGET_ROWS
 
 TILE = 64  # columns of a product that are reduced together
@@ -33,7 +34,7 @@ class TorchPrefilter:
         """
         import torch
 
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(pick_device(device or "auto"))
         is_gpu = self.device.type == "cuda"
         is_half = is_gpu if is_half is None else is_half
         self.dtype = torch.float16 if is_half else torch.float32

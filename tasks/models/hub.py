@@ -53,15 +53,6 @@ def model_revision(model: str, revision: str | None = None, config: Any = None) 
     return str(getattr(config, "_commit_hash", None) or revision or "main")
 
 
-def pick_device(device: str) -> str:
-    """'auto' -> 'cuda' where a GPU is available, else 'cpu'; any other name as it is."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @contextmanager
 def load_errors(model: str, parameter: str) -> Iterator[None]:
     """Turn what the hub or a folder raises while loading into an error that names the parameter and the next step.

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tasks.devices import pick_device
 from tasks.errors import ConfigError
-from tasks.models.hub import pick_device
 from tasks.store.atomic import move_into_place, remove, temporary_sibling
 
 if TYPE_CHECKING:

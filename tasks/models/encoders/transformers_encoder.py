@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.devices import pick_device
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.encoders.preprocess import preparation_from_processor
-from tasks.models.hub import load_errors, model_revision, pick_device
+from tasks.models.hub import load_errors, model_revision
 
 if TYPE_CHECKING:
     from PIL.Image import Image

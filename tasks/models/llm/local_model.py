@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tasks.models.hub import load_errors, model_revision, pick_device
+from tasks.devices import pick_device
+from tasks.models.hub import load_errors, model_revision
 from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.requests import Reply, UsageTracking
 

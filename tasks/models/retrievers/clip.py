@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.devices import pick_device
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
-from tasks.models.hub import load_errors, model_revision, pick_device
+from tasks.models.hub import load_errors, model_revision
 from tasks.models.retrievers.base import Content, Role, add_remote_code, count_rows
 from tasks.store.atomic import atomic_write
 
