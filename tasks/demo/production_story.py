@@ -47,7 +47,7 @@ VARIABLES = {"WORKER_SLOTS": "2", "GPU_WORKER_SLOTS": "2", "GPU_SLOTS": "2", "ME
 # The profile `test`, with still less to do: what is shown is who works where, not what comes of it.
 SMALLER: dict[str, dict[str, Any]] = {
     "test": {
-        "pairs_per_batch": 32,
+        "select": {"pairs_per_batch": 32},
         "train": {"steps": 6, "warmup_steps": 2, "batch_triplets": 8, "locked_steps": 2, "locked_batch_triplets": 8},
     }
 }
