@@ -152,7 +152,12 @@ def test_the_image_installs_nothing_past_the_locks():
     pins = locked()
     assert tuple(map(int, pins["celery"].split("."))) < (5, 7), "celery 5.7.0 breaks `airflow celery worker`"
     assert {"apache-airflow-providers-celery", "apache-airflow-providers-postgres", "redis"} <= set(pins)
-    assert set(locked("requirements-gpu.lock")) == {"faiss-gpu-cu12"}
+    on_gpu, vllm = locked("requirements-gpu.lock"), locked("requirements-vllm.lock")
+    assert "faiss-gpu-cu12" in on_gpu and not set(on_gpu) & set(pins), "faiss-gpu brings CUDA libraries alone"
+    assert vllm["vllm"].startswith("0.33.") and {"torch", "transformers"} <= set(vllm), "vLLM's environment is whole"
+    assert f"v{vllm['vllm']}" in Path("docker-compose.yaml").read_text(), (
+        "the server of the image and of the lock differ"
+    )
 
 
 @pytest.mark.airflow
