@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tasks.config import PACKED_TARS, SourceConfig
 from tasks.sources import s3
@@ -196,23 +197,45 @@ def _read_member(read_at: Callable[[int, int], bytes], start: int, stop: int, li
 # --- local and remote tars --------------------------------------------------------------------------------------------
 
 
-def _open_local(path: Path) -> Callable[[int, int], bytes]:
-    def read_at(start: int, stop: int) -> bytes:
-        with open(path, "rb") as f:
-            f.seek(start)
-            return f.read(stop - start)
+def _read_local(path: Path, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file, fewer at its end."""
+    with open(path, "rb") as f:
+        f.seek(start)
+        return f.read(stop - start)
 
-    return read_at
+
+def _open_local(path: Path) -> Callable[[int, int], bytes]:
+    return partial(_read_local, path)
+
+
+def _read_range(location: s3.S3Location, item: s3.S3Object, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of an object, by a range request."""
+    return s3.read_object(location, item, stop - start, start, stop)
+
+
+@dataclass(frozen=True)
+class _DownloadedTar:
+    """A tar of a bucket on this machine's disk; in another process, to which its members are listed, range requests."""
+
+    location: s3.S3Location
+    item: s3.S3Object
+    spool: Spool
+
+    def __call__(self, start: int, stop: int) -> bytes:
+        return self.spool.read(start, stop)
+
+    def __reduce__(self) -> tuple[type[partial[bytes]], tuple[Any, ...]]:
+        return partial, (_read_range, self.location, self.item)
 
 
 def _open_remote(location: s3.S3Location, item: s3.S3Object) -> Callable[[int, int], bytes]:
     if item.size_bytes > shutil.disk_usage(tempfile.gettempdir()).free // 2:
         log.info("ingest: %s: more than half of the free disk; read by range requests", item.url)
-        return lambda start, stop: s3.read_object(location, item, stop - start, start, stop)
+        return partial(_read_range, location, item)
     spool = Spool()
     for chunk in s3.stream_object(location, item):
         spool.append(chunk)
-    return spool.read
+    return _DownloadedTar(location, item, spool)
 
 
 def _reject_compressed(source: SourceConfig, name: str, fingerprint: str) -> SourceFile:
