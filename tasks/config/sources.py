@@ -34,8 +34,9 @@ class SourceConfig(Section):
         description="Unique name of the source. Column source_uri holds it, with the file's path inside the source.",
     )
     path: str = Field(
-        description="Folder, tar files or URL tables, local or s3://bucket/prefix; may contain the wildcard *. "
-        "A folder may hold captions.csv or captions.parquet with the columns path, caption, licence, source.",
+        description="Folder, tar files or tables of URLs or images, local or s3://bucket/prefix. May be a pattern: * "
+        "and ? within one folder, ** through folders, [ab], {a,b}, {000..099}. A folder may hold captions.* or "
+        "metadata.* (csv, tsv, jsonl, parquet) with the columns path, caption, licence, source; and x.txt beside x.jpg.",
     )
     license_code: str = Field(
         "unknown", description="Licence code of images for which the source states none, e.g. CC0-1.0."
@@ -64,6 +65,13 @@ class SourceConfig(Section):
         description="Address of the S3 server for an s3:// path. Empty: AWS_ENDPOINT_URL of the environment, else AWS.",
     )
     region: str | None = Field(None, description="S3 region for an s3:// path. Empty: as in the environment.")
+    anonymous: bool = Field(
+        False,
+        description="Send unsigned requests for an s3:// path, as a public bucket takes them, without credentials.",
+    )
+    requester_pays: bool = Field(
+        False, description="Agree to pay for the requests, as the owner of a requester-pays bucket demands."
+    )
     contact: str = Field(
         "",
         max_length=200,

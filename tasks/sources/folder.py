@@ -1,31 +1,40 @@
-"""Images of a local folder, with metadata from a captions.parquet or captions.csv in it.
+"""Images of a local folder, with metadata from the tables and texts in it (tasks/sources/matching.py).
 
-Files are listed by path inside the folder, whatever order the file system returns. Memory: the names of one directory
-at a time. Symbolic links that leave the folder, and files that are not regular, are rejected as `not_a_picture`.
+Files are listed by path inside the folder, whatever order the file system returns. All names are listed, to a temporary
+file, before the first image is read, because captions are matched with them. Memory: the names of one directory at a
+time. Symbolic links that leave the folder, and files that are not regular, are rejected as `not_a_picture`.
 """
 
 from __future__ import annotations
 
-import glob
+import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tasks.config import SourceConfig
 from tasks.errors import ConfigError
-from tasks.sources.files import FileRejected, SourceFile, make_source_file
-from tasks.sources.metadata import CAPTION_FILES, MetadataTable
+from tasks.sources.counts import ListingCounts
+from tasks.sources.files import FileRejected, Metadata, SourceFile, make_source_file
+from tasks.sources.matching import CaptionedFiles, is_caption_table
+from tasks.sources.patterns import Pattern, compile_pattern, split_pattern
+from tasks.sources.sidecars import MAX_CAPTION_BYTES, is_caption_name
 
 CHUNK_BYTES = 1 << 20
 
 
-def walk(folder: Path) -> Iterator[tuple[str, Path]]:
+def walk(folder: Path, depth: int = 1_000) -> Iterator[tuple[str, Path]]:
     """(path inside the folder, path) of everything below the folder except directories, sorted by the former.
 
     Linked directories are not entered. A directory sorts with its slash, so that the order is that of the whole paths:
     'a.png' < 'a/x.png'.
+
+    Args:
+        folder: where to begin.
+        depth: of directories that are entered below it, a count.
     """
     entries = []
     with os.scandir(folder) as directory:
@@ -36,7 +45,8 @@ def walk(folder: Path) -> Iterator[tuple[str, Path]]:
                 entries.append((name + "/" * is_folder, entry.path))
     for name, path in sorted(entries):
         if name.endswith("/"):
-            yield from ((name + inside, file) for inside, file in walk(Path(path)))
+            if depth:
+                yield from ((name + inside, file) for inside, file in walk(Path(path), depth - 1))
         else:
             yield name, Path(path)
 
@@ -76,10 +86,15 @@ def find_local_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[tu
     path = Path(source.path)
     if path.is_dir():
         return [(inside, file) for inside, file in walk(path) if inside.endswith(suffixes)]
-    if "*" in source.path:
-        files = sorted((Path(p).name, Path(p)) for p in glob.glob(source.path))
-    else:
-        files = [(path.name, path)] if path.is_file() else []
+    base, pattern = split_pattern(source.path)
+    files: list[tuple[str, Path]] = []
+    if path.is_file():
+        files = [(path.name, path)]
+    elif pattern and Path(base or ".").is_dir():
+        depth = 1_000 if "**" in pattern or not pattern.endswith(suffixes) else pattern.count("/") + 1
+        wanted = compile_pattern(pattern)
+        matching = [item for item in walk(Path(base or "."), depth) if wanted.matches_or_holds(item[0])]
+        files = [item for item in matching if item[0].endswith(suffixes)] or matching
     if not files:
         raise ConfigError(
             f"ingest.sources: source '{source.name}': nothing at {source.path}; expected a file, a folder or a pattern "
@@ -88,30 +103,71 @@ def find_local_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[tu
     return files
 
 
-def list_folder(source: SourceConfig) -> Iterator[SourceFile]:
-    """All files below the source's folder except its metadata table.
+def list_folder(source: SourceConfig, counts: ListingCounts | None = None) -> Iterator[SourceFile]:
+    """All files below the source's folder, or those of its pattern, except tables of captions and texts beside images.
 
+    Args:
+        source: of a folder.
+        counts: where captions are counted.
     Raises:
         ConfigError: the folder does not exist.
-        DataError: the metadata table is unreadable.
+        DataError: captions.* has no column of paths, or no caption matches a file.
     """
-    folder = Path(source.path)
-    if not folder.is_dir():
-        raise ConfigError(
-            f"ingest.sources: source '{source.name}': {folder} is no folder; expected a folder of images; "
-            "create it, or correct 'path' in params.yaml or the trigger form"
-        )
-    top, metadata = folder.resolve(), MetadataTable()
-    table = next((folder / name for name in CAPTION_FILES if (folder / name).is_file()), None)
-    if table is not None:
-        metadata.add(table, source)
-    for inside, path in walk(folder):
-        if inside in CAPTION_FILES:
+    folder, wanted = _find_folder(source)
+    counts = counts or ListingCounts()
+    files = CaptionedFiles(source, counts)
+    for inside, _ in walk(folder):
+        if wanted is None or wanted.matches_or_holds(inside) or is_caption_table(inside) or is_caption_name(inside):
+            files.add(inside)
+
+    def read_texts(texts: Iterator[tuple[str, str, int]]) -> Iterator[tuple[str, bytes]]:
+        for inside, *_ in texts:
+            try:
+                with open(_local_path(folder, inside), "rb") as f:
+                    yield inside, f.read(MAX_CAPTION_BYTES)
+            except OSError as error:
+                counts.note(f"{inside}: cannot be read: {error.strerror}")
+
+    for place, why, is_lasting in files.read_captions(lambda inside: nullcontext(folder / inside), read_texts):
+        yield make_damaged_row(source, place, why, is_lasting=is_lasting)
+    top = folder.resolve()
+    for inside, _, _, metadata in files.files():
+        if wanted is not None and not wanted.matches_or_holds(inside):
             continue
-        file = make_source_file(source, inside, "", metadata.get(inside))
-        if path.is_symlink() and top not in path.resolve().parents:
+        path, file = _local_path(folder, inside), make_source_file(source, inside, "", metadata)
+        if file.is_litter:
+            yield file.rejected("not_a_picture", "a file that an operating system leaves, not an image")
+        elif path.is_symlink() and top not in path.resolve().parents:
             yield file.rejected("not_a_picture", "a link out of the source's folder, not followed")
         elif not path.is_file():
             yield file.rejected("not_a_picture", "not a regular file")
         else:
             yield replace(file, reader=partial(read_file, path), open_chunks=partial(read_chunks, path))
+
+
+def make_damaged_row(source: SourceConfig, place: str, why: str, *, is_lasting: bool) -> SourceFile:
+    """A row of a table of captions that cannot be read, as a rejected file."""
+    digest = hashlib.blake2b(why.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+    return make_source_file(source, place, digest, Metadata()).rejected("unreachable", why, is_lasting=is_lasting)
+
+
+def _local_path(folder: Path, inside: str) -> Path:
+    return folder / os.fsdecode(inside.encode("utf-8", "surrogateescape"))
+
+
+def _find_folder(source: SourceConfig) -> tuple[Path, Pattern | None]:
+    """The folder that is walked, and the pattern of the files in it; None for all.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    folder = Path(source.path)
+    if folder.is_dir():
+        return folder, None
+    base, pattern = split_pattern(source.path)
+    if pattern and Path(base or ".").is_dir():
+        return Path(base or "."), compile_pattern(pattern)
+    raise ConfigError(
+        f"ingest.sources: source '{source.name}': {folder} is no folder; expected a folder of images; "
+        "create it, or correct 'path' in params.yaml or the trigger form"
+    )

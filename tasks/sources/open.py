@@ -47,6 +47,6 @@ def list_files(
     elif source.kind_of_path == "table":
         yield from list_table(source, counts)
     elif source.path.startswith("s3://"):
-        yield from list_s3(source)
+        yield from list_s3(source, is_known, counts)
     else:
-        yield from list_folder(source)
+        yield from list_folder(source, counts)

@@ -8,11 +8,12 @@ AWS_PROFILE, an instance role); the Airflow plugin exports Airflow's own AWS con
 
 from __future__ import annotations
 
-import fnmatch
 import functools
+import itertools
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,35 +22,55 @@ from typing import Any
 
 from tasks.config import PACKED_TABLES, PACKED_TARS, TABLE_SUFFIXES, SourceConfig
 from tasks.errors import ConfigError, TransientError
-from tasks.sources.files import FileRejected, SourceFile, make_source_file
-from tasks.sources.metadata import CAPTION_FILES, MetadataTable
+from tasks.sources.counts import ListingCounts
+from tasks.sources.files import FileRejected, Metadata, SourceFile, make_source_file
+from tasks.sources.folder import make_damaged_row
+from tasks.sources.matching import CAPTION_TABLES, CaptionedFiles
+from tasks.sources.patterns import compile_pattern, literal_start, split_pattern
+from tasks.sources.sidecars import MAX_CAPTION_BYTES
 
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 10  # of one request; also how often in a row a body may break without progress
 CHUNK_BYTES = 1 << 20
-# Error codes for which a retry gives the same answer.
+READ_THREADS = 16  # that read the texts beside images
+# Error codes of a wrong bucket, address or credential: no object can be read, and a retry gives the same answer.
 PERMANENT_ERRORS = (
     "NoSuchBucket",
-    "AccessDenied",
-    "403",
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "InvalidBucketName",
     "PermanentRedirect",
     "AllAccessDisabled",
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "InvalidToken",
 )
+FORBIDDEN = ("AccessDenied", "403")  # of a listing: the same; of one object: its own
 TEMPORARY_ERRORS = ("RequestTimeout", "RequestTimeTooSkewed", "Throttling")  # although their HTTP status is 400
-OBJECT_CHANGED = ("NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416", "InvalidObjectState")
+OBJECT_CHANGED = ("NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416")
 
 
 @functools.cache
 def s3_client(endpoint_url: str | None, region: str | None) -> Any:
     """boto3's S3 client; thread-safe, one per endpoint."""
+    return _make_client(endpoint_url, region)
+
+
+@functools.cache
+def anonymous_client(endpoint_url: str | None, region: str | None) -> Any:
+    """The same, whose requests are not signed."""
+    from botocore import UNSIGNED
+
+    return _make_client(endpoint_url, region or "us-east-1", signature_version=UNSIGNED)
+
+
+def _make_client(endpoint_url: str | None, region: str | None, **more: Any) -> Any:
     import boto3
     from botocore.config import Config
 
     config = Config(
+        **more,
         retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
         connect_timeout=10,
         read_timeout=30,
@@ -82,7 +103,7 @@ class S3Location:
         source: the source that names it.
         bucket: its name.
         prefix: ends with a slash, or is empty.
-        pattern: of keys below the prefix; empty for all.
+        pattern: of keys below the prefix, see tasks/sources/patterns.py; empty for all.
     """
 
     source: SourceConfig
@@ -93,7 +114,13 @@ class S3Location:
     @property
     def client(self) -> Any:
         """The source's client."""
-        return s3_client(self.source.endpoint_url, self.source.region)
+        make = anonymous_client if self.source.anonymous else s3_client
+        return make(self.source.endpoint_url, self.source.region)
+
+    @property
+    def request_options(self) -> dict[str, str]:
+        """Parameters of every request."""
+        return {"RequestPayer": "requester"} if self.source.requester_pays else {}
 
     def path_inside(self, item: S3Object) -> str:
         """The key below the prefix, as it appears in source_uri."""
@@ -112,20 +139,25 @@ def parse_location(source: SourceConfig) -> S3Location:
             f"ingest.sources: source '{source.name}': '{source.path}' names no bucket; expected s3://bucket/prefix; "
             "correct 'path'"
         )
-    folder, _, last = rest.rpartition("/")
-    is_pattern = "*" in last or last.endswith((".tar", *PACKED_TARS, *TABLE_SUFFIXES, *PACKED_TABLES))
-    prefix, pattern = (folder, last) if is_pattern else (rest.rstrip("/"), "")
+    prefix, pattern = split_pattern(rest)
+    if not pattern and prefix.endswith((".tar", *PACKED_TARS, *TABLE_SUFFIXES, *PACKED_TABLES)):
+        prefix, _, pattern = rest.rpartition("/")
+    prefix = prefix.rstrip("/")
     return S3Location(source, bucket, f"{prefix}/" if prefix else "", pattern)
 
 
 @contextmanager
-def translate_errors(location: S3Location, what: str) -> Iterator[None]:
+def translate_errors(location: S3Location, what: str, *, is_object: bool = False) -> Iterator[None]:
     """Turn botocore's errors into the project's, by what the caller must do.
 
+    Args:
+        location: of the request.
+        what: was asked for.
+        is_object: whether it was one object: what its bucket alone answers concerns no other one.
     Raises:
-        FileRejected: the object is gone or was changed since it was listed.
+        FileRejected: the object is gone, was changed since it was listed, or its bucket does not give it.
         ConfigError: access denied, no such bucket, no credentials.
-        TransientError: everything else; run again.
+        TransientError: the store fails; run again.
     """
     from botocore.exceptions import (
         BotoCoreError,
@@ -148,7 +180,14 @@ def translate_errors(location: S3Location, what: str) -> Iterator[None]:
                 f"gone, or changed since it was listed ({code}); a later batch takes what is there then",
                 is_lasting=False,
             ) from error
-        if code in PERMANENT_ERRORS or status in (301, 401, 403) or status == 400 and code not in TEMPORARY_ERRORS:
+        is_refusal = 400 <= status < 500 and status != 429 and code not in TEMPORARY_ERRORS
+        if is_object and code not in PERMANENT_ERRORS and status != 301 and (is_refusal or _answers(location)):
+            raise FileRejected(
+                "unreachable",
+                f"its bucket does not give it ({code or status}); a later batch tries again",
+                is_lasting=False,
+            ) from error
+        if code in (*PERMANENT_ERRORS, *FORBIDDEN) or status in (301, 401, 403) or is_refusal:
             raise ConfigError(
                 f"{where}: {code}; correct 'path', 'endpoint_url' or the credentials "
                 "(AWS_ACCESS_KEY_ID ..., Airflow's aws_default)"
@@ -159,7 +198,26 @@ def translate_errors(location: S3Location, what: str) -> Iterator[None]:
             f"{where}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or Airflow's connection aws_default"
         ) from error
     except (BotoCoreError, HTTPClientError, OSError) as error:
+        if is_object and _answers(location):
+            raise FileRejected(
+                "unreachable",
+                f"its bucket answers, but does not give it ({error}); a later batch tries again",
+                is_lasting=False,
+            ) from error
         raise TransientError(f"{where}: {error}; run the stage again") from error
+
+
+def _answers(location: S3Location) -> bool:
+    """Whether the store answers: then an object's failure is its own."""
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+    try:
+        location.client.list_objects_v2(
+            Bucket=location.bucket, Prefix=location.prefix, MaxKeys=1, **location.request_options
+        )
+    except (ClientError, BotoCoreError, HTTPClientError, OSError):
+        return False
+    return True
 
 
 def list_objects(location: S3Location) -> Iterator[S3Object]:
@@ -168,18 +226,27 @@ def list_objects(location: S3Location) -> Iterator[S3Object]:
     Raises:
         ConfigError, TransientError: see `translate_errors`.
     """
+    wanted, count, others = compile_pattern(location.pattern), 0, 0
     with translate_errors(location, f"listing {location.source.path}"):
         pages = location.client.get_paginator("list_objects_v2").paginate(
-            Bucket=location.bucket, Prefix=location.prefix + location.pattern.partition("*")[0]
+            Bucket=location.bucket, Prefix=location.prefix + literal_start(location.pattern), **location.request_options
         )
         for page in pages:
             for row in page.get("Contents", ()):
                 item = S3Object(location.bucket, row["Key"], row["ETag"].strip('"'), int(row["Size"]))
                 if item.key.endswith("/") and not item.size_bytes:  # a console's placeholder for a folder
                     continue
-                inside, pattern = location.path_inside(item), location.pattern
-                if pattern in ("", inside) or "*" in pattern and fnmatch.fnmatchcase(inside, pattern):
+                if not location.pattern or wanted.matches_or_holds(location.path_inside(item)):
+                    count += 1
                     yield item
+                else:
+                    others += 1
+    if not count:
+        raise ConfigError(
+            f"ingest.sources: source '{location.source.name}': nothing at {location.source.path}"
+            + (f" ({others:,} objects do not match)" if others else "")
+            + "; expected objects below this prefix; put them there, or correct 'path'"
+        )
 
 
 def stream_object(location: S3Location, item: S3Object, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -194,10 +261,14 @@ def stream_object(location: S3Location, item: S3Object, start: int = 0, stop: in
     broken_body = (OSError, HTTPError, HTTPClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
     stop = item.size_bytes if stop is None else stop
     failures = 0
-    with translate_errors(location, item.url):
+    with translate_errors(location, item.url, is_object=True):
         while start < stop:
             response = location.client.get_object(
-                Bucket=item.bucket, Key=item.key, IfMatch=f'"{item.etag}"', Range=f"bytes={start}-{stop - 1}"
+                Bucket=item.bucket,
+                Key=item.key,
+                IfMatch=f'"{item.etag}"',
+                Range=f"bytes={start}-{stop - 1}",
+                **location.request_options,
             )
             first = start
             try:
@@ -243,42 +314,77 @@ def local_copy(location: S3Location, item: S3Object) -> Iterator[Path]:
         yield path
 
 
-def read_metadata_table(location: S3Location) -> MetadataTable:
-    """The captions.parquet or captions.csv at the prefix; empty when there is neither."""
-    table = MetadataTable()
-    for name in CAPTION_FILES:
-        item = find_object(location, name)
-        if item is not None:
-            try:
-                with local_copy(location, item) as path:
-                    return table.add(path, location.source, name=item.url)
-            except FileRejected as rejected:  # without it every caption would be lost
-                raise TransientError(f"{item.url}: {rejected.detail}; run the stage again") from rejected
-    return table
-
-
 def find_object(location: S3Location, name: str) -> S3Object | None:
-    """The object of this name at the prefix (a HEAD request); None when there is none."""
+    """The object of this name at the prefix (a HEAD request); None when there is none, or it may not be seen."""
     key = f"{location.prefix}{name}"
     try:
-        with translate_errors(location, f"s3://{location.bucket}/{key}"):
-            response = location.client.head_object(Bucket=location.bucket, Key=key)
+        with translate_errors(location, f"s3://{location.bucket}/{key}", is_object=True):
+            response = location.client.head_object(Bucket=location.bucket, Key=key, **location.request_options)
     except FileRejected:
         return None
     return S3Object(location.bucket, key, response["ETag"].strip('"'), int(response["ContentLength"]))
 
 
-def list_s3(source: SourceConfig) -> Iterator[SourceFile]:
-    """All objects below the prefix except its metadata table.
+def list_s3(
+    source: SourceConfig, is_known: Callable[[str], bool], counts: ListingCounts | None = None
+) -> Iterator[SourceFile]:
+    """All objects below the prefix, except tables of captions and texts beside images.
 
+    Args:
+        source: of a bucket.
+        is_known: whether an earlier batch has a row with this fingerprint: texts beside its image are not read.
+        counts: where captions are counted.
     Raises:
-        ConfigError, TransientError: see `translate_errors`.
-        DataError: a metadata table that cannot be read.
+        ConfigError: nothing below the prefix, or see `translate_errors`.
+        DataError: captions.* has no column of paths, or no caption matches a file.
+        TransientError: see `translate_errors`; also for a table of captions, without which all would be lost.
     """
-    location = parse_location(source)
-    metadata = read_metadata_table(location)
+    location, counts = parse_location(source), counts or ListingCounts()
+    files = CaptionedFiles(source, counts)
+    tables: dict[str, S3Object] = {}
     for item in list_objects(location):
         inside = location.path_inside(item)
-        if inside not in CAPTION_FILES:
-            file = make_source_file(source, inside, item.etag, metadata.get(inside))
-            yield replace(file, is_remote=True, reader=partial(read_object, location, item))
+        if inside.rpartition("/")[2] in CAPTION_TABLES:
+            tables[inside] = item
+        is_new = not is_known(make_source_file(source, inside, item.etag, Metadata()).fingerprint)
+        files.add(inside, item.etag, item.size_bytes, is_new=is_new)
+    if location.pattern:  # which leaves out what stands beside
+        for name in CAPTION_TABLES[:2]:
+            if name not in tables and (found := find_object(location, name)):
+                tables[name] = found
+                files.add_table(name)
+
+    def item_of(inside: str, etag: str, size_bytes: int) -> S3Object:
+        return S3Object(location.bucket, location.prefix + inside, etag, size_bytes)
+
+    def read_text(text: tuple[str, str, int]) -> tuple[str, bytes | None]:
+        try:
+            return text[0], read_object(location, item_of(*text), MAX_CAPTION_BYTES)
+        except FileRejected as rejected:
+            counts.note(f"{text[0]}: {rejected.detail}")
+            return text[0], None
+
+    def read_texts(texts: Iterator[tuple[str, str, int]]) -> Iterator[tuple[str, bytes]]:
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            while block := list(itertools.islice(texts, 64 * READ_THREADS)):
+                for name, content in pool.map(read_text, block):
+                    if content is not None:
+                        yield name, content
+
+    @contextmanager
+    def open_table(inside: str) -> Iterator[Path]:
+        try:
+            with local_copy(location, tables[inside]) as path:
+                yield path
+        except FileRejected as rejected:
+            raise TransientError(f"{tables[inside].url}: {rejected.detail}; run the stage again") from rejected
+
+    for place, why, is_lasting in files.read_captions(open_table, read_texts):
+        yield make_damaged_row(source, place, why, is_lasting=is_lasting)
+    for inside, etag, size_bytes, metadata in files.files():
+        file = make_source_file(source, inside, etag, metadata)
+        if file.is_litter:
+            yield file.rejected("not_a_picture", "a file that an operating system leaves, not an image")
+        else:
+            reader = partial(read_object, location, item_of(inside, etag, size_bytes))
+            yield replace(file, is_remote=True, reader=reader)

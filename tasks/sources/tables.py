@@ -30,8 +30,8 @@ from tasks.sources.columns import TableFormat, parse_metadata
 from tasks.sources.counts import ListingCounts
 from tasks.sources.files import Content, FileRejected, Metadata, SourceFile, make_source_file
 from tasks.sources.folder import find_local_files
-from tasks.sources.metadata import SeenKeys
 from tasks.sources.rows import TableRow, read_rows
+from tasks.sources.seen import SeenKeys
 from tasks.sources.spool import Spool
 from tasks.sources.web.fetcher import Fetcher
 from tasks.sources.web.hosts import FetchConfig

@@ -39,7 +39,7 @@ from tasks.sources.files import (
     make_source_file,
 )
 from tasks.sources.folder import find_local_files, read_chunks
-from tasks.sources.metadata import SeenKeys
+from tasks.sources.seen import SeenKeys
 from tasks.sources.sidecars import MAX_CAPTION_BYTES, Sidecars, is_caption_name
 from tasks.sources.spool import Spool
 from tasks.sources.tar_members import READ_ERRORS, TarMember, TarReader, scan_members

@@ -13,7 +13,6 @@ from tasks.config import SourceConfig
 from tasks.errors import ConfigError, DataError
 from tasks.sources.files import CAPTION_CHARS, FileRejected, SourceFile, clean_text, escape_name
 from tasks.sources.folder import walk
-from tasks.sources.metadata import MetadataTable
 from tasks.sources.open import list_files
 
 
@@ -121,11 +120,14 @@ def test_a_long_table_takes_constant_memory(tmp_path: Path):
         with open(tmp_path / "captions.csv", "w") as f:
             f.write("path,caption\n")
             f.writelines(f"{n}.jpg,a thing with a number of {n}\n" for n in range(rows))
+        for path in tmp_path.glob("*.jpg"):
+            path.unlink()
+        (tmp_path / f"{rows - 1}.jpg").write_bytes(b"x")
         tracemalloc.start()
-        table = MetadataTable().add(tmp_path / "captions.csv", SourceConfig(name="s", path=str(tmp_path)))
+        file = next(f for f in list_files(SourceConfig(name="s", path=str(tmp_path))) if f.metadata.caption)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert table.get(f"{rows - 1}.jpg").caption == f"a thing with a number of {rows - 1}"
+        assert file.metadata.caption == f"a thing with a number of {rows - 1}"
         return size
 
     small, large = peak(500), peak(4_000)

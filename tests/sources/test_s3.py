@@ -1,17 +1,27 @@
 """s3:// against moto's server: objects in key order, only new and changed ones, also when half of the requests fail."""
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from tasks.config import SourceConfig
 from tasks.errors import ConfigError, TransientError
+from tasks.ingest import stage as ingest
 from tasks.sources import s3 as s3_source
 from tasks.sources.files import FileRejected
 from tasks.sources.open import list_files
+from tasks.store import Store
 from tests.support.flaky_proxy import FAILURES, FlakyProxy
+from tests.support.images import block_image, encode
+from tests.support.ingest import ingest_params, read_kept
+from tests.support.tars import make_tar
 
 
 def source(url: str, path: str = "s3://images/week", **more: Any) -> SourceConfig:
@@ -111,3 +121,85 @@ def test_wrong_buckets_and_credentials_are_configuration_errors(s3: Any, s3_url:
     with pytest.raises(ConfigError, match="aws_default"):
         list(list_files(source(s3_url)))
     s3_source.s3_client.cache_clear()
+
+
+@contextmanager
+def answering(url: str, key: str, status: int, code: str, operation: str = "GetObject") -> Iterator[list[str]]:
+    """Requests for keys that contain `key` get this error; yields their addresses."""
+    body, asked = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode(), []
+
+    def answer(request: Any, **_: Any) -> AWSResponse | None:
+        if key not in request.url:
+            return None
+        asked.append(request.url)
+        raw = SimpleNamespace(stream=lambda *_, **__: iter([body]), read=lambda *_: body)
+        return AWSResponse(request.url, status, {"content-length": str(len(body))}, raw)
+
+    events = s3_source.s3_client(url, None).meta.events
+    events.register(f"before-send.s3.{operation}", answer, unique_id="answer")
+    try:
+        yield asked
+    finally:
+        events.unregister(f"before-send.s3.{operation}", unique_id="answer")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "AccessDenied"),
+        (400, "KMS.DisabledException"),
+        (403, "InvalidObjectState"),
+        (404, "NoSuchKey"),
+        (400, "InvalidRequest"),
+        (500, "InternalError"),
+    ],
+)
+def test_an_object_that_its_bucket_does_not_give_is_a_row_that_is_tried_again(
+    s3: Any, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str
+):
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.001)
+    for n in range(4):
+        s3.put_object(Bucket="images", Key=f"week/{n}.png", Body=encode(block_image(n)))
+    settings = {"name": "bucket", "path": "s3://images/week", "endpoint_url": s3_url}
+    store = Store(tmp_path / "run")
+    with answering(s3_url, "/2.png", status, code):
+        first = ingest.run(ingest_params([settings]), store)
+    assert (first.written, first.dropped) == (3, {"unreachable": 1})
+    second = ingest.run(ingest_params([settings], "2026.01.11"), store)
+    assert (second.read, second.written, sorted(read_kept(store))) == (1, 1, [f"{n}.png" for n in range(4)])
+
+
+def test_one_tar_and_one_table_that_may_not_be_read_leave_the_others(s3: Any, s3_url: str):
+    for n in range(2):
+        s3.put_object(Bucket="images", Key=f"t/{n}.tar", Body=make_tar([("a.jpg", b"a")]))
+        s3.put_object(Bucket="images", Key=f"u/{n}.csv", Body=f"url\nhttp://example.org/{n}.jpg\n".encode())
+    with answering(s3_url, "/0.", 403, "AccessDenied"):
+        for path in ("s3://images/t/*.tar", "s3://images/u/*.csv"):
+            first, second = list_files(source(s3_url, path, contact="me@example.org"))
+            assert (first.is_rejected, second.is_rejected) == (True, False)
+            with pytest.raises(FileRejected, match="does not give it") as caught:
+                first.read(10)
+            assert (caught.value.reason, caught.value.is_lasting) == ("unreachable", False)
+
+
+def test_a_listing_that_is_forbidden_is_a_configuration_error(s3: Any, s3_url: str):
+    for status, code in ((403, "AccessDenied"), (301, "PermanentRedirect"), (400, "InvalidRequest")):
+        with answering(s3_url, "list-type", status, code, "ListObjectsV2"), pytest.raises(ConfigError, match=code):
+            list(list_files(source(s3_url)))
+
+
+def test_requests_without_a_signature_and_with_the_requesters_money(
+    s3: Any, s3_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("week/a.jpg", "week/a.txt"):
+        s3.put_object(Bucket="images", Key=name, Body=b"a thing", ACL="public-read")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    sent: list[Any] = []
+    client = s3_source.anonymous_client(s3_url, None)
+    client.meta.events.register("before-send.s3", lambda request, **_: sent.append(request.headers), unique_id="sent")
+    (file,) = list_files(source(s3_url, anonymous=True, requester_pays=True))
+    assert (file.read(10_000), file.metadata.caption) == (b"a thing", "a thing")
+    assert len(sent) >= 2 and all("Authorization" not in headers for headers in sent)
+    assert all(headers["x-amz-request-payer"] in (b"requester", "requester") for headers in sent)
+    s3_source.anonymous_client.cache_clear()
