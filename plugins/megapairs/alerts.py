@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 EXAMPLES = 5  # rows shown per failing check
 THUMBNAIL_PX, QUALITY = 112, 80
 CELL_CHARS = 300  # longest cell
+NOTES, NOTE_CHARS = 5, 800  # sentences of the stage before a gate, e.g. on captions that match no file
 ERROR_CHARS = 4_000  # of the error's end
 HASH = re.compile("[0-9a-f]{24,}")
 
@@ -134,7 +135,12 @@ def body(failure: Failure) -> str:
     shortened = dataclasses.replace(failure, error=failure.error[-ERROR_CHARS:])
     if failure.gate is None or not checks:
         return html("failure_mail.html.j2", failure=shortened, subject=subject(failure))
-    gate = {"table": cell(failure.gate.get("table")), "batch": cell(failure.gate.get("batch")), "checks": checks}
+    gate = {
+        "table": cell(failure.gate.get("table")),
+        "batch": cell(failure.gate.get("batch")),
+        "checks": checks,
+        "notes": [str(note)[:NOTE_CHARS] for note in list(failure.gate.get("notes") or [])[:NOTES]],
+    }
     return html("gate_mail.html.j2", failure=shortened, subject=subject(failure), gate=gate, thumbnail_px=THUMBNAIL_PX)
 
 

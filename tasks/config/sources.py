@@ -36,7 +36,7 @@ class SourceConfig(Section):
     path: str = Field(
         description="Folder, tar files or tables of URLs or images, local or s3://bucket/prefix. May be a pattern: * "
         "and ? within one folder, ** through folders, [ab], {a,b}, {000..099}. A folder may hold captions.* or "
-        "metadata.* (csv, tsv, jsonl, parquet) with the columns path, caption, licence, source; and x.txt beside x.jpg.",
+        "metadata.* (csv, tsv, jsonl, parquet) with columns path, caption, licence, source, and x.txt beside x.jpg.",
     )
     license_code: str = Field(
         "unknown", description="Licence code of images for which the source states none, e.g. CC0-1.0."

@@ -123,7 +123,7 @@ class ListingCounts:
                     if self.unmatched
                     else ""
                 )
-                + f"; {self.files_without_caption:,} files have no caption"
+                + f"; files without a caption: {self.files_without_caption:,}"
             )
         if self.rows and (self.damaged_rows or self.repeated_rows):
             sentences.append(

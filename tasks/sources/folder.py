@@ -19,7 +19,7 @@ from tasks.config import SourceConfig
 from tasks.errors import ConfigError
 from tasks.sources.counts import ListingCounts
 from tasks.sources.files import FileRejected, Metadata, SourceFile, make_source_file
-from tasks.sources.matching import CaptionedFiles, is_caption_table
+from tasks.sources.matching import CaptionedFiles
 from tasks.sources.patterns import Pattern, compile_pattern, split_pattern
 from tasks.sources.sidecars import MAX_CAPTION_BYTES, is_caption_name
 
@@ -117,7 +117,7 @@ def list_folder(source: SourceConfig, counts: ListingCounts | None = None) -> It
     counts = counts or ListingCounts()
     files = CaptionedFiles(source, counts)
     for inside, _ in walk(folder):
-        if wanted is None or wanted.matches_or_holds(inside) or is_caption_table(inside) or is_caption_name(inside):
+        if wanted is None or wanted.matches_or_holds(inside) or files.is_table(inside) or is_caption_name(inside):
             files.add(inside)
 
     def read_texts(texts: Iterator[tuple[str, str, int]]) -> Iterator[tuple[str, bytes]]:

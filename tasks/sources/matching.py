@@ -1,7 +1,8 @@
 """Captions of a folder or a bucket prefix: which belongs to which file, whatever way a path is written.
 
-Captions come from tables (`captions.*`, and `metadata.*` as Hugging Face's imagefolder has it, in any folder) and from
-texts beside the images (tasks/sources/sidecars.py). A table's path is looked for, best first, as:
+Captions come from tables (`captions.*`, and `metadata.*` as Hugging Face's imagefolder has it, in any folder; and every
+table of the source's own folder, where `columns` names its column of paths) and from texts beside the images
+(tasks/sources/sidecars.py). A table's path is looked for, best first, as:
 
 1. it stands, from the table's folder or from the source's;
 2. its normal form: Unicode NFC, `/` for `\\`, without `./`, blanks around it or a leading `/`, and percent-decoded;
@@ -23,7 +24,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import unquote
 
-from tasks.config import SourceConfig
+from tasks.config import TABLE_SUFFIXES, SourceConfig
 from tasks.errors import DataError
 from tasks.sources.columns import TableFormat, parse_metadata
 from tasks.sources.counts import EXAMPLES, ListingCounts
@@ -35,6 +36,7 @@ from tasks.sources.sidecars import Sidecars, fold, is_caption_name, webdataset_k
 CAPTION_TABLES = tuple(
     f"{name}.{suffix}" for name in ("captions", "metadata") for suffix in ("parquet", "csv", "tsv", "jsonl")
 )
+KAGGLE_TABLE = "captions.txt"  # a CSV, where its header has a column of paths; else a text as others
 EXACT, NORMAL, ALIKE, BY_END = range(4)  # how surely a row fits a file
 MOST_ALIKE = 1_000  # files of one name that are looked through
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}$")
@@ -43,7 +45,12 @@ _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*/?")
 
 def is_caption_table(path: str) -> bool:
     """Whether a path is that of a table of captions."""
-    return path.rpartition("/")[2] in CAPTION_TABLES
+    return path.rpartition("/")[2] in (*CAPTION_TABLES, KAGGLE_TABLE)
+
+
+def _table_rank(path: str) -> tuple[int, str]:
+    name = path.rpartition("/")[2]
+    return (CAPTION_TABLES.index(name) if name in CAPTION_TABLES else len(CAPTION_TABLES), path)
 
 
 def normal_path(path: str) -> str:
@@ -88,6 +95,11 @@ class CaptionedFiles:
 
     # --- the listing --------------------------------------------------------------------------------------------------
 
+    def is_table(self, path: str) -> bool:
+        """Whether a file of this path may be a table of captions."""
+        is_named = "path" in self._source.columns and "/" not in path and path.endswith(TABLE_SUFFIXES)
+        return is_caption_table(path) or is_named
+
     def add_table(self, path: str) -> None:
         """Add a table that is read, but is not listed."""
         self._tables.append(path)
@@ -101,7 +113,7 @@ class CaptionedFiles:
             is_new: False for one that an earlier batch has taken: the texts beside it are not read again.
         """
         kind = "file"
-        if is_caption_table(path):
+        if self.is_table(path):
             kind = "table"
             self._tables.append(path)
         elif is_caption_name(path) and not is_litter(path):
@@ -165,9 +177,7 @@ class CaptionedFiles:
         Raises:
             DataError: captions.* of the source has no column of paths, or no caption matches a file.
         """
-        yield from self._read_tables(
-            sorted(self._tables, key=lambda p: (CAPTION_TABLES.index(p.rpartition("/")[2]), p)), open_table
-        )
+        yield from self._read_tables(sorted(self._tables, key=_table_rank), open_table)
         for name, content in read_texts(self._texts_beside_images()):
             self._texts.add_text(name, content)
 
@@ -219,10 +229,12 @@ class CaptionedFiles:
                 else:
                     self._add_caption(place, folder, row.values.get("path"), parse_metadata(row.values))
         except DataError as error:
-            if path.startswith("captions."):
+            if path in CAPTION_TABLES and path.startswith("captions."):
                 raise
-            self._counts.note(f"{path} is not read as a table of captions: {error}")
-            self._rows.execute("UPDATE files SET kind = 'file' WHERE path = ?", (_to_blob(path),))
+            kind = "text" if path.endswith(KAGGLE_TABLE) else "file"
+            if kind == "file":
+                self._counts.note(f"{path} is not read as a table of captions: {error}")
+            self._rows.execute("UPDATE files SET kind = ? WHERE path = ?", (kind, _to_blob(path)))
 
     def _add_caption(self, place: str, folder: str, path: object, metadata: Metadata) -> None:
         if not isinstance(path, str) or not path.strip():

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,11 @@ def read_rows(path: Path, table: TableFormat, counts: ListingCounts | None = Non
     for row in rows:
         counts.rows += 1
         counts.damaged_rows += bool(row.damage)
-        yield row
+        yield replace(row, damage=f"{_place(name, row)}: {row.damage}") if row.damage else row
+
+
+def _place(name: str, row: TableRow) -> str:
+    return f"row {row.number}" if name.endswith(".parquet") else f"line {row.number}"
 
 
 def _make_row(number: int, row: dict[str, Any], table: TableFormat) -> TableRow:
@@ -89,6 +93,8 @@ def _jsonl_rows(lines: Iterator[Line], table: TableFormat) -> Iterator[TableRow]
             try:
                 row = json.loads(line.text)
                 damage = "" if isinstance(row, dict) else f"a {type(row).__name__}; expected one JSON object per line"
+            except json.JSONDecodeError as error:
+                damage = f"no JSON: {error.msg} at character {error.colno}; expected one JSON object per line"
             except (ValueError, RecursionError) as error:
                 damage = f"no JSON: {error}; expected one JSON object per line"
         if damage or not isinstance(row, dict):

@@ -341,17 +341,17 @@ def list_s3(
     """
     location, counts = parse_location(source), counts or ListingCounts()
     files = CaptionedFiles(source, counts)
-    tables: dict[str, S3Object] = {}
+    objects: dict[str, S3Object] = {}
     for item in list_objects(location):
         inside = location.path_inside(item)
-        if inside.rpartition("/")[2] in CAPTION_TABLES:
-            tables[inside] = item
+        if files.is_table(inside):
+            objects[inside] = item
         is_new = not is_known(make_source_file(source, inside, item.etag, Metadata()).fingerprint)
         files.add(inside, item.etag, item.size_bytes, is_new=is_new)
     if location.pattern:  # which leaves out what stands beside
         for name in CAPTION_TABLES[:2]:
-            if name not in tables and (found := find_object(location, name)):
-                tables[name] = found
+            if name not in objects and (found := find_object(location, name)):
+                objects[name] = found
                 files.add_table(name)
 
     def item_of(inside: str, etag: str, size_bytes: int) -> S3Object:
@@ -374,10 +374,10 @@ def list_s3(
     @contextmanager
     def open_table(inside: str) -> Iterator[Path]:
         try:
-            with local_copy(location, tables[inside]) as path:
+            with local_copy(location, objects[inside]) as path:
                 yield path
         except FileRejected as rejected:
-            raise TransientError(f"{tables[inside].url}: {rejected.detail}; run the stage again") from rejected
+            raise TransientError(f"{objects[inside].url}: {rejected.detail}; run the stage again") from rejected
 
     for place, why, is_lasting in files.read_captions(open_table, read_texts):
         yield make_damaged_row(source, place, why, is_lasting=is_lasting)

@@ -4,11 +4,11 @@ Which texts belong to an image, best first:
 
 1. those of its own name without the suffix, or with it: x.txt, x.jpg.txt of x.jpg (dots within a name are its own);
 2. of x.seg.png, where there is none of those: x.txt, by WebDataset's key (the name up to its first dot);
-3. of x.jpg: x.<anything>.txt, names of caption columns first (x.caption.txt); never one whose text is an address, and
-   never one that is an image's own;
+3. of x.jpg: x.<anything>.txt, names of caption columns first (x.caption.txt); never one that is an image's own;
 4. the one text whose name differs by case or Unicode form alone.
 
-Of several, the first that states something counts, for caption, licence and attribution each; .txt before .json.
+A .txt that holds an address is no caption. Of several, the first that states something counts, for caption, licence and
+attribution each; .txt before .json.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ class Sidecars:
                 f"{self._where}{name}: its bytes are not UTF-8; mend it, or set 'encoding' of the source, e.g. cp1252"
             )
             return
+        if suffix != ".json" and looks_like_url(metadata.caption):
+            return  # an address is no caption
         self.count += 1
         self._rows.execute(
             "INSERT INTO texts (name, stem, key, folded, suffix, caption, license, attribution, license_stated) "
@@ -178,9 +180,9 @@ class Sidecars:
         return alike if len({text.stem for text in alike}) == 1 else []
 
     def _is_free(self, text: _Text) -> bool:
-        """Whether a text of an image's key is neither another image's own nor an address."""
+        """Whether a text of an image's key is not another image's own."""
         taken = self._rows.execute("SELECT 1 FROM images WHERE stem = ?", (_to_blob(text.stem),)).fetchone()
-        return taken is None and not (text.suffix != ".json" and looks_like_url(text.metadata.caption))
+        return taken is None
 
     def count_captions(self) -> None:
         """Count the captions, when `find` was asked for every image: those that met one, and those that met none."""

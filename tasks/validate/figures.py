@@ -25,12 +25,14 @@ class RunReports:
         figures: of that stage's report, e.g. `median_caption_cosine_new` and `encoder_yield_lowest` of select.
         captioned: captioned pairs of this run, a count; for the triplets' yield.
         last_version: version.json of the version that the run continues; None for the first.
+        notes: sentences of that stage's report, e.g. ingest's on captions that match no file.
     """
 
     dropped: Mapping[str, int]
     figures: Mapping[str, float]
     captioned: int = 0
     last_version: Mapping[str, Any] | None = None
+    notes: Sequence[str] = ()
 
 
 def read_last_version(root: Path, batch: str) -> dict[str, Any] | None:
@@ -49,6 +51,7 @@ def read_reports(store: Store, table: Table, batch: str) -> RunReports:
         figures=report.figures if report else {},
         captioned=store.read_table("captioned", ["pair_id"], batch).num_rows if table == "triplets" else 0,
         last_version=read_last_version(store.root, batch),
+        notes=report.notes if report else (),
     )
 
 

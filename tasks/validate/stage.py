@@ -180,6 +180,7 @@ def write_gate_report(store: Store, checked: Checked, verdict: Verdict, reports:
         "expectations": sum(len(half["expectations"]) for half in suite_halves.values()),
         "failures": verdict.failures,
         "broken_rules": verdict.broken_rules,
+        "notes": list(reports.notes),
     }
     content = json.dumps(report, indent=1, ensure_ascii=False, sort_keys=True, default=str)
     write_bytes(store.folder("reports", "validation", f"{checked.table}.json"), content.encode())

@@ -145,10 +145,12 @@ def test_a_mail_that_could_not_be_sent_is_sent_by_the_next_part(
 
 def test_a_gates_report_that_lacks_values_still_makes_a_mail(run: Path, inbox: Inbox):
     report = {"table": EVIL, "is_valid": False, "failures": [{"expectation": EVIL, "examples": [{"key": EVIL}, {}]}]}
+    report["notes"] = [f"captions of the sources: 7 read, 2 matched a file, 5 matched none ({EVIL})"]
     (run / "reports" / "validation" / "images.json").write_text(json.dumps(report))
     send(context("validate", "images", EVIL))
     text = assert_harmless(html_body(inbox.mails[0]), links=True).text
     assert f"Rows that fail {EVIL}" in text and "fails 1 check." in text and "batch –" in text
+    assert f"captions of the sources: 7 read, 2 matched a file, 5 matched none ({EVIL})" in text
 
 
 def test_a_gate_that_fails_without_saying_where_sends_the_error(run: Path, inbox: Inbox):

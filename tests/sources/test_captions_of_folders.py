@@ -220,7 +220,7 @@ def test_the_report_says_what_became_of_captions(tmp_path: Path):
     }
     (note,) = [note for note in report.notes if note.startswith("captions of the sources")]
     assert "7 read, 2 matched a file, 5 matched none (captions.csv#4 'gone0.png' (no such file); " in note
-    assert note.count("no such file") == 3 and note.endswith("; 2 files have no caption")
+    assert note.count("no such file") == 3 and note.endswith("; files without a caption: 2")
     assert read_drop_reasons(store) == {"._0.png": "not_a_picture"}
     assert {name: row["caption_source"] for name, row in read_kept(store).items()} == {
         "0.png": "source",

@@ -81,7 +81,8 @@ def test_each_image_has_its_own_caption(
 def test_an_address_is_no_caption(tmp_path: Path):
     url = ("a.url.txt", b"http://example.org/a.jpg")
     (tmp_path / "x.tar").write_bytes(make_tar([("a.jpg", b"a"), ("a.txt", b"a thing"), url]))
-    assert listed(tmp_path / "x.tar")[0] == {"a.jpg": "a thing"}
+    good, _, counts = listed(tmp_path / "x.tar")
+    assert (good, counts.matched, counts.unmatched) == ({"a.jpg": "a thing"}, 1, 0)
     (tmp_path / "x.tar").write_bytes(make_tar([("a.jpg", b"a"), url]))
     assert listed(tmp_path / "x.tar")[0] == {"a.jpg": None}
 
