@@ -67,11 +67,8 @@ def read_rows(path: Path, table: TableFormat, counts: ListingCounts | None = Non
     for row in rows:
         counts.rows += 1
         counts.damaged_rows += bool(row.damage)
-        yield replace(row, damage=f"{_place(name, row)}: {row.damage}") if row.damage else row
-
-
-def _place(name: str, row: TableRow) -> str:
-    return f"row {row.number}" if name.endswith(".parquet") else f"line {row.number}"
+        is_of_line = row.damage and not row.is_end and not name.endswith(".parquet")
+        yield replace(row, damage=f"line {row.number}: {row.damage}") if is_of_line else row
 
 
 def _make_row(number: int, row: dict[str, Any], table: TableFormat) -> TableRow:
@@ -143,7 +140,7 @@ class _DelimitedTable:
                         continue
                 yield self._read_row(line)
         if is_first and is_empty:
-            yield TableRow(1, damage="the table has no header and no row")
+            yield TableRow(1, damage="the table has no header and no row", is_end=True)
 
     def _next(self) -> Line | None:
         return self._back.pop() if self._back else next(self._lines, None)
