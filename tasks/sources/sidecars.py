@@ -14,10 +14,10 @@ attribution each; .txt before .json.
 from __future__ import annotations
 
 import json
+import posixpath
 import sqlite3
 import unicodedata
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 from tasks.config import SourceConfig
@@ -43,8 +43,7 @@ def webdataset_key(name: str) -> str:
 
 def stem(name: str) -> str:
     """A path without its last suffix."""
-    suffix = PurePosixPath(name).suffix
-    return name[: -len(suffix)] if suffix else name
+    return posixpath.splitext(name)[0]
 
 
 def fold(name: str) -> str:
@@ -52,13 +51,17 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def parse_caption(suffix: str, content: bytes, source: SourceConfig) -> dict[str, Any]:
+def parse_caption(suffix: str, content: bytes, table: TableFormat) -> dict[str, Any]:
     """Fields of COLUMNS that a text states; none of a .json that is no object.
 
+    Args:
+        suffix: of its name, in lower case.
+        content: of the file.
+        table: how the columns of a .json are found.
     Raises:
         UnicodeDecodeError, UnreadableText: its bytes are of another encoding.
     """
-    text = decode_text(content, source.encoding)
+    text = decode_text(content, table.source.encoding)
     if suffix != ".json":
         return {"caption": text}
     try:
@@ -67,7 +70,7 @@ def parse_caption(suffix: str, content: bytes, source: SourceConfig) -> dict[str
         return {}
     if isinstance(values, list):
         values = {"caption": values}
-    return TableFormat(source, ("caption",), "").values(values) if isinstance(values, dict) else {}
+    return table.values(values) if isinstance(values, dict) else {}
 
 
 def _to_blob(name: str) -> bytes:
@@ -94,7 +97,8 @@ class Sidecars:
     """
 
     def __init__(self, source: SourceConfig, counts: ListingCounts, where: str = "") -> None:
-        self._source, self._counts, self._where = source, counts, where
+        self._counts, self._where = counts, where
+        self._table = TableFormat(source, ("caption",), where)
         self._rows = sqlite3.connect("", check_same_thread=False, isolation_level=None)  # '': a temporary file
         self._rows.execute("PRAGMA journal_mode = OFF")
         self._rows.execute("CREATE TABLE images (stem BLOB PRIMARY KEY) WITHOUT ROWID")
@@ -113,9 +117,9 @@ class Sidecars:
 
     def add_text(self, name: str, content: bytes) -> None:
         """Add a text; one that cannot be read is told."""
-        suffix = PurePosixPath(name).suffix.lower()
+        suffix = posixpath.splitext(name)[1].lower()
         try:
-            metadata = parse_metadata(parse_caption(suffix, content[:MAX_CAPTION_BYTES], self._source))
+            metadata = parse_metadata(parse_caption(suffix, content[:MAX_CAPTION_BYTES], self._table))
         except (UnicodeDecodeError, UnreadableText):
             self._counts.note(
                 f"{self._where}{name}: its bytes are not UTF-8; mend it, or set 'encoding' of the source, e.g. cp1252"

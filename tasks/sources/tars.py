@@ -120,8 +120,9 @@ class TarLister:
         number = 0
         try:
             read_at = self.tar.open_bytes()
-            for member in scan_members(TarReader(read_at, self.tar.size_bytes)):
-                if not self._take_text(member, read_at):
+            reader = TarReader(read_at, self.tar.size_bytes)
+            for member in scan_members(reader):
+                if not self._take_text(member, reader):
                     self._members.add(number, member)
                 number += 1
         except READ_ERRORS as error:
@@ -134,15 +135,15 @@ class TarLister:
             return
         yield from self._list_members(read_at)
 
-    def _take_text(self, member: TarMember, read_at: Callable[[int, int], bytes]) -> bool:
+    def _take_text(self, member: TarMember, reader: TarReader) -> bool:
         """Whether the member is a caption; then it is read."""
         if member.damage or member.unsafe or is_litter(member.name):
             return False
         if not is_caption_name(member.name):
             self._texts.add_image(member.name)
             return False
-        stop = min(member.start + member.size_bytes, member.start + MAX_CAPTION_BYTES, self.tar.size_bytes)
-        self._texts.add_text(member.name, read_at(member.start, stop))
+        reader.seek(member.start)
+        self._texts.add_text(member.name, reader.read(min(member.size_bytes, MAX_CAPTION_BYTES)))
         return True
 
     def _list_members(self, read_at: Callable[[int, int], bytes] | None) -> Iterator[SourceFile]:
