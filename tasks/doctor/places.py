@@ -15,6 +15,7 @@ from tasks.config import Params
 from tasks.doctor.check import Check
 from tasks.errors import TasksError, TransientError
 from tasks.locks import exclusive
+from tasks.models.llm.api_keys import Role, model_api_key
 from tasks.publish.dvc_repo import dvc_repo
 from tasks.publish.git import git
 from tasks.publish.published import version_at
@@ -137,6 +138,9 @@ def served_models(url: str, key: str | None = None) -> list[str]:
         raise ValueError("no list of models") from error
 
 
+ROLES: dict[str, Role] = {"caption.model": "captioner", "caption.writer": "writer", "judge.model": "judge"}
+
+
 def model_servers(params: Params) -> list[tuple[str, str, str]]:
     """(role, address, model) of every server that a run asks, each address of a list by itself."""
     asked = []
@@ -154,10 +158,11 @@ def check_servers(servers: Iterable[tuple[str, str, str]]) -> list[Check]:
     for role, url, model in servers:
         name = f"model server {url}"
         try:
-            served = served_models(url)
+            served = served_models(url, model_api_key(ROLES[role]))
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
-                checks.append(Check(name, "warn", f"it asks for a key ({error.code})", "stages send theirs; see docs"))
+                step = "set MEGAPAIRS_MODEL_API_KEY, or the connection megapairs_models"
+                checks.append(Check(name, "fail", f"refuses the key ({error.code})", step))
                 continue
             checks.append(Check(name, "fail", f"answers {error.code}", "look at its log", may_pass=True))
         except (OSError, ValueError) as error:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_the_dvc_cache_keeps_what_tags_and_open_runs_need(deployment: Path, caps
     ):
         (place / "data").mkdir(exist_ok=True)
         (place / "data" / "table").write_text(name)
-        subprocess.run(["dvc", "add", "-q", "--force", "data/table"], cwd=place, check=True)
+        subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "--force", "data/table"], cwd=place, check=True)
         md5 = (place / "data" / "table.dvc").read_text().split("md5: ")[1].split()[0]
         (drop if name == "nobody's" else keep)[name] = deployment / "cache" / "files" / "md5" / md5[:2] / md5[2:]
     git(clone, "add", "-f", "data/table.dvc")
