@@ -14,5 +14,6 @@ the mail, and, when a mail shows images, the store.
 | form.py | the trigger form, made from params.yaml, the profiles and tasks/config | wiring |
 | alerts.py | the alert mail | wiring |
 | stage.py | the operators: Stage, OpenRun, CloseRun | wiring, command, environment, aws, form |
+| maintenance.py | the operators of the maintenance DAGs | wiring, command, facts, alerts, stage |
 | defaults.py | default arguments of every task | alerts |
 """

@@ -35,22 +35,53 @@ def connection(name: str) -> Any:
     return None
 
 
-def pools_by_api() -> dict[str, int] | None:
-    """Pools and their slots over the REST API; None without the connection or an answer."""
+class ApiClient:
+    """Airflow's REST API, read with a login.
+
+    Args:
+        base: address of the api-server.
+        user, password: of the login.
+    """
+
+    def __init__(self, base: str, user: str, password: str) -> None:
+        self._client = httpx.Client(base_url=base.rstrip("/"), timeout=REQUEST_S, trust_env=False)
+        answer = self._client.post("/auth/token", json={"username": user, "password": password})
+        answer.raise_for_status()
+        self._client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON of a GET below /api/v2.
+
+        Raises:
+            httpx.HTTPError: no answer, or not a good one.
+        """
+        answer = self._client.get(f"/api/v2/{path}", params=query)
+        answer.raise_for_status()
+        return answer.json()
+
+
+def api_client() -> ApiClient | None:
+    """A client with the login of connection MEGAPAIRS_API_CONNECTION; None without it, or without an answer."""
     login = connection(os.environ.get("MEGAPAIRS_API_CONNECTION", "megapairs_api"))
     if login is None or not login.host:
         return None
     base = login.host if "://" in login.host else f"http://{login.host}:{login.port or 8080}"
     try:
-        with httpx.Client(base_url=base.rstrip("/"), timeout=REQUEST_S, trust_env=False) as client:
-            answer = client.post("/auth/token", json={"username": login.login, "password": login.password})
-            answer.raise_for_status()
-            headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
-            answer = client.get("/api/v2/pools", headers=headers, params={"limit": 100})
-            answer.raise_for_status()
-            return {pool["name"]: int(pool["slots"]) for pool in answer.json()["pools"]}
+        return ApiClient(base, login.login, login.password)
     except (httpx.HTTPError, KeyError, ValueError) as error:
-        log.warning("pools: the REST API at %s did not tell them (%s)", base, type(error).__name__)
+        log.warning("the REST API at %s lets nobody in (%s)", base, type(error).__name__)
+        return None
+
+
+def pools_by_api() -> dict[str, int] | None:
+    """Pools and their slots over the REST API; None without the connection or an answer."""
+    client = api_client()
+    if client is None:
+        return None
+    try:
+        return {pool["name"]: int(pool["slots"]) for pool in client.get("pools", limit=100)["pools"]}
+    except (httpx.HTTPError, KeyError, ValueError) as error:
+        log.warning("pools: the REST API did not tell them (%s)", type(error).__name__)
         return None
 
 

@@ -6,6 +6,7 @@ first group; the second group is read where it is used.
 | variable | meaning | default |
 |---|---|---|
 | MEGAPAIRS_SCHEDULE | cron expression or preset of dataset_refresh; empty: only by hand | @weekly |
+| MEGAPAIRS_MAINTENANCE_SCHEDULE | the same for maintenance; late_runs is hourly unless it is empty | @weekly |
 | MEGAPAIRS_GPU_QUEUE | Celery queue of the GPU stages; other executors ignore it | gpu |
 | MEGAPAIRS_GPU_STAGES | stages that take the GPU, separated by commas | recaption,embed,caption,judge,train,evaluate |
 | MEGAPAIRS_GPU_POD | Kubernetes: Pod manifest laid over the pods of the GPU stages (pods.py) | empty: none |

@@ -97,6 +97,7 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
         "MEGAPAIRS_SOURCES_ROOT": str(PROJECT),
         "MEGAPAIRS_UI": base,
         "MEGAPAIRS_SCHEDULE": "",  # only by hand: a demo must not start a run of its own
+        "MEGAPAIRS_MAINTENANCE_SCHEDULE": "",
         "MEGAPAIRS_PREFLIGHT": "off",  # everything was made a moment ago
         "MEGAPAIRS_RETRIES": "1",
         "MEGAPAIRS_RETRY_DELAY_S": "3",
