@@ -170,7 +170,8 @@ class OpenRun(Command):
         if os.environ.get("MEGAPAIRS_PREFLIGHT", "on") != "off":
             facts = json.dumps(gather_facts())
             asked = ("--kind", self.kind, "--conf", json.dumps(changes), "--airflow", facts, "--json")
-            self.run_command(stage_command("doctor", more=asked), PROJECT)  # the clone's code may be older
+            keys = model_variables(os.environ)
+            self.run_command(stage_command("doctor", more=asked), PROJECT, keys)  # the clone's code may be older
         report = self.run_command(stage_command("open_run", more=(*more, "--conf", json.dumps(changes))), deployment())
         self.log.info("the run's own values: %s", json.dumps(changes) if changes else "none")
         return report

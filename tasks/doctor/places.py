@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tasks.config import Params
+from tasks.config.urls import ModelRole
 from tasks.doctor.check import Check
 from tasks.errors import TasksError, TransientError
 from tasks.locks import exclusive
-from tasks.models.llm.api_keys import Role, model_api_key
+from tasks.models.llm.api_keys import model_api_key
 from tasks.publish.dvc_repo import dvc_repo
 from tasks.publish.git import git
 from tasks.publish.published import version_at
@@ -138,7 +139,7 @@ def served_models(url: str, key: str | None = None) -> list[str]:
         raise ValueError("no list of models") from error
 
 
-ROLES: dict[str, Role] = {"caption.model": "captioner", "caption.writer": "writer", "judge.model": "judge"}
+ROLES: dict[str, ModelRole] = {"caption.model": "captioner", "caption.writer": "writer", "judge.model": "judge"}
 
 
 def model_servers(params: Params) -> list[tuple[str, str, str]]:
