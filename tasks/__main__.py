@@ -130,7 +130,9 @@ COMMANDS = {
         "--root clone --jsonl triplets.jsonl",
     ),
     "train": Command("tasks.train.stage", "Model", "fine-tune the retriever on a version's triplets"),
-    "evaluate": Command("tasks.evaluate.stage", "Model", "score base, promoted and fine-tuned model on benchmarks"),
+    "evaluate": Command(
+        "tasks.evaluate.stage", "Model", "score base, promoted and fine-tuned model on benchmarks", takes_part=True
+    ),
     "noise": Command("tasks.promote.seed_noise", "Model", "measure how much scores differ between training seeds"),
     "promote": Command("tasks.promote.stage", "Model", "publish the fine-tuned model if it is better"),
 }  # fmt: skip

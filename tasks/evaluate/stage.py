@@ -6,6 +6,9 @@ Reads    models/candidate, models/promoted (where there is one), the base checkp
 Writes   reports/evaluation.json, and reports/evaluation/<benchmark>/<model>/ with the submission files of splits whose
          answers are hidden. The first benchmark with known answers is the one that promotion uses.
 
+In parts (`--part i/n`), a part makes some of the scorings (models x benchmarks) and leaves them below `.run/parts`; the
+call without --part makes the rest and writes the report, the same bytes as without parts (tasks/evaluate/scoring.py).
+
 For each model and benchmark the report holds the composed score and, beside it, the scores of the query image alone and
 of the text alone with the composition gap: a model that does not beat both ignores half of the query. It also holds the
 spread over the wordings of one query, 95% intervals over the queries (tasks/evaluate/bootstrap.py), and how many images
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,11 @@ from tasks.config import Params
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.benchmarks import read_benchmarks
 from tasks.evaluate.bootstrap import LEVEL, RESAMPLES
-from tasks.evaluate.contamination import FingerprintRecorder, contamination_report, training_fingerprints
+from tasks.evaluate.contamination import Fingerprint, FingerprintRecorder, contamination_report, training_fingerprints
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark
 from tasks.evaluate.retrieval import QUERY_MODES, RetrievalResult, retrieve
 from tasks.evaluate.scores import benchmark_report
+from tasks.evaluate.scoring import Scoring, ScoringFiles, of_part
 from tasks.evaluate.truth import truth_report
 from tasks.models.retrievers.load import load_retriever
 from tasks.records import StageReport
@@ -54,24 +58,46 @@ def model_paths(params: Params, store: Store) -> dict[str, str]:
 
 
 def retrieve_all(
-    params: Params, models: Mapping[str, str], benchmarks: Sequence[Benchmark]
-) -> tuple[Results, dict[str, str]]:
-    """Run every model on every benchmark, one model in memory at a time.
+    params: Params, models: Mapping[str, str], scorings: Sequence[tuple[str, Benchmark]], files: ScoringFiles
+) -> Iterator[tuple[str, Benchmark, Scoring]]:
+    """Run models on benchmarks, one model in memory at a time; what a part has left in a file is read.
 
-    Returns:
-        The results, and model -> revision of its weights.
+    Args:
+        params: the run's.
+        models: model name in the report -> Hugging Face name or folder.
+        scorings: model and benchmark, those of a model side by side.
+        files: of the parts.
     """
-    results: Results = {b.name: {} for b in benchmarks}
-    revisions: dict[str, str] = {}
-    for name, model in models.items():
-        revision = params.train.revision if name == "base" else None
-        threads = max(2, params.open_run.threads)
-        retriever = load_retriever(model, revision=revision, device=params.evaluate.device, threads=threads)
-        revisions[name] = retriever.revision
-        for benchmark in benchmarks:
-            results[benchmark.name][name] = retrieve(retriever, benchmark, params.evaluate.batch_images)
-            log.info("evaluate: %s on %s", name, benchmark.name)
-    return results, revisions
+    retriever, loaded = None, ""
+    for name, benchmark in scorings:
+        if kept := files.read(benchmark, name):
+            yield name, benchmark, kept
+            continue
+        if retriever is None or loaded != name:
+            revision = params.train.revision if name == "base" else None
+            threads = max(2, params.open_run.threads)
+            retriever = None  # its memory first
+            retriever = load_retriever(models[name], revision=revision, device=params.evaluate.device, threads=threads)
+            loaded = name
+        recorder = FingerprintRecorder(benchmark.read_image)
+        result = retrieve(retriever, replace(benchmark, read_image=recorder), params.evaluate.batch_images)
+        log.info("evaluate: %s on %s", name, benchmark.name)
+        yield name, benchmark, Scoring(result, retriever.revision, recorder.fingerprints)
+
+
+def evaluate_part(
+    params: Params,
+    models: Mapping[str, str],
+    scorings: Sequence[tuple[str, Benchmark]],
+    files: ScoringFiles,
+    part: tuple[int, int],
+) -> StageReport:
+    """Make the i-th of n parts of the scorings; they wait in files for the call that writes the report."""
+    missing = [(name, b) for name, b in of_part(scorings, part) if not files.path(b, name).exists()]
+    for name, benchmark, scoring in retrieve_all(params, models, missing, files):
+        is_first = name == next(iter(models))  # all models read the same images
+        files.write(benchmark, name, scoring if is_first else replace(scoring, fingerprints={}))
+    return StageReport("evaluate", notes=[f"part {part[0]} of {part[1]}: {len(missing)} scorings made now"])
 
 
 def write_submissions(store: Store, benchmark: Benchmark, results: Mapping[str, RetrievalResult]) -> int:
@@ -108,8 +134,8 @@ def report_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return figures | {f"{model}_composition_gap": g["value"] for model, g in evaluation["composition_gap"].items()}
 
 
-def run(params: Params, store: Store) -> StageReport:
-    """Score the models and write reports/evaluation.json.
+def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> StageReport:
+    """Score the models and write reports/evaluation.json; or make the i-th of n parts of the scorings.
 
     Raises:
         DataError: no candidate.
@@ -118,27 +144,26 @@ def run(params: Params, store: Store) -> StageReport:
     models = model_paths(params, store)
     triplets = store.read_table("triplets").sort_by("triplet_id").to_pylist()
     benchmarks = read_benchmarks(params, store, triplets)
-    recorders = {b.name: FingerprintRecorder(b.read_image) for b in benchmarks}
-    benchmarks = [replace(b, read_image=recorders[b.name]) for b in benchmarks]
     scored = [b for b in benchmarks if b.has_ground_truth]
     if not scored:
         raise ConfigError("evaluate.benchmark: every benchmark hides its answers; name one with known answers first")
-    results, revisions = retrieve_all(params, models, benchmarks)
+    scorings, files = [(name, b) for name in models for b in benchmarks], ScoringFiles(params, store, models)
+    if part is not None and part[1] > 1:
+        return evaluate_part(params, models, scorings, files, part)
+    results: Results = {b.name: {} for b in benchmarks}
+    revisions: dict[str, str] = {}
+    fingerprints: dict[str, dict[str, Fingerprint]] = {b.name: {} for b in benchmarks}
+    for name, benchmark, scoring in retrieve_all(params, models, scorings, files):
+        results[benchmark.name][name], revisions[name] = scoring.result, scoring.revision
+        fingerprints[benchmark.name] |= scoring.fingerprints
     sections = score_benchmarks(params, scored, results)
     known = training_fingerprints(params, store, triplets)
     for b in scored:
-        sections[b.name]["contamination"] = contamination_report(b, recorders[b.name].fingerprints, known, params)
+        sections[b.name]["contamination"] = contamination_report(b, fingerprints[b.name], known, params)
     submissions = sum(write_submissions(store, b, results[b.name]) for b in benchmarks if not b.has_ground_truth)
-    evaluation: dict[str, Any] = {
-        **sections.pop(scored[0].name),
-        "base_model": params.train.base_model,
-        "revisions": revisions,
-        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": params.open_run.seed},
-        "benchmarks": sections,
-    }
-    if params.evaluate.truth:
-        evaluation |= truth_report(Path(params.evaluate.truth), store)
+    evaluation = whole_report(params, store, sections, scored[0].name, revisions)
     store.write_bytes(store.folder("reports", "evaluation.json"), (json.dumps(evaluation, indent=1) + "\n").encode())
+    files.remove()
     return StageReport(
         "evaluate",
         read=evaluation["queries"],
@@ -147,3 +172,27 @@ def run(params: Params, store: Store) -> StageReport:
         done=len(models),
         figures=report_figures(evaluation),
     )
+
+
+def whole_report(
+    params: Params, store: Store, sections: dict[str, Any], first: str, revisions: Mapping[str, str]
+) -> dict[str, Any]:
+    """The content of reports/evaluation.json.
+
+    Args:
+        params: the run's.
+        store: for the truth file's figures.
+        sections: benchmark -> its part of the report.
+        first: name of the benchmark that promotion uses.
+        revisions: model -> revision of its weights.
+    """
+    evaluation: dict[str, Any] = {
+        **sections.pop(first),
+        "base_model": params.train.base_model,
+        "revisions": dict(revisions),
+        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": params.open_run.seed},
+        "benchmarks": sections,
+    }
+    if params.evaluate.truth:
+        evaluation |= truth_report(Path(params.evaluate.truth), store)
+    return evaluation

@@ -165,6 +165,53 @@ def join_in_window(
     return blocked_join(sides, blocks, thresholds, spec, coded)
 
 
+def join_block(
+    vectors: Rows,
+    rows: np.ndarray,
+    others: np.ndarray | None,
+    thresholds: np.ndarray,
+    spec: SearchSpec,
+    *,
+    tie_rank: np.ndarray,
+    coded: CodedRows | None = None,
+) -> Neighbours:
+    """One block of the self-join: the nearest of each of some rows among some others, and of these among them.
+
+    The nearest of all blocks together are those of the whole join: a row's k nearest are among its k nearest of each
+    block. Only these rows are read.
+
+    Args:
+        vectors: (n, d) float16, rows of unit length.
+        rows: (a,) int64, distinct.
+        others: (b,) int64, distinct and none of `rows`; None for the pairs inside `rows`, each compared once.
+        thresholds: (n,) float64, the least similarity of a row's neighbour. Once a row has top_k neighbours in this
+            block, its threshold rises to the k-th similarity, in place, which saves work in its next blocks.
+        spec: window, k, an exact backend other than faiss-flat, threads, memory and prefilter.
+        tie_rank: (n,) int64, rank of the rows' ids, which orders equal similarities.
+        coded: the rows' codes, where they are stored.
+    Returns:
+        The neighbours by row of `vectors`, then rank within the block.
+    Raises:
+        DataError: a row is not of unit length.
+    """
+    both = rows if others is None else np.concatenate([rows, others])
+    local = vectors.take(both, axis=0)
+    load_torch_if_large(len(rows) * len(rows if others is None else others), local.shape[1])
+    _require_unit_rows(local, "stored")
+    first = np.arange(len(rows))
+    second = first if others is None else np.arange(len(rows), len(both))
+    blocks = [PairBlock(first, second, is_self=others is None)]
+    sides = JoinSides(local, local, tie_rank[both], is_symmetric=True)
+    local_thresholds = thresholds[both]
+    if spec.backend == "torch":
+        found = torch_join(sides, blocks, local_thresholds, spec)
+    else:
+        local_codes = None if coded is None else CodedRows(coded.axes, coded.codes.take(both))
+        found = blocked_join(sides, blocks, local_thresholds, spec, local_codes)
+        thresholds[both] = local_thresholds
+    return found._replace(query_rows=both[found.query_rows], target_rows=both[found.target_rows])
+
+
 def _require_codes(coded: CodedRows, count: int) -> None:
     """Refuse codes that cannot be of a corpus of `count` unit rows."""
     lengths = np.sqrt(coded.codes.norm2)

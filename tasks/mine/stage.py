@@ -9,6 +9,10 @@ ones. So every row names at least one new image, no pair of two old images is co
 compared once for both its ends. Where `neighbours` is no limit, the union over the batches equals one batch of
 everything. An empty batch writes one empty file.
 
+In parts (`--part i/n`), a part compares its blocks of the pair matrix, each pair once over all parts, and leaves the
+candidates below `.run/parts`; the call without --part then merges them, does what no part has done, and writes the same
+bytes as a call that does everything (tasks/mine/partial.py).
+
 A file holds the rows of 50,000 queries and is its own completion marker. One join serves as many missing files as
 `mine.memory_mib` allows (1 GiB: some 500,000 queries at 12 neighbours). A run that is killed repeats that join, and
 only that.
@@ -25,34 +29,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tasks.config import Params
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down
-from tasks.knn.blocked_join import ENTRY_BYTES
-from tasks.knn.choose_prefilter import load_torch_if_large
-from tasks.knn.codes import CodedRows
-from tasks.knn.exact import Rows
 from tasks.knn.neighbours import recall
 from tasks.knn.search import join_in_window
 from tasks.knn.spec import APPROXIMATE_BACKENDS, SearchSpec
-from tasks.mine.code_cache import cached_codes
+from tasks.mine.corpus import Corpus, read_corpus
 from tasks.mine.neighbour_table import neighbour_table, neighbours_from_table
+from tasks.mine.pair_blocks import rows_within
+from tasks.mine.partial import PartialSearch, begun_search, remove_parts
 from tasks.mine.withdraw import replace_neighbours
 from tasks.names import batch_name
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.chunks import Chunk, iter_chunks
-from tasks.store.id_order import id_order
 
 log = logging.getLogger(__name__)
-CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming and of parts
+CHUNK_QUERIES = 50_000  # query rows in one file; the unit of resuming
 RECALL_QUERIES = 500  # queries whose neighbours an approximate backend's recall is measured on
 REPLACEMENTS_CHUNK = 99_999  # number of a batch's file with the neighbours that replace those taken down
 
@@ -73,7 +72,7 @@ def group_chunks(chunks: Sequence[Chunk], *, top_k: int, memory_mib: int) -> lis
         memory_mib: of the join, MiB.
     """
     groups: list[list[Chunk]] = []
-    capacity = (memory_mib << 20) // 2 // (top_k * ENTRY_BYTES)  # query rows
+    capacity = rows_within(memory_mib, top_k)
     used = 0
     for number, rows in chunks:
         count = rows.stop - rows.start
@@ -105,79 +104,19 @@ def search_spec(params: Params, encoder: str) -> SearchSpec:
     return SearchSpec(window, config.neighbours, config.backend, params.open_run.threads, config.memory_mib)
 
 
-@dataclass(frozen=True)
-class _Corpus:
-    """All that an encoder has embedded, ready for the join.
-
-    Attributes:
-        ids: (n) image ids.
-        vectors: (n, d) float16.
-        is_new: (n,) bool, images of this batch.
-        by_id: (n,) int64, the rows sorted by id, so that the order of the shards does not show.
-        coded: the rows' codes; None for a small join.
-    """
-
-    ids: pa.Array
-    vectors: Rows
-    is_new: np.ndarray
-    by_id: np.ndarray
-    coded: CodedRows | None
-
-    @property
-    def old_rows(self) -> np.ndarray:
-        """Rows of earlier batches, by id."""
-        return self.by_id[~self.is_new[self.by_id]]
-
-    @property
-    def query_rows(self) -> np.ndarray:
-        """All queries of this batch: new rows by id, then old rows by id; none where no row is new."""
-        if not self.is_new.any():
-            return np.zeros(0, np.int64)
-        return np.concatenate([self.by_id[self.is_new[self.by_id]], self.old_rows])
-
-    @property
-    def tie_rank(self) -> np.ndarray:
-        """(n,) int64, the rank of each row's id."""
-        rank = np.empty(len(self.ids), np.int64)
-        rank[self.by_id] = np.arange(len(self.ids))
-        return rank
-
-
-def _read_corpus(store: Store, encoder: str, batch: str, spec: SearchSpec) -> _Corpus:
-    """Read what the encoder has embedded, with codes where the join is large.
-
-    Raises:
-        DataError: a shard of this batch is not embedded.
-    """
-    shards = pc.unique(store.read_table("images", ["shard"], batch).column("shard")).to_pylist()
-    stems = {Path(shard).stem for shard in shards}
-    if missing := sorted(stems - set(store.embedded_shards(encoder))):
-        raise DataError(
-            f"mine {encoder}: shards {missing} are not embedded; run `python -m tasks embed {encoder}` first"
-        )
-    corpus = store.read_corpus(encoder)
-    is_new = np.zeros(len(corpus.ids), bool)
-    for stem in stems & corpus.shards.keys():
-        is_new[corpus.shards[stem]] = True
-    coded = None
-    if spec.backend == "blocked" and load_torch_if_large(len(is_new) * int(is_new.sum()), corpus.rows.shape[1]):
-        coded = cached_codes(store, encoder, corpus, spec.window.low)
-    # with codes only the candidates' rows are read, so the files stay mapped; without codes all rows, again and again
-    vectors = corpus.rows.to_array() if coded is None else corpus.rows
-    return _Corpus(corpus.ids, vectors, is_new, id_order(corpus.ids), coded)
-
-
 def _mine_chunks(
-    store: Store, files: dict[int, Path], chunks: Sequence[Chunk], corpus: _Corpus, spec: SearchSpec
+    store: Store, encoder: str, files: dict[int, Path], chunks: Sequence[Chunk], corpus: Corpus, spec: SearchSpec
 ) -> int:
     """Write the chunks that have no file yet. Returns the rows written.
 
     Args:
         files: number of a chunk -> its file.
-        chunks: the part's.
+        chunks: of the batch.
     """
     query_rows, tie_rank, written = corpus.query_rows, corpus.tie_rank, 0
     missing = [c for c in chunks if not files[c[0]].exists()]
+    if missing and (search := begun_search(store, encoder, corpus, spec)):
+        return _merge_parts(store, files, missing, corpus, search)
     for group in group_chunks(missing, top_k=spec.top_k, memory_mib=spec.memory_mib):
         queries = np.concatenate([query_rows[rows] for _, rows in group])
         neighbours = join_in_window(corpus.vectors, corpus.is_new, queries, spec, tie_rank=tie_rank, coded=corpus.coded)
@@ -188,8 +127,30 @@ def _mine_chunks(
     return written
 
 
+def _merge_parts(
+    store: Store, files: dict[int, Path], chunks: Sequence[Chunk], corpus: Corpus, search: PartialSearch
+) -> int:
+    """Write chunks from the candidates of the parts, after making what no part has made. Returns the rows written."""
+    written = 0
+    for number in range(search.parts):
+        search.make_part(number)
+    for number, rows in chunks:
+        table = neighbour_table(corpus.ids, search.query_rows[rows], search.neighbours(rows))
+        written += store.write(files[number], table, "neighbours")
+        log.info("mine: chunk %d of %d parts, %d candidates", number, search.parts, table.num_rows)
+    return written
+
+
+def mine_part(store: Store, encoder: str, corpus: Corpus, spec: SearchSpec, part: tuple[int, int]) -> StageReport:
+    """Search the i-th of n parts of the pairs; its candidates wait for the call that merges. It counts no rows."""
+    search = PartialSearch(store, encoder, corpus, spec, part[1])
+    pairs = search.make_part(part[0] - 1)
+    blocks = len(search.plan[part[0] - 1])
+    return StageReport("mine", notes=[f"part {part[0]} of {part[1]}: {blocks} blocks, {pairs} pairs compared now"])
+
+
 def _measured_recall(
-    store: Store, files: Sequence[Path], queries: np.ndarray, corpus: _Corpus, spec: SearchSpec
+    store: Store, files: Sequence[Path], queries: np.ndarray, corpus: Corpus, spec: SearchSpec
 ) -> float:
     """Recall of an approximate backend's files, for some queries: the exact search is the truth."""
     exact_spec = SearchSpec(spec.window, spec.top_k, memory_mib=spec.memory_mib)
@@ -201,7 +162,7 @@ def _measured_recall(
 
 
 def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None = None) -> StageReport:
-    """Mine this batch's candidates under one encoder, or the i-th of n parts of their chunks.
+    """Mine this batch's candidates under one encoder, or the i-th of n parts of the pairs.
 
     Raises:
         ConfigError: the encoder has no window, or an empty one.
@@ -209,20 +170,23 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     """
     batch, spec = batch_name(params), search_spec(params, encoder)
     folder = store.folder("data", "neighbours", encoder)
-    corpus = _read_corpus(store, encoder, batch, spec)
-    query_rows, is_first_part = corpus.query_rows, part is None or part[0] == 1
-    report = StageReport("mine", reused=int((~corpus.is_new).sum()) if is_first_part else 0)
-    if is_first_part and (removed := taken_down(params, store)):
+    corpus = read_corpus(store, encoder, batch, spec)
+    query_rows = corpus.query_rows
+    # an empty batch has one empty file
+    chunks = list(iter_chunks(len(query_rows), CHUNK_QUERIES, None)) or [Chunk(0, slice(0, 0))]
+    files = {number: chunk_path(store, encoder, batch, number) for number, _ in chunks}
+    if part is not None and part[1] > 1:
+        is_done = all(path.exists() for path in files.values())
+        return StageReport("mine") if is_done else mine_part(store, encoder, corpus, spec, part)
+    report = StageReport("mine", reused=int((~corpus.is_new).sum()))
+    if removed := taken_down(params, store):
         old_ids = corpus.ids.take(pa.array(corpus.old_rows)).to_pylist()
         replacements = chunk_path(store, encoder, batch, REPLACEMENTS_CHUNK)
         old = (old_ids, corpus.vectors[corpus.old_rows])
         replace_neighbours(store, sorted(folder.glob("*.parquet")), replacements, removed, old, spec)
-    chunks = list(iter_chunks(len(query_rows), CHUNK_QUERIES, part))
-    if is_first_part and not len(query_rows):
-        chunks = [Chunk(0, slice(0, 0))]  # an empty batch has one empty file
-    files = {number: chunk_path(store, encoder, batch, number) for number, _ in chunks}
     folder.mkdir(parents=True, exist_ok=True)
-    report.written = _mine_chunks(store, files, chunks, corpus, spec)
+    report.written = _mine_chunks(store, encoder, files, chunks, corpus, spec)
+    remove_parts(store, encoder)
     report.read = sum(rows.stop - rows.start for _, rows in chunks)
     report.new = report.done = sum(int(corpus.is_new[query_rows[rows]].sum()) for _, rows in chunks)
     candidates = store.read(files.values(), "neighbours", ["rank"]).num_rows

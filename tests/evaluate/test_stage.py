@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import tasks.evaluate.stage
@@ -166,6 +168,49 @@ def test_several_benchmarks_each_by_its_own_protocol(world: Path):
     again = json.loads((world / "run/reports/evaluation.json").read_text())
     tasks.evaluate.stage.run(with_benchmarks(world, *ALL), store)
     assert json.loads((world / "run/reports/evaluation.json").read_text()) == again
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(2, 7), st.data())
+def test_any_number_of_parts_in_any_order_gives_the_report_of_the_whole(world: Path, parts: int, data: st.DataObject):
+    """Also where a part is killed after some scorings, and where some parts never ran."""
+    params, store = with_benchmarks(world, *ALL), Store(world / "run")
+    report = store.folder("reports", "evaluation.json")
+    whole = tasks.evaluate.stage.run(params, store)
+    expected = report.read_bytes()
+    report.unlink()
+    order = data.draw(st.permutations(range(1, parts + 1)))
+    for i in order[: data.draw(st.integers(0, parts))]:
+        tasks.evaluate.stage.run(params, store, part=(i, parts))
+    files = sorted(store.folder(".run").rglob("*.json"))
+    for path in sorted(data.draw(st.sets(st.sampled_from(files)))) if files else ():
+        path.unlink()
+    for i in sorted(data.draw(st.sets(st.sampled_from(order)))):
+        tasks.evaluate.stage.run(params, store, part=(i, parts))
+    assert not report.exists(), "parts write no report"
+    merged = tasks.evaluate.stage.run(params, store)
+    assert report.read_bytes() == expected and merged == whole
+    assert not store.folder(".run", "parts").exists()
+
+
+def test_parts_share_the_scorings_and_the_last_call_makes_none_again(world: Path, monkeypatch: pytest.MonkeyPatch):
+    params, store = with_benchmarks(world, *ALL), Store(world / "run")
+    made: list[tuple[str, str]] = []
+    retrieve = tasks.evaluate.stage.retrieve
+
+    def recording(retriever: Any, benchmark: Any, batch_size: int) -> Any:
+        made.append((str(retriever.weight), benchmark.name))
+        return retrieve(retriever, benchmark, batch_size)
+
+    monkeypatch.setattr(tasks.evaluate.stage, "retrieve", recording)
+    for i in (1, 2, 3):
+        tasks.evaluate.stage.run(params, store, part=(i, 3))
+        assert len(made) == 3 * i, "three models on three benchmarks, a model a part"
+    tasks.evaluate.stage.run(params, store)
+    assert len(made) == 9
+    (world / "run/models/candidate/weights").write_text("trained again")
+    tasks.evaluate.stage.run(params, store, part=(1, 3))
+    assert len(made) == 12, "scorings of other weights are not taken"
 
 
 def test_training_on_the_benchmarks_images_is_detected(world: Path):

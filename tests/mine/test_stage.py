@@ -1,5 +1,8 @@
 """Mining by batches: new images against all, old images against the new ones."""
 
+import itertools
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,9 @@ from hypothesis import strategies as st
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
 from tasks.knn import choose_prefilter
-from tasks.mine import code_cache
+from tasks.mine import code_cache, partial
 from tasks.mine import stage as mine
+from tasks.mine.pair_blocks import plan_parts
 from tasks.store import Store
 
 BATCHES = ("2026.01.04", "2026.01.11", "2026.01.18")
@@ -78,22 +82,112 @@ def test_the_union_over_batches_is_what_one_batch_of_everything_gives(
     assert mined(weekly) == mined(whole)
 
 
-def test_neither_the_order_of_rows_nor_the_number_of_parts_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def tables(store: Store) -> list[tuple[str, bytes]]:
+    folder = store.folder("data", "neighbours", "semantic")
+    return [(f.name, f.read_bytes()) for f in sorted(folder.glob("*.parquet"))]
+
+
+def with_search(params: Params, **changes: object) -> Params:
+    return params.model_copy(update={"mine": params.mine.model_copy(update=changes)})
+
+
+def test_the_order_of_rows_does_not_show_and_only_the_missing_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(mine, "CHUNK_QUERIES", 7)
     vectors, ids = rows_of(40, 1), [f"{i:02d}" for i in range(40)]
     order = np.random.default_rng(2).permutation(40)
     one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
     fill(one, BATCHES[0], ids, vectors)
     fill(two, BATCHES[0], [ids[i] for i in order], vectors[order])
-    whole = mine.run(params_for(BATCHES[0], neighbours=5), one, "semantic")
-    parts = [mine.run(params_for(BATCHES[0], neighbours=5), two, "semantic", part=(i, 3)) for i in (3, 1, 2)]
-    assert sum(p.new for p in parts) == whole.new == 40
-    files = [sorted((s.root / "data/neighbours/semantic").iterdir()) for s in (one, two)]
-    assert len(files[0]) == 6
-    assert [(f.name, f.read_bytes()) for f in files[0]] == [(f.name, f.read_bytes()) for f in files[1]]
-    files[1][2].unlink()
-    mine.run(params_for(BATCHES[0], neighbours=5), two, "semantic")  # only the missing chunk
-    assert files[0][2].read_bytes() == files[1][2].read_bytes()
+    for store in (one, two):
+        assert mine.run(params_for(BATCHES[0], neighbours=5), store, "semantic").new == 40
+    assert tables(one) == tables(two) and len(tables(one)) == 6
+    mine.chunk_path(two, "semantic", BATCHES[0], 2).unlink()
+    mine.run(params_for(BATCHES[0], neighbours=5), two, "semantic")
+    assert tables(one) == tables(two)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.tuples(st.integers(0, 25), st.integers(0, 25)),
+    st.integers(1, 7),
+    st.sampled_from(["blocked", "torch", "faiss-flat"]),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_any_number_of_parts_in_any_order_gives_the_bytes_of_the_whole(
+    seed: int, sizes: tuple[int, int], parts: int, backend: str, neighbours: int, data: st.DataObject
+):
+    """Also where a part is killed after some blocks, and where some parts never ran."""
+    vectors, ids = rows_of(sum(sizes), seed), [f"{i:02d}" for i in np.random.default_rng(seed).permutation(sum(sizes))]
+    params = with_search(params_for(BATCHES[1], neighbours=neighbours), backend=backend)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mine, "CHUNK_QUERIES", 7)
+        whole, parted = Store(Path(folder) / "whole"), Store(Path(folder) / "parts")
+        for store in (whole, parted):
+            fill(store, BATCHES[0], ids[: sizes[0]], vectors[: sizes[0]])
+            fill(store, BATCHES[1], ids[sizes[0] :], vectors[sizes[0] :])
+        report = mine.run(params, whole, "semantic")
+        patch.setattr(partial, "rows_within", lambda *_: 6)  # small blocks
+        order = data.draw(st.permutations(range(1, parts + 1)))
+        for i in order[: data.draw(st.integers(0, parts))] if parts > 1 else ():
+            mine.run(params, parted, "semantic", part=(i, parts))
+        blocks = sorted(parted.folder(".run").rglob("*.npy"))
+        for path in sorted(data.draw(st.sets(st.sampled_from(blocks)))) if blocks else ():
+            path.unlink()  # killed before this block
+        for i in sorted(data.draw(st.sets(st.sampled_from(order)))) if parts > 1 else ():
+            mine.run(params, parted, "semantic", part=(i, parts))  # its second try
+        merged = mine.run(params, parted, "semantic")
+        assert tables(parted) == tables(whole)
+        assert (merged.new, merged.read, merged.reused, merged.figures) == (
+            report.new,
+            report.read,
+            report.reused,
+            report.figures,
+        )
+        assert not list(parted.folder(".run").rglob("*.npy")), "merged candidates are removed"
+        assert mine.run(params, parted, "semantic", part=(1, 2)).notes == [], "nothing is left to do"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 9), st.integers(2, 60))
+def test_the_blocks_of_all_parts_hold_each_pair_with_a_new_image_once(new: int, old: int, parts: int, rows: int):
+    seen: Counter[tuple[int, int]] = Counter()
+    plan = plan_parts(new, old, parts, rows)
+    for block in (block for part in plan for block in part):
+        first = range(block.first.start, block.first.stop)
+        if block.second is None:
+            pairs = list(itertools.combinations(first, 2))
+            assert len(first) <= rows
+        else:
+            pairs = list(itertools.product(first, range(block.second.start, block.second.stop)))
+            assert len(first) + block.second.stop - block.second.start <= rows
+        assert len(pairs) == block.pairs
+        seen.update(pairs)
+    assert set(seen.values()) <= {1}
+    wanted = [(a, b) for a, b in itertools.combinations(range(new + old), 2) if a < new]
+    assert set(seen) == set(wanted) and len(plan) == parts
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 7, 12, 20, 40])
+def test_parts_have_nearly_equal_work(parts: int):
+    for new, old in ((20_000_000, 0), (1_000_000, 20_000_000)):
+        work = [sum(block.pairs for block in part) for part in plan_parts(new, old, parts, 10_000_000)]
+        assert max(work) <= 1.25 * sum(work) / parts
+
+
+def test_candidates_of_another_window_are_not_merged(tmp_path: Path):
+    vectors, ids = rows_of(30, 1), [f"{i:02d}" for i in range(30)]
+    store, other = Store(tmp_path / "a"), Store(tmp_path / "b")
+    for one in (store, other):
+        fill(one, BATCHES[0], ids, vectors)
+    for i in (1, 2):
+        mine.run(params_for(BATCHES[0], low=0.9), store, "semantic", part=(i, 2))
+    for one in (store, other):
+        mine.run(params_for(BATCHES[0], low=0.5), one, "semantic")
+    assert tables(store) == tables(other)
 
 
 def test_neither_the_backend_nor_the_number_of_joins_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
