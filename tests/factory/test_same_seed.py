@@ -1,7 +1,7 @@
 """Two deployments made from scratch with the same seed publish the same version; another seed gives another one.
 
 Real models, no Airflow: the command lines of dvc.yaml, run in one process a deployment. The processes differ in what
-must not matter: where they lie, how Python orders its sets, the time zone.
+must not matter: where they lie, how Python orders its sets, the time zone, in how many parts the work is done.
 """
 
 import json
@@ -16,10 +16,10 @@ from tasks.publish.git import git
 from tasks.publish.published import version_at
 
 
-def start(root: Path, project: Path, seed: int, **environment: str) -> subprocess.Popen[str]:
+def start(root: Path, project: Path, seed: int, parts: int = 1, **environment: str) -> subprocess.Popen[str]:
     root.mkdir(parents=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | environment
-    command = [sys.executable, "-m", "tests.support.seeded_version", str(root), str(project), str(seed)]
+    command = [sys.executable, "-m", "tests.support.seeded_version", str(root), str(project), str(seed), str(parts)]
     return subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -41,11 +41,13 @@ def fingerprint(root: Path) -> str:
 
 
 @pytest.mark.factory
-def test_the_same_seed_gives_the_same_version_and_another_seed_another(tmp_path: Path, project: Path):
+def test_the_same_seed_gives_the_same_version_in_one_part_or_seven_and_another_seed_another(
+    tmp_path: Path, project: Path
+):
     one, two, other = tmp_path / "one", tmp_path / "quite" / "elsewhere", tmp_path / "other"
     running = [
         start(one, project, 7, PYTHONHASHSEED="1", TZ="Asia/Tokyo"),
-        start(two, project, 7, PYTHONHASHSEED="2", TZ="America/Lima"),
+        start(two, project, 7, parts=7, PYTHONHASHSEED="2", TZ="America/Lima"),
     ]
     for process in running:
         finished(process)
