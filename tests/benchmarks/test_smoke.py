@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import caption, incremental, ingest, mine, vectors
+from benchmarks import caption, incremental, ingest, mine, parts, vectors
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
@@ -48,6 +48,13 @@ def test_the_vectors_are_of_unit_length_and_always_the_same():
     assert np.array_equal(rows, vectors.clustered(300, d=32)) and not np.array_equal(
         rows, vectors.clustered(300, d=32, seed=1)
     )
+
+
+def test_parts_are_measured_and_give_the_files_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = parts.main(["--n", "900", "--parts", "2", "--neighbours", "4", "--folder", str(tmp_path)])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert figures["is_equal"] and figures["parts"] == 2 and figures["candidates_mib"] > 0
+    assert all(figures[step]["cpu_s"] > 0 for step in ("whole", "part", "merge", "select"))
 
 
 def test_a_week_is_measured_and_its_tables_hold_what_a_search_from_scratch_finds(
