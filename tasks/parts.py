@@ -31,17 +31,18 @@ if TYPE_CHECKING:
     from tasks.store import Store
 
 MERGED_STAGES = ("ingest_fetch", "mine", "evaluate")  # their parts are merged by one more call
+MAX_PARTS = 1000  # of one stage; Airflow refuses to map over a list longer than 1,024 (core.max_map_length)
 WHOLE = "1/1"  # the name of the one part of a stage that is not divided
 
 
 def count_parts(rows: int, rows_per_part: int) -> int:
-    """The number of parts that `rows` make, at least one.
+    """The number of parts that `rows` make, at least one and at most MAX_PARTS: beyond it the parts grow.
 
     Args:
         rows: of work at hand, a count.
         rows_per_part: most rows of one part, a count.
     """
-    return max(1, -(-rows // rows_per_part))
+    return min(MAX_PARTS, max(1, -(-rows // rows_per_part)))
 
 
 def part_names(stage: str, parts: int) -> list[str]:

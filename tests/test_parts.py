@@ -15,7 +15,7 @@ from tasks.store import Store
 from tests.support.parameters import params_with
 
 
-@pytest.mark.parametrize(("rows", "parts"), [(0, 1), (1, 1), (10, 1), (11, 2), (20, 2), (21, 3)])
+@pytest.mark.parametrize(("rows", "parts"), [(0, 1), (1, 1), (10, 1), (11, 2), (20, 2), (21, 3), (26_000_000, 1000)])
 def test_as_many_parts_as_the_rows_fill(rows: int, parts: int):
     assert count_parts(rows, 10) == parts
 
