@@ -121,6 +121,9 @@ def test_any_number_of_parts_in_any_order_gives_the_bytes_of_the_whole(
     seed: int, sizes: tuple[int, int], parts: int, backend: str, neighbours: int, data: st.DataObject
 ):
     """Also where a part is killed after some blocks, and where some parts never ran."""
+    order = data.draw(st.permutations(range(1, parts + 1)))
+    started, killed = order[: data.draw(st.integers(0, parts))], data.draw(st.sets(st.integers(0, 30)))
+    again = sorted(data.draw(st.sets(st.sampled_from(order))))
     vectors, ids = rows_of(sum(sizes), seed), [f"{i:02d}" for i in np.random.default_rng(seed).permutation(sum(sizes))]
     params = with_search(params_for(BATCHES[1], neighbours=neighbours), backend=backend)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -131,13 +134,12 @@ def test_any_number_of_parts_in_any_order_gives_the_bytes_of_the_whole(
             fill(store, BATCHES[1], ids[sizes[0] :], vectors[sizes[0] :])
         report = mine.run(params, whole, "semantic")
         patch.setattr(partial, "rows_within", lambda *_: 6)  # small blocks
-        order = data.draw(st.permutations(range(1, parts + 1)))
-        for i in order[: data.draw(st.integers(0, parts))] if parts > 1 else ():
+        for i in started if parts > 1 else ():
             mine.run(params, parted, "semantic", part=(i, parts))
-        blocks = sorted(parted.folder(".run").rglob("*.npy"))
-        for path in sorted(data.draw(st.sets(st.sampled_from(blocks)))) if blocks else ():
-            path.unlink()  # killed before this block
-        for i in sorted(data.draw(st.sets(st.sampled_from(order)))) if parts > 1 else ():
+        for n, path in enumerate(sorted(parted.folder(".run").rglob("*.npy"))):
+            if n in killed:
+                path.unlink()  # killed before this block
+        for i in again if parts > 1 else ():
             mine.run(params, parted, "semantic", part=(i, parts))  # its second try
         merged = mine.run(params, parted, "semantic")
         assert tables(parted) == tables(whole)
