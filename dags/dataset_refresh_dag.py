@@ -8,7 +8,9 @@ the result with a judge model and three gates. It publishes what passes as a git
 | step | what it does |
 |---|---|
 | `open_run` | makes the run's worktree and its resolved `params.yaml`; a wrong parameter fails here, within seconds |
-| `ingest` | downloads or reads, verifies, normalises and deduplicates the new images |
+| `ingest_list` | lists what the sources have that is new |
+| `ingest_fetch` | downloads and decodes a part of a large run; skipped where the run is one part |
+| `ingest` | downloads or reads, verifies, normalises and deduplicates the new images, or merges the parts |
 | `validate_images` | gate: stops the run when too many images are copies or unreadable |
 | `recaption` | writes captions for the images without one |
 | `embed` | one task per encoder and part: embeddings |
@@ -53,12 +55,13 @@ without a training.
 `DataError`, a gate) are not retried; anything else is, with growing pauses. Only one run is active at a time. The last
 failure sends a mail to `MEGAPAIRS_MAIL_TO`; the published version stays as it was.
 
-**Parts.** A large run is divided: each heavy stage is mapped over parts of the rows at hand
-(`recaption.part_images`, `embed.part_images`, `mine.part_images`, `caption.part_pairs`). The tables are the same for
-any number of parts. A part is judged as soon as it is captioned.
+**Parts.** A large run is divided: each heavy stage is mapped over parts of the rows at hand (`ingest.part_files`,
+`recaption.part_images`, `embed.part_images`, `mine.part_images`, `caption.part_pairs`). The tables are the same for any
+number of parts. A part is judged as soon as it is captioned.
 
 **Pools.** `recaption`, `embed`, `caption` and `judge` (`MEGAPAIRS_GPU_STAGES`) take a slot of the pool `gpu` and go to
-the Celery queue `MEGAPAIRS_GPU_QUEUE`; `ingest`, `mine` and `select` take one of the pool `cpu`. Create the pools once;
+the Celery queue `MEGAPAIRS_GPU_QUEUE`; `ingest_fetch` takes one of the pool `fetch`; `ingest`,
+`mine` and `select` take one of the pool `cpu`. Create the pools once;
 their slots are the tasks that may run side by side. **Schedule.** The variable
 `MEGAPAIRS_SCHEDULE`, a cron expression or preset; empty: only by hand.
 """
@@ -102,7 +105,9 @@ def triplets(part: str) -> None:
 )
 def dataset_refresh() -> None:
     """Only wiring: each task runs `python -m tasks <stage>` in the run's worktree."""
-    ingest = Stage(task_id="ingest", stage="ingest", then="recaption", **resources("ingest"))
+    listed = Stage(task_id="ingest_list", stage="ingest_list", then="ingest_fetch")
+    fetch = Stage.partial(task_id="ingest_fetch", stage="ingest_fetch", **resources("ingest_fetch"))
+    ingest = Stage(task_id="ingest", stage="ingest", then="recaption", trigger_rule=MERGES, **resources("ingest"))
     images = Stage(task_id="validate_images", stage="validate", item="images", then="embed")
     recaption = Stage.partial(task_id="recaption", stage="recaption", **resources("recaption"))
     embed = Stage.partial(task_id="embed", stage="embed", **resources("embed"))
@@ -115,6 +120,8 @@ def dataset_refresh() -> None:
     mined = mine.expand(item=ENCODERS)
     chain(
         OpenRun(kind="dataset"),
+        listed,
+        fetch.expand(part=listed.output),
         ingest,
         images,
         recaption.expand(part=ingest.output),
@@ -128,6 +135,7 @@ def dataset_refresh() -> None:
         Stage(task_id="version", stage="version", outlets=[TRIPLETS]),
         CloseRun(),
     )
+    listed >> ingest
     images >> to_mine
     embedded >> mined
 

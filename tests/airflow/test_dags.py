@@ -12,6 +12,7 @@ POOLS = {
     "dataset_refresh": {
         **dict.fromkeys(("recaption", "embed", "caption", "judge"), "gpu"),
         **dict.fromkeys(("ingest", "mine_part", "mine", "select"), "cpu"),
+        "ingest_fetch": "fetch",
     },
     "bge_vl_finetune": {"train": "gpu", "evaluate_part": "gpu", "evaluate": "gpu"},
 }
@@ -92,12 +93,23 @@ def test_every_pool_is_made_by_the_demo_and_by_deploy():
 
 def test_a_gate_stands_between_each_table_and_what_uses_it(load_dag: Callable[[str], Any]):
     dag = load_dag("dataset_refresh")
-    order = ["open_run", "ingest", "validate_images", "recaption", "embed", "mine_part", "mine", "select"]
+    order = [
+        "open_run",
+        "ingest_list",
+        "ingest_fetch",
+        "ingest",
+        "validate_images",
+        "recaption",
+        "embed",
+        "mine_part",
+        "mine",
+        "select",
+    ]
     order += ["validate_pairs", "caption", "judge", "validate_triplets", "version"]
     for before, after in zip(order, [*order[1:], "close_run"], strict=True):
         assert before in upstream(dag, after), f"{before} must come right before {after}"
     mapped = {t.task_id for t in dag.tasks if t.is_mapped}
-    assert mapped == {"recaption", "embed", "mine_part", "mine"}
+    assert mapped == {"ingest_fetch", "recaption", "embed", "mine_part", "mine"}
 
 
 def test_a_part_is_judged_once_it_is_captioned(load_dag: Callable[[str], Any]):

@@ -12,7 +12,15 @@ from tasks.__main__ import COMMANDS
 from tasks.publish.dvc_repo import dvc_repo
 from tasks.publish.graph import graph
 
-AIRFLOW_ALONE = {"open_run", "version", "promote", "close_run", "noise"}  # noise: once per recipe, by a person
+AIRFLOW_ALONE = {
+    "ingest_list",
+    "ingest_fetch",
+    "open_run",
+    "version",
+    "promote",
+    "close_run",
+    "noise",
+}  # noise: once per recipe, by a person
 
 # Reads a DAG file as Airflow does and prints its stages in topological order: [stage, [items or null]].
 READ_DAG = """

@@ -33,6 +33,10 @@ CONF = {
 def run_in_parts(stage: list[str], parts: int) -> None:
     """A stage as Airflow runs it in parts, the last part first; then what merges them. Judge follows its captions."""
     name = stage[0]
+    if name == "ingest":
+        assert main(["ingest_list"]) == 0
+        for i in range(parts, 0, -1):
+            assert main(["ingest_fetch", "--part", f"{i}/{parts}"]) == 0, i
     for i in range(parts, 0, -1) if COMMANDS[name].takes_part and name != "judge" else ():
         assert main([*stage, "--part", f"{i}/{parts}"]) == 0, (stage, i)
         if name == "caption":
