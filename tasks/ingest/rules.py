@@ -88,21 +88,29 @@ class NormalizedImage:
     flags: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All fields except the content, as JSON values."""
+        """All fields except the content and the grid, as JSON values."""
         fields = asdict(self)
-        del fields["content"]
-        return {**fields, "thumbnail": self.thumbnail.hex(), "grid": self.grid.hex(), "flags": list(self.flags)}
+        del fields["content"], fields["grid"]
+        return {**fields, "thumbnail": self.thumbnail.hex(), "flags": list(self.flags)}
 
     @classmethod
-    def from_json(cls, content: bytes, fields: dict[str, Any]) -> NormalizedImage:
+    def from_json(cls, content: bytes, grid: bytes, fields: dict[str, Any]) -> NormalizedImage:
         """The reverse of `to_json`."""
-        as_bytes = {name: bytes.fromhex(fields[name]) for name in ("thumbnail", "grid")}
-        return cls(content, **{**fields, **as_bytes, "flags": tuple(fields["flags"])})
+        fields |= {"thumbnail": bytes.fromhex(fields["thumbnail"]), "flags": tuple(fields["flags"])}
+        return cls(content, grid=grid, **fields)
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a file is dropped: a reason of tasks/reasons.py, and one sentence for a person."""
+    """Why a file is dropped.
+
+    Attributes:
+        reason: of tasks/reasons.py.
+        detail: one sentence for a person.
+        is_costly: the file is so large, or ended its worker in such a way, that a worker in another state might have
+            decoded it: it is tried again in a new one.
+    """
 
     reason: str
     detail: str = ""
+    is_costly: bool = False
