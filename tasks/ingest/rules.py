@@ -87,17 +87,18 @@ class NormalizedImage:
     sharpness: float = 0.0
     flags: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields except the content and the grid, as JSON values."""
+    def to_json(self, *, has_grid: bool = True) -> dict[str, Any]:
+        """All fields except the content, and the grid unless it is to be sent beside them, as JSON values."""
         fields = asdict(self)
         del fields["content"], fields["grid"]
-        return {**fields, "thumbnail": self.thumbnail.hex(), "flags": list(self.flags)}
+        grid = {"grid": self.grid.hex()} if has_grid else {}
+        return {**fields, **grid, "thumbnail": self.thumbnail.hex(), "flags": list(self.flags)}
 
     @classmethod
-    def from_json(cls, content: bytes, grid: bytes, fields: dict[str, Any]) -> NormalizedImage:
-        """The reverse of `to_json`."""
-        fields |= {"thumbnail": bytes.fromhex(fields["thumbnail"]), "flags": tuple(fields["flags"])}
-        return cls(content, grid=grid, **fields)
+    def from_json(cls, content: bytes, fields: dict[str, Any], grid: bytes = b"") -> NormalizedImage:
+        """The reverse of `to_json`; `grid` where the fields have none."""
+        as_bytes = {name: bytes.fromhex(fields[name]) for name in ("thumbnail", "grid") if name in fields}
+        return cls(content, **{"grid": grid, **fields, **as_bytes, "flags": tuple(fields["flags"])})
 
 
 @dataclass(frozen=True)

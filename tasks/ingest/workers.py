@@ -126,7 +126,7 @@ class Worker:
             raise WorkerDied(None) from None
         except (EOFError, BrokenPipeError):
             raise WorkerDied(self.child.wait()) from None
-        return NormalizedImage.from_json(stored, grid, fields) if stored else Rejection(**fields)
+        return NormalizedImage.from_json(stored, fields, grid) if stored else Rejection(**fields)
 
     def close(self) -> None:
         """End the process."""
@@ -261,7 +261,7 @@ def main(rules_json: str, memory_mib: str, cpu_s: str) -> None:
         result = normalize_image(content, is_named_image=is_named_image, rules=rules)
         signal.setitimer(signal.ITIMER_PROF, 0)
         if isinstance(result, NormalizedImage):
-            stored, grid, values = result.content, result.grid, result.to_json()
+            stored, grid, values = result.content, result.grid, result.to_json(has_grid=False)
         else:
             stored, grid, values = b"", b"", asdict(result)
         fields = json.dumps(values).encode()
