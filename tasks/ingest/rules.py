@@ -97,8 +97,9 @@ class NormalizedImage:
     @classmethod
     def from_json(cls, content: bytes, fields: dict[str, Any], grid: bytes = b"") -> NormalizedImage:
         """The reverse of `to_json`; `grid` where the fields have none."""
-        as_bytes = {name: bytes.fromhex(fields[name]) for name in ("thumbnail", "grid") if name in fields}
-        return cls(content, **{"grid": grid, **fields, **as_bytes, "flags": tuple(fields["flags"])})
+        values = {**fields, "thumbnail": bytes.fromhex(fields["thumbnail"]), "flags": tuple(fields["flags"])}
+        values["grid"] = bytes.fromhex(fields["grid"]) if "grid" in fields else grid
+        return cls(content, **values)
 
 
 @dataclass(frozen=True)
