@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-GROUND = {"__init__", "__main__", "errors", "locks", "meter", "names", "parts", "reasons", "records", "usage"}
+GROUND = {
+    "__init__",
+    "__main__",
+    "errors",
+    "locks",
+    "meter",
+    "names",
+    "parts",
+    "progress",
+    "reasons",
+    "records",
+    "usage",
+}
 STAGES = (
     "ingest",
     "embed",

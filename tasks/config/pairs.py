@@ -175,3 +175,9 @@ class SelectConfig(Section):
         description="What the bands divide: rank (0 to mine.neighbours) or similarity (the window from high to low), "
         "by the encoder that ranks the pair best.",
     )
+    memory_mib: int = Field(
+        1024,
+        ge=1,
+        description="Memory that the selection may take beside what it holds for each image, MiB. The rest lies on "
+        "disk (.run/select); the result is the same for any value.",
+    )

@@ -29,6 +29,7 @@ NOT_IDENTITY_PARAMS = {
     "url",
     "writer_url",
     "device",
+    "memory_mib",
     "gallery_triplets",
     "profile",
     "in_flight",

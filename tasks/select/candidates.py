@@ -8,7 +8,7 @@ are selected: tasks/select/order.py.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -117,17 +117,17 @@ class Candidates:
     @cached_property
     def pair_ids(self) -> np.ndarray:
         """(m,) 32-digit ASCII, the same in every version (`names.stable_id` of query and target)."""
-        result = np.empty(len(self), "S32")
-        for rows, ends in self._id_pairs():
-            result[rows] = [hashlib.sha256(f"{q}\x1f{t}".encode()).hexdigest()[:32].encode() for q, t in ends]
-        return result
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-    def _id_pairs(self) -> Iterator[tuple[slice, list[tuple[str, str]]]]:
-        """(query id, target id) of the pairs, a block of rows at a time."""
+        result = np.empty(len(self), "S32")
         for start in range(0, len(self), BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
-            queries, targets = (self.image_ids.take(ends[rows]).to_pylist() for ends in (self.queries, self.targets))
-            yield rows, list(zip(queries, targets, strict=True))
+            ends = [self.image_ids.take(pa.array(images[rows])) for images in (self.queries, self.targets)]
+            texts = pc.binary_join_element_wise(*ends, "\x1f").cast(pa.binary()).to_pylist()
+            digests = b"".join([hashlib.sha256(text).digest()[:16] for text in texts])
+            result[rows] = np.frombuffer(digests.hex().encode(), "S32")
+        return result
 
 
 def find_sorted(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,19 +154,30 @@ def index_in_group(groups: np.ndarray) -> np.ndarray:
     return rows - np.maximum.accumulate(np.where(is_first, rows, 0))
 
 
-def merge_candidates(
-    image_ids: pa.Array, mined: Mapping[str, MinedRows], with_similarities: bool = False
-) -> Candidates:
-    """The encoders' candidates as one table, each pair once, by query and target.
+class MergedRows(NamedTuple):
+    """Ordered pairs of images that any encoder mined, each once, by query and target.
+
+    Attributes:
+        keys: (m,) int64, rising, query x images + target.
+        ranks: (m, 3) int32, under each of ENCODER_ROLES; ABSENT where it did not mine the pair.
+        similarities: (m, 3) float64, cosine; NaN where it is unknown. None where it is not needed.
+    """
+
+    keys: np.ndarray
+    ranks: np.ndarray
+    similarities: np.ndarray | None
+
+
+def merge_encoders(image_count: int, mined: Mapping[str, MinedRows], with_similarities: bool = False) -> MergedRows:
+    """The encoders' candidates as one table; no image is its own target.
 
     Args:
-        image_ids: (p) strings, sorted.
+        image_count: images that indices stand for.
         mined: encoder -> its candidates.
         with_similarities: whether their cosines are kept.
     """
-    count = len(image_ids)
     by_encoder = {ENCODER_ROLES.index(e): rows.take(rows.queries != rows.targets) for e, rows in mined.items()}
-    encoder_keys = {e: rows.queries.astype(np.int64) * count + rows.targets for e, rows in by_encoder.items()}
+    encoder_keys = {e: rows.queries.astype(np.int64) * image_count + rows.targets for e, rows in by_encoder.items()}
     keys = np.unique(np.concatenate(list(encoder_keys.values()))) if encoder_keys else np.zeros(0, np.int64)
     ranks = np.full((len(keys), len(ENCODER_ROLES)), ABSENT, np.int32)
     similarities = np.full(ranks.shape, np.nan) if with_similarities else None
@@ -175,10 +186,43 @@ def merge_candidates(
         np.minimum.at(ranks[:, e], at, rows.ranks)
         if similarities is not None:
             similarities[at, e] = rows.similarities
-    queries, targets = np.divmod(keys, max(count, 1))
-    at, is_present = find_sorted(keys, targets * count + queries)
-    reverse_ranks = np.where(is_present[:, None], ranks[at], np.int32(ABSENT)) if len(keys) else ranks
-    return Candidates(image_ids, queries.astype(np.int32), targets.astype(np.int32), ranks, reverse_ranks, similarities)
+    return MergedRows(keys, ranks, similarities)
+
+
+def with_reverse_ranks(
+    image_ids: pa.Array, merged: MergedRows, reverse_keys: np.ndarray, reverse_ranks: np.ndarray
+) -> Candidates:
+    """Candidates from merged rows and the ranks of their other directions.
+
+    Args:
+        image_ids: (p) strings, sorted.
+        merged: the rows.
+        reverse_keys: (r,) int64, sorted: keys of pairs whose other direction was mined; others may be among them.
+        reverse_ranks: (r, 3) int32, the ranks of that other direction.
+    """
+    queries, targets = np.divmod(merged.keys, max(len(image_ids), 1))
+    at, is_present = find_sorted(reverse_keys, merged.keys)
+    reverse = np.full_like(merged.ranks, ABSENT)
+    reverse[is_present] = reverse_ranks[at[is_present]]
+    ends = queries.astype(np.int32), targets.astype(np.int32)
+    return Candidates(image_ids, *ends, merged.ranks, reverse, merged.similarities)
+
+
+def merge_candidates(
+    image_ids: pa.Array, mined: Mapping[str, MinedRows], with_similarities: bool = False
+) -> Candidates:
+    """The encoders' candidates as one table, each pair once, by query and target; all in memory.
+
+    Args:
+        image_ids: (p) strings, sorted.
+        mined: encoder -> its candidates.
+        with_similarities: whether their cosines are kept.
+    """
+    merged = merge_encoders(len(image_ids), mined, with_similarities)
+    queries, targets = np.divmod(merged.keys, max(len(image_ids), 1))
+    mirrored = targets * len(image_ids) + queries
+    order = np.argsort(mirrored)
+    return with_reverse_ranks(image_ids, merged, mirrored[order], merged.ranks[order])
 
 
 def rank_among_all(new: MinedRows, earlier: MinedRows, top_k: int) -> MinedRows:

@@ -1,47 +1,80 @@
-"""Mined hard negatives: what the pair's own encoders retrieved for its two images, less the copies. Pure functions."""
+"""Mined hard negatives: what the pair's own encoders retrieved for its two images, less the copies.
+
+Neighbours and vectors may lie in files: a block of pairs reads what it needs of them, and no more stays in memory.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params
-from tasks.knn.exact import exact_similarity_at
+from tasks.knn.exact import Rows, exact_similarity_at
 from tasks.select.candidates import ABSENT, Candidates, MinedRows, index_in_group
+from tasks.select.spill import WorkingMemory
+from tasks.store.vectors import MappedRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BLOCK_PAIRS = 2048  # pairs whose negatives are compared with their targets at a time
+PROPOSAL_BYTES = 250  # of memory for an image proposed as a negative, beside its vectors
 
 
 class Vectors:
     """Stored vectors of images that are indices into the sorted ids."""
 
-    def __init__(self, image_ids: pa.Array, tables: Mapping[str, tuple[pa.Array, np.ndarray]]) -> None:
+    def __init__(self, image_ids: pa.Array, tables: Mapping[str, tuple[pa.Array, Rows]]) -> None:
         """Index the rows of each encoder's vectors by image.
 
         Args:
             image_ids: (p) strings, sorted.
-            tables: encoder -> ids (n) strings, all of them in `image_ids`, and vectors (n, d) float16.
+            tables: encoder -> ids (n) strings, and vectors (n, d) float16 of the same images; in memory or in files.
         """
         import pyarrow.compute as pc
 
-        self.vectors = {e: vectors for e, (_, vectors) in tables.items()}
-        self.rows = {}
+        self._images: np.ndarray | None = None  # sorted, where these are the vectors of some images
+        self.vectors: dict[str, Rows] = {e: vectors for e, (_, vectors) in tables.items()}
+        self.rows: dict[str, np.ndarray] = {}
         for e, (ids, _) in tables.items():
-            self.rows[e] = np.full(len(image_ids), -1, np.int64)
+            self.rows[e] = np.full(len(image_ids), -1, np.int32)
             image = pc.index_in(ids, value_set=image_ids)
             self.rows[e][image.drop_null().to_numpy()] = np.flatnonzero(image.is_valid().to_numpy(zero_copy_only=False))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one image's vectors under all encoders."""
+        return sum(2 * vectors.shape[1] for vectors in self.vectors.values())
+
+    def gather(self, *images: np.ndarray) -> Vectors:
+        """The vectors of some images, in memory; read from their files once each, in order.
+
+        Args:
+            images: arrays of images, in any order, any of them more than once.
+        """
+        result = Vectors.__new__(Vectors)
+        result._images = np.unique(np.concatenate(images))
+        result.vectors, result.rows = {}, {}
+        for e, vectors in self.vectors.items():
+            rows = self.rows[e][result._images]
+            known = np.flatnonzero(rows >= 0)
+            known = known[np.argsort(rows[known])]
+            result.vectors[e] = take_sorted(vectors, rows[known].astype(np.int64))
+            result.rows[e] = np.full(len(rows), -1, np.int32)
+            result.rows[e][known] = np.arange(len(known))
+        return result
 
     def similarity(self, encoder: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Cosine similarity of images a (m,) and b (m,), (m,) float64; NaN where the encoder has no vector of one."""
         result = np.full(len(a), np.nan)
         if encoder in self.rows:
+            if self._images is not None:
+                a, b = np.searchsorted(self._images, a), np.searchsorted(self._images, b)
             x, y = self.rows[encoder][a], self.rows[encoder][b]
             known = np.flatnonzero((x >= 0) & (y >= 0))
             vectors = self.vectors[encoder]
@@ -55,8 +88,25 @@ class Vectors:
         return np.stack([self.similarity(e, a, b) for e in ENCODER_ROLES], axis=1)
 
 
-class Retrieved:
-    """One encoder's neighbours of some images, indexed by image."""
+def take_sorted(vectors: Rows, rows: np.ndarray) -> np.ndarray:
+    """Rows by rising index, (m, d) float16, in memory."""
+    return vectors.take_sorted(rows) if isinstance(vectors, MappedRows) else vectors.take(rows, axis=0)
+
+
+class Retrieved(Protocol):
+    """One encoder's neighbours of images."""
+
+    def counts(self, images: np.ndarray) -> np.ndarray:
+        """How many neighbours images (m,) have, (m,) int64."""
+        ...
+
+    def neighbours(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The neighbours of images (m,): the index into `images` that each belongs to, and the neighbour; (k,) each."""
+        ...
+
+
+class RetrievedRows:
+    """One encoder's neighbours of some images, in memory."""
 
     def __init__(self, mined: MinedRows, count: int) -> None:
         """`mined`: rows of any batches; `count`: images that there are."""
@@ -64,12 +114,51 @@ class Retrieved:
         self.targets = mined.targets[order]
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(mined.queries, minlength=count))])
 
+    def counts(self, images: np.ndarray) -> np.ndarray:
+        """As of `Retrieved`."""
+        return np.asarray(self.starts[images + 1] - self.starts[images])
+
     def neighbours(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The neighbours of images (m,): the index into `images` that each belongs to, and the neighbour; (k,) each."""
-        first, counts = self.starts[images], self.starts[images + 1] - self.starts[images]
+        """As of `Retrieved`."""
+        counts = self.counts(images)
         which = np.repeat(np.arange(len(images)), counts)
-        rows = np.arange(len(which)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        rows = np.arange(len(which)) + np.repeat(self.starts[images] - (np.cumsum(counts) - counts), counts)
         return which, self.targets[rows]
+
+
+class RetrievedFile:
+    """One encoder's neighbours of all images, in a file: the rows of one image lie together."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        """An empty file at `path`; `count`: images that there are."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "w+b")  # noqa: SIM115 - open while the stage selects; close()
+        self._starts, self._counts = np.zeros(count, np.int64), np.zeros(count, np.int32)
+        self._total = 0
+
+    def add(self, mined: MinedRows) -> None:
+        """Append all rows of some queries."""
+        order = np.argsort(mined.queries, kind="stable")
+        mined.targets[order].astype(np.int32, copy=False).tofile(self._file)
+        queries, first, counts = np.unique(mined.queries[order], return_index=True, return_counts=True)
+        self._starts[queries], self._counts[queries] = first + self._total, counts
+        self._total += len(order)
+        self._file.flush()
+
+    def counts(self, images: np.ndarray) -> np.ndarray:
+        """As of `Retrieved`."""
+        return self._counts[images].astype(np.int64)
+
+    def neighbours(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As of `Retrieved`; read, not mapped: a map would bring a page or more of the file for each image."""
+        counts, number, size = self.counts(images), self._file.fileno(), self._starts.dtype.itemsize // 2
+        places = zip((self._starts[images] * size).tolist(), (counts * size).tolist(), strict=True)
+        content = b"".join([os.pread(number, length, start) for start, length in places if length])
+        return np.repeat(np.arange(len(images)), counts), np.frombuffer(content, np.int32)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class Negatives(NamedTuple):
@@ -150,9 +239,29 @@ def proposed_negatives(c: Candidates, retrieved: Mapping[str, Retrieved]) -> tup
     return pairs, images, encoders[is_first]
 
 
+def pair_blocks(
+    c: Candidates, retrieved: Mapping[str, Retrieved], vectors: Vectors, memory: WorkingMemory
+) -> Iterator[slice]:
+    """Cut pairs into blocks whose proposed negatives, with their vectors, fit the memory; a pair at least."""
+    proposals = np.ones(len(c), np.int64)
+    for e, encoder in enumerate(ENCODER_ROLES):
+        if encoder in retrieved:
+            own = np.flatnonzero(c.ranks[:, e] != ABSENT)
+            for ends in (c.queries, c.targets):
+                proposals[own] += retrieved[encoder].counts(ends[own])
+    limit, ends = memory.rows(PROPOSAL_BYTES + vectors.row_bytes), np.cumsum(proposals)
+    start = 0
+    while start < len(c):
+        before = ends[start - 1] if start else 0
+        stop = int(np.searchsorted(ends, before + limit, side="right"))
+        stop = max(stop, start + 1)
+        yield slice(start, stop)
+        start = stop
+
+
 def hard_negatives(
     c: Candidates, retrieved: Mapping[str, Retrieved], vectors: Vectors, rules: NegativeRules
-) -> Negatives:
+) -> tuple[np.ndarray, Negatives]:
     """The pairs' mined negatives, the target's nearest first.
 
     Encoders' cosines are not comparable: within an encoder by similarity, then the encoders in turn. The margin is
@@ -161,35 +270,24 @@ def hard_negatives(
     differently.
 
     Args:
-        c: the pairs.
+        c: the pairs, a block of them (`pair_blocks`).
         retrieved: encoder -> neighbours of at least the pairs' images.
         vectors: stored vectors.
         rules: which images may be negatives.
+    Returns:
+        (m, 3) float64, similarities of query and target under each of ENCODER_ROLES; and the negatives.
     """
-    parts = []
-    for start in range(0, len(c), BLOCK_PAIRS):
-        block = c.take(np.arange(start, min(start + BLOCK_PAIRS, len(c))))
-        part = _negatives_of_block(block, retrieved, vectors, rules)
-        parts.append(part._replace(pairs=part.pairs + start, copy_pairs=part.copy_pairs + start))
-    if not parts:
-        none = np.zeros(0, np.int64)
-        return Negatives(none, none, np.zeros(0), none, none)
-    return Negatives(*(np.concatenate(x) for x in zip(*parts, strict=True)))
-
-
-def _negatives_of_block(
-    c: Candidates, retrieved: Mapping[str, Retrieved], vectors: Vectors, rules: NegativeRules
-) -> Negatives:
-    """`hard_negatives` of a few pairs."""
     pairs, images, encoders = proposed_negatives(c, retrieved)
-    to_target = vectors.similarities(images, c.targets[pairs])
+    near = vectors.gather(images, c.queries, c.targets)
+    pair_similarities = near.similarities(c.queries, c.targets)
+    to_target = near.similarities(images, c.targets[pairs])
     similarity = to_target[np.arange(len(pairs)), encoders]
     is_out = (to_target >= rules.copy_limits).any(axis=1)
     if not rules.allow_query_copies:
-        is_out |= (vectors.similarities(images, c.queries[pairs]) >= rules.copy_limits).any(axis=1)
+        is_out |= (near.similarities(images, c.queries[pairs]) >= rules.copy_limits).any(axis=1)
     if rules.margin:
-        pair_similarity = vectors.similarities(c.queries, c.targets)[pairs, encoders]
-        is_out |= 1 - similarity < rules.margin * (1 - pair_similarity)  # NaN on either side: false
+        # NaN on either side: false
+        is_out |= 1 - similarity < rules.margin * (1 - pair_similarities[pairs, encoders])
     usable = np.flatnonzero(~is_out & ~np.isnan(similarity))
     pair, image, encoder, nearness = pairs[usable], images[usable], encoders[usable], similarity[usable]
     order = np.lexsort((image, -nearness, encoder, pair))
@@ -198,7 +296,8 @@ def _negatives_of_block(
     order = np.lexsort((encoder, turn, pair))
     if rules.count is not None:
         order = order[index_in_group(pair[order]) < rules.count]
-    return Negatives(pair[order], image[order], nearness[order], pairs[is_out], images[is_out])
+    negatives = Negatives(pair[order], image[order], nearness[order], pairs[is_out], images[is_out])
+    return pair_similarities, negatives
 
 
 def is_no_copy(c: Candidates, vectors: Vectors, limits: np.ndarray) -> np.ndarray:
@@ -209,4 +308,5 @@ def is_no_copy(c: Candidates, vectors: Vectors, limits: np.ndarray) -> np.ndarra
         vectors: stored vectors.
         limits: (3,) of `copy_limits`.
     """
-    return np.asarray(~(vectors.similarities(c.queries, c.targets) >= limits).any(axis=1))
+    near = vectors.gather(c.queries, c.targets)
+    return np.asarray(~(near.similarities(c.queries, c.targets) >= limits).any(axis=1))

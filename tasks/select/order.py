@@ -58,8 +58,12 @@ def agreement_order(c: Candidates, seed: int, agreement: str = "rank") -> np.nda
     Returns:
         (m,) int64, the candidates' indices in order.
     """
-    agreements = agreement_tiers(c) if agreement == "rank" else -c.encoder_counts
-    return np.lexsort((c.keys, seeded_hashes(c.pair_ids, seed), agreements))
+    return np.lexsort((c.keys, seeded_hashes(c.pair_ids, seed), agreement_classes(c, agreement)))
+
+
+def agreement_classes(c: Candidates, agreement: str) -> np.ndarray:
+    """(m,) int64, the candidates' class by `agreement`, the lowest first; never below 0."""
+    return agreement_tiers(c) if agreement == "rank" else 2 * len(ENCODER_ROLES) - c.encoder_counts
 
 
 def window_bands(
@@ -100,8 +104,19 @@ def band_order(c: Candidates, seed: int, weights: Sequence[float], bands: np.nda
     Returns:
         (m,) int64, the candidates' indices in order.
     """
-    hashes, keys = seeded_hashes(c.pair_ids, seed), c.keys
-    order = np.lexsort((keys, hashes, -c.encoder_counts, bands, c.queries))
+    hashes = seeded_hashes(c.pair_ids, seed)
+    return np.lexsort((c.keys, hashes, band_draws(c, hashes, seed, weights, bands)))
+
+
+def band_draws(c: Candidates, hashes: np.ndarray, seed: int, weights: Sequence[float], bands: np.ndarray) -> np.ndarray:
+    """(m,) int64, in which draw of its query each candidate is taken, from 0.
+
+    Args:
+        c: all candidates of their queries.
+        hashes: (m,) of `seeded_hashes`.
+        seed, weights, bands: as of `band_order`.
+    """
+    order = np.lexsort((c.keys, hashes, -c.encoder_counts, bands, c.queries))
     visit = np.empty(len(c), np.int64)  # the visit of its band in which a candidate is drawn
     visit[order] = index_in_group(c.queries[order].astype(np.int64) * len(weights) + bands[order])
     queries, which = np.unique(c.queries, return_inverse=True)
@@ -109,7 +124,7 @@ def band_order(c: Candidates, seed: int, weights: Sequence[float], bands: np.nda
     order = np.lexsort((band_turns[which, bands], visit, c.queries))
     draw = np.empty(len(c), np.int64)
     draw[order] = index_in_group(c.queries[order])
-    return np.lexsort((keys, hashes, draw))
+    return draw
 
 
 def _band_turns(queries: Sequence[str], seed: int, weights: Sequence[float]) -> np.ndarray:
@@ -126,11 +141,18 @@ def _band_turns(queries: Sequence[str], seed: int, weights: Sequence[float]) -> 
     return np.argsort(np.argsort(waits, axis=1, kind="stable"), axis=1, kind="stable")
 
 
-def preference_order(c: Candidates, params: Params) -> np.ndarray:
-    """The candidates' indices in the order that `select.bands` and `select.agreement` ask for, (m,) int64."""
-    config, seed = params.select, params.open_run.seed
+def preference_classes(c: Candidates, hashes: np.ndarray, params: Params) -> np.ndarray:
+    """What orders candidates before their hash, as `select.bands` and `select.agreement` ask for; the lowest first.
+
+    Args:
+        c: all candidates of their queries.
+        hashes: (m,) of `seeded_hashes`.
+    Returns:
+        (m,) int64, never below 0.
+    """
+    config = params.select
     if not config.bands:
-        return agreement_order(c, seed, config.agreement)
+        return agreement_classes(c, config.agreement)
     windows = {str(e): (w.low, w.high) for e, w in params.mine.windows.items()}
     bands = window_bands(c, len(config.bands), by=config.bands_by, top_k=params.mine.neighbours, windows=windows)
-    return band_order(c, seed, config.bands, bands)
+    return band_draws(c, hashes, params.open_run.seed, config.bands, bands)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as json_string
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,19 +11,12 @@ from tasks.config import ENCODER_ROLES
 from tasks.select.candidates import ABSENT, BLOCK_ROWS, Candidates
 from tasks.select.negatives import Negatives
 from tasks.select.quotas import QUOTAS
+from tasks.select.settle import pair_ids
 from tasks.store import Store
 from tasks.store.tables import TableWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-class DroppedPairs(NamedTuple):
-    """Candidates that are dropped for one reason; `quotas`: (m,) which of QUOTAS was full, where that is the reason."""
-
-    reason: str
-    pairs: Candidates
-    quotas: np.ndarray | None = None
 
 
 def pair_table(c: Candidates, batch: str, similarities: np.ndarray, negatives: Negatives) -> pa.Table:
@@ -85,77 +77,68 @@ def ascii_column(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(width, len(values), buffers).cast(pa.binary()).cast(pa.string())
 
 
-class _DroppedWriter:
-    """Write the dropped rows of a batch, a block of them in memory as text at a time."""
+class DroppedWriter:
+    """Write the dropped rows of a batch, a block of them in memory as text at a time.
 
-    def __init__(self, writer: TableWriter, batch: str) -> None:
-        self.writer, self.batch = writer, batch
+    Rows are added by reason, pair id and detail.
+    """
 
-    def add(self, reason: str, keys: np.ndarray, details: list[str]) -> None:
-        """Rows of one reason: their keys (n,) ASCII and their details as JSON."""
+    def __init__(self, store: Store, batch: str, image_ids: pa.Array) -> None:
+        """`image_ids`: (p) strings, the images that records name by index."""
+        self._writer = TableWriter(store.dropped_path("select", batch), "dropped")
+        self._batch = batch
+        self._texts = _as_json(image_ids)
+
+    def close(self) -> None:
+        """Finish the file and move it into place."""
+        self._writer.close()
+
+    def discard(self) -> None:
+        """Remove what was written; for a run that ends with an error."""
+        self._writer.discard()
+
+    def _add(self, reason: str, keys: np.ndarray, details: pa.Array) -> None:
+        """Rows of one reason: their keys (n,) ASCII and their details (n) as JSON."""
         import pyarrow as pa
 
-        constants = {"stage": "select", "batch": self.batch, "reason": reason}
+        constants = {"stage": "select", "batch": self._batch, "reason": reason}
         columns = {name: pa.repeat(pa.scalar(value), len(keys)) for name, value in constants.items()}
-        self.writer.add_table(
-            pa.table({**columns, "key": ascii_column(keys), "detail": pa.array(details, pa.string())})
-        )
+        self._writer.add_table(pa.table({**columns, "key": ascii_column(keys), "detail": details}))
 
-    def add_pairs(self, dropped: DroppedPairs) -> None:
-        """Pairs by id, with their images and the full quota as details."""
+    def add_pairs(self, reason: str, records: np.ndarray) -> None:
+        """Candidates by pair id, with their images and the full quota, if one is, as details.
+
+        Args:
+            reason: of all.
+            records: (n,) of settle.DROPPED.
+        """
         import pyarrow as pa
+        import pyarrow.compute as pc
 
-        c, quotas = dropped.pairs, dropped.quotas
-        order = np.argsort(c.pair_ids)
-        for start in range(0, len(order), BLOCK_ROWS):
-            rows = order[start : start + BLOCK_ROWS]
-            queries, targets = (
-                [json_string(i) for i in c.image_ids.take(pa.array(ends[rows])).to_pylist()]
-                for ends in (c.queries, c.targets)
-            )
-            quota_texts = [""] * len(rows)
-            if quotas is not None:
-                quota_texts = [f'"quota": "{QUOTAS[q]}", ' for q in quotas[rows].tolist()]
-            details = [
-                f'{{"query": {q}, {quota}"target": {t}}}'
-                for q, quota, t in zip(queries, quota_texts, targets, strict=True)
-            ]
-            self.add(dropped.reason, c.pair_ids[rows], details)
+        quotas = pa.array([*(f'"quota": "{name}", ' for name in QUOTAS), ""])  # the last one, at -1: none was full
+        for start in range(0, len(records), BLOCK_ROWS):
+            block = records[start : start + BLOCK_ROWS]
+            query, target = (self._texts.take(pa.array(block[end])) for end in ("query", "target"))
+            quota = quotas.take(pa.array(block["quota"].astype(np.int64) % len(quotas)))
+            details = pc.binary_join_element_wise('{"query": ', query, ", ", quota, '"target": ', target, "}", "")
+            self._add(reason, pair_ids(block), details)
 
     def add_copies(self, pairs: Candidates, negatives: Negatives) -> None:
-        """Proposed negatives that are copies, by pair id and image."""
+        """Proposed negatives of pairs that are copies."""
         import pyarrow as pa
 
-        images = pairs.image_ids.take(pa.array(negatives.copies)).to_pylist()
-        details = (f'{{"negative": {json_string(i)}}}' for i in images)
+        images = self._texts.take(pa.array(negatives.copies)).to_pylist()
+        details = (f'{{"negative": {image}}}' for image in images)
         rows = sorted(zip(pairs.pair_ids[negatives.copy_pairs].tolist(), details, strict=True))
-        self.add("near_duplicate_negative", np.array([key for key, _ in rows], "S32"), [detail for _, detail in rows])
+        keys = np.array([key for key, _ in rows], "S32")
+        self._add("near_duplicate_negative", keys, pa.array([detail for _, detail in rows], pa.string()))
 
 
-def write_dropped(
-    store: Store, batch: str, dropped: Sequence[DroppedPairs], pairs: Candidates, negatives: Negatives
-) -> None:
-    """Write what was left out, by reason, pair id and detail.
+def _as_json(ids: pa.Array) -> pa.Array:
+    """Ids as JSON strings, in quotes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    Args:
-        store: to write to.
-        batch: the run's.
-        dropped: pairs that were left out.
-        pairs: pairs that were selected.
-        negatives: theirs; the copies among them are dropped rows.
-    """
-    writer = TableWriter(store.dropped_path("select", batch), "dropped")
-    rows = _DroppedWriter(writer, batch)
-    by_reason = sorted(dropped, key=lambda d: d.reason)
-    try:
-        for drop in by_reason:
-            if drop.reason <= "near_duplicate_negative":
-                rows.add_pairs(drop)
-        rows.add_copies(pairs, negatives)
-        for drop in by_reason:
-            if drop.reason > "near_duplicate_negative":
-                rows.add_pairs(drop)
-        writer.close()
-    except BaseException:
-        writer.discard()
-        raise
+    if pc.any(pc.match_substring_regex(ids, r"[^ !#-\[\]-~]")).as_py():  # a quote, a backslash, or no plain ASCII
+        return pa.array([json_string(i) for i in ids.to_pylist()], pa.string())
+    return pc.binary_join_element_wise('"', ids, '"', "")

@@ -1,4 +1,7 @@
-"""Which candidates become pairs: all in order of preference, while no quota is full. Pure functions."""
+"""Which candidates become pairs: all in order of preference, while no quota is full.
+
+Pure. The state is a few numbers an image; candidates come a block at a time, in order (`Quotas.settle`).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ QUOTAS = (
     "nearest_share",
     "pairs_per_source",
 )
+# What `Quotas.settle` decides beside the quota that is full, an index into QUOTAS.
+SELECTED, SELECTED_WITH_REVERSE, IS_PAIR_ALREADY = -1, -2, -3
 SEMANTIC = ENCODER_ROLES.index("semantic")
 
 
@@ -35,6 +40,33 @@ class Selection(NamedTuple):
     full_quotas: np.ndarray
 
 
+class PublishedPairs:
+    """Earlier batches' pairs: they count against the quotas, and none of them is selected again.
+
+    Attributes:
+        as_query, as_target: (p,) int32, pairs of each image.
+    """
+
+    def __init__(self, image_count: int) -> None:
+        """None yet, of `image_count` images."""
+        self.as_query, self.as_target = np.zeros(image_count, np.int32), np.zeros(image_count, np.int32)
+        self._keys: list[np.ndarray] = []
+
+    def add(self, queries: np.ndarray, targets: np.ndarray) -> None:
+        """Count pairs: indices of their images (n,), -1 where an image is none of these."""
+        for counts, ends in ((self.as_query, queries), (self.as_target, targets)):
+            counts += np.bincount(ends[ends >= 0], minlength=len(counts)).astype(np.int32)
+        is_named = (queries >= 0) & (targets >= 0)
+        keys = queries[is_named].astype(np.int64) * len(self.as_query) + targets[is_named]
+        self._keys = [np.union1d(keys, *self._keys)] if self._keys else [np.unique(keys)]
+
+    def contains(self, queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """(m,) bool: the ordered pairs of images (m,) that are published."""
+        if not self._keys:
+            return np.zeros(len(queries), bool)
+        return find_sorted(self._keys[0], queries.astype(np.int64) * len(self.as_query) + targets)[1]
+
+
 # Of one pair: query, target, the image of this batch that it counts against, whether the target is the query's nearest,
 # and the encoders that mined it.
 _Entry = tuple[int, int, int, bool, list[bool]]
@@ -43,17 +75,21 @@ _Entry = tuple[int, int, int, bool, list[bool]]
 class _QuotaCounts:
     """The pairs that count against each quota so far."""
 
-    def __init__(
-        self, as_query: np.ndarray, as_target: np.ndarray, config: SelectConfig, sources: np.ndarray | None
-    ) -> None:
-        """`as_query`, `as_target`: (p,) published pairs of each image; `sources`: (p,) the source of each image."""
+    def __init__(self, published: PublishedPairs, config: SelectConfig, sources: np.ndarray | None) -> None:
+        """`published`: theirs count; `sources`: (p,) the source of each image."""
         self.per_batch, self.per_query = config.pairs_per_batch, config.pairs_per_query
         self.per_target, self.share = config.pairs_per_target, config.nearest_share
         self.per_source = config.pairs_per_source or 0
         self.per_encoder = {ENCODER_ROLES.index(e): count for e, count in config.pairs_per_encoder.items()}
-        self.as_query, self.as_target, self.as_new_image = as_query.tolist(), as_target.tolist(), [0] * len(as_query)
-        self.sources = None if sources is None or config.pairs_per_source is None else sources.tolist()
-        self.of_source = [0] * (1 + max(self.sources or [0]))
+        # arrays for what looks at many images at once, views of them for what looks at one
+        self.query_counts, self.target_counts = published.as_query.copy(), published.as_target.copy()
+        self.new_image_counts = np.zeros(len(self.query_counts), np.int32)
+        self.as_query, self.as_target = self.query_counts.data, self.target_counts.data
+        self.as_new_image = self.new_image_counts.data
+        if config.pairs_per_source is None:
+            sources = None
+        self.sources = None if sources is None else sources.data
+        self.of_source = [0] * (1 + (0 if sources is None else int(sources.max(initial=0))))
         self.of_encoder = [0] * len(ENCODER_ROLES)
         self.total = self.nearest = 0
 
@@ -72,6 +108,22 @@ class _QuotaCounts:
         if self.sources is not None and self.of_source[self.sources[query]] >= self.per_source:
             return 5
         return -1
+
+    def certainly_full(self, queries: np.ndarray, new_images: np.ndarray) -> np.ndarray | None:
+        """(m,) int8, the quota that is full for each of the next m pairs whatever comes before it among them, -1 where
+        that is not sure; None where it is for none.
+
+        A query that is full stays so; with a limit a batch the quota that is reported depends on the order, unless the
+        limit is reached, or cannot be by these.
+        """
+        if self.per_batch is not None:
+            if self.total >= self.per_batch:
+                return np.zeros(len(queries), np.int8)
+            if self.total + 2 * len(queries) > self.per_batch:
+                return None
+        is_full = self.query_counts[queries] >= self.per_query
+        is_full |= self.new_image_counts[new_images] >= self.per_query
+        return np.where(is_full, np.int8(1), np.int8(-1))
 
     def add(
         self, query: int, target: int, new_image: int, is_nearest: bool, mined_by: list[bool], *, count: int = 1
@@ -114,22 +166,104 @@ class _Entries:
 
     def __init__(self, c: Candidates, is_new: np.ndarray | None, with_encoders: bool) -> None:
         """`with_encoders`: whether a quota needs `mined_by`; else it is empty."""
-        new_images = c.queries if is_new is None else np.where(is_new[c.queries], c.queries, c.targets)
+        self.new_images = c.queries if is_new is None else np.where(is_new[c.queries], c.queries, c.targets)
         mined_by = c.mined_by if with_encoders else np.zeros((len(c), 0), bool)
-        self.columns = (c.queries, c.targets, new_images, is_nearest(c), mined_by)
-        self.keys = c.keys
+        self.columns = (c.queries, c.targets, self.new_images, is_nearest(c), mined_by)
 
     def at(self, row: int) -> _Entry:
         """One candidate's."""
         query, target, new_image, nearest, mined_by = (column[row].tolist() for column in self.columns)
         return query, target, new_image, nearest, mined_by
 
-    def iterate(self, rows: np.ndarray) -> Iterator[tuple[int, int, _Entry]]:
-        """(row, key, entry) of some candidates."""
-        for start in range(0, len(rows), BLOCK_ROWS):
-            block = rows[start : start + BLOCK_ROWS]
-            entries = zip(*(column[block].tolist() for column in self.columns), strict=True)
-            yield from zip(block.tolist(), self.keys[block].tolist(), entries, strict=True)
+    def iterate(self, rows: np.ndarray) -> Iterator[tuple[int, _Entry]]:
+        """(row, entry) of some candidates."""
+        yield from zip(
+            rows.tolist(), zip(*(column[rows].tolist() for column in self.columns), strict=True), strict=True
+        )
+
+
+class Quotas:
+    """Decides candidates in order of preference; keeps a few numbers an image."""
+
+    def __init__(
+        self,
+        published: PublishedPairs,
+        config: SelectConfig,
+        is_new: np.ndarray | None = None,
+        sources: np.ndarray | None = None,
+    ) -> None:
+        """Nothing is selected yet.
+
+        Args:
+            published: earlier batches' pairs.
+            config: pairs_per_query, pairs_per_target, pairs_per_batch, pairs_per_encoder, pairs_per_source,
+                nearest_share, both_directions.
+            is_new: (p,) bool, images of this batch; all when absent. A pair counts against its query if that is new,
+                else against its target; no image has more than pairs_per_query such pairs.
+            sources: (p,) int64, the source of each image, a number from 0; for pairs_per_source.
+        """
+        self._published, self._is_new = published, is_new
+        self._takes_both = config.both_directions
+        self._counts = _QuotaCounts(published, config, sources)
+        self._selected_keys = np.zeros(0, np.int64)  # sorted, of this run, where both directions are taken
+
+    def settle(self, c: Candidates) -> np.ndarray:
+        """Decide the next candidates, none of them published.
+
+        Returns:
+            (m,) int8: SELECTED; SELECTED_WITH_REVERSE, so that its other direction is a pair too; IS_PAIR_ALREADY, as
+            the other direction of one before it; or the quota that is full, an index into QUOTAS.
+        """
+        entries = _Entries(c, self._is_new, bool(self._counts.per_encoder))
+        result = np.empty(len(c), np.int8)
+        settle = self._settle_both if self._takes_both else self._settle_one
+        settle(c, entries, result)
+        return result
+
+    def _settle_one(self, c: Candidates, entries: _Entries, result: np.ndarray) -> None:
+        counts = self._counts
+        for start in range(0, len(c), BLOCK_ROWS):
+            rows = np.arange(start, min(start + BLOCK_ROWS, len(c)))
+            full = counts.certainly_full(c.queries[rows], entries.new_images[rows])
+            if full is not None:
+                result[rows] = full
+                rows = rows[full < 0]
+            for row, entry in entries.iterate(rows):
+                quota = counts.full_quota(*entry)
+                if quota < 0:
+                    counts.add(*entry)
+                result[row] = quota  # -1 is SELECTED
+
+    def _settle_both(self, c: Candidates, entries: _Entries, result: np.ndarray) -> None:
+        count = len(c.image_ids)
+        mirrored = _Entries(c.mirrored(), self._is_new, bool(self._counts.per_encoder))
+        keys, mirrored_keys = c.keys, c.targets.astype(np.int64) * count + c.queries
+        is_known = find_sorted(self._selected_keys, keys)[1]
+        is_mirror_published = self._published.contains(c.targets, c.queries)
+        selected: set[int] = set()
+        for start in range(0, len(c), BLOCK_ROWS):
+            rows = np.arange(start, min(start + BLOCK_ROWS, len(c)))
+            for row, entry in entries.iterate(rows):
+                if is_known[row] or keys[row] in selected:
+                    result[row] = IS_PAIR_ALREADY
+                    continue
+                quota = self._counts.full_quota(*entry)
+                if quota < 0:
+                    other = None if is_mirror_published[row] else mirrored.at(row)
+                    quota = self._counts.add_both(entry, other)
+                    if quota < 0:
+                        selected |= {int(keys[row]), int(mirrored_keys[row])}
+                        quota = SELECTED if other is None else SELECTED_WITH_REVERSE
+                result[row] = quota
+        self._selected_keys = np.union1d(self._selected_keys, np.array(sorted(selected), np.int64))
+
+
+def take_selected(c: Candidates, decisions: np.ndarray) -> Candidates:
+    """The pairs among decided candidates, with their other directions where `Quotas.settle` took these too."""
+    pairs = c.take((decisions == SELECTED) | (decisions == SELECTED_WITH_REVERSE))
+    if (decisions == SELECTED_WITH_REVERSE).any():
+        pairs = pairs.concatenated(c.take(decisions == SELECTED_WITH_REVERSE).mirrored())
+    return pairs
 
 
 def within_quotas(
@@ -139,57 +273,17 @@ def within_quotas(
     is_new: np.ndarray | None = None,
     sources: np.ndarray | None = None,
 ) -> Selection:
-    """Select candidates in order while quotas allow.
+    """Select candidates in order while quotas allow; all in memory.
 
     Args:
         c: in order of preference.
         published: queries and targets (n,) of earlier batches' pairs, indices into `c.image_ids`, -1 where an image is
-            absent there; they count against the quotas, and none of them is selected again.
-        config: pairs_per_query, pairs_per_target, pairs_per_batch, pairs_per_encoder, pairs_per_source, nearest_share,
-            both_directions.
-        is_new: (p,) bool, images of this batch; all when absent. A pair counts against its query if that is new, else
-            against its target; no image has more than pairs_per_query such pairs.
-        sources: (p,) int64, the source of each image, a number from 0; for pairs_per_source.
+            absent there.
+        config, is_new, sources: as of `Quotas`.
     """
-    count = len(c.image_ids)
-    as_query, as_target = (np.bincount(ends[ends >= 0], minlength=count) for ends in published)
-    counts = _QuotaCounts(as_query, as_target, config, sources)
-    mirrored_keys = c.targets.astype(np.int64) * count + c.queries
-    is_named = (published[0] >= 0) & (published[1] >= 0)
-    published_keys = np.unique(published[0][is_named].astype(np.int64) * count + published[1][is_named])
-    is_published, is_mirror_published = (find_sorted(published_keys, k)[1] for k in (c.keys, mirrored_keys))
-    entries = _Entries(c, is_new, bool(counts.per_encoder))
-    mirrored = c.mirrored() if config.both_directions else None
-    mirrored_entries = None if mirrored is None else _Entries(mirrored, is_new, bool(counts.per_encoder))
-    # A query that is full of published pairs takes no more, whatever comes before it: this settles most of a week's
-    # candidates at once. With a limit a batch the quota that is reported depends on the order.
-    is_full = np.zeros(len(c), bool)
-    if config.pairs_per_batch is None:
-        is_full = (as_query >= config.pairs_per_query)[c.queries]
-    rejected: list[int] = np.flatnonzero(is_full & ~is_published).tolist()
-    full_quotas = [QUOTAS.index("pairs_per_query")] * len(rejected)
-    selected: list[int] = []
-    selected_mirrored: list[int] = []
-    selected_keys: set[int] = set()  # of this run's pairs, where both directions are taken
-    for row, key, entry in entries.iterate(np.flatnonzero(~is_published & ~is_full)):
-        if key in selected_keys:
-            continue  # selected with its other direction
-        quota = counts.full_quota(*entry)
-        if quota < 0:
-            other = None
-            if mirrored_entries is not None and not is_mirror_published[row]:
-                other = mirrored_entries.at(row)
-            quota = counts.add_both(entry, other)
-            if quota < 0:
-                selected.append(row)
-                if mirrored_entries is not None:
-                    selected_keys |= {key, int(mirrored_keys[row])}
-                if other is not None:
-                    selected_mirrored.append(row)
-                continue
-        rejected.append(row)
-        full_quotas.append(quota)
-    pairs = c.take(np.array(selected, np.int64))
-    if mirrored is not None:
-        pairs = pairs.concatenated(mirrored.take(np.array(selected_mirrored, np.int64)))
-    return Selection(pairs, np.array(rejected, np.int64), np.array(full_quotas, np.int64))
+    earlier = PublishedPairs(len(c.image_ids))
+    earlier.add(*published)
+    rows = np.flatnonzero(~earlier.contains(c.queries, c.targets))
+    decisions = Quotas(earlier, config, is_new, sources).settle(c.take(rows))
+    is_rejected = decisions >= 0
+    return Selection(take_selected(c.take(rows), decisions), rows[is_rejected], decisions[is_rejected].astype(np.int64))

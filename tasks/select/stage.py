@@ -28,6 +28,10 @@ target's nearest first; an image that is a copy of the target under any encoder 
 query are left out, and images nearer to the target than a multiple of the pair's own distance; a pair brings its other
 direction along; an encoder or a source has a quota of its own (tasks/config/pairs.py).
 
+Memory: candidates go through files in .run/select, a partition of the queries at a time (ranges.py, settle.py), so that
+what grows with them takes about `select.memory_mib`; beside it the stage holds the id and a few numbers of each image.
+The result is the same for any limit (docs/decisions/0068).
+
 Takedown (tasks/select/withdraw.py): an earlier pair of an image on the takedown list is removed from its file; its
 query takes the best of all that was ever mined for it, as a pair of this batch, and a place as negative goes to the
 next image retrieved.
@@ -39,26 +43,34 @@ well stay).
 from __future__ import annotations
 
 import importlib
+import json
 import logging
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params
 from tasks.fingerprints.takedown import taken_down
-from tasks.knn.exact import exact_similarity
 from tasks.names import batch_name
+from tasks.progress import Progress
 from tasks.records import StageReport
-from tasks.select.candidates import Candidates, MinedRows, merge_candidates
-from tasks.select.negatives import Negatives, Retrieved, copy_limits, hard_negatives, is_no_copy, negative_rules
-from tasks.select.order import preference_order
-from tasks.select.pair_table import DroppedPairs, pair_table, write_dropped
-from tasks.select.quotas import within_quotas
-from tasks.select.read_neighbours import ENDS, MinedTables, read_candidates, read_vectors
+from tasks.select.figures import count_drops, count_pairs, median_caption_cosine
+from tasks.select.negatives import hard_negatives, negative_rules, pair_blocks
+from tasks.select.pair_table import DroppedWriter, pair_table
+from tasks.select.quotas import PublishedPairs
+from tasks.select.ranges import MergedOnDisk, merge_on_disk
+from tasks.select.read_neighbours import ENDS, open_vectors, read_candidates
+from tasks.select.settle import Rules, Settled, candidates_of_batch, settle, unpack_pairs
+from tasks.select.spill import WorkingMemory
 from tasks.select.withdraw import read_lost_queries, withdraw_pairs
 from tasks.store import Store
 from tasks.store.id_order import index_in_ids
+from tasks.store.tables import TableWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,36 +79,35 @@ log = logging.getLogger(__name__)
 # from so many on, converting their negatives' float16 by numpy costs more than loading torch, which is twelve times as
 # fast
 TORCH_PAIRS = 20_000
+STRING_ROW_BYTES = 200  # of memory for a row of two ids and their indices
 
 
-def _read_sources(store: Store, image_ids: pa.Array) -> np.ndarray:
-    """The source of each image, a number from 0; (p,) int64."""
-    rows = store.read_table("images", ["image_id", "source_uri"]).to_pydict()
-    sources = {i: uri.partition(":")[0] for i, uri in zip(rows["image_id"], rows["source_uri"], strict=True)}
-    numbers = {s: n for n, s in enumerate(sorted({"", *sources.values()}))}
-    return np.array([numbers[sources.get(i, "")] for i in image_ids.to_pylist()], np.int64)
+def _read_sources(store: Store, image_ids: pa.Array, memory: WorkingMemory) -> np.ndarray:
+    """The source of each image, a number from 1, 0 where it is unknown; (p,) int64."""
+    import pyarrow.compute as pc
 
-
-def _is_end(c: Candidates) -> np.ndarray:
-    """(p,) bool: images that are query or target of a pair."""
-    result = np.zeros(len(c.image_ids), bool)
-    result[c.queries] = result[c.targets] = True
+    numbers, result = {"": 0}, np.zeros(len(image_ids), np.int64)
+    files, rows = store.table_files("images"), memory.rows(STRING_ROW_BYTES)
+    for table in store.iter_blocks(files, "images", ["image_id", "source_uri"], rows=rows):
+        names = pc.replace_substring_regex(table.column("source_uri"), "(?s):.*", "").combine_chunks()
+        names = pc.fill_null(names, "").dictionary_encode()
+        of_entry = [numbers.setdefault(name, len(numbers)) for name in names.dictionary.to_pylist()]
+        image = index_in_ids(table.column("image_id"), image_ids)
+        sources = np.array(of_entry, np.int64)[names.indices.to_numpy()]
+        result[image[image >= 0]] = sources[image >= 0]
     return result
 
 
-def _read_published(store: Store, batch: str, c: Candidates) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """Earlier batches' pairs: their count, and queries and targets of those that share an image with a candidate, as
-    indices into `c.image_ids` or -1. No other pair counts against a quota.
+def _read_published(store: Store, batch: str, image_ids: pa.Array, memory: WorkingMemory) -> tuple[int, PublishedPairs]:
+    """Earlier batches' pairs: their count, and those that share an image with `image_ids`. No other pair counts against
+    a quota.
     """
-    import pyarrow as pa
-
     files = [f for f in store.table_files("pairs") if f.stem != batch]
-    pairs = store.read(files, "pairs", list(ENDS))
-    ends = np.append(np.flatnonzero(_is_end(c)), -1)
-    ids = c.image_ids.take(pa.array(ends[:-1]))
-    queries, targets = (ends[index_in_ids(pairs.column(end), ids)] for end in ENDS)
-    is_shared = (queries >= 0) | (targets >= 0)
-    return pairs.num_rows, (queries[is_shared], targets[is_shared])
+    count, published = 0, PublishedPairs(len(image_ids))
+    for pairs in store.iter_blocks(files, "pairs", list(ENDS), rows=memory.rows(STRING_ROW_BYTES)):
+        count += pairs.num_rows
+        published.add(*(index_in_ids(pairs.column(end), image_ids) for end in ENDS))
+    return count, published
 
 
 def _is_in(image_ids: pa.Array, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -104,27 +115,6 @@ def _is_in(image_ids: pa.Array, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     import pyarrow.compute as pc
 
     return np.asarray(pc.is_in(image_ids, value_set=ids).to_numpy(zero_copy_only=False))
-
-
-def median_caption_cosine(params: Params, store: Store, batch: str) -> float | None:
-    """Median cosine similarity of this batch's images and their captions; None unless one model embeds both."""
-    encoders = params.embed.encoders
-    if (
-        "semantic" not in encoders
-        or "caption" not in encoders
-        or encoders["semantic"].model != encoders["caption"].model
-    ):
-        return None
-    vectors = {}
-    for encoder in ("semantic", "caption"):
-        shards = [f"{s}.tar" for s in store.embedded_shards(encoder) if s.rpartition("-")[0] == batch]
-        ids, rows, _ = store.read_embeddings(encoder, shards)
-        vectors[encoder] = dict(zip(ids, rows, strict=True))
-    both = sorted(set(vectors["semantic"]) & set(vectors["caption"]))
-    if not both or len(vectors["semantic"][both[0]]) != len(vectors["caption"][both[0]]):
-        return None
-    images, captions = (np.stack([vectors[encoder][i] for i in both]) for encoder in ("semantic", "caption"))
-    return float(np.median(exact_similarity(images, captions)))
 
 
 @dataclass(frozen=True)
@@ -137,6 +127,7 @@ class _Batch:
         new_ids: ids of its images.
         lost: queries that lost a pair to its takedown.
         has_takedown: whether a takedown list is configured that names an id.
+        memory: for what grows with the candidates.
     """
 
     name: str
@@ -144,6 +135,7 @@ class _Batch:
     new_ids: pa.ChunkedArray
     lost: set[str]
     has_takedown: bool
+    memory: WorkingMemory
 
 
 def _yields(batch: _Batch, counts: dict[str, int]) -> dict[str, float]:
@@ -155,95 +147,128 @@ def _yields(batch: _Batch, counts: dict[str, int]) -> dict[str, float]:
     return {f"yield_{e}": y for e, y in yields.items()} | {"encoder_yield_lowest": min(yields.values())}
 
 
-def _merge(batch: _Batch, mined: MinedTables, with_similarities: bool) -> tuple[Candidates, np.ndarray]:
-    """The candidates for this batch, and which images count as new: those of the batch, and queries that lost a pair.
+@contextmanager
+def _scratch_folder(store: Store) -> Iterator[Path]:
+    """An empty folder for the rows of this run; what a killed run left there goes first."""
+    folder = store.folder(".run", "select", "rows")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    The encoders' own tables are released.
-    """
+
+@contextmanager
+def _merged(params: Params, store: Store, batch: _Batch, folder: Path) -> Iterator[tuple[MergedOnDisk, Rules]]:
+    """The candidates for this batch, and what decides about them."""
     import pyarrow as pa
 
-    c = merge_candidates(mined.image_ids, mined.candidates, with_similarities=with_similarities)
-    mined.candidates.clear()
-    is_lost = _is_in(mined.image_ids, pa.array(batch.lost, pa.string()))
-    is_new = _is_in(mined.image_ids, batch.new_ids) | is_lost
-    if batch.has_takedown:  # what ranks next in place of a neighbour is for queries that lost a pair, and later images
-        c = c.take(is_new[c.queries] | (is_new & ~is_lost)[c.targets])
-    return c, is_new
+    mined = read_candidates(store, batch.encoders, batch.name, batch.lost, batch.memory, folder)
+    config, image_ids = params.select, mined.image_ids
+    merged = merge_on_disk(mined, params.mine.neighbours, folder, config.bands_by == "similarity")
+    try:
+        is_lost = _is_in(image_ids, pa.array(sorted(batch.lost), pa.string()))
+        is_new = _is_in(image_ids, batch.new_ids) | is_lost
+        sources = None if config.pairs_per_source is None else _read_sources(store, image_ids, batch.memory)
+        _, published = _read_published(store, batch.name, image_ids, batch.memory)
+        vectors = open_vectors(store, batch.encoders, image_ids)
+        yield merged, Rules(params, published, vectors, is_new, is_lost if batch.has_takedown else None, sources)
+    finally:
+        merged.close()
 
 
-def _select_pairs(params: Params, store: Store, batch: _Batch, mined: MinedTables, report: StageReport) -> None:
-    """Select this batch's pairs and write them, with what was dropped; a batch whose file exists is only counted."""
-    config = params.select
-    c, is_new = _merge(batch, mined, with_similarities=config.bands_by == "similarity")
-    report.read = len(c)
-    report.reused, published = _read_published(store, batch.name, c)
-    path = store.table_path("pairs", batch.name)
-    if path.exists():
-        return
-    dropped: list[DroppedPairs] = []
-    if config.drop_query_copies:
-        vectors = read_vectors(store, batch.encoders, mined.image_ids, _is_end(c))
-        is_distinct = is_no_copy(c, vectors, copy_limits(params))
-        del vectors
-        dropped.append(DroppedPairs("copy_of_query", c.take(~is_distinct)))
-        c = c.take(is_distinct)
-    c = c.take(preference_order(c, params))
-    sources = None if config.pairs_per_source is None else _read_sources(store, mined.image_ids)
-    selection = within_quotas(c, published, config, is_new, sources)
-    dropped.append(DroppedPairs("over_quota", c.take(selection.rejected), selection.full_quotas))
-    pairs = selection.pairs
-    similarities, negatives = _with_negatives(params, store, batch, pairs, mined)
-    write_dropped(store, batch.name, dropped, pairs, negatives)
-    # last: the completion marker
-    report.written = store.write(path, pair_table(pairs, batch.name, similarities, negatives), "pairs")
-    log.info("select: %d candidates, %d pairs", report.read, report.written)
-
-
-def _with_negatives(
-    params: Params, store: Store, batch: _Batch, pairs: Candidates, mined: MinedTables
-) -> tuple[np.ndarray, Negatives]:
-    """Similarities of the pairs under each encoder, (m, 3) float64, and their negatives. `mined.mined` is released."""
-    is_end = _is_end(pairs)
-    neighbours: dict[str, MinedRows] = {e: rows.take(is_end[rows.queries]) for e, rows in mined.mined.items()}
-    mined.mined.clear()
-    is_needed = is_end.copy()
-    for rows in neighbours.values():
-        is_needed[rows.targets] = True
-    if len(pairs) > TORCH_PAIRS:
+def _write_rows(
+    params: Params, store: Store, batch: _Batch, merged: MergedOnDisk, rules: Rules, settled: Settled
+) -> TableWriter:
+    """Write the dropped rows, and the pairs up to the closing of their file, which marks the batch as complete."""
+    if settled.pairs.total > TORCH_PAIRS:
         torch = importlib.import_module("torch")
         torch.set_num_threads(params.open_run.threads)
-    vectors = read_vectors(store, batch.encoders, mined.image_ids, is_needed)
-    retrieved = {e: Retrieved(rows, len(mined.image_ids)) for e, rows in neighbours.items()}
-    negatives = hard_negatives(pairs, retrieved, vectors, negative_rules(params, params.select.negatives))
-    return vectors.similarities(pairs.queries, pairs.targets), negatives
+    limits = negative_rules(params, params.select.negatives)
+    dropped = DroppedWriter(store, batch.name, merged.mined.image_ids)
+    writer = TableWriter(store.table_path("pairs", batch.name), "pairs")
+    try:
+        for records in settled.copies.iter_sorted():
+            dropped.add_pairs("copy_of_query", records)
+        progress = Progress("select", settled.pairs.total, "pairs")
+        for records in settled.pairs.iter_sorted():
+            c = unpack_pairs(merged.mined.image_ids, records)
+            for block in pair_blocks(c, merged.retrieved, rules.vectors, batch.memory):
+                pairs = c.take(np.arange(block.start, block.stop))
+                similarities, negatives = hard_negatives(pairs, merged.retrieved, rules.vectors, limits)
+                dropped.add_copies(pairs, negatives)
+                writer.add_table(pair_table(pairs, batch.name, similarities, negatives))
+                progress.advance(len(pairs))
+        for records in settled.over_quota.iter_sorted():
+            dropped.add_pairs("over_quota", records)
+        dropped.close()
+        progress.finish()
+    except BaseException:
+        dropped.discard()
+        writer.discard()
+        raise
+    return writer
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """Counts of a batch's candidates: `read`, all of them, and `counts`, encoder -> its own."""
+
+    read: int
+    counts: dict[str, int]
+
+
+def _summary_path(store: Store, batch: str) -> Path:
+    """Where counts of a batch's candidates lie, for a run that finds its pairs made."""
+    return store.folder(".run", "select", f"{batch}.json")
+
+
+def _select_pairs(params: Params, store: Store, batch: _Batch) -> tuple[_Summary, int]:
+    """Select this batch's pairs and write them, with what was dropped; a batch whose file exists is only counted.
+
+    Returns:
+        Counts of the candidates; and how many pairs were written.
+    """
+    path, summary_path = store.table_path("pairs", batch.name), _summary_path(store, batch.name)
+    if path.exists() and summary_path.exists():
+        return _Summary(**json.loads(summary_path.read_text())), 0
+    with _scratch_folder(store) as folder, _merged(params, store, batch, folder) as (merged, rules):
+        if path.exists():
+            return _Summary(sum(map(len, candidates_of_batch(merged, rules))), merged.counts), 0
+        settled = settle(merged, rules, batch.memory, folder)
+        writer = _write_rows(params, store, batch, merged, rules, settled)
+        summary = _Summary(settled.read, merged.counts)
+        store.write_bytes(summary_path, json.dumps(asdict(summary)).encode())
+        writer.close()  # last: the completion marker
+    log.info("select: %d candidates, %d pairs", settled.read, writer.count)
+    return summary, writer.count
 
 
 def run(params: Params, store: Store) -> StageReport:
     """Select this batch's pairs."""
-    import pyarrow.compute as pc
+    return select(params, store, WorkingMemory(params.select.memory_mib << 20))
 
+
+def select(params: Params, store: Store, memory: WorkingMemory) -> StageReport:
+    """`run` with a limit of memory in bytes."""
     name = batch_name(params)
     encoders: list[str] = [e for e in ENCODER_ROLES if e in params.embed.encoders]
     lost: set[str] = set()
     if removed := taken_down(params, store):
         withdraw_pairs(params, store, name, encoders, removed)
         lost = read_lost_queries(store, name, removed)
-    mined = read_candidates(store, encoders, name, params.mine.neighbours, lost)
     new_ids = store.read_table("images", ["image_id"], name).column("image_id")
-    batch = _Batch(name, encoders, new_ids, lost, bool(removed))
-    report = StageReport("select", figures=_yields(batch, mined.counts))
-    _select_pairs(params, store, batch, mined, report)
-    pairs = store.read(store.table_path("pairs", name), "pairs", ["mined_by", "negative_image_ids"])
-    report.new = report.done = pairs.num_rows
-    reasons = store.read_dropped("select", name, ["reason"]).column("reason")
-    for count in pc.value_counts(reasons).to_pylist():
-        report.drop(count["values"], count["counts"])
-    mined_by = pc.list_flatten(pairs.column("mined_by"))
-    for encoder in encoders:
-        report.figures[f"pairs_{encoder}"] = float(pc.sum(pc.equal(mined_by, encoder)).as_py() or 0)
-    if pairs.num_rows:
-        negatives = pc.sum(pc.list_value_length(pairs.column("negative_image_ids"))).as_py()
-        report.figures["negatives_mean"] = negatives / pairs.num_rows - 1
+    batch = _Batch(name, encoders, new_ids, lost, bool(removed), memory)
+    summary, written = _select_pairs(params, store, batch)
+    report = StageReport("select", figures=_yields(batch, summary.counts))
+    report.read, report.written = summary.read, written
+    report.reused = sum(store.count_rows(f, "pairs") for f in store.table_files("pairs") if f.stem != name)
+    pairs = count_pairs(store, name, encoders)
+    report.new = report.done = pairs.rows
+    for reason, count in count_drops(store, name).items():
+        report.drop(reason, count)
+    report.figures |= pairs.figures
     if (median := median_caption_cosine(params, store, name)) is not None:
         report.figures["median_caption_cosine_new"] = median
     return report

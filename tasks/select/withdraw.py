@@ -6,18 +6,22 @@ import json
 import logging
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params
 from tasks.fingerprints.takedown import REASON
 from tasks.select.candidates import ABSENT, Candidates
-from tasks.select.negatives import Retrieved, hard_negatives, negative_rules
-from tasks.select.read_neighbours import ENDS, mined_rows, read_mined, read_vectors, rows_with_queries
+from tasks.select.negatives import Retrieved, RetrievedRows, hard_negatives, negative_rules, pair_blocks
+from tasks.select.read_neighbours import ENDS, mined_rows, open_vectors, read_mined, rows_with_queries
+from tasks.select.spill import WorkingMemory
 from tasks.store import Store
 from tasks.store.id_order import encode_ids
-from tasks.store.tables import names_any_id
+from tasks.store.tables import ROW_GROUP_ROWS, TableWriter, names_any_id
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 Row = Mapping[str, Any]  # of table `pairs`
@@ -45,21 +49,62 @@ def withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence[
     The dropped rows are written first (reason taken_down, one row a pair), then the files of pairs; so a rerun after a
     crash finds what is left to do.
     """
-    files = store.table_files("pairs")
-    affected = {path: [r for r in store.read(path, "pairs").to_pylist() if removed & _images(r)] for path in files}
+    affected = {path: _affected_rows(store, path, removed) for path in store.table_files("pairs")}
     count = _write_dropped_pairs(store, batch, [r for rows in affected.values() for r in rows if removed & _ends(r)])
     if not any(affected.values()):
         return
     with_places = [r for rows in affected.values() for r in rows if not removed & _ends(r)]
     proposed = _proposed_negatives(params, store, encoders, with_places, removed)
-    for path in files:
-        if affected[path]:
-            rest = [r for r in store.read(path, "pairs").to_pylist() if not removed & _ends(r)]
-            refilled = [
-                refill_negatives(r, proposed[r["pair_id"]], removed) if removed & _images(r) else r for r in rest
-            ]
-            store.write(path, refilled, "pairs")
+    for path, rows in affected.items():
+        if rows:
+            refilled = {
+                r["pair_id"]: None if removed & _ends(r) else refill_negatives(r, proposed[r["pair_id"]], removed)
+                for r in rows
+            }
+            _rewrite(store, path, refilled)
     log.info("select: %d pairs taken down", count)
+
+
+def _affected_rows(store: Store, path: Path, removed: Set[str]) -> list[dict[str, Any]]:
+    """The rows of a file of pairs that name a removed image."""
+    import pyarrow as pa
+
+    ids, result = pa.array(sorted(removed), pa.string()), []
+    for pairs in store.iter_blocks(path, "pairs", rows=ROW_GROUP_ROWS):
+        result += pairs.filter(pa.array(_names_removed(pairs, ids))).to_pylist()
+    return result
+
+
+def _names_removed(pairs: pa.Table, ids: pa.Array) -> np.ndarray:
+    """(n,) bool: the pairs that name one of some ids as query, target or negative."""
+    import pyarrow.compute as pc
+
+    result = np.zeros(pairs.num_rows, bool)
+    for end in ENDS:
+        result |= pc.is_in(pairs.column(end), value_set=ids).to_numpy()
+    negatives = pairs.column("negative_image_ids").combine_chunks()
+    is_named = pc.is_in(negatives.flatten(), value_set=ids).to_numpy(zero_copy_only=False)
+    result[pc.list_parent_indices(negatives).to_numpy()[is_named]] = True
+    return result
+
+
+def _rewrite(store: Store, path: Path, changed: Mapping[str, Row | None]) -> None:
+    """Write a file of pairs again: pair id -> the row in its place, or None for no row."""
+    writer = TableWriter(path, "pairs")
+    try:
+        for pairs in store.iter_blocks(path, "pairs", rows=ROW_GROUP_ROWS):
+            is_changed = names_any_id(pairs, changed, ["pair_id"]).to_numpy()
+            start = 0
+            for row in np.flatnonzero(is_changed).tolist():
+                writer.add_table(pairs.slice(start, row - start))
+                if (new := changed[pairs.column("pair_id")[row].as_py()]) is not None:
+                    writer.add(dict(new))
+                start = row + 1
+            writer.add_table(pairs.slice(start))
+        writer.close()
+    except BaseException:
+        writer.discard()
+        raise
 
 
 def read_lost_queries(store: Store, batch: str, removed: Set[str]) -> set[str]:
@@ -98,27 +143,31 @@ def _proposed_negatives(
 
     ends = [pa.chunked_array([pa.array((r[c] for r in pairs), pa.string(), size=len(pairs))]) for c in ENDS]
     pair_images = encode_ids(ends)[0]
+    memory = WorkingMemory(params.select.memory_mib << 20)
+    none = store.read([], "neighbours", [*ENDS, "similarity", "rank"], encoded=["query_image_id"])
     tables = []
     for encoder in encoders:
         files = sorted(store.folder("data", "neighbours", encoder).glob("*.parquet"))
-        parts = [rows_with_queries(read_mined(store, path), pair_images) for path in files]
+        parts = [rows_with_queries(table, pair_images) for table in read_mined(store, files, memory)]
         parts = [t.filter(pc.invert(names_any_id(t, removed, ["target_image_id"]))) for t in parts]
-        tables.append(pa.concat_tables(parts) if parts else read_mined(store, []))
+        tables.append(pa.concat_tables(parts) if parts else none)
     image_ids, columns = encode_ids([*ends, *(t.column(c) for t in tables for c in ENDS)])
-    retrieved = {
-        encoder: Retrieved(mined_rows(table, *columns[2 * n + 2 : 2 * n + 4]), len(image_ids))
+    retrieved: dict[str, Retrieved] = {
+        encoder: RetrievedRows(mined_rows(table, *columns[2 * n + 2 : 2 * n + 4]), len(image_ids))
         for n, (encoder, table) in enumerate(zip(encoders, tables, strict=True))
     }
     mined_by = np.array([[e in r["mined_by"] for e in ENCODER_ROLES] for r in pairs], bool)
     ranks = np.where(mined_by.reshape(-1, len(ENCODER_ROLES)), np.int32(0), np.int32(ABSENT))
     c = Candidates(image_ids, columns[0], columns[1], ranks, ranks)
-    vectors = read_vectors(store, encoders, image_ids)
-    negatives = hard_negatives(c, retrieved, vectors, negative_rules(params, None))
-    images = image_ids.take(pa.array(negatives.images))
+    vectors = open_vectors(store, encoders, image_ids)
     result: dict[str, list[tuple[str, float]]] = {r["pair_id"]: [] for r in pairs}
-    rows = zip(negatives.pairs.tolist(), images.to_pylist(), negatives.similarities.tolist(), strict=True)
-    for pair, image, similarity in rows:
-        result[pairs[pair]["pair_id"]].append((image, similarity))
+    for block in pair_blocks(c, retrieved, vectors, memory):
+        part = c.take(np.arange(block.start, block.stop))
+        _, negatives = hard_negatives(part, retrieved, vectors, negative_rules(params, None))
+        images = image_ids.take(pa.array(negatives.images))
+        rows = zip(negatives.pairs.tolist(), images.to_pylist(), negatives.similarities.tolist(), strict=True)
+        for pair, image, similarity in rows:
+            result[pairs[block.start + pair]["pair_id"]].append((image, similarity))
     return result
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,30 +111,42 @@ class Store:
             DataError: a file cannot be read as that table.
         """
         import pyarrow as pa
+
+        wanted = _wanted_schema(schema, columns, encoded)
+        files = [paths] if isinstance(paths, Path) else list(paths)
+        tables = [table for path in files for table in _read_blocks(path, schema, wanted, None, encoded)]
+        return pa.concat_tables(tables) if tables else wanted.empty_table()
+
+    def iter_blocks(
+        self,
+        paths: Path | Iterable[Path],
+        schema: str,
+        columns: list[str] | None = None,
+        *,
+        rows: int,
+        encoded: Sequence[str] = (),
+    ) -> Iterator[pa.Table]:
+        """The rows of Parquet files as tables of about `rows` rows: of whole row groups, at least one.
+
+        Other arguments and errors as of `read`.
+        """
+        wanted = _wanted_schema(schema, columns, encoded)
+        for path in [paths] if isinstance(paths, Path) else paths:
+            yield from _read_blocks(path, schema, wanted, rows, encoded)
+
+    def count_rows(self, path: Path, schema: str) -> int:
+        """How many rows a Parquet file has, by its footer.
+
+        Raises:
+            DataError: the file cannot be read as that table.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        wanted = schemas()[schema]
-        if columns is not None:
-            wanted = pa.schema([wanted.field(c) for c in columns])
-        wanted = pa.schema([(f.name, pa.dictionary(pa.int32(), f.type)) if f.name in encoded else f for f in wanted])
-        files = [paths] if isinstance(paths, Path) else list(paths)
-        tables = []
-        for path in files:
-            try:
-                with pq.ParquetFile(path, read_dictionary=list(encoded)) as file:
-                    known = set(file.schema_arrow.names)
-                    rows = file.read(columns=[n for n in wanted.names if n in known])
-                for field in [
-                    wanted.field(n) for n in LATER_COLUMNS.get(schema, ()) if n in wanted.names and n not in known
-                ]:
-                    rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
-                tables.append(rows.select(wanted.names).cast(wanted))
-            except (OSError, pa.ArrowInvalid, KeyError) as error:
-                raise DataError(
-                    f"{path}: not a readable '{schema}' table ({error}); expected Parquet with its columns; "
-                    "run `dvc pull` or the stage again"
-                ) from error
-        return pa.concat_tables(tables) if tables else wanted.empty_table()
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise _unreadable(path, schema, error) from error
 
     def read_table(self, table: str, columns: list[str] | None = None, batch: str | None = None) -> pa.Table:
         """All rows of a table (or of one batch), in order of file name."""
@@ -297,3 +309,59 @@ class Store:
             report = StageReport.from_json(path.read_text())
             parts.setdefault(report.stage, []).append(report)
         return {stage: StageReport.merged(stage, reports) for stage, reports in parts.items()}
+
+
+def _wanted_schema(schema: str, columns: Sequence[str] | None, encoded: Sequence[str]) -> pa.Schema:
+    """The schema of some columns of a table (all when None), those of `encoded` as dictionaries."""
+    import pyarrow as pa
+
+    names = schemas()[schema].names if columns is None else columns
+    fields = [schemas()[schema].field(c) for c in names]
+    return pa.schema([(f.name, pa.dictionary(pa.int32(), f.type)) if f.name in encoded else f for f in fields])
+
+
+def _read_blocks(
+    path: Path, schema: str, wanted: pa.Schema, rows: int | None, encoded: Sequence[str]
+) -> Iterator[pa.Table]:
+    """The rows of one file, row groups of together about `rows` rows at a time; at once when None.
+
+    Raises:
+        DataError: the file cannot be read as that table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, read_dictionary=list(encoded)) as file:
+            known = set(file.schema_arrow.names)
+            names = [n for n in wanted.names if n in known]
+            for groups in [None] if rows is None else _group_row_groups(file.metadata, rows):
+                table = file.read(columns=names) if groups is None else file.read_row_groups(groups, columns=names)
+                for field in [
+                    wanted.field(n) for n in LATER_COLUMNS.get(schema, ()) if n in wanted.names and n not in known
+                ]:
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+                yield table.select(wanted.names).cast(wanted)
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise _unreadable(path, schema, error) from error
+
+
+def _unreadable(path: Path, schema: str, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: not a readable '{schema}' table ({error}); expected Parquet with its columns; "
+        "run `dvc pull` or the stage again"
+    )
+
+
+def _group_row_groups(metadata: Any, rows: int) -> list[list[int]]:
+    """Numbers of a file's row groups, in groups of at most `rows` rows together where one alone has no more."""
+    groups: list[list[int]] = []
+    held = 0
+    for number in range(metadata.num_row_groups):
+        count = metadata.row_group(number).num_rows
+        if not groups or held + count > rows:
+            groups.append([])
+            held = 0
+        groups[-1].append(number)
+        held += count
+    return groups

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.select.candidates import Candidates, MinedRows
-from tasks.select.negatives import NegativeRules, Retrieved, Vectors, hard_negatives
+from tasks.select.negatives import NegativeRules, RetrievedRows, Vectors, hard_negatives
 from tests.support.candidates import Ranks, on_circle, table_of
 
 
@@ -36,12 +36,12 @@ def negatives_of(
             np.array(x, np.int32)
             for x in zip(*((number[q], number[t]) for q, ts in of.items() for t in ts), strict=True)
         )
-        looked_up[encoder] = Retrieved(
+        looked_up[encoder] = RetrievedRows(
             MinedRows(queries, targets, np.zeros(len(queries), np.float32), np.zeros(len(queries), np.int32)),
             len(names),
         )
     vectors = Vectors(names, {e: (pa.array(of, pa.string()), rows) for e, (of, rows) in tables.items()})
-    found = hard_negatives(c, looked_up, vectors, NegativeRules(np.array(limits), **more))
+    _, found = hard_negatives(c, looked_up, vectors, NegativeRules(np.array(limits), **more))
     assert not found.pairs.any() and not found.copy_pairs.any()
     names_of = names.to_pylist()
     return [(names_of[i], s) for i, s in zip(found.images.tolist(), found.similarities.tolist(), strict=True)], [

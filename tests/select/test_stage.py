@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from tasks.config import Params, parse_params, read_raw, resolve
@@ -11,6 +10,7 @@ from tasks.errors import DataError
 from tasks.names import stable_id
 from tasks.select import stage as select
 from tasks.store import Store
+from tasks.store.vectors import MappedRows
 from tests.support.candidates import on_circle
 
 
@@ -98,27 +98,17 @@ def test_a_batch_reads_only_the_vectors_of_the_images_that_its_candidates_name(
     fill(store, "2026.01.04", first, first)
     select.run(params_for("2026.01.04"), store)
     fill(store, "2026.01.11", second, first + second)
-    requested: list[set[str]] = []
-    read = Store.read_wanted
+    requested: list[int] = []
+    take = MappedRows.take_sorted
 
-    def watched(self: Store, encoder: str, wanted: pa.Array) -> tuple[pa.Array, np.ndarray]:
-        requested.append(set(wanted.to_pylist()))
-        return read(self, encoder, wanted)
+    def watched(self: MappedRows, rows: np.ndarray) -> np.ndarray:
+        requested.extend(rows.tolist())
+        return take(self, rows)
 
-    monkeypatch.setattr(Store, "read_wanted", watched)
+    monkeypatch.setattr(MappedRows, "take_sorted", watched)
     select.run(params_for("2026.01.11"), store)
-    assert requested and set().union(*requested) <= {f"{d:03d}" for d in (0, 5, 10, 3, 8)}
-    path = store.table_path("pairs", "2026.01.11")
-    lean = path.read_bytes()
-    path.unlink()
-
-    def everything(self: Store, encoder: str, wanted: pa.Array) -> tuple[pa.Array, np.ndarray]:
-        ids, vectors, _ = self.read_embeddings(encoder)
-        return pa.array(ids, pa.string()), vectors
-
-    monkeypatch.setattr(Store, "read_wanted", everything)
-    select.run(params_for("2026.01.11"), store)
-    assert path.read_bytes() == lean and store.read(path, "pairs").num_rows > 0
+    ids = store.read_corpus("semantic").ids.to_pylist()
+    assert requested and {ids[row] for row in requested} <= {f"{d:03d}" for d in (0, 5, 10, 3, 8)}
 
 
 def test_the_yield_of_each_encoder_is_reported_a_new_image(tmp_path: Path):
