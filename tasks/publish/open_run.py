@@ -13,7 +13,7 @@ conf, the form's values: `profile`, `sources`, the names of section open_run (`l
 and any parameter by its dotted name (`mine.neighbours`) or nested ({"mine": {"neighbours": 5}}). An empty value (null)
 of a plain or dotted name means: as the profile has it. Relative paths of sources, benchmark and truth are taken from
 MEGAPAIRS_SOURCES_ROOT (else the current folder) and stored absolute. Model paths stay as they are, because they lie in
-the code.
+the code. What a run may read and which model servers it may ask: tasks/publish/allowed.py.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from tasks.config import (
 from tasks.errors import ConfigError, DataError
 from tasks.locks import exclusive
 from tasks.names import run_date, slug
+from tasks.publish.allowed import Allowed, require_allowed
 from tasks.publish.dvc_repo import checkout_data
 from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at, resolve_ref, tags
 from tasks.publish.publish import fetch
@@ -173,7 +174,10 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     resolved = resolve(deployed_params, profile, changes)
     raw = with_absolute_paths(resolved, deployment.sources_root or Path.cwd())
     params = parse_params(raw, where=f"params.yaml at {deployment.deployed} and the trigger form")
+    own = with_absolute_paths(resolve(deployed_params, profile, {}), deployment.sources_root or Path.cwd())
+    allowed = Allowed.from_environment(os.environ, clone, deployment.sources_root or Path.cwd())
     require_paths(params, request.kind)
+    require_allowed(params, allowed.also(own))
     if request.kind == "model" and (contradictions := training_run_contradictions(params.train, params.evaluate)):
         raise ConfigError("; ".join(contradictions))
     data = find_data_commit(clone, request.kind, dataset_version)
