@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers clean help
+.PHONY: demo ui test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers audit clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -160,6 +160,9 @@ check-locks: .venv/installed
 # -n and -W: a link to a page, a heading or a figure that is not there stops the build.
 SITE ?= site
 .PHONY: docs
+audit: .venv/installed ## look the locked packages up in the advisory databases
+	.venv/bin/python deploy/audit.py
+
 docs: .venv/installed ## build the documentation site into site/, strictly
 	$(BIN)/python docs/generate.py
 	$(BIN)/sphinx-build -q -E -n -W --keep-going -b html -d .run/doctrees docs $(SITE)

@@ -15,6 +15,7 @@ import argparse
 import importlib.metadata
 import io
 import json
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -48,8 +49,7 @@ def main() -> None:
             writer.write(stored, key, "a photograph", {"key": key, "url": key, "width": width, "height": height})
         writer.close()
         times.append(time.process_time() - start)
-    status = Path("/proc/self/status").read_text().splitlines()  # getrusage would count the parent's peak too
-    peak_mib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         json.dumps(
             {

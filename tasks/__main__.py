@@ -242,6 +242,7 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
     from tasks.locks import exclusive, lock_wait_s
     from tasks.meter import Meter
     from tasks.parts import parts_after
+    from tasks.progress import kept_in
     from tasks.store import Store
 
     command = COMMANDS[stage]
@@ -263,7 +264,8 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
     problem = f"{lock}: another process works on this part, and has for {wait_s:.0f} s; end it, then run again"
     with exclusive(lock, wait_s, problem):
         start, meter = time.monotonic(), Meter()
-        report: StageReport = importlib.import_module(command.module).run(params, store, **keywords)
+        with kept_in(root / ".run" / "progress" / f"{name}.json"):
+            report: StageReport = importlib.import_module(command.module).run(params, store, **keywords)
         report.part = "@".join(x for x in (item, part) if x)
         report.parts |= parts_after(stage, item, params, store)
         report.seconds = round(time.monotonic() - start, 3)

@@ -48,6 +48,7 @@ CREDENTIALS = {
     ),
     ("GIT_", "SSH_", "DVC_STUDIO_"): ("open_run", "doctor", "version", "promote"),
     ("MEGAPAIRS_MODEL_API_KEY",): ("recaption", "caption", "judge", "judge_check", "doctor"),
+    ("MLFLOW_",): ("promote",),
     ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VLLM_API_KEY", "OPENAI_API_KEY"): (
         *("recaption", "embed", "caption", "judge", "judge_check", "train", "evaluate"),
     ),

@@ -15,6 +15,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from megapairs import lineage, telemetry
 from megapairs.aws import aws_variables
 from megapairs.command import Ending, StageProcess, stage_command
 from megapairs.environment import stage_environment
@@ -114,6 +115,7 @@ class Stage(Command):
         self.item = item
         self.part = part
         self.then = then
+        self._report: dict[str, Any] | None = None
 
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """Run the stage; returns its StageReport, or the names of the parts of the stage that follows.
@@ -125,7 +127,13 @@ class Stage(Command):
         if self.stage in ASKS_MODELS:
             variables = model_variables(os.environ)
         part = None if self.part == WHOLE else self.part
-        report = self.run_command(stage_command(self.stage, self.item, part), folder, variables)
+        attributes = {"item": self.item or "", "part": part or "", "run_id": str(context["run_id"])}
+        with telemetry.stage_span(self.stage, attributes) as trace_variables:
+            report = self.run_command(
+                stage_command(self.stage, self.item, part), folder, {**variables, **trace_variables}
+            )
+            telemetry.record_stage(self.stage, report, folder)
+        self._report = report
         if TRIPLETS in self.outlets:
             context["outlet_events"][TRIPLETS].extra = {
                 "version": report["notes"][0],
@@ -135,6 +143,10 @@ class Stage(Command):
             return report
         context["ti"].xcom_push("report", report)
         return part_names(self.then, report["parts"][self.then])
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """What the stage read and wrote, for Airflow's openlineage provider; None without it."""
+        return lineage.lineage_of(self.stage, self.item, run_folder(str(task_instance.run_id)), self._report)
 
 
 class OpenRun(Command):

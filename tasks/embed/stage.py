@@ -33,6 +33,7 @@ from tasks.fingerprints.takedown import taken_down
 from tasks.models.encoders.base import Encoder, PreparingEncoder
 from tasks.models.encoders.load import load_encoder
 from tasks.names import batch_name
+from tasks.progress import Progress
 from tasks.records import StageReport
 from tasks.store import Store
 
@@ -155,16 +156,24 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     folder = store.folder("data", "embeddings", encoder)
     folder.mkdir(parents=True, exist_ok=True)
     store.folder("data", "dropped", f"embed-{encoder}").mkdir(parents=True, exist_ok=True)
-    for number, (shard, ids) in enumerate(group_by_shard(images, batch).items()):
-        if part is not None and number % part[1] != part[0] - 1:
-            continue
+    shards = [
+        (number, shard, ids)
+        for number, (shard, ids) in enumerate(group_by_shard(images, batch).items())
+        if part is None or number % part[1] == part[0] - 1
+    ]
+    progress = Progress(f"embed {encoder}", sum(len(ids) for _, _, ids in shards), "images")
+    for number, shard, ids in shards:
         dropped = store.dropped_path(f"embed-{encoder}", batch, number)
         if not (folder / f"{Path(shard).stem}.parquet").exists():
             report.written += _embed_shard(store, embedder, batch, shard, ids, dropped)
+            progress.advance(len(ids))
+        else:
+            progress.skip(len(ids))
         report.read += len(ids)
         usable = len(embedder.usable(ids))
         report.new += usable
         report.done += usable
         for reason in store.read(dropped, "dropped").column("reason").to_pylist():
             report.drop(reason)
+    progress.finish()
     return report

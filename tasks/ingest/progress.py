@@ -9,6 +9,8 @@ from collections import Counter
 
 from tqdm import tqdm
 
+from tasks import progress
+
 log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 60
@@ -25,10 +27,12 @@ class Progress:
             desc="ingest", unit=" files", mininterval=BAR_EVERY_S, file=sys.stderr, disable=not sys.stderr.isatty()
         )
         self._start_s = self._logged_s = time.monotonic()
+        self._kept = progress.Progress("ingest", None, "files", is_logged=False)
 
     def count(self, reason: str | None) -> None:
         """Count one file: kept (None), or dropped for this reason."""
         self.files += 1
+        self._kept.advance()
         if reason is None:
             self.kept += 1
         else:
@@ -45,6 +49,7 @@ class Progress:
     def close(self) -> None:
         """End the bar, if there is one."""
         self._bar.close()
+        self._kept.finish()
 
     def outcome(self) -> str:
         """How many files were kept, and dropped by reason."""

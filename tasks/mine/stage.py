@@ -46,6 +46,7 @@ from tasks.mine.pair_blocks import rows_within
 from tasks.mine.partial import PartialSearch, begun_search, remove_parts
 from tasks.mine.withdraw import replace_neighbours
 from tasks.names import batch_name
+from tasks.progress import Progress
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.chunks import Chunk, iter_chunks
@@ -117,6 +118,8 @@ def _mine_chunks(
     missing = [c for c in chunks if not files[c[0]].exists()]
     if missing and (search := begun_search(store, encoder, corpus, spec)):
         return _merge_parts(store, files, missing, corpus, search)
+    progress = Progress("mine", sum(rows.stop - rows.start for _, rows in chunks), "queries")
+    progress.skip(sum(rows.stop - rows.start for number, rows in chunks if files[number].exists()))
     for group in group_chunks(missing, top_k=spec.top_k, memory_mib=spec.memory_mib):
         queries = np.concatenate([query_rows[rows] for _, rows in group])
         neighbours = join_in_window(corpus.vectors, corpus.is_new, queries, spec, tie_rank=tie_rank, coded=corpus.coded)
@@ -124,6 +127,8 @@ def _mine_chunks(
             table = neighbour_table(corpus.ids, query_rows[rows], neighbours)
             written += store.write(files[number], table, "neighbours")
             log.info("mine: chunk %d, %d queries, %d candidates", number, rows.stop - rows.start, table.num_rows)
+            progress.advance(rows.stop - rows.start)
+    progress.finish()
     return written
 
 

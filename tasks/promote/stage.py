@@ -3,7 +3,7 @@
 Reads    reports/evaluation.json, models/candidate, and the recipe's seed noise (reports/noise-<recipe>.json, written by
          `python -m tasks noise`; `promote.min_gain` alone decides where it was not measured).
 Writes   models/promoted, with a model card and the submission files of splits with hidden answers; publishes the tag
-         `model/<name>` on origin's branch `dataset`.
+         `model/<name>` on origin's branch `dataset`, and tells MLflow of it where MLFLOW_TRACKING_URI is set.
 
 The rule is tasks/promote/decision.py. A candidate that is not better is no error: the report says why, exit code 0. In
 a dry run nothing is written.
@@ -23,6 +23,7 @@ from tasks.evaluate.scores import composed_scores
 from tasks.names import batch_name
 from tasks.pages.model_card import ModelFacts, model_card
 from tasks.promote.decision import Noise, PromotionRule, decide
+from tasks.promote.registry import register_model
 from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.git import read_at
 from tasks.publish.publish import Publication, Published, publish
@@ -180,4 +181,7 @@ def run(params: Params, store: Store) -> StageReport:
         f"commit {published.commit[:12]}, {published.objects} objects verified in the remote",
         f"promoted: {decision.why}",
     ]
+    facts = {"commit": published.commit, "recipe": recipe_id(params)}
+    if said := register_model(published.tag, f"{published.tag}@{published.commit}", figures, facts):
+        report.notes.append(said)
     return report

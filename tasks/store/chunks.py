@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tasks.progress import Progress
 from tasks.records import StageReport
 from tasks.store.store import Store
 
@@ -83,9 +84,12 @@ def make_missing_chunks(
     files = [store.table_path(spec.table, spec.batch, chunk.number) for chunk in spec.chunks]
     dropped_files = [store.dropped_path(report.stage, spec.batch, chunk.number) for chunk in spec.chunks]
     tokens = 0
+    progress = Progress(report.stage, sum(chunk.rows.stop - chunk.rows.start for chunk in spec.chunks))
     for chunk, file, dropped_file in zip(spec.chunks, files, dropped_files, strict=True):
         size = chunk.rows.stop - chunk.rows.start
         report.new += size
+        if file.exists():
+            progress.skip(size)
         if not file.exists():
             if budget is not None and tokens >= budget.limit:
                 continue
@@ -93,11 +97,13 @@ def make_missing_chunks(
             store.write(dropped_file, dropped, "dropped")
             report.written += store.write(file, accepted, spec.table)  # last: the chunk's completion marker
             log.info("%s: chunk %d, %d rows, %d %s", report.stage, chunk.number, size, len(accepted), spec.table)
+            progress.advance(size)
         report.done += size
         if budget is not None:
             tokens += budget.count(
                 store.read(file, spec.table).to_pydict(), store.read(dropped_file, "dropped").to_pydict()
             )
+    progress.finish()
     report.read = report.new
     dropped_rows = store.read([f for f in dropped_files if f.exists()], "dropped").to_pydict()
     for reason in dropped_rows["reason"]:
