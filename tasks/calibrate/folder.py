@@ -66,7 +66,7 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
         DataError: fewer than three images in it.
     """
     source = params.ingest.sources[0]
-    files = list(list_files(source))
+    files = [file for file in list_files(source) if not file.is_litter]
     ingest.ingest_files(sample_runs(files, limit), params, store)
     report = ingest.build_report(store, batch_name(params))
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(report.dropped.items())) or "none"

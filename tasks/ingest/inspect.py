@@ -13,6 +13,7 @@ from tasks.ingest.filters import ImageFilter
 from tasks.ingest.rules import NormalizationRules, NormalizedImage, Rejection
 from tasks.ingest.workers import ImageWorkers
 from tasks.sources.files import FileRejected, SourceFile
+from tasks.sources.licences import normalize_license
 from tasks.store import Store
 
 BLOCK_FILES = 256  # files under way at a time
@@ -70,7 +71,8 @@ def inspect_file(
         workers: which decode it.
         known_sha256s: source bytes of kept images: such a file is a duplicate, and is not decoded.
     """
-    if config.allowed_licenses and file.license_code not in config.allowed_licenses:
+    allowed = set(map(normalize_license, config.allowed_licenses))
+    if allowed and file.license_code not in allowed:
         return InspectedFile(file, file.sha256(), Rejection("licence", file.license_code))
     try:
         content = file.read(config.max_size_bytes)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Self
 
 from tasks.config import SourceConfig
+from tasks.sources.licences import normalize_license
 
 CAPTION_CHARS = 2_000
 URI_CHARS = 2_000
@@ -177,7 +178,7 @@ class SourceFile:
         return replace(
             self,
             metadata=metadata,
-            license_code=metadata.license_code or source.license_code,
+            license_code=metadata.license_code or normalize_license(source.license_code),
             attribution=metadata.attribution or source.attribution,
         )
 

@@ -177,9 +177,18 @@ class CaptionedFiles:
         Raises:
             DataError: captions.* of the source has no column of paths, or no caption matches a file.
         """
-        yield from self._read_tables(sorted(self._tables, key=_table_rank), open_table)
+        yield from self._read_tables(self._chosen_tables(), open_table)
         for name, content in read_texts(self._texts_beside_images()):
             self._texts.add_text(name, content)
+
+    def _chosen_tables(self) -> list[str]:
+        """The tables that are read: of captions.parquet and captions.csv in one folder the first form only."""
+        chosen: dict[str, str] = {}
+        for path in sorted(self._tables, key=_table_rank):
+            name = path.rpartition(".")[0] if path.rpartition("/")[2] in CAPTION_TABLES else path
+            if chosen.setdefault(name, path) != path:
+                self._counts.note(f"{path} is not read, because {chosen[name]} lies beside it")
+        return list(chosen.values())
 
     def _read_tables(
         self, paths: Sequence[str], open_table: Callable[[str], AbstractContextManager[Path]]
@@ -225,6 +234,8 @@ class CaptionedFiles:
             for row in read_rows(local, table, self._counts):
                 place = f"{path}#{row.number}"
                 if row.damage:
+                    while self._rows.execute("SELECT 1 FROM files WHERE path = ?", (_to_blob(place),)).fetchone():
+                        place += "#"  # a file is called so
                     yield place, row.damage, not row.is_end
                 else:
                     self._add_caption(place, folder, row.values.get("path"), parse_metadata(row.values))

@@ -125,6 +125,7 @@ class _DelimitedTable:
         self._has_quotes, self._delimiter = delimiter is None, delimiter or ","
         self._back: list[Line] = []  # lines that were read ahead, last first
         self._names: list[str] = []
+        self._long_rows = self._long_lines = 0  # rows of several lines
 
     def rows(self) -> Iterator[TableRow]:
         """All rows below the header."""
@@ -139,6 +140,11 @@ class _DelimitedTable:
                     if self._read_header(line):
                         continue
                 yield self._read_row(line)
+        if self._long_rows:
+            self._counts.note(
+                f"{self._table.name}: {self._long_rows} of its rows have a text of several lines, "
+                f"{self._long_lines} lines in all"
+            )
         if is_first and is_empty:
             yield TableRow(1, damage="the table has no header and no row", is_end=True)
 
@@ -192,6 +198,9 @@ class _DelimitedTable:
             self._back += taken[:0:-1]
             return TableRow(line.number, damage=f"no row of a CSV: {error}")
         if not is_open and not any(self._is_row(more.text) for more in taken[1:]):
+            if len(taken) > 1:
+                self._long_rows += 1
+                self._long_lines += len(taken)
             return self._make(line.number, fields)
         self._back += taken[:0:-1]
         self._counts.note(
@@ -220,7 +229,10 @@ class _DelimitedTable:
                 )
             last = len(self._names) - 1
             fields = [*fields[:last], self._delimiter.join(fields[last:])]
-        return _make_row(number, dict(zip(self._names, fields, strict=False)), self._table)
+        values = dict(zip(self._names, fields, strict=False))
+        if len(values) < len(self._names):  # of two columns of one name the first counts
+            values = dict(reversed(list(zip(self._names, fields, strict=False))))
+        return _make_row(number, values, self._table)
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------

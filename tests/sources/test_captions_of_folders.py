@@ -185,6 +185,23 @@ def test_every_form_of_a_table_of_captions(tmp_path: Path, name: str, suffix: st
     assert listed(str(tmp_path))[0] == {"a.jpg": None, "b.jpg": "of two"}
 
 
+def test_of_two_forms_of_one_table_one_is_read(tmp_path: Path):
+    pq.write_table(pa.table({"path": ["a.jpg"], "caption": ["of Parquet"]}), tmp_path / "captions.parquet")
+    write(
+        tmp_path,
+        {"a.jpg": b"1", "captions.csv": "path,caption\na.jpg,of CSV\n", "metadata.csv": "path,license\na.jpg,MIT\n"},
+    )
+    good, _, counts = listed(str(tmp_path))
+    assert good == {"a.jpg": "of Parquet"} and counts.unmatched == 0
+    assert counts.notes == ["captions.csv is not read, because captions.parquet lies beside it"]
+
+
+def test_a_damaged_row_has_a_uri_of_its_own(tmp_path: Path):
+    write(tmp_path, {"captions.csv": b"path,caption\na.jpg,x\nb.jpg,\xff\n", "a.jpg": b"1", "captions.csv#3": b"2"})
+    uris = [file.uri for file in list_files(SourceConfig(name="s", path=str(tmp_path)))]
+    assert sorted(uris) == ["s:a.jpg", "s:captions.csv#3", "s:captions.csv#3#"]
+
+
 def test_a_metadata_table_of_other_columns_is_told_and_stops_nothing(tmp_path: Path):
     write(tmp_path, {"a.jpg": b"1", "metadata.csv": "key,value\nx,1\n"})
     good, _, counts = listed(str(tmp_path))

@@ -1,8 +1,14 @@
 """Spellings of licences and what they become; what is not known keeps its spelling."""
 
+from pathlib import Path
+
 import pytest
 
+from tasks.ingest import stage as ingest
 from tasks.sources.licences import normalize_license
+from tasks.store import Store
+from tests.support.images import block_image, encode
+from tests.support.ingest import ingest_params, read_drop_reasons, read_kept
 
 
 @pytest.mark.parametrize(
@@ -30,3 +36,20 @@ from tasks.sources.licences import normalize_license
 def test_a_licence_becomes_its_spdx_identifier_where_it_has_one(stated: str, expected: str):
     assert normalize_license(stated) == expected
     assert normalize_license(expected) == expected
+
+
+def test_spellings_of_the_configuration_and_of_a_table_are_compared_as_licences(tmp_path: Path):
+    for n, licence in enumerate(("CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/", "CC BY-NC 4.0", "?")):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{n}.png").write_bytes(encode(block_image(n)))
+        with open(tmp_path / "in" / "captions.csv", "a") as f:
+            f.write(f"path,licence\n{n}.png,{licence}\n" if n == 0 else f"{n}.png,{licence}\n")
+    store = Store(tmp_path / "run")
+    settings = {"name": "mine", "path": str(tmp_path / "in"), "license_code": "cc-by-4.0"}
+    ingest.run(ingest_params([settings], allowed_licenses=["CC BY 4.0"]), store)
+    assert {name: (row["license_code"], row["license_stated"]) for name, row in read_kept(store).items()} == {
+        "0.png": ("CC-BY-4.0", "CC BY 4.0"),
+        "1.png": ("CC-BY-4.0", "https://creativecommons.org/licenses/by/4.0/"),
+        "3.png": ("CC-BY-4.0", ""),
+    }
+    assert read_drop_reasons(store) == {"2.png": "licence"}
