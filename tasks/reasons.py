@@ -11,6 +11,7 @@ REASONS: dict[str, dict[str, str]] = {
         "too_small": "its shorter side is below ingest.min_side_px",
         "too_large": "more pixels than ingest.max_pixels or more bytes than ingest.max_size_bytes",
         "too_costly": "decoding it takes more memory or CPU time than ingest allows",
+        "extreme_ratio": "so long and thin that models cannot read its stored form",
         "duplicate": "the same bytes as an image that is in the dataset already",
         "near_duplicate": "a copy of an image in the dataset: re-encoded, resized or slightly cropped",
         "licence": "its licence is not in ingest.allowed_licenses",

@@ -36,6 +36,19 @@ class IngestConfig(Section):
     min_side_px: int = Field(
         ge=1, description="Images whose shorter side is below this are dropped as `too_small`, pixels."
     )
+    min_stored_side_px: int = Field(
+        8,
+        ge=4,
+        description="Images whose shorter side would be stored with less are dropped as `extreme_ratio`, pixels. Below "
+        "4 pixels processors mistake rows for channels.",
+    )
+    max_aspect_ratio: float = Field(
+        100.0,
+        ge=1,
+        le=200,
+        description="Images whose longer side is more than this many times their shorter one are dropped as "
+        "`extreme_ratio`. Qwen-VL's processors refuse more than 200.",
+    )
     max_pixels: int = Field(
         ge=1,
         description="Images whose header states more pixels (width times height) are dropped as `too_large` before "

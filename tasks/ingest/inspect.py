@@ -50,6 +50,8 @@ def normalization_rules(config: IngestConfig) -> NormalizationRules:
         jpeg_subsampling=config.jpeg_subsampling,
         has_grid=config.crop_margin > 0,
         resampler=config.resampler,
+        min_stored_side_px=config.min_stored_side_px,
+        max_aspect_ratio=config.max_aspect_ratio,
     )
 
 

@@ -10,9 +10,9 @@ its EXIF orientation, converted to sRGB (tasks/ingest/colour.py), and encoded on
 that no EXIF (GPS), XMP, profile, comment or thumbnail can be carried along. Last, its quality flags
 (tasks/ingest/quality_flags.py).
 
-Rejections, by reason: `too_small`, `too_large` (the header states too few or too many pixels), `undecodable` (damaged,
-truncated, or a file named as an image whose format is unknown), `not_a_picture` (another file of unknown format),
-`too_costly` (it needs more memory than a worker has).
+Rejections, by reason: `too_small`, `too_large` (the header states too few or too many pixels), `extreme_ratio` (a long
+thin image), `undecodable` (damaged, truncated, or a file named as an image whose format is unknown), `not_a_picture`
+(another file of unknown format), `too_costly` (it needs more memory than a worker has).
 
 Bicubic against Lanczos, and reduced against full decoding: docs/decisions/0020.
 """

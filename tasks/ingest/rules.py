@@ -35,6 +35,8 @@ class NormalizationRules:
         max_side_px: longest side of a stored image.
         min_side_px: shortest side of a source image.
         max_pixels: most pixels of a source image.
+        min_stored_side_px: shortest side of a stored image.
+        max_aspect_ratio: longer side of an image by its shorter one, at most.
         jpeg_quality, jpeg_subsampling: of the stored JPEG.
         has_grid: whether `NormalizedImage.grid` is computed.
         resampler: pillow (antialiased bicubic) or opencv (tasks/ingest/resize.py).
@@ -47,6 +49,8 @@ class NormalizationRules:
     jpeg_subsampling: str = "4:4:4"
     has_grid: bool = False
     resampler: str = "pillow"
+    min_stored_side_px: int = 8
+    max_aspect_ratio: float = 100.0
 
     def size_rejection(self, width: int, height: int) -> Rejection | None:
         """Why an image of this size, px, is not decoded; None when it may be."""
@@ -54,6 +58,23 @@ class NormalizationRules:
             return Rejection("too_large", f"{width}x{height} px, at most {self.max_pixels} px in all")
         if min(width, height) < self.min_side_px:
             return Rejection("too_small", f"{width}x{height} px, at least {self.min_side_px} px a side")
+        return self._shape_rejection(width, height)
+
+    def _shape_rejection(self, width: int, height: int) -> Rejection | None:
+        """Why an image of this shape is too long for the models that will see it; None when it is not.
+
+        Processors take images of one or three rows for ones whose channels come first, and Qwen-VL's refuse a ratio
+        above 200. An image that min_side_px allows at its own size is not held to more.
+        """
+        stored = self.stored_size(width, height)
+        ratio = max(max(width, height) / min(width, height), max(stored) / min(stored))
+        if min(stored) < min(self.min_stored_side_px, self.min_side_px, self.max_side_px):
+            limit = f"at least {self.min_stored_side_px} px"
+            return Rejection("extreme_ratio", f"{width}x{height} px, stored {stored[0]}x{stored[1]} px, {limit}")
+        if ratio > self.max_aspect_ratio:
+            return Rejection(
+                "extreme_ratio", f"{width}x{height} px, {ratio:.0f} to 1, at most {self.max_aspect_ratio:g}"
+            )
         return None
 
     def stored_size(self, width: int, height: int) -> tuple[int, int]:

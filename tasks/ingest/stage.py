@@ -22,8 +22,8 @@ the source URI and, as JSON, the detail, the sha256, and for duplicates the imag
 docs/decisions/0020 and 0021.
 
 Drops, by reason (closed list REASONS; sentences in tasks/reasons.py): `undecodable`, `too_small`, `too_costly`,
-`duplicate`, `near_duplicate`, `licence`, `blocked`, `taken_down`, `benchmark`, `low_quality`, `filtered`, and what a
-source rejects (tasks/sources/files.py). Parameters: `ingest.*`, `open_run.limit`.
+`extreme_ratio`, `duplicate`, `near_duplicate`, `licence`, `blocked`, `taken_down`, `benchmark`, `low_quality`,
+`filtered`, and what a source rejects (tasks/sources/files.py). Parameters: `ingest.*`, `open_run.limit`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ REASONS = (
     "undecodable",
     "too_small",
     "too_costly",
+    "extreme_ratio",
     "duplicate",
     "near_duplicate",
     "licence",
