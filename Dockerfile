@@ -46,6 +46,9 @@ ENV PYTHONPATH=/opt/megapairs \
     DVC_NO_ANALYTICS=true
 
 RUN mkdir -p /opt/airflow && chown -R airflow:0 /opt/airflow
+# docker compose build --build-arg COMMIT=$(git rev-parse HEAD): open_run warns when the stages are of other code.
+ARG COMMIT=
+ENV MEGAPAIRS_COMMIT=${COMMIT}
 USER airflow
 ENTRYPOINT ["tini", "--", "airflow"]
 CMD ["version"]

@@ -6,7 +6,9 @@ the mail, and, when a mail shows images, the store.
 
 | file | what it does | imports of this package |
 |---|---|---|
-| wiring.py | names and settings that all share: DAG ids, pool, asset, a run's folder | none |
+| code_folder.py | where the code lies, and its commit | none |
+| pods.py | Kubernetes: the pod of the GPU stages | none |
+| wiring.py | names and settings that all share: DAG ids, pool, asset, a run's folder | code_folder, pods |
 | command.py | runs a command, reads its report and its last lines; without Airflow | none |
 | environment.py | which variables a stage may see; without Airflow | none |
 | aws.py | Airflow's AWS connection as environment variables | none |
@@ -17,3 +19,7 @@ the mail, and, when a mail shows images, the store.
 | maintenance.py | the operators of the maintenance DAGs | wiring, command, facts, alerts, stage |
 | defaults.py | default arguments of every task | alerts |
 """
+
+from megapairs.code_folder import make_importable
+
+make_importable()  # before the files beside this one import tasks

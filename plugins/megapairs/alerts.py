@@ -50,6 +50,7 @@ class Failure:
         thumbnails: image_id -> data URI, for the example rows.
         run_url, docs_url: links; empty when unknown.
         version: the published version, which stays as it was; empty when there is none.
+        warnings: what open_run warned of.
     """
 
     dataset: str
@@ -62,6 +63,7 @@ class Failure:
     run_url: str = ""
     docs_url: str = ""
     version: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 # --- the text: pure --------------------------------------------------------------------------------------------------
@@ -221,6 +223,7 @@ def read_failure(context: Mapping[str, Any], ui: str) -> Failure:
         run_url=f"{ui}/dags/{quote(ti.dag_id)}/runs/{quote(run_id)}" if ui else "",
         docs_url=docs_url(folder, ui),
         version=str(version.get("version", "")),
+        warnings=tuple((read_json(folder / ".run" / "opened.json") or {}).get("warnings") or ()),
     )
 
 

@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from megapairs import lineage, telemetry
 from megapairs.aws import aws_variables
+from megapairs.code_folder import code_commit
 from megapairs.command import Ending, StageProcess, stage_command
 from megapairs.environment import stage_environment
 from megapairs.facts import gather_facts
@@ -184,7 +185,9 @@ class OpenRun(Command):
             asked = ("--kind", self.kind, "--conf", json.dumps(changes), "--airflow", facts, "--json")
             keys = model_variables(os.environ)
             self.run_command(stage_command("doctor", more=asked), PROJECT, keys)  # the clone's code may be older
-        report = self.run_command(stage_command("open_run", more=(*more, "--conf", json.dumps(changes))), deployment())
+        commit = {"MEGAPAIRS_AIRFLOW_COMMIT": code_commit(PROJECT)}  # open_run warns where the stages are of another
+        command = stage_command("open_run", more=(*more, "--conf", json.dumps(changes)))
+        report = self.run_command(command, deployment(), commit)
         self.log.info("the run's own values: %s", json.dumps(changes) if changes else "none")
         return report
 

@@ -9,6 +9,8 @@ first group; the second group is read where it is used.
 | MEGAPAIRS_MAINTENANCE_SCHEDULE | the same for maintenance; late_runs is hourly unless it is empty | @weekly |
 | MEGAPAIRS_GPU_QUEUE | Celery queue of the GPU stages; other executors ignore it | gpu |
 | MEGAPAIRS_GPU_STAGES | stages that take the GPU, separated by commas | recaption,embed,caption,judge,train,evaluate |
+| MEGAPAIRS_CODE | folder that holds tasks/ and params.yaml (code_folder.py) | the folder above plugins/ |
+| MEGAPAIRS_COMMIT | commit of that folder where it is no checkout (code_folder.py) | the checkout's |
 | MEGAPAIRS_GPU_POD | Kubernetes: Pod manifest laid over the pods of the GPU stages (pods.py) | empty: none |
 | MEGAPAIRS_RUNS | folder of the runs' worktrees, shared by all workers | none, required |
 | MEGAPAIRS_DATASET | the deployment's clone of the dataset repository, for open_run (stage.py) | none, required |
@@ -32,10 +34,11 @@ from typing import Any
 
 from airflow.sdk import Asset
 
+from megapairs.code_folder import code_folder
 from megapairs.pods import executor_config
 from tasks.names import slug
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = code_folder()
 
 DATASET_DAG = "dataset_refresh"
 MODEL_DAG = "bge_vl_finetune"

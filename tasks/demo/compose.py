@@ -93,7 +93,7 @@ def read_compose(path: Path, variables: Mapping[str, str]) -> dict[str, ComposeS
 
 
 def dockerfile_environment(path: Path) -> dict[str, str]:
-    """The variables that the image sets: those of its ENV lines."""
+    """The variables that the image sets: those of its ENV lines; build arguments are empty."""
     text = re.sub(r"\\\n\s*", " ", path.read_text(encoding="utf-8"))
     words = [word for line in re.findall(r"^ENV (.*)$", text, re.M) for word in line.split()]
-    return dict(word.split("=", 1) for word in words)
+    return dict(interpolate(word, {}).split("=", 1) for word in words)

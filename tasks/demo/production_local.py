@@ -140,6 +140,7 @@ class ProductionLocal(LocalAirflow):
             "SMTP_HOST": "127.0.0.1",
             "SMTP_PORT": str(self.ports["mail"]),
             "MEGAPAIRS_SCHEDULE": "",
+            "MEGAPAIRS_SOURCE_ROOTS": str(self.root),
             "MEGAPAIRS_DEFAULT_PROFILE": "test",
             "MEGAPAIRS_RETRY_DELAY_S": "3",
             "MEGAPAIRS_GPU_QUEUE": "gpu",

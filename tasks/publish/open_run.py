@@ -45,6 +45,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.locks import exclusive
 from tasks.names import run_date, slug
 from tasks.publish.allowed import Allowed, require_allowed
+from tasks.publish.code_versions import code_difference
 from tasks.publish.dvc_repo import checkout_data
 from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at, resolve_ref, tags
 from tasks.publish.publish import fetch
@@ -192,8 +193,11 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
         f"profile '{profile}': mine.windows of {', '.join(roles)} are not calibrated for its encoders; "
         "`python -m tasks calibrate` proposes windows for the trigger form or the profile's file"
     ]
+    warnings = warnings if roles else []
+    if difference := code_difference(clone, os.environ.get("MEGAPAIRS_AIRFLOW_COMMIT", ""), code):
+        warnings.append(difference)
     resolved = overlay(raw, {"open_run": {"date": date, "batch": batch}})
-    return RunPlan(resolved, params, code, data, batch, tuple(warnings if roles else ()))
+    return RunPlan(resolved, params, code, data, batch, tuple(warnings))
 
 
 def make_worktree(clone: Path, worktree: Path, commit: str) -> None:
@@ -280,7 +284,7 @@ def open_run(request: RunRequest, deployment: Deployment) -> StageReport:
     if plan.data:
         restore_version(worktree, plan.data, resolve_ref(clone, REMOTE_BRANCH))
         parent = (version_at(clone, plan.data) or {}).get("version")
-    facts = {"run_id": request.run_id, "kind": request.kind, "batch": plan.batch}
+    facts = {"run_id": request.run_id, "kind": request.kind, "batch": plan.batch, "warnings": list(plan.warnings)}
     write_bytes(marker, json.dumps({**facts, "parent": parent, "deployed": plan.code}).encode())
     after = f"version {plan.batch}, after {parent or 'nothing'}"
     after += f", profile {plan.params.profile}, code {plan.code[:12]}"

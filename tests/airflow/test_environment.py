@@ -56,7 +56,7 @@ def test_no_stage_sees_airflows_variables_and_each_sees_its_own_credentials(stag
     seen = stage_environment(WORKER, stage)
     assert not set(seen) & set(AIRFLOWS)
     assert seen.items() >= SEEN_BY_ALL.items()
-    assert bool(set(seen) & set(STORAGE)) == (stage in PUBLISHING | {"ingest"})
+    assert bool(set(seen) & set(STORAGE)) == (stage in PUBLISHING | {"ingest", "ingest_list", "ingest_fetch"})
     assert bool(set(seen) & set(GIT)) == (stage in PUBLISHING)
     assert bool(set(seen) & set(HUB)) == (stage in {"recaption", "embed", "caption", "judge", "train", "evaluate"})
 
