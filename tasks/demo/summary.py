@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PLUMBING = ("open_run", "close_run", "mine_parts")
-PARTS_ALONE = ("ingest_fetch", "mine_part", "evaluate_part")  # skipped where the work is one part
+PARTS_ALONE = ("ingest_list", "ingest_fetch", "mine_part", "evaluate_part")  # their stage counts what they did
 
 
 @dataclasses.dataclass

@@ -53,6 +53,24 @@ def test_incremental_adds_parts_and_shows_each_encoder():
     }
 
 
+def test_parts_of_an_encoder_add_up_and_what_a_stage_merges_is_counted_once():
+    tasks = [
+        done("ingest_list", new=9, done=9),
+        done("ingest_fetch", "1/2", new=5, done=5),
+        done("ingest", new=9, done=9),
+        done("embed", "semantic@1/2", new=10, done=10, reused=200),
+        done("embed", "semantic@2/2", new=7, done=7),
+        done("embed", "caption@1/2", new=9, done=9, reused=199),
+        done("mine_part", "semantic@1/2", new=3),
+    ]
+    assert count_increments(tasks) == {
+        "ingest": {"new": 9, "done": 9, "reused": 0},
+        "embed@semantic": {"new": 17, "done": 17, "reused": 200},
+        "embed@caption": {"new": 9, "done": 9, "reused": 199},
+        "embed": {"new": 17, "done": 17, "reused": 200},
+    }
+
+
 def test_a_line_says_counts_and_the_commonest_reason_first():
     report = {"read": 2200, "written": 2000, "dropped": {"undecodable": 3, "duplicate": 197}}
     assert counts_text(report) == "read 2,200, written 2,000, dropped 197 duplicate, 3 undecodable"
