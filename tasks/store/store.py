@@ -21,8 +21,10 @@ cache's own files).
 
 from __future__ import annotations
 
+import glob
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -298,9 +300,20 @@ class Store:
     # --- reports ------------------------------------------------------------------------------------------------
 
     def write_report(self, report: StageReport) -> None:
-        """Keep a stage's report beside the run (not versioned: it holds seconds)."""
-        name = report.stage + (f"@{report.part}" if report.part else "")
-        self.write_bytes(self.folder(".run", "reports", name.replace("/", "-of-") + ".json"), report.to_json().encode())
+        """Keep a stage's report beside the run (not versioned: it holds seconds).
+
+        Reports of the same work in another number of parts, from before a clear, go: they would count it twice.
+        """
+        name = (report.stage + (f"@{report.part}" if report.part else "")).replace("/", "-of-")
+        folder = self.folder(".run", "reports")
+        match = re.fullmatch(r"(.+)@\d+-of-(\d+)", name)
+        work, parts = (match[1], match[2]) if match else (name, "")
+        for path in folder.glob(f"{glob.escape(work)}@*-of-*.json"):
+            if re.fullmatch(rf"{re.escape(work)}@\d+-of-\d+", path.stem) and path.stem.rpartition("-")[2] != parts:
+                path.unlink(missing_ok=True)
+        if match and report.done:  # parts that a later call merges count nothing, and leave that call's report alone
+            (folder / f"{work}.json").unlink(missing_ok=True)
+        self.write_bytes(folder / f"{name}.json", report.to_json().encode())
 
     def read_reports(self) -> dict[str, StageReport]:
         """Per stage, the merged report of its parts in this run."""

@@ -58,6 +58,27 @@ def test_parts_add_up_in_a_merged_report():
     assert StageReport.from_json(merged.to_json()) == merged
 
 
+def test_work_done_again_in_another_number_of_parts_is_counted_once(tmp_path):
+    store = Store(tmp_path)
+
+    def done(stage: str) -> int:
+        return store.read_reports()[stage].done
+
+    for part in ("semantic@1/2", "semantic@2/2", "pattern@1/2"):
+        store.write_report(StageReport("embed", part=part, done=10))
+    assert done("embed") == 30
+    for part in ("semantic@1/3", "semantic@2/3", "semantic@3/3"):
+        store.write_report(StageReport("embed", part=part, done=7))
+    assert done("embed") == 31, "of another encoder nothing goes"
+    store.write_report(StageReport("embed", part="semantic", done=20))
+    assert done("embed") == 30
+    store.write_report(StageReport("embed", part="semantic@1/1", done=20))
+    assert done("embed") == 30
+    store.write_report(StageReport("mine", part="semantic", done=20))
+    store.write_report(StageReport("mine", part="semantic@1/2"))
+    assert done("mine") == 20, "a part that is merged counts nothing"
+
+
 def test_stable_ids_depend_on_where_the_parts_are_separated():
     assert stable_id("ab", "c") != stable_id("a", "bc")
 

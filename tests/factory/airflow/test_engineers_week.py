@@ -55,8 +55,9 @@ def test_a_flood_of_copies_stops_at_the_images_gate(factory: Factory, first_vers
     source = factory.source_copy("copies")
     poison_copies(source, seed=1, images=200, truth=factory.root / "copies.jsonl")
     before, seen = factory.published(), len(factory.inbox.mails)
-    state, states = factory.run({"sources": [{"name": "sample", "path": str(source)}]})
-    assert state == "failed"
+    sources = [{"name": "sample", "path": str(source)}]
+    state, states = factory.run({"sources": sources, "ingest": {"part_files": 80}})
+    assert state == "failed" and states["ingest_fetch"] == "success"
     assert (states["ingest"], states["validate_images"], states["recaption"]) == (
         "success",
         "failed",
@@ -79,8 +80,10 @@ def test_shuffled_captions_stop_at_the_pairs_gate(factory: Factory, first_versio
     source = factory.source_copy("captions")
     poison_captions(source, seed=3, images=60, offset=IMAGES, truth=factory.root / "captions.jsonl")
     before, seen = factory.published(), len(factory.inbox.mails)
-    state, states = factory.run({"sources": [{"name": "sample", "path": str(source)}]})
-    assert state == "failed"
+    sources = [{"name": "sample", "path": str(source)}]
+    in_parts = {stage: {"part_images": 25} for stage in ("recaption", "embed", "mine")}
+    state, states = factory.run({"sources": sources, "ingest": {"shard_images": 20}, **in_parts})
+    assert state == "failed" and states["ingest_fetch"] == "skipped" and states["mine_part"] == "success"
     assert (states["validate_images"], states["validate_pairs"], states["version"]) == (
         "success",
         "failed",
