@@ -27,4 +27,6 @@ FIND_LOST_MESSAGES = {
     "AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "1000",
     # The queued timeout is also the life of a waiting task's token; it must not end before the message is sent again.
     "AIRFLOW__API_AUTH__JWT_LEEWAY": "60",
+    # After a day, by default, Celery gives a task that still works to another worker and ends the first: 30 days.
+    "AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": "2592000",
 }

@@ -28,7 +28,7 @@ from tasks.doctor.places import check_disk, check_origin, check_remote, check_ru
 from tasks.errors import ConfigError, TasksError, TransientError
 from tasks.publish.git import resolve_ref
 from tasks.publish.open_run import Deployment, read_deployed_params
-from tasks.publish.run_conf import changes_from_conf
+from tasks.publish.run_conf import changes_from_conf, with_absolute_paths
 
 log = logging.getLogger(__name__)
 PROJECT = Path(__file__).resolve().parents[2]
@@ -70,9 +70,11 @@ def deployment_checks(conf: Mapping[str, Any], kind: str) -> list[Check]:
         deployed = read_deployed_params(deployment.clone, code)
         profile, changes = changes_from_conf(dict(conf), deployed)
         profile = profile or os.environ.get("MEGAPAIRS_DEFAULT_PROFILE") or deployed.get("profile")
-        params = parse_params(resolve(deployed, profile, changes), where=f"params.yaml at {deployment.deployed}")
+        raw = with_absolute_paths(resolve(deployed, profile, changes), deployment.sources_root or Path.cwd())
+        params = parse_params(raw, where=f"params.yaml at {deployment.deployed}")
     except TasksError as error:
-        return [*checks, Check("parameters", "fail", str(error), "mend params.yaml, or the value of the form")]
+        # open_run is their judge: it refuses them within seconds, too
+        return [*checks, Check("parameters", "warn", str(error), "mend params.yaml, or the value of the form")]
     checks.append(check_disk(deployment.clone, deployment.runs, params.open_run.limit))
     return [*checks, *check_servers(model_servers(params) if kind == "dataset" else [])]
 

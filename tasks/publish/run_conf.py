@@ -75,9 +75,14 @@ def with_absolute_paths(raw: dict[str, Any], root: Path) -> dict[str, Any]:
         raw: resolved parameters.
         root: where relative paths start.
     """
-    ingest: dict[str, Any] = {
-        "sources": [{**s, "path": absolute_path(s["path"], root)} for s in raw["ingest"].get("sources") or []]
-    }
+    ingest: dict[str, Any] = {}
+    if isinstance(sources := raw["ingest"].get("sources"), list):
+        ingest["sources"] = [
+            {**s, "path": absolute_path(s["path"], root)}
+            if isinstance(s, dict) and isinstance(s.get("path"), str)
+            else s
+            for s in sources
+        ]
     for name in ("blocklists", "benchmark_hashes"):
         if isinstance(paths := raw["ingest"].get(name), list):
             ingest[name] = [absolute_path(path, root) if isinstance(path, str) else path for path in paths]

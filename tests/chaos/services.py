@@ -75,10 +75,13 @@ class Stack:
 
         def is_running() -> bool:
             self.supervise()
+            with contextlib.suppress(TasksError):
+                newest = self.airflow.runs(DATASET_DAG)[-1:]
+                assert not newest or newest[0]["state"] != "failed", f"the run failed before stage {name} ran"
             found[:] = find_stages(self.place / "runs", name)
             return bool(found)
 
-        wait_until(is_running, f"stage {name} runs", poll_s=0.02, limit_s=RUN_LIMIT_S)
+        wait_until(is_running, f"stage {name} runs", poll_s=0.1, limit_s=RUN_LIMIT_S)
         return found[0]
 
     def supervise(self) -> None:

@@ -101,9 +101,16 @@ def test_what_is_missing_fails_with_the_next_step(
     assert got == code and text in error["message"]
 
 
-def test_a_wrong_value_of_the_form_is_found_here_already(deployment: Path, capsys: pytest.CaptureFixture[str]):
-    code, error = doctor(capsys, "--conf", '{"lmit": 5}')
-    assert code == 78 and "unknown key 'lmit'" in error["message"]
+def test_a_wrong_value_of_the_form_is_said_and_left_to_open_run(deployment: Path, capsys: pytest.CaptureFixture[str]):
+    code, result = doctor(capsys, "--conf", '{"lmit": 5}')
+    (found,) = [check for check in result["checks"] if check["name"] == "parameters"]
+    assert code == 0 and found["status"] == "warn" and "unknown key 'lmit'" in found["found"]
+
+
+@pytest.mark.parametrize("sources", ["photos", ["photos", "more"], [{"name": "a", "path": "photos"}]])
+def test_every_form_of_sources_is_understood(deployment: Path, capsys: pytest.CaptureFixture[str], sources: Any):
+    code, result = doctor(capsys, "--conf", json.dumps({"sources": sources}))
+    assert code == 0 and "parameters" not in {check["name"] for check in result["checks"]}
 
 
 def test_no_clone_is_the_first_thing_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """The trigger form's values: names, paths, and what must exist."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,3 +76,9 @@ def test_lists_of_images_are_found_below_the_root(tmp_path: Path):
         str(tmp_path / "takedown.txt"),
     )
     assert with_absolute_paths({"ingest": {"takedown": None}, "evaluate": {}}, tmp_path)["ingest"]["takedown"] is None
+
+
+@pytest.mark.parametrize("sources", ["photos", ["photos"], [{"name": "a"}], [{"path": 5}], {"path": "x"}])
+def test_sources_of_a_wrong_form_are_left_for_the_check_of_the_parameters(sources: Any, tmp_path: Path):
+    raw = {"ingest": {"sources": sources}, "evaluate": {}}
+    assert with_absolute_paths(raw, tmp_path)["ingest"]["sources"] == sources
