@@ -13,7 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from tasks.errors import ConfigError
+from tasks.caption.stage import run as run_caption
+from tasks.config import load_params
+from tasks.errors import ConfigError, DataError
 from tasks.store import Store
 from tests.support.parameters import raw_params
 from tests.support.served_model import FakeServer
@@ -91,11 +93,22 @@ def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
     return store
 
 
+def without_captions(store: Store, **recaption: Any) -> Store:
+    """The worktree with images that came without a caption."""
+    images = store.read_table("images").to_pylist()
+    rows = [{**row, "caption": None, "caption_source": None} for row in images]
+    store.write(store.table_path("images", BATCH), rows, "images")
+    params = yaml.safe_load((store.root / "params.yaml").read_text())
+    params["recaption"] |= recaption
+    store.write_bytes(store.root / "params.yaml", yaml.safe_dump(params).encode())
+    return store
+
+
 def run(stage: str, root: Path, project: Path, pid_file: Path | None = None) -> tuple[int, str]:
     """`python -m tasks <stage>`; exit code and output."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MEGAPAIRS")} | {"PYTHONPATH": str(project)}
     with subprocess.Popen(
-        [sys.executable, "-m", "tasks", stage],
+        [sys.executable, "-m", "tasks", *stage.split()],
         cwd=root,
         env=env,
         stdout=subprocess.PIPE,
@@ -109,7 +122,9 @@ def run(stage: str, root: Path, project: Path, pid_file: Path | None = None) -> 
 
 
 def tables(store: Store) -> dict[str, bytes]:
-    wanted = [p for t in ("captioned", "triplets", "dropped") for p in store.folder("data", t).rglob("*.parquet")]
+    wanted = [
+        p for t in ("captions", "captioned", "triplets", "dropped") for p in store.folder("data", t).rglob("*.parquet")
+    ]
     return {str(p.relative_to(store.root)): p.read_bytes() for p in sorted(wanted)}
 
 
@@ -229,3 +244,43 @@ def test_a_spent_budget_ends_the_stage_and_a_larger_one_continues_it(tmp_path: P
     assert {k: v for k, v in tables(small).items() if "captioned" in k} == {
         k: v for k, v in tables(whole).items() if "captioned" in k
     }
+
+
+@pytest.mark.slow
+def test_recaption_killed_in_the_middle_makes_the_same_captions_and_pays_nothing_twice(
+    tmp_path: Path, project: Path, server: FakeServer
+):
+    chunks = {"chunk_images": 4}
+    whole = without_captions(worktree(tmp_path / "whole", project, server()), **chunks)
+    assert run("recaption", whole.root, project)[0] == 0
+    once = server.paid()
+    assert len(once) == len(set(once)) == PAIRS + 1 == whole.read_table("captions").num_rows
+
+    server.forget()
+    killed = without_captions(worktree(tmp_path / "killed", project, server(kill=[str(tmp_path / "pid"), 7])), **chunks)
+    code, output = run("recaption", killed.root, project, tmp_path / "pid")
+    assert code == -signal.SIGKILL and len(killed.table_files("captions")) == 1, output
+    server()
+    for part in ("2/2", "1/2"):  # what is left may as well be done in parts
+        code, output = run(f"recaption --part {part}", killed.root, project)
+        assert code == 0, output
+    assert tables(killed) == tables(whole)
+    assert set(server.paid()) == set(once) and len(server.paid()) - len(once) <= 4  # in_flight
+
+
+def test_a_bad_pair_is_a_row_of_a_green_stage_and_a_bad_server_an_error_that_says_so(
+    tmp_path: Path, project: Path, server: FakeServer
+):
+    """The instructions of one style are refused by the writer; then everything is."""
+
+    def caption(name: str, bad: str, **changes: Any) -> Store:
+        store = worktree(tmp_path / name, project, server(bad=[bad, 400]), **changes)
+        run_caption(load_params(store.root / "params.yaml"), store)
+        return store
+
+    store = caption("tree", "style: question", refused_share_max=1.0)
+    assert {tuple(row["styles"]) for row in store.read_table("captioned").to_pylist()} == {("imperative",)}
+    with pytest.raises(DataError, match=r"caption.refused_share_max: 5 of 5 rows were refused.*aspect ratio"):
+        caption("strict", "style: question")
+    with pytest.raises(ConfigError, match="the server refuses every request for 'tiny': 400 .*aspect ratio"):
+        caption("none", "model")
