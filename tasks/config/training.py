@@ -108,6 +108,14 @@ class TrainConfig(Section):
         (),
         description="Further training datasets. Each batch comes from one dataset, drawn with its weight.",
     )
+    faulty_records_share_max: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Largest share of a further dataset's records that may be damaged or name a missing or broken "
+        "image, 0 to 1. Such records are left out and counted; with a larger share, and more than three, training "
+        "stops.",
+    )
     cache_chunk: int | None = Field(
         None,
         ge=1,
@@ -179,6 +187,13 @@ class EvaluateConfig(Section):
         "instruction, {shared_concept} for what both images show."
     )
     batch_images: int = Field(ge=1, description="Images in one call of the model, a count.")
+    dropped_queries_share_max: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Largest share of a benchmark's queries that may be left out because an image of theirs is missing "
+        "or broken, 0 to 1. The report counts them; with a larger share, and more than three, evaluation stops.",
+    )
     part_scorings: int = Field(
         3, ge=1, description="Scorings (one model on one benchmark) in one part, a count: " + PART
     )

@@ -10,6 +10,7 @@ from tasks.config import BenchmarkConfig, Params
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Query, Task
 from tasks.evaluate.protocols.base import fill_template
+from tasks.evaluate.readable import with_readable_images
 from tasks.store import Store
 from tasks.train.splits import held_out_images
 
@@ -79,13 +80,16 @@ def read_benchmarks(params: Params, store: Store, triplets: Sequence[Mapping[str
 
     Raises:
         ConfigError: two of the same name.
+        DataError: too large a share of a benchmark's queries needs an image that is missing or broken.
     """
     config = params.evaluate
     if not config.benchmark:
         return [held_out_benchmark(triplets, params.train.held_out_share, config.template, store.read_image)]
+    share_max = config.dropped_queries_share_max
     if isinstance(config.benchmark, str):
-        return [read_benchmark(Path(config.benchmark), config.template)]
+        return [with_readable_images(read_benchmark(Path(config.benchmark), config.template), share_max)]
     named: Sequence[BenchmarkConfig] = config.benchmark
     if len({b.name for b in named}) < len(named):
         raise ConfigError(f"evaluate.benchmark: names must differ, found {[b.name for b in named]}")
-    return [PROTOCOLS[b.protocol].read(Path(b.path), b.split, b.template, b.name) for b in named]
+    read = (PROTOCOLS[b.protocol].read(Path(b.path), b.split, b.template, b.name) for b in named)
+    return [with_readable_images(benchmark, share_max) for benchmark in read]

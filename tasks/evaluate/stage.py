@@ -31,6 +31,7 @@ from tasks.evaluate.benchmarks import read_benchmarks
 from tasks.evaluate.bootstrap import LEVEL, RESAMPLES
 from tasks.evaluate.contamination import Fingerprint, FingerprintRecorder, contamination_report, training_fingerprints
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark
+from tasks.evaluate.readable import dropped_note
 from tasks.evaluate.retrieval import QUERY_MODES, RetrievalResult, retrieve
 from tasks.evaluate.scores import benchmark_report
 from tasks.evaluate.scoring import Scoring, ScoringFiles, of_part
@@ -120,6 +121,8 @@ def score_benchmarks(params: Params, benchmarks: Sequence[Benchmark], results: R
     for n, benchmark in enumerate(benchmarks):
         metric = PROTOCOLS[benchmark.protocol].main_metric if n else params.promote.metric
         sections[benchmark.name] = benchmark_report(benchmark, results[benchmark.name], metric, params.open_run.seed)
+        if note := dropped_note(benchmark):
+            sections[benchmark.name]["left_out"] = note
     return sections
 
 
@@ -171,6 +174,7 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
         new=len(models),
         done=len(models),
         figures=report_figures(evaluation),
+        notes=[note for b in benchmarks if (note := dropped_note(b))],
     )
 
 

@@ -15,7 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from tasks.train.batches import Example, WeightedDataset, training_examples
 from tasks.train.checks import check_images
 from tasks.train.splits import held_out_images
 
+FAULTS = ("damaged_record", "missing_image", "broken_image", "unsafe_path")  # why a record cannot be used
+FREE_RECORDS = 3  # records that may be faulty whatever their share
 IMAGE_TOKEN = re.compile(r"<\|image_\d+\|>|<image>|<\|image_pad\|>")
 
 
@@ -70,70 +72,159 @@ def mmeb_example(record: Mapping[str, Any]) -> Example | str:
 PARSERS = {"megapairs": megapairs_example, "mmeb": mmeb_example}
 
 
-def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, record) of a JSONL file, or of all in a folder, in order of name.
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """(file:line, record) of a JSONL file, or of all in a folder, in order of name; of a damaged line, what is wrong.
 
     Raises:
         ConfigError: nothing there.
-        DataError: a line that is no JSON object.
     """
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not all(f.is_file() for f in files):
         raise ConfigError(f"{path}: expected a JSONL file or a folder of them ('train.datasets')")
     for file in files:
-        with open(file, encoding="utf-8") as lines:
+        with open(file, encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{file}:{number}: not JSON ({error})") from error
-                if not isinstance(record, dict):
-                    raise DataError(f"{file}:{number}: expected an object, found {type(record).__name__}")
-                yield f"{file}:{number}", record
+                except (ValueError, RecursionError) as error:
+                    yield f"{file}:{number}", f"not JSON ({error})"
+                    continue
+                is_record = isinstance(record, dict)
+                yield f"{file}:{number}", record if is_record else f"expected an object, found {type(record).__name__}"
 
 
-def read_dataset(config: MixedDatasetConfig) -> tuple[list[Example], dict[str, Path], Counter[str]]:
-    """Read one of `train.datasets`.
+class RecordImages:
+    """The images that a dataset's records name; each file is looked at once."""
 
+    def __init__(self, config: MixedDatasetConfig) -> None:
+        self.name, self.root = config.name, Path(config.images)
+        self.files: dict[str, Path] = {}
+        self._faults: dict[str, tuple[str, str] | None] = {}
+
+    def fault(self, image: str) -> tuple[str, str] | None:
+        """Why an image cannot be used: (reason, a sentence); None where it can."""
+        if image not in self._faults:
+            self._faults[image] = self._look(image)
+            if self._faults[image] is None:
+                self.files[self.image_id(image)] = self.root / image
+        return self._faults[image]
+
+    def image_id(self, image: str) -> str:
+        """Its id in examples."""
+        return f"{self.name}:{image}"
+
+    def _look(self, image: str) -> tuple[str, str] | None:
+        file = self.root / image
+        if "\0" in image or not file.resolve().is_relative_to(self.root.resolve()):
+            return "unsafe_path", f"image {image!r} lies outside {self.root}"
+        if not file.is_file():
+            return "missing_image", f"image {file} is missing; 'train.datasets' names the folder in `images`"
+        return None if is_readable(file) else ("broken_image", f"image {file} cannot be decoded")
+
+
+def is_readable(file: Path) -> bool:
+    """Whether an image decodes to its end; a JPEG at an eighth of its size, which reads all of it in little time."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", (1, 1))
+            image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, MemoryError):
+        return False
+    return True
+
+
+@dataclass
+class DroppedRecords:
+    """Records that are left out.
+
+    Attributes:
+        counts: by reason.
+        faulty: those of FAULTS, a count.
+        first: what is wrong with the first few of these, each with its place.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faulty: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, reason: str, where: str, detail: str = "") -> None:
+        """Count one; `detail` is what is wrong with a faulty one."""
+        self.counts[reason] += 1
+        if reason in FAULTS:
+            self.faulty += 1
+            if len(self.first) < 3:
+                self.first.append(f"{where}: {detail}")
+
+    def require_few(self, path: str, records: int, share_max: float) -> None:
+        """Raise where so many records are faulty that the dataset cannot be meant.
+
+        Raises:
+            DataError: more than FREE_RECORDS and more than this share.
+        """
+        if self.faulty > max(FREE_RECORDS, share_max * records):
+            raise DataError(
+                f"{path}: {self.faulty} of {records} records cannot be used, at most {share_max:g} of them may; "
+                f"{'; '.join(self.first)}; correct `path` or `images` of 'train.datasets', or raise "
+                "train.faulty_records_share_max"
+            )
+
+
+def read_dataset(
+    config: MixedDatasetConfig, faulty_share_max: float = 0.05
+) -> tuple[list[Example], dict[str, Path], Counter[str]]:
+    """Read one of `train.datasets`; a record that cannot be used is left out and counted.
+
+    Args:
+        config: the dataset.
+        faulty_share_max: largest share of records of FAULTS, 0 to 1.
     Returns:
         Its examples, image id ("<dataset>:<path>") -> file, and how many records were left out, by reason.
     Raises:
-        DataError: a record without its format's keys, an image that is not there, or no example at all.
+        DataError: too large a share of faulty records, or no example at all.
         ConfigError: no such file.
     """
-    root, parse = Path(config.images), PARSERS[config.format]
+    images, parse, dropped = RecordImages(config), PARSERS[config.format], DroppedRecords()
     examples: list[Example] = []
-    files: dict[str, Path] = {}
-    dropped: Counter[str] = Counter()
-
-    def add_file(image: str, where: str) -> str:
-        image_id = f"{config.name}:{image}"
-        if image_id not in files:
-            file = root / image
-            if not file.resolve().is_relative_to(root.resolve()):
-                raise DataError(f"{where}: image {image!r} lies outside {root}")
-            if not file.is_file():
-                raise DataError(f"{where}: image {file} is missing; 'train.datasets' names the folder in `images`")
-            files[image_id] = file
-        return image_id
-
+    records = 0
     for where, record in read_records(Path(config.path)):
+        records += 1
+        if isinstance(record, str):
+            dropped.add("damaged_record", where, record)
+            continue
         try:
             example = parse(record)
         except KeyError as error:
-            raise DataError(
-                f"{where}: key {error} is missing in a record of format '{config.format}'; found {sorted(record)}"
-            ) from error
-        if isinstance(example, str):
-            dropped[example] += 1
+            found = f"key {error} is missing in a record of format '{config.format}'; found {sorted(record)}"
+            dropped.add("damaged_record", where, found)
             continue
-        query, target, *negatives = (add_file(i, where) for i in (example.query, example.target, *example.negatives))
-        examples.append(Example(query, target, tuple(negatives), example.instructions))
+        if isinstance(example, str):
+            dropped.add(example, where)
+            continue
+        named = (example.query, example.target, *example.negatives)
+        faults = {image: fault for image in named if (fault := images.fault(image))}
+        if essential := [faults[image] for image in named[:2] if image in faults]:
+            dropped.add(*_at(where, essential[0]))
+            continue
+        for image in dict.fromkeys(example.negatives):
+            if image in faults:  # the record stays, without this negative
+                dropped.counts[f"negative_{faults[image][0]}"] += 1
+        negatives = tuple(images.image_id(image) for image in example.negatives if image not in faults)
+        query, target = images.image_id(example.query), images.image_id(example.target)
+        examples.append(Example(query, target, negatives, example.instructions))
     if not examples:
-        raise DataError(f"{config.path}: no record to train on; left out: {dict(dropped)}")
-    return examples, files, dropped
+        detail = "".join(f"; {first}" for first in dropped.first)
+        raise DataError(f"{config.path}: no record to train on; left out: {dict(dropped.counts)}{detail}")
+    dropped.require_few(config.path, records, faulty_share_max)
+    return examples, images.files, dropped.counts
+
+
+def _at(where: str, fault: tuple[str, str]) -> tuple[str, str, str]:
+    """A fault as arguments of `DroppedRecords.add`."""
+    return fault[0], where, fault[1]
 
 
 @dataclass(frozen=True)
@@ -180,7 +271,7 @@ def read_training_set(config: TrainConfig, store: Store) -> TrainingSet:
     check_images(examples, store)
     more, files, dropped = [], dict[str, Path](), Counter({"held_out": len(triplets) - len(examples)})
     for dataset in config.datasets:
-        other_examples, other_files, other_dropped = read_dataset(dataset)
+        other_examples, other_files, other_dropped = read_dataset(dataset, config.faulty_records_share_max)
         more.append(WeightedDataset(other_examples, dataset.weight))
         files |= other_files
         dropped.update(other_dropped)

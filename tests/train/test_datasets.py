@@ -67,8 +67,8 @@ def test_records_of_mmeb_count_with_images_on_both_sides(folder: Path):
 
 def test_errors_name_the_file_and_the_line(folder: Path):
     good = {"q_img": "q.png", "q_text": ["x"], "t_img": "t.png", "hns": []}
-    with pytest.raises(DataError, match=r"megapairs.jsonl:2: image .*gone.png is missing"):
-        read_dataset(write_dataset(folder, "megapairs", good, good | {"t_img": "gone.png"}))
+    with pytest.raises(DataError, match=r"megapairs.jsonl:1: image .*gone.png is missing"):
+        read_dataset(write_dataset(folder, "megapairs", good | {"t_img": "gone.png"}))
     with pytest.raises(DataError, match="lies outside"):
         read_dataset(write_dataset(folder, "megapairs", good | {"t_img": "../../etc/passwd"}))
     with pytest.raises(
@@ -83,3 +83,39 @@ def test_errors_name_the_file_and_the_line(folder: Path):
         read_dataset(config)
     with pytest.raises(ConfigError, match="expected a JSONL file"):
         read_dataset(config.model_copy(update={"path": str(folder / "nowhere")}))
+
+
+def test_a_record_that_cannot_be_used_is_left_out_and_counted(folder: Path):
+    good = {"q_img": "q.png", "q_text": ["x"], "t_img": "t.png", "hns": ["n1.png"]}
+    content = (folder / "images" / "q.png").read_bytes()
+    (folder / "images" / "cut.png").write_bytes(content[: len(content) // 2])
+    Image.effect_noise((300, 300), 90).convert("RGB").save(folder / "whole.jpg")
+    (folder / "images" / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:-5000])
+    (folder / "images" / "text.png").write_text("no image")
+    bad = [
+        good | {"t_img": "gone.png"},
+        good | {"q_img": "cut.png"},
+        good | {"q_img": "cut.jpg"},
+        good | {"t_img": "text.png"},
+        good | {"t_img": "../whole.jpg"},
+        {"text": 1},
+    ]
+    config = write_dataset(folder, "megapairs", *[good] * 200, *bad, good | {"hns": ["gone.png", "n2.png"]})
+    with open(config.path, "ab") as f:
+        f.write(b'{"q_img": "\xff\n[1]\n')
+    examples, files, dropped = read_dataset(config)
+    assert len(examples) == 201 and examples[-1].negatives == ("megapairs:n2.png",)
+    assert dropped == {
+        "missing_image": 1,
+        "broken_image": 3,
+        "unsafe_path": 1,
+        "damaged_record": 3,
+        "negative_missing_image": 1,
+    }
+    assert sorted(files) == [f"megapairs:{name}.png" for name in ("n1", "n2", "q", "t")]
+    with pytest.raises(
+        DataError, match="8 of 209 records cannot be used, at most 0.01 of them may.*gone.png is missing"
+    ):
+        read_dataset(config, 0.01)
+    few, _, _ = read_dataset(write_dataset(folder, "megapairs", good, *bad[:3]), 0.01)  # three are free
+    assert len(few) == 1

@@ -78,6 +78,36 @@ class Task:
         return {key: n for n, key in enumerate(self.gallery)}
 
 
+@dataclass
+class DroppedQueries:
+    """Queries of a benchmark's files that cannot be used.
+
+    Attributes:
+        count: how many.
+        gallery_images: images that are missing from the galleries, a count.
+        first: what is wrong with the first few.
+    """
+
+    count: int = 0
+    gallery_images: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, detail: str) -> None:
+        """Count one."""
+        self.count += 1
+        if len(self.first) < 3:
+            self.first.append(detail)
+
+    def require_some(self, kept: int) -> None:
+        """Raise where nothing is left.
+
+        Raises:
+            DataError: no query can be used.
+        """
+        if self.count and not kept:
+            raise DataError(f"{'; '.join(self.first)}; no query of the benchmark is left; download its files again")
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark, read from its files.
@@ -90,6 +120,7 @@ class Benchmark:
         tasks: at least one.
         read_image: image key -> image, RGB.
         items: gallery key -> entry, for galleries that hold more than images.
+        dropped: queries of the files that are left out.
     """
 
     name: str
@@ -99,6 +130,7 @@ class Benchmark:
     tasks: list[Task]
     read_image: Callable[[str], Image]
     items: Mapping[str, GalleryItem] = field(default_factory=dict)
+    dropped: DroppedQueries = field(default_factory=lambda: DroppedQueries())
 
     def item(self, key: str) -> GalleryItem:
         """The gallery entry of a key."""

@@ -22,6 +22,7 @@ from tasks.evaluate.metrics import RANKS, average_precision_at_ranks
 from tasks.evaluate.protocols.base import (
     IMAGE_SUFFIXES,
     Benchmark,
+    DroppedQueries,
     Prediction,
     Protocol,
     Query,
@@ -71,7 +72,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
     Raises:
         ConfigError: files that are not there, a template without {relative_caption}.
-        DataError: an annotation names an image that is not there.
+        DataError: no annotation is left whose images are there, or a target that is not among its ground truths.
     """
     template = TEMPLATE if template is None else template
     if "{relative_caption}" not in template:
@@ -85,12 +86,16 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     images = first_existing(folder, "COCO2017_unlabeled/unlabeled2017", "unlabeled2017", "images")
     files = image_files(images)
     gallery = sorted(files, key=lambda stem: (len(stem), stem))
+    queries, dropped = [], DroppedQueries()
     for a in annotations:
         named = [a["reference_img_id"], *([a["target_img_id"], *a["gt_img_ids"]] if "target_img_id" in a else [])]
         if missing := [i for i in named if str(i) not in files]:
-            raise DataError(f"{path}: query {a['id']} names images {missing[:3]} that are not in {images}")
-    task = Task("", [parse_query(a, template) for a in annotations], gallery)
-    return Benchmark(name, "circo", split, {"": template}, [task], image_reader(files))
+            dropped.add(f"{path}: query {a['id']} names images {missing[:3]} that are not in {images}")
+        else:
+            queries.append(parse_query(a, template))
+    dropped.require_some(len(queries))
+    task = Task("", queries, gallery)
+    return Benchmark(name, "circo", split, {"": template}, [task], image_reader(files), dropped=dropped)
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:

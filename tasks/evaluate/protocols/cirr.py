@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.errors import DataError
 from tasks.evaluate.protocols.base import (
     Benchmark,
+    DroppedQueries,
     Prediction,
     Protocol,
     Query,
@@ -41,7 +41,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
     Raises:
         ConfigError: files that are not there.
-        DataError: a query names an image that the split does not list.
+        DataError: no query is left whose images the split lists.
     """
     split = {"test": "test1"}.get(split, split)
     template = TEMPLATE if template is None else template
@@ -53,17 +53,19 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
             folder, *(f"{parent}split.rc2.{split}.json" for parent in ("image_splits/", "cirr/image_splits/", ""))
         )
     )
-    queries = []
+    queries, dropped = [], DroppedQueries()
     for a in read_json(captions):
         target = [a["target_hard"]] if "target_hard" in a else []
         members = a["img_set"]["members"]
         if missing := [i for i in (a["reference"], *target, *members) if i not in paths]:
-            raise DataError(f"{captions}: query {a['pairid']} names images {missing[:3]} that the split does not list")
+            dropped.add(f"{captions}: query {a['pairid']} names images {missing[:3]} that the split does not list")
+            continue
         text = fill_template(template, {"relative_caption": a["caption"]})
         subset = tuple(i for i in members if i != a["reference"])
         queries.append(Query(str(a["pairid"]), a["reference"], text, tuple(target), subset=subset))
-    files = {key: folder / path for key, path in paths.items()}
-    return Benchmark(name, "cirr", split, {"": template}, [Task("", queries, list(paths))], image_reader(files))
+    dropped.require_some(len(queries))
+    files, tasks = {key: folder / path for key, path in paths.items()}, [Task("", queries, list(paths))]
+    return Benchmark(name, "cirr", split, {"": template}, tasks, image_reader(files), dropped=dropped)
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:

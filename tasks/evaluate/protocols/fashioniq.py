@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.errors import DataError
 from tasks.evaluate.protocols.base import (
     IMAGE_SUFFIXES,
     Benchmark,
+    DroppedQueries,
     Prediction,
     Protocol,
     Query,
@@ -40,10 +40,10 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
 
     Raises:
         ConfigError: files that are not there.
-        DataError: a query names an image that its split does not list, or has not two captions.
+        DataError: a category without a query whose images its split lists and that has two captions.
     """
     template = TEMPLATE if template is None else template
-    tasks = []
+    tasks, dropped = [], DroppedQueries()
     for category in CATEGORIES:
         path = first_existing(folder, *(f"{parent}cap.{category}.{split}.json" for parent in ("captions/", "")))
         gallery = read_json(
@@ -53,18 +53,21 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         queries = []
         for n, a in enumerate(read_json(path)):
             if missing := [i for i in (a["candidate"], a["target"]) if i not in known]:
-                raise DataError(f"{path}: query {n} names images {missing} that the split does not list")
+                dropped.add(f"{path}: query {n} names images {missing} that the split does not list")
+                continue
             if len(a["captions"]) != 2:
-                raise DataError(f"{path}: query {n} has {len(a['captions'])} captions; expected 2")
+                dropped.add(f"{path}: query {n} has {len(a['captions'])} captions; expected 2")
+                continue
             one, two = a["captions"]
             texts = tuple(
                 fill_template(template, {"caption_1": x, "caption_2": y}) for x, y in ((one, two), (two, one))
             )
             queries.append(Query(f"{category}:{n}", a["candidate"], texts[0], (a["target"],), texts))
+        dropped.require_some(len(queries))
         tasks.append(Task(category, queries, gallery))
     images = folder / "images"
     files = {f.stem: f for f in images.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES} if images.is_dir() else {}
-    return Benchmark(name, "fashioniq", split, {"": template}, tasks, image_reader(files))
+    return Benchmark(name, "fashioniq", split, {"": template}, tasks, image_reader(files), dropped=dropped)
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:

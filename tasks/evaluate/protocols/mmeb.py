@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError
 from tasks.evaluate.protocols.base import (
     Benchmark,
+    DroppedQueries,
     GalleryItem,
     Prediction,
     Protocol,
@@ -52,21 +53,30 @@ def strip_image_tokens(text: str | None) -> str:
     return (text or "").strip()
 
 
-def build_task(name: str, rows: Sequence[Mapping[str, Any]], template: str, items: dict[str, GalleryItem]) -> Task:
+def build_task(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    template: str,
+    items: dict[str, GalleryItem],
+    dropped: DroppedQueries,
+) -> Task:
     """One dataset; its candidates are added to `items` under keys "<dataset>:<n>", equal ones under one key.
 
+    A row without candidates, or with lists of different lengths, is counted in `dropped`.
+
     Raises:
-        DataError: a row without candidates, or with lists of different lengths.
+        DataError: no row is left.
     """
     keys: dict[GalleryItem, str] = {}
     queries = []
     for n, row in enumerate(rows):
         texts, paths = row["tgt_text"], row["tgt_img_path"]
-        if not texts or len(texts) != len(paths):
-            raise DataError(
-                f"MMEB {name}: row {n} has {len(texts)} texts and {len(paths)} images as candidates; expected as many "
-                "of both, at least one"
+        if not texts or len(texts) != len(paths or ()):
+            dropped.add(
+                f"MMEB {name}: row {n} has {len(texts or ())} texts and {len(paths or ())} images as candidates; "
+                "expected as many of both, at least one"
             )
+            continue
         candidates = []
         for text, image in zip(texts, paths, strict=True):
             item = GalleryItem(image or None, strip_image_tokens(text))
@@ -75,6 +85,7 @@ def build_task(name: str, rows: Sequence[Mapping[str, Any]], template: str, item
         text = strip_image_tokens(fill_template(template, {"qry_text": row["qry_text"] or ""}))
         reference = row["qry_img_path"] or None
         queries.append(Query(f"{name}:{n}", reference, text, (candidates[0],), candidates=tuple(candidates)))
+    dropped.require_some(len(queries))
     items.update({key: item for item, key in keys.items()})
     return Task(name, queries, list(keys.values()))
 
@@ -96,11 +107,12 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
             f"{folder}: no <dataset>.jsonl and no <dataset>/*.parquet; `path` names the folder of MMEB-eval"
         )
     items: dict[str, GalleryItem] = {}
-    tasks = [build_task(dataset, read_rows(path), template, items) for dataset, path in datasets.items()]
+    dropped = DroppedQueries()
+    tasks = [build_task(dataset, read_rows(path), template, items, dropped) for dataset, path in datasets.items()]
     images = next((folder / p for p in ("eval_images", "images") if (folder / p).is_dir()), folder)
     keys = {q.reference for t in tasks for q in t.queries} | {i.image for i in items.values()}
     files = {key: images / key for key in keys if key}
-    return Benchmark(name, "mmeb", split, {"": template}, tasks, image_reader(files), items)
+    return Benchmark(name, "mmeb", split, {"": template}, tasks, image_reader(files), items, dropped)
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:

@@ -1,0 +1,81 @@
+"""Leave out of a benchmark what needs an image that is missing or broken; count it, and refuse too large a share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from tasks.errors import DataError
+from tasks.evaluate.protocols import Benchmark, Query, Task
+
+FREE_QUERIES = 3  # queries that may be left out whatever their share
+THREADS = 8  # that decode images
+
+
+def unreadable_images(benchmark: Benchmark) -> dict[str, str]:
+    """Key -> what is wrong, of every image of a benchmark that does not decode to its end."""
+
+    def fault(key: str) -> str | None:
+        try:
+            benchmark.read_image(key).close()
+        except (OSError, ValueError, SyntaxError, EOFError, DataError) as error:
+            return str(error)[:200]
+        return None
+
+    keys = benchmark.image_keys()
+    with ThreadPoolExecutor(THREADS) as pool:
+        return {key: text for key, text in zip(keys, pool.map(fault, keys), strict=True) if text is not None}
+
+
+def with_readable_images(benchmark: Benchmark, share_max: float) -> Benchmark:
+    """The benchmark without the gallery entries, and without the queries, that an unreadable image is part of.
+
+    A query goes with its reference image, an answer, a candidate of its own or a member of its subset: without one of
+    them it would be another, easier query.
+
+    Args:
+        benchmark: as its protocol read it.
+        share_max: largest share of its queries that may be left out, 0 to 1.
+    Raises:
+        DataError: a larger share, or a task without a query that is left.
+    """
+    faults, dropped, tasks = unreadable_images(benchmark), benchmark.dropped, []
+    bad_items = {key for task in benchmark.tasks for key in task.gallery if benchmark.item(key).image in faults}
+    dropped.gallery_images += len({benchmark.item(key).image for key in bad_items})
+    queries = dropped.count + sum(len(task.queries) for task in benchmark.tasks)
+    for task in benchmark.tasks:
+        kept = []
+        for query in task.queries:
+            image = query.reference if query.reference in faults else _first_bad(query, bad_items)
+            if image is None:
+                kept.append(query)
+            else:
+                fault = faults.get(image) or faults[str(benchmark.item(image).image)]
+                dropped.add(f"query {query.query_id}: {fault}")
+        dropped.require_some(len(kept))
+        tasks.append(Task(task.name, kept, [key for key in task.gallery if key not in bad_items]))
+    if dropped.count > max(FREE_QUERIES, share_max * queries):
+        raise DataError(
+            f"evaluate.benchmark: {benchmark.name}: {dropped.count} of {queries} queries cannot be used, at most "
+            f"{share_max:g} of them may; {'; '.join(dropped.first)}; add the images, or raise "
+            "evaluate.dropped_queries_share_max"
+        )
+    return replace(benchmark, tasks=tasks) if faults else benchmark
+
+
+def _first_bad(query: Query, bad_items: set[str]) -> str | None:
+    named: Sequence[str] = (*query.ground_truths, *query.candidates, *query.subset)
+    return next((key for key in named if key in bad_items), None)
+
+
+def dropped_note(benchmark: Benchmark) -> str | None:
+    """A sentence about what is left out; None where nothing is."""
+    dropped = benchmark.dropped
+    if not dropped.count and not dropped.gallery_images:
+        return None
+    first = f": {'; '.join(dropped.first)}" if dropped.first else ""
+    return (
+        f"benchmark {benchmark.name}: {dropped.count} queries and {dropped.gallery_images} gallery images are left out"
+        f"{first}"
+    )
