@@ -15,7 +15,6 @@ What the deployed params.yaml names is allowed too. A refusal is a ConfigError w
 
 from __future__ import annotations
 
-import glob
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,10 +24,10 @@ from urllib.parse import urlsplit
 
 from tasks.config import Params, SourceConfig
 from tasks.errors import ConfigError
+from tasks.sources.folder import walk
+from tasks.sources.patterns import compile_pattern, split_pattern
 
 SOURCE_ROOTS, MODEL_HOSTS = "MEGAPAIRS_SOURCE_ROOTS", "MEGAPAIRS_MODEL_HOSTS"
-WILDCARDS = "*?["
-MATCHES = 10_000  # of a path with a wildcard, whose links are looked at
 
 
 @dataclass(frozen=True)
@@ -101,24 +100,23 @@ class Allowed:
         )
 
     def _resolved(self, path: str) -> Path:
-        """A path, absolute and without links; of one with a wildcard, the part before it."""
-        parts = Path(path).parts
-        first = next((n for n, part in enumerate(parts) if any(c in part for c in WILDCARDS)), len(parts))
-        fixed = self.base.joinpath(*parts[:first])
-        literal = self.base.joinpath(path)
-        return literal.resolve() if first == len(parts) or literal.exists() else fixed.resolve()
+        """A path, absolute and without links; of one with a wildcard, the folders before it."""
+        literal = self.base / path
+        return literal.resolve() if literal.exists() else Path(split_pattern(str(literal))[0]).resolve()
 
     def has_path(self, path: str) -> bool:
-        """Whether a local path or an s3:// address may be read; of one with a wildcard, all that it matches."""
+        """Whether a local path or an s3:// address may be read; of one with a wildcard, every link that it matches."""
         if "://" in path:
             return self.s3_prefixes is None or any(_is_below(path, prefix) for prefix in self.s3_prefixes)
-        matches = [self._resolved(path)]
-        if any(c in path for c in WILDCARDS):
-            if ".." in Path(path).parts:
-                return False
-            found = glob.iglob(str(self.base / path), recursive=True)
-            matches += [Path(match).resolve() for match, _ in zip(found, range(MATCHES), strict=False)]
-        return all(self._is_open(match) for match in matches)
+        folder, pattern = split_pattern(str(self.base / path))
+        if not self._is_open(self._resolved(path)):
+            return False
+        if not pattern or (self.base / path).exists() or not Path(folder).is_dir():
+            return True
+        wanted = compile_pattern(pattern)
+        found = walk(Path(folder)) if ".." not in pattern.split("/") else ()
+        links = [file for inside, file in found if file.is_symlink() and wanted.matches_or_holds(inside)]
+        return all(self._is_open(link.resolve()) for link in links)
 
     def _is_open(self, path: Path) -> bool:
         if any(path.is_relative_to(root) for root in self.roots):
@@ -230,12 +228,8 @@ def require_allowed(params: Params, allowed: Allowed) -> None:
 
 
 def _require_model_server(name: str, url: str, allowed: Allowed) -> None:
-    """Raise ConfigError where an address holds credentials or is none of a model server of the deployment."""
-    if "@" in url:  # wherever it stands: parsers differ in where a host begins
-        raise ConfigError(
-            f"{name}: the address holds a user name or a password; expected http://host:port/v1; give keys of model "
-            "servers in the environment of the stages"
-        )
+    """Raise ConfigError where an address is none of a model server of the deployment. It holds no credentials: the
+    parameters' own check refuses them."""
     if not url.startswith(("http://", "https://")) or not allowed.has_host(url):
         raise ConfigError(
             f"{name}: {url} is no model server of this deployment; expected http:// or https:// and a host of "

@@ -25,7 +25,8 @@ def roots(tmp_path: Path) -> Path:
     for name in ("open/images", "open/more", "closed/images"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "open" / "link").symlink_to(tmp_path / "closed")
-    (tmp_path / "open" / "more" / "link").symlink_to(tmp_path / "closed" / "images")
+    (tmp_path / "closed" / "a.tar").touch()
+    (tmp_path / "open" / "a.tar").symlink_to(tmp_path / "closed" / "a.tar")
     (tmp_path / "opened").mkdir()
     return tmp_path
 
@@ -52,9 +53,11 @@ def test_what_lies_below_a_root_is_read(path: str, roots: Path):
         "{}/open/../closed",
         "{}/open/link/images",
         "{}/open/link",
-        "{}/open/*",  # matches the link
-        "{}/open/m*/li*",
-        "{}/open/*/../../closed",
+        "{}/open/*.tar",  # matches a link to a file elsewhere
+        "{}/o*n/../closed/*.tar",
+        "{}/open/{{a,b}}.tar",
+        "{}/closed/*.tar",
+        "{}/{{open,closed}}/*.tar",
         "../closed",
         "s3://bucket/images-private",
         "s3://bucket/images/../secret",
@@ -119,13 +122,13 @@ def test_model_servers_of_the_deployment_and_of_this_machine_are_asked(url: str,
 def test_other_hosts_are_refused(key: str, url: str, roots: Path):
     section, name = key.split(".")
     changes = {**source(roots / "open"), section: {name: url}}
-    with pytest.raises(ConfigError, match=rf"{key}: .* is no model server of this deployment"):
+    with pytest.raises(ConfigError, match=rf"{key}'?: .*(is no model server|expected http)"):  # some when parsed
         require_allowed(params_with(changes), allowed_by(roots, MEGAPAIRS_MODEL_HOSTS="vllm"))
 
 
 @pytest.mark.parametrize("url", ["http://me:secret@vllm/v1", "http://vllm@127.0.0.1/v1", "http://127.0.0.1\\@vllm/v1"])
 def test_credentials_in_an_address_are_refused_and_not_repeated(url: str, roots: Path):
-    with pytest.raises(ConfigError, match="caption.url: the address holds") as error:
+    with pytest.raises(ConfigError, match="caption.url.*holds a user or a password") as error:
         require_allowed(params_with({**source(roots / "open"), "caption": {"url": url}}), allowed_by(roots))
     assert "secret" not in str(error.value)
 
