@@ -191,9 +191,9 @@ def build_report(store: Store, batch: str) -> StageReport:
     report = StageReport("ingest", read=read, written=kept, new=read, done=read, reused=reused)
     for reason, count in reasons.items():
         report.drop(reason, count)
-    if read:
-        report.figures["duplicate_share"] = sum(reasons[r] for r in COPY_REASONS) / read
-        report.figures["unreadable_share"] = sum(reasons[r] for r in UNREADABLE_REASONS) / read
+    if files := read - source_files.count_litter(dropped.column("key").to_pylist()):
+        report.figures["duplicate_share"] = sum(reasons[r] for r in COPY_REASONS) / files
+        report.figures["unreadable_share"] = sum(reasons[r] for r in UNREADABLE_REASONS) / files
     if kept:
         report.figures["caption_share"] = sum(map(bool, images.column("caption").to_pylist())) / kept
     for column in FLAG_COLUMNS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
@@ -187,6 +187,11 @@ def is_litter(path: str) -> bool:
     """Whether macOS, Windows or a network storage left a file of this path: `._x.jpg`, `__MACOSX/`, `Thumbs.db` ..."""
     *folders, name = path.replace("\\", "/").casefold().split("/")
     return name.startswith("._") or name in LITTER_NAMES or any(folder in LITTER_FOLDERS for folder in folders)
+
+
+def count_litter(uris: Iterable[str]) -> int:
+    """How many of these files an operating system left: they are part of no share."""
+    return sum(is_litter(uri.partition(":")[2]) for uri in uris)
 
 
 def make_source_file(source: SourceConfig, path_inside: str, fingerprint: str, metadata: Metadata) -> SourceFile:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
+from tasks.sources.files import count_litter
 from tasks.store import Store
 from tasks.validate.rows import STAGE_BEFORE, Row, Table
 
@@ -25,6 +26,7 @@ class RunReports:
         figures: of that stage's report, e.g. `median_caption_cosine_new` and `encoder_yield_lowest` of select.
         captioned: captioned pairs of this run, a count; for the triplets' yield.
         last_version: version.json of the version that the run continues; None for the first.
+        litter: dropped files that an operating system left, a count: part of no share.
         notes: sentences of that stage's report, e.g. ingest's on captions that match no file.
     """
 
@@ -32,6 +34,7 @@ class RunReports:
     figures: Mapping[str, float]
     captioned: int = 0
     last_version: Mapping[str, Any] | None = None
+    litter: int = 0
     notes: Sequence[str] = ()
 
 
@@ -46,11 +49,13 @@ def read_reports(store: Store, table: Table, batch: str) -> RunReports:
     """What the run's stages report about a table, from their reports and dropped rows."""
     stage = STAGE_BEFORE[table]
     report = store.read_reports().get(stage)
+    dropped = store.read_dropped(stage, batch)
     return RunReports(
-        dropped=Counter(store.read_dropped(stage, batch).column("reason").to_pylist()),
+        dropped=Counter(dropped.column("reason").to_pylist()),
         figures=report.figures if report else {},
         captioned=store.read_table("captioned", ["pair_id"], batch).num_rows if table == "triplets" else 0,
         last_version=read_last_version(store.root, batch),
+        litter=count_litter(dropped.column("key").to_pylist()) if stage == "ingest" else 0,
         notes=report.notes if report else (),
     )
 
@@ -75,7 +80,7 @@ def run_figures(table: Table, rows: Sequence[Row], reports: RunReports, quaranti
         figures["quarantined_rows"] = float(quarantined)
     figures["quarantined_share"] = share(quarantined, len(rows) + quarantined)
     if table == "images":
-        files = len(rows) + quarantined + sum(dropped.values())
+        files = len(rows) + quarantined + sum(dropped.values()) - reports.litter
         figures["looked_at"] = float(files)
         figures["duplicate_share"] = share(sum(dropped.get(r, 0) for r in COPY_REASONS), files)
         figures["unreadable_share"] = share(sum(dropped.get(r, 0) for r in UNREADABLE_REASONS), files)

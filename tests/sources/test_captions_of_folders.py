@@ -18,6 +18,7 @@ from tasks.sources.files import FileRejected
 from tasks.sources.matching import normal_path
 from tasks.sources.open import list_files
 from tasks.store import Store
+from tasks.validate.figures import read_reports, run_figures
 from tests.support.images import block_image, encode
 from tests.support.ingest import folder_params, read_drop_reasons, read_kept
 
@@ -221,6 +222,20 @@ def test_what_operating_systems_leave_is_no_image(put: Any):
     good, bad, counts = run()
     assert good == {"a.jpg": "x", "sub/b.jpg": None}
     assert set(bad) == set(litter) and all(why.startswith("not_a_picture") for why in bad.values())
+
+
+def test_litter_is_part_of_no_share(tmp_path: Path):
+    image = encode(block_image(0))
+    litter: dict[str, bytes | str] = {f"._{n}.png": b"\0\5\x16\7" * 20 for n in range(6)}
+    write(
+        tmp_path / "in", {**litter, "0.png": image, "1.png": image, "2.png": b"broken", "3.png": encode(block_image(1))}
+    )
+    store = Store(tmp_path / "run")
+    report = ingest.run(folder_params(tmp_path / "in"), store)
+    assert (report.read, report.dropped["not_a_picture"]) == (10, 6)
+    assert (report.figures["duplicate_share"], report.figures["unreadable_share"]) == (0.25, 0.25)
+    figures = run_figures("images", [{"caption": "x"}] * 2, read_reports(store, "images", "2026.01.04"))
+    assert (figures["duplicate_share"], figures["unreadable_share"]) == (0.25, 0.25)
 
 
 def test_the_report_says_what_became_of_captions(tmp_path: Path):

@@ -1,5 +1,5 @@
-"""The same images give the same ids from a folder, tars, a bucket, tars in a bucket, and URLs; known ones are only
-listed.
+"""The same images give the same ids from a folder, tars, a bucket, tars in a bucket, URLs, and a table of images; known
+ones are only listed.
 
 Once with drawn images; once with real photographs where there are some (`../shared/photos`, not in the repository).
 """
@@ -15,6 +15,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tasks.ingest import stage as ingest
@@ -133,15 +135,18 @@ def test_the_same_images_have_the_same_ids_from_every_source(
         s3.put_object(Bucket="images", Key=f"week/{path.relative_to(folder)}", Body=path.read_bytes())
     for path in (tmp_path / "tars").iterdir():
         s3.put_object(Bucket="images", Key=f"tars/{path.name}", Body=path.read_bytes())
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".webp"))
     with open(tmp_path / "urls.jsonl", "w") as f:
-        for name in sorted(
-            str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".webp")
-        ):
+        for name in names:
             f.write(
                 json.dumps({"URL": f"http://127.0.0.1:{site.server_port}/{name}", "TEXT": captions.get(name)}) + "\n"
             )
+    images = [{"bytes": (folder / name).read_bytes(), "path": name} for name in names]
+    table = pa.table({"image": images, "text": [captions.get(name) for name in names]})
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=7)
     settings: dict[str, dict[str, Any]] = {
         "folder": {"path": str(folder)},
+        "images in a table": {"path": str(tmp_path / "train.parquet")},
         "tars": {"path": str(tmp_path / "tars" / "*.tar")},
         "bucket": {"path": "s3://images/week", "endpoint_url": s3_url},
         "tars in a bucket": {"path": "s3://images/tars/*.tar", "endpoint_url": s3_url},
