@@ -43,14 +43,32 @@ def _weights(spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _cell_differences(
     grid: np.ndarray, cells: np.ndarray, ys: tuple[np.ndarray, np.ndarray], xs: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Mean absolute RGB difference of each cell under each alignment, (h_y, h_x, 8, 8); 0 for cells of which less than
-    MIN_VISIBLE is inside the image.
+    """Mean absolute RGB difference of each cell under each alignment, (h_y, 8, h_x, 8) float32; 0 for cells of which
+    less than MIN_VISIBLE is inside the image.
+
+    Args:
+        grid: (64, 64, 3) float32.
+        cells: (8, 8, 3) float32.
+        ys, xs: weights (h, 8, 64) float32 and visible shares (h, 8) of the alignments on each axis.
     """
-    wide = np.einsum("hir,rcx->hicx", ys[0], grid, optimize=True)  # (h_y, 8, 64, 3)
-    means = np.einsum("hicx,gjc->hgijx", wide, xs[0], optimize=True)  # (h_y, h_x, 8, 8, 3)
-    difference = np.abs(means - cells).mean(axis=4)
-    is_visible = (ys[1] >= MIN_VISIBLE)[:, None, :, None] & (xs[1] >= MIN_VISIBLE)[None, :, None, :]
-    return np.where(is_visible, difference, 0.0)
+    rows, columns = (axis[0].reshape(-1, GRID_SIDE) for axis in (ys, xs))
+    wide = (rows @ grid.reshape(GRID_SIDE, -1)).reshape(-1, GRID_SIDE, 3)  # (h_y * 8, 64, 3)
+    difference = np.zeros((len(ys[0]), THUMBNAIL_SIDE, len(xs[0]), THUMBNAIL_SIDE), np.float32)
+    for channel in range(3):
+        means = (wide[:, :, channel] @ columns.T).reshape(difference.shape)
+        means -= cells[None, :, None, :, channel]
+        difference += np.abs(means, out=means)
+    difference /= 3
+    difference *= (ys[1] >= MIN_VISIBLE)[:, :, None, None]
+    difference *= xs[1] >= MIN_VISIBLE
+    return difference
+
+
+def _best(distance: np.ndarray) -> tuple[int, int]:
+    """The alignments (y, x) with the least mean over the cells, of `_cell_differences`."""
+    means = distance.mean(axis=(1, 3))
+    y, x = np.unravel_index(int(means.argmin()), means.shape)
+    return int(y), int(x)
 
 
 def crop_distance(grid: bytes, other: bytes, *, margin: float) -> float:
@@ -71,12 +89,12 @@ def crop_distance(grid: bytes, other: bytes, *, margin: float) -> float:
     cells = np.frombuffer(other, np.uint8).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3).astype(np.float32)
     spans, weights, visible = _alignments(margin, COARSE_STEP)
     distance = _cell_differences(image, cells, (weights, visible), (weights, visible))
-    y, x = np.unravel_index(int(distance.mean(axis=(2, 3)).argmin()), distance.shape[:2])
-    best_y, best_x, best = spans[y], spans[x], float(distance[y, x].max())
+    y, x = _best(distance)
+    best_y, best_x, best = spans[y], spans[x], float(distance[y, :, x].max())
     for step in FINE_STEPS:
         moves = np.array([(a, b) for a in (-step, 0, step) for b in (-step, 0, step)])
         ys, xs = best_y + moves, best_x + moves
         distance = _cell_differences(image, cells, _weights(ys), _weights(xs))
-        y, x = np.unravel_index(int(distance.mean(axis=(2, 3)).argmin()), distance.shape[:2])
-        best_y, best_x, best = ys[y], xs[x], float(distance[y, x].max())
+        y, x = _best(distance)
+        best_y, best_x, best = ys[y], xs[x], float(distance[y, :, x].max())
     return best

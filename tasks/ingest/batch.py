@@ -18,7 +18,7 @@ from typing import Self
 
 from tasks.config import Params
 from tasks.errors import DataError
-from tasks.ingest.dedup import Duplicate, DuplicateIndex
+from tasks.ingest.dedup import Duplicate, DuplicateIndex, limited_note
 from tasks.ingest.history import SourceHistory
 from tasks.ingest.inspect import InspectedFile, exclusion_reason, read_exclusion_lists
 from tasks.ingest.lanes import PlacedFile
@@ -41,6 +41,11 @@ def changes_path(store: Store, batch: str) -> Path:
 def listing_path(store: Store, batch: str) -> Path:
     """Where a batch records what the listing of its sources counted; never versioned."""
     return store.folder(".run", "ingest", f"{batch}.listing.json")
+
+
+def limited_path(store: Store, batch: str) -> Path:
+    """Where a batch records how many images were not compared with all of their candidates; never versioned."""
+    return store.folder(".run", "ingest", f"{batch}.limited.json")
 
 
 def changed_captions_note(count: int, first: dict[str, str]) -> str:
@@ -168,6 +173,9 @@ class BatchWriter:
             )
         self._shards.close()
         self._record_changed_captions()
+        if count := self.index.limited:
+            self.store.write_bytes(limited_path(self.store, self.batch), json.dumps(count).encode())
+            log.warning("ingest: %s", limited_note(count))
         self.store.write_bytes(listing_path(self.store, self.batch), self.history.listing.to_json().encode())
         for sentence in self.history.listing.sentences():
             log.info("ingest: %s", sentence)

@@ -5,6 +5,11 @@ tasks/fingerprints/perceptual.py: images with a close perceptual hash are candid
 `crop_margin` is set, also thumbnails aligned for a little more or less at the sides. The image published first stays:
 rows are in order of batch and shard, and the first match wins.
 
+The work for one image is bounded: of the candidates at most MAX_THUMBNAILS are compared, those with the nearest hashes,
+and of these at most MAX_ALIGNMENTS are aligned, those with the nearest thumbnails; on a tie those published first. A
+catalogue of drawings on white, where every image is a candidate for every other, so costs time in proportion to its
+images. `limited` counts the images that had more candidates than that, for the report (docs/decisions/0086).
+
 An image that is near to several kept ones is dropped as a duplicate of the first and names the others (`also` in its
 dropped row): that shows that they belong together, but nothing that was published is withdrawn. `copy_groups` reads
 these groups back from the dropped rows.
@@ -20,13 +25,15 @@ from typing import Any
 import numpy as np
 
 from tasks.fingerprints.crop_match import crop_distance
-from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
+from tasks.fingerprints.perceptual import thumbnail_distance
 from tasks.ingest.rules import NormalizedImage
 from tasks.store.id_groups import connected_ids
 
 # mean difference of the unaligned thumbnails, levels, above which no alignment is tried: of 220 crops of up to 5% a
 # side the largest was 15.8
 CROP_MEAN = 20.0
+MAX_THUMBNAILS = 256  # candidates whose thumbnails are compared with one image's
+MAX_ALIGNMENTS = 4  # candidates with which one image is aligned: 4 ms each
 THUMBNAIL_BYTES = 192
 MIN_GROWTH = 1024  # rows that the arrays grow by, at least
 
@@ -66,6 +73,7 @@ class DuplicateIndex:
             crop_margin: furthest move of a side, share of it, at which thumbnails are aligned; 0: not at all.
         """
         self.hash_distance_bits, self.thumbnail_max, self.crop_margin = hash_distance_bits, thumbnail_max, crop_margin
+        self.limited = 0
         self.ids_by_source_sha256: dict[str, str] = {}
         for sha256, image_id in zip(known["source_sha256"], known["image_id"], strict=True):
             self.ids_by_source_sha256.setdefault(sha256, image_id)
@@ -88,25 +96,38 @@ class DuplicateIndex:
             return Duplicate("duplicate", self.ids_by_source_sha256[source_sha256])
         if image_id in self._id_set:
             return Duplicate("duplicate", image_id)
-        hashes = self._hashes[: len(self.ids)]
-        _, candidates = next(
-            hash_hits(np.array([image.phash], np.uint64), hashes, distance_bits=self.hash_distance_bits)
-        )
+        candidates, is_limited = self._candidates(image.phash)
         if not len(candidates):
             return None
-        matches = [self.ids[row] for row in candidates[self._is_near(image, candidates)].tolist()]
+        is_near, has_more = self._is_near(image, candidates)
+        self.limited += is_limited or has_more
+        matches = [self.ids[row] for row in candidates[is_near].tolist()]
         return Duplicate("near_duplicate", matches[0], tuple(matches[1:])) if matches else None
 
-    def _is_near(self, image: NormalizedImage, candidates: np.ndarray) -> np.ndarray:
-        """(n,) bool: which of these rows (n,) have a thumbnail near to the image's."""
+    def _candidates(self, phash: int) -> tuple[np.ndarray, bool]:
+        """Rows (n,) whose hash is near, in rising order, at most MAX_THUMBNAILS; and whether there are more."""
+        distances = np.bitwise_count(self._hashes[: len(self.ids)] ^ np.uint64(phash))
+        rows = np.flatnonzero(distances <= self.hash_distance_bits)
+        if len(rows) <= MAX_THUMBNAILS:
+            return rows, False
+        nearest = np.argsort(distances[rows], kind="stable")[:MAX_THUMBNAILS]
+        return np.sort(rows[nearest]), True
+
+    def _is_near(self, image: NormalizedImage, candidates: np.ndarray) -> tuple[np.ndarray, bool]:
+        """(n,) bool: which of these rows (n,) have a thumbnail near to the image's; and whether some that might have
+        were left out.
+        """
         thumbnails = self._thumbnails[candidates]
         is_near = thumbnail_distance(image.thumbnail, thumbnails) <= self.thumbnail_max
-        if self.crop_margin > 0 and not is_near.all():
-            mean = np.abs(thumbnails.astype(np.int16) - np.frombuffer(image.thumbnail, np.uint8)).mean(axis=1)
-            for row in np.flatnonzero(~is_near & (mean <= CROP_MEAN)).tolist():
-                distance = crop_distance(image.grid, thumbnails[row].tobytes(), margin=self.crop_margin)
-                is_near[row] = distance <= self.thumbnail_max
-        return is_near
+        if self.crop_margin <= 0 or is_near.all():
+            return is_near, False
+        mean = np.abs(thumbnails.astype(np.int16) - np.frombuffer(image.thumbnail, np.uint8)).mean(axis=1)
+        alignable = np.flatnonzero(~is_near & (mean <= CROP_MEAN))
+        nearest = alignable[np.argsort(mean[alignable], kind="stable")]
+        for row in nearest[:MAX_ALIGNMENTS].tolist():
+            distance = crop_distance(image.grid, thumbnails[row].tobytes(), margin=self.crop_margin)
+            is_near[row] = distance <= self.thumbnail_max
+        return is_near, len(nearest) > MAX_ALIGNMENTS
 
     def add(self, source_sha256: str, image_id: str, image: NormalizedImage) -> None:
         """Add a kept image; arguments as of `find`."""
@@ -120,6 +141,14 @@ class DuplicateIndex:
         self.ids.append(image_id)
         self._id_set.add(image_id)
         self.ids_by_source_sha256.setdefault(source_sha256, image_id)
+
+
+def limited_note(count: int) -> str:
+    """One sentence about the images of a batch that were not compared with all of their candidates."""
+    return (
+        f"{count} images look like so many others that they were compared with the {MAX_THUMBNAILS} nearest alone, and "
+        f"aligned with the {MAX_ALIGNMENTS} nearest: copies among the rest may have stayed. Usual for drawings on white"
+    )
 
 
 def copy_groups(details: Iterable[str]) -> list[list[str]]:

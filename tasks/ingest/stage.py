@@ -36,7 +36,8 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 
 from tasks.config import Params
-from tasks.ingest.batch import BatchWriter, changed_captions_note, changes_path, listing_path
+from tasks.ingest.batch import BatchWriter, changed_captions_note, changes_path, limited_path, listing_path
+from tasks.ingest.dedup import limited_note
 from tasks.ingest.history import SourceHistory
 from tasks.ingest.inspect import InspectedFile, apply_filters, inspect_file, make_workers, reject_known
 from tasks.ingest.intake import new_files
@@ -206,6 +207,8 @@ def build_report(store: Store, batch: str) -> StageReport:
         changed = json.loads(path.read_text())
         report.figures["captions_changed"] = float(changed["count"])
         report.notes.append(changed_captions_note(changed["count"], changed["first"]))
+    if (path := limited_path(store, batch)).exists():
+        report.notes.append(limited_note(json.loads(path.read_text())))
     if (path := listing_path(store, batch)).exists():
         listing = ListingCounts.from_json(path.read_text())
         report.figures |= listing.figures()

@@ -5,11 +5,14 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from tasks.ingest import decontaminate
+from tasks.fingerprints import crop_match
+from tasks.ingest import decontaminate, dedup
 from tasks.ingest import stage as ingest
 from tasks.ingest.dedup import DuplicateIndex, copy_groups
 from tasks.ingest.rules import NormalizedImage
@@ -95,6 +98,82 @@ def test_a_slight_crop_is_a_near_duplicate_where_crop_margin_is_set(tmp_path: Pa
         assert (kept, dropped) == (
             ({"a.jpg", "b.jpg", "c.jpg"}, {}) if not margin else ({"a.jpg", "c.jpg"}, {"b.jpg": "near_duplicate"})
         )
+
+
+def drawn_on_white(n: int) -> NormalizedImage:
+    """One of many look-alikes: a few patches on white, and nearly the same hash."""
+    rng = np.random.default_rng(n)
+    grid = np.full((64, 64, 3), 245, np.uint8)
+    for y, x in rng.integers(4, 48, (3, 2)):
+        grid[y : y + 12, x : x + 12] = rng.integers(60, 240, 3)
+    return seen(grid, 5 ^ 1 << int(rng.integers(0, 64)))
+
+
+def seen(grid: np.ndarray, phash: int) -> NormalizedImage:
+    thumbnail = grid.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3)).astype(np.uint8).tobytes()
+    return NormalizedImage(b"", 64, 64, phash, thumbnail, grid.tobytes())
+
+
+NONE: dict[str, list] = {"image_id": [], "source_sha256": [], "phash": [], "thumbnail": []}
+
+
+def test_the_work_for_one_image_is_bounded_and_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch):
+    aligned, compared = [], []
+    monkeypatch.setattr(dedup, "MAX_THUMBNAILS", 30)
+    monkeypatch.setattr(dedup, "crop_distance", lambda *_, **__: aligned.append(1) or 99.0)
+    distance = dedup.thumbnail_distance
+    monkeypatch.setattr(dedup, "thumbnail_distance", lambda a, b: compared.append(len(b)) or distance(a, b))
+    index = DuplicateIndex(NONE, hash_distance_bits=16, thumbnail_max=8.0, crop_margin=0.06)
+    count = 3 * dedup.MAX_THUMBNAILS
+    for n in range(count):
+        image = drawn_on_white(n)
+        before = len(aligned)
+        assert index.find(f"s{n}", f"i{n}", image) is None or n > 0
+        assert len(aligned) - before <= dedup.MAX_ALIGNMENTS
+        index.add(f"s{n}", f"i{n}", image)
+    assert max(compared) == dedup.MAX_THUMBNAILS and index.limited > count // 2
+    assert str(index.limited) in dedup.limited_note(index.limited)
+
+
+def test_a_copy_among_more_look_alikes_than_are_compared_is_found(monkeypatch: pytest.MonkeyPatch):
+    """Its hash is among the nearest; and of the thumbnails that are aligned, its is."""
+    monkeypatch.setattr(dedup, "MAX_THUMBNAILS", 30)
+    index = DuplicateIndex(NONE, hash_distance_bits=16, thumbnail_max=8.0, crop_margin=0.06)
+    for n in range(3 * dedup.MAX_THUMBNAILS):
+        index.add(f"s{n}", f"i{n}", drawn_on_white(n))
+    target = drawn_on_white(7)
+    grid = np.frombuffer(target.grid, np.uint8).reshape(64, 64, 3)
+    again = index.find("new", "new", seen(np.clip(grid.astype(int) + 3, 0, 255).astype(np.uint8), target.phash))
+    assert again is not None and "i7" in (again.image_id, *again.also)
+    zoomed = np.asarray(Image.fromarray(grid[2:63, 1:62]).resize((64, 64), Image.Resampling.BOX))
+    crop = index.find("newer", "newer", seen(zoomed, target.phash))
+    assert crop is not None and "i7" in (crop.image_id, *crop.also)
+
+
+def test_images_that_were_not_compared_with_all_are_a_note_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dedup, "MAX_ALIGNMENTS", 0)
+    for n in (1, 2):
+        canvas = Image.new("RGB", (96, 96), (250, 250, 250))
+        canvas.paste((90, 120, 200), (30 + 6 * n, 20, 70 + 6 * n, 60))
+        save_jpeg(canvas, tmp_path / "source" / f"{n}.jpg")
+    report = ingest.run(folder_params(tmp_path / "source", crop_margin=0.06), Store(tmp_path / "run"))
+    assert dedup.limited_note(1) in report.notes
+
+
+def test_alignments_are_those_of_the_naive_form():
+    """Every alignment by the definition: means of the grid's pixels under each cell, weighted by their overlap."""
+    rng = np.random.default_rng(3)
+    grid = rng.integers(0, 256, (64, 64, 3)).astype(np.float32)
+    cells = rng.integers(0, 256, (8, 8, 3)).astype(np.float32)
+    _, weights, visible = crop_match._alignments(0.06, 0.06)
+    found = crop_match._cell_differences(grid, cells, (weights, visible), (weights, visible))
+    for y, x in itertools.product(range(len(weights)), repeat=2):
+        means = np.einsum("ir,rcx,jc->ijx", weights[y], grid, weights[x])
+        naive = np.abs(means - cells).mean(axis=2)
+        naive[(visible[y] < 0.8)[:, None] | (visible[x] < 0.8)] = 0
+        assert np.allclose(found[y, :, x], naive, atol=1e-3)
 
 
 def test_each_list_excludes_images_with_its_reason(tmp_path: Path):
