@@ -23,7 +23,7 @@ from tests.chaos.services import service_scenarios
 from tests.chaos.stages import NO_NAMESPACE, own_mounts, stage_scenarios
 from tests.chaos.week import Outcome, living_week
 
-SHORT = ("kills", "model-server", "lock")
+SHORT = ("kills", "lock")
 KILLS, SHORT_KILLS = 200, 16
 IMAGES, SHORT_IMAGES = 240, 40  # of the demo's second week: 260
 

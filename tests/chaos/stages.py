@@ -84,7 +84,9 @@ def two_runs_at_once(week: Week) -> Outcome:
     out.is_recovered = is_refused and len(tags(week.origin, "dataset")) == 1
     # both runs ask the same, and the second one finds the first one's replies
     out.is_equal = week.is_as_expected()
-    out.note = f"the second: exit code {late.code}, " + late.output.strip().splitlines()[-1][:90]
+    paid = f"{len(set(week.server.paid()))} of {week.calls} different calls paid, {week.paid_again()} twice"
+    is_same = "the same" if week.published() == week.expected else "another version"
+    out.note = f"{is_same}, {paid}; the second: exit code {late.code}, " + late.output.strip().splitlines()[-1][:90]
     return out
 
 
