@@ -135,6 +135,7 @@ class Week:
             "MEGAPAIRS_RUNS": str(self.place / "runs"),
             "MEGAPAIRS_CACHE": str(self.place / "replies"),
             "MEGAPAIRS_LOCK_WAIT_S": "60",
+            "MEGAPAIRS_SOURCE_ROOTS": f"{self.root},s3://shop",
         }
         request = {"words": words, "cwd": str(cwd), "env": places | env, "kill": kill}
         assert self._stages.stdin and self._stages.stdout
