@@ -104,6 +104,10 @@ test-fast: .venv/installed lint ## lint, types and every test under 5 s; no Airf
 test: .venv/installed browser production-programs lint ## lint, types and every test
 	$(PYTEST) $(PYTEST_OPTIONS)
 
+.PHONY: fuzz
+fuzz: .venv/installed ## mutate images, tars and tables for an hour (FUZZ_SECONDS)
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-3600} $(PYTEST) -p no:cacheprovider tests/hostile/test_fuzz.py
+
 # CHAOS_OPTIONS=--short: a few minutes, without Airflow; --only NAMES; --list.
 .PHONY: chaos
 chaos: .venv/installed ## break the factory in every known way under a running week: recovered, and the same version?
