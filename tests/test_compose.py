@@ -133,6 +133,14 @@ def test_every_variable_that_dags_plugins_and_tasks_read_is_set(compose: dict[st
         assert not missing, f"{name} lacks {sorted(missing)}"
 
 
+def test_every_service_has_a_health_check(compose: dict[str, Any]):
+    without = {name for name, service in compose["services"].items() if "healthcheck" not in service}
+    assert without == {"init", "mail"}  # the one ends, the other is a convenience
+    for name in AIRFLOW:
+        words = compose["services"][name]["healthcheck"]["test"]
+        assert words[0] == "CMD" and Path(words[2].removeprefix("/opt/megapairs/")).exists() or words[2] == "-c", name
+
+
 def test_workers_take_the_queues_that_the_dags_use(compose: dict[str, Any], example: dict[str, str]):
     queues = {n: compose["services"][n]["command"][3] for n in ("worker", "gpu-worker")}
     assert queues == {"worker": "default", "gpu-worker": "gpu"}

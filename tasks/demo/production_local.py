@@ -116,6 +116,11 @@ def replaced(text: str, replacements: Mapping[str, str]) -> str:
     return re.sub(pattern, lambda match: replacements[match[0]], text)
 
 
+def worker_node(name: str) -> str:
+    """Name of a worker among Celery's; two workers of one host need two."""
+    return f"{name}@127.0.0.1"
+
+
 class ProductionLocal(LocalAirflow):
     """The stack. Use as a context manager; `services` addresses its processes by the names of NAMES.
 
@@ -164,6 +169,8 @@ class ProductionLocal(LocalAirflow):
             "@postgres/": f"@{local}:{self.ports['postgres']}/",
             "@redis:6379": f"@{local}:{self.ports['redis']}",
             "http://api-server:8080": self.url,
+            "http://127.0.0.1:8080": self.url,
+            "http://127.0.0.1:8090": f"http://{local}:{self.ports[GIT]}",
             "http://s3:8333": f"http://{local}:{self.ports['s3']}",
             "0.0.0.0": local,
             "/opt/megapairs": str(PROJECT),
@@ -201,7 +208,7 @@ class ProductionLocal(LocalAirflow):
         if name == GIT:
             return (sys.executable, "-m", "tasks", *words[:-1], str(self.ports[GIT]))
         # two workers of one host need two names
-        more = ("--celery-hostname", f"{name}@127.0.0.1") if name in WORKERS else ()
+        more = ("--celery-hostname", worker_node(name)) if name in WORKERS else ()
         return (sys.executable, "-m", "airflow", *words, *more)
 
     # --- processes ---------------------------------------------------------------------------------------------------
@@ -335,6 +342,15 @@ class ProductionLocal(LocalAirflow):
     def received_mails(self) -> list[Message]:
         """Every mail that the catcher got, in no order."""
         return list(mailbox.Maildir(self.mails, create=False)) if self.mails.exists() else []
+
+    def health_problem(self, name: str) -> str:
+        """Run the compose file's own health check of a service; why it is not healthy, empty when it is."""
+        words = [replaced(word, self.replacements()) for word in self.compose[name].healthcheck]
+        words = [sys.executable, *words[1:]] if words[0] == "python" else words
+        node = {"NODE_NAME": worker_node(name)} if name in WORKERS else {}
+        environment = {**self.service_environment(name), **node}
+        done = subprocess.run(words, env=environment, cwd=self.root, capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else f"{name}: {done.stderr.strip()[-300:] or done.returncode}"
 
     def health(self) -> dict[str, str]:
         """Component -> status of Airflow's own health page; empty while the api-server does not answer."""

@@ -25,7 +25,7 @@ from typing import Any
 
 from tasks.demo.demo import interrupted_by_signals, terminate
 from tasks.demo.local_airflow import PROJECT
-from tasks.demo.production_local import LOG_FOLDER, ProductionLocal
+from tasks.demo.production_local import AIRFLOW_SERVICES, GIT, LOG_FOLDER, ProductionLocal
 from tasks.demo.setup import (
     SIZES,
     DemoFailed,
@@ -41,6 +41,7 @@ from tasks.sample.world import poison_copies
 
 DEFAULT_QUEUE, GPU_QUEUE = "default", "gpu"
 MAIL_TIMEOUT_S = 120.0
+HEALTH_TIMEOUT_S = 300.0
 # One core is what each of two workers has here; pool slots as many as worker processes.
 VARIABLES = {"WORKER_SLOTS": "2", "GPU_WORKER_SLOTS": "2", "GPU_SLOTS": "2", "MEGAPAIRS_MAIL_TO": "data@example.org"}
 
@@ -91,6 +92,25 @@ def check_remote_log(stack: ProductionLocal, dag_id: str, run_id: str, task: Map
             f"{task['task_id']}: the API did not give its log with the stage's counts. Last lines:\n{last}"
         )
     return len(lines)
+
+
+def check_health(stack: ProductionLocal, clock: Clock) -> list[str]:
+    """Every health check of the compose file, on this project's services; returns the names of the healthy ones.
+
+    Raises:
+        DemoFailed: one is not healthy in time; the message has what its check says.
+    """
+    names = (*AIRFLOW_SERVICES, GIT)
+    end = time.monotonic() + HEALTH_TIMEOUT_S
+    waiting = list(names)
+    while waiting:
+        problems = {name: problem for name in waiting if (problem := stack.health_problem(name))}
+        waiting = list(problems)
+        stack.check_alive()
+        if waiting and time.monotonic() > end:
+            raise DemoFailed(f"not healthy after {HEALTH_TIMEOUT_S:.0f} s: {'; '.join(problems.values())}")
+    clock.print(f"healthy by the compose file's own checks: {', '.join(names)}")
+    return list(names)
 
 
 def clone_version(stack: ProductionLocal, folder: Path) -> str:
@@ -157,6 +177,7 @@ def tell_story(stack: ProductionLocal, profile: str, root: Path, clock: Clock) -
     conf = {**demo_conf(root, profile, datetime.datetime.now(datetime.UTC).date()), **SMALLER.get(profile, {})}
     clock.print(DATASET_DAG)
     run_id = stack.trigger(DATASET_DAG, conf)
+    healthy = check_health(stack, clock)
     follow_run(stack, clock, DATASET_DAG, run_id)
     tasks = stack.task_instances(DATASET_DAG, run_id)
     queues = check_queues(tasks)
@@ -179,6 +200,7 @@ def tell_story(stack: ProductionLocal, profile: str, root: Path, clock: Clock) -
         "log_lines": log_lines,
         "mail": subject,
         "cloned": version,
+        "healthy": healthy,
     }
 
 

@@ -48,6 +48,7 @@ def test_both_dags_on_real_executors(tmp_path: Path):
     assert seen["tasks_by_queue"]["default"] > 5 and seen["tasks_by_queue"]["gpu"] > 5
     assert all(lines > 5 for lines in seen["log_lines"].values()) and set(seen["log_lines"]) == {"ingest", "recaption"}
     assert "gate 'images' stopped the run" in seen["mail"]
+    assert {"scheduler", "api-server", "worker", "gpu-worker", "git"} <= set(seen["healthy"])
     assert seen["cloned"].startswith("dataset/")
     assert working_below(root) == [] and databases() <= before
     assert json.loads((root / "summary.json").read_text()) == seen
