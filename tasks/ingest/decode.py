@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from tasks.ingest.colour import to_resizable, to_srgb
+from tasks.ingest.colour import scale_transparency, to_resizable, to_srgb
+from tasks.ingest.colour_signals import clean_aperture, read_signal
 from tasks.ingest.jpeg import decode_jpeg, image_from_pixels
 from tasks.ingest.png import check_complete
 from tasks.ingest.resize import can_use_opencv, resize_opencv
@@ -65,7 +66,7 @@ def decode_image(image: Image.Image, content: bytes, rules: NormalizationRules) 
         DECODER_ERRORS, MemoryError: the bytes do not hold what the header states, or the image is too large.
     """
     profile = image.info.get("icc_profile") or b""
-    size = rules.stored_size(*image.size)
+    size, signal = rules.stored_size(*image.size), None
     if image.format in ("JPEG", "MPO"):
         orientation = exif_orientation(image)
         pixels = decode_jpeg(image, content, size)
@@ -77,11 +78,16 @@ def decode_image(image: Image.Image, content: bytes, rules: NormalizationRules) 
         image.load()
         if image.format == "PNG":
             check_complete(image, content)
+            scale_transparency(image, content[24])
+        signal = read_signal(image, content)
+        if image.format == "AVIF" and (box := clean_aperture(content, *image.size)):
+            image = image.crop(box)
+            size = rules.stored_size(*image.size)
         orientation = exif_orientation(image)  # after load: a PNG may state it behind its pixels
     small = _shrink(to_resizable(image), size, rules)
     if orientation in TRANSPOSES:
         small = small.transpose(TRANSPOSES[orientation])
-    return to_srgb(small, profile if isinstance(profile, bytes) else b"")
+    return to_srgb(small, profile if isinstance(profile, bytes) else b"", signal)
 
 
 def _shrink(image: Image.Image, size: tuple[int, int], rules: NormalizationRules) -> Image.Image:
