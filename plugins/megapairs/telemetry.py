@@ -94,13 +94,16 @@ def stage_span(stage: str, attributes: Mapping[str, str]) -> Iterator[dict[str, 
         Variables for the process: TRACEPARENT and TRACESTATE, or none where traces are off.
     """
     named = {f"{NAME}.{key}": value for key, value in {"stage": stage, **attributes}.items() if value}
-    with tracer().start_as_current_span(f"stage {stage}", attributes=named, record_exception=False) as span:
+    # neither the exception nor its message: that may quote a caption
+    with tracer().start_as_current_span(
+        f"stage {stage}", attributes=named, record_exception=False, set_status_on_exception=False
+    ) as span:
         carrier: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carrier)
         try:
             yield {name.upper(): value for name, value in carrier.items()}
         except BaseException as error:
-            span.set_status(Status(StatusCode.ERROR, type(error).__name__))  # the message may quote a caption
+            span.set_status(Status(StatusCode.ERROR, type(error).__name__))
             raise
 
 
