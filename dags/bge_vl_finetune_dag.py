@@ -46,7 +46,7 @@ import pendulum
 from airflow.sdk import chain, dag
 from megapairs.defaults import default_args
 from megapairs.form import model_params
-from megapairs.stage import CloseRun, OpenRun, Stage
+from megapairs.stage import LABEL, CloseRun, OpenRun, Stage
 from megapairs.wiring import MODEL_DAG, TRIPLETS, resources
 
 
@@ -64,7 +64,9 @@ from megapairs.wiring import MODEL_DAG, TRIPLETS, resources
 def bge_vl_finetune() -> None:
     """Only wiring: each task runs `python -m tasks <stage>` in the run's worktree."""
     train = Stage(task_id="train", stage="train", then="evaluate", **resources("train"))
-    evaluate_part = Stage.partial(task_id="evaluate_part", stage="evaluate", **resources("evaluate"))
+    evaluate_part = Stage.partial(
+        map_index_template=LABEL, task_id="evaluate_part", stage="evaluate", **resources("evaluate")
+    )
     # also where its parts are skipped, because the work is one part
     evaluate = Stage(
         task_id="evaluate", stage="evaluate", trigger_rule="none_failed_min_one_success", **resources("evaluate")

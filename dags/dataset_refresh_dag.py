@@ -70,7 +70,7 @@ import pendulum
 from airflow.sdk import chain, dag, get_current_context, task, task_group
 from megapairs.defaults import default_args
 from megapairs.form import dataset_params
-from megapairs.stage import CloseRun, OpenRun, Stage, parts_from
+from megapairs.stage import LABEL, CloseRun, OpenRun, Stage, parts_from
 from megapairs.wiring import DATASET_DAG, TRIPLETS, resources, schedule
 
 from tasks.config import ENCODER_ROLES
@@ -106,14 +106,20 @@ def triplets(part: str) -> None:
 def dataset_refresh() -> None:
     """Only wiring: each task runs `python -m tasks <stage>` in the run's worktree."""
     listed = Stage(task_id="ingest_list", stage="ingest_list", then="ingest_fetch")
-    fetch = Stage.partial(task_id="ingest_fetch", stage="ingest_fetch", **resources("ingest_fetch"))
+    fetch = Stage.partial(
+        map_index_template=LABEL, task_id="ingest_fetch", stage="ingest_fetch", **resources("ingest_fetch")
+    )
     ingest = Stage(task_id="ingest", stage="ingest", then="recaption", trigger_rule=MERGES, **resources("ingest"))
     images = Stage(task_id="validate_images", stage="validate", item="images", then="embed")
-    recaption = Stage.partial(task_id="recaption", stage="recaption", **resources("recaption"))
-    embed = Stage.partial(task_id="embed", stage="embed", **resources("embed"))
+    recaption = Stage.partial(
+        map_index_template=LABEL, task_id="recaption", stage="recaption", **resources("recaption")
+    )
+    embed = Stage.partial(map_index_template=LABEL, task_id="embed", stage="embed", **resources("embed"))
     to_mine = mine_parts()
-    mine_part = Stage.partial(task_id="mine_part", stage="mine", **resources("mine"))
-    mine = Stage.partial(task_id="mine", stage="mine", trigger_rule=MERGES, **resources("mine"))
+    mine_part = Stage.partial(map_index_template=LABEL, task_id="mine_part", stage="mine", **resources("mine"))
+    mine = Stage.partial(
+        map_index_template=LABEL, task_id="mine", stage="mine", trigger_rule=MERGES, **resources("mine")
+    )
     pairs = Stage(task_id="validate_pairs", stage="validate", item="pairs", then="caption")
 
     embedded = embed.expand(item=ENCODERS, part=images.output)

@@ -30,6 +30,8 @@ from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO
 from tasks.parts import WHOLE, part_names
 
 READS_BUCKETS = ("ingest_list", "ingest_fetch", "ingest")  # the stages that get Airflow's AWS connection
+# What Airflow's page calls one of a mapped stage's tasks: its encoder and part.
+LABEL = "{{ [task.item or '', task.part or ''] | join(' ') | trim }}"
 
 
 def report_or_raise(name: str, ending: Ending) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class Stage(Command):
     def __init__(
         self, *, stage: str, item: str | None = None, part: str | None = None, then: str | None = None, **kwargs: Any
     ) -> None:
-        kwargs.setdefault("map_index_template", "{{ [task.item or '', task.part or ''] | join(' ') | trim }}")
+        kwargs.setdefault("map_index_template", LABEL)  # a mapped task takes it from `partial` alone
         super().__init__(**kwargs)
         self.stage = stage
         self.item = item
