@@ -1,6 +1,7 @@
 """Which source files earlier batches have taken or dropped, so that they are neither decoded nor downloaded again.
 
-A name, a fingerprint or a caption is 8 bytes here, in sorted arrays: a million files take 40 MB, measured.
+A name, a fingerprint or a caption is 16 bytes here, in sorted arrays: a million files with captions take 31 MiB, and 71
+while they are loaded, measured with tracemalloc.
 """
 
 from __future__ import annotations
