@@ -29,6 +29,11 @@ def working_below(root: Path) -> list[str]:
     return found
 
 
+def heed_interrupts() -> None:
+    """In the child: a test run that a shell put into the background ignores SIGINT, and its children would, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def databases() -> set[Path]:
     """Folders of PostgreSQL clusters that twins made."""
     return set(Path(tempfile.gettempdir()).glob("megapairs-postgres-*"))
@@ -61,7 +66,13 @@ def test_interrupted_while_it_starts_it_stops_what_it_started(tmp_path: Path, nu
     require_production_programs()
     before = databases()
     root = tmp_path / "twin"
-    process = subprocess.Popen([*COMMAND, str(root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, str(root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
     init = root / "services" / "init.log"
     wait_until(lambda: init.exists() or process.poll() is not None, "the database is being made")
     os.kill(process.pid, number)
