@@ -47,6 +47,9 @@ def free_port() -> int:
         return port
 
 
+PASSED_ON = ("MEGAPAIRS_SOURCE_ROOTS", "MEGAPAIRS_MODEL_HOSTS")  # what a person allows for their own machine
+
+
 def airflow_environment(root: Path, port: int) -> dict[str, str]:
     """Environment of Airflow, the DAG files and the stages: the caller's without Airflow's settings, and these.
 
@@ -56,7 +59,11 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
     """
     root = root.resolve()
     base = f"http://127.0.0.1:{port}"
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW_", "MEGAPAIRS_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_ON or not name.startswith(("AIRFLOW_", "MEGAPAIRS_"))
+    }
     return {
         **inherited,
         **OUTLAST_OUTAGES,

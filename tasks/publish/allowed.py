@@ -7,7 +7,8 @@ the deployed commit, which are reviewed:
 - MEGAPAIRS_SOURCE_ROOTS: folders and s3://bucket/prefix addresses, separated by commas or colons. Paths must lie in one
   of them, local ones after symbolic links are resolved; S3 servers (`endpoint_url`) and private hosts (`allow_hosts`)
   must then be the deployment's own. Where the variable is not set: the folder from which relative paths start, the
-  folder that holds the deployment's clone, and the user's home without its hidden folders; S3 is then open.
+  folder that holds the deployment's clone, and, without their hidden folders, the user's home, the folder of temporary
+  files and those where disks are mounted (DATA_FOLDERS); S3 is then open.
 - MEGAPAIRS_MODEL_HOSTS: host names of model servers, separated by commas. This machine's loopback is always allowed.
 
 What the deployed params.yaml names is allowed too. A refusal is a ConfigError when the run opens.
@@ -16,6 +17,7 @@ What the deployed params.yaml names is allowed too. A refusal is a ConfigError w
 from __future__ import annotations
 
 import ipaddress
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from tasks.sources.folder import walk
 from tasks.sources.patterns import compile_pattern, split_pattern
 
 SOURCE_ROOTS, MODEL_HOSTS = "MEGAPAIRS_SOURCE_ROOTS", "MEGAPAIRS_MODEL_HOSTS"
+DATA_FOLDERS = ("/data", "/mnt", "/media", "/srv", "/Volumes")  # where people keep and mount what is not the system's
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,14 @@ class Allowed:
         hosts: of model servers, lower case.
         endpoints: addresses of S3 servers, where S3 is not open.
         private_hosts: hosts that are not public and may be downloaded from, where S3 is not open.
-        home: the user's home, open but for its hidden folders; None where it is not open.
+        without_hidden: folders that are open but for their hidden folders, resolved; none where roots are stated.
         base: where relative paths start.
     """
 
     roots: tuple[Path, ...]
     s3_prefixes: tuple[str, ...] | None
     hosts: frozenset[str]
-    home: Path | None
+    without_hidden: tuple[Path, ...]
     base: Path
     endpoints: frozenset[str] = frozenset()
     private_hosts: frozenset[str] = frozenset()
@@ -67,8 +70,9 @@ class Allowed:
         hosts = [_host(f"//{entry}") or entry for entry in entries]  # a port may be stated, and does not matter
         stated = environment.get(SOURCE_ROOTS)
         if stated is None:
-            roots = tuple(path.resolve() for path in (base, clone.resolve().parent))
-            return cls(roots, None, frozenset(hosts), Path.home().resolve(), base)
+            roots = _below_the_top(base, clone.resolve().parent)
+            people = _below_the_top(Path.home(), Path(tempfile.gettempdir()), *map(Path, DATA_FOLDERS))
+            return cls(roots, None, frozenset(hosts), people, base)
         entries = [entry.strip() for entry in stated.replace("s3://", "s3//").replace(",", ":").split(":")]
         entries = [entry.replace("s3//", "s3://", 1) for entry in entries if entry]
         local = [Path(entry) for entry in entries if "://" not in entry]
@@ -79,7 +83,7 @@ class Allowed:
         prefixes = tuple(entry for entry in entries if "://" in entry)
         endpoints = {environment[name] for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3") if environment.get(name)}
         roots = tuple(path.resolve() for path in local)
-        return cls(roots, prefixes, frozenset(hosts), None, base, frozenset(endpoints))
+        return cls(roots, prefixes, frozenset(hosts), (), base, frozenset(endpoints))
 
     def also(self, deployed: Mapping[str, Any]) -> Allowed:
         """With what the deployed parameters (resolved, as a mapping) name."""
@@ -121,14 +125,18 @@ class Allowed:
     def _is_open(self, path: Path) -> bool:
         if any(path.is_relative_to(root) for root in self.roots):
             return True
-        if self.home is None or not path.is_relative_to(self.home):
-            return False
-        return not any(part.startswith(".") for part in path.relative_to(self.home).parts)
+        below = [path.relative_to(folder).parts for folder in self.without_hidden if path.is_relative_to(folder)]
+        return any(not any(part.startswith(".") for part in parts) for parts in below)
 
     def has_host(self, url: str) -> bool:
         """Whether requests may go to the host of an address."""
         host = _host(url)
         return host is not None and (host in self.hosts or _is_loopback(host))
+
+
+def _below_the_top(*folders: Path) -> tuple[Path, ...]:
+    """The folders, resolved, without `/`: a user without a home, or a clone at the top, must not open all."""
+    return tuple(path for folder in folders if (path := folder.resolve()) != Path(path.anchor))
 
 
 def _host(url: str) -> str | None:
@@ -208,7 +216,7 @@ def require_allowed(params: Params, allowed: Allowed) -> None:
     raw = params.model_dump(mode="json", by_alias=True)
     for name, path in _paths_of(raw):
         if not allowed.has_path(path):
-            where = ", ".join([*map(str, allowed.roots), *(allowed.s3_prefixes or ())])
+            where = ", ".join([*map(str, allowed.roots + allowed.without_hidden), *(allowed.s3_prefixes or ())])
             raise ConfigError(
                 f"{name}: {path} is not in a folder that this deployment reads from; expected a path below {where}; "
                 f"move the files there, or have whoever runs the deployment add their folder to {SOURCE_ROOTS}"

@@ -153,10 +153,16 @@ def test_without_roots_a_laptop_reads_its_own_folders_but_no_systems_and_no_hidd
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
     allowed = Allowed.from_environment({}, roots / "clone", roots / "open")
-    for path in (home / "photos", roots / "closed", "images", "s3://any/where"):
+    for path in (home / "photos", roots / "closed", "images", "/data/shop", "/mnt/disk/a", "s3://any/where"):
         assert allowed.has_path(str(path))
-    for path in (home / ".ssh", home / "a" / ".cache", "/etc", "/proc/self/environ", "/"):
+    for path in (home / ".ssh", home / "a" / ".cache", "/mnt/.hidden/a", "/etc", "/proc/self/environ", "/"):
         assert not allowed.has_path(str(path))
+
+
+def test_a_user_without_a_home_and_a_clone_at_the_top_do_not_open_everything(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/")
+    allowed = Allowed.from_environment({}, Path("/dataset"), Path("/"))
+    assert not allowed.has_path("/etc") and allowed.has_path("/data/shop")
 
 
 def test_a_root_that_is_not_absolute_is_refused(roots: Path):

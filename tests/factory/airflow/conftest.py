@@ -16,6 +16,7 @@ from tasks.demo.watch import DATASET_DAG, MODEL_DAG
 from tasks.sample.world import make_world
 from tests.support.inbox import Inbox, serving_inbox
 
+PHOTOGRAPHS = Path(__file__).resolve().parents[3].parent / "shared" / "photos"
 IMAGES = 180  # files of the first batch
 FOLDERS = ("origin.git", "dataset", "dvc-remote", "dvc-cache", "runs")  # of a deployment
 
@@ -84,6 +85,7 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
         changes = {
             "MEGAPAIRS_DEFAULT_PROFILE": "test",
             "MEGAPAIRS_SOURCES_ROOT": str(root),
+            "MEGAPAIRS_SOURCE_ROOTS": f"{root}:{PHOTOGRAPHS}",
             "MEGAPAIRS_RETRIES": "0",
             "MEGAPAIRS_MAIL_TO": "data@example.org",
             "AIRFLOW_CONN_SMTP_DEFAULT": connection,
