@@ -1,22 +1,28 @@
 """Ingest against img2dataset on the same images in memory: images per CPU-second, quality, bytes, memory.
 
-    python -m benchmarks.ingest [--images 200] [--repeats 3] [--folder .run/benchmarks] [--photos ../shared/photos]
-    [--fitted] [--peer .venv-peers/bin/python]
+    python -m benchmarks.ingest [--size small] [--images 200] [--repeats 3] [--folder .run/benchmarks]
+    [--photos ../shared/photos] [--peer .venv-peers/bin/python]
+    python -m benchmarks.ingest --size large [--images 16]
 
-The images: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side by side in their own sharpness (enlarged
-ones would be soft and flatter any filter), or drawn ones where there is no folder of photographs. The taps of
-`resize_opencv` were fitted on images made of 320 of the photographs; those are left out here, unless `--fitted`
-asks for them alone. The peer: img2dataset's own Resizer and WebDataset writer at their defaults
-(benchmarks/img2dataset_peer.py), in an environment of its own, which `make bench-peers` builds.
+The images of `--size small`: JPEGs of 640x480 to 1600x1200 at quality 90, photographs laid side by side in their own
+sharpness (enlarged ones would be soft and flatter any filter), or drawn ones where there is no folder of photographs.
+Those of `--size large`: JPEGs of about 12 megapixels as cameras make them, drawn by benchmarks/camera.py.
+The peer: img2dataset's own Resizer and WebDataset writer at their defaults (benchmarks/img2dataset_peer.py), in an
+environment of its own, which `make bench-peers` builds.
 
 Ours: what ingest does with each file's bytes: sha256 twice, limits, decode, check for damage, shrink, flags, perceptual
 hash, thumbnail, encode, search for copies, tar, row with provenance; settings of profile `production`, through a worker
 process as in a run, the CPU time of both counted. Also in one process, without the worker (`in_process`). Both are
-given the same images, alternate, and the fastest of `repeats` counts: noise only adds. PSNR: stored
-images against the fully decoded source shrunk by a float Lanczos filter, mean over images, dB.
+given the same images, alternate, and the fastest of `repeats` counts: noise only adds.
 
-The last line is JSON: images, kind, ours_images_per_cpu_s, in_process_images_per_cpu_s, img2dataset_images_per_cpu_s,
-ratio (ours / theirs), ratio_in_process, ours_psnr_db, img2dataset_psnr_db, bytes_ratio, rss_mib (peak of a worker),
+Quality: PSNR, dB, of the stored images against the fully decoded source shrunk by a float Lanczos filter; the median
+over the images, and the tenth percentile (`_p10`). img2dataset shrinks by OpenCV's area filter. `pillow_thumbnail`:
+Pillow's `thumbnail` with its own settings, saved at quality 95 as the others are; `pillow_thumbnail_raw`: its pixels,
+before any JPEG adds to its error.
+
+The last line is JSON: size, images, kind, ours_images_per_cpu_s, in_process_images_per_cpu_s,
+img2dataset_images_per_cpu_s, ratio (ours / theirs), ratio_in_process, ours_psnr_db, img2dataset_psnr_db,
+pillow_thumbnail_psnr_db, pillow_thumbnail_raw_psnr_db, each also with _p10, bytes_ratio, rss_mib (peak of a worker),
 img2dataset_rss_mib, img2dataset. Where the peer is not there, its keys and the ratios are null.
 """
 
@@ -38,8 +44,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from benchmarks.camera import make_camera_images
 from benchmarks.measure import fair_environment, parse_arguments
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.ingest import inspect, shards
@@ -52,10 +59,10 @@ from tasks.store import Store
 
 SIZES = ((640, 480), (800, 600), (1024, 768), (1280, 960), (1600, 1200))
 MAX_SIDE_PX = 512
+IMAGES = {"small": 200, "large": 16}
 TILES = 16  # photographs between the first one of a source and that of the next
 SHIFT_PX, SHIFT_PERIOD_PX = 7, 97  # to the left, for every time that the photographs were gone through
 STEP = 37  # in which the photographs are mixed
-FITTED = 320  # of the mixed photographs: the taps were fitted on 20 images of up to 16 each
 
 
 def drawn(seed: int) -> Image.Image:
@@ -67,19 +74,11 @@ def drawn(seed: int) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 8, (300, 400, 1)), 0, 255).astype(np.uint8))
 
 
-def shuffled(photos: Sequence[Path], *, is_fitted: bool) -> list[Path]:
-    """The photographs that a benchmark's images are made of, mixed.
-
-    Args:
-        photos: in order of path.
-        is_fitted: those that the taps were fitted on, else the others; where there are no others (another folder), all.
-    """
-    mixed = (
-        [photos[number * STEP % len(photos)] for number in range(len(photos))]
-        if math.gcd(STEP, len(photos) or 1) == 1
-        else list(photos)
-    )
-    return mixed[:FITTED] if is_fitted or len(mixed) <= FITTED else mixed[FITTED:]
+def shuffled(photos: Sequence[Path]) -> list[Path]:
+    """The photographs that a benchmark's images are made of, given in order of path, mixed."""
+    if math.gcd(STEP, len(photos) or 1) > 1:
+        return list(photos)
+    return [photos[number * STEP % len(photos)] for number in range(len(photos))]
 
 
 def make_images(folder: Path, images: int, photos: Sequence[Path]) -> None:
@@ -109,19 +108,47 @@ def make_images(folder: Path, images: int, photos: Sequence[Path]) -> None:
         canvas.save(path, quality=90)
 
 
-def mean_psnr(sources: dict[str, bytes], stored: dict[str, bytes]) -> float:
-    """Mean PSNR of the stored images against a float Lanczos reference, dB."""
-    values = []
-    for name, content in stored.items():
-        source = Image.open(io.BytesIO(sources[name])).convert("RGB")
-        size = NormalizationRules(max_side_px=MAX_SIDE_PX).stored_size(*source.size)
-        reference = np.stack(
-            [np.asarray(c.convert("F").resize(size, Image.Resampling.LANCZOS), np.float64) for c in source.split()],
-            axis=-1,
-        )
-        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), np.float64)
-        values.append(10 * np.log10(255**2 / np.mean((pixels - reference.clip(0, 255)) ** 2)))
-    return float(np.mean(values))
+def lanczos_reference(image: Image.Image) -> np.ndarray:
+    """(h, w, 3) float64: a decoded RGB image shrunk to the stored size by a float Lanczos filter, 0..255."""
+    size = NormalizationRules(max_side_px=MAX_SIDE_PX).stored_size(*image.size)
+    channels = [np.asarray(c.convert("F").resize(size, Image.Resampling.LANCZOS), np.float64) for c in image.split()]
+    return np.stack(channels, axis=-1).clip(0, 255)
+
+
+def psnr_db(pixels: np.ndarray, reference: np.ndarray) -> float:
+    """PSNR of two (h, w, 3) arrays of levels 0..255, dB."""
+    return float(10 * np.log10(255**2 / np.mean((pixels.astype(np.float64) - reference) ** 2)))
+
+
+def psnr_figures(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Median and tenth percentile, dB, as the last line names them."""
+    return {
+        f"{name}_psnr_db": round(float(np.median(values)), 2),
+        f"{name}_psnr_db_p10": round(float(np.percentile(values, 10)), 2),
+    }
+
+
+def quality_figures(sources: dict[str, bytes], made: dict[str, dict[str, bytes]]) -> dict[str, float]:
+    """PSNR of what each program stored, and of Pillow's `thumbnail`, with and without a JPEG of quality 95.
+
+    Args:
+        sources: name -> the source's JPEG.
+        made: program -> name -> the stored JPEG. img2dataset does not turn images by their EXIF orientation.
+    """
+    values: dict[str, list[float]] = {name: [] for name in (*made, "pillow_thumbnail", "pillow_thumbnail_raw")}
+    for name, content in sources.items():
+        lying = lanczos_reference(Image.open(io.BytesIO(content)).convert("RGB"))
+        upright = lanczos_reference(ImageOps.exif_transpose(Image.open(io.BytesIO(content)).convert("RGB")))
+        for program, stored in made.items():
+            pixels = np.asarray(Image.open(io.BytesIO(stored[name])).convert("RGB"))
+            values[program].append(psnr_db(pixels, lying if program == "img2dataset" else upright))
+        small, out = Image.open(io.BytesIO(content)), io.BytesIO()
+        small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+        small = small.convert("RGB")
+        small.save(out, "JPEG", quality=95)
+        values["pillow_thumbnail_raw"].append(psnr_db(np.asarray(small), lying))
+        values["pillow_thumbnail"].append(psnr_db(np.asarray(Image.open(out).convert("RGB")), lying))
+    return {key: figure for name in values for key, figure in psnr_figures(name, values[name]).items()}
 
 
 class InProcess:
@@ -199,25 +226,25 @@ def peer_run(peer: Path, folder: Path, out: Path) -> dict[str, Any]:
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print, return the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path(".run/benchmarks"))
-    parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
-    parser.add_argument("--fitted", action="store_true", help="only the photographs that the taps were fitted on")
-    parser.add_argument("--peer", type=Path, default=Path(".venv-peers/bin/python"))
-    args = parse_arguments(parser, argv, {"images": 4, "repeats": 1})
-    found = sorted(args.photos.glob("*/*.jpg"))
-    photos = shuffled(found, is_fitted=args.fitted)
-    kind = (
-        f"{len(photos)} of {len(found)} photographs, {'fitted' if args.fitted else 'held out'}" if photos else "drawn"
-    )
-    folder = args.folder / f"ingest-{args.images}-{kind.rpartition(' ')[2] if photos else kind}"
+def make_sources(args: argparse.Namespace) -> tuple[Path, str]:
+    """(folder of the source JPEGs, what they are), written where they are not there yet."""
+    if args.size == "large":
+        folder = args.folder / f"ingest-large-{args.images}"
+        make_camera_images(folder, args.images)
+        return folder, "12-MP camera-like, drawn"
+    photos = shuffled(sorted(args.photos.glob("*/*.jpg")))
+    kind = f"{len(photos)} photographs" if photos else "drawn"
+    folder = args.folder / f"ingest-{args.images}-{'photographs' if photos else 'drawn'}"
     make_images(folder, args.images, photos)
-    sources = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.jpg"))[: args.images]}
-    print(f"{len(sources)} JPEGs, {kind}, {sum(map(len, sources.values())) / 1e6:.1f} MB", flush=True)
+    return folder, kind
+
+
+def measure(
+    sources: dict[str, bytes], folder: Path, args: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(cpu_s of ours with a worker, in process and of the peer, of the fastest repeat; the peer's answer; a worker's
+    peak memory), and the stored images.
+    """
     params = parse_params(resolve(read_raw(Path("params.yaml")), "production"))
     rules = inspect.normalization_rules(params.ingest)
     alone_s, with_worker_s, peer_s, peer = [], [], [], {}
@@ -242,37 +269,58 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 flush=True,
             )
         rss_mib = peak_rss_mib(workers.pids()[0])
-    count = len(sources)
+    times = {"worker_s": min(with_worker_s), "alone_s": min(alone_s), "peer_s": min(peer_s), "rss_mib": rss_mib}
+    return {**times, "peer": peer}, stored
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, return the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(IMAGES), default="small", help="of the sources")
+    parser.add_argument("--images", type=int, help=f"by size: {IMAGES}")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path(".run/benchmarks"))
+    parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
+    parser.add_argument("--peer", type=Path, default=Path(".venv-peers/bin/python"))
+    args = parse_arguments(parser, argv, {"images": 4, "repeats": 1})
+    args.images = args.images or IMAGES[args.size]
+    folder, kind = make_sources(args)
+    sources = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.jpg"))[: args.images]}
+    print(f"{len(sources)} JPEGs, {kind}, {sum(map(len, sources.values())) / 1e6:.1f} MB", flush=True)
+    taken, stored = measure(sources, folder, args)
+    count, peer, made = len(sources), taken["peer"], {"ours": stored}
     figures: dict[str, Any] = {
+        "size": args.size,
         "images": count,
         "kind": kind,
-        "ours_images_per_cpu_s": round(count / min(with_worker_s), 1),
-        "in_process_images_per_cpu_s": round(count / min(alone_s), 1),
+        "ours_images_per_cpu_s": round(count / taken["worker_s"], 1),
+        "in_process_images_per_cpu_s": round(count / taken["alone_s"], 1),
         "img2dataset_images_per_cpu_s": None,
         "ratio": None,
         "ratio_in_process": None,
-        "ours_psnr_db": round(mean_psnr(sources, stored), 2),
-        "img2dataset_psnr_db": None,
         "bytes_ratio": None,
-        "rss_mib": round(rss_mib, 1),
+        "rss_mib": round(taken["rss_mib"], 1),
         "benchmark_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "img2dataset_rss_mib": None,
         "img2dataset": None,
+        "img2dataset_psnr_db": None,
+        "img2dataset_psnr_db_p10": None,
     }
     if "reason" in peer:
         print(peer["reason"], flush=True)
     else:
         with tarfile.open(args.folder / "peer" / "00000.tar") as tar:
             theirs = {Path(m.name).stem: tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg")}  # type: ignore[union-attr]
+        made["img2dataset"] = theirs
         figures |= {
-            "img2dataset_images_per_cpu_s": round(count / min(peer_s), 1),
-            "ratio": round(min(peer_s) / min(with_worker_s), 3),
-            "ratio_in_process": round(min(peer_s) / min(alone_s), 3),
-            "img2dataset_psnr_db": round(mean_psnr(sources, theirs), 2),
+            "img2dataset_images_per_cpu_s": round(count / taken["peer_s"], 1),
+            "ratio": round(taken["peer_s"] / taken["worker_s"], 3),
+            "ratio_in_process": round(taken["peer_s"] / taken["alone_s"], 3),
             "bytes_ratio": round(sum(map(len, stored.values())) / sum(map(len, theirs.values())), 4),
             "img2dataset_rss_mib": peer["rss_mib"],
             "img2dataset": peer["version"],
         }
+    figures |= quality_figures(sources, made)
     print(json.dumps(figures), flush=True)
     return figures
 

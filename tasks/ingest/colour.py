@@ -86,7 +86,7 @@ def to_resizable(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         return Image.fromarray(np.clip(np.asarray(image) / 257, 0, 255).astype(np.uint8))
     if has_alpha(image):
-        return image.convert("RGBA").convert("RGBa")
+        return (image if image.mode == "RGBA" else image.convert("RGBA")).convert("RGBa")
     if image.mode in ("L", "RGB", "CMYK"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")

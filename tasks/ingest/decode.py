@@ -69,9 +69,9 @@ def decode_image(image: Image.Image, content: bytes, rules: NormalizationRules) 
     size, signal = rules.stored_size(*image.size), None
     if image.format in ("JPEG", "MPO"):
         orientation = exif_orientation(image)
-        pixels = decode_jpeg(image, content, size)
-        if isinstance(pixels, np.ndarray) and can_use_opencv(pixels.shape[1::-1], size, rules):
-            pixels = resize_opencv(pixels, size)
+        pixels, extent = decode_jpeg(image, content, size)
+        if isinstance(pixels, np.ndarray) and can_use_opencv(extent, size, rules):
+            pixels, extent = resize_opencv(pixels, size, extent), size
         image = image_from_pixels(pixels) if isinstance(pixels, np.ndarray) else pixels
     else:
         image.seek(0)
@@ -84,15 +84,19 @@ def decode_image(image: Image.Image, content: bytes, rules: NormalizationRules) 
             image = image.crop(box)
             size = rules.stored_size(*image.size)
         orientation = exif_orientation(image)  # after load: a PNG may state it behind its pixels
-    small = _shrink(to_resizable(image), size, rules)
+        extent = image.size
+    small = _shrink(to_resizable(image), size, extent, rules)
     if orientation in TRANSPOSES:
         small = small.transpose(TRANSPOSES[orientation])
     return to_srgb(small, profile if isinstance(profile, bytes) else b"", signal)
 
 
-def _shrink(image: Image.Image, size: tuple[int, int], rules: NormalizationRules) -> Image.Image:
+def _shrink(
+    image: Image.Image, size: tuple[int, int], extent: tuple[float, float], rules: NormalizationRules
+) -> Image.Image:
+    """The part of the image that `extent` names, px from its upper left corner, at this size."""
     if image.size == size:
         return image
-    if image.mode in ("L", "RGB") and can_use_opencv(image.size, size, rules):
-        return Image.fromarray(resize_opencv(np.asarray(image), size))
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    if image.mode in ("L", "RGB") and can_use_opencv(extent, size, rules):
+        return Image.fromarray(resize_opencv(np.asarray(image), size, extent))
+    return image.resize(size, Image.Resampling.LANCZOS, box=(0, 0, *extent), reducing_gap=3.0)

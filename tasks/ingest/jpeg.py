@@ -15,12 +15,16 @@ import threading
 import numpy as np
 from PIL import Image
 
+from tasks.ingest.jpeg_segments import missing_scans, without_stray_bytes
+
 # libjpeg's warnings that part of the image is made up. Others (an unknown JFIF version, an odd progression) leave every
 # pixel as it was written.
 DAMAGE = re.compile(r"premature end|bad (?:Huffman|arithmetic) code|instead of RST", re.IGNORECASE)
+NO_MEMORY = re.compile(r"insufficient memory", re.IGNORECASE)
 EXTRANEOUS = re.compile(r"(\d+) extraneous bytes")
-MAX_EXTRANEOUS_BYTES = 16  # between two markers; more mean a scan out of step, fewer are some encoders' padding
+MAX_EXTRANEOUS_BYTES = 16  # behind a scan's pixels; more mean a scan out of step, fewer are some encoders' padding
 MESSAGE_BYTES = 4096  # of stderr that are kept
+MIN_GAP = 2  # times the wanted sides that a scaled decode must have at least
 
 
 class StderrCapture:
@@ -42,6 +46,8 @@ class StderrCapture:
         Returns:
             (h, w) or (h, w, 3) uint8 in the order blue, green, red, None where OpenCV fails; and what was written to
             stderr, up to MESSAGE_BYTES.
+        Raises:
+            MemoryError: there is not enough for its pixels.
         """
         import cv2
 
@@ -53,7 +59,9 @@ class StderrCapture:
             os.dup2(self._sink, 2)
             try:
                 pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-            except cv2.error:
+            except cv2.error as error:
+                if error.code == cv2.Error.StsNoMem:
+                    raise MemoryError from None
                 pixels = None
             finally:
                 os.dup2(stderr, 2)
@@ -83,24 +91,29 @@ def damage_warning(message: str) -> str | None:
     return None
 
 
-def decode_jpeg(image: Image.Image, content: bytes, size: tuple[int, int]) -> np.ndarray | Image.Image:
-    """A JPEG's pixels at the smallest of 1/1, 1/2, 1/4, 1/8 of its size that is no smaller than `size`.
+def decode_jpeg(
+    image: Image.Image, content: bytes, size: tuple[int, int]
+) -> tuple[np.ndarray | Image.Image, tuple[float, float]]:
+    """A JPEG's pixels at the smallest of 1/1, 1/2, 1/4, 1/8 of its size that has twice the sides of `size`.
 
-    Scaling is done by the decoder (in the DCT domain), which costs less than decoding in full.
+    Scaling is done by the decoder (in the DCT domain), which costs less than decoding in full. At less than twice the
+    wanted sides its blocks would show in the result.
 
     Args:
         image: the file, opened by Pillow and not yet decoded.
         content: the file.
         size: width and height needed, px.
     Returns:
-        (h, w) uint8 grey or (h, w, 3) uint8 in the order blue, green, red; a Pillow image where it is CMYK.
+        (h, w) uint8 grey or (h, w, 3) uint8 in the order blue, green, red, a Pillow image where it is CMYK; and the
+        width and height, px of these, that the file's image has: the decoder rounds them up.
     Raises:
         tasks.ingest.rules.DECODER_ERRORS, MemoryError: truncated, damaged, or too large.
     """
     import cv2
 
     width, height = image.size
-    scale = next((s for s in (8, 4, 2) if width // s >= size[0] and height // s >= size[1]), 1)
+    wanted = (MIN_GAP * size[0], MIN_GAP * size[1])
+    scale = next((s for s in (8, 4, 2) if max(width, height) >= s * max(wanted)), 1)
     colour_flags = {
         1: cv2.IMREAD_COLOR_BGR,
         2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -117,15 +130,19 @@ def decode_jpeg(image: Image.Image, content: bytes, size: tuple[int, int]) -> np
     # CMYK is decoded once by OpenCV, small, for its warnings alone
     flags = grey_flags[scale] if image.mode == "L" else colour_flags[scale if is_grey_or_rgb else 8]
     pixels, message = _capture.decode(content, flags)
-    if damage := damage_warning(message):
+    if EXTRANEOUS.search(message) and (clean := without_stray_bytes(content)) != content:
+        pixels, message = _capture.decode(clean, flags)  # libjpeg prints its first warning only
+    if pixels is None and NO_MEMORY.search(message):
+        raise MemoryError
+    if damage := damage_warning(message) or missing_scans(content):
         raise OSError(damage)
     if pixels is not None and is_grey_or_rgb:
-        return pixels
-    image.draft(None, size)
+        return pixels, (width / scale, height / scale)
+    drafted = image.draft(None, wanted)
     image.load()  # raises where the file is truncated
     if is_grey_or_rgb:
         raise OSError(f"one decoder reads it, another does not ({message.strip()[:100]})")
-    return image
+    return image, drafted[1][2:] if drafted else (width, height)
 
 
 def image_from_pixels(pixels: np.ndarray) -> Image.Image:

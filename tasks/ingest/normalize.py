@@ -20,6 +20,7 @@ Bicubic against Lanczos, and reduced against full decoding: docs/decisions/0020.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 from PIL import Image, ImageFile, features
@@ -29,6 +30,9 @@ from tasks.ingest.decode import decode_image, webp_size
 from tasks.ingest.quality_flags import measure_quality
 from tasks.ingest.rules import DECODER_ERRORS, NormalizationRules, NormalizedImage, Rejection
 
+COSTLY_PIXELS = 2_000_000  # below, no decoder here takes a fifth of the memory that a worker has by default
+NO_MEMORY = "takes more memory than a worker has"
+MEMORY_ERROR = re.compile(r"(insufficient|out of|not enough|no) memory|cannot allocate|bad_alloc", re.IGNORECASE)
 FORMATS = ("JPEG", "PNG", "WEBP", *(("AVIF",) if features.check("avif") else ()))
 
 
@@ -46,19 +50,23 @@ def normalize_image(content: bytes, *, is_named_image: bool, rules: Normalizatio
     if rejection := rules.size_rejection(*image.size):
         return rejection
     header = f"{image.width}x{image.height} px, {image.format} {image.mode}"
+    is_costly = image.width * image.height > COSTLY_PIXELS
     try:
-        small = decode_image(image, content, rules)
+        return _encode(decode_image(image, content, rules), rules)
     except MemoryError:
-        return Rejection("too_costly", f"{header}: takes more memory than a worker has")
+        return Rejection("too_costly", f"{header}: {NO_MEMORY}", is_costly)
     except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
-        return Rejection("undecodable", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    return _encode(small, rules)
+        if MEMORY_ERROR.search(str(error)):
+            return Rejection("too_costly", f"{header}: {NO_MEMORY}", is_costly)
+        return Rejection("undecodable", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", is_costly)
 
 
 def _open_image(content: bytes, *, is_named_image: bool, rules: NormalizationRules) -> Image.Image | Rejection:
     """The file opened by Pillow, not yet decoded; or why its header is refused."""
+    size = webp_size(content)
+    is_costly = content[4:8] == b"ftyp" or bool(size and size[0] * size[1] > COSTLY_PIXELS)
     try:
-        if (size := webp_size(content)) and (rejection := rules.size_rejection(*size)):
+        if size and (rejection := rules.size_rejection(*size)):
             return rejection
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # rules.max_pixels is stricter
@@ -66,11 +74,12 @@ def _open_image(content: bytes, *, is_named_image: bool, rules: NormalizationRul
     except Image.DecompressionBombError as error:
         return Rejection("too_large", str(error))
     except MemoryError:
-        return Rejection("too_costly", "its header alone takes more memory than a worker has")
+        return Rejection("too_costly", "its header alone takes more memory than a worker has", is_costly)
     except DECODER_ERRORS as error:
         return Rejection(
             "undecodable" if is_named_image else "not_a_picture",
             f"no header of {', '.join(FORMATS)} ({type(error).__name__})",
+            is_costly,
         )
 
 

@@ -108,22 +108,32 @@ class NormalizedImage:
     sharpness: float = 0.0
     flags: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields except the content, as JSON values."""
+    def to_json(self, *, has_grid: bool = True) -> dict[str, Any]:
+        """All fields except the content, and the grid unless it is to be sent beside them, as JSON values."""
         fields = asdict(self)
-        del fields["content"]
-        return {**fields, "thumbnail": self.thumbnail.hex(), "grid": self.grid.hex(), "flags": list(self.flags)}
+        del fields["content"], fields["grid"]
+        grid = {"grid": self.grid.hex()} if has_grid else {}
+        return {**fields, **grid, "thumbnail": self.thumbnail.hex(), "flags": list(self.flags)}
 
     @classmethod
-    def from_json(cls, content: bytes, fields: dict[str, Any]) -> NormalizedImage:
-        """The reverse of `to_json`."""
-        as_bytes = {name: bytes.fromhex(fields[name]) for name in ("thumbnail", "grid")}
-        return cls(content, **{**fields, **as_bytes, "flags": tuple(fields["flags"])})
+    def from_json(cls, content: bytes, fields: dict[str, Any], grid: bytes = b"") -> NormalizedImage:
+        """The reverse of `to_json`; `grid` where the fields have none."""
+        values = {**fields, "thumbnail": bytes.fromhex(fields["thumbnail"]), "flags": tuple(fields["flags"])}
+        values["grid"] = bytes.fromhex(fields["grid"]) if "grid" in fields else grid
+        return cls(content, **values)
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a file is dropped: a reason of tasks/reasons.py, and one sentence for a person."""
+    """Why a file is dropped.
+
+    Attributes:
+        reason: of tasks/reasons.py.
+        detail: one sentence for a person.
+        is_costly: the file is so large, or ended its worker in such a way, that a worker in another state might have
+            decoded it: it is tried again in a new one.
+    """
 
     reason: str
     detail: str = ""
+    is_costly: bool = False

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import caption, incremental, ingest, mine, parts, select, vectors
+from benchmarks import camera, caption, incremental, ingest, mine, parts, select, vectors
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
@@ -164,6 +165,7 @@ def test_ingest_is_measured_also_where_no_peer_and_no_photographs_are(
             "ratio",
             "ratio_in_process",
             "img2dataset_psnr_db",
+            "img2dataset_psnr_db_p10",
             "bytes_ratio",
             "img2dataset_rss_mib",
             "img2dataset",
@@ -171,13 +173,20 @@ def test_ingest_is_measured_also_where_no_peer_and_no_photographs_are(
     }
 
 
-def test_the_photographs_that_ingests_filter_was_fitted_on_are_not_those_that_it_is_measured_on():
-    photos = [Path(f"{n:04d}.jpg") for n in range(1_100)]
-    held_out, fitted = (ingest.shuffled(photos, is_fitted=f) for f in (False, True))
-    assert not set(held_out) & set(fitted) and len(held_out) + len(fitted) == len(set(held_out) | set(fitted)) == 1_100
-    # as the fit took them
-    assert {photos[(n * 16 + tile) * 37 % 1_100] for n in range(20) for tile in range(16)} == set(fitted)
-    assert ingest.shuffled(photos[:100], is_fitted=False) and ingest.shuffled([], is_fitted=False) == []
+def test_camera_like_sources_are_made_once_and_measured_against_thumbnail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert all(11_900_000 <= width * height < 12_700_000 for width, height in camera.SIZES)
+    monkeypatch.setattr(camera, "SIZES", ((1200, 900), (1000, 1000)))
+    nowhere = str(tmp_path / "nowhere")
+    options = ["--size", "large", "--images", "2", "--repeats", "1", "--folder", str(tmp_path), "--peer", nowhere]
+    figures = ingest.main(options)
+    sources = sorted((tmp_path / "ingest-large-2").glob("*.jpg"))
+    images = [Image.open(path) for path in sources]
+    assert [(image.size, image.getexif().get(0x0112)) for image in images] == [((1200, 900), 1), ((1000, 1000), 6)]
+    assert figures["ours_psnr_db"] >= figures["pillow_thumbnail_psnr_db"]
+    assert figures["ours_psnr_db_p10"] >= figures["pillow_thumbnail_psnr_db_p10"]
+    assert camera.camera_jpeg(0) == sources[0].read_bytes(), "the same bytes for the same number"
 
 
 def test_select_is_measured_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
