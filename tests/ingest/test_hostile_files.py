@@ -388,7 +388,7 @@ def test_a_decoder_that_crashes_is_a_row(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(workers_module, "ROOT", tmp_path)
     with ImageWorkers(NormalizationRules(), count=1, memory_mib=420, cpu_s=20) as workers:
         result = workers.read(encode(block_image(1), "PNG"), is_named_image=True)
-    assert result == Rejection("undecodable", "the decoder crashed over it, twice (SIGSEGV)")
+    assert result == Rejection("undecodable", "the decoder crashed over it, twice (SIGSEGV)", is_costly=True)
 
 
 def test_workers_start_from_any_folder_and_import_nothing_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

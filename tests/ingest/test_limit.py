@@ -12,6 +12,7 @@ import pytest
 from tasks.ingest import history, intake, parallel
 from tasks.ingest import stage as ingest
 from tasks.ingest.inspect import InspectedFile
+from tasks.ingest.lanes import PlacedFile
 from tasks.ingest.rules import Rejection
 from tasks.sources.files import FileRejected, Metadata, SourceFile
 from tasks.store import Store
@@ -179,33 +180,40 @@ def test_a_hash_map_finds_what_was_added():
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 
+def placed_file(number: int, *, is_remote: bool) -> PlacedFile:
+    """The n-th file of a listing of one lane."""
+    return PlacedFile(SourceFile(f"s:{number}", "", Metadata(), "", "", is_remote=is_remote), 0, number, number)
+
+
 def test_the_number_of_threads_is_decided_by_what_a_files_bytes_come_from():
     """A table of URLs on the local disk is fetched as one in a bucket is."""
     under_way, most, lock = {True: 0, False: 0}, {True: 0, False: 0}, threading.Lock()
 
-    def inspect(file: SourceFile) -> InspectedFile:
+    def inspect(placed: PlacedFile) -> InspectedFile:
+        is_remote = placed.file.is_remote
         with lock:
-            under_way[file.is_remote] += 1
-            most[file.is_remote] = max(most[file.is_remote], under_way[file.is_remote])
+            under_way[is_remote] += 1
+            most[is_remote] = max(most[is_remote], under_way[is_remote])
         time.sleep(0.02)
         with lock:
-            under_way[file.is_remote] -= 1
-        return InspectedFile(file, "", Rejection("undecodable"))
+            under_way[is_remote] -= 1
+        return InspectedFile(placed.file, "", Rejection("undecodable"))
 
-    files = [SourceFile(f"s:{n}", "", Metadata(), "", "", is_remote=n % 2 == 0) for n in range(200)]
-    results = parallel.map_in_order(iter(files), inspect, parallel.Threads(local=2))
-    assert [r.file for r in results] == files
+    files = [placed_file(n, is_remote=n % 2 == 0) for n in range(200)]
+    results = list(parallel.map_in_order(iter(files), inspect, parallel.Threads(local=2)))
+    assert [placed for placed, _, _ in results] == files and all(is_new for _, _, is_new in results)
+    assert [inspected.file for _, inspected, _ in results] == [placed.file for placed in files]
     assert most[False] == 2 and most[True] > 8
 
 
 def test_a_small_limit_begins_few_files():
-    begun: list[SourceFile] = []
+    begun: list[PlacedFile] = []
 
-    def inspect(file: SourceFile) -> InspectedFile:
-        begun.append(file)
-        return InspectedFile(file, "", Rejection("undecodable"))
+    def inspect(placed: PlacedFile) -> InspectedFile:
+        begun.append(placed)
+        return InspectedFile(placed.file, "", Rejection("undecodable"))
 
-    files = (SourceFile(f"s:{n}", "", Metadata(), "", "", is_remote=True) for n in range(10_000))
+    files = (placed_file(n, is_remote=True) for n in range(10_000))
     results = parallel.map_in_order(files, inspect, parallel.Threads(2), wanted=lambda: 3)
     for _ in range(3):
         next(results)
