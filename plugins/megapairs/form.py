@@ -173,6 +173,8 @@ def form_field(name: str, key: str, raw: Mapping[str, Any]) -> Param:
         # a text box: Airflow's number box silently turns 0 into the smallest value and 1e9 into an empty field
         kinds = ["null", "string", schema["type"]]
         limits["pattern"] = number_pattern(schema)
+        # with examples a field of several types is one line with a suggestion, without them a box of six lines
+        limits["examples"] = [str(schema.get("minimum", 1) if value is None else value)]
     return Param(
         None,
         type=kinds,

@@ -32,7 +32,7 @@ def test_a_run_from_the_form_is_green_and_its_log_ends_in_counts(factory: Factor
         dialog.get_by_role("button", name="Trigger", exact=True).click()
         expect(dialog).not_to_be_visible()
         (run,) = factory.airflow.runs(DATASET_DAG)
-        assert run["conf"]["limit"] == LIMIT
+        assert run["conf"]["limit"] == str(LIMIT)  # a text box; open_run makes a number of it
 
         page.goto("about:blank")  # an open grid of Airflow polls, and takes a third of a core
         state, states = factory.follow(run["dag_run_id"])
