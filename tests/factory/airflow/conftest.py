@@ -85,7 +85,7 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
         changes = {
             "MEGAPAIRS_DEFAULT_PROFILE": "test",
             "MEGAPAIRS_SOURCES_ROOT": str(root),
-            "MEGAPAIRS_SOURCE_ROOTS": f"{root}:{PHOTOGRAPHS}",
+            "MEGAPAIRS_SOURCE_ROOTS": f"{root.parent}:{PHOTOGRAPHS}",
             "MEGAPAIRS_RETRIES": "0",
             "MEGAPAIRS_MAIL_TO": "data@example.org",
             "AIRFLOW_CONN_SMTP_DEFAULT": connection,

@@ -130,4 +130,5 @@ def test_two_servers_share_the_work_and_one_may_die_in_the_middle(tmp_path: Path
         model = served_model(f"{server()},{other(die=5)}", in_flight=2, outage_s=60.0)
         replies = model.chat(requests)
         assert [r.text.rpartition(" ")[2] for r in replies] == [f"{n:02d}" for n in range(30)]
-        assert len(other.paid()) == 4 and len(server.paid()) == 26
+        # an answer that the dying server had made, and not yet sent, is asked for again
+        assert len(other.paid()) == 4 and 26 <= len(server.paid()) <= 27
