@@ -178,7 +178,8 @@ def ours(sources: dict[str, bytes], params: Params, out: Path, workers: Any) -> 
     )
     writer, stored, rows = shards.ShardWriter(store, "2026.01.04", config.shard_images), {}, []
     for name, content in sources.items():
-        file = SourceFile(f"memory:{name}", "", Metadata("a photograph"), "CC0-1.0", "", reader=lambda _, c=content: c)  # type: ignore[misc]
+        uri, metadata = f"memory:{name}", Metadata("a photograph")
+        file = SourceFile(uri, "", metadata, "CC0-1.0", "", reader=lambda _, c=content: c)  # type: ignore[misc]
         inspected = inspect.inspect_file(file, config, workers, index.ids_by_source_sha256)
         image = inspected.result
         if not isinstance(image, NormalizedImage):
@@ -310,7 +311,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(peer["reason"], flush=True)
     else:
         with tarfile.open(args.folder / "peer" / "00000.tar") as tar:
-            theirs = {Path(m.name).stem: tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg")}  # type: ignore[union-attr]
+            theirs = {
+                Path(m.name).stem: tar.extractfile(m).read()  # type: ignore[union-attr]
+                for m in tar
+                if m.name.endswith(".jpg")
+            }
         made["img2dataset"] = theirs
         figures |= {
             "img2dataset_images_per_cpu_s": round(count / taken["peer_s"], 1),

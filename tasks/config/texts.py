@@ -21,6 +21,10 @@ CHUNK = "Pairs in one output file, a count. Work resumes at the last complete fi
 IN_FLIGHT = (
     "Most simultaneous requests to one server, a count. Fewer are sent while the server answers that it is busy."
 )
+REFUSED = (
+    "Largest share of a part's pairs that the model's server or processor may refuse, 0 to 1. "
+    "Above it, and above three, the part fails."
+)
 OUTAGE = (
     "How long requests are tried while no server answers at all, seconds. After it the task fails and is tried again."
 )
@@ -66,13 +70,7 @@ class CaptionConfig(Section):
     in_flight: int = Field(16, ge=1, description=IN_FLIGHT)
     timeout_s: float = Field(300.0, gt=0, description=TIMEOUT)
     outage_s: float = Field(600.0, ge=0, description=OUTAGE)
-    refused_share_max: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="Largest share of a part's pairs that the model's server or processor may refuse, 0 to 1. "
-        "Above it, and above three, the part fails.",
-    )
+    refused_share_max: float = Field(0.2, ge=0, le=1, description=REFUSED)
     languages: tuple[str, ...] = Field(
         ("en",),
         min_length=1,
@@ -172,13 +170,7 @@ class JudgeConfig(Section):
     in_flight: int = Field(16, ge=1, description=IN_FLIGHT)
     timeout_s: float = Field(300.0, gt=0, description=TIMEOUT)
     outage_s: float = Field(600.0, ge=0, description=OUTAGE)
-    refused_share_max: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="Largest share of a part's pairs that the model's server or processor may refuse, 0 to 1. "
-        "Above it, and above three, the part fails.",
-    )
+    refused_share_max: float = Field(0.2, ge=0, le=1, description=REFUSED)
     negative_margin: float | None = Field(
         None,
         ge=0,

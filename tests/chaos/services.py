@@ -158,28 +158,15 @@ def kill_task(stack: Stack) -> int:
     return 1
 
 
-def kill_and_start(service: str, stage: str) -> Callable[[Stack], int]:
-    """SIGKILL of a service with all its children while a stage runs; it is started again after a moment."""
+def kill_and_start(service: str, stage: str, pause_s: float = PAUSE_S) -> Callable[[Stack], int]:
+    """SIGKILL of a service with all its children while a stage runs, what it held in memory is lost; it is started
+    again after `pause_s`."""
 
     def break_it(stack: Stack) -> int:
         stack.stage(stage)
         kills = len(stack.airflow.services.family(service))
         stack.airflow.services.kill(service)
-        time.sleep(PAUSE_S)
-        stack.airflow.services.start(service)
-        return kills
-
-    return break_it
-
-
-def stop_for(service: str, stage: str) -> Callable[[Stack], int]:
-    """A service is killed for OUTAGE_S while a stage runs; what it held in memory alone is lost."""
-
-    def break_it(stack: Stack) -> int:
-        stack.stage(stage)
-        kills = len(stack.airflow.services.family(service))
-        stack.airflow.services.kill(service)
-        time.sleep(OUTAGE_S)
+        time.sleep(pause_s)
         stack.airflow.services.start(service)
         return kills
 
@@ -243,8 +230,8 @@ def service_scenarios() -> dict[str, Callable[[Stack], Outcome]]:
         "api-server": broken("SIGKILL of the api-server", kill_and_start("api-server", "embed")),
         "dag-processor": broken("SIGKILL of the dag-processor", kill_and_start("dag-processor", "select")),
         "suspended": broken("SIGSTOP of a worker past the heartbeat", suspend_worker),
-        "redis": broken("Redis away for 20 s", stop_for("redis", "recaption")),
-        "postgres": broken("PostgreSQL away for 20 s", stop_for("postgres", "embed")),
+        "redis": broken("Redis away for 20 s", kill_and_start("redis", "recaption", OUTAGE_S)),
+        "postgres": broken("PostgreSQL away for 20 s", kill_and_start("postgres", "embed", OUTAGE_S)),
         "events": events_during_a_training,
     }
 
