@@ -30,3 +30,17 @@ FIND_LOST_MESSAGES = {
     # After a day, by default, Celery gives a task that still works to another worker and ends the first: 30 days.
     "AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": "2592000",
 }
+
+# Of an Airflow for one person on a machine that does much else.
+ONE_PERSON = {
+    "AIRFLOW__API__WORKERS": "1",
+    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+    # the files do not change while it runs, and parsing costs CPU
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
+    # Airflow's own limit of 30 s for a DAG file is too short for a busy machine: what is slow here is not ill
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
+    "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "600",
+    "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "120",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "120",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+}

@@ -22,7 +22,7 @@ from typing import IO, Any, Self
 
 import httpx
 
-from tasks.demo.airflow_settings import OUTLAST_OUTAGES
+from tasks.demo.airflow_settings import ONE_PERSON, OUTLAST_OUTAGES
 from tasks.demo.processes import end_with_parent, is_alive, process_family
 from tasks.errors import TransientError
 
@@ -67,6 +67,7 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
     return {
         **inherited,
         **OUTLAST_OUTAGES,
+        **ONE_PERSON,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONPATH": str(PROJECT),
         "PYTHONUNBUFFERED": "1",
@@ -86,18 +87,8 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": base,
-        "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__API__SECRET_KEY": secrets.token_hex(16),
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-        # the files do not change while it runs, and parsing costs CPU
-        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
-        # Airflow's own limit of 30 s for a DAG file is too short for a busy machine.
-        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
-        "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "600",
-        "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "120",
-        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "120",
-        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "TASKS_PYTHON": sys.executable,
         "MEGAPAIRS_DATASET": str(root / "dataset"),
         "MEGAPAIRS_RUNS": str(root / "runs"),

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import httpx
 
+from tasks.demo.airflow_settings import ONE_PERSON
 from tasks.demo.compose import dockerfile_environment, read_compose, read_env_file
 from tasks.demo.local_airflow import PROJECT, START_TIMEOUT_S, LocalAirflow
 from tasks.demo.services import Service, Services, find_program, wait_ready
@@ -50,16 +51,7 @@ LOG_FOLDER = "AIRFLOW__LOGGING__BASE_LOG_FOLDER"
 CHANGES: dict[str, str] = {
     # Every "host" is this machine, which needs no name that others can resolve.
     "AIRFLOW__CORE__HOSTNAME_CALLABLE": "tasks.demo.loopback.hostname",
-    # One process is enough for one person, and parsing costs CPU.
-    "AIRFLOW__API__WORKERS": "1",
-    "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
-    # Two cores that do much else: what is slow here is not ill.
-    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
-    "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "600",
-    "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "120",
-    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "120",
-    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    **ONE_PERSON,
     # Its GPU worker has no GPU.
     "MEGAPAIRS_REQUIRE_GPU": "0",
     # Nothing leaves this machine.
