@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.pages.week_figures import SHARES
+
 PLUMBING = ("open_run", "close_run", "mine_parts")
 PARTS_ALONE = ("ingest_list", "ingest_fetch", "mine_part", "evaluate_part")  # their stage counts what they did
 
@@ -110,6 +112,22 @@ def certainty_lines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def week_lines(weeks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A column a weekly batch, a line a figure; a figure that no week has is left out."""
+    if not weeks:
+        return []
+    lines = ["", "Week by week (true and thrown away: by the sample world's truth)"]
+    lines.append(f"  {'':<28}" + "".join(f"{batch:>14}" for batch in weeks))
+    for name in ("pairs", "triplets", "texts"):
+        lines.append(f"  {name:<28}" + "".join(f"{week.get(name) or 0:>14,}" for week in weeks.values()))
+    for name, words in SHARES.items():
+        values = [week.get(name) for week in weeks.values()]
+        if any(value is not None for value in values):
+            shown = ("-" if value is None else f"{100 * value:.1f}%" for value in values)
+            lines.append(f"  {words:<28}" + "".join(f"{value:>14}" for value in shown))
+    return lines
+
+
 def summary_text(summary: Mapping[str, Any], root: Path) -> str:
     """The demo's last page: what came out, what it cost, where to look next."""
     lines = ["", "What came out", f"  versions    {', '.join(summary['versions']) or 'none'}"]
@@ -126,6 +144,7 @@ def summary_text(summary: Mapping[str, Any], root: Path) -> str:
     if work:
         lines += ["", "The second week did only what was new", f"  {'':<10}{'new':>8}{'done':>8}{'reused':>8}"]
         lines += [f"  {stage:<10}{c['new']:>8,}{c['done']:>8,}{c['reused']:>8,}" for stage, c in work.items()]
+    lines += week_lines(summary.get("weeks") or {})
     if summary["metrics"]:
         lines += ["", "Retrieval on the held-out benchmark", f"  {'':<28}{'mAP@5':>8}{'R@1':>8}{'R@10':>8}"]
         for model, kinds in summary["metrics"].items():
@@ -138,7 +157,7 @@ def summary_text(summary: Mapping[str, Any], root: Path) -> str:
     lines += certainty_lines(summary)
     lines.append(f"  promoted    {'yes' if summary['promoted'] else 'no'}: {summary['why']}")
     if summary["truth"]:
-        lines += ["", "Against the sample world's truth (evaluation only)"]
+        lines += ["", "All weeks together, against the sample world's truth (evaluation only)"]
         lines += [f"  {name.replace('_', ' '):<28}{100 * value:>7.1f}%" for name, value in summary["truth"].items()]
     seconds = {k: v for k, v in summary["seconds"].items() if k not in (*PLUMBING, "total")}
     lines += ["", f"Seconds by stage (of {summary['seconds']['total']:.0f} in all)"]
@@ -193,6 +212,7 @@ def summarize(
         "images": int(rows.get("images", 0)),
         "pairs": int(rows.get("pairs", 0)),
         "triplets": int(rows.get("triplets", 0)),
+        "weeks": version.get("weeks") or {},
         "drops": version.get("drops") or count_drops(everything),
         "seconds": stage_seconds(everything, total_s),
         "promoted": bool(decision.get("figures", {}).get("is_promoted")),

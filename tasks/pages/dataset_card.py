@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.pages.render import markdown
+from tasks.pages.week_figures import week_table
 from tasks.records import schemas
 
 if TYPE_CHECKING:
@@ -115,6 +116,17 @@ def benchmarks_context(version: Mapping[str, Any]) -> dict[str, Any]:
     return {"lists": names, "total_count": total, "total": f"{total:,}", "new": f"{new:,}"}
 
 
+def weeks_context(weeks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The table of weekly batches, and the newest one's styles; None for a version without such figures."""
+    if not weeks:
+        return None
+    head, rows = week_table(weeks)
+    styles = list(weeks.values())[-1].get("styles") or {}
+    is_truth_known = any("true_share" in week for week in weeks.values())
+    shares = ", ".join(f"{style} {share:.0%}" for style, share in styles.items())
+    return {"head": head, "rows": rows, "styles": shares, "is_truth_known": is_truth_known}
+
+
 def dataset_card(
     version: Mapping[str, Any],
     *,
@@ -151,6 +163,7 @@ def dataset_card(
         has_images_config=bool(exported),
         fingerprint=version["fingerprint"][:16],
         drops=drops,
+        weeks=weeks_context(version.get("weeks") or {}),
         benchmarks=benchmarks_context(version),
         usage=usage_context(version.get("ledger") or {}),
         encoders=encoders,

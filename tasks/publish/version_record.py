@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params
 from tasks.names import batch_name, run_date
+from tasks.pages.week_figures import weekly_figures
 from tasks.publish.identity import fingerprint
 from tasks.publish.published import file_sha256
 from tasks.store import Store
@@ -62,6 +63,19 @@ def public_params(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
+def all_weeks(params: Params, store: Store, parent: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """batch -> figures of that weekly batch: the parent's as they are, and this run's.
+
+    Where `evaluate.truth` names the sample world's truth file, the shares that the truth tells are among them.
+    """
+    batch, truth = batch_name(params), params.evaluate.truth
+    known = truth is not None and Path(truth).is_file()
+    return {
+        **(parent or {}).get("weeks", {}),
+        **weekly_figures(store, Path(truth) if truth and known else None, [batch]),
+    }
+
+
 def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | None, commit: str) -> dict[str, Any]:
     """version.json's mapping, without the manifest's hash.
 
@@ -89,6 +103,7 @@ def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | N
         "drops": count_drops(store.read_dropped()),
         "new_drops": count_drops(store.read_dropped(batch=batch)),
         "encoders": encoder_yields(store, batch, encoders),
+        "weeks": all_weeks(params, store, parent),
         "quality": {stage: report.figures for stage, report in reports.items() if report.figures},
         "ledger": usage_summary(read_usage(store.root), triplets=new_rows["triplets"], pairs=new_rows["captioned"]),
         "tokens": {stage: report.tokens for stage, report in reports.items() if report.tokens},

@@ -10,6 +10,7 @@ from tasks.demo.summary import (
     counts_text,
     stage_seconds,
     summary_text,
+    week_lines,
 )
 
 
@@ -119,3 +120,16 @@ def test_the_last_page_says_how_sure_the_scores_are():
     (line,) = certainty_lines(summary)
     assert "95% interval 14.2 to 18.1; +3.1 (+1.2 to +5.0) over image only; worst wording 10.0, best 22.0" in line
     assert certainty_lines({}) == []
+
+
+def test_weeks_stand_side_by_side_never_pooled():
+    """A second week that is worse than the first is seen, whatever the mean says."""
+    weeks = {
+        "2026.11.21": {"pairs": 1800, "triplets": 955, "texts": 4000, "yield": 0.53, "true_share": 0.964},
+        "2026.11.28": {"pairs": 948, "triplets": 218, "texts": 900, "yield": 0.23, "true_share": None},
+    }
+    lines = week_lines(weeks)
+    assert lines[2].split() == ["2026.11.21", "2026.11.28"]
+    rows = {line[:30].strip(): line[30:].split() for line in lines[3:]}
+    assert rows["true texts"] == ["96.4%", "-"] and rows["triplets per written pair"] == ["53.0%", "23.0%"]
+    assert "true texts thrown away" not in rows and week_lines({}) == []

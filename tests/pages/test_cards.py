@@ -104,6 +104,22 @@ def test_the_card_tells_counts_usage_and_the_way_back():
     assert "the first one" in first and "Nothing." in first and "## Model calls" not in first
 
 
+def test_the_card_shows_every_week_by_itself_and_the_truth_only_where_it_is_known():
+    judged = {"pairs": 948, "triplets": 218, "yield": 0.23, "shortcut_share": 0.07, "distinct_3": 0.25}
+    judged["styles"] = {"keep": 0.4, "short": 0.6}
+    weeks = {
+        "2026.11.21": {**judged, "yield": 0.53, "true_share": 0.964},
+        "2026.11.28": {**judged, "true_share": 0.898},
+    }
+    text = card(weeks=weeks)
+    assert "| `2026.11.21` | 948 | 218 | 53.0% | 7.0% | 96.4% | 0.25 |" in text
+    assert "| `2026.11.28` | 948 | 218 | 23.0% | 7.0% | 89.8% | 0.25 |" in text
+    assert "Styles of the newest week: keep 40%, short 60%." in text and "the sample world's truth" in text
+    photographs = card(weeks={"2026.11.28": judged})
+    assert "## Week by week" in photographs and "true texts" not in photographs and "truth" not in photographs
+    assert {len(set(widths)) for widths in table_widths(text)} == {1} and "## Week by week" not in card()
+
+
 def test_every_table_of_a_card_is_a_table_to_a_renderer_with_rows_as_wide_as_its_head():
     widths = table_widths(card(drops={"judge": {"a|b": 1, "c`d": 2}}))
     assert [w[0] for w in widths] == [2, 2, 3, 8, 4] and all(len(set(w)) == 1 for w in widths)
