@@ -11,9 +11,11 @@ nobody can push. Put a proxy with TLS in front before the port is opened to a ne
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +26,8 @@ from typing import Any
 from tasks.errors import ConfigError
 
 REQUEST_TIMEOUT_S = 60.0  # of one read of a client that says nothing
+LINGER_TIMEOUT_S = 2.0  # of one read after a refusal
+LINGER_BYTES = 2**20  # read and thrown away after a refusal
 MOST_AT_ONCE = 16  # git processes side by side, a count; each packs objects
 BLOCK_BYTES = 65_536
 MOST_REQUEST_BYTES = 64 * 2**20  # of a clone's wishes; a real one is some kilobytes
@@ -52,8 +56,18 @@ class ReadOnlyGit(BaseHTTPRequestHandler):
             wishes = b"".join(self._body())
         except ValueError as error:
             self.send_error(400, str(error))
+            self._linger()
             return
         self._answer(wishes)
+
+    def _linger(self) -> None:
+        """Read on for a moment: a connection closed before its request is read is reset, and the answer lost."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(LINGER_TIMEOUT_S)
+        with contextlib.suppress(OSError):
+            for _ in range(LINGER_BYTES // BLOCK_BYTES):
+                if not self.rfile.read1(BLOCK_BYTES):  # type: ignore[attr-defined]
+                    break
 
     def _body(self) -> Iterator[bytes]:
         """The request's body, of a stated length or in chunks (git sends more than 1 MiB in chunks).
