@@ -33,6 +33,7 @@ EXPLANATIONS = {
     "cut_off": "it did not come to its end",
     "not_json": "it is not the JSON object that was asked for, with all its fields",
 }
+TOO_DIFFERENT = "too different"  # the whole reply of a model that finds more differences than a text can state
 
 _ORDERS = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b.{0,20}"

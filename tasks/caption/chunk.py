@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.caption.checks import clean_reply
 from tasks.caption.draft import Draft, draw_language
-from tasks.caption.generate import describe, drop_common_texts, write
+from tasks.caption.generate import DescriptionLimits, describe, drop_common_texts, write
 from tasks.config import CaptionConfig
 from tasks.models.llm.base import Captioner, Writer
 from tasks.names import stable_id
@@ -94,7 +94,7 @@ def describe_drafts(
         setup.captioner,
         setup.prompts,
         DESCRIPTION_CHARS * setup.config.max_chars,
-        words=setup.config.description_words,
+        limits=DescriptionLimits(setup.config.description_words, setup.config.differences_max),
         seed=setup.seed,
     )
     for draft in drafts if is_structured else ():

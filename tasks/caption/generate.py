@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.caption.checks import (
+    TOO_DIFFERENT,
     ReplyRules,
     clean_reply,
     common_texts,
@@ -52,6 +53,19 @@ LANGUAGES = {
 }
 
 
+@dataclass(frozen=True)
+class DescriptionLimits:
+    """What a description may be.
+
+    Attributes:
+        words: least and most words asked for; a number between them is drawn for each pair.
+        differences_max: most differences of a structured description, a count; any number when None.
+    """
+
+    words: tuple[int, int] = (60, 100)
+    differences_max: int | None = None
+
+
 def describe(
     drafts: Sequence[Draft],
     images: Sequence[tuple[Any, Any]],
@@ -59,7 +73,7 @@ def describe(
     prompts: PromptSet,
     max_chars: int,
     *,
-    words: tuple[int, int] = (60, 100),
+    limits: DescriptionLimits | None = None,
     seed: int = 0,
 ) -> None:
     """Fill in the drafts' descriptions; one retry for a rejected reply.
@@ -70,12 +84,13 @@ def describe(
         model: the captioner.
         prompts: the prompt set.
         max_chars: longest description, characters.
-        words: least and most words asked for; a number between them is drawn for each pair.
+        limits: of a description's length and differences; the defaults when None.
         seed: of the draws.
     """
-    conversation = _Descriptions(drafts, images, model, prompts, max_chars, words)
+    limits = limits or DescriptionLimits()
+    conversation = _Descriptions(drafts, images, model, prompts, max_chars, limits)
     requests = {
-        n: prompts.description_request(draw_word_count(words, seed, draft.pair_id)) for n, draft in enumerate(drafts)
+        n: prompts.description_request(draw_word_count(limits.words, seed, d.pair_id)) for n, d in enumerate(drafts)
     }
     for n in send_with_retry(requests, conversation, prompts.retry, model.usage):
         drafts[n].retries += 1
@@ -90,7 +105,7 @@ class _Descriptions:
     model: Captioner
     prompts: PromptSet
     max_chars: int
-    words: tuple[int, int]
+    limits: DescriptionLimits
 
     def send(self, keys: Sequence[int], prompts: Sequence[str], *, has_more_room: bool = False) -> list[Reply]:
         schema, limit = self.prompts.schema, MORE_ROOM * self.model.max_new_tokens if has_more_room else None
@@ -105,14 +120,20 @@ class _Descriptions:
         draft = self.drafts[key]
         draft.count_reply(reply)
         structured, text, reason = None, clean_reply(reply.text), CUT_OFF if reply.is_cut else None
+        if normalize_words(text) == TOO_DIFFERENT:
+            reason = "too_different"
         if self.prompts.schema is not None and reason is None:
             structured = parse_description(reply.text)
             if structured is None:
                 reason = "not_json"
             else:
                 text = clean_reply(structured.prose)
+                most = self.limits.differences_max
+                if most is not None and len(structured.differences) > most:
+                    reason = "too_different"
                 unsafe = (injection_reason(short) for short in structured.short_texts())
-                reason = next((r for r in unsafe if r is not None), None) or self._length_reason(text)
+                unsafe_reason = next((r for r in unsafe if r is not None), None)
+                reason = unsafe_reason or reason or self._length_reason(text)
         reason = reason or rejection_reason(text, ReplyRules(self.max_chars, prompt))
         if reason is not None:
             draft.reject(DESCRIPTION, reason, text)
@@ -122,7 +143,7 @@ class _Descriptions:
         return None
 
     def _length_reason(self, text: str) -> str | None:
-        least, most = self.words
+        least, most = self.limits.words
         return length_reason(text, int(least * (1 - LENGTH_TOLERANCE)), int(most * (1 + LENGTH_TOLERANCE)))
 
 

@@ -1,7 +1,8 @@
 """The retry loop of captioning: send requests, check the replies, send the rejected ones once more.
 
 A rejected reply is requested again with its reason; one that was cut off at the longest length is requested again as it
-was, with twice the room. A request that the model's server or processor refuses (`Reply.refusal`) is not sent again.
+was, with twice the room. Not sent again are a request that the model's server or processor refuses (`Reply.refusal`),
+and one whose reply is an answer: that the images are too different (`FINAL`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tasks.usage import Usage
 
 QUOTED_CHARS = 600  # of a rejected reply, what its retry quotes
 CUT_OFF = "cut_off"  # reason of a reply that ended at the longest length
+FINAL = frozenset({"too_different"})  # reasons of replies that are answers
 MORE_ROOM = 2  # longest length of its retry, in multiples of the first one
 NOT_QUOTED = "(not quoted)"  # stands for a reply with an injected order, or one that is no JSON
 
@@ -56,7 +58,7 @@ def send_with_retry(
     Returns:
         The keys that were sent again.
     """
-    rejected = _send_once(prompts, conversation, counts)
+    rejected = {k: r for k, r in _send_once(prompts, conversation, counts).items() if r.reason not in FINAL}
     cut = {key: prompts[key] for key, rejection in rejected.items() if rejection.reason == CUT_OFF}
     others = {key: _retry_prompt(retry, prompts[key], r) for key, r in rejected.items() if key not in cut}
     _send_once(others, conversation, counts)

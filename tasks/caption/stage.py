@@ -11,7 +11,9 @@ For one chunk, in this order:
 1. the captioner describes each pair, in prose or as JSON (tasks/caption/descriptions.py);
 2. the writer turns each description into one instruction per style of `caption.styles`;
 3. every reply is checked (tasks/caption/checks.py); a rejected one is requested once more with its reason, one that
-   was cut off at the longest length with more room (tasks/caption/retry.py), then left out;
+   was cut off at the longest length with more room (tasks/caption/retry.py), then left out; a pair whose description
+   is the reply `too different`, or lists more differences than `caption.differences_max`, is dropped at once, since no
+   text could state them all (too_different);
 4. texts that more than `caption.same_text_pairs` pairs of the chunk have in common are dropped (same_for_many);
 5. a request that the model's server or processor refuses (a 400, an image of a shape that it cannot take) is left out
    with its words (request_refused, bad_image); more such pairs than `caption.refused_share_max` stop the part;

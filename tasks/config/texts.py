@@ -101,6 +101,12 @@ class CaptionConfig(Section):
         description="Fewest and most words that a description is asked for, drawn by the seed for each pair. Only for "
         "prompt sets that ask for a number of words.",
     )
+    differences_max: int | None = Field(
+        None,
+        ge=1,
+        description="Most differences that a pair's description may list, a count; a pair with more is dropped as "
+        "`too_different`. Only for prompt sets that list differences. Empty: no limit.",
+    )
     reverse: bool = Field(
         False, description="Also write instructions from each pair's target back to its query: additional triplets."
     )

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks.caption.descriptions import Description
 from tasks.caption.draft import Draft
-from tasks.caption.generate import describe, drop_common_texts, write
+from tasks.caption.generate import DescriptionLimits, describe, drop_common_texts, write
 from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.load import load_writer
 from tasks.prompts.prompt_set import read_prompt_set, sample_demonstrations
@@ -24,8 +24,18 @@ STANDARD = read_prompt_set("standard")
 
 def described(*replies: str) -> tuple[Draft, FakeLlm]:
     draft, model = Draft("p"), FakeLlm.in_turn(*replies)
-    describe([draft], [(None, None)], model, STANDARD, max_chars=1600, words=(60, 100))
+    describe([draft], [(None, None)], model, STANDARD, max_chars=1600)
     return draft, model
+
+
+@pytest.mark.parametrize("reply", ["Too different.", json.dumps(DESK)])
+def test_a_pair_that_differs_in_too_much_is_dropped_at_once(reply: str):
+    """No second request, whether the model says so itself or lists more differences than a text may state."""
+    draft, model = Draft("p"), FakeLlm.in_turn(reply)
+    limits = DescriptionLimits(differences_max=len(DIFFERENCES) - 1)
+    describe([draft], [(None, None)], model, STANDARD, max_chars=1600, limits=limits)
+    assert draft.drop_reason() == "too_different" and not draft.description
+    assert (len(model.requests), draft.retries, model.usage.rejected) == (1, 0, {"too_different": 1})
 
 
 def test_a_structured_description_is_requested_with_schema_and_length():
