@@ -5,6 +5,7 @@ Source of the idea: UniME-V2, arXiv:2510.13515 (the yes-probability of an MLLM a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,7 +78,8 @@ def judge_pairs(
 ) -> list[Verdict]:
     """A verdict per pair.
 
-    The judge is asked about the targets first, and about negatives only for instructions that passed.
+    The judge is asked about the targets first, and about negatives only for instructions that passed, of pairs with
+    enough of them.
 
     Args:
         rows: with instructions, styles, query_image_id, target_image_id, negative_image_ids.
@@ -95,6 +97,8 @@ def judge_pairs(
         else:
             answers[r].target_yes[n] = yes
     passed = [(r, n) for r, n in instructions if answers[r].target_yes.get(n, -1.0) >= config.threshold]
+    counts = Counter(r for r, _ in passed)
+    passed = [(r, n) for r, n in passed if counts[r] >= config.instructions_min]
     negatives = [(r, n, k) for r, n in passed for k in range(len(rows[r]["negative_image_ids"]))]
     questions = [_question(rows[r], images, n, rows[r]["negative_image_ids"][k]) for r, n, k in negatives]
     for (r, n, k), yes in zip(negatives, yes_probabilities(model, questions, template), strict=True):

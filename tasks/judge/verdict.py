@@ -3,14 +3,14 @@
 A pure function of P(yes). A candidate *meets* an instruction when its P(yes) reaches `negative_threshold`, or comes
 within `negative_margin` of the target's. In this order:
 
-1. an instruction whose P(yes) for the target is below `threshold` is dropped (wrong_instruction);
+1. an instruction whose P(yes) for the target is below `threshold` is dropped (wrong_instruction), and the pair where
+   fewer than `instructions_min` are left (wrong_target): about its negatives nobody has to be asked;
 2. one that the query image itself meets is dropped (query_fits);
 3. a mined negative that meets an instruction which states the whole change is a false negative and is taken out
    (false_negative);
 4. an instruction of a partial style (one change of several) is dropped where a remaining negative meets it
    (partial_fits);
-5. a pair with fewer than `instructions_min` instructions left is dropped: wrong_target where step 1 left too few, else
-   ambiguous;
+5. a pair with fewer than `instructions_min` instructions left is dropped (ambiguous);
 6. of the remaining mined negatives the first `negatives_max` stay: later candidates replace false negatives.
 """
 
@@ -84,7 +84,7 @@ def decide(
     Args:
         target_yes: per instruction P(yes) of the target.
         negative_yes: position of each instruction that passes `threshold` -> P(yes) of every negative, the query image
-            first.
+            first; not read where fewer than `instructions_min` pass.
         is_partial: per instruction, whether its style may state one change of several.
         rules: thresholds.
     """
@@ -94,6 +94,8 @@ def decide(
         if yes < rules.threshold:
             dropped[n] = ("wrong_instruction", yes)
     right = [n for n in range(len(target_yes)) if n not in dropped]
+    if len(right) < rules.instructions_min:
+        return Verdict(dropped=dropped, reason="wrong_target")
     for n in right:
         if negative_yes[n][0] >= limits[n]:
             dropped[n] = ("query_fits", negative_yes[n][0])
@@ -109,8 +111,7 @@ def decide(
             dropped[n] = ("partial_fits", max(met))
     kept = [n for n in kept if n not in dropped]
     if len(kept) < rules.instructions_min:
-        is_wrong = len(right) < rules.instructions_min
-        return Verdict(dropped=dropped, reason="wrong_target" if is_wrong else "ambiguous")
+        return Verdict(dropped=dropped, reason="ambiguous")
     negatives = [0, *(k for k in mined if k not in false_negatives)]
     if rules.negatives_max is not None:
         negatives = negatives[: rules.negatives_max + 1]

@@ -57,6 +57,16 @@ def test_instructions_that_fit_the_target_alone_are_kept(monkeypatch: pytest.Mon
     assert detail["wrong_instruction"]["style"] == "question"
 
 
+def test_a_pair_with_too_few_right_texts_costs_no_questions_about_negatives(
+    monkeypatch: pytest.MonkeyPatch, store: Store, params: Params
+):
+    judge = by_colours(lambda q, c, text: 0.9 if (q, c) == ("red", "blue") and "short" in text else 0.25)
+    use_models(monkeypatch, judge=judge)
+    run_caption(params, store)
+    report = run(with_judge(params, instructions_min=2), store)
+    assert report.dropped == {"wrong_target": 5} and len(judge.requests) == 5 * 3
+
+
 def test_negatives_that_replace_false_ones_are_counted(monkeypatch: pytest.MonkeyPatch, store: Store, params: Params):
     """One mined negative a triplet is wanted of two candidates; the first, green, fits as well as the target."""
     scores = {"blue": 0.9, "green": 0.895}
