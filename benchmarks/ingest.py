@@ -213,7 +213,8 @@ def peer_run(peer: Path, folder: Path, out: Path) -> dict[str, Any]:
     """One measurement of img2dataset; {'reason': ...} where it cannot be run."""
     if not peer.exists():
         return {"reason": f"{peer} is not there; `make bench-peers` builds it"}
-    command = [str(peer), str(Path(__file__).with_name("img2dataset_peer.py")), str(folder), str(out)]
+    # -P: this folder is no place to import from, select.py here would stand for the standard library's.
+    command = [str(peer), "-P", str(Path(__file__).with_name("img2dataset_peer.py")), str(folder), str(out)]
     ended = subprocess.run(
         command,
         capture_output=True,
