@@ -20,15 +20,16 @@ images new ones are drawn |
 | random | two images drawn at random, with the instructions that the same captioner and writer give to them (`python -m
 tasks caption`) |
 
-All arms start from the same checkpoint and get the same steps (more only where one pass over many samples needs them),
-batch, rates and candidates' temperature; the text tower is trained on features of the locked image tower (the recipe's
-first phase, LiT), so that sixty trainings fit a laptop. `--ablations` adds METHOD.md 1.2 in
-miniature at the largest size: negatives none / query image / + mined, and pairs by each encoder alone, in twos, by all
-three; and, with as many samples each, judge on / off by shortcut filter on / off (only samples whose target neither
-text nor image alone finds first). A run that is done stands in <out>/runs.jsonl and is not done again. Writes
-<out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the
-mean and standard deviation of composed mAP@5 over the seeds, and for each N whether N judged triplets beat `factor` x N
-image-text pairs.
+All arms start from the same checkpoint and get the same batch, rates and candidates' temperature, and N samples get as
+many steps as the `factor` x N image-text pairs that they are compared with (enough for one pass over those); the text
+tower is trained on features of the locked image tower (the recipe's first phase, LiT), so that sixty trainings fit a
+laptop. `--ablations` adds METHOD.md 1.2 in miniature at the largest size: negatives none / query image / + mined, and
+pairs by each encoder alone, in twos, by all three; and, with as many samples each, judge on / off by shortcut filter
+on / off (only samples whose target neither text nor image alone finds first).
+
+A run that is done stands in <out>/runs.jsonl and is not done again. Writes <out>/figures.json and <out>/scaling.svg;
+the last line is JSON: per arm and size the mean and standard deviation of composed mAP@5 over the seeds, and as `claim`
+for each N whether N judged triplets beat `factor` x N image-text pairs.
 """
 
 from __future__ import annotations
@@ -366,6 +367,21 @@ def jobs_of(
     return list(dict.fromkeys(jobs))
 
 
+def steps_of(job: Job, sizes: Sequence[int], factor: int, steps: int, batch: int) -> int:
+    """Optimiser steps of a training, the same for N samples of any arm and the `factor` x N image-text pairs that they
+    are compared with: as many as those need for one pass, at least `steps`.
+
+    Args:
+        job: the training.
+        sizes: the study's sizes N.
+        factor: image-text pairs per sample.
+        steps: least steps.
+        batch: samples in a step.
+    """
+    pairs = job.size * factor if job.size in sizes else job.size
+    return max(steps, math.ceil(pairs / batch))
+
+
 def samples_of(job: Job, pools: Mapping[str, Sequence[Sample]]) -> list[Sample]:
     """A job's samples: the first `size` of its arm's pool in an order drawn by the seed, so that a larger size holds
     the smaller one.
@@ -411,6 +427,8 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
             claim[size] = {
                 "judged": judged["mean"],
                 "image_text": other["mean"],
+                "deviations": [judged["deviation"], other["deviation"]],
+                "image_text_pairs": other["samples"],
                 "factor": factor,
                 "holds": judged["mean"] > other["mean"],
             }
@@ -489,7 +507,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
             )
         cell = min(sum(not s.is_shortcut for s in pools[arm]) for arm in ("judged", "unjudged"))
         jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=args.ablations, cell=cell)
-    same = {**settings, "base": base.revision, "benchmark": str(args.benchmark), "dataset": str(args.dataset)}
+    same = {**settings, "are_steps_equal": True, "base": base.revision, "benchmark": str(args.benchmark), "dataset": str(args.dataset)}
     log = out / "runs.jsonl"
     runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {r["key"] for r in runs if r["settings"] == same}
@@ -501,7 +519,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         samples = samples_of(job, pools)
         images.add([p for s in samples for p in (s.target, *((s.query,) if s.query else ()), *s.negatives)])
         retriever = ClipRetriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
-        steps = max(args.steps, math.ceil(len(samples) / args.batch))  # whoever has many samples sees each of them once
+        steps = steps_of(job, args.sizes, args.image_text_factor, args.steps, args.batch)
         fit = FitSettings(**(settings | {"steps": steps}), negatives=job.negatives, seed=job.seed)
         loss = fit_texts(retriever, samples, images.raw, fit)
         scores = score_retriever(retriever, benchmark, 128, image_features=gallery)

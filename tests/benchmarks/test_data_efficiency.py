@@ -16,6 +16,7 @@ from benchmarks.data_efficiency import (
     jobs_of,
     plot,
     samples_of,
+    steps_of,
     summary_of,
     triplet_samples,
     with_shortcuts,
@@ -98,3 +99,13 @@ def test_the_claim_is_said_whatever_came_out():
     text = [e.text for e in drawn.iter() if e.tag.endswith("text")]
     assert {"judged", "image-text", "base", "10", "1400"} <= set(text)
     assert len([e for e in drawn.iter() if e.tag.endswith("circle")]) == 4
+
+
+def test_judged_samples_get_the_steps_of_the_pairs_that_they_are_compared_with():
+    sizes, factor = [100, 800], 70
+    steps = {
+        (arm, size): steps_of(Job(arm, size, seed=0), sizes, factor, 150, 256)
+        for arm, size in (("judged", 100), ("image_text", 7_000), ("judged", 800), ("image_text", 56_000))
+    }
+    assert steps["judged", 100] == steps["image_text", 7_000] == 150
+    assert steps["judged", 800] == steps["image_text", 56_000] == 219
