@@ -66,6 +66,8 @@ REASONS: dict[str, dict[str, str]] = {
         "cut_off": "the reply did not come to its end, even with twice the room",
         "request_refused": "the model's server refuses the request; its words are in the row",
         "bad_image": "the model's processor cannot take an image of this shape",
+        "unconfirmed": "none of the differences described was seen again when asked for one by one",
+        "incomplete_description": "the images differ in more than the description states, and too few texts state one",
         "too_different": "the two images differ in more than a text can state",
         "same_for_many": "the same text was written for many pairs",
         "too_few_instructions": "a pair with fewer instructions than caption.instructions_min",

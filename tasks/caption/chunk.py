@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.caption.checks import clean_reply
+from tasks.caption.confirm import confirm_descriptions
 from tasks.caption.draft import Draft, draw_language
 from tasks.caption.generate import DescriptionLimits, describe, drop_common_texts, write
 from tasks.config import CaptionConfig
@@ -97,7 +98,11 @@ def describe_drafts(
         limits=DescriptionLimits(setup.config.description_words, setup.config.differences_max),
         seed=setup.seed,
     )
+    if setup.config.check_differences:
+        of_requested = [(images[ends[n][0]], images[ends[n][1]]) for n in requested]
+        confirm_descriptions([drafts[n] for n in requested], of_requested, setup.captioner, setup.prompts)
     for draft in drafts if is_structured else ():
         if draft.reverse_of is not None and draft.reverse_of.structured is not None:
             draft.structured = draft.reverse_of.structured.reverse()
             draft.description = clean_reply(draft.structured.prose)
+            draft.is_partial = draft.reverse_of.is_partial

@@ -69,6 +69,15 @@ class Difference(_StrictModel):
         target = EMPTY_SIDE if self.kind == "removed" else clean_reply(self.target)
         return f"{self.kind}: {source} -> {target}"
 
+    def in_prose(self) -> str:
+        """As part of a sentence. The writer gets it; its wording stays as it is."""
+        source, target = clean_reply(self.source), clean_reply(self.target)
+        if self.kind == "added":
+            return f"only the target shows {target}"
+        if self.kind == "removed":
+            return f"the source shows {source}, whereas the target does not"
+        return f"in {self.kind} the source has {source}, whereas the target has {target}"
+
     def reverse(self) -> Difference:
         """The same difference with source and target exchanged."""
         kind = REVERSED_KINDS.get(self.kind, self.kind)
@@ -93,15 +102,8 @@ class Description(_StrictModel):
         """
         if number > len(self.differences):
             return None
-        d, shared = self.differences[number - 1], clean_reply(self.shared).rstrip(".")
-        source, target = clean_reply(d.source), clean_reply(d.target)
-        if d.kind == "added":
-            change = f"only the target shows {target}"
-        elif d.kind == "removed":
-            change = f"the source shows {source}, whereas the target does not"
-        else:
-            change = f"in {d.kind} the source has {source}, whereas the target has {target}"
-        return f"Both pictures show {shared}. However, {change}."
+        shared = clean_reply(self.shared).rstrip(".")
+        return f"Both pictures show {shared}. However, {self.differences[number - 1].in_prose()}."
 
     def reverse(self) -> Description:
         """The description with source and target exchanged.

@@ -28,6 +28,7 @@ class Draft:
         rejected_replies: 'description' or style -> that reply.
         prompt_tokens, output_tokens, requests: what the replies took, counts, retries included.
         retries: requests that were sent again, a count.
+        is_partial: whether the images are known to differ in more than the description states.
         refusals: the words of the model's server or processor for requests that it refused.
     """
 
@@ -43,6 +44,7 @@ class Draft:
     output_tokens: int = 0
     requests: int = 0
     retries: int = 0
+    is_partial: bool = False
     refusals: list[str] = field(default_factory=list)
 
     def count_reply(self, reply: Reply) -> None:
@@ -63,6 +65,8 @@ class Draft:
 
     def drop_reason(self) -> str:
         """Why the pair is dropped: its description's rejection, else the most frequent one among its styles."""
+        if self.is_partial and DESCRIPTION not in self.rejections:
+            return "incomplete_description"
         counts = Counter(self.rejections.values())
         most_frequent = min(counts, key=lambda reason: (-counts[reason], reason), default="too_few_instructions")
         return self.rejections.get(DESCRIPTION) or most_frequent

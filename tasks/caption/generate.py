@@ -188,14 +188,17 @@ def instruction_requests(
 ) -> dict[InstructionKey, InstructionRequest]:
     """The requests to the writer, draft by draft and style by style.
 
-    A partial style gets the description of one difference where the description is structured; where there are fewer
-    differences than its number, it is not requested.
+    A draft that is known to be partial gets texts of partial styles alone. A partial style gets the description of one
+    difference where the description is structured; where there are fewer differences than its number, it is not
+    requested.
     """
     requests: dict[InstructionKey, InstructionRequest] = {}
     for n, draft in enumerate(drafts):
         for style in config.styles if draft.description else ():
             name, number = split_style(style)
             description: str | None = draft.description
+            if draft.is_partial and name not in PARTIAL_STYLES:
+                continue
             if name in PARTIAL_STYLES and draft.structured is not None:
                 description = draft.structured.difference_in_prose(number)
             if description is None:

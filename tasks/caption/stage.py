@@ -61,7 +61,7 @@ Part = tuple[int, int]  # (i, n): the i-th of n parts, from 1
 def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     """Caption the batch's pairs, or the i-th of n parts of their chunks."""
     config, batch = params.caption, batch_name(params)
-    prompts = read_prompt_set(config.prompts)
+    prompts = read_prompt_set(config.prompts, config.check_differences)
     require_supported(config, prompts)
     pairs = store.read_table("pairs", ["pair_id", "query_image_id", "target_image_id"], batch).sort_by("pair_id")
     is_first_part = part is None or part[0] == 1
@@ -92,6 +92,11 @@ def require_supported(config: CaptionConfig, prompts: PromptSet) -> None:
             "{language}; take the prompts 'standard' or 'plain', or add the field"
         )
     numbered = [style for style in config.styles if split_style(style)[1] > 1]
+    if config.check_differences and (prompts.schema is None or prompts.check is None or prompts.missing is None):
+        raise ConfigError(
+            f"caption.check_differences: true, and '{config.prompts}' lacks {SCHEMA}, check.txt or missing.txt; take "
+            "the prompts 'standard', add the files, or set it to false"
+        )
     if prompts.schema is None and numbered:
         raise ConfigError(
             f"caption.styles: {numbered}, and '{config.prompts}' has no {SCHEMA}: only structured descriptions count "

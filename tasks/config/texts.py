@@ -107,6 +107,11 @@ class CaptionConfig(Section):
         description="Most differences that a pair's description may list, a count; a pair with more is dropped as "
         "`too_different`. Only for prompt sets that list differences. Empty: no limit.",
     )
+    check_differences: bool = Field(
+        False,
+        description="Ask for each difference of a description on its own, in both images, and for what is left out; "
+        "texts state confirmed differences alone. Only for prompt sets with check.txt and missing.txt, e.g. standard.",
+    )
     reverse: bool = Field(
         False, description="Also write instructions from each pair's target back to its query: additional triplets."
     )

@@ -7,13 +7,17 @@ A prompt set is a folder `tasks/prompts/<name>`; the parameter `caption.prompts`
                             {demonstrations}
     retry.txt               optional: the request repeated after a reply was rejected; {prompt}, {reply}, {error}
     judge.txt               question to the judge; needs {instruction}
+    check.txt               optional: whether one image shows {statement}, answered yes or no
+    missing.txt             optional: whether two images differ in more than {differences}, answered yes or no
+    kinds.json              optional: kinds of change by the text (tasks/prompts/kinds.py)
     caption.txt             request for the caption of one image
     describe.schema.json    optional: JSON schema of a description that is requested as JSON
     demonstrations.jsonl    needed where write.txt has {demonstrations}: one JSON object a line with `description` and
                             `texts` (style -> text)
 
 One line break at the end of a prompt is not part of it. The bytes of the files that captioning uses (describe, write,
-retry, schema, demonstrations) give the hash that is stored beside every text written with them.
+retry, schema, demonstrations; check and missing where they are asked) give the hash that is stored beside every text
+written with them.
 
 The sample world's trainer (tasks/sample/tokens.py) reads the set `tiny` by itself: `sample` lies below this package.
 """
@@ -36,7 +40,12 @@ FOLDER = Path(__file__).parent
 SCHEMA = "describe.schema.json"
 DEMONSTRATIONS = "demonstrations.jsonl"
 DEFAULT_RETRY = "{prompt}\n{error}"
-REQUIRED_FIELDS = {"write": ("style", "description"), "judge": ("instruction",)}
+REQUIRED_FIELDS = {
+    "write": ("style", "description"),
+    "judge": ("instruction",),
+    "check": ("statement",),
+    "missing": ("differences",),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class PromptSet:
         describe, write, retry: templates.
         sha256: hash of all files below, hex.
         schema: JSON schema of a description; None where descriptions are free text.
+        check, missing: questions about one difference and about what is left out; None where they were not read.
         demonstrations: rows with `description` and `texts` (style -> text); empty where write.txt shows none.
     """
 
@@ -56,6 +66,8 @@ class PromptSet:
     sha256: str
     schema: dict[str, Any] | None = None
     demonstrations: tuple[dict[str, Any], ...] = ()
+    check: str | None = None
+    missing: str | None = None
 
     def description_request(self, words: int) -> str:
         """The request for a description of about `words` words."""
@@ -105,16 +117,20 @@ def read_prompt(set_name: str, part: str) -> str:
     return text
 
 
-def read_prompt_set(set_name: str) -> PromptSet:
+def read_prompt_set(set_name: str, with_checks: bool = False) -> PromptSet:
     """The prompts, schema and demonstrations of a set that captioning uses.
 
+    Args:
+        set_name: a folder of tasks/prompts.
+        with_checks: also check.txt and missing.txt, where the set has them; they count in the hash then.
     Raises:
         ConfigError: a file is missing, is not JSON, or lacks a field.
     """
     folder = FOLDER / set_name
     hashed = {part: read_prompt(set_name, part) for part in ("describe", "write")}
-    if (folder / "retry.txt").is_file():
-        hashed["retry"] = read_prompt(set_name, "retry")
+    for part in ("retry", *(("check", "missing") if with_checks else ())):
+        if (folder / f"{part}.txt").is_file():
+            hashed[part] = read_prompt(set_name, part)
     describe, write, retry = hashed["describe"], hashed["write"], hashed.get("retry", DEFAULT_RETRY)
     schema: dict[str, Any] | None = None
     demonstrations: list[dict[str, Any]] = []
@@ -131,7 +147,8 @@ def read_prompt_set(set_name: str) -> PromptSet:
             "one JSON object a line; correct the file"
         ) from None
     digest = hashlib.sha256("\x1f".join(f"{k}\x1e{v}" for k, v in sorted(hashed.items())).encode()).hexdigest()
-    return PromptSet(describe, write, retry, digest, schema, tuple(demonstrations))
+    check, missing = hashed.get("check"), hashed.get("missing")
+    return PromptSet(describe, write, retry, digest, schema, tuple(demonstrations), check, missing)
 
 
 def sample_demonstrations(

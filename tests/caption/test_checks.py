@@ -197,7 +197,8 @@ def test_every_reason_has_an_explanation_for_models_and_one_for_people():
         "names_a_file": injection_reason("a.png"),
     } == {r: r for r in ("speaks_to_model", "names_a_file")}
     # nothing is requested again
-    without = {"too_different", "same_for_many", "too_few_instructions", "request_refused", "bad_image"}
+    without = {"unconfirmed", "incomplete_description"}
+    without |= {"too_different", "same_for_many", "too_few_instructions", "request_refused", "bad_image"}
     assert set(EXPLANATIONS) | without == set(REASONS["caption"])
 
 
