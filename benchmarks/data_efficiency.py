@@ -507,7 +507,13 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
             )
         cell = min(sum(not s.is_shortcut for s in pools[arm]) for arm in ("judged", "unjudged"))
         jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=args.ablations, cell=cell)
-    same = {**settings, "are_steps_equal": True, "base": base.revision, "benchmark": str(args.benchmark), "dataset": str(args.dataset)}
+    same = {
+        **settings,
+        "are_steps_equal": True,
+        "base": base.revision,
+        "benchmark": str(args.benchmark),
+        "dataset": str(args.dataset),
+    }
     log = out / "runs.jsonl"
     runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {r["key"] for r in runs if r["settings"] == same}
