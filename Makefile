@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers audit clean help
+.PHONY: demo ui studio test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers audit clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -67,6 +67,9 @@ demo: .venv/installed ## run the whole factory: two weekly versions, one fine-tu
 
 ui: .venv/installed ## keep the demo's Airflow running and print how to log in
 	@$(BIN)/python -m tasks demo --ui
+
+studio: .venv/installed ## composed search over what the last demo published, in your browser
+	@$(BIN)/python -m tasks serve --origin .demo/origin.git --root .demo/studio
 
 lint: .venv/installed ## ruff, mypy and the layout's import contracts
 	$(BIN)/ruff check .

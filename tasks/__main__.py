@@ -135,6 +135,10 @@ COMMANDS = {
     ),
     "noise": Command("tasks.promote.seed_noise", "Model", "measure how much scores differ between training seeds"),
     "promote": Command("tasks.promote.stage", "Model", "publish the fine-tuned model if it is better"),
+    "serve": Command(
+        "tasks.studio.serve", "Model", "try the models: composed search over a version, in the browser", "tool",
+        "--root clone --port 8091",
+    ),
 }  # fmt: skip
 # A person may detach these from a terminal; every other command ends when its parent dies.
 DETACHABLE = {"demo", "deploy", "doctor", "runs", "label_draft", "gallery", "verdicts", "pull", "verify", "export"}

@@ -17,7 +17,7 @@ from tasks.demo.compose import interpolate
 
 SERVICES = {
     *("init", "api-server", "scheduler", "dag-processor", "triggerer", "git", "worker", "gpu-worker"),
-    *("vllm", "vllm-writer", "vllm-2", "postgres", "redis", "s3", "mail"),
+    *("vllm", "vllm-writer", "vllm-2", "postgres", "redis", "s3", "mail", "studio"),
 }
 SERVICE_KEYS = {
     *("image", "build", "restart", "environment", "volumes", "depends_on", "user", "entrypoint", "command"),
@@ -56,6 +56,22 @@ def test_the_file_has_the_form_of_a_compose_file(compose: dict[str, Any]):
         assert service["command"] and isinstance(service["command"], list), name
         image = interpolate(service["image"], {})
         assert ":" in image and not image.endswith(":latest"), f"{name}: an image needs a pinned tag"
+
+
+def test_no_key_is_given_twice():
+    """Docker refuses such a file; PyYAML takes the last one without a word."""
+
+    def walk(node: yaml.Node) -> None:
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if key.value != "<<"]
+            assert len(keys) == len(set(keys)), sorted(k for k in set(keys) if keys.count(k) > 1)
+            for _, value in node.value:
+                walk(value)
+        elif isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                walk(item)
+
+    walk(yaml.compose(Path("docker-compose.yaml").read_text()))
 
 
 def test_whatever_a_service_refers_to_is_declared(compose: dict[str, Any]):
