@@ -1,10 +1,10 @@
 """The alert mail: what failed, on which dataset, with what a person needs to decide; sent through Airflow's SMTP
 provider.
 
-A gate's mail shows each failing check, observed against expected against the last version, and five example rows with
-thumbnails; it reads reports/validation/<table>.json and the images table in the run's worktree. Any other mail shows
-the error's last lines. The words are in tasks/pages/templates (mail, gate_mail, failure_mail); every value is
-HTML-escaped; images are small and inside the mail.
+A gate's mail shows each failing check, observed against expected against the last version, five example rows with
+thumbnails, and at the triplets' gate the figures of each week; it reads reports/validation/<table>.json and the images
+table in the run's worktree. Any other mail shows the error's last lines. The words are in tasks/pages/templates (mail,
+gate_mail, failure_mail); every value is HTML-escaped; images are small and inside the mail.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from megapairs.wiring import PROJECT, run_folder
 from tasks.errors import DataError
 from tasks.pages.images import thumbnail_uri
 from tasks.pages.render import html, words
+from tasks.pages.week_table import week_table
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ EXAMPLES = 5  # rows shown per failing check
 THUMBNAIL_PX, QUALITY = 112, 80
 CELL_CHARS = 300  # longest cell
 NOTES, NOTE_CHARS = 5, 800  # sentences of the stage before a gate, e.g. on captions that match no file
+WEEKS = 6  # weekly batches shown, a count
 ERROR_CHARS = 4_000  # of the error's end
 HASH = re.compile("[0-9a-f]{24,}")
 
@@ -131,6 +133,12 @@ def check_context(failed: Mapping[str, Any], thumbnails: Mapping[str, str]) -> d
     }
 
 
+def weeks_table(weeks: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """(head, rows) of the newest WEEKS weekly batches, this run's last; None where the report has none."""
+    known = {batch: week for batch, week in weeks.items() if isinstance(week, Mapping)}
+    return week_table(dict(list(known.items())[-WEEKS:])) if known else None
+
+
 def body(failure: Failure) -> str:
     """The mail as self-contained HTML, every value escaped."""
     checks = [check_context(f, failure.thumbnails) for f in (failure.gate or {}).get("failures") or []]
@@ -141,6 +149,7 @@ def body(failure: Failure) -> str:
         "table": cell(failure.gate.get("table")),
         "batch": cell(failure.gate.get("batch")),
         "checks": checks,
+        "weeks": weeks_table(failure.gate.get("weeks") or {}),
         "notes": [str(note)[:NOTE_CHARS] for note in list(failure.gate.get("notes") or [])[:NOTES]],
     }
     return html("gate_mail.html.j2", failure=shortened, subject=subject(failure), gate=gate, thumbnail_px=THUMBNAIL_PX)

@@ -90,6 +90,13 @@ class TripletsGateConfig(GateConfig):
         "whichever is higher.",
     )
     instructions_max: float = Field(ge=1, description="Most instructions of a triplet, a count.")
+    distinct_min: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Smallest share of different runs of three words among those of up to 1,000 new instructions, 0 to "
+        "1. Not checked for fewer than 200 instructions.",
+    )
 
 
 class ValidateConfig(Section):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.pages.week_figures import SHARES
+from tasks.pages.week_table import SHARES
 
 PLUMBING = ("open_run", "close_run", "mine_parts")
 PARTS_ALONE = ("ingest_list", "ingest_fetch", "mine_part", "evaluate_part")  # their stage counts what they did

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.pages.render import markdown
-from tasks.pages.week_figures import week_table
+from tasks.pages.week_table import week_table
 from tasks.records import schemas
 
 if TYPE_CHECKING:

@@ -7,14 +7,18 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.pages.week_figures import week_figures
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.sources.files import count_litter
 from tasks.store import Store
 from tasks.validate.rows import STAGE_BEFORE, Row, Table
+
+TEXTS_MIN = 200  # texts of which distinct n-grams say something
+VARIETY = ("words_mean", "words_low", "words_high", "distinct_1", "distinct_2", "distinct_3")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class RunReports:
         last_version: version.json of the version that the run continues; None for the first.
         litter: dropped files that an operating system left, a count: part of no share.
         notes: sentences of that stage's report, e.g. ingest's on captions that match no file.
+        week: the run's own figures (tasks/pages/week_figures.py), for table triplets.
     """
 
     dropped: Mapping[str, int]
@@ -36,6 +41,7 @@ class RunReports:
     last_version: Mapping[str, Any] | None = None
     litter: int = 0
     notes: Sequence[str] = ()
+    week: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_last_version(root: Path, batch: str) -> dict[str, Any] | None:
@@ -57,7 +63,15 @@ def read_reports(store: Store, table: Table, batch: str) -> RunReports:
         last_version=read_last_version(store.root, batch),
         litter=count_litter(dropped.column("key").to_pylist()) if stage == "ingest" else 0,
         notes=report.notes if report else (),
+        week=week_figures(store, batch) if table == "triplets" else {},
     )
+
+
+def variety(week: Mapping[str, Any]) -> dict[str, float]:
+    """Lengths and distinct n-grams of a week's instructions; NaN where there are none, or fewer than TEXTS_MIN."""
+    is_small = week.get("texts", 0) < TEXTS_MIN
+    unknown = {name for name in VARIETY if week.get(name) is None or (is_small and name.startswith("distinct"))}
+    return {name: math.nan if name in unknown else float(week[name]) for name in VARIETY}
 
 
 def share(part: int, whole: int) -> float:
@@ -97,6 +111,7 @@ def run_figures(table: Table, rows: Sequence[Row], reports: RunReports, quaranti
         figures["encoder_yield_lowest"] = float(reports.figures.get("encoder_yield_lowest", math.nan))
     else:
         figures["yield"] = share(len(rows), reports.captioned)
+        figures |= variety(reports.week)
         figures["instructions_mean"] = statistics.fmean(r["instructions_count"] for r in rows) if rows else math.nan
     for name, value in reports.figures.items():
         figures.setdefault(name, float(value))

@@ -181,6 +181,7 @@ def write_gate_report(store: Store, checked: Checked, verdict: Verdict, reports:
         "failures": verdict.failures,
         "broken_rules": verdict.broken_rules,
         "notes": list(reports.notes),
+        "weeks": {**(reports.last_version or {}).get("weeks", {}), checked.batch: reports.week} if reports.week else {},
     }
     content = json.dumps(report, indent=1, ensure_ascii=False, sort_keys=True, default=str)
     write_bytes(store.folder("reports", "validation", f"{checked.table}.json"), content.encode())

@@ -105,6 +105,19 @@ def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails
     assert f"http://airflow.test/megapairs/runs/{run.name}/data_docs/index.html" in page
 
 
+def test_the_triplets_gates_mail_shows_every_week_by_itself(run: Path, inbox: Inbox):
+    weeks = {
+        "2026.11.17": {"pairs": 1800, "triplets": 953, "yield": 0.529},
+        "2026.11.24": {"pairs": 948, "yield": 0.232},
+    }
+    report = {**GATE, "table": "triplets", "weeks": {**weeks, EVIL: {"shortcut_share": 0.1}}}
+    (run / "reports" / "validation" / "triplets.json").write_text(json.dumps(report))
+    send(context("validate", "triplets", "gate"))
+    page = html_body(inbox.mails[0])
+    assert all(text in page for text in ("Week by week", "2026.11.17", "52.9%", "23.2%", "10.0%", "1,800"))
+    assert_harmless(page, links=True)
+
+
 def test_any_other_mail_shows_the_stage_and_its_last_lines_escaped(run: Path, inbox: Inbox):
     send(context("ingest", None, f"ingest: ended with exit code 1. Its last lines:\nOSError: disk full {EVIL}"))
     (mail,) = inbox.mails

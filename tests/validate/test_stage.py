@@ -50,6 +50,22 @@ def test_an_empty_week_is_green_even_with_floors(root: Path):
     assert [r.new for r in gates(root)] == [0, 0, 0]
 
 
+def test_a_batch_whose_texts_all_say_the_same_stops_at_the_triplets_gate(root: Path):
+    """Three texts for 78 pairs; the mail's table has this week beside the ones before."""
+    params = fill(root, range(0, 80))
+    store = Store(root)
+    (root / "version.json").write_text(json.dumps({"version": "2026.11.09", "weeks": {"2026.11.09": {"yield": 0.5}}}))
+    with pytest.raises(DataError, match=r"gate 'triplets' .* distinct_3: be between: observed 0\.01"):
+        validate.run(params, store, table="triplets")
+    weeks = report(root, "triplets")["weeks"]
+    assert list(weeks) == ["2026.11.09", "2026.11.16"] and weeks["2026.11.16"]["texts"] == 3 * 77
+    lenient = params.validate_.model_copy(
+        update={"triplets": params.validate_.triplets.model_copy(update={"distinct_min": 0.0})}
+    )
+    params = params.model_copy(update={"validate_": lenient})
+    assert validate.run(params, store, table="triplets").figures["triplets_distinct_3"] < 0.02
+
+
 def test_a_flood_of_copies_stops_at_the_images_gate(root: Path):
     params = fill(root, range(0, 6), copies=20)
     with pytest.raises(
