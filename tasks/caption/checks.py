@@ -73,6 +73,8 @@ _SCRIPTS = {
 _NEVER = {"uk": "[ыэъё]", "ru": "[іїєґ]", "zh": "[\u3041-\u309f]"}
 _ALWAYS = {"ja": "[\u3041-\u309f\u30a0-\u30ff]"}
 
+# English words that a text may have or lack without saying anything else
+_FILLERS = frozenset(["a", "an", "the", "please", "kindly", "just", "simply", "now", "it", "is", "so", "also"])
 _REFUSALS = re.compile(
     r"\b(i(?:'m| am) (?:sorry|unable|not able)|"
     r"i (?:cannot|can't|can not|won't|am an? (?:ai|language model))|as an? (?:ai|language model|assistant)|"
@@ -161,13 +163,24 @@ def rejection_reason(text: str, rules: ReplyRules) -> str | None:
         return "copy_of_demonstration"
     if copies_prompt(words, rules.prompt):
         return "copy_of_prompt"
-    if words in {normalize_words(other) for other in rules.accepted}:
+    if says_the_same(words, rules.accepted):
         return "same_as_another"
     if rules.target_caption is not None and leaks_caption(words, rules.target_caption, rules.leak_share):
         return "leaks_target"
     if rules.query_caption is not None and leaks_caption(words, rules.query_caption, None):
         return "leaks_source"
     return None
+
+
+def says_the_same(words: str, others: Sequence[str]) -> bool:
+    """Whether normalized words are those of another text, but for words that change nothing, such as `please`."""
+    content = _without_fillers(words)
+    return any(words == other or content == _without_fillers(other) for other in map(normalize_words, others))
+
+
+def _without_fillers(words: str) -> list[str]:
+    """The words in order without fillers; all of them where there are no others."""
+    return [word for word in words.split() if word not in _FILLERS] or words.split()
 
 
 def copies_prompt(words: str, prompt: str) -> bool:

@@ -92,6 +92,21 @@ def test_a_text_that_contains_the_query_caption_leaks_the_source():
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "is_new"),
+    [
+        ("Please make the chair green.", False),
+        ("Now just make chair green", False),
+        ("make the chair green and add a lamp", True),
+        ("the chair in green", True),
+        ("now", True),
+    ],
+)
+def test_a_text_that_differs_in_fillers_alone_is_no_new_text(text: str, is_new: bool):
+    rules = ReplyRules(max_chars=99, accepted=["Make the chair green"])
+    assert (rejection_reason(text, rules) is None) == is_new
+
+
 def test_source_words_below_the_share_do_not_reveal_the_source():
     source_words = {"red", "bright", "day"}
     assert [
