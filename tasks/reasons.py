@@ -21,6 +21,7 @@ REASONS: dict[str, dict[str, str]] = {
         "low_quality": "it has a quality flag that ingest.drop_flags names",
         "filtered": "a classifier of ingest.filters refused it",
         "not_a_picture": "a file of another kind, not an image",
+        "unsupported_format": "an image of a format that is not read, such as GIF, BMP, TIFF or HEIC",
         "unreachable": "it does not exist, cannot be read, or did not arrive in time",
         "unsafe": "a private network address, a malicious file name, a link or a device",
         "opted_out": "robots.txt, X-Robots-Tag or the page itself forbids its use",

@@ -12,7 +12,8 @@ that no EXIF (GPS), XMP, profile, comment or thumbnail can be carried along. Las
 
 Rejections, by reason: `too_small`, `too_large` (the header states too few or too many pixels), `extreme_ratio` (a long
 thin image), `undecodable` (damaged, truncated, or a file named as an image whose format is unknown), `not_a_picture`
-(another file of unknown format), `too_costly` (it needs more memory than a worker has).
+(another file of unknown format), `unsupported_format` (GIF, BMP, TIFF, HEIC ...: tasks/ingest/formats.py), `too_costly`
+(it needs more memory than a worker has).
 
 Bicubic against Lanczos, and reduced against full decoding: docs/decisions/0020.
 """
@@ -27,6 +28,7 @@ from PIL import Image, ImageFile, features
 
 from tasks.fingerprints.perceptual import coarse_grey, color_grid, hash_grey, reduced, thumbnail
 from tasks.ingest.decode import decode_image, webp_size
+from tasks.ingest.formats import unread_format
 from tasks.ingest.quality_flags import measure_quality
 from tasks.ingest.rules import DECODER_ERRORS, NormalizationRules, NormalizedImage, Rejection
 
@@ -76,11 +78,11 @@ def _open_image(content: bytes, *, is_named_image: bool, rules: NormalizationRul
     except MemoryError:
         return Rejection("too_costly", "its header alone takes more memory than a worker has", is_costly)
     except DECODER_ERRORS as error:
-        return Rejection(
-            "undecodable" if is_named_image else "not_a_picture",
-            f"no header of {', '.join(FORMATS)} ({type(error).__name__})",
-            is_costly,
-        )
+        detail, other = f"no header of {', '.join(FORMATS)} ({type(error).__name__})", unread_format(content)
+        if other:
+            detail = f"a {other} file, a format that is not read; convert it to one of {', '.join(FORMATS)}"
+        reason = "unsupported_format" if other else "not_a_picture"
+        return Rejection("undecodable" if is_named_image else reason, detail, is_costly)
 
 
 def _encode(image: Image.Image, rules: NormalizationRules) -> NormalizedImage:

@@ -23,7 +23,8 @@ docs/decisions/0020 and 0021.
 
 Drops, by reason (closed list REASONS; sentences in tasks/reasons.py): `undecodable`, `too_small`, `too_costly`,
 `extreme_ratio`, `duplicate`, `near_duplicate`, `licence`, `blocked`, `taken_down`, `benchmark`, `low_quality`,
-`filtered`, and what a source rejects (tasks/sources/files.py). Parameters: `ingest.*`, `open_run.limit`.
+`filtered`, `unsupported_format`, and what a source rejects (tasks/sources/files.py). Parameters: `ingest.*`,
+`open_run.limit`.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ REASONS = (
     "benchmark",
     "low_quality",
     "filtered",
+    "unsupported_format",
     *source_files.REASONS,
 )
 FLAG_COLUMNS = ("is_blurry", "is_near_empty", "has_extreme_ratio", "is_text_heavy")

@@ -2,14 +2,15 @@
 
 Files are listed by path inside the folder, whatever order the file system returns. All names are listed, to a temporary
 file, before the first image is read, because captions are matched with them. Memory: the names of one directory at a
-time. Symbolic links that leave the folder, and files that are not regular, are rejected as `not_a_picture`.
+time. Symbolic links that leave the folder, and files that are not regular, are rejected as `not_a_picture`; linked
+folders are not entered, and the run's report names them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,9 @@ from tasks.sources.sidecars import MAX_CAPTION_BYTES, is_caption_name
 CHUNK_BYTES = 1 << 20
 
 
-def walk(folder: Path, depth: int = 1_000) -> Iterator[tuple[str, Path]]:
+def walk(
+    folder: Path, depth: int = 1_000, on_link: Callable[[str], None] | None = None, prefix: str = ""
+) -> Iterator[tuple[str, Path]]:
     """(path inside the folder, path) of everything below the folder except directories, sorted by the former.
 
     Linked directories are not entered. A directory sorts with its slash, so that the order is that of the whole paths:
@@ -35,6 +38,8 @@ def walk(folder: Path, depth: int = 1_000) -> Iterator[tuple[str, Path]]:
     Args:
         folder: where to begin.
         depth: of directories that are entered below it, a count.
+        on_link: called with the path inside the folder of each linked directory, which is not entered.
+        prefix: of these paths.
     """
     entries = []
     with os.scandir(folder) as directory:
@@ -43,10 +48,13 @@ def walk(folder: Path, depth: int = 1_000) -> Iterator[tuple[str, Path]]:
             is_folder = entry.is_dir(follow_symlinks=False)
             if is_folder or not (entry.is_symlink() and entry.is_dir()):
                 entries.append((name + "/" * is_folder, entry.path))
+            elif on_link is not None:
+                on_link(prefix + name)
     for name, path in sorted(entries):
         if name.endswith("/"):
             if depth:
-                yield from ((name + inside, file) for inside, file in walk(Path(path), depth - 1))
+                below = walk(Path(path), depth - 1, on_link, prefix + name)
+                yield from ((name + inside, file) for inside, file in below)
         else:
             yield name, Path(path)
 
@@ -116,7 +124,11 @@ def list_folder(source: SourceConfig, counts: ListingCounts | None = None) -> It
     folder, wanted = _find_folder(source)
     counts = counts or ListingCounts()
     files = CaptionedFiles(source, counts)
-    for inside, _ in walk(folder):
+
+    def note_link(inside: str) -> None:
+        counts.note(f"{inside}: a linked folder, not entered; name the folder that it leads to as a source of its own")
+
+    for inside, _ in walk(folder, on_link=note_link):
         if wanted is None or wanted.matches_or_holds(inside) or files.is_table(inside) or is_caption_name(inside):
             files.add(inside)
 

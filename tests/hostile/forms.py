@@ -252,7 +252,8 @@ def named_files() -> Iterator[Case]:
     }
     for kind, content in others.items():
         yield Case(f"others/{kind}.jpg", content, BROKEN)
-        yield Case(f"others/{kind}.bin", content, ("not_a_picture",))
+        is_unread = kind in ("gif", "bmp", "tiff")
+        yield Case(f"others/{kind}.bin", content, ("unsupported_format" if is_unread else "not_a_picture",))
 
 
 def files() -> list[Case]:

@@ -139,8 +139,8 @@ def hostile_files() -> dict[str, tuple[bytes, str]]:
         "psd.jpg": (b"8BPS\0\1" + b"\0" * 200, "undecodable"),
         "ico.png": (encode(new((64, 64)), "ICO"), "undecodable"),
         "ppm.jpg": (encode(new(), "PPM"), "undecodable"),
-        "plain.tiff": (tiff, "not_a_picture"),
-        "plain.gif": (gif, "not_a_picture"),
+        "plain.tiff": (tiff, "unsupported_format"),
+        "plain.gif": (gif, "unsupported_format"),
         # suffixes of another format: the bytes decide
         "png_named.jpg": (png_, KEPT),
         "jpeg_named.png": (jpeg, KEPT),

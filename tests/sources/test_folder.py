@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tasks.config import SourceConfig
 from tasks.errors import ConfigError, DataError
+from tasks.sources.counts import ListingCounts
 from tasks.sources.files import CAPTION_CHARS, FileRejected, SourceFile, clean_text, escape_name
-from tasks.sources.folder import walk
+from tasks.sources.folder import list_folder, walk
 from tasks.sources.open import list_files
 
 
@@ -41,6 +42,19 @@ def test_files_are_listed_in_order_of_their_whole_paths(
             continue
     names_inside = [inside for inside, _ in walk(folder)]
     assert names_inside == sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_linked_folder_is_not_entered_and_is_named(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.jpg").write_bytes(b"x")
+    folder = tmp_path / "source"
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / "a.jpg").write_bytes(b"x")
+    (folder / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    counts = ListingCounts()
+    files = list(list_folder(SourceConfig(name="s", path=str(folder)), counts))  # type: ignore[call-arg]
+    assert [file.uri for file in files] == ["s:in/a.jpg"]
+    assert counts.notes[0].startswith("in/link: a linked folder, not entered; name the folder that it leads to")
 
 
 def test_a_file_is_read_up_to_a_byte_limit(tmp_path: Path):
