@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from tasks.config.form_names import did_you_mean
 from tasks.config.params import Params
 from tasks.config.profiles import UNCALIBRATED, parse_raw, profile_texts
 from tasks.errors import ConfigError
@@ -62,7 +63,8 @@ def _error_line(error: Mapping[str, Any]) -> str:
             return f"unknown key '{key}'; {REPLACED[key]}"
         model, _ = _field_at(parent)
         known = sorted(f.alias or n for n, f in model.model_fields.items()) if model else []
-        return f"unknown key '{key}'; known in '{'.'.join(map(str, parent)) or 'the top level'}': {known}"
+        where = ".".join(map(str, parent)) or "the top level"
+        return f"unknown key '{key}'; known in '{where}': {known}{did_you_mean(str(location[-1]), known)}"
     if error["type"] == "missing":
         _, is_fixed = _field_at(parent)
         remedy = "copy it from params.yaml of this release" if is_fixed else "give it, or remove the entry"

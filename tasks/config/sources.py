@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +129,15 @@ class SourceConfig(Section):
         return self
 
 
+def source_name(path: str) -> str:
+    """A name for a source, from the last part of its path, whatever characters that has.
+
+    Accents are left out ('Möbel' gives 'Mobel'); what no letter or digit is left of is called 'source'.
+    """
+    plain = unicodedata.normalize("NFKD", Path(path).name).encode("ascii", "ignore").decode()
+    return re.sub("-+", "-", re.sub("[^A-Za-z0-9_.-]", "-", plain)).strip("-._") or "source"
+
+
 def expand_sources(value: Any, defaults: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sources as mappings, from a path, a mapping as in params.yaml, or a list of either.
 
@@ -139,7 +150,6 @@ def expand_sources(value: Any, defaults: list[dict[str, Any]]) -> list[dict[str,
     sources = []
     for item in [value] if isinstance(value, str | dict) else value:
         if isinstance(item, str):
-            name = "".join(c if c.isalnum() or c in "_.-" else "-" for c in Path(item).name).strip("-._") or "source"
-            item = known.get(item, {"name": name, "path": item})
+            item = known.get(item, {"name": source_name(item), "path": item})
         sources.append(item)
     return sources

@@ -157,6 +157,24 @@ def read_deployed_params(clone: Path, commit: str) -> dict[str, Any]:
     return parse_raw(read_at(clone, commit, "params.yaml") or b"", profiles, where=f"params.yaml at {commit[:12]}")
 
 
+def require_own_name(own: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a run names another dataset than its deployment.
+
+    A name alone makes no dataset: the run would add its images to the versions of this one.
+
+    Args:
+        own: the deployment's parameters, resolved without the run's own values.
+        resolved: the run's.
+    """
+    name, found = (values.get("open_run", {}).get("dataset") for values in (own, resolved))
+    if name != found:
+        raise ConfigError(
+            f"open_run.dataset: {found!r} is not the dataset of this deployment; expected {name!r}, or no name at all; "
+            f"a dataset is a deployment of its own: `python -m tasks new-dataset {found} --source FOLDER` lays it out, "
+            f"`make ui DATASET={found}` opens it"
+        )
+
+
 def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     """Resolve and check a run's parameters; nothing is made.
 
@@ -173,6 +191,7 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     profile, changes = changes_from_conf(conf, deployed_params)
     profile = profile or deployed_params.get("profile")
     resolved = resolve(deployed_params, profile, changes)
+    require_own_name(resolve(deployed_params, profile, {}), resolved)
     raw = with_absolute_paths(resolved, deployment.sources_root or Path.cwd())
     params = parse_params(raw, where=f"params.yaml at {deployment.deployed} and the trigger form")
     own = with_absolute_paths(resolve(deployed_params, profile, {}), deployment.sources_root or Path.cwd())

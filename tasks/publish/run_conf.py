@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tasks.config import OpenRunConfig, Params, expand_sources, overlay
+from tasks.config.form_names import FIELD_KEYS, did_you_mean
 from tasks.errors import ConfigError
 
 Kind = Literal["dataset", "model"]
@@ -34,9 +35,15 @@ def change_from_entry(key: str, value: Any, raw: Mapping[str, Any]) -> dict[str,
         return {} if value is None else {"open_run": {key: value}}
     if "." in key:
         return {} if value is None else nested_change(key, value)
+    if key in FIELD_KEYS:
+        return {} if value in (None, "") else nested_change(FIELD_KEYS[key], value)
     if key not in sections:
-        known_names = f"{['profile', 'sources', *PLAIN_NAMES]}, sections {sections}"
-        raise ConfigError(f"conf: unknown key '{key}'; known: {known_names}, or dotted names such as 'mine.neighbours'")
+        plain = ["profile", "sources", *PLAIN_NAMES]
+        form, meant = sorted(set(FIELD_KEYS) - set(plain)), did_you_mean(key, [*plain, *FIELD_KEYS, *sections])
+        raise ConfigError(
+            f"conf: unknown key '{key}'; known: {plain}, the form's {form}, sections {sections}, or dotted names such "
+            f"as 'mine.neighbours'{meant}"
+        )
     if not isinstance(value, dict):
         raise ConfigError(
             f"conf: '{key}' is a section; expected a mapping or a dotted name such as '{key}.<parameter>', "

@@ -75,6 +75,8 @@ def test_an_unknown_key_is_named_with_the_known_ones():
         r"\['backend', 'memory_mib', 'neighbours', 'part_images', 'windows'\]",
     ):
         params_with(mine={"neighbors": 5})
+    with pytest.raises(ConfigError, match="did you mean 'neighbours'"):
+        params_with(mine={"neighbors": 5})
 
 
 def test_an_unknown_key_of_a_list_entry_is_named_with_the_known_ones():

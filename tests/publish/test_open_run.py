@@ -40,6 +40,14 @@ def test_a_wrong_key_or_value_is_refused_and_leaves_nothing(conf: dict[str, obje
     assert not (deployment / "refused").exists()
 
 
+@pytest.mark.parametrize("conf", [{"dataset": "shop"}, {"open_run": {"dataset": "shop"}}, {"open_run.dataset": "shop"}])
+def test_another_datasets_name_is_refused_with_the_way_to_make_one(conf: dict[str, object], deployment: Path):
+    sources = {"sources": str(deployment)}
+    with pytest.raises(ConfigError, match="'shop' is not the dataset of this deployment; expected 'sample-world'") as e:
+        refuse(deployment, RunRequest("r", "dataset", {**sources, **conf}))
+    assert "python -m tasks new-dataset shop --source FOLDER" in str(e.value) and "make ui DATASET=shop" in str(e.value)
+
+
 def test_a_source_that_is_not_there_is_refused(deployment: Path):
     with pytest.raises(ConfigError, match="ingest.sources.nowhere: no such folder"):
         refuse(deployment, RunRequest("r", "dataset", {"sources": "/nowhere"}))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tasks.config import expand_sources
+from tasks.config import SourceConfig, expand_sources
 from tasks.errors import ConfigError
 from tasks.publish.run_conf import changes_from_conf, require_paths, with_absolute_paths
 from tests.support.parameters import params_with
@@ -35,6 +35,39 @@ def test_form_values_nested_dotted_and_plain():
         "mine": {"neighbours": 7, "backend": "faiss-flat"},
         "ingest": {"sources": [{"name": "photos", "path": "/photos"}]},
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("lmit", "limit"), ("jugde_threshold", "judge_threshold"), ("window_semntic", "window_semantic")],
+)
+def test_an_unknown_name_is_refused_with_the_name_that_was_meant(given: str, meant: str):
+    with pytest.raises(ConfigError, match=f"unknown key '{given}'.*did you mean '{meant}'"):
+        changes_from_conf({given: 5}, RAW)
+
+
+def test_the_forms_names_work_without_the_form():
+    conf = {"judge_threshold": 0.5, "window_semantic": {"low": 0.1, "high": 0.9}, "caption_share_min": 0, "steps": None}
+    assert changes_from_conf(conf, RAW)[1] == {
+        "judge": {"threshold": 0.5},
+        "mine": {"windows": {"semantic": {"low": 0.1, "high": 0.9}}},
+        "validate": {"images": {"caption_share_min": 0}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("/data/my images", "my-images"),
+        ("/data/Möbel", "Mobel"),
+        ("/data/写真", "source"),
+        ("/data/_x", "x"),
+        ("/", "source"),
+    ],
+)
+def test_a_source_has_a_valid_name_whatever_its_folder_is_called(folder: str, name: str):
+    (source,) = expand_sources(folder, [])
+    assert source["name"] == name and SourceConfig(**source).name == name
 
 
 def test_a_source_keeps_its_licence_when_params_know_its_path():
