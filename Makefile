@@ -65,8 +65,10 @@ install-vllm: .venv-vllm-gpu/installed
 demo: .venv/installed ## run the whole factory: two weekly versions, one fine-tuning, a summary
 	@$(BIN)/python -m tasks demo
 
-ui: .venv/installed ## keep the demo's Airflow running and print how to log in
-	@$(BIN)/python -m tasks demo --ui
+# make ui DATASET=shop SOURCE=/data/shop [PROFILE=small] [PORT=8080]: a dataset of your own, laid out in .datasets/shop.
+ui: .venv/installed ## Airflow on the last demo, or on images of your own (DATASET=shop SOURCE=/data/shop PORT=8080)
+	@$(BIN)/python -m tasks demo --ui $(if $(DATASET),--dataset "$(DATASET)") $(if $(SOURCE),--source "$(SOURCE)") \
+	  $(if $(PROFILE),--profile "$(PROFILE)") $(if $(PORT),--port "$(PORT)")
 
 studio: .venv/installed ## composed search over what the last demo published, in your browser
 	@$(BIN)/python -m tasks serve --origin .demo/origin.git --root .demo/studio

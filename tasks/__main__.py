@@ -70,15 +70,15 @@ COMMANDS = {
     "deploy": Command("tasks.publish.deployment", "Prepare", "lay out a deployment's repositories and login", "tool"),
     "doctor": Command("tasks.doctor.command", "Prepare", "look whether all is there that a run will need", "tool"),
     "calibrate": Command(
-        "tasks.calibrate.command", "Prepare", "propose each encoder's similarity window", "tool", "--source photos"
-    ),
+        "tasks.calibrate.command", "Prepare", "propose each encoder's similarity window", "tool", "--source photos"),
+    "new_dataset": Command(
+        "tasks.calibrate.new_dataset", "Prepare", "lay out a dataset of your own images, calibrated", "tool",
+        "shop --source /data/shop"),
     "decontaminate": Command(
         "tasks.ingest.decontaminate", "Prepare", "list a benchmark's images, so that ingest leaves them out", "tool",
-        "build benchmarks/circo/images --out circo.jsonl",
-    ),
+        "build benchmarks/circo/images --out circo.jsonl"),
     "open_run": Command(
-        "tasks.publish.open_run", "Open a run", "check a run's parameters, make its worktree", "tool", RUN_EXAMPLE
-    ),
+        "tasks.publish.open_run", "Open a run", "check a run's parameters, make its worktree", "tool", RUN_EXAMPLE),
     "runs": Command(
         "tasks.publish.retention", "Open a run", "list the open runs, remove what old ones left", "tool", "--prune"
     ),
@@ -141,7 +141,19 @@ COMMANDS = {
     ),
 }  # fmt: skip
 # A person may detach these from a terminal; every other command ends when its parent dies.
-DETACHABLE = {"demo", "deploy", "doctor", "runs", "label_draft", "gallery", "verdicts", "pull", "verify", "export"}
+DETACHABLE = {
+    "demo",
+    "new_dataset",
+    "deploy",
+    "doctor",
+    "runs",
+    "label_draft",
+    "gallery",
+    "verdicts",
+    "pull",
+    "verify",
+    "export",
+}
 
 
 # --- help ---------------------------------------------------------------------------------------------------------
@@ -270,6 +282,8 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
         start, meter = time.monotonic(), Meter()
         with kept_in(root / ".run" / "progress" / f"{name}.json"):
             report: StageReport = importlib.import_module(command.module).run(params, store, **keywords)
+        if under_dvc := os.environ.get("DVC_STAGE"):  # `dvc repro` is running this stage
+            importlib.import_module("tasks.publish.graph").make_output_folders(root, [under_dvc.rpartition(":")[2]])
         report.part = "@".join(x for x in (item, part) if x)
         report.parts |= parts_after(stage, item, params, store)
         report.seconds = round(time.monotonic() - start, 3)
@@ -361,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
-    name = arguments[0]
+    name = "new_dataset" if arguments[0] == "new-dataset" else arguments[0]
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=3)
         meant = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""

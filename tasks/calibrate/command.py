@@ -1,6 +1,6 @@
 """Calibrate: propose each encoder's similarity window, from a folder of images or from the embeddings that are stored.
 
-    python -m tasks calibrate --source FOLDER [--profile NAME] [--limit 2000] [--write] [--figures FOLDER]
+    python -m tasks calibrate --source FOLDER [--name NAME] [--profile NAME] [--limit 2000] [--write] [--figures FOLDER]
     python -m tasks calibrate [--root WORKTREE] [--write]
 
 The first form is for before any run; the second for a run's worktree, after `embed` and before `mine`.
@@ -8,8 +8,9 @@ The first form is for before any run; the second for a run's worktree, after `em
 Cosines of different encoders are distributed very differently, so a window belongs to an encoder and a corpus. With
 --source the folder's images (or `limit` of them) go through ingest, recaption and embed in a temporary folder: nothing
 is published, nothing stays. Without it, the worktree's data/embeddings are read. The command prints the distributions,
-and as the last line the proposal as JSON: values of dataset_refresh's trigger form. --write puts the numbers in
-`mine.windows` of params.yaml and leaves the rest of the file. --figures saves what the numbers were taken from: the
+and as the last line the proposal as JSON: values of dataset_refresh's trigger form. --write puts all of it (windows,
+the source, the captions' floor) into params.yaml, windows into the profile's file where that has its own, and leaves
+the rest of the files. --figures saves what the numbers were taken from: the
 distributions (random pairs, nearest, 10th nearest, and images beside near-copies made of them) as a plot and as
 quantiles, and a page that shows for each encoder twenty pairs from three bands of its window. A run never calibrates
 itself, so that a version's windows are fixed numbers. A thousand photographs take a minute on two cores.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,8 +46,9 @@ from tasks.calibrate.distribution import (
 from tasks.calibrate.examples import copy_cosines, pairs_in_bands
 from tasks.calibrate.folder import embed_folder, form_values, params_for_folder
 from tasks.calibrate.page import EncoderFigures, page, plots
-from tasks.calibrate.params_file import set_windows
+from tasks.calibrate.params_file import set_values, set_windows
 from tasks.config import ENCODER_ROLES, Params, Window, is_resolved, parse_params, read_raw, resolve
+from tasks.config.section import NAME_PATTERN
 from tasks.errors import ConfigError
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
@@ -143,12 +146,68 @@ def save_figures(
     print(f"saved: {folder}/calibration.json, calibration.svg, pairs.html")
 
 
-def write_windows(path: Path, windows: Mapping[str, Window]) -> None:
-    """Put the windows in params.yaml, after checking the result."""
-    text = set_windows(path.read_text(encoding="utf-8"), windows)
-    parse_params(resolve(yaml.safe_load(text)), where=str(path))
-    write_bytes(path, text.encode())
-    print(f"written to {path}: mine.windows")
+def write_values(path: Path, profile: str | None, values: Mapping[str, Any], windows: Mapping[str, Window]) -> None:
+    """Put the proposal into params.yaml, after checking the result: windows, source, caption floor.
+
+    Windows go into the profile's file where the profile has its own, which would hide those of params.yaml.
+
+    Args:
+        path: of params.yaml.
+        profile: whose models the windows are for.
+        values: of the trigger form, besides the windows.
+        windows: encoder's role -> window.
+    """
+    changes: dict[str, Any] = {}
+    if "sources" in values:
+        changes["ingest.sources"] = values["sources"]
+    if "validate" in values:
+        changes["validate.images.caption_share_min"] = values["validate"]["images"]["caption_share_min"]
+    text, written = path.read_text(encoding="utf-8"), {}
+    if own := profile_with_windows(path, profile):
+        written[own] = set_values(set_windows(own.read_text(encoding="utf-8"), windows), {}, ("uncalibrated_windows",))
+    else:
+        text = set_windows(text, windows)
+    written[path] = set_values(text, changes) if changes else text
+    parse_params(resolve(yaml.safe_load(written[path])), where=str(path))
+    for file, content in written.items():
+        write_bytes(file, content.encode())
+    where = f"mine.windows to {own}" if own else "mine.windows"
+    print(f"written to {path}: {', '.join([where, *changes])}")
+
+
+def profile_with_windows(path: Path, profile: str | None) -> Path | None:
+    """The profile's file beside params.yaml, where that profile has windows of its own; None where it has none.
+
+    Raises:
+        ConfigError: it has, but no file there.
+    """
+    if "windows" not in (read_raw(path).get("profiles", {}).get(profile) or {}).get("mine", {}):
+        return None
+    file = path.parent / "tasks" / "profiles" / f"{profile}.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            f"{path}: profile '{profile}' has mine.windows of its own, which would hide what --write changes, and "
+            f"{file} is not there; run in the project's root, or put the numbers into that profile by hand"
+        )
+    return file
+
+
+def calibrate_folder(
+    params: Params, limit: int, quantiles: Quantiles, figures: Path | None = None
+) -> tuple[dict[str, Any], list[Calibration]]:
+    """Calibrate on the one source of `params`, in a temporary folder: the trigger form's values without windows, and
+    what each encoder's window was taken from.
+
+    Args:
+        params: of `params_for_folder`.
+        limit: most files read, a count.
+        quantiles: where the bounds lie.
+        figures: as of `calibrate`.
+    """
+    with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
+        store = Store(folder)
+        values = form_values(params, embed_folder(params, store, limit))
+        return values, calibrate(params, store, quantiles, figures)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +227,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=QUERIES, help=f"most files of the source read, a count (default {QUERIES})"
     )
-    parser.add_argument("--write", action="store_true", help="put the windows in params.yaml")
+    parser.add_argument("--name", help="name of the source (default: made from the folder's name)")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="put all that is proposed into params.yaml; windows into the profile's file where it has its own",
+    )
     parser.add_argument(
         "--figures",
         type=Path,
@@ -188,31 +252,26 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     """
     path = args.root / "params.yaml"
     raw = read_raw(path)
-    profiles = raw.get("profiles") or {}
     profile = args.profile or (None if is_resolved(raw) else raw.get("profile"))
     quantiles = Quantiles(args.low_quantile, args.high_quantile)
     if not (0 <= quantiles.low <= 1 and 0 <= quantiles.high <= 1):
         raise ConfigError(f"calibrate: quantiles {quantiles.low}, {quantiles.high}; expected 0..1")
     if args.limit < 3:
         raise ConfigError(f"--limit {args.limit}: expected at least 3")
-    if args.write and "windows" in (profiles.get(profile) or {}).get("mine", {}):
-        raise ConfigError(
-            f"{path}: profile '{profile}' has mine.windows of its own, which would hide what --write changes; "
-            f"put the numbers into tasks/profiles/{profile}.yaml by hand"
-        )
+    if args.name and not re.fullmatch(NAME_PATTERN, args.name):
+        raise ConfigError(f"--name {args.name!r}: expected letters, digits, '_', '.' and '-', the first no sign")
+    if args.write:
+        profile_with_windows(path, profile)  # before the work, not after it
     values: dict[str, Any] = {}
     if args.source:
-        params = params_for_folder(raw, profile, args.source)
-        with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
-            store = Store(folder)
-            values = form_values(params, embed_folder(params, store, args.limit))
-            calibrations = calibrate(params, store, quantiles, args.figures)
+        params = params_for_folder(raw, profile, args.source, args.name)
+        values, calibrations = calibrate_folder(params, args.limit, quantiles, args.figures)
     else:
         params = parse_params(resolve(raw, profile), where=str(path))
         calibrations = calibrate(params, Store(args.root), quantiles, args.figures)
     windows = {calibration.role: calibration.window for calibration in calibrations}
     if args.write:
-        write_windows(path, windows)
+        write_values(path, profile, values, windows)
     print("values of dataset_refresh's trigger form, or of its Configuration JSON:")
     values |= {f"window_{role}": {"low": w.low, "high": w.high} for role, w in windows.items()}
     print(json.dumps(values))

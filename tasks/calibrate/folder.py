@@ -38,14 +38,17 @@ def sample_runs(files: Sequence[T], limit: int, run_length: int = RUN_LENGTH) ->
     return [files[n] for start in starts.tolist() for n in range(start, start + run_length)]
 
 
-def params_for_folder(raw: dict[str, Any], profile: str | None, folder: Path) -> Params:
+def params_for_folder(raw: dict[str, Any], profile: str | None, folder: Path, name: str | None = None) -> Params:
     """Parameters with the folder as the only source, and today's date.
 
     Args:
         raw: params.yaml.
         profile: whose models embed; None where `raw` is resolved already.
+        folder: of the images.
+        name: of the source; made from the folder's where None.
     """
-    sources = expand_sources(str(folder.resolve()), [])
+    path = str(folder.resolve())
+    sources = [{"name": name, "path": path}] if name else expand_sources(path, [])
     changes = {"ingest": {"sources": sources}, "open_run": {"limit": None, "batch": None}}
     resolved = resolve(raw, profile, changes)
     date = run_date(parse_params(resolved))

@@ -1,13 +1,13 @@
-"""Put windows into params.yaml: comments, order and quotes of the rest of the file stay."""
+"""Put windows and other values into params.yaml: comments, order and quotes of the rest of the file stay."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from tasks.config import Window
@@ -56,6 +56,46 @@ def set_windows(text: str, windows: Mapping[str, Window]) -> str:
         bounds = CommentedMap(low=window.low, high=window.high)
         bounds.fa.set_flow_style()
         block[role] = bounds
+    return _dump(yaml, document)
+
+
+def set_values(text: str, values: Mapping[str, Any], remove: Sequence[str] = ()) -> str:
+    """A YAML file's text with values at dotted keys replaced or added; the rest stays.
+
+    Args:
+        text: of params.yaml, or of a profile.
+        values: dotted key -> value; a list of mappings is written with one mapping a line.
+        remove: names at the top that go.
+    Raises:
+        ConfigError: a key leads through something that is no mapping.
+    """
+    yaml = _round_trip_yaml()
+    document = yaml.load(text) or CommentedMap()
+    for name in remove:
+        document.pop(name, None)
+    for dotted, value in values.items():
+        *above, last = dotted.split(".")
+        block = document
+        for key in above:
+            block = block.setdefault(key, CommentedMap())
+            if not isinstance(block, CommentedMap):
+                raise ConfigError(f"{dotted}: '{key}' is no mapping; expected a section; mend the file by hand")
+        block[last] = _flow(value)
+    return _dump(yaml, document)
+
+
+def _flow(value: Any) -> Any:
+    """A list of mappings as one mapping a line, anything else as it is."""
+    if isinstance(value, list):
+        return CommentedSeq([_flow(entry) for entry in value])
+    if isinstance(value, Mapping):
+        mapping = CommentedMap(value)
+        mapping.fa.set_flow_style()
+        return mapping
+    return value
+
+
+def _dump(yaml: YAML, document: Any) -> str:
     changed = io.StringIO()
     yaml.dump(document, changed)
     return changed.getvalue()

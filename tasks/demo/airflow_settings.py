@@ -2,6 +2,27 @@
 docker-compose.yaml states the same (a test compares them), and docs/operations.md says why.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Beginnings of the variables that a person sets for their own machine: what runs may read and ask, the mails and who
+# gets them. All others of Airflow and of the factory are those of another deployment, and are left out.
+PASSED_ON = (
+    *("MEGAPAIRS_SOURCE_ROOTS", "MEGAPAIRS_MODEL_HOSTS", "MEGAPAIRS_MODEL_API_KEY", "MEGAPAIRS_DATASETS"),
+    *("MEGAPAIRS_MAIL_", "AIRFLOW_CONN_SMTP_DEFAULT", "AIRFLOW__SMTP__", "AIRFLOW__EMAIL__"),
+)
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that an embedded Airflow takes over from whoever starts it."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(PASSED_ON) or not name.startswith(("AIRFLOW_", "MEGAPAIRS_"))
+    }
+
+
 # Five minutes without an api-server, a database or a network cost nothing (decision 0077). A task's supervisor repeats
 # a call that found no server, or one that answers 5xx, and lets its stage run on. Airflow's own values end a stage
 # after 34 s, and may throw a finished stage's result away after 5 s.

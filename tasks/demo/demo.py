@@ -1,7 +1,9 @@
 """Run the whole factory on this machine: two weekly versions of a sample dataset, then one fine-tuning. `make demo`.
 
     python -m tasks demo [--profile demo|test] [--root .demo] [--seed 7] [--keep]
-    python -m tasks demo --ui          starts Airflow on what the last demo left, until Ctrl-C
+    python -m tasks demo --ui [--port 8080]         starts Airflow on what the last demo left, until Ctrl-C
+    python -m tasks demo --ui --dataset shop --source /data/shop
+                                       the same on a dataset of one's own, which is laid out where it is not there yet
 
 Draws the sample world, lays a deployment out (origin, DVC remote, clone) and starts an embedded Airflow. Then it runs
 the DAG dataset_refresh on a first batch of images and on a second one, and waits for the bge_vl_finetune run that the
@@ -39,8 +41,11 @@ from tasks.demo.setup import (
 )
 from tasks.demo.summary import TaskRun, count_drops, git_output, read_json, summarize, summary_text
 from tasks.demo.watch import DATASET_DAG, MODEL_DAG, Clock, follow_run, wait_for_training
+from tasks.errors import ConfigError
 from tasks.pages.gallery import with_retrieval
 from tasks.publish.published import published_bytes
+
+DATASETS = PROJECT / ".datasets"  # deployments of datasets of one's own; `make clean` leaves them
 
 
 @dataclass(frozen=True)
@@ -173,21 +178,52 @@ def run_demo(root: Path, profile: str, seed: int, keep: bool) -> dict[str, Any]:
     return summary
 
 
-def serve_ui(root: Path) -> None:
-    """Airflow on what the last demo left, until Ctrl-C.
+def make_dataset(name: str, source: Path | None, profile: str | None) -> Path:
+    """The root of a dataset's deployment, laid out now where it is not there yet.
 
+    Raises:
+        DemoFailed: it is not there, and no source was named; or it could not be laid out.
+    """
+    root = DATASETS / name
+    if not (root / "dataset").exists():
+        if source is None:
+            raise DemoFailed(
+                f"dataset {name!r} is not there yet: name its images, `make ui DATASET={name} SOURCE=FOLDER`"
+            )
+        print(f"laying dataset {name!r} out: its windows are calibrated on {source}", flush=True)
+        more = ["--profile", profile] if profile else []
+        command = [sys.executable, "-m", "tasks", "new_dataset", name, "--source", str(source.resolve()), *more]
+        if subprocess.run(command, cwd=PROJECT, check=False).returncode:
+            raise DemoFailed(f"dataset {name!r} could not be laid out; the reason is above")
+    return root
+
+
+def serve_ui(root: Path, port: int | None = None, is_own: bool = False) -> None:
+    """Airflow on what the last demo left, or on a dataset of one's own, until Ctrl-C.
+
+    Args:
+        root: of the deployment.
+        port: of the web UI; a free one where None.
+        is_own: whether the deployment is a dataset of one's own, which needs no demo before.
     Raises:
         DemoFailed: there is no demo to show.
     """
-    if not (root / "airflow" / "airflow.db").exists():
-        raise DemoFailed(f"{root}: no Airflow to show yet; run `make demo` first")
-    with LocalAirflow(root) as airflow:
+    if not is_own and not (root / "airflow" / "airflow.db").exists():
+        raise DemoFailed(
+            f"{root}: no Airflow to show yet; run `make demo` first, or `make ui DATASET=NAME SOURCE=FOLDER` for "
+            "images of your own"
+        )
+    with LocalAirflow(root, port=port) as airflow:
         print("starting Airflow ...", flush=True)
         airflow.migrate_and_start()
         airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
+        airflow.make_pools()
+        airflow.set_paused(DATASET_DAG, False)
         user, password = airflow.credentials()
         print(f"\n  {airflow.url}\n  user {user}, password {password}\n", flush=True)
-        print(f"Trigger {DATASET_DAG} from its page; Ctrl-C stops Airflow.", flush=True)
+        print(f"Trigger {DATASET_DAG} from its page, with an empty form; Ctrl-C stops Airflow.", flush=True)
+        if not os.environ.get("MEGAPAIRS_MAIL_TO"):
+            print("Mails: set MEGAPAIRS_MAIL_TO and AIRFLOW_CONN_SMTP_DEFAULT before `make ui`.", flush=True)
         while True:
             airflow.check_alive()
             time.sleep(1)
@@ -195,13 +231,16 @@ def serve_ui(root: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m tasks demo`."""
-    parser.add_argument("--profile", choices=sorted(SIZES), default="demo", help="demo (minutes) or test (smaller)")
+    parser.add_argument("--profile", help="demo (minutes, the default) or test (smaller); with --dataset: any profile")
     parser.add_argument(
         "--root", type=Path, default=PROJECT / ".demo", help="folder for all that the demo makes (default: .demo)"
     )
     parser.add_argument("--seed", type=int, default=7, help="of the sample world (default 7)")
     parser.add_argument("--keep", action="store_true", help="leave Airflow running at the end")
     parser.add_argument("--ui", action="store_true", help="start Airflow on the last demo's folder and wait")
+    parser.add_argument("--dataset", help="with --ui: a dataset of your own, below .datasets/")
+    parser.add_argument("--source", type=Path, help="with --dataset: the folder of its images")
+    parser.add_argument("--port", type=int, help="with --ui: of the web UI (default: a free one)")
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:
@@ -214,9 +253,12 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     try:
         with interrupted_by_signals():
             if args.ui:
-                serve_ui(root)
+                own = make_dataset(args.dataset, args.source, args.profile) if args.dataset else None
+                serve_ui(own or root, args.port, is_own=own is not None)
                 return {}
-            return run_demo(root, args.profile, args.seed, args.keep)
+            if (profile := args.profile or "demo") not in SIZES:
+                raise ConfigError(f"--profile {profile!r}: the demo has sizes for {sorted(SIZES)}; give one of these")
+            return run_demo(root, profile, args.seed, args.keep)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(0 if args.ui else 130)

@@ -22,7 +22,7 @@ from typing import IO, Any, Self
 
 import httpx
 
-from tasks.demo.airflow_settings import ONE_PERSON, OUTLAST_OUTAGES
+from tasks.demo.airflow_settings import ONE_PERSON, OUTLAST_OUTAGES, inherited
 from tasks.demo.processes import end_with_parent, is_alive, process_family
 from tasks.errors import TransientError
 
@@ -47,9 +47,6 @@ def free_port() -> int:
         return port
 
 
-PASSED_ON = ("MEGAPAIRS_SOURCE_ROOTS", "MEGAPAIRS_MODEL_HOSTS")  # what a person allows for their own machine
-
-
 def airflow_environment(root: Path, port: int) -> dict[str, str]:
     """Environment of Airflow, the DAG files and the stages: the caller's without Airflow's settings, and these.
 
@@ -59,13 +56,8 @@ def airflow_environment(root: Path, port: int) -> dict[str, str]:
     """
     root = root.resolve()
     base = f"http://127.0.0.1:{port}"
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name in PASSED_ON or not name.startswith(("AIRFLOW_", "MEGAPAIRS_"))
-    }
     return {
-        **inherited,
+        **inherited(os.environ),
         **OUTLAST_OUTAGES,
         **ONE_PERSON,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -156,6 +148,21 @@ class LocalAirflow:
         for service in SERVICES:
             self.start_service(service)
 
+    def wait_for_api(self) -> None:
+        """Return when the api-server answers.
+
+        Raises:
+            TransientError: it ended again and again, or it took more than START_TIMEOUT_S.
+        """
+        end = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end:
+            self.check_alive()
+            with contextlib.suppress(httpx.HTTPError):
+                if self._client.get("/api/v2/monitor/health").status_code == 200:
+                    return
+            time.sleep(0.2)
+        raise TransientError(f"airflow api-server does not answer after {START_TIMEOUT_S:.0f} s; its logs: {self.logs}")
+
     def start_service(self, service: str) -> None:
         """Start one of the three services; returns at once."""
         with open(self.logs / f"{service}.log", "ab") as output:
@@ -170,9 +177,20 @@ class LocalAirflow:
         process.wait()
 
     def migrate_and_start(self) -> None:
-        """`migrate`, then `start`. Call it from a thread that stays: the services end with it."""
+        """`migrate`, then `start`. Call it from a thread that stays: the services end with it.
+
+        Where there was a database, it may hold a run that was stopped: the scheduler starts once the api-server
+        answers, because the run's tasks report to it.
+        """
+        is_new = not (self.root / "airflow" / "airflow.db").exists()
         self.migrate()
-        self.start()
+        if is_new:
+            self.start()
+            return
+        self.start_service("api-server")
+        self.wait_for_api()
+        for service in SERVICES[1:]:
+            self.start_service(service)
 
     def wait_healthy(self, dag_ids: tuple[str, ...]) -> None:
         """Return when every service is healthy, the client is logged in and the DAGs are known.

@@ -7,6 +7,7 @@ folder was.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import ConfigError, TransientError
+
+OFFLINE = "HF_HUB_OFFLINE"
 
 
 @cache
@@ -53,6 +56,11 @@ def model_revision(model: str, revision: str | None = None, config: Any = None) 
     return str(getattr(config, "_commit_hash", None) or revision or "main")
 
 
+def is_hub_off() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub, as huggingface_hub reads it."""
+    return os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 @contextmanager
 def load_errors(model: str, parameter: str) -> Iterator[None]:
     """Turn what the hub or a folder raises while loading into an error that names the parameter and the next step.
@@ -62,7 +70,7 @@ def load_errors(model: str, parameter: str) -> Iterator[None]:
         parameter: which parameter names it.
     Raises:
         TransientError: the hub cannot be reached.
-        ConfigError: nothing loadable under that name.
+        ConfigError: nothing loadable under that name, or HF_HUB_OFFLINE keeps the hub out.
     """
     from transformers.utils import logging
 
@@ -71,6 +79,12 @@ def load_errors(model: str, parameter: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())[:300]
+        if is_hub_off() and not Path(model).exists() and isinstance(error, OSError):
+            raise ConfigError(
+                f"model '{model}' ({parameter}): it is not on this machine, and HF_HUB_OFFLINE={os.environ[OFFLINE]} "
+                "keeps the hub out; expected a local folder, or HF_HUB_OFFLINE=0 for all processes "
+                "(`HF_HUB_OFFLINE=0 make ui`); set it and clear the task, or name a local folder"
+            ) from error
         if "couldn't connect" in text.lower() or "timed out" in text.lower():
             raise TransientError(
                 f"model '{model}' ({parameter}): the hub cannot be reached ({text}); try again, or name a local folder"

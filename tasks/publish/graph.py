@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,3 +48,19 @@ def graph(root: Path | str = ".") -> list[Node]:
             outs = tuple(fill(o) for o in _paths(stage.get("outs", []) + stage.get("metrics", [])))
             nodes.append(Node(full, fill(stage["cmd"]), deps, outs))
     return nodes
+
+
+def make_output_folders(root: Path, stages: Collection[str]) -> None:
+    """Make every folder that dvc.yaml names as an output of these stages: one that wrote no row has made none.
+
+    DVC takes a missing output for a failure of the stage, and says nothing of the rows.
+
+    Args:
+        root: the run's worktree.
+        stages: names as in dvc.yaml; of a foreach stage with or without its item.
+    """
+    for node in graph(root):
+        if node.name in stages or node.name.partition("@")[0] in stages:
+            for out in node.outs:
+                if not Path(out).suffix:
+                    (root / out).mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from tasks.pages.gallery import write_gallery
 from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.export import write_embedded
 from tasks.publish.git import git, read_at, resolve_ref
-from tasks.publish.graph import graph
+from tasks.publish.graph import make_output_folders
 from tasks.publish.publish import Publication, publish
 from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.version_record import build_manifest, count_drops, describe_version, parquet_bytes
@@ -64,15 +64,6 @@ def require_triplets(params: Params, store: Store) -> int:
     if not count:
         raise NothingToDo(f"no new triplet in {batch}: no version, no training. {summarize_run(store, batch)}")
     return count
-
-
-def make_output_folders(root: Path) -> None:
-    """Make every folder that dvc.yaml names as an output of a data stage: one without a dropped row has none yet."""
-    for node in graph(root):
-        if node.name.partition("@")[0] in DATA_STAGES:
-            for out in node.outs:
-                if not Path(out).suffix:
-                    (root / out).mkdir(parents=True, exist_ok=True)
 
 
 def read_parent(root: Path) -> Parent:
@@ -141,7 +132,7 @@ def run(params: Params, store: Store) -> StageReport:
     """
     root, batch = store.root, batch_name(params)
     new = require_triplets(params, store)
-    make_output_folders(root)
+    make_output_folders(root, DATA_STAGES)
     parent = read_parent(root)
     record = write_record(params, store, parent)
     version = json.loads(record["version.json"])

@@ -266,7 +266,8 @@ def read_training_set(config: TrainConfig, store: Store) -> TrainingSet:
     if not examples:
         raise DataError(
             f"train: no triplet to train on among {len(triplets)}; run the dataset's stages first, or lower "
-            "train.held_out_share"
+            "train.held_out_share. Where they ran and no triplet was accepted, data/dropped/caption and "
+            "data/dropped/judge say why: widen the windows (`python -m tasks calibrate`), or take more images"
         )
     check_images(examples, store)
     more, files, dropped = [], dict[str, Path](), Counter({"held_out": len(triplets) - len(examples)})

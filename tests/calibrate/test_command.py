@@ -85,7 +85,7 @@ def test_what_cannot_be_calibrated_is_refused_with_the_next_step(
         (
             ["--source", str(few), "--profile", "small", "--write", "--root", str(tmp_path)],
             78,
-            "has mine.windows of its own",
+            "params.yaml: profile 'small' has mine.windows of its own",
         ),
     ):
         assert main(["calibrate", *arguments]) == code, arguments

@@ -1,8 +1,8 @@
 """Images that nobody captioned: calibrated windows, one run of the DAG, and every file and pair accounted for.
 
-Once on a drawn folder that has what photographs have (sizes, EXIF turns, crops, recolours, copies, broken files), once
-on real photographs where they are: `../shared/photos`, kept out of the repository. Each run gets an empty deployment of
-its own.
+Once as a dataset of one's own, which `new-dataset` lays out, on a drawn folder that has what photographs have (sizes,
+EXIF turns, crops, recolours, copies, broken files); once on real photographs where they are: `../shared/photos`, kept
+out of the repository. Each run gets a deployment of its own.
 """
 
 import base64
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from markupsafe import escape
 from PIL import Image, ImageEnhance
 
@@ -25,7 +26,7 @@ from tasks.reasons import REASONS
 from tasks.store import Store
 from tests.support.textured_images import motif
 
-from .conftest import Factory
+from .conftest import FOLDERS, Factory
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3].parent / "shared" / "photos"
 # of judge's reasons; the others leave out a text or a negative of a pair that stays
@@ -122,6 +123,15 @@ def calibrated(folder: Path, *, limit: int) -> dict[str, Any]:
     return values
 
 
+def lay_out_dataset(root: Path, name: str, folder: Path) -> None:
+    """`python -m tasks new-dataset`, in place of the deployment that is there."""
+    for part in FOLDERS:
+        shutil.rmtree(root / part, ignore_errors=True)
+    command = [sys.executable, "-m", "tasks", "new-dataset", name, "--source", str(folder), "--root", str(root)]
+    done = subprocess.run([*command, "--profile", "demo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def refresh(deployment: Factory, conf: dict[str, Any], clone: Path) -> Run:
     """One run of dataset_refresh, green; then what a researcher has of it."""
     airflow = deployment.airflow
@@ -210,8 +220,10 @@ def assert_the_gallery_shows_them(clone: Path) -> None:
 def test_a_drawn_folder_like_photographs(deployment: Factory, tmp_path: Path):
     folder = tmp_path / "drawn"
     expected = draw_photographs(folder)
-    conf = {"profile": "demo", **calibrated(folder, limit=1000), "pairs_per_batch": 60, "dataset": "drawn"}
-    assert conf["validate"] == {"images": {"caption_share_min": 0}}  # no image has a caption
+    lay_out_dataset(deployment.root, "drawn", folder)
+    deployed = yaml.safe_load((deployment.root / "dataset" / "params.yaml").read_text())
+    assert deployed["validate"]["images"]["caption_share_min"] == 0  # no image has a caption
+    conf = {"profile": "demo", "pairs_per_batch": 60}  # windows, source and floors are the dataset's own
     run = refresh(deployment, conf, tmp_path / "clone")
     assert_counts_add_up(run, files=5 * BASES + len(expected))
     if run.clone is None:
@@ -223,13 +235,14 @@ def test_a_drawn_folder_like_photographs(deployment: Factory, tmp_path: Path):
     # turned upright; at most 512 px
     assert sizes["drawn:0_close.jpg"] == (320, 426) and sizes["drawn:2_whole.jpg"] == (512, 171)
     assert_the_gallery_shows_them(run.clone)
+    assert json.loads((run.clone / "version.json").read_text())["dataset"] == "drawn"
 
 
 @pytest.mark.skipif(
     not PHOTOGRAPHS.is_dir(), reason=f"no photographs: {PHOTOGRAPHS} is not there; the drawn folder replaces it"
 )
 def test_a_folder_of_real_photographs(deployment: Factory, tmp_path: Path):
-    conf = {"profile": "demo", **calibrated(PHOTOGRAPHS, limit=400), "pairs_per_batch": 256, "dataset": "photographs"}
+    conf = {"profile": "demo", **calibrated(PHOTOGRAPHS, limit=400), "pairs_per_batch": 256}
     run = refresh(deployment, conf, tmp_path / "clone")
     assert_counts_add_up(run, files=sum(path.is_file() for path in PHOTOGRAPHS.rglob("*")))
     assert run.total("ingest", "written") >= 1000
