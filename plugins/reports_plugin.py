@@ -1,62 +1,261 @@
-"""Web pages in Airflow's UI, behind its login: each version's gallery, and the Data Docs of runs that are still open.
+"""Web pages in Airflow's UI, behind its login: what was published, what was left out and why, and open runs' reports.
 
-    /megapairs/                              the versions, newest first
-    /megapairs/versions/<name>/gallery.html  a version's gallery, from git and the DVC cache
-    /megapairs/runs/<slug>/<path>            a file below an open run's reports/ (Data Docs, validation)
+    /megapairs/                               the versions, newest first; what runs, what failed last, the next run
+    /megapairs/versions/<name>/               a version: gates, what was left out by stage and reason
+    /megapairs/versions/<name>/gallery.html   its gallery, from git and the DVC cache
+    /megapairs/versions/<name>/drops          the dropped rows of a stage and reason, with their details
+    /megapairs/versions/<name>/card           its card, as text
+    /megapairs/compare?first=A&second=B       two versions side by side
+    /megapairs/gates/<batch>/<table>          a gate of an open run, or of the version that came out of it
+    /megapairs/runs/<slug>/<path>             a file below an open run's reports/ (Data Docs, validation)
+    /megapairs/d/<dataset>/...                the same for a dataset of MEGAPAIRS_DATASETS
 
-Reads MEGAPAIRS_DATASET and MEGAPAIRS_RUNS; writes nothing. The words are in tasks/pages/templates/versions.html.j2.
+Reads MEGAPAIRS_DATASET and MEGAPAIRS_RUNS; writes nothing. No page runs a script or loads anything from elsewhere.
+Links stay in Airflow's frame, whose sandbox lets no link open a window. The words are in tasks/pages/templates.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
 from airflow.api_fastapi.core_api.security import get_user
 from airflow.plugins_manager import AirflowPlugin
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Query
 from fastapi.responses import FileResponse, HTMLResponse, Response
+from megapairs.airflow_state import runs_at_a_glance
+from megapairs.wiring import further_datasets
 
+from tasks.browse import overview
+from tasks.browse.published import TABLES, PublishedVersion, models, versions
 from tasks.errors import TasksError
+from tasks.pages.gate_words import observed_words, value_words
 from tasks.pages.render import html
 from tasks.publish.git import tags
 from tasks.publish.published import published_bytes
+from tasks.reasons import REASONS, why
 
 VERSION_NAME = re.compile(r"\d{4}\.\d{2}\.\d{2}(\.\d+)?")
 RUN_NAME = re.compile(r"[a-z0-9-]+")
+PAGE_ROWS = 100  # dropped rows on a page, a count
+HOME_VERSIONS = 200  # on the home page, a count: four years of weeks
 # A page made from data must not reach the UI's cookies: the sandbox gives it an origin of its own.
 SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts allow-popups", "X-Content-Type-Options": "nosniff"}
+SPARKS = (("Yield", "yield_share"),)
 
 app = FastAPI(
     title="MegaPairs reports", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None
 )
 
 
-def folder_in(variable: str) -> Path:
-    """The folder that an environment variable names; 404 when it is not set."""
+def folder_in(variable: str, dataset: str = "") -> Path:
+    """The folder that an environment variable names, or that of a further dataset; 404 when there is none."""
+    if dataset:
+        folder = further_datasets().get(dataset)
+        if folder is None:
+            raise HTTPException(404, f"no dataset {dataset!r}; MEGAPAIRS_DATASETS names {sorted(further_datasets())}")
+        return (folder / {"MEGAPAIRS_DATASET": "dataset", "MEGAPAIRS_RUNS": "runs"}[variable]).resolve()
     if not os.environ.get(variable):
         raise HTTPException(404, f"{variable} is not set")
     return Path(os.environ[variable]).resolve()
 
 
+def version_named(name: str, dataset: str) -> PublishedVersion:
+    """A published version; 404 when there is none of that name."""
+    clone = folder_in("MEGAPAIRS_DATASET", dataset)
+    if not VERSION_NAME.fullmatch(name) or f"dataset/{name}" not in tags(clone, "dataset"):
+        raise HTTPException(404, "no such version")
+    return PublishedVersion(clone, name)
+
+
+@contextlib.contextmanager
+def as_not_found() -> Any:
+    """Turn what git or the cache lacks into a page that says so."""
+    try:
+        yield
+    except TasksError as error:
+        raise HTTPException(404, str(error)) from error
+
+
+def shown_gate(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate's report as its template shows it; reports of older versions name only what failed."""
+    checks = report.get("checks") or [{**failure, "is_held": False} for failure in report.get("failures") or []]
+    held = sum(bool(check.get("is_held")) for check in checks)
+    verdict = "passed" if report.get("is_valid") else "stopped the run"
+    return {
+        "table": report.get("table", ""),
+        "verdict": f"{verdict}; {held} of {len(checks) or report.get('expectations', 0)} expectations hold",
+        "checks": [shown_check(check, report.get("figures") or {}) for check in checks],
+    }
+
+
+def shown_check(check: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """One expectation with its values in words."""
+    column = str(check.get("column"))
+    words = {"observed": observed_words(check, figures), "last": value_words(column, check.get("last"))}
+    return {**check, **words, "expected": check.get("expected") or "–"}
+
+
 @app.get("/", response_class=HTMLResponse)
-def versions() -> str:
-    """The published versions, newest first."""
-    names = [tag.partition("/")[2] for tag in reversed(tags(folder_in("MEGAPAIRS_DATASET"), "dataset"))]
-    return html("versions.html.j2", names=names)
+@app.get("/d/{dataset}/", response_class=HTMLResponse)
+def home(dataset: str = "") -> str:
+    """The published versions, newest first, and how the DAG stands."""
+    clone, problem = folder_in("MEGAPAIRS_DATASET", dataset), ""
+    found = versions(clone)[:HOME_VERSIONS]
+    trained: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    try:
+        trained = models(clone)
+        rows = [overview.home_row(version.record, trained) for version in found]
+    except TasksError as error:
+        problem = f"Some figures cannot be read: {error}"
+    sparks = [
+        (title, overview.sparkline([row[key] for row in reversed(rows)]), rows[0][key.removesuffix("_share")])
+        for title, key in SPARKS
+        if rows
+    ]
+    up = "../../" if dataset else ""
+    return html(
+        "versions.html.j2",
+        names=[version.name for version in found],
+        rows=rows,
+        sparks=sparks,
+        problem=problem,
+        dataset=dataset,
+        datasets=[("this Airflow's own", up or "./"), *((name, f"{up}d/{name}/") for name in further_datasets())],
+        status=runs_at_a_glance(dataset),
+        models=[{**model, "scores": scores_text(model["evaluation"])} for model in trained],
+    )
+
+
+def scores_text(evaluation: Mapping[str, Any]) -> str:
+    """Composed scores of each model, in percent."""
+    parts = []
+    for model, queries in (evaluation.get("metrics") or {}).items():
+        composed = queries.get("composed") or {}
+        parts.append(f"{model}: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in composed.items()))
+    return "; ".join(parts)
+
+
+@app.get("/versions/{name}/", response_class=HTMLResponse)
+@app.get("/d/{dataset}/versions/{name}/", response_class=HTMLResponse)
+def version(name: str, dataset: str = "") -> str:
+    """A version: its gates and what was left out."""
+    found = version_named(name, dataset)
+    with as_not_found():
+        gates = [found.gate(table) for table in TABLES]
+        row = overview.home_row(found.record, [])
+        tiles = [("new images", row["images"]), ("new pairs", row["pairs"]), ("new triplets", row["triplets"])]
+        tiles += [("all triplets", row["total"]), ("of the pairs became triplets", row["yield"])]
+        tiles.append(("new rows left out", row["dropped"]))
+        return html(
+            "version.html.j2",
+            name=name,
+            tiles=tiles,
+            gates=[shown_gate(gate) for gate in gates if gate],
+            drops=overview.drops_of(found.record),
+        )
 
 
 @app.get("/versions/{name}/gallery.html")
-def gallery(name: str) -> Response:
+@app.get("/d/{dataset}/versions/{name}/gallery.html")
+def gallery(name: str, dataset: str = "") -> Response:
     """A version's gallery page."""
-    if not VERSION_NAME.fullmatch(name):
-        raise HTTPException(404, "no such version")
-    try:
-        page = published_bytes(folder_in("MEGAPAIRS_DATASET"), "reports/gallery.html", f"refs/tags/dataset/{name}")
-    except TasksError as error:
-        raise HTTPException(404, str(error)) from error
+    with as_not_found():
+        page = published_bytes(*_gallery_place(name, dataset))
     return Response(page, media_type="text/html", headers=SANDBOX)
+
+
+def _gallery_place(name: str, dataset: str) -> tuple[Path, str, str]:
+    found = version_named(name, dataset)
+    return found.clone, "reports/gallery.html", found.tag
+
+
+@app.get("/versions/{name}/card")
+@app.get("/d/{dataset}/versions/{name}/card")
+def card(name: str, dataset: str = "") -> Response:
+    """A version's card, as the text that it is."""
+    with as_not_found():
+        text = version_named(name, dataset).text("README.md")
+    return Response(text, media_type="text/plain; charset=utf-8", headers=SANDBOX)
+
+
+@app.get("/versions/{name}/drops", response_class=HTMLResponse)
+@app.get("/d/{dataset}/versions/{name}/drops", response_class=HTMLResponse)
+def drops(
+    name: str, stage: str, reason: str, page: Annotated[int, Query(ge=1, le=1_000_000)] = 1, dataset: str = ""
+) -> str:
+    """The rows that a stage left out for a reason, of this version and those before, the newest first."""
+    import pyarrow.compute as pc
+
+    if reason not in REASONS.get(stage, {}):
+        raise HTTPException(404, f"no reason {reason!r} of stage {stage!r}")
+    found = version_named(name, dataset)
+    with as_not_found():
+        rows = found.table(f"data/dropped/{stage}", ["batch", "key", "reason", "detail"])
+    if rows.num_rows:
+        rows = rows.filter(pc.equal(rows["reason"], reason)).sort_by([("batch", "descending"), ("key", "ascending")])
+    start = (page - 1) * PAGE_ROWS
+    shown = [{**row, "details": details(row["detail"])} for row in rows.slice(start, PAGE_ROWS).to_pylist()]
+    return html(
+        "drops.html.j2",
+        name=name,
+        stage=stage,
+        reason=reason,
+        why=why(stage, reason),
+        total=rows.num_rows,
+        rows=shown,
+        page=page,
+        has_more=rows.num_rows > start + PAGE_ROWS,
+    )
+
+
+def details(text: str | None) -> list[tuple[str, str]]:
+    """A row's detail, JSON or a sentence, as (name, value)."""
+    try:
+        values = json.loads(text or "{}")
+    except ValueError:
+        return [("", str(text))]
+    if not isinstance(values, dict):
+        return [("", str(values))]
+    return [(name, str(value)) for name, value in values.items() if value not in (None, "", [])]
+
+
+@app.get("/compare", response_class=HTMLResponse)
+@app.get("/d/{dataset}/compare", response_class=HTMLResponse)
+def compare(first: str, second: str, dataset: str = "") -> str:
+    """Two versions side by side."""
+    with as_not_found():
+        rows = overview.compared(version_named(first, dataset).record, version_named(second, dataset).record)
+    columns = ("first", "second", "difference")
+    shown = [{**row, **{c: "–" if row[c] is None else f"{row[c]:,.6g}" for c in columns}} for row in rows]
+    return html("compare.html.j2", first=first, second=second, rows=shown)
+
+
+@app.get("/gates/{batch}/{table}", response_class=HTMLResponse)
+@app.get("/d/{dataset}/gates/{batch}/{table}", response_class=HTMLResponse)
+def gate(batch: str, table: str, run: str = "", dataset: str = "") -> str:
+    """A gate of an open run, or of the version that came out of it."""
+    if table not in TABLES or not VERSION_NAME.fullmatch(batch) or not (run == "" or RUN_NAME.fullmatch(run)):
+        raise HTTPException(404, "no such gate")
+    report, docs = None, ""
+    if run:
+        reports = folder_in("MEGAPAIRS_RUNS", dataset) / run / "reports"
+        with contextlib.suppress(OSError, ValueError):
+            report = json.loads((reports / "validation" / f"{table}.json").read_text())
+        if (reports / "data_docs" / "index.html").is_file() and not dataset:
+            docs = f"../../runs/{run}/data_docs/index.html"
+    if report is None and f"dataset/{batch}" in tags(folder_in("MEGAPAIRS_DATASET", dataset), "dataset"):
+        with as_not_found():
+            report = version_named(batch, dataset).gate(table)
+    if report is None:
+        raise HTTPException(404, "no report of this gate: its run ended without a version, and its worktree is gone")
+    return html("gate.html.j2", gate=shown_gate(report), batch=batch, docs=docs)
 
 
 @app.get("/runs/{run}/{path:path}")

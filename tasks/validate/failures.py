@@ -61,6 +61,27 @@ def is_row_rule(result: Result) -> bool:
     return result["expectation_config"].get("severity") == "warning" and bool(failing_numbers(result))
 
 
+def expectation_name(kind: str) -> str:
+    """An expectation's type in words: expect_column_values_to_be_between becomes 'be between'."""
+    return kind.removeprefix("expect_column_values_to_").removeprefix("expect_column_").replace("_", " ")
+
+
+def check_row(result: Result, half: str, checked: Checked, figures: Mapping[str, float]) -> dict[str, Any]:
+    """One expectation, whether it holds or not, for the gate's report: what was expected and what was observed."""
+    config, column = result["expectation_config"], column_of(result)
+    count = (result.get("result") or {}).get("unexpected_count") or 0
+    return {
+        "column": column,
+        "expectation": expectation_name(config["type"]),
+        "table_half": half,
+        "why": (config.get("meta") or {}).get("why", ""),
+        "observed": figures.get(column) if half == "figures" else f"{count} of {len(checked.rows)} rows break it",
+        "expected": expected_text(config["kwargs"], checked.numbers),
+        "last": last_value(column, checked.last),
+        "is_held": bool(result["success"]) and not (half == "rows" and count),
+    }
+
+
 def failure_row(result: Result, half: str, checked: Checked, store: Store) -> dict[str, Any]:
     """One failing expectation, for the gate's report, its error and its mail."""
     config, outcome, column = result["expectation_config"], result.get("result") or {}, column_of(result)
@@ -73,10 +94,7 @@ def failure_row(result: Result, half: str, checked: Checked, store: Store) -> di
         exception = (result.get("exception_info") or {}).get("exception_message", "could not be evaluated")
         observed = str(exception)[:300]
     return {
-        "expectation": config["type"]
-        .removeprefix("expect_column_values_to_")
-        .removeprefix("expect_column_")
-        .replace("_", " "),
+        "expectation": expectation_name(config["type"]),
         "type": config["type"],
         "table_half": half,
         "column": config["kwargs"].get("column"),

@@ -28,7 +28,7 @@ from tasks.names import batch_name
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
-from tasks.validate.failures import Checked, failing_numbers, failure_row, is_row_rule, quarantine_rows
+from tasks.validate.failures import Checked, check_row, failing_numbers, failure_row, is_row_rule, quarantine_rows
 from tasks.validate.figures import RunReports, finite, last_figures, read_reports, run_figures
 from tasks.validate.numbers import relaxed_limits, suite_numbers
 from tasks.validate.quarantine import earlier_rows, rules_path, take_out
@@ -67,6 +67,7 @@ class Verdict:
         broken_rules: row rules that rows break, in the form of `failures`.
         bad: numbers of the rows that leave the table, ascending.
         rules: rows of table `quarantine`.
+        checks: every expectation, with what was observed.
     """
 
     figures: dict[str, float]
@@ -74,6 +75,7 @@ class Verdict:
     broken_rules: list[dict[str, Any]]
     bad: list[int]
     rules: list[dict[str, Any]]
+    checks: list[dict[str, Any]]
 
 
 def check(suite_run: SuiteRun, checked: Checked, reports: RunReports, store: Store, earlier: int) -> Verdict:
@@ -94,13 +96,16 @@ def check(suite_run: SuiteRun, checked: Checked, reports: RunReports, store: Sto
     figures = run_figures(checked.table, good, reports, len(bad) + earlier)
     limits = relaxed_limits(checked.numbers, figures)
     stopping = [("rows", result) for result in failing if not is_row_rule(result) and not result["success"]]
-    stopping += [("figures", r) for r in suite_run.run_half("figures", [figures], limits) if not r["success"]]
+    figure_results = suite_run.run_half("figures", [figures], limits)
+    stopping += [("figures", result) for result in figure_results if not result["success"]]
+    results = [("figures", result) for result in figure_results] + [("rows", result) for result in row_results]
     return Verdict(
         figures=figures,
         failures=[failure_row(result, half, checked, store) for half, result in stopping],
         broken_rules=[failure_row(result, "rows", checked, store) for result in rules],
         bad=bad,
         rules=[row for result in failing for row in quarantine_rows(result, checked)],
+        checks=[check_row(result, half, checked, finite(figures)) for half, result in results],
     )
 
 
@@ -121,7 +126,7 @@ def require_held(table: Table, batch: str, verdict: Verdict, docs: Path) -> None
     if verdict.failures:
         lines = [failure_line(f) for f in [*verdict.failures, *verdict.broken_rules]]
         raise DataError(
-            f"gate '{table}' holds batch {batch}: {'; '.join(lines)}. See reports/validation/{table}.json and "
+            f"gate '{table}' stopped batch {batch}: {'; '.join(lines)}. See reports/validation/{table}.json and "
             f"{docs / 'index.html'}"
         )
 
@@ -178,6 +183,7 @@ def write_gate_report(store: Store, checked: Checked, verdict: Verdict, reports:
         "last_version": reports.last_version["version"] if reports.last_version else None,
         "last_figures": checked.last,
         "expectations": sum(len(half["expectations"]) for half in suite_halves.values()),
+        "checks": verdict.checks,
         "failures": verdict.failures,
         "broken_rules": verdict.broken_rules,
         "notes": list(reports.notes),

@@ -69,9 +69,12 @@ def test_a_batch_whose_texts_all_say_the_same_stops_at_the_triplets_gate(root: P
 def test_a_flood_of_copies_stops_at_the_images_gate(root: Path):
     params = fill(root, range(0, 6), copies=20)
     with pytest.raises(
-        DataError, match=r"gate 'images' holds batch 2026.11.16: duplicate_share: be between: observed 0.7"
+        DataError, match=r"gate 'images' stopped batch 2026.11.16: duplicate_share: be between: observed 0.7"
     ):
         validate.run(params, Store(root), table="images")
+    checks = {c["column"]: c for c in report(root, "images")["checks"] if c["table_half"] == "figures"}
+    assert not checks["duplicate_share"]["is_held"] and checks["rows"]["is_held"], "what holds is named too"
+    assert (checks["rows"]["observed"], checks["rows"]["expected"]) == (6, "at least 0")
     failure = report(root, "images")["failures"][0]
     assert (failure["observed"], failure["expected"]) == (pytest.approx(20 / 26), "at most 0.25")
     assert (

@@ -1,0 +1,50 @@
+"""How the dataset's DAG stands, for the home page: what runs, what failed last, when the next run is.
+
+Read from Airflow's database, in the api-server's process. Nothing here raises: without an answer the page goes without.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from typing import Any
+
+from megapairs.wiring import DATASET_DAG, dag_id_for
+
+log = logging.getLogger(__name__)
+
+
+def time_text(moment: datetime.datetime | None) -> str:
+    """A time as a person reads it, UTC."""
+    return moment.astimezone(datetime.UTC).strftime("%a %d %b %H:%M UTC") if moment else ""
+
+
+def runs_at_a_glance(dataset: str = "") -> list[tuple[str, str]]:
+    """(what, value): runs under way, the last failure, the next scheduled run; empty where the database is away."""
+    from sqlalchemy import select
+    from sqlalchemy.exc import SQLAlchemyError
+
+    dag_id = dag_id_for(DATASET_DAG, dataset)
+    try:
+        from airflow.models.dag import DagModel
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            runs = session.scalars(
+                select(DagRun).where(DagRun.dag_id == dag_id).order_by(DagRun.run_after.desc()).limit(50)
+            ).all()
+            model: Any = session.get(DagModel, dag_id)
+            active = [run for run in runs if run.state in ("running", "queued")]
+            failed = next((run for run in runs if run.state == "failed"), None)
+            upcoming = getattr(model, "next_dagrun_create_after", None) if model else None
+            shown = [("runs under way", str(len(active)))]
+            shown.append(("last failed run", time_text(failed.start_date or failed.run_after) if failed else "none"))
+            if model is not None and model.is_paused:
+                shown.append((f"next run: {dag_id} is paused", "–"))
+            else:
+                shown.append(("next run", time_text(upcoming) or "by hand"))
+            return shown
+    except (SQLAlchemyError, RuntimeError, AttributeError, ImportError) as error:
+        log.warning("the database does not tell how %s stands (%s)", dag_id, type(error).__name__)
+        return []

@@ -1,0 +1,68 @@
+"""The pages in Airflow's UI, on two published versions: every link leads on, nothing runs, nothing opens a window."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urljoin
+
+import pytest
+
+from tests.support.fake_run import publish_version
+from tests.support.markup import assert_harmless
+
+
+@pytest.fixture(scope="module")
+def client(deployment: Path) -> Iterator[object]:
+    """Logged in, on a deployment with two versions."""
+    from airflow.api_fastapi.core_api.security import get_user
+    from fastapi.testclient import TestClient
+
+    publish_version(deployment, "first", "2026-11-16", range(0, 6))
+    publish_version(deployment, "second", "2026-11-23", range(6, 12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEGAPAIRS_DATASET", str(deployment / "dataset"))
+        patch.setenv("MEGAPAIRS_RUNS", str(deployment / "runs"))
+        patch.setenv("MEGAPAIRS_DATASETS", f"shop={deployment}")
+        import reports_plugin
+
+        reports_plugin.app.dependency_overrides[get_user] = lambda: "admin"
+        yield TestClient(reports_plugin.app)
+        reports_plugin.app.dependency_overrides.clear()
+
+
+def test_every_page_is_reached_by_links_from_the_home_page(client):
+    seen: dict[str, int] = {}
+    waiting = ["/", "/compare?first=2026.11.16&second=2026.11.23"]
+    while waiting:
+        address = waiting.pop()
+        if address in seen:
+            continue
+        answer = client.get(address)
+        seen[address] = answer.status_code
+        if "text/html" not in answer.headers["content-type"] or "gallery" in address:
+            continue
+        page = answer.text.replace('<form action="compare" method="get">', "").replace("</form>", "")
+        parsed = assert_harmless(page, links=True)
+        assert not [a for a in parsed.attributes if a[1] == "target"], "Airflow's frame lets no link open a window"
+        links = [value for _, name, value in parsed.attributes if name == "href" and not value.startswith("#")]
+        waiting += [urljoin(f"http://t{address}", link).removeprefix("http://t") for link in links]
+    assert set(seen.values()) == {200}, {address: code for address, code in seen.items() if code != 200}
+    reached = {re.sub(r"\d{4}\.\d\d\.\d\d", "V", address.partition("?")[0]) for address in seen}
+    assert reached >= {"/", "/versions/V/", "/versions/V/gallery.html", "/versions/V/card", "/compare", "/d/shop/"}
+
+
+def test_a_version_shows_each_gate_with_what_was_observed_and_expected(client):
+    page = client.get("/versions/2026.11.23/").text
+    text = assert_harmless(page, links=True).text
+    assert all(f'id="gate-{table}"' in page for table in ("images", "pairs", "triplets"))
+    assert "18 of 18 expectations hold" in text and "0% (0)" in text and "at most 0.25" in text
+    assert "18 of 18" in client.get("/gates/2026.11.23/images?run=gone").text
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/versions/2030.01.01/", "/versions/..%2f..%2fetc/", "/gates/2026.11.23/secrets", "/d/nobody/",
+     "/versions/2026.11.23/drops?stage=ingest&reason=%3Cscript%3E", "/runs/first/../../dataset/params.yaml"],
+)  # fmt: skip
+def test_what_is_not_there_is_not_found(client, address: str):
+    assert client.get(address).status_code == 404
