@@ -43,25 +43,15 @@ time.
 """
 
 import pendulum
-from airflow.sdk import chain, dag
+from airflow.sdk import DAG, chain
 from megapairs.defaults import default_args
 from megapairs.form import model_params
+from megapairs.news import news_mails
 from megapairs.stage import LABEL, CloseRun, OpenRun, Stage
-from megapairs.wiring import MODEL_DAG, TRIPLETS, resources
+from megapairs.wiring import MODEL_DAG, dag_id_for, further_datasets, resources, starts_unpaused, triplets_of
 
 
-@dag(
-    dag_id=MODEL_DAG,
-    schedule=[TRIPLETS],
-    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
-    catchup=False,
-    max_active_runs=1,
-    params=model_params(),
-    default_args=default_args(),
-    doc_md=__doc__,
-    tags=["megapairs", "model"],
-)
-def bge_vl_finetune() -> None:
+def wire(dataset: str) -> None:
     """Only wiring: each task runs `python -m tasks <stage>` in the run's worktree."""
     train = Stage(task_id="train", stage="train", then="evaluate", **resources("train"))
     evaluate_part = Stage.partial(
@@ -72,14 +62,37 @@ def bge_vl_finetune() -> None:
         task_id="evaluate", stage="evaluate", trigger_rule="none_failed_min_one_success", **resources("evaluate")
     )
     chain(
-        OpenRun(kind="model"),
+        OpenRun(kind="model", dataset=dataset),
         train,
         evaluate_part.expand(part=train.output),
         evaluate,
-        Stage(task_id="promote", stage="promote"),
+        Stage(task_id="promote", stage="promote", on_success_callback=news_mails()),
         CloseRun(),
     )
     train >> evaluate
 
 
-bge_vl_finetune()
+def bge_vl_finetune(dataset: str = "") -> DAG:
+    """The DAG of a dataset.
+
+    Args:
+        dataset: of MEGAPAIRS_DATASETS; '' for the one of MEGAPAIRS_DATASET.
+    """
+    with DAG(
+        dag_id=dag_id_for(MODEL_DAG, dataset),
+        schedule=[triplets_of(dataset)],
+        start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+        catchup=False,
+        is_paused_upon_creation=starts_unpaused(),
+        max_active_runs=1,
+        params=model_params(dataset),
+        default_args=default_args(),
+        doc_md=__doc__,
+        tags=["megapairs", "model", *([dataset] if dataset else [])],
+    ) as made:
+        wire(dataset)
+    return made
+
+
+for name in ("", *further_datasets()):
+    bge_vl_finetune(name)

@@ -30,6 +30,8 @@ the result with a judge model and three gates. It publishes what passes as a git
 |---|---|
 | `profile` | named set of values in `tasks/profiles`: test, demo, small, production |
 | `sources` | list of folders, see below |
+| `dataset` | name of the dataset; the deployment's own, or nothing: another name is refused |
+| `caption_share_min` | images gate: smallest share of new images that have a caption, 0 to 1 |
 | `limit` | most new images that this run ingests, a count |
 | `dry_run` | do everything but publish: no version, no training; default off |
 | `date` | the date of the run, `YYYY-MM-DD`; default today |
@@ -63,15 +65,31 @@ number of parts. A part is judged as soon as it is captioned.
 the Celery queue `MEGAPAIRS_GPU_QUEUE`; `ingest_fetch` takes one of the pool `fetch`; `ingest`,
 `mine` and `select` take one of the pool `cpu`. Create the pools once;
 their slots are the tasks that may run side by side. **Schedule.** The variable
-`MEGAPAIRS_SCHEDULE`, a cron expression or preset; empty: only by hand.
+`MEGAPAIRS_SCHEDULE`, a cron expression or preset; empty: only by hand. A scheduled DAG is not paused when it appears;
+this page says when its next run is.
+
+**Datasets.** A dataset is a deployment of its own: versions, parameters, schedule. Each has a pair of DAGs, so that
+their runs neither wait for each other nor share a history: this one for the dataset of `MEGAPAIRS_DATASET`,
+`dataset_refresh__NAME` for each one of `MEGAPAIRS_DATASETS`. `python -m tasks new-dataset NAME --source FOLDER` lays
+one out. A run that was marked failed, and of which only the failed tasks are cleared, ends red at `close_run`: clear
+the first skipped task with its downstream tasks.
 """
 
 import pendulum
-from airflow.sdk import chain, dag, get_current_context, task, task_group
+from airflow.sdk import DAG, TaskGroup, chain, get_current_context, task, task_group
 from megapairs.defaults import default_args
 from megapairs.form import dataset_params
+from megapairs.news import news_mails
 from megapairs.stage import LABEL, CloseRun, OpenRun, Stage, parts_from
-from megapairs.wiring import DATASET_DAG, TRIPLETS, resources, schedule
+from megapairs.wiring import (
+    DATASET_DAG,
+    dag_id_for,
+    further_datasets,
+    resources,
+    schedule,
+    starts_unpaused,
+    triplets_of,
+)
 
 from tasks.config import ENCODER_ROLES
 
@@ -92,58 +110,68 @@ def triplets(part: str) -> None:
     caption >> Stage(task_id="judge", stage="judge", part=part, **resources("judge"))
 
 
-@dag(
-    dag_id=DATASET_DAG,
-    schedule=schedule(),
-    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
-    catchup=False,
-    max_active_runs=1,
-    params=dataset_params(),
-    default_args=default_args(),
-    doc_md=__doc__,
-    tags=["megapairs", "dataset"],
-)
-def dataset_refresh() -> None:
+def wire(dataset: str) -> None:
     """Only wiring: each task runs `python -m tasks <stage>` in the run's worktree."""
-    listed = Stage(task_id="ingest_list", stage="ingest_list", then="ingest_fetch")
-    fetch = Stage.partial(
-        map_index_template=LABEL, task_id="ingest_fetch", stage="ingest_fetch", **resources("ingest_fetch")
-    )
-    ingest = Stage(task_id="ingest", stage="ingest", then="recaption", trigger_rule=MERGES, **resources("ingest"))
-    images = Stage(task_id="validate_images", stage="validate", item="images", then="embed")
-    recaption = Stage.partial(
-        map_index_template=LABEL, task_id="recaption", stage="recaption", **resources("recaption")
-    )
-    embed = Stage.partial(map_index_template=LABEL, task_id="embed", stage="embed", **resources("embed"))
-    to_mine = mine_parts()
-    mine_part = Stage.partial(map_index_template=LABEL, task_id="mine_part", stage="mine", **resources("mine"))
-    mine = Stage.partial(
-        map_index_template=LABEL, task_id="mine", stage="mine", trigger_rule=MERGES, **resources("mine")
-    )
-    pairs = Stage(task_id="validate_pairs", stage="validate", item="pairs", then="caption")
+    opened = OpenRun(kind="dataset", dataset=dataset)
+    with TaskGroup("images", prefix_group_id=False):
+        listed = Stage(task_id="ingest_list", stage="ingest_list", then="ingest_fetch")
+        fetch = Stage.partial(
+            map_index_template=LABEL, task_id="ingest_fetch", stage="ingest_fetch", **resources("ingest_fetch")
+        ).expand(part=listed.output)
+        ingest = Stage(task_id="ingest", stage="ingest", then="recaption", trigger_rule=MERGES, **resources("ingest"))
+        images = Stage(task_id="validate_images", stage="validate", item="images", then="embed")
+        recaption = Stage.partial(
+            map_index_template=LABEL, task_id="recaption", stage="recaption", **resources("recaption")
+        ).expand(part=ingest.output)
+    with TaskGroup("pairs", prefix_group_id=False):
+        embedded = Stage.partial(map_index_template=LABEL, task_id="embed", stage="embed", **resources("embed")).expand(
+            item=ENCODERS, part=images.output
+        )
+        to_mine = mine_parts()
+        mine_part = Stage.partial(
+            map_index_template=LABEL, task_id="mine_part", stage="mine", **resources("mine")
+        ).expand(item=ENCODERS, part=to_mine)
+        mined = Stage.partial(
+            map_index_template=LABEL, task_id="mine", stage="mine", trigger_rule=MERGES, **resources("mine")
+        ).expand(item=ENCODERS)
+        select = Stage(task_id="select", stage="select", **resources("select"))
+        pairs = Stage(task_id="validate_pairs", stage="validate", item="pairs", then="caption")
+    with TaskGroup("instructions", prefix_group_id=False):
+        made = triplets.expand(part=pairs.output)
+        checked = Stage(task_id="validate_triplets", stage="validate", item="triplets")
+    news = {"on_skipped_callback": news_mails(), "on_success_callback": news_mails()}
+    with TaskGroup("publish", prefix_group_id=False):
+        version = Stage(task_id="version", stage="version", outlets=[triplets_of(dataset)], **news)
+        closed = CloseRun()
 
-    embedded = embed.expand(item=ENCODERS, part=images.output)
-    mined = mine.expand(item=ENCODERS)
-    chain(
-        OpenRun(kind="dataset"),
-        listed,
-        fetch.expand(part=listed.output),
-        ingest,
-        images,
-        recaption.expand(part=ingest.output),
-        embedded,
-        mine_part.expand(item=ENCODERS, part=to_mine),
-        mined,
-        Stage(task_id="select", stage="select", **resources("select")),
-        pairs,
-        triplets.expand(part=pairs.output),
-        Stage(task_id="validate_triplets", stage="validate", item="triplets"),
-        Stage(task_id="version", stage="version", outlets=[TRIPLETS]),
-        CloseRun(),
-    )
+    chain(opened, listed, fetch, ingest, images, recaption, embedded, mine_part, mined, select, pairs, made, checked)
+    chain(checked, version, closed)
     listed >> ingest
     images >> to_mine
     embedded >> mined
 
 
-dataset_refresh()
+def dataset_refresh(dataset: str = "") -> DAG:
+    """The DAG of a dataset.
+
+    Args:
+        dataset: of MEGAPAIRS_DATASETS; '' for the one of MEGAPAIRS_DATASET.
+    """
+    with DAG(
+        dag_id=dag_id_for(DATASET_DAG, dataset),
+        schedule=schedule(),
+        start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+        catchup=False,
+        is_paused_upon_creation=starts_unpaused(),
+        max_active_runs=1,
+        params=dataset_params(dataset),
+        default_args=default_args(),
+        doc_md=__doc__,
+        tags=["megapairs", "dataset", *([dataset] if dataset else [])],
+    ) as made:
+        wire(dataset)
+    return made
+
+
+for name in ("", *further_datasets()):
+    dataset_refresh(name)

@@ -24,6 +24,7 @@ SCHEDULE = os.environ.get("MEGAPAIRS_MAINTENANCE_SCHEDULE", "@weekly") or None
 COMMON = {
     "start_date": pendulum.datetime(2026, 1, 1, tz="UTC"),
     "catchup": False,
+    "is_paused_upon_creation": False if SCHEDULE else None,
     "max_active_runs": 1,
     "default_args": default_args(),
     "doc_md": __doc__,

@@ -14,10 +14,15 @@ the mail, and, when a mail shows images, the store.
 | aws.py | Airflow's AWS connection as environment variables | none |
 | facts.py | pools, workers on each queue, the mail server: for the check before a run | wiring |
 | form.py | the trigger form, made from params.yaml, the profiles and tasks/config | wiring |
-| alerts.py | the alert mail | wiring |
-| stage.py | the operators: Stage, OpenRun, CloseRun | wiring, command, environment, aws, form |
-| maintenance.py | the operators of the maintenance DAGs | wiring, command, facts, alerts, stage |
-| defaults.py | default arguments of every task | alerts |
+| mail_message.py | the form of a mail: text beside HTML, images by cid | none |
+| alerts.py | the alert mail | wiring, mail_message |
+| links.py | a button on a task's page that opens what it made | wiring |
+| results.py | the last lines of a task's log: what came out; without Airflow | none |
+| stage.py | the operators: Stage, OpenRun, CloseRun | wiring, command, environment, aws, form, links, results |
+| airflow_state.py | what runs, what failed last, the next run: for the home page | wiring |
+| news.py | mails of runs that did not fail; further notifiers | wiring, alerts, mail_message, results |
+| maintenance.py | the operators of the maintenance DAGs | wiring, command, facts, alerts, stage, mail_message |
+| defaults.py | default arguments of every task | alerts, news |
 """
 
 from megapairs.code_folder import make_importable

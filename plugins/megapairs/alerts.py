@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -21,10 +22,11 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
-from airflow.providers.smtp.notifications.smtp import SmtpNotifier
 
+from megapairs.mail_message import Mail
 from megapairs.wiring import PROJECT, run_folder
 from tasks.errors import DataError
+from tasks.pages.gate_words import observed_words, remedy, value_words
 from tasks.pages.images import thumbnail_uri
 from tasks.pages.render import html, words
 from tasks.pages.week_table import week_table
@@ -37,6 +39,7 @@ CELL_CHARS = 300  # longest cell
 NOTES, NOTE_CHARS = 5, 800  # sentences of the stage before a gate, e.g. on captions that match no file
 WEEKS = 6  # weekly batches shown, a count
 ERROR_CHARS = 4_000  # of the error's end
+FINAL = "a retry cannot help"  # in the errors of plugins/megapairs/stage.py that are not retried
 HASH = re.compile("[0-9a-f]{24,}")
 
 
@@ -53,6 +56,7 @@ class Failure:
         run_url, docs_url: links; empty when unknown.
         version: the published version, which stays as it was; empty when there is none.
         warnings: what open_run warned of.
+        names: image_id -> the file that it came from, for the example rows.
     """
 
     dataset: str
@@ -66,6 +70,17 @@ class Failure:
     docs_url: str = ""
     version: str = ""
     warnings: tuple[str, ...] = ()
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the error is one that no retry can help, so that none was made."""
+        return FINAL in self.error
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What to do now, in three lines."""
+        return next_steps(self)
 
 
 # --- the text: pure --------------------------------------------------------------------------------------------------
@@ -80,6 +95,40 @@ def subject(failure: Failure) -> str:
     else:
         event = f"{failure.task} failed in {failure.dag_id}"
     return " ".join(f"[{failure.dataset}] {event}".split())[:180]
+
+
+def next_steps(failure: Failure) -> tuple[str, ...]:
+    """What to do now: what to mend, which parameter to loosen instead, which task to clear."""
+    task = f"{failure.dag_id}'s form" if failure.task.startswith("open_run") else "the form"
+    if failure.gate and failure.gate.get("failures"):
+        table, check = str(failure.gate.get("table")), failure.gate["failures"][0]
+        mend, key = remedy(table, check)
+        loosen = f"Or allow it: {key} in params.yaml, or for one run as Configuration JSON of the form"
+        return (
+            f"Mend {mend}.",
+            f"{loosen} (expected {cell(check.get('expected'))})."
+            if key
+            else "Such rows leave the table by themselves.",
+            "Then start a new run: a run's files and parameters are fixed when it opens. "
+            f"Clearing validate_{table} alone checks the same rows again.",
+        )
+    if "ConfigError" in failure.error:
+        return (
+            "Mend the parameter that the error names, in params.yaml or in the form.",
+            "The error says what was expected; docs/troubleshooting.md has it by its text.",
+            f"Then start a new run from {task}: clearing the task reads the same parameters again.",
+        )
+    if failure.is_final:
+        return (
+            "Mend the file or the rows that the error names.",
+            "Rows that may be left out: the reason's limit stands in section validate of params.yaml.",
+            f"Then clear {failure.task.partition(' ')[0]} with its downstream tasks, or start a new run.",
+        )
+    return (
+        "Look whether what the error names (a server, a disk, a bucket) is there again.",
+        "Where it is slow rather than away, give it longer: the section of the stage in params.yaml has its limits.",
+        f"Then clear {failure.task.partition(' ')[0]} with its downstream tasks: the run continues where it stopped.",
+    )
 
 
 def cell(value: Any) -> str:
@@ -112,12 +161,18 @@ def details(example: Mapping[str, Any]) -> list[tuple[str, str]]:
     return out
 
 
-def check_context(failed: Mapping[str, Any], thumbnails: Mapping[str, str]) -> dict[str, Any]:
+def check_context(failed: Mapping[str, Any], failure: Failure) -> dict[str, Any]:
     """One failing check of a gate's report, whatever its report leaves out."""
+    thumbnails, figures = failure.thumbnails, (failure.gate or {}).get("figures") or {}
+    column = str(failed.get("column"))
     examples = [
         {
             "key": cell(example.get("key")),
-            "images": [thumbnails[i] for i in example.get("image_ids") or [] if i in thumbnails],
+            "images": [
+                {"uri": thumbnails[i], "name": failure.names.get(i, "")}
+                for i in example.get("image_ids") or []
+                if i in thumbnails
+            ],
             "details": details(example),
         }
         for example in list(failed.get("examples") or [])[:EXAMPLES]
@@ -125,9 +180,9 @@ def check_context(failed: Mapping[str, Any], thumbnails: Mapping[str, str]) -> d
     return {
         "column": cell(failed.get("column") or failed.get("expectation")),
         "why": cell(failed.get("why") or failed.get("expectation")),
-        "observed": cell(failed.get("observed")),
+        "observed": cell(observed_words(failed, figures)),
         "expected": cell(failed.get("expected")),
-        "last": cell(failed.get("last")),
+        "last": cell(value_words(column, failed.get("last"))),
         "examples": examples,
         "has_images": any(example["images"] for example in examples),
     }
@@ -141,7 +196,7 @@ def weeks_table(weeks: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] |
 
 def body(failure: Failure) -> str:
     """The mail as self-contained HTML, every value escaped."""
-    checks = [check_context(f, failure.thumbnails) for f in (failure.gate or {}).get("failures") or []]
+    checks = [check_context(f, failure) for f in (failure.gate or {}).get("failures") or []]
     shortened = dataclasses.replace(failure, error=failure.error[-ERROR_CHARS:])
     if failure.gate is None or not checks:
         return html("failure_mail.html.j2", failure=shortened, subject=subject(failure))
@@ -167,6 +222,20 @@ def read_thumbnails(folder: Path, image_ids: Sequence[str]) -> dict[str, str]:
         with contextlib.suppress(DataError, OSError):
             thumbnails[image_id] = thumbnail_uri(store, image_id, THUMBNAIL_PX, QUALITY)
     return thumbnails
+
+
+def read_names(folder: Path, image_ids: Sequence[str]) -> dict[str, str]:
+    """image_id -> source and path of the file that it came from; images that the table lacks are left out."""
+    from tasks.store import Store
+
+    wanted, names = set(image_ids), {}
+    with contextlib.suppress(DataError, OSError):
+        rows = Store(folder).read_table("images", ["image_id", "source_uri"])
+        for block in rows.to_batches():
+            for image_id, uri in zip(*(block.column(n).to_pylist() for n in (0, 1)), strict=True):
+                if image_id in wanted:
+                    names[image_id] = uri
+    return names
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -212,7 +281,7 @@ def read_failure(context: Mapping[str, Any], ui: str) -> Failure:
     ti, run_id = context["ti"], str(context["run_id"])
     task = context.get("task") or getattr(ti, "task", None)
     stage, item, part = (getattr(task, name, None) for name in ("stage", "item", "part"))
-    folder = run_folder(run_id)
+    folder = run_folder(run_id, ti.dag_id)
     gate = read_gate(folder, item) if stage == "validate" else None
     image_ids = [
         image_id
@@ -229,6 +298,7 @@ def read_failure(context: Mapping[str, Any], ui: str) -> Failure:
         error=str(context.get("exception") or "the task was ended from outside, or its worker died"),
         gate=gate,
         thumbnails=read_thumbnails(folder, image_ids) if image_ids else {},
+        names=read_names(folder, image_ids) if image_ids else {},
         run_url=f"{ui}/dags/{quote(ti.dag_id)}/runs/{quote(run_id)}" if ui else "",
         docs_url=docs_url(folder, ui),
         version=str(version.get("version", "")),
@@ -236,29 +306,43 @@ def read_failure(context: Mapping[str, Any], ui: str) -> Failure:
     )
 
 
-def mail_marker(context: Mapping[str, Any]) -> Path | None:
-    """The file that says that a mail about this run's task was sent since the run was last cleared; None where the run
-    has no worktree (open_run failed). All parts of a stage are one task.
+def error_cause(error: str) -> str:
+    """What tells one cause from another, of an error that no retry can help: its last line without its numbers, such as
+    those of a part. Empty for any other error: a server that is away may be away for several reasons.
     """
-    folder = run_folder(str(context["run_id"]))
+    lines = [line for line in error.strip().splitlines() if line.strip() and FINAL in error]
+    return re.sub(r"\d+", "n", lines[-1].strip()) if lines else ""
+
+
+def mail_markers(context: Mapping[str, Any]) -> list[Path]:
+    """The files that say that a mail about this run's task, or about the same cause, was sent since the run was last
+    cleared; none where the run has no worktree (open_run failed). All parts of a stage are one task.
+    """
+    folder = run_folder(str(context["run_id"]), context["ti"].dag_id)
+    if not folder.is_dir():
+        return []
     clears = getattr(context.get("dag_run"), "clear_number", None) or 0
-    return folder / ".run" / "mails" / f"{context['ti'].task_id}-{clears}" if folder.is_dir() else None
+    names = [context["ti"].task_id]
+    if cause := error_cause(str(context.get("exception") or "")):
+        names.append("cause-" + hashlib.sha256(cause.encode()).hexdigest()[:16])
+    return [folder / ".run" / "mails" / f"{name}-{clears}" for name in names]
 
 
-class AlertMail(SmtpNotifier):
-    """SmtpNotifier whose subject and body are made from the failure itself; one a run and stage, not one a part."""
+class AlertMail(Mail):
+    """A mail whose subject and body are made from the failure itself; one a run and cause, not one a part."""
 
     def notify(self, context: Any) -> None:
-        """Send the mail, unless another part of the stage has; called by Airflow when a task has failed for the last
-        time.
+        """Send the mail, unless another part of the stage has, or another stage for the same cause; called by Airflow
+        when a task has failed for the last time.
         """
-        marker = mail_marker(context)
-        if marker:
+        made: list[Path] = []
+        for marker in mail_markers(context):
             marker.parent.mkdir(parents=True, exist_ok=True)
             try:
                 marker.touch(exist_ok=False)
+                made.append(marker)
             except FileExistsError:
-                log.info("no further mail: one about this stage was sent (%s)", marker)
+                log.info("no further mail: one about this stage or cause was sent (%s)", marker)
                 return
         is_sent = False
         try:
@@ -268,12 +352,18 @@ class AlertMail(SmtpNotifier):
             super().notify(context)
             is_sent = True
         finally:
-            if marker and not is_sent:
-                marker.unlink(missing_ok=True)  # the next part's failure tries again
+            if not is_sent:
+                for marker in made:
+                    marker.unlink(missing_ok=True)  # the next part's failure tries again
         log.info("alert mail sent to %s: %s", self.to, self.subject)
+
+
+def receivers() -> list[str]:
+    """The addresses of MEGAPAIRS_MAIL_TO."""
+    return [a.strip() for a in os.environ.get("MEGAPAIRS_MAIL_TO", "").split(",") if a.strip()]
 
 
 def alert_mails() -> list[AlertMail]:
     """The failure callbacks of every task: one mail to MEGAPAIRS_MAIL_TO, or none when that is empty."""
-    to = [a.strip() for a in os.environ.get("MEGAPAIRS_MAIL_TO", "").split(",") if a.strip()]
+    to = receivers()
     return [AlertMail(to=to, from_email=os.environ.get("MEGAPAIRS_MAIL_FROM") or None)] if to else []

@@ -9,6 +9,7 @@ from typing import Any
 from airflow.sdk import Context, RetryDecision, RetryPolicy
 
 from megapairs.alerts import alert_mails
+from megapairs.news import further_notifiers
 
 LONGEST_DELAY = timedelta(hours=1)
 
@@ -65,5 +66,5 @@ def default_args() -> dict[str, Any]:
         "retries": retries,
         "retry_delay": delay,
         "retry_policy": DoublingPause(retries, delay),
-        "on_failure_callback": alert_mails(),
+        "on_failure_callback": [*alert_mails(), *further_notifiers()],
     }

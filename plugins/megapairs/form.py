@@ -7,54 +7,45 @@ form shows the values worth changing for one run; the REST API may set any other
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Param
 
-from megapairs.wiring import PROJECT
-from tasks.config import Params, overlay, read_raw, uncalibrated_windows
+from megapairs.wiring import PROJECT, dag_id_for, dataset_variables
+from tasks.config import Params, is_profile, overlay, parse_raw, read_raw, uncalibrated_windows
+from tasks.config.form_names import DATASET_FORM, FIELD_KEYS, MODEL_FORM
+from tasks.errors import TasksError
+from tasks.publish.git import files_at, read_at
 
-# Name of the field -> dotted key of the parameter.
-DATASET_FORM: dict[str, str] = {
-    "sources": "ingest.sources",
-    "limit": "open_run.limit",
-    "dry_run": "open_run.dry_run",
-    "date": "open_run.date",
-    "neighbours": "mine.neighbours",
-    "window_semantic": "mine.windows.semantic",
-    "window_pattern": "mine.windows.pattern",
-    "window_caption": "mine.windows.caption",
-    "pairs_per_query": "select.pairs_per_query",
-    "pairs_per_batch": "select.pairs_per_batch",
-    "negatives": "select.negatives",
-    "instructions_min": "caption.instructions_min",
-    "judge_threshold": "judge.threshold",
-}
-MODEL_FORM: dict[str, str] = {
-    "base_model": "train.base_model",
-    "steps": "train.steps",
-    "batch_triplets": "train.batch_triplets",
-    "learning_rate": "train.learning_rate",
-    "benchmark": "evaluate.benchmark",
-    "min_gain": "promote.min_gain",
-    "dry_run": "open_run.dry_run",
-    "date": "open_run.date",
-}
 # Sections whose fields are folded under a heading of the form; all other fields are at the top.
 HEADINGS = {
     "mine": "Mining",
     "select": "Mining",
     "caption": "Instructions and judge",
     "judge": "Instructions and judge",
+    "validate": "Gates",
     "train": "Training",
     "evaluate": "Evaluation and promotion",
     "promote": "Evaluation and promotion",
 }
-FIELD_KEYS = {**DATASET_FORM, **MODEL_FORM}
+# What a field's description says besides: an example, or what the value does in this DAG.
+EXAMPLES = {
+    "sources": ' Example: [{"name": "shop", "path": "/data/shop", "license_code": "CC0-1.0", "attribution": "Shop"}]. '
+    "Required: name and path (a folder, tars, tables of URLs, s3://bucket/prefix). Optional: license_code, "
+    "attribution, columns, encoding, kind, endpoint_url, region, contact; docs/images-and-models.md says what each is.",
+    "window_semantic": ' Example: {"low": 0.8, "high": 0.96}.',
+    "window_pattern": ' Example: {"low": 0.6, "high": 0.96}.',
+    "window_caption": ' Example: {"low": 0.8, "high": 0.96}.',
+    "dataset": " Only the name of this deployment is taken: another dataset is a deployment of its own.",
+}
+MODEL_DRY_RUN = "Train and evaluate, but promote nothing: no model is published, the promoted one stays."
 # What a text box for a number takes.
 NUMBER_PATTERNS = {"integer": r"^-?[0-9]+$", "number": r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"}
 # Keywords of a JSON schema that a field takes over, so that Airflow checks the value before the run starts.
@@ -165,6 +156,7 @@ def form_field(name: str, key: str, raw: Mapping[str, Any]) -> Param:
     description, _, empty = schema["description"].partition(" Empty: ")
     if key.startswith("mine.windows."):
         description = f"Window of encoder {last}: pairs with low <= cosine similarity < high are candidates."
+    description += EXAMPLES.get(name, "")
     heading = {"section": HEADINGS[section]} if section in HEADINGS else {}
     if schema["type"] == "boolean":
         return Param(bool(value), type="boolean", title=name, description=description, **heading)
@@ -185,6 +177,18 @@ def form_field(name: str, key: str, raw: Mapping[str, Any]) -> Param:
     )
 
 
+def profile_help(profiles: Sequence[str]) -> str:
+    """What each profile is for: the first sentence of its file's first comment."""
+    sentences = []
+    for profile in profiles:
+        path = PROJECT / "tasks" / "profiles" / f"{profile}.yaml"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        words = " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
+        if words:
+            sentences.append(f"{profile}: {words.partition('. ')[0].removesuffix('.')}.")
+    return " ".join(sentences)
+
+
 def profile_field(raw: Mapping[str, Any]) -> Param:
     """The choice of profile; scheduled runs use its preset."""
     profiles = sorted(raw["profiles"])
@@ -195,20 +199,38 @@ def profile_field(raw: Mapping[str, Any]) -> Param:
         type="string",
         enum=profiles,
         title="profile",
-        description=f"Named set of values (tasks/profiles), applied before the fields of this form.{warning}",
+        description=f"Named set of values, applied before the fields of this form. {profile_help(profiles)}{warning}",
     )
 
 
-def dataset_params() -> dict[str, Param]:
+def deployed_params(dataset: str) -> dict[str, Any]:
+    """params.yaml, with its profiles, that the runs of a dataset start from.
+
+    For a further dataset that of its deployment; else that of the code's folder.
+
+    Args:
+        dataset: of MEGAPAIRS_DATASETS; '' for the one of MEGAPAIRS_DATASET.
+    """
+    variables = {**os.environ, **dataset_variables(dag_id_for("", dataset) if dataset else "")}
+    clone, ref = Path(variables.get("MEGAPAIRS_DATASET") or "/"), variables.get("MEGAPAIRS_DEPLOYED", "origin/main")
+    if (clone / ".git").exists():
+        with contextlib.suppress(TasksError, OSError):
+            if content := read_at(clone, ref, "params.yaml"):
+                paths = [path for path in files_at(clone, ref) if is_profile(path)]
+                return parse_raw(content, {path: read_at(clone, ref, path) or b"" for path in paths}, "params.yaml")
+    return read_raw(PROJECT / "params.yaml")
+
+
+def dataset_params(dataset: str = "") -> dict[str, Param]:
     """The trigger form of dataset_refresh."""
-    raw = read_raw(PROJECT / "params.yaml")
+    raw = deployed_params(dataset)
     fields = {name: form_field(name, key, raw) for name, key in DATASET_FORM.items()}
     return {"profile": profile_field(raw), **fields}
 
 
-def model_params() -> dict[str, Param]:
+def model_params(dataset: str = "") -> dict[str, Param]:
     """The trigger form of bge_vl_finetune."""
-    raw = read_raw(PROJECT / "params.yaml")
+    raw = deployed_params(dataset)
     version = Param(
         None,
         type=["null", "string"],
@@ -218,6 +240,9 @@ def model_params() -> dict[str, Param]:
         "started this run, else the newest.",
     )
     fields = {name: form_field(name, key, raw) for name, key in MODEL_FORM.items()}
+    fields["dry_run"] = Param(
+        bool(default_at(raw, "open_run.dry_run")), type="boolean", title="dry_run", description=MODEL_DRY_RUN
+    )
     return {"profile": profile_field(raw), "dataset_version": version, **fields}
 
 

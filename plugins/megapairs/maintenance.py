@@ -14,15 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from airflow.configuration import conf
-from airflow.providers.smtp.notifications.smtp import SmtpNotifier
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from megapairs.alerts import Failure, read_dataset_name
+from megapairs.alerts import Failure, read_dataset_name, receivers
 from megapairs.command import stage_command
 from megapairs.facts import ApiClient, api_client
+from megapairs.mail_message import Mail
 from megapairs.stage import Command
-from megapairs.wiring import DATASET_DAG, MODEL_DAG, PROJECT, run_folder
+from megapairs.wiring import (
+    DATASET_DAG,
+    MODEL_DAG,
+    PROJECT,
+    dag_id_for,
+    dataset_variables,
+    further_datasets,
+    run_folder,
+)
 from tasks.pages.render import html
 
 HISTORY = 10  # successful runs that a run is compared with, a count
@@ -110,7 +118,7 @@ class LateRuns(BaseOperator):
         if client is None:
             raise AirflowSkipException(NO_API)
         late = []
-        for dag_id in (DATASET_DAG, MODEL_DAG):
+        for dag_id in (dag_id_for(dag, name) for name in ("", *further_datasets()) for dag in (DATASET_DAG, MODEL_DAG)):
             runs = client.get(f"dags/{dag_id}/dagRuns", order_by="-run_after", limit=50)["dag_runs"]
             late += find_late_runs(runs, datetime.datetime.now(datetime.UTC))
         for run in late:
@@ -122,10 +130,10 @@ class LateRuns(BaseOperator):
 
     def tell(self, late: LateRun, client: ApiClient, context: Context) -> None:
         """Send the mail, unless one was sent about this run."""
-        receivers = [a.strip() for a in os.environ.get("MEGAPAIRS_MAIL_TO", "").split(",") if a.strip()]
-        folder = run_folder(late.run_id)
+        to = receivers()
+        folder = run_folder(late.run_id, late.dag_id)
         marker = (folder if folder.is_dir() else folder.parent) / ".run" / "mails" / f"late-{folder.name}"
-        if not receivers or marker.exists():
+        if not to or marker.exists():
             return
         waiting = unfinished_tasks(client, late)
         ui = os.environ.get("MEGAPAIRS_UI", "").rstrip("/")
@@ -148,7 +156,7 @@ class LateRuns(BaseOperator):
         }
         sender = os.environ.get("MEGAPAIRS_MAIL_FROM") or None
         body = html("late_mail.html.j2", **values)
-        SmtpNotifier(to=receivers, from_email=sender, subject=subject, html_content=body).notify(context)
+        Mail(to=to, from_email=sender, subject=subject, html_content=body).notify(context)
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
 
@@ -165,11 +173,17 @@ class PruneRuns(Command):
         client = api_client()
         if client is None:
             raise AirflowSkipException(NO_API)
+        freed = {name: self.prune(name, client) for name in ("", *further_datasets())}
+        return {**freed.pop(""), **freed}
+
+    def prune(self, dataset: str, client: ApiClient) -> dict[str, Any]:
+        """Remove what nothing of one dataset needs."""
         active: list[str] = []
-        for dag_id in (DATASET_DAG, MODEL_DAG):
+        for dag_id in (dag_id_for(DATASET_DAG, dataset), dag_id_for(MODEL_DAG, dataset)):
             for state in ("running", "queued"):
                 runs = client.get(f"dags/{dag_id}/dagRuns", state=state, limit=100)["dag_runs"]
                 active += [str(run["dag_run_id"]) for run in runs]
         logs = Path(conf.get("logging", "base_log_folder"))
         more = ["--prune", "--yes", "--json", "--logs", str(logs), *(w for run in active for w in ("--active", run))]
-        return self.run_command(stage_command("runs", more=tuple(more)), PROJECT)
+        place = dataset_variables(dag_id_for(DATASET_DAG, dataset))
+        return self.run_command(stage_command("runs", more=tuple(more)), PROJECT, place)

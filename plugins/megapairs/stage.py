@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import Asset, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from megapairs import lineage, telemetry
@@ -22,14 +22,18 @@ from megapairs.command import Ending, StageProcess, stage_command
 from megapairs.environment import stage_environment
 from megapairs.facts import gather_facts
 from megapairs.form import changes_from
+from megapairs.links import PageLink
 from megapairs.model_keys import STAGES as ASKS_MODELS
 from megapairs.model_keys import model_variables
-from megapairs.wiring import PROJECT, TRIPLETS, run_folder
+from megapairs.results import result_lines
+from megapairs.wiring import PROJECT, TRIPLETS, dataset_of, dataset_variables, run_folder, triplets_of
 from tasks.config import overlay
 from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO
 from tasks.parts import WHOLE, part_names
 
 READS_BUCKETS = ("ingest_list", "ingest_fetch", "ingest")  # the stages that get Airflow's AWS connection
+LAST_STAGES = ("version", "promote")  # whose end decides what comes out of a run
+OPENED, DECIDED = Path(".run", "opened.json"), Path(".run", "decided")  # in a run's worktree
 # What Airflow's page calls one of a mapped stage's tasks: its encoder and part.
 LABEL = "{{ [task.item or '', task.part or ''] | join(' ') | trim }}"
 
@@ -108,6 +112,7 @@ class Stage(Command):
     """
 
     template_fields: Sequence[str] = ("item", "part")
+    operator_extra_links = (PageLink(),)
 
     def __init__(
         self, *, stage: str, item: str | None = None, part: str | None = None, then: str | None = None, **kwargs: Any
@@ -118,38 +123,57 @@ class Stage(Command):
         self.item = item
         self.part = part
         self.then = then
-        self._report: dict[str, Any] | None = None
+        self.report: dict[str, Any] | None = None
+        self.skip_reason = ""
 
     def execute(self, context: Context) -> dict[str, Any] | list[str]:
         """Run the stage; returns its StageReport, or the names of the parts of the stage that follows.
 
         A publishing stage puts the version's tag, its first note, into its asset event.
         """
-        folder = run_folder(str(context["run_id"]))
+        folder = run_folder(str(context["run_id"]), self.dag_id)
         variables = aws_variables(os.environ) if self.stage in READS_BUCKETS else {}
         if self.stage in ASKS_MODELS:
             variables = model_variables(os.environ)
         part = None if self.part == WHOLE else self.part
         attributes = {"item": self.item or "", "part": part or "", "run_id": str(context["run_id"])}
         with telemetry.stage_span(self.stage, attributes) as trace_variables:
-            report = self.run_command(
-                stage_command(self.stage, self.item, part), folder, {**variables, **trace_variables}
-            )
+            try:
+                report = self.run_command(
+                    stage_command(self.stage, self.item, part), folder, {**variables, **trace_variables}
+                )
+            except AirflowSkipException as skip:
+                self.skip_reason = str(skip)
+                note_decided(folder, self.stage)
+                raise
+            except AirflowFailException:
+                self.log_result({}, folder)
+                raise
             telemetry.record_stage(self.stage, report, folder)
-        self._report = report
-        if TRIPLETS in self.outlets:
-            context["outlet_events"][TRIPLETS].extra = {
+        self.report = report
+        triplets = triplets_of(dataset_of(self.dag_id))
+        if triplets in self.outlets:
+            context["outlet_events"][triplets].extra = {
                 "version": report["notes"][0],
                 "changes": values_for_training(changes_from(run_values(context))),
             }
+        self.log_result(report, folder)
         if self.then is None:
             return report
         context["ti"].xcom_push("report", report)
         return part_names(self.then, report["parts"][self.then])
 
+    def log_result(self, report: Mapping[str, Any], folder: Path) -> None:
+        """End the log with what came out; of a stage that failed, a gate's expectations."""
+        if report or self.stage == "validate":
+            for line in result_lines(self.stage, self.item, report, folder):
+                self.log.info("%s", line)
+
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """What the stage read and wrote, for Airflow's openlineage provider; None without it."""
-        return lineage.lineage_of(self.stage, self.item, run_folder(str(task_instance.run_id)), self._report)
+        return lineage.lineage_of(
+            self.stage, self.item, run_folder(str(task_instance.run_id), self.dag_id), self.report
+        )
 
 
 class OpenRun(Command):
@@ -163,11 +187,12 @@ class OpenRun(Command):
 
     Args:
         kind: 'dataset' or 'model'.
+        dataset: of MEGAPAIRS_DATASETS; '' for the one of MEGAPAIRS_DATASET.
     """
 
-    def __init__(self, *, kind: str, **kwargs: Any) -> None:
+    def __init__(self, *, kind: str, dataset: str = "", **kwargs: Any) -> None:
         if kind == "model":
-            kwargs.setdefault("inlets", [TRIPLETS])  # so that all events of the asset can be read
+            kwargs.setdefault("inlets", [triplets_of(dataset)])  # so that all events of the asset can be read
         super().__init__(task_id="open_run", **kwargs)
         self.kind = kind
 
@@ -177,7 +202,8 @@ class OpenRun(Command):
         changes = changes_from(given)
         more = ["--run-id", str(context["run_id"]), "--kind", self.kind]
         if self.kind == "model":
-            event = newest_event(context.get("triggering_asset_events"), context.get("inlet_events"))
+            triplets = triplets_of(dataset_of(self.dag_id))
+            event = newest_event(context.get("triggering_asset_events"), context.get("inlet_events"), triplets)
             # the form of a run that an event started holds only its presets
             changes = overlay(changes, event.get("changes") or {})
             tag = given.get("dataset_version") or event.get("version")
@@ -185,11 +211,12 @@ class OpenRun(Command):
         if os.environ.get("MEGAPAIRS_PREFLIGHT", "on") != "off":
             facts = json.dumps(gather_facts())
             asked = ("--kind", self.kind, "--conf", json.dumps(changes), "--airflow", facts, "--json")
-            keys = model_variables(os.environ)
+            keys = {**model_variables(os.environ), **dataset_variables(self.dag_id)}
             self.run_command(stage_command("doctor", more=asked), PROJECT, keys)  # the clone's code may be older
         commit = {"MEGAPAIRS_AIRFLOW_COMMIT": code_commit(PROJECT)}  # open_run warns where the stages are of another
         command = stage_command("open_run", more=(*more, "--conf", json.dumps(changes)))
-        report = self.run_command(command, deployment(), commit)
+        place = dataset_variables(self.dag_id)
+        report = self.run_command(command, deployment(self.dag_id), {**commit, **place})
         self.log.info("the run's own values: %s", json.dumps(changes) if changes else "none")
         return report
 
@@ -202,18 +229,42 @@ class CloseRun(Command):
         super().__init__(task_id="close_run", **kwargs)
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Close the run; returns the command's report."""
-        return self.run_command(
-            stage_command("open_run", more=("--close", "--run-id", str(context["run_id"]))), deployment()
-        )
+        """Close the run; returns the command's report.
+
+        Raises:
+            AirflowFailException: the run's last stage neither ran nor found that there is nothing to do, as where a
+                person marked the run failed and cleared only its failed tasks; its worktree stays.
+        """
+        run_id = str(context["run_id"])
+        folder = run_folder(run_id, self.dag_id)
+        reports = [folder / ".run" / "reports" / f"{stage}.json" for stage in LAST_STAGES]
+        is_decided = any(path.exists() for path in (folder / DECIDED, *reports))
+        if (folder / OPENED).exists() and not is_decided:
+            raise AirflowFailException(
+                "close_run: no version and no decision came out of this run: tasks before this one are skipped, though "
+                "none of them found nothing to do (a run that was marked failed, of which only the failed tasks were "
+                "cleared). Nothing was removed. Clear the first skipped task with its downstream tasks, and the run "
+                "continues in the same worktree"
+            )
+        more = ("--close", "--run-id", run_id)
+        place = dataset_variables(self.dag_id)
+        return self.run_command(stage_command("open_run", more=more), deployment(self.dag_id), place)
 
 
-def deployment() -> Path:
-    """The deployment's clone.
+def note_decided(folder: Path, stage: str) -> None:
+    """Keep in the run's worktree that a stage found nothing to do, so that what follows is skipped for a reason."""
+    if (folder / OPENED).exists():
+        (folder / DECIDED).write_text(f"{stage}\n")
+
+
+def deployment(dag_id: str = "") -> Path:
+    """The clone of the deployment that a DAG works on.
 
     Raises:
         AirflowFailException: MEGAPAIRS_DATASET is not set.
     """
+    if place := dataset_variables(dag_id):
+        return Path(place["MEGAPAIRS_DATASET"])
     if not os.environ.get("MEGAPAIRS_DATASET"):
         raise AirflowFailException(
             "MEGAPAIRS_DATASET is not set: it names the deployment's clone of the dataset repository (.env.example)"
@@ -239,17 +290,18 @@ def values_for_training(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "open_run": {"date": date}} if date else values
 
 
-def newest_event(started_by: Any, published: Any) -> Mapping[str, Any]:
+def newest_event(started_by: Any, published: Any, triplets: Asset = TRIPLETS) -> Mapping[str, Any]:
     """The extra values of the newest asset event; empty when a person started the run.
 
     Args:
         started_by: the context's triggering_asset_events: what was published when Airflow made the run, which may have
             waited for another one since.
         published: the context's inlet_events, with every event of the asset; None: those of `started_by` alone.
+        triplets: the asset of the dataset's versions.
     """
-    events = list(started_by[TRIPLETS]) if started_by and TRIPLETS in started_by else []
+    events = list(started_by[triplets]) if started_by and triplets in started_by else []
     if events and published is not None:
-        events += list(published[TRIPLETS].ascending(False).limit(1))
+        events += list(published[triplets].ascending(False).limit(1))
     newest = max(events, key=lambda e: e.timestamp, default=None)
     return {} if newest is None else newest.extra
 

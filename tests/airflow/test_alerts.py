@@ -92,7 +92,7 @@ def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails
     for text in (
         "cats &amp; dogs",
         "The new batch 2026.11.24 fails 1 check. The published version",
-        "0.6123",
+        "61% (0.6123)",
         "at most 0.25",
         "0.07",
         "a flood of copies stops here",
@@ -100,7 +100,7 @@ def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails
     ):
         assert text in page
     assert page.count("&lt;script&gt;") == 5 and "<script" not in page
-    assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 1
+    assert len(re.findall(r'<img src="cid:image-', page)) == 1
     assert "http://airflow.test/dags/dataset_refresh/runs/r1" in page
     assert f"http://airflow.test/megapairs/runs/{run.name}/data_docs/index.html" in page
 
@@ -210,3 +210,80 @@ def test_a_row_says_its_reason_first_and_takes_its_detail_apart():
     }
     assert details(row) == [("reason", "near_duplicate"), ("copy of", "3a3a3a3a3a3a…")]
     assert details({"detail": "<b>not JSON"}) == [("detail", "<b>not JSON")]
+
+
+def test_a_mail_has_a_text_part_and_its_images_are_attached(run: Path, inbox: Inbox):
+    send(context("validate", "images", "DataError: gate 'images' stopped"))
+    (mail,) = inbox.mails
+    assert [part.get_content_type() for part in mail.walk() if not part.is_multipart()] == [
+        "text/plain",
+        "text/html",
+        "image/jpeg",
+    ]
+    text = mail.get_body(preferencelist=("plain",)).get_content()
+    assert "The gate for images stopped the run" in text and "What to do now" in text and "<td" not in text
+    assert 'src="cid:image-0"' in html_body(mail) and list(mail.walk())[-1]["Content-ID"] == "<image-0>"
+
+
+def test_a_gates_mail_counts_and_says_what_to_do(run: Path, inbox: Inbox):
+    failures = [
+        {"column": "duplicate_share", "observed": 0.35, "expected": "at most 0.25", "last": 0.07, "examples": []},
+        {"column": "median_caption_cosine_drop", "observed": 0.12, "expected": "at most 0.1", "last": 0.24},
+    ]
+    figures = {"looked_at": 200.0, "duplicate_share": 0.35, "median_caption_cosine_new": 0.12}
+    gate = {**GATE, "failures": failures, "figures": figures}
+    (run / "reports" / "validation" / "images.json").write_text(json.dumps(gate))
+    send(context("validate", "images", "DataError"))
+    page = html_body(inbox.mails[0])
+    assert "35%, 70 of 200" in page and "0.12 against 0.24 in the last version, a drop of 0.12" in page
+    assert "validate.images.duplicate_share_max" in page and "take the repeated files below out" in page
+    assert page.count("<li") == 3
+
+
+def test_one_cause_that_no_retry_can_help_is_one_mail_whatever_it_stops(run: Path, inbox: Inbox):
+    why = "embed {}: ended with ConfigError (exit code 78), a retry cannot help. Its last lines:\nConfigError: no model"
+    send(context("embed", "semantic", why.format("semantic")))
+    send(context("mine", "pattern", why.format("pattern")))
+    (mail,) = inbox.mails
+    assert "No retry can help, so none was made" in html_body(mail)
+
+
+@pytest.mark.parametrize(
+    ("stage", "report", "skip_reason", "taken_down", "headline"),
+    [
+        ("version", None, "version: nothing to do. no new triplet", 0, "no new version this time"),
+        ("version", {"notes": ["dataset/2026.11.28"]}, "", 3, "a takedown took effect: 3 rows"),
+        ("version", {"notes": ["dataset/2026.11.28"]}, "", 0, None),
+        ("promote", {"figures": {"is_promoted": 0.0}, "notes": ["not promoted: worse"]}, "", 0, "was not promoted"),
+        ("promote", {"figures": {"is_promoted": 1.0}, "notes": ["promoted: better"]}, "", 0, None),
+    ],
+)
+def test_a_run_that_did_not_fail_tells_what_one_would_wonder_about(
+    stage: str,
+    report: dict[str, Any] | None,
+    skip_reason: str,
+    taken_down: int,
+    headline: str | None,
+    run: Path,
+    inbox: Inbox,
+):
+    from megapairs.news import NewsMail
+
+    (run / "version.json").write_text(json.dumps({"new_drops": {"ingest": {"taken_down": taken_down}}}))
+    task = SimpleNamespace(stage=stage, report=report, skip_reason=skip_reason)
+    ti = SimpleNamespace(dag_id="dataset_refresh", task_id=stage)
+    NewsMail(to=["data@example.org"]).notify({"run_id": "r1", "task": task, "ti": ti})
+    assert len(inbox.mails) == (headline is not None)
+    if headline:
+        assert headline in inbox.mails[0]["Subject"] and "What to do now" not in html_body(inbox.mails[0])
+
+
+def test_further_notifiers_are_airflows_own(monkeypatch: pytest.MonkeyPatch):
+    from megapairs.news import further_notifiers
+
+    name = "airflow.providers.smtp.notifications.smtp.SmtpNotifier"
+    monkeypatch.setenv("MEGAPAIRS_NOTIFIERS", json.dumps([{"class": name, "arguments": {"to": "a@example.org"}}]))
+    assert [type(notifier).__name__ for notifier in further_notifiers()] == ["SmtpNotifier"]
+    monkeypatch.setenv("MEGAPAIRS_NOTIFIERS", '[{"class": "no.such.Notifier"}]')
+    with pytest.raises(ValueError, match="MEGAPAIRS_NOTIFIERS: No module named 'no'"):
+        further_notifiers()

@@ -93,7 +93,7 @@ def test_shuffled_captions_stop_at_the_pairs_gate(factory: Factory, first_versio
     mail = factory.inbox.wait_for_one(seen)
     assert "gate 'pairs'" in mail["Subject"] and "median_caption_cosine_drop" in mail["Subject"]
     page = html_body(mail)
-    assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) == 5
+    assert len(re.findall(r'<img src="cid:image-', page)) == 5
 
 
 def test_a_wrong_value_fails_within_seconds_without_a_retry(factory: Factory):

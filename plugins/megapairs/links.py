@@ -1,0 +1,51 @@
+"""A button on a task's page that opens what the task made: a gate's expectations, a version, a model's scores."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+from urllib.parse import quote
+
+from airflow.sdk import BaseOperatorLink
+
+from megapairs.wiring import dataset_of, run_folder
+from tasks.names import slug
+
+
+def page_path(stage: str, item: str | None, batch: str, run: str) -> str:
+    """Path of a stage's page below the plugin's; empty for a stage without one.
+
+    Args:
+        stage, item: as in `python -m tasks <stage> <item>`.
+        batch: name of the run's version.
+        run: the folder of its worktree.
+    """
+    if stage == "validate" and batch:
+        return f"gates/{batch}/{quote(str(item))}?run={quote(run)}"
+    if stage == "version" and batch:
+        return f"versions/{batch}/"
+    return "#models" if stage in ("evaluate", "promote") else ""
+
+
+class PageLink(BaseOperatorLink):
+    """Link of a Stage to its page in the plugin (plugins/reports_plugin.py); empty for stages without a page."""
+
+    name = "MegaPairs page"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The page's address; Airflow asks for it when the task has ended.
+
+        Args:
+            operator: a Stage.
+            ti_key: of the task instance: dag_id, run_id.
+        """
+        try:
+            opened = json.loads((run_folder(ti_key.run_id, ti_key.dag_id) / ".run" / "opened.json").read_text())
+        except (OSError, ValueError):
+            opened = {}
+        item = getattr(operator, "item", None)
+        path = page_path(getattr(operator, "stage", ""), item, str(opened.get("batch", "")), slug(str(ti_key.run_id)))
+        dataset = dataset_of(ti_key.dag_id)
+        base = os.environ.get("MEGAPAIRS_UI", "").rstrip("/") + "/megapairs/" + (f"d/{dataset}/" if dataset else "")
+        return base + path if path else ""
