@@ -75,6 +75,8 @@ one out. A run that was marked failed, and of which only the failed tasks are cl
 the first skipped task with its downstream tasks.
 """
 
+from typing import Any
+
 import pendulum
 from airflow.sdk import DAG, TaskGroup, chain, get_current_context, task, task_group
 from megapairs.defaults import default_args
@@ -139,7 +141,7 @@ def wire(dataset: str) -> None:
     with TaskGroup("instructions", prefix_group_id=False):
         made = triplets.expand(part=pairs.output)
         checked = Stage(task_id="validate_triplets", stage="validate", item="triplets")
-    news = {"on_skipped_callback": news_mails(), "on_success_callback": news_mails()}
+    news: dict[str, Any] = {"on_skipped_callback": news_mails(), "on_success_callback": news_mails()}
     with TaskGroup("publish", prefix_group_id=False):
         version = Stage(task_id="version", stage="version", outlets=[triplets_of(dataset)], **news)
         closed = CloseRun()
