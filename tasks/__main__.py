@@ -141,19 +141,8 @@ COMMANDS = {
     ),
 }  # fmt: skip
 # A person may detach these from a terminal; every other command ends when its parent dies.
-DETACHABLE = {
-    "demo",
-    "new_dataset",
-    "deploy",
-    "doctor",
-    "runs",
-    "label_draft",
-    "gallery",
-    "verdicts",
-    "pull",
-    "verify",
-    "export",
-}
+DETACHABLE = {"demo", "new_dataset", "deploy", "doctor", "runs", "label_draft", "gallery"}
+DETACHABLE |= {"verdicts", "pull", "verify", "export"}
 
 
 # --- help ---------------------------------------------------------------------------------------------------------
