@@ -5,6 +5,7 @@
     /megapairs/versions/<name>/gallery.html   its gallery, from git and the DVC cache
     /megapairs/versions/<name>/drops          the dropped rows of a stage and reason, with their details
     /megapairs/versions/<name>/card           its card, as text
+    /megapairs/versions/<name>/triplets       its triplets, accepted and rejected, by text and filters; triplets.jsonl
     /megapairs/compare?first=A&second=B       two versions side by side
     /megapairs/gates/<batch>/<table>          a gate of an open run, or of the version that came out of it
     /megapairs/runs/<slug>/<path>             a file below an open run's reports/ (Data Docs, validation)
@@ -26,13 +27,15 @@ from typing import Annotated, Any
 
 from airflow.api_fastapi.core_api.security import get_user
 from airflow.plugins_manager import AirflowPlugin
-from fastapi import Depends, FastAPI, HTTPException, Query
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 from megapairs.airflow_state import runs_at_a_glance
 from megapairs.wiring import further_datasets
 
 from tasks.browse import overview
+from tasks.browse.explorer import explorer_of
 from tasks.browse.published import TABLES, PublishedVersion, models, versions
+from tasks.browse.triplets import selection_from
 from tasks.errors import TasksError
 from tasks.pages.gate_words import observed_words, value_words
 from tasks.pages.render import html
@@ -224,6 +227,39 @@ def details(text: str | None) -> list[tuple[str, str]]:
     if not isinstance(values, dict):
         return [("", str(values))]
     return [(name, str(value)) for name, value in values.items() if value not in (None, "", [])]
+
+
+@app.get("/versions/{name}/triplets", response_class=HTMLResponse)
+@app.get("/d/{dataset}/versions/{name}/triplets", response_class=HTMLResponse)
+def triplets(
+    request: Request, name: str, page: Annotated[int, Query(ge=1, le=1_000_000)] = 1, dataset: str = ""
+) -> str:
+    """The triplets of a version that a search and its filters find."""
+    wanted = selection_from(request.query_params)
+    with as_not_found():
+        explorer = explorer_of(version_named(name, dataset))
+    shown = explorer.page(wanted, page)
+    return html("triplets.html.j2", name=name, wanted=vars(wanted), choices=explorer.index.choices(), page=shown)
+
+
+@app.get("/versions/{name}/triplets.jsonl")
+@app.get("/d/{dataset}/versions/{name}/triplets.jsonl")
+def download(request: Request, name: str, dataset: str = "") -> StreamingResponse:
+    """All rows that a search finds, as lines of JSON."""
+    with as_not_found():
+        index = explorer_of(version_named(name, dataset)).index
+    lines = index.lines(index.find(selection_from(request.query_params)))
+    headers = {**SANDBOX, "Content-Disposition": f'attachment; filename="triplets-{name}.jsonl"'}
+    return StreamingResponse(lines, media_type="application/jsonl", headers=headers)
+
+
+@app.get("/versions/{name}/images/{image_id}.jpg")
+@app.get("/d/{dataset}/versions/{name}/images/{image_id}.jpg")
+def image(name: str, image_id: str, dataset: str = "") -> Response:
+    """A stored image of a version."""
+    with as_not_found():
+        content = explorer_of(version_named(name, dataset)).image(image_id)
+    return Response(content, media_type="image/jpeg", headers={**SANDBOX, "Cache-Control": "private, max-age=86400"})
 
 
 @app.get("/compare", response_class=HTMLResponse)

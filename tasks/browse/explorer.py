@@ -1,0 +1,154 @@
+"""The triplets explorer of a version: pages of found rows with their images, and one image's bytes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+
+from tasks.browse.published import PublishedVersion
+from tasks.browse.triplets import ACCEPTED, TRIPLET_COLUMNS, Selection, TripletIndex, rejected_rows
+from tasks.errors import DataError
+from tasks.reasons import why
+
+PAGE_ROWS = 20
+IMAGE_COLUMNS = ["image_id", "source_uri", "license_code", "attribution", "shard", "offset_bytes", "size_bytes"]
+_BUILD = threading.Lock()  # one index is built at a time: it takes seconds and memory for a large version
+
+
+class Explorer:
+    """What the pages of one version read: its index, and where its images lie."""
+
+    def __init__(self, version: PublishedVersion) -> None:
+        """Read and index the version; seconds for a million rows.
+
+        Raises:
+            DataError: the DVC cache lacks a file.
+        """
+        self.images = version.table("data/images", IMAGE_COLUMNS).combine_chunks()
+        self._shards = version.files("data/images", ".tar")
+        triplets = version.table("data/triplets")
+        dropped, captioned = version.table("data/dropped/judge"), version.table("data/captioned")
+        rejected = None
+        if len(dropped) and len(captioned):
+            rejected = rejected_rows(captioned, version.table("data/pairs"), dropped)
+        self.index = TripletIndex.build(_with_columns(triplets), self.images, rejected)
+
+    def image(self, image_id: str) -> bytes:
+        """The stored JPEG of an image.
+
+        Raises:
+            DataError: no such image, or the cache lacks its shard.
+        """
+        row = self._image_rows([image_id]).get(image_id)
+        path = self._shards.get(row["shard"]) if row else None
+        if row is None or path is None:
+            raise DataError(f"image {image_id[:70]!r}: not in this version")
+        with open(path, "rb") as shard:
+            shard.seek(row["offset_bytes"])
+            return shard.read(row["size_bytes"])
+
+    def _image_rows(self, image_ids: list[str]) -> dict[str, dict[str, Any]]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        is_wanted = pc.is_in(self.images["image_id"], value_set=pa.array(image_ids, pa.string()))
+        rows = self.images.take(np.flatnonzero(is_wanted.to_numpy())).to_pylist()
+        return {row["image_id"]: row for row in rows}
+
+    def page(self, wanted: Selection, number: int) -> dict[str, Any]:
+        """What the template shows of one page: rows with images, scores and where they come from.
+
+        Args:
+            wanted: the selection.
+            number: of the page, 1-based.
+        """
+        found = self.index.find(wanted)
+        start = (number - 1) * PAGE_ROWS
+        rows = self.index.rows(found[start : start + PAGE_ROWS])
+        ids = {i for row in rows for i in (row["query_image_id"], row["target_image_id"])}
+        images = self._image_rows(sorted(i for i in ids if i))
+        address = {name: value for name, value in vars(wanted).items() if value not in ("", None)}
+        return {
+            "total": len(found),
+            "rows": [shown_row(row, images) for row in rows],
+            "first": start + 1 if rows else 0,
+            "number": number,
+            "has_more": len(found) > start + PAGE_ROWS,
+            "address": urlencode(address),
+        }
+
+
+def _with_columns(triplets: Any) -> Any:
+    """The table with every column of TRIPLET_COLUMNS, also of a version without triplets."""
+    from tasks.records import schemas
+
+    schema = schemas()["triplets"]
+    return triplets if all(name in triplets.column_names for name in TRIPLET_COLUMNS) else schema.empty_table()
+
+
+def shown_row(row: dict[str, Any], images: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One row as the template shows it."""
+    scores = row.get("judge_target") or []
+    texts = [
+        {"text": text, "style": style, "score": f"{scores[n]:.3f}" if n < len(scores) else ""}
+        for n, (text, style) in enumerate(zip(row["instructions"] or [], row["styles"] or [], strict=False))
+    ]
+    negatives = list(zip(row.get("negative_image_ids") or [], row.get("judge_negative") or [], strict=False))
+
+    def source(image_id: str) -> str:
+        return str((images.get(image_id) or {}).get("source_uri", ""))
+
+    ends = [images.get(row[name]) or {} for name in ("query_image_id", "target_image_id")]
+    licences = " and ".join(dict.fromkeys(str(image.get("license_code", "unknown")) for image in ends))
+    provenance = [
+        ("version", row["batch"]),
+        ("mined by", ", ".join(row.get("mined_by") or [])),
+        ("licences", licences),
+        ("written by", f"{row.get('captioner') or ''} {row.get('captioner_revision') or ''}".strip()),
+        ("judged by", f"{row.get('judge') or ''} {row.get('judge_revision') or ''}".strip()),
+        ("prompts", str(row.get("prompt_sha256") or "")[:12]),
+    ]
+    reason = row["reason"]
+    return {
+        "id": row.get("triplet_id") or row["pair_id"],
+        "query": row["query_image_id"],
+        "target": row["target_image_id"],
+        "query_source": source(row["query_image_id"]),
+        "target_source": source(row["target_image_id"]),
+        "texts": texts,
+        "negatives": [(image_id, f"{score:.2f}") for image_id, score in negatives],
+        "provenance": [(name, value) for name, value in provenance if value],
+        "is_accepted": reason == ACCEPTED,
+        "reason": reason,
+        "why": why("judge", reason),
+        "details": _details(row.get("detail")),
+    }
+
+
+def _details(text: str | None) -> list[tuple[str, str]]:
+    try:
+        values = json.loads(text or "{}")
+    except ValueError:
+        return [("detail", str(text))]
+    return [(str(name), str(value)) for name, value in values.items()] if isinstance(values, dict) else []
+
+
+@functools.lru_cache(maxsize=2)
+def _explorer(clone: Path, name: str) -> Explorer:
+    return Explorer(PublishedVersion(clone, name))
+
+
+def explorer_of(version: PublishedVersion) -> Explorer:
+    """The explorer of a version; the last two are kept.
+
+    Raises:
+        DataError: the DVC cache lacks a file.
+    """
+    with _BUILD:
+        return _explorer(version.clone, version.name)
