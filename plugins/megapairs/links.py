@@ -12,6 +12,8 @@ from airflow.sdk import BaseOperatorLink
 from megapairs.wiring import dataset_of, run_folder
 from tasks.names import slug
 
+WITH_PAGES = ("validate", "version", "evaluate", "promote")  # stages that have a page
+
 
 def page_path(stage: str, item: str | None, batch: str, run: str) -> str:
     """Path of a stage's page below the plugin's; empty for a stage without one.

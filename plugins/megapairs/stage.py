@@ -22,7 +22,7 @@ from megapairs.command import Ending, StageProcess, stage_command
 from megapairs.environment import stage_environment
 from megapairs.facts import gather_facts
 from megapairs.form import changes_from
-from megapairs.links import PageLink
+from megapairs.links import WITH_PAGES, PageLink
 from megapairs.model_keys import STAGES as ASKS_MODELS
 from megapairs.model_keys import model_variables
 from megapairs.results import result_lines
@@ -112,13 +112,14 @@ class Stage(Command):
     """
 
     template_fields: Sequence[str] = ("item", "part")
-    operator_extra_links = (PageLink(),)
 
     def __init__(
         self, *, stage: str, item: str | None = None, part: str | None = None, then: str | None = None, **kwargs: Any
     ) -> None:
         kwargs.setdefault("map_index_template", LABEL)  # a mapped task takes it from `partial` alone
         super().__init__(**kwargs)
+        if stage in WITH_PAGES:
+            self.operator_extra_links = (PageLink(),)
         self.stage = stage
         self.item = item
         self.part = part
