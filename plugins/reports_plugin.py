@@ -18,6 +18,7 @@ Links stay in Airflow's frame, whose sandbox lets no link open a window. The wor
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -33,9 +34,8 @@ from megapairs.airflow_state import runs_at_a_glance
 from megapairs.wiring import further_datasets
 
 from tasks.browse import overview
-from tasks.browse.explorer import explorer_of
 from tasks.browse.published import TABLES, PublishedVersion, models, versions
-from tasks.browse.triplets import selection_from
+from tasks.browse.selection import selection_from
 from tasks.errors import TasksError
 from tasks.pages.gate_words import observed_words, value_words
 from tasks.pages.render import html
@@ -102,6 +102,12 @@ def shown_check(check: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[st
     column = str(check.get("column"))
     words = {"observed": observed_words(check, figures), "last": value_words(column, check.get("last"))}
     return {**check, **words, "expected": check.get("expected") or "–"}
+
+
+def explorer_of(found: PublishedVersion) -> Any:
+    """The explorer of a version (tasks/browse/explorer.py); numpy and Arrow are loaded with the first one."""
+    with as_not_found():
+        return importlib.import_module("tasks.browse.explorer").explorer_of(found)
 
 
 @app.get("/", response_class=HTMLResponse)
@@ -236,8 +242,7 @@ def triplets(
 ) -> str:
     """The triplets of a version that a search and its filters find."""
     wanted = selection_from(request.query_params)
-    with as_not_found():
-        explorer = explorer_of(version_named(name, dataset))
+    explorer = explorer_of(version_named(name, dataset))
     shown = explorer.page(wanted, page)
     return html("triplets.html.j2", name=name, wanted=vars(wanted), choices=explorer.index.choices(), page=shown)
 
@@ -246,8 +251,7 @@ def triplets(
 @app.get("/d/{dataset}/versions/{name}/triplets.jsonl")
 def download(request: Request, name: str, dataset: str = "") -> StreamingResponse:
     """All rows that a search finds, as lines of JSON."""
-    with as_not_found():
-        index = explorer_of(version_named(name, dataset)).index
+    index = explorer_of(version_named(name, dataset)).index
     lines = index.lines(index.find(selection_from(request.query_params)))
     headers = {**SANDBOX, "Content-Disposition": f'attachment; filename="triplets-{name}.jsonl"'}
     return StreamingResponse(lines, media_type="application/jsonl", headers=headers)

@@ -12,7 +12,8 @@ from urllib.parse import urlencode
 import numpy as np
 
 from tasks.browse.published import PublishedVersion
-from tasks.browse.triplets import ACCEPTED, TRIPLET_COLUMNS, Selection, TripletIndex, rejected_rows
+from tasks.browse.selection import ACCEPTED, Selection
+from tasks.browse.triplets import TRIPLET_COLUMNS, TripletIndex, rejected_rows
 from tasks.errors import DataError
 from tasks.reasons import why
 

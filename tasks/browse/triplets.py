@@ -10,16 +10,17 @@ Measured: `python -m benchmarks.pages`. Memory: 1.3 KB a row.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.browse.selection import ACCEPTED, Selection, split_words
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ACCEPTED = "accepted"
 ENDS_A_PAIR = ("wrong_target", "ambiguous", "duplicate", "shortcut")  # the judge's reasons that end a whole pair
 TRIPLET_COLUMNS = (
     *("triplet_id", "pair_id", "batch", "query_image_id", "target_image_id", "instructions", "styles"),
@@ -27,27 +28,6 @@ TRIPLET_COLUMNS = (
     *("prompt_sha256", "judge", "judge_revision"),
 )
 SPLIT = r"[^\p{L}\p{N}]+"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a person looks for; the empty one is every accepted triplet.
-
-    Attributes:
-        text: words that the instructions of a row must all have; the beginning of a word will do.
-        encoder, style, source, licence: one value each; empty for all.
-        status: accepted, rejected, or one of the judge's reasons; empty for all rows.
-        low, high: the lowest judge score of a row's instructions, low <= score <= high, 0..1.
-    """
-
-    text: str = ""
-    encoder: str = ""
-    style: str = ""
-    source: str = ""
-    licence: str = ""
-    status: str = ACCEPTED
-    low: float = 0.0
-    high: float = 1.0
 
 
 @dataclass
@@ -191,11 +171,6 @@ class TripletIndex:
         }
 
 
-def split_words(text: str) -> list[str]:
-    """The words of a search, lower case; punctuation divides."""
-    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
-
-
 def rejected_rows(captioned: pa.Table, pairs: pa.Table, dropped: pa.Table) -> pa.Table:
     """The pairs that the judge rejected as a whole, with their texts and the reason, in the columns of triplets.
 
@@ -273,18 +248,3 @@ def _words(column: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
     counts = np.bincount(keys // max(len(lists), 1), minlength=len(words))
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return words[order].tolist(), starts, (keys % max(len(lists), 1)).astype(np.int32)
-
-
-def selection_from(values: Mapping[str, str]) -> Selection:
-    """A selection from an address' values; what is no number counts as not given."""
-
-    def number(name: str, default: float) -> float:
-        try:
-            value = float(values.get(name) or default)
-        except ValueError:
-            return default
-        return value if 0 <= value <= 1 else default
-
-    texts = {name: str(values.get(name) or "")[:200] for name in ("text", "encoder", "style", "source", "licence")}
-    status = values.get("status", ACCEPTED)[:50]
-    return Selection(**texts, status=status, low=number("low", 0.0), high=number("high", 1.0))

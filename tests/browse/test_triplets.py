@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.browse.triplets import Selection, TripletIndex, rejected_rows, selection_from, split_words
+from tasks.browse.selection import Selection, selection_from, split_words
+from tasks.browse.triplets import TripletIndex, rejected_rows
 from tasks.records import schemas
 
 WORDS = ("red", "redder", "Blue", "car.", "a", "Übung")
