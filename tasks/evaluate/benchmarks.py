@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,69 @@ def read_benchmarks(params: Params, store: Store, triplets: Sequence[Mapping[str
         return [held_out_benchmark(triplets, params.train.held_out_share, config.template, store.read_image)]
     share_max = config.dropped_queries_share_max
     if isinstance(config.benchmark, str):
-        return [with_readable_images(read_benchmark(Path(config.benchmark), config.template), share_max)]
+        folder = Path(config.benchmark)
+        return [with_readable_images(checked(read_benchmark(folder, config.template)), share_max)]
     named: Sequence[BenchmarkConfig] = config.benchmark
     if len({b.name for b in named}) < len(named):
         raise ConfigError(f"evaluate.benchmark: names must differ, found {[b.name for b in named]}")
-    read = (PROTOCOLS[b.protocol].read(Path(b.path), b.split, b.template, b.name) for b in named)
-    return [with_readable_images(benchmark, share_max) for benchmark in read]
+    return [with_readable_images(read_named(b), share_max) for b in named]
+
+
+def read_named(config: BenchmarkConfig) -> Benchmark:
+    """Read one benchmark by its protocol, and check what can be known from its files alone.
+
+    Raises:
+        ConfigError: its folder or files are not there.
+        DataError: its files are not in the protocol's format, or contradict each other.
+    """
+    folder = Path(config.path)
+    if not folder.is_dir():
+        raise ConfigError(f"benchmark {config.name}: {folder}: no such folder; its download page says what it holds")
+    try:
+        made = PROTOCOLS[config.protocol].read(folder, config.split, config.template, config.name)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"benchmark {config.name}: {folder}: not in the format of '{config.protocol}' "
+            f"({type(error).__name__}: {error}); see the docstring of tasks/evaluate/protocols/{config.protocol}.py"
+        ) from error
+    return checked(made)
+
+
+def checked(benchmark: Benchmark) -> Benchmark:
+    """The benchmark, if its queries are in order.
+
+    Raises:
+        DataError: no queries, an id twice, a query that ranks nothing, or answers of only some of the queries.
+    """
+    queries = [query for task in benchmark.tasks for query in task.queries]
+    name = f"benchmark {benchmark.name} ({benchmark.split})"
+    if not queries:
+        raise DataError(f"{name}: no queries; download its files again")
+    ids = Counter(query.query_id for query in queries)
+    if twice := [i for i, count in ids.items() if count > 1]:
+        raise DataError(f"{name}: query ids {twice[:3]} stand there more than once; download its files again")
+    answered = sum(bool(query.ground_truths) for query in queries)
+    if 0 < answered < len(queries):
+        first = next(query.query_id for query in queries if not query.ground_truths)
+        raise DataError(
+            f"{name}: {answered} of {len(queries)} queries have answers, query {first} has none; a split has all "
+            "(val) or hides all (test)"
+        )
+    for task in benchmark.tasks:
+        if not task.gallery:
+            raise DataError(f"{name}: the gallery of task {task.name!r} is empty; download its images")
+        for query in task.queries:
+            if unknown := [key for key in query.ground_truths if key not in task.positions]:
+                raise DataError(f"{name}: the answers {unknown[:3]} of query {query.query_id} are not in the gallery")
+    return benchmark
+
+
+def require_metric(metric: str, benchmark: Benchmark, parameter: str = "promote.metric") -> None:
+    """Refuse a metric that the benchmark's protocol does not have, before anything is encoded.
+
+    Raises:
+        ConfigError: as said.
+    """
+    metrics = PROTOCOLS[benchmark.protocol].metrics()
+    if metric not in metrics:
+        raise ConfigError(f"'{parameter}' is {metric!r}: benchmark {benchmark.name} has {metrics}")

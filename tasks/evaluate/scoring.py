@@ -78,11 +78,14 @@ class ScoringFiles:
         self.store.write_bytes(self.path(benchmark, model), json.dumps(content).encode())
 
     def read(self, benchmark: Benchmark, model: str) -> Scoring | None:
-        """A scoring that was kept; None where there is none."""
+        """A scoring that was kept; None where there is none of these queries."""
         path = self.path(benchmark, model)
         if not path.exists():
             return None
         content = json.loads(path.read_bytes())
+        counts = [len(task.queries) for task in benchmark.tasks]
+        if any([len(task) for task in tasks] != counts for tasks in content["predictions"].values()):
+            return None  # images that decode only in part were left out since
         result = RetrievalResult()
         for mode, tasks in content["predictions"].items():
             result.predictions[mode] = [

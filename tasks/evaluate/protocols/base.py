@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
+class UnreadableImageError(DataError):
+    """An image file of a benchmark that is missing or cannot be decoded."""
+
+
 class GalleryItem(NamedTuple):
     """A gallery entry: an image (by key), a text, or both."""
 
@@ -47,6 +51,7 @@ class Query:
         wordings: the same query in several wordings, `text` the first; empty where there is one wording.
         candidates: gallery keys to rank for this query; the whole gallery where empty.
         subset: CIRR: gallery keys of the five images that look like the reference.
+        record: what else the file says about the query, for summaries by group and for the server's files.
     """
 
     query_id: str
@@ -56,6 +61,7 @@ class Query:
     wordings: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
     subset: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class Benchmark:
         read_image: image key -> image, RGB.
         items: gallery key -> entry, for galleries that hold more than images.
         dropped: queries of the files that are left out.
+        files: image key -> file that `read_image` reads, where images are files.
     """
 
     name: str
@@ -131,6 +138,7 @@ class Benchmark:
     read_image: Callable[[str], Image]
     items: Mapping[str, GalleryItem] = field(default_factory=dict)
     dropped: DroppedQueries = field(default_factory=lambda: DroppedQueries())
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def item(self, key: str) -> GalleryItem:
         """The gallery entry of a key."""
@@ -159,6 +167,14 @@ class Prediction(NamedTuple):
     subset: Sequence[str] = ()
 
 
+class TaskValues(NamedTuple):
+    """The metrics of a task's queries: `values` (n, k) of n queries and k metrics."""
+
+    task: str
+    queries: Sequence[Query]
+    values: np.ndarray
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How a benchmark is read, ranked and scored.
@@ -174,6 +190,7 @@ class Protocol:
         measure: (query, prediction) -> metric -> value for this one query.
         submission: predictions -> file name -> content, in the format of the benchmark's server; None where it has no
             server.
+        summary: (metrics, the values of every task) -> further official numbers; None where the means are all of them.
     """
 
     name: str
@@ -185,6 +202,11 @@ class Protocol:
     predict: Callable[[Task, Query, np.ndarray], Prediction]
     measure: Callable[[Query, Prediction], dict[str, float]]
     submission: Callable[[Sequence[tuple[Query, Prediction]]], dict[str, Any]] | None = None
+    summary: Callable[[Sequence[str], Sequence[TaskValues]], dict[str, float]] | None = None
+
+    def metrics(self) -> list[str]:
+        """Names of the metrics that `measure` gives; known without a benchmark's files."""
+        return list(self.measure(Query("", None, "", ("target",), subset=("target",)), Prediction(["target"])))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -200,6 +222,31 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON ({error}); download it again") from error
+
+
+def read_records(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """A JSON file that is a list of objects.
+
+    Args:
+        path: the file.
+        fields: that each object must have.
+    Raises:
+        DataError: not JSON, not a list of objects, or an object without one of the fields.
+    """
+    return checked_records(path, read_json(path), fields)
+
+
+def checked_records(path: Path, rows: Any, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows, if each is an object with all the fields. Arguments and errors as of `read_records`."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: expected a list of objects with {list(fields)}; download it again")
+    for n, row in enumerate(rows):
+        if missing := [name for name in fields if row.get(name) is None]:
+            raise DataError(
+                f"{path}: record {n} has no {missing}; expected {list(fields)}, found {sorted(row)}; is it the file of "
+                "this benchmark and split?"
+            )
+    return rows
 
 
 def first_existing(folder: Path, *names: str) -> Path:
@@ -229,21 +276,29 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: values[m[1]], template)
 
 
+def open_image(key: str, path: Path | None) -> Image:
+    """An image file, decoded to its end, RGB.
+
+    Raises:
+        UnreadableImageError: not there, or not decodable; the file is named.
+    """
+    from PIL import Image
+
+    if path is None or not path.is_file():
+        raise UnreadableImageError(
+            f"image {key}: {path or 'no file'} is not there; the images have terms of their own, see the "
+            "benchmark's page"
+        )
+    try:
+        with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"image {key}: {path} cannot be decoded ({error}); download it again") from error
+
+
 def image_reader(files: Mapping[str, Path]) -> Callable[[str], Image]:
     """A function key -> image, RGB; a file is opened when it is asked for."""
-
-    def read_image(key: str) -> Image:
-        from PIL import Image
-
-        path = files.get(key)
-        if path is None or not path.is_file():
-            raise DataError(
-                f"image {key}: {path or 'no file'} is not there; the images have terms of their own, see the "
-                "benchmark's page"
-            )
-        return Image.open(path, formats=("JPEG", "PNG", "WEBP")).convert("RGB")
-
-    return read_image
+    return lambda key: open_image(key, files.get(key))
 
 
 # --- ranking ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ COCO2017_unlabeled/unlabeled2017/<12 digits>.jpg. The same format in one folder,
 <folder>/annotations.json and images/<id>.jpg (split "all").
 
 Metrics: mAP@K over all ground truths, divided by min(number of ground truths, K), and Recall@K of the single target.
+With semantic_aspects in the annotations also <aspect>.map_at_10, over the queries that have the aspect.
 The reference image stays in the ranking. The answers of the test split are hidden: it makes a submission file for the
 server circo.micc.unifi.it. Source: miccunifi/CIRCO at 267b5c9, src/evaluation.py.
 """
@@ -27,6 +28,8 @@ from tasks.evaluate.protocols.base import (
     Protocol,
     Query,
     Task,
+    TaskValues,
+    checked_records,
     fill_template,
     first_existing,
     image_reader,
@@ -55,7 +58,9 @@ def parse_query(annotation: dict[str, Any], template: str) -> Query:
         if str(target) not in map(str, ids):
             raise DataError(f"query {annotation['id']}: its target {target} is not among its ground truths {ids}")
     wordings = tuple(texts) if len(texts) > 1 else ()
-    return Query(str(annotation["id"]), str(annotation["reference_img_id"]), texts[0], tuple(ground_truths), wordings)
+    query_id, reference = str(annotation["id"]), str(annotation["reference_img_id"])
+    record = {"semantic_aspects": annotation.get("semantic_aspects") or []}
+    return Query(query_id, reference, texts[0], tuple(ground_truths), wordings, record=record)
 
 
 def image_files(images: Path) -> dict[str, Path]:
@@ -82,7 +87,10 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         split = "all"
     else:
         path = first_existing(folder, f"annotations/{split}.json", f"{split}.json", "annotations.json")
-    annotations = read_json(path)
+    annotations = checked_records(path, read_json(path), ("id", "reference_img_id", "relative_caption"))
+    for a in annotations:
+        if ("target_img_id" in a) != ("gt_img_ids" in a):
+            raise DataError(f"{path}: query {a['id']} has only one of target_img_id and gt_img_ids; expected both")
     images = first_existing(folder, "COCO2017_unlabeled/unlabeled2017", "unlabeled2017", "images")
     files = image_files(images)
     gallery = sorted(files, key=lambda stem: (len(stem), stem))
@@ -95,7 +103,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
             queries.append(parse_query(a, template))
     dropped.require_some(len(queries))
     task = Task("", queries, gallery)
-    return Benchmark(name, "circo", split, {"": template}, [task], image_reader(files), dropped=dropped)
+    return Benchmark(name, "circo", split, {"": template}, [task], image_reader(files), dropped=dropped, files=files)
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
@@ -120,6 +128,15 @@ def submission(predictions: Sequence[tuple[Query, Prediction]]) -> dict[str, Any
     return {"circo.json": {q.query_id: [int(i) if i.isdigit() else i for i in p.ranked] for q, p in predictions}}
 
 
+def summary(metrics: Sequence[str], tasks: Sequence[TaskValues]) -> dict[str, float]:
+    """<aspect>.map_at_10 of every semantic aspect that the annotations name."""
+    column, groups = metrics.index("map_at_10"), dict[str, list[float]]()
+    for query, row in zip(tasks[0].queries, tasks[0].values, strict=True):
+        for aspect in dict.fromkeys(query.record.get("semantic_aspects", ())):
+            groups.setdefault(aspect, []).append(row[column])
+    return {f"{aspect}.map_at_10": float(np.mean(values)) for aspect, values in sorted(groups.items())}
+
+
 PROTOCOL = Protocol(
     name="circo",
     rule="CIRCO: composed retrieval over all COCO-2017 unlabeled images, several right answers a query; and the sample "
@@ -131,4 +148,5 @@ PROTOCOL = Protocol(
     predict=predict,
     measure=measure,
     submission=submission,
+    summary=summary,
 )

@@ -4,7 +4,8 @@ Files: <folder>/captions/cap.rc2.{val,test1}.json, image_splits/split.rc2.{val,t
 all directly in <folder>), and the images at the paths that the split file names.
 
 Metrics: Recall@K over the whole split and Recall_subset@K among the other five images of the reference's group. The
-reference image is excluded from both rankings. The answers of test1 are hidden: it makes the two submission files for
+reference image is excluded from both rankings; recall_5_subset_1_mean is (Recall@5 + Recall_subset@1) / 2, by which the
+server ranks. The answers of test1 are hidden: it makes the two submission files for
 the server cirr.cecs.anu.edu.au. Sources: Cuberick-Orion/CIRR, branch cirr_dataset; miccunifi/SEARLE at a9c314b,
 src/validate.py and src/generate_test_submission.py.
 """
@@ -24,11 +25,13 @@ from tasks.evaluate.protocols.base import (
     Protocol,
     Query,
     Task,
+    TaskValues,
     fill_template,
     first_existing,
     image_reader,
     rank_gallery,
     read_json,
+    read_records,
     recall_at_ranks,
 )
 
@@ -54,9 +57,9 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         )
     )
     queries, dropped = [], DroppedQueries()
-    for a in read_json(captions):
+    for a in read_records(captions, ("pairid", "reference", "caption", "img_set")):
         target = [a["target_hard"]] if "target_hard" in a else []
-        members = a["img_set"]["members"]
+        members = a["img_set"].get("members", []) if isinstance(a["img_set"], dict) else []
         if missing := [i for i in (a["reference"], *target, *members) if i not in paths]:
             dropped.add(f"{captions}: query {a['pairid']} names images {missing[:3]} that the split does not list")
             continue
@@ -65,7 +68,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         queries.append(Query(str(a["pairid"]), a["reference"], text, tuple(target), subset=subset))
     dropped.require_some(len(queries))
     files, tasks = {key: folder / path for key, path in paths.items()}, [Task("", queries, list(paths))]
-    return Benchmark(name, "cirr", split, {"": template}, tasks, image_reader(files), dropped=dropped)
+    return Benchmark(name, "cirr", split, {"": template}, tasks, image_reader(files), dropped=dropped, files=files)
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
@@ -97,6 +100,13 @@ def submission(predictions: Sequence[tuple[Query, Prediction]]) -> dict[str, Any
     }
 
 
+def summary(metrics: Sequence[str], tasks: Sequence[TaskValues]) -> dict[str, float]:
+    """recall_5_subset_1_mean, the server's ranking score."""
+    means = tasks[0].values.mean(axis=0)
+    both = means[metrics.index("recall_at_5")], means[metrics.index("recall_subset_at_1")]
+    return {"recall_5_subset_1_mean": float(np.mean(both))}
+
+
 PROTOCOL = Protocol(
     name="cirr",
     rule="CIRR rc2: real-life images (NLVR2) in groups of six that look alike; one target, the reference taken out of "
@@ -108,4 +118,5 @@ PROTOCOL = Protocol(
     predict=predict,
     measure=measure,
     submission=submission,
+    summary=summary,
 )

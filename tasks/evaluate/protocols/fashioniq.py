@@ -1,16 +1,21 @@
 """FashionIQ, original split: three categories, each with its own gallery.
 
-Files: <folder>/captions/cap.{dress,shirt,toptee}.val.json, image_splits/split.*.val.json (or all directly in <folder>),
-images/<id>.{png,jpg}.
+Files: <folder>/captions/cap.{dress,shirt,toptee}.{val,test}.json, image_splits/split.*.json (or all directly in
+<folder>), images/<id>.{png,jpg}, also below images/<category>/.
 
-Metrics: Recall@10 and Recall@50; the benchmark's score is the unweighted mean of the three categories. The reference
-image stays in the ranking. The gallery is the split's own list (15,536 images), not the smaller one of queries and
-targets alone. Sources: XiaoxiaoGuo/fashion-iq at f71b16c; text: MegaPairs' "{c1}, and {c2}" (eval/eval_fashioniq.py).
+Metrics: Recall@10 and Recall@50; the benchmark's score is the unweighted mean of the three categories, and
+recall_at_10_50_mean is the mean of both, by which the challenge ranked. The reference image stays in the ranking. The
+gallery is the split's own list (15,536 images), not the smaller one of queries and targets alone. The test split hides
+its targets: it makes the challenge's files <category>.test.pred.json, each query's record with its `ranking`.
+Sources: XiaoxiaoGuo/fashion-iq at f71b16c, start_kit/eval.py; text: MegaPairs' "{c1}, and {c2}"
+(eval/eval_fashioniq.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +27,13 @@ from tasks.evaluate.protocols.base import (
     Protocol,
     Query,
     Task,
+    TaskValues,
     fill_template,
     first_existing,
     image_reader,
     rank_gallery,
     read_json,
+    read_records,
     recall_at_ranks,
 )
 
@@ -51,8 +58,9 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         )
         known = set(gallery)
         queries = []
-        for n, a in enumerate(read_json(path)):
-            if missing := [i for i in (a["candidate"], a["target"]) if i not in known]:
+        for n, a in enumerate(read_records(path, ("candidate", "captions"))):
+            target = (a["target"],) if a.get("target") else ()
+            if missing := [i for i in (a["candidate"], *target) if i not in known]:
                 dropped.add(f"{path}: query {n} names images {missing} that the split does not list")
                 continue
             if len(a["captions"]) != 2:
@@ -62,12 +70,18 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
             texts = tuple(
                 fill_template(template, {"caption_1": x, "caption_2": y}) for x, y in ((one, two), (two, one))
             )
-            queries.append(Query(f"{category}:{n}", a["candidate"], texts[0], (a["target"],), texts))
+            queries.append(Query(f"{category}:{n}", a["candidate"], texts[0], target, texts, record=a))
         dropped.require_some(len(queries))
         tasks.append(Task(category, queries, gallery))
-    images = folder / "images"
-    files = {f.stem: f for f in images.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES} if images.is_dir() else {}
-    return Benchmark(name, "fashioniq", split, {"": template}, tasks, image_reader(files), dropped=dropped)
+    files = image_files(folder)
+    return Benchmark(name, "fashioniq", split, {"": template}, tasks, image_reader(files), dropped=dropped, files=files)
+
+
+def image_files(folder: Path) -> dict[str, Path]:
+    """Image id -> file, of all files in the folder's image folders."""
+    parents = [folder / parent / category for parent in ("images", "resized_images") for category in ("", *CATEGORIES)]
+    found = (f for parent in parents if parent.is_dir() for f in sorted(parent.iterdir()))
+    return {f.stem: f for f in found if f.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
@@ -80,6 +94,21 @@ def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     return recall_at_ranks(query.ground_truths[0], prediction.ranked, RANKS)
 
 
+def submission(predictions: Sequence[tuple[Query, Prediction]]) -> dict[str, Any]:
+    """The challenge's files, one a category: the caption records in order, each with its first 50 as `ranking`."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    for query, prediction in predictions:
+        category = query.query_id.partition(":")[0]
+        files.setdefault(f"{category}.test.pred.json", []).append({**query.record, "ranking": prediction.ranked})
+    return files
+
+
+def summary(metrics: Sequence[str], tasks: Sequence[TaskValues]) -> dict[str, float]:
+    """recall_at_10_50_mean: mean over the categories of (Recall@10 + Recall@50) / 2."""
+    columns = [metrics.index(f"recall_at_{k}") for k in RANKS]
+    return {"recall_at_10_50_mean": float(np.mean([t.values[:, columns].mean() for t in tasks]))}
+
+
 PROTOCOL = Protocol(
     name="fashioniq",
     rule="FashionIQ, original split: three categories, each with its own gallery; scores are the unweighted mean of "
@@ -90,4 +119,6 @@ PROTOCOL = Protocol(
     read=read,
     predict=predict,
     measure=measure,
+    submission=submission,
+    summary=summary,
 )

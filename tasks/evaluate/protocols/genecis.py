@@ -1,25 +1,27 @@
 """GeneCIS: four tasks, {focus on, change} x {attribute, object}; each query ranks about fifteen candidates of its own.
 
 Files: <folder>/[genecis/]{focus,change}_{attribute,object}.json. Object tasks use COCO val2017 images (val2017/<12
-digits>.jpg); attribute tasks use boxes of Visual Genome 1.2 images (VG_100K[_2]/<id>.jpg), widened by 0.7 and padded to
-a square.
+digits>.jpg); attribute tasks use boxes of Visual Genome 1.2 images, widened by 0.7 and padded to a square. Visual
+Genome's images lie in one folder, VG_100K_all, as the official config.py has it, or in the two that its archives unpack
+into (VG_100K, VG_100K_2). All may lie below folders of their own (`COCO_PARENTS`, `GENOME_PARENTS`).
 
 Metrics: Recall@1, 2, 3; the benchmark's score is the mean over the tasks. The files name the target first, so among
-equal candidates the target is ranked last. Attribute queries whose gallery has not the usual size are left out, as the
-official loader does. Source: facebookresearch/genecis at 0c5c968, datasets/{coco,vaw}_dataset.py,
+equal candidates the target is ranked last. Queries whose gallery has not the usual size are left out, as both official
+loaders do. Source: facebookresearch/genecis at 0c5c968, datasets/{coco,vaw}_dataset.py,
 eval/eval_functions.py, utils/metric_utils.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, DataError
 from tasks.evaluate.protocols.base import (
     Benchmark,
     GalleryItem,
@@ -29,9 +31,9 @@ from tasks.evaluate.protocols.base import (
     Task,
     fill_template,
     first_existing,
-    image_reader,
+    open_image,
     rank_candidates,
-    read_json,
+    read_records,
     recall_at_ranks,
 )
 
@@ -47,13 +49,21 @@ TEMPLATES = {
 }
 RANKS = (1, 2, 3)
 BOX_MARGIN = 0.7  # share of the box's width and height that is added on each side
+COCO_PARENTS = ("", "coco", "COCO", "COCO/022719", "genecis")
+GENOME_PARENTS = ("", "VisualGenome1.2", "VisualGenome1.2/061517", "VisualGenome", "visual_genome", "genecis")
 COPY_SUFFIX = "#copy"  # key of a candidate that shows the target's own image
 
 
 def image_key(entry: Mapping[str, Any]) -> str:
-    """Key of an image: the COCO id, or the Visual Genome id and box."""
+    """Key of an image: the COCO id, or the Visual Genome id and box.
+
+    Raises:
+        DataError: the entry names neither.
+    """
     if "val_image_id" in entry:
         return str(entry["val_image_id"])
+    if "image_id" not in entry or "instance_bbox" not in entry:
+        raise DataError(f"GeneCIS: {dict(entry)}: expected val_image_id, or image_id with instance_bbox")
     return f"{entry['image_id']}:" + ",".join(str(v) for v in entry["instance_bbox"])
 
 
@@ -78,9 +88,9 @@ def build_task(name: str, rows: Sequence[Mapping[str, Any]], template: str, item
 
     One query of change_object names its target's image twice: the copy is a separate entry, and wins the tie.
     """
-    usual_size = Counter(len(r["gallery"]) for r in rows).most_common(1)[0][0]
-    if name.endswith("attribute"):
-        rows = [r for r in rows if len(r["gallery"]) == usual_size]
+    sizes = Counter(len(r["gallery"]) for r in rows)
+    usual_size = max(sorted(sizes), key=sizes.__getitem__, default=0)
+    rows = [r for r in rows if len(r["gallery"]) == usual_size]
     gallery: dict[str, None] = {}
     queries = []
     for n, row in enumerate(rows):
@@ -112,23 +122,37 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         templates[task] = template or pinned_template
         if "{condition}" not in templates[task]:
             raise ConfigError(f"template is {templates[task]!r}: expected {{condition}} in it")
-        tasks.append(build_task(task, read_json(path), templates[task], items))
+        rows = read_records(path, ("reference", "target", "gallery", "condition"))
+        if not rows:
+            raise DataError(f"{path}: no query in it; download it again")
+        tasks.append(build_task(task, rows, templates[task], items))
     if not tasks:
         raise ConfigError(f"{annotations}: none of {', '.join(TEMPLATES)} (.json) is there")
-    return Benchmark(name, "genecis", split, templates, tasks, region_reader(folder), items)
+    made = Benchmark(name, "genecis", split, templates, tasks, region_reader({}), items)
+    files = image_files(folder, made.image_keys())
+    return replace(made, read_image=region_reader(files), files=files)
 
 
-def region_reader(folder: Path) -> Callable[[str], Image]:
+def image_files(folder: Path, keys: Iterable[str]) -> dict[str, Path]:
+    """Image key -> file; of an image that is nowhere the path where it is looked for first."""
+    coco = [folder / parent / "val2017" for parent in COCO_PARENTS] + [folder / "images"]
+    names = ("VG_100K_all", "VG_100K", "VG_100K_2")
+    genome = [folder / parent / name for parent in GENOME_PARENTS for name in names] + [folder / "images"]
+    there = {0: [p for p in coco if p.is_dir()] or coco[:1], 1: [p for p in genome if p.is_dir()] or genome[:1]}
+    files = {}
+    for key in keys:
+        image, _, box = key.partition(":")
+        paths = [parent / (f"{image}.jpg" if box else f"{int(image):012d}.jpg") for parent in there[bool(box)]]
+        files[key] = next((path for path in paths if path.is_file()), paths[0])
+    return files
+
+
+def region_reader(files: Mapping[str, Path]) -> Callable[[str], Image]:
     """A function key -> image, cropped where the key names a box."""
 
     def read_image(key: str) -> Image:
-        image, _, box = key.partition(":")
-        if not box:
-            paths = [folder / p / f"{int(image):012d}.jpg" for p in ("val2017", "coco/val2017", "images")]
-        else:
-            paths = [folder / p / f"{image}.jpg" for p in ("VG_100K", "VG_100K_2", "images")]
-        path = next((p for p in paths if p.is_file()), paths[0])
-        whole = image_reader({key: path})(key)
+        whole = open_image(key, files.get(key))
+        _, _, box = key.partition(":")
         return crop_box(whole, [float(v) for v in box.split(",")]) if box else whole
 
     return read_image

@@ -1,12 +1,14 @@
 """MMEB (36 datasets) in VLM2Vec's format: a query of image and/or text, candidates of its own, the first one correct.
 
 Files: <folder>/<dataset>/*.parquet or <dataset>.jsonl with qry_text, qry_img_path, tgt_text (list), tgt_img_path
-(list); the images below <folder>/eval_images, <folder>/images or <folder>.
+(list); the images below <folder>/eval_images, <folder>/images or <folder>. MMEB-V2's image part has the same 36
+datasets with the instructions in columns of their own, qry_inst and tgt_inst: an instruction stands before its text.
 
-Metric: precision_at_1, whether the first candidate wins; the benchmark's score is the mean over the datasets. The
-official code takes numpy's argmax, which gives a tie to the first candidate, the correct one; here a tie is lost, so
-that a model that has not seen half of the query gains nothing by it. Without ties both are equal. Source:
-TIGER-AI-Lab/VLM2Vec, eval.py. Why not through mteb: docs/decisions/0030.
+Metric: precision_at_1, whether the first candidate wins; the benchmark's score is the mean over the datasets. Beside it
+the means by meta-task (CLS, VQA, RET, GRD) and of the datasets inside and outside of MMEB-train (IND, OOD), as the
+paper's tables have them. The official code takes numpy's argmax, which gives a tie to the first candidate, the correct
+one; here a tie is lost, so that a model that has not seen half of the query gains nothing by it. Without ties both are
+equal. Source: TIGER-AI-Lab/VLM2Vec, eval.py; arXiv:2410.05160, table 2. Why not through mteb: docs/decisions/0030.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, DataError
 from tasks.evaluate.protocols.base import (
     Benchmark,
     DroppedQueries,
@@ -27,6 +29,7 @@ from tasks.evaluate.protocols.base import (
     Protocol,
     Query,
     Task,
+    TaskValues,
     fill_template,
     image_reader,
     rank_candidates,
@@ -35,15 +38,57 @@ from tasks.evaluate.protocols.base import (
 
 TEMPLATE = "{qry_text}"  # MMEB's texts hold each task's instruction
 IMAGE_TOKENS = ("<|image_1|>", "<image>")  # where a chat model would put the image; for other models they are noise
+COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
+# meta-task -> its datasets inside MMEB-train, its datasets outside
+META_TASKS = {
+    "CLS": (
+        ("ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397"),
+        ("Place365", "ImageNet-A", "ImageNet-R", "ObjectNet", "Country211"),
+    ),
+    "VQA": (
+        ("OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W"),
+        ("ScienceQA", "VizWiz", "GQA", "TextVQA"),
+    ),
+    "RET": (
+        ("VisDial", "CIRR", "VisualNews_t2i", "VisualNews_i2t", "MSCOCO_t2i", "MSCOCO_i2t", "NIGHTS", "WebQA"),
+        ("FashionIQ", "Wiki-SS-NQ", "OVEN", "EDIS"),
+    ),
+    "GRD": (("MSCOCO",), ("RefCOCO", "RefCOCO-Matching", "Visual7W-Pointing")),
+}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of one dataset: a JSONL file, or a folder of Parquet files."""
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Rows of one dataset: a JSONL file, or a folder of Parquet files.
+
+    Raises:
+        DataError: not readable, or without one of `COLUMNS`.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return [row for file in sorted(path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    try:
+        if path.suffix == ".jsonl":
+            # on newline only: str.splitlines also splits at U+2028, which texts may hold
+            lines = path.read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line.strip()]
+        else:
+            rows = [row for file in sorted(path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({str(error)[:200]}); download it again") from error
+    for n, row in enumerate(rows):
+        if missing := [c for c in COLUMNS if c not in row]:
+            raise DataError(
+                f"{path}: row {n} has no {missing}; expected {list(COLUMNS)}, in MMEB-V2's files also qry_inst and "
+                f"tgt_inst; found {sorted(row)}"
+            )
+        if not all(isinstance(row[c], list | None) for c in ("tgt_text", "tgt_img_path")):
+            raise DataError(f"{path}: row {n}: tgt_text and tgt_img_path are no lists; is it a training file?")
+    return rows
+
+
+def with_instruction(instruction: str | None, text: str | None) -> str:
+    """An instruction before its text, in one line, each without image tokens; empty parts are left out."""
+    return " ".join(part for part in (strip_image_tokens(instruction), strip_image_tokens(text)) if part)
 
 
 def strip_image_tokens(text: str | None) -> str:
@@ -79,10 +124,11 @@ def build_task(
             continue
         candidates = []
         for text, image in zip(texts, paths, strict=True):
-            item = GalleryItem(image or None, strip_image_tokens(text))
+            item = GalleryItem(image or None, with_instruction(row.get("tgt_inst"), text))
             keys.setdefault(item, f"{name}:{len(keys)}")
             candidates.append(keys[item])
-        text = strip_image_tokens(fill_template(template, {"qry_text": row["qry_text"] or ""}))
+        said = with_instruction(row.get("qry_inst"), row["qry_text"])
+        text = strip_image_tokens(fill_template(template, {"qry_text": said}))
         reference = row["qry_img_path"] or None
         queries.append(Query(f"{name}:{n}", reference, text, (candidates[0],), candidates=tuple(candidates)))
     dropped.require_some(len(queries))
@@ -97,6 +143,8 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         ConfigError: there is none.
     """
     template = TEMPLATE if template is None else template
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; `path` names the folder of MMEB-eval")
     datasets = {
         p.stem if p.suffix == ".jsonl" else p.name: p
         for p in sorted(folder.iterdir())
@@ -112,7 +160,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     images = next((folder / p for p in ("eval_images", "images") if (folder / p).is_dir()), folder)
     keys = {q.reference for t in tasks for q in t.queries} | {i.image for i in items.values()}
     files = {key: images / key for key in keys if key}
-    return Benchmark(name, "mmeb", split, {"": template}, tasks, image_reader(files), items, dropped)
+    return Benchmark(name, "mmeb", split, {"": template}, tasks, image_reader(files), items, dropped, files)
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
@@ -125,6 +173,17 @@ def measure(query: Query, prediction: Prediction) -> dict[str, float]:
     return recall_at_ranks(query.ground_truths[0], prediction.ranked, (1,), "precision_at")
 
 
+def summary(metrics: Sequence[str], tasks: Sequence[TaskValues]) -> dict[str, float]:
+    """<group>.precision_at_1 of CLS, VQA, RET, GRD, IND and OOD: means over the group's datasets that are there."""
+    column = metrics.index("precision_at_1")
+    scores = {t.task: float(t.values[:, column].mean()) for t in tasks}
+    groups = {name: (*inside, *outside) for name, (inside, outside) in META_TASKS.items()}
+    groups |= {"IND": tuple(d for i, _ in META_TASKS.values() for d in i)}
+    groups |= {"OOD": tuple(d for _, o in META_TASKS.values() for d in o)}
+    there = {name: [scores[d] for d in datasets if d in scores] for name, datasets in groups.items()}
+    return {f"{name}.precision_at_1": float(np.mean(values)) for name, values in there.items() if values}
+
+
 PROTOCOL = Protocol(
     name="mmeb",
     rule="MMEB (36 tasks) in VLM2Vec's format: a query of image and/or text, candidates of its own, the first of them "
@@ -135,4 +194,5 @@ PROTOCOL = Protocol(
     read=read,
     predict=predict,
     measure=measure,
+    summary=summary,
 )
