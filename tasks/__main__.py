@@ -47,6 +47,8 @@ class Command:
             its own arguments).
         item: what the one argument of a stage is; None where it takes none.
         takes_part: whether a stage takes --part i/n.
+        alone: of a stage that is a tool, too: the module with `add_arguments(parser)`, `is_asked(args)` and
+            `run_command(args)`, which runs instead of the stage where its arguments are given.
         example: arguments of the example in `python -m tasks <command> --help`.
     """
 
@@ -57,6 +59,7 @@ class Command:
     example: str = ""
     item: Literal["encoder", "table"] | None = None
     takes_part: bool = False
+    alone: str = ""
 
 
 RUN_EXAMPLE = """--run-id monday --kind dataset --conf '{"sources": "photos", "limit": 1000}'"""
@@ -131,7 +134,9 @@ COMMANDS = {
     ),
     "train": Command("tasks.train.stage", "Model", "fine-tune the retriever on a version's triplets"),
     "evaluate": Command(
-        "tasks.evaluate.stage", "Model", "score base, promoted and fine-tuned model on benchmarks", takes_part=True
+        "tasks.evaluate.stage", "Model", "score a run's models, or any model, on benchmarks",
+        example="--model BAAI/BGE-VL-base --benchmark circo=data/CIRCO", takes_part=True,
+        alone="tasks.evaluate.command",
     ),
     "noise": Command("tasks.promote.seed_noise", "Model", "measure how much scores differ between training seeds"),
     "promote": Command("tasks.promote.stage", "Model", "publish the fine-tuned model if it is better"),
@@ -183,7 +188,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     line = f"python -m tasks {name}"
     parser = argparse.ArgumentParser(
         prog=line,
-        description=manual(command.module),
+        description="\n\n".join(manual(module) for module in (command.module, command.alone) if module),
         epilog=f"example:\n  {line} {command.example}".rstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -198,6 +203,8 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("item", nargs="?", metavar=(command.item or "item").upper(), help=item_help)
         part_help = "the i-th of n parts, 1-based; the whole when left out"
         parser.add_argument("--part", metavar="I/N", help=part_help if command.takes_part else argparse.SUPPRESS)
+        if command.alone:
+            importlib.import_module(command.alone).add_arguments(parser)
     if command.kind != "tool":
         parser.add_argument("--root", default=".", type=Path, help="the run's worktree (default: the current folder)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, all else on stderr")
@@ -300,6 +307,11 @@ def run_check(name: str, arguments: dict[str, Any]) -> StageReport:
 def run_parsed(name: str, args: argparse.Namespace) -> Result:
     """Run a command with its parsed arguments."""
     kind = COMMANDS[name].kind
+    if COMMANDS[name].alone:
+        tool = importlib.import_module(COMMANDS[name].alone)
+        if tool.is_asked(args):
+            made: Result = tool.run_command(args)
+            return made
     if kind == "stage":
         return run_stage(name, args.item, args.part, args.root)
     if kind == "check":

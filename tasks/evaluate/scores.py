@@ -11,6 +11,7 @@ import numpy as np
 from tasks.errors import ConfigError
 from tasks.evaluate.bootstrap import interval, resampled_means
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Query
+from tasks.evaluate.protocols.base import TaskValues
 from tasks.evaluate.retrieval import QUERY_MODES, RetrievalResult, retrieve
 
 if TYPE_CHECKING:
@@ -30,16 +31,22 @@ class MetricTable:
     tasks: list[np.ndarray]
 
 
-def query_metrics(benchmark: Benchmark, predictions: Sequence[Sequence[tuple[Query, Prediction]]]) -> MetricTable:
-    """The metrics of each query by the benchmark's protocol; `predictions` per task."""
+def query_metrics(
+    benchmark: Benchmark, predictions: Sequence[Sequence[tuple[Query, Prediction]]], only: Sequence[str] | None = None
+) -> MetricTable:
+    """The metrics of each query by the benchmark's protocol (`only` some of them); `predictions` per task."""
     measure = PROTOCOLS[benchmark.protocol].measure
     rows = [[measure(query, prediction) for query, prediction in task] for task in predictions]
-    metrics = list(rows[0][0])
+    metrics = [name for name in rows[0][0] if only is None or name in only]
     return MetricTable(metrics, [np.array([[row[name] for name in metrics] for row in task]) for task in rows])
 
 
-def mean_metrics(benchmark: Benchmark, table: MetricTable) -> dict[str, float]:
-    """metric -> unweighted mean over the tasks of their queries' means; with several tasks also <task>.<metric>."""
+def mean_metrics(
+    benchmark: Benchmark, table: MetricTable, predictions: Sequence[Sequence[tuple[Query, Prediction]]] = ()
+) -> dict[str, float]:
+    """metric -> unweighted mean over the tasks of their queries' means; with several tasks also <task>.<metric>; with
+    the predictions of which the table was made also the protocol's summary.
+    """
     means = [task.mean(axis=0) for task in table.tasks]
     out = {name: float(np.mean([m[n] for m in means])) for n, name in enumerate(table.metrics)}
     if len(means) > 1:
@@ -48,6 +55,13 @@ def mean_metrics(benchmark: Benchmark, table: MetricTable) -> dict[str, float]:
             for task, m in zip(benchmark.tasks, means, strict=True)
             for n, name in enumerate(table.metrics)
         }
+    summary = PROTOCOLS[benchmark.protocol].summary
+    if summary is not None and predictions:
+        values = [
+            TaskValues(task.name, [query for query, _ in made], rows)
+            for task, made, rows in zip(benchmark.tasks, predictions, table.tasks, strict=True)
+        ]
+        out |= summary(table.metrics, values)
     return out
 
 
@@ -85,7 +99,14 @@ def paraphrase_spread(benchmark: Benchmark, result: RetrievalResult, metric: str
 class BenchmarkScores:
     """Scores of several models on one benchmark, with bootstrap draws that all models share."""
 
-    def __init__(self, benchmark: Benchmark, results: Mapping[str, RetrievalResult], metric: str, seed: int) -> None:
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        results: Mapping[str, RetrievalResult],
+        metric: str,
+        seed: int,
+        only: Sequence[str] | None = None,
+    ) -> None:
         """Compute metrics, means and draws.
 
         Args:
@@ -93,27 +114,33 @@ class BenchmarkScores:
             results: model -> its retrieval result.
             metric: the main metric, of which gap and gain are taken.
             seed: of the bootstrap.
+            only: the metrics that the predictions allow; all where None.
         Raises:
             ConfigError: the protocol has no such metric.
         """
+        self.modes = [mode for mode in QUERY_MODES if all(mode in r.predictions for r in results.values())]
         tables = {
-            (model, mode): query_metrics(benchmark, result.predictions[mode])
+            (model, mode): query_metrics(benchmark, result.predictions[mode], only)
             for model, result in results.items()
-            for mode in QUERY_MODES
+            for mode in self.modes
         }
         self.metric, self.metrics = metric, next(iter(tables.values())).metrics
         if metric not in self.metrics:
             raise ConfigError(f"'promote.metric' is {metric!r}: benchmark {benchmark.name} has {self.metrics}")
         self._draws = resampled_means({f"{m}/{mode}": t.tasks for (m, mode), t in tables.items()}, seed=seed)
         self.means = {
-            model: {mode: mean_metrics(benchmark, tables[model, mode]) for mode in QUERY_MODES} for model in results
+            model: {
+                mode: mean_metrics(benchmark, tables[model, mode], result.predictions[mode] if only is None else ())
+                for mode in self.modes
+            }
+            for model, result in results.items()
         }
 
     def intervals(self, model: str) -> dict[str, dict[str, tuple[float, float]]]:
         """query mode -> metric -> 95% interval of a model's scores."""
         return {
             mode: {name: interval(self._draws[f"{model}/{mode}"][:, n]) for n, name in enumerate(self.metrics)}
-            for mode in QUERY_MODES
+            for mode in self.modes
         }
 
     def composition_gap(self, model: str) -> dict[str, Any]:
@@ -137,14 +164,18 @@ class BenchmarkScores:
 
 
 def benchmark_report(
-    benchmark: Benchmark, results: Mapping[str, RetrievalResult], metric: str, seed: int
+    benchmark: Benchmark,
+    results: Mapping[str, RetrievalResult],
+    metric: str,
+    seed: int,
+    only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """A benchmark's part of reports/evaluation.json: scores, intervals, gaps, gains and wordings of every model.
 
     Arguments and errors as of `BenchmarkScores`.
     """
     protocol = PROTOCOLS[benchmark.protocol]
-    scores = BenchmarkScores(benchmark, results, metric, seed)
+    scores = BenchmarkScores(benchmark, results, metric, seed, only)
     rivals = [rival for rival in ("promoted", "base") if rival in results and "finetuned" in results]
     spreads = {model: paraphrase_spread(benchmark, result, metric) for model, result in results.items()}
     return {
@@ -160,7 +191,7 @@ def benchmark_report(
         "main_metric": metric,
         "metrics": scores.means,
         "intervals": {model: scores.intervals(model) for model in results},
-        "composition_gap": {model: scores.composition_gap(model) for model in results},
+        "composition_gap": {m: scores.composition_gap(m) for m in results if len(scores.modes) == len(QUERY_MODES)},
         "gain": {rival: scores.gain("finetuned", rival) for rival in rivals},
         "paraphrases": {model: spread for model, spread in spreads.items() if spread},
     }

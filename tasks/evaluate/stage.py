@@ -20,21 +20,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks.config import Params
 from tasks.errors import ConfigError, DataError
-from tasks.evaluate.benchmarks import read_benchmarks
+from tasks.evaluate.benchmarks import read_benchmarks, require_metric
 from tasks.evaluate.bootstrap import LEVEL, RESAMPLES
 from tasks.evaluate.contamination import Fingerprint, FingerprintRecorder, contamination_report, training_fingerprints
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark
-from tasks.evaluate.readable import dropped_note
+from tasks.evaluate.protocols.base import UnreadableImageError
+from tasks.evaluate.readable import dropped_note, with_readable_images
 from tasks.evaluate.retrieval import QUERY_MODES, RetrievalResult, retrieve
 from tasks.evaluate.scores import benchmark_report
 from tasks.evaluate.scoring import Scoring, ScoringFiles, of_part
+from tasks.evaluate.submissions import submission_files
 from tasks.evaluate.truth import truth_report
 from tasks.models.retrievers.load import load_retriever
 from tasks.records import StageReport
@@ -86,6 +88,37 @@ def retrieve_all(
         yield name, benchmark, Scoring(result, retriever.revision, recorder.fingerprints)
 
 
+def collect(
+    benchmarks: Sequence[Benchmark], scorings: Iterable[tuple[str, Benchmark, Scoring]]
+) -> tuple[Results, dict[str, str], dict[str, dict[str, Fingerprint]]]:
+    """(benchmark -> model -> result, model -> revision, benchmark -> image key -> fingerprint) of all scorings."""
+    results: Results = {b.name: {} for b in benchmarks}
+    revisions: dict[str, str] = {}
+    fingerprints: dict[str, dict[str, Fingerprint]] = {b.name: {} for b in benchmarks}
+    for name, benchmark, scoring in scorings:
+        results[benchmark.name][name], revisions[name] = scoring.result, scoring.revision
+        fingerprints[benchmark.name] |= scoring.fingerprints
+    return results, revisions, fingerprints
+
+
+def collect_all(
+    params: Params, models: Mapping[str, str], benchmarks: list[Benchmark], files: ScoringFiles
+) -> tuple[list[Benchmark], tuple[Results, dict[str, str], dict[str, dict[str, Fingerprint]]]]:
+    """The benchmarks and what `collect` makes of them; an image that is found broken only now is left out of them."""
+    try:
+        return benchmarks, collect(benchmarks, retrieve_all(params, models, pairs(models, benchmarks), files))
+    except UnreadableImageError as error:  # its header and end were whole
+        log.warning("evaluate: %s; every image is decoded now, to leave out what is broken", error)
+        share_max = params.evaluate.dropped_queries_share_max
+        benchmarks = [with_readable_images(b, share_max, is_thorough=True) for b in benchmarks]
+        return benchmarks, collect(benchmarks, retrieve_all(params, models, pairs(models, benchmarks), files))
+
+
+def pairs(models: Mapping[str, str], benchmarks: Sequence[Benchmark]) -> list[tuple[str, Benchmark]]:
+    """Every model with every benchmark, by model: a model is loaded once."""
+    return [(name, benchmark) for name in models for benchmark in benchmarks]
+
+
 def evaluate_part(
     params: Params,
     models: Mapping[str, str],
@@ -103,12 +136,9 @@ def evaluate_part(
 
 def write_submissions(store: Store, benchmark: Benchmark, results: Mapping[str, RetrievalResult]) -> int:
     """Write each model's files for the benchmark's server; returns how many files."""
-    submission, written = PROTOCOLS[benchmark.protocol].submission, 0
-    if submission is None:
-        return written
+    written = 0
     for model, result in results.items():
-        predictions = [pair for task in result.predictions["composed"] for pair in task]
-        for file, content in submission(predictions).items():
+        for file, content in submission_files(benchmark, result).items():
             path = store.folder("reports", "evaluation", benchmark.name, model, file)
             store.write_bytes(path, json.dumps(content).encode())
             written += 1
@@ -150,15 +180,12 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     scored = [b for b in benchmarks if b.has_ground_truth]
     if not scored:
         raise ConfigError("evaluate.benchmark: every benchmark hides its answers; name one with known answers first")
-    scorings, files = [(name, b) for name in models for b in benchmarks], ScoringFiles(params, store, models)
+    require_metric(params.promote.metric, scored[0])
+    files = ScoringFiles(params, store, models)
     if part is not None and part[1] > 1:
-        return evaluate_part(params, models, scorings, files, part)
-    results: Results = {b.name: {} for b in benchmarks}
-    revisions: dict[str, str] = {}
-    fingerprints: dict[str, dict[str, Fingerprint]] = {b.name: {} for b in benchmarks}
-    for name, benchmark, scoring in retrieve_all(params, models, scorings, files):
-        results[benchmark.name][name], revisions[name] = scoring.result, scoring.revision
-        fingerprints[benchmark.name] |= scoring.fingerprints
+        return evaluate_part(params, models, pairs(models, benchmarks), files, part)
+    benchmarks, (results, revisions, fingerprints) = collect_all(params, models, benchmarks, files)
+    scored = [b for b in benchmarks if b.has_ground_truth]
     sections = score_benchmarks(params, scored, results)
     known = training_fingerprints(params, store, triplets)
     for b in scored:

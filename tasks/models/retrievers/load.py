@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from tasks.errors import ConfigError
 from tasks.models.hub import load_errors
 from tasks.models.retrievers.base import Retriever
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.models.retrievers.published.bge_vl_prompts import FAMILIES
+
+
+def retriever_type(model: str, revision: str | None = None) -> str:
+    """The model_type of a model's config.json; of a folder also whether it has weights. Nothing is loaded.
+
+    Args:
+        model: Hugging Face name or local folder.
+        revision: pinned revision of a name.
+    Raises:
+        ConfigError: no such model, or a folder without safetensors.
+        TransientError: the hub cannot be reached.
+    """
+    from transformers import AutoConfig
+
+    with load_errors(model, "a retriever"):
+        kind = str(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type)
+    if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+        raise ConfigError(f"model '{model}': the folder holds no *.safetensors; save the weights in that format")
+    return kind
 
 
 def load_retriever(model: str, *, revision: str | None = None, device: str = "auto", threads: int = 1) -> Retriever:
@@ -20,11 +42,7 @@ def load_retriever(model: str, *, revision: str | None = None, device: str = "au
         ConfigError: no such model, or neither a CLIP nor a known MLLM architecture.
         TransientError: the hub cannot be reached.
     """
-    from transformers import AutoConfig
-
-    with load_errors(model, "a retriever"):
-        model_type = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type
-    if model_type in FAMILIES:
+    if retriever_type(model, revision) in FAMILIES:
         from tasks.models.retrievers.mllm import MllmRetriever  # it imports transformers, seconds
 
         return MllmRetriever(model, revision=revision, device=device, threads=threads)

@@ -1,0 +1,78 @@
+"""The results page: each benchmark's scores in Markdown, with published scores of other models and their sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.evaluate.published import PUBLISHED
+
+COLUMNS = 6  # metrics that a table shows, at most; evaluation.json has all
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; bars inside a cell are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in lines]
+
+
+def shown_metrics(section: Mapping[str, Any]) -> list[str]:
+    """The metrics of a benchmark's table: the main one first, without those of single tasks."""
+    measured = [m for kinds in section["metrics"].values() for m in kinds["composed"]]
+    published = [m for row in PUBLISHED.get(section["protocol"], ("", ()))[1] for m in row.scores]
+    wanted = [section["main_metric"], *(m for m in measured if "." not in m), *(m for m in published if m in measured)]
+    return list(dict.fromkeys(wanted))
+
+
+def benchmark_lines(name: str, section: Mapping[str, Any]) -> list[str]:
+    """A benchmark's part of the page."""
+    metrics = shown_metrics(section)[:COLUMNS]
+    ours = []
+    for model, kinds in section["metrics"].items():
+        for kind, values in kinds.items():
+            bounds = (section["intervals"].get(model) or {}).get(kind) or {}
+            cells = []
+            for metric in metrics:
+                interval = bounds.get(metric)
+                text = f"{100 * values[metric]:.1f}" if metric in values else ""
+                cells.append(text + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""))
+            ours.append([model, kind.replace("_", " "), *cells])
+    lines = [
+        f"## {name} ({section['split']})",
+        "",
+        section["rule"],
+        f"{section['queries']:,} queries, {section['gallery']:,} in the gallery. Query text: "
+        + "; ".join(f"{task + ': ' if task else ''}`{text}`" for task, text in section["templates"].items())
+        + f". Source: {section['source']}.",
+        "",
+        *table(["model", "query", *metrics], ours),
+    ]
+    if section.get("left_out"):
+        lines += ["", section["left_out"]]
+    what, rows = PUBLISHED.get(section["protocol"], ("", ()))
+    if rows:
+        others = [[r.model, *(f"{r.scores[m]:.1f}" if m in r.scores else "" for m in metrics), r.source] for r in rows]
+        lines += [
+            "",
+            f"Published by others ({what}; each with its own query text):",
+            "",
+            *table(["model", *metrics, "source"], others),
+        ]
+    return [*lines, ""]
+
+
+def results_page(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """results.md of the benchmarks' parts of evaluation.json.
+
+    Args:
+        sections: benchmark -> its part, as `benchmark_report` makes it.
+    """
+    lines = [
+        "# Retrieval results",
+        "",
+        "Percent; in brackets 95% bootstrap intervals over the queries.",
+        "",
+    ]
+    for name, section in sections.items():
+        lines += benchmark_lines(name, section)
+    return "\n".join(lines).rstrip() + "\n"
