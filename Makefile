@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui studio test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers audit clean help
+.PHONY: demo ui studio test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers old-transformers audit clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -107,6 +107,7 @@ test-fast: .venv/installed lint ## lint, types and every test under 5 s; no Airf
 	  --ignore tests/factory --ignore tests/airflow --ignore tests/benchmarks $(PYTEST_OPTIONS) tests
 
 test: .venv/installed browser production-programs lint ## lint, types and every test
+	@$(MAKE) --no-print-directory -s old-transformers || echo "tests with transformers 4.45.2 will be skipped: it could not be installed"
 	$(PYTEST) $(PYTEST_OPTIONS)
 
 .PHONY: fuzz
@@ -131,6 +132,17 @@ chaos: .venv/installed ## break the factory in every known way under a running w
 test-vllm: .venv-vllm/installed ## the engines' contract with a real vLLM and a real server
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/llm/test_vllm_engine.py
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python -m pytest -q tests/models/retrievers/test_published_mllm.py -k sentence
+
+# transformers 4.45.2, which the released models recommend: only what differs is installed, torch and the rest are .venv's.
+OLD := .venv-old-transformers
+$(OLD)/installed: Makefile .venv/installed
+	@test -x $(OLD)/bin/python || $(BIN)/python -m venv --without-pip $(OLD)
+	@$(BIN)/uv pip install -q --python $(OLD)/bin/python --no-deps "transformers==4.45.2" "tokenizers==0.20.3" "huggingface-hub==0.36.0"
+	@purelib='import sysconfig; print(sysconfig.get_paths()["purelib"])'; \
+	$(BIN)/python -c "$$purelib" > "$$($(OLD)/bin/python -c "$$purelib")/shared.pth"
+	@touch $@
+
+old-transformers: $(OLD)/installed ## build the environment in which saved models are opened by transformers 4.45.2
 
 # The peers of the benchmarks, in an environment of their own: their pins and ours do not meet.
 .venv-peers/installed: Makefile

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from tasks.models.retrievers.content_encoders import EncodeOptions
+
 Role = Literal[
     "query", "candidate"
 ]  # a query searches, a candidate is searched; the MLLM type prompts them differently
@@ -74,6 +76,7 @@ class Retriever(Protocol):
         read_image: Callable[[str], Image],
         batch_size: int,
         image_features: Mapping[str, np.ndarray] | None = None,
+        options: EncodeOptions | None = None,
     ) -> ContentEncoder:
         """An encoder of a benchmark's contents.
 
@@ -81,6 +84,7 @@ class Retriever(Protocol):
             read_image: image key -> image.
             batch_size: images, texts or both together in one pass of the model, a count.
             image_features: image key -> (d,) raw features that are known already.
+            options: how images are read, and where vectors are kept.
         Raises:
             ConfigError: features of images alone are given and the model cannot use them.
         """

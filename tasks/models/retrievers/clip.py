@@ -18,8 +18,11 @@ import numpy as np
 from tasks.devices import pick_device
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
+from tasks.models.encoders.preprocess import preparation_from_processor
 from tasks.models.hub import load_errors, model_revision
-from tasks.models.retrievers.base import Content, Role, add_remote_code, count_rows
+from tasks.models.retrievers.base import add_remote_code, count_rows
+from tasks.models.retrievers.content_encoders import EncodeOptions, SumEncoder
+from tasks.models.retrievers.old_layout import write_old_layout
 from tasks.store.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class ClipRetriever:
             )
         self.model.eval().to(self.device)
         self.revision = model_revision(model, revision, self.model.config)
+        self.preparation = preparation_from_processor(self.processor.image_processor)
         self.max_tokens = int(self.model.config.text_config.max_position_embeddings)
 
     def preprocess(self, images: Sequence[Image]) -> torch.Tensor:
@@ -142,6 +146,25 @@ class ClipRetriever:
         with torch.inference_mode():
             return self.image_features(self.preprocess(images)).float().cpu().numpy()
 
+    def prepare_image(self, image: Image) -> Any:
+        """An image as `prepared_image_features` takes it: bytes, resized and cropped, where the processor does no more
+        than that; else the processor's own pixels.
+        """
+        if self.preparation is None:
+            return self.preprocess([image])[0]
+        return self.preparation.prepare_image(image)
+
+    def prepared_image_features(self, prepared: Sequence[Any]) -> np.ndarray:
+        """(n, d) float32 raw features of `prepare_image`'s results in one pass, without gradients."""
+        import torch
+
+        if self.preparation is None:
+            pixels = torch.stack(list(prepared))
+        else:
+            pixels = self.preparation.normalize(prepared, self.device)
+        with torch.inference_mode():
+            return self.image_features(pixels).float().cpu().numpy()
+
     def raw_text_features(self, texts: Sequence[str]) -> np.ndarray:
         """(n, d) float32 raw features in one pass, without gradients."""
         import torch
@@ -154,9 +177,10 @@ class ClipRetriever:
         read_image: Callable[[str], Image],
         batch_size: int,
         image_features: Mapping[str, np.ndarray] | None = None,
+        options: EncodeOptions | None = None,
     ) -> SumEncoder:
         """An encoder of a benchmark's contents; `image_features` are raw features that are known already."""
-        return SumEncoder(self, read_image, batch_size, image_features)
+        return SumEncoder(self, read_image, batch_size, image_features, options)
 
     def add_adapters(self, **options: Any) -> None:
         """Adapters are for the MLLM type.
@@ -178,57 +202,5 @@ class ClipRetriever:
         with atomic_write(folder) as temporary:
             self.model.save_pretrained(temporary, state_dict=weights)
             self.processor.save_pretrained(temporary)
+            write_old_layout(temporary)
             add_remote_code(temporary, PUBLISHED_FILES, "modeling_bge_vl.BGEVLModel")
-
-
-class SumEncoder:
-    """Encodes a benchmark's contents with a CLIP: raw features of every image and text, computed once each, are summed.
-
-    Implements `ContentEncoder`.
-    """
-
-    def __init__(
-        self,
-        retriever: ClipRetriever,
-        read_image: Callable[[str], Image],
-        batch_size: int,
-        image_features: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
-        """Nothing is encoded yet.
-
-        Args:
-            retriever: the model.
-            read_image: image key -> image.
-            batch_size: images or texts in one pass of the model, a count.
-            image_features: key -> (d,) raw features that are known already: studies with a locked image tower compute
-                them once.
-        """
-        self._retriever, self._read_image, self._batch_size = retriever, read_image, batch_size
-        self._images, self._texts = dict(image_features or {}), dict[str, np.ndarray]()
-
-    def prepare(self, image_keys: Sequence[str], texts: Sequence[str]) -> None:
-        """Compute the features that are not known yet, each once, in this order."""
-        missing = [key for key in dict.fromkeys(image_keys) if key not in self._images]
-        for start in range(0, len(missing), self._batch_size):
-            batch = missing[start : start + self._batch_size]
-            rows = self._retriever.raw_image_features([self._read_image(key) for key in batch])
-            self._images.update(zip(batch, rows, strict=True))
-        missing = [text for text in dict.fromkeys(texts) if text and text not in self._texts]
-        for start in range(0, len(missing), self._batch_size):
-            batch = missing[start : start + self._batch_size]
-            self._texts.update(zip(batch, self._retriever.raw_text_features(batch), strict=True))
-
-    def encode(self, contents: Sequence[Content], role: Role) -> np.ndarray:
-        """(n, d) float32 unit rows; a row of zeros for a content without image and text.
-
-        Args:
-            contents: n pairs of image key (or None) and text (or "").
-            role: makes no difference for a CLIP.
-        """
-        self.prepare([key for key, _ in contents if key is not None], [text for _, text in contents])
-        zeros = np.zeros_like(next(iter((self._images or self._texts).values())))
-        sums = [
-            (zeros if key is None else self._images[key]) + (self._texts[text] if text else zeros)
-            for key, text in contents
-        ]
-        return unit_rows(np.stack(sums))

@@ -12,6 +12,7 @@ Source: MegaPairs, arXiv:2412.14475, appendix B, and the released modeling_llava
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,9 @@ from tasks.devices import pick_device
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.hub import load_errors, model_revision
-from tasks.models.retrievers.base import Content, Role, add_remote_code, count_rows
+from tasks.models.retrievers.base import Role, add_remote_code, count_rows
+from tasks.models.retrievers.content_encoders import EncodeOptions, JointEncoder
+from tasks.models.retrievers.old_layout import rename_weights, write_old_layout
 from tasks.models.retrievers.published.bge_vl_inputs import ImageInput, Inputs
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
 from tasks.store.atomic import atomic_write
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 REMOTE_CLASSES = {"llava_next": "BGEVLLlavaNext", "qwen2_vl": "BGEVLQwen2VL", "qwen3_vl": "BGEVLQwen3VL"}
 # family -> names of its vision and language modules
 MODULES = {"llava_next": ("vision_tower", "language_model"), "qwen_vl": ("visual", "language_model")}
+PUBLISHED = Path(__file__).parent / "published"
 PUBLISHED_FILES = (
     "bge_vl_inputs.py",
     "bge_vl_prompts.py",
@@ -173,6 +177,7 @@ class MllmRetriever:
         read_image: Callable[[str], Image],
         batch_size: int,
         image_features: Mapping[str, np.ndarray] | None = None,
+        options: EncodeOptions | None = None,
     ) -> JointEncoder:
         """An encoder of a benchmark's contents.
 
@@ -184,7 +189,7 @@ class MllmRetriever:
                 f"model '{self.name}': a {self.kind} encodes image and text together; features of images alone cannot "
                 "be reused"
             )
-        return JointEncoder(self, read_image, batch_size)
+        return JointEncoder(self, read_image, batch_size, options)
 
     # --- adapters -------------------------------------------------------------------------------------------------
 
@@ -254,50 +259,17 @@ class MllmRetriever:
                 self.model = self.model.merge_and_unload()
             self.model.save_pretrained(temporary, state_dict=weights)
             self.inputs.save(temporary, chat_template(self.family))
+            write_old_layout(temporary)
+            if self.kind == "llava_next":
+                rename_weights(temporary, "vision_tower.", "vision_tower.vision_model.")
             add_mllm_remote_code(temporary, self.kind, self.dimension, self.instruction)
-
-
-class JointEncoder:
-    """Encodes a benchmark's contents with an MLLM: image and text together, every content once in each role.
-
-    Implements `ContentEncoder`.
-    """
-
-    def __init__(self, retriever: MllmRetriever, read_image: Callable[[str], Image], batch_size: int) -> None:
-        """Nothing is encoded yet.
-
-        Args:
-            retriever: the model.
-            read_image: image key -> image.
-            batch_size: contents in one pass of the model, a count.
-        """
-        self._retriever, self._read_image, self._batch_size = retriever, read_image, batch_size
-        self._known: dict[tuple[Role, Content], np.ndarray] = {}
-
-    def prepare(self, image_keys: Sequence[str], texts: Sequence[str]) -> None:
-        """Does nothing: the vector of an image with a text cannot be computed from either alone."""
-
-    def encode(self, contents: Sequence[Content], role: Role) -> np.ndarray:
-        """(n, d) float32 unit rows of (image key or None, text); a row of zeros for a content without either."""
-        missing = [c for c in dict.fromkeys(contents) if (role, c) not in self._known and (c[0] is not None or c[1])]
-        for start in range(0, len(missing), self._batch_size):
-            batch = missing[start : start + self._batch_size]
-            inputs = [
-                None if key is None else self._retriever.preprocess([self._read_image(key)])[0] for key, _ in batch
-            ]
-            raw = self._retriever.raw_features(
-                [(image, text) for image, (_, text) in zip(inputs, batch, strict=True)], role
-            )
-            self._known.update({(role, content): row for content, row in zip(batch, unit_rows(raw), strict=True)})
-        zeros = np.zeros(self._retriever.dimension, np.float32)
-        return np.stack([self._known.get((role, c), zeros) for c in contents])
 
 
 def chat_template(family: str) -> str:
     """The prompts as a Jinja template over messages: with a system message it is a query's prompt (the message is the
     instruction), without one a candidate's.
     """
-    return (Path(__file__).parent / "published" / "mllm" / f"chat_template_{family}.jinja").read_text(encoding="utf-8")
+    return (PUBLISHED / "mllm" / f"chat_template_{family}.jinja").read_text(encoding="utf-8")
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
@@ -324,6 +296,12 @@ def add_mllm_remote_code(folder: Path, kind: str, dimension: int, instruction: s
         instruction: task instruction of queries.
     """
     add_remote_code(folder, PUBLISHED_FILES, f"modeling_bge_vl_mllm.{REMOTE_CLASSES[kind]}")
+    if kind == "llava_next":  # the released models' image size, which no setting of the plain processor gives
+        shutil.copyfile(PUBLISHED / "bge_vl_processor.py", folder / "bge_vl_processor.py")
+        path = folder / "processor_config.json"
+        processor = json.loads(path.read_text())
+        processor["auto_map"] = {"AutoProcessor": "bge_vl_processor.BGEVLProcessor"}
+        path.write_text(json.dumps(processor, indent=2, sort_keys=True) + "\n")
     pooling = {"embedding_dimension": dimension, "pooling_mode": "lasttoken", "include_prompt": True}
     sentence_transformers = {
         "model_type": "SentenceTransformer",

@@ -114,6 +114,21 @@ def test_sentence_transformers_takes_images_texts_and_queries_of_both(
     assert np.allclose(model.encode_query(TEXTS), ours.encode(texts=TEXTS, role="query"), **near)
 
 
+def test_sentence_transformers_resizes_as_the_released_models_do(saved: dict[str, Path], tmp_path: Path):
+    """LLaVA-NeXT's images of any size become 512 x 512 where the folder's code is trusted."""
+    from sentence_transformers import SentenceTransformer
+
+    ours, shown = MllmRetriever(str(saved["llava_next"]), device="cpu"), [i.resize((300, 90)) for i in images(2)]
+    for n, image in enumerate(shown):
+        image.save(tmp_path / f"{n}.png")
+    model = SentenceTransformer(str(saved["llava_next"]), trust_remote_code=True, device="cpu")
+    near = {"atol": 1e-5 if NO_TORCHVISION else 1e-3}
+    for given in (shown, [str(tmp_path / f"{n}.png") for n in range(2)]):
+        queries = [{"image": image, "text": text} for image, text in zip(given, TEXTS, strict=False)]
+        assert np.allclose(model.encode_query(queries), ours.encode(shown, TEXTS[:2]), **near)
+        assert np.allclose(model.encode_document([{"image": image} for image in given]), ours.encode(shown), **near)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_released_interface(saved: dict[str, Path], paths: list[Path], name: str):
     from transformers import AutoModel

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL.Image import Image
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaNextProcessor
 
@@ -63,7 +64,9 @@ class Inputs:
     def load(cls, model: str, config: Any, **kept: Any) -> Inputs:
         """Load from a folder or by name; `kept` is passed to from_pretrained (revision, ...)."""
         tokenizer = AutoTokenizer.from_pretrained(model, **kept)
-        return cls(tokenizer, AutoImageProcessor.from_pretrained(model, backend="pil", **kept), config)
+        # transformers 4 names Pillow's processors by use_fast, 5 by the backend
+        slow = {"backend": "pil"} if int(transformers.__version__.partition(".")[0]) >= 5 else {"use_fast": False}
+        return cls(tokenizer, AutoImageProcessor.from_pretrained(model, **slow, **kept), config)
 
     def image(self, image: Image) -> ImageInput:
         """Prepare one image."""
@@ -73,8 +76,16 @@ class Inputs:
         if self.family == "qwen_vl":
             grid = made["image_grid_thw"][0]
             return ImageInput(made["pixel_values"], grid, int(grid.prod()) // self.image_processor.merge_size**2)
-        tokens = self.llava_processor().replace_image_token(made, 0).count(self.image_token)
-        return ImageInput(made["pixel_values"][0], made["image_sizes"][0], tokens)
+        return ImageInput(made["pixel_values"][0], made["image_sizes"][0], self._llava_tokens(made))
+
+    def _llava_tokens(self, made: Any) -> int:
+        """How many tokens LLaVA-NeXT makes of an image; counted by the processor, whatever its version."""
+        processor = self.llava_processor()
+        if hasattr(processor, "replace_image_token"):
+            return int(processor.replace_image_token(made, 0).count(self.image_token))
+        sides = (*made["image_sizes"][0].tolist(), *made["pixel_values"][0][0].shape[-2:])
+        is_cut = processor.vision_feature_select_strategy == "default"  # the class token is left out
+        return int(processor._get_number_of_features(*sides)) - is_cut
 
     def llava_processor(self, chat_template: str | None = None) -> Any:
         """The processor, counting image tokens as the model's config says: the released folders leave that out of the

@@ -16,13 +16,9 @@ Source: MegaPairs, arXiv:2412.14475, and the released modeling_llavanext_for_emb
 import warnings
 from typing import Any
 
+import transformers
 from PIL import Image
-from transformers import (
-    BatchFeature,
-    LlavaNextForConditionalGeneration,
-    Qwen2VLForConditionalGeneration,
-    Qwen3VLForConditionalGeneration,
-)
+from transformers import BatchFeature
 
 from .bge_vl_inputs import Inputs
 from .bge_vl_prompts import CIR_INSTRUCTION
@@ -88,17 +84,34 @@ class ReleasedInterface:
         """(n, tokens, d) last hidden states where `output_hidden_states` asks for them, as the released models give;
         else the base model's output.
         """
+        if not hasattr(self, "model"):  # transformers before 4.52: no base model of its own
+            out = super().forward(*args, **inputs, output_hidden_states=True)  # type: ignore[misc]
+            return out.hidden_states[-1] if output_hidden_states else out
         out = self.model(*args, **inputs)
         return out.last_hidden_state if output_hidden_states else out
 
 
-class BGEVLLlavaNext(ReleasedInterface, LlavaNextForConditionalGeneration):
-    """BGE-VL-MLLM-S1 and -S2's architecture."""
+# class of this module -> architecture of transformers; made when it is asked for: old versions lack the newer ones
+ARCHITECTURES = {
+    "BGEVLLlavaNext": "LlavaNextForConditionalGeneration",  # BGE-VL-MLLM-S1 and -S2
+    "BGEVLQwen2VL": "Qwen2VLForConditionalGeneration",
+    "BGEVLQwen3VL": "Qwen3VLForConditionalGeneration",
+}
 
 
-class BGEVLQwen2VL(ReleasedInterface, Qwen2VLForConditionalGeneration):
-    """The same interface on Qwen2-VL."""
+def __getattr__(name: str) -> Any:
+    """The released interface on one architecture.
 
-
-class BGEVLQwen3VL(ReleasedInterface, Qwen3VLForConditionalGeneration):
-    """The same interface on Qwen3-VL."""
+    Raises:
+        ImportError: this version of transformers lacks the architecture.
+    """
+    if name not in ARCHITECTURES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    architecture = getattr(transformers, ARCHITECTURES[name], None)
+    if architecture is None:
+        raise ImportError(
+            f"{name} needs {ARCHITECTURES[name]}, which transformers {transformers.__version__} lacks; take a newer one"
+        )
+    made = type(name, (ReleasedInterface, architecture), {"__module__": __name__, "__doc__": f"{name}, released form."})
+    globals()[name] = made
+    return made
