@@ -13,6 +13,7 @@ from tasks.pages.render import markdown
 
 METRICS = {"map_at_5": "mAP@5", "recall_at_1": "Recall@1", "recall_at_10": "Recall@10"}
 COLUMNS = 4  # metrics shown of a benchmark, at most
+MLLM_NAMES = {"llava_next": "LLaVA-NeXT", "qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class ModelFacts:
         noise: {"seeds", "margin"} of the recipe, None where it was not measured.
         costs: stage -> what it cost (tasks/meter.py).
         version: version.json of the data.
+        kind: model_type of the model's config.json: clip, or an MLLM architecture.
+        base_is_local: the base is a folder, which the Hub's header cannot name.
+        license_name: of the data, as its card states it.
+        instruction: of the MLLM type: task instruction in every query's prompt.
     """
 
     tag: str
@@ -38,6 +43,15 @@ class ModelFacts:
     noise: Mapping[str, Any] | None = None
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     version: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "clip"
+    base_is_local: bool = False
+    license_name: str = "other"
+    instruction: str = ""
+
+    @property
+    def is_mllm(self) -> bool:
+        """Whether one decoder reads image and text together."""
+        return self.kind in MLLM_NAMES
 
 
 def interval_text(bounds: Sequence[float] | None) -> str:
@@ -125,6 +139,29 @@ def cost_text(cost: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def hub_header(facts: ModelFacts) -> dict[str, Any]:
+    """The card's YAML header, as the Hub reads it: licence, language, task, library, base and tags."""
+    header: dict[str, Any] = {
+        "license": facts.license_name,
+        "language": ["en"],
+        "pipeline_tag": "image-feature-extraction",
+        "library_name": "transformers",
+        "base_model": facts.base_model,
+        "tags": [
+            "composed-image-retrieval",
+            "bge-vl",
+            "sentence-transformers",
+            "mllm" if facts.is_mllm else "clip",
+            f"trained-on:{facts.data_version}",
+        ],
+    }
+    if facts.license_name == "other":
+        header["license_name"] = "see-base-model-and-data"
+    if facts.base_is_local:
+        del header["base_model"]
+    return header
+
+
 def model_card(evaluation: Mapping[str, Any], facts: ModelFacts) -> str:
     """README.md of a promoted model.
 
@@ -132,12 +169,7 @@ def model_card(evaluation: Mapping[str, Any], facts: ModelFacts) -> str:
         evaluation: reports/evaluation.json; of hand-made ones only `metrics` is needed.
         facts: all else.
     """
-    header = {
-        "pipeline_tag": "image-feature-extraction",
-        "library_name": "transformers",
-        "base_model": facts.base_model,
-        "tags": ["composed-image-retrieval", "bge-vl", f"trained-on:{facts.data_version}"],
-    }
+    header = hub_header(facts)
     rows, fingerprint = facts.version.get("rows"), facts.version.get("fingerprint")
     data = None
     if rows and fingerprint:
@@ -148,6 +180,12 @@ def model_card(evaluation: Mapping[str, Any], facts: ModelFacts) -> str:
         header=header,
         tag=facts.tag,
         base_model=facts.base_model,
+        kind=MLLM_NAMES.get(facts.kind, "CLIP"),
+        is_mllm=facts.is_mllm,
+        is_llava=facts.kind == "llava_next",
+        is_local=facts.base_is_local,
+        license_name=facts.license_name,
+        instruction=facts.instruction,
         data_version=facts.data_version,
         data=data,
         why=facts.why,

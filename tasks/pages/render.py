@@ -22,6 +22,7 @@ stylesheets.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def code_cell(value: Any) -> Markup:
     return Markup(code(value).replace("|", "\\|"))
 
 
+def python_text(value: Any) -> Markup:
+    """A text as a literal of Python, in a block of code."""
+    return Markup(json.dumps(str(value)))
+
+
 def to_yaml(value: Any) -> Markup:
     """A mapping as YAML in its own order, for a card's header."""
     return Markup(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
@@ -95,7 +101,7 @@ def html_templates() -> Environment:
 def markdown_templates() -> Environment:
     """The environment of `*.md.j2`: `finalize` escapes for Markdown before Jinja's own HTML escape would."""
     environment = _environment(finalize=escape_markdown)
-    environment.filters.update(code=code, code_cell=code_cell, yaml=to_yaml)
+    environment.filters.update(code=code, code_cell=code_cell, yaml=to_yaml, python_text=python_text)
     return environment
 
 

@@ -89,6 +89,20 @@ def read_costs(root: Path) -> dict[str, Any]:
     return {stage: json.loads(path.read_text()) for stage, path in paths.items() if path.exists()}
 
 
+def hub_name(model: str) -> tuple[str, bool]:
+    """(a model's name on the Hub, or a folder's last name; whether it is a folder): a card names no path of a
+    machine.
+    """
+    is_local = Path(model).is_dir() or model.startswith((".", "/", "~")) or model.count("/") > 1
+    return (Path(model).name if is_local else model), is_local
+
+
+def read_instruction(model: Path) -> str:
+    """The task instruction that a saved MLLM's queries carry; empty for a CLIP."""
+    path = model / "config_sentence_transformers.json"
+    return str(json.loads(path.read_text())["prompts"].get("query", "")) if path.is_file() else ""
+
+
 def write_card(params: Params, root: Path, evaluation: Mapping[str, Any], why: str, noise: Noise | None) -> str:
     """The model card of the candidate.
 
@@ -101,15 +115,24 @@ def write_card(params: Params, root: Path, evaluation: Mapping[str, Any], why: s
     """
     version = json.loads((root / "version.json").read_text())
     recipe = params.train.model_dump(mode="json", exclude={"device"})
+    recipe["datasets"] = [Path(d["path"]).name if "path" in d else d for d in recipe.get("datasets") or ()]
+    base, is_local = hub_name(params.train.base_model)
+    recipe["base_model"] = base
+    config_file = root / "models" / "candidate" / "config.json"
+    kind = json.loads(config_file.read_text())["model_type"] if config_file.is_file() else "clip"
     facts = ModelFacts(
         tag=f"model/{batch_name(params)}",
         data_version=f"dataset/{version['version']}",
-        base_model=params.train.base_model,
+        base_model=base,
         recipe={"recipe": recipe_id(params), **recipe, "seed": params.open_run.seed},
         why=why,
         noise=None if noise is None else {"seeds": noise.seeds, "margin": noise.margin(params.promote.metric)},
         costs=read_costs(root),
         version=version,
+        kind=kind,
+        base_is_local=is_local,
+        license_name=params.version.license,
+        instruction=read_instruction(root / "models" / "candidate"),
     )
     return model_card(evaluation, facts)
 
