@@ -163,7 +163,7 @@ class BenchmarkConfig(Section):
     name: str = Field(
         pattern=NAME_PATTERN, description="Unique name in the report; two entries may use the same protocol."
     )
-    protocol: Literal["circo", "cirr", "fashioniq", "genecis", "mmeb"] = Field(
+    protocol: Literal["circo", "cirr", "fashioniq", "genecis", "mmeb", "dtin", "icir", "pinpoint"] = Field(
         description="Benchmark whose files are read and whose scoring is used (tasks/evaluate/protocols)."
     )
     path: str = Field(description="Folder with the benchmark's own files, as its download page unpacks them.")
@@ -187,6 +187,15 @@ class EvaluateConfig(Section):
         "instruction, {shared_concept} for what both images show."
     )
     batch_images: int = Field(ge=1, description="Images in one call of the model, a count.")
+    workers: int = Field(2, ge=1, description="Threads that read and prepare images, a count; no score changes.")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Arithmetic of the model's matrix products; weights and vectors stay float32."
+    )
+    vectors: str | None = Field(
+        None,
+        description="Folder where vectors are kept by weights and image, for further evaluations. Empty: in the run's "
+        "worktree, until the evaluation has ended.",
+    )
     dropped_queries_share_max: float = Field(
         0.05,
         ge=0,

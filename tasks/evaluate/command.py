@@ -229,20 +229,14 @@ def encode_and_rank(
     args: argparse.Namespace, benchmarks: Sequence[Benchmark]
 ) -> tuple[dict[str, dict[str, RetrievalResult]], dict[str, str]]:
     """(benchmark -> model -> result, model -> revision), one model in memory at a time."""
-    settings = EncodeSettings(
-        batch_images=args.batch_images,
-        device=args.device,
-        threads=max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
-        workers=args.workers,
-        precision=args.precision,
-        vectors=args.vectors or args.out / "vectors",
-    )
+    settings = EncodeSettings(args.batch_images, args.workers, args.precision, args.vectors or args.out / "vectors")
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     results: dict[str, dict[str, RetrievalResult]] = {b.name: {} for b in benchmarks}
     revisions = {}
     for name, model in model_names(args.model).items():
         revision = None if Path(model).is_dir() else args.revision
-        retriever = load_retriever(model, revision=revision, device=args.device, threads=settings.threads)
-        scorer = ModelScorer(retriever, settings)
+        retriever = load_retriever(model, revision=revision, device=args.device, threads=threads)
+        scorer = ModelScorer(retriever, settings, model)
         revisions[name] = scorer.revision
         for benchmark in benchmarks:
             results[benchmark.name][name] = scorer.retrieve(benchmark)

@@ -7,14 +7,17 @@ among the images that training uses: those of the version's triplets, without th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from tasks.config import Params
+from tasks.evaluate.encode import image_ids
 from tasks.evaluate.protocols import Benchmark
 from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
+from tasks.models.retrievers.kept_rows import KeptRows
 from tasks.store import Store
 from tasks.train.datasets import read_dataset
 from tasks.train.splits import held_out_images
@@ -42,6 +45,31 @@ class FingerprintRecorder:
         if key not in self.fingerprints:
             self.fingerprints[key] = fingerprint(image)
         return image
+
+
+def benchmark_fingerprints(
+    benchmark: Benchmark, recorder: FingerprintRecorder, folder: Path | None
+) -> dict[str, Fingerprint]:
+    """Key -> fingerprint of every image of a benchmark.
+
+    Args:
+        benchmark: with its images.
+        recorder: holds the fingerprints of the images that were read; those whose vectors were kept were not read.
+        folder: where fingerprints are kept, with the vectors.
+    """
+    keys, identify = benchmark.image_keys(), image_ids(benchmark)
+
+    def compute(positions: Sequence[int]) -> Iterator[np.ndarray]:
+        for n in positions:
+            if keys[n] not in recorder.fingerprints:
+                recorder(keys[n])
+            bits, pixels = recorder.fingerprints[keys[n]]
+            yield np.frombuffer(bits.to_bytes(8, "big") + pixels, np.uint8)[None]
+
+    rows = KeptRows(folder and folder / "fingerprints").rows([identify(key) for key in keys], compute)
+    return {
+        key: (int.from_bytes(row[:8].tobytes(), "big"), row[8:].tobytes()) for key, row in zip(keys, rows, strict=True)
+    }
 
 
 def find_copies(

@@ -1,7 +1,16 @@
-"""How models encode benchmarks: batches, decoding threads, arithmetic, devices, and where vectors are kept."""
+"""How models encode benchmarks: batches, decoding threads, arithmetic, and where vectors are kept.
+
+Vectors are kept below one folder by weights and image: `<weights>/<ids>.npz`, where `<weights>` stands for the model's
+revision, its configuration files and the arithmetic, and an image for its key, place, size and time. What was encoded
+once is read: by the next model with the same weights, by an evaluation that was killed, by the next benchmark with the
+same images.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import ConfigError
 from tasks.evaluate.protocols import Benchmark
 from tasks.evaluate.retrieval import RetrievalResult, retrieve
+from tasks.models.retrievers.content_encoders import EncodeOptions
+from tasks.models.retrievers.kept_rows import KeptRows
+from tasks.progress import Progress
 
 if TYPE_CHECKING:
-    from tasks.models.retrievers.base import Retriever
+    from tasks.models.retrievers.base import ContentEncoder, Retriever
 
 
 @dataclass(frozen=True)
@@ -21,22 +33,22 @@ class EncodeSettings:
 
     Attributes:
         batch_images: images, texts or both together in one call of the model, a count.
-        device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads of the model, a count.
-        workers: threads that decode and prepare images, a count.
+        workers: threads that read and prepare images, a count.
         precision: float32, bfloat16 or float16: of the matrix products; weights and vectors stay float32.
         vectors: folder where vectors are kept; None: they are not.
     """
 
     batch_images: int = 128
-    device: str = "auto"
-    threads: int = 2
     workers: int = 1
     precision: str = "float32"
     vectors: Path | None = None
 
     def arithmetic(self, device: str) -> AbstractContextManager[Any]:
-        """The context in which the model computes on a device."""
+        """The context in which the model computes on a device.
+
+        Raises:
+            ConfigError: float16 on a CPU.
+        """
         if self.precision == "float32":
             return nullcontext()
         import torch
@@ -47,15 +59,77 @@ class EncodeSettings:
         return torch.autocast(kind, dtype=getattr(torch, self.precision))
 
 
+def image_ids(benchmark: Benchmark) -> Callable[[str], str]:
+    """Image key -> what identifies its bytes: of a file also its place, size and time of change."""
+
+    def image_id(key: str) -> str:
+        path = benchmark.files.get(key)
+        if path is None:
+            return key
+        stamp = path.stat()
+        return f"{key}\t{path.absolute()}\t{stamp.st_size}\t{stamp.st_mtime_ns}"
+
+    return image_id
+
+
+class WithOptions:
+    """A retriever whose encoders of contents have these options; else it is the retriever itself."""
+
+    def __init__(self, retriever: Retriever, options: EncodeOptions) -> None:
+        self._retriever, self._options = retriever, options
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._retriever, name)
+
+    def content_encoder(
+        self, read_image: Any, batch_size: int, image_features: Any = None, options: EncodeOptions | None = None
+    ) -> ContentEncoder:
+        """As `Retriever.content_encoder`."""
+        return self._retriever.content_encoder(read_image, batch_size, image_features, options=options or self._options)
+
+
 class ModelScorer:
     """One loaded model, and how it encodes."""
 
-    def __init__(self, retriever: Retriever, settings: EncodeSettings) -> None:
-        """Nothing is encoded yet."""
+    def __init__(self, retriever: Retriever, settings: EncodeSettings, model: str) -> None:
+        """Nothing is encoded yet.
+
+        Args:
+            retriever: the model.
+            settings: of the evaluation.
+            model: Hugging Face name or folder that it was loaded from.
+        """
         self.retriever, self.settings = retriever, settings
         self.revision = retriever.revision
+        folder = settings.vectors and settings.vectors / weights_name(model, self.revision, settings.precision)
+        self.kept = KeptRows(folder)
 
-    def retrieve(self, benchmark: Benchmark) -> RetrievalResult:
-        """Rank a benchmark's galleries for its queries."""
+    def retrieve(self, benchmark: Benchmark, run: Callable[..., RetrievalResult] = retrieve) -> RetrievalResult:
+        """Rank a benchmark's galleries for its queries.
+
+        Args:
+            benchmark: queries and galleries.
+            run: (model, benchmark, batch size) -> result.
+        """
+        is_joint = getattr(self.retriever, "is_joint", False)
+        progress = Progress(
+            "evaluate",
+            None if is_joint else len(benchmark.image_keys()),
+            f"{'contents' if is_joint else 'images'} of {benchmark.name}",
+        )
+        options = EncodeOptions(self.kept, image_ids(benchmark), self.settings.workers, progress)
         with self.settings.arithmetic(getattr(self.retriever, "device", "cpu")):
-            return retrieve(self.retriever, benchmark, self.settings.batch_images)
+            result = run(WithOptions(self.retriever, options), benchmark, self.settings.batch_images)
+        progress.finish()
+        return result
+
+
+def weights_name(model: str, revision: str, precision: str) -> str:
+    """Folder name of a model's vectors: its revision, and a digest of all else that decides about them."""
+    digest = hashlib.sha256(f"{revision}\n{precision}\n".encode())
+    if Path(model).is_dir():
+        for path in sorted(Path(model).glob("*.json")):
+            digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    else:
+        digest.update(model.encode())
+    return f"{re.sub(r'[^A-Za-z0-9]', '', revision)[:12]}-{precision}-{digest.hexdigest()[:12]}"

@@ -79,7 +79,8 @@ def with_readable_images(benchmark: Benchmark, share_max: float, *, is_thorough:
     for task in benchmark.tasks:
         kept = []
         for query in task.queries:
-            image = query.reference if query.reference in faults else _first_bad(query, bad_items)
+            references = (query.reference, *query.more_references)
+            image = next((key for key in references if key in faults), None) or _first_bad(query, bad_items)
             if image is None:
                 kept.append(query)
             else:

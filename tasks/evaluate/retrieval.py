@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Protocol, Query, Task
+from tasks.knn.unit_rows import unit_rows
 
 if TYPE_CHECKING:
-    from tasks.models.retrievers.base import Content, Retriever
+    from tasks.models.retrievers.base import Content, ContentEncoder, Retriever
     from tasks.models.retrievers.clip import ClipRetriever
 
 QUERY_MODES = ("composed", "image_only", "text_only")
 QUERIES_PER_BLOCK = 256
+SIMILARITIES_PER_BLOCK = 32_000_000  # 128 MB, whatever the size of the gallery
 
 
 @dataclass
@@ -45,6 +47,30 @@ def encode_images(retriever: ClipRetriever, benchmark: Benchmark, batch_size: in
     return features
 
 
+def with_more_references(
+    encoder: ContentEncoder, queries: Sequence[Query], mode: str, vectors: np.ndarray
+) -> np.ndarray:
+    """The queries' vectors; of a query with several images the mean over them, scaled to unit length.
+
+    Args:
+        encoder: of the benchmark's contents.
+        queries: n.
+        mode: one of QUERY_MODES.
+        vectors: (n, d) of each query's first image.
+    """
+    several = [n for n, query in enumerate(queries) if query.more_references]
+    if not several or mode == "text_only":
+        return vectors
+    pairs = [(n, key) for n in several for key in queries[n].more_references]
+    texts = [queries[n].text if mode == "composed" else "" for n, _ in pairs]
+    more = encoder.encode([(key, text) for (_, key), text in zip(pairs, texts, strict=True)], "query")
+    sums = vectors.copy()
+    np.add.at(sums, [n for n, _ in pairs], more)
+    vectors = vectors.copy()
+    vectors[several] = unit_rows(sums[several])
+    return vectors
+
+
 def predict_queries(
     protocol: Protocol, task: Task, queries: Sequence[Query], vectors: np.ndarray, gallery: np.ndarray
 ) -> Iterator[Prediction]:
@@ -57,8 +83,9 @@ def predict_queries(
         vectors: (n, d) unit rows of the queries; a row of zeros where a query has nothing in this mode.
         gallery: (m, d) unit rows.
     """
-    for start in range(0, len(queries), QUERIES_PER_BLOCK):
-        block = slice(start, start + QUERIES_PER_BLOCK)
+    size = max(1, min(QUERIES_PER_BLOCK, SIMILARITIES_PER_BLOCK // max(1, len(gallery))))
+    for start in range(0, len(queries), size):
+        block = slice(start, start + size)
         similarity = vectors[block] @ gallery.T  # (block, m)
         for query, row in zip(queries[block], similarity, strict=True):
             yield protocol.predict(task, query, row)
@@ -91,7 +118,7 @@ def retrieve(
             "text_only": [(None, q.text) for q in task.queries],
         }
         for mode in QUERY_MODES:
-            vectors = encoder.encode(contents[mode], "query")
+            vectors = with_more_references(encoder, task.queries, mode, encoder.encode(contents[mode], "query"))
             predictions = predict_queries(protocol, task, task.queries, vectors, gallery)
             result.predictions[mode].append(list(zip(task.queries, predictions, strict=True)))
         several = [q for q in task.queries if q.wordings]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,14 @@ from tasks.config import Params
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.benchmarks import read_benchmarks, require_metric
 from tasks.evaluate.bootstrap import LEVEL, RESAMPLES
-from tasks.evaluate.contamination import Fingerprint, FingerprintRecorder, contamination_report, training_fingerprints
+from tasks.evaluate.contamination import (
+    Fingerprint,
+    FingerprintRecorder,
+    benchmark_fingerprints,
+    contamination_report,
+    training_fingerprints,
+)
+from tasks.evaluate.encode import EncodeSettings, ModelScorer
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark
 from tasks.evaluate.protocols.base import UnreadableImageError
 from tasks.evaluate.readable import dropped_note, with_readable_images
@@ -71,21 +79,33 @@ def retrieve_all(
         scorings: model and benchmark, those of a model side by side.
         files: of the parts.
     """
-    retriever, loaded = None, ""
+    settings = encode_settings(params, files.store)
+    scorer, loaded = None, ""
     for name, benchmark in scorings:
         if kept := files.read(benchmark, name):
             yield name, benchmark, kept
             continue
-        if retriever is None or loaded != name:
+        if scorer is None or loaded != name:
             revision = params.train.revision if name == "base" else None
             threads = max(2, params.open_run.threads)
-            retriever = None  # its memory first
+            scorer = None  # its memory first
             retriever = load_retriever(models[name], revision=revision, device=params.evaluate.device, threads=threads)
-            loaded = name
-        recorder = FingerprintRecorder(benchmark.read_image)
-        result = retrieve(retriever, replace(benchmark, read_image=recorder), params.evaluate.batch_images)
+            scorer, loaded = ModelScorer(retriever, settings, models[name]), name
+        if name != next(iter(models)):
+            result, fingerprints = scorer.retrieve(benchmark, retrieve), dict[str, Fingerprint]()
+        else:  # the first model's reading of the images also gives their fingerprints
+            recorder = FingerprintRecorder(benchmark.read_image)
+            result = scorer.retrieve(replace(benchmark, read_image=recorder), retrieve)
+            fingerprints = benchmark_fingerprints(benchmark, recorder, settings.vectors)
         log.info("evaluate: %s on %s", name, benchmark.name)
-        yield name, benchmark, Scoring(result, retriever.revision, recorder.fingerprints)
+        yield name, benchmark, Scoring(result, scorer.revision, fingerprints)
+
+
+def encode_settings(params: Params, store: Store) -> EncodeSettings:
+    """How the run's models encode; vectors lie in the run's worktree, or in the folder that the parameters name."""
+    config = params.evaluate
+    vectors = Path(config.vectors) if config.vectors else store.folder(".run", "vectors")
+    return EncodeSettings(config.batch_images, config.workers, config.precision, vectors)
 
 
 def collect(
@@ -129,8 +149,7 @@ def evaluate_part(
     """Make the i-th of n parts of the scorings; they wait in files for the call that writes the report."""
     missing = [(name, b) for name, b in of_part(scorings, part) if not files.path(b, name).exists()]
     for name, benchmark, scoring in retrieve_all(params, models, missing, files):
-        is_first = name == next(iter(models))  # all models read the same images
-        files.write(benchmark, name, scoring if is_first else replace(scoring, fingerprints={}))
+        files.write(benchmark, name, scoring)
     return StageReport("evaluate", notes=[f"part {part[0]} of {part[1]}: {len(missing)} scorings made now"])
 
 
@@ -194,6 +213,7 @@ def run(params: Params, store: Store, part: tuple[int, int] | None = None) -> St
     evaluation = whole_report(params, store, sections, scored[0].name, revisions)
     store.write_bytes(store.folder("reports", "evaluation.json"), (json.dumps(evaluation, indent=1) + "\n").encode())
     files.remove()
+    shutil.rmtree(store.folder(".run", "vectors"), ignore_errors=True)
     return StageReport(
         "evaluate",
         read=evaluation["queries"],

@@ -5,11 +5,11 @@ averages is in the docstring of its module. Each benchmark has a pinned query te
 obtained with different templates are not comparable.
 """
 
-from tasks.evaluate.protocols import circo, cirr, fashioniq, genecis, mmeb
+from tasks.evaluate.protocols import circo, cirr, dtin, fashioniq, genecis, icir, mmeb, pinpoint
 from tasks.evaluate.protocols.base import Benchmark, GalleryItem, Prediction, Protocol, Query, Task
 
 PROTOCOLS: dict[str, Protocol] = {
-    p.name: p for p in (circo.PROTOCOL, cirr.PROTOCOL, fashioniq.PROTOCOL, genecis.PROTOCOL, mmeb.PROTOCOL)
+    module.PROTOCOL.name: module.PROTOCOL for module in (circo, cirr, fashioniq, genecis, mmeb, dtin, icir, pinpoint)
 }
 
 __all__ = ["PROTOCOLS", "Benchmark", "GalleryItem", "Prediction", "Protocol", "Query", "Task"]

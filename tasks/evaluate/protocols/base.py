@@ -51,6 +51,7 @@ class Query:
         wordings: the same query in several wordings, `text` the first; empty where there is one wording.
         candidates: gallery keys to rank for this query; the whole gallery where empty.
         subset: CIRR: gallery keys of the five images that look like the reference.
+        more_references: keys of further query images; the query's vector is the mean over its images.
         record: what else the file says about the query, for summaries by group and for the server's files.
     """
 
@@ -61,6 +62,7 @@ class Query:
     wordings: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
     subset: tuple[str, ...] = ()
+    more_references: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
@@ -152,6 +154,7 @@ class Benchmark:
                 if (image := self.item(key).image) is not None:
                     keys[image] = None
             keys.update(dict.fromkeys(q.reference for q in task.queries if q.reference is not None))
+            keys.update(dict.fromkeys(key for q in task.queries for key in q.more_references))
         return list(keys)
 
     @property
