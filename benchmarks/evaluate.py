@@ -70,7 +70,7 @@ def run_ours(paths: Sequence[Path], model: str, kept: Path) -> tuple[np.ndarray,
     from tasks.evaluate.encode import EncodeSettings, ModelScorer, image_ids
     from tasks.evaluate.protocols import Benchmark, Task
     from tasks.evaluate.protocols.base import image_reader
-    from tasks.models.retrievers.content_encoders import EncodeOptions
+    from tasks.models.retrievers.kept_rows import EncodeOptions
     from tasks.models.retrievers.load import load_retriever
 
     files = {path.stem: path for path in paths}

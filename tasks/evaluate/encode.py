@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import ConfigError
 from tasks.evaluate.protocols import Benchmark
 from tasks.evaluate.retrieval import RetrievalResult, retrieve
-from tasks.models.retrievers.content_encoders import EncodeOptions
-from tasks.models.retrievers.kept_rows import KeptRows
+from tasks.models.retrievers.kept_rows import EncodeOptions, KeptRows
 from tasks.progress import Progress
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from tasks.models.retrievers.content_encoders import EncodeOptions
+    from tasks.models.retrievers.kept_rows import EncodeOptions
 
 Role = Literal[
     "query", "candidate"

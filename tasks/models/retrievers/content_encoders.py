@@ -10,48 +10,19 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.retrievers.base import Content, Role
-from tasks.models.retrievers.kept_rows import KeptRows
-from tasks.progress import Progress
+from tasks.models.retrievers.kept_rows import EncodeOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 BATCHES_AHEAD = 2  # prepared images that wait for the model
 ROWS_PER_BLOCK = 8192  # of a gallery that is put together at a time
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """How contents are encoded.
-
-    Attributes:
-        kept: rows of earlier encodings with the same weights.
-        image_id: image key -> what identifies the image's bytes; the key itself for a benchmark that never changes.
-        workers: threads that read and prepare images, a count.
-        progress: counts images (or contents, of the MLLM type).
-    """
-
-    kept: KeptRows = field(default_factory=lambda: KeptRows(None))
-    image_id: Callable[[str], str] = str
-    workers: int = 1
-    progress: Progress | None = None
-
-    def advance(self, count: int) -> None:
-        """Count what was encoded."""
-        if self.progress is not None:
-            self.progress.advance(count)
-
-    def skip(self, count: int) -> None:
-        """Count what was kept."""
-        if self.progress is not None:
-            self.progress.skip(count)
 
 
 def loaded_batches(

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from tasks.progress import Progress
 from tasks.store.atomic import atomic_write
 
 ROWS_PER_FILE = 1024
@@ -96,3 +98,30 @@ class KeptRows:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(file, ids=np.array(ids), rows=rows)
         self._places.update({i: (path, n) for n, i in enumerate(ids)})
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How contents are encoded.
+
+    Attributes:
+        kept: rows of earlier encodings with the same weights.
+        image_id: image key -> what identifies the image's bytes; the key itself for a benchmark that never changes.
+        workers: threads that read and prepare images, a count.
+        progress: counts images (or contents, of the MLLM type).
+    """
+
+    kept: KeptRows = field(default_factory=lambda: KeptRows(None))
+    image_id: Callable[[str], str] = str
+    workers: int = 1
+    progress: Progress | None = None
+
+    def advance(self, count: int) -> None:
+        """Count what was encoded."""
+        if self.progress is not None:
+            self.progress.advance(count)
+
+    def skip(self, count: int) -> None:
+        """Count what was kept."""
+        if self.progress is not None:
+            self.progress.skip(count)

@@ -24,7 +24,8 @@ from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.hub import load_errors, model_revision
 from tasks.models.retrievers.base import Role, add_remote_code, count_rows
-from tasks.models.retrievers.content_encoders import EncodeOptions, JointEncoder
+from tasks.models.retrievers.content_encoders import JointEncoder
+from tasks.models.retrievers.kept_rows import EncodeOptions
 from tasks.models.retrievers.old_layout import rename_weights, write_old_layout
 from tasks.models.retrievers.published.bge_vl_inputs import ImageInput, Inputs
 from tasks.models.retrievers.published.bge_vl_prompts import CIR_INSTRUCTION, FAMILIES
