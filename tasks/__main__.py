@@ -47,8 +47,7 @@ class Command:
             its own arguments).
         item: what the one argument of a stage is; None where it takes none.
         takes_part: whether a stage takes --part i/n.
-        alone: of a stage that is a tool, too: the module with `add_arguments(parser)`, `is_asked(args)` and
-            `run_command(args)`, which runs instead of the stage where its arguments are given.
+        alone: of a stage that is a tool, too: the module with `add_arguments`, `is_asked(args)` and `run_command`.
         example: arguments of the example in `python -m tasks <command> --help`.
     """
 
@@ -306,17 +305,14 @@ def run_check(name: str, arguments: dict[str, Any]) -> StageReport:
 
 def run_parsed(name: str, args: argparse.Namespace) -> Result:
     """Run a command with its parsed arguments."""
-    kind = COMMANDS[name].kind
-    if COMMANDS[name].alone:
-        tool = importlib.import_module(COMMANDS[name].alone)
-        if tool.is_asked(args):
-            made: Result = tool.run_command(args)
-            return made
+    kind, module, alone = COMMANDS[name].kind, COMMANDS[name].module, COMMANDS[name].alone
+    if alone and importlib.import_module(alone).is_asked(args):
+        kind, module = "tool", alone
     if kind == "stage":
         return run_stage(name, args.item, args.part, args.root)
     if kind == "check":
         return run_check(name, {key: value for key, value in vars(args).items() if key != "json"})
-    result: Result = importlib.import_module(COMMANDS[name].module).run_command(args)
+    result: Result = importlib.import_module(module).run_command(args)
     return result
 
 
