@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +24,7 @@ CHUNK_BYTES = 1 << 16  # decompressed at a time
 # 1,032 times, Zstandard more.
 MAX_COMPRESSION_RATIO = 200
 FREE_BYTES = 1 << 20  # allowed whatever the compressed size
-READ_ERRORS = (OSError, EOFError, ValueError, zlib.error)
+READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 
 # A decoder that meets bytes of another encoding writes a lone surrogate, which no strict decoder ever writes itself.
 codecs.register_error("megapairs-mark", lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
@@ -46,7 +47,7 @@ class Line:
     is_end: bool = False
 
 
-class _LimitedReader(io.RawIOBase):
+class LimitedReader(io.RawIOBase):
     """A compressed file's content, read no further than MAX_COMPRESSION_RATIO times its compressed size.
 
     Args:
@@ -63,9 +64,15 @@ class _LimitedReader(io.RawIOBase):
         self._step = CHUNK_BYTES
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Read into a buffer, as io.RawIOBase.readinto does.
+
+        Raises:
+            OSError, EOFError, zlib.error, lzma.LZMAError, ValueError: damaged, truncated, or a decompression bomb.
+        """
         chunk = self._read(len(buffer))
         self._position += len(chunk)
         if self._position > self._limit_bytes:
@@ -93,6 +100,7 @@ class _LimitedReader(io.RawIOBase):
         return bytes(self._stream.read(1))
 
     def close(self) -> None:
+        """End the decompressed stream."""
         if not self.closed:
             self._context.__exit__(None, None, None)
         super().close()
@@ -114,9 +122,9 @@ def open_decompressed(path: Path) -> Iterator[BinaryIO]:
         OSError, EOFError, zlib.error, ValueError: also by the reads: damaged, truncated, or a decompression bomb.
     """
     if path.suffix == ".gz":
-        raw = _LimitedReader(lambda: gzip.open(path), path.stat().st_size)  # noqa: SIM115
+        raw = LimitedReader(lambda: gzip.open(path), path.stat().st_size)  # noqa: SIM115
     elif path.suffix == ".zst":
-        raw = _LimitedReader(lambda: _open_zstandard(path), path.stat().st_size)
+        raw = LimitedReader(lambda: _open_zstandard(path), path.stat().st_size)
     else:
         with open(path, "rb") as f:
             yield f

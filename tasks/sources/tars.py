@@ -11,7 +11,7 @@ come behind the images (tasks/sources/sidecars.py tells which belongs to which).
 A member's fingerprint is its tar's (the ETag, or the sha256 of a local tar, one pass over its bytes; and the tar's
 name) and its number; the last member's ends in '/end': once that is known, the whole tar is skipped. A tar in a bucket
 is downloaded once, to a temporary file that goes with its last member; one of more than half the free disk is read by
-range requests. Compressed tars are rejected, since their members cannot be read in place.
+range requests. A compressed tar is unpacked to such a file (tasks/sources/packed_tars.py).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from tasks.sources.files import (
     make_source_file,
 )
 from tasks.sources.folder import find_local_files, read_chunks
+from tasks.sources.packed_tars import open_tar
 from tasks.sources.seen import SeenKeys
 from tasks.sources.sidecars import MAX_CAPTION_BYTES, Sidecars, is_caption_name
 from tasks.sources.spool import Spool
@@ -119,9 +120,9 @@ class TarLister:
     def _list(self) -> Iterator[SourceFile]:
         number = 0
         try:
-            read_at = self.tar.open_bytes()
-            reader = TarReader(read_at, self.tar.size_bytes)
-            for member in scan_members(reader):
+            read_at, size_bytes, damage = open_tar(self.tar.open_bytes(), self.tar.size_bytes, self.tar.fingerprint)
+            reader = TarReader(read_at, size_bytes)
+            for member in _with_damage_of_packing(scan_members(reader), damage):
                 if not self._take_text(member, reader):
                     self._members.add(number, member)
                 number += 1
@@ -176,6 +177,23 @@ class TarLister:
             inside = f"{inside}#{number}"
         file = make_source_file(self.source, inside, "", Metadata())
         return replace(file, fingerprint=f"{self.tar.fingerprint}/{number}")
+
+
+def _with_damage_of_packing(members: Iterator[TarMember], damage: str) -> Iterator[TarMember]:
+    """The members; what damaged a compressed tar is told together with what it did to the tar's end, as one damage."""
+    last: TarMember | None = None
+    for member in members:
+        if last is not None:
+            yield last
+        last = member
+    if damage and (last is None or not last.damage):
+        if last is not None:
+            yield last
+        last = TarMember(last.archive if last else 0, damage=damage)
+    elif damage and last is not None:
+        last = replace(last, damage=f"{damage}; {last.damage}")
+    if last is not None:
+        yield last
 
 
 def _read_member(read_at: Callable[[int, int], bytes], start: int, stop: int, limit_bytes: int) -> bytes:
@@ -239,14 +257,8 @@ def _open_remote(location: s3.S3Location, item: s3.S3Object) -> Callable[[int, i
     return _DownloadedTar(location, item, spool)
 
 
-def _reject_compressed(source: SourceConfig, name: str, fingerprint: str) -> SourceFile:
-    return make_source_file(source, name, fingerprint, Metadata()).rejected(
-        "not_a_picture", "a packed tar, whose members cannot be read where they lie; unpack it to .tar"
-    )
-
-
-def find_tars(source: SourceConfig) -> Iterator[TarArchive | SourceFile]:
-    """The source's tars by name; a rejected file for each compressed one.
+def find_tars(source: SourceConfig) -> Iterator[TarArchive]:
+    """The source's tars by name, compressed ones too.
 
     Raises:
         ConfigError: no tar, or a bucket without access.
@@ -259,20 +271,15 @@ def find_tars(source: SourceConfig) -> Iterator[TarArchive | SourceFile]:
         digest = hashlib.sha256()
         for chunk in read_chunks(path):
             digest.update(chunk)
-        if name.endswith(PACKED_TARS):
-            yield _reject_compressed(source, name, digest.hexdigest())
-        else:
-            fingerprint = bind_fingerprint(digest.hexdigest(), f"{source.name}:{name}")
-            yield TarArchive(name, fingerprint, path.stat().st_size, partial(_open_local, path))
+        fingerprint = bind_fingerprint(digest.hexdigest(), f"{source.name}:{name}")
+        yield TarArchive(name, fingerprint, path.stat().st_size, partial(_open_local, path))
 
 
-def _find_remote_tars(source: SourceConfig) -> Iterator[TarArchive | SourceFile]:
+def _find_remote_tars(source: SourceConfig) -> Iterator[TarArchive]:
     location = s3.parse_location(source)
     for item in s3.list_objects(location):
         name = location.path_inside(item)
-        if item.key.endswith(PACKED_TARS):
-            yield _reject_compressed(source, name, item.etag)
-        elif item.key.endswith(".tar"):
+        if item.key.endswith((".tar", *PACKED_TARS)):
             fingerprint = bind_fingerprint(item.etag, f"{source.name}:{name}")
             yield TarArchive(name, fingerprint, item.size_bytes, partial(_open_remote, location, item))
 
@@ -294,9 +301,7 @@ def list_tars(
     counts, names = counts or ListingCounts(), SeenKeys()
     of_source = ListingCounts()
     for tar in find_tars(source):
-        if isinstance(tar, SourceFile):
-            yield tar
-        elif is_known(f"{tar.fingerprint}/end"):
+        if is_known(f"{tar.fingerprint}/end"):
             log.info("ingest: %s:%s was taken completely by an earlier batch; skipped", source.name, tar.name)
         else:
             of_tar = ListingCounts()

@@ -1,8 +1,12 @@
 """Untrusted tars: every member is a file, a caption or rejected; nothing is extracted, nothing unpickled."""
 
+import bz2
+import gc
 import gzip
+import lzma
 import os
 import pickle
+import random
 import tarfile
 import tracemalloc
 from collections import Counter
@@ -10,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +22,7 @@ from hypothesis import strategies as st
 from tasks.config import SourceConfig, parse_params, read_raw, resolve
 from tasks.errors import ConfigError
 from tasks.ingest import stage as ingest
+from tasks.ingest.staging import load_file
 from tasks.records import StageReport
 from tasks.sources import tars
 from tasks.sources.files import FileRejected, SourceFile
@@ -29,12 +35,12 @@ def source(path: str, **more: Any) -> SourceConfig:
     return SourceConfig(name="wds", path=path, license_code="CC0-1.0", **more)
 
 
-def read_all(files: list[SourceFile]) -> dict[str, bytes | str]:
+def read_all(files: list[SourceFile], limit_bytes: int = 10_000) -> dict[str, bytes | str]:
     """Path inside the source -> bytes, or the reason of the rejection."""
     results: dict[str, bytes | str] = {}
     for file in files:
         try:
-            results[file.uri.partition(":")[2]] = bytes(file.read(10_000))
+            results[file.uri.partition(":")[2]] = bytes(file.read(limit_bytes))
         except FileRejected as rejected:
             results[file.uri.partition(":")[2]] = rejected.reason
     assert len(results) == len(files)
@@ -74,22 +80,64 @@ def test_images_come_with_their_captions_in_the_order_of_the_tar(tmp_path: Path)
         list(list_files(source(str(tmp_path / "no.tar"))))
 
 
-def test_a_compressed_tar_is_rejected_with_the_next_step(tmp_path: Path, s3: Any, s3_url: str):
-    content = gzip.compress(make_tar([("1.jpg", b"one")]))
-    (tmp_path / "a.tar.gz").write_bytes(content)
-    (tmp_path / "b.tgz").write_bytes(content)
-    (tmp_path / "c.tar").write_bytes(make_tar([("1.jpg", b"one")]))
-    s3.put_object(Bucket="images", Key="w/a.tar.gz", Body=content)
-    for files, names in (
-        (list_files(source(str(tmp_path), kind="tars")), ["a.tar.gz", "b.tgz", "c.tar/1.jpg"]),
-        (list_files(source(str(tmp_path / "a.tar.gz"))), ["a.tar.gz"]),
-        (list_files(source("s3://images/w/*.tar.gz", endpoint_url=s3_url)), ["a.tar.gz"]),
-    ):
-        read = list(files)
-        assert [f.uri.partition(":")[2] for f in read] == names and all(f.fingerprint for f in read)
-        with pytest.raises(FileRejected, match="unpack it to .tar") as caught:
-            read[0].read(10)
-        assert caught.value.reason == "not_a_picture"
+def pack(packing: str, content: bytes) -> bytes:
+    """A tar's bytes, compressed."""
+    if packing in ("zst", "lz4"):
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, {"zst": "zstd", "lz4": "lz4"}[packing]) as stream:
+            stream.write(content)
+        return bytes(sink.getvalue())
+    return {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "none": bytes}[packing](content)
+
+
+NOISE = [random.Random(n).randbytes(150_000) for n in range(6)]  # more than Zstandard compresses at once
+
+
+@pytest.mark.parametrize(
+    ("name", "packing"),
+    [
+        ("a.tar.gz", "gz"),
+        ("a.tgz", "gz"),
+        ("a.tar.bz2", "bz2"),
+        ("a.txz", "xz"),
+        ("a.tar.zst", "zst"),
+        ("a.tar.lz4", "lz4"),
+        ("a.tar.gz", "none"),  # a name that is no longer true
+        ("a.tar", "gz"),
+    ],
+)
+def test_a_compressed_tar_is_read_as_a_plain_one_also_by_another_process(tmp_path: Path, name: str, packing: str):
+    content = make_tar([("1.jpg", b"one"), ("1.txt", b"a caption"), ("2.jpg", b"two"), ("../3.jpg", b"three")])
+    (tmp_path / name).write_bytes(pack(packing, content))
+    files = list(list_files(source(str(tmp_path / name))))
+    arrived = [load_file(pickle.dumps(file)) for file in files]
+    assert read_all(arrived) == {f"{name}/1.jpg": b"one", f"{name}/2.jpg": b"two", f"{name}/../3.jpg": "unsafe"}
+    assert [file.metadata.caption for file in arrived] == ["a caption", None, None]
+    assert list(list_files(source(str(tmp_path / name)), lambda fingerprint: fingerprint.endswith("/end"))) == []
+
+
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz", "zst"])
+def test_a_compressed_tar_that_is_cut_gives_its_readable_members_and_one_row_for_the_damage(
+    tmp_path: Path, packing: str
+):
+    whole = pack(packing, make_tar([(f"{n}.jpg", noise) for n, noise in enumerate(NOISE)]))
+    (tmp_path / f"a.tar.{packing}").write_bytes(whole[: len(whole) * 3 // 5])
+    read = read_all(list(list_files(source(str(tmp_path / f"a.tar.{packing}")))), 1 << 20)
+    assert list(read.values())[-1] == "unreachable" and f"/#{len(read) - 1}" in list(read)[-1]
+    good = [content for content in read.values() if isinstance(content, bytes)]
+    assert good == NOISE[: len(good)] and (packing == "bz2" or len(good) >= 2)  # bzip2 unpacks by 900 kB
+
+
+def test_a_compressed_tar_in_a_bucket_is_read_and_a_bomb_is_not_unpacked(tmp_path: Path, s3: Any, s3_url: str):
+    s3.put_object(Bucket="images", Key="w/a.tar.gz", Body=gzip.compress(make_tar([("1.jpg", b"one")])))
+    (file,) = list_files(source("s3://images/w/*.tar.gz", endpoint_url=s3_url))
+    assert load_file(pickle.dumps(file)).read(10) == file.read(10) == b"one"
+    bomb = gzip.compress(make_tar([("1.jpg", b"one"), ("2.jpg", bytes(8 << 20))]))
+    (tmp_path / "b.tar.gz").write_bytes(bomb)
+    *images, damage = list_files(source(str(tmp_path / "b.tar.gz")))
+    assert images[0].read(10) == b"one" and len(images) == 2
+    with pytest.raises(FileRejected, match="unpacks to more than 200 times its size"):
+        damage.read(10)
 
 
 class Trap:
@@ -147,6 +195,8 @@ def test_any_number_of_members_is_listed_in_constant_memory(tmp_path: Path):
 
     def peak(count: int) -> int:
         write_many_members(tmp_path / "m.tar", count)
+        gc.collect()  # what other tests left is collected, and counted, at no time between
+        gc.disable()
         tracemalloc.start()
         reasons: Counter[str] = Counter()
         for file in list_files(source(str(tmp_path / "m.tar"))):
@@ -156,6 +206,7 @@ def test_any_number_of_members_is_listed_in_constant_memory(tmp_path: Path):
                 reasons[rejected.reason] += 1
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+        gc.enable()
         assert reasons == {"empty": count - 1, "unsafe": 1}
         return size
 
