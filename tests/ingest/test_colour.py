@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 
 from tasks.ingest.colour import srgb_transform
 from tasks.ingest.colour_signals import PRIMARIES, ColourSignal, clean_aperture, rgb_to_xyz, to_srgb_pixels
-from tasks.ingest.decode import decode_image
+from tasks.ingest.decode import TRANSPOSES, decode_image
 from tasks.ingest.rules import NormalizationRules
 from tests.support.images import encode
 
@@ -99,11 +99,68 @@ def test_a_damaged_profile_and_one_of_another_space_count_as_srgb(profile: bytes
     assert np.array_equal(decoded(encode(image, "PNG", icc_profile=profile)), np.asarray(image))
 
 
-def test_cmyk_jpegs_of_both_transforms_are_told_by_their_marker():
-    """Pillow writes Adobe's inverted CMYK; transform 2 (YCCK) is told by the same marker."""
-    colour = Image.new("RGB", (64, 64), (200, 60, 40)).convert("CMYK")
-    found = decoded(encode(colour, "JPEG", quality=98))
-    assert np.abs(found[32, 32] - np.array([200, 60, 40])).max() <= 4
+PRINTED = (200, 60, 40)
+
+
+def cmyk_jpeg(colour: tuple[int, int, int], *, is_ycck: bool = False, **options: object) -> bytes:
+    """A JPEG of four channels in one colour, with Adobe's marker; Pillow writes no YCCK, so its numbers are ours."""
+    image = Image.new("RGB", (64, 64), colour).convert("CMYK")
+    if is_ycck:  # of C, M, Y as if they were R, G, B; Pillow inverts what it writes
+        *ink, black = (np.asarray(channel) for channel in image.split())
+        ycc = Image.fromarray(np.stack(ink, -1)).convert("YCbCr").split()
+        planes = [*(255 - np.asarray(plane) for plane in ycc), black]
+        image = Image.merge("CMYK", [Image.fromarray(plane.astype(np.uint8)) for plane in planes])
+    content = encode(image, "JPEG", quality=98, subsampling=0, **options)
+    at = content.index(b"Adobe") + 11
+    return content[:at] + bytes([2 if is_ycck else 0]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("is_ycck", [False, True])
+def test_cmyk_jpegs_of_both_transforms_are_told_by_their_marker(is_ycck: bool):
+    assert np.abs(decoded(cmyk_jpeg(PRINTED, is_ycck=is_ycck))[32, 32] - PRINTED).max() <= 4
+
+
+def press_profile() -> tuple[bytes, np.ndarray]:
+    """An ICC profile of a press, a table of two points an ink, and the Lab of its 16 overprints, (2, 2, 2, 2, 3).
+
+    Paper is yellowish, black a dark grey: far from Pillow's formula.
+    """
+    ink = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), -1)
+    lightness = 93 - ink @ np.array([30, 35, 5, 60])
+    a, b = ink @ np.array([-20, 45, -3, 0]), 8 + ink @ np.array([-28, -5, 40, -6])
+    lab = np.stack([lightness.clip(12), a.clip(-90, 90), b.clip(-90, 90)], -1)
+    table = np.stack([lab[..., 0] * 2.55, lab[..., 1] + 128, lab[..., 2] + 128], -1).round().astype(np.uint8)
+    ramp = bytes(range(256))
+    matrix = b"".join(struct.pack(">i", 65536 if n % 4 == 0 else 0) for n in range(9))
+    lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + matrix + ramp * 4 + table.tobytes() + ramp * 3
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 6) + b"press\0" + b"\0" * 79,
+        b"A2B0": lut,
+        b"wtpt": b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061),
+    }
+    at, entries, body = 128 + 4 + 12 * len(tags), b"", b""
+    for tag, value in tags.items():
+        value += b"\0" * (-len(value) % 4)
+        entries += tag + struct.pack(">II", at + len(body), len(value))
+        body += value
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    header = struct.pack(">I4sI4s4s4s", at + len(body), b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    header += b"\0" * 12 + b"acsp" + b"\0" * 28 + white
+    return header.ljust(128, b"\0") + struct.pack(">I", len(tags)) + entries + body, lab
+
+
+@pytest.mark.parametrize("is_ycck", [False, True])
+def test_cmyk_and_ycck_with_a_profile_have_its_colours(is_ycck: bool):
+    profile, lab = press_profile()
+    for ink, rgb in (((1, 0, 0, 0), (0, 255, 255)), ((0, 1, 1, 0), (255, 0, 0)), ((0, 0, 1, 0), (255, 255, 0))):
+        space = ImageCms.createProfile("LAB")
+        to_rgb = ImageCms.buildTransform(space, ImageCms.createProfile("sRGB"), "LAB", "RGB")
+        level = (round(lab[ink][0] * 2.55), round(lab[ink][1]) + 128, round(lab[ink][2]) + 128)
+        expected = ImageCms.applyTransform(Image.new("LAB", (1, 1), level), to_rgb)
+        assert expected is not None
+        found = decoded(cmyk_jpeg(rgb, is_ycck=is_ycck, icc_profile=profile))[32, 32]
+        assert np.abs(found - np.asarray(expected, int)[0, 0]).max() <= 20  # perceptual: black is stretched
+        assert np.abs(found - rgb).max() > 30, "not Pillow's formula"
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.55, 0.7])
@@ -179,6 +236,61 @@ def test_a_clean_aperture_is_read():
     assert clean_aperture(b"ftyp" + box, 100, 80) == (10, 25, 70, 65)
     assert clean_aperture(b"ftyp", 100, 80) is None
     assert clean_aperture(b"ftyp" + box, 50, 30) is None, "outside the image"
+
+
+def find_boxes(content: bytes, start: int, stop: int) -> dict[bytes, tuple[int, int]]:
+    """Kind -> (begin, end) of the boxes of ISO BMFF in this range."""
+    boxes = {}
+    while start + 8 <= stop:
+        end = start + int.from_bytes(content[start : start + 4], "big")
+        boxes[content[start + 4 : start + 8]] = (start, end)
+        start = end
+    return boxes
+
+
+def with_aperture(avif: bytes, box: bytes) -> bytes:
+    """An AVIF as Pillow writes it, with a clean aperture before its rotation and mirror."""
+    outer = find_boxes(avif, 0, len(avif))
+    inner = find_boxes(avif, outer[b"meta"][0] + 12, outer[b"meta"][1])
+    lists = find_boxes(avif, inner[b"iprp"][0] + 8, inner[b"iprp"][1])
+    properties = find_boxes(avif, lists[b"ipco"][0] + 8, lists[b"ipco"][1])
+    first = lists[b"ipma"][0] + 19  # the first association; before it, how many
+    count = avif[first - 1]
+    turns = sum(kind in (b"irot", b"imir") for kind in properties)
+    own = list(avif[first : first + count])
+    links = bytes([*own[: count - turns], 0x80 | (len(properties) + 1), *own[count - turns :]])
+    out = bytearray(avif[: lists[b"ipco"][1]] + box + avif[lists[b"ipco"][1] : first - 1])
+    out += bytes([count + 1]) + links + avif[first + count :]
+    added = len(box) + 1
+    for at, grown in (
+        (lists[b"ipma"][0] + len(box), 1),
+        (lists[b"ipco"][0], len(box)),
+        (inner[b"iprp"][0], added),
+        (outer[b"meta"][0], added),
+        (inner[b"iloc"][1] - 8, added),  # of its only item, the offset
+    ):
+        out[at : at + 4] = (int.from_bytes(out[at : at + 4], "big") + grown).to_bytes(4, "big")
+    return bytes(out)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("has_aperture", [False, True])
+def test_an_avif_is_cropped_turned_and_mirrored_as_its_boxes_say(orientation: int, has_aperture: bool):
+    """Pillow writes EXIF's orientation as `irot` and `imir`; the aperture is that of the image before them."""
+    image = Image.new("RGB", (160, 100), (255, 0, 0))
+    image.paste((0, 0, 255), (0, 0, 70, 50))
+    image.paste((255, 255, 255), (100, 60, 160, 100))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(image, "AVIF", exif=exif, quality=95)
+    assert (b"irot" in content or b"imir" in content) == (orientation > 1)
+    if has_aperture:
+        content = with_aperture(content, struct.pack(">I4s8i", 40, b"clap", 100, 1, 80, 1, 10, 1, -10, 1))
+        image = image.crop((40, 0, 140, 80))
+    upright = image.transpose(TRANSPOSES[orientation]) if orientation > 1 else image
+    found = decoded(content)
+    assert found.shape == np.asarray(upright).shape
+    assert np.abs(found - np.asarray(upright, int)).mean() < 8  # colour at edges is coarse
 
 
 def test_the_cases_are_converted():
