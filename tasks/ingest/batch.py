@@ -23,6 +23,7 @@ from tasks.ingest.history import SourceHistory
 from tasks.ingest.inspect import InspectedFile, exclusion_reason, read_exclusion_lists
 from tasks.ingest.lanes import PlacedFile
 from tasks.ingest.progress import Progress
+from tasks.ingest.refusals import Refusals
 from tasks.ingest.rows import StoredImage, Tries, dropped_row, image_row, shard_metadata
 from tasks.ingest.rules import NormalizedImage, Rejection
 from tasks.ingest.shards import ShardWriter
@@ -92,6 +93,7 @@ class BatchWriter:
         self._images = TableWriter(self._path, "images")
         self._dropped = TableWriter(store.dropped_path("ingest", self.batch), "dropped")
         self._progress = Progress()
+        self._refusals = Refusals(history.known_sources)
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +124,7 @@ class BatchWriter:
     def add(self, inspected: InspectedFile) -> None:
         """Keep or drop one file; files must come in the order of their sources."""
         image_id = ""
+        self._refusals.count(inspected)
         if isinstance(inspected.result, NormalizedImage):
             image_id = hashlib.sha256(inspected.result.content).hexdigest()
         rejection, duplicate = self._decide(inspected, image_id)
@@ -164,6 +167,7 @@ class BatchWriter:
 
         Raises:
             DataError: kept and dropped rows are not as many as the files (a bug; nothing is published).
+            ConfigError, TransientError: a bucket gives none of its objects.
         """
         rows, is_full = self._images.count + self._dropped.count, self.wanted() <= 0
         if rows > self._files_read or (rows < self._files_read and not is_full):
@@ -171,6 +175,8 @@ class BatchWriter:
                 f"ingest: {self._files_read} files read, {self._images.count} kept and {self._dropped.count} dropped; "
                 "expected every file as one row; this is a bug, report it with the run's log"
             )
+        if not is_full:
+            self._refusals.check()
         self._shards.close()
         self._record_changed_captions()
         if count := self.index.limited:

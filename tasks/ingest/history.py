@@ -83,6 +83,7 @@ class SourceHistory:
         failures: fingerprint (source_uri without one) -> batches that did not reach the file, a count.
         failed_sources: names of sources with such files.
         failed_tars: fingerprints of tars with such members.
+        known_sources: names of sources from which there is an image.
         changed_captions: known files whose source states another caption now: uri -> that caption; the first few.
         changed_count: how many such files there are.
         listing: what the listing of the sources counts beside its files.
@@ -96,6 +97,7 @@ class SourceHistory:
     failures: HashMap = field(default_factory=HashMap)
     failed_sources: set[str] = field(default_factory=set)
     failed_tars: set[int] = field(default_factory=set)
+    known_sources: set[str] = field(default_factory=set)
     changed_captions: dict[str, str] = field(default_factory=dict)
     changed_count: int = 0
     listing: ListingCounts = field(default_factory=ListingCounts)
@@ -112,6 +114,7 @@ class SourceHistory:
             for block in store.read(path, "images", columns).to_batches(max_chunksize=10_000):
                 for uri, sha256, fingerprint, caption, source in zip(*block.to_pydict().values(), strict=True):
                     history._add(uri, sha256, fingerprint or "")
+                    history.known_sources.add(uri.partition(":")[0])
                     history.captions.add(short_hash(uri), short_hash(caption or "" if source == "source" else ""))
         for path in sorted(store.folder("data", "dropped", "ingest").glob("*.parquet")):
             if path.stem == batch:

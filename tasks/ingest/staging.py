@@ -26,6 +26,7 @@ from tasks.errors import DataError
 from tasks.ingest.history import short_hash
 from tasks.ingest.inspect import InspectedFile
 from tasks.ingest.lanes import LANES, PlacedFile
+from tasks.ingest.refusals import is_refused
 from tasks.ingest.rules import NormalizedImage, Rejection
 from tasks.sources.files import SourceFile
 from tasks.store import Store
@@ -279,7 +280,12 @@ class InspectedFiles:
         return self._lanes[placed.lane].take(placed)
 
     def add(self, placed: PlacedFile, inspected: InspectedFile) -> None:
-        """Store a result; it is on the disk after SEGMENT_AGE_S at the latest, or with `flush`."""
+        """Store a result; it is on the disk after SEGMENT_AGE_S at the latest, or with `flush`.
+
+        What a bucket refused is not stored: the call that follows a new credential asks again.
+        """
+        if is_refused(inspected):
+            return
         lane = placed.lane
         rows = self._rows.setdefault(lane, [])
         if rows and rows[-1]["number"] != placed.number - 1:

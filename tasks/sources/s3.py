@@ -47,6 +47,8 @@ PERMANENT_ERRORS = (
     "InvalidToken",
 )
 FORBIDDEN = ("AccessDenied", "403")  # of a listing: the same; of one object: its own
+REFUSED_OBJECT = "its bucket does not give it"  # one that may be listed, but not read
+FAILED_OBJECT = "its bucket answers, but does not give it"
 TEMPORARY_ERRORS = ("RequestTimeout", "RequestTimeTooSkewed", "Throttling")  # although their HTTP status is 400
 OBJECT_CHANGED = ("NoSuchKey", "404", "PreconditionFailed", "412", "InvalidRange", "416")
 
@@ -184,7 +186,7 @@ def translate_errors(location: S3Location, what: str, *, is_object: bool = False
         if is_object and code not in PERMANENT_ERRORS and status != 301 and (is_refusal or _answers(location)):
             raise FileRejected(
                 "unreachable",
-                f"its bucket does not give it ({code or status}); a later batch tries again",
+                f"{REFUSED_OBJECT if is_refusal else FAILED_OBJECT} ({code or status}); a later batch tries again",
                 is_lasting=False,
             ) from error
         if code in (*PERMANENT_ERRORS, *FORBIDDEN) or status in (301, 401, 403) or is_refusal:
@@ -201,7 +203,7 @@ def translate_errors(location: S3Location, what: str, *, is_object: bool = False
         if is_object and _answers(location):
             raise FileRejected(
                 "unreachable",
-                f"its bucket answers, but does not give it ({error}); a later batch tries again",
+                f"{FAILED_OBJECT} ({error}); a later batch tries again",
                 is_lasting=False,
             ) from error
         raise TransientError(f"{where}: {error}; run the stage again") from error
@@ -273,7 +275,10 @@ def stream_object(location: S3Location, item: S3Object, start: int = 0, stop: in
             first = start
             try:
                 with response["Body"] as body:
-                    while chunk := body.read(CHUNK_BYTES):
+                    is_whole = start == 0 and response["ContentLength"] == stop
+                    if response["ResponseMetadata"]["HTTPStatusCode"] != 206 and not is_whole:
+                        raise OSError(f"{response['ContentLength']} bytes that are not the range that was asked for")
+                    while chunk := body.read(min(CHUNK_BYTES, stop - start)):
                         start += len(chunk)
                         yield chunk
                 if start < stop:
