@@ -20,7 +20,15 @@ from tasks.config.params import OpenRunConfig, Params, VersionConfig
 from tasks.config.profiles import is_profile, parse_raw, uncalibrated_windows
 from tasks.config.resolve import is_resolved, load_params, overlay, parse_params, read_raw, resolve
 from tasks.config.section import ENCODER_ROLES, EncoderRole, Section
-from tasks.config.sources import PACKED_TABLES, PACKED_TARS, TABLE_SUFFIXES, TEXT_TABLES, SourceConfig, expand_sources
+from tasks.config.sources import (
+    ARROW_TABLES,
+    PACKED_TABLES,
+    PACKED_TARS,
+    TABLE_SUFFIXES,
+    TEXT_TABLES,
+    SourceConfig,
+    expand_sources,
+)
 from tasks.config.texts import CaptionConfig, JudgeConfig
 from tasks.config.training import (
     BenchmarkConfig,
@@ -33,6 +41,7 @@ from tasks.config.training import (
 
 __all__ = [
     "ENCODER_ROLES",
+    "ARROW_TABLES",
     "PACKED_TABLES",
     "PACKED_TARS",
     "TABLE_SUFFIXES",

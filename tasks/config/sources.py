@@ -15,13 +15,11 @@ from tasks.config.section import NAME_PATTERN, Section
 SourceKind = Literal["folder", "tars", "table"]
 
 TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-TABLE_SUFFIXES = (
-    ".parquet",
-    *TEXT_TABLES,
-    *(f"{table}{packed}" for table in TEXT_TABLES for packed in (".gz", ".zst")),
-)
-# Files of these kinds are listed and refused, with one row that names the remedy: members of a compressed tar cannot be
-# read at an offset, and compressing images that are compressed already saves nothing.
+ARROW_TABLES = (".arrow", ".feather")
+PACKED_TEXT_TABLES = tuple(f"{table}{packed}" for table in TEXT_TABLES for packed in (".gz", ".zst"))
+TABLE_SUFFIXES = (".parquet", *ARROW_TABLES, *TEXT_TABLES, *PACKED_TEXT_TABLES)
+# Compressed tars are unpacked to a temporary file; tables of these packings are listed and refused, with one row that
+# names the remedy.
 PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 PACKED_TABLES = tuple(
     f"{table}{packed}" for table in (*TEXT_TABLES, ".parquet") for packed in (".bz2", ".xz", ".zip", ".7z", ".lz4")
@@ -59,7 +57,8 @@ class SourceConfig(Section):
     kind: SourceKind | None = Field(
         None,
         description="What the source is: folder (of images), tars (WebDataset) or table (of URLs). Empty: decided by "
-        "the path's suffix (.tar: tars; .parquet, .csv, .tsv, .jsonl, .ndjson, also with .gz or .zst: table).",
+        "the path's suffix (.tar, .tar.gz, .tgz ...: tars; .parquet, .arrow, .csv, .tsv, .jsonl, .ndjson, the texts "
+        "also with .gz or .zst: table). A folder that datasets.save_to_disk has written needs table.",
     )
     endpoint_url: str | None = Field(
         None,
@@ -122,8 +121,9 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _require_a_contact(self) -> SourceConfig:
-        """A Parquet table may hold the images themselves; whether it needs a contact shows when it is listed."""
-        may_hold_images = self.path.endswith((".parquet", "*")) or "image" in self.columns
+        """A Parquet or Arrow table may hold the images; whether it needs a contact shows when it is listed."""
+        is_text = self.path.endswith((*PACKED_TEXT_TABLES, *TEXT_TABLES, *PACKED_TABLES))
+        may_hold_images = not is_text or "image" in self.columns
         if self.kind_of_path == "table" and not self.contact.strip() and not may_hold_images:
             raise ValueError("a table of URLs needs 'contact': a mail address or page that the sites can write to")
         return self

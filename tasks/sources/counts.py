@@ -1,7 +1,8 @@
 """What a listing of sources read beside its files: captions and the rows of tables, so that none is lost silently.
 
-captions = matched + unmatched; rows = files listed from tables + repeated rows, of which damaged ones are rejected
-files too. Counts are added up over sources and parts, and travel as JSON.
+captions = matched + unmatched + repeated; rows + unread rows = lines that hold a row; each row ends as a file, as a
+caption or as a repeated row. Captions, lines and rows are counted where they are read, their ends where they are
+decided: `check` holds one against the other. Counts are added up over sources and parts, and travel as JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from tasks.errors import DataError
 
 EXAMPLES = 3  # of unmatched captions that are told by name
 NOTES = 20  # of tables that are told
+COUNTERS = (
+    *("read", "matched", "unmatched", "repeated", "files_without_caption"),
+    *("lines", "rows", "ended_rows", "damaged_rows", "unread_rows", "repeated_rows"),
+)
 
 
 @dataclass
@@ -21,34 +26,44 @@ class ListingCounts:
     """Counts of a listing.
 
     Attributes:
+        read: captions, where they were read.
         matched: captions that met a file.
         unmatched: captions that met none.
+        repeated: captions beside an image that has a better one, e.g. the one of x.json beside x.txt.
         examples: the first few of those, each with where it stands and why.
         files_without_caption: files that may be images and have no caption.
+        lines: of tables that hold a row or begin one; of a Parquet or Arrow table, its rows.
         rows: of tables, header lines excluded.
+        ended_rows: that became a file, a caption, or a repeated row.
         damaged_rows: that could not be read; each is a rejected file.
+        unread_rows: for which one damaged row stands beside itself, e.g. of a damaged row group.
         repeated_rows: whose URL or path was listed before.
         notes: sentences about tables, e.g. on a quote that is never closed.
         without_caption: the first few files that have none.
     """
 
+    read: int = 0
     matched: int = 0
     unmatched: int = 0
+    repeated: int = 0
     examples: list[str] = field(default_factory=list)
     files_without_caption: int = 0
+    lines: int = 0
     rows: int = 0
+    ended_rows: int = 0
     damaged_rows: int = 0
+    unread_rows: int = 0
     repeated_rows: int = 0
     notes: list[str] = field(default_factory=list)
     without_caption: list[str] = field(default_factory=list)
 
     @property
     def captions(self) -> int:
-        """Captions read."""
+        """Captions read, without the repeated ones."""
         return self.matched + self.unmatched
 
     def count_caption(self, where: str = "", *, is_matched: bool, why: str = "") -> None:
-        """Count one caption; `where` and `why` tell an unmatched one."""
+        """Count what became of one caption; `where` and `why` tell an unmatched one."""
         if is_matched:
             self.matched += 1
             return
@@ -76,6 +91,24 @@ class ListingCounts:
                 "or take the captions away"
             )
 
+    def check(self) -> None:
+        """Hold what was read against what became of it, when the listing has ended.
+
+        Raises:
+            DataError: they are not as many (a bug).
+        """
+        sums = {
+            "captions": (self.read, self.matched + self.unmatched + self.repeated),
+            "rows of tables": (self.lines, self.rows + self.unread_rows),
+            "rows": (self.rows, self.ended_rows),
+        }
+        for what, (read, ended) in sums.items():
+            if read != ended:
+                raise DataError(
+                    f"ingest: {read:,} {what} read, {ended:,} accounted for; this is a bug, report it "
+                    "with the source's table"
+                )
+
     def note(self, sentence: str) -> None:
         """Keep a sentence for the report."""
         if len(self.notes) < NOTES and sentence not in self.notes:
@@ -83,7 +116,7 @@ class ListingCounts:
 
     def add(self, other: ListingCounts) -> None:
         """Add the counts of another listing."""
-        for name in ("matched", "unmatched", "files_without_caption", "rows", "damaged_rows", "repeated_rows"):
+        for name in COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.without_caption = [*self.without_caption, *other.without_caption][:EXAMPLES]
         self.examples = [*self.examples, *other.examples][:EXAMPLES]
@@ -107,6 +140,10 @@ class ListingCounts:
             figures["captions_unmatched"] = float(self.unmatched)
         if self.captions and self.files_without_caption:
             figures["files_without_caption"] = float(self.files_without_caption)
+        if self.rows:
+            figures["table_lines"], figures["table_rows"] = float(self.lines), float(self.rows)
+        if self.unread_rows:
+            figures["unread_rows"] = float(self.unread_rows)
         if self.damaged_rows:
             figures["damaged_rows"] = float(self.damaged_rows)
         return figures

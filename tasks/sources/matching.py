@@ -233,6 +233,7 @@ class CaptionedFiles:
         try:
             for row in read_rows(local, table, self._counts):
                 place = f"{path}#{row.number}"
+                self._counts.ended_rows += 1
                 if row.damage:
                     while self._rows.execute("SELECT 1 FROM files WHERE path = ?", (_to_blob(place),)).fetchone():
                         place += "#"  # a file is called so
@@ -248,6 +249,7 @@ class CaptionedFiles:
             self._rows.execute("UPDATE files SET kind = ? WHERE path = ?", (kind, _to_blob(path)))
 
     def _add_caption(self, place: str, folder: str, path: object, metadata: Metadata) -> None:
+        self._counts.read += metadata.caption is not None
         if not isinstance(path, str) or not path.strip():
             if metadata.caption:
                 self._counts.count_caption(place, is_matched=False, why="a row without a path")

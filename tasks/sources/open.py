@@ -39,9 +39,10 @@ def list_files(
         counts: where captions and rows of tables are counted; they are complete when the listing has ended.
     Raises:
         ConfigError: the folder, bucket or table does not exist.
-        DataError: tables without the columns that they must have.
+        DataError: tables without the columns that they must have; captions or rows that are not accounted for (a bug).
         TransientError: the storage fails; run the stage again.
     """
+    counts = ListingCounts() if counts is None else counts
     if source.kind_of_path == "tars":
         yield from list_tars(source, is_known, counts)
     elif source.kind_of_path == "table":
@@ -50,3 +51,4 @@ def list_files(
         yield from list_s3(source, is_known, counts)
     else:
         yield from list_folder(source, counts)
+    counts.check()

@@ -1,4 +1,4 @@
-"""Rows of a CSV, TSV, JSONL or Parquet table, one after the other; one that cannot be read is a row that says why.
+"""Rows of a CSV, TSV, JSONL, Parquet or Arrow table; one that cannot be read is a row that says why.
 
 A `.tsv` has no quoting: each line is one row. In a `.csv` a quoted text may span lines; but where a line within it is a
 row of its own, or no quote closes it within RECORD_LINES, the quote counts as a character, and each line as a row.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tasks.config import ARROW_TABLES
 from tasks.errors import DataError
 from tasks.sources.columns import IMAGE_LISTS, TableFormat, UnreadableText, looks_like_url, plain_name
 from tasks.sources.counts import ListingCounts
@@ -31,16 +32,18 @@ class TableRow:
     """One row of a table.
 
     Attributes:
-        number: of its first line in a text table, counted from 1; of the row in a Parquet table, from 0.
+        number: of its first line in a text table, counted from 1; of the row in another table, from 0.
         values: field of COLUMNS -> what the row states for it.
         damage: why it cannot be read; '' for a good row.
         is_end: whether the damage is the file's, which may be whole next time.
+        unread: rows that a damage stands for beside this one, a count.
     """
 
     number: int
     values: dict[str, Any] = field(default_factory=dict)
     damage: str = ""
     is_end: bool = False
+    unread: int = 0
 
 
 def read_rows(path: Path, table: TableFormat, counts: ListingCounts | None = None) -> Iterator[TableRow]:
@@ -56,18 +59,20 @@ def read_rows(path: Path, table: TableFormat, counts: ListingCounts | None = Non
     """
     counts = counts or ListingCounts()
     name = path.name.removesuffix(".gz").removesuffix(".zst")
-    if name.endswith(".parquet"):
-        rows = _parquet_rows(path, table)
+    if is_columnar := name.endswith((".parquet", *ARROW_TABLES)):
+        read = _parquet_rows if name.endswith(".parquet") else _arrow_rows
+        rows = read(path, table, counts)
     else:
         lines = read_text_lines(path, table.source.encoding)
         if name.endswith((".jsonl", ".ndjson")):
-            rows = _jsonl_rows(lines, table)
+            rows = _jsonl_rows(lines, table, counts)
         else:
             rows = _DelimitedTable(lines, table, counts, "\t" if name.endswith(".tsv") else None).rows()
     for row in rows:
         counts.rows += 1
         counts.damaged_rows += bool(row.damage)
-        is_of_line = row.damage and not row.is_end and not name.endswith(".parquet")
+        counts.unread_rows += row.unread
+        is_of_line = row.damage and not row.is_end and not is_columnar
         yield replace(row, damage=f"line {row.number}: {row.damage}") if is_of_line else row
 
 
@@ -78,7 +83,7 @@ def _make_row(number: int, row: dict[str, Any], table: TableFormat) -> TableRow:
         return TableRow(number, damage=str(error))
 
 
-def _jsonl_rows(lines: Iterator[Line], table: TableFormat) -> Iterator[TableRow]:
+def _jsonl_rows(lines: Iterator[Line], table: TableFormat, counts: ListingCounts) -> Iterator[TableRow]:
     names: dict[str, None] = {}  # of all columns seen, in their order
     fields: dict[str, list[str]] = {}
     objects, first_damage = 0, ""
@@ -86,6 +91,7 @@ def _jsonl_rows(lines: Iterator[Line], table: TableFormat) -> Iterator[TableRow]
         if not line.damage and not line.text.strip("\ufeff \t"):
             continue
         row, damage = None, line.damage
+        counts.lines += 1
         if not damage:
             try:
                 row = json.loads(line.text)
@@ -126,6 +132,7 @@ class _DelimitedTable:
         self._back: list[Line] = []  # lines that were read ahead, last first
         self._names: list[str] = []
         self._long_rows = self._long_lines = 0  # rows of several lines
+        self._open_lines = 0  # read, and of no row so far
 
     def rows(self) -> Iterator[TableRow]:
         """All rows below the header."""
@@ -133,23 +140,40 @@ class _DelimitedTable:
         while (line := self._next()) is not None:
             if line.damage:
                 is_empty = False
-                yield TableRow(line.number, damage=line.damage, is_end=line.is_end)
+                yield self._count(TableRow(line.number, damage=line.damage, is_end=line.is_end))
             elif line.text.strip():
                 if is_first:
                     is_first = False
                     if self._read_header(line):
+                        self._open_lines -= 1
                         continue
-                yield self._read_row(line)
+                yield self._count(self._read_row(line))
+            else:
+                self._open_lines -= 1
         if self._long_rows:
             self._counts.note(
                 f"{self._table.name}: {self._long_rows} of its rows have a text of several lines, "
                 f"{self._long_lines} lines in all"
             )
         if is_first and is_empty:
+            self._counts.lines += 1
             yield TableRow(1, damage="the table has no header and no row", is_end=True)
 
     def _next(self) -> Line | None:
-        return self._back.pop() if self._back else next(self._lines, None)
+        line = self._back.pop() if self._back else next(self._lines, None)
+        self._open_lines += line is not None
+        return line
+
+    def _put_back(self, lines: list[Line]) -> None:
+        """Lines that were read ahead are read again, the first of them next."""
+        self._back += lines[::-1]
+        self._open_lines -= len(lines)
+
+    def _count(self, row: TableRow) -> TableRow:
+        """The row, for which the lines that were read since the last one are counted: one, or a line is lost."""
+        self._counts.lines += self._open_lines
+        self._open_lines = 0
+        return row
 
     def _read_header(self, line: Line) -> bool:
         """Take the names of the columns from the first line; returns whether it is a header."""
@@ -186,7 +210,7 @@ class _DelimitedTable:
             yield line.text + "\n"
             while len(taken) < RECORD_LINES and (more := self._next()) is not None:
                 if more.damage:
-                    self._back.append(more)
+                    self._put_back([more])
                     break
                 taken.append(more)
                 yield more.text + "\n"
@@ -195,14 +219,15 @@ class _DelimitedTable:
         try:
             fields = next(csv.reader(feed(), delimiter=self._delimiter), [])
         except csv.Error as error:
-            self._back += taken[:0:-1]
+            self._put_back(taken[1:])
             return TableRow(line.number, damage=f"no row of a CSV: {error}")
         if not is_open and not any(self._is_row(more.text) for more in taken[1:]):
             if len(taken) > 1:
                 self._long_rows += 1
                 self._long_lines += len(taken)
+                self._open_lines -= len(taken) - 1
             return self._make(line.number, fields)
-        self._back += taken[:0:-1]
+        self._put_back(taken[1:])
         self._counts.note(
             f"{self._table.name}: line {line.number} opens a quote that would swallow the rows behind it; "
             "each line was read as a row of its own"
@@ -235,38 +260,77 @@ class _DelimitedTable:
         return _make_row(number, values, self._table)
 
 
-# --- Parquet ----------------------------------------------------------------------------------------------------------
+# --- Parquet and Arrow ------------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(path: Path, table: TableFormat) -> Iterator[TableRow]:
+def _parquet_rows(path: Path, table: TableFormat, counts: ListingCounts) -> Iterator[TableRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (*READ_ERRORS, pa.ArrowException) as error:
+        counts.lines += 1
         yield TableRow(0, damage=f"the Parquet file cannot be read: {error}", is_end=True)
         return
     with file:
-        schema = file.schema_arrow
-        columns = table.find_columns(schema.names)
-        _refuse_image_lists(schema, columns, table)
-        table.check(columns, schema.names)
-        wanted = list(dict.fromkeys(name for names in columns.values() for name in names))
-        holds_images = any(_is_binary(schema.field(name).type) for name in columns.get("image", ()))
-        size, number = IMAGE_BATCH_ROWS if holds_images else BATCH_ROWS, 0
+        wanted, size = _find_wanted(file.schema_arrow, table)
+        number = 0
         for group in range(file.num_row_groups):
             end = number + file.metadata.row_group(group).num_rows
+            counts.lines += end - number
             try:
                 for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
                     rows = _batch_rows(batch, number, table)
                     number += batch.num_rows
                     yield from rows
             except (*READ_ERRORS, pa.ArrowException) as error:
-                yield TableRow(
-                    number, damage=f"rows {number} to {end - 1} of row group {group} cannot be read: {error}"
-                )
+                damage = f"rows {number} to {end - 1} of row group {group} cannot be read: {error}"
+                yield TableRow(number, damage=damage, unread=end - number - 1)
             number = end
+
+
+def _find_wanted(schema: Any, table: TableFormat) -> tuple[list[str], int]:
+    """(the columns that are read, how many rows at a time).
+
+    Raises:
+        DataError: a column that the table must have is missing.
+    """
+    columns = table.find_columns(schema.names)
+    _refuse_image_lists(schema, columns, table)
+    table.check(columns, schema.names)
+    wanted = list(dict.fromkeys(name for names in columns.values() for name in names))
+    holds_images = any(_is_binary(schema.field(name).type) for name in columns.get("image", ()))
+    return wanted, IMAGE_BATCH_ROWS if holds_images else BATCH_ROWS
+
+
+def _arrow_rows(path: Path, table: TableFormat, counts: ListingCounts) -> Iterator[TableRow]:
+    """Rows of an Arrow stream, as `datasets.save_to_disk` writes it, or of an Arrow file (Feather)."""
+    import pyarrow as pa
+
+    number, wanted, size = 0, [], BATCH_ROWS
+    try:
+        with pa.memory_map(str(path)) as file:
+            is_file = bytes(file.read(6)) == b"ARROW1"
+            file.seek(max(0, file.size() - 4))
+            is_ended = is_file or bytes(file.read(4)) == bytes(4)
+            file.seek(0)
+            reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+            wanted, size = _find_wanted(reader.schema, table)
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
+            for batch in batches:
+                batch = batch.select(wanted)
+                counts.lines += batch.num_rows
+                for start in range(0, batch.num_rows, size):
+                    rows = _batch_rows(batch.slice(start, size), number, table)
+                    number += len(rows)
+                    yield from rows
+            if not is_ended:
+                counts.lines += 1
+                yield TableRow(number, damage=f"the Arrow stream ends early, after row {number - 1}", is_end=True)
+    except (*READ_ERRORS, pa.ArrowException) as error:
+        counts.lines += 1
+        yield TableRow(number, damage=f"the Arrow file cannot be read from row {number} on: {error}", is_end=True)
 
 
 def _is_binary(kind: Any) -> bool:

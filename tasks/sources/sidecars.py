@@ -128,6 +128,7 @@ class Sidecars:
         if suffix != ".json" and looks_like_url(metadata.caption):
             return  # an address is no caption
         self.count += 1
+        self._counts.read += metadata.caption is not None
         self._rows.execute(
             "INSERT INTO texts (name, stem, key, folded, suffix, caption, license, attribution, license_stated) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -190,8 +191,9 @@ class Sidecars:
 
     def count_captions(self) -> None:
         """Count the captions, when `find` was asked for every image: those that met one, and those that met none."""
-        query = "SELECT count(*) FROM texts WHERE caption IS NOT NULL AND is_used = 1"
-        self._counts.matched += self._rows.execute(query).fetchone()[0]
+        query = "SELECT count(*) FROM texts WHERE caption IS NOT NULL AND is_used = ?"
+        self._counts.matched += self._rows.execute(query, (1,)).fetchone()[0]
+        self._counts.repeated += self._rows.execute(query, (2,)).fetchone()[0]
         for (name,) in self._rows.execute("SELECT name FROM texts WHERE caption IS NOT NULL AND is_used = 0"):
             where = f"{self._where}{name.decode('utf-8', 'surrogatepass')}"
             self._counts.count_caption(where, is_matched=False, why="no image beside it")

@@ -143,6 +143,7 @@ class _TableLister:
         """One file per new URL or image of one table, and a rejected one per row that has neither or is damaged."""
         for row in read_rows(path, TableFormat(self.source, ("image", "url"), name), self.counts):
             where = f"{name}#{row.number}"
+            self.counts.ended_rows += 1
             if row.damage:
                 file = make_source_file(self.source, where, _digest(row.damage), Metadata())
                 yield file.rejected("unreachable", row.damage, is_lasting=not row.is_end)
@@ -150,6 +151,7 @@ class _TableLister:
             metadata = parse_metadata(row.values)
             listed = self._list_row(where, row, metadata)
             if metadata.caption:
+                self.counts.read += 1
                 is_listed = listed is not None and not listed.is_rejected
                 why = "its URL was listed before" if listed is None else "a row without an image"
                 self.counts.count_caption(where, is_matched=is_listed, why=why)

@@ -166,8 +166,9 @@ def test_a_damaged_row_group_costs_its_rows_only(tmp_path: Path):
     start = chunk.dictionary_page_offset or chunk.data_page_offset
     content[start + 60 : start + 80] = b"\xff" * 20
     path.write_bytes(bytes(content))
-    good, bad, _ = listed(path)
+    good, bad, counts = listed(path)
     assert good == rows(*((n, f"caption {n}") for n in range(40) if not 10 <= n < 20))
+    assert (counts.lines, counts.rows, counts.unread_rows) == (40, 31, 9), "its other nine rows are counted"
     assert list(bad) == ["t.parquet#10"] and bad["t.parquet#10"].startswith("rows 10 to 19 of row group 1")
     path.write_bytes(path.read_bytes()[:-40])
     good, bad, _ = listed(path)
@@ -322,3 +323,28 @@ def test_no_bytes_raise_and_every_row_is_counted(
         listed(path)
     except DataError as error:
         assert name == "t.jsonl" and "line" in str(error) or "missing" in str(error)
+
+
+def test_rows_of_several_lines_blank_ones_and_a_swallowing_quote_add_up(tmp_path: Path):
+    head, tail = f'url,caption\n{URL.format(0)},"two\nlines"\n\n', f'{URL.format(1)},"open\n{URL.format(2)},b\n'
+    (tmp_path / "t.csv").write_text(head + tail)
+    counts = listed(tmp_path / "t.csv")[2]
+    assert (counts.lines, counts.rows, counts.ended_rows) == (3, 3, 3)
+    store = Store(tmp_path / "run")
+    pixels = [encode(block_image(n)) for n in range(3)]
+    pq.write_table(pa.table({"image": [*pixels, None], "caption": ["a", None, "c", "d"]}), tmp_path / "t.parquet")
+    report = ingest.run(ingest_params([{"name": "web", "path": str(tmp_path / "t.parquet")}]), store)
+    figures = report.figures
+    assert report.read == report.written + sum(report.dropped.values()) == figures["table_rows"] == 4
+    assert figures["table_lines"] == 4 and figures["captions_read"] == 3
+    assert (figures["captions_matched"], figures["captions_unmatched"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [ListingCounts(read=2, matched=1), ListingCounts(lines=3, rows=2, ended_rows=2), ListingCounts(lines=1, rows=1)],
+    ids=["a caption", "a line", "a row"],
+)
+def test_what_is_read_and_not_accounted_for_is_an_error(counts: ListingCounts):
+    with pytest.raises(DataError, match="this is a bug"):
+        counts.check()

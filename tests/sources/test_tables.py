@@ -208,3 +208,47 @@ def test_a_table_in_a_bucket(s3: Any, s3_url: str, tmp_path: Path):
     s3.put_object(Bucket="images", Key="tables/v.jsonl.xz", Body=b"xz")
     uris = [f.uri for f in list_files(source("s3://images/tables", kind="table", endpoint_url=s3_url))]
     assert uris == ["web:http://example.org/a.jpg", "web:http://example.org/b.jpg", "web:v.jsonl.xz"]
+
+
+def test_a_folder_that_datasets_has_saved_is_read_as_a_parquet_table_is(tmp_path: Path):
+    """`save_to_disk` writes Arrow streams; its struct of bytes and path, dictionaries and lists are read as usual."""
+    rows = {
+        "image": [{"bytes": b"\xff\xd8one", "path": "a.jpg"}, {"bytes": b"\xff\xd8two", "path": None}],
+        "text": pa.array(["first", "second"]).dictionary_encode(),
+    }
+    table = pa.table(rows)
+    (tmp_path / "saved" / "train").mkdir(parents=True)
+    for name, make in (("train/data-00000-of-00001.arrow", pa.ipc.new_stream), ("x.feather", pa.ipc.new_file)):
+        with pa.OSFile(str(tmp_path / "saved" / name), "wb") as file, make(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1)
+    (tmp_path / "saved" / "dataset_info.json").write_text("{}")
+    pq.write_table(table, tmp_path / "same.parquet")
+
+    def read(path: Path) -> list[tuple[str, bytes, str | None]]:
+        config = SourceConfig(name="web", path=str(path), kind="table")
+        return [(f.uri.rpartition("#")[2], f.read(99), f.metadata.caption) for f in list_files(config)]
+
+    expected = [("0", b"\xff\xd8one", "first"), ("1", b"\xff\xd8two", "second")]
+    assert read(tmp_path / "same.parquet") == expected
+    assert read(tmp_path / "saved") == [*expected, *expected]
+    assert read(tmp_path / "saved" / "train") == expected
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 8, 200, 10_000])
+def test_an_arrow_stream_that_is_cut_gives_the_rows_before_the_cut_and_one_for_the_damage(
+    tmp_path: Path, cut_bytes: int
+):
+    table = pa.table({"image": [bytes([n]) * 4_000 for n in range(8)]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    (tmp_path / "a.arrow").write_bytes(bytes(sink.getvalue())[:-cut_bytes])
+    *images, damage = list_files(SourceConfig(name="web", path=str(tmp_path / "a.arrow")))
+    assert [f.read(9_999)[0] for f in images] == list(range({1: 8, 8: 8, 200: 6, 10_000: 4}[cut_bytes]))
+    with pytest.raises(FileRejected) as caught:
+        damage.read(1)
+    assert (caught.value.reason, caught.value.is_lasting, damage.uri) == (
+        "unreachable",
+        False,
+        f"web:a.arrow#{len(images)}",
+    )
