@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.publish.published import MODEL_SECTIONS
 from tasks.store import Store
 from tasks.store.store import TABLES
+from tasks.store.tables import ROW_GROUP_ROWS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,14 +64,22 @@ def is_in_batch(path: Path, batch: str) -> bool:
     return path.stem == batch or path.stem.rpartition("-")[0] == batch
 
 
-def hash_rows(digest: hashlib._Hash, name: str, rows: pa.Table) -> None:
-    """Add a table's rows to the digest: names and values, canonical JSON, without the columns of NOT_IDENTITY."""
-    columns = [column for column in rows.column_names if column not in NOT_IDENTITY]
-    digest.update(f"{name} {rows.num_rows}\n".encode())
-    for block in rows.select(columns).to_batches(max_chunksize=1000):
-        for row in block.to_pylist():
-            line = {k: v.hex() if isinstance(v, bytes) else v for k, v in row.items()}
-            digest.update(json.dumps(line, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+def hash_rows(digest: hashlib._Hash, name: str, count: int, tables: Iterable[pa.Table]) -> None:
+    """Add rows to the digest: names and values, canonical JSON, without the columns of NOT_IDENTITY.
+
+    Args:
+        digest: it grows.
+        name: of the table.
+        count: of all rows.
+        tables: the rows, a part of them each.
+    """
+    digest.update(f"{name} {count}\n".encode())
+    for table in tables:
+        columns = [column for column in table.column_names if column not in NOT_IDENTITY]
+        for block in table.select(columns).to_batches(max_chunksize=1000):
+            for row in block.to_pylist():
+                line = {k: v.hex() if isinstance(v, bytes) else v for k, v in row.items()}
+                digest.update(json.dumps(line, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
 def fingerprint(
@@ -87,13 +96,18 @@ def fingerprint(
         parent: the fingerprint of the version before; None for the first one.
     """
     digest = hashlib.sha256(f"{parent or ''}\n{json.dumps(identity_params(params), sort_keys=True)}\n".encode())
-    for name in TABLES:
-        hash_rows(digest, name, store.read_table(name, batch=batch))
+
+    def add(name: str, files: Sequence[Path], schema: str) -> None:
+        count = sum(store.count_rows(path, schema) for path in files)
+        hash_rows(digest, name, count, store.iter_blocks(files, schema, rows=ROW_GROUP_ROWS))
+
+    for table in TABLES:
+        add(table, store.batch_files(table, batch), table)
     for stage in sorted(p.name for p in store.folder("data", "dropped").glob("*")):
-        hash_rows(digest, f"dropped/{stage}", store.read_dropped(stage, batch))
+        add(f"dropped/{stage}", store.dropped_files(stage, batch), "dropped")
     for encoder in encoders:
         files = [p for p in store.table_files(f"neighbours/{encoder}") if is_in_batch(p, batch)]
-        hash_rows(digest, f"neighbours/{encoder}", store.read(files, "neighbours"))
+        add(f"neighbours/{encoder}", files, "neighbours")
         for stem in [s for s in store.embedded_shards(encoder) if is_in_batch(Path(s + ".npy"), batch)]:
             ids, vectors, revision = store.read_embeddings(encoder, [stem + ".npy"])
             digest.update(f"{encoder} {revision} {json.dumps(ids)}\n".encode() + vectors.tobytes())

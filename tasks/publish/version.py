@@ -26,7 +26,7 @@ from tasks.publish.git import git, read_at, resolve_ref
 from tasks.publish.graph import make_output_folders
 from tasks.publish.publish import Publication, publish
 from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, count_parquet_rows, version_at
-from tasks.publish.version_record import build_manifest, count_drops, describe_version, parquet_bytes
+from tasks.publish.version_record import build_manifest, describe_version, parquet_bytes
 from tasks.records import StageReport
 from tasks.store import Store
 
@@ -46,7 +46,7 @@ def summarize_run(store: Store, batch: str) -> str:
     pairs = store.read_table("pairs", ["pair_id"], batch).num_rows
     drops = [
         f"{stage}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        for stage, reasons in count_drops(store.read_dropped(batch=batch)).items()
+        for stage, reasons in store.count_drops(batch=batch).items()
     ]
     return f"New images {images}, new pairs {pairs}; left out by {'; '.join(drops) or 'no stage: nothing'}."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.config import Params
 from tasks.names import batch_name, run_date
@@ -14,41 +14,24 @@ from tasks.publish.identity import fingerprint
 from tasks.publish.published import file_sha256
 from tasks.store import Store
 from tasks.store.store import TABLES
+from tasks.store.tables import ROW_GROUP_ROWS
 from tasks.usage import read_usage, usage_summary
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-ID_COLUMNS = {
-    "images": "image_id",
-    "captions": "image_id",
-    "pairs": "pair_id",
-    "captioned": "pair_id",
-    "triplets": "triplet_id",
-}
-
-
-def count_drops(rows: pa.Table) -> dict[str, dict[str, int]]:
-    """Dropped rows as {stage: {reason: count}}, sorted."""
-    drops: dict[str, dict[str, int]] = {}
-    for stage, reason in sorted(zip(rows.column("stage").to_pylist(), rows.column("reason").to_pylist(), strict=True)):
-        reasons = drops.setdefault(stage, {})
-        reasons[reason] = reasons.get(reason, 0) + 1
-    return drops
 
 
 def count_rows(store: Store, batch: str | None = None) -> dict[str, int]:
     """Rows of every table, or of one batch of it, counts."""
-    return {table: store.read_table(table, [ID_COLUMNS[table]], batch).num_rows for table in TABLES}
+    files = {t: store.table_files(t) if batch is None else store.batch_files(t, batch) for t in TABLES}
+    return {table: sum(store.count_rows(path, table) for path in paths) for table, paths in files.items()}
 
 
 def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Per encoder: new pairs that it mined, triplets among them, and their ratio (None without pairs)."""
     totals: dict[str, dict[str, Any]] = {e: {"pairs": 0, "triplets": 0, "yield": None} for e in encoders}
     for table in ("pairs", "triplets"):
-        for mined_by in store.read_table(table, ["mined_by"], batch).column("mined_by").to_pylist():
-            for encoder in mined_by or []:
-                totals.setdefault(encoder, {"pairs": 0, "triplets": 0, "yield": None})[table] += 1
+        for block in store.iter_blocks(store.batch_files(table, batch), table, ["mined_by"], rows=ROW_GROUP_ROWS):
+            for mined_by in block.column("mined_by").to_pylist():
+                for encoder in mined_by or []:
+                    totals.setdefault(encoder, {"pairs": 0, "triplets": 0, "yield": None})[table] += 1
     for figures in totals.values():
         figures["yield"] = figures["triplets"] / figures["pairs"] if figures["pairs"] else None
     return totals
@@ -100,8 +83,8 @@ def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | N
         "fingerprint": fingerprint(store, resolved, batch, encoders, parent["fingerprint"] if parent else None),
         "rows": count_rows(store),
         "new_rows": new_rows,
-        "drops": count_drops(store.read_dropped()),
-        "new_drops": count_drops(store.read_dropped(batch=batch)),
+        "drops": store.count_drops(),
+        "new_drops": store.count_drops(batch=batch),
         "encoders": encoder_yields(store, batch, encoders),
         "weeks": all_weeks(params, store, parent),
         "quality": {stage: report.figures for stage, report in reports.items() if report.figures},

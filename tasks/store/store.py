@@ -25,6 +25,7 @@ import glob
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import DataError
 from tasks.records import LATER_COLUMNS, StageReport, schemas
 from tasks.store import atomic
-from tasks.store.tables import to_parquet
+from tasks.store.tables import ROW_GROUP_ROWS, to_parquet
 from tasks.store.vectors import EmbeddedCorpus, MappedRows
 
 if TYPE_CHECKING:
@@ -159,10 +160,25 @@ class Store:
         self, stage: str | None = None, batch: str | None = None, columns: list[str] | None = None
     ) -> pa.Table:
         """Dropped rows of a stage (all stages when None)."""
+        return self.read(self.dropped_files(stage, batch), "dropped", columns)
+
+    def dropped_files(self, stage: str | None = None, batch: str | None = None) -> list[Path]:
+        """Files of dropped rows of a stage (all stages when None), of one batch or all, by name."""
         files = sorted(self.folder("data", "dropped").glob(f"{stage or '*'}/*.parquet"))
-        if batch is not None:
-            files = [f for f in files if f.stem == batch or f.stem.rpartition("-")[0] == batch]
-        return self.read(files, "dropped", columns)
+        return [f for f in files if batch is None or f.stem == batch or f.stem.rpartition("-")[0] == batch]
+
+    def count_drops(self, stage: str | None = None, batch: str | None = None) -> dict[str, dict[str, int]]:
+        """Dropped rows as {stage: {reason: count}}, sorted; a row group in memory at a time."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for block in self.iter_blocks(
+            self.dropped_files(stage, batch), "dropped", ["stage", "reason"], rows=ROW_GROUP_ROWS
+        ):
+            for row in block.group_by(["stage", "reason"]).aggregate([([], "count_all")]).to_pylist():
+                counts[row["stage"], row["reason"]] += row["count_all"]
+        drops: dict[str, dict[str, int]] = {}
+        for (name, reason), count in sorted(counts.items()):
+            drops.setdefault(name, {})[reason] = count
+        return drops
 
     # --- images -----------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from tasks.pages.week_figures import week_figures
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.sources.files import count_litter
 from tasks.store import Store
+from tasks.store.tables import ROW_GROUP_ROWS
 from tasks.validate.rows import STAGE_BEFORE, Row, Table
 
 TEXTS_MIN = 200  # texts of which distinct n-grams say something
@@ -55,13 +56,19 @@ def read_reports(store: Store, table: Table, batch: str) -> RunReports:
     """What the run's stages report about a table, from their reports and dropped rows."""
     stage = STAGE_BEFORE[table]
     report = store.read_reports().get(stage)
-    dropped = store.read_dropped(stage, batch)
+    dropped: Counter[str] = Counter()
+    for counts in store.count_drops(stage, batch).values():
+        dropped.update(counts)
+    litter = 0
+    if stage == "ingest":
+        keys = store.iter_blocks(store.dropped_files(stage, batch), "dropped", ["key"], rows=ROW_GROUP_ROWS)
+        litter = sum(count_litter(block.column("key").to_pylist()) for block in keys)
     return RunReports(
-        dropped=Counter(dropped.column("reason").to_pylist()),
+        dropped=dropped,
         figures=report.figures if report else {},
         captioned=store.read_table("captioned", ["pair_id"], batch).num_rows if table == "triplets" else 0,
         last_version=read_last_version(store.root, batch),
-        litter=count_litter(dropped.column("key").to_pylist()) if stage == "ingest" else 0,
+        litter=litter,
         notes=report.notes if report else (),
         week=week_figures(store, batch) if table == "triplets" else {},
     )

@@ -17,7 +17,6 @@ from tasks.ingest import stage as ingest
 from tasks.ingest.dedup import DuplicateIndex, copy_groups
 from tasks.ingest.rules import NormalizedImage
 from tasks.pages.dataset_card import dataset_card
-from tasks.publish.version_record import count_drops
 from tasks.store import Store
 from tests.support.images import save_jpeg, smooth_image
 from tests.support.ingest import folder_params, read_drop_reasons, read_kept
@@ -197,7 +196,7 @@ def test_each_list_excludes_images_with_its_reason(tmp_path: Path):
     kept, dropped = set(read_kept(store)), read_drop_reasons(store)
     assert kept == {"3.jpg"} and dropped == {"0.jpg": "blocked", "1.jpg": "taken_down", "2.jpg": "benchmark"}
     assert report.read == report.written + sum(report.dropped.values())
-    drops = count_drops(store.read_dropped())
+    drops = store.count_drops()
     assert "## Benchmark decontamination\n\nNew images were compared with the hashes of `benchmark.jsonl`" in card_of(
         drops, drops, lists["benchmark_hashes"]
     )

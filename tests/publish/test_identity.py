@@ -44,5 +44,5 @@ def test_how_pairs_are_mined_is_identity(change: dict[str, object]):
 def test_rows_are_hashed_as_canonical_json_without_batch_and_cost():
     rows = pa.table({"pair_id": ["a"], "batch": ["2026.11.16"], "tokens": [7], "thumbnail": [b"\x01\xff"]})
     digest = RecordingDigest()
-    hash_rows(digest, "pairs", rows)  # type: ignore[arg-type]
+    hash_rows(digest, "pairs", rows.num_rows, [rows])  # type: ignore[arg-type]
     assert digest.content == b'pairs 1\n{"pair_id": "a", "thumbnail": "01ff"}\n'

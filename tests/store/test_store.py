@@ -2,13 +2,14 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DataError
 from tasks.names import stable_id
-from tasks.records import StageReport
+from tasks.records import StageReport, schemas
 from tasks.store import Store, tables
 from tasks.store import vectors as vectors_module
 from tasks.store.tables import TableWriter
@@ -143,3 +144,18 @@ def test_a_table_written_in_parts_has_the_bytes_of_the_whole(tmp_path, monkeypat
         assert (tmp_path / "parts.parquet").read_bytes() == (
             tmp_path / "whole.parquet"
         ).read_bytes() and writer.count == 25
+
+
+def test_drops_are_counted_row_group_by_row_group(tmp_path, monkeypatch):
+    """As reading all of them at once would, by the row's own stage, in all files of a batch."""
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 2)
+    store = Store(tmp_path)
+    reasons = ["near_duplicate", "undecodable", "near_duplicate", "duplicate", "near_duplicate"]
+    rows = [{"stage": "ingest", "batch": "2026.01.01", "key": str(n), "reason": r} for n, r in enumerate(reasons)]
+    for batch, part, some in (("2026.01.01", None, rows), ("2026.01.08", 0, rows[:1]), ("2026.01.08", 1, rows[1:2])):
+        filled = [{**dict.fromkeys(schemas()["dropped"].names), **row, "detail": "{}"} for row in some]
+        store.write(store.dropped_path("ingest", batch, part), filled, "dropped")
+    assert pq.ParquetFile(store.dropped_path("ingest", "2026.01.01")).num_row_groups == 3
+    assert store.count_drops(batch="2026.01.01") == {"ingest": {"duplicate": 1, "near_duplicate": 3, "undecodable": 1}}
+    assert store.count_drops("ingest", "2026.01.08") == {"ingest": {"near_duplicate": 1, "undecodable": 1}}
+    assert store.count_drops("judge") == {} and sum(store.count_drops()["ingest"].values()) == 7
