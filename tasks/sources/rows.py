@@ -308,7 +308,7 @@ def _arrow_rows(path: Path, table: TableFormat, counts: ListingCounts) -> Iterat
     """Rows of an Arrow stream, as `datasets.save_to_disk` writes it, or of an Arrow file (Feather)."""
     import pyarrow as pa
 
-    number, wanted, size = 0, [], BATCH_ROWS
+    number = 0
     try:
         with pa.memory_map(str(path)) as file:
             is_file = bytes(file.read(6)) == b"ARROW1"
