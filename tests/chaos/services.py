@@ -19,7 +19,8 @@ from pathlib import Path
 
 from tasks.demo.local_airflow import FINISHED
 from tasks.demo.processes import is_alive
-from tasks.demo.production_local import AIRFLOW_SERVICES, ProductionLocal
+from tasks.demo.production_local import AIRFLOW_SERVICES, WORKERS, ProductionLocal
+from tasks.demo.services import Service
 from tasks.demo.watch import DATASET_DAG, MODEL_DAG
 from tasks.errors import TasksError
 from tasks.publish.git import git, read_at, tags
@@ -30,6 +31,7 @@ from tests.support.waiting import wait_until
 
 IMAGES = 60
 OUTAGE_S = 20.0  # of Redis and PostgreSQL
+LONG_OUTAGE_S = 100.0  # of the api-server
 PAUSE_S = 5.0  # before a killed service is started again
 RUN_LIMIT_S = 900.0
 HEARTBEAT_S = 30  # instead of 420: a killed worker's task is to be noticed within the suite's patience
@@ -220,6 +222,76 @@ def events_during_a_training(stack: Stack) -> Outcome:
     return Outcome("events during a training", state == "success", set(took) == {versions[-1]}, 1, note=note)
 
 
+@contextmanager
+def production_patience(stack: Stack) -> Iterator[None]:
+    """The scheduler with the compose file's own time before it gives up a task that sends no heartbeat."""
+    airflow = stack.airflow
+
+    def restart() -> None:
+        service = Service(
+            "scheduler",
+            airflow.service_command("scheduler"),
+            airflow.service_environment("scheduler"),
+            airflow.root / "airflow",
+        )
+        airflow.services.stop("scheduler")
+        airflow.services.add(service)
+        airflow.services.start("scheduler")
+
+    short = {name: airflow.changes.pop(name) for name in CHANGES}
+    restart()
+    try:
+        yield
+    finally:
+        airflow.changes |= short
+        restart()
+
+
+def api_server_away(stack: Stack) -> Outcome:
+    """The api-server is away for 100 s while a stage works and ends: no work is thrown away, and no try is spent."""
+    name = f"api-server away for {LONG_OUTAGE_S:.0f} s"
+    with production_patience(stack):
+        out = broken(name, kill_and_start("api-server", "embed", LONG_OUTAGE_S))(stack)
+    out.is_recovered &= " 0 further tries" in out.note
+    return out
+
+
+def lost_messages(stack: Stack) -> Outcome:
+    """Redis forgets what is queued: the scheduler finds it, and sends the tasks again."""
+    import redis
+
+    stack.reset()
+    stack.restarts = 0
+    airflow = stack.airflow
+    password = airflow.variables["REDIS_PASSWORD"]
+    queue = redis.Redis(port=airflow.ports["redis"], password=password)
+    for worker in WORKERS:  # none that waits at the queue: what is sent stays there
+        airflow.services.stop(worker)
+    lost = 0
+    try:
+        run_id = stack.trigger()
+        wait_until(lambda: queue.llen("default") > 0, "a task is queued", poll_s=0.1, limit_s=RUN_LIMIT_S)
+        lost = int(queue.llen("default"))
+        queue.delete("default", "gpu")
+    finally:
+        for worker in WORKERS:
+            airflow.services.start(worker)
+    start = time.monotonic()
+
+    def is_running() -> bool:
+        with contextlib.suppress(TasksError):
+            states = [task["state"] for task in airflow.task_instances(DATASET_DAG, run_id)]
+            return any(state in ("running", "success") for state in states)
+        return False
+
+    wait_until(is_running, "a lost task runs", poll_s=0.5, limit_s=RUN_LIMIT_S)
+    found_s = time.monotonic() - start
+    state = stack.follow(run_id)
+    note = f"{lost} messages lost, found after {found_s:.0f} s; run {state}, {stack.tries(run_id)} further tries"
+    is_same = stack.fingerprint() == stack.expected
+    return Outcome("Redis loses queued messages", state == "success" and found_s < 90, is_same, note=note)
+
+
 def service_scenarios() -> dict[str, Callable[[Stack], Outcome]]:
     """Every scenario of this file by a short name."""
     return {
@@ -232,6 +304,8 @@ def service_scenarios() -> dict[str, Callable[[Stack], Outcome]]:
         "suspended": broken("SIGSTOP of a worker past the heartbeat", suspend_worker),
         "redis": broken("Redis away for 20 s", kill_and_start("redis", "recaption", OUTAGE_S)),
         "postgres": broken("PostgreSQL away for 20 s", kill_and_start("postgres", "embed", OUTAGE_S)),
+        "api-server-100s": api_server_away,
+        "lost-messages": lost_messages,
         "events": events_during_a_training,
     }
 
