@@ -21,6 +21,7 @@ from tasks.errors import DataError
 from tasks.ingest.dedup import Duplicate, DuplicateIndex, limited_note
 from tasks.ingest.history import SourceHistory
 from tasks.ingest.inspect import InspectedFile, exclusion_reason, read_exclusion_lists
+from tasks.ingest.kept_images import KeptImages
 from tasks.ingest.lanes import PlacedFile
 from tasks.ingest.progress import Progress
 from tasks.ingest.refusals import Refusals
@@ -81,13 +82,15 @@ class BatchWriter:
         self.limit = params.open_run.limit
         self._files_read = 0
         self._lists = read_exclusion_lists(self.config, store)
+        self._shards = ShardWriter(store, self.batch, self.config.shard_images)
+        self._kept = KeptImages(store, self._shards)
         self.index = DuplicateIndex(
             store.read_table("images", ["image_id", "source_sha256", "phash", "thumbnail"]).to_pydict(),
             hash_distance_bits=self.config.hash_distance_bits,
             thumbnail_max=self.config.thumbnail_distance,
             crop_margin=self.config.crop_margin,
+            read_kept=self._kept.read,
         )
-        self._shards = ShardWriter(store, self.batch, self.config.shard_images)
         self._images_per_shard: Counter[str] = Counter()
         self._path = store.table_path("images", self.batch)
         self._images = TableWriter(self._path, "images")
@@ -159,6 +162,7 @@ class BatchWriter:
         metadata = shard_metadata(inspected.file, image_id)
         stored = StoredImage(image_id, *self._shards.add(image_id, image.content, metadata))
         self.index.add(inspected.sha256, image_id, image)
+        self._kept.add(stored.shard, stored.offset_bytes, len(image.content))
         self._images_per_shard[stored.shard] += 1
         self._images.add(image_row(inspected, stored, self.batch, self.date))
 

@@ -2,13 +2,15 @@
 
 Exact duplicates are found by the sha256 of the source bytes and of the stored bytes. Near duplicates are found by
 tasks/fingerprints/perceptual.py: images with a close perceptual hash are candidates, their thumbnails decide; where
-`crop_margin` is set, also thumbnails aligned for a little more or less at the sides. The image published first stays:
-rows are in order of batch and shard, and the first match wins.
+`crop_margin` is set, also thumbnails aligned for a little more or less at the sides. Images whose thumbnails agree, but
+not their details (tasks/fingerprints/detail.py), are no copies. The image published first stays: rows are in order of
+batch and shard, and the first match wins.
 
-The work for one image is bounded: of the candidates at most MAX_THUMBNAILS are compared, those with the nearest hashes,
-and of these at most MAX_ALIGNMENTS are aligned, those with the nearest thumbnails; on a tie those published first. A
-catalogue of drawings on white, where every image is a candidate for every other, so costs time in proportion to its
-images. `limited` counts the images that had more candidates than that, for the report (docs/decisions/0086).
+The work for one image is bounded: of the candidates at most MAX_THUMBNAILS are compared, those with the nearest hashes.
+Of these at most MAX_ALIGNMENTS are aligned, and the details of at most MAX_DETAILS looked at, those with the nearest
+thumbnails; on a tie those published first. A catalogue of drawings on white, where every image is a candidate for every
+other, so costs time in proportion to its images. `limited` counts the images that had more candidates than that, for
+the report (docs/decisions/0086).
 
 An image that is near to several kept ones is dropped as a duplicate of the first and names the others (`also` in its
 dropped row): that shows that they belong together, but nothing that was published is withdrawn. `copy_groups` reads
@@ -18,13 +20,14 @@ these groups back from the dropped rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tasks.fingerprints.crop_match import crop_distance
+from tasks.fingerprints.detail import differ_in_detail
 from tasks.fingerprints.perceptual import thumbnail_distance
 from tasks.ingest.rules import NormalizedImage
 from tasks.store.id_groups import connected_ids
@@ -34,6 +37,7 @@ from tasks.store.id_groups import connected_ids
 CROP_MEAN = 20.0
 MAX_THUMBNAILS = 256  # candidates whose thumbnails are compared with one image's
 MAX_ALIGNMENTS = 4  # candidates with which one image is aligned: 4 ms each
+MAX_DETAILS = 8  # candidates whose details are compared with one image's: 4 ms each
 THUMBNAIL_BYTES = 192
 MIN_GROWTH = 1024  # rows that the arrays grow by, at least
 
@@ -63,6 +67,7 @@ class DuplicateIndex:
         hash_distance_bits: int,
         thumbnail_max: float,
         crop_margin: float = 0.0,
+        read_kept: Callable[[int], bytes | None] | None = None,
     ) -> None:
         """Index the images of earlier batches.
 
@@ -71,7 +76,9 @@ class DuplicateIndex:
             hash_distance_bits: furthest perceptual hash of a candidate, bits.
             thumbnail_max: largest difference of two thumbnails' cells, levels, that counts as a near duplicate.
             crop_margin: furthest move of a side, share of it, at which thumbnails are aligned; 0: not at all.
+            read_kept: row -> the stored image, None where it is not there; without it no details are compared.
         """
+        self._read_kept = read_kept
         self.hash_distance_bits, self.thumbnail_max, self.crop_margin = hash_distance_bits, thumbnail_max, crop_margin
         self.limited = 0
         self.ids_by_source_sha256: dict[str, str] = {}
@@ -100,7 +107,8 @@ class DuplicateIndex:
         if not len(candidates):
             return None
         is_near, has_more = self._is_near(image, candidates)
-        self.limited += is_limited or has_more
+        is_near, is_undecided = self._agree_in_detail(image, candidates, is_near)
+        self.limited += is_limited or has_more or is_undecided
         matches = [self.ids[row] for row in candidates[is_near].tolist()]
         return Duplicate("near_duplicate", matches[0], tuple(matches[1:])) if matches else None
 
@@ -129,6 +137,25 @@ class DuplicateIndex:
             is_near[row] = distance <= self.thumbnail_max
         return is_near, len(nearest) > MAX_ALIGNMENTS
 
+    def _agree_in_detail(
+        self, image: NormalizedImage, candidates: np.ndarray, is_near: np.ndarray
+    ) -> tuple[np.ndarray, bool]:
+        """(n,) bool: which of the near rows also show the same details; and whether some were left out.
+
+        Those found by alignment alone are shifted too far for that.
+        """
+        if self._read_kept is None or not is_near.any():
+            return is_near, False
+        distance = thumbnail_distance(image.thumbnail, self._thumbnails[candidates])
+        comparable = np.flatnonzero(is_near & (distance <= self.thumbnail_max))
+        nearest = comparable[np.argsort(distance[comparable], kind="stable")]
+        is_near = is_near.copy()
+        for row in nearest[:MAX_DETAILS].tolist():
+            kept = self._read_kept(int(candidates[row]))
+            is_near[row] = kept is None or not differ_in_detail(image.content, kept, image.thumbnail)
+        is_near[nearest[MAX_DETAILS:]] = False
+        return is_near, len(nearest) > MAX_DETAILS
+
     def add(self, source_sha256: str, image_id: str, image: NormalizedImage) -> None:
         """Add a kept image; arguments as of `find`."""
         count = len(self.ids)
@@ -146,8 +173,9 @@ class DuplicateIndex:
 def limited_note(count: int) -> str:
     """One sentence about the images of a batch that were not compared with all of their candidates."""
     return (
-        f"{count} images look like so many others that they were compared with the {MAX_THUMBNAILS} nearest alone, and "
-        f"aligned with the {MAX_ALIGNMENTS} nearest: copies among the rest may have stayed. Usual for drawings on white"
+        f"{count} images look like so many others that they were compared with the {MAX_THUMBNAILS} nearest alone, "
+        f"aligned with the {MAX_ALIGNMENTS} nearest, and looked at in detail beside {MAX_DETAILS}: copies among the "
+        "rest may have stayed. Usual for drawings on white"
     )
 
 

@@ -228,3 +228,42 @@ def card_of(drops: dict[str, dict[str, int]], new_drops: dict[str, dict[str, int
     return dataset_card(
         version, name="n", license_name="CC0-1.0", exported=0, parquet_bytes=sizes, is_held_out_split=False
     )
+
+
+def test_fine_textures_stay_and_their_copies_go_also_in_a_later_batch(tmp_path: Path):
+    """Six weaves on one shaded cloth: to hash and thumbnail they are one image, and their details decide."""
+    y, x = np.mgrid[0:256, 0:256]
+    weaves = [x // 8 + y // 8, x // 4, y // 4, (x + y) // 4, (x - y) // 4, x // 3]
+    shade = 120 + 50 * np.sin(x / 60) * np.cos(y / 45)
+    images = [Image.fromarray((shade + 60 * (weave % 2) - 30).astype(np.uint8)).convert("RGB") for weave in weaves]
+    store = Store(tmp_path / "run")
+    for n, image in enumerate(images):
+        save_jpeg(image, tmp_path / "in" / f"{n}.jpg", quality=95)
+        if n < 3:
+            save_jpeg(image, tmp_path / "in" / f"{n} copy.jpg", quality=80)
+    ingest.run(folder_params(tmp_path / "in", shard_images=2), store)
+    assert sorted(read_kept(store)) == [f"{n} copy.jpg" for n in range(3)] + [f"{n}.jpg" for n in range(3, 6)]
+    assert read_drop_reasons(store) == {f"{n}.jpg": "near_duplicate" for n in range(3)}
+    for n, image in enumerate(images):
+        save_jpeg(image.resize((200, 200)), tmp_path / "in" / f"{n} small.jpg", quality=90)
+    ingest.run(folder_params(tmp_path / "in", "2026.01.11", shard_images=2), store)
+    copies = {row["key"]: json.loads(row["detail"])["copy_of"] for row in store.read_dropped("ingest").to_pylist()}
+    ids = {name: row["image_id"] for name, row in read_kept(store).items()}
+    kept = [ids.get(f"{n} copy.jpg") or ids[f"{n}.jpg"] for n in range(6)]
+    assert [copies.get(f"mine:{n} small.jpg") for n in range(6)] == kept
+
+
+def test_of_many_textures_the_details_of_a_bounded_number_are_looked_at(monkeypatch: pytest.MonkeyPatch):
+    looked: list[int] = []
+
+    def read(row: int) -> bytes:
+        looked.append(row)
+        return b"another"
+
+    monkeypatch.setattr(dedup, "differ_in_detail", lambda one, other, thumbnail: other == b"another")
+    index = DuplicateIndex(NONE, hash_distance_bits=16, thumbnail_max=8.0, read_kept=read)
+    for n in range(20):
+        assert index.find(f"s{n}", f"i{n}", flat_image(100)) is None
+        index.add(f"s{n}", f"i{n}", flat_image(100))
+    assert len(looked) == sum(min(n, dedup.MAX_DETAILS) for n in range(20))
+    assert index.limited == 20 - dedup.MAX_DETAILS - 1
