@@ -1,12 +1,14 @@
 """The same images give the same ids from a folder, tars, a bucket, tars in a bucket, URLs, and a table of images; known
 ones are only listed.
 
-Once with drawn images; once with real photographs where there are some (`../shared/photos`, not in the repository).
+Once with drawn images; once with real photographs where there are some (`../shared/photos`, not in the repository):
+60 of them, or as many as MEGAPAIRS_PHOTOGRAPHS says.
 """
 
 import csv
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections import Counter
@@ -34,7 +36,8 @@ def fill_with_drawings(folder: Path) -> None:
 
 
 def fill_with_photographs(folder: Path) -> None:
-    paths = sorted(PHOTOGRAPHS.rglob("*.jpg"))[::18][:60]
+    paths, count = sorted(PHOTOGRAPHS.rglob("*.jpg")), int(os.environ.get("MEGAPAIRS_PHOTOGRAPHS", "60"))
+    paths = paths[:: max(1, len(paths) // count)][:count]
     if not paths:
         pytest.skip(f"photographs: none in {PHOTOGRAPHS}")
     folder.mkdir()
