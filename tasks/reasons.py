@@ -87,6 +87,17 @@ REASONS: dict[str, dict[str, str]] = {
     },
 }
 
+# Why an image was withdrawn after it was published: the code stands in data/withdrawn, beside the date.
+WITHDRAWAL_REASONS: dict[str, str] = {
+    "request": "somebody asked for it, without stating why",
+    "privacy": "it shows or concerns a person who does not want that",
+    "copyright": "a holder of rights objects",
+    "licence": "its licence was withdrawn, or stated wrongly",
+    "illegal": "its content may not be published",
+    "source": "its whole source was withdrawn",
+    "quality": "it should never have come in",
+}
+
 # Reasons of ingest that count as unreadable: files that are damaged, or that cost more to decode than is allowed.
 UNREADABLE_REASONS = ("undecodable", "too_large", "too_costly")
 # Reasons of ingest that count as copies: of an image of an earlier run or of the same one.

@@ -204,6 +204,8 @@ def schemas() -> dict[str, pa.Schema]:
                 ("found_by", strings),
             ]
         ),
+        # what was withdrawn after it was published; kind: image, pair or triplet (tasks/fingerprints/takedown.py)
+        "withdrawn": pa.schema([("id", s), ("kind", s), ("withdrawn_on", s), ("batch", s), ("reason", s)]),
         "quarantine": pa.schema(
             [("table", s), ("batch", s), ("key", s), ("expectation", s), ("column", s), ("observed", s)]
         ),

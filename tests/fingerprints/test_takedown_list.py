@@ -1,0 +1,96 @@
+"""The takedown list: every way to name an image is understood, and what is not understood is an error with its line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.errors import ConfigError
+from tasks.fingerprints.takedown_list import Limits, TakedownList, parse_lines, read_entries
+
+SHA, OTHER = "a1" * 32, "B2" * 32
+LIMITS = Limits(confirmed_bits=16, thumbnail_max=8.0, alone_bits=6)
+
+
+def image(name: str, uri: str, phash: int = 0, thumbnail: bytes = bytes(192), source: str = "") -> dict[str, Any]:
+    row = {"image_id": name, "source_uri": uri, "source_sha256": source}
+    return {**row, "phash": f"{phash:016x}", "thumbnail": thumbnail}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "value", "date", "reason"),
+    [
+        (SHA, "sha256", SHA, "", "request"),
+        (f"{OTHER},2026-01-15 # asked by the artist", "sha256", OTHER.lower(), "2026-01-15", "request"),
+        (f"sha256: {SHA}; privacy; 2026-01-15", "sha256", SHA, "2026-01-15", "privacy"),
+        ("00000000000000f0", "phash", "00000000000000f0", "", "request"),
+        ("shop:a b, c.jpg", "source_uri", "shop:a b", "", "request"),
+        ('"shop:a b, c.jpg",2026-02-01,licence', "source_uri", "shop:a b, c.jpg", "2026-02-01", "licence"),
+        (f"shop:{SHA}.jpg", "source_uri", f"shop:{SHA}.jpg", "", "request"),
+        ("laion:t.parquet#12", "source_uri", "laion:t.parquet#12", "", "request"),
+        ("https://example.org/a.jpg#top\t2026-01-15", "url", "https://example.org/a.jpg#top", "2026-01-15", "request"),
+        ("source:shop", "source", "shop", "", "request"),
+        (f'{{"sha256": "{SHA}", "asked_on": "2026-01-15"}}', "sha256", SHA, "2026-01-15", "request"),
+        ('{"source_uri": "shop:1.jpg", "reason": "illegal"}', "source_uri", "shop:1.jpg", "", "illegal"),
+    ],
+)
+def test_a_line_names_an_image(line: str, kind: str, value: str, date: str, reason: str):
+    (entry,) = parse_lines([line], "list.txt")
+    assert (entry.kind, entry.value, entry.date, entry.reason) == (kind, value, date, reason)
+    (again,) = parse_lines([entry.to_json()], "copy")
+    assert again == entry
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (f"{SHA}\n\nplease remove my cat\n", r"list.txt, line 3: 'please remove my cat' is no entry"),
+        (f"# {SHA}\n\n", "list.txt has no entry"),
+        ("", "list.txt has no entry"),
+        ("sha256,date\n", "list.txt has no entry"),
+        (f"{SHA[:-1]}\n", "line 1"),
+        ('{"sha256": "abc"}', r"line 1: sha256 'abc'; expected 64"),
+        (f'{{"sha256": "{SHA}", "reason": "mood"}}', r"line 1: reason 'mood' is unknown"),
+        ('{"note": "nothing"}', "line 1"),
+    ],
+)
+def test_what_is_not_understood_is_an_error_that_names_the_line(content: str, what: str, tmp_path: Path):
+    (tmp_path / "list.txt").write_text(content)
+    with pytest.raises(ConfigError, match=what):
+        list(read_entries([tmp_path / "list.txt"], "ingest.takedown"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_list_is_read_in_utf_8_and_utf_16(encoding: str, tmp_path: Path):
+    (tmp_path / "l.txt").write_bytes(f"sha256,reason\r\n{SHA},privacy\r\nshop:größe.jpg\r\n".encode(encoding))
+    entries = list(read_entries([tmp_path / "l.txt"], "ingest.takedown"))
+    assert [(e.value, e.reason) for e in entries] == [(SHA, "privacy"), ("shop:größe.jpg", "request")]
+    (tmp_path / "l.txt").write_bytes(b"\n\xff\xfe\xfd cat\n" + b"shop:gr\xf6\xdfe.jpg")
+    with pytest.raises(ConfigError, match="line 2: bytes that are not utf-8"):
+        list(read_entries([tmp_path / "l.txt"], "ingest.takedown"))
+
+
+def test_each_entry_matches_what_it_names_and_near_hits_are_left_to_a_person():
+    rows = [
+        image("id1", "shop:1.jpg", 0xF0),
+        image("id2", "shop:2, b.jpg", source=SHA),
+        image("id3", "web:https://Example.org:443/3.jpg"),
+        image("id4", "bucket:x/4.jpg"),
+        image("id5", "old:5.jpg"),
+        image("id6", "shop:6.jpg", 0xFFFF << 40 | 0xFF),
+        image("id7", "shop:7.jpg", (0xFFFF << 40 | 0xFF) ^ 0b1111111111, bytes([200] * 192)),
+    ]
+    lines = [
+        "shop:1.jpg",
+        SHA,
+        "shop:2, b.jpg",
+        "http://example.org/3.jpg",
+        "s3://photos/week/x/4.jpg",
+        "source:old",
+        f"{0xFFFF << 40 | 0xFF:016x}",
+        "c3" * 32,
+    ]
+    takedown = TakedownList(parse_lines(lines, "l"), {"bucket": "s3://photos/week/", "shop": "/data/shop"})
+    matches = takedown.match(rows, LIMITS)
+    assert matches.entries == {"id1": 0, "id2": 1, "id3": 3, "id4": 4, "id5": 5, "id6": 6}
+    assert {n: [tuple(hit) for hit in hits] for n, hits in matches.near.items()} == {6: [("id7", 10)]}
