@@ -1,7 +1,8 @@
 """Resumable chunks: a stage's rows in one file per chunk; a chunk whose file exists is skipped.
 
 Chunks are fixed by the order of the stage's input alone, so the tables do not depend on the number of parts. A chunk's
-file is its own completion marker: a rerun after a crash makes the missing chunks only.
+file is its own completion marker: a rerun after a crash makes the missing chunks only. When the version is made, the
+chunks are merged (tasks/publish/merge.py); a rerun after that finds all of them done.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.progress import Progress
@@ -18,6 +20,17 @@ from tasks.store.store import Store
 Rows = Sequence[dict[str, Any]]
 Columns = dict[str, list[Any]]
 log = logging.getLogger(__name__)
+
+
+def merge_plan_path(store: Store, folder: str) -> Path:
+    """Where a run notes which of its chunks are merged into one file; `folder` below data, e.g. dropped/judge."""
+    return store.folder(".run", "merge", f"{folder.replace('/', '-')}.json")
+
+
+def is_chunk(path: Path, batch: str) -> bool:
+    """Whether a file is one of a batch's chunks, by its name."""
+    stem, _, number = path.stem.rpartition("-")
+    return stem == batch and number.isdecimal()
 
 
 class Chunk(NamedTuple):
@@ -81,6 +94,8 @@ def make_missing_chunks(
     Returns:
         The part's accepted rows and dropped rows, by column.
     """
+    if merge_plan_path(store, spec.table).exists():
+        return _count_merged(store, report, spec)
     files = [store.table_path(spec.table, spec.batch, chunk.number) for chunk in spec.chunks]
     dropped_files = [store.dropped_path(report.stage, spec.batch, chunk.number) for chunk in spec.chunks]
     tokens = 0
@@ -109,6 +124,17 @@ def make_missing_chunks(
     for reason in dropped_rows["reason"]:
         report.drop(reason)
     return store.read([f for f in files if f.exists()], spec.table).to_pydict(), dropped_rows
+
+
+def _count_merged(store: Store, report: StageReport, spec: ChunkSpec) -> tuple[Columns, Columns]:
+    """The rows of a batch whose chunks are merged already: nothing is left to do, whatever the part."""
+    accepted = store.read_table(spec.table, batch=spec.batch).to_pydict()
+    dropped = store.read_dropped(report.stage, spec.batch).to_pydict()
+    for reason in dropped["reason"]:
+        report.drop(reason)
+    report.new = report.done = report.read = len(next(iter(accepted.values()))) + len(dropped["reason"])
+    report.notes.append("the version is made: its chunks are merged, nothing is left to do")
+    return accepted, dropped
 
 
 def iter_chunks(count: int, chunk_rows: int, part: tuple[int, int] | None) -> Iterator[Chunk]:

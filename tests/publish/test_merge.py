@@ -1,0 +1,101 @@
+"""Chunks become one file when a version is made: the same rows, whatever the chunks were and wherever it was killed."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.publish import merge
+from tasks.records import StageReport
+from tasks.store import Store
+from tasks.store.chunks import ChunkSpec, iter_chunks, make_missing_chunks
+
+BATCH, EARLIER = "2026.01.11", "2026.01.04"
+
+
+class Killed(BaseException):
+    """In place of a SIGKILL."""
+
+
+def write_chunks(root: Path, chunk_rows: int, rows: int = 20) -> Store:
+    """A batch of captions in chunks, and two chunks of an earlier batch."""
+    store = Store(root)
+    for batch, count in ((EARLIER, 2), (BATCH, rows)):
+        for number, start in enumerate(range(0, count, 1 if batch == EARLIER else chunk_rows)):
+            ids = range(start, min(start + (1 if batch == EARLIER else chunk_rows), count))
+            found = [{"image_id": f"{batch} {n:03d}", "caption": f"text {n}"} for n in ids]
+            store.write(store.table_path("captions", batch, number), found, "captions")
+            dropped = [{"stage": "recaption", "batch": batch, "key": f"{n}", "reason": "r", "detail": ""} for n in ids]
+            store.write(store.dropped_path("recaption", batch, number), dropped, "dropped")
+    return store
+
+
+def files_of(store: Store) -> dict[str, bytes]:
+    return {
+        p.relative_to(store.root).as_posix(): p.read_bytes() for p in sorted((store.root / "data").rglob("*.parquet"))
+    }
+
+
+def test_one_file_a_table_and_the_same_bytes_for_any_chunks(tmp_path: Path):
+    results = []
+    for chunk_rows in (3, 7):
+        store = write_chunks(tmp_path / str(chunk_rows), chunk_rows)
+        rows, earlier = store.read_table("captions").to_pylist(), store.read_table("captions", batch=EARLIER)
+        assert merge.merge_chunks(store, BATCH) > 0 and merge.merge_chunks(store, BATCH) == 0
+        assert [p.name for p in store.batch_files("captions", BATCH)] == [f"{BATCH}-00000.parquet"]
+        assert store.read_table("captions").to_pylist() == rows
+        assert (
+            len(store.batch_files("captions", EARLIER)) == 2 and store.read_table("captions", batch=EARLIER) == earlier
+        )
+        results.append(files_of(store))
+    assert results[0] == results[1]
+
+
+def test_files_stay_below_the_size(tmp_path: Path):
+    store = write_chunks(tmp_path, 2)
+    size = store.table_path("captions", BATCH, 0).stat().st_size
+    rows = store.read_table("captions").to_pylist()
+    merge.merge_chunks(store, BATCH, limit=3 * size + 50)
+    assert 3 <= len(store.batch_files("captions", BATCH)) <= 5
+    assert store.read_table("captions").to_pylist() == rows
+    assert merge.group_by_size([5, 5, 5, 30, 1, 1], 10) == [2, 1, 1, 2]
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = write_chunks(tmp_path / "whole", 6)
+    merge.merge_chunks(whole, BATCH)
+    for moment in itertools.count():
+        store, steps = write_chunks(tmp_path / f"{moment}", 6), itertools.count()
+
+        def step(original: Any, steps: Any = steps, moment: int = moment) -> Any:
+            def call(*arguments: Any, **more: Any) -> Any:
+                if next(steps) == moment:
+                    raise Killed
+                return original(*arguments, **more)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", step(os.replace))
+            patch.setattr(Path, "unlink", step(Path.unlink))
+            try:
+                merge.merge_chunks(store, BATCH)
+                break
+            except Killed:
+                pass
+        merge.merge_chunks(store, BATCH)
+        assert files_of(store) == files_of(whole), moment
+    assert moment > 8
+
+
+def test_a_stage_that_is_started_again_finds_its_work_done(tmp_path: Path):
+    store = write_chunks(tmp_path, 5)
+    merge.merge_chunks(store, BATCH)
+    before, report = files_of(store), StageReport("recaption")
+    spec = ChunkSpec("captions", BATCH, list(iter_chunks(20, 5, (2, 2))))
+    captions, dropped = make_missing_chunks(store, report, spec, lambda _: pytest.fail("it asks a model again"))
+    assert len(captions["image_id"]) == len(dropped["key"]) == 20 and report.done == report.new > 0
+    assert files_of(store) == before and json.loads(report.to_json())["notes"]
