@@ -33,6 +33,7 @@ the result with a judge model and three gates. It publishes what passes as a git
 | `dataset` | name of the dataset; the deployment's own, or nothing: another name is refused |
 | `caption_share_min` | images gate: smallest share of new images that have a caption, 0 to 1 |
 | `limit` | most new images that this run ingests, a count |
+| `takedown` | entries of a takedown list, one a line: no source is read; what they name is withdrawn and published |
 | `dry_run` | do everything but publish: no version, no training; default off |
 | `date` | the date of the run, `YYYY-MM-DD`; default today |
 | `neighbours` | nearest images searched per image and encoder (top k), a count |

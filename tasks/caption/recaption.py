@@ -9,7 +9,7 @@ replies of at most `recaption.max_new_tokens` tokens. A source's own caption is 
 A reply is cleaned to one line and checked like a description (tasks/caption/checks.py): an order to a model, a file
 name or a refusal is no caption. A rejected reply is requested once more with its reason, then its image is dropped with
 that reason. Once `recaption.budget_tokens` is spent, no further chunk is begun; a later run with a larger budget
-continues.
+continues. Takedown: captions of withdrawn images are removed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tasks.caption.checks import ReplyRules, rejection_reason
 from tasks.caption.models import canary_note, captioner_config
 from tasks.caption.retry import CUT_OFF, MORE_ROOM, Rejection, send_with_retry
 from tasks.config import Params, RecaptionConfig
+from tasks.fingerprints.takedown import withdraw_dropped, withdraw_rows, withdrawn_ids
 from tasks.models.llm.base import Captioner
 from tasks.models.llm.load import load_captioner
 from tasks.models.llm.refusals import RefusalShare
@@ -52,6 +53,9 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     chunks = list(iter_chunks(len(image_ids), config.chunk_images, part))
     if is_first_part and not image_ids:
         chunks = [Chunk(0, slice(0, 0))]  # an empty batch has one empty file
+    if is_first_part:
+        withdraw_rows(store, store.table_files("captions"), "captions", withdrawn_ids(store, batch))
+        withdraw_dropped(params, store, "recaption")
     worker = ChunkWorker(params, store, part, image_ids)
     spec = ChunkSpec("captions", batch, chunks)
     captions, dropped = make_missing_chunks(store, report, spec, worker.caption, token_budget(config, part))

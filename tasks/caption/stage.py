@@ -42,7 +42,7 @@ from tasks.caption.models import load_caption_setup
 from tasks.caption.rows import captioned_row, count_requests, count_tokens, dropped_row, split_drafts
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
-from tasks.fingerprints.takedown import taken_down
+from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.models.llm.refusals import RefusalShare
 from tasks.names import batch_name, stable_id
 from tasks.prompts.prompt_set import SCHEMA, PromptSet, read_prompt_set
@@ -68,6 +68,7 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     report = StageReport("caption", reused=count_earlier(store, batch) if is_first_part else 0)
     if is_first_part:
         withdraw_captioned(store, taken_down(params, store), batch)
+        withdraw_dropped(params, store, "caption", "pair")
     worker = ChunkWorker(params, store, part, prompts, pairs)
     spec = ChunkSpec("captioned", batch, list(iter_chunks(pairs.num_rows, config.chunk_pairs, part)))
     captioned, dropped = make_missing_chunks(store, report, spec, worker.caption, token_budget(config, part))

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 DATASET_FORM: dict[str, str] = {
     "sources": "ingest.sources",
     "limit": "open_run.limit",
+    "takedown": "open_run.takedown",
     "dry_run": "open_run.dry_run",
     "date": "open_run.date",
     "dataset": "open_run.dataset",

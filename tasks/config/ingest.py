@@ -142,6 +142,7 @@ class IngestConfig(Section):
     shard_images: int = Field(ge=1, description="Images in one tar shard of data/images, a count.")
     takedown: str | None = Field(
         None,
-        description="Takedown list: a text file with SHA-256 sums (of stored or source files) or perceptual hashes of "
-        "images to withdraw. Format: tasks/fingerprints/takedown.py.",
+        description="Takedown list: a text file that names images to withdraw, by SHA-256 (of the stored or the "
+        "source's file), perceptual hash, source_uri, address or whole source. Format: "
+        "tasks/fingerprints/takedown_list.py.",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
 
 from tasks.config import checks
 from tasks.config.gates import ValidateConfig
@@ -28,12 +30,24 @@ class OpenRunConfig(Section):
         "not count. Sources are taken in order of name. Empty: no limit.",
     )
     dry_run: bool = Field(description="Run all stages but publish nothing: no version, no training.")
+    takedown: tuple[str, ...] = Field(
+        (),
+        description="Entries of a takedown list, one a line: SHA-256, perceptual hash, source_uri, address or "
+        "source:NAME. Such a run reads no source: it withdraws these images and what the lists name, and publishes "
+        "that. Its own params.yaml does not repeat the entries. Empty: an ordinary run.",
+    )
     seed: int = Field(ge=0, description="Seed of every random choice of the run.")
     threads: int = Field(
         ge=1,
         description="CPU threads of each model, a count. On a CPU another number may change the last digits of a "
         "result.",
     )
+
+    @field_validator("takedown", mode="before")
+    @classmethod
+    def _lines(cls, value: Any) -> Any:
+        """A text is its lines: the REST API may send one."""
+        return tuple(value.splitlines()) if isinstance(value, str) else value or ()
 
 
 class VersionConfig(Section):

@@ -29,7 +29,7 @@ from tasks.config import EncoderConfig, Params
 from tasks.embed.batches import LazyImages, encode_in_batches
 from tasks.embed.withdraw import withdraw_vectors
 from tasks.errors import ConfigError, DataError
-from tasks.fingerprints.takedown import taken_down
+from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.models.encoders.base import Encoder, PreparingEncoder
 from tasks.models.encoders.load import load_encoder
 from tasks.names import batch_name
@@ -152,6 +152,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     images = store.read_table("images", ["image_id", "shard", "batch"]).to_pydict()
     if is_first_part:
         withdraw_vectors(store, encoder, taken_down(params, store))
+        withdraw_dropped(params, store, f"embed-{encoder}")
     report = StageReport("embed", reused=sum(b != batch for b in images["batch"]) if is_first_part else 0)
     folder = store.folder("data", "embeddings", encoder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,8 @@ from typing import Self
 
 from tasks.config import Params
 from tasks.errors import DataError
+from tasks.fingerprints.takedown import match_limits, withdrawn_ids
+from tasks.fingerprints.takedown_list import TakedownList
 from tasks.ingest.dedup import Duplicate, DuplicateIndex, limited_note
 from tasks.ingest.history import SourceHistory
 from tasks.ingest.inspect import InspectedFile, exclusion_reason, read_exclusion_lists
@@ -25,7 +27,7 @@ from tasks.ingest.kept_images import KeptImages
 from tasks.ingest.lanes import PlacedFile
 from tasks.ingest.progress import Progress
 from tasks.ingest.refusals import Refusals
-from tasks.ingest.rows import StoredImage, Tries, dropped_row, image_row, shard_metadata
+from tasks.ingest.rows import TAKEN_DOWN, StoredImage, Tries, dropped_row, image_row, shard_metadata
 from tasks.ingest.rules import NormalizedImage, Rejection
 from tasks.ingest.shards import ShardWriter
 from tasks.names import batch_name, run_date
@@ -71,9 +73,16 @@ class BatchWriter:
     Without an error it publishes the tables on exit; with one it discards them.
     """
 
-    def __init__(self, params: Params, store: Store, history: SourceHistory) -> None:
+    def __init__(
+        self, params: Params, store: Store, history: SourceHistory, takedown: TakedownList | None = None
+    ) -> None:
         """Load the index of all kept images, and the exclusion lists.
 
+        Args:
+            params: of the run.
+            store: of the run.
+            history: of earlier batches.
+            takedown: the takedown list; counts there what it refuses.
         Raises:
             ConfigError: a list is unreadable.
         """
@@ -81,6 +90,8 @@ class BatchWriter:
         self.batch, self.date = batch_name(params), run_date(params)
         self.limit = params.open_run.limit
         self._files_read = 0
+        self._takedown, self._limits = takedown, match_limits(params)
+        self._withdrawn = withdrawn_ids(store)
         self._lists = read_exclusion_lists(self.config, store)
         self._shards = ShardWriter(store, self.batch, self.config.shard_images)
         self._kept = KeptImages(store, self._shards)
@@ -143,11 +154,26 @@ class BatchWriter:
         if isinstance(result, Rejection):
             copy_of = self.index.ids_by_source_sha256.get(inspected.sha256, "") if result.reason == "duplicate" else ""
             return result, Duplicate(result.reason, copy_of) if copy_of else None
+        if self._is_taken_down(inspected, image_id, result):
+            return Rejection(TAKEN_DOWN), None
         if rejection := exclusion_reason(inspected, image_id, self._lists, self.config):
             return rejection, None
         if duplicate := self.index.find(inspected.sha256, image_id, result):
             return Rejection(duplicate.reason), duplicate
         return None, None
+
+    def _is_taken_down(self, inspected: InspectedFile, image_id: str, image: NormalizedImage) -> bool:
+        """Whether the image was withdrawn before, or the takedown list names it, its file or what it is a copy of."""
+        if image_id in self._withdrawn:
+            return True
+        if self._takedown is None:
+            return False
+        number = self._takedown.find_exact((inspected.sha256, image_id), inspected.file.uri)
+        if number is None:
+            number, _ = self._takedown.find_alike(image.phash, image.thumbnail, self._limits)
+        if number is not None:
+            self._takedown.refused[number] += 1
+        return number is not None
 
     def _drop(self, inspected: InspectedFile, rejection: Rejection, duplicate: Duplicate | None) -> None:
         if rejection.reason == "duplicate":

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tasks.ingest.inspect import BLOCK_FILES
+from tasks.ingest.rows import short_hash
 from tasks.sources.counts import ListingCounts
 from tasks.sources.files import SourceFile
 from tasks.store import Store
@@ -23,11 +24,6 @@ from tasks.store import Store
 LISTED_CHANGES = 10  # changed captions that are listed by name; the rest are counted
 NO_BYTES = hashlib.sha256().hexdigest()  # of a file that could not be read
 CHUNK = 1 << 16  # hashes gathered in a list before they become an array
-
-
-def short_hash(text: str) -> int:
-    """63 bits of a text's hash."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
 
 
 class HashMap:
@@ -134,6 +130,12 @@ class SourceHistory:
             self.contents.add(short_hash(f"{uri}\0{sha256}"))
 
     def _add_dropped(self, uri: str, detail: dict[str, object]) -> None:
+        withheld = detail.get("withheld")
+        if isinstance(withheld, dict):  # taken down: hashes of its name and bytes are left
+            known = {"fingerprint": self.fingerprints, "name": self.names, "content": self.contents}
+            for what, value in withheld.items():
+                known[what].add(value)
+            return
         fingerprint = str(detail.get("fingerprint", ""))
         if detail.get("is_lasting", True):
             self._add(uri, str(detail.get("sha256", "")), fingerprint)

@@ -96,13 +96,12 @@ def reject_known(inspected: InspectedFile, known_sha256s: Container[str]) -> Ins
 
 
 def read_exclusion_lists(config: IngestConfig, store: Store) -> list[HashList]:
-    """Takedown list, blocklists and benchmark hashes, in the order in which they are applied.
+    """Blocklists and benchmark hashes, in the order in which they are applied (the takedown list comes before them).
 
     Raises:
         ConfigError: a list is unreadable.
     """
     lists = {
-        "taken_down": ("ingest.takedown", [config.takedown] if config.takedown else []),
         "blocked": ("ingest.blocklists", config.blocklists),
         "benchmark": ("ingest.benchmark_hashes", config.benchmark_hashes),
     }

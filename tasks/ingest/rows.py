@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,14 @@ from tasks.ingest.inspect import InspectedFile
 from tasks.ingest.rules import NormalizedImage, Rejection
 from tasks.sources.files import SourceFile
 
+TAKEN_DOWN = "taken_down"
+_SUM = re.compile(r"[0-9a-fA-F]{32,}")
 GIVEN_UP = "is_given_up"  # in a dropped row's detail: the file is not tried again
+
+
+def short_hash(text: str) -> int:
+    """63 bits of a text's hash."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,8 @@ def dropped_row(
         also: other kept images that it is a near duplicate of.
         tries: in which a file that may be tried again was not reached.
     """
+    if rejection.reason == TAKEN_DOWN:
+        return hidden_row(inspected.file.uri, inspected.sha256, inspected.file.fingerprint, batch, is_named=True)
     detail: dict[str, Any] = {"sha256": inspected.sha256, "why": rejection.detail}
     optional = {
         "copy_of": copy_of,
@@ -119,6 +130,24 @@ def dropped_row(
             detail |= tries.detail()
     text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
     return {"stage": "ingest", "batch": batch, "key": inspected.file.uri, "reason": rejection.reason, "detail": text}
+
+
+def hidden_row(uri: str, sha256: str, fingerprint: str, batch: str, *, is_named: bool = False) -> dict[str, Any]:
+    """The dropped row of a file that was taken down: hashes tell a later batch that it is known, nothing names it.
+
+    Args:
+        uri: its source_uri.
+        sha256: of its bytes.
+        fingerprint: as its source states it; '' for none.
+        batch: that drops it.
+        is_named: keep the source_uri: of a file that was never published, unless its name is a sum.
+    """
+    withheld = {"name": short_hash(uri), "content": short_hash(f"{uri}\0{sha256}")}
+    if fingerprint:
+        withheld = {"fingerprint": short_hash(fingerprint)}
+    name = uri if is_named and not _SUM.search(uri) else f"{uri.partition(':')[0]}:withheld-{short_hash(uri):016x}"
+    detail = json.dumps({"withheld": withheld}, sort_keys=True)
+    return {"stage": "ingest", "batch": batch, "key": name, "reason": TAKEN_DOWN, "detail": detail}
 
 
 def shard_metadata(file: SourceFile, image_id: str) -> dict[str, str]:

@@ -6,16 +6,18 @@ batch is done, data/images/<batch>.parquet.
 
 A file is read under a byte limit, its header's pixel count is checked before anything is decoded, and it is decoded in
 a worker process with limits of its own (tasks/ingest/workers.py) to the stored form (tasks/ingest/normalize.py). It is
-dropped, in this order, for: its licence, an exact duplicate, the exclusion lists, quality flags, classifiers, a near
-duplicate (tasks/ingest/dedup.py, against the whole corpus). Files are taken in order of source and path, so neither the
-file system's order nor the number of workers affects the tables. A file that an earlier batch has kept or dropped with
-the same bytes is skipped. One that was unreachable is tried again, after all others, in up to `ingest.max_tries`
-batches. `open_run.limit` counts kept images.
+dropped, in this order, for: its licence, an exact duplicate, the takedown list, the exclusion lists, quality flags,
+classifiers, a near duplicate (tasks/ingest/dedup.py, against the whole corpus). Files are taken in order of source and
+path, so neither the file system's order nor the number of workers affects the tables. A file that an earlier batch has
+kept or dropped with the same bytes is skipped. One that was unreachable is tried again, after all others, in up to
+`ingest.max_tries` batches. `open_run.limit` counts kept images.
 
 A large batch is listed once (`ingest_list`), fetched and decoded in parts (`ingest_fetch --part i/n`), and this stage
 then decides about duplicates and writes the tables: the same bytes for any number of parts. Alone it does all of it.
 What it fetches over a network waits in .run/ingest/<batch> until the tables are written, so that a killed call fetches
 nothing twice.
+
+Stored images that the takedown list names are withdrawn first (tasks/ingest/withdraw.py).
 
 Every file ends as one row, which is checked before the tables are published: kept + dropped = read. A dropped row keeps
 the source URI and, as JSON, the detail, the sha256, and for duplicates the image that it repeats. Measurements:
@@ -37,6 +39,8 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 
 from tasks.config import Params
+from tasks.fingerprints.takedown import withdrawn_ids
+from tasks.fingerprints.takedown_list import TakedownList
 from tasks.ingest.batch import BatchWriter, changed_captions_note, changes_path, limited_path, listing_path
 from tasks.ingest.dedup import limited_note
 from tasks.ingest.history import SourceHistory
@@ -46,6 +50,7 @@ from tasks.ingest.lanes import PlacedFile, lanes_of_part, place
 from tasks.ingest.parallel import Threads, map_in_order
 from tasks.ingest.rows import GIVEN_UP
 from tasks.ingest.staging import InspectedFiles, Staging, identity
+from tasks.ingest.withdraw import takedown_notes, withdraw_images, write_report
 from tasks.names import batch_name
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.records import StageReport
@@ -85,10 +90,13 @@ def run(params: Params, store: Store) -> StageReport:
     """
     batch, limit = batch_name(params), params.open_run.limit
     staging = Staging(store, batch)
+    takedown = withdraw_images(params, store)
     if not store.table_path("images", batch).exists():
         history = SourceHistory.load(store, batch, params.ingest.max_tries)
         with closing(files_to_take(params, history, staging)) as files:
-            ingest_files(files, params, store, history, staging)
+            ingest_files(files, params, store, history, staging, takedown)
+        if takedown is not None:
+            write_report(store, batch, takedown)
     staging.remove()
     report = build_report(store, batch)
     if limit is not None and report.written >= limit:
@@ -125,6 +133,7 @@ def ingest_files(
     store: Store,
     history: SourceHistory | None = None,
     staging: Staging | None = None,
+    takedown: TakedownList | None = None,
 ) -> None:
     """Take in these files as the batch of `params`, until `open_run.limit` images are kept.
 
@@ -135,12 +144,13 @@ def ingest_files(
         history: of earlier batches, in which changed captions are counted.
         staging: of the batch: results that are there are taken, and those of remote files are put there, so that a
             killed call fetches nothing twice; None: neither.
+        takedown: the takedown list; its images are refused, and counted there.
     Raises:
         DataError: kept and dropped rows are not as many as the files (a bug; nothing is published).
     """
     config, results = params.ingest, InspectedFiles(staging) if staging else None
     threads = Threads(local=config.workers or os.cpu_count() or 1)
-    with BatchWriter(params, store, history or SourceHistory()) as writer, make_workers(config) as workers:
+    with BatchWriter(params, store, history or SourceHistory(), takedown) as writer, make_workers(config) as workers:
         known_sha256s = writer.index.ids_by_source_sha256.copy()
 
         def inspect(placed: PlacedFile) -> InspectedFile:
@@ -209,6 +219,9 @@ def build_report(store: Store, batch: str) -> StageReport:
         changed = json.loads(path.read_text())
         report.figures["captions_changed"] = float(changed["count"])
         report.notes.append(changed_captions_note(changed["count"], changed["first"]))
+    report.notes += takedown_notes(store, batch)
+    if withdrawn := len(withdrawn_ids(store, batch)):
+        report.figures["images_withdrawn"] = float(withdrawn)
     if (path := limited_path(store, batch)).exists():
         report.notes.append(limited_note(json.loads(path.read_text())))
     if (path := listing_path(store, batch)).exists():

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import DataError
-from tasks.ingest.history import short_hash
 from tasks.ingest.inspect import InspectedFile
 from tasks.ingest.lanes import LANES, PlacedFile
 from tasks.ingest.refusals import is_refused
+from tasks.ingest.rows import short_hash
 from tasks.ingest.rules import NormalizedImage, Rejection
 from tasks.sources.files import SourceFile
 from tasks.store import Store

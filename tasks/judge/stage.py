@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import Params
-from tasks.fingerprints.takedown import taken_down
+from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.judge.labelled import measure_judge, require_quality
 from tasks.judge.questions import judge_pairs, load_judge
 from tasks.judge.rows import (
@@ -67,6 +67,7 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     is_first_part = part is None or part[0] == 1
     if is_first_part:
         withdraw_triplets(store, taken_down(params, store))
+        withdraw_dropped(params, store, "judge", "pair")
     pairs, earlier = BatchPairs(store.read_table("pairs", batch=batch)), earlier_triplets(store, batch)
     report = StageReport("judge", reused=len(earlier) if is_first_part else 0)
     worker = ChunkWorker(params, store, part, template, pairs, set(earlier))

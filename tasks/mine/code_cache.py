@@ -51,6 +51,17 @@ def cached_codes(store: Store, encoder: str, corpus: EmbeddedCorpus, low: float)
     return CodedRows(axes, Codes(columns[0], parts[0].scale, *columns[1:]))
 
 
+def remove_stale_codes(store: Store, encoder: str) -> None:
+    """Remove stored codes that have another number of rows than their shard: some of their images were taken down."""
+    import pyarrow.parquet as pq
+
+    for path in sorted(store.folder("data", "neighbours", encoder, "codes").glob("*/*.npy")):
+        ids = store.folder("data", "embeddings", encoder, f"{path.stem}.parquet")
+        rows = pq.read_metadata(ids).num_rows if ids.exists() else -1
+        if len(np.load(path, mmap_mode="r", allow_pickle=False)) != rows:
+            path.unlink()
+
+
 def _read_or_fit_axes(store: Store, path: Path, corpus: EmbeddedCorpus, low: float) -> Axes | None:
     """The stored axes, else new ones, which are stored; None where the 8-bit prefilter does not pay."""
     if path.exists():

@@ -40,6 +40,7 @@ from tasks.fingerprints.takedown import taken_down
 from tasks.knn.neighbours import recall
 from tasks.knn.search import join_in_window
 from tasks.knn.spec import APPROXIMATE_BACKENDS, SearchSpec
+from tasks.mine.code_cache import remove_stale_codes
 from tasks.mine.corpus import Corpus, read_corpus
 from tasks.mine.neighbour_table import neighbour_table, neighbours_from_table
 from tasks.mine.pair_blocks import rows_within
@@ -189,6 +190,7 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         replacements = chunk_path(store, encoder, batch, REPLACEMENTS_CHUNK)
         old = (old_ids, corpus.vectors[corpus.old_rows])
         replace_neighbours(store, sorted(folder.glob("*.parquet")), replacements, removed, old, spec)
+        remove_stale_codes(store, encoder)
     folder.mkdir(parents=True, exist_ok=True)
     report.written = _mine_chunks(store, encoder, files, chunks, corpus, spec)
     remove_parts(store, encoder)

@@ -42,6 +42,7 @@ from tasks.config import (
     uncalibrated_windows,
 )
 from tasks.errors import ConfigError, DataError
+from tasks.fingerprints.takedown_list import Entry
 from tasks.locks import exclusive
 from tasks.names import run_date, slug
 from tasks.publish.allowed import Allowed, require_allowed
@@ -51,12 +52,14 @@ from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at
 from tasks.publish.publish import fetch
 from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.run_conf import Kind, changes_from_conf, require_paths, with_absolute_paths
+from tasks.publish.takedown_list import add_to_list, all_entries, form_entries, with_run_list
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
 
 log = logging.getLogger(__name__)
 MARKER = Path(".run", "opened.json")  # in the worktree; written last, so a run that has it is open
+DATA_POINTERS = ("data/export.dvc", "data/withdrawn.dvc")  # of a version's data that no stage of dvc.yaml makes
 LOCK_TIMEOUT_S = 600.0  # a checkout of the code takes seconds
 
 
@@ -68,7 +71,8 @@ class RunRequest:
         run_id: Airflow's run id, or any text.
         kind: dataset (makes a version) or model (trains on one).
         conf: the trigger form's values.
-        dataset_version: tag of the version to train on; the newest when None.
+        dataset_version: tag of the version to train on, the newest when None. For kind dataset: of the version that the
+            run rewrites, leaving the branch as it is (`python -m tasks purge`); None: it continues the branch's tip.
     """
 
     run_id: str
@@ -86,21 +90,29 @@ class Deployment:
         runs: folder of the worktrees.
         deployed: git ref of the code that runs.
         sources_root: what relative paths of the form start from; the current folder when None.
+        takedown: the deployment's takedown list; takedown.jsonl beside the clone when None.
     """
 
     clone: Path
     runs: Path
     deployed: str = "origin/main"
     sources_root: Path | None = None
+    takedown: Path | None = None
+
+    @property
+    def takedown_list(self) -> Path:
+        """The deployment's takedown list; it may not exist."""
+        return self.takedown or self.clone.resolve().parent / "takedown.jsonl"
 
     @classmethod
     def from_environment(cls) -> Deployment:
-        """As MEGAPAIRS_DATASET, MEGAPAIRS_RUNS, MEGAPAIRS_DEPLOYED and MEGAPAIRS_SOURCES_ROOT say."""
+        """As MEGAPAIRS_DATASET, _RUNS, _DEPLOYED, _SOURCES_ROOT and _TAKEDOWN say."""
         clone = Path(os.environ.get("MEGAPAIRS_DATASET") or Path.cwd())
         runs = Path(os.environ.get("MEGAPAIRS_RUNS") or clone.resolve().parent / "runs")
         root = os.environ.get("MEGAPAIRS_SOURCES_ROOT")
         deployed = os.environ.get("MEGAPAIRS_DEPLOYED", "origin/main")
-        return cls(clone, runs, deployed, Path(root) if root else None)
+        takedown = os.environ.get("MEGAPAIRS_TAKEDOWN")
+        return cls(clone, runs, deployed, Path(root) if root else None, Path(takedown) if takedown else None)
 
     def worktree(self, run_id: str) -> Path:
         """The worktree of a run; not made here."""
@@ -118,6 +130,7 @@ class RunPlan:
         data: commit whose data the run starts from; None for the first version.
         batch: the run's version name.
         warnings: what the run's report shall warn of.
+        takedown: entries of all takedown lists.
     """
 
     raw: dict[str, Any]
@@ -126,6 +139,7 @@ class RunPlan:
     data: str | None
     batch: str
     warnings: tuple[str, ...] = ()
+    takedown: tuple[Entry, ...] = ()
 
 
 def find_data_commit(clone: Path, kind: Kind, dataset_version: str | None) -> str | None:
@@ -134,7 +148,7 @@ def find_data_commit(clone: Path, kind: Kind, dataset_version: str | None) -> st
     Raises:
         ConfigError: there is no such version, or none to train on.
     """
-    if kind == "dataset":
+    if kind == "dataset" and dataset_version is None:
         return resolve_ref(clone, REMOTE_BRANCH)
     known = tags(clone, "dataset")
     if dataset_version and not dataset_version.startswith("dataset/"):
@@ -183,12 +197,15 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
             does not exist.
     """
     clone, conf = deployment.clone, dict(request.conf)
-    dataset_version = conf.pop("dataset_version", None) or request.dataset_version
+    named = conf.pop("dataset_version", None) if request.kind == "model" else None
+    dataset_version = named or request.dataset_version
     code = resolve_ref(clone, deployment.deployed)
     if code is None:
         raise ConfigError(f"MEGAPAIRS_DEPLOYED: {clone} has no commit {deployment.deployed!r}")
     deployed_params = read_deployed_params(clone, code)
     profile, changes = changes_from_conf(conf, deployed_params)
+    if (changes.get("open_run") or {}).get("takedown"):
+        changes = overlay(changes, {"ingest": {"sources": []}})
     profile = profile or deployed_params.get("profile")
     resolved = resolve(deployed_params, profile, changes)
     require_own_name(resolve(deployed_params, profile, {}), resolved)
@@ -201,6 +218,7 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     if request.kind == "model" and (contradictions := training_run_contradictions(params.train, params.evaluate)):
         raise ConfigError("; ".join(contradictions))
     data = find_data_commit(clone, request.kind, dataset_version)
+    takedown = tuple(all_entries(params, deployment.takedown_list)) if request.kind == "dataset" else ()
     date = run_date(params)
     batch = params.open_run.batch or next_free_name(tags(clone, request.kind), date)
     if f"{request.kind}/{batch}" in tags(clone, request.kind):
@@ -216,7 +234,7 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     if difference := code_difference(clone, os.environ.get("MEGAPAIRS_AIRFLOW_COMMIT", ""), code):
         warnings.append(difference)
     resolved = overlay(raw, {"open_run": {"date": date, "batch": batch}})
-    return RunPlan(resolved, params, code, data, batch, tuple(warnings))
+    return RunPlan(resolved, params, code, data, batch, tuple(warnings), takedown)
 
 
 def make_worktree(clone: Path, worktree: Path, commit: str) -> None:
@@ -250,7 +268,7 @@ def restore_version(worktree: Path, commit: str, tip: str | None) -> None:
     Raises:
         DataError: what arrived is not what version.json counts.
     """
-    pointers = {path: commit for path in files_at(worktree, commit) if path == "data/export.dvc"}
+    pointers = {path: commit for path in files_at(worktree, commit) if path in DATA_POINTERS}
     if tip:
         noise = [p for p in files_at(worktree, tip) if p.startswith("reports/noise-") and p.endswith(".dvc")]
         model = ["models/promoted.dvc"] if read_at(worktree, tip, "models/promoted.dvc") else []
@@ -297,13 +315,22 @@ def open_run(request: RunRequest, deployment: Deployment) -> StageReport:
     for warning in plan.warnings:
         log.warning("open_run: %s", warning)
     make_worktree(clone, worktree, plan.code)
-    params_yaml = yaml.safe_dump(plan.raw, sort_keys=False, allow_unicode=True)
+    if plan.params.open_run.takedown and not plan.params.open_run.dry_run:
+        add_to_list(deployment.takedown_list, form_entries(plan.params))
+    params_yaml = yaml.safe_dump(with_run_list(plan.raw, worktree, plan.takedown), sort_keys=False, allow_unicode=True)
     write_bytes(worktree / "params.yaml", params_yaml.encode())
     parent = None
     if plan.data:
         restore_version(worktree, plan.data, resolve_ref(clone, REMOTE_BRANCH))
         parent = (version_at(clone, plan.data) or {}).get("version")
-    facts = {"run_id": request.run_id, "kind": request.kind, "batch": plan.batch, "warnings": list(plan.warnings)}
+    rewrites = request.dataset_version if request.kind == "dataset" else None
+    facts = {
+        "rewrites": rewrites,
+        "run_id": request.run_id,
+        "kind": request.kind,
+        "batch": plan.batch,
+        "warnings": list(plan.warnings),
+    }
     write_bytes(marker, json.dumps({**facts, "parent": parent, "deployed": plan.code}).encode())
     after = f"version {plan.batch}, after {parent or 'nothing'}"
     after += f", profile {plan.params.profile}, code {plan.code[:12]}"

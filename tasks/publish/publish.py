@@ -38,6 +38,8 @@ class Publication:
         stages: entries of dvc.lock that this run made.
         sections: sections of params.yaml that this run used.
         parent: version that this run's data continues; None for the first one.
+        removed: files of the product on the branch's tip that this version no longer has.
+        base: commit to compose on in place of the branch's tip; the tag alone is published then, the branch stays.
         is_parent_required: refuse to publish when the branch's tip holds a version other than `parent`.
     """
 
@@ -48,6 +50,8 @@ class Publication:
     sections: Sequence[str] = ()
     parent: str | None = None
     is_parent_required: bool = False
+    removed: Sequence[str] = ()
+    base: str | None = None
 
 
 class Published(NamedTuple):
@@ -90,10 +94,10 @@ def write_tree(cwd: Path, code: str, files: Mapping[str, bytes]) -> str:
 def compose_commit(worktree: Path, publication: Publication) -> str:
     """Make the commit to publish, on the newest tip of the branch; nothing names it yet."""
     deployed = git(worktree, "rev-parse", "HEAD")
-    tip = resolve_ref(worktree, REMOTE_BRANCH)
+    tip = publication.base or resolve_ref(worktree, REMOTE_BRANCH)
     product: dict[str, bytes] = {}
     if tip:
-        paths = [path for path in files_at(worktree, tip) if is_product(path)]
+        paths = [path for path in files_at(worktree, tip) if is_product(path) and path not in publication.removed]
         product = {path: git_bytes(worktree, "cat-file", "blob", f"{tip}:{path}") for path in paths}
     files = publication.files
     merged = {
@@ -168,7 +172,8 @@ def publish(worktree: Path, publication: Publication) -> Published:
                 require_parent(worktree, publication)
             commit = compose_commit(worktree, publication)
             tag_object = make_tag_object(worktree, tag, commit, publication.message)
-            refs = [f"{commit}:refs/heads/{BRANCH}", f"{tag_object}:refs/tags/{tag}"]
+            branch = [] if publication.base else [f"{commit}:refs/heads/{BRANCH}"]
+            refs = [*branch, f"{tag_object}:refs/tags/{tag}"]
             try:
                 git(worktree, "push", "-q", "--atomic", "origin", *refs)
             except TransientError as error:

@@ -1,9 +1,11 @@
 """Version: publish what this run added as a version: card, version.json, gallery, `dvc commit`, push, git tag.
 
-Reads all tables and the run's reports. Writes README.md (the card), version.json, manifest.json,
-data/export/<batch>.parquet, reports/gallery.html and dvc.lock; publishes the tag `dataset/<batch>` on origin's branch
-`dataset`. With no accepted triplet in this run, or with open_run.dry_run, it raises NothingToDo (exit 99): a green end
-without a version. After a crash, running again finishes the work. Parameters: section `version`.
+Reads all tables and the run's reports; merges the run's chunk files (tasks/publish/merge.py). Writes README.md (the
+card), version.json, manifest.json, data/export/<batch>.parquet, reports/gallery.html and dvc.lock; publishes the tag
+`dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run and nothing withdrawn, or with
+open_run.dry_run, it raises NothingToDo (exit 99): a green end without a version. Exports of earlier batches follow
+their triplets, and before anything is published all files are looked through for the images that the run withdrew
+(tasks/publish/withdraw.py). After a crash, running again finishes the work. Parameters: section `version`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from tasks.config import Params
 from tasks.errors import NothingToDo
+from tasks.fingerprints.takedown import withdrawn_ids
 from tasks.names import batch_name
 from tasks.pages.dataset_card import dataset_card
 from tasks.pages.gallery import write_gallery
@@ -24,20 +27,26 @@ from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.export import write_embedded
 from tasks.publish.git import git, read_at, resolve_ref
 from tasks.publish.graph import make_output_folders
+from tasks.publish.merge import merge_chunks
 from tasks.publish.publish import Publication, publish
 from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.version_record import build_manifest, describe_version, parquet_bytes
+from tasks.publish.withdraw import require_withdrawn, update_exports
 from tasks.records import StageReport
 from tasks.store import Store
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The version that the run was opened on: its name, version.json and dvc.lock; None each for the first version."""
+    """The version that the run was opened on: its name, version.json and dvc.lock; None each for the first version.
+
+    `rewritten` is its commit where the run rewrites an older version (`python -m tasks purge`), else None.
+    """
 
     name: str | None = None
     record: Mapping[str, Any] | None = None
     lock: bytes | None = None
+    rewritten: str | None = None
 
 
 def summarize_run(store: Store, batch: str) -> str:
@@ -55,13 +64,14 @@ def require_triplets(params: Params, store: Store) -> int:
     """The count of new triplets.
 
     Raises:
-        NothingToDo: dry_run, or no new triplet.
+        NothingToDo: dry_run, or no new triplet and nothing withdrawn.
     """
     batch = batch_name(params)
     count = store.read_table("triplets", ["triplet_id"], batch).num_rows
+    withdrawn = len(withdrawn_ids(store, batch))
     if params.open_run.dry_run:
         raise NothingToDo(f"dry run: {count} triplets made, nothing published")
-    if not count:
+    if not count and not withdrawn:
         raise NothingToDo(f"no new triplet in {batch}: no version, no training. {summarize_run(store, batch)}")
     return count
 
@@ -69,17 +79,19 @@ def require_triplets(params: Params, store: Store) -> int:
 def read_parent(root: Path) -> Parent:
     """The version that the run was opened on, as open_run noted it."""
     marker = root / ".run" / "opened.json"
-    name = json.loads(marker.read_text()).get("parent") if marker.exists() else None
-    if not name:
+    opened = json.loads(marker.read_text()) if marker.exists() else {}
+    if not (name := opened.get("parent")):
         return Parent()
     ref = f"refs/tags/dataset/{name}"
-    return Parent(name, version_at(root, ref), read_at(root, ref, "dvc.lock"))
+    rewritten = resolve_ref(root, ref) if opened.get("rewrites") else None
+    return Parent(name, version_at(root, ref), read_at(root, ref, "dvc.lock"), rewritten)
 
 
 def write_export(params: Params, store: Store, path: Path) -> None:
     """Write the run's triplets with their images inside, where version.embed_images asks for it."""
-    if params.version.embed_images and not path.exists():
-        write_embedded(store.read_table("triplets", batch=batch_name(params)).to_pylist(), store, path)
+    rows = store.read_table("triplets", batch=batch_name(params)).to_pylist()
+    if params.version.embed_images and rows and not path.exists():
+        write_embedded(rows, store, path)
 
 
 def promoted_scores(root: Path) -> dict[str, Any] | None:
@@ -93,6 +105,7 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
     root, batch = store.root, batch_name(params)
     export = root / "data" / "export" / f"{batch}.parquet"
     write_export(params, store, export)
+    update_exports(store)
     version = describe_version(params, store, parent.record, git(root, "rev-parse", "HEAD"))
     write_gallery(store, params, version, root / "reports" / "gallery.html", promoted_scores(root))
     earlier = json.loads((root / "manifest.json").read_text()) if (root / "manifest.json").exists() else {}
@@ -117,7 +130,8 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
 def commit_data(root: Path, lock: bytes | None) -> tuple[list[str], dict[str, bytes]]:
     """Put the run's data into the DVC cache; (entries of dvc.lock that the run made, files that point at the data)."""
     exported = count_parquet_rows((root / "data" / "export").glob("*.parquet"))
-    tracked = [*(["data/export"] if exported else []), "reports/gallery.html"]
+    withdrawn = ["data/withdrawn"] if any((root / "data" / "withdrawn").glob("*.parquet")) else []
+    tracked = [*(["data/export"] if exported else []), *withdrawn, "reports/gallery.html"]
     stages = commit_outputs(root, DATA_STAGES, tracked, lock)
     paths = ["params.yaml", "dvc.lock", *(f"{path}.dvc" for path in tracked)]
     return stages, {path: (root / path).read_bytes() for path in paths}
@@ -131,7 +145,8 @@ def run(params: Params, store: Store) -> StageReport:
         DataError, TransientError: see `publish`.
     """
     root, batch = store.root, batch_name(params)
-    new = require_triplets(params, store)
+    new, withdrawn = require_triplets(params, store), require_withdrawn(store, batch)
+    merge_chunks(store, batch)
     make_output_folders(root, DATA_STAGES)
     parent = read_parent(root)
     record = write_record(params, store, parent)
@@ -139,17 +154,21 @@ def run(params: Params, store: Store) -> StageReport:
     stages, pointers = commit_data(root, parent.lock)
     publication = Publication(
         tag=f"dataset/{batch}",
-        message=f"Version {batch}: {version['rows']['triplets']} triplets, {new} of them new",
+        message=f"Version {batch}: {version['rows']['triplets']} triplets, {new} of them new"
+        + (f", {withdrawn} images withdrawn" if withdrawn else ""),
         files={**record, **pointers},
         stages=stages,
         sections=[name for name in params.model_dump(by_alias=True) if name not in MODEL_SECTIONS],
         parent=parent.name,
-        is_parent_required=True,
+        is_parent_required=parent.rewritten is None,
+        base=parent.rewritten,
+        removed=[] if "data/export.dvc" in pointers else ["data/export.dvc"],
     )
     published = publish(root, publication)
     for name in ("version.json", "manifest.json"):
         store.write_bytes(root / name, record[name])
-    figures = {f"rows_{table}": float(rows) for table, rows in version["rows"].items()}
+    figures = {"images_withdrawn": float(withdrawn)} if withdrawn else {}
+    figures |= {f"rows_{table}": float(rows) for table, rows in version["rows"].items()}
     proof = f"{published.objects} objects verified in the remote; commit {published.commit[:12]}"
     notes = [publication.tag, f"{proof}, fingerprint {version['fingerprint'][:16]}"]
     return StageReport(

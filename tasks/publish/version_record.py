@@ -17,6 +17,8 @@ from tasks.store.store import TABLES
 from tasks.store.tables import ROW_GROUP_ROWS
 from tasks.usage import read_usage, usage_summary
 
+CLOCK_S = 2.0  # a file system's clock may run so far behind
+
 
 def count_rows(store: Store, batch: str | None = None) -> dict[str, int]:
     """Rows of every table, or of one batch of it, counts."""
@@ -99,15 +101,18 @@ def build_manifest(root: Path, earlier: Mapping[str, Any]) -> dict[str, dict[str
 
     Args:
         root: the run's worktree.
-        earlier: manifest of the version before: a data file of the same name and size is not hashed again, because
-            files of earlier versions never change.
+        earlier: manifest of the version before: a data file of the same name and size is not hashed again if nothing
+            has written to it since the run was opened. A withdrawal rewrites files, some of them to the same size.
     """
+    opened = root / ".run" / "opened.json"
+    opened_s = opened.stat().st_mtime - CLOCK_S if opened.exists() else 0.0
     files = [p for p in (root / "data").rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".dvc"]
     manifest = {}
     for path in [*sorted(files), *(root / "reports").glob("gallery.html")]:
-        name, size_bytes = path.relative_to(root).as_posix(), path.stat().st_size
+        name, state = path.relative_to(root).as_posix(), path.stat()
+        size_bytes, is_old = state.st_size, state.st_mtime < opened_s
         entry = earlier.get(name)
-        if entry is not None and entry["size_bytes"] == size_bytes and name.startswith("data/"):
+        if entry is not None and entry["size_bytes"] == size_bytes and is_old and name.startswith("data/"):
             manifest[name] = dict(entry)
         else:
             manifest[name] = {"sha256": file_sha256(path), "size_bytes": size_bytes}

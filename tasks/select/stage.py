@@ -55,7 +55,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params
-from tasks.fingerprints.takedown import taken_down
+from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.names import batch_name
 from tasks.progress import Progress
 from tasks.records import StageReport
@@ -257,7 +257,9 @@ def select(params: Params, store: Store, memory: WorkingMemory) -> StageReport:
     lost: set[str] = set()
     if removed := taken_down(params, store):
         withdraw_pairs(params, store, name, encoders, removed)
-        lost = read_lost_queries(store, name, removed)
+        withdraw_dropped(params, store, "select")
+        if not params.open_run.takedown:  # a takedown by hand asks no model, and so adds no pair
+            lost = read_lost_queries(store, name, removed)
     new_ids = store.read_table("images", ["image_id"], name).column("image_id")
     batch = _Batch(name, encoders, new_ids, lost, bool(removed), memory)
     summary, written = _select_pairs(params, store, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence, Set
@@ -50,7 +51,8 @@ def withdraw_pairs(params: Params, store: Store, batch: str, encoders: Sequence[
     crash finds what is left to do.
     """
     affected = {path: _affected_rows(store, path, removed) for path in store.table_files("pairs")}
-    count = _write_dropped_pairs(store, batch, [r for rows in affected.values() for r in rows if removed & _ends(r)])
+    pairs_of_removed = [r for rows in affected.values() for r in rows if removed & _ends(r)]
+    count = _write_dropped_pairs(store, batch, pairs_of_removed, removed)
     if not any(affected.values()):
         return
     with_places = [r for rows in affected.values() for r in rows if not removed & _ends(r)]
@@ -108,20 +110,36 @@ def _rewrite(store: Store, path: Path, changed: Mapping[str, Row | None]) -> Non
 
 
 def read_lost_queries(store: Store, batch: str, removed: Set[str]) -> set[str]:
-    """Queries that lost a pair to this batch's takedown."""
-    path = _taken_down_path(store, batch)
-    details = store.read(path, "dropped").column("detail").to_pylist() if path.exists() else []
-    return {json.loads(d)["query"] for d in details} - removed
+    """Queries that lost a pair to this batch's takedown, or to one of the batches right before it that added no pair:
+    takedowns by hand, which leave it to the next run to find other pairs.
+    """
+    paths = [_taken_down_path(store, name) for name in [batch, *_batches_without_pairs(store, batch)]]
+    details = store.read([p for p in paths if p.exists()], "dropped").column("detail").to_pylist()
+    return {query for d in details if (query := json.loads(d).get("query"))} - removed
 
 
-def _write_dropped_pairs(store: Store, batch: str, pairs: Sequence[Row]) -> int:
+def _batches_without_pairs(store: Store, batch: str) -> list[str]:
+    """The batches right before this one whose files hold no pair."""
+
+    def order(name: str) -> tuple[int, ...]:
+        return tuple(int(number) for number in name.split(".") if number.isdecimal())
+
+    files = sorted((order(path.stem), path) for path in store.table_files("pairs"))
+    earlier = [path for key, path in reversed(files) if key < order(batch)]
+    return [path.stem for path in itertools.takewhile(lambda path: not store.count_rows(path, "pairs"), earlier)]
+
+
+def _write_dropped_pairs(store: Store, batch: str, pairs: Sequence[Row], removed: Set[str]) -> int:
     """Add pairs to the batch's dropped rows of this reason, where an earlier try may have written some. Returns the
     count of all.
+
+    A row names the pair's query where that stays, and never a removed image.
     """
     path = _taken_down_path(store, batch)
     rows = {r["key"]: r for r in (store.read(path, "dropped").to_pylist() if path.exists() else [])}
     for pair in pairs:
-        detail = json.dumps({"query": pair["query_image_id"], "target": pair["target_image_id"]})
+        query = pair["query_image_id"]
+        detail = json.dumps({} if query in removed else {"query": query})
         key = pair["pair_id"]
         rows[key] = {"stage": "select", "batch": batch, "key": key, "reason": REASON, "detail": detail}
     if rows:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.fingerprints.takedown import NOTE
 from tasks.pages.week_figures import week_figures
 from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
 from tasks.sources.files import count_litter
@@ -32,7 +33,8 @@ class RunReports:
         captioned: captioned pairs of this run, a count; for the triplets' yield.
         last_version: version.json of the version that the run continues; None for the first.
         litter: dropped files that an operating system left, a count: part of no share.
-        notes: sentences of that stage's report, e.g. ingest's on captions that match no file.
+        notes: sentences of that stage's report, e.g. ingest's on captions that match no file; none on a takedown,
+            because the gate's report is published.
         week: the run's own figures (tasks/pages/week_figures.py), for table triplets.
     """
 
@@ -69,7 +71,7 @@ def read_reports(store: Store, table: Table, batch: str) -> RunReports:
         captioned=store.read_table("captioned", ["pair_id"], batch).num_rows if table == "triplets" else 0,
         last_version=read_last_version(store.root, batch),
         litter=litter,
-        notes=report.notes if report else (),
+        notes=[note for note in report.notes if not note.startswith(NOTE)] if report else (),
         week=week_figures(store, batch) if table == "triplets" else {},
     )
 

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.config import Params
+from tasks.fingerprints.takedown import withdraw_rows, withdrawn_ids
+from tasks.names import batch_name
 from tasks.store import Store
 from tasks.validate.rows import Table
 
@@ -39,6 +42,14 @@ def earlier_rows(store: Store, table: Table, batch: str) -> tuple[list[dict[str,
     keys = {str(next(iter(row.values()))) for row in rows}  # the first column of each table is its key
     rules = store.read(rules_path(store, table, batch), "quarantine").to_pylist()
     return rows, [rule for rule in rules if rule["key"] in keys]
+
+
+def withdraw_quarantined(params: Params, store: Store, table: Table) -> None:
+    """Remove quarantined rows that name what this run withdrew, and the rules that they broke."""
+    words = withdrawn_ids(store, batch_name(params), kind=None)
+    folder = store.folder("data", "quarantine", table)
+    withdraw_rows(store, sorted(folder.glob("rows/*.parquet")), table, words)
+    withdraw_rows(store, sorted(folder.glob("*.parquet")), "quarantine", words)
 
 
 def take_out(store: Store, table: Table, batch: str, numbers: Sequence[int], earlier: list[dict[str, Any]]) -> None:

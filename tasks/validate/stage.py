@@ -31,7 +31,7 @@ from tasks.store.atomic import write_bytes
 from tasks.validate.failures import Checked, check_row, failing_numbers, failure_row, is_row_rule, quarantine_rows
 from tasks.validate.figures import RunReports, finite, last_figures, read_reports, run_figures
 from tasks.validate.numbers import relaxed_limits, suite_numbers
-from tasks.validate.quarantine import earlier_rows, rules_path, take_out
+from tasks.validate.quarantine import earlier_rows, rules_path, take_out, withdraw_quarantined
 from tasks.validate.rows import KEYS, ROWS, Context, Table, with_repeats
 from tasks.validate.suites import SuiteRun, read_suite
 
@@ -140,6 +140,7 @@ def run(params: Params, store: Store, table: Table) -> StageReport:
     """
     if table not in KEYS:
         raise ConfigError(f"validate: no table {table!r}; known: {sorted(KEYS)}")
+    withdraw_quarantined(params, store, table)
     batch, docs, key = batch_name(params), store.folder("reports", "data_docs"), KEYS[table]
     new = store.read_table(table, batch=batch).to_pylist()
     context, reports = read_context(params, store, table, [row[key] for row in new]), read_reports(store, table, batch)

@@ -223,6 +223,9 @@ def test_a_takedown_list_that_cannot_be_read_is_an_error_not_an_empty_list(tmp_p
     with pytest.raises(ConfigError, match="takedown"):
         taken_down(params_for(BATCHES[0], tmp_path / "none.txt"), Store(tmp_path))
     (tmp_path / "l.txt").write_text(f"# {name_of(1)}\n{name_of(2).upper()}\nshort 123\n")
+    with pytest.raises(ConfigError, match=r"ingest.takedown: l.txt, line 3: 'short 123' is no entry"):
+        taken_down(params_for(BATCHES[0], tmp_path / "l.txt"), Store(tmp_path))
+    (tmp_path / "l.txt").write_text(f"# {name_of(1)}\n{name_of(2).upper()}\n")
     assert taken_down(params_for(BATCHES[0], tmp_path / "l.txt"), Store(tmp_path)) == {name_of(2)}
     assert taken_down(params_for(BATCHES[0]), Store(tmp_path)) == set()
 
