@@ -116,10 +116,7 @@ COMMANDS = {
         "tasks.validate.stage", "Gates", "check a table against its expectations", example="pairs", item="table"
     ),
     "version": Command("tasks.publish.version", "Publish", "publish the run's triplets as a version"),
-    "takedown": Command(
-        "tasks.publish.takedown_run", "Publish", "withdraw images from the newest version, and publish that at once",
-        "tool", "--reason privacy shop:photos/1.jpg",
-    ),
+    "takedown": Command("tasks.publish.takedown_run", "Publish", "withdraw images, and publish that at once", "tool"),
     "gallery": Command("tasks.pages.gallery", "Publish", "write a version's gallery page", "tool", "--root clone"),
     "verdicts": Command(
         "tasks.pages.review", "Publish", "write the review page: what was accepted or rejected, and why", "tool",
