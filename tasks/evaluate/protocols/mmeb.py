@@ -3,6 +3,8 @@
 Files: <folder>/<dataset>/*.parquet or <dataset>.jsonl with qry_text, qry_img_path, tgt_text (list), tgt_img_path
 (list); the images below <folder>/eval_images, <folder>/images or <folder>. MMEB-V2's image part has the same 36
 datasets with the instructions in columns of their own, qry_inst and tgt_inst: an instruction stands before its text.
+Where the candidates are images alone, v1 has one empty tgt_text for all of them. Other columns of a query or candidate
+(video, documents) are refused by name.
 
 Metric: precision_at_1, whether the first candidate wins; the benchmark's score is the mean over the datasets. Beside it
 the means by meta-task (CLS, VQA, RET, GRD) and of the datasets inside and outside of MMEB-train (IND, OOD), as the
@@ -37,8 +39,10 @@ from tasks.evaluate.protocols.base import (
 )
 
 TEMPLATE = "{qry_text}"  # MMEB's texts hold each task's instruction
-IMAGE_TOKENS = ("<|image_1|>", "<image>")  # where a chat model would put the image; for other models they are noise
+# where a chat model would put the image; for other models they are noise
+IMAGE_TOKENS = ("<|image_1|>", "<|image_pad|>", "<image>")
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
+INSTRUCTIONS = ("qry_inst", "tgt_inst")  # of MMEB-V2
 # meta-task -> its datasets inside MMEB-train, its datasets outside
 META_TASKS = {
     "CLS": (
@@ -61,7 +65,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of one dataset: a JSONL file, or a folder of Parquet files.
 
     Raises:
-        DataError: not readable, or without one of `COLUMNS`.
+        DataError: not readable, without one of `COLUMNS`, or with columns that are not read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -81,6 +85,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 f"{path}: row {n} has no {missing}; expected {list(COLUMNS)}, in MMEB-V2's files also qry_inst and "
                 f"tgt_inst; found {sorted(row)}"
             )
+        if unknown := sorted(c for c in row if c.startswith(("qry", "tgt")) and c not in (*COLUMNS, *INSTRUCTIONS)):
+            raise DataError(
+                f"{path}: row {n}: the columns {unknown} are not read, only {[*COLUMNS, *INSTRUCTIONS]}; take MMEB's "
+                "image tasks"
+            )
+        if row["tgt_text"] == "" and row["tgt_img_path"]:
+            row["tgt_text"] = [""] * len(row["tgt_img_path"])
         if not all(isinstance(row[c], list | None) for c in ("tgt_text", "tgt_img_path")):
             raise DataError(f"{path}: row {n}: tgt_text and tgt_img_path are no lists; is it a training file?")
     return rows

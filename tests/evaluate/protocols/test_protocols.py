@@ -314,6 +314,18 @@ def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
         PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
 
 
+def test_mmebs_empty_text_stands_for_all_candidates_and_other_columns_are_refused(tmp_path: Path):
+    row = {"qry_text": "<|image_pad|> Find it", "qry_img_path": "1.jpg"}
+    row |= {"tgt_text": "", "tgt_img_path": ["2.jpg", "3.jpg"]}
+    (tmp_path / "A.jsonl").write_text(json.dumps(row))
+    benchmark = PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
+    assert benchmark.tasks[0].queries[0].text == "Find it"
+    assert {benchmark.item(key) for key in benchmark.tasks[0].gallery} == {("2.jpg", ""), ("3.jpg", "")}
+    (tmp_path / "A.jsonl").write_text(json.dumps(row | {"qry_video_path": "a.mp4"}))
+    with pytest.raises(DataError, match=r"columns \['qry_video_path'\] are not read"):
+        PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
+
+
 def inconsistent_files() -> Iterator[tuple[str, str, Any, str]]:
     yield (
         "circo",
