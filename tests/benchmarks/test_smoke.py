@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import camera, caption, incremental, ingest, mine, parts, select, vectors
+from benchmarks import camera, caption, incremental, ingest, mine, parts, records, select, vectors
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
@@ -49,6 +49,13 @@ def test_the_vectors_are_of_unit_length_and_always_the_same():
     assert np.array_equal(rows, vectors.clustered(300, d=32)) and not np.array_equal(
         rows, vectors.clustered(300, d=32, seed=1)
     )
+
+
+def test_records_are_streamed_at_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    figures = records.main(["--records", "300", "--simulate", "900", "--batches", "3", "--folder", str(tmp_path)])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures and not list(tmp_path.iterdir())
+    assert figures["records"] == 900 and figures["small"]["records"] == 300
+    assert {"records_per_s", "rss_mib", "start_s"} <= set(figures) and 0 < figures["rss_mib"] < 4096
 
 
 def test_parts_are_measured_and_give_the_files_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
