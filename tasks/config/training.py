@@ -18,9 +18,17 @@ class MixedDatasetConfig(Section):
     name: str = Field(pattern=NAME_PATTERN, description="Name of the dataset, used in reports.")
     format: Literal["megapairs", "mmeb"] = Field(
         description="Format of its records: megapairs (q_img, q_text, t_img, hns) or mmeb (VLM2Vec: qry, "
-        "qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path)."
+        "qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path; v2: qry_inst, qry_text, qry_img_path, "
+        "tgt_inst, tgt_text, tgt_img_path)."
     )
-    path: str = Field(description="A JSONL file, or a folder of JSONL files.")
+    path: str = Field(
+        description="A JSONL or Parquet file, a folder of either, a folder of `Dataset.save_to_disk`, or, with "
+        "`split`, what `datasets.load_dataset` takes."
+    )
+    subset: str | None = Field(None, description="Subset (configuration) for `datasets.load_dataset`.")
+    split: str | None = Field(
+        None, description="Split for `datasets.load_dataset`, such as original. Empty: `path` is read as files."
+    )
     images: str = Field(description="Folder to which the image paths of the records are relative.")
     weight: float = Field(
         1.0, gt=0, description="Share of the batches that come from this dataset, relative to the other weights."
@@ -115,6 +123,12 @@ class TrainConfig(Section):
         description="Largest share of a further dataset's records that may be damaged or name a missing or broken "
         "image, 0 to 1. Such records are left out and counted; with a larger share, and more than three, training "
         "stops.",
+    )
+    stream_records: int = Field(
+        100_000,
+        ge=0,
+        description="A further dataset of more records than this is streamed: its records are read, and its images "
+        "looked at, when their turn comes. Smaller ones are read as a whole before the first step. A count.",
     )
     cache_chunk: int | None = Field(
         None,

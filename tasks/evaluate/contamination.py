@@ -19,7 +19,7 @@ from tasks.evaluate.protocols import Benchmark
 from tasks.fingerprints.perceptual import hash_hits, perceptual_hash, thumbnail, thumbnail_distance
 from tasks.models.retrievers.kept_rows import KeptRows
 from tasks.store import Store
-from tasks.train.datasets import read_dataset
+from tasks.train.datasets import image_files
 from tasks.train.splits import held_out_images
 
 if TYPE_CHECKING:
@@ -111,14 +111,15 @@ def training_image_ids(triplets: Sequence[Mapping[str, Any]], held_out_share: fl
 
 
 def training_fingerprints(params: Params, store: Store, triplets: Sequence[Mapping[str, Any]]) -> list[Fingerprint]:
-    """Fingerprints of every image that training may have used: the version's, and the files of `train.datasets`."""
+    """Fingerprints of the images that training may have used: the version's, and the files of `train.datasets`, of a
+    streamed dataset those of a sample.
+    """
     image_ids = training_image_ids(triplets, params.train.held_out_share)
     columns = store.read_table("images", ["image_id", "phash", "thumbnail"]).to_pydict()
     rows = zip(columns["image_id"], columns["phash"], columns["thumbnail"], strict=True)
     fingerprints = [(int(h, 16), t) for i, h, t in rows if i in image_ids and h and t]
     for dataset in params.train.datasets:
-        _, files, _ = read_dataset(dataset)
-        for path in files.values():
+        for path in image_files(dataset, params.train.stream_records).values():
             from PIL import Image
 
             with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:

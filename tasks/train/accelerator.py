@@ -23,7 +23,7 @@ from tasks.store.atomic import move_into_place, remove, temporary_sibling
 
 if TYPE_CHECKING:
     from tasks.config import TrainConfig
-    from tasks.models.retrievers.base import Retriever
+    from tasks.models.retrievers.base import Retriever, Role
 
 LOGIT_SCALE = "logit_scale"  # CLIP's own temperature: a scalar, which FSDP2 cannot shard
 
@@ -40,10 +40,10 @@ class RetrieverModule(torch.nn.Module):
         self._no_split_modules = getattr(retriever.model, "_no_split_modules", None)  # FSDP wraps each of these layers
         self.__dict__["_retriever"] = retriever  # not a submodule
 
-    def forward(self, *, pixels: Any = None, texts: list[str] | None = None) -> torch.Tensor:
-        """(n, d) float32 raw features of n images (preprocessed), of n texts, or of n queries of both."""
+    def forward(self, *, pixels: Any = None, texts: list[str] | None = None, role: Role = "query") -> torch.Tensor:
+        """(n, d) float32 raw features of n images (preprocessed), of n texts, or of n queries or candidates of both."""
         retriever: Retriever = self.__dict__["_retriever"]
-        return retriever.features(pixels=pixels, texts=texts).float()
+        return retriever.features(pixels=pixels, texts=texts, role=role).float()
 
     def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
         """The trained weights only: with adapters, the base's weights, of gigabytes, are in no checkpoint."""

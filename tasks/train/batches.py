@@ -11,8 +11,9 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from tasks.config import TrainConfig
 from tasks.errors import DataError
@@ -21,31 +22,78 @@ from tasks.store.id_groups import connected_ids
 NEIGHBOURHOOD_TRIPLETS = 8  # most triplets of one neighbourhood that come together in a batch
 
 
+class Candidate(NamedTuple):
+    """A candidate with a text: beside its image, or alone.
+
+    Attributes:
+        image: image id; None where the candidate is a text alone.
+        text: not empty.
+    """
+
+    image: str | None
+    text: str
+
+
+CandidateId: TypeAlias = str | Candidate  # an image alone is its id
+
+
+def image_of(candidate: CandidateId) -> str | None:
+    """The id of a candidate's image; None for a text alone."""
+    return candidate if isinstance(candidate, str) else candidate.image
+
+
 @dataclass(frozen=True)
 class Example:
     """A triplet to train on.
 
     Attributes:
-        query: image id.
-        target: image id.
-        negatives: ids of the mined negatives, without the query image.
+        query: image id; None where the query is a text alone.
+        target: an image id, or a candidate with a text.
+        negatives: the mined negatives, without the query image; each as the target.
         instructions: texts; one is drawn per step.
         target_scores: the judge's P(yes) of the target, one per instruction; empty where nothing was judged.
         image_scores: image id -> the judge's highest P(yes), of the query image and the negatives.
     """
 
-    query: str
-    target: str
-    negatives: tuple[str, ...]
+    query: str | None
+    target: CandidateId
+    negatives: tuple[CandidateId, ...]
     instructions: tuple[str, ...]
     target_scores: tuple[float, ...] = ()
-    image_scores: Mapping[str, float] = field(default_factory=dict)
+    image_scores: Mapping[CandidateId, float] = field(default_factory=dict)
+
+    @property
+    def query_candidate(self) -> CandidateId | None:
+        """The query image as a candidate of the target's kind, which is always a negative; None where it cannot be one:
+        without a query image, or beside candidates that are texts alone.
+        """
+        if self.query is None or isinstance(self.target, str):
+            return self.query
+        return None if self.target.image is None else Candidate(self.query, self.target.text)
+
+    @property
+    def link(self) -> tuple[str, str]:
+        """The two images that tie the example to others; the one that there is, twice; a text where there is none."""
+        target = image_of(self.target)
+        first = self.query or target or f"text:{self.instructions[0]}"
+        return first, target or first
+
+
+@runtime_checkable
+class ExampleStream(Protocol):
+    """Examples that are read as they are needed (tasks/train/stream.py)."""
+
+    def __len__(self) -> int:
+        """Records, a count."""
+
+    def shuffled(self, rng: random.Random) -> Iterator[Example]:
+        """Examples without end, each pass in a new order that follows from `rng`."""
 
 
 class WeightedDataset(NamedTuple):
     """Examples of one dataset, and the share of the batches that come from it, relative to the other weights."""
 
-    examples: Sequence[Example]
+    examples: Sequence[Example] | ExampleStream
     weight: float
 
 
@@ -53,14 +101,21 @@ class WeightedDataset(NamedTuple):
 class BatchPlan:
     """One step: which images and texts are encoded, and which image is whose target.
 
+    Where every candidate is an image and every query has one, the candidates are the images, `candidates` is None and
+    c = m.
+
     Attributes:
-        images: (c) distinct images; their ids, or their rows in the locked phase.
-        positive: (b) position of each query's target.
-        query_image: (b) position of each query's own image.
+        images: (m) distinct images; their ids, or their rows in the locked phase.
+        positive: (b) position of each query's target among the candidates.
+        query_image: (b) position of each query's own image among the images; -1 where it has none.
         texts: (b) one instruction each.
-        copies: (c) how often the batch names each image.
-        own_candidates: (b, k) positions of each query's target, own image and mined negatives.
+        copies: (c) how often the batch names each candidate.
+        own_candidates: (b, k) positions of each query's target, own image and mined negatives among the candidates.
         own_scores: (b, k) the judge's P(yes) of those; NaN where there is none.
+        candidates: (c) position of each candidate's image and of its text in `candidate_texts`; -1 where it has none.
+        candidate_texts: distinct texts of the candidates.
+        query_candidate: (b) position of each query's own image among the candidates; -1 where it is none of them.
+        broken: positions of images that could not be read: nothing is learnt from them.
     """
 
     images: list[Any]
@@ -70,6 +125,27 @@ class BatchPlan:
     copies: list[int]
     own_candidates: list[list[int]]
     own_scores: list[list[float]]
+    candidates: list[tuple[int, int]] | None = None
+    candidate_texts: list[str] = field(default_factory=list)
+    query_candidate: list[int] = field(default_factory=list)
+    broken: frozenset[int] = frozenset()
+
+    @property
+    def candidate_parts(self) -> list[tuple[int, int]]:
+        """(c) position of each candidate's image and text; -1 where it has none."""
+        return [(n, -1) for n in range(len(self.images))] if self.candidates is None else self.candidates
+
+    @property
+    def broken_candidates(self) -> list[int]:
+        """Positions of the candidates whose image could not be read."""
+        return [n for n, (image, _) in enumerate(self.candidate_parts) if image in self.broken]
+
+    @property
+    def readable_queries(self) -> list[int]:
+        """Positions of the queries whose own image and target could be read."""
+        parts = self.candidate_parts
+        named = zip(self.query_image, self.positive, strict=True)
+        return [n for n, (query, target) in enumerate(named) if not {query, parts[target][0]} & self.broken]
 
 
 def training_examples(triplets: Sequence[Mapping[str, Any]], held_out: set[str]) -> list[Example]:
@@ -92,11 +168,11 @@ def training_examples(triplets: Sequence[Mapping[str, Any]], held_out: set[str])
     return examples
 
 
-def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
+def batches(examples: Sequence[Example] | ExampleStream, size: int, rng: random.Random) -> Iterator[list[Example]]:
     """Batches without end: each pass over the examples in a new order, neighbours kept together.
 
     Args:
-        examples: at least one.
+        examples: at least one; a stream comes in its own order.
         size: examples of a batch, a count; a pass's last few join the next pass.
         rng: of the order.
     Raises:
@@ -106,12 +182,16 @@ def batches(examples: Sequence[Example], size: int, rng: random.Random) -> Itera
         raise DataError(
             "train: no triplet to make a batch of; run the dataset's stages first, or look into train.datasets"
         )
-    component = connected_ids([(e.query, e.target) for e in examples])
+    if isinstance(examples, ExampleStream):
+        stream = examples.shuffled(rng)
+        while True:
+            yield list(islice(stream, size))
+    component = connected_ids([e.link for e in examples])
     waiting: list[Example] = []
     while True:
         neighbourhoods: dict[str, list[Example]] = {}
         for e in examples:
-            neighbourhoods.setdefault(component[e.query], []).append(e)
+            neighbourhoods.setdefault(component[e.link[0]], []).append(e)
         groups = []
         for members in neighbourhoods.values():
             rng.shuffle(members)
@@ -143,10 +223,10 @@ def mixed_batches(datasets: Sequence[WeightedDataset], size: int, rng: random.Ra
 
 def plan_batch(
     batch: Sequence[Example],
-    negatives: Sequence[Sequence[str]],
+    negatives: Sequence[Sequence[CandidateId]],
     instruction_numbers: Sequence[int],
     images: list[Any],
-    position: Mapping[str, int],
+    position: Mapping[CandidateId, int],
 ) -> BatchPlan:
     """Build a step's plan from what was drawn.
 
@@ -154,10 +234,13 @@ def plan_batch(
         batch: its examples.
         negatives: the mined negatives drawn for each.
         instruction_numbers: the instruction drawn for each.
-        images: distinct images to encode.
-        position: image id -> position in `images`.
+        images: distinct candidates to encode.
+        position: candidate -> position in `images`.
     """
-    own_images = [(e.target, e.query, *n) for e, n in zip(batch, negatives, strict=True)]
+    own_images = []
+    for e, drawn in zip(batch, negatives, strict=True):
+        own = e.query_candidate
+        own_images.append((e.target, *(() if own is None else (own,)), *drawn))
     counts = Counter(position[i] for row in own_images for i in row)
     width = max(len(row) for row in own_images)
     own_candidates = [[position[i] for i in row] + [position[row[0]]] * (width - len(row)) for row in own_images]
@@ -169,7 +252,7 @@ def plan_batch(
     return BatchPlan(
         images=images,
         positive=[position[e.target] for e in batch],
-        query_image=[position[e.query] for e in batch],
+        query_image=[-1 if e.query_candidate is None else position[e.query_candidate] for e in batch],
         texts=[e.instructions[n] for e, n in zip(batch, instruction_numbers, strict=True)],
         copies=[max(1, counts[n]) for n in range(len(images))],
         own_candidates=own_candidates,
@@ -177,14 +260,43 @@ def plan_batch(
     )
 
 
+def with_texts(plan: BatchPlan, batch: Sequence[Example]) -> BatchPlan:
+    """A plan whose `images` are candidates of any kind, taken apart into distinct images and texts.
+
+    Args:
+        plan: as `plan_batch` made it.
+        batch: its examples.
+    """
+    named = [image_of(c) for c in plan.images] + [e.query for e in batch]
+    images = list(dict.fromkeys(i for i in named if i is not None))
+    texts = list(dict.fromkeys(c.text for c in plan.images if isinstance(c, Candidate)))
+    image_position: dict[str | None, int] = {None: -1} | {image: n for n, image in enumerate(images)}
+    text_position = {text: n for n, text in enumerate(texts)}
+    return replace(
+        plan,
+        images=images,
+        query_image=[image_position[e.query] for e in batch],
+        query_candidate=plan.query_image,
+        candidates=[
+            (image_position[image_of(c)], text_position[c.text] if isinstance(c, Candidate) else -1)
+            for c in plan.images
+        ],
+        candidate_texts=texts,
+    )
+
+
 def plan_steps(datasets: Sequence[WeightedDataset], config: TrainConfig, rng: random.Random) -> Iterator[BatchPlan]:
     """The steps of the phase that trains both towers, without end."""
     for batch in mixed_batches(datasets, config.batch_triplets, rng):
         negatives = [rng.sample(e.negatives, min(config.negatives, len(e.negatives))) for e in batch]
-        targets, queries = (e.target for e in batch), (e.query for e in batch)
-        images = list(dict.fromkeys([*targets, *queries, *(i for n in negatives for i in n)]))
+        own = (e.query_candidate for e in batch)
+        named = [*(e.target for e in batch), *(i for i in own if i is not None), *(i for n in negatives for i in n)]
+        candidates = list(dict.fromkeys(named))
         instruction_numbers = [rng.choice(range(len(e.instructions))) for e in batch]
-        yield plan_batch(batch, negatives, instruction_numbers, images, {image: n for n, image in enumerate(images)})
+        position = {candidate: n for n, candidate in enumerate(candidates)}
+        plan = plan_batch(batch, negatives, instruction_numbers, candidates, position)
+        is_plain = all(isinstance(c, str) for c in candidates) and all(e.query is not None for e in batch)
+        yield plan if is_plain else with_texts(plan, batch)
 
 
 def plan_locked_steps(
@@ -198,7 +310,7 @@ def plan_locked_steps(
         config: locked_batch_triplets and locked_candidates.
         rng: of the draws.
     """
-    row = {image: n for n, image in enumerate(pool)}
+    row: dict[Any, int] = {image: n for n, image in enumerate(pool)}
     waiting: list[Example] = []
     while True:
         while len(waiting) < config.locked_batch_triplets:
@@ -209,7 +321,7 @@ def plan_locked_steps(
             rows = list(range(len(pool)))
         else:
             rows = list(dict.fromkeys([*own_rows, *rng.sample(range(len(pool)), config.locked_candidates)]))
-        position = {pool[r]: n for n, r in enumerate(rows)}
+        position: dict[Any, int] = {pool[r]: n for n, r in enumerate(rows)}
         instruction_numbers = [rng.choice(range(len(e.instructions))) for e in batch]
         negatives = [[i for i in e.negatives if i in position] for e in batch]
         yield plan_batch(batch, negatives, instruction_numbers, rows, position)

@@ -39,7 +39,7 @@ def check_images(examples: Sequence[Example], store: Store) -> None:
     end_byte = {r["image_id"]: r["offset_bytes"] + r["size_bytes"] for r in rows}
     files = {name: store.folder("data", "images", name) for name in set(shard.values())}
     size_bytes = {name: file.stat().st_size for name, file in files.items() if file.is_file()}
-    wanted = sorted({i for e in examples for i in (e.query, e.target, *e.negatives)})
+    wanted = sorted({str(i) for e in examples for i in (e.query, e.target, *e.negatives)})
     missing = [i for i in wanted if i not in shard]
     if missing:
         raise DataError(

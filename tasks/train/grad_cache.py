@@ -48,11 +48,31 @@ def rank_and_processes() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
+def own_positions(count: int, *, is_sharded: bool = False) -> tuple[list[int], list[int]]:
+    """The rows of a batch that this process encodes.
+
+    A process without a row of its own encodes the first one with weight 0, so that every process runs the towers; with
+    sharded weights all run them equally often.
+
+    Args:
+        count: rows of the whole batch.
+        is_sharded: the weights are spread over the processes.
+    Returns:
+        Positions in the batch, and the weight of each, 1 or 0.
+    """
+    rank, processes = rank_and_processes()
+    positions = list(range(rank, count, processes))
+    weights = [1] * len(positions)
+    if count and (not positions or (is_sharded and len(positions) < math.ceil(count / processes))):
+        return [*positions, 0], [*weights, 0]
+    return positions, weights
+
+
 def gather_rows(rows: torch.Tensor, count: int) -> torch.Tensor:
     """Rows of all processes in the batch's order, without gradient.
 
     Args:
-        rows: (n, d), those of positions rank, rank + processes, ...
+        rows: (n, d), those of positions rank, rank + processes, ...; n may be 0.
         count: rows of the whole batch.
     Returns:
         (count, d).
@@ -93,11 +113,8 @@ def encode_batch(
         device: device of the tower.
         is_sharded: the weights are spread over the processes.
     """
-    rank, processes = rank_and_processes()
-    positions = list(range(rank, count, processes))
-    row_weights = [1] * len(positions)
-    if is_sharded and len(positions) < math.ceil(count / processes):
-        positions, row_weights = [*positions, 0], [*row_weights, 0]
+    _, processes = rank_and_processes()
+    positions, row_weights = own_positions(count, is_sharded=is_sharded)
     own_rows = sum(row_weights)
 
     def part_gradient(part: slice, gradient: torch.Tensor) -> torch.Tensor:
@@ -105,7 +122,7 @@ def encode_batch(
         if processes == 1:
             return gradient if len(positions[part]) == count else gradient[positions[part]]
         rows = gradient[positions[part]]
-        return rows * (processes * rows.new_tensor(row_weights[part])[:, None]) if is_sharded else rows
+        return rows * ((processes if is_sharded else 1) * rows.new_tensor(row_weights[part])[:, None])
 
     if chunk is None or chunk >= len(positions):
         own = encode(positions)
@@ -131,14 +148,30 @@ def encode_batch(
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Sum the gradients over all processes, in one message; a parameter without gradient stays without."""
+    """Sum the gradients over all processes, in one message; a parameter without gradient in any stays without.
+
+    Processes differ in what has a gradient: one whose share has texts alone runs no image tower.
+    """
     if rank_and_processes()[1] == 1:
         return
-    given = [p for p in parameters if p.grad is not None]
-    flat = torch.cat([p.grad.flatten() for p in given if p.grad is not None])
+    has_gradient = torch.tensor(
+        [p.grad is not None for p in parameters], dtype=torch.uint8, device=parameters[0].device
+    )
+    dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
+    given = [p for p, has in zip(parameters, has_gradient.tolist(), strict=True) if has]
+    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in given])
     dist.all_reduce(flat)
     for p, part in zip(given, flat.split([p.numel() for p in given]), strict=True):
         p.grad = part.view_as(p)
+
+
+def united(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Each flag, set where any process sets it; all processes call this with as many."""
+    if rank_and_processes()[1] == 1 or not flags:
+        return list(flags)
+    tensor = torch.tensor(flags, dtype=torch.uint8, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in tensor.tolist()]
 
 
 def training_step(

@@ -8,8 +8,10 @@ webdataset.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,21 @@ if TYPE_CHECKING:
 
 IMAGES_PER_CALL = 8  # of the processor: the arrays that it makes on the way stay in the CPU's cache
 CACHE_BYTES = 1_000_000_000  # preprocessed images are kept in memory up to this size
+FORMATS = ("JPEG", "PNG", "WEBP")  # of the files of further datasets
+BLANK_PX = (64, 64)
+log = logging.getLogger(__name__)
+
+
+def plan_images(plan: BatchPlan) -> list[Any]:
+    """All images of a plan."""
+    return plan.images
 
 
 def prefetch(
-    plans: Iterator[BatchPlan], load_images: Callable[[list[str]], Any], workers: int
+    plans: Iterator[BatchPlan],
+    load_images: Callable[[list[Any]], Any],
+    workers: int,
+    choose: Callable[[BatchPlan], list[Any]] = plan_images,
 ) -> Iterator[tuple[BatchPlan, Any]]:
     """Each plan with its images; with workers, those of the next plan are loaded meanwhile.
 
@@ -33,19 +46,45 @@ def prefetch(
         plans: drawn in this thread, in their order.
         load_images: image ids -> preprocessed images.
         workers: 0 for no thread.
+        choose: the images of a plan that this process needs.
     """
     if not workers:
-        yield from ((plan, load_images(plan.images)) for plan in plans)
+        yield from ((plan, load_images(choose(plan))) for plan in plans)
         return
     with ThreadPoolExecutor(1, "prefetch") as pool:
         current = None
         for plan in plans:
-            following = (plan, pool.submit(load_images, plan.images))
+            following = (plan, pool.submit(load_images, choose(plan)))
             if current is not None:
                 yield current[0], current[1].result()
             current = following
         if current is not None:
             yield current[0], current[1].result()
+
+
+@dataclass(frozen=True)
+class LoadedImages:
+    """Preprocessed images of some positions of a batch, and which of them could not be read.
+
+    Attributes:
+        rows: (n, 3, height, width) float32, or a list of n inputs; of the images at `positions`.
+        positions: position in the batch of each row.
+        broken: those of `positions` whose image could not be read; its row is of a blank image.
+    """
+
+    rows: Any
+    positions: Sequence[int]
+    broken: frozenset[int] = frozenset()
+
+    def take(self, positions: Sequence[int]) -> Any:
+        """The rows of these positions of the batch; the same tensor, not a copy, where that is all of them in order."""
+        if isinstance(self.rows, list):
+            return [self.rows[n] for n in self._indices(positions)]
+        return self.rows if list(positions) == list(self.positions) else self.rows[self._indices(positions)]
+
+    def _indices(self, positions: Sequence[int]) -> list[int]:
+        index = {position: n for n, position in enumerate(self.positions)}
+        return [index[p] for p in positions]
 
 
 class ImageLoader:
@@ -69,46 +108,81 @@ class ImageLoader:
             files: image id -> file, of further datasets.
             cache_bytes: size of the preprocessed images that are kept.
         """
-        self.store, self.preprocess, self.files, self.cache_bytes = store, preprocess, files or {}, cache_bytes
+        self.store, self.preprocess, self.cache_bytes = store, preprocess, cache_bytes
+        self.files = {} if files is None else files
+        self.unreadable: set[str] = set()  # ids of images of further datasets that were blank
         self._pool = ThreadPoolExecutor(workers, "decode") if workers else None
         self._cache: dict[str, Any] = {}
         self._cached_bytes = 0
 
     def read(self, image_id: str) -> Image:
-        """The image, RGB.
+        """The image, decoded; of a further dataset in its own mode, which the model's preparation converts in the order
+        of the released code (an MLLM resizes a palette before it is RGB).
 
         Raises:
             DataError: it cannot be read.
         """
         if image_id not in self.files:
             return self.store.read_image(image_id)
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         try:
-            return Image.open(self.files[image_id], formats=("JPEG", "PNG", "WEBP")).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+            image = Image.open(self.files[image_id], formats=FORMATS)
+            image.load()
+        except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"{self.files[image_id]}: not a readable image ({error}); take its records out of train.datasets"
             ) from error
+        return image
 
-    def load(self, image_ids: Sequence[str]) -> list[Any]:
-        """Read and preprocess images: (3, height, width) float32 each, or the retriever's own kind of input."""
+    def read_or_blank(self, image_id: str) -> Image:
+        """The image, or a blank one where a further dataset's cannot be read; its id is then in `unreadable`."""
+        try:
+            return self.read(image_id)
+        except DataError as error:
+            if image_id not in self.files:
+                raise
+            log.warning("train: %s", error)
+            self.unreadable.add(image_id)
+            from PIL import Image
+
+            return Image.new("RGB", BLANK_PX)
+
+    def load(self, image_ids: Sequence[str], *, is_strict: bool = True) -> list[Any]:
+        """Read and preprocess images: (3, height, width) float32 each, or the retriever's own kind of input.
+
+        Args:
+            image_ids: each once.
+            is_strict: an image that cannot be read is an error, not a blank.
+        """
+        read = self.read if is_strict else self.read_or_blank
         if self._pool is not None:
-            return list(self._pool.map(lambda i: self.preprocess([self.read(i)])[0], image_ids))
+            return list(self._pool.map(lambda i: self.preprocess([read(i)])[0], image_ids))
         groups = [image_ids[n : n + IMAGES_PER_CALL] for n in range(0, len(image_ids), IMAGES_PER_CALL)]
-        return [row for group in groups for row in self.preprocess([self.read(i) for i in group])]
+        return [row for group in groups for row in self.preprocess([read(i) for i in group])]
 
-    def __call__(self, image_ids: list[str]) -> Any:
-        """(n, 3, height, width) float32, or a list of n inputs where the retriever's images differ in size."""
+    def load_readable(self, image_ids: Sequence[str]) -> tuple[Any, frozenset[int]]:
+        """As `__call__`, with a blank in place of each image of a further dataset that cannot be read, and the
+        positions of these.
+        """
+        rows = self(image_ids, is_strict=False)
+        return rows, frozenset(n for n, image_id in enumerate(image_ids) if image_id in self.unreadable)
+
+    def __call__(self, image_ids: Sequence[str], *, is_strict: bool = True) -> Any:
+        """(n, 3, height, width) float32, or a list of n inputs where the retriever's images differ in size.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
         import torch
 
         missing = [i for i in dict.fromkeys(image_ids) if i not in self._cache]
         loaded: dict[str, Any] = {}
         if missing:
-            loaded = dict(zip(missing, self.load(missing), strict=True))
+            loaded = dict(zip(missing, self.load(missing, is_strict=is_strict), strict=True))
             size = sum(x.nbytes for x in loaded.values())
             if self._cached_bytes + size <= self.cache_bytes:
                 self._cache |= loaded
                 self._cached_bytes += size
         rows = [self._cache[i] if i in self._cache else loaded[i] for i in image_ids]
-        return torch.stack(rows) if isinstance(rows[0], torch.Tensor) else rows
+        return torch.stack(rows) if rows and isinstance(rows[0], torch.Tensor) else rows

@@ -45,12 +45,14 @@ class BatchLabels(NamedTuple):
         copies: (c,) how often each candidate occurs in the batch. Given, an image weighs as often as the batch names
             it, the positive's copies count as negatives, and the loss is that of sentence-transformers'
             MultipleNegativesRankingLoss over all columns. None: every image once.
+        excluded: (c,) bool, candidates that count for no query: their image could not be read. None: none.
     """
 
     image_ids: torch.Tensor
     positive: torch.Tensor
     query_image: torch.Tensor
     copies: torch.Tensor | None = None
+    excluded: torch.Tensor | None = None
 
 
 class SoftLabels(NamedTuple):
@@ -143,6 +145,8 @@ def info_nce(
     positive, query_image = labels.positive, labels.query_image
     similarity = queries @ candidates.T  # (b, c)
     out = repeated_images(labels.image_ids, positive)
+    if labels.excluded is not None:
+        out = out | labels.excluded[None]
     masked = torch.zeros((), device=queries.device)
     if mask_margin is not None:
         likely_false = likely_false_negatives(similarity.detach(), positive, query_image, mask_margin) & ~out
@@ -155,6 +159,9 @@ def info_nce(
         contrast = ((logits + labels.copies.log()).logsumexp(1) - logits.gather(1, positive[:, None])[:, 0]).mean()
     total, divergence = contrast, torch.zeros((), device=queries.device)
     if soft_labels is not None:
+        if labels.excluded is not None:
+            scores = soft_labels.scores.masked_fill(labels.excluded[soft_labels.columns], float("nan"))
+            soft_labels = soft_labels._replace(scores=scores)
         divergence = judge_divergence(similarity / temperature, soft_labels)
         total = contrast + soft_labels.weight * divergence
     of_positive = similarity.gather(1, positive[:, None])[:, 0]

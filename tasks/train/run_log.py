@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.progress import Progress as StageProgress
 from tasks.train.checkpoints import Progress
 
 STEPS_PER_POINT = 10  # a point of the curve is the mean over so many steps
@@ -67,6 +68,8 @@ class RunLog:
         self._writer = _tensorboard_writer(reports, self._start) if tensorboard and reports is not None else None
         if reports is not None:
             self._drop_metrics_after_start(reports / "metrics.jsonl")
+        self._progress = StageProgress("train", total_steps, "steps", is_logged=is_writer)
+        self._progress.skip(self._start)
         self._bar: Any = None
         if is_writer and sys.stderr.isatty():
             from tqdm import tqdm
@@ -86,6 +89,7 @@ class RunLog:
             is_last: the last step of a phase; its point is made from fewer steps.
         """
         self._recent.append(dict(figures))
+        self._progress.advance()
         if self._bar is not None:
             self._bar.update(1)
             self._bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
@@ -102,7 +106,8 @@ class RunLog:
         self._write_metrics(step, {**means, "steps_per_s": (step - step_before) / max(now - before, 1e-9)})
 
     def close(self) -> None:
-        """Close the progress bar and the TensorBoard file."""
+        """Keep the last state of the progress; close the progress bar and the TensorBoard file."""
+        self._progress.finish()
         if self._bar is not None:
             self._bar.close()
         if self._writer is not None:

@@ -4,8 +4,9 @@ Reads    data/triplets and data/images, the further datasets that `train.dataset
          (train.base_model).
 Writes   models/candidate (put in place as a whole), reports/training.json (recipe and loss curve, no timestamps),
          reports/training/ (metrics as they come: tasks/train/run_log.py), .run/train (checkpoints while it runs).
-Drops    held-out triplets (held_out: tasks/train/splits.py), and records of further datasets by reason
-         (tasks/train/datasets.py).
+Drops    held-out triplets (held_out: tasks/train/splits.py), records of further datasets by reason
+         (tasks/train/datasets.py), and queries of these whose image cannot be read when its turn comes
+         (unreadable_image).
 
 Each step draws one instruction per triplet. Every distinct image of the batch is decoded and encoded once and is a
 candidate for every query: targets of the others, the query images, mined negatives (tasks/train/loss.py). How batches
@@ -28,10 +29,11 @@ Source: MegaPairs, arXiv:2412.14475, appendix B.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tasks.config import Params
+from tasks.config import Params, TrainConfig
 from tasks.models.retrievers.load import load_retriever
 from tasks.records import StageReport
 from tasks.store import Store
@@ -113,6 +115,20 @@ def write_training_report(
     store.write_bytes(store.folder("reports", "training.json"), (json.dumps(report, indent=1) + "\n").encode())
 
 
+def training_data(config: TrainConfig, training_set: TrainingSet, loader: ImageLoader) -> TrainingData:
+    """What is trained on; images of further datasets may be unreadable, those of the version may not."""
+    load_readable = loader.load_readable if training_set.more else None
+    return TrainingData(training_set.all, loader, load_readable, config.faulty_records_share_max)
+
+
+def dropped_records(training_set: TrainingSet, trainer: Trainer) -> Counter[str]:
+    """Records that were not trained on, by reason; of a streamed dataset those whose turn came."""
+    dropped = training_set.dropped.copy()
+    for counts in (*(stream.dropped.counts for stream in training_set.streams), trainer.unreadable.dropped):
+        dropped.update(counts)
+    return dropped
+
+
 def run(params: Params, store: Store) -> StageReport:
     """Train models/candidate on all triplets but the held-out ones.
 
@@ -128,7 +144,7 @@ def run(params: Params, store: Store) -> StageReport:
     retriever = load_base_model(params)
     trainer = build_trainer(params, store, training_set, retriever)
     loader = ImageLoader(store, retriever.preprocess, workers=config.decode_workers, files=training_set.files)
-    curve = trainer.fit(TrainingData(training_set.all, loader))
+    curve = trainer.fit(training_data(config, training_set, loader))
     weights = trainer.runtime.full_weights()
     if is_first_process():
         retriever.save(store.folder("models", "candidate"), weights)
@@ -140,7 +156,7 @@ def run(params: Params, store: Store) -> StageReport:
         "train",
         read=training_set.triplets + sum(len(m.examples) for m in training_set.more),
         written=1,
-        dropped=dict(training_set.dropped),
+        dropped=dict(dropped_records(training_set, trainer)),
         new=config.locked_steps + config.steps,
         done=config.locked_steps + config.steps,
         figures={

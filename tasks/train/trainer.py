@@ -6,34 +6,34 @@ The locked phase (`locked_steps`) trains the text tower with the image tower fro
 
 from __future__ import annotations
 
+import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 from tasks.config import TrainConfig
 from tasks.errors import ConfigError
 from tasks.train.accelerator import TrainingRuntime
 from tasks.train.batches import BatchPlan, WeightedDataset, plan_locked_steps, plan_steps
 from tasks.train.checkpoints import Checkpoints, Progress
-from tasks.train.grad_cache import EncodedBatch, encode_batch, training_step
-from tasks.train.loader import prefetch
-from tasks.train.loss import BatchLabels, Loss, SoftLabels, info_nce
+from tasks.train.encode_plan import PlanEncoder, without_broken
+from tasks.train.grad_cache import EncodedBatch, training_step
+from tasks.train.loader import LoadedImages, prefetch
+from tasks.train.loss import Loss
+from tasks.train.objective import loss_function, step_figures
 from tasks.train.run_log import RunLog
+from tasks.train.unreadable import UnreadableQueries
 
 if TYPE_CHECKING:
     from tasks.models.retrievers.base import Retriever
 
 PHASES = ("locked", "both")
-MIN_TEMPERATURE = 0.01  # of a learnt temperature, as in CLIP
-MAX_LOGIT_SCALE = math.log(100)  # the same bound on logit_scale, which is minus the temperature's logarithm
-IMAGES_PER_PASS = 128  # of the frozen image tower
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,15 @@ class TrainingData:
     Attributes:
         datasets: the version's examples first; the locked phase uses them alone.
         load_images: image ids -> (n, 3, height, width), or a list of n inputs of an MLLM.
+        load_readable: the same, with a blank for each image that cannot be read, and the positions of these; None where
+            every image can be.
+        unreadable_share_max: largest share of the queries that may be left out because of such images, 0 to 1.
     """
 
     datasets: Sequence[WeightedDataset]
     load_images: Callable[[list[str]], Any]
+    load_readable: Callable[[list[str]], tuple[Any, frozenset[int]]] | None = None
+    unreadable_share_max: float = 1.0
 
 
 def learning_rate_at(step: int, *, steps: int, warmup: int, peak: float) -> float:
@@ -54,49 +59,6 @@ def learning_rate_at(step: int, *, steps: int, warmup: int, peak: float) -> floa
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * (steps - step) / max(1, steps - warmup)
-
-
-def loss_function(
-    config: TrainConfig, model: Any, plan: BatchPlan, device: torch.device, *, is_joint: bool = False
-) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
-    """The loss of a plan.
-
-    Args:
-        config: options of the loss.
-        model: its logit_scale is used where the temperature is learnt.
-        plan: of the step.
-        device: of the features.
-        is_joint: image and text of a query are encoded together.
-    Returns:
-        A function of (c, d) raw image features and (b, d) raw text features, or raw query features where `is_joint`.
-    """
-    labels = BatchLabels(
-        image_ids=torch.arange(len(plan.images), device=device),
-        positive=torch.tensor(plan.positive, device=device),
-        query_image=torch.tensor(plan.query_image, device=device),
-        copies=torch.tensor(plan.copies, device=device) if config.count_copies else None,
-    )
-    soft_labels = None
-    if config.judge_weight:
-        columns = torch.tensor(plan.own_candidates, device=device)
-        scores = torch.tensor(plan.own_scores, device=device)
-        soft_labels = SoftLabels(columns, scores, config.judge_temperature, config.judge_weight)
-
-    def compute(images: torch.Tensor, texts: torch.Tensor) -> Loss:
-        queries = texts if is_joint else images[labels.query_image] + texts
-        temperature: float | torch.Tensor = config.temperature
-        if config.learn_temperature:
-            temperature = (-model.logit_scale.clamp(max=MAX_LOGIT_SCALE)).exp()
-        return info_nce(
-            F.normalize(queries, dim=-1),
-            F.normalize(images, dim=-1),
-            labels,
-            temperature=temperature,
-            mask_margin=config.mask_margin,
-            soft_labels=soft_labels,
-        )
-
-    return compute
 
 
 def build_optimizer(model: Any, config: TrainConfig, peak: float) -> torch.optim.Optimizer:
@@ -120,23 +82,6 @@ def build_optimizer(model: Any, config: TrainConfig, peak: float) -> torch.optim
             {"params": [model.logit_scale], "weight_decay": 0.0},
         ]
     return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
-
-
-def step_figures(loss: Loss, plan: BatchPlan, config: TrainConfig, model: Any) -> dict[str, float]:
-    """Figures of a step for the run log; an option's figure only where the option is on."""
-    figures = {
-        "loss": float(loss.total.detach()),
-        "accuracy": float(loss.accuracy),
-        "query_margin": float(loss.query_margin),
-        "images": float(len(plan.images)),
-    }
-    if config.mask_margin is not None:
-        figures["masked"] = float(loss.masked)
-    if config.judge_weight:
-        figures["divergence"] = float(loss.divergence)
-    if config.learn_temperature:
-        figures["temperature"] = max(math.exp(-float(model.logit_scale.detach())), MIN_TEMPERATURE)
-    return figures
 
 
 def prepare_retriever(retriever: Retriever, config: TrainConfig, seed: int) -> None:
@@ -187,6 +132,7 @@ class Trainer:
         self.runtime = runtime or TrainingRuntime(retriever, config)
         self.run_log = run_log or RunLog(config.locked_steps + config.steps)
         self.checkpoints = checkpoints or Checkpoints()
+        self.unreadable = UnreadableQueries()
 
     def fit(self, data: TrainingData) -> list[dict[str, float]]:
         """Run all phases, or what the checkpoint left of them.
@@ -218,14 +164,18 @@ class Trainer:
         peak = config.locked_learning_rate
         optimizer = runtime.prepare(build_optimizer(self.retriever.model, config, peak))
         examples = data.datasets[0].examples
-        pool = list(dict.fromkeys(i for e in examples for i in (e.query, e.target, *e.negatives)))
-        features = self._image_pool_features(pool, data.load_images)
+        assert isinstance(examples, Sequence)  # the version's own
+        pool = list(dict.fromkeys(str(i) for e in examples for i in (e.query, e.target, *e.negatives)))
+        runtime.module.eval()
+        encoder = self._plan_encoder()
+        with runtime.autocast():
+            features = encoder.frozen_features(pool, data.load_images)
         runtime.module.train()
         done = self.checkpoints.restore("locked", runtime)
         plans = plan_locked_steps(examples, pool, config, random.Random(f"locked:{self.seed}"))
         for n, plan in enumerate(islice(plans, done, config.locked_steps), done):
             with runtime.autocast():
-                texts = self._encode(partial(_encode_texts, runtime.module, plan.texts), len(plan.texts))
+                texts = encoder.encode_texts(plan.texts)
             loss = training_step(
                 runtime,
                 optimizer,
@@ -246,11 +196,33 @@ class Trainer:
         runtime.module.train()
         done = self.checkpoints.restore("both", runtime)
         plans = islice(plan_steps(data.datasets, config, random.Random(self.seed)), done, config.steps)
-        for n, (plan, images) in enumerate(prefetch(plans, data.load_images, config.decode_workers), done):
+        for n, (plan, images) in enumerate(self._loaded(plans, data), done):
+            plan = without_broken(plan, images, runtime.device) if data.load_readable else plan
+            self.unreadable.count(plan)
+            self.unreadable.require_few(data.unreadable_share_max)
+            if not plan.readable_queries:
+                log.warning("train: step %d has no query whose images can be read, and changes nothing", n + 1)
+                continue
             rate = learning_rate_at(n, steps=config.steps, warmup=config.warmup_steps, peak=peak)
             loss = self.step_both_towers(optimizer, plan, images, learning_rate=rate, step=config.locked_steps + n + 1)
             self._finish_step(loss, plan, phase="both", phase_step=n + 1)
         return self.run_log.curve
+
+    def _loaded(self, plans: Iterator[BatchPlan], data: TrainingData) -> Iterator[tuple[BatchPlan, LoadedImages]]:
+        """Each plan with the images that this process encodes."""
+        encoder = self._plan_encoder()
+
+        def load(own: Sequence[tuple[int, str]]) -> LoadedImages:
+            positions, image_ids = [n for n, _ in own], [image_id for _, image_id in own]
+            if data.load_readable is None:
+                return LoadedImages(data.load_images(image_ids), positions)
+            rows, broken = data.load_readable(image_ids)
+            return LoadedImages(rows, positions, frozenset(positions[n] for n in broken))
+
+        def choose(plan: BatchPlan) -> list[tuple[int, str]]:
+            return [(n, plan.images[n]) for n in encoder.own_images(plan)]
+
+        return prefetch(plans, load, self.config.decode_workers, choose)
 
     def step_both_towers(
         self, optimizer: Any, plan: BatchPlan, images: Any, *, learning_rate: float, step: int
@@ -260,21 +232,18 @@ class Trainer:
         Args:
             optimizer: as `TrainingRuntime.prepare` returned it.
             plan: of the step.
-            images: (c, 3, height, width) of the plan's images, or a list of c inputs of an MLLM.
+            images: (m, 3, height, width) of the plan's images, or a list of m inputs of an MLLM, or those of this
+                process alone.
             learning_rate: of this step.
             step: its number, for the error.
         Raises:
             DataError: the loss or the gradient is not finite; nothing was changed.
         """
         runtime, is_joint = self.runtime, self.retriever.is_joint
+        if not isinstance(images, LoadedImages):
+            images = LoadedImages(images, range(len(plan.images)))
         with runtime.autocast():
-            image_batch = self._encode(partial(_encode_images, runtime.module, images), len(plan.images))
-            encode_texts = (
-                partial(_encode_queries, runtime.module, images, plan)
-                if is_joint
-                else partial(_encode_texts, runtime.module, plan.texts)
-            )
-            text_batch = self._encode(encode_texts, len(plan.texts))
+            image_batch, text_batch = self._plan_encoder().encode(plan, images)
         return training_step(
             runtime,
             optimizer,
@@ -285,16 +254,15 @@ class Trainer:
             step=step,
         )
 
-    def _encode(self, encode: Callable[[Sequence[int]], torch.Tensor], count: int) -> EncodedBatch:
+    def _plan_encoder(self) -> PlanEncoder:
         runtime = self.runtime
-        return encode_batch(encode, count, self.config.cache_chunk, runtime.device, is_sharded=runtime.is_sharded)
-
-    def _image_pool_features(self, pool: list[str], load_images: Callable[[list[str]], Any]) -> torch.Tensor:
-        """(n, d) raw features of the frozen image tower."""
-        module = self.runtime.module.eval()
-        starts = range(0, len(pool), IMAGES_PER_PASS)
-        with torch.no_grad(), self.runtime.autocast():
-            return torch.cat([module(pixels=load_images(pool[n : n + IMAGES_PER_PASS])) for n in starts])
+        return PlanEncoder(
+            runtime.module,
+            runtime.device,
+            is_joint=self.retriever.is_joint,
+            is_sharded=runtime.is_sharded,
+            chunk=self.config.cache_chunk,
+        )
 
     def _finish_step(self, loss: Loss, plan: BatchPlan, *, phase: str, phase_step: int) -> None:
         """Log a step and write a checkpoint where one is due."""
@@ -304,27 +272,3 @@ class Trainer:
         self.run_log.log_step(step, step_figures(loss, plan, config, self.retriever.model), is_last=is_last)
         progress = Progress(step, phase, phase_step, self.run_log.state())
         self.checkpoints.save_if_due(progress, self.run_log.total_steps, self.runtime)
-
-
-def _encode_images(module: Callable[..., torch.Tensor], pixels: Any, positions: Sequence[int]) -> torch.Tensor:
-    """(n, d) float32 raw features of the images at these positions of the batch."""
-    return module(pixels=_take(pixels, positions))
-
-
-def _encode_texts(module: Callable[..., torch.Tensor], texts: Sequence[str], positions: Sequence[int]) -> torch.Tensor:
-    """(n, d) float32 raw features of the texts at these positions of the batch."""
-    return module(texts=[texts[n] for n in positions])
-
-
-def _encode_queries(
-    module: Callable[..., torch.Tensor], pixels: Any, plan: BatchPlan, positions: Sequence[int]
-) -> torch.Tensor:
-    """(n, d) float32 raw features of the queries at these positions of the batch, image and text encoded together."""
-    return module(pixels=[pixels[plan.query_image[n]] for n in positions], texts=[plan.texts[n] for n in positions])
-
-
-def _take(rows: Any, positions: Sequence[int]) -> Any:
-    """Rows at the positions; the same tensor, not a copy, where that is all of them."""
-    if isinstance(rows, list):
-        return [rows[n] for n in positions]
-    return rows if len(positions) == len(rows) else rows[list(positions)]

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
+import yaml
 from PIL import Image
 
 from tasks.config import MixedDatasetConfig
 from tasks.errors import ConfigError, DataError
-from tasks.train.batches import Example
+from tasks.train.batches import Candidate, Example
 from tasks.train.datasets import mmeb_example, read_dataset
 
 
@@ -42,7 +44,7 @@ def test_records_of_megapairs(folder: Path):
     assert dropped == {"no_text": 1} and files[name("n2")] == folder / "images" / "n2.png"
 
 
-def test_records_of_mmeb_count_with_images_on_both_sides(folder: Path):
+def test_records_of_mmeb_have_queries_and_candidates_of_image_and_text(folder: Path):
     right = {
         "qry": "<|image_1|>\nmake it red",
         "qry_image_path": "q.png",
@@ -59,10 +61,71 @@ def test_records_of_mmeb_count_with_images_on_both_sides(folder: Path):
     examples, _, dropped = read_dataset(
         write_dataset(folder, "mmeb", right, text_target, {"qry": "a star", "pos_image_path": "t.png"})
     )
-    assert examples == [Example("mmeb:q.png", "mmeb:t.png", ("mmeb:n1.png",), ("make it red",))]
-    assert dropped == {"text_candidate": 1, "no_query_image": 1}
-    assert mmeb_example(right | {"neg_text": ["a star"]}) == "text_candidate"
+    assert examples == [
+        Example("mmeb:q.png", "mmeb:t.png", ("mmeb:n1.png",), ("make it red",)),
+        Example("mmeb:q.png", Candidate(None, "a star"), (), ("what is it?",)),
+        Example(None, "mmeb:t.png", (), ("a star",)),
+    ]
+    assert not dropped
+    represent = "<|image_1|>\nRepresent the given image."
+    composed = mmeb_example(right | {"pos_text": represent, "neg_text": represent})
+    assert isinstance(composed, Example) and composed.query_candidate == Candidate(
+        "q.png", "Represent the given image."
+    )
+    assert composed.target == Candidate("t.png", "Represent the given image.")
+    assert composed.negatives == (Candidate("n1.png", "Represent the given image."),)
     assert mmeb_example(right | {"qry": "<|image_1|>"}) == "no_text"
+    assert mmeb_example(right | {"pos_text": "<|image_1|>", "pos_image_path": ""}) == "no_target"
+
+
+def test_records_of_mmeb_v2_put_the_instruction_before_the_text(folder: Path):
+    record = {"qry_inst": "<|image_1|> Find it:", "qry_text": "in red", "qry_img_path": "q.png", "tgt_text": ["", ""]}
+    record |= {"tgt_inst": "<|image_1|> Represent the image.", "tgt_img_path": ["t.png", "n1.png"]}
+    example = mmeb_example(record)
+    assert isinstance(example, Example) and (example.query, example.instructions) == ("q.png", ("Find it: in red",))
+    assert example.target == Candidate("t.png", "Represent the image.")
+    assert example.negatives == (Candidate("n1.png", "Represent the image."),)
+    with pytest.raises(ConfigError, match=r"does not read the columns \['qry_video_path'\]"):
+        read_dataset(write_dataset(folder, "mmeb", record | {"qry_video_path": "a.mp4"}))
+    _, _, dropped = read_dataset(write_dataset(folder, "mmeb", record, record | {"tgt_text": ["a", "b", "c"]}))
+    assert dropped == {"damaged_record": 1}
+
+
+@pytest.mark.parametrize("layout", ["parquet", "parquet folder", "a subset's folder", "load_dataset", "save_to_disk"])
+def test_the_released_layouts_give_the_same_examples(folder: Path, layout: str, monkeypatch: pytest.MonkeyPatch):
+    """MMEB-train as published: <subset>/<split>-00000-of-00001.parquet beside the images."""
+    records = [
+        {"qry": f"<|image_1|>\nmake it {c}", "qry_image_path": "q.png", "pos_text": "", "pos_image_path": "t.png"}
+        for c in ("red", "blue")
+    ]
+    plain, _, _ = read_dataset(write_dataset(folder, "mmeb", *records))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+    table = datasets.Dataset.from_list(records)
+    file = folder / "data" / "CIRR" / "original-00000-of-00001.parquet"
+    table.to_parquet(file)
+    table.save_to_disk(folder / "saved")
+    files = [{"split": "original", "path": "data/CIRR/original-*"}]
+    card = yaml.safe_dump({"configs": [{"config_name": "CIRR", "data_files": files}]})
+    (folder / "README.md").write_text(f"---\n{card}---\n")
+    change = {
+        "parquet": {"path": str(file)},
+        "parquet folder": {"path": str(file.parent)},
+        "a subset's folder": {"path": str(folder / "data"), "subset": "CIRR", "split": "original"},
+        "load_dataset": {"path": str(folder), "subset": "CIRR", "split": "original"},
+        "save_to_disk": {"path": str(folder / "saved")},
+    }[layout]
+    config = MixedDatasetConfig(name="mmeb", format="mmeb", images=str(folder / "images"), **change)
+    assert read_dataset(config)[0] == plain and len(plain) == 2
+
+
+def test_a_line_ends_at_a_newline_alone(folder: Path):
+    """A carriage return is a blank of JSON, U+2028 and U+0085 are characters of a text."""
+    config = write_dataset(folder, "megapairs")
+    text = "make it\u2028red\u0085now"
+    line = f'{{"q_img": "q.png",\r"q_text": ["{text}"], "t_img": "t.png"}}'
+    Path(config.path).write_bytes(f"{line}\r\n   \n{line}\nno JSON\n\n{line}".encode())
+    examples, _, dropped = read_dataset(config)
+    assert [e.instructions for e in examples] == [("make it red now",)] * 3 and dropped == {"damaged_record": 1}
 
 
 def test_errors_name_the_file_and_the_line(folder: Path):

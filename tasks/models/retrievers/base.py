@@ -59,8 +59,10 @@ class Retriever(Protocol):
     def preprocess(self, images: Sequence[Image]) -> Any:
         """The model's inputs: (n, 3, height, width) float32, or a list of n inputs where images differ in size."""
 
-    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None) -> torch.Tensor:
-        """(n, d) raw features, with gradients: of n preprocessed images as candidates, of n texts, or of n queries."""
+    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None, role: Role = "query") -> torch.Tensor:
+        """(n, d) raw features, with gradients: of n preprocessed images as candidates, of n texts, or of n contents of
+        both (an MLLM's image may be None) in a role.
+        """
 
     def encode(
         self, images: Sequence[Image] | None = None, texts: Sequence[str] | None = None, batch_size: int = 8

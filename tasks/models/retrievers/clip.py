@@ -101,8 +101,8 @@ class ClipRetriever:
         features: torch.Tensor = getattr(out, "pooler_output", out)
         return features
 
-    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None) -> torch.Tensor:
-        """(n, d) raw projected features of preprocessed images, of texts, or the sum of both.
+    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None, role: Role = "query") -> torch.Tensor:
+        """(n, d) raw projected features of preprocessed images, of texts, or the sum of both; alike in both roles.
 
         Raises:
             ConfigError: neither is given.

@@ -123,8 +123,8 @@ class MllmRetriever:
         """(n, d) of texts as queries, each with its image or without one."""
         return self.prompt_features(list(zip(images, texts, strict=True)), "query")
 
-    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None) -> torch.Tensor:
-        """(n, d) of preprocessed images as candidates, or with texts as queries; texts alone are queries too.
+    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None, role: Role = "query") -> torch.Tensor:
+        """(n, d) of preprocessed images as candidates, or of texts, each with its image or without one, in a role.
 
         Raises:
             ConfigError: neither is given.
@@ -133,7 +133,8 @@ class MllmRetriever:
             if pixels is None:
                 raise ConfigError("features: expected pixels, texts, or as many of both; found neither")
             return self.image_features(pixels)
-        return self.query_features([None] * len(texts) if pixels is None else pixels, texts)
+        images = [None] * len(texts) if pixels is None else pixels
+        return self.prompt_features(list(zip(images, texts, strict=True)), role)
 
     def encode(
         self,
