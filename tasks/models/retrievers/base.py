@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Role = Literal[
     "query", "candidate"
 ]  # a query searches, a candidate is searched; the MLLM type prompts them differently
+BasePrecision: TypeAlias = Literal["float32", "bfloat16", "4bit"]  # of weights under adapters
 Content: TypeAlias = tuple[str | None, str]  # image key or None, text or ""
 
 

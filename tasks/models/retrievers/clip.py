@@ -20,7 +20,7 @@ from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.encoders.preprocess import preparation_from_processor
 from tasks.models.hub import load_errors, model_revision
-from tasks.models.retrievers.base import add_remote_code, count_rows
+from tasks.models.retrievers.base import Role, add_remote_code, count_rows
 from tasks.models.retrievers.content_encoders import SumEncoder
 from tasks.models.retrievers.kept_rows import EncodeOptions
 from tasks.models.retrievers.old_layout import write_old_layout

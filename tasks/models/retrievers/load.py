@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tasks.errors import ConfigError
 from tasks.models.hub import load_errors
-from tasks.models.retrievers.base import Retriever
+from tasks.models.retrievers.base import BasePrecision, Retriever
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.models.retrievers.published.bge_vl_prompts import FAMILIES
 
@@ -30,7 +30,14 @@ def retriever_type(model: str, revision: str | None = None) -> str:
     return kind
 
 
-def load_retriever(model: str, *, revision: str | None = None, device: str = "auto", threads: int = 1) -> Retriever:
+def load_retriever(
+    model: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    threads: int = 1,
+    base_precision: BasePrecision = "float32",
+) -> Retriever:
     """Load a retriever by Hugging Face name or local folder; no code from the folder runs.
 
     Args:
@@ -38,6 +45,7 @@ def load_retriever(model: str, *, revision: str | None = None, device: str = "au
         revision: pinned revision of a name.
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads, a count.
+        base_precision: number format of an MLLM's weights, for training adapters on them.
     Raises:
         ConfigError: no such model, or neither a CLIP nor a known MLLM architecture.
         TransientError: the hub cannot be reached.
@@ -45,5 +53,7 @@ def load_retriever(model: str, *, revision: str | None = None, device: str = "au
     if retriever_type(model, revision) in FAMILIES:
         from tasks.models.retrievers.mllm import MllmRetriever  # it imports transformers, seconds
 
-        return MllmRetriever(model, revision=revision, device=device, threads=threads)
+        return MllmRetriever(model, revision=revision, device=device, threads=threads, base_precision=base_precision)
+    if base_precision != "float32":
+        raise ConfigError(f"'train.base_precision' is {base_precision}: '{model}' is a CLIP, whose weights are float32")
     return ClipRetriever(model, revision=revision, device=device, threads=threads)

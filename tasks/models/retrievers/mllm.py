@@ -3,7 +3,8 @@
 Architectures: LLaVA-NeXT, as BGE-VL-MLLM-S1 was released, Qwen2-VL and Qwen3-VL; config.json says which, and no code
 from the folder runs. Prompts: tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left.
 LLaVA-NeXT's images are resized to 512 x 512; Qwen-VL takes them as they are, within its processor's limits
-(tasks/models/retrievers/published/bge_vl_inputs.py). Weights stay float32. LoRA adapters:
+(tasks/models/retrievers/published/bge_vl_inputs.py). Weights are float32; under adapters the base may be held in
+bfloat16 or 4 bits (`train.base_precision`). LoRA adapters:
 `MllmRetriever.add_adapters`.
 
 Source: MegaPairs, arXiv:2412.14475, appendix B, and the released modeling_llavanext_for_embedding.py.
@@ -23,7 +24,8 @@ from tasks.devices import pick_device
 from tasks.errors import ConfigError
 from tasks.knn.unit_rows import unit_rows
 from tasks.models.hub import load_errors, model_revision
-from tasks.models.retrievers.base import Role, add_remote_code, count_rows
+from tasks.models.retrievers.adapters import bfloat16_with_adapter, save_adapter, weight_format
+from tasks.models.retrievers.base import BasePrecision, Role, add_remote_code, count_rows
 from tasks.models.retrievers.content_encoders import JointEncoder
 from tasks.models.retrievers.kept_rows import EncodeOptions
 from tasks.models.retrievers.old_layout import rename_weights, write_old_layout
@@ -65,6 +67,7 @@ class MllmRetriever:
         device: str = "auto",
         threads: int = 1,
         instruction: str = CIR_INSTRUCTION,
+        base_precision: BasePrecision = "float32",
     ) -> None:
         """Load the model.
 
@@ -74,14 +77,15 @@ class MllmRetriever:
             device: auto, cpu, cuda or cuda:N.
             threads: CPU threads, a count.
             instruction: task instruction in every query's prompt; candidates have none.
+            base_precision: number format of the weights; another than float32 is for training adapters on them.
         Raises:
-            ConfigError: another architecture, or no such model.
+            ConfigError: another architecture, no such model, or 4bit without a GPU or bitsandbytes.
         """
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         torch.set_num_threads(threads)
-        self.name, self.instruction = model, instruction
+        self.name, self.instruction, self.base_precision = model, instruction, base_precision
         self.device = pick_device(device)
         with load_errors(model, "a retriever"):
             self.kind = str(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type)
@@ -91,12 +95,14 @@ class MllmRetriever:
             )
         self.family = FAMILIES[self.kind]
         with load_errors(model, "a retriever"):
-            source = {"revision": revision, "trust_remote_code": False}
+            self.source = source = {"revision": revision, "trust_remote_code": False}
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                model, dtype=torch.float32, use_safetensors=True, **source
+                model, use_safetensors=True, **source, **weight_format(base_precision, self.device)
             )
             self.inputs = Inputs.load(model, self.model.config, **source)
-        self.model.eval().to(self.device)
+        self.model.eval()
+        if base_precision != "4bit":  # whose weights are on the device already
+            self.model.to(self.device)
         self.revision = model_revision(model, revision, self.model.config)
         self.dimension = int(self.model.config.text_config.hidden_size)
 
@@ -258,6 +264,8 @@ class MllmRetriever:
         with atomic_write(folder) as temporary:
             if self.is_adapted:
                 save_adapter(self.model, temporary / "adapter", self.name)
+                if self.base_precision == "4bit":
+                    self.model = bfloat16_with_adapter(self.name, self.source, temporary / "adapter")
                 self.model = self.model.merge_and_unload()
             self.model.save_pretrained(temporary, state_dict=weights)
             self.inputs.save(temporary, chat_template(self.family))
@@ -272,18 +280,6 @@ def chat_template(family: str) -> str:
     instruction), without one a candidate's.
     """
     return (PUBLISHED / "mllm" / f"chat_template_{family}.jinja").read_text(encoding="utf-8")
-
-
-def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Save a peft model's adapter alone, reproducibly: no timestamp, no set order, no path but the base's name."""
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = base
-    if isinstance(config["target_modules"], list):
-        config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def add_mllm_remote_code(folder: Path, kind: str, dimension: int, instruction: str) -> None:
