@@ -124,8 +124,15 @@ def training_contradictions(train: TrainConfig) -> Iterator[str]:
             "adapters are for multimodal language models, which have no separate image tower to lock",
             "set train.locked_steps to 0",
         )
+    yield from option_contradictions(train)
     for key, value, why in (
         ("train.lora", train.lora and f"rank {train.lora.rank}", "adapters are not merged into sharded weights"),
+        (
+            "train.validation.keep_best",
+            train.validation is not None and train.validation.keep_best,
+            "the best weights are kept whole, by one process",
+        ),
+        ("train.average_seeds", train.average_seeds > 1 and train.average_seeds, "whole weights are averaged"),
         (
             "train.learn_temperature",
             train.learn_temperature,
@@ -134,6 +141,39 @@ def training_contradictions(train: TrainConfig) -> Iterator[str]:
     ):
         if train.shard_weights and value:
             yield _message((key, value), ("train.shard_weights", True), why, f"switch {key} or train.shard_weights off")
+
+
+def option_contradictions(train: TrainConfig) -> Iterator[str]:
+    """Options of one training that need each other, or exclude each other."""
+    if train.base_precision != "float32" and train.lora is None:
+        yield _message(
+            ("train.base_precision", train.base_precision),
+            ("train.lora", "empty"),
+            "only frozen weights are held in fewer bits",
+            "give train.lora, or set train.base_precision to float32",
+        )
+    if train.average_seeds > 1 and train.lora is not None:
+        yield _message(
+            ("train.average_seeds", train.average_seeds),
+            ("train.lora", f"rank {train.lora.rank}"),
+            "the mean of two adapters is not the adapter of the mean",
+            "set train.average_seeds to 1, or train all weights",
+        )
+    if train.refresh_negatives is not None and train.negatives > train.refresh_negatives.negatives:
+        yield _message(
+            ("train.negatives", train.negatives),
+            ("train.refresh_negatives.negatives", train.refresh_negatives.negatives),
+            "a triplet has fewer negatives than training draws",
+            f"raise train.refresh_negatives.negatives to {train.negatives}, or lower train.negatives",
+        )
+    warmup = train.locked_warmup_steps
+    if train.locked_steps and warmup is not None and warmup > train.locked_steps:
+        yield _message(
+            ("train.locked_warmup_steps", warmup),
+            ("train.locked_steps", train.locked_steps),
+            "the learning rate never reaches its peak",
+            f"lower train.locked_warmup_steps to {train.locked_steps} or less",
+        )
 
 
 def training_run_contradictions(train: TrainConfig, evaluate: EvaluateConfig) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tasks.config.section import DEVICE, NAME_PATTERN, PART, REVISION, Section
+from tasks.config.train_options import OptimizerConfig, RefreshConfig, TeacherConfig, ValidationConfig
 
 TEMPLATE_FIELDS = {"relative_caption", "shared_concept"}
 
@@ -56,10 +57,16 @@ class TrainConfig(Section):
     steps: int = Field(ge=1, description="Optimiser steps of the main phase, which trains all weights, a count.")
     batch_triplets: int = Field(ge=2, description="Triplets in one step of the main phase, a count.")
     learning_rate: float = Field(
-        gt=0, description="Peak learning rate of the main phase; it falls linearly to 0 after the warm-up."
+        gt=0, description="Peak learning rate of the main phase; it falls to 0 after the warm-up."
     )
     warmup_steps: int = Field(
-        ge=0, description="Steps over which the learning rate rises linearly to its peak, in each phase, a count."
+        ge=0, description="Steps over which the learning rate rises linearly to its peak, a count."
+    )
+    locked_warmup_steps: int | None = Field(
+        None, ge=0, description="The same of the locked phase, a count. Empty: as `warmup_steps`."
+    )
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig.model_validate({}), description="AdamW and its schedule."
     )
     temperature: float = Field(gt=0, description="Temperature of the softmax in the contrastive loss.")
     negatives: int = Field(
@@ -106,6 +113,31 @@ class TrainConfig(Section):
     judge_temperature: float = Field(
         0.2, gt=0, description="Temperature of the softmax over the judge's scores, for `judge_weight`."
     )
+    hardness_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weigh each negative by exp(this times its similarity), so that hard ones count more (LLaVE: 9). "
+        "0: off.",
+    )
+    matryoshka_dimensions: tuple[int, ...] = Field(
+        (),
+        description="Train the first so many dimensions of the vectors to work alone too, counts below the full width "
+        "(Matryoshka). The loss is the mean over all widths. Empty: the full width alone.",
+    )
+    teacher: TeacherConfig | None = Field(
+        None, description="Learn from the similarities of another retriever's vectors too. Empty: no teacher."
+    )
+    refresh_negatives: RefreshConfig | None = Field(
+        None, description="Mine hard negatives anew with the model in training. Empty: those of the dataset."
+    )
+    validation: ValidationConfig | None = Field(
+        None, description="Evaluate while training, on a split of its own. Empty: no."
+    )
+    average_seeds: int = Field(
+        1,
+        ge=1,
+        description="Trainings with consecutive seeds whose weights are averaged (a model soup), a count. 1: one.",
+    )
     version_weight: float = Field(
         1.0,
         gt=0,
@@ -149,6 +181,11 @@ class TrainConfig(Section):
         None,
         description="Train LoRA adapters of a multimodal language model instead of its weights. Empty: all weights.",
     )
+    base_precision: Literal["float32", "bfloat16", "4bit"] = Field(
+        "float32",
+        description="Number format in which the base model's frozen weights are held under adapters (`lora`); 4bit is "
+        "NF4 and needs bitsandbytes and a GPU.",
+    )
     shard_weights: bool = Field(
         False,
         description="Spread weights, gradients and optimiser state over the GPUs of all processes (FSDP2), for models "
@@ -167,6 +204,10 @@ class TrainConfig(Section):
     )
     tensorboard: bool = Field(
         False, description="Also write the metrics for TensorBoard, to reports/training/tensorboard."
+    )
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (),
+        description="Also log to these trackers, through accelerate; their servers by their own environment variables.",
     )
     device: str = Field(description=DEVICE)
 

@@ -10,7 +10,7 @@ processes. docs/decisions/0035 says why this trainer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tasks.config import TrainConfig
     from tasks.models.retrievers.base import Retriever, Role
 
+Tracker = Callable[[Mapping[str, float], int | None], None]  # values, and their step or None at the end
 LOGIT_SCALE = "logit_scale"  # CLIP's own temperature: a scalar, which FSDP2 cannot shard
 
 
@@ -82,11 +83,12 @@ class TrainingRuntime:
         from accelerate import Accelerator
 
         _reset_accelerate(retriever.device)
-        self.retriever = retriever
+        self.retriever, self.max_gradient_norm = retriever, config.optimizer.max_gradient_norm
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bfloat16" else "no",
             cpu=torch.device(retriever.device).type == "cpu",
             fsdp_plugin=_fsdp_plugin(config) if config.shard_weights else None,
+            log_with=_available_trackers(config) or None,
         )
         self.is_sharded = bool(self.accelerator.is_fsdp2)
         if str(self.accelerator.distributed_type).endswith("FSDP") and not self.is_sharded:
@@ -108,6 +110,30 @@ class TrainingRuntime:
             self._logit_scale = getattr(retriever.model, LOGIT_SCALE)
             retriever.model.register_parameter(LOGIT_SCALE, None)
         self.module: Any = RetrieverModule(retriever)
+
+    def start_trackers(self, config: TrainConfig, folder: Path) -> Tracker | None:
+        """Open `train.trackers` on the first process.
+
+        Args:
+            config: logged as the run's parameters.
+            folder: for what they write on this machine.
+        Returns:
+            A function that logs values at a step, and closes the trackers at step None; None without trackers.
+        """
+        if not config.trackers:
+            return None
+        recipe = {key: str(value)[:250] for key, value in config.model_dump(mode="json", exclude={"device"}).items()}
+        self.accelerator.project_configuration.set_directories(str(folder))
+        self.accelerator.init_trackers("megapairs", config=recipe)
+
+        def track(values: Mapping[str, float], step: int | None) -> None:
+            if step is not None:
+                self.accelerator.log(dict(values), step=step)
+            elif self.accelerator.is_main_process:
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
+
+        return track
 
     @property
     def device(self) -> torch.device:
@@ -132,9 +158,11 @@ class TrainingRuntime:
         """bfloat16 for the first forward pass; the second one (gradient caching) has it from the prepared module."""
         return self.accelerator.autocast()  # type: ignore[no-any-return]
 
-    def clip_gradients(self, parameters: list[torch.nn.Parameter], max_norm: float) -> float:
-        """Scale the gradients down to a norm of at most `max_norm`, over all shards; returns the norm before."""
-        norm: Any = self.accelerator.clip_grad_norm_(parameters, max_norm)
+    def clip_gradients(self, parameters: list[torch.nn.Parameter]) -> float:
+        """Scale the gradients down to a norm of at most `optimizer.max_gradient_norm`, over all shards; returns the
+        norm before.
+        """
+        norm: Any = self.accelerator.clip_grad_norm_(parameters, self.max_gradient_norm)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def save_state(self, folder: Path, text_files: Mapping[str, str]) -> None:
@@ -203,6 +231,25 @@ def _reset_accelerate(device: str) -> None:
         torch.cuda.set_device(device)
     has_group = torch.distributed.is_available() and torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not has_group)
+
+
+def _available_trackers(config: TrainConfig) -> list[str]:
+    """The trackers that are asked for.
+
+    Raises:
+        ConfigError: one that is not installed: accelerate would leave it out without a word.
+    """
+    if not config.trackers:
+        return []
+    from accelerate.tracking import get_available_trackers
+
+    available = {str(tracker.value) for tracker in get_available_trackers()}
+    for tracker in config.trackers:
+        if tracker not in available:
+            raise ConfigError(
+                f"'train.trackers' names {tracker}, which is not installed; `pip install {tracker}`, or take it out"
+            )
+    return list(config.trackers)
 
 
 def _fsdp_plugin(config: TrainConfig) -> Any:

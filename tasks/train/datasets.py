@@ -82,6 +82,7 @@ class TrainingSet:
         triplets: rows of the version's table, a count; those that are no example are held out.
         held_out_images: a count.
         dropped: records that are not trained on, by reason.
+        validation: the version's examples to evaluate on while training; empty where `train.validation` is.
     """
 
     version: WeightedDataset
@@ -90,6 +91,7 @@ class TrainingSet:
     triplets: int
     held_out_images: int
     dropped: Counter[str]
+    validation: list[Example]
 
     @property
     def streams(self) -> list[RecordStream]:
@@ -112,14 +114,26 @@ def read_training_set(config: TrainConfig, store: Store) -> TrainingSet:
     triplets = store.read_table("triplets").sort_by("triplet_id").to_pylist()
     held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], config.held_out_share)
     examples = training_examples(triplets, held_out)
+    validation: list[Example] = []
+    if config.validation is not None:
+        kept = held_out_images([e.link for e in examples], config.validation.share)
+        validation = [e for e in examples if e.query in kept]
+        examples = training_examples(triplets, held_out | kept)
     if not examples:
         raise DataError(
             f"train: no triplet to train on among {len(triplets)}; run the dataset's stages first, or lower "
             "train.held_out_share. Where they ran and no triplet was accepted, data/dropped/caption and "
             "data/dropped/judge say why: widen the windows (`python -m tasks calibrate`), or take more images"
         )
-    check_images(examples, store)
-    more, files, dropped = [], ImageFiles(), Counter({"held_out": len(triplets) - len(examples)})
+    if config.validation is not None and not validation:
+        raise DataError(
+            f"train: no triplet to evaluate on among {len(triplets)}: groups that share images are larger than the "
+            "share; raise train.validation.share, or leave train.validation empty"
+        )
+    check_images([*examples, *validation], store)
+    more, files, dropped = [], ImageFiles(), Counter({"held_out": len(triplets) - len(examples) - len(validation)})
+    if validation:
+        dropped["validation"] = len(triplets) - len(examples) - dropped["held_out"]
     for dataset in config.datasets:
         records = open_records(dataset, store.folder(".run", "records", dataset.name))
         if len(records) > config.stream_records:
@@ -133,4 +147,4 @@ def read_training_set(config: TrainConfig, store: Store) -> TrainingSet:
         files.known |= other_files
         dropped.update(other_dropped)
     version = WeightedDataset(examples, config.version_weight)
-    return TrainingSet(version, more, files, len(triplets), len(held_out), dropped)
+    return TrainingSet(version, more, files, len(triplets), len(held_out), dropped, validation)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from tasks.train.batches import BatchPlan
+from tasks.train.batches import BatchPlan, Example
 from tasks.train.grad_cache import EncodedBatch, encode_batch, gather_rows, own_positions, united
 from tasks.train.loader import LoadedImages
 
@@ -64,6 +66,43 @@ class PlanEncoder:
     def _batch(self, encode: Callable[[Sequence[int]], torch.Tensor], count: int) -> EncodedBatch:
         return encode_batch(encode, count, self.chunk, self.device, is_sharded=self.is_sharded)
 
+    def encode_examples(
+        self, examples: Sequence[Example], image_ids: Sequence[str], load_images: Callable[[list[str]], Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit rows of queries, each with its first instruction, and of images as candidates; without gradient.
+
+        Args:
+            examples: n, each with a query image of `image_ids`.
+            image_ids: m, distinct.
+            load_images: image ids -> preprocessed images.
+        Returns:
+            (n, d) and (m, d).
+        """
+        texts = [e.instructions[0] for e in examples]
+        images = self.frozen_features(image_ids, load_images)
+        with torch.no_grad():
+            if self.is_joint:
+                queries = self._frozen_queries(examples, texts, load_images)
+            else:
+                row = {image_id: n for n, image_id in enumerate(image_ids)}
+                starts = range(0, len(texts), IMAGES_PER_PASS)
+                parts = [self.encode_texts(texts[n : n + IMAGES_PER_PASS]).features for n in starts]
+                queries = torch.cat(parts) + images[[row[str(e.query)] for e in examples]]
+        return F.normalize(queries, dim=-1), F.normalize(images, dim=-1)
+
+    def _frozen_queries(
+        self, examples: Sequence[Example], texts: Sequence[str], load_images: Callable[[list[str]], Any]
+    ) -> torch.Tensor:
+        """(n, d) of queries whose image and text are encoded together; each process encodes its share."""
+        positions, weights = own_positions(len(examples), is_sharded=self.is_sharded)
+        size = self.chunk or IMAGES_PER_PASS
+        rows = []
+        for start in range(0, len(positions), size):
+            part = positions[start : start + size]
+            images = load_images([str(examples[n].query) for n in part])
+            rows.append(self.module(pixels=images, texts=[texts[n] for n in part]))
+        return gather_rows(torch.cat(rows)[: sum(weights)], len(examples))
+
     def frozen_features(self, image_ids: Sequence[str], load_images: Callable[[list[str]], Any]) -> torch.Tensor:
         """(n, d) raw features of images, without gradient; each process encodes its share."""
         positions, weights = own_positions(len(image_ids), is_sharded=self.is_sharded)
@@ -76,8 +115,6 @@ class PlanEncoder:
 
 def without_broken(plan: BatchPlan, images: LoadedImages, device: torch.device) -> BatchPlan:
     """The plan that leaves out what any process could not read. Called by all processes."""
-    from dataclasses import replace
-
     flags = united([n in images.broken for n in range(len(plan.images))], device)
     broken = frozenset(n for n, is_broken in enumerate(flags) if is_broken)
     return replace(plan, broken=broken) if broken else plan

@@ -24,8 +24,7 @@ import torch.distributed as dist
 from tasks.errors import DataError
 from tasks.train.accelerator import TrainingRuntime
 from tasks.train.loss import Loss
-
-MAX_GRADIENT_NORM = 1.0
+from tasks.train.optimizer import SAME_EVERYWHERE
 
 Encode = Callable[[Sequence[int]], torch.Tensor]  # positions in the batch -> (n, d) raw features
 
@@ -188,8 +187,7 @@ def training_step(
 
     Args:
         runtime: clips the gradients; where the weights are sharded it has summed them already.
-        optimizer: its first group is the towers'; others (a learnt temperature) have the same gradient in every
-            process.
+        optimizer: groups marked SAME_EVERYWHERE (a learnt temperature) have the same gradient in every process.
         loss_function: (c, d) raw images, (b, d) raw texts or queries -> loss.
         images: of the batch.
         texts: of the batch; queries where image and text are encoded together.
@@ -211,9 +209,10 @@ def training_step(
     for encoded in (images, texts):
         if encoded.backward is not None and encoded.features.grad is not None:
             encoded.backward(encoded.features.grad)
+    groups = optimizer.param_groups
     if not runtime.is_sharded:
-        sum_gradients(optimizer.param_groups[0]["params"])
-    norm = runtime.clip_gradients([p for group in optimizer.param_groups for p in group["params"]], MAX_GRADIENT_NORM)
+        sum_gradients([p for group in groups if not group.get(SAME_EVERYWHERE) for p in group["params"]])
+    norm = runtime.clip_gradients([p for group in groups for p in group["params"]])
     if not math.isfinite(norm):
         raise DataError(
             f"train: the gradient is {norm} at step {step} (loss {value:g}); lower train.learning_rate, or train in "

@@ -3,8 +3,9 @@
 A query's softmax runs over every image of the batch once; a copy of the query's own positive is no negative. Source:
 MegaPairs, arXiv:2412.14475, appendix B; having the query image among the negatives is essential to it.
 
-Options: a mask of likely false negatives (Qwen3-VL-Embedding, 2026, equation 1), and the judge's scores as soft labels
-by the symmetric Kullback-Leibler divergence (UniME-V2, arXiv:2510.13515).
+Options: a mask of likely false negatives (Qwen3-VL-Embedding, 2026, equation 1), the judge's scores as soft labels by
+the symmetric Kullback-Leibler divergence (UniME-V2, arXiv:2510.13515), hardness-weighted negatives (LLaVE,
+arXiv:2503.04812), and the KL divergence from a teacher's similarities.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Loss(NamedTuple):
         query_margin: mean similarity of the positive minus that of the query image.
         masked: share of the candidates left out as likely false negatives.
         divergence: mean symmetric KL divergence from the judge; 0 without soft labels.
+        distillation: mean KL divergence from the teacher; 0 without one.
     """
 
     total: torch.Tensor
@@ -33,6 +35,7 @@ class Loss(NamedTuple):
     query_margin: torch.Tensor
     masked: torch.Tensor
     divergence: torch.Tensor
+    distillation: torch.Tensor
 
 
 class BatchLabels(NamedTuple):
@@ -69,6 +72,35 @@ class SoftLabels(NamedTuple):
     scores: torch.Tensor
     temperature: float
     weight: float
+
+
+class TeacherScores(NamedTuple):
+    """The teacher's similarities of a batch.
+
+    Attributes:
+        similarity: (b, c) cosine of each query with each candidate.
+        temperature: of the teacher's softmax.
+        weight: of the divergence in the total loss.
+    """
+
+    similarity: torch.Tensor
+    temperature: float
+    weight: float
+
+
+class LossOptions(NamedTuple):
+    """Further options of the loss; the defaults switch them off.
+
+    Attributes:
+        hardness_weight: each negative is weighed by exp(this times its similarity).
+        teacher: its similarities.
+    """
+
+    hardness_weight: float = 0.0
+    teacher: TeacherScores | None = None
+
+
+NO_OPTIONS = LossOptions()
 
 
 def repeated_images(image_ids: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
@@ -120,6 +152,43 @@ def judge_divergence(logits: torch.Tensor, labels: SoftLabels) -> torch.Tensor:
     return (each * counts).sum() / counts.sum().clamp(min=1)
 
 
+def teacher_divergence(logits: torch.Tensor, teacher: TeacherScores, out: torch.Tensor) -> torch.Tensor:
+    """Mean over the queries of KL(teacher || model), nats, over the candidates that are not left out.
+
+    Args:
+        logits: (b, c) similarity / temperature of the model, nothing masked.
+        teacher: its similarities.
+        out: (b, c) bool, candidates that do not count.
+    """
+    lowest = torch.finfo(logits.dtype).min
+    model = logits.masked_fill(out, lowest).log_softmax(1)
+    wanted = (teacher.similarity / teacher.temperature).masked_fill(out, lowest).log_softmax(1)
+    return (wanted.exp() * (wanted - model)).masked_fill(out, 0).sum(1).mean()
+
+
+def contrastive_logits(
+    similarity: torch.Tensor,
+    out: torch.Tensor,
+    positive: torch.Tensor,
+    temperature: float | torch.Tensor,
+    hardness_weight: float,
+) -> torch.Tensor:
+    """(b, c) logits of the softmax: similarity / temperature, plus the hardness of each negative; -inf where left out.
+
+    Args:
+        similarity: (b, c) cosine.
+        out: (b, c) bool, candidates that do not count.
+        positive: (b,) int64, position of the target.
+        temperature: of the softmax.
+        hardness_weight: alpha of LLaVE's equation 4; 0: none.
+    """
+    logits = similarity / temperature
+    if hardness_weight:
+        hardness = hardness_weight * similarity.detach()
+        logits = logits + hardness.scatter(1, positive[:, None], 0.0)
+    return logits.masked_fill(out, float("-inf"))
+
+
 def info_nce(
     queries: torch.Tensor,
     candidates: torch.Tensor,
@@ -128,6 +197,7 @@ def info_nce(
     temperature: float | torch.Tensor,
     mask_margin: float | None = None,
     soft_labels: SoftLabels | None = None,
+    options: LossOptions = NO_OPTIONS,
 ) -> Loss:
     """Contrast each query with every distinct image of the batch.
 
@@ -139,33 +209,43 @@ def info_nce(
         mask_margin: candidates that score higher than the positive by more than this are left out
             (`likely_false_negatives`); none where None.
         soft_labels: the judge's scores.
+        options: further ones.
     Returns:
-        Named parts; `total` is `contrast`, plus the weighted `divergence` where there are soft labels.
+        Named parts; `total` is `contrast`, plus the weighted `divergence` and `distillation` where these are on.
     """
     positive, query_image = labels.positive, labels.query_image
     similarity = queries @ candidates.T  # (b, c)
     out = repeated_images(labels.image_ids, positive)
     if labels.excluded is not None:
         out = out | labels.excluded[None]
-    masked = torch.zeros((), device=queries.device)
+    no_teaching, masked = out, torch.zeros((), device=queries.device)
     if mask_margin is not None:
         likely_false = likely_false_negatives(similarity.detach(), positive, query_image, mask_margin) & ~out
         masked = likely_false.float().mean()
         out = out | likely_false
-    logits = (similarity / temperature).masked_fill(out, float("-inf"))
+    logits = contrastive_logits(similarity, out, positive, temperature, options.hardness_weight)
     if labels.copies is None:
         contrast = F.cross_entropy(logits, positive)
     else:
         contrast = ((logits + labels.copies.log()).logsumexp(1) - logits.gather(1, positive[:, None])[:, 0]).mean()
-    total, divergence = contrast, torch.zeros((), device=queries.device)
+    total = contrast
+    divergence = distillation = torch.zeros((), device=queries.device)
     if soft_labels is not None:
-        if labels.excluded is not None:
-            scores = soft_labels.scores.masked_fill(labels.excluded[soft_labels.columns], float("nan"))
-            soft_labels = soft_labels._replace(scores=scores)
+        soft_labels = without_excluded(soft_labels, labels.excluded)
         divergence = judge_divergence(similarity / temperature, soft_labels)
-        total = contrast + soft_labels.weight * divergence
+        total = total + soft_labels.weight * divergence
+    if options.teacher is not None:
+        distillation = teacher_divergence(similarity / temperature, options.teacher, no_teaching)
+        total = total + options.teacher.weight * distillation
     of_positive = similarity.gather(1, positive[:, None])[:, 0]
     of_query_image = similarity.gather(1, query_image[:, None])[:, 0]
     accuracy = (logits.argmax(1) == positive).float().mean()
     query_margin = (of_positive - of_query_image).mean().detach()
-    return Loss(total, contrast, accuracy, query_margin, masked, divergence.detach())
+    return Loss(total, contrast, accuracy, query_margin, masked, divergence.detach(), distillation.detach())
+
+
+def without_excluded(labels: SoftLabels, excluded: torch.Tensor | None) -> SoftLabels:
+    """The judge's scores without those of candidates that count for no query."""
+    if excluded is None:
+        return labels
+    return labels._replace(scores=labels.scores.masked_fill(excluded[labels.columns], float("nan")))

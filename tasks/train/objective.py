@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from tasks.config import TrainConfig
+from tasks.errors import ConfigError
 from tasks.train.batches import BatchPlan
-from tasks.train.loss import BatchLabels, Loss, SoftLabels, info_nce
+from tasks.train.loss import BatchLabels, Loss, LossOptions, SoftLabels, TeacherScores, info_nce
 
 MIN_TEMPERATURE = 0.01  # of a learnt temperature, as in CLIP
 MAX_LOGIT_SCALE = math.log(100)  # the same bound on logit_scale, which is minus the temperature's logarithm
@@ -73,9 +74,15 @@ def batch_labels(plan: BatchPlan, kept: Sequence[int], config: TrainConfig, devi
 
 
 def loss_function(
-    config: TrainConfig, model: Any, plan: BatchPlan, device: torch.device, *, is_joint: bool = False
+    config: TrainConfig,
+    model: Any,
+    plan: BatchPlan,
+    device: torch.device,
+    *,
+    is_joint: bool = False,
+    teacher: torch.Tensor | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
-    """The loss of a plan.
+    """The loss of a plan; with Matryoshka dimensions the mean over all widths, with the figures of the full one.
 
     Args:
         config: options of the loss.
@@ -83,32 +90,66 @@ def loss_function(
         plan: of the step; at least one of its queries could be read.
         device: of the features.
         is_joint: image and text of a query are encoded together.
+        teacher: (b, c) similarities of the teacher; None without one.
     Returns:
         A function of raw features: images and texts as `queries_and_candidates` takes them.
     """
-    kept = plan.readable_queries if plan.broken else range(len(plan.texts))
+    kept = list(plan.readable_queries if plan.broken else range(len(plan.texts)))
     labels = batch_labels(plan, kept, config, device)
     soft_labels = None
     if config.judge_weight:
         columns = torch.tensor([plan.own_candidates[n] for n in kept], device=device)
         scores = torch.tensor([plan.own_scores[n] for n in kept], device=device)
         soft_labels = SoftLabels(columns, scores, config.judge_temperature, config.judge_weight)
+    options = LossOptions(config.hardness_weight, teacher_scores(config, teacher, kept))
 
-    def compute(images: torch.Tensor, texts: torch.Tensor) -> Loss:
-        queries, candidates = queries_and_candidates(plan, images, texts, is_joint=is_joint)
+    def of_width(queries: torch.Tensor, candidates: torch.Tensor) -> Loss:
         temperature: float | torch.Tensor = config.temperature
         if config.learn_temperature:
             temperature = (-model.logit_scale.clamp(max=MAX_LOGIT_SCALE)).exp()
         return info_nce(
-            F.normalize(queries if len(kept) == len(queries) else queries[list(kept)], dim=-1),
+            F.normalize(queries, dim=-1),
             F.normalize(candidates, dim=-1),
             labels,
             temperature=temperature,
             mask_margin=config.mask_margin,
             soft_labels=soft_labels,
+            options=options,
         )
 
+    def compute(images: torch.Tensor, texts: torch.Tensor) -> Loss:
+        queries, candidates = queries_and_candidates(plan, images, texts, is_joint=is_joint)
+        queries = queries if len(kept) == len(queries) else queries[kept]
+        whole = of_width(queries, candidates)
+        widths = matryoshka_widths(config, queries.shape[1])
+        if not widths:
+            return whole
+        parts = [of_width(queries[:, :width], candidates[:, :width]).total for width in widths]
+        return whole._replace(total=torch.stack([whole.total, *parts]).mean())
+
     return compute
+
+
+def teacher_scores(config: TrainConfig, similarity: torch.Tensor | None, kept: Sequence[int]) -> TeacherScores | None:
+    """The teacher's similarities of the kept queries."""
+    if config.teacher is None or similarity is None:
+        return None
+    return TeacherScores(similarity[list(kept)], config.teacher.temperature, config.teacher.weight)
+
+
+def matryoshka_widths(config: TrainConfig, full: int) -> tuple[int, ...]:
+    """The shorter widths that are trained too.
+
+    Raises:
+        ConfigError: one that is not below the full width.
+    """
+    wrong = [width for width in config.matryoshka_dimensions if not 0 < width < full]
+    if wrong:
+        raise ConfigError(
+            f"'train.matryoshka_dimensions' has {wrong}; model '{config.base_model}' has vectors of {full} dimensions: "
+            "expected fewer"
+        )
+    return config.matryoshka_dimensions
 
 
 def step_figures(loss: Loss, plan: BatchPlan, config: TrainConfig, model: Any) -> dict[str, float]:
@@ -123,6 +164,8 @@ def step_figures(loss: Loss, plan: BatchPlan, config: TrainConfig, model: Any) -
         figures["masked"] = float(loss.masked)
     if config.judge_weight:
         figures["divergence"] = float(loss.divergence)
+    if config.teacher is not None:
+        figures["distillation"] = float(loss.distillation)
     if config.learn_temperature:
         figures["temperature"] = max(math.exp(-float(model.logit_scale.detach())), MIN_TEMPERATURE)
     return figures

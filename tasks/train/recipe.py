@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tasks.train.batches import WeightedDataset
 
 # keys of the train section that change no bit of the weights
-WEIGHT_NEUTRAL_KEYS = frozenset({"device", "tensorboard", "checkpoint_steps", "decode_workers"})
+WEIGHT_NEUTRAL_KEYS = frozenset({"device", "tensorboard", "trackers", "checkpoint_steps", "decode_workers"})
 # those that change the weights by rounding at most, and so no score beyond the noise
 SCORE_NEUTRAL_KEYS = WEIGHT_NEUTRAL_KEYS | {"cache_chunk", "processes", "shard_weights", "gradient_checkpointing"}
 

@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class RunLog:
     Attributes:
         curve: per `STEPS_PER_POINT` steps {"step", figure: mean}.
         total_steps: of the whole training, a count.
+        is_writer: of several processes, whether this is the one that writes.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RunLog:
         reports: Path | None = None,
         tensorboard: bool = False,
         is_writer: bool = True,
+        track: Callable[[Mapping[str, float], int | None], None] | None = None,
     ) -> None:
         """Open the log.
 
@@ -53,10 +55,12 @@ class RunLog:
             reports: folder of the metrics; none where None.
             tensorboard: also write events for TensorBoard.
             is_writer: of several processes, whether this is the one that shows progress.
+            track: logs the same values elsewhere; called with step None at the end.
         Raises:
             ConfigError: TensorBoard is asked for and not installed.
         """
-        self.total_steps = total_steps
+        self.total_steps, self.is_writer = total_steps, is_writer
+        self._step = resumed.step if resumed else 0
         state = resumed.run_log if resumed else {"curve": [], "recent": []}
         self.curve: list[dict[str, float]] = state["curve"]
         self._recent: list[dict[str, float]] = state["recent"]
@@ -64,7 +68,7 @@ class RunLog:
         if resumed:
             log.info("train: resumes from step %d of %d", self._start, total_steps)
         self._last_point = (time.perf_counter(), self._start)
-        self._reports = reports
+        self._reports, self._track = reports, track
         self._writer = _tensorboard_writer(reports, self._start) if tensorboard and reports is not None else None
         if reports is not None:
             self._drop_metrics_after_start(reports / "metrics.jsonl")
@@ -93,8 +97,20 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(1)
             self._bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
-        if len(self._recent) < STEPS_PER_POINT and not is_last:
+        self._step = step
+        if len(self._recent) == STEPS_PER_POINT or is_last:
+            self.end_phase()
+
+    def log_validation(self, step: int, scores: Mapping[str, float]) -> None:
+        """Log an evaluation while training."""
+        log.info("train: step %d, evaluation %s", step, ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        self._write_metrics(step, {f"validation_{key}": value for key, value in scores.items()})
+
+    def end_phase(self) -> None:
+        """Make the last steps a point of the curve, though they are fewer."""
+        if not self._recent:
             return
+        step = self._step
         means = {key: round(float(np.mean([r[key] for r in self._recent])), 5) for key in self._recent[0]}
         self._recent = []
         self.curve.append({"step": step, **means})
@@ -108,6 +124,8 @@ class RunLog:
     def close(self) -> None:
         """Keep the last state of the progress; close the progress bar and the TensorBoard file."""
         self._progress.finish()
+        if self._track is not None:
+            self._track({}, None)
         if self._bar is not None:
             self._bar.close()
         if self._writer is not None:
@@ -121,6 +139,8 @@ class RunLog:
         path.write_text("".join(line for line in whole if json.loads(line)["step"] <= self._start))
 
     def _write_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        if self._track is not None:
+            self._track(values, step)
         if self._reports is None:
             return
         timestamp_ms = int(time.time() * 1000)

@@ -1,4 +1,4 @@
-"""The training loop: AdamW with linear warm-up and linear decay, an optional locked phase, then both towers.
+"""The training loop: AdamW with warm-up and decay, an optional locked phase, then both towers.
 
 The locked phase (`locked_steps`) trains the text tower with the image tower frozen: every image is encoded once, and
 (almost) all of them are candidates for each query at the price of a matrix product. Source: LiT, arXiv:2111.07991.
@@ -19,15 +19,19 @@ import torch
 from tasks.config import TrainConfig
 from tasks.errors import ConfigError
 from tasks.train.accelerator import TrainingRuntime
-from tasks.train.batches import BatchPlan, WeightedDataset, plan_locked_steps, plan_steps
+from tasks.train.batches import BatchPlan, Example, WeightedDataset, plan_locked_steps, plan_steps
 from tasks.train.checkpoints import Checkpoints, Progress
 from tasks.train.encode_plan import PlanEncoder, without_broken
 from tasks.train.grad_cache import EncodedBatch, training_step
 from tasks.train.loader import LoadedImages, prefetch
 from tasks.train.loss import Loss
 from tasks.train.objective import loss_function, step_figures
+from tasks.train.optimizer import build_optimizer, learning_rate_at
+from tasks.train.refresh import mined_negatives, with_negatives
 from tasks.train.run_log import RunLog
+from tasks.train.teacher import Teacher
 from tasks.train.unreadable import UnreadableQueries
+from tasks.train.validation import Validation
 
 if TYPE_CHECKING:
     from tasks.models.retrievers.base import Retriever
@@ -46,42 +50,16 @@ class TrainingData:
         load_readable: the same, with a blank for each image that cannot be read, and the positions of these; None where
             every image can be.
         unreadable_share_max: largest share of the queries that may be left out because of such images, 0 to 1.
+        validation: what the model is evaluated on while it is trained; None: it is not.
+        teacher: whose similarities are learnt too; None without one.
     """
 
     datasets: Sequence[WeightedDataset]
     load_images: Callable[[list[str]], Any]
     load_readable: Callable[[list[str]], tuple[Any, frozenset[int]]] | None = None
     unreadable_share_max: float = 1.0
-
-
-def learning_rate_at(step: int, *, steps: int, warmup: int, peak: float) -> float:
-    """Learning rate of a step (from 0): linear up to `peak` over `warmup` steps, then linear down to 0 at `steps`."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (steps - step) / max(1, steps - warmup)
-
-
-def build_optimizer(model: Any, config: TrainConfig, peak: float) -> torch.optim.Optimizer:
-    """AdamW over the trainable weights; a learnt temperature is a group of its own, without weight decay.
-
-    Args:
-        model: a torch module.
-        config: learn_temperature.
-        peak: learning rate.
-    Raises:
-        ConfigError: a learnt temperature is asked for and the model has none.
-    """
-    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-    if config.learn_temperature:
-        if not isinstance(getattr(model, "logit_scale", None), torch.nn.Parameter):
-            raise ConfigError(
-                f"'train.learn_temperature' is on, but a {type(model).__name__} has no logit_scale; switch it off"
-            )
-        groups = [
-            {"params": [p for p in model.parameters() if p is not model.logit_scale]},
-            {"params": [model.logit_scale], "weight_decay": 0.0},
-        ]
-    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    validation: Validation | None = None
+    teacher: Teacher | None = None
 
 
 def prepare_retriever(retriever: Retriever, config: TrainConfig, seed: int) -> None:
@@ -150,18 +128,30 @@ class Trainer:
             model.logit_scale.data.fill_(-math.log(config.temperature))
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        self._resume(data)
         if config.locked_steps and not self.checkpoints.is_past("locked", PHASES):
             self.fit_text_tower(data)
         self.fit_both_towers(data)
+        if data.validation is not None and data.validation.config.keep_best and self.run_log.is_writer:
+            log.info("train: the best evaluation was after step %d", data.validation.best_step)
+            self.runtime.module.load_state_dict(data.validation.best_weights())
         model.eval()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_disable()
         return self.run_log.curve
 
+    def _resume(self, data: TrainingData) -> None:
+        """Take up the evaluations and the mined negatives of an earlier try."""
+        state = self.checkpoints.progress.run_log if self.checkpoints.progress else {}
+        if data.validation is not None:
+            data.validation.resume(state.get("validation", []))
+        self._mined: tuple[int, list[list[str]]] = tuple(state.get("mined", (0, [])))  # type: ignore[assignment]
+
     def fit_text_tower(self, data: TrainingData) -> list[dict[str, float]]:
         """The locked phase; returns and raises as `fit`."""
         config, runtime = self.config, self.runtime
         peak = config.locked_learning_rate
+        warmup = config.warmup_steps if config.locked_warmup_steps is None else config.locked_warmup_steps
         optimizer = runtime.prepare(build_optimizer(self.retriever.model, config, peak))
         examples = data.datasets[0].examples
         assert isinstance(examples, Sequence)  # the version's own
@@ -182,10 +172,12 @@ class Trainer:
                 loss_function(config, self.retriever.model, plan, runtime.device),
                 EncodedBatch(features[plan.images], None),
                 texts,
-                learning_rate=learning_rate_at(n, steps=config.locked_steps, warmup=config.warmup_steps, peak=peak),
+                learning_rate=learning_rate_at(
+                    n, steps=config.locked_steps, warmup=warmup, peak=peak, schedule=config.optimizer.schedule
+                ),
                 step=n + 1,
             )
-            self._finish_step(loss, plan, phase="locked", phase_step=n + 1)
+            self._finish_step(loss, plan, data, phase="locked", phase_step=n + 1)
         return self.run_log.curve
 
     def fit_both_towers(self, data: TrainingData) -> list[dict[str, float]]:
@@ -195,18 +187,70 @@ class Trainer:
         optimizer = runtime.prepare(build_optimizer(self.retriever.model, config, peak))
         runtime.module.train()
         done = self.checkpoints.restore("both", runtime)
-        plans = islice(plan_steps(data.datasets, config, random.Random(self.seed)), done, config.steps)
-        for n, (plan, images) in enumerate(self._loaded(plans, data), done):
+        for n, plan, images in self._steps(data, done):
+            if data.validation is not None and data.validation.is_stale:
+                log.info("train: no better evaluation for long; the training ends after step %d", n)
+                break
             plan = without_broken(plan, images, runtime.device) if data.load_readable else plan
             self.unreadable.count(plan)
             self.unreadable.require_few(data.unreadable_share_max)
             if not plan.readable_queries:
                 log.warning("train: step %d has no query whose images can be read, and changes nothing", n + 1)
                 continue
-            rate = learning_rate_at(n, steps=config.steps, warmup=config.warmup_steps, peak=peak)
-            loss = self.step_both_towers(optimizer, plan, images, learning_rate=rate, step=config.locked_steps + n + 1)
-            self._finish_step(loss, plan, phase="both", phase_step=n + 1)
+            teacher = None if data.teacher is None else data.teacher.similarity(plan, runtime.device)
+            rate = learning_rate_at(
+                n, steps=config.steps, warmup=config.warmup_steps, peak=peak, schedule=config.optimizer.schedule
+            )
+            loss = self.step_both_towers(
+                optimizer, plan, images, learning_rate=rate, step=config.locked_steps + n + 1, teacher=teacher
+            )
+            self._finish_step(loss, plan, data, phase="both", phase_step=n + 1)
+            if data.validation is not None and data.validation.is_stale:
+                log.info(
+                    "train: no better evaluation in the last %s; the training ends", data.validation.config.patience
+                )
+                break
+        self.run_log.end_phase()
         return self.run_log.curve
+
+    def _steps(self, data: TrainingData, done: int) -> Iterator[tuple[int, BatchPlan, LoadedImages]]:
+        """The main phase's steps that are not done: number (from 0), plan and images.
+
+        Where hard negatives are mined anew, the steps up to the next mining are planned together.
+        """
+        config = self.config
+        every = config.refresh_negatives.every_steps if config.refresh_negatives else config.steps
+        for part, start in enumerate(range(0, config.steps, every)):
+            end = min(start + every, config.steps)
+            if end <= done:
+                continue
+            datasets = self._with_mined_negatives(data, part) if part else data.datasets
+            rng = random.Random(f"{self.seed}:{part}" if part else self.seed)
+            first = max(start, done)
+            plans = islice(plan_steps(datasets, config, rng), first - start, end - start)
+            for n, (plan, images) in enumerate(self._loaded(plans, data), first):
+                yield n, plan, images
+
+    def _with_mined_negatives(self, data: TrainingData, part: int) -> list[WeightedDataset]:
+        """The datasets with the version's negatives mined anew; those of an earlier try where they are of this part."""
+        version, *more = data.datasets
+        examples, refresh = version.examples, self.config.refresh_negatives
+        assert isinstance(examples, Sequence) and refresh is not None
+        if self._mined[0] != part:
+            image_ids = list(dict.fromkeys(str(i) for e in examples for i in (e.query, e.target, *e.negatives)))
+            queries, images = self._encode_examples(examples, image_ids, data)
+            self._mined = part, mined_negatives(examples, image_ids, queries, images, refresh)
+        return [WeightedDataset(with_negatives(examples, self._mined[1]), version.weight), *more]
+
+    def _encode_examples(
+        self, examples: Sequence[Example], image_ids: Sequence[str], data: TrainingData
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit rows of queries and of images by the model as it is."""
+        module = self.runtime.module.eval()
+        with self.runtime.autocast():
+            rows = self._plan_encoder().encode_examples(examples, image_ids, data.load_images)
+        module.train()
+        return rows
 
     def _loaded(self, plans: Iterator[BatchPlan], data: TrainingData) -> Iterator[tuple[BatchPlan, LoadedImages]]:
         """Each plan with the images that this process encodes."""
@@ -225,7 +269,14 @@ class Trainer:
         return prefetch(plans, load, self.config.decode_workers, choose)
 
     def step_both_towers(
-        self, optimizer: Any, plan: BatchPlan, images: Any, *, learning_rate: float, step: int
+        self,
+        optimizer: Any,
+        plan: BatchPlan,
+        images: Any,
+        *,
+        learning_rate: float,
+        step: int,
+        teacher: torch.Tensor | None = None,
     ) -> Loss:
         """One step of both towers: every distinct image of the plan is encoded once, and every text.
 
@@ -236,6 +287,7 @@ class Trainer:
                 process alone.
             learning_rate: of this step.
             step: its number, for the error.
+            teacher: (b, c) similarities of the teacher; None without one.
         Raises:
             DataError: the loss or the gradient is not finite; nothing was changed.
         """
@@ -247,7 +299,7 @@ class Trainer:
         return training_step(
             runtime,
             optimizer,
-            loss_function(self.config, self.retriever.model, plan, runtime.device, is_joint=is_joint),
+            loss_function(self.config, self.retriever.model, plan, runtime.device, is_joint=is_joint, teacher=teacher),
             image_batch,
             text_batch,
             learning_rate=learning_rate,
@@ -264,11 +316,25 @@ class Trainer:
             chunk=self.config.cache_chunk,
         )
 
-    def _finish_step(self, loss: Loss, plan: BatchPlan, *, phase: str, phase_step: int) -> None:
-        """Log a step and write a checkpoint where one is due."""
-        config = self.config
+    def _finish_step(self, loss: Loss, plan: BatchPlan, data: TrainingData, *, phase: str, phase_step: int) -> None:
+        """Log a step, and evaluate and write a checkpoint where these are due."""
+        config, validation = self.config, data.validation
         step = phase_step if phase == "locked" else config.locked_steps + phase_step
         is_last = phase_step == (config.locked_steps if phase == "locked" else config.steps)
         self.run_log.log_step(step, step_figures(loss, plan, config, self.retriever.model), is_last=is_last)
-        progress = Progress(step, phase, phase_step, self.run_log.state())
-        self.checkpoints.save_if_due(progress, self.run_log.total_steps, self.runtime)
+        state = self.run_log.state()
+        if validation is not None:
+            if validation.is_due(step, is_last=is_last and phase == PHASES[-1]):
+                self._evaluate(step, validation, data)
+            state["validation"] = validation.history
+        if config.refresh_negatives is not None:
+            state["mined"] = self._mined
+        self.checkpoints.save_if_due(Progress(step, phase, phase_step, state), self.run_log.total_steps, self.runtime)
+
+    def _evaluate(self, step: int, validation: Validation, data: TrainingData) -> None:
+        """Evaluate the model as it is; keep its weights where it is the best one."""
+        rows = self._encode_examples(validation.examples, validation.image_ids, data)
+        self.run_log.log_validation(step, validation.score(step, *rows))
+        if validation.config.keep_best and validation.best_step == step and self.run_log.is_writer:
+            validation.keep(step, self.runtime.module.state_dict())
+            validation.forget()
