@@ -166,14 +166,6 @@ def option_contradictions(train: TrainConfig) -> Iterator[str]:
             "a triplet has fewer negatives than training draws",
             f"raise train.refresh_negatives.negatives to {train.negatives}, or lower train.negatives",
         )
-    warmup = train.locked_warmup_steps
-    if train.locked_steps and warmup is not None and warmup > train.locked_steps:
-        yield _message(
-            ("train.locked_warmup_steps", warmup),
-            ("train.locked_steps", train.locked_steps),
-            "the learning rate never reaches its peak",
-            f"lower train.locked_warmup_steps to {train.locked_steps} or less",
-        )
 
 
 def training_run_contradictions(train: TrainConfig, evaluate: EvaluateConfig) -> list[str]:

@@ -12,18 +12,15 @@ from tasks.config.section import REVISION, Section
 class OptimizerConfig(Section):
     """AdamW and its schedule, section `train.optimizer`."""
 
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
+    weight_decay: float = Field(ge=0, description="AdamW's weight decay.")
     decay_norms_and_biases: bool = Field(
-        True,
         description="Decay norms, biases and other vectors and scalars too. Off, as most recipes have it: matrices "
         "alone.",
     )
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's two decay rates of the moments, 0 to 1.")
-    epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
-    max_gradient_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to at most this norm.")
-    schedule: Literal["linear", "cosine"] = Field(
-        "linear", description="How the learning rate falls to 0 after the warm-up."
-    )
+    betas: tuple[float, float] = Field(description="AdamW's two decay rates of the moments, 0 to 1.")
+    epsilon: float = Field(gt=0, description="AdamW's epsilon.")
+    max_gradient_norm: float = Field(gt=0, description="Gradients are scaled down to at most this norm.")
+    schedule: Literal["linear", "cosine"] = Field(description="How the learning rate falls to 0 after the warm-up.")
 
 
 class ValidationConfig(Section):

@@ -62,12 +62,8 @@ class TrainConfig(Section):
     warmup_steps: int = Field(
         ge=0, description="Steps over which the learning rate rises linearly to its peak, a count."
     )
-    locked_warmup_steps: int | None = Field(
-        None, ge=0, description="The same of the locked phase, a count. Empty: as `warmup_steps`."
-    )
-    optimizer: OptimizerConfig = Field(
-        default_factory=lambda: OptimizerConfig.model_validate({}), description="AdamW and its schedule."
-    )
+    locked_warmup_steps: int = Field(ge=0, description="The same of the locked phase, a count.")
+    optimizer: OptimizerConfig
     temperature: float = Field(gt=0, description="Temperature of the softmax in the contrastive loss.")
     negatives: int = Field(
         ge=0,

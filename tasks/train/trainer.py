@@ -151,7 +151,6 @@ class Trainer:
         """The locked phase; returns and raises as `fit`."""
         config, runtime = self.config, self.runtime
         peak = config.locked_learning_rate
-        warmup = config.warmup_steps if config.locked_warmup_steps is None else config.locked_warmup_steps
         optimizer = runtime.prepare(build_optimizer(self.retriever.model, config, peak))
         examples = data.datasets[0].examples
         assert isinstance(examples, Sequence)  # the version's own
@@ -173,7 +172,11 @@ class Trainer:
                 EncodedBatch(features[plan.images], None),
                 texts,
                 learning_rate=learning_rate_at(
-                    n, steps=config.locked_steps, warmup=warmup, peak=peak, schedule=config.optimizer.schedule
+                    n,
+                    steps=config.locked_steps,
+                    warmup=config.locked_warmup_steps,
+                    peak=peak,
+                    schedule=config.optimizer.schedule,
                 ),
                 step=n + 1,
             )

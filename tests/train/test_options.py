@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tasks.config import Params
-from tasks.config.train_options import OptimizerConfig, RefreshConfig, TeacherConfig, ValidationConfig
+from tasks.config.train_options import RefreshConfig, TeacherConfig, ValidationConfig
 from tasks.errors import ConfigError, DataError
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.store import Store
@@ -45,7 +45,8 @@ def test_the_cosine_schedule_falls_from_the_peak_to_nothing():
 
 def test_without_decay_of_norms_and_biases_only_matrices_shrink(params: Params):
     """A step without gradient is weight decay alone."""
-    optimizer_config = OptimizerConfig(weight_decay=0.5, decay_norms_and_biases=False, betas=(0.8, 0.9))
+    changes = {"weight_decay": 0.5, "decay_norms_and_biases": False, "betas": (0.8, 0.9)}
+    optimizer_config = params.train.optimizer.model_copy(update=changes)
     for learns_temperature in (False, True):
         config = with_train(params, optimizer=optimizer_config, learn_temperature=learns_temperature).train
         model = ClipRetriever(config.base_model, device="cpu").model
@@ -62,7 +63,8 @@ def test_without_decay_of_norms_and_biases_only_matrices_shrink(params: Params):
 
 def test_gradients_are_clipped_at_the_configured_norm(params: Params, store: Store):
     plain, _ = fit_clip(params, store, locked_steps=0, steps=1)
-    tight, _ = fit_clip(params, store, locked_steps=0, steps=1, optimizer=OptimizerConfig(max_gradient_norm=1e-9))
+    optimizer = params.train.optimizer.model_copy(update={"max_gradient_norm": 1e-9})
+    tight, _ = fit_clip(params, store, locked_steps=0, steps=1, optimizer=optimizer)
     assert not torch.equal(plain, tight)
 
 
@@ -159,7 +161,7 @@ def test_training_with_evaluation_ends_early_with_the_best_model_and_resumes(
 
 
 def test_a_split_that_is_too_small_is_refused(params: Params, store: Store):
-    with pytest.raises(DataError, match="no triplet to evaluate on among 8; .*change train.validation.share"):
+    with pytest.raises(DataError, match="no triplet to evaluate on among 8: .*raise train.validation.share"):
         run(with_train(params, validation=ValidationConfig(share=0.01)), store)
 
 
