@@ -62,21 +62,23 @@ class StageReport:
 
     @classmethod
     def merged(cls, stage: str, reports: list[StageReport]) -> StageReport:
-        """The sum of a stage's parts. `figures` of the parts are averaged, weighted by `done` (or equally)."""
+        """The sum of a stage's parts. `figures` of the parts are averaged, weighted by `done` (or equally); a figure of
+        one part alone is that very number.
+        """
         out = cls(stage=stage)
-        weights: dict[str, float] = {}
+        figures: dict[str, list[tuple[float, float]]] = {}  # name -> (value, weight)
         for r in reports:
             for name in ("read", "written", "new", "done", "reused", "seconds", "tokens"):
                 setattr(out, name, getattr(out, name) + getattr(r, name))
             for reason, count in r.dropped.items():
                 out.drop(reason, count)
             for key, value in r.figures.items():
-                weight = float(r.done or 1)
-                out.figures[key] = out.figures.get(key, 0.0) + value * weight
-                weights[key] = weights.get(key, 0.0) + weight
+                figures.setdefault(key, []).append((value, float(r.done or 1)))
             out.notes += r.notes
             out.parts |= r.parts
-        out.figures = {key: value / weights[key] for key, value in out.figures.items()}
+        for key, parts in figures.items():
+            mean = sum(value * weight for value, weight in parts) / sum(weight for _, weight in parts)
+            out.figures[key] = parts[0][0] if len(parts) == 1 else mean
         return out
 
 
