@@ -105,10 +105,10 @@ COMMANDS = {
         "tasks.caption.stage", "Triplets", "write instructions for each pair", example="--part 1/4", takes_part=True
     ),
     "label_draft": Command(
-        "tasks.judge.label_draft", "Triplets", "draw questions for a person to label", "tool",
-        "--root clone --out labelled/mine --count 120",
+        "tasks.judge.label_draft", "Triplets", "draw questions for a person to label", "tool", "--out labelled/mine"
     ),
     "judge_check": Command("tasks.judge.judge_check", "Triplets", "measure the judge on the labelled set", "check"),
+    "judge_calibrate": Command("tasks.calibrate.judge", "Triplets", "learn the judge's thresholds", "tool", "--write"),
     "judge": Command(
         "tasks.judge.stage", "Triplets", "verify triplets and negatives", example="--part 1/4", takes_part=True
     ),

@@ -160,8 +160,16 @@ class JudgeConfig(Section):
     url: ServerUrls = Field(description=URL)
     model: str = Field(description="Vision-language model that judges: a Hugging Face name or a folder.")
     revision: str | None = Field(description=REVISION)
+    calibration: str | None = Field(
+        None,
+        description="JSON file that turns the judge's P(yes) for a target into the probability that it fits, by kind "
+        "of change; `python -m tasks judge_calibrate` writes it. Empty: P(yes) is taken as it is.",
+    )
     threshold: float = Field(
-        ge=0, le=1, description="An instruction is kept when the target's P(yes) is at least this probability, 0 to 1."
+        ge=0,
+        le=1,
+        description="An instruction is kept when the target's P(yes), calibrated where there is a calibration, is at "
+        "least this, 0 to 1. `python -m tasks judge_calibrate` learns it from labelled questions.",
     )
     negative_threshold: float = Field(
         ge=0,

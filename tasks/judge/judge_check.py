@@ -7,12 +7,10 @@ where the judge is not good enough (`judge.accuracy_min`, `judge.false_yes_max`,
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tasks.config import Params
 from tasks.errors import ConfigError
 from tasks.judge.labelled import measure_judge, require_quality
-from tasks.judge.questions import load_judge
+from tasks.judge.questions import Calibrator, load_judge
 from tasks.prompts.prompt_set import read_prompt
 from tasks.records import StageReport
 from tasks.store import Store
@@ -32,7 +30,7 @@ def run(params: Params, store: Store) -> StageReport:
         )
     judge = load_judge(params, store.root)
     template = read_prompt(params.caption.prompts, "judge")
-    metrics = measure_judge(judge, template, config, Path(config.labelled), store)
+    metrics = measure_judge(judge, template, config, store, Calibrator.load(params))
     require_quality(metrics, config, judge.name)
     report = StageReport("judge_check", read=metrics.questions)
     report.figures = {

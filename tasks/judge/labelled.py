@@ -1,8 +1,10 @@
 """Quality of the judge, measured on questions with known answers.
 
 A labelled file is CSV or Parquet with the columns query and candidate (images, relative to the file), instruction, and
-fits (yes or no): is the candidate what the instruction makes of the query? `judge.labelled` names it. The sample
-world's is tasks/sample/labelled/labels.csv. For real models tasks/sample/plain/labels.csv separates a judge that sees
+fits (yes or no): is the candidate what the instruction makes of the query? In Parquet an image may also be inside the
+row, as `datasets` stores images ({bytes, path}). Two columns may be there too, for `judge_calibrate`: role (target or
+negative: what the candidate is to the pair) and kind (of change). `judge.labelled` names the file. The sample world's
+is tasks/sample/labelled/labels.csv. For real models tasks/sample/plain/labels.csv separates a judge that sees
 from one that does not; how good a judge is on a team's own images only the team's own rows show
 (docs/labelled/README.md). The choice of judge matters more than any other here: in UniME-V2 (arXiv:2510.13515) one
 judge was worth +3.5 points and another cost 1.6.
@@ -10,8 +12,10 @@ judge was worth +3.5 points and another cost 1.6.
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,14 +24,16 @@ from typing import Any
 
 from tasks.config import JudgeConfig
 from tasks.errors import ConfigError, DataError
-from tasks.judge.questions import Question, yes_probabilities
+from tasks.judge.questions import Calibrator, Question, yes_probabilities
 from tasks.models.llm.base import Captioner
 from tasks.models.llm.requests import Refusal
 from tasks.store import Store
 
 COLUMNS = ("query", "candidate", "instruction", "fits")
 ANSWERS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+ROLES = ("target", "negative")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+INSIDE = "data:;base64,"  # begins the name of an image that is inside its row
 
 
 @dataclass(frozen=True)
@@ -85,16 +91,16 @@ def judge_metrics(yes: Sequence[float], fits: Sequence[bool], threshold: float) 
 
 
 def read_labelled(path: Path) -> list[dict[str, Any]]:
-    """The rows of a labelled file, `fits` as a bool.
+    """The rows of a labelled file, `fits` as a bool, `role` target and `kind` empty where the file does not say.
 
     Raises:
-        ConfigError: no such file, a column is missing, or an answer is neither yes nor no.
+        ConfigError: no such file, a column is missing, an answer is neither yes nor no, or a role is unknown.
     """
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            rows = pq.read_table(path).to_pylist()
+            rows = [_with_inner_images(row) for row in pq.read_table(path).to_pylist()]
         else:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
@@ -109,8 +115,21 @@ def read_labelled(path: Path) -> list[dict[str, Any]]:
         answer = ANSWERS.get(str(row["fits"]).strip().lower())
         if answer is None:
             raise ConfigError(f"judge.labelled: {path}, row {number}: 'fits' is {row['fits']!r}; expected yes or no")
-        labelled.append({**{c: row[c] for c in COLUMNS}, "fits": answer})
+        role = row.get("role") or ROLES[0]
+        if role not in ROLES:
+            raise ConfigError(f"judge.labelled: {path}, row {number}: 'role' is {role!r}; expected one of {ROLES}")
+        labelled.append({**{c: row[c] for c in COLUMNS}, "fits": answer, "role": role, "kind": row.get("kind") or ""})
     return labelled
+
+
+def _with_inner_images(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with each image that is inside it as a name that holds its bytes."""
+    names = {}
+    for column in ("query", "candidate"):
+        value = row.get(column)
+        if isinstance(value, Mapping):
+            names[column] = INSIDE + base64.b64encode(value["bytes"]).decode() if value.get("bytes") else value["path"]
+    return {**row, **names}
 
 
 def labelled_questions(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Question]:
@@ -124,32 +143,41 @@ def labelled_questions(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[
     images = {}
     for name in dict.fromkeys(row[c] for row in rows for c in ("query", "candidate")):
         try:
-            images[name] = Image.open(folder / name, formats=IMAGE_FORMATS).convert("RGB")
+            file = io.BytesIO(base64.b64decode(name.removeprefix(INSIDE))) if name.startswith(INSIDE) else folder / name
+            images[name] = Image.open(file, formats=IMAGE_FORMATS).convert("RGB")
         except OSError as error:
-            raise ConfigError(f"judge.labelled: image {folder / name} cannot be read ({error})") from None
+            raise ConfigError(f"judge.labelled: image {str(folder / name)[:200]} cannot be read ({error})") from None
     return [Question(images[row["query"]], images[row["candidate"]], row["instruction"]) for row in rows]
 
 
-def measure_judge(model: Captioner, template: str, config: JudgeConfig, path: Path, store: Store) -> JudgeMetrics:
-    """The judge's metrics on a labelled file.
+def measure_judge(
+    model: Captioner, template: str, config: JudgeConfig, store: Store, calibrator: Calibrator | None = None
+) -> JudgeMetrics:
+    """The judge's metrics on the labelled file that the parameters name.
 
-    Measured once per worktree, judge, prompt, threshold and file; the result is kept as .run/judge/<key>.json.
+    Measured once per worktree, judge, prompt, threshold, calibration and file; the result is kept as
+    .run/judge/<key>.json.
 
     Args:
         model: the judge.
         template: the prompt, with {instruction}.
-        config: with the threshold.
-        path: of the labelled file.
+        config: with `labelled` and the threshold.
         store: of the worktree.
+        calibrator: of P(yes), as the threshold is meant; None where it is meant for P(yes) itself.
     """
+    path = Path(str(config.labelled))
     rows = read_labelled(path)
-    inputs = [model.name, model.revision, model.engine, template, config.threshold, rows, str(path)]
+    curves = calibrator.calibration.to_json() if calibrator and calibrator.calibration else None
+    inputs = [model.name, model.revision, model.engine, template, config.threshold, rows, str(path), curves]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     result = store.folder(".run", "judge", f"{key}.json")
     if result.exists():
         return JudgeMetrics(**json.loads(result.read_text()))
     answers = zip(yes_probabilities(model, labelled_questions(rows, path.parent), template), rows, strict=True)
-    known = [(yes, bool(row["fits"])) for yes, row in answers if not isinstance(yes, Refusal)]
+    scored = [(yes, row) for yes, row in answers if not isinstance(yes, Refusal)]
+    known = [
+        (calibrator.of_text(yes, r["instruction"], r["kind"]) if calibrator else yes, r["fits"]) for yes, r in scored
+    ]
     metrics = judge_metrics([yes for yes, _ in known], [is_fit for _, is_fit in known], config.threshold)
     store.write_bytes(result, json.dumps(asdict(metrics)).encode())
     return metrics

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import JudgeConfig, Params
+from tasks.judge.calibration import Calibration, read_calibration
 from tasks.judge.verdict import Verdict, VerdictRules, decide
 from tasks.models.llm.api_keys import model_api_key
 from tasks.models.llm.base import Captioner, LlmConfig
 from tasks.models.llm.load import load_captioner
 from tasks.models.llm.request_cache import open_cache
 from tasks.models.llm.requests import Refusal, Request
+from tasks.prompts.kinds import kind_of
 from tasks.prompts.styles import is_partial
 
 if TYPE_CHECKING:
@@ -73,8 +75,47 @@ def yes_probabilities(model: Captioner, questions: Sequence[Question], template:
     )
 
 
+@dataclass(frozen=True)
+class Calibrator:
+    """Turns P(yes) for a pair's target into the probability that it fits.
+
+    Attributes:
+        calibration: None leaves P(yes) as it is.
+        prompts: name of the prompt set, which tells kinds of change.
+    """
+
+    calibration: Calibration | None
+    prompts: str
+
+    @classmethod
+    def load(cls, params: Params) -> Calibrator:
+        """The one that the parameters name.
+
+        Raises:
+            ConfigError: `judge.calibration` cannot be read.
+        """
+        path = params.judge.calibration
+        return cls(read_calibration(Path(path)) if path else None, params.caption.prompts)
+
+    def probability(self, yes: float, row: Mapping[str, Any], instruction: int) -> float:
+        """Of a captioned row's instruction of that position."""
+        text, style = row["instructions"][instruction], row["styles"][instruction]
+        return self.of_text(yes, text, kind_of(text, style, row.get("differences") or (), self.prompts))
+
+    def of_text(self, yes: float, text: str, kind: str = "") -> float:
+        """Of a text of this kind of change; the prompt set tells the kind where it is empty."""
+        if self.calibration is None:
+            return yes
+        return self.calibration.probability(yes, kind or kind_of(text, "", (), self.prompts))
+
+
 def judge_pairs(
-    rows: Sequence[Mapping[str, Any]], images: Mapping[str, Any], model: Captioner, template: str, config: JudgeConfig
+    rows: Sequence[Mapping[str, Any]],
+    images: Mapping[str, Any],
+    model: Captioner,
+    template: str,
+    config: JudgeConfig,
+    calibrator: Calibrator | None = None,
 ) -> list[Verdict]:
     """A verdict per pair.
 
@@ -87,6 +128,7 @@ def judge_pairs(
         model: the judge.
         template: the prompt, with {instruction}.
         config: thresholds.
+        calibrator: of P(yes) for the targets; it stays as it is when None.
     """
     instructions = [(r, n) for r, row in enumerate(rows) for n in range(len(row["instructions"]))]
     questions = [_question(rows[r], images, n, rows[r]["target_image_id"]) for r, n in instructions]
@@ -96,7 +138,8 @@ def judge_pairs(
             answers[r].refused_instructions[n] = yes
         else:
             answers[r].target_yes[n] = yes
-    passed = [(r, n) for r, n in instructions if answers[r].target_yes.get(n, -1.0) >= config.threshold]
+            answers[r].target_fits[n] = yes if calibrator is None else calibrator.probability(yes, rows[r], n)
+    passed = [(r, n) for r, n in instructions if answers[r].target_fits.get(n, -1.0) >= config.threshold]
     counts = Counter(r for r, _ in passed)
     passed = [(r, n) for r, n in passed if counts[r] >= config.instructions_min]
     negatives = [(r, n, k) for r, n in passed for k in range(len(rows[r]["negative_image_ids"]))]
@@ -124,12 +167,14 @@ class PairAnswers:
 
     Attributes:
         target_yes: instruction -> P(yes) of the target.
+        target_fits: the same, calibrated.
         negative_yes: instruction that passes -> negative -> P(yes).
         refused_instructions: instruction -> why the judge could not be asked.
         refused_negatives: negative -> why the judge could not be asked.
     """
 
     target_yes: dict[int, float] = field(default_factory=dict)
+    target_fits: dict[int, float] = field(default_factory=dict)
     negative_yes: dict[int, dict[int, float]] = field(default_factory=dict)
     refused_instructions: dict[int, Refusal] = field(default_factory=dict)
     refused_negatives: dict[int, Refusal] = field(default_factory=dict)
@@ -143,6 +188,7 @@ class PairAnswers:
             {i: [self.negative_yes[n][k] for k in kept] for i, n in enumerate(places) if n in self.negative_yes},
             [is_partial[n] for n in places],
             rules,
+            [self.target_fits[n] for n in places],
         )
         refusals = [*self.refused_instructions.values()]
         return replace(

@@ -7,9 +7,10 @@ So part i of n needs part i of n of caption and nothing else. At most `judge.chu
 once. Sources: MegaPairs, arXiv:2412.14475 (the query image is always a negative); UniME-V2, arXiv:2510.13515 (an MLLM
 judges negatives).
 
-The judge is asked whether a candidate image is what an instruction makes of the query image: first about the target,
-then, for instructions that pass `judge.threshold`, about each negative. tasks/judge/verdict.py lists the six steps from
-these answers to a verdict; reasons are wrong_instruction, query_fits, partial_fits (instructions), false_negative
+The judge is asked whether a candidate image is what an instruction makes of the query image: first about the target
+(`judge.calibration` makes its P(yes) comparable over kinds of change, tasks/judge/calibration.py), then, for
+instructions that pass `judge.threshold`, about each negative. tasks/judge/verdict.py lists the six steps from these
+answers to a verdict; reasons are wrong_instruction, query_fits, partial_fits (instructions), false_negative
 (negatives), wrong_target and ambiguous (pairs). A pair whose images make a triplet already is dropped (duplicate). The
 scores are stored: training may use them as soft labels. A question that the judge's server or processor refuses leaves
 out its instruction or its negative with the server's words (request_refused, bad_image); more such pairs than
@@ -28,13 +29,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 from tasks.config import Params
 from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.judge.labelled import measure_judge, require_quality
-from tasks.judge.questions import judge_pairs, load_judge
+from tasks.judge.questions import Calibrator, judge_pairs, load_judge
 from tasks.judge.rows import (
     BatchPairs,
     Ends,
@@ -119,6 +119,7 @@ class ChunkWorker:
         self.params, self.store, self.part, self.template = params, store, part, template
         self.pairs, self.known = pairs, known
         self.prompt_sha256 = hashlib.sha256(template.encode()).hexdigest()
+        self.calibrator = Calibrator.load(params)
         self.detector = ShortcutDetector(params, store, pairs.image_ids())
         self.usage = Usage()
         self.refusals = RefusalShare("judge.refused_share_max", params.judge.refused_share_max)
@@ -145,7 +146,8 @@ class ChunkWorker:
 
     def _judge_rows(self, rows: Rows, model: Captioner, triplets: Rows, dropped: Rows) -> None:
         """Judge rows whose images fit into memory together; adds to `triplets` and `dropped`."""
-        verdicts = judge_pairs(rows, self._images(rows), model, self.template, self.params.judge)
+        config = self.params.judge
+        verdicts = judge_pairs(rows, self._images(rows), model, self.template, config, self.calibrator)
         self.refusals.add(len(rows), [v.refusals[0].detail for v in verdicts if v.refusals])
         for row, verdict in zip(rows, verdicts, strict=True):
             dropped += verdict_rows(row, verdict)
@@ -160,7 +162,7 @@ class ChunkWorker:
         if self._model is None:
             model, config = load_judge(self.params, self.store.root), self.params.judge
             if config.labelled:
-                metrics = measure_judge(model, self.template, config, Path(config.labelled), self.store)
+                metrics = measure_judge(model, self.template, config, self.store, self.calibrator)
                 require_quality(metrics, config, model.name)
                 self._metric_notes.append(metrics.sentence())
             self._model = model

@@ -3,8 +3,9 @@
 A pure function of P(yes). A candidate *meets* an instruction when its P(yes) reaches `negative_threshold`, or comes
 within `negative_margin` of the target's. In this order:
 
-1. an instruction whose P(yes) for the target is below `threshold` is dropped (wrong_instruction), and the pair where
-   fewer than `instructions_min` are left (wrong_target): about its negatives nobody has to be asked;
+1. an instruction whose P(yes) for the target, calibrated where there is a calibration, is below `threshold` is dropped
+   (wrong_instruction); then the pair, where fewer than `instructions_min` are left (wrong_target): about its negatives
+   nobody has to be asked;
 2. one that the query image itself meets is dropped (query_fits);
 3. a mined negative that meets an instruction which states the whole change is a false negative and is taken out
    (false_negative);
@@ -27,7 +28,7 @@ class VerdictRules:
     """Thresholds of a verdict.
 
     Attributes:
-        threshold: least P(yes) of the target, 0..1.
+        threshold: least (calibrated) P(yes) of the target, 0..1.
         negative_threshold: P(yes) from which a negative meets an instruction, 0..1.
         instructions_min: least number of instructions of a kept pair, a count.
         negative_margin: a negative with a P(yes) of the target's minus this or more meets an instruction too; unused
@@ -49,7 +50,7 @@ class Verdict:
     Attributes:
         instructions: positions of the instructions kept.
         negatives: positions of the negatives kept; 0 is the query image and always stays.
-        judge_target: per kept instruction P(yes) of the target.
+        judge_target: per kept instruction P(yes) of the target, calibrated where there is a calibration.
         judge_negative: per kept negative the highest P(yes) over the kept instructions.
         false_negatives: position of each false negative -> its highest P(yes) over the instructions it meets.
         dropped: position of each dropped instruction -> (reason, the score that decided).
@@ -78,6 +79,7 @@ def decide(
     negative_yes: Mapping[int, Sequence[float]],
     is_partial: Sequence[bool],
     rules: VerdictRules,
+    target_fits: Sequence[float] | None = None,
 ) -> Verdict:
     """Which instructions and negatives of a pair stay; the steps are those of the module's docstring.
 
@@ -87,12 +89,15 @@ def decide(
             first; not read where fewer than `instructions_min` pass.
         is_partial: per instruction, whether its style may state one change of several.
         rules: thresholds.
+        target_fits: per instruction the calibrated probability that the target fits; P(yes) when None. A negative is
+            compared with the target's P(yes): both are the judge's own.
     """
+    target_fits = target_yes if target_fits is None else target_fits
     limits = [_negative_limit(yes, rules) for yes in target_yes]
     dropped: dict[int, tuple[str, float]] = {}
-    for n, yes in enumerate(target_yes):
-        if yes < rules.threshold:
-            dropped[n] = ("wrong_instruction", yes)
+    for n, probability in enumerate(target_fits):
+        if probability < rules.threshold:
+            dropped[n] = ("wrong_instruction", probability)
     right = [n for n in range(len(target_yes)) if n not in dropped]
     if len(right) < rules.instructions_min:
         return Verdict(dropped=dropped, reason="wrong_target")
@@ -116,7 +121,7 @@ def decide(
     if rules.negatives_max is not None:
         negatives = negatives[: rules.negatives_max + 1]
     highest = [max(negative_yes[n][k] for n in kept) for k in negatives]
-    return Verdict(kept, negatives, [target_yes[n] for n in kept], highest, false_negatives, dropped)
+    return Verdict(kept, negatives, [target_fits[n] for n in kept], highest, false_negatives, dropped)
 
 
 def _negative_limit(target_yes: float, rules: VerdictRules) -> float:

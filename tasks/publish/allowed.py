@@ -190,7 +190,7 @@ def _code_paths_of(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(name, value) of every parameter that may name a file or a folder of the code, or elsewhere an absolute one."""
     caption, judge, train = (raw.get(section) or {} for section in ("caption", "judge", "train"))
     named = [(f"caption.{key}", caption.get(key)) for key in ("prompts", "canaries", "model", "writer")]
-    named += [(f"judge.{key}", judge.get(key)) for key in ("labelled", "model")]
+    named += [(f"judge.{key}", judge.get(key)) for key in ("labelled", "calibration", "model")]
     named.append(("train.base_model", train.get("base_model")))
     for role, encoder in ((raw.get("embed") or {}).get("encoders") or {}).items():
         named.append((f"embed.encoders.{role}.model", encoder.get("model")))

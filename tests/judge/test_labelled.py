@@ -9,6 +9,7 @@ import pytest
 from tasks.config import load_params
 from tasks.errors import ConfigError, DataError
 from tasks.judge.labelled import judge_metrics, labelled_questions, measure_judge, read_labelled, require_quality
+from tasks.judge.questions import Calibrator
 from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.load import load_captioner
 from tasks.store import Store
@@ -37,16 +38,18 @@ def test_a_constant_judge_is_refused_whatever_the_share_of_no(constant: float):
 
 
 def test_the_sample_judge_is_good_enough_and_one_that_always_says_yes_is_not(tmp_path: Path):
-    params, path = load_params("params.yaml"), SAMPLE / "labelled" / "labels.csv"
+    params = load_params("params.yaml")
+    named = params.judge.model_copy(update={"labelled": str(SAMPLE / "labelled" / "labels.csv")})
+    calibrator = Calibrator.load(params)
     judge = load_captioner(LlmConfig(params.judge.model, device="cpu"))
     template = "Does it fit: {instruction}"
-    metrics = measure_judge(judge, template, params.judge, path, Store(tmp_path))
+    metrics = measure_judge(judge, template, named, Store(tmp_path), calibrator)
     require_quality(metrics, params.judge, judge.name)
     assert metrics.accuracy >= 0.8 and metrics.false_yes <= 0.1 and metrics.auc >= 0.9
     before = judge.usage.requests
-    assert measure_judge(judge, template, params.judge, path, Store(tmp_path)) == metrics
+    assert measure_judge(judge, template, named, Store(tmp_path), calibrator) == metrics
     assert judge.usage.requests == before  # measured once
-    yes_man = measure_judge(FakeLlm(yes=lambda _: 1.0), "{instruction}", params.judge, path, Store(tmp_path))
+    yes_man = measure_judge(FakeLlm(yes=lambda _: 1.0), template, named, Store(tmp_path))
     with pytest.raises(DataError, match=r"right on 50\.0% of 120 .* accepts 100\.0% of the wrong candidates"):
         require_quality(yes_man, params.judge, "yes-man")
 

@@ -1,0 +1,36 @@
+"""Thresholds of the judge by procedure: from labelled questions, on query images that gave no curve."""
+
+import random
+
+import pytest
+
+from tasks.calibrate.judge import Answers, learn
+from tasks.errors import DataError
+
+
+def drawn(count: int, spread: float, fits_share: float = 0.5, seed: int = 0) -> Answers:
+    """A judge whose P(yes) is 0.8 for what fits and 0.4 for the rest, give or take `spread`."""
+    rng = random.Random(seed)
+    fits = [rng.random() < fits_share for _ in range(count)]
+    yes = [min(1.0, max(0.0, rng.gauss(0.8 if fit else 0.4, spread))) for fit in fits]
+    return Answers(yes, fits, ["any"] * count, [n % 2 for n in range(count)])
+
+
+def test_a_better_judge_loses_fewer_right_texts_at_the_same_share_of_true_ones():
+    sharp, dull = (learn({"target": drawn(800, spread)}, 0.97, 0.005) for spread in (0.1, 0.2))
+    assert sharp.true_share >= 0.97 <= dull.true_share and sharp.true_yes > 0.9 > dull.true_yes
+    assert sharp.negative_threshold is None
+
+
+def test_negatives_that_fit_are_few_among_those_that_stay():
+    learnt = learn({"target": drawn(400, 0.1), "negative": drawn(2000, 0.1, 0.05, seed=1)}, 0.97, 0.005)
+    assert learnt.negative_threshold is not None and 0.4 < learnt.negative_threshold < 0.8
+    assert learnt.also_right is not None and learnt.also_right <= 0.005
+    assert learnt.negatives_removed is not None and learnt.negatives_removed < 0.15
+
+
+def test_what_the_questions_cannot_give_is_said():
+    with pytest.raises(DataError, match="label more"):
+        learn({"negative": drawn(50, 0.1)}, 0.97, 0.005)
+    with pytest.raises(DataError, match="no threshold"):
+        learn({"target": drawn(400, 5.0, fits_share=0.2)}, 0.97, 0.005)
