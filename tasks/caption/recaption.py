@@ -24,6 +24,7 @@ from tasks.caption.checks import ReplyRules, rejection_reason
 from tasks.caption.models import canary_note, captioner_config
 from tasks.caption.retry import CUT_OFF, MORE_ROOM, Rejection, send_with_retry
 from tasks.config import Params, RecaptionConfig
+from tasks.config.public import public_name
 from tasks.fingerprints.takedown import withdraw_dropped, withdraw_rows, withdrawn_ids
 from tasks.models.llm.base import Captioner
 from tasks.models.llm.load import load_captioner
@@ -131,7 +132,7 @@ class ChunkWorker:
         self.usage = total_usage([self.usage, model.usage])
         model.usage = Usage()
         self.refusals.add(len(drafts), [draft.rejected for draft in drafts if draft.is_refused])
-        source, batch = f"{self.params.caption.model}@{model.revision}", batch_name(self.params)
+        source, batch = f"{public_name(self.params.caption.model)}@{model.revision}", batch_name(self.params)
         captions = [draft.row(source) for draft in drafts if not draft.reason]
         return captions, [draft.dropped_row(batch) for draft in drafts if draft.reason]
 

@@ -9,6 +9,7 @@ from typing import Any
 from tasks.caption.checks import clean_reply
 from tasks.caption.chunk import CaptionSetup
 from tasks.caption.draft import Draft
+from tasks.config.public import public_name
 
 REPLY_CHARS = 400  # of a rejected reply, what its dropped row keeps
 
@@ -30,9 +31,9 @@ def captioned_row(draft: Draft, batch: str, setup: CaptionSetup) -> dict[str, An
         "description": draft.description,
         "instructions": [draft.instructions[style] for style in styles],
         "styles": styles,
-        "captioner": captioner.name,
+        "captioner": public_name(captioner.name),
         "captioner_revision": captioner.revision,
-        "writer": writer.name,
+        "writer": public_name(writer.name),
         "writer_revision": writer.revision,
         "prompt_sha256": setup.prompts.sha256,
         "prompt_tokens": draft.prompt_tokens,

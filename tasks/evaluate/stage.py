@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import Params
+from tasks.config.public import public_name
 from tasks.errors import ConfigError, DataError
 from tasks.evaluate.benchmarks import read_benchmarks, require_metric
 from tasks.evaluate.bootstrap import LEVEL, RESAMPLES
@@ -239,7 +240,7 @@ def whole_report(
     """
     evaluation: dict[str, Any] = {
         **sections.pop(first),
-        "base_model": params.train.base_model,
+        "base_model": public_name(params.train.base_model),
         "revisions": dict(revisions),
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": params.open_run.seed},
         "benchmarks": sections,

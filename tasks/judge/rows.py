@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
+from tasks.config.public import public_name
 from tasks.errors import DataError
 from tasks.judge.verdict import Verdict
 from tasks.models.llm.base import Captioner
@@ -114,7 +115,7 @@ def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner, prom
         "captioner": row["captioner"],
         "captioner_revision": row["captioner_revision"],
         "prompt_sha256": row["prompt_sha256"],
-        "judge": judge.name,
+        "judge": public_name(judge.name),
         "judge_revision": judge.revision,
         "tokens": row["prompt_tokens"] + row["output_tokens"],
         **{name: row.get(name) for name in ("language", "engine", "sampling", "seed")},

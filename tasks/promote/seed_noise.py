@@ -28,6 +28,7 @@ import numpy as np
 import yaml
 
 from tasks.config import Params
+from tasks.config.public import public_params
 from tasks.errors import ConfigError, DataError, NothingToDo, TransientError
 from tasks.evaluate.scores import composed_scores
 from tasks.publish.dvc_repo import commit_outputs
@@ -101,7 +102,7 @@ def noise_table(params: Params, store: Store, seeds: Sequence[int], folders: Seq
     version = store.folder("version.json")
     return {
         "recipe": recipe_id(params),
-        "recipe_of": recipe_values(params),
+        "recipe_of": {**recipe_values(params), **public_params({"train": recipe_values(params)["train"]})},
         "seeds": list(seeds),
         "data_version": json.loads(version.read_text())["version"] if version.exists() else None,
         "base_revision": evaluations[0]["revisions"]["base"],

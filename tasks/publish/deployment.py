@@ -21,7 +21,9 @@ from typing import Any
 from tasks.errors import ConfigError
 from tasks.publish.git import git
 from tasks.publish.published import BRANCH
+from tasks.publish.redaction import PUBLIC_REMOTE, public_config
 
+INTERNAL = "internal"  # the deployment's own name of its remote, where strangers read it at another address
 CHECKOUT = "/checkout"  # where docker-compose mounts the code to deploy
 # Airflow's pools: name -> the variable with its slots, their count where it is not set, what the slots are for.
 POOLS = {
@@ -73,11 +75,27 @@ def make_bucket(bucket: str, endpoint: str | None) -> None:
         client.create_bucket(Bucket=bucket)
 
 
+def remote_section(name: str, config: str) -> str:
+    """The last section of `dvc_config`'s text, the remote, under another name."""
+    return f"['remote \"{name}\"']\n" + config.partition("['remote")[2].partition("\n")[2]
+
+
 def dvc_config(remote_url: str, options: Mapping[str, str]) -> str:
     """.dvc/config of a deployment: one remote, every object of it verified when it is downloaded."""
     lines = ["[core]", "    analytics = false", "    autostage = false", "    remote = versions"]
     lines += ["['remote \"versions\"']", f"    url = {remote_url}", "    verify = true"]
     return "\n".join(lines + [f"    {k} = {v}" for k, v in options.items()]) + "\n"
+
+
+def write_local_config(dataset: Path, cache: Path, remote: str = "") -> None:
+    """.dvc/config.local of the deployment's clone: the cache, and `remote`, the sections of a remote of its own.
+
+    Runs get a copy of it; nobody else sees it.
+    """
+    core = f"[core]\n    site_cache_dir = {cache / 'site'}\n" + (f"    remote = {INTERNAL}\n" if remote else "")
+    (dataset / ".dvc" / "config.local").write_text(
+        f'{core}[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n{remote}'
+    )
 
 
 def configure_deployment(
@@ -88,13 +106,18 @@ def configure_deployment(
     Args:
         origin: where researchers clone from; branch `main` is the deployed code, HEAD is `dataset` (the versions).
         dataset: the clone that the deployment owns; runs are its worktrees.
-        remote_url: an absolute folder or s3://bucket/prefix; committed, so that a researcher's `dvc pull` finds it.
+        remote_url: an absolute folder or s3://bucket/prefix. Committed, so that a researcher's `dvc pull` finds it;
+            where MEGAPAIRS_PUBLIC_REMOTE is set, that address is, and this one stays in the clone's config.local.
         cache: the DVC cache that all worktrees share.
         checkout: the code to deploy, a git repository.
         remote_options: more options of the remote, for example ``endpointurl="http://127.0.0.1:9000"``.
     Raises:
-        ConfigError: a relative remote folder (each clone would look for it elsewhere), or origin exists.
+        ConfigError: a relative remote folder (each clone would look for it elsewhere), origin exists, or
+            MEGAPAIRS_PUBLIC_REMOTE is no address.
     """
+    config, internal = dvc_config(remote_url, remote_options), ""
+    if public := os.environ.get(PUBLIC_REMOTE):
+        config, internal = public_config(config.encode(), public).decode(), remote_section(INTERNAL, config)
     is_folder = "://" not in remote_url
     if is_folder and not os.path.isabs(remote_url):
         raise ConfigError(
@@ -111,17 +134,14 @@ def configure_deployment(
     if is_folder:
         Path(remote_url).mkdir(parents=True, exist_ok=True)
     (dataset / ".dvc").mkdir(exist_ok=True)
-    (dataset / ".dvc" / "config").write_text(dvc_config(remote_url, remote_options))
+    (dataset / ".dvc" / "config").write_text(config)
     git(dataset, "add", "-f", ".dvc/config")
     git(dataset, "commit", "-q", "-m", "The deployment's DVC remote")
     git(dataset, "push", "-q", "origin", "main")
     git(origin, "symbolic-ref", "HEAD", f"refs/heads/{BRANCH}")
     cache = cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    (dataset / ".dvc" / "config.local").write_text(
-        f"[core]\n    site_cache_dir = {cache / 'site'}\n"
-        f'[cache]\n    dir = {cache}\n    type = "hardlink,symlink,copy"\n'
-    )
+    write_local_config(dataset, cache, internal)
 
 
 def configure_missing(dataset: Path, checkout: Path, remote: str, endpoint: str | None) -> bool:

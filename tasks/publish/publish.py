@@ -1,25 +1,31 @@
 """Publish a version or a promoted model: it becomes visible to researchers whole, or not at all.
 
 The published commit's tree is the deployed code plus the data product's small files (card, version.json, dvc.lock,
-.dvc files); its parents are the tip of branch `dataset` and the deployed commit. Under one lock: `dvc push`, ask the
-remote for every object, compose the commit on the newest tip, `git push --atomic` of branch and tag. When the tip moved
-meanwhile, compose again on the new one. Decision: docs/decisions/0003-publishing.md.
+.dvc files), without what is private (tasks/publish/redaction.py). Its parent is the tip of branch `dataset` alone, so
+that a clone of the branch brings the versions and not the code's history. Under one lock: `dvc push`, ask the remote
+for every object, compose the commit on the newest tip, `git push --atomic` of branch and tag. When the tip moved
+meanwhile, compose again on the new one. Decisions: docs/decisions/0003-publishing.md, 0110.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
+from tasks.config import is_profile
 from tasks.errors import DataError, TransientError
+from tasks.publish.branch_files import CODE_TRAILER, peoples_files
 from tasks.publish.dvc_repo import merge_locks, push_and_verify
-from tasks.publish.git import files_at, git, git_bytes, is_ancestor, publishing_lock, read_at, resolve_ref
+from tasks.publish.git import files_at, git, git_bytes, publishing_lock, read_at, resolve_ref
 from tasks.publish.published import BRANCH, REMOTE_BRANCH, version_at
+from tasks.publish.redaction import DVC_CONFIG, published_code, published_files, run_private_texts
+from tasks.publish.remote import require_version
 
 # Files of the data product on its branch; all else there is the deployed code.
 PRODUCT = ("README.md", "version.json", "manifest.json", "params.yaml", "dvc.lock", "reports/evaluation.json")
@@ -78,21 +84,29 @@ def merge_params(tip: bytes | None, ours: bytes, sections: Sequence[str]) -> byt
     return yaml.safe_dump(merged, sort_keys=False, allow_unicode=True).encode()
 
 
-def write_tree(cwd: Path, code: str, files: Mapping[str, bytes]) -> str:
-    """A git tree: the files of commit `code` with `files` laid over. The work tree and its index stay as they are."""
+def write_tree(cwd: Path, code: str, files: Mapping[str, bytes], entries: Sequence[str] = ()) -> str:
+    """A git tree: the files of commit `code` with `files` laid over. The work tree and its index stay as they are.
+
+    Args:
+        entries: further files, as `git ls-tree` prints them.
+    """
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
         git(cwd, "read-tree", code, index=index)
-        lines = []
+        lines = list(entries)
         for path, content in sorted(files.items()):
             blob = git(cwd, "hash-object", "-w", "--stdin", stdin=content)
             lines.append(f"100644 {blob}\t{path}")
-        git(cwd, "update-index", "--index-info", stdin="\n".join(lines) + "\n", index=index)
+        git(cwd, "update-index", "-z", "--index-info", stdin="".join(f"{line}\0" for line in lines), index=index)
         return git(cwd, "write-tree", index=index)
 
 
 def compose_commit(worktree: Path, publication: Publication) -> str:
-    """Make the commit to publish, on the newest tip of the branch; nothing names it yet."""
+    """Make the commit to publish, on the newest tip of the branch; nothing names it yet.
+
+    Raises:
+        DataError: people changed files on the branch that it would overwrite.
+    """
     deployed = git(worktree, "rev-parse", "HEAD")
     tip = publication.base or resolve_ref(worktree, REMOTE_BRANCH)
     product: dict[str, bytes] = {}
@@ -106,11 +120,16 @@ def compose_commit(worktree: Path, publication: Publication) -> str:
         "dvc.lock": merge_locks(product.get("dvc.lock"), files["dvc.lock"], publication.stages),
         "params.yaml": merge_params(product.get("params.yaml"), files["params.yaml"], publication.sections),
     }
-    tree = write_tree(worktree, deployed, merged)
-    parents = [tip] if tip else [deployed]
-    if tip and not is_ancestor(worktree, deployed, tip):
-        parents.append(deployed)
-    return git(worktree, "commit-tree", tree, *[a for p in parents for a in ("-p", p)], "-m", publication.message)
+    code = {
+        path: git_bytes(worktree, "cat-file", "blob", f"{deployed}:{path}")
+        for path in files_at(worktree, deployed)
+        if path == DVC_CONFIG or is_profile(path)
+    }
+    entries = peoples_files(worktree, tip, deployed, is_product) if tip else []
+    tree = write_tree(worktree, deployed, {**published_code(code, os.environ), **published_files(merged)}, entries)
+    parents = ["-p", tip] if tip else []
+    message = f"{publication.message}\n\n{CODE_TRAILER}: {deployed}"
+    return git(worktree, "commit-tree", tree, *parents, "-m", message)
 
 
 def fetch(cwd: Path) -> None:
@@ -157,11 +176,18 @@ def publish(worktree: Path, publication: Publication) -> Published:
     """Push the worktree's data, verify it, then publish branch and tag in one step. Repeatable after a crash.
 
     Raises:
-        DataError: the tag exists with another content, or another version came in since the run opened.
+        DataError: the tag exists with another content, another version came in since the run opened, or the remote
+            lost objects of the version that it continues.
         TransientError: the remote or origin cannot be reached, or lacks an object.
+        ConfigError: MEGAPAIRS_PUBLIC_REMOTE is no address.
     """
     tag = publication.tag
+    unmerged = {path: content for path, content in publication.files.items() if path not in MERGED}
+    shown = published_files(unmerged, run_private_texts(worktree))
+    publication = replace(publication, files={**publication.files, **shown})
     with publishing_lock(worktree):
+        if publication.is_parent_required and publication.parent:
+            require_version(worktree, f"dataset/{publication.parent}")
         objects = push_and_verify(worktree)
         refusal: TransientError | None = None
         for _ in range(ATTEMPTS):

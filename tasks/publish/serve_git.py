@@ -5,7 +5,9 @@
 
 The work is git's own `git http-backend`; this is the web server in front of it (docker-compose's service `git`). Only
 reading is offered: the path of git-receive-pack is refused here and switched off there, so nobody needs a login and
-nobody can push. Put a proxy with TLS in front before the port is opened to a network.
+nobody can push. Where HEAD is the branch of the versions, that branch and the tags are all that is offered: a clone
+brings neither the code's history nor the deployment's own parameters on branch `main`. Put a proxy with TLS in front
+before the port is opened to a network.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from threading import BoundedSemaphore
 from typing import Any
 
 from tasks.errors import ConfigError
+from tasks.publish.published import BRANCH
 
 REQUEST_TIMEOUT_S = 60.0  # of one read of a client that says nothing
 LINGER_TIMEOUT_S = 2.0  # of one read after a refusal
@@ -101,11 +104,6 @@ class ReadOnlyGit(BaseHTTPRequestHandler):
             "PATH": os.environ.get("PATH", os.defpath),
             "GIT_PROJECT_ROOT": str(repository.parent),
             "GIT_HTTP_EXPORT_ALL": "1",
-            "GIT_CONFIG_COUNT": "2",  # the repository belongs to the workers' user; nobody pushes by HTTP
-            "GIT_CONFIG_KEY_0": "safe.directory",
-            "GIT_CONFIG_VALUE_0": str(repository),
-            "GIT_CONFIG_KEY_1": "http.receivepack",
-            "GIT_CONFIG_VALUE_1": "false",
             "REQUEST_METHOD": self.command,
             "PATH_INFO": path,
             "QUERY_STRING": query,
@@ -114,6 +112,7 @@ class ReadOnlyGit(BaseHTTPRequestHandler):
             "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
             "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
             "REMOTE_ADDR": self.client_address[0],
+            **self.server.git_settings(),
         }
         with self.server.slots:
             process = subprocess.Popen(
@@ -162,6 +161,21 @@ class GitServer(ThreadingHTTPServer):
         super().__init__((host, port), ReadOnlyGit)
         self.repository = repository.resolve()
         self.slots = BoundedSemaphore(MOST_AT_ONCE)
+
+    def git_settings(self) -> dict[str, str]:
+        """Git's settings as its environment states them.
+
+        The repository belongs to the workers' user; nobody pushes by HTTP; where HEAD is the branch of the versions,
+        other branches are hidden. A deployment's own clone asks origin without this server, and sees them.
+        """
+        settings = [("safe.directory", str(self.repository)), ("http.receivepack", "false")]
+        head = self.repository / "HEAD"
+        if head.exists() and head.read_text().strip() == f"ref: refs/heads/{BRANCH}":
+            settings += [("uploadpack.hideRefs", "refs/heads"), ("uploadpack.hideRefs", f"!refs/heads/{BRANCH}")]
+        out = {"GIT_CONFIG_COUNT": str(len(settings))}
+        for number, (key, value) in enumerate(settings):
+            out |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        return out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

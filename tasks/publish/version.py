@@ -30,6 +30,7 @@ from tasks.publish.graph import make_output_folders
 from tasks.publish.merge import merge_chunks
 from tasks.publish.publish import Publication, publish
 from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, count_parquet_rows, version_at
+from tasks.publish.redaction import redact_data, run_private_texts
 from tasks.publish.version_record import build_manifest, describe_version, parquet_bytes
 from tasks.publish.withdraw import require_withdrawn, update_exports
 from tasks.records import StageReport
@@ -148,6 +149,7 @@ def run(params: Params, store: Store) -> StageReport:
     new, withdrawn = require_triplets(params, store), require_withdrawn(store, batch)
     merge_chunks(store, batch)
     make_output_folders(root, DATA_STAGES)
+    redact_data(store, batch, run_private_texts(root))
     parent = read_parent(root)
     record = write_record(params, store, parent)
     version = json.loads(record["version.json"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.config import Params
+from tasks.config.public import public_params
 from tasks.names import batch_name, run_date
 from tasks.pages.week_figures import weekly_figures
 from tasks.publish.identity import fingerprint
@@ -39,9 +39,8 @@ def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[st
     return totals
 
 
-def public_params(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters without the paths of sources, benchmark and truth: where a machine keeps its files is private."""
-    params: dict[str, Any] = json.loads(json.dumps(resolved))
+def without_places(params: dict[str, Any]) -> dict[str, Any]:
+    """Public parameters without the words that stand for the places of sources, benchmark and truth."""
     for source in params["ingest"]["sources"]:
         del source["path"]
     params["evaluate"].update(benchmark=None, truth=None)
@@ -92,7 +91,7 @@ def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | N
         "quality": {stage: report.figures for stage, report in reports.items() if report.figures},
         "ledger": usage_summary(read_usage(store.root), triplets=new_rows["triplets"], pairs=new_rows["captioned"]),
         "tokens": {stage: report.tokens for stage, report in reports.items() if report.tokens},
-        "params": public_params(resolved),
+        "params": without_places(public_params(resolved)),
     }
 
 

@@ -7,6 +7,7 @@ of REASONS. `make_source_file` applies the defaults that a source has for licenc
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from tasks.sources.licences import normalize_license
 
 CAPTION_CHARS = 2_000
 URI_CHARS = 2_000
+USERINFO = re.compile(r"(?<=://)[^/\s?#]*@")  # a user and a password in a URL
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif")  # of names that claim to be an image
 # What macOS, Windows and network storages leave among files; names are compared without case.
 LITTER_NAMES = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".localized", ".apdisk")
@@ -204,7 +206,8 @@ def make_source_file(source: SourceConfig, path_inside: str, fingerprint: str, m
             file.
         metadata: what the source's table states about it.
     """
-    uri = f"{source.name}:{escape_name(path_inside)}"
+    # a user and a password in a URL of somebody's table (such a file is refused) would be published with its row
+    uri = f"{source.name}:{escape_name(USERINFO.sub('', path_inside))}"
     bound = bind_fingerprint(fingerprint, uri) if fingerprint else ""
     return SourceFile(uri, bound, Metadata(), "", "").with_metadata(metadata, source)
 

@@ -119,3 +119,22 @@ def test_a_taken_port_is_a_clear_error(server: GitServer, capsys: pytest.Capture
     taken = str(server.server_port)
     assert main(["serve_git", "--repository", str(server.repository), "--port", taken]) == 78
     assert f"127.0.0.1:{taken} cannot be listened on" in capsys.readouterr().err
+
+
+def test_of_a_deployments_origin_only_the_versions_are_offered(server: GitServer, tmp_path: Path):
+    work = server.repository.parent / "work"
+    try:
+        git(work, "push", "-q", str(server.repository), "HEAD:refs/heads/dataset")
+        git(server.repository, "symbolic-ref", "HEAD", "refs/heads/dataset")
+        listed = run("ls-remote", url(server)).stdout.split()[1::2]
+        assert listed == ["HEAD", "refs/heads/dataset", "refs/tags/dataset/2026.01.01"]
+        assert run("clone", "-q", url(server), str(tmp_path / "clone")).returncode == 0
+        assert git(tmp_path / "clone", "branch", "-r").split() == [
+            "origin/HEAD",
+            "->",
+            "origin/dataset",
+            "origin/dataset",
+        ]
+        assert run("ls-remote", str(server.repository), "refs/heads/main").stdout, "the deployment's own clone sees all"
+    finally:
+        git(server.repository, "symbolic-ref", "HEAD", "refs/heads/main")
