@@ -128,6 +128,7 @@ COMMANDS = {
     ),
     "pull": Command("tasks.publish.pull", "Read a version", "`dvc pull` that names each faulty file", "tool", "-j 8"),
     "verify": Command("tasks.publish.verify", "Read a version", "compare a clone with its manifest", "tool"),
+    "audit": Command("tasks.publish.audit", "Read a version", "look whether the remote still holds every tag", "tool"),
     "export": Command(
         "tasks.publish.export", "Read a version", "write triplets as Parquet with images, or as JSON lines", "tool",
         "--root clone --jsonl triplets.jsonl",
@@ -147,7 +148,7 @@ COMMANDS = {
 }  # fmt: skip
 # A person may detach these from a terminal; every other command ends when its parent dies.
 DETACHABLE = {"demo", "new_dataset", "deploy", "doctor", "runs", "label_draft", "gallery"}
-DETACHABLE |= {"verdicts", "pull", "verify", "export"}
+DETACHABLE |= {"verdicts", "pull", "verify", "audit", "export"}
 
 
 # --- help ---------------------------------------------------------------------------------------------------------
@@ -170,7 +171,8 @@ def overview() -> str:
         "",
         "`python -m tasks <command> --help` shows a command's manual, its options and an example.",
         "--json prints one JSON object alone.",
-        "Exit codes: 0 done, 65 wrong data, 75 try again, 78 wrong parameter, 99 nothing to do.",
+        "Exit codes: 0 done, 65 wrong data, 75 try again, 78 wrong parameter, 99 nothing to do;",
+        "of a remote: 69 it does not answer, 72 a package is missing, 77 it wants credentials.",
     ]
     return "\n".join(lines)
 

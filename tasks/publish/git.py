@@ -119,8 +119,18 @@ def version_key(tag: str) -> tuple[int, ...]:
 
 
 def tags(cwd: Path, kind: str) -> list[str]:
-    """Tags ``<kind>/...`` that the clone knows, oldest version first."""
-    return sorted(git(cwd, "tag", "--list", f"{kind}/*").split(), key=version_key)
+    """Tags ``<kind>/...`` that the clone knows, oldest version first: by ancestry, those of one commit by their names.
+
+    A name says when a version was made for; what continues what stands in the history.
+    """
+    commit = "%(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
+    listed = git(cwd, "for-each-ref", f"--format=%(refname:strip=2) {commit}", f"refs/tags/{kind}/")
+    commits = dict(line.split(" ", 1) for line in listed.splitlines())
+    if not commits:
+        return []
+    order = git(cwd, "rev-list", "--topo-order", "--reverse", "--stdin", stdin="\n".join(commits.values())).split()
+    places = {one: place for place, one in enumerate(order)}
+    return sorted(commits, key=lambda tag: (places.get(commits[tag], -1), version_key(tag)))
 
 
 def next_free_name(taken: Sequence[str], date: str) -> str:

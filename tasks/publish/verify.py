@@ -1,37 +1,42 @@
-"""Check a clone against its version: which file is missing or altered, by name.
+"""Check a clone against its version: which file is missing, altered or no part of it, by name.
 
     python -m tasks verify [--root CLONE]
 
 `dvc pull` refuses an altered object (the remote is verified) and names the folder that it could not make. `verify`
-names the file in that folder; `python -m tasks pull` does both at once. Reads manifest.json (SHA-256 of every file of
-the version), and for missing files dvc.lock, the .dvc files and the DVC cache. Exit 0: everything is as published; 65
-otherwise. Needs neither DVC nor pyarrow.
+names the file in that folder; `python -m tasks pull` does both at once. Compared are the data and the gallery with the
+SHA-256 of manifest.json (itself with version.json), models and reports with the MD5 that DVC tracks. A file that lies
+beside them and that the card's `*.parquet` would load is a fault too. What `python -m tasks pull TARGET` left out is
+"not pulled" and none. Exit 0: everything is as published; 65 otherwise. Needs neither DVC nor pyarrow.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from tasks.errors import ConfigError, DataError
-from tasks.publish.dvc_repo import locked_stages
-from tasks.publish.published import MODEL_STAGES, cache_dir, file_sha256
+from tasks.publish.published import cache_dir, file_sha256
+from tasks.publish.remote import Output, folder_list, object_path, tracked_outputs
+
+PULLED = Path(".dvc", "tmp", "megapairs-pulled.json")  # targets of all `tasks pull` of this clone; [] for everything
+FAULTS_SHOWN = 50
 
 
-def tracked_outputs(root: Path) -> Iterator[tuple[str, str]]:
-    """(path, md5) of all that DVC brings into a clone: outputs in dvc.lock and of the .dvc files."""
-    lock = root / "dvc.lock"
-    for name, stage in locked_stages(lock.read_bytes() if lock.exists() else None).items():
-        if name not in MODEL_STAGES:  # not in the cache: what a training won is models/promoted.dvc
-            yield from ((out["path"], str(out["md5"])) for out in stage.get("outs", []))
-    for pointer in sorted(p for top in ("data", "models", "reports") for p in (root / top).rglob("*.dvc")):
-        for out in yaml.safe_load(pointer.read_text())["outs"]:
-            yield (pointer.parent / out["path"]).relative_to(root).as_posix(), str(out["md5"])
+def clone_outputs(root: Path) -> list[Output]:
+    """All that DVC brings into a clone, by its checked-out dvc.lock and .dvc files."""
+    paths = [root / "dvc.lock", *(p for top in ("data", "models", "reports") for p in (root / top).rglob("*.dvc"))]
+    return list(tracked_outputs({p.relative_to(root).as_posix(): p.read_bytes() for p in paths if p.is_file()}))
+
+
+def pulled_targets(root: Path) -> list[str] | None:
+    """What `tasks pull` was asked for in this clone: paths, [] for everything, None where it never ran."""
+    path = root / PULLED
+    targets: list[str] | None = json.loads(path.read_text()) if path.exists() else None
+    return targets
 
 
 class Undelivered(NamedTuple):
@@ -51,40 +56,132 @@ def undelivered(root: Path, cache: Path | None = None) -> Iterator[Undelivered]:
     Args:
         cache: the clone's DVC cache, when it is not the one in its config.local.
     """
-    objects = (cache or cache_dir(root)) / "files" / "md5"
-    for path, md5 in tracked_outputs(root):
-        files = [(path, md5)]
-        if md5.endswith(".dir") and (listing := objects / md5[:2] / md5[2:]).exists():
-            files = [(f"{path}/{entry['relpath']}", entry["md5"]) for entry in json.loads(listing.read_text())]
+    cache = cache or cache_dir(root)
+    for path, md5 in clone_outputs(root):
+        entries = folder_list(md5, cache, None) if md5.endswith(".dir") else None
+        files = [(path, md5)] if entries is None else [(f"{path}/{name}", file_md5) for name, file_md5 in entries]
         for name, file_md5 in files:
-            if not (objects / file_md5[:2] / file_md5[2:]).exists():
-                yield Undelivered(name, f"files/md5/{file_md5[:2]}/{file_md5[2:]}")
+            if not (cache / object_path(file_md5)).exists():
+                yield Undelivered(name, object_path(file_md5))
+
+
+class Survey(NamedTuple):
+    """What a clone holds of its version.
+
+    Attributes:
+        files: that were compared, a count.
+        faults: a sentence each.
+        not_pulled: folders and files that nobody asked for.
+    """
+
+    files: int
+    faults: list[str]
+    not_pulled: list[str]
+
+
+def file_md5(path: Path) -> str:
+    """MD5 (hex) of a file, read in blocks."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(root: Path) -> tuple[dict[str, Any], list[str]]:
+    """(manifest.json's mapping, a fault where it is not the one that version.json names).
+
+    Raises:
+        ConfigError: no manifest.json here.
+    """
+    path, version = root / "manifest.json", root / "version.json"
+    if not path.exists():
+        raise ConfigError(f"{path}: missing; give a clone of the dataset's branch")
+    stated = json.loads(version.read_text()).get("manifest_sha256") if version.exists() else None
+    is_altered = stated is not None and stated != file_sha256(path)
+    return json.loads(path.read_text()), ["altered here: manifest.json"] if is_altered else []
+
+
+def other_files(root: Path, outputs: list[Output], manifest: dict[str, Any]) -> dict[str, str]:
+    """path -> MD5 of what DVC tracks and manifest.json does not name: models and reports.
+
+    A folder whose list of files is not here stands for itself, with an empty hash.
+    """
+    cache, out = cache_dir(root), {}
+    for path, md5 in outputs:
+        if path in manifest or path.startswith("data/"):
+            continue
+        if not md5.endswith(".dir"):
+            out[path] = md5
+            continue
+        entries = folder_list(md5, cache, None)
+        out |= {path: ""} if entries is None else {f"{path}/{name}": file_md5 for name, file_md5 in entries}
+    return out
+
+
+def extra_files(root: Path, known: set[str]) -> list[str]:
+    """Files beside those of the version that a reader of its folders would load with them."""
+    folders = {str(Path(name).parent) for name in known if name.startswith(("data/", "models/"))}
+    found = [
+        path.relative_to(root).as_posix()
+        for folder in folders
+        for path in (root / folder).glob("*")
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in (".dvc", ".tmp")
+    ]
+    return sorted(set(found) - known)
+
+
+def survey(root: Path) -> Survey:
+    """Compare every file of the version with the clone.
+
+    Raises:
+        ConfigError: no manifest.json here.
+    """
+    manifest, faults = read_manifest(root)
+    outputs = clone_outputs(root)
+    others = other_files(root, outputs, manifest)
+    targets = pulled_targets(root) or [""]
+    names = [*manifest, *others]
+    missing = [name for name in names if not (root / name).exists()]
+    left_out = [name for name in missing if not any(Path(name).is_relative_to(target) for target in targets)]
+    missing = [name for name in missing if name not in set(left_out)]
+    faults += [
+        f"altered here: {name}"
+        for name, entry in manifest.items()
+        if (root / name).exists() and file_sha256(root / name) != entry["sha256"]
+    ]
+    for name, md5 in others.items():
+        if (root / name).is_dir():
+            faults.append(f"not known here: {name} (the list of its files is not in the cache; run `dvc pull`)")
+        elif (root / name).exists() and file_md5(root / name) != md5:
+            faults.append(f"altered here: {name}")
+    faults += [f"no part of this version: {name}; remove it" for name in extra_files(root, set(names))]
+    if missing:
+        known = [u for u in undelivered(root) if any(Path(u.path).is_relative_to(target) for target in targets)]
+        faults += [str(u) for u in known] or [f"missing here: {name}; run `dvc pull`" for name in missing]
+    not_pulled = [o.path for o in outputs if any(n == o.path or n.startswith(f"{o.path}/") for n in left_out)]
+    return Survey(len(names) - len(left_out), faults, sorted(not_pulled))
 
 
 def check(root: Path) -> int:
-    """Compare every file of manifest.json. Returns the count of files.
+    """Compare every file of the version that was asked for. Returns the count of files; errors as of `check_survey`."""
+    return check_survey(root).files
+
+
+def check_survey(root: Path) -> Survey:
+    """As `survey`, without faults.
 
     Raises:
-        DataError: names the files that are altered, missing, or not delivered by the remote.
+        DataError: names the files that are altered, missing, not delivered by the remote, or no part of the version.
         ConfigError: no manifest.json here.
     """
-    path = root / "manifest.json"
-    if not path.exists():
-        raise ConfigError(f"{path}: missing; give a clone of the dataset's branch")
-    manifest = json.loads(path.read_text())
-    missing = [name for name in manifest if not (root / name).exists()]
-    faults = [
-        f"altered here: {name}"
-        for name, entry in manifest.items()
-        if name not in missing and file_sha256(root / name) != entry["sha256"]
-    ]
-    if missing:
-        faults += [str(u) for u in undelivered(root)] or [f"missing here: {name}; run `dvc pull`" for name in missing]
-    if faults:
+    found = survey(root)
+    if found.faults:
         raise DataError(
-            f"{root}: {len(faults)} of {len(manifest)} files are not as published\n  " + "\n  ".join(faults[:50])
+            f"{root}: {len(found.faults)} of {found.files} files are not as published\n  "
+            + "\n  ".join(found.faults[:FAULTS_SHOWN])
         )
-    return len(manifest)
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +190,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare the clone with its manifest; {"root", "files": count}."""
-    files = check(args.root)
-    print(f"{args.root}: all {files} files are as published")
-    return {"root": str(args.root), "files": files}
+    """Compare the clone with its version; {"root", "files": count, "not_pulled": folders and files}."""
+    found = check_survey(args.root)
+    print(f"{args.root}: all {found.files} files are as published")
+    for path in found.not_pulled:
+        print(f"not pulled: {path}")
+    return {"root": str(args.root), "files": found.files, "not_pulled": found.not_pulled}

@@ -15,11 +15,22 @@ from typing import NamedTuple
 
 import pytest
 
-from tasks.errors import EXIT_DATA_ERROR
+from tasks.errors import (
+    EXIT_DATA_ERROR,
+    ConfigError,
+    CredentialsError,
+    DataError,
+    MissingPackageError,
+    UnreachableError,
+)
+from tasks.publish.audit import audit
 from tasks.publish.deployment import configure_deployment
 from tasks.publish.dvc_repo import locked_stages
 from tasks.publish.published import published_bytes
+from tasks.publish.pull import pull
 from tasks.publish.readers import with_images
+from tasks.publish.remote import object_path
+from tasks.publish.verify import check_survey
 from tests.support.fake_run import publish_version
 
 FIRST, SECOND = "dataset/2026.11.16", "dataset/2026.11.23"
@@ -214,6 +225,70 @@ def test_an_altered_list_of_files_goes_through_dvc_but_not_through_tasks_pull(fo
     altered.mend()
     shell(here, sys.executable, "-m", "tasks", "pull")
     assert "files are as published" in shell(here, sys.executable, "-m", "tasks", "verify").stdout
+
+
+def test_a_part_is_pulled_and_the_rest_is_not_missing(folder: Deployment, tmp_path: Path):
+    here = clone(folder, tmp_path / "mine")
+    assert pull(here, targets=["triplets", "data/images", "reports/validation/images.json"]) == 0
+    assert not (here / "data/pairs").exists()
+    found = check_survey(here)
+    assert {"data/pairs", "data/export", "reports/gallery.html"} <= set(found.not_pulled)
+    assert "data/triplets" not in found.not_pulled and found.files > 6
+    with pytest.raises(ConfigError, match="no 'triplet'; known: .*data/triplets"):
+        pull(here, targets=["triplet"])
+    # what lies beside the version's files, and what was changed in a report, is named
+    shutil.copyfile(here / "data/triplets/2026.11.16-00000.parquet", here / "data/triplets/mine.parquet")
+    report = here / "reports/validation/images.json"
+    report.unlink()
+    report.write_text("{}")
+    with pytest.raises(DataError) as caught:
+        check_survey(here)
+    assert "no part of this version: data/triplets/mine.parquet" in str(caught.value)
+    assert "altered here: reports/validation/images.json" in str(caught.value)
+    assert str(caught.value).startswith(f"{here}: 2 of ")
+
+
+def test_a_file_that_the_remote_lost_is_named_and_every_version_that_needs_it(folder: Deployment, tmp_path: Path):
+    here, name = clone(folder, tmp_path / "mine"), "data/triplets/2026.11.23-00000.parquet"
+    assert folder.remote
+    shutil.copytree(folder.remote, tmp_path / "lossy")
+    (tmp_path / "lossy" / object_path(hashlib.md5(published_content(folder, name)).hexdigest())).unlink()
+    dvc(here, "config", "--local", "remote.versions.url", str(tmp_path / "lossy"))
+    with pytest.raises(
+        DataError, match=r"published: 1\n  missing or altered in the remote: data/triplets/2026.11.23-0"
+    ):
+        pull(here)
+    found = audit(here)
+    assert [tag for tag, state in found.items() if state["lost"]] == [SECOND]
+    assert [path for path, _ in found[SECOND]["lost"]] == [name]
+
+
+def test_a_remote_that_gives_nothing_says_why_by_its_exit_code(
+    folder: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    here = clone(folder, tmp_path / "mine")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    (here / ".dvc" / "config.local").write_text("['remote \"versions\"']\n    url = /no/such/remote\n")
+    with pytest.raises(UnreachableError, match="remote /no/such/remote: no such folder") as gone:
+        pull(here)
+    dvc(here, "config", "--local", "remote.versions.url", "s3://versions/megapairs")
+    dvc(here, "config", "--local", "remote.versions.endpointurl", "http://127.0.0.1:9")
+    with pytest.raises(CredentialsError, match="remote s3://versions/megapairs: refuses or lacks credentials") as keys:
+        audit(here)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    with pytest.raises(UnreachableError, match="cannot be reached"):
+        audit(here)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "dvc_s3", None)
+        with pytest.raises(MissingPackageError, match="pip install dvc-s3") as package:
+            audit(here)
+    assert (gone.value.exit_code, keys.value.exit_code, package.value.exit_code) == (69, 77, 72)
 
 
 def published_content(deployment: Deployment, name: str) -> bytes:

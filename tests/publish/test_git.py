@@ -15,6 +15,7 @@ from tasks.publish.git import (
     publishing_lock,
     read_at,
     resolve_ref,
+    tags,
     version_key,
 )
 
@@ -68,3 +69,15 @@ def test_the_publishing_lock_is_waited_for_and_then_refused(repository: Path):
         holder.communicate("")
     with publishing_lock(repository, timeout_s=0.1):
         assert (repository / ".git" / "publish.lock").exists()
+
+
+def test_versions_are_ordered_by_ancestry_and_on_one_commit_by_number(repository: Path):
+    commit = git(repository, "rev-parse", "main")
+    for name, at in (("2026.12.07", "main~1"), ("2026.11.30.10", "main"), ("2026.11.30.9", "main")):
+        git(repository, "tag", "-a", "-m", name, f"dataset/{name}", at)
+    later = git(repository, "commit-tree", f"{commit}^{{tree}}", "-p", commit, "-m", "later")
+    git(repository, "tag", "dataset/2026.01.01", later)
+    assert tags(repository, "dataset") == [
+        "dataset/2026.12.07", "dataset/2026.11.30.9", "dataset/2026.11.30.10", "dataset/2026.01.01"
+    ]  # fmt: skip
+    assert tags(repository, "model") == []

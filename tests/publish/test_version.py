@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.config import load_params
-from tasks.errors import DataError, NothingToDo, TransientError
+from tasks.errors import ConfigError, DataError, NothingToDo, TransientError
 from tasks.promote import stage as promote
 from tasks.publish import version
 from tasks.publish.deployment import configure_deployment
@@ -15,6 +15,7 @@ from tasks.publish.git import files_at, git, read_at, tags
 from tasks.publish.identity import identity_params
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
 from tasks.publish.published import REMOTE_BRANCH, version_at
+from tasks.publish.remote import folder_list, object_path, outputs_at
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.validate import stage as validate
@@ -92,11 +93,38 @@ def test_a_push_that_fails_leaves_no_name_behind_and_may_be_tried_again(versions
         version.run(params, Store(root))
     assert tags(versions / "dataset", "dataset")[-1] == "dataset/2026.11.23"
     hook.unlink()
+    lost = lost_object(versions, "dataset/2026.11.23", "data/images")
+    lost.rename(lost.with_suffix(".away"))
+    gone = r"objects of dataset/2026.11.23 are gone, first data/images/.* \(files/md5/.*audit"
+    with pytest.raises(DataError, match=gone):
+        version.run(params, Store(root))
+    lost.with_suffix(".away").rename(lost)
     (root / "dvc.lock").write_text("schema: '2.0'\nstages:\n  ing")  # as a kill in the middle of writing leaves them
     (root / "data" / "export.dvc").write_text("outs:\n- md5")
     (root / ".dvc" / "tmp" / "rwlock").write_text('{"write": {"')
     assert version.run(params, Store(root)).notes[0] == "dataset/2026.12.01"
     assert git(versions / "origin.git", "cat-file", "-t", "dataset/2026.12.01") == "tag"
+
+
+def lost_object(root: Path, tag: str, folder: str) -> Path:
+    """Where the remote holds the first file of a published folder."""
+    clone = root / "dataset"
+    md5 = next(out.md5 for out in outputs_at(clone, f"refs/tags/{tag}") if out.path == folder)
+    entries = folder_list(md5, root / "cache", None)
+    assert entries
+    return root / "remote" / object_path(entries[0][1])
+
+
+def test_a_date_or_a_name_before_the_last_versions_is_refused(versions: Path):
+    with pytest.raises(ConfigError, match=r"open_run.date: 2026-11-01 is before .* would continue"):
+        open_dataset_run(versions, "early", "2026-11-01")
+    with pytest.raises(ConfigError, match=r"open_run.batch: 2026.10.01 does not come after"):
+        open_dataset_run(versions, "early name", "2027-12-07", batch="2026.10.01")
+    request = RunRequest("no date", "dataset", {"sources": str(versions / "source")})
+    root = Path(open_run(request, Deployment(versions / "dataset", versions / "runs")).notes[0])
+    newest = (version_at(versions / "dataset") or {})["date"]
+    assert (load_params(root / "params.yaml").open_run.date or "") >= newest
+    close_run(root, versions / "dataset")
 
 
 def test_a_run_that_was_overtaken_does_not_hide_the_other_version(versions: Path):
