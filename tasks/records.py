@@ -204,6 +204,14 @@ def schemas() -> dict[str, pa.Schema]:
                 # of text, image, composed: those that rank the target first among the corpus' images; null where that
                 # was not measured
                 ("found_by", strings),
+                # the strictest licence of its images ('A AND B' where several are), and each image's own terms
+                ("license_code", s),
+                ("query_license", s),
+                ("target_license", s),
+                ("negative_licenses", strings),  # one per negative
+                ("query_attribution", s),
+                ("target_attribution", s),
+                ("negative_attributions", strings),
             ]
         ),
         # what was withdrawn after it was published; kind: image, pair or triplet (tasks/fingerprints/takedown.py)
@@ -227,5 +235,20 @@ LATER_COLUMNS: dict[str, tuple[str, ...]] = {
         "license_stated",
     ),
     "captioned": ("differences", "language", "requests", "engine", "sampling", "seed", "shared_concept"),
-    "triplets": ("language", "engine", "sampling", "seed", "judge_prompt_sha256", "judge_engine", "found_by"),
+    "triplets": (
+        "language",
+        "engine",
+        "sampling",
+        "seed",
+        "judge_prompt_sha256",
+        "judge_engine",
+        "found_by",
+        "license_code",
+        "query_license",
+        "target_license",
+        "negative_licenses",
+        "query_attribution",
+        "target_attribution",
+        "negative_attributions",
+    ),
 }

@@ -34,6 +34,7 @@ from typing import Any
 from tasks.config import Params
 from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.judge.labelled import measure_judge, require_quality
+from tasks.judge.licences import Terms, keep_negatives, licence_columns, read_terms
 from tasks.judge.questions import Calibrator, judge_pairs, load_judge
 from tasks.judge.rows import (
     BatchPairs,
@@ -125,6 +126,7 @@ class ChunkWorker:
         self.refusals = RefusalShare("judge.refused_share_max", params.judge.refused_share_max)
         self._model: Captioner | None = None
         self._metric_notes: list[str] = []
+        self._known_terms: Terms | None = None
 
     def judge(self, chunk: Chunk) -> tuple[Rows, Rows]:
         """(triplets, dropped rows) of a chunk file of stage caption."""
@@ -152,7 +154,8 @@ class ChunkWorker:
         for row, verdict in zip(rows, verdicts, strict=True):
             dropped += verdict_rows(row, verdict)
             if verdict.reason is None:
-                triplets.append(triplet_row(row, verdict, model, self.prompt_sha256))
+                triplet = triplet_row(row, verdict, model, self.prompt_sha256)
+                triplets.append({**triplet, **licence_columns(triplet, self._terms())})
 
     def notes(self) -> list[str]:
         """Sentences for the report; none where every chunk existed already."""
@@ -167,6 +170,12 @@ class ChunkWorker:
                 self._metric_notes.append(metrics.sentence())
             self._model = model
         return self._model
+
+    def _terms(self) -> Terms:
+        """Licence and attribution of the batch's images, read once."""
+        if self._known_terms is None:
+            self._known_terms = read_terms(self.store, self.pairs.table)
+        return self._known_terms
 
     def _images(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ids = [(row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]) for row in rows]
@@ -240,7 +249,7 @@ def withdraw_triplets(store: Store, image_ids: Iterable[str]) -> tuple[int, int]
                 continue
             stays = [n for n, image_id in enumerate(row["negative_image_ids"]) if image_id not in withdrawn]
             negatives += len(row["negative_image_ids"]) - len(stays)
-            after.append({**row, **{c: [row[c][n] for n in stays] for c in ("negative_image_ids", "judge_negative")}})
+            after.append(keep_negatives(row, stays))
         if after != before:
             store.write(path, after, "triplets")
     log.info("takedown: %d triplets withdrawn, %d negatives withdrawn from others", triplets, negatives)
