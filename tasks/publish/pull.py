@@ -27,7 +27,7 @@ from typing import Any
 
 from tasks.errors import ConfigError, DataError
 from tasks.publish.remote import Remote, explain_words, folder_list, object_path, open_remote, remote_address
-from tasks.publish.verify import PULLED, Undelivered, clone_outputs, pulled_targets, undelivered
+from tasks.publish.verify import PULLED, Undelivered, pulled_targets, tracked_outputs, undelivered
 from tasks.store.atomic import write_bytes
 
 FAULTS_SHOWN = 50
@@ -49,7 +49,7 @@ def find_targets(root: Path, names: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a name that the version does not have.
     """
-    known = sorted(path for path, _ in clone_outputs(root))
+    known = sorted(path for path, _ in tracked_outputs(root))
     targets = []
     for name in names:
         plain = name.rstrip("/").removeprefix("./")
@@ -136,7 +136,7 @@ def remember(root: Path, paths: Sequence[str]) -> None:
     """Keep what was asked for, so that `verify` tells what is missing from what nobody wanted; all when empty."""
     earlier = pulled_targets(root)
     asked = sorted({*paths, *(earlier or [])}) if paths and earlier != [] else []
-    if paths and earlier is None and any((root / path).exists() for path, _ in clone_outputs(root)):
+    if paths and earlier is None and any((root / path).exists() for path, _ in tracked_outputs(root)):
         asked = []  # DVC itself pulled all before
     (root / PULLED).parent.mkdir(parents=True, exist_ok=True)
     write_bytes(root / PULLED, json.dumps(asked).encode())

@@ -74,7 +74,7 @@ def object_path(md5: str) -> str:
     return f"files/md5/{md5[:2]}/{md5[2:]}"
 
 
-def tracked_outputs(files: Mapping[str, bytes]) -> Iterator[Output]:
+def outputs_of(files: Mapping[str, bytes]) -> Iterator[Output]:
     """All that DVC brings into a clone: outputs in dvc.lock and of the .dvc files.
 
     Args:
@@ -92,7 +92,7 @@ def tracked_outputs(files: Mapping[str, bytes]) -> Iterator[Output]:
 def outputs_at(clone: Path, ref: str) -> list[Output]:
     """What DVC tracks at a commit."""
     paths = [path for path in files_at(clone, ref) if path == "dvc.lock" or path.endswith(".dvc")]
-    return list(tracked_outputs({path: read_at(clone, ref, path) or b"" for path in paths}))
+    return list(outputs_of({path: read_at(clone, ref, path) or b"" for path in paths}))
 
 
 def explain(error: BaseException, address: str) -> TasksError | None:

@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 
 from tasks.errors import ConfigError, DataError
 from tasks.publish.published import cache_dir, file_sha256
-from tasks.publish.remote import Output, folder_list, object_path, tracked_outputs
+from tasks.publish.remote import Output, folder_list, object_path, outputs_of
 
 PULLED = Path(".dvc", "tmp", "megapairs-pulled.json")  # targets of all `tasks pull` of this clone; [] for everything
 FAULTS_SHOWN = 50
 
 
-def clone_outputs(root: Path) -> list[Output]:
+def tracked_outputs(root: Path) -> list[Output]:
     """All that DVC brings into a clone, by its checked-out dvc.lock and .dvc files."""
     paths = [root / "dvc.lock", *(p for top in ("data", "models", "reports") for p in (root / top).rglob("*.dvc"))]
-    return list(tracked_outputs({p.relative_to(root).as_posix(): p.read_bytes() for p in paths if p.is_file()}))
+    return list(outputs_of({p.relative_to(root).as_posix(): p.read_bytes() for p in paths if p.is_file()}))
 
 
 def pulled_targets(root: Path) -> list[str] | None:
@@ -57,7 +57,7 @@ def undelivered(root: Path, cache: Path | None = None) -> Iterator[Undelivered]:
         cache: the clone's DVC cache, when it is not the one in its config.local.
     """
     cache = cache or cache_dir(root)
-    for path, md5 in clone_outputs(root):
+    for path, md5 in tracked_outputs(root):
         entries = folder_list(md5, cache, None) if md5.endswith(".dir") else None
         files = [(path, md5)] if entries is None else [(f"{path}/{name}", file_md5) for name, file_md5 in entries]
         for name, file_md5 in files:
@@ -138,7 +138,7 @@ def survey(root: Path) -> Survey:
         ConfigError: no manifest.json here.
     """
     manifest, faults = read_manifest(root)
-    outputs = clone_outputs(root)
+    outputs = tracked_outputs(root)
     others = other_files(root, outputs, manifest)
     targets = pulled_targets(root) or [""]
     names = [*manifest, *others]
