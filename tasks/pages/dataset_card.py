@@ -5,7 +5,7 @@ Pure text from figures. The words are in templates/dataset_card.md.j2, where eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.pages.render import markdown
@@ -42,7 +42,13 @@ def features(schema: pa.Schema) -> list[dict[str, object]]:
 
 
 def hub_header(
-    version: Mapping[str, Any], *, name: str, license_name: str, exported: int, parquet_bytes: Mapping[str, int]
+    version: Mapping[str, Any],
+    *,
+    name: str,
+    license_name: str,
+    exported: int,
+    parquet_bytes: Mapping[str, int],
+    export_features: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The card's YAML header: licence, tags, and for each config its files, columns and row count.
 
@@ -62,7 +68,9 @@ def hub_header(
         for c, (folder, _) in configs.items()
     ]
     files[0]["default"] = True
-    columns = {table: {"features": features(schemas()[table])} for table in ("triplets", "images")}
+    columns: dict[str, Any] = {table: {"features": features(schemas()[table])} for table in ("triplets", "images")}
+    if export_features:
+        columns["with_images"] = {"features": [dict(feature) for feature in export_features]}
     header = {
         "license": license_name,
         "pretty_name": name,
@@ -135,6 +143,7 @@ def dataset_card(
     exported: int,
     parquet_bytes: Mapping[str, int],
     is_held_out_split: bool,
+    export_features: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """README.md of a version.
 
@@ -145,8 +154,16 @@ def dataset_card(
         exported: triplets in data/export, a count; at 0 config `with_images` is not offered.
         parquet_bytes: size of the Parquet files in data/triplets, data/images, data/export.
         is_held_out_split: whether evaluation holds out part of the triplets (no benchmark of the user's own).
+        export_features: columns of data/export as the header names them.
     """
-    header = hub_header(version, name=name, license_name=license_name, exported=exported, parquet_bytes=parquet_bytes)
+    header = hub_header(
+        version,
+        name=name,
+        license_name=license_name,
+        exported=exported,
+        parquet_bytes=parquet_bytes,
+        export_features=export_features,
+    )
     drops = [(stage, reason, count) for stage, reasons in version["drops"].items() for reason, count in reasons.items()]
     encoders = [
         (encoder, f["pairs"], f["triplets"], "" if f["yield"] is None else f"{f['yield']:.3f}")

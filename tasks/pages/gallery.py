@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import ENCODER_ROLES, Params, load_params
+from tasks.config.public import public_name
 from tasks.pages.charts import Band, Frame, histogram
 from tasks.pages.images import draw_ids, thumbnail_uri
 from tasks.pages.render import html
@@ -134,7 +135,7 @@ def encoder_panels(store: Store, params: Params) -> list[dict[str, Any]]:
         panels.append(
             {
                 "role": role,
-                "model": "/".join(spec.model.split("/")[-2:]) if spec else "no model configured",
+                "model": "/".join(public_name(spec.model).split("/")[-2:]) if spec else "no model configured",
                 "revision": revision,
                 "window": window,
                 "chart": histogram(frame, values, colour=colour, band=Band(window.low, window.high, colour))

@@ -24,6 +24,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS_IN_GROUP = 64  # about 2 MB of small images; a reader has one group in memory at a time
+# The triplet's own columns that state what it may be used for (tasks/judge/licences.py); null in older versions.
+TERMS = {
+    "license_code": "text",
+    "query_license": "text",
+    "target_license": "text",
+    "negative_licenses": "texts",
+    "query_attribution": "text",
+    "target_attribution": "text",
+    "negative_attributions": "texts",
+}
+EXPORT_COLUMNS = {  # of config with_images: column -> kind of its values
+    "triplet_id": "text",
+    "query_image": "image",
+    "target_image": "image",
+    "instructions": "texts",
+    "negative_images": "images",
+    "negative_image_ids": "texts",
+    **TERMS,
+}
 
 
 def export_schema() -> pa.Schema:
@@ -31,25 +50,24 @@ def export_schema() -> pa.Schema:
     import pyarrow as pa
 
     image_struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    strings = pa.list_(pa.field("item", pa.string()))
     text, image = {"dtype": "string", "_type": "Value"}, {"_type": "Image"}
-    features = {
-        "triplet_id": text,
-        "query_image": image,
-        "target_image": image,
-        "instructions": {"feature": text, "_type": "List"},
-        "negative_images": {"feature": image, "_type": "List"},
-        "negative_image_ids": {"feature": text, "_type": "List"},
+    kinds: dict[str, tuple[pa.DataType, dict[str, Any]]] = {
+        "text": (pa.string(), text),
+        "image": (image_struct, image),
+        # a `List` would be unknown to datasets below 4; later ones read `Sequence` as a list
+        "texts": (pa.list_(pa.field("item", pa.string())), {"feature": text, "_type": "Sequence"}),
+        "images": (pa.list_(pa.field("item", image_struct)), {"feature": image, "_type": "Sequence"}),
     }
-    fields = [
-        ("triplet_id", pa.string()),
-        ("query_image", image_struct),
-        ("target_image", image_struct),
-        ("instructions", strings),
-        ("negative_images", pa.list_(pa.field("item", image_struct))),
-        ("negative_image_ids", strings),
-    ]
+    fields = [(name, kinds[kind][0]) for name, kind in EXPORT_COLUMNS.items()]
+    features = {name: kinds[kind][1] for name, kind in EXPORT_COLUMNS.items()}
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def export_features() -> list[dict[str, Any]]:
+    """The columns of config with_images as the card's header names them, for every release of `datasets`."""
+    kinds = {"text": {"dtype": "string"}, "image": {"dtype": "image"}}
+    kinds |= {"texts": {"sequence": "string"}, "images": {"sequence": "image"}}
+    return [{"name": name, **kinds[kind]} for name, kind in EXPORT_COLUMNS.items()]
 
 
 def embed_images(rows: Iterable[dict[str, Any]], store: Store) -> Iterator[dict[str, Any]]:
@@ -66,6 +84,7 @@ def embed_images(rows: Iterable[dict[str, Any]], store: Store) -> Iterator[dict[
             "instructions": row["instructions"],
             "negative_images": [image(i) for i in row["negative_image_ids"]],
             "negative_image_ids": row["negative_image_ids"],
+            **{name: row.get(name) for name in TERMS},
         }
 
 
@@ -75,7 +94,8 @@ def write_embedded(rows: Iterable[dict[str, Any]], store: Store, out: Path) -> i
     import pyarrow.parquet as pq
 
     schema, count = export_schema(), 0
-    with atomic_write(out) as temporary, pq.ParquetWriter(temporary, schema, compression="none") as writer:
+    options: dict[str, Any] = {"compression": "none", "write_page_index": True, "use_content_defined_chunking": True}
+    with atomic_write(out) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         group: list[dict[str, Any]] = []
         for row in embed_images(rows, store):
             group.append(row)

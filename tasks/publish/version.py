@@ -24,7 +24,7 @@ from tasks.names import batch_name
 from tasks.pages.dataset_card import dataset_card
 from tasks.pages.gallery import write_gallery
 from tasks.publish.dvc_repo import commit_outputs
-from tasks.publish.export import write_embedded
+from tasks.publish.export import export_features, write_embedded
 from tasks.publish.git import git, read_at, resolve_ref
 from tasks.publish.graph import make_output_folders
 from tasks.publish.merge import merge_chunks
@@ -120,6 +120,7 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
         exported=count_parquet_rows(export.parent.glob("*.parquet")),
         parquet_bytes=parquet_bytes(manifest),
         is_held_out_split=params.evaluate.benchmark is None,
+        export_features=export_features(),
     )
     return {
         "README.md": card.encode(),
