@@ -23,7 +23,7 @@ from tasks.store import Store
 from tests.support.fake_run import fill, gates
 from tests.support.parameters import raw_params
 
-SECRET = "pl4nted"  # part of every text that must not be published
+SECRET = "pl4" + "nted"  # part of every text that must not be published; this file is published too
 
 
 def planted(folder: Path) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def planted(folder: Path) -> dict[str, Any]:
             "blocklists": [str(folder / "block.txt")],
             "benchmark_hashes": [str(folder / "hashes.jsonl")],
         },
-        "caption": {"url": server, "writer_url": server, "model": f"/{SECRET}/models/vlm", "canaries": None},
-        "judge": {"url": server, "model": f"/{SECRET}/models/judge", "labelled": f"/{SECRET}/labels.csv"},
-        "train": {"base_model": f"/{SECRET}/clip", "datasets": datasets},
+        "caption": {"url": server, "writer_url": server, "model": f"{folder}/models/vlm", "canaries": None},
+        "judge": {"url": server, "model": f"{folder}/models/judge", "labelled": f"{folder}/labels.csv"},
+        "train": {"base_model": f"{folder}/clip", "datasets": datasets},
         "evaluate": {"benchmark": str(folder / "bench"), "truth": str(folder / "mixed.jsonl")},
     }
 
