@@ -190,9 +190,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:
-    """Compare the clone with its version; {"root", "files": count, "not_pulled": folders and files}."""
+    """Compare the clone with its version; {"root", "files": count}, and "not_pulled": what nobody asked for."""
     found = check_survey(args.root)
     print(f"{args.root}: all {found.files} files are as published")
     for path in found.not_pulled:
         print(f"not pulled: {path}")
-    return {"root": str(args.root), "files": found.files, "not_pulled": found.not_pulled}
+    left_out = {"not_pulled": found.not_pulled} if found.not_pulled else {}
+    return {"root": str(args.root), "files": found.files, **left_out}
