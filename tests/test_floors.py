@@ -11,6 +11,7 @@ import pytest
 GROUND = {
     "__init__",
     "__main__",
+    "commands",
     "devices",
     "errors",
     "locks",
