@@ -1,6 +1,6 @@
 """The one command line of the factory: `python -m tasks <command>`; `python -m tasks --help` lists the commands.
 
-A command is one row of COMMANDS (tasks/config/commands.py). A stage works in a run's worktree (the current folder, or --root)
+A command is one row of COMMANDS (tasks/commands.py). A stage works in a run's worktree (the current folder, or --root)
 and prints its StageReport as JSON in the last line; the same line runs in a terminal, under `dvc repro` and inside an
 Airflow task. Errors go to stderr as one sentence; the exit code says what to do next (tasks/errors.py). With --json,
 standard output is one JSON object and nothing else: the report, the result, or {"error", "message"}.
@@ -26,7 +26,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tasks.config.commands import COMMANDS, DETACHABLE
+from tasks.commands import COMMANDS, DETACHABLE
 from tasks.errors import ConfigError, NothingToDo, TasksError
 from tasks.records import StageReport
 
