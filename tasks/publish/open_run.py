@@ -45,11 +45,12 @@ from tasks.config.public import require_no_credentials
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown_list import Entry
 from tasks.locks import exclusive
-from tasks.names import run_date, slug
+from tasks.names import slug
 from tasks.publish.allowed import Allowed, require_allowed
 from tasks.publish.code_versions import code_difference
 from tasks.publish.dvc_repo import checkout_data
-from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at, resolve_ref, tags, version_key
+from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at, resolve_ref, tags
+from tasks.publish.order import date_after, require_name_after
 from tasks.publish.publish import fetch
 from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.run_conf import Kind, changes_from_conf, require_paths, with_absolute_paths
@@ -190,24 +191,6 @@ def require_own_name(own: Mapping[str, Any], resolved: Mapping[str, Any]) -> Non
         )
 
 
-def date_after(parent: Mapping[str, Any] | None, params: Params) -> str:
-    """The run's date; where none is stated, today or the date of the version that it continues, whichever is later.
-
-    Args:
-        parent: version.json of that version; None for the first one.
-        params: of the run.
-    Raises:
-        ConfigError: a stated date before that version's: names would no longer tell what continues what.
-    """
-    date, last = run_date(params), str((parent or {}).get("date") or "")
-    if date < last and params.open_run.date:
-        raise ConfigError(
-            f"open_run.date: {date} is before {last}, the date of version {(parent or {}).get('version')}, which this "
-            "run would continue; give that date or a later one, or leave it empty"
-        )
-    return max(date, last)
-
-
 def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     """Resolve and check a run's parameters; nothing is made.
 
@@ -246,11 +229,7 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
         raise ConfigError(
             f"open_run.batch: {request.kind}/{batch} is published already; leave it empty for the next free name"
         )
-    if parent and version_key(batch) <= version_key(parent["version"]):
-        raise ConfigError(
-            f"open_run.batch: {batch} does not come after {parent['version']}, the version that it would continue; "
-            "leave it empty for the next free name"
-        )
+    require_name_after(parent, batch)
     roles = uncalibrated_windows(deployed_params, profile, changes) if request.kind == "dataset" else []
     warnings = [
         f"profile '{profile}': mine.windows of {', '.join(roles)} are not calibrated for its encoders; "
