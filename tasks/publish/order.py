@@ -1,4 +1,4 @@
-"""Names and dates of versions follow their ancestry: a version never has an older name than the one that it continues."""
+"""Names and dates of versions follow their ancestry: none has an older name than the version that it continues."""
 
 from __future__ import annotations
 
