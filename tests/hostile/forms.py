@@ -6,8 +6,11 @@ bit in the middle of a scan), the case says which rows are right.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import itertools
 import json
+import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -308,6 +311,17 @@ def tar_cases() -> Iterator[TarCase]:
         yield TarCase(
             f"{kind}_twice_a_name", make_tar([*members, ("0.jpg", encode(draw(), "JPEG"))], number), names, False
         )
+        packed = gzip.compress(content, mtime=0)
+        yield TarCase(f"{kind}_gzip", packed, names, False)
+        yield TarCase(
+            f"{kind}_gzip_in_pieces", gzip.compress(content[:700]) + gzip.compress(content[700:]), names, False
+        )
+        yield TarCase(f"{kind}_gzip_wrong_sum", packed[:-8] + b"\xff" * 4 + packed[-4:], names, True)
+        yield TarCase(f"{kind}_gzip_without_its_sum", packed[:-8], names, True)
+        yield TarCase(f"{kind}_gzip_of_a_cut_tar", gzip.compress(content[: starts[2] + 100]), names[:2], True)
+        yield TarCase(f"{kind}_gzip_twice", gzip.compress(packed), (), True)
+        yield TarCase(f"{kind}_xz", lzma.compress(content), names, False)
+        yield TarCase(f"{kind}_bzip2", bz2.compress(content), names, False)
         yield TarCase(
             f"{kind}_hostile_names", make_tar([("../up.jpg", b"x"), ("/abs.jpg", b"x"), *members], number), names, False
         )
