@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
 from PIL import Image, features
 
 from tests.support.images import block_image, encode
@@ -393,3 +394,23 @@ def table_cases() -> Iterator[TableCase]:
         yield TableCase(f"{name}_last.jsonl", jsonl(line, at=6), 6, 1)
     yield TableCase("invalid_utf8.jsonl", jsonl().replace(b"c4", b"c\xff\xfe"), 5, 1)
     yield TableCase("late_caption.jsonl", b'{"url": "https://a.example/1"}\n' + jsonl(), 7, 0)
+    table = pa.table({"url": urls, "caption": pa.array(["a", "b"] * 3).dictionary_encode()})
+    for kind, open_writer in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        for packing in (None, "zstd"):
+            sink = pa.BufferOutputStream()
+            with open_writer(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=packing)) as writer:
+                writer.write_table(table, max_chunksize=2)
+            content = bytes(sink.getvalue())
+            yield TableCase(f"{kind}_{packing}.arrow", content, 6, 0)
+    yield TableCase("offset_out_of_the_file.arrow", _with_wild_offset(urls), 5, 1)
+
+
+def _with_wild_offset(urls: list[str]) -> bytes:
+    """An Arrow stream of URLs of which the last one claims to end far behind the file: reading it would crash."""
+    sink, column = pa.BufferOutputStream(), pa.array(urls)
+    with pa.ipc.new_stream(sink, pa.schema([("url", pa.string())])) as writer:
+        writer.write_batch(pa.record_batch([column], names=["url"]))
+    content = bytes(sink.getvalue())
+    last = len("".join(urls)).to_bytes(4, "little")
+    at = content.rindex(last, 0, content.index(urls[0].encode()))
+    return content[:at] + (1 << 30).to_bytes(4, "little") + content[at + 4 :]

@@ -113,7 +113,7 @@ def read_all(path: Path) -> None:
             except FileRejected as rejected:
                 assert rejected.reason in REASONS["ingest"]
     except DataError as error:
-        assert str(error)
+        assert str(error) and "this is a bug" not in str(error)
         return
     assert counts.captions == counts.matched + counts.unmatched
     if path.suffix != ".tar":
