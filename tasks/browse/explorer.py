@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -25,20 +26,25 @@ _BUILD = threading.Lock()  # one index is built at a time: it takes seconds and 
 class Explorer:
     """What the pages of one version read: its index, and where its images lie."""
 
-    def __init__(self, version: PublishedVersion) -> None:
-        """Read and index the version; seconds for a million rows.
+    def __init__(self, index: TripletIndex, images: Any, shards: Mapping[str, Path]) -> None:
+        """`images`: table with IMAGE_COLUMNS; `shards`: name of a tar -> where it lies."""
+        self.index, self.images, self._shards = index, images, shards
+
+    @classmethod
+    def of(cls, version: PublishedVersion) -> Explorer:
+        """Read and index a version; seconds for a million rows.
 
         Raises:
             DataError: the DVC cache lacks a file.
         """
-        self.images = version.table("data/images", IMAGE_COLUMNS).combine_chunks()
-        self._shards = version.files("data/images", ".tar")
+        images = version.table("data/images", IMAGE_COLUMNS).combine_chunks()
         triplets = version.table("data/triplets")
         dropped, captioned = version.table("data/dropped/judge"), version.table("data/captioned")
         rejected = None
         if len(dropped) and len(captioned):
             rejected = rejected_rows(captioned, version.table("data/pairs"), dropped)
-        self.index = TripletIndex.build(_with_columns(triplets), self.images, rejected)
+        index = TripletIndex.build(_with_columns(triplets), images, rejected)
+        return cls(index, images, version.files("data/images", ".tar"))
 
     def image(self, image_id: str) -> bytes:
         """The stored JPEG of an image.
@@ -142,7 +148,7 @@ def _details(text: str | None) -> list[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=2)
 def _explorer(clone: Path, name: str) -> Explorer:
-    return Explorer(PublishedVersion(clone, name))
+    return Explorer.of(PublishedVersion(clone, name))
 
 
 def explorer_of(version: PublishedVersion) -> Explorer:

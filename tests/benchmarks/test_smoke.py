@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import camera, caption, incremental, ingest, mine, parts, records, select, vectors
+from benchmarks import camera, caption, incremental, ingest, mine, pages, parts, records, select, vectors
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
@@ -202,3 +202,10 @@ def test_select_is_measured_in_a_process_of_its_own(tmp_path: Path, capsys: pyte
     assert figures["images"] == 1200 and figures["candidates_per_image"] == 6 and figures["rows"] == 3 * 1200 * 6
     assert 6 * 1200 <= figures["candidates"] < figures["rows"] and 1200 <= figures["pairs"] <= 2 * 1200
     assert figures["peak_mib"] > 30 and figures["cpu_s"] > 0 and not (tmp_path / "store").exists()
+
+
+def test_the_pages_are_measured_on_drawn_triplets(capsys: pytest.CaptureFixture[str]):
+    figures = pages.main(["--quick"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert figures["triplets"] == 2000 and figures["images"] == 500
+    assert figures["explorer_p95_ms"] > 0 and figures["search_p95_ms"] > 0
