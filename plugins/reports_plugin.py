@@ -6,12 +6,14 @@
     /megapairs/versions/<name>/drops          the dropped rows of a stage and reason, with their details
     /megapairs/versions/<name>/card           its card, as text
     /megapairs/versions/<name>/triplets       its triplets, accepted and rejected, by text and filters; triplets.jsonl
+    /megapairs/versions/<name>/review         rows to be answered by a person (megapairs/review_pages.py)
     /megapairs/compare?first=A&second=B       two versions side by side
     /megapairs/gates/<batch>/<table>          a gate of an open run, or of the version that came out of it
     /megapairs/runs/<slug>/<path>             a file below an open run's reports/ (Data Docs, validation)
     /megapairs/d/<dataset>/...                the same for a dataset of MEGAPAIRS_DATASETS
 
-Reads MEGAPAIRS_DATASET and MEGAPAIRS_RUNS; writes nothing. No page runs a script or loads anything from elsewhere.
+Reads MEGAPAIRS_DATASET and MEGAPAIRS_RUNS. No page loads anything from elsewhere; only the review queue writes, and
+only it runs a script, for its keys.
 Links stay in Airflow's frame, whose sandbox lets no link open a window. The words are in tasks/pages/templates.
 """
 
@@ -31,6 +33,7 @@ from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 from megapairs.airflow_state import runs_at_a_glance
+from megapairs.review_pages import review_router
 from megapairs.wiring import further_datasets
 
 from tasks.browse import overview
@@ -306,6 +309,9 @@ def report(run: str, path: str) -> FileResponse:
     if not RUN_NAME.fullmatch(run) or not file.is_relative_to(reports) or not file.is_file():
         raise HTTPException(404, "no such report; the worktree of a run is removed after success")
     return FileResponse(file, headers=SANDBOX)
+
+
+app.include_router(review_router(version_named))
 
 
 class ReportsPlugin(AirflowPlugin):

@@ -98,6 +98,7 @@ COMMANDS = {
         "tasks.pages.review", "Publish", "write the review page: what was accepted or rejected, and why", "tool",
         "--root clone --count 30",
     ),
+    "reviews": Command("tasks.browse.reviews", "Triplets", "what people answered about triplets, as labels", "tool"),
     "serve_git": Command(
         "tasks.publish.serve_git", "Publish", "serve origin.git to everybody, read-only, by HTTP", "tool",
         "--repository /data/origin.git --port 8090",

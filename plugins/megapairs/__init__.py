@@ -21,6 +21,7 @@ the mail, and, when a mail shows images, the store.
 | stage.py | the operators: Stage, OpenRun, CloseRun | wiring, command, environment, aws, form, links, results |
 | airflow_state.py | what runs, what failed last, the next run: for the home page | wiring |
 | news.py | mails of runs that did not fail; further notifiers | wiring, alerts, mail_message, results |
+| review_pages.py | the review queue's routes | none |
 | maintenance.py | the operators of the maintenance DAGs | wiring, command, facts, alerts, stage, mail_message |
 | defaults.py | default arguments of every task | alerts, news |
 """

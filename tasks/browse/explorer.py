@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -68,6 +68,13 @@ class Explorer:
         rows = self.images.take(np.flatnonzero(is_wanted.to_numpy())).to_pylist()
         return {row["image_id"]: row for row in rows}
 
+    def shown(self, numbers: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Rows by number as templates show them."""
+        rows = self.index.rows(np.asarray(numbers, np.int64))
+        ids = {i for row in rows for i in (row["query_image_id"], row["target_image_id"])}
+        images = self._image_rows(sorted(i for i in ids if i))
+        return [shown_row(row, images) for row in rows]
+
     def page(self, wanted: Selection, number: int) -> dict[str, Any]:
         """What the template shows of one page: rows with images, scores and where they come from.
 
@@ -77,13 +84,11 @@ class Explorer:
         """
         found = self.index.find(wanted)
         start = (number - 1) * PAGE_ROWS
-        rows = self.index.rows(found[start : start + PAGE_ROWS])
-        ids = {i for row in rows for i in (row["query_image_id"], row["target_image_id"])}
-        images = self._image_rows(sorted(i for i in ids if i))
+        rows = self.shown(found[start : start + PAGE_ROWS])
         address = {name: value for name, value in vars(wanted).items() if value not in ("", None)}
         return {
             "total": len(found),
-            "rows": [shown_row(row, images) for row in rows],
+            "rows": rows,
             "first": start + 1 if rows else 0,
             "number": number,
             "has_more": len(found) > start + PAGE_ROWS,
@@ -129,6 +134,7 @@ def shown_row(row: dict[str, Any], images: dict[str, dict[str, Any]]) -> dict[st
         "query_source": source(row["query_image_id"]),
         "target_source": source(row["target_image_id"]),
         "texts": texts,
+        "lowest": min(texts, key=lambda text: float(text["score"] or 0), default={"text": "", "score": ""}),
         "negatives": [(image_id, f"{score:.2f}") for image_id, score in negatives],
         "provenance": [(name, value) for name, value in provenance if value],
         "is_accepted": reason == ACCEPTED,

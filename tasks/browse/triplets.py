@@ -149,6 +149,13 @@ class TripletIndex:
             words = self.__dict__["_words_array"] = np.array(self.vocabulary, dtype=object)
         return words
 
+    @property
+    def row_ids(self) -> list[str]:
+        """Id of each row: of the triplet, or of the pair that was rejected."""
+        import pyarrow.compute as pc
+
+        return [str(i) for i in pc.coalesce(self.table["triplet_id"], self.table["pair_id"]).to_pylist()]
+
     def rows(self, numbers: np.ndarray) -> list[dict[str, Any]]:
         """Rows by number, as mappings."""
         return list(self.table.take(numbers).to_pylist())

@@ -85,3 +85,40 @@ def test_a_version_shows_each_gate_with_what_was_observed_and_expected(client):
 )  # fmt: skip
 def test_what_is_not_there_is_not_found(client, address: str):
     assert client.get(address).status_code == 404
+
+
+class Person:
+    """A user of Airflow's."""
+
+    def get_name(self) -> str:
+        """As Airflow knows them."""
+        return "ann"
+
+
+def test_a_review_is_kept_with_its_name_and_no_other_site_or_viewer_can_send_one(
+    client, deployment: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import reports_plugin
+    from airflow.api_fastapi.core_api.security import get_user
+    from megapairs import review_pages
+
+    may = {"answer": True}
+    monkeypatch.setattr(review_pages, "may_answer", lambda user: may["answer"])
+    monkeypatch.setitem(reports_plugin.app.dependency_overrides, get_user, Person)
+    address = "/versions/2026.11.23/review"
+    page = client.get(address).text
+    assert "7 rows wait for you" in page or "rows wait for you" in page
+    form = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page))
+    assert {"token", "row_id", "query", "target"} <= set(form)
+    assert client.post(address, data={**form, "token": "0", "answer": "right"}).status_code == 403
+    assert client.post(address, data={**form, "answer": "perhaps"}).status_code == 400
+    may["answer"] = False
+    assert client.post(address, data={**form, "answer": "right"}).status_code == 403
+    assert "your role cannot start runs" in client.get(address).text
+    may["answer"] = True
+    answered = client.post(address, data={**form, "answer": "right"}, follow_redirects=False)
+    assert (answered.status_code, answered.headers["location"]) == (303, "review?")
+    line = json.loads((deployment / "reviews.jsonl").read_text())
+    assert (line["name"], line["answer"], line["row_id"], line["text"]) == ("ann", "right", form["row_id"], "")
+    assert "you have answered 1" in client.get(address).text
+    assert client.get("/review.js").headers["content-type"].startswith("text/javascript")
