@@ -71,7 +71,7 @@ this page says when its next run is.
 
 **Datasets.** A dataset is a deployment of its own: versions, parameters, schedule. Each has a pair of DAGs, so that
 their runs neither wait for each other nor share a history: this one for the dataset of `MEGAPAIRS_DATASET`,
-`dataset_refresh__NAME` for each one of `MEGAPAIRS_DATASETS`. `python -m tasks new-dataset NAME --source FOLDER` lays
+`dataset_refresh__NAME` for each one of `MEGAPAIRS_DATASETS`. `python -m tasks new_dataset NAME --source FOLDER` lays
 one out. A run that was marked failed, and of which only the failed tasks are cleared, ends red at `close_run`: clear
 the first skipped task with its downstream tasks.
 """
