@@ -52,6 +52,13 @@ PAGE_ROWS = 100  # dropped rows on a page, a count
 HOME_VERSIONS = 200  # on the home page, a count: four years of weeks
 # A page made from data must not reach the UI's cookies: the sandbox gives it an origin of its own.
 SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts allow-popups", "X-Content-Type-Options": "nosniff"}
+# A published page that needs no script gets none, whatever is in it; its links keep the login, which a sandbox loses.
+STATIC = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+WAY_BACK = b'<nav><a href="../../">All versions</a><a href="./">Gates and dropped rows of this version</a></nav>'
 SPARKS = (("Yield", "yield_share"),)
 
 app = FastAPI(
@@ -180,7 +187,12 @@ def gallery(name: str, dataset: str = "") -> Response:
     """A version's gallery page."""
     with as_not_found():
         page = published_bytes(*_gallery_place(name, dataset))
-    return Response(page, media_type="text/html", headers=SANDBOX)
+    return Response(with_way_back(page), media_type="text/html", headers=STATIC)
+
+
+def with_way_back(page: bytes) -> bytes:
+    """A published page with links to where it was opened from: Airflow's frame has no button that goes back."""
+    return re.sub(rb"<main[^>]*>", lambda found: found[0] + WAY_BACK, page, count=1)
 
 
 def _gallery_place(name: str, dataset: str) -> tuple[Path, str, str]:

@@ -88,6 +88,7 @@ COMMANDS = {
     "judge": Command(
         "tasks.judge.stage", "Triplets", "verify triplets and negatives", example="--part 1/4", takes_part=True
     ),
+    "reviews": Command("tasks.browse.reviews", "Triplets", "what people answered about triplets, as labels", "tool"),
     "validate": Command(
         "tasks.validate.stage", "Gates", "check a table against its expectations", example="pairs", item="table"
     ),
@@ -98,7 +99,6 @@ COMMANDS = {
         "tasks.pages.review", "Publish", "write the review page: what was accepted or rejected, and why", "tool",
         "--root clone --count 30",
     ),
-    "reviews": Command("tasks.browse.reviews", "Triplets", "what people answered about triplets, as labels", "tool"),
     "serve_git": Command(
         "tasks.publish.serve_git", "Publish", "serve origin.git to everybody, read-only, by HTTP", "tool",
         "--repository /data/origin.git --port 8090",

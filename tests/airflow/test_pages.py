@@ -91,6 +91,12 @@ def test_a_version_shows_each_gate_with_what_was_observed_and_expected(client):
     assert "18 of 18" in client.get("/gates/2026.11.23/images?run=gone").text
 
 
+def test_a_gallery_leads_back_and_runs_no_script(client):
+    answer = client.get("/versions/2026.11.23/gallery.html")
+    assert '<nav><a href="../../">All versions</a>' in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+
+
 @pytest.mark.parametrize(
     "address",
     ["/versions/2030.01.01/", "/versions/..%2f..%2fetc/", "/gates/2026.11.23/secrets", "/d/nobody/",

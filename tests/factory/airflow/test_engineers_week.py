@@ -42,11 +42,19 @@ def test_a_run_from_the_form_is_green_and_its_log_ends_in_counts(factory: Factor
         page.goto(f"{factory.airflow.url}/dags/{DATASET_DAG}/runs/{run['dag_run_id']}/tasks/ingest")
         expect(page.get_by_text(re.compile(r"ingest\s*: read \d+, written \d+, dropped: ")).first).to_be_visible()
 
-        page.goto(f"{factory.airflow.url}/megapairs/")
-        name = factory.versions()[-1].removeprefix("dataset/")
-        assert page.get_by_role("link", name=name).get_attribute("href") == f"versions/{name}/gallery.html"
-        page.goto(f"{factory.airflow.url}/megapairs/versions/{name}/gallery.html")
-        expect(page.locator("img").first).to_be_attached()
+        page.get_by_role("button", name="Browse").first.click()
+        page.get_by_role("menuitem", name="MegaPairs versions").click()
+        pages, name = page.frame_locator("iframe"), factory.versions()[-1].removeprefix("dataset/")
+        pages.get_by_role("link", name=name).click()
+        expect(pages.locator("article.card img").first).to_be_visible()
+        pages.get_by_role("link", name="Gates and dropped rows").click()
+        expect(pages.get_by_text("expectations hold").first).to_be_visible()
+        pages.get_by_role("link", name="wrong target").click()
+        expect(pages.get_by_role("heading", name="judge: wrong target")).to_be_visible()
+        expect(pages.locator("tbody tr").first).to_be_visible()
+        pages.get_by_role("link", name=f"Version {name}").click()
+        pages.get_by_role("link", name="Triplets").click()
+        expect(pages.locator("article.card img").first).to_be_visible()
     report = factory.airflow.xcom(DATASET_DAG, run["dag_run_id"], "ingest")
     assert 0 < report["written"] <= LIMIT < IMAGES
 
