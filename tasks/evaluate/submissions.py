@@ -3,6 +3,7 @@
 CIRCO      {"<query id>": [50 image ids], ...}
 CIRR       {"version": "rc2", "metric": "recall", "<pairid>": [50 image names], ...}, the same of recall_subset with 3
 FashionIQ  one list a category, the caption records in their order, each with its `ranking`; three files
+PinPoint   {"<query id>": {"retrieved_items": [50 signatures]}, ...}
 others     {"<query id>": [keys, best first], ...}
 
 Every query stands there once, no image twice in a ranking, each image in the gallery, and as many as the metric reads.
@@ -105,6 +106,8 @@ def _require_all_queries(path: Path, benchmark: Benchmark, rankings: Mapping[str
 
 
 def _as_rankings(path: Path, content: Any) -> dict[str, list[str]]:
+    if isinstance(content, dict):  # PinPoint's form has a name for the list
+        content = {k: v.get("retrieved_items") if isinstance(v, dict) else v for k, v in content.items()}
     if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
         raise DataError(f"{path}: expected an object {{query id: [images, best first]}}")
     return {str(query): [str(i) for i in ranked] for query, ranked in content.items()}
