@@ -57,7 +57,8 @@ def make_gallery(folder: Path, args: argparse.Namespace) -> list[Path]:
 def run_peer(gallery: Path, args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """What the peer prints; its rows lie in `out`."""
     peer = args.peer if args.peer.exists() else Path(sys.executable)
-    words = [str(peer), "benchmarks/evaluate_peer.py", str(gallery), args.model, str(out)]
+    # -P: modules of this folder have names of the standard library
+    words = [str(peer), "-P", "benchmarks/evaluate_peer.py", str(gallery), args.model, str(out)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if done.returncode:
         raise SystemExit(f"the peer failed: {done.stderr[-2000:]}")
