@@ -30,6 +30,7 @@ Fingerprint: TypeAlias = tuple[int, bytes]  # 64-bit perceptual hash, thumbnail
 
 def fingerprint(image: Image) -> Fingerprint:
     """Perceptual hash and thumbnail of an image."""
+    image = image.convert("RGB")
     return perceptual_hash(image), thumbnail(image)
 
 

@@ -126,7 +126,7 @@ class Benchmark:
         split: val, test, ...
         templates: task name -> query template that made the texts; stored with each score.
         tasks: at least one.
-        read_image: image key -> image, RGB.
+        read_image: image key -> image, as `open_image` gives it.
         items: gallery key -> entry, for galleries that hold more than images.
         dropped: queries of the files that are left out.
         files: image key -> file that `read_image` reads, where images are files.
@@ -279,8 +279,12 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: values[m[1]], template)
 
 
+KEPT_MODES = ("P", "PA", "RGBA", "LA")  # of images that are converted to RGB by the model's preparation
+
+
 def open_image(key: str, path: Path | None) -> Image:
-    """An image file, decoded to its end, RGB.
+    """An image file, decoded to its end: RGB, or as it is where it has a palette or transparency, because the model's
+    preparation converts in the order of the released code (an MLLM resizes first).
 
     Raises:
         UnreadableImageError: not there, or not decodable; the file is named.
@@ -294,13 +298,13 @@ def open_image(key: str, path: Path | None) -> Image:
         )
     try:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
-            return image.convert("RGB")
+            return image.copy() if image.mode in KEPT_MODES else image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(f"image {key}: {path} cannot be decoded ({error}); download it again") from error
 
 
 def image_reader(files: Mapping[str, Path]) -> Callable[[str], Image]:
-    """A function key -> image, RGB; a file is opened when it is asked for."""
+    """A function key -> image as `open_image` gives it; a file is opened when it is asked for."""
     return lambda key: open_image(key, files.get(key))
 
 

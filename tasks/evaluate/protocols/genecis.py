@@ -153,7 +153,7 @@ def region_reader(files: Mapping[str, Path]) -> Callable[[str], Image]:
     def read_image(key: str) -> Image:
         whole = open_image(key, files.get(key))
         _, _, box = key.partition(":")
-        return crop_box(whole, [float(v) for v in box.split(",")]) if box else whole
+        return crop_box(whole.convert("RGB"), [float(v) for v in box.split(",")]) if box else whole
 
     return read_image
 

@@ -64,7 +64,10 @@ class ClipRetriever:
             self.model: Any = AutoModel.from_pretrained(
                 model, revision=revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
-            self.processor: Any = AutoProcessor.from_pretrained(model, revision=revision, trust_remote_code=False)
+            # Pillow's, also where torchvision is installed, whose resizing gives other vectors
+            self.processor: Any = AutoProcessor.from_pretrained(
+                model, revision=revision, trust_remote_code=False, backend="pil"
+            )
         if not (hasattr(self.model, "get_image_features") and hasattr(self.model, "get_text_features")):
             raise ConfigError(
                 f"model '{model}': {type(self.model).__name__} has no image and text features; expected a CLIP, such "

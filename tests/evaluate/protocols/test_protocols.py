@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from tasks.errors import ConfigError, DataError
+from tasks.evaluate.contamination import fingerprint
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Query, Task
-from tasks.evaluate.protocols.base import TaskValues, fill_template
+from tasks.evaluate.protocols.base import TaskValues, fill_template, image_reader
 from tasks.evaluate.protocols.genecis import crop_box
 from tests.support.official_benchmarks import MADE, circo_folder, cirr_folder, dump, fashioniq_folder, genecis_folder
 
@@ -393,3 +394,14 @@ def test_the_servers_ranking_score_of_cirr(tmp_path: Path):
     values = [TaskValues("", benchmark.tasks[0].queries, np.array([[0, 1, 1, 1, 0, 1, 1], [0, 0, 1, 1, 1, 1, 1]]))]
     assert PROTOCOLS["cirr"].summary
     assert PROTOCOLS["cirr"].summary(PROTOCOLS["cirr"].metrics(), values) == {"recall_5_subset_1_mean": 0.5}
+
+
+def test_images_with_a_palette_or_transparency_reach_the_model_as_they_are(tmp_path: Path):
+    """The released code resizes first and converts to RGB after: a palette is resized otherwise than colours are."""
+    noise = Image.effect_noise((40, 30), 90)
+    kinds = {"P": noise.convert("RGB").quantize(16), "RGBA": noise.convert("RGBA"), "L": noise}
+    for mode, image in kinds.items():
+        image.save(tmp_path / f"{mode}.png")
+    read = image_reader({mode: tmp_path / f"{mode}.png" for mode in kinds})
+    assert [read(mode).mode for mode in kinds] == ["P", "RGBA", "RGB"]
+    assert fingerprint(read("P")) == fingerprint(read("P").convert("RGB"))
