@@ -31,6 +31,11 @@ class MixedDatasetConfig(Section):
         None, description="Split for `datasets.load_dataset`, such as original. Empty: `path` is read as files."
     )
     images: str = Field(description="Folder to which the image paths of the records are relative.")
+    instruction: str | None = Field(
+        None,
+        description="Task instruction of its queries, for a multimodal language model. Empty: the model's own for "
+        "megapairs; none for mmeb, whose texts hold each task's.",
+    )
     weight: float = Field(
         1.0, gt=0, description="Share of the batches that come from this dataset, relative to the other weights."
     )
@@ -224,6 +229,11 @@ class BenchmarkConfig(Section):
         description="Split: val is scored; test writes the files to submit, where the benchmark has a server.",
     )
     template: str | None = Field(None, description="Text of a query. Empty: the benchmark's own template.")
+    instruction: str | None = Field(
+        None,
+        description="Task instruction of the queries, for a multimodal language model. Empty: the model's own; for "
+        "mmeb none, because its texts hold each task's.",
+    )
 
 
 class EvaluateConfig(Section):

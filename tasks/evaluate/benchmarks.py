@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,7 @@ def read_named(config: BenchmarkConfig) -> Benchmark:
             f"benchmark {config.name}: {folder}: not in the format of '{config.protocol}' "
             f"({type(error).__name__}: {error}); see the docstring of tasks/evaluate/protocols/{config.protocol}.py"
         ) from error
-    return checked(made)
+    return checked(made if config.instruction is None else replace(made, instruction=config.instruction))
 
 
 def checked(benchmark: Benchmark) -> Benchmark:

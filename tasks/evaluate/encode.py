@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,10 +117,25 @@ class ModelScorer:
             f"{'contents' if is_joint else 'images'} of {benchmark.name}",
         )
         options = EncodeOptions(self.kept, image_ids(benchmark), self.settings.workers, progress)
-        with self.settings.arithmetic(getattr(self.retriever, "device", "cpu")):
+        device = getattr(self.retriever, "device", "cpu")
+        with self.settings.arithmetic(device), task_instruction(self.retriever, benchmark.instruction):
             result = run(WithOptions(self.retriever, options), benchmark, self.settings.batch_images)
         progress.finish()
         return result
+
+
+@contextmanager
+def task_instruction(retriever: Any, instruction: str | None) -> Iterator[None]:
+    """An MLLM's queries have this task instruction in the block; the model's own where None. A CLIP has none."""
+    own = getattr(retriever, "instruction", None)
+    if own is None or instruction is None:
+        yield
+        return
+    retriever.instruction = instruction
+    try:
+        yield
+    finally:
+        retriever.instruction = own
 
 
 def weights_name(model: str, revision: str, precision: str) -> str:

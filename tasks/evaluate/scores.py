@@ -188,6 +188,7 @@ def benchmark_report(
         "gallery": sum(len(t.gallery) for t in benchmark.tasks),
         "template": next(iter(benchmark.templates.values())),
         "templates": benchmark.templates,
+        "instruction": benchmark.instruction,
         "main_metric": metric,
         "metrics": scores.means,
         "intervals": {model: scores.intervals(model) for model in results},

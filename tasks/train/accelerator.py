@@ -41,10 +41,12 @@ class RetrieverModule(torch.nn.Module):
         self._no_split_modules = getattr(retriever.model, "_no_split_modules", None)  # FSDP wraps each of these layers
         self.__dict__["_retriever"] = retriever  # not a submodule
 
-    def forward(self, *, pixels: Any = None, texts: list[str] | None = None, role: Role = "query") -> torch.Tensor:
+    def forward(
+        self, *, pixels: Any = None, texts: list[str] | None = None, role: Role = "query", task: str | None = None
+    ) -> torch.Tensor:
         """(n, d) float32 raw features of n images (preprocessed), of n texts, or of n queries or candidates of both."""
         retriever: Retriever = self.__dict__["_retriever"]
-        return retriever.features(pixels=pixels, texts=texts, role=role).float()
+        return retriever.features(pixels=pixels, texts=texts, role=role, task=task).float()
 
     def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
         """The trained weights only: with adapters, the base's weights, of gigabytes, are in no checkpoint."""

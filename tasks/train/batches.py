@@ -53,6 +53,7 @@ class Example:
         instructions: texts; one is drawn per step.
         target_scores: the judge's P(yes) of the target, one per instruction; empty where nothing was judged.
         image_scores: image id -> the judge's highest P(yes), of the query image and the negatives.
+        task: task instruction for an MLLM; empty for none, None for the model's own. One for a whole dataset.
     """
 
     query: str | None
@@ -61,6 +62,7 @@ class Example:
     instructions: tuple[str, ...]
     target_scores: tuple[float, ...] = ()
     image_scores: Mapping[CandidateId, float] = field(default_factory=dict)
+    task: str | None = None
 
     @property
     def query_candidate(self) -> CandidateId | None:
@@ -116,6 +118,7 @@ class BatchPlan:
         candidate_texts: distinct texts of the candidates.
         query_candidate: (b) position of each query's own image among the candidates; -1 where it is none of them.
         broken: positions of images that could not be read: nothing is learnt from them.
+        task: task instruction of the queries for an MLLM; None for the model's own.
     """
 
     images: list[Any]
@@ -129,6 +132,7 @@ class BatchPlan:
     candidate_texts: list[str] = field(default_factory=list)
     query_candidate: list[int] = field(default_factory=list)
     broken: frozenset[int] = frozenset()
+    task: str | None = None
 
     @property
     def candidate_parts(self) -> list[tuple[int, int]]:
@@ -257,6 +261,7 @@ def plan_batch(
         copies=[max(1, counts[n]) for n in range(len(images))],
         own_candidates=own_candidates,
         own_scores=own_scores,
+        task=batch[0].task,
     )
 
 

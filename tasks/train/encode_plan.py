@@ -136,7 +136,7 @@ def encode_queries(
 ) -> torch.Tensor:
     """(n, d) float32 raw features of the queries at these positions of the batch, image and text encoded together."""
     shown = take_or_none(images, [plan.query_image[n] for n in positions])
-    return module(pixels=shown, texts=[plan.texts[n] for n in positions])
+    return module(pixels=shown, texts=[plan.texts[n] for n in positions], task=plan.task)
 
 
 def take_or_none(images: LoadedImages, positions: Sequence[int]) -> list[Any]:

@@ -27,7 +27,7 @@ class RecordImages:
     """
 
     def __init__(self, config: MixedDatasetConfig) -> None:
-        self.name, self.root = config.name, Path(config.images)
+        self.config, self.name, self.root = config, config.name, Path(config.images)
         self.files: dict[str, Path] = {}
         self._faults: dict[str, tuple[str, str] | None] = {}
 
@@ -98,8 +98,11 @@ class ImageFiles(Mapping[str, Path]):
         return len(self.known)
 
 
-def with_ids(example: Example, name: str) -> Example:
-    """An example of a dataset's paths by image ids ("<dataset>:<path>")."""
+def with_ids(example: Example, config: MixedDatasetConfig) -> Example:
+    """An example of a dataset's paths by image ids ("<dataset>:<path>"), with the dataset's task instruction."""
+    name, task = config.name, config.instruction
+    if task is None and config.format == "mmeb":
+        task = ""  # its texts hold each task's own
 
     def named(candidate: CandidateId) -> CandidateId:
         if isinstance(candidate, str):
@@ -107,7 +110,9 @@ def with_ids(example: Example, name: str) -> Example:
         return candidate if candidate.image is None else Candidate(f"{name}:{candidate.image}", candidate.text)
 
     query = None if example.query is None else f"{name}:{example.query}"
-    return replace(example, query=query, target=named(example.target), negatives=tuple(map(named, example.negatives)))
+    return replace(
+        example, query=query, target=named(example.target), negatives=tuple(map(named, example.negatives)), task=task
+    )
 
 
 @dataclass
@@ -207,4 +212,4 @@ def checked_example(
             dropped.counts[f"negative_{fault[0]}"] += 1
         else:
             negatives.append(candidate)
-    return with_ids(replace(example, negatives=tuple(negatives)), images.name)
+    return with_ids(replace(example, negatives=tuple(negatives)), images.config)

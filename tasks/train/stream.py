@@ -83,7 +83,8 @@ class RecordStream:
 
     def __repr__(self) -> str:
         """What the identity of a training is made of."""
-        return f"RecordStream({self.config.name!r}, {self.config.format!r}, {self.records.identity!r})"
+        config = self.config
+        return f"RecordStream({config.name!r}, {config.format!r}, {config.instruction!r}, {self.records.identity!r})"
 
     def require_usable(self, faulty_share_max: float) -> None:
         """Look at a sample of the records and of their images' files.
@@ -110,7 +111,7 @@ class RecordStream:
                 example = parse_record(self.records[number], self.config.format)
                 if isinstance(example, Example):
                     found += 1
-                    yield with_ids(example, self.config.name)
+                    yield with_ids(example, self.config)
                 elif is_first_pass:
                     self._drop(number, *example)
             self.dropped.require_some(self.config.path, found)

@@ -1,6 +1,7 @@
 """Records of MegaPairs' and MMEB's formats become examples, or are counted with the reason why not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -58,15 +59,16 @@ def test_records_of_mmeb_have_queries_and_candidates_of_image_and_text(folder: P
         "pos_text": "a star",
         "pos_image_path": "",
     }
-    examples, _, dropped = read_dataset(
-        write_dataset(folder, "mmeb", right, text_target, {"qry": "a star", "pos_image_path": "t.png"})
-    )
-    assert examples == [
+    config = write_dataset(folder, "mmeb", right, text_target, {"qry": "a star", "pos_image_path": "t.png"})
+    examples, _, dropped = read_dataset(config)
+    assert [replace(e, task=None) for e in examples] == [
         Example("mmeb:q.png", "mmeb:t.png", ("mmeb:n1.png",), ("make it red",)),
         Example("mmeb:q.png", Candidate(None, "a star"), (), ("what is it?",)),
         Example(None, "mmeb:t.png", (), ("a star",)),
     ]
-    assert not dropped
+    assert not dropped and {e.task for e in examples} == {""}, "MMEB's texts hold each task's instruction"
+    told, _, _ = read_dataset(config.model_copy(update={"instruction": "Find it:"}))
+    assert {e.task for e in told} == {"Find it:"}
     represent = "<|image_1|>\nRepresent the given image."
     composed = mmeb_example(right | {"pos_text": represent, "neg_text": represent})
     assert isinstance(composed, Example) and composed.query_candidate == Candidate(

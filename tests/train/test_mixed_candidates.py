@@ -93,6 +93,20 @@ def test_an_mllm_encodes_a_candidate_as_a_whole(params: Params, store: Store, tm
         alone = retriever.prompt_features([(shown, text)], "candidate")[0]
         assert torch.allclose(found.features[n], alone, atol=1e-4)
     assert queries.features.shape == (4, retriever.dimension)
+    by_hand = [
+        (None if n < 0 else images.take([n])[0], text) for n, text in zip(plan.query_image, plan.texts, strict=True)
+    ]
+    with torch.no_grad():
+        told = encoder.encode(replace(plan, task="Find the image:"), images)[1]
+        expected = retriever.prompt_features(by_hand, "query", "Find the image:")
+    assert torch.allclose(told.features, expected, atol=1e-4)
+    assert not torch.allclose(told.features, queries.features, atol=1e-2), "None is the model's own instruction"
+
+
+def test_a_plan_has_its_datasets_task_instruction(params: Params):
+    told = [replace(e, task="Find it:") for e in MIXED]
+    assert next(plan_steps([WeightedDataset(told, 1.0)], params.train, random.Random(0))).task == "Find it:"
+    assert mixed_plan(params).task is None
 
 
 def test_training_on_every_kind_changes_both_towers(params: Params, store: Store):

@@ -130,6 +130,7 @@ class Benchmark:
         items: gallery key -> entry, for galleries that hold more than images.
         dropped: queries of the files that are left out.
         files: image key -> file that `read_image` reads, where images are files.
+        instruction: task instruction of the queries for an MLLM; None for the model's own. Stored with each score.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Benchmark:
     items: Mapping[str, GalleryItem] = field(default_factory=dict)
     dropped: DroppedQueries = field(default_factory=lambda: DroppedQueries())
     files: Mapping[str, Path] = field(default_factory=dict)
+    instruction: str | None = None
 
     def item(self, key: str) -> GalleryItem:
         """The gallery entry of a key."""

@@ -171,7 +171,7 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     images = next((folder / p for p in ("eval_images", "images") if (folder / p).is_dir()), folder)
     keys = {q.reference for t in tasks for q in t.queries} | {i.image for i in items.values()}
     files = {key: images / key for key in keys if key}
-    return Benchmark(name, "mmeb", split, {"": template}, tasks, image_reader(files), items, dropped, files)
+    return Benchmark(name, "mmeb", split, {"": template}, tasks, image_reader(files), items, dropped, files, "")
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:

@@ -60,9 +60,17 @@ class Retriever(Protocol):
     def preprocess(self, images: Sequence[Image]) -> Any:
         """The model's inputs: (n, 3, height, width) float32, or a list of n inputs where images differ in size."""
 
-    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None, role: Role = "query") -> torch.Tensor:
+    def features(
+        self,
+        *,
+        pixels: Any = None,
+        texts: Sequence[str] | None = None,
+        role: Role = "query",
+        task: str | None = None,
+    ) -> torch.Tensor:
         """(n, d) raw features, with gradients: of n preprocessed images as candidates, of n texts, or of n contents of
-        both (an MLLM's image may be None) in a role.
+        both (an MLLM's image may be None) in a role; `task` is the task instruction of an MLLM's queries, its own where
+        None.
         """
 
     def encode(

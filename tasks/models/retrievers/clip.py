@@ -104,7 +104,14 @@ class ClipRetriever:
         features: torch.Tensor = getattr(out, "pooler_output", out)
         return features
 
-    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None, role: Role = "query") -> torch.Tensor:
+    def features(
+        self,
+        *,
+        pixels: Any = None,
+        texts: Sequence[str] | None = None,
+        role: Role = "query",
+        task: str | None = None,
+    ) -> torch.Tensor:
         """(n, d) raw projected features of preprocessed images, of texts, or the sum of both; alike in both roles.
 
         Raises:

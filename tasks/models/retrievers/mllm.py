@@ -112,10 +112,13 @@ class MllmRetriever:
         """The model's input of each image, one by one: they may differ in size."""
         return [self.inputs.image(image) for image in images]
 
-    def prompt_features(self, contents: Sequence[tuple[ImageInput | None, str]], role: Role) -> torch.Tensor:
+    def prompt_features(
+        self, contents: Sequence[tuple[ImageInput | None, str]], role: Role, task: str | None = None
+    ) -> torch.Tensor:
         """(n, d) last hidden state of each prompt's last token, in one pass, with gradients."""
+        instruction = self.instruction if task is None else task
         base = self.model.get_base_model() if self.is_adapted else self.model
-        batch = self.inputs.batch(contents, is_query=role == "query", instruction=self.instruction)
+        batch = self.inputs.batch(contents, is_query=role == "query", instruction=instruction)
         # `model`, not the whole: the language head is not needed
         out = base.model(**{key: value.to(self.device) for key, value in batch.items()}, use_cache=False)
         rows: torch.Tensor = out.last_hidden_state[:, -1, :]
@@ -129,8 +132,17 @@ class MllmRetriever:
         """(n, d) of texts as queries, each with its image or without one."""
         return self.prompt_features(list(zip(images, texts, strict=True)), "query")
 
-    def features(self, *, pixels: Any = None, texts: Sequence[str] | None = None, role: Role = "query") -> torch.Tensor:
+    def features(
+        self,
+        *,
+        pixels: Any = None,
+        texts: Sequence[str] | None = None,
+        role: Role = "query",
+        task: str | None = None,
+    ) -> torch.Tensor:
         """(n, d) of preprocessed images as candidates, or of texts, each with its image or without one, in a role.
+
+        `task` is the task instruction of queries; the retriever's own where None.
 
         Raises:
             ConfigError: neither is given.
@@ -140,7 +152,7 @@ class MllmRetriever:
                 raise ConfigError("features: expected pixels, texts, or as many of both; found neither")
             return self.image_features(pixels)
         images = [None] * len(texts) if pixels is None else pixels
-        return self.prompt_features(list(zip(images, texts, strict=True)), role)
+        return self.prompt_features(list(zip(images, texts, strict=True)), role, task)
 
     def encode(
         self,
