@@ -67,11 +67,12 @@ def save_tiny(family_name: str, folder: Path) -> Path:
     """A checkpoint of one architecture.
 
     Args:
-        family_name: one of FAMILIES.
+        family_name: one of FAMILIES, or qwen2_5_vl.
         folder: where it goes.
     """
     torch.manual_seed(5)
-    return {"llava_next": _llava_next, "qwen2_vl": _qwen2_vl, "qwen3_vl": _qwen3_vl}[family_name](folder)
+    made = {"llava_next": _llava_next, "qwen2_vl": _qwen2_vl, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
+    return made[family_name](folder)
 
 
 def _spread(model: torch.nn.Module) -> torch.nn.Module:
@@ -185,6 +186,33 @@ def _qwen2_vl(folder: Path) -> Path:
         **_named(tokens),
     )
     return _qwen(folder, Qwen2VLForConditionalGeneration(config), tokens, 14)
+
+
+def _qwen2_5_vl(folder: Path) -> Path:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokens = _tokenizer(QWEN_SPECIAL, None, "<|endoftext|>", "<|im_end|>")
+    text = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    rope = {"rope_type": "default", "mrope_section": [1, 2, 3], "rope_theta": 10000.0}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **text,
+            **_ends(tokens),
+            "vocab_size": len(tokens),
+            "rope_parameters": rope,
+            "max_position_embeddings": 4096,
+        },
+        vision_config={**vision, "out_hidden_size": 48, "fullatt_block_indexes": [1], "window_size": 112},
+        **_named(tokens),
+    )
+    return _qwen(folder, Qwen2_5_VLForConditionalGeneration(config), tokens, 14)
 
 
 def _qwen3_vl(folder: Path) -> Path:

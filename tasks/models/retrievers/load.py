@@ -30,6 +30,13 @@ def retriever_type(model: str, revision: str | None = None) -> str:
     return kind
 
 
+def is_image_text_to_text(kind: str) -> bool:
+    """Whether transformers knows a model_type as a multimodal language model alone, without CLIP's two towers."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
 def load_retriever(
     model: str,
     *,
@@ -50,7 +57,13 @@ def load_retriever(
         ConfigError: no such model, or neither a CLIP nor a known MLLM architecture.
         TransientError: the hub cannot be reached.
     """
-    if retriever_type(model, revision) in FAMILIES:
+    kind = retriever_type(model, revision)
+    if kind not in FAMILIES and is_image_text_to_text(kind):
+        raise ConfigError(
+            f"model '{model}': a {kind} is no supported retriever; expected a CLIP or SigLIP with image and text "
+            f"features, or a multimodal language model of the types {sorted(FAMILIES)}"
+        )
+    if kind in FAMILIES:
         from tasks.models.retrievers.mllm import MllmRetriever  # it imports transformers, seconds
 
         return MllmRetriever(model, revision=revision, device=device, threads=threads, base_precision=base_precision)

@@ -1,7 +1,8 @@
 """The retriever of the MLLM type: one decoder reads image and text; the last token's hidden state is the vector.
 
-Architectures: LLaVA-NeXT, as BGE-VL-MLLM-S1 was released, Qwen2-VL and Qwen3-VL; config.json says which, and no code
-from the folder runs. Prompts: tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left.
+Architectures: LLaVA-NeXT, as BGE-VL-MLLM-S1 and BGE-VL-v1.5 were released, Qwen2-VL, Qwen2.5-VL (BGE-VL-Screenshot)
+and Qwen3-VL (Qwen3-VL-Embedding); config.json says which, and no code from the folder runs. Each by its own prompts:
+tasks/models/retrievers/published/bge_vl_prompts.py. Batches are padded on the left.
 LLaVA-NeXT's images are resized to 512 x 512; Qwen-VL takes them as they are, within its processor's limits
 (tasks/models/retrievers/published/bge_vl_inputs.py). Weights are float32; under adapters the base may be held in
 bfloat16 or 4 bits (`train.base_precision`). LoRA adapters:
@@ -38,7 +39,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # model_type -> class in modeling_bge_vl_mllm.py
-REMOTE_CLASSES = {"llava_next": "BGEVLLlavaNext", "qwen2_vl": "BGEVLQwen2VL", "qwen3_vl": "BGEVLQwen3VL"}
+REMOTE_CLASSES = {
+    "llava_next": "BGEVLLlavaNext",
+    "qwen2_vl": "BGEVLQwen2VL",
+    "qwen2_5_vl": "BGEVLQwen25VL",
+    "qwen3_vl": "BGEVLQwen3VL",
+}
 # family -> names of its vision and language modules
 MODULES = {"llava_next": ("vision_tower", "language_model"), "qwen_vl": ("visual", "language_model")}
 PUBLISHED = Path(__file__).parent / "published"
@@ -280,7 +286,8 @@ class MllmRetriever:
                     self.model = bfloat16_with_adapter(self.name, self.source, temporary / "adapter")
                 self.model = self.model.merge_and_unload()
             self.model.save_pretrained(temporary, state_dict=weights)
-            self.inputs.save(temporary, chat_template(self.family))
+            is_ours = self.inputs.style == self.family
+            self.inputs.save(temporary, chat_template(self.family) if is_ours else None)
             write_old_layout(temporary)
             if self.kind == "llava_next":
                 rename_weights(temporary, "vision_tower.", "vision_tower.vision_model.")

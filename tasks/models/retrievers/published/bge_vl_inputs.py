@@ -16,9 +16,11 @@ import transformers
 from PIL.Image import Image
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaNextProcessor
 
-from .bge_vl_prompts import FAMILIES, IMAGE_TOKENS, PROMPTS
+from .bge_vl_prompts import FAMILIES, IMAGE_TOKENS, PROMPTS, prompt_style
 
 LLAVA_SIDE_PX = 512  # height and width that BGE-VL-MLLM was trained with
+# fewest and most pixels of an image of Qwen3-VL-Embedding: 4 and 1800 squares of 32 px
+QWEN3_EMBEDDING_SIZE = {"shortest_edge": 4 * 32**2, "longest_edge": 1800 * 32**2}
 NOT_IN_TEXTS = (*IMAGE_TOKENS.values(), "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
 
 
@@ -45,17 +47,23 @@ class ImageInput:
 class Inputs:
     """Prepares model inputs; batches are padded on the left, so that the last position is each row's last token."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
+    def __init__(self, tokenizer: Any, image_processor: Any, config: Any, style: str | None = None) -> None:
         """Combine the parts of a processor.
 
         Args:
             tokenizer: its padding side is set to the left.
             image_processor: image part of the processor.
             config: of the model.
+            style: form of its prompts; that of the architecture where None.
         """
         self.tokenizer, self.image_processor, self.config = tokenizer, image_processor, config
         self.family = FAMILIES[config.model_type]
+        self.style = style or self.family
         self.image_token = IMAGE_TOKENS[self.family]
+        if self.style == "qwen3_vl_embedding":
+            self.image_processor.size = QWEN3_EMBEDDING_SIZE
+        if self.style != self.family:
+            config.prompt_style = self.style  # so that a saved model states it
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -66,7 +74,8 @@ class Inputs:
         tokenizer = AutoTokenizer.from_pretrained(model, **kept)
         # transformers 4 names Pillow's processors by use_fast, 5 by the backend
         slow = {"backend": "pil"} if int(transformers.__version__.partition(".")[0]) >= 5 else {"use_fast": False}
-        return cls(tokenizer, AutoImageProcessor.from_pretrained(model, **slow, **kept), config)
+        style = prompt_style(str(model), config.model_type, getattr(config, "prompt_style", None))
+        return cls(tokenizer, AutoImageProcessor.from_pretrained(model, **slow, **kept), config, style)
 
     def image(self, image: Image) -> ImageInput:
         """Prepare one image."""
@@ -105,7 +114,7 @@ class Inputs:
         """The prompt with as many image tokens as the image occupies; tokens spelled out in the text are removed."""
         for token in NOT_IN_TEXTS:
             text = text.replace(token, " ")
-        made = PROMPTS[self.family](text, image is not None, is_query, instruction)
+        made = PROMPTS[self.style](text, image is not None, is_query, instruction)
         return made if image is None else made.replace(self.image_token, self.image_token * image.tokens)
 
     def batch(
@@ -136,9 +145,10 @@ class Inputs:
             "mm_token_type_ids": is_image,
         }
 
-    def save(self, folder: Path, chat_template: str) -> None:
-        """Save the processor's files, with the prompts as its chat template."""
-        self.tokenizer.chat_template = chat_template
+    def save(self, folder: Path, chat_template: str | None) -> None:
+        """Save the processor's files, with the prompts as its chat template; with the model's own where None."""
+        if chat_template is not None:
+            self.tokenizer.chat_template = chat_template
         if self.family == "llava_next":
             self.llava_processor(chat_template).save_pretrained(folder)
         else:

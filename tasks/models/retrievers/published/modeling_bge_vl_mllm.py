@@ -8,8 +8,8 @@
     shown = model.data_process(images=["one.jpg", "two.jpg"], q_or_c="c")
     scores = one @ torch.nn.functional.normalize(model(**shown, output_hidden_states=True)[:, -1, :], dim=-1).T
 
-The same folder is a plain LLaVA-NeXT, Qwen2-VL or Qwen3-VL for transformers without this file. Batches are padded on
-the left, so that the last position is each row's last token. Needs torch, transformers and Pillow.
+The same folder is a plain LLaVA-NeXT, Qwen2-VL, Qwen2.5-VL or Qwen3-VL for transformers without this file. Batches are
+padded on the left, so that the last position is each row's last token. Needs torch, transformers and Pillow.
 Source: MegaPairs, arXiv:2412.14475, and the released modeling_llavanext_for_embedding.py.
 """
 
@@ -95,6 +95,7 @@ class ReleasedInterface:
 ARCHITECTURES = {
     "BGEVLLlavaNext": "LlavaNextForConditionalGeneration",  # BGE-VL-MLLM-S1 and -S2
     "BGEVLQwen2VL": "Qwen2VLForConditionalGeneration",
+    "BGEVLQwen25VL": "Qwen2_5_VLForConditionalGeneration",  # BGE-VL-Screenshot's
     "BGEVLQwen3VL": "Qwen3VLForConditionalGeneration",
 }
 
