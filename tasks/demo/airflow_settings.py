@@ -10,7 +10,14 @@ from collections.abc import Mapping
 # gets them. All others of Airflow and of the factory are those of another deployment, and are left out.
 PASSED_ON = (
     *("MEGAPAIRS_SOURCE_ROOTS", "MEGAPAIRS_MODEL_HOSTS", "MEGAPAIRS_MODEL_API_KEY", "MEGAPAIRS_DATASETS"),
-    *("MEGAPAIRS_MAIL_", "AIRFLOW_CONN_SMTP_DEFAULT", "AIRFLOW__SMTP__", "AIRFLOW__EMAIL__"),
+    *(
+        "MEGAPAIRS_MAIL_TO",
+        "MEGAPAIRS_MAIL_FROM",
+        "MEGAPAIRS_NOTIFIERS",
+        "AIRFLOW_CONN_SMTP_DEFAULT",
+        "AIRFLOW__SMTP__",
+        "AIRFLOW__EMAIL__",
+    ),
 )
 
 
