@@ -10,40 +10,19 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tasks.config import ARROW_TABLES
 from tasks.errors import DataError
-from tasks.sources.columns import IMAGE_LISTS, TableFormat, UnreadableText, looks_like_url, plain_name
+from tasks.sources.columnar import TableRow, arrow_rows, make_row, parquet_rows
+from tasks.sources.columns import TableFormat, looks_like_url
 from tasks.sources.counts import ListingCounts
-from tasks.sources.lines import FIELD_CHARS, READ_ERRORS, Line, read_text_lines
+from tasks.sources.lines import FIELD_CHARS, Line, read_text_lines
 
-BATCH_ROWS = 8_192  # of Parquet, read at a time
-IMAGE_BATCH_ROWS = 16  # the same, of a table that holds images
 RECORD_LINES = 200  # most lines of one quoted record of a CSV
 DELIMITERS = (",", ";", "\t", "|")  # of a CSV, by its header
 _IMAGE_NAME = re.compile(r"[^\n]*\.(jpe?g|jfif|jpe|png|webp|avif|gif|tiff?|bmp)\s*", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One row of a table.
-
-    Attributes:
-        number: of its first line in a text table, counted from 1; of the row in another table, from 0.
-        values: field of COLUMNS -> what the row states for it.
-        damage: why it cannot be read; '' for a good row.
-        is_end: whether the damage is the file's, which may be whole next time.
-        unread: rows that a damage stands for beside this one, a count.
-    """
-
-    number: int
-    values: dict[str, Any] = field(default_factory=dict)
-    damage: str = ""
-    is_end: bool = False
-    unread: int = 0
 
 
 def read_rows(path: Path, table: TableFormat, counts: ListingCounts | None = None) -> Iterator[TableRow]:
@@ -60,7 +39,7 @@ def read_rows(path: Path, table: TableFormat, counts: ListingCounts | None = Non
     counts = counts or ListingCounts()
     name = path.name.removesuffix(".gz").removesuffix(".zst")
     if is_columnar := name.endswith((".parquet", *ARROW_TABLES)):
-        read = _parquet_rows if name.endswith(".parquet") else _arrow_rows
+        read = parquet_rows if name.endswith(".parquet") else arrow_rows
         rows = read(path, table, counts)
     else:
         lines = read_text_lines(path, table.source.encoding)
@@ -74,13 +53,6 @@ def read_rows(path: Path, table: TableFormat, counts: ListingCounts | None = Non
         counts.unread_rows += row.unread
         is_of_line = row.damage and not row.is_end and not is_columnar
         yield replace(row, damage=f"line {row.number}: {row.damage}") if is_of_line else row
-
-
-def _make_row(number: int, row: dict[str, Any], table: TableFormat) -> TableRow:
-    try:
-        return TableRow(number, table.values(row))
-    except UnreadableText as error:
-        return TableRow(number, damage=str(error))
 
 
 def _jsonl_rows(lines: Iterator[Line], table: TableFormat, counts: ListingCounts) -> Iterator[TableRow]:
@@ -108,7 +80,7 @@ def _jsonl_rows(lines: Iterator[Line], table: TableFormat, counts: ListingCounts
         if len(names) < 1_000:
             names.update(dict.fromkeys(row))
         fields.update(table.find_columns(list(row)))
-        yield _make_row(line.number, row, table)
+        yield make_row(line.number, row, table)
     if objects:
         table.check(fields, list(names))
     elif first_damage and "JSON" in first_damage:
@@ -257,139 +229,4 @@ class _DelimitedTable:
         values = dict(zip(self._names, fields, strict=False))
         if len(values) < len(self._names):  # of two columns of one name the first counts
             values = dict(reversed(list(zip(self._names, fields, strict=False))))
-        return _make_row(number, values, self._table)
-
-
-# --- Parquet and Arrow ------------------------------------------------------------------------------------------------
-
-
-def _parquet_rows(path: Path, table: TableFormat, counts: ListingCounts) -> Iterator[TableRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (*READ_ERRORS, pa.ArrowException) as error:
-        counts.lines += 1
-        yield TableRow(0, damage=f"the Parquet file cannot be read: {error}", is_end=True)
-        return
-    with file:
-        wanted, size = _find_wanted(file.schema_arrow, table)
-        number = 0
-        for group in range(file.num_row_groups):
-            end = number + file.metadata.row_group(group).num_rows
-            counts.lines += end - number
-            try:
-                for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
-                    rows = _batch_rows(batch, number, table)
-                    number += batch.num_rows
-                    yield from rows
-            except (*READ_ERRORS, pa.ArrowException) as error:
-                damage = f"rows {number} to {end - 1} of row group {group} cannot be read: {error}"
-                yield TableRow(number, damage=damage, unread=end - number - 1)
-            number = end
-
-
-def _find_wanted(schema: Any, table: TableFormat) -> tuple[list[str], int]:
-    """(the columns that are read, how many rows at a time).
-
-    Raises:
-        DataError: a column that the table must have is missing.
-    """
-    columns = table.find_columns(schema.names)
-    _refuse_image_lists(schema, columns, table)
-    table.check(columns, schema.names)
-    wanted = list(dict.fromkeys(name for names in columns.values() for name in names))
-    holds_images = any(_is_binary(schema.field(name).type) for name in columns.get("image", ()))
-    return wanted, IMAGE_BATCH_ROWS if holds_images else BATCH_ROWS
-
-
-def _arrow_rows(path: Path, table: TableFormat, counts: ListingCounts) -> Iterator[TableRow]:
-    """Rows of an Arrow stream, as `datasets.save_to_disk` writes it, or of an Arrow file (Feather)."""
-    import pyarrow as pa
-
-    number = 0
-    try:
-        with pa.memory_map(str(path)) as file:
-            is_file = bytes(file.read(6)) == b"ARROW1"
-            file.seek(max(0, file.size() - 4))
-            is_ended = is_file or bytes(file.read(4)) == bytes(4)
-            file.seek(0)
-            reader = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-            wanted, size = _find_wanted(reader.schema, table)
-            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
-            for batch in batches:
-                batch = batch.select(wanted)
-                counts.lines += batch.num_rows
-                for start in range(0, batch.num_rows, size):
-                    rows = _checked_rows(batch.slice(start, size), number, table)
-                    number += len(rows)
-                    yield from rows
-            if not is_ended:
-                counts.lines += 1
-                yield TableRow(number, damage=f"the Arrow stream ends early, after row {number - 1}", is_end=True)
-    except (*READ_ERRORS, pa.ArrowException) as error:
-        counts.lines += 1
-        yield TableRow(number, damage=f"the Arrow file cannot be read from row {number} on: {error}", is_end=True)
-
-
-def _is_binary(kind: Any) -> bool:
-    """Whether a column of this Arrow type can hold images: bytes, or a struct with bytes."""
-    import pyarrow.types as types
-
-    if types.is_struct(kind):
-        return any(kind.field(n).name == "bytes" for n in range(kind.num_fields))
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
-
-
-def _refuse_image_lists(schema: Any, columns: dict[str, list[str]], table: TableFormat) -> None:
-    """Refuse a table whose only images are lists of images.
-
-    Raises:
-        DataError: it names the column.
-    """
-    import pyarrow.types as types
-
-    if "url" in columns or any(_is_binary(schema.field(name).type) for name in columns.get("image", ())):
-        return
-    for name in schema.names:
-        kind = schema.field(name).type
-        is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-        if plain_name(name) in IMAGE_LISTS and is_list and _is_binary(kind.value_type):
-            raise DataError(
-                f"{table.name}: column '{name}' is a list of images; expected one image per row; write one row per "
-                "image, e.g. with explode() of pandas or polars"
-            )
-
-
-def _checked_rows(batch: Any, first: int, table: TableFormat) -> list[TableRow]:
-    """`_batch_rows` of data that nobody has checked: offsets that lead out of an Arrow file would end the process."""
-    import pyarrow as pa
-
-    rows: list[TableRow] = []
-    try:
-        batch.validate(full=True)
-        return _batch_rows(batch, first, table)
-    except pa.ArrowInvalid:
-        for n in range(batch.num_rows):
-            row = batch.slice(n, 1)
-            try:
-                row.validate(full=True)
-                rows += _batch_rows(row, first + n, table)
-            except pa.ArrowInvalid as error:
-                rows.append(TableRow(first + n, damage=f"the row's data is damaged: {error}"))
-    return rows
-
-
-def _batch_rows(batch: Any, first: int, table: TableFormat) -> list[TableRow]:
-    """The rows of a record batch; a text that is no UTF-8 is a damaged row."""
-    try:
-        return [_make_row(first + n, row, table) for n, row in enumerate(batch.to_pylist())]
-    except UnicodeDecodeError:
-        rows = []
-        for n in range(batch.num_rows):
-            try:
-                rows.append(_make_row(first + n, batch.slice(n, 1).to_pylist()[0], table))
-            except UnicodeDecodeError as error:
-                rows.append(TableRow(first + n, damage=f"a text that is no UTF-8: {error.reason}"))
-        return rows
+        return make_row(number, values, self._table)

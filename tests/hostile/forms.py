@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import itertools
 import json
 import lzma
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image, features
 
 from tests.support.images import block_image, encode
@@ -402,6 +404,10 @@ def table_cases() -> Iterator[TableCase]:
                 writer.write_table(table, max_chunksize=2)
             content = bytes(sink.getvalue())
             yield TableCase(f"{kind}_{packing}.arrow", content, 6, 0)
+    for packing in ("none", "zstd"):
+        parquet = io.BytesIO()
+        pq.write_table(table, parquet, row_group_size=2, compression=packing)
+        yield TableCase(f"{packing}.parquet", parquet.getvalue(), 6, 0)
     yield TableCase("offset_out_of_the_file.arrow", _with_wild_offset(urls), 5, 1)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tasks.config import SourceConfig, parse_params, read_raw, resolve
 from tasks.errors import ConfigError, DataError
-from tasks.sources import rows as rows_module
+from tasks.sources import columnar
 from tasks.sources.files import FileRejected
 from tasks.sources.open import list_files
 from tests.support.web import serving
@@ -150,7 +150,7 @@ def test_wrong_tables_are_configuration_or_data_errors(tmp_path: Path):
 
 
 def test_a_long_table_takes_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rows_module, "BATCH_ROWS", 500)
+    monkeypatch.setattr(columnar, "BATCH_ROWS", 500)
 
     def peak(rows: int) -> int:
         table = pa.table(
