@@ -183,7 +183,8 @@ def bucket_cut(week: Week) -> Outcome:
             for endpoint in (url, proxy.url):
                 week.reset()
                 source = {"name": "shop", "path": "s3://shop/", "endpoint_url": endpoint, "license_code": "CC0-1.0"}
-                ended = week.run(week.opening(sources=[source]), **keys)
+                # an S3 server of the deployment is one that its environment names
+                ended = week.run(week.opening(sources=[source]), **keys, AWS_ENDPOINT_URL=endpoint)
                 assert ended.code == 0, ended.output[-800:]
                 if endpoint == proxy.url:
                     proxy.is_down = True
