@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import camera, caption, incremental, ingest, mine, pages, parts, records, select, vectors
+from benchmarks import camera, caption, evaluate, incremental, ingest, mine, pages, parts, records, select, vectors
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
@@ -25,6 +25,14 @@ def test_mine_gives_the_same_pairs_as_faiss_and_as_torch(
     faster = min(figures["faiss_cpu_s"], figures["torch_cpu_s"])
     assert figures[f"{figures['peer']}_cpu_s"] == faster <= slower, "the ratio is taken against the faster peer"
     assert figures["ratio"] == figures[f"ratio_{figures['peer']}"] and {"ours_cpu_s", "rss_mib"} <= set(figures)
+
+
+@pytest.mark.slow
+def test_evaluate_gives_the_vectors_of_the_released_loop(capsys: pytest.CaptureFixture[str]):
+    figures = evaluate.main(["--images", "24", "--distinct", "8"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert figures["images"] == 24 and figures["max_vector_difference"] < 1e-6
+    assert {"ours_images_per_cpu_s", "peer_images_per_cpu_s", "ratio", "peer_transformers", "again_s"} <= set(figures)
 
 
 def test_the_peers_may_answer_for_a_part_of_the_rows_and_the_figures_say_so(tmp_path: Path):
