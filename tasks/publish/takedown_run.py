@@ -127,6 +127,7 @@ def take_down(
     is_dry: bool = False,
     run: Runner = run_process,
     rewrite: Rewrite | None = None,
+    date: str | None = None,
 ) -> Takedown:
     """Withdraw what the entries name, and publish. A second call with the same run id goes on where the first stopped.
 
@@ -137,10 +138,11 @@ def take_down(
         is_dry: say what the entries match, and stop.
         run: runs a command line of the run.
         rewrite: an older version to withdraw them from; the newest one when None.
+        date: of the run, ISO; today when None.
     Raises:
         ConfigError, DataError, TransientError: as the stage that failed; its worktree stays.
     """
-    conf: dict[str, Any] = {"takedown": [entry.to_json() for entry in entries], "dry_run": is_dry}
+    conf: dict[str, Any] = {"takedown": [entry.to_json() for entry in entries], "dry_run": is_dry, "date": date}
     if rewrite is not None:
         conf |= {"batch": rewrite.name, "date": rewrite.date}
     request = RunRequest(run_id, "dataset", conf, rewrite.tag if rewrite else None)
@@ -185,6 +187,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", type=Path, metavar="FILE", help="take down what this list names")
     parser.add_argument("--reason", choices=sorted(WITHDRAWAL_REASONS), help="published beside the withdrawn ids")
     parser.add_argument("--dry-run", action="store_true", help="say what the entries match, change nothing")
+    parser.add_argument("--date", metavar="YYYY-MM-DD", help="of the version (default: today)")
     parser.add_argument("--now", action="store_true", help="also while another run is under way")
     parser.add_argument("--run-id", help="go on with a takedown that was cut off")
 
@@ -202,7 +205,8 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         require_no_run(deployment)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    done = take_down(deployment, entries, args.run_id or f"takedown__{started}", is_dry=args.dry_run)
+    run_id = args.run_id or f"takedown__{started}"
+    done = take_down(deployment, entries, run_id, is_dry=args.dry_run, date=args.date)
     for note in done.notes:
         print(f"  {note}")
     if done.version:

@@ -52,7 +52,7 @@ def taken(deployment_of: Path, before: Path) -> Takedown:
         "https://example.org/none.jpg",
     ]
     entries = parse_lines(lines, "letter")
-    return take_down(where(deployment_of), entries, "takedown 1", run=run_here)
+    return take_down(where(deployment_of), entries, "takedown 1", run=run_here, date="2026-11-30")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_older_versions_stay_as_they_were(deployment_of: Path, taken: Takedown, 
 
 def test_what_no_image_has_makes_no_version_and_an_unclear_line_no_run(deployment_of: Path, taken: Takedown):
     entries = parse_lines(["f" * 64], "letter")
-    done = take_down(where(deployment_of), entries, "takedown 2", run=run_here)
+    done = take_down(where(deployment_of), entries, "takedown 2", run=run_here, date="2026-11-30")
     assert done.version is None and tags(deployment_of / "dataset", "dataset")[-1] == taken.version
     dry = take_down(where(deployment_of), parse_lines([id_of(2)], "x"), "takedown 3", is_dry=True, run=run_here)
     assert dry.notes[-1].endswith("1 images") and id_of(2) not in (deployment_of / "takedown.jsonl").read_text()

@@ -1,0 +1,112 @@
+"""Remove data that no version needs, and keep all that one does.
+
+    python -m tasks gc                    what would go from the deployment's DVC cache; nothing is removed
+    python -m tasks gc --yes              remove it
+    python -m tasks gc --remote [--yes]   from the DVC remote too
+
+`dvc gc` keeps what the checked-out branch names, and a deployment's clone stands on `main`, which names no data: it
+would remove every version. This command first fetches origin's tags, then keeps the objects of every tag, of the tip
+of every branch of origin, and of every open run. It removes nothing where the remote lacks an object that is needed,
+and refuses to work while a run does: that run may just be writing objects that nothing names yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tasks.errors import ConfigError, DataError
+from tasks.publish.dvc_repo import dvc_repo
+from tasks.publish.git import common_dir, git, publishing_lock
+from tasks.publish.objects import Objects
+from tasks.publish.open_run import Deployment
+from tasks.publish.publish import fetch
+from tasks.publish.retention import list_runs
+
+
+class Garbage(NamedTuple):
+    """Objects that nothing needs: where they lie, how many, and their bytes."""
+
+    where: str
+    objects: int
+    size_bytes: int
+
+
+def needed_objects(clone: Path, open_runs: Sequence[Path]) -> set[str]:
+    """MD5 names of all objects that a tag, a branch of origin or an open run names, folders' lists included.
+
+    Raises:
+        DataError: the list of a folder is neither in the cache nor in the remote.
+    """
+    objects = Objects(clone)
+    refs = git(clone, "for-each-ref", "--format=%(refname)", "refs/tags", "refs/remotes/origin").split()
+    needed: set[str] = set()
+    for ref in refs:
+        if not ref.endswith("/HEAD"):
+            needed |= objects.named_at(ref)
+    for worktree in open_runs:
+        needed |= objects.named_in(worktree)
+    return needed
+
+
+def collect_garbage(deployment: Deployment, *, in_remote: bool, is_dry: bool) -> tuple[list[Garbage], int]:
+    """Find the objects that nothing needs, and remove them unless `is_dry`; (they, the count of needed ones).
+
+    Raises:
+        ConfigError: a run works.
+        DataError: a needed object is missing; nothing is removed then, for something else is wrong.
+    """
+    clone = deployment.clone
+    runs = [run for run in list_runs(deployment.runs, time.time()) if run.kind]
+    if busy := [run.run_id for run in runs if run.is_working]:
+        raise ConfigError(f"gc: run {busy[0]} works, and may be writing objects that nothing names yet; wait for it")
+    with publishing_lock(clone):
+        fetch(clone)
+        needed = needed_objects(clone, [run.folder for run in runs])
+        found = []
+        with dvc_repo(clone) as repo:
+            logging.getLogger("dvc").setLevel(logging.ERROR)
+            stores = {"cache": repo.cache.local, **({"remote": repo.cloud.get_remote_odb()} if in_remote else {})}
+            for where, odb in stores.items():
+                present = set(odb.all())
+                if where == "remote" and (missing := sorted(needed - present)):
+                    raise DataError(
+                        f"gc: the remote lacks {len(missing)} of {len(needed)} objects that versions need, first "
+                        f"{missing[:3]}; nothing is removed; find out what they were (`python -m tasks verify`)"
+                    )
+                unneeded = sorted(present - needed)
+                found.append(Garbage(where, len(unneeded), _remove(odb, unneeded, is_dry=is_dry)))
+    return found, len(needed)
+
+
+def _remove(odb: Any, names: Sequence[str], *, is_dry: bool) -> int:
+    """Remove objects from a store of DVC's, unless `is_dry`; returns their bytes."""
+    size = 0
+    for name in names:
+        size += int(odb.fs.info(odb.oid_to_path(name))["size"] or 0)
+        if not is_dry:
+            odb.delete(name)
+    return size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks gc`."""
+    parser.add_argument("--yes", action="store_true", help="remove what was found")
+    parser.add_argument("--remote", action="store_true", help="look in the DVC remote too")
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Find and remove garbage; {"kept", "garbage": [{"where", "objects", "size_bytes"}], "is_removed"}."""
+    deployment = Deployment.from_environment()
+    deployment = replace(deployment, clone=common_dir(deployment.clone).parent)
+    found, kept = collect_garbage(deployment, in_remote=args.remote, is_dry=not args.yes)
+    print(f"{kept} objects are needed by a tag, a branch or an open run, and stay")
+    for item in found:
+        print(f"  {item.where:<8}{item.objects:>8} objects, {item.size_bytes / 1e6:.1f} MB")
+    print("removed" if args.yes else "would be removed (--yes does it)")
+    return {"kept": kept, "garbage": [item._asdict() for item in found], "is_removed": args.yes}

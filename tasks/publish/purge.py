@@ -1,0 +1,257 @@
+"""Delete images from what is already published, for legal reasons. Without --yes it only says what holds them.
+
+    python -m tasks purge ENTRY ... [--list FILE]             which tags, objects, caches, replies and models hold them
+    python -m tasks purge ENTRY ... --yes [--reason CODE]     rewrite the affected versions, delete the rest
+    python -m tasks purge ENTRY ... --yes --retire            delete the affected versions without a replacement
+
+An ENTRY is a line of a takedown list (tasks/fingerprints/takedown_list.py). With --yes, in this order:
+
+1. the newest version is taken down from, as `python -m tasks takedown` does; every other affected one is rewritten as
+   `dataset/<version>.<n>`, on its own data, with the same stages;
+2. the affected tags are deleted in origin;
+3. the objects that hold the images are deleted from the DVC remote and the cache, and the replies about them from the
+   request cache;
+4. each model that was trained on them gets a note (`git notes --ref=purge`), and the promoted one a sentence in its
+   card, published under the next name of the day;
+5. purges.jsonl beside the clone records what was done, without the images.
+
+Tags that hold none of the images stay and pull as before. Models' own weights are not changed: train anew. What others
+have cloned is out of reach: `data/withdrawn` of the newest version tells them. Killed on its way, the same command does
+what is missing: deletion comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tasks.config import Params, parse_params, resolve
+from tasks.errors import ConfigError
+from tasks.fingerprints.takedown import match_limits
+from tasks.fingerprints.takedown_list import Entry, TakedownList
+from tasks.models.llm.request_cache import cache_folder
+from tasks.publish.dvc_repo import commit_outputs, dvc_repo
+from tasks.publish.git import common_dir, git, next_free_name, read_at, resolve_ref, tags
+from tasks.publish.objects import Objects
+from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run, read_deployed_params
+from tasks.publish.publish import Publication, fetch, publish
+from tasks.publish.published import REMOTE_BRANCH, version_at
+from tasks.publish.purge_record import add_record
+from tasks.publish.purge_scan import Holdings, scan
+from tasks.publish.takedown_list import add_to_list
+from tasks.publish.takedown_run import Rewrite, Runner, gather_entries, require_no_run, run_process, take_down
+from tasks.reasons import WITHDRAWAL_REASONS
+from tasks.store.atomic import write_bytes
+
+NOTES_REF = "refs/notes/purge"
+CARD_HEADING = "## Images withdrawn after training"
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What a purge did.
+
+    Attributes:
+        replaced: tag of an affected version -> the version in its place; None for none.
+        objects: deleted objects.
+        replies: deleted replies of models, a count.
+        models: affected models, tags.
+        record: the purge's record.
+    """
+
+    replaced: Mapping[str, str | None]
+    objects: tuple[str, ...]
+    replies: int
+    models: tuple[str, ...]
+    record: Path
+
+
+def deployed_params(deployment: Deployment) -> Params:
+    """The parameters of the deployed commit.
+
+    Raises:
+        ConfigError: there is no such commit, or they are wrong.
+    """
+    commit = resolve_ref(deployment.clone, deployment.deployed)
+    if commit is None:
+        raise ConfigError(f"MEGAPAIRS_DEPLOYED: {deployment.clone} has no commit {deployment.deployed!r}")
+    raw = read_deployed_params(deployment.clone, commit)
+    return parse_params(resolve(raw, raw.get("profile")), where=f"params.yaml at {deployment.deployed}")
+
+
+def find_holdings(deployment: Deployment, entries: Sequence[Entry]) -> Holdings:
+    """What of all that is published, cached and trained holds the images that the entries name."""
+    fetch(deployment.clone)
+    params = deployed_params(deployment)
+    takedown = TakedownList(entries, {source.name: source.path for source in params.ingest.sources})
+    return scan(Objects(deployment.clone), takedown, match_limits(params), cache_folder(deployment.clone))
+
+
+def describe(holdings: Holdings, objects: Objects) -> list[str]:
+    """What holds the images, a line each."""
+    lines = [f"{len(holdings.image_ids)} images: {', '.join(sorted(holdings.image_ids))}"]
+    for tag, files in holdings.files.items():
+        lines.append(f"{tag}: {len(files)} files")
+        lines += [f"  {path}  object {name}" for path, name in sorted(files.items())]
+    cached = sum(objects.path(name).exists() for name in holdings.objects)
+    lines.append(f"objects: {len(holdings.objects)} in the remote, {cached} of them in the cache")
+    lines.append(f"replies of models about them: {len(holdings.replies)}")
+    lines += [f"  {path}" for path in holdings.replies]
+    lines.append(f"models trained on them: {', '.join(holdings.models) or 'none'}")
+    return lines
+
+
+def purge(
+    deployment: Deployment,
+    entries: Sequence[Entry],
+    holdings: Holdings,
+    *,
+    retire: bool,
+    date: str,
+    run: Runner = run_process,
+) -> Purged:
+    """Delete the images; see the module's docstring.
+
+    Args:
+        deployment: where.
+        entries: what names the images.
+        holdings: of `find_holdings`.
+        retire: delete affected versions without rewriting them; the newest one is taken down from in any case.
+        date: of what is published, ISO.
+        run: runs a command line of a run.
+    """
+    clone = deployment.clone
+    add_to_list(deployment.takedown_list, entries)
+    replaced = _replace_versions(deployment, entries, holdings, retire=retire, date=date, run=run)
+    marked = mark_models(deployment, holdings, date)
+    if replaced:
+        git(clone, "push", "-q", "--atomic", "origin", *(f":refs/tags/{tag}" for tag in replaced))
+        fetch(clone)
+    names = tuple(sorted(holdings.objects))
+    where = _delete_objects(clone, names)
+    for path in holdings.replies:
+        path.unlink(missing_ok=True)
+    record = {
+        "purged_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "reasons": sorted({entry.reason for entry in entries}),
+        "images": len(holdings.image_ids),
+        "versions": dict(replaced),
+        "objects": list(names),
+        "deleted_from": where,
+        "replies": len(holdings.replies),
+        "models": holdings.models,
+        "marked_model": marked,
+    }
+    path = add_record(clone, record)
+    return Purged(replaced, names, len(holdings.replies), tuple(holdings.models), path)
+
+
+def _replace_versions(
+    deployment: Deployment, entries: Sequence[Entry], holdings: Holdings, *, retire: bool, date: str, run: Runner
+) -> dict[str, str | None]:
+    """Withdraw from the newest version, and rewrite the other affected ones; tag -> the tag in its place."""
+    clone, replaced = deployment.clone, dict[str, str | None]()
+    newest = f"dataset/{(version_at(clone) or {}).get('version')}"
+    for tag in sorted(holdings.versions, key=lambda tag: tag == newest):
+        if tag == newest:
+            replaced[tag] = take_down(deployment, entries, "purge newest", run=run, date=date).version
+        elif retire:
+            replaced[tag] = None
+        else:
+            own = str((version_at(clone, f"refs/tags/{tag}") or {})["date"])
+            rewrite = Rewrite(tag, next_free_name(tags(clone, "dataset"), own), own)
+            replaced[tag] = take_down(deployment, entries, f"purge {tag}", run=run, rewrite=rewrite).version
+    return replaced
+
+
+def _delete_objects(clone: Path, names: Sequence[str]) -> dict[str, int]:
+    """Delete objects from cache and remote; where -> how many were there."""
+    deleted = {"cache": 0, "remote": 0}
+    with dvc_repo(clone) as repo:
+        logging.getLogger("dvc").setLevel(logging.ERROR)
+        for where, odb in (("cache", repo.cache.local), ("remote", repo.cloud.get_remote_odb())):
+            for name in names:
+                if odb.fs.exists(odb.oid_to_path(name)):
+                    odb.delete(name)
+                    deleted[where] += 1
+    return deleted
+
+
+def mark_models(deployment: Deployment, holdings: Holdings, day: str) -> str | None:
+    """Note at each affected model that its images were withdrawn; returns the promoted one's new tag, if any."""
+    clone = deployment.clone
+    if not holdings.models:
+        return None
+    sentence = f"Trained on {len(holdings.image_ids)} images that were withdrawn from the dataset on {day}. Train anew."
+    for tag in holdings.models:
+        git(clone, "notes", f"--ref={NOTES_REF}", "add", "-f", "-m", sentence, f"refs/tags/{tag}^{{commit}}")
+    git(clone, "push", "-q", "--force", "origin", f"{NOTES_REF}:{NOTES_REF}")
+    promoted = read_at(clone, REMOTE_BRANCH, "models/promoted.dvc")
+    affected = [tag for tag in holdings.models if read_at(clone, f"refs/tags/{tag}", "models/promoted.dvc") == promoted]
+    return publish_marked_card(deployment, affected[-1], sentence, day) if affected and promoted else None
+
+
+def publish_marked_card(deployment: Deployment, tag: str, sentence: str, day: str) -> str:
+    """Publish the promoted model with a sentence in its card, under the next free name; returns the tag."""
+    conf = {"date": day}
+    root = Path(open_run(RunRequest(f"purge card of {tag}", "model", conf), deployment).notes[0])
+    card = root / "models" / "promoted" / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    if CARD_HEADING not in text:
+        write_bytes(card, f"{text.rstrip()}\n\n{CARD_HEADING}\n\n{sentence}\n".encode())
+    commit_outputs(root, [], ["models/promoted"], (root / "dvc.lock").read_bytes())
+    name = next_free_name(tags(deployment.clone, "model"), day)
+    paths = ("params.yaml", "dvc.lock", "models/promoted.dvc")
+    files = {path: (root / path).read_bytes() for path in paths}
+    message = f"Model {name}: {tag} with a card that says what it was trained on"
+    marked = publish(root, Publication(f"model/{name}", message, files)).tag
+    close_run(root, deployment.clone)
+    return marked
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks purge`."""
+    parser.add_argument("entries", nargs="*", metavar="ENTRY", help="what to delete, as a line of a takedown list")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="delete what this list names")
+    parser.add_argument("--reason", choices=sorted(WITHDRAWAL_REASONS), help="published beside the withdrawn ids")
+    parser.add_argument("--retire", action="store_true", help="delete affected versions instead of rewriting them")
+    parser.add_argument("--date", metavar="YYYY-MM-DD", help="of what is published (default: today)")
+    parser.add_argument("--yes", action="store_true", help="do it; without, only what holds the images is listed")
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """List what holds the images, or delete them; {"images", "versions", "objects", "replies", "models", "is_purged"}.
+
+    Raises:
+        ConfigError: nothing is named, an entry is not understood, or a run is under way.
+    """
+    entries = gather_entries(args.entries, args.list, args.reason)
+    deployment = Deployment.from_environment()
+    deployment = replace(deployment, clone=common_dir(deployment.clone).parent)
+    holdings = find_holdings(deployment, entries)
+    for line in describe(holdings, Objects(deployment.clone)):
+        print(line)
+    versions: Mapping[str, str | None] = dict.fromkeys(holdings.versions)
+    if args.yes and holdings.image_ids:
+        require_no_run(deployment)
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        done = purge(deployment, entries, holdings, retire=args.retire, date=args.date or today)
+        versions = done.replaced
+        for tag, new in versions.items():
+            print(f"{tag}: {'rewritten as ' + new if new else 'deleted'}")
+        print(f"recorded in {done.record}")
+    elif holdings.image_ids:
+        print("nothing is changed; --yes deletes it")
+    return {
+        "images": len(holdings.image_ids),
+        "versions": dict(versions),
+        "objects": sorted(holdings.objects),
+        "replies": len(holdings.replies),
+        "models": holdings.models,
+        "is_purged": bool(args.yes and holdings.image_ids),
+    }
