@@ -93,7 +93,15 @@ COMMANDS = {
         "tasks.validate.stage", "Gates", "check a table against its expectations", example="pairs", item="table"
     ),
     "version": Command("tasks.publish.version", "Publish", "publish the run's triplets as a version"),
-    "takedown": Command("tasks.publish.takedown_run", "Publish", "withdraw images, and publish that at once", "tool"),
+    "takedown": Command(
+        "tasks.publish.takedown_run", "Publish", "withdraw images from the newest version, and publish that at once",
+        "tool", "--reason privacy shop:photos/1.jpg",
+    ),
+    "purge": Command(
+        "tasks.publish.purge", "Publish", "delete images from all that is published; a dry run without --yes", "tool",
+        "--reason illegal shop:photos/1.jpg",
+    ),
+    "gc": Command("tasks.publish.gc", "Publish", "remove data that no version needs; every tag stays whole", "tool"),
     "gallery": Command("tasks.pages.gallery", "Publish", "write a version's gallery page", "tool", "--root clone"),
     "verdicts": Command(
         "tasks.pages.review", "Publish", "write the review page: what was accepted or rejected, and why", "tool",
