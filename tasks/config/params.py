@@ -54,6 +54,11 @@ class VersionConfig(Section):
     """Section `version`."""
 
     license: str = Field(description="Licence of the dataset as its card states it.")
+    contact: str | None = Field(
+        None,
+        description="Whom to write to, a mail address or a page, about the dataset and about images that should leave "
+        "it. The card states it. Empty: the card says that none is stated.",
+    )
     embed_images: bool = Field(
         description="Also publish a Parquet export with the images inside. Suits small datasets only."
     )

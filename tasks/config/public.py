@@ -29,6 +29,7 @@ PUBLIC = frozenset(
         "open_run.date",
         "open_run.batch",
         "version.license",
+        "version.contact",
         "promote.metric",
         "ingest.sources.name",
         "ingest.sources.license_code",

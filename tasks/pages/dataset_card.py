@@ -182,6 +182,8 @@ def dataset_card(
         drops=drops,
         weeks=weeks_context(version.get("weeks") or {}),
         benchmarks=benchmarks_context(version),
+        withdrawn=version.get("withdrawn") or {"total": 0, "new": 0},
+        contact=(version["params"].get("version") or {}).get("contact"),
         usage=usage_context(version.get("ledger") or {}),
         encoders=encoders,
         held_out_share=version["params"]["train"]["held_out_share"] if is_held_out_split else None,

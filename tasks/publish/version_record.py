@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.config import Params
 from tasks.config.public import public_params
+from tasks.fingerprints.takedown import withdrawn_ids
 from tasks.names import batch_name, run_date
 from tasks.pages.week_figures import weekly_figures
 from tasks.publish.identity import fingerprint
@@ -86,6 +87,7 @@ def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | N
         "new_rows": new_rows,
         "drops": store.count_drops(),
         "new_drops": store.count_drops(batch=batch),
+        "withdrawn": {"total": len(withdrawn_ids(store)), "new": len(withdrawn_ids(store, batch))},
         "encoders": encoder_yields(store, batch, encoders),
         "weeks": all_weeks(params, store, parent),
         "quality": {stage: report.figures for stage, report in reports.items() if report.figures},

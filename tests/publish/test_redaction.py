@@ -31,6 +31,8 @@ def planted(folder: Path) -> dict[str, Any]:
     for name in ("takedown.txt", "block.txt", "hashes.jsonl", "bench/annotations.json", "mixed.jsonl", "table.csv"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("# none\n")
+    (folder / "takedown.txt").write_text(f"source:{SECRET}\n")
+    (folder / "mixed.jsonl").write_text("")  # as the truth of a sample world it is read
     table = {
         "name": "shop",
         "path": str(folder / "table.csv"),

@@ -123,7 +123,8 @@ def test_the_withdrawal_is_a_version_that_says_what_went(deployment_of: Path, ta
     assert {r["kind"] for r in rows} == {"image", "pair", "triplet"} and all(r["withdrawn_on"] for r in rows)
     assert [note.rpartition(": ")[2] for note in taken.notes] == ["1 images", "1 images", "1 images", "0 images"]
     params = git(clone, "show", f"{taken.version}:params.yaml")
-    assert "withheld" in params and "letter" not in params
+    assert "letter" not in params and not any(id_of(n) in params or f"fake:{n}" in params for n in GONE)
+    assert "3 images were withdrawn" in (after / "README.md").read_text()
     record = version_at(clone, f"refs/tags/{taken.version}") or {}
     assert record["rows"]["images"] == 10 and record["new_rows"]["triplets"] == 0
     assert not (deployment_of / "runs").exists() or not any((deployment_of / "runs").glob("takedown*"))
