@@ -48,7 +48,15 @@ from megapairs.defaults import default_args
 from megapairs.form import model_params
 from megapairs.news import news_mails
 from megapairs.stage import LABEL, CloseRun, OpenRun, Stage
-from megapairs.wiring import MODEL_DAG, dag_id_for, further_datasets, resources, starts_unpaused, triplets_of
+from megapairs.wiring import (
+    MODEL_DAG,
+    approval_before,
+    dag_id_for,
+    further_datasets,
+    resources,
+    starts_unpaused,
+    triplets_of,
+)
 
 
 def wire(dataset: str) -> None:
@@ -66,6 +74,7 @@ def wire(dataset: str) -> None:
         train,
         evaluate_part.expand(part=train.output),
         evaluate,
+        *approval_before("promote", "Promote the fine-tuned model if it is better?"),
         Stage(task_id="promote", stage="promote", on_success_callback=news_mails()),
         CloseRun(),
     )

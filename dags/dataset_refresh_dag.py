@@ -72,8 +72,11 @@ this page says when its next run is.
 **Datasets.** A dataset is a deployment of its own: versions, parameters, schedule. Each has a pair of DAGs, so that
 their runs neither wait for each other nor share a history: this one for the dataset of `MEGAPAIRS_DATASET`,
 `dataset_refresh__NAME` for each one of `MEGAPAIRS_DATASETS`. `python -m tasks new_dataset NAME --source FOLDER` lays
-one out. A run that was marked failed, and of which only the failed tasks are cleared, ends red at `close_run`: clear
-the first skipped task with its downstream tasks.
+one out.
+
+**People.** `MEGAPAIRS_APPROVAL=version` asks a person first (Browse, Required Actions). A run that was marked failed,
+and of which only the failed tasks are cleared, ends red at `close_run`: clear the first skipped task with its
+downstream tasks.
 """
 
 from typing import Any
@@ -86,6 +89,7 @@ from megapairs.news import news_mails
 from megapairs.stage import LABEL, CloseRun, OpenRun, Stage, parts_from
 from megapairs.wiring import (
     DATASET_DAG,
+    approval_before,
     dag_id_for,
     further_datasets,
     resources,
@@ -144,11 +148,12 @@ def wire(dataset: str) -> None:
         checked = Stage(task_id="validate_triplets", stage="validate", item="triplets")
     news: dict[str, Any] = {"on_skipped_callback": news_mails(), "on_success_callback": news_mails()}
     with TaskGroup("publish", prefix_group_id=False):
+        approval = approval_before("version", "Publish this run's triplets as a version?")
         version = Stage(task_id="version", stage="version", outlets=[triplets_of(dataset)], **news)
         closed = CloseRun()
 
     chain(opened, listed, fetch, ingest, images, recaption, embedded, mine_part, mined, select, pairs, made, checked)
-    chain(checked, version, closed)
+    chain(checked, *approval, version, closed)
     listed >> ingest
     images >> to_mine
     embedded >> mined

@@ -20,6 +20,7 @@ first group; the second group is read where it is used.
 | MEGAPAIRS_RETRIES | retries of a failed task, a count (defaults.py) | 2 |
 | MEGAPAIRS_RETRY_DELAY_S | pause before the first retry, seconds; it doubles up to an hour (defaults.py) | 60 |
 | MEGAPAIRS_MAIL_TO, MEGAPAIRS_MAIL_FROM | receivers and sender of the alert mail; empty: no mail (alerts.py) | empty |
+| MEGAPAIRS_APPROVAL | stages that a person must approve first: version, promote | empty: none |
 | MEGAPAIRS_NOTIFIERS | further notifiers beside the mail, such as Slack's, as JSON (news.py) | empty |
 | MEGAPAIRS_UI | base URL of the web UI, for links in mails (alerts.py) | empty: no links |
 | MEGAPAIRS_PREFLIGHT | off: open_run does not look first whether all is there (stage.py) | on |
@@ -146,6 +147,36 @@ def resources(stage: str) -> dict[str, Any]:
 def schedule() -> str | None:
     """When dataset_refresh runs by itself; None: never."""
     return os.environ.get("MEGAPAIRS_SCHEDULE", "@weekly") or None
+
+
+def approval_before(stage: str, question: str, **arguments: Any) -> list[Any]:
+    """The task that asks a person before a stage runs, where MEGAPAIRS_APPROVAL names the stage; else none.
+
+    A rejection ends the run as failed: nothing is published, and clearing the task asks again. Airflow needs its
+    triggerer for it.
+
+    Args:
+        stage: version or promote.
+        question: what is asked, shown under Browse -> Required Actions.
+        arguments: of the operator.
+    Raises:
+        ValueError: MEGAPAIRS_APPROVAL names something else; Airflow shows it as the DAG's import error.
+    """
+    wanted = {name.strip() for name in os.environ.get("MEGAPAIRS_APPROVAL", "").split(",")} - {""}
+    if wanted - {"version", "promote"}:
+        raise ValueError(
+            f"MEGAPAIRS_APPROVAL: {sorted(wanted)}; expected version, promote or both, separated by commas; change it "
+            "for all Airflow processes"
+        )
+    if stage not in wanted:
+        return []
+    from airflow.providers.standard.operators.hitl import ApprovalOperator
+
+    body = f"The gates' pages and the run's log say what came out. {question}"
+    operator = ApprovalOperator(
+        task_id=f"approve_{stage}", subject=question, body=body, fail_on_reject=True, **arguments
+    )
+    return [operator]
 
 
 def starts_unpaused() -> bool | None:

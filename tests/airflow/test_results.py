@@ -121,3 +121,19 @@ def test_a_further_dataset_has_a_pair_of_dags_and_folders_of_its_own(
     monkeypatch.setenv("MEGAPAIRS_DATASETS", "shop=relative")
     with pytest.raises(ValueError, match="expected name=/absolute/folder"):
         load_dag("dataset_refresh")
+
+
+def test_a_person_approves_first_where_the_deployment_says_so(
+    load_dag: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("MEGAPAIRS_APPROVAL", raising=False)
+    assert "approve_version" not in load_dag("dataset_refresh").task_ids, "off unless it is asked for"
+    monkeypatch.setenv("MEGAPAIRS_APPROVAL", "version, promote")
+    dag = load_dag("dataset_refresh")
+    assert dag.get_task("version").upstream_task_ids == {"approve_version"}
+    assert dag.get_task("approve_version").upstream_task_ids == {"validate_triplets"}
+    assert dag.get_task("approve_version").fail_on_reject
+    assert load_dag("bge_vl_finetune").get_task("promote").upstream_task_ids == {"approve_promote"}
+    monkeypatch.setenv("MEGAPAIRS_APPROVAL", "ingest")
+    with pytest.raises(ValueError, match="expected version, promote or both"):
+        load_dag("dataset_refresh")

@@ -69,3 +69,38 @@ def test_a_service_that_was_killed_here_stays_down_until_it_is_started(airflow: 
         wait_until(lambda: starts(airflow, "api-server") == 2, "it runs again")
         pids = [process.pid for process in airflow._processes.values()]
     assert not any(is_alive(pid) for pid in pids)
+
+
+SLOW_API = """
+import http.server, os, pathlib, sys, time
+name = sys.argv[1]
+if name == "db":
+    sys.exit(0)
+log = pathlib.Path(os.environ["AIRFLOW_HOME"]).parent / "order"
+if name != "api-server":
+    with log.open("a") as file:
+        file.write(name + "\\n")
+    time.sleep(1000)
+time.sleep(0.5)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if not log.exists() or "healthy" not in log.read_text():
+            with log.open("a") as file:
+                file.write("healthy\\n")
+        self.send_response(200)
+        self.end_headers()
+
+http.server.HTTPServer(("127.0.0.1", int(os.environ["AIRFLOW__API__PORT"])), Handler).serve_forever()
+"""
+
+
+def test_a_restarted_scheduler_waits_for_the_api_server(airflow: LocalAirflow):
+    """What a stopped run left is taken up by the scheduler at once, and its tasks report to the api-server."""
+    (airflow.root.parent / "fake" / "airflow" / "__main__.py").write_text(SLOW_API)
+    (airflow.root / "airflow" / "airflow.db").touch()
+    with airflow:
+        airflow.migrate_and_start()
+        order = airflow.root / "order"
+        wait_until(lambda: len(order.read_text().splitlines()) == 3, "all services have started")
+        assert order.read_text().splitlines()[0] == "healthy"
