@@ -146,6 +146,10 @@ def schemas() -> dict[str, pa.Schema]:
                 ("negative_image_ids", strings),  # negative 0 is the query image
                 # to the target, by the encoder that proposed the negative; [0] query-target
                 ("negative_similarity", floats),
+                # how many things differ and the chance that the judge accepts the pair, as estimated from cosines and
+                # captions before a model saw it; null without `select.differences`
+                ("estimated_differences", i32),
+                ("estimated_acceptance", f32),
             ]
         ),
         # What the MLLM and the LLM wrote for a pair, before the judge.
@@ -234,6 +238,7 @@ LATER_COLUMNS: dict[str, tuple[str, ...]] = {
         "is_text_heavy",
         "license_stated",
     ),
+    "pairs": ("estimated_differences", "estimated_acceptance"),
     "captioned": ("differences", "language", "requests", "engine", "sampling", "seed", "shared_concept"),
     "triplets": (
         "language",

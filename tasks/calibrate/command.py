@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tasks.calibrate.differences import FitSettings, fit_to_folder, write_estimate
 from tasks.calibrate.distribution import (
     QUERIES,
     SHOWN_QUANTILES,
@@ -210,6 +211,28 @@ def calibrate_folder(
         return values, calibrate(params, store, quantiles, figures)
 
 
+def calibrate_differences(args: argparse.Namespace, raw: dict[str, Any], profile: str | None) -> dict[str, Any]:
+    """Fit the estimate of differences to labelled pairs of a folder's images, and write it.
+
+    Raises:
+        ConfigError: no --source, or --most below 1.
+        DataError: labels that cannot be read, or too few of them.
+    """
+    if not args.source or args.most < 1:
+        raise ConfigError(
+            f"calibrate --differences: --source is {args.source} and --most {args.most}; expected the folder of the "
+            "images that the labels name, and at least 1"
+        )
+    params = params_for_folder(raw, profile, args.source, args.name)
+    settings = FitSettings(args.most, args.others_differ, args.judged)
+    with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
+        store = Store(folder)
+        embed_folder(params, store, args.limit)
+        content = fit_to_folder(params, store, args.differences, settings)
+    write_estimate(args.out, content)
+    return content
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m tasks calibrate`."""
     parser.add_argument(
@@ -238,6 +261,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a folder for the plot, its numbers and a page of pairs from three bands of each window",
     )
+    parser.add_argument(
+        "--differences",
+        type=Path,
+        metavar="PAIRS.CSV",
+        help="with --source: fit the estimate of how many things differ to these labelled pairs, and nothing else",
+    )
+    parser.add_argument(
+        "--others-differ", action="store_true", help="a mined pair that PAIRS.CSV does not name differs in more"
+    )
+    parser.add_argument(
+        "--judged", type=int, default=0, help="pairs that describer, writer and judge are asked about, a count"
+    )
+    parser.add_argument(
+        "--most", type=int, default=3, help="most differences that the describing model can say, a count (default 3)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("differences.json"), help="the estimate's file")
     defaults = Quantiles()
     parser.add_argument("--low-quantile", type=float, default=defaults.low, help="of random pairs, 0..1")
     parser.add_argument("--high-quantile", type=float, default=defaults.high, help="of nearest neighbours, 0..1")
@@ -262,6 +301,8 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--name {args.name!r}: expected letters, digits, '_', '.' and '-', the first no sign")
     if args.write:
         profile_with_windows(path, profile)  # before the work, not after it
+    if args.differences:
+        return calibrate_differences(args, raw, profile)
     values: dict[str, Any] = {}
     if args.source:
         params = params_for_folder(raw, profile, args.source, args.name)

@@ -170,10 +170,23 @@ class SelectConfig(Section):
         description="Which candidates are taken first when there are no bands: rank (the nearest, by the reciprocal "
         "ranks of all encoders) or encoders (those that most encoders mined, at any distance)."
     )
-    bands_by: Literal["rank", "similarity"] = Field(
+    bands_by: Literal["rank", "similarity", "differences"] = Field(
         "rank",
         description="What the bands divide: rank (0 to mine.neighbours) or similarity (the window from high to low), "
-        "by the encoder that ranks the pair best.",
+        "by the encoder that ranks the pair best; or differences (the first band are pairs of one difference, the "
+        "second of two, as `differences` estimates them; without such an estimate there are no bands).",
+    )
+    differences: str | None = Field(
+        None,
+        description="File with an estimate of how many things differ between two images, fitted to the encoders by "
+        "`python -m tasks calibrate --differences`. Empty, or fitted to other encoders: nothing is estimated.",
+    )
+    accepted_min: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Least chance that the judge accepts a pair, as `differences` estimates it, 0 to 1. Pairs below it "
+        "are not described.",
     )
     memory_mib: int = Field(
         1024,

@@ -59,7 +59,9 @@ class _File:
         }
 
 
-def make_world(folder: Path, *, seed: int, images: int, offset: int = 0, truth: Path | None = None) -> dict[str, int]:
+def make_world(
+    folder: Path, *, seed: int, images: int, offset: int = 0, truth: Path | None = None, split: str = "corpus"
+) -> dict[str, int]:
     """Write a batch of images into `folder` and its rows into `folder/captions.csv`.
 
     Args:
@@ -69,6 +71,7 @@ def make_world(folder: Path, *, seed: int, images: int, offset: int = 0, truth: 
         offset: 0 for the first batch; for a later one the number of files before it, so that it brings new families and
             a few new members of the first batch's.
         truth: JSON-lines file with the scene of each image; `<folder>.truth.jsonl` where None. Never inside `folder`.
+        split: of the scenes; what is calibrated on a world takes one of 'train'.
     Returns:
         How many files of each kind were written.
     """
@@ -76,7 +79,7 @@ def make_world(folder: Path, *, seed: int, images: int, offset: int = 0, truth: 
     counts = {kind: round(images * share) for kind, share in SHARES.items()}
     if images >= 60:
         counts = {kind: max(1, count) for kind, count in counts.items()}
-    files = _originals(rng, seed, images - sum(counts.values()), offset)
+    files = _originals(rng, seed, images - sum(counts.values()), offset, split)
     originals = list(files)
     for kind, count in counts.items():
         for original in rng.choices(originals, k=count):
@@ -100,29 +103,29 @@ def poison_copies(folder: Path, *, seed: int, images: int, truth: Path | None = 
 def poison_captions(folder: Path, *, seed: int, images: int, offset: int, truth: Path | None = None) -> dict[str, int]:
     """Add a batch of new images whose captions are shuffled among them: a batch that the pairs gate must stop."""
     rng = random.Random(f"captions:{seed}:{offset}")
-    files = _originals(rng, seed, images, offset)
+    files = _originals(rng, seed, images, offset, "corpus")
     captions = [file.caption for file in files]
     for file, caption in zip(files, captions[len(files) // 2 :] + captions[: len(files) // 2], strict=True):
         file.caption, file.is_caption_wrong = caption, True
     return _write(folder, files, rng, truth)
 
 
-def _families(seed: int, offset: int) -> Iterator[tuple[list[Scene], Scene]]:
+def _families(seed: int, offset: int, split: str) -> Iterator[tuple[list[Scene], Scene]]:
     """Endless families of a batch, each with one more member that only a later batch contains."""
     number = 0
     while True:
         rng = random.Random(f"family:{seed}:{offset}:{number}")
-        members = family(rng, "corpus", rng.randint(5, 8), close=rng.choice(CLOSE))
+        members = family(rng, split, rng.randint(5, 8), close=rng.choice(CLOSE))
         yield members[:-1], members[-1]
         number += 1
 
 
-def _originals(rng: random.Random, seed: int, count: int, offset: int) -> list[_File]:
+def _originals(rng: random.Random, seed: int, count: int, offset: int, split: str) -> list[_File]:
     scenes: list[Scene] = []
     if offset:
-        late = zip(range(min(round(count * LATE_SHARE), offset // 12)), _families(seed, 0), strict=False)
+        late = zip(range(min(round(count * LATE_SHARE), offset // 12)), _families(seed, 0, split), strict=False)
         scenes += [last for _, (_, last) in late]
-    for members, _ in _families(seed, offset):
+    for members, _ in _families(seed, offset, split):
         if len(scenes) >= count:
             break
         scenes += members

@@ -21,7 +21,8 @@ class PairCounts:
 
     Attributes:
         rows: pairs, a count.
-        figures: pairs_<encoder>, those that it mined; negatives_mean, mined negatives of a pair.
+        figures: pairs_<encoder>, those that it mined; negatives_mean, mined negatives of a pair; where differences are
+            estimated, pairs_<n>_differences, and expected_yield, the mean chance that the judge accepts a pair.
     """
 
     rows: int
@@ -33,15 +34,23 @@ def count_pairs(store: Store, batch: str, encoders: Sequence[str]) -> PairCounts
     import pyarrow.compute as pc
 
     mined_by, rows, negatives = Counter[str](), 0, 0
-    path, columns = store.table_path("pairs", batch), ["mined_by", "negative_image_ids"]
+    differences, expected = Counter[int](), 0.0
+    columns = ["mined_by", "negative_image_ids", "estimated_differences", "estimated_acceptance"]
+    path = store.table_path("pairs", batch)
     for pairs in store.iter_blocks(path, "pairs", columns, rows=ROW_GROUP_ROWS):
         rows += pairs.num_rows
         negatives += pc.sum(pc.list_value_length(pairs.column("negative_image_ids"))).as_py() or 0
         for count in pc.value_counts(pc.list_flatten(pairs.column("mined_by"))).to_pylist():
             mined_by[count["values"]] += count["counts"]
+        for count in pc.value_counts(pc.drop_null(pairs.column("estimated_differences"))).to_pylist():
+            differences[count["values"]] += count["counts"]
+        expected += pc.sum(pairs.column("estimated_acceptance")).as_py() or 0.0
     figures = {f"pairs_{encoder}": float(mined_by[encoder]) for encoder in encoders}
     if rows:
         figures["negatives_mean"] = negatives / rows - 1
+    if differences:
+        figures |= {f"pairs_{n}_differences": float(count) for n, count in sorted(differences.items())}
+        figures["expected_yield"] = expected / differences.total()
     return PairCounts(rows, figures)
 
 

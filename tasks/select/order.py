@@ -9,12 +9,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.config import ENCODER_ROLES, Params
 from tasks.names import seeded_hash
 from tasks.select.candidates import ABSENT, BLOCK_ROWS, Candidates, index_in_group
+
+if TYPE_CHECKING:
+    from tasks.select.estimate import Estimated
+
+TIERS = 10  # equal steps of the chance of acceptance that order the candidates of a band
 
 
 def seeded_hashes(pair_ids: np.ndarray, seed: int) -> np.ndarray:
@@ -108,15 +114,25 @@ def band_order(c: Candidates, seed: int, weights: Sequence[float], bands: np.nda
     return np.lexsort((c.keys, hashes, band_draws(c, hashes, seed, weights, bands)))
 
 
-def band_draws(c: Candidates, hashes: np.ndarray, seed: int, weights: Sequence[float], bands: np.ndarray) -> np.ndarray:
+def band_draws(
+    c: Candidates,
+    hashes: np.ndarray,
+    seed: int,
+    weights: Sequence[float],
+    bands: np.ndarray,
+    tiers: np.ndarray | None = None,
+) -> np.ndarray:
     """(m,) int64, in which draw of its query each candidate is taken, from 0.
 
     Args:
         c: all candidates of their queries.
         hashes: (m,) of `seeded_hashes`.
         seed, weights, bands: as of `band_order`.
+        tiers: (m,) what comes first inside a band, the lowest; what more encoders mined when None.
     """
-    order = np.lexsort((c.keys, hashes, -c.encoder_counts, bands, c.queries))
+    if tiers is None:
+        tiers = -c.encoder_counts
+    order = np.lexsort((c.keys, hashes, tiers, bands, c.queries))
     visit = np.empty(len(c), np.int64)  # the visit of its band in which a candidate is drawn
     visit[order] = index_in_group(c.queries[order].astype(np.int64) * len(weights) + bands[order])
     queries, which = np.unique(c.queries, return_inverse=True)
@@ -141,17 +157,24 @@ def _band_turns(queries: Sequence[str], seed: int, weights: Sequence[float]) -> 
     return np.argsort(np.argsort(waits, axis=1, kind="stable"), axis=1, kind="stable")
 
 
-def preference_classes(c: Candidates, hashes: np.ndarray, params: Params) -> np.ndarray:
+def preference_classes(
+    c: Candidates, hashes: np.ndarray, params: Params, estimated: Estimated | None = None
+) -> np.ndarray:
     """What orders candidates before their hash, as `select.bands` and `select.agreement` ask for; the lowest first.
 
     Args:
         c: all candidates of their queries.
         hashes: (m,) of `seeded_hashes`.
+        estimated: of the candidates, where there is an estimate; bands by differences are none without it.
     Returns:
         (m,) int64, never below 0.
     """
     config = params.select
-    if not config.bands:
+    if config.bands and config.bands_by == "differences" and estimated is not None:
+        bands = np.minimum(estimated.bands, len(config.bands) - 1)
+        tiers = -np.round(estimated.acceptance * TIERS).astype(np.int64)
+        return band_draws(c, hashes, params.open_run.seed, config.bands, bands, tiers)
+    if not config.bands or config.bands_by == "differences":
         return agreement_classes(c, config.agreement)
     windows = {str(e): (w.low, w.high) for e, w in params.mine.windows.items()}
     bands = window_bands(c, len(config.bands), by=config.bands_by, top_k=params.mine.neighbours, windows=windows)

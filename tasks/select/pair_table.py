@@ -9,6 +9,7 @@ import numpy as np
 
 from tasks.config import ENCODER_ROLES
 from tasks.select.candidates import ABSENT, BLOCK_ROWS, Candidates
+from tasks.select.estimate import Estimated
 from tasks.select.negatives import Negatives
 from tasks.select.quotas import QUOTAS
 from tasks.select.settle import pair_ids
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def pair_table(c: Candidates, batch: str, similarities: np.ndarray, negatives: Negatives) -> pa.Table:
+def pair_table(
+    c: Candidates, batch: str, similarities: np.ndarray, negatives: Negatives, estimated: Estimated | None = None
+) -> pa.Table:
     """Rows of table `pairs`, by pair id.
 
     Args:
@@ -27,15 +30,20 @@ def pair_table(c: Candidates, batch: str, similarities: np.ndarray, negatives: N
         batch: the run's.
         similarities: (m, 3) float64, of query and target; NaN where an encoder has no vector of one of them.
         negatives: of the pairs.
+        estimated: of the pairs; None where nothing is estimated.
     """
     import pyarrow as pa
 
+    differences, acceptance = pa.nulls(len(c), pa.int32()), pa.nulls(len(c), pa.float32())
     rows = np.argsort(c.pair_ids)
     index = np.empty(len(c), np.int64)
     index[rows] = np.arange(len(c))
     order = np.argsort(index[negatives.pairs], kind="stable")
     pair, images, scores = index[negatives.pairs][order], negatives.images[order], negatives.similarities[order]
     c, similarities = c.take(rows), similarities[rows]
+    if estimated is not None:
+        differences = pa.array((estimated.bands[rows] + 1).astype(np.int32))
+        acceptance = pa.array(estimated.acceptance[rows].astype(np.float32))
     ends = np.cumsum([0, *(np.bincount(pair, minlength=len(c)) + 1)])  # negative 0 is the query
     is_query = np.zeros(ends[-1], bool)
     is_query[ends[:-1]] = True
@@ -57,6 +65,8 @@ def pair_table(c: Candidates, batch: str, similarities: np.ndarray, negatives: N
             "rank": pa.array(c.ranks.min(axis=1, initial=ABSENT), pa.int32()),
             "negative_image_ids": pa.ListArray.from_arrays(offsets, c.image_ids.take(pa.array(negative_images))),
             "negative_similarity": pa.ListArray.from_arrays(offsets, _nan_as_null(negative_scores)),
+            "estimated_differences": differences,
+            "estimated_acceptance": acceptance,
         }
     )
 
@@ -115,7 +125,9 @@ class DroppedWriter:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        quotas = pa.array([*(f'"quota": "{name}", ' for name in QUOTAS), ""])  # the last one, at -1: none was full
+        quotas = pa.array(
+            [*(f'"quota": "{name}", ' for name in QUOTAS), "", ""]
+        )  # the last ones, below 0: none was full
         for start in range(0, len(records), BLOCK_ROWS):
             block = records[start : start + BLOCK_ROWS]
             query, target = (self._texts.take(pa.array(block[end])) for end in ("query", "target"))

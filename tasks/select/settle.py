@@ -17,6 +17,7 @@ import numpy as np
 from tasks.config import ENCODER_ROLES, Params
 from tasks.progress import Progress
 from tasks.select.candidates import Candidates
+from tasks.select.estimate import Estimated, PairEstimate
 from tasks.select.negatives import Vectors, copy_limits, is_no_copy
 from tasks.select.order import preference_classes, seeded_hashes
 from tasks.select.quotas import QUOTAS, PublishedPairs, Quotas, take_selected
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 BUCKET_ROW_BYTES = 300  # of memory for a candidate while quotas are settled
 PAIR_ROW_BYTES = 200  # of memory for a pair or a dropped candidate while rows are written
-COPY = -1  # instead of a quota: the target is a copy of the query
+# instead of a quota: the target is a copy of the query; it differs in more than the describer can say
+COPY, TOO_DIFFERENT = -1, -2
 PER_QUERY = QUOTAS.index("pairs_per_query")
 
 
@@ -102,12 +104,14 @@ class Settled:
     Attributes:
         pairs: those selected.
         copies: those whose target is a copy of the query.
+        too_different: those that the judge would hardly accept.
         over_quota: those that found a quota full.
         read: candidates, a count.
     """
 
     pairs: ByPairId
     copies: ByPairId
+    too_different: ByPairId
     over_quota: ByPairId
     read: int
 
@@ -123,6 +127,7 @@ class Rules:
         is_new: (p,) bool, images of this batch, and queries that lost a pair.
         is_lost: (p,) bool, queries that lost a pair; None where nothing was taken down.
         sources: (p,) int64, the source of each image; None where no quota needs it.
+        differences: estimates how many things differ between two images; None where there is no such estimate.
     """
 
     params: Params
@@ -131,6 +136,7 @@ class Rules:
     is_new: np.ndarray
     is_lost: np.ndarray | None
     sources: np.ndarray | None
+    differences: PairEstimate | None = None
 
 
 def candidates_of_batch(merged: MergedOnDisk, rules: Rules) -> Iterator[Candidates]:
@@ -152,7 +158,8 @@ def settle(merged: MergedOnDisk, rules: Rules, memory: WorkingMemory, folder: Pa
     partitions = memory.pieces(merged.total, PAIR_ROW_BYTES)
     pair_type = np.dtype(pair_fields(top_k))
     pairs = ByPairId(folder, "pairs", pair_type, partitions)
-    copies, over_quota = (ByPairId(folder, name, DROPPED, partitions) for name in ("copies", "over_quota"))
+    names = ("copies", "too_different", "over_quota")
+    copies, too_different, over_quota = (ByPairId(folder, name, DROPPED, partitions) for name in names)
     order_fields = [("major", "<i4"), ("hash", "<u8"), *pair_fields(top_k)]
     if config.both_directions:
         order_fields.append(("reverse_ranks", rank_type(top_k), len(ENCODER_ROLES)))
@@ -160,7 +167,13 @@ def settle(merged: MergedOnDisk, rules: Rules, memory: WorkingMemory, folder: Pa
     for c in candidates_of_batch(merged, rules):
         read += len(c)
         c = _without_copies(c, rules, memory, copies)
-        runs.add(_in_order(c, rules, runs.dtype, over_quota))
+        estimated = None
+        if rules.differences is not None:
+            estimated = rules.differences.estimate(c)
+            is_likely = estimated.acceptance >= config.accepted_min
+            too_different.add(_dropped(c.take(~is_likely), np.int8(TOO_DIFFERENT)))
+            c, estimated = c.take(is_likely), estimated.take(is_likely)
+        runs.add(_in_order(c, rules, runs.dtype, over_quota, estimated))
     quotas = Quotas(rules.published, config, rules.is_new, rules.sources)
     progress = Progress("select", read, "candidates")
     for records in runs.iter_buckets(memory.rows(BUCKET_ROW_BYTES)):
@@ -171,7 +184,7 @@ def settle(merged: MergedOnDisk, rules: Rules, memory: WorkingMemory, folder: Pa
         over_quota.add(_dropped(c.take(is_rejected), decisions[is_rejected]))
         progress.advance(len(c))
     runs.remove()
-    return Settled(pairs, copies, over_quota, read)
+    return Settled(pairs, copies, too_different, over_quota, read)
 
 
 def _without_copies(c: Candidates, rules: Rules, memory: WorkingMemory, copies: ByPairId) -> Candidates:
@@ -187,7 +200,9 @@ def _without_copies(c: Candidates, rules: Rules, memory: WorkingMemory, copies: 
     return c.take(is_distinct)
 
 
-def _in_order(c: Candidates, rules: Rules, dtype: np.dtype, over_quota: ByPairId) -> np.ndarray:
+def _in_order(
+    c: Candidates, rules: Rules, dtype: np.dtype, over_quota: ByPairId, estimated: Estimated | None
+) -> np.ndarray:
     """Records of the candidates that the quotas are to settle, with what orders them.
 
     Published pairs are left out. A query that is full of published pairs takes no more, whatever comes before it: this
@@ -196,7 +211,7 @@ def _in_order(c: Candidates, rules: Rules, dtype: np.dtype, over_quota: ByPairId
     config = rules.params.select
     hashes = seeded_hashes(c.pair_ids, rules.params.open_run.seed)
     records = pack_pairs(c, dtype)
-    records["major"], records["hash"] = preference_classes(c, hashes, rules.params), hashes
+    records["major"], records["hash"] = preference_classes(c, hashes, rules.params, estimated), hashes
     is_left = ~rules.published.contains(c.queries, c.targets)
     if config.pairs_per_batch is None:
         is_full = is_left & (rules.published.as_query >= config.pairs_per_query)[c.queries]

@@ -59,6 +59,7 @@ from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.names import batch_name
 from tasks.progress import Progress
 from tasks.records import StageReport
+from tasks.select.estimate import estimate_note, read_estimate
 from tasks.select.figures import count_drops, count_pairs, median_caption_cosine
 from tasks.select.negatives import hard_negatives, negative_rules, pair_blocks
 from tasks.select.pair_table import DroppedWriter, pair_table
@@ -173,7 +174,9 @@ def _merged(params: Params, store: Store, batch: _Batch, folder: Path) -> Iterat
         sources = None if config.pairs_per_source is None else _read_sources(store, image_ids, batch.memory)
         _, published = _read_published(store, batch.name, image_ids, batch.memory)
         vectors = open_vectors(store, batch.encoders, image_ids)
-        yield merged, Rules(params, published, vectors, is_new, is_lost if batch.has_takedown else None, sources)
+        estimate = read_estimate(params, store, image_ids, vectors, folder, batch.memory)
+        lost = is_lost if batch.has_takedown else None
+        yield merged, Rules(params, published, vectors, is_new, lost, sources, estimate)
     finally:
         merged.close()
 
@@ -198,10 +201,12 @@ def _write_rows(
                 pairs = c.take(np.arange(block.start, block.stop))
                 similarities, negatives = hard_negatives(pairs, merged.retrieved, rules.vectors, limits)
                 dropped.add_copies(pairs, negatives)
-                writer.add_table(pair_table(pairs, batch.name, similarities, negatives))
+                estimated = rules.differences.estimate(pairs) if rules.differences else None
+                writer.add_table(pair_table(pairs, batch.name, similarities, negatives, estimated))
                 progress.advance(len(pairs))
-        for records in settled.over_quota.iter_sorted():
-            dropped.add_pairs("over_quota", records)
+        for reason, of_reason in (("over_quota", settled.over_quota), ("too_different", settled.too_different)):
+            for records in of_reason.iter_sorted():
+                dropped.add_pairs(reason, records)
         dropped.close()
         progress.finish()
     except BaseException:
@@ -271,6 +276,7 @@ def select(params: Params, store: Store, memory: WorkingMemory) -> StageReport:
     for reason, count in count_drops(store, name).items():
         report.drop(reason, count)
     report.figures |= pairs.figures
+    report.notes += filter(None, [estimate_note(params, store)])
     if (median := median_caption_cosine(params, store, name)) is not None:
         report.figures["median_caption_cosine_new"] = median
     return report

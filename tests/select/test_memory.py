@@ -19,6 +19,7 @@ from tasks.select.settle import ByPairId, pack_pairs, pair_fields, pair_ids, unp
 from tasks.select.spill import SortedRuns, Spill, WorkingMemory
 from tasks.store import Store
 from tests.support.candidates import candidates_of, pairs_of, table_of
+from tests.support.estimates import write_model
 
 BATCHES = ("2026.01.04", "2026.01.11")
 TOP_K = 6
@@ -72,7 +73,16 @@ class World:
     def fill(self, store: Store, batch: int) -> None:
         """Write a batch's images, vectors and neighbours; the latter in two files of several row groups."""
         name, own = BATCHES[batch], np.flatnonzero(self.batch_of == batch)
-        images = [{"image_id": self.ids[n], "batch": name, "shard": "s", "source_uri": f"s{n % 2}:{n}"} for n in own]
+        images = [
+            {
+                "image_id": self.ids[n],
+                "batch": name,
+                "shard": "s",
+                "source_uri": f"s{n % 2}:{n}",
+                "caption": f"a {('red', 'blue')[n % 2]} star and {n % 3} circles" if n % 5 else None,
+            }
+            for n in own
+        ]
         store.write(store.table_path("images", name), images, "images")
         for encoder in ENCODER_ROLES:
             ids = [self.ids[n] for n in own]
@@ -114,6 +124,10 @@ def test_any_limit_of_memory_gives_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, section: dict[str, object], limits: list[int]
 ):
     world, expected = World(seed, count), {}
+    model = write_model(tmp_path_factory.mktemp("model") / "differences.json", dict.fromkeys(ENCODER_ROLES, "r"))
+    if seed % 2:
+        section = {**section, "differences": str(model), "accepted_min": 0.4}
+        section |= {"bands": (2, 1), "bands_by": "differences"} if seed % 3 else {}
     for limit in (PLENTY.size_bytes, *limits):
         store = Store(tmp_path_factory.mktemp("store"))
         reports = []

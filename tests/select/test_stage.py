@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from tasks.config import Params, parse_params, read_raw, resolve
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 from tasks.names import stable_id
 from tasks.select import stage as select
 from tasks.store import Store
 from tasks.store.vectors import MappedRows
 from tests.support.candidates import on_circle
+from tests.support.estimates import write_model
 
 
 def params_for(batch: str, **changes: object) -> Params:
@@ -181,3 +182,43 @@ def test_the_similarity_of_captions_is_measured_on_the_new_images(tmp_path: Path
 def test_select_before_mine_names_the_missing_stage(tmp_path: Path):
     with pytest.raises(DataError, match="mine semantic"):
         select.run(params_for("2026.01.04"), Store(tmp_path))
+
+
+def test_pairs_are_drawn_by_how_much_they_differ_and_what_is_too_different_is_counted(tmp_path: Path):
+    """Near images differ in one thing by the estimate; the judge's verdict on the first week moves the second."""
+    revisions = dict.fromkeys(("semantic", "pattern", "caption"), "r1")
+    model = str(write_model(tmp_path / "differences.json", revisions, cosine=0.95))
+    drawn = {"bands": [1, 1], "bands_by": "differences", "differences": model, "accepted_min": 0.2}
+    store, degrees = Store(tmp_path / "store"), list(range(0, 200, 5))
+    fill(store, "2026.01.04", degrees, degrees)
+    report = select.run(params_for("2026.01.04", pairs_per_query=3, **drawn), store)
+    rows = store.read_table("pairs").to_pylist()
+    assert report.dropped["too_different"] > 0 and report.read == len(rows) + sum(report.dropped.values())
+    assert {r["estimated_differences"] for r in rows} == {1, 2} and not report.notes
+    assert min(r["estimated_acceptance"] for r in rows) >= 0.2
+    counted = {n: report.figures[f"pairs_{n}_differences"] for n in (1, 2)}
+    assert sum(counted.values()) == len(rows) and 0.2 < report.figures["expected_yield"] < 0.9
+    nearest = {n: min(r["similarity_semantic"] for r in rows if r["estimated_differences"] == n) for n in (1, 2)}
+    assert nearest[1] > nearest[2]
+    judged = [{"pair_id": r["pair_id"], "batch": r["batch"]} for r in rows if r["estimated_differences"] == 1]
+    store.write(store.table_path("triplets", "2026.01.04", 0), judged, "triplets")
+    fill(store, "2026.01.11", [2, 32, 62], [*degrees, 2, 32, 62])
+    select.run(params_for("2026.01.11", pairs_per_query=6, pairs_per_target=6, **drawn), store)
+    second = store.read_table("pairs", batch="2026.01.11").to_pylist()
+    assert {r["estimated_differences"] for r in second} == {1}, "of two differences none was accepted so far"
+    best = [max(r["estimated_acceptance"] for r in week if r["estimated_differences"] == 1) for week in (rows, second)]
+    assert best[1] > best[0]
+
+
+def test_an_estimate_for_other_encoders_is_not_used_and_the_report_says_so(tmp_path: Path):
+    model = str(write_model(tmp_path / "differences.json", {"semantic": "another"}))
+    made = []
+    for name, changes in (("none", {}), ("other", {"bands_by": "differences", "bands": [1, 1], "differences": model})):
+        store, degrees = Store(tmp_path / name), list(range(0, 100, 5))
+        fill(store, "2026.01.04", degrees, degrees)
+        report = select.run(params_for("2026.01.04", accepted_min=0.9, **changes), store)
+        made.append(store.table_path("pairs", "2026.01.04").read_bytes())
+    assert made[0] == made[1] and "fitted to semantic another" in report.notes[0]
+    store.table_path("pairs", "2026.01.04").unlink()
+    with pytest.raises(ConfigError, match="no estimate of differences"):
+        select.run(params_for("2026.01.04", differences=str(tmp_path / "missing.json")), store)
