@@ -162,7 +162,6 @@ class SelectConfig(Section):
         "(such a target is found without reading the text), 0 to 1.",
     )
     bands: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (),
         description="Weights of equal bands of a query's window, the nearest band first: its pairs are drawn over the "
         "bands with these weights. Empty: no bands, pairs are taken in the order of `agreement`.",
     )
@@ -171,18 +170,15 @@ class SelectConfig(Section):
         "ranks of all encoders) or encoders (those that most encoders mined, at any distance)."
     )
     bands_by: Literal["rank", "similarity", "differences"] = Field(
-        "rank",
         description="What the bands divide: rank (0 to mine.neighbours) or similarity (the window from high to low), "
         "by the encoder that ranks the pair best; or differences (the first band are pairs of one difference, the "
         "second of two, as `differences` estimates them; without such an estimate there are no bands).",
     )
     differences: str | None = Field(
-        None,
         description="File with an estimate of how many things differ between two images, fitted to the encoders by "
         "`python -m tasks calibrate --differences`. Empty, or fitted to other encoders: nothing is estimated.",
     )
     accepted_min: float = Field(
-        0,
         ge=0,
         le=1,
         description="Least chance that the judge accepts a pair, as `differences` estimates it, 0 to 1. Pairs below it "

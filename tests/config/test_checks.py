@@ -27,8 +27,8 @@ CONTRADICTIONS: list[tuple[Changes, list[str]]] = [
         ["'ingest.min_side_px' is 300", "'ingest.max_pixels' is 80000", "to 90000 or more"],
     ),
     (
-        {"select": {"drop_query_copies": True, "copy_similarity": {"semantic": 0.8}}},
-        ["'select.copy_similarity.semantic' is 0.8", "'mine.windows.semantic.low' is 0.86", "raise"],
+        {"select": {"drop_query_copies": True, "copy_similarity": {"semantic": 0.4}}},
+        ["'select.copy_similarity.semantic' is 0.4", "'mine.windows.semantic.low' is 0.5", "raise"],
     ),
     (
         {"select": {"both_directions": True, "pairs_per_batch": 1}},
@@ -85,8 +85,8 @@ CONTRADICTIONS: list[tuple[Changes, list[str]]] = [
         ["'validate.pairs.similarity_min' is 0.9", "'validate.pairs.similarity_max' is 0.8"],
     ),
     (
-        {"validate": {"pairs": {"similarity_max": 0.5}}},
-        ["'validate.pairs.similarity_max' is 0.5", "'mine.windows' is from 0.6", "raise validate.pairs.similarity_max"],
+        {"validate": {"pairs": {"similarity_max": 0.2}}},
+        ["'validate.pairs.similarity_max' is 0.2", "'mine.windows' is from 0.3", "raise validate.pairs.similarity_max"],
     ),
     (
         {

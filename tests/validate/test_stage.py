@@ -139,9 +139,9 @@ def change(root: Path, table: str, number: int, **values: object) -> Params:
         ("pairs", {"target_image_id": "f" * 64}, "are_images_known"),
         ("pairs", {"mined_by": []}, "encoders"),
         ("pairs", {"mined_by": ["semantic", "smell"]}, "are_miners_configured"),
-        ("pairs", {"similarity_caption": 0.85}, "similarity_caption"),
+        ("pairs", {"similarity_caption": 0.45}, "similarity_caption"),
         ("pairs", {"similarity_semantic": 0.9999}, "similarity_semantic"),
-        ("pairs", {"mined_by": ["pattern"], "similarity_pattern": 0.5}, "similarity_pattern"),
+        ("pairs", {"mined_by": ["pattern"], "similarity_pattern": 0.2}, "similarity_pattern"),
         ("pairs", {"rank": 8}, "rank"),
         ("triplets", {"instructions": ["a", "A "]}, "are_instructions_distinct"),
         ("triplets", {"judge_target": [0.95, 0.2, 0.95]}, "lowest_judge_target"),
@@ -318,19 +318,19 @@ def test_a_name_is_looked_at_by_whole_parts_and_only_where_it_is_a_path(uri: str
 
 def test_a_pair_outside_an_encoders_window_is_named_with_its_similarity_and_the_window(root: Path):
     fill(root, range(0, 6))
-    params = change(root, "pairs", 1, similarity_caption=0.85)  # similarity_semantic stays 0.9: the highest of both
+    params = change(root, "pairs", 1, similarity_caption=0.375)  # similarity_semantic stays 0.9: the highest of both
     validate.run(params, Store(root), table="pairs")
     (rule,) = report(root, "pairs")["broken_rules"]
-    assert rule["observed"].startswith("1 of 4 rows, e.g. [0.85")
-    assert rule["expected"] == "at least 0.86 and at most 1"
+    assert rule["observed"].startswith("1 of 4 rows, e.g. [0.375")
+    assert rule["expected"] == "at least 0.5 and at most 1"
     (row,) = Store(root).read(root / "data/quarantine/pairs/2026.11.16.parquet", "quarantine").to_pylist()
-    assert (row["column"], row["observed"][:4]) == ("similarity_caption", "0.85")
+    assert (row["column"], row["observed"][:4]) == ("similarity_caption", "0.37")
 
 
 def test_the_ends_of_a_window_pass_as_they_are_stored(root: Path):
     """A column holds float32: a similarity in the window may be stored as the nearest float32 to the window's end."""
     fill(root, range(0, 6))
-    params = change(root, "pairs", 1, similarity_semantic=0.86)
+    params = change(root, "pairs", 1, similarity_semantic=0.5)
     assert validate.run(params, Store(root), table="pairs").written == 0
     params = change(root, "pairs", 1, similarity_semantic=0.9998 - 1e-12)
     assert validate.run(params, Store(root), table="pairs").written == 0
