@@ -1,0 +1,31 @@
+"""The last line of benchmarks.worlds: the worst of every week, never a mean that hides one."""
+
+from typing import Any
+
+from benchmarks.worlds import seeds_of, summary_of, table_lines
+
+
+def world(name: str, score: float, *weeks: dict[str, Any]) -> dict[str, Any]:
+    scores = {"all": score, "1": score + 10, "2": score - 5}
+    named = {f"2026.01.{4 + 7 * n:02}": {"pairs": 100, "triplets": 50, **week} for n, week in enumerate(weeks)}
+    return {"name": name, "triplets": 100, "images": 90, "base": {"all": 12.0}, "finetuned": scores, "weeks": named}
+
+
+def test_a_bad_week_of_one_world_is_what_the_summary_says():
+    good = {"true_share": 0.98, "complete_share": 0.96, "yield": 0.6, "shortcut_share": 0.03}
+    bad = {**good, "true_share": 0.9, "yield": 0.3, "shortcut_share": 0.08, "false_rejection_share": 0.2}
+    worlds = [world("11", 40.0, {**good, "yield": 0.55}, good), world("12", 36.0, good, bad)]
+    found = summary_of(worlds)
+    assert (found["worlds"], found["map_at_5_mean"], found["map_at_5_min"]) == (2, 38.0, 36.0)
+    assert (found["true_share_min_week"], found["shortcut_share_max"]) == (0.9, 0.08)
+    assert (found["yield_first_week_min"], found["yield_later_week_min"]) == (0.55, 0.3)
+    assert found["false_rejection_share_max"] == 0.2 and found["negatives_also_right_max"] is None
+    lines = table_lines(worlds)
+    assert lines[1].split() == ["11", "100", "90", "12.0", "40.0", "50.0", "35.0", "nan"]
+    assert "yield 30.0%" in lines[-2] and lines[-1].startswith("mAP@5 38.0, standard deviation over 2 worlds 2.8")
+
+
+def test_a_world_has_seeds_of_its_own_and_the_demos_are_those_of_make_demo():
+    assert seeds_of("demo") == {"world": 7, "run": 0, "benchmark": 11}
+    seeds = [tuple(seeds_of(name).values()) for name in ("11", "12", "demo")]
+    assert all(len(set(column)) == 3 for column in zip(*seeds, strict=True))
