@@ -9,8 +9,10 @@ named, so that none of them is touched.
 (a week where there is none), and sends one mail about it, with the tasks that wait and the pools and queues that they
 wait for.
 
-Both need the connection `megapairs_api` (a login of the REST API); without it they are skipped. **Schedule.** The
-variable `MEGAPAIRS_MAINTENANCE_SCHEDULE`, default `@weekly`; empty: neither runs by itself.
+`weekly_digest` is there where `MEGAPAIRS_DIGEST` is set: one mail a week about the versions and models of seven days.
+
+The first two need the connection `megapairs_api` (a login of the REST API); without it they are skipped. **Schedule.**
+The variable `MEGAPAIRS_MAINTENANCE_SCHEDULE`, default `@weekly`; empty: none runs by itself.
 """
 
 import os
@@ -18,6 +20,7 @@ import os
 import pendulum
 from airflow.sdk import dag
 from megapairs.defaults import default_args
+from megapairs.digest import Digest
 from megapairs.maintenance import LateRuns, PruneRuns
 
 SCHEDULE = os.environ.get("MEGAPAIRS_MAINTENANCE_SCHEDULE", "@weekly") or None
@@ -38,6 +41,12 @@ def maintenance() -> None:
     PruneRuns(task_id="prune_runs")
 
 
+@dag(dag_id="weekly_digest", schedule=SCHEDULE, **COMMON)
+def weekly_digest() -> None:
+    """Tell once a week what was published."""
+    Digest(task_id="digest")
+
+
 @dag(dag_id="late_runs", schedule="@hourly" if SCHEDULE else None, **COMMON)
 def late_runs() -> None:
     """Tell of runs that take longer than their history."""
@@ -46,3 +55,5 @@ def late_runs() -> None:
 
 maintenance()
 late_runs()
+if os.environ.get("MEGAPAIRS_DIGEST"):
+    weekly_digest()

@@ -23,6 +23,7 @@ the mail, and, when a mail shows images, the store.
 | news.py | mails of runs that did not fail; further notifiers | wiring, alerts, mail_message, results |
 | review_pages.py | the review queue's routes | none |
 | maintenance.py | the operators of the maintenance DAGs | wiring, command, facts, alerts, stage, mail_message |
+| digest.py | the weekly digest | wiring, alerts, mail_message, stage |
 | defaults.py | default arguments of every task | alerts, news |
 """
 

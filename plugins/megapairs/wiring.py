@@ -20,6 +20,7 @@ first group; the second group is read where it is used.
 | MEGAPAIRS_RETRIES | retries of a failed task, a count (defaults.py) | 2 |
 | MEGAPAIRS_RETRY_DELAY_S | pause before the first retry, seconds; it doubles up to an hour (defaults.py) | 60 |
 | MEGAPAIRS_MAIL_TO, MEGAPAIRS_MAIL_FROM | receivers and sender of the alert mail; empty: no mail (alerts.py) | empty |
+| MEGAPAIRS_DIGEST | set: a weekly mail about what was published (digest.py) | empty |
 | MEGAPAIRS_APPROVAL | stages that a person must approve first: version, promote | empty: none |
 | MEGAPAIRS_NOTIFIERS | further notifiers beside the mail, such as Slack's, as JSON (news.py) | empty |
 | MEGAPAIRS_UI | base URL of the web UI, for links in mails (alerts.py) | empty: no links |

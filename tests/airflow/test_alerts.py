@@ -287,3 +287,22 @@ def test_further_notifiers_are_airflows_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MEGAPAIRS_NOTIFIERS", '[{"class": "no.such.Notifier"}]')
     with pytest.raises(ValueError, match="MEGAPAIRS_NOTIFIERS: No module named 'no'"):
         further_notifiers()
+
+
+def test_the_weekly_digest_tells_what_the_week_published(inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from megapairs import digest
+
+    records = [
+        {"version": "2026.11.28", "date": "2026-11-28", "new_rows": {"images": 60, "captioned": 20, "triplets": 7}},
+        {"version": "2026.11.01", "date": "2026-11-01", "new_rows": {"images": 9}},
+    ]
+    promoted = [{"name": "2026.11.29", "message": "Model 2026.11.29, trained on 2026.11.28: better"}]
+    lines = digest.digest_lines(records, promoted, "2026-11-21")
+    assert lines[0].startswith("dataset/2026.11.28: 60 new images, 7 new triplets (35% of the pairs)")
+    assert lines[1:] == ["model/2026.11.29 was trained on it and promoted"]
+    monkeypatch.setattr(digest, "versions", lambda clone: [])
+    monkeypatch.setattr(digest, "models", lambda clone: [])
+    monkeypatch.setenv("MEGAPAIRS_MAIL_TO", "data@example.org")
+    monkeypatch.setenv("MEGAPAIRS_DATASET", str(tmp_path))
+    assert digest.Digest(task_id="digest").execute({"run_id": "w"}) == []
+    assert "nothing was published" in inbox.mails[0]["Subject"]

@@ -1,0 +1,83 @@
+"""The weekly digest: what the last seven days published, in one mail; off unless MEGAPAIRS_DIGEST is set."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from megapairs.alerts import Failure, read_dataset_name, receivers
+from megapairs.mail_message import Mail
+from megapairs.stage import deployment
+from megapairs.wiring import DATASET_DAG, dag_id_for, further_datasets
+from tasks.browse.overview import home_row
+from tasks.browse.published import models, versions
+from tasks.errors import TasksError
+from tasks.pages.render import html
+
+DAYS = 7
+
+
+def digest_lines(records: Sequence[Mapping[str, Any]], promoted: Sequence[Mapping[str, Any]], since: str) -> list[str]:
+    """A line a version of the last days, and one a model that was promoted on one of them.
+
+    Args:
+        records: version.json of the versions, the newest first.
+        promoted: of tasks.browse.published.models.
+        since: the first date that counts, YYYY-MM-DD.
+    """
+    lines = []
+    for row in (home_row(record, promoted) for record in records if str(record.get("date", "")) >= since):
+        lines.append(
+            f"dataset/{row['name']}: {row['images']} new images, {row['triplets']} new triplets ({row['yield']} of the "
+            f"pairs), {row['dropped']} rows left out, {row['total']} triplets in all"
+        )
+        if row["model"]:
+            lines.append(f"model/{row['model']} was trained on it and promoted")
+    return lines
+
+
+class Digest(BaseOperator):
+    """Send the digest of every dataset to MEGAPAIRS_MAIL_TO."""
+
+    def execute(self, context: Context) -> list[str]:
+        """Send one mail a dataset; returns its lines.
+
+        Raises:
+            AirflowSkipException: nobody is to be written to.
+        """
+        to = receivers()
+        if not to:
+            raise AirflowSkipException("MEGAPAIRS_MAIL_TO is empty: nobody gets the digest")
+        since = (datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=DAYS)).isoformat()
+        told: list[str] = []
+        for dataset in ("", *further_datasets()):
+            told += self.tell(deployment(dag_id_for(DATASET_DAG, dataset)), since, to, context)
+        return told
+
+    def tell(self, clone: Path, since: str, to: list[str], context: Context) -> list[str]:
+        """Send one dataset's mail."""
+        try:
+            lines = digest_lines([version.record for version in versions(clone)], models(clone), since)
+        except TasksError as error:
+            lines = [f"The versions cannot be read: {error}"]
+        ui = os.environ.get("MEGAPAIRS_UI", "").rstrip("/")
+        failure = Failure(
+            dataset=read_dataset_name(clone),
+            dag_id="weekly_digest",
+            run_id=str(context["run_id"]),
+            task="digest",
+            error="",
+            run_url=f"{ui}/megapairs/" if ui else "",
+        )
+        headline = f"since {since}: {len(lines)} lines" if lines else f"since {since}: nothing was published"
+        values = {"failure": failure, "subject": f"[{failure.dataset}] the week {headline}", "headline": headline}
+        body = html("news_mail.html.j2", **values, sentence="", lines=lines)
+        sender = os.environ.get("MEGAPAIRS_MAIL_FROM") or None
+        Mail(to=to, from_email=sender, subject=values["subject"], html_content=body).notify(context)
+        return lines
