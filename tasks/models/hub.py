@@ -61,6 +61,12 @@ def is_hub_off() -> bool:
     return os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def is_hub_name(model: str) -> bool:
+    """Whether a model's name means one on the hub: no folder of that name, and at most one slash inside."""
+    path = Path(model)
+    return not path.exists() and not path.is_absolute() and not model.startswith((".", "~")) and model.count("/") <= 1
+
+
 @contextmanager
 def load_errors(model: str, parameter: str) -> Iterator[None]:
     """Turn what the hub or a folder raises while loading into an error that names the parameter and the next step.
@@ -79,7 +85,7 @@ def load_errors(model: str, parameter: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError) as error:
         text = " ".join(str(error).split())[:300]
-        if is_hub_off() and not Path(model).exists() and isinstance(error, OSError):
+        if is_hub_off() and is_hub_name(model) and isinstance(error, OSError):
             raise ConfigError(
                 f"model '{model}' ({parameter}): it is not on this machine, and HF_HUB_OFFLINE={os.environ[OFFLINE]} "
                 "keeps the hub out; expected a local folder, or HF_HUB_OFFLINE=0 for all processes "
