@@ -229,6 +229,11 @@ class BenchmarkConfig(Section):
         description="Split: val is scored; test writes the files to submit, where the benchmark has a server.",
     )
     template: str | None = Field(None, description="Text of a query. Empty: the benchmark's own template.")
+    subset: str | None = Field(
+        None,
+        description="File that names the queries to score: CIRCUS' shortcut-free or validated ones (CSV, JSONL), or a "
+        "JSON list of query ids. Empty: all.",
+    )
     instruction: str | None = Field(
         None,
         description="Task instruction of the queries, for a multimodal language model. Empty: the model's own; for "

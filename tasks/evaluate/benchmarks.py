@@ -13,6 +13,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Query, Task
 from tasks.evaluate.protocols.base import fill_template
 from tasks.evaluate.readable import with_readable_images
+from tasks.evaluate.subset import with_subset
 from tasks.store import Store
 from tasks.train.splits import held_out_images
 
@@ -114,7 +115,8 @@ def read_named(config: BenchmarkConfig) -> Benchmark:
             f"benchmark {config.name}: {folder}: not in the format of '{config.protocol}' "
             f"({type(error).__name__}: {error}); see the docstring of tasks/evaluate/protocols/{config.protocol}.py"
         ) from error
-    return checked(made if config.instruction is None else replace(made, instruction=config.instruction))
+    made = checked(made if config.instruction is None else replace(made, instruction=config.instruction))
+    return with_subset(made, Path(config.subset)) if config.subset else made
 
 
 def checked(benchmark: Benchmark) -> Benchmark:

@@ -57,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--benchmark", action="append", default=[], metavar="PROTOCOL[:SPLIT]=FOLDER",
         help=f"may be repeated; protocols: {', '.join(PROTOCOLS)}",
     )  # fmt: skip
+    group.add_argument(
+        "--subset", action="append", default=[], metavar="BENCHMARK=FILE",
+        help="score the queries alone that a file names: CIRCUS' CSV or JSONL, or a JSON list of query ids",
+    )  # fmt: skip
     group.add_argument("--template", help="text of a query; default: the benchmark's own template")
     group.add_argument("--metric", help="main metric of the first benchmark; default: its protocol's")
     group.add_argument(
@@ -78,8 +82,13 @@ def is_asked(args: argparse.Namespace) -> bool:
     return bool(args.model or args.benchmark or args.predictions or args.check)
 
 
-def parse_benchmark(text: str, template: str | None) -> BenchmarkConfig:
+def parse_benchmark(text: str, template: str | None, subsets: Mapping[str, str]) -> BenchmarkConfig:
     """`circo=data/CIRCO` or `circo:test=data/CIRCO`; the name in the report is the part before '='.
+
+    Args:
+        text: as given.
+        template: of the query text; None for the benchmark's own.
+        subsets: the part before '=' -> file that names the queries to score.
 
     Raises:
         ConfigError: another form, or an unknown protocol.
@@ -96,8 +105,25 @@ def parse_benchmark(text: str, template: str | None) -> BenchmarkConfig:
     if not split.isidentifier() and not split.isalnum():
         raise ConfigError(f"--benchmark {text!r}: split {split!r}: expected a name such as val or test")
     return BenchmarkConfig.model_construct(
-        name=key.replace(":", "-"), protocol=protocol, path=path, split=split, template=template
+        name=key.replace(":", "-"),
+        protocol=protocol,
+        path=path,
+        split=split,
+        template=template,
+        subset=subsets.get(key),
     )
+
+
+def parse_subset(text: str) -> tuple[str, str]:
+    """`circo=circo_validated.csv` as (the benchmark's part before '=', file).
+
+    Raises:
+        ConfigError: another form.
+    """
+    key, separator, path = text.partition("=")
+    if not separator or not key or not path:
+        raise ConfigError(f"--subset {text!r}: expected BENCHMARK=FILE, such as circo=circo_validated.csv")
+    return key, path
 
 
 def model_names(models: Sequence[str]) -> dict[str, str]:
@@ -149,6 +175,8 @@ def run_command(args: argparse.Namespace) -> Mapping[str, Any]:
         section = benchmark_report(benchmark, results[benchmark.name], metric, SEED, only)
         if note := dropped_note(benchmark):
             section["left_out"] = note
+        if subset := dict(map(parse_subset, args.subset)).get(benchmark.name.replace("-", ":", 1)):
+            section["subset"] = subset
         sections[benchmark.name] = section
     evaluation = {
         "models": {name: {"revision": revision} for name, revision in revisions.items()},
@@ -190,7 +218,10 @@ def read_all(args: argparse.Namespace) -> list[Benchmark]:
     Raises:
         ConfigError, DataError: as `run_command`.
     """
-    configs = [parse_benchmark(text, args.template) for text in args.benchmark]
+    subsets = dict(parse_subset(text) for text in args.subset)
+    if unknown := sorted(set(subsets) - {text.partition("=")[0] for text in args.benchmark}):
+        raise ConfigError(f"--subset: {unknown} are no --benchmark; expected the part before its '='")
+    configs = [parse_benchmark(text, args.template, subsets) for text in args.benchmark]
     if len({c.name for c in configs}) < len(configs):
         raise ConfigError(f"--benchmark: names must differ, found {[c.name for c in configs]}")
     models = model_names(args.model)

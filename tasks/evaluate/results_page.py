@@ -49,8 +49,16 @@ def benchmark_lines(name: str, section: Mapping[str, Any]) -> list[str]:
     ]
     if section.get("left_out"):
         lines += ["", section["left_out"]]
+    if section.get("subset"):
+        lines += ["", f"Of the queries that `{section['subset']}` names."]
+    for model, gain in section.get("gain_over_first", {}).items():
+        low, high = (f"{100 * bound:+.1f}" for bound in gain["interval"])
+        lines += [
+            "",
+            f"{model} over the first model: {100 * gain['value']:+.1f} [{low}, {high}] {section['main_metric']}",
+        ]
     what, rows = PUBLISHED.get(section["protocol"], ("", ()))
-    if rows:
+    if rows and section["split"] != "all" and not section.get("subset"):
         others = [[r.model, *(f"{r.scores[m]:.1f}" if m in r.scores else "" for m in metrics), r.source] for r in rows]
         lines += [
             "",

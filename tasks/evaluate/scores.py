@@ -176,6 +176,8 @@ def benchmark_report(
     """
     protocol = PROTOCOLS[benchmark.protocol]
     scores = BenchmarkScores(benchmark, results, metric, seed, only)
+    first = next(iter(results))
+    others = [model for model in results if model != first and "finetuned" not in results]
     rivals = [rival for rival in ("promoted", "base") if rival in results and "finetuned" in results]
     spreads = {model: paraphrase_spread(benchmark, result, metric) for model, result in results.items()}
     return {
@@ -194,6 +196,7 @@ def benchmark_report(
         "intervals": {model: scores.intervals(model) for model in results},
         "composition_gap": {m: scores.composition_gap(m) for m in results if len(scores.modes) == len(QUERY_MODES)},
         "gain": {rival: scores.gain("finetuned", rival) for rival in rivals},
+        **({"gain_over_first": {model: scores.gain(model, first) for model in others}} if others else {}),
         "paraphrases": {model: spread for model, spread in spreads.items() if spread},
     }
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import tasks.evaluate.command
 from tasks.__main__ import main
+from tasks.evaluate.benchmarks import read_named
 from tasks.models.retrievers.clip import ClipRetriever
 from tests.support.official_benchmarks import cirr_folder, dump, fashioniq_folder, genecis_folder
 
@@ -253,3 +254,44 @@ def test_the_test_split_of_fashioniq_becomes_the_challenges_files(tmp_path: Path
     assert evaluate(*asked) == 0
     found = json.loads((tmp_path / "again/evaluation.json").read_text())["benchmarks"]["fashioniq"]["metrics"]
     assert found["predictions"]["composed"]["recall_at_10"] == expected["composed"]["recall_at_10"]
+
+
+def test_circus_subsets_of_circo_and_fashioniq_in_their_published_forms(circo: Path, tmp_path: Path):
+    """The CSV that croissant/exports has, with its further columns; the JSONL of M-BEIR's form; a list of indices."""
+    val = json.loads((circo / "annotations/val.json").read_text())
+    head = "dataset,query_idx,query_text,full_text,query_image_ref,target_image_ref\n"
+    rows = [
+        f'circo,{a["id"]},{a["relative_caption"].upper()}.,"Retrieve it.\n{a["relative_caption"]}",'
+        f"CIRCO/COCO2017_unlabeled/unlabeled2017/{a['reference_img_id']:012d}.jpg,x.jpg\n"
+        for a in val[:5]
+    ]
+    (tmp_path / "circo_validated.csv").write_text(head + "".join(rows))
+    dump(tmp_path / "indices.json", {"dataset": "circo", "query_indices": [0, 1, 2, 3, 4]})
+    found = []
+    for file in ("circo_validated.csv", "indices.json"):
+        words = ("--model", "m", "--benchmark", f"circo={circo}", "--out", tmp_path / "out")
+        assert evaluate(*words, "--subset", f"circo={tmp_path / file}") == 0
+        found.append(json.loads((tmp_path / "out/evaluation.json").read_text())["benchmarks"]["circo"])
+        assert "names." in (tmp_path / "out/results.md").read_text()
+    assert [s["queries"] for s in found] == [5, 5] and found[0]["metrics"] == found[1]["metrics"]
+    assert found[0]["gallery"] == 60, "the gallery stays whole"
+    fashioniq = fashioniq_folder(tmp_path / "f")
+    lines = [
+        {"query_txt": f"{a['captions'][1]} and {a['captions'][0]}.", "query_img_path": f"mbeir/{a['candidate']}.jpg"}
+        for a in json.loads((fashioniq / "captions/cap.shirt.val.json").read_text())[:4]
+    ]
+    (tmp_path / "fiq.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = tasks.evaluate.command.parse_benchmark(
+        f"fashioniq={fashioniq}", None, {"fashioniq": str(tmp_path / "fiq.jsonl")}
+    )
+    read = read_named(config)
+    assert [task.name for task in read.tasks] == ["shirt"] and len(read.tasks[0].queries) >= 4
+
+
+def test_a_subset_of_another_benchmark_is_refused(circo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    dump(tmp_path / "ids.json", ["0", "77", "78"])
+    words = ("--model", "m", "--benchmark", f"circo={circo}", "--out", tmp_path / "out", "--subset")
+    assert evaluate(*words, f"circo={tmp_path / 'ids.json'}") == 65
+    assert "2 of 3 rows are no query of circo (val), such as ['77', '78']" in capsys.readouterr().err
+    assert evaluate(*words, f"cirr={tmp_path / 'ids.json'}") == 78
+    assert evaluate(*words, f"circo={tmp_path / 'none.csv'}") == 78

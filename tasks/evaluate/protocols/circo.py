@@ -59,7 +59,8 @@ def parse_query(annotation: dict[str, Any], template: str) -> Query:
             raise DataError(f"query {annotation['id']}: its target {target} is not among its ground truths {ids}")
     wordings = tuple(texts) if len(texts) > 1 else ()
     query_id, reference = str(annotation["id"]), str(annotation["reference_img_id"])
-    record = {"semantic_aspects": annotation.get("semantic_aspects") or []}
+    aspects = annotation.get("semantic_aspects") or []
+    record = {"semantic_aspects": aspects, "caption": annotation["relative_caption"]}
     return Query(query_id, reference, texts[0], tuple(ground_truths), wordings, record=record)
 
 

@@ -65,7 +65,8 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
             continue
         text = fill_template(template, {"relative_caption": a["caption"]})
         subset = tuple(i for i in members if i != a["reference"])
-        queries.append(Query(str(a["pairid"]), a["reference"], text, tuple(target), subset=subset))
+        record = {"caption": a["caption"]}
+        queries.append(Query(str(a["pairid"]), a["reference"], text, tuple(target), subset=subset, record=record))
     dropped.require_some(len(queries))
     files, tasks = {key: folder / path for key, path in paths.items()}, [Task("", queries, list(paths))]
     return Benchmark(name, "cirr", split, {"": template}, tasks, image_reader(files), dropped=dropped, files=files)
