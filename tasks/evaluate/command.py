@@ -44,7 +44,7 @@ from tasks.models.retrievers.load import load_retriever, retriever_type
 from tasks.store.atomic import atomic_write
 
 log = logging.getLogger(__name__)
-DEFAULT_SPLITS = {"mmeb": "test"}  # the others: val
+DEFAULT_SPLITS = {"mmeb": "test", "icir": "all", "pinpoint": "all", "dtin": "all"}  # the others: val
 SEED = 0  # of the bootstrap
 
 

@@ -18,7 +18,7 @@ class Published(NamedTuple):
 
 
 MEGAPAIRS = "arXiv:2412.14475"
-PINPOINT = "arXiv:2603.04598"
+PINPOINT = "README of the PinPoint dataset (arXiv:2603.04598)"
 ICIR = "github.com/billpsomas/icir README (arXiv:2510.25387)"
 
 # protocol -> (what the numbers are of, rows)
@@ -102,6 +102,41 @@ PUBLISHED: dict[str, tuple[str, tuple[Published, ...]]] = {
                 "BGE-VL-MLLM-S2 (trained on MMEB)",
                 {"precision_at_1": 64.1, "IND.precision_at_1": 68.0, "OOD.precision_at_1": 59.1},
                 MEGAPAIRS,
+            ),
+        ),
+    ),
+    "icir": (
+        "all queries",
+        (
+            Published("SEARLE", {"map": 19.9}, ICIR),
+            Published("MagicLens", {"map": 27.35}, ICIR),
+            Published("CoVR", {"map": 28.5}, ICIR),
+            Published("BASIC", {"map": 31.64}, ICIR),
+            Published("BASIC, without query expansion", {"map": 34.35}, ICIR),
+        ),
+    ),
+    "pinpoint": (
+        "all queries; neg_recall: lower is better",
+        (
+            Published(
+                "MetaCLIP2 (combined)",
+                {"map_at_10": 7.6, "precision_at_10": 10.2, "precision_at_1": 9.2, "neg_recall_at_10": 14.1},
+                PINPOINT,
+            ),
+            Published(
+                "BGE-VL-large",
+                {"map_at_10": 11.0, "precision_at_10": 12.7, "precision_at_1": 18.4, "neg_recall_at_10": 10.1},
+                PINPOINT,
+            ),
+            Published(
+                "BGE-VL-MLLM-S1",
+                {"map_at_10": 13.1, "precision_at_10": 14.2, "precision_at_1": 23.3, "neg_recall_at_10": 8.7},
+                PINPOINT,
+            ),
+            Published(
+                "BGE-VL-MLLM-S1, reranked by an MLLM",
+                {"map_at_10": 17.0, "precision_at_10": 17.6, "precision_at_1": 29.6, "neg_recall_at_10": 5.7},
+                PINPOINT,
             ),
         ),
     ),

@@ -20,7 +20,7 @@ def shown_metrics(section: Mapping[str, Any]) -> list[str]:
     """The metrics of a benchmark's table: the main one first, without those of single tasks."""
     measured = [m for kinds in section["metrics"].values() for m in kinds["composed"]]
     published = [m for row in PUBLISHED.get(section["protocol"], ("", ()))[1] for m in row.scores]
-    wanted = [section["main_metric"], *(m for m in measured if "." not in m), *(m for m in published if m in measured)]
+    wanted = [section["main_metric"], *(m for m in published if m in measured), *(m for m in measured if "." not in m)]
     return list(dict.fromkeys(wanted))
 
 
@@ -58,7 +58,8 @@ def benchmark_lines(name: str, section: Mapping[str, Any]) -> list[str]:
             f"{model} over the first model: {100 * gain['value']:+.1f} [{low}, {high}] {section['main_metric']}",
         ]
     what, rows = PUBLISHED.get(section["protocol"], ("", ()))
-    if rows and section["split"] != "all" and not section.get("subset"):
+    is_own_world = section["protocol"] == "circo" and section["split"] == "all"  # no published number is of it
+    if rows and not is_own_world and not section.get("subset"):
         others = [[r.model, *(f"{r.scores[m]:.1f}" if m in r.scores else "" for m in metrics), r.source] for r in rows]
         lines += [
             "",

@@ -1,6 +1,6 @@
 """Score a subset of a benchmark's queries: CIRCUS' shortcut-free or validated ones, or a list of query ids.
 
-Files, as matteoattimonelli/CIRCUS has them (arXiv:2605.14787): croissant/exports/<dataset>_{shortcut_free,validated}.csv
+Files, as matteoattimonelli/CIRCUS has them (arXiv:2605.14787): croissant/exports/<dataset>_<label>.csv
 with query_text and query_image_ref; <label>/mbeir_<dataset>_..._multimodal.jsonl with query_txt and query_img_path. A
 row is a query with the same reference image (the file's name without folders, suffix and leading zeros) and the same
 words, whatever their order, capitals and points: M-BEIR's form joins FashionIQ's two captions with "and". Or a JSON
