@@ -145,6 +145,9 @@ def training_contradictions(train: TrainConfig) -> Iterator[str]:
 
 def option_contradictions(train: TrainConfig) -> Iterator[str]:
     """Options of one training that need each other, or exclude each other."""
+    names = [dataset.name for dataset in train.datasets]
+    if len(set(names)) < len(names):
+        yield f"'train.datasets': names must differ, found {names}; their images are known by them; rename one"
     if train.base_precision != "float32" and train.lora is None:
         yield _message(
             ("train.base_precision", train.base_precision),

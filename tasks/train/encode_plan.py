@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from tasks.errors import ConfigError
 from tasks.train.batches import BatchPlan, Example
 from tasks.train.grad_cache import EncodedBatch, encode_batch, gather_rows, own_positions, united
 from tasks.train.loader import LoadedImages
@@ -45,8 +46,18 @@ class PlanEncoder:
         return sorted(own - {-1})
 
     def encode(self, plan: BatchPlan, images: LoadedImages) -> tuple[EncodedBatch, EncodedBatch]:
-        """Features as the loss takes them: of images (of candidates where `is_joint`), and of texts (of queries)."""
+        """Features as the loss takes them: of images (of candidates where `is_joint`), and of texts (of queries).
+
+        Raises:
+            ConfigError: sharded weights, and contents that only an MLLM's language part sees.
+        """
         module = self.module
+        if self.is_joint and self.is_sharded and plan.candidates is not None:
+            # a process without an image would leave the others waiting for the image tower's shards
+            raise ConfigError(
+                "'train.shard_weights' does not go with 'train.datasets' whose queries or candidates are texts alone, "
+                "for a multimodal language model; take them out, or train adapters (`lora`)"
+            )
         if self.is_joint:
             candidates = partial(encode_candidates, module, images, plan)
             return self._batch(candidates, len(plan.candidate_parts)), self._batch(

@@ -58,10 +58,9 @@ class JsonlRecords:
             files: in order.
             index_folder: where the index is kept; in memory where None.
         """
-        self.files = files
+        self.files, self._descriptors = files, dict[int, int]()
         states = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         self.identity = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-        self._descriptors: dict[int, int] = {}
         self._batches = self._open(index_folder)
         self._ends = np.cumsum([0, *(len(b) for b in self._batches)])
 

@@ -10,6 +10,7 @@ from tests.support.parameters import params_with, raw_params
 
 Changes = dict[str, dict[str, Any]]
 BENCHMARK = {"protocol": "circo", "path": "/circo"}
+MIXED = {"name": "m", "format": "megapairs", "path": "/m.jsonl", "images": "/images"}
 WINDOW = {"low": 0.5, "high": 0.9}
 
 # What a run changes, and parts of the message: keys, values, remedy.
@@ -63,6 +64,23 @@ CONTRADICTIONS: list[tuple[Changes, list[str]]] = [
     (
         {"train": {"locked_candidates": 31}},
         ["'train.locked_candidates' is 31", "'train.locked_batch_triplets' is 32", "to 32 or more"],
+    ),
+    ({"train": {"datasets": [MIXED, MIXED]}}, ["'train.datasets'", "names must differ", "['m', 'm']"]),
+    (
+        {"train": {"base_precision": "bfloat16"}},
+        ["'train.base_precision' is bfloat16", "'train.lora' is empty", "give train.lora"],
+    ),
+    (
+        {"train": {"refresh_negatives": {"every_steps": 5, "negatives": 1}}},
+        ["'train.negatives' is 2", "'train.refresh_negatives.negatives' is 1", "to 2"],
+    ),
+    (
+        {"train": {"average_seeds": 2, "shard_weights": True}},
+        ["'train.average_seeds' is 2", "'train.shard_weights' is True", "switch"],
+    ),
+    (
+        {"train": {"validation": {}, "shard_weights": True}},
+        ["'train.validation.keep_best' is True", "'train.shard_weights' is True", "switch"],
     ),
     (
         {"train": {"lora": {}}},
@@ -165,7 +183,7 @@ def test_an_encoder_without_a_window_is_refused():
         {
             "train": {
                 "negatives": 9,
-                "datasets": [{"name": "m", "format": "megapairs", "path": "/m.jsonl", "images": "/images"}],
+                "datasets": [MIXED],
             }
         },
     ],
