@@ -154,4 +154,5 @@ def run(params: Params, store: Store) -> StageReport:
 def clear_working_files(store: Store) -> None:
     """Remove checkpoints and weights of .run/train: a training that is done needs none."""
     if is_first_process():
-        remove(store.folder(".run", "train"))
+        for path in list(store.folder(".run", "train").glob("*")):  # what a killed run left unfinished too
+            remove(path)
