@@ -114,6 +114,10 @@ COMMANDS = {
     "pull": Command("tasks.publish.pull", "Read a version", "`dvc pull` that names each faulty file", "tool", "-j 8"),
     "verify": Command("tasks.publish.verify", "Read a version", "compare a clone with its manifest", "tool"),
     "audit": Command("tasks.publish.audit", "Read a version", "look whether the remote still holds every tag", "tool"),
+    "diff": Command(
+        "tasks.publish.diff", "Read a version", "what changed from one version to another", "tool",
+        "2026.11.21 2026.11.28 --out diff.html",
+    ),
     "export": Command(
         "tasks.publish.export", "Read a version", "write triplets as Parquet with images, or as JSON lines", "tool",
         "--root clone --jsonl triplets.jsonl",
@@ -133,4 +137,4 @@ COMMANDS = {
 }  # fmt: skip
 # A person may detach these from a terminal; every other command ends when its parent dies.
 DETACHABLE = {"demo", "new_dataset", "deploy", "doctor", "runs", "label_draft", "gallery"}
-DETACHABLE |= {"verdicts", "pull", "verify", "audit", "export"}
+DETACHABLE |= {"verdicts", "pull", "verify", "audit", "diff", "export"}

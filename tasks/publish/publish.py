@@ -28,7 +28,17 @@ from tasks.publish.redaction import DVC_CONFIG, published_code, published_files,
 from tasks.publish.remote import require_version
 
 # Files of the data product on its branch; all else there is the deployed code.
-PRODUCT = ("README.md", "version.json", "manifest.json", "params.yaml", "dvc.lock", "reports/evaluation.json")
+PRODUCT = (
+    "README.md",
+    "CHANGELOG-DATA.md",
+    "croissant.json",
+    "version.json",
+    "manifest.json",
+    "params.yaml",
+    "dvc.lock",
+    "reports/evaluation.json",
+    "reports/quality.json",
+)
 MERGED = ("dvc.lock", "params.yaml")  # of these, only the entries of the run's own stages and sections are published
 ATTEMPTS = 5
 

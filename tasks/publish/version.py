@@ -21,8 +21,10 @@ from tasks.config import Params
 from tasks.errors import NothingToDo
 from tasks.fingerprints.takedown import withdrawn_ids
 from tasks.names import batch_name
+from tasks.pages.changes import section, with_section
 from tasks.pages.dataset_card import dataset_card
 from tasks.pages.gallery import write_gallery
+from tasks.publish.changes import as_values, compare
 from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.export import export_features, write_embedded
 from tasks.publish.git import git, read_at, resolve_ref
@@ -30,11 +32,15 @@ from tasks.publish.graph import make_output_folders
 from tasks.publish.merge import merge_chunks
 from tasks.publish.publish import Publication, publish
 from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, count_parquet_rows, version_at
+from tasks.publish.quality import QUALITY_FILE, quality_file
 from tasks.publish.redaction import redact_data, run_private_texts
+from tasks.publish.snapshots import Snapshot
 from tasks.publish.version_record import build_manifest, describe_version, parquet_bytes
 from tasks.publish.withdraw import require_withdrawn, update_exports
 from tasks.records import StageReport
 from tasks.store import Store
+
+CHANGELOG = "CHANGELOG-DATA.md"
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,18 @@ def promoted_scores(root: Path) -> dict[str, Any] | None:
     return json.loads(scores) if scores else None
 
 
+def data_changelog(
+    root: Path, parent: Parent, version: Mapping[str, Any], manifest: Mapping[str, Mapping[str, Any]]
+) -> bytes:
+    """CHANGELOG-DATA.md: what changed since the parent, above what its own file says. Counts and figures, no rows."""
+    here = Snapshot.of_worktree(root, version, manifest)
+    tag = f"dataset/{parent.name}"
+    before = Snapshot.of_tag(root, tag) if parent.name else Snapshot("", {}, {}, Path)
+    earlier = read_at(root, f"refs/tags/{tag}", CHANGELOG) if parent.name else None
+    new = section(as_values(compare(before, here, examples=0)))
+    return with_section((earlier or b"").decode(), new, str(version["version"])).encode()
+
+
 def write_record(params: Params, store: Store, parent: Parent) -> dict[str, bytes]:
     """Write export and gallery, describe the version; the contents of README.md, version.json and manifest.json."""
     root, batch = store.root, batch_name(params)
@@ -123,6 +141,8 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
         export_features=export_features(),
     )
     return {
+        CHANGELOG: data_changelog(root, parent, version, manifest),
+        QUALITY_FILE: quality_file(version, root),
         "README.md": card.encode(),
         "version.json": (json.dumps(version, indent=2, ensure_ascii=False) + "\n").encode(),
         "manifest.json": manifest_json,

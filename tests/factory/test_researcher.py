@@ -291,6 +291,22 @@ def test_a_remote_that_gives_nothing_says_why_by_its_exit_code(
     assert (gone.value.exit_code, keys.value.exit_code, package.value.exit_code) == (69, 77, 72)
 
 
+def test_a_version_explains_itself(folder: Deployment, tmp_path: Path):
+    here = clone(folder, tmp_path / "mine")
+    page = tmp_path / "diff.html"
+    arguments = [FIRST, "2026.11.23", "--root", str(folder.root / "dataset"), "--out", str(page), "--json"]
+    found = json.loads(shell(here, sys.executable, "-m", "tasks", "diff", *arguments).stdout)
+    assert found["tables"]["triplets"] == {"added": 3, "withdrawn": [], "reasons": {}}
+    assert (found["tables"]["images"]["added"], found["recaptioned"]) == (6, {})
+    assert page.read_text().count("data:image/jpeg") >= 6 + 3
+    log = (here / "CHANGELOG-DATA.md").read_text()
+    assert log.index("## 2026.11.23") < log.index("## 2026.11.16") and "3 triplets added, 0 withdrawn" in log
+    quality = json.loads((here / "reports/quality.json").read_text())
+    assert quality["new_triplets"] == 3 and quality["yield"] == pytest.approx(3 / 4)
+    metrics = json.loads(dvc(here, "metrics", "diff", FIRST, SECOND, "--json").stdout)
+    assert metrics["reports/quality.json"]["new_triplets"] == {"old": 7, "new": 3, "diff": -4}
+
+
 def published_content(deployment: Deployment, name: str) -> bytes:
     """A data file of the newest version, by its run's worktree."""
     return next((deployment.root / "runs").glob(f"*/{name}")).read_bytes()
