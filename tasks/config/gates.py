@@ -90,6 +90,20 @@ class TripletsGateConfig(GateConfig):
         "whichever is higher.",
     )
     instructions_max: float = Field(ge=1, description="Most instructions of a triplet, a count.")
+    yield_fall_max: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Largest fall of the share of captioned pairs that become triplets, against the median of the last "
+        "four versions, relative to it, 0 to 1. Not checked with fewer than two versions or 50 triplets.",
+    )
+    shortcut_rise_max: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="Largest rise of the share of triplets whose target the text or the image alone finds, against the "
+        "median of the last four versions, 0 to 1. Not checked with fewer than two versions or 50 triplets.",
+    )
     distinct_min: float = Field(
         0.02,
         ge=0,

@@ -65,6 +65,9 @@ class VersionConfig(Section):
     gallery_triplets: int = Field(
         ge=0, description="Triplets on the version's gallery page, drawn by the seed, a count."
     )
+    citation: str = Field(
+        "", description="BibTeX entry (or text) to cite the dataset by. Empty: that of MegaPairs, which it follows."
+    )
 
 
 class Params(Section):

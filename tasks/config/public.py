@@ -30,6 +30,10 @@ PUBLIC = frozenset(
         "open_run.batch",
         "version.license",
         "version.contact",
+        "version.citation",
+        "train.datasets.split",
+        "train.datasets.subset",
+        "train.teacher.revision",
         "promote.metric",
         "ingest.sources.name",
         "ingest.sources.license_code",
@@ -68,14 +72,17 @@ NAMES = frozenset(
         "caption.prompts",
         "judge.model",
         "train.base_model",
+        "train.teacher.model",
     ]
 )
-CODE_PATHS = frozenset({"caption.canaries", "judge.labelled"})  # published where they lie in the code
+# Published where they lie in the code.
+CODE_PATHS = frozenset({"caption.canaries", "judge.labelled", "judge.calibration"})
 # What stands for private texts that are required, so that the published parameters can be read as parameters.
 STAND_INS = {
     "caption.url": "http://private.invalid/v1",
     "caption.writer_url": "http://private.invalid/v1",
     "judge.url": "http://private.invalid/v1",
+    "open_run.takedown": "withheld",
     **dict.fromkeys(
         (
             "ingest.sources.path",

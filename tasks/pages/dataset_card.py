@@ -15,6 +15,7 @@ from tasks.records import schemas
 if TYPE_CHECKING:
     import pyarrow as pa
 
+CARD_FOLDERS = ("data/triplets", "data/images", "data/export")
 SIZE_CATEGORIES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -74,7 +75,7 @@ def hub_header(
     header = {
         "license": license_name,
         "pretty_name": name,
-        "language": ["en"],
+        "language": languages(version),
         "task_categories": ["image-to-image", "image-text-to-image"],
         "tags": ["composed-image-retrieval", "megapairs", "hard-negatives", f"version:{version['version']}"],
         "size_categories": [size_category(rows["triplets"])],
@@ -88,7 +89,8 @@ def hub_header(
             for config, (folder, count) in configs.items()
         ],
     }
-    return {**header, "license_name": "see-license_code-of-each-image"} if license_name == "other" else header
+    other = {"license_name": "see-license_code-of-each-image", "license_link": "README.md#licence"}
+    return header | (other if license_name == "other" else {})
 
 
 def usage_context(usage: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -164,6 +166,7 @@ def dataset_card(
         parquet_bytes=parquet_bytes,
         export_features=export_features,
     )
+    stated = (version.get("params") or {}).get("version") or {}
     drops = [(stage, reason, count) for stage, reasons in version["drops"].items() for reason, count in reasons.items()]
     encoders = [
         (encoder, f["pairs"], f["triplets"], "" if f["yield"] is None else f"{f['yield']:.3f}")
@@ -188,4 +191,23 @@ def dataset_card(
         encoders=encoders,
         held_out_share=version["params"]["train"]["held_out_share"] if is_held_out_split else None,
         license=license_name,
+        licences=[(code, f"{count:,}") for code, count in (version.get("licenses") or {}).items()],
+        sizes=[(folder, size_text(parquet_bytes[folder])) for folder in CARD_FOLDERS if folder in parquet_bytes],
+        languages=languages(version),
+        citation=stated.get("citation") or "",
     )
+
+
+def languages(version: Mapping[str, Any]) -> list[str]:
+    """Languages of the instructions, ISO 639-1."""
+    return list(((version.get("params") or {}).get("caption") or {}).get("languages") or ("en",))
+
+
+def size_text(size_bytes: int) -> str:
+    """A size in the unit in which it has one to three digits."""
+    size = float(size_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

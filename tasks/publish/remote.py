@@ -184,9 +184,10 @@ def open_remote(root: Path, name: str | None = None) -> Iterator[Remote]:
     address = remote_address(root, name)
     with explained(address), dvc_repo(root) as repo:
         odb = repo.cloud.get_remote_odb(name)
-        if "://" not in address and not Path(odb.path).is_dir():
+        folder = Path(odb.path).parent.parent  # objects lie in files/md5 below it
+        if "://" not in address and not folder.is_dir():
             raise UnreachableError(
-                f"remote {odb.path}: no such folder here; expected the folder that holds the versions' objects; mount "
+                f"remote {folder}: no such folder here; expected the folder that holds the versions' objects; mount "
                 "it, or correct the address in .dvc/config"
             )
         yield Remote(odb, address)

@@ -61,6 +61,14 @@ def all_weeks(params: Params, store: Store, parent: Mapping[str, Any] | None) ->
     }
 
 
+def count_licences(store: Store) -> dict[str, int]:
+    """Licence -> images under it, the most frequent first; `other licences` stands for those after the twentieth."""
+    codes = store.read_table("images", ["license_code"]).column(0).value_counts().to_pylist()
+    counts = sorted(((row["values"] or "unknown", row["counts"]) for row in codes), key=lambda e: (-e[1], e[0]))
+    rest = sum(count for _, count in counts[20:])
+    return dict(counts[:20]) | ({"other licences": rest} if rest else {})
+
+
 def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | None, commit: str) -> dict[str, Any]:
     """version.json's mapping, without the manifest's hash.
 
@@ -89,6 +97,7 @@ def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | N
         "new_drops": store.count_drops(batch=batch),
         "withdrawn": {"total": len(withdrawn_ids(store)), "new": len(withdrawn_ids(store, batch))},
         "encoders": encoder_yields(store, batch, encoders),
+        "licenses": count_licences(store),
         "weeks": all_weeks(params, store, parent),
         "quality": {stage: report.figures for stage, report in reports.items() if report.figures},
         "ledger": usage_summary(read_usage(store.root), triplets=new_rows["triplets"], pairs=new_rows["captioned"]),

@@ -19,6 +19,8 @@ from tasks.store import Store
 from tasks.store.tables import ROW_GROUP_ROWS
 from tasks.validate.rows import STAGE_BEFORE, Row, Table
 
+DRIFT_VERSIONS, DRIFT_VERSIONS_MIN = 4, 2  # versions whose median this run is compared with: at most, at least
+DRIFT_ROWS = 50  # triplets (of this run: captioned pairs) below which a share says little
 TEXTS_MIN = 200  # texts of which distinct n-grams say something
 VARIETY = ("words_mean", "words_low", "words_high", "distinct_1", "distinct_2", "distinct_3")
 
@@ -83,6 +85,33 @@ def variety(week: Mapping[str, Any]) -> dict[str, float]:
     return {name: math.nan if name in unknown else float(week[name]) for name in VARIETY}
 
 
+def drift(reports: RunReports) -> dict[str, float]:
+    """How far this run's yield and shortcuts are from the last versions'; NaN where too little is known of either.
+
+    Returns:
+        yield_fall: of the yield against the median of the last DRIFT_VERSIONS, relative to it; shortcut_rise: of the
+        share of shortcuts against theirs. Negative values are changes for the better.
+    """
+    weeks = [week for name, week in sorted_weeks(reports.last_version) if (week.get("triplets") or 0) >= DRIFT_ROWS]
+    figures = {"yield_fall": math.nan, "shortcut_rise": math.nan}
+    if (reports.week.get("pairs") or 0) < DRIFT_ROWS:
+        return figures
+    last = weeks[-DRIFT_VERSIONS:]
+    yields, shortcuts = ([w[n] for w in last if w.get(n) is not None] for n in ("yield", "shortcut_share"))
+    now = reports.week
+    if len(yields) >= DRIFT_VERSIONS_MIN and now.get("yield") is not None and statistics.median(yields):
+        figures["yield_fall"] = 1 - now["yield"] / statistics.median(yields)
+    if len(shortcuts) >= DRIFT_VERSIONS_MIN and now.get("shortcut_share") is not None:
+        figures["shortcut_rise"] = now["shortcut_share"] - statistics.median(shortcuts)
+    return figures
+
+
+def sorted_weeks(version: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """(batch, figures) of every week that a version's version.json tells of, the oldest first."""
+    weeks = (version or {}).get("weeks") or {}
+    return sorted(weeks.items(), key=lambda week: [int(number) for number in week[0].split(".")])
+
+
 def share(part: int, whole: int) -> float:
     """part / whole; NaN (which no expectation complains about) when there is nothing."""
     return part / whole if whole else math.nan
@@ -120,7 +149,7 @@ def run_figures(table: Table, rows: Sequence[Row], reports: RunReports, quaranti
         figures["encoder_yield_lowest"] = float(reports.figures.get("encoder_yield_lowest", math.nan))
     else:
         figures["yield"] = share(len(rows), reports.captioned)
-        figures |= variety(reports.week)
+        figures |= variety(reports.week) | drift(reports)
         figures["instructions_mean"] = statistics.fmean(r["instructions_count"] for r in rows) if rows else math.nan
     for name, value in reports.figures.items():
         figures.setdefault(name, float(value))

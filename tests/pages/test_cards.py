@@ -104,6 +104,22 @@ def test_the_card_tells_counts_usage_and_the_way_back():
     assert "the first one" in first and "Nothing." in first and "## Model calls" not in first
 
 
+def test_the_card_says_whom_to_ask_how_to_cite_and_under_which_licences():
+    stated = {"version": {"contact": "data@example.org", "citation": "@misc{ours}"}, "caption": {"languages": ["de"]}}
+    text = card(params={**version()["params"], **stated}, licenses={"CC0-1.0": 2000, "CC-BY-4.0": 236})
+    for part in (
+        "(name its `image_id` or `source_uri`): data@example.org",
+        "@misc{ours}",
+        "- `CC-BY-4.0`: 236 images",
+        "10 bytes of Parquet",
+    ):
+        assert part in text
+    assert header(text)["language"] == ["de"] and header(text)["license_link"] == "README.md#licence"
+    for heading in ("Intended use", "Limits", "Personal data", "Citation", "Sizes"):
+        assert f"\n## {heading}\n" in text
+    assert "MegaPairs: Massive Data Synthesis" in card() and "has stated no contact" in card()
+
+
 def test_the_card_shows_every_week_by_itself_and_the_truth_only_where_it_is_known():
     judged = {"pairs": 948, "triplets": 218, "yield": 0.23, "shortcut_share": 0.07, "distinct_3": 0.25}
     judged["styles"] = {"keep": 0.4, "short": 0.6}
