@@ -22,6 +22,7 @@ from tasks.errors import NothingToDo
 from tasks.fingerprints.takedown import withdrawn_ids
 from tasks.names import batch_name
 from tasks.pages.changes import section, with_section
+from tasks.pages.croissant import croissant
 from tasks.pages.dataset_card import dataset_card
 from tasks.pages.gallery import write_gallery
 from tasks.publish.changes import as_values, compare
@@ -131,11 +132,12 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
     manifest = build_manifest(root, earlier)
     manifest_json = json.dumps(manifest, indent=0, sort_keys=True).encode()
     version["manifest_sha256"] = hashlib.sha256(manifest_json).hexdigest()
+    exported = count_parquet_rows(export.parent.glob("*.parquet"))
     card = dataset_card(
         version,
         name=params.open_run.dataset,
         license_name=params.version.license,
-        exported=count_parquet_rows(export.parent.glob("*.parquet")),
+        exported=exported,
         parquet_bytes=parquet_bytes(manifest),
         is_held_out_split=params.evaluate.benchmark is None,
         export_features=export_features(),
@@ -144,6 +146,9 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
         CHANGELOG: data_changelog(root, parent, version, manifest),
         QUALITY_FILE: quality_file(version, root),
         "README.md": card.encode(),
+        "croissant.json": croissant(
+            version, name=params.open_run.dataset, license_name=params.version.license, has_export=bool(exported)
+        ),
         "version.json": (json.dumps(version, indent=2, ensure_ascii=False) + "\n").encode(),
         "manifest.json": manifest_json,
     }
