@@ -147,8 +147,16 @@ old-transformers: $(OLD)/installed ## build the environment in which saved model
 # The peers of the benchmarks, in an environment of their own: their pins and ours do not meet.
 .venv-peers/installed: Makefile
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install -q --disable-pip-version-check "img2dataset==1.47.0" "mlcroissant==1.1.1"
+	.venv-peers/bin/pip install -q --disable-pip-version-check "img2dataset==1.47.0"
 	@.venv-peers/bin/python -c 'import img2dataset' && touch $@
+
+# MLCommons' validator of croissant.json, which brings rdflib, networkx and scipy.
+.venv-croissant/bin/mlcroissant:
+	@test -x .venv-croissant/bin/python || $(PYTHON) -m venv .venv-croissant
+	.venv-croissant/bin/pip install -q --disable-pip-version-check "mlcroissant[parquet]==1.1.1"
+
+test-croissant: .venv-croissant/bin/mlcroissant ## validate croissant.json with mlcroissant
+	$(BIN)/python -m pytest -q tests/pages/test_croissant.py
 
 bench-peers: .venv-peers/installed ## build the environment of the peers that benchmarks measure against
 

@@ -1,7 +1,8 @@
 """Version: publish what this run added as a version: card, version.json, gallery, `dvc commit`, push, git tag.
 
 Reads all tables and the run's reports; merges the run's chunk files (tasks/publish/merge.py). Writes README.md (the
-card), version.json, manifest.json, data/export/<batch>.parquet, reports/gallery.html and dvc.lock; publishes the tag
+card), croissant.json, CHANGELOG-DATA.md (what changed since the parent), reports/quality.json (for `dvc metrics diff`),
+version.json, manifest.json, data/export/<batch>.parquet, reports/gallery.html and dvc.lock; publishes the tag
 `dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run and nothing withdrawn, or with
 open_run.dry_run, it raises NothingToDo (exit 99): a green end without a version. Exports of earlier batches follow
 their triplets, and before anything is published all files are looked through for the images that the run withdrew

@@ -1,4 +1,4 @@
-"""croissant.json is true of files and columns; mlcroissant validates it where `make bench-peers` was run."""
+"""croissant.json is true of files and columns; mlcroissant validates it with `make test-croissant`."""
 
 import json
 import subprocess
@@ -60,9 +60,9 @@ def test_provenance_terms_and_responsible_use_are_stated(described: dict[str, An
 
 
 def test_mlcroissant_validates_it(tmp_path: Path, project: Path):
-    program = project / ".venv-peers" / "bin" / "mlcroissant"
+    program = project / ".venv-croissant" / "bin" / "mlcroissant"
     if not program.exists():
-        pytest.skip("mlcroissant: not installed; `make bench-peers`")
+        pytest.skip("mlcroissant: not installed; `make test-croissant`")
     for license_name, name in (("other", "a.json"), ("CC0-1.0", "b.json")):
         (tmp_path / name).write_bytes(croissant(VERSION, name="my-set", license_name=license_name, has_export=False))
         command = [str(program), "validate", "--jsonld", str(tmp_path / name)]
