@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui studio test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers old-transformers audit clean help
+.PHONY: demo ui studio test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers test-croissant old-transformers audit clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
