@@ -1,10 +1,13 @@
-"""Export a version: Parquet with the images inside (for small versions), or MegaPairs' record as JSON lines.
+"""Export a version: Parquet with the images inside (for small versions), or JSON lines as MegaPairs or MMEB have them.
 
     python -m tasks export --root CLONE --embed-images OUT.parquet
-    python -m tasks export --root CLONE --jsonl OUT.jsonl
+    python -m tasks export --root CLONE --jsonl OUT.jsonl --images FOLDER
+    python -m tasks export --root CLONE --mmeb OUT.jsonl --images FOLDER
 
 Reads data/triplets and data/images; `version` writes data/export/<batch>.parquet for config `with_images` of the card.
-MegaPairs' record (arXiv:2412.14475, its published jsonl): q_img, q_text (list), t_img, hns (list).
+MegaPairs' record (arXiv:2412.14475, its published jsonl): q_img, q_text (list), t_img, hns (list). MMEB's, for
+VLM2Vec's training (TIGER-Lab/MMEB-train): qry, qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path, one
+record an instruction, with the nearest mined negative. Both name images by file; --images writes those files.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from tasks.store.atomic import atomic_write
 if TYPE_CHECKING:
     import pyarrow as pa
 
+IMAGE_TOKEN = "<|image_1|>"  # stands for the image in VLM2Vec's texts
+TARGET_TEXT = "Represent the given image."
 ROWS_IN_GROUP = 64  # about 2 MB of small images; a reader has one group in memory at a time
 # The triplet's own columns that state what it may be used for (tasks/judge/licences.py); null in older versions.
 TERMS = {
@@ -118,21 +123,53 @@ def megapairs_record(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def mmeb_records(row: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """A triplet as VLM2Vec trains on it: a record for each instruction.
+
+    The negative is the nearest mined one, or the query image where there is none.
+    """
+    mined = [i for i in row["negative_image_ids"] if i != row["query_image_id"]]
+    negative = (mined or [row["query_image_id"]])[0]
+    for text in row["instructions"]:
+        yield {
+            "qry": f"{IMAGE_TOKEN}\n{text}\n",
+            "qry_image_path": f"{row['query_image_id']}.jpg",
+            "pos_text": f"{IMAGE_TOKEN}\n{TARGET_TEXT}\n",
+            "pos_image_path": f"{row['target_image_id']}.jpg",
+            "neg_text": f"{IMAGE_TOKEN}\n{TARGET_TEXT}\n",
+            "neg_image_path": f"{negative}.jpg",
+        }
+
+
+def write_images(rows: Iterable[dict[str, Any]], store: Store, folder: Path) -> int:
+    """Write the images that triplets name as <id>.jpg into a folder; those that are there stay. Returns their count."""
+    ids = {i for row in rows for i in (row["query_image_id"], row["target_image_id"], *row["negative_image_ids"])}
+    for image_id in sorted(ids):
+        if not (folder / f"{image_id}.jpg").exists():
+            store.write_bytes(folder / f"{image_id}.jpg", store.read_image_bytes(image_id))
+    return len(ids)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m tasks export`."""
     parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull` (default: the current folder)")
     parser.add_argument("--embed-images", type=Path, metavar="OUT", help="write Parquet with the images inside")
     parser.add_argument("--jsonl", type=Path, metavar="OUT", help="write MegaPairs' record, one JSON object a line")
+    parser.add_argument("--mmeb", type=Path, metavar="OUT", help="write MMEB's training record, one a line")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="write the images that the records name")
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:
     """Write the exports that the arguments name; {"written": [{"path", "triplets": count}, ...]}.
 
     Raises:
-        ConfigError: neither --embed-images nor --jsonl.
+        ConfigError: nothing is asked for.
     """
-    if not args.embed_images and not args.jsonl:
-        raise ConfigError("export: nothing to write; give --embed-images OUT.parquet, --jsonl OUT.jsonl or both")
+    if not any((args.embed_images, args.jsonl, args.mmeb, args.images)):
+        raise ConfigError(
+            "export: nothing to write; give --embed-images OUT.parquet, --jsonl OUT.jsonl, --mmeb OUT.jsonl or "
+            "--images FOLDER"
+        )
     store = Store(args.root)
     written: list[dict[str, Any]] = []
     if args.embed_images:
@@ -142,6 +179,13 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         lines = [json.dumps(megapairs_record(row), ensure_ascii=False) for row in triplets(args.root)]
         store.write_bytes(args.jsonl, ("\n".join(lines) + "\n").encode())
         written.append({"path": str(args.jsonl), "triplets": len(lines)})
+    if args.mmeb:
+        rows = list(triplets(args.root))
+        lines = [json.dumps(record, ensure_ascii=False) for row in rows for record in mmeb_records(row)]
+        store.write_bytes(args.mmeb, ("\n".join(lines) + "\n").encode())
+        written.append({"path": str(args.mmeb), "triplets": len(rows)})
+    if args.images:
+        print(f"{args.images}: {write_images(triplets(args.root), store, args.images)} images")
     for file in written:
         print(f"{file['path']}: {file['triplets']} triplets")
     return {"written": written}

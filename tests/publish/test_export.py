@@ -8,10 +8,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import load_dataset
 from PIL import Image
 
 from tasks.__main__ import main
+from tasks.publish.export import export_features
 from tasks.publish.readers import with_images
+from tasks.train.batches import Example
+from tasks.train.record_formats import mmeb_example
 from tests.support.fake_run import fill
 from tests.support.parameters import raw_params
 
@@ -51,6 +55,34 @@ def test_both_exports_hold_the_triplets_that_a_reader_streams(
     assert [record["q_text"] for record in records] == [row["instructions"] for row in streamed]
     assert records[0]["t_img"] == f"{streamed[0]['target_image_id']}.jpg"
     assert b"huggingface" in pq.read_schema(parquet).metadata
+
+
+def test_the_trainers_own_readers_read_what_is_exported(clone: Path, tmp_path: Path):
+    """MMEB's record by the parser of VLM2Vec's format, and by `datasets` as VLM2Vec's own loader does."""
+    out, images = tmp_path / "mmeb.jsonl", tmp_path / "images"
+    assert main(["export", "--root", str(clone), "--mmeb", str(out), "--images", str(images)]) == 0
+    streamed = list(with_images(clone))
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(records) == sum(len(row["instructions"]) for row in streamed)
+    example = mmeb_example(records[0])
+    assert isinstance(example, Example) and example.instructions == (streamed[0]["instructions"][0],)
+    assert example.query == f"{streamed[0]['query_image_id']}.jpg"
+    target = Image.open(images / records[0]["pos_image_path"]).convert("RGB")
+    assert target.tobytes() == streamed[0]["target_image"].tobytes()
+    assert all((images / record["neg_image_path"]).exists() for record in records)
+    loaded = load_dataset("json", data_files=str(out), split="train", cache_dir=str(tmp_path / "hf"))
+    assert set(loaded.column_names) == {
+        "qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"
+    }  # fmt: skip
+
+
+def test_with_images_states_the_terms_and_types_that_old_releases_of_datasets_know(clone: Path, tmp_path: Path):
+    assert main(["export", "--root", str(clone), "--embed-images", str(tmp_path / "x.parquet")]) == 0
+    schema = pq.read_schema(tmp_path / "x.parquet")
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert {kind["_type"] for kind in features.values()} == {"Value", "Image", "Sequence"}
+    assert {"license_code", "query_license", "negative_licenses", "target_attribution"} <= set(schema.names)
+    assert list(features) == schema.names == [feature["name"] for feature in export_features()]
 
 
 def test_an_export_without_a_target_or_a_clone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
