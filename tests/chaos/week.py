@@ -68,6 +68,7 @@ class Ended:
 def week_conf(source: str, url: str) -> dict[str, Any]:
     """The trigger form's values: every stage has work, no gate holds, describer, writer and judge are the server's."""
     served = {"engine": "openai", "url": url, "model": "tiny", "chunk_pairs": 8, "in_flight": IN_FLIGHT}
+    served["outage_s"] = 5.0  # how long a dead server is waited for
     return {
         "profile": "test",
         "date": DATE,
