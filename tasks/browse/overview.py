@@ -60,9 +60,7 @@ def home_row(record: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> 
     trained = trained or [m["name"] for m in models if f"trained on {record['version']}:" in str(m["message"])]
     left_out = sum(sum(reasons.values()) for reasons in (record.get("new_drops") or {}).values())
     per_triplet = ledger.get("per_triplet") or {}
-    tokens = per_triplet.get("tokens") if isinstance(per_triplet, Mapping) else None
-    if tokens is None and triplets and (total := sum((record.get("tokens") or {}).values())):
-        tokens = total / triplets
+    tokens = sum(per_triplet[name] for name in ("prompt_tokens", "output_tokens") if name in per_triplet) or None
     shortcut = figure(record, "shortcut_share")
     return {
         "name": record["version"],
