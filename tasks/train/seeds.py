@@ -131,11 +131,11 @@ def training_data(params: Params, store: Store, training_set: TrainingSet, retri
 
 def train_seed(
     params: Params, store: Store, training_set: TrainingSet, retriever: Retriever
-) -> tuple[Trained, TrainingRuntime, dict[str, Any] | None]:
+) -> tuple[Trained, Trainer, dict[str, Any] | None]:
     """Train a model in place with the seed of `params`.
 
     Returns:
-        What is left beside the weights, the runtime, and the full weights where they are sharded.
+        What is left beside the weights, the trainer, and the full weights where they are sharded.
     """
     trainer = build_trainer(params, store, training_set, retriever)
     data = training_data(params, store, training_set, retriever)
@@ -144,4 +144,4 @@ def train_seed(
     trainer.run_log.close()
     validation = data.validation
     history, best = ([], None) if validation is None else (validation.history, validation.best_step)
-    return Trained(curve, trainer.unreadable.dropped, history, best), trainer.runtime, weights
+    return Trained(curve, trainer.unreadable.dropped, history, best), trainer, weights

@@ -42,12 +42,13 @@ from tasks.config import Params
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.atomic import remove
-from tasks.train.accelerator import TrainingRuntime, destroy_process_group
+from tasks.train.accelerator import destroy_process_group
 from tasks.train.averaging import SeedWeights
 from tasks.train.datasets import TrainingSet, read_training_set
 from tasks.train.launch import is_first_process, is_launched, launch_processes
 from tasks.train.recipe import training_identity
-from tasks.train.seeds import Trained, load_base_model, torch_threads, train_seed
+from tasks.train.seeds import Trained, build_trainer, load_base_model, torch_threads, train_seed
+from tasks.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from tasks.models.retrievers.base import Retriever
@@ -85,11 +86,11 @@ def dropped_records(training_set: TrainingSet, trained: Sequence[Trained]) -> Co
 
 def train_seeds(
     params: Params, store: Store, training_set: TrainingSet
-) -> tuple[Retriever, list[Trained], TrainingRuntime, dict[str, Any] | None]:
+) -> tuple[Retriever, list[Trained], Trainer, dict[str, Any] | None]:
     """Train `average_seeds` models, and average their weights where they are several.
 
     Returns:
-        The model, what each training leaves beside its weights, the last runtime, and the full weights where they are
+        The model, what each training leaves beside its weights, the last trainer, and the full weights where they are
         sharded.
     """
     first, count = params.open_run.seed, params.train.average_seeds
@@ -99,21 +100,21 @@ def train_seeds(
         seeded = params.model_copy(update={"open_run": params.open_run.model_copy(update={"seed": seed})})
         retriever = load_base_model(seeded)
         if count == 1:
-            one, runtime, weights = train_seed(seeded, store, training_set, retriever)
-            return retriever, [one], runtime, weights
+            one, trainer, weights = train_seed(seeded, store, training_set, retriever)
+            return retriever, [one], trainer, weights
         identity = training_identity(seeded, retriever.revision, training_set.all, torch_threads(params))
         earlier = finished.find(seed, identity)
         if earlier is None:
-            one, runtime, _ = train_seed(seeded, store, training_set, retriever)
+            one, trainer, _ = train_seed(seeded, store, training_set, retriever)
             earlier = one.to_json()
             if is_first_process():
                 finished.keep(seed, identity, retriever.model, earlier)
         else:
-            runtime = TrainingRuntime(retriever, params.train)
+            trainer = build_trainer(seeded, store, training_set, retriever)
         trained.append(Trained.from_json(earlier))
     if is_first_process():
         retriever.model.load_state_dict(finished.mean())
-    return retriever, trained, runtime, None
+    return retriever, trained, trainer, None
 
 
 def run(params: Params, store: Store) -> StageReport:
@@ -128,12 +129,12 @@ def run(params: Params, store: Store) -> StageReport:
         launch_processes(config.processes, store.root)
         return store.read_reports()["train"]
     training_set = read_training_set(config, store)
-    retriever, trained, runtime, weights = train_seeds(params, store, training_set)
+    retriever, trained, trainer, weights = train_seeds(params, store, training_set)
     if is_first_process():
         retriever.save(store.folder("models", "candidate"), weights)
         write_training_report(params, store, training_set, retriever.revision, trained)
-    clear_working_files(store)
-    destroy_process_group(runtime)  # no process leaves before the model is in place
+    clear_working_files(store, trainer)
+    destroy_process_group(trainer.runtime)  # no process leaves before the model is in place
     last = trained[-1].curve[-1]
     return StageReport(
         "train",
@@ -151,8 +152,9 @@ def run(params: Params, store: Store) -> StageReport:
     )
 
 
-def clear_working_files(store: Store) -> None:
-    """Remove checkpoints and weights of .run/train: a training that is done needs none."""
+def clear_working_files(store: Store, trainer: Trainer) -> None:
+    """Remove the checkpoints, and the weights of the best evaluation and of single seeds."""
+    trainer.checkpoints.clear()
     if is_first_process():
-        for path in list(store.folder(".run", "train").glob("*")):  # what a killed run left unfinished too
+        for path in list(store.folder(".run", "train").glob("*.safetensors")):
             remove(path)
