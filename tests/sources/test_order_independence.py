@@ -230,7 +230,7 @@ def test_processes_decode_as_threads_do(tmp_path: Path):
         "cut.jpg": "undecodable",
         "small.png": "too_small",
         "page.jpg": "undecodable",
-        "animated.gif": "not_a_picture",
+        "animated.gif": "unsupported_format",
         "clear.webp": "near_duplicate",
     }
     assert dropped == expected
