@@ -25,6 +25,7 @@ from tasks.sample import phrases, train_clip, train_dino, train_judge, train_vlm
 from tasks.sample.common import held_out_pairs
 from tasks.sample.judge_packing import QuestionPacker
 from tasks.sample.judge_questions import held_out_questions
+from tasks.sample.related import SAID_EDITS, held_out_related
 from tasks.sample.report import plot_curves, render_report
 from tasks.sample.scenes import Scene, difference, draw
 from tasks.sample.tokens import CHECKPOINTS
@@ -51,14 +52,32 @@ def describe_shares(texts: Sequence[str], pairs: Sequence[tuple[Scene, Scene]]) 
     }
 
 
+def drawn(pairs: Sequence[tuple[Scene, Scene]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The pairs' images."""
+    return [(draw(s, rendering=1), draw(t, rendering=2)) for s, t in pairs]
+
+
+def related_shares(texts: Sequence[str], pairs: Sequence[tuple[Scene, Scene]]) -> dict[str, float]:
+    """Shares of related pairs whose changes are stated exactly ('1' to '3' edits), or that are called too different."""
+    right: dict[str, list[bool]] = {}
+    for (s, t), text in zip(pairs, texts, strict=True):
+        edits = len(difference(s, t))
+        name = str(edits) if edits <= SAID_EDITS else "more"
+        right.setdefault(name, []).append(
+            text.split("change: ")[-1] == train_vlm.gold_description(s, t).split("change: ")[-1]
+        )
+    return {name: round(float(np.mean(v)), 3) for name, v in sorted(right.items())}
+
+
 def measure_all(folder: Path, *, pairs: int, questions: int) -> dict[str, Any]:
     """The figures of REPORT.md, from the checkpoints under `folder`."""
     out: dict[str, Any] = {"mib": {m: round(_size(folder / m) / 2**20, 2) for m in MODELS}}
     processor = AutoProcessor.from_pretrained(folder / "vlm")
     vlm = AutoModelForImageTextToText.from_pretrained(folder / "vlm", dtype=torch.float32).eval()
     scenes = held_out_pairs(pairs, seed=91)
-    images = [(draw(s, rendering=1), draw(t, rendering=2)) for s, t in scenes]
-    out["vlm"] = describe_shares(train_vlm.write_descriptions(vlm, processor, images), scenes)
+    out["vlm"] = describe_shares(train_vlm.write_descriptions(vlm, processor, drawn(scenes)), scenes)
+    related = held_out_related(pairs, seed=94)
+    out["vlm"]["related"] = related_shares(train_vlm.write_descriptions(vlm, processor, drawn(related)), related)
     out["vlm"]["caption_exact"] = caption_share(vlm, processor, [s for s, _ in scenes[:200]])
     judge = AutoModelForImageTextToText.from_pretrained(folder / "judge", dtype=torch.float32).eval()
     packer = QuestionPacker(judge, processor)

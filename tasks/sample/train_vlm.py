@@ -3,14 +3,16 @@
 Stage A teaches the vision tower and the connector what is in each grid cell, under an auxiliary head; nine visual
 tokens per image, one per cell. Stage B teaches the language model to write, 5 in 6 samples a comparison and 1 in 6 a
 caption, while a second auxiliary head predicts for each cell what was there in the first image and how it changed.
-Batches are families, so that an image's vision features are computed once for all pairs it is part of. 2.8 M
-parameters, 5.8 MB.
+Batches are families, so that an image's vision features are computed once for all pairs it is part of. Stage C goes on
+with pairs of any mix of changes (tasks/sample/related.py), as mining finds them across families, and with the reply to
+pairs that differ in more than a description states. 2.8 M parameters, 5.8 MB.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ from tasks.sample.common import (
     to_pixel_values,
     train_scene,
 )
+from tasks.sample.related import SAID_EDITS, TOO_DIFFERENT, related_pair
 from tasks.sample.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -54,6 +57,9 @@ from tasks.sample.scenes import (
 
 VISUAL_TOKENS = 9  # of an image, one per cell
 FAMILIES = 14  # of three scenes each, in a batch of stage B
+OLD_FAMILIES, RELATED = 4, 11  # in a batch of stage C: families, and related pairs, each in both orders
+RELATED_EDITS = {1: 0.15, 2: 0.3, 3: 0.35, SAID_EDITS + 1: 0.2}  # number of edits of a related pair -> how often
+PEAK, LATER_PEAK = 1.5e-3, 6e-4  # learning rates after warm-up, of stages B and C
 CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1, len(PATTERNS) + 1)
 FLAGS = ("colour", "shape", "size", "pattern", "moved away", "moved here", "remove", "add", "background")
 
@@ -334,54 +340,97 @@ def sample_pairs(scenes: Sequence[Scene], rng: random.Random, count: int) -> lis
     return rng.choices(every, weights, k=count)
 
 
+@dataclass
+class Batch:
+    """Scenes, pairs of them to be described, and single ones to be captioned, by their positions."""
+
+    scenes: list[Scene] = field(default_factory=list)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    singles: list[int] = field(default_factory=list)
+
+    def add(self, scenes: Sequence[Scene], pairs: Sequence[tuple[int, int]], single: int | None = None) -> None:
+        """Add scenes; `pairs` and `single` count from the first of them."""
+        first = len(self.scenes)
+        self.scenes += scenes
+        self.pairs += [(first + i, first + j) for i, j in pairs]
+        if single is not None:
+            self.singles.append(first + single)
+
+
+def family_batch(rng: random.Random, families: int = FAMILIES) -> Batch:
+    """Families of three, three pairs of each; of every other family a caption."""
+    batch = Batch()
+    for n, scenes in enumerate([family(rng, "train", 3) for _ in range(families)]):
+        pairs, single = sample_pairs(scenes, rng, 3), rng.randrange(3)
+        batch.add(scenes, pairs, single if n % 2 == 0 else None)
+    return batch
+
+
+def related_batch(rng: random.Random) -> Batch:
+    """A few families, and pairs of related scenes in both orders."""
+    batch = family_batch(rng, OLD_FAMILIES)
+    for _ in range(RELATED):
+        edits = rng.choices(list(RELATED_EDITS), list(RELATED_EDITS.values()))[0]
+        batch.add(related_pair(rng, "train", edits), [(0, 1), (1, 0)])
+    return batch
+
+
+def gold_description(query: Scene, target: Scene) -> str:
+    """What the describer is to write about two scenes."""
+    return phrases.describe(query, target) if len(difference(query, target)) <= SAID_EDITS else TOO_DIFFERENT
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How one stage teaches to write.
+
+    Attributes:
+        stage: its letter in the training curve.
+        steps: optimiser steps.
+        peak: learning rate after warm-up.
+        batch: draws a step's scenes.
+    """
+
+    stage: str
+    steps: int
+    peak: float
+    batch: Callable[[random.Random], Batch]
+
+
 def train_writing(
     model: Idefics3ForConditionalGeneration,
     processor: Idefics3Processor,
     rng: random.Random,
-    steps: int,
+    writing: Writing,
     log: TrainingLog,
     folder: Path,
-    peak: float,
 ) -> None:
-    """Stage B: the whole model learns descriptions and captions; a checkpoint and a measurement every 150 steps.
+    """The whole model learns descriptions and captions; a checkpoint and a measurement every 150 steps.
 
     Args:
         model: trained in place.
         processor: saved with it.
         rng: of this worker's samples.
-        steps: optimiser steps.
+        writing: the stage.
         log: of the training curve; only a worker whose log is not silent saves checkpoints.
         folder: of the checkpoint.
-        peak: learning rate after warm-up.
     """
     description_loss = DescriptionLoss(model, processor)
     weights = [*model.parameters(), *description_loss.comparing.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=writing.peak, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     test = held_out_pairs(120, seed=77)
-    for step in range(steps):
+    compare, caption, answer = description_loss.compare, description_loss.caption, description_loss.answer
+    for step in range(writing.steps):
         for group in optimizer.param_groups:
-            group["lr"] = peak * cosine_schedule(step, steps)
-        groups = [family(rng, "train", 3) for _ in range(FAMILIES)]
-        samples = []
-        for g, scenes in enumerate(groups):
-            for i, j in sample_pairs(scenes, rng, 3):
-                samples.append(
-                    (
-                        [3 * g + i, 3 * g + j],
-                        description_loss.compare,
-                        description_loss.answer(phrases.describe(scenes[i], scenes[j])),
-                    )
-                )
-            i = rng.randrange(3)
-            if g % 2 == 0:
-                samples.append(
-                    ([3 * g + i], description_loss.caption, description_loss.answer(phrases.caption(scenes[i])))
-                )
+            group["lr"] = writing.peak * cosine_schedule(step, writing.steps)
+        batch = writing.batch(rng)
+        scenes = batch.scenes
+        samples = [([i, j], compare, answer(gold_description(scenes[i], scenes[j]))) for i, j in batch.pairs]
+        samples += [([i], caption, answer(phrases.caption(scenes[i]))) for i in batch.singles]
         samples.sort(key=lambda sample: len(sample[1]) + len(sample[2]))
-        flat = [scene for scenes in groups for scene in scenes]
-        features = image_features(model, to_pixel_values([render_view(s, rng) for s in flat]))
+        features = image_features(model, to_pixel_values([render_view(s, rng) for s in scenes]))
         half = len(samples) // 2  # two halves by length: a fifth less padding
-        parts = [description_loss.loss(features, part, flat) for part in (samples[:half], samples[half:])]
+        parts = [description_loss.loss(features, part, scenes) for part in (samples[:half], samples[half:])]
         written, compared = (parts[0][0] + parts[1][0]) / 2, (parts[0][1] + parts[1][1]) / 2
         loss = written + compared
         optimizer.zero_grad()
@@ -392,14 +441,14 @@ def train_writing(
         if (step + 1) % 50 == 0:
             seen = (step + 1) * len(samples) * WORKERS
             log.write(
-                stage="B",
+                stage=writing.stage,
                 step=step + 1,
                 samples=seen,
                 loss=round(float(written), 4),
                 compared=round((parts[0][2] + parts[1][2]) / 2, 3),
             )
         if (step + 1) % 150 == 0 and not log.is_silent:
-            log.write(stage="B", step=step + 1, **measure(model, processor, test))
+            log.write(stage=writing.stage, step=step + 1, **measure(model, processor, test))
             save(folder, model, processor)
 
 
@@ -442,7 +491,13 @@ def measure(
 
 
 def train(
-    folder: Path, *, seed: int = 0, steps: int = 1500, vision_steps: int = 320, start: Path | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps: int = 1500,
+    vision_steps: int = 320,
+    related_steps: int = 400,
+    start: Path | None = None,
 ) -> None:
     """Train into `folder`; the same arguments give the same weights.
 
@@ -451,13 +506,13 @@ def train(
         seed: of weights and samples.
         steps: of stage B.
         vision_steps: of stage A.
-        start: a checkpoint to go on from, at a peak learning rate of 1.2e-3 and without stage A; from scratch where
-            None.
+        related_steps: of stage C.
+        start: a checkpoint of stages A and B, to go on from with stage C alone; from scratch where None.
     """
-    run_workers(_train, folder, seed, steps, vision_steps, start)
+    run_workers(_train, folder, seed, (vision_steps, steps, related_steps), start)
 
 
-def _train(rank: int, folder: Path, seed: int, steps: int, vision_steps: int, start: Path | None) -> None:
+def _train(rank: int, folder: Path, seed: int, steps: tuple[int, int, int], start: Path | None) -> None:
     torch.manual_seed(seed)  # the same weights in every worker, other samples
     rng = random.Random(f"{seed}:{rank}")
     log = TrainingLog(folder, is_silent=rank > 0)
@@ -466,11 +521,13 @@ def _train(rank: int, folder: Path, seed: int, steps: int, vision_steps: int, st
     log.write(parameters=sum(p.numel() for p in model.parameters()), vocabulary=len(processor.tokenizer))
     model.train()
     if start is None:
-        train_vision(model, rng, vision_steps, log)
+        train_vision(model, rng, steps[0], log)
+        rescale_connector(model)
+        train_writing(model, processor, rng, Writing("B", steps[1], PEAK, family_batch), log, folder)
     else:
         model.load_state_dict(AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32).state_dict())
-    rescale_connector(model)
-    train_writing(model, processor, rng, steps, log, folder, peak=1.5e-3 if start is None else 1.2e-3)
+    rng = random.Random(f"{seed}:{rank}:C")  # as if stage C continued from the saved weights
+    train_writing(model, processor, rng, Writing("C", steps[2], LATER_PEAK, related_batch), log, folder)
     if rank == 0:
         save(folder, model, processor)
         log.write(stage="end", **measure(model, processor, held_out_pairs(600, seed=78)))

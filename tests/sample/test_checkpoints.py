@@ -19,6 +19,7 @@ from transformers import (
 
 from tasks.sample import judge_packing, judge_questions, phrases, train_clip, train_judge, train_vlm, train_writer
 from tasks.sample.common import held_out_pairs
+from tasks.sample.related import SAID_EDITS, TOO_DIFFERENT, held_out_related
 from tasks.sample.scenes import assign_split, difference, draw, draw_image
 from tasks.sample.tokens import CHECKPOINTS, prompt
 
@@ -100,6 +101,18 @@ def test_the_describer_is_right_on_most_held_out_pairs(vlm, edits, bar):
     texts = train_vlm.write_descriptions(model, processor, [(draw(s), draw(t)) for s, t in pairs])
     right = [text == phrases.describe(s, t) for (s, t), text in zip(pairs, texts, strict=True)]
     assert np.mean(right) >= bar, list(zip(texts, right, strict=True))
+
+
+def test_the_describer_calls_scenes_too_different_that_differ_in_many_things_and_no_others(vlm):
+    model, processor = vlm
+    pairs = held_out_related(120, seed=105)
+    texts = train_vlm.write_descriptions(model, processor, [(draw(s), draw(t)) for s, t in pairs])
+    edits = [len(difference(s, t)) for s, t in pairs]
+    said = [text == TOO_DIFFERENT for text in texts]
+    assert np.mean([x for x, n in zip(said, edits, strict=True) if n > SAID_EDITS + 1]) >= 0.8
+    assert np.mean([x for x, n in zip(said, edits, strict=True) if n <= SAID_EDITS]) <= 0.05
+    right = [text == phrases.describe(s, t) for (s, t), text, n in zip(pairs, texts, edits, strict=True) if n == 2]
+    assert np.mean(right) >= 0.5  # of any mix of two changes, not those of families alone
 
 
 def test_the_describer_reads_images_through_its_processor(vlm):
