@@ -1,10 +1,13 @@
 """Thresholds of the judge by procedure: from labelled questions, on query images that gave no curve."""
 
 import random
+from pathlib import Path
 
 import pytest
 
-from tasks.calibrate.judge import Answers, learn
+from tasks.calibrate.judge import Answers, calibrate_judge, learn
+from tasks.calibrate.sample_labels import OUT
+from tasks.config import load_params
 from tasks.errors import DataError
 
 
@@ -34,3 +37,12 @@ def test_what_the_questions_cannot_give_is_said():
         learn({"negative": drawn(50, 0.1)}, 0.97, 0.005)
     with pytest.raises(DataError, match="no threshold"):
         learn({"target": drawn(400, 5.0, fits_share=0.2)}, 0.97, 0.005)
+
+
+@pytest.mark.slow
+def test_the_demos_calibration_and_threshold_are_what_the_command_learns(tmp_path: Path):
+    params = load_params("params.yaml", "demo")
+    learnt = calibrate_judge(params, OUT, tmp_path)
+    assert learnt.threshold == params.judge.threshold
+    assert learnt.calibration.to_json() == Path(str(params.judge.calibration)).read_text()
+    assert learnt.true_share >= 0.97 and learnt.true_yes >= 0.85

@@ -143,7 +143,7 @@ CONTRADICTIONS: list[tuple[Changes, list[str]]] = [
     ),
     (
         {"judge": {"threshold": 0.6}},
-        ["'validate.triplets.yes_min' is 0.885", "'judge.threshold' is 0.6", "lower validate.triplets.yes_min to 0.6"],
+        ["'validate.triplets.yes_min' is 0.85", "'judge.threshold' is 0.6", "lower validate.triplets.yes_min to 0.6"],
     ),
     (
         {"evaluate": {"benchmark": [{"name": "a", **BENCHMARK}, {"name": "a", **BENCHMARK}]}},

@@ -38,7 +38,7 @@ def test_a_constant_judge_is_refused_whatever_the_share_of_no(constant: float):
 
 
 def test_the_sample_judge_is_good_enough_and_one_that_always_says_yes_is_not(tmp_path: Path):
-    params = load_params("params.yaml")
+    params = load_params("params.yaml", "demo")
     named = params.judge.model_copy(update={"labelled": str(SAMPLE / "labelled" / "labels.csv")})
     calibrator = Calibrator.load(params)
     judge = load_captioner(LlmConfig(params.judge.model, device="cpu"))
