@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for results (default: %(default)s)")
     group.add_argument("--vectors", type=Path, help="folder where vectors are kept (default: vectors/ in --out)")
     group.add_argument("--batch-images", type=int, default=128, metavar="N", help="images in one call of the model")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, or cuda:0,cuda:1")
     group.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     group.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that decode images")
     group.add_argument("--dropped-share-max", type=float, default=0.05, metavar="X",
@@ -266,8 +266,11 @@ def encode_and_rank(
     revisions = {}
     for name, model in model_names(args.model).items():
         revision = None if Path(model).is_dir() else args.revision
-        retriever = load_retriever(model, revision=revision, device=args.device, threads=threads)
-        scorer = ModelScorer(retriever, settings, model)
+        loaded = [
+            load_retriever(model, revision=revision, device=device, threads=threads)
+            for device in args.device.split(",")
+        ]
+        scorer = ModelScorer(loaded[0], settings, model, loaded[1:])
         revisions[name] = scorer.revision
         for benchmark in benchmarks:
             results[benchmark.name][name] = scorer.retrieve(benchmark)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,15 +90,18 @@ class WithOptions:
 class ModelScorer:
     """One loaded model, and how it encodes."""
 
-    def __init__(self, retriever: Retriever, settings: EncodeSettings, model: str) -> None:
+    def __init__(
+        self, retriever: Retriever, settings: EncodeSettings, model: str, replicas: Sequence[Retriever] = ()
+    ) -> None:
         """Nothing is encoded yet.
 
         Args:
             retriever: the model.
             settings: of the evaluation.
             model: Hugging Face name or folder that it was loaded from.
+            replicas: the same model on further devices.
         """
-        self.retriever, self.settings = retriever, settings
+        self.retriever, self.settings, self.replicas = retriever, settings, replicas
         self.revision = retriever.revision
         folder = settings.vectors and settings.vectors / weights_name(model, self.revision, settings.precision)
         self.kept = KeptRows(folder)
@@ -116,7 +119,14 @@ class ModelScorer:
             None if is_joint else len(benchmark.image_keys()),
             f"{'contents' if is_joint else 'images'} of {benchmark.name}",
         )
-        options = EncodeOptions(self.kept, image_ids(benchmark), self.settings.workers, progress)
+        options = EncodeOptions(
+            self.kept,
+            image_ids(benchmark),
+            self.settings.workers,
+            progress,
+            self.replicas,
+            self.settings.arithmetic,
+        )
         device = getattr(self.retriever, "device", "cpu")
         with self.settings.arithmetic(device), task_instruction(self.retriever, benchmark.instruction):
             result = run(WithOptions(self.retriever, options), benchmark, self.settings.batch_images)

@@ -146,3 +146,22 @@ def test_contents_of_an_mllm_are_kept_by_role_image_text_and_instruction(tmp_pat
     other.instruction = "find another"
     vectors(other)
     assert other.encoded == 4, "queries have the instruction, candidates have none"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_several_devices_share_the_batches_and_give_the_vectors_of_one(benchmark: Benchmark, precision: str):
+    settings = EncodeSettings(batch_images=3, workers=2, precision=precision)
+    models = [MeanColour() for _ in range(3)]
+    expected = ModelScorer(MeanColour(), settings, "a").retrieve(benchmark)
+    assert ModelScorer(models[0], settings, "a", models[1:]).retrieve(benchmark) == expected  # type: ignore[arg-type]
+    assert sorted(model.encoded for model in models) == [12, 13, 15]
+
+
+def test_what_breaks_on_one_device_ends_the_encoding(benchmark: Benchmark):
+    class Broken(MeanColour):
+        def raw_image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
+            raise ConfigError("out of memory")
+
+    settings = EncodeSettings(batch_images=3)
+    with pytest.raises(ConfigError, match="out of memory"):
+        ModelScorer(MeanColour(), settings, "a", [Broken()]).retrieve(benchmark)  # type: ignore[arg-type,list-item]

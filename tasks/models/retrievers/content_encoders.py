@@ -48,6 +48,47 @@ def loaded_batches(
                     future.cancel()
 
 
+def encoded_batches(
+    batches: Iterator[list[Any]], encode: Callable[[Any, list[Any]], np.ndarray], model: Any, options: EncodeOptions
+) -> Iterator[np.ndarray]:
+    """The rows of each batch, in order; with replicas each device computes its own batches, in a thread of its own.
+
+    Args:
+        batches: of loaded contents.
+        encode: (model, batch) -> rows.
+        model: the first device's.
+        options: with the replicas.
+    """
+    if not options.replicas:
+        for batch in batches:
+            yield encode(model, batch)
+            options.advance(len(batch))
+        return
+
+    def compute(replica: Any, batch: list[Any]) -> np.ndarray:
+        with options.arithmetic(replica.device):
+            return encode(replica, batch)
+
+    models = [model, *options.replicas]
+    pools = [ThreadPoolExecutor(1, f"encode-{n}") for n in range(len(models))]
+    ahead: deque[tuple[int, Future[np.ndarray]]] = deque()
+    try:
+        for n, batch in enumerate(batches):
+            place = n % len(models)
+            ahead.append((len(batch), pools[place].submit(compute, models[place], batch)))
+            while len(ahead) > 2 * len(models):
+                count, rows = ahead.popleft()
+                yield rows.result()
+                options.advance(count)
+        while ahead:
+            count, rows = ahead.popleft()
+            yield rows.result()
+            options.advance(count)
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
+
+
 class SumEncoder:
     """Encodes a benchmark's contents with a CLIP: raw features of every image and text, computed once each, are summed.
 
@@ -90,15 +131,18 @@ class SumEncoder:
 
     def _encode(self, keys: Sequence[str]) -> Iterator[np.ndarray]:
         prepare = getattr(self._retriever, "prepare_image", None)
-        encode = self._retriever.raw_image_features if prepare is None else self._retriever.prepared_image_features
+        name = "raw_image_features" if prepare is None else "prepared_image_features"
 
         def load(key: str) -> Any:
             image = self._read_image(key)
             return image if prepare is None else prepare(image)
 
-        for batch in loaded_batches(keys, load, self._batch_size, self._options.workers):
-            yield encode(batch)
-            self._options.advance(len(batch))
+        def encode(model: Any, batch: list[Any]) -> np.ndarray:
+            rows: np.ndarray = getattr(model, name)(batch)
+            return rows
+
+        batches = loaded_batches(keys, load, self._batch_size, self._options.workers)
+        return encoded_batches(batches, encode, self._retriever, self._options)
 
     def encode(self, contents: Sequence[Content], role: Role) -> np.ndarray:
         """(n, d) float32 unit rows; a row of zeros for a content without image and text.
@@ -169,6 +213,10 @@ class JointEncoder:
             key, text = content
             return (None if key is None else self._retriever.preprocess([self._read_image(key)])[0]), text
 
-        for batch in loaded_batches(contents, load, self._batch_size, self._options.workers):
-            yield unit_rows(self._retriever.raw_features(batch, role))
-            self._options.advance(len(batch))
+        def encode(model: Any, batch: list[Any]) -> np.ndarray:
+            return unit_rows(model.raw_features(batch, role))
+
+        for replica in self._options.replicas:
+            replica.instruction = self._retriever.instruction
+        batches = loaded_batches(contents, load, self._batch_size, self._options.workers)
+        return encoded_batches(batches, encode, self._retriever, self._options)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -109,12 +111,16 @@ class EncodeOptions:
         image_id: image key -> what identifies the image's bytes; the key itself for a benchmark that never changes.
         workers: threads that read and prepare images, a count.
         progress: counts images (or contents, of the MLLM type).
+        replicas: the same model on further devices; batches go to all of them in turn.
+        arithmetic: device -> context in which a replica computes there; such contexts belong to a thread.
     """
 
     kept: KeptRows = field(default_factory=lambda: KeptRows(None))
     image_id: Callable[[str], str] = str
     workers: int = 1
     progress: Progress | None = None
+    replicas: Sequence[Any] = ()
+    arithmetic: Callable[[str], AbstractContextManager[Any]] = lambda device: nullcontext()
 
     def advance(self, count: int) -> None:
         """Count what was encoded."""
