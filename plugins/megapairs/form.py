@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import itertools
 import os
 import re
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from megapairs.wiring import PROJECT, dag_id_for, dataset_variables
 from tasks.config import Params, is_profile, overlay, parse_raw, read_raw, uncalibrated_windows
 from tasks.config.form_names import DATASET_FORM, FIELD_KEYS, MODEL_FORM
 from tasks.errors import TasksError
-from tasks.publish.git import files_at, read_at
+from tasks.publish.git import git_bytes
 
 # Sections whose fields are folded under a heading of the form; all other fields are at the top.
 HEADINGS = {
@@ -204,9 +206,8 @@ def profile_field(raw: Mapping[str, Any]) -> Param:
 
 
 def deployed_params(dataset: str) -> dict[str, Any]:
-    """params.yaml, with its profiles, that the runs of a dataset start from.
-
-    For a further dataset that of its deployment; else that of the code's folder.
+    """params.yaml, with its profiles, that the runs of a dataset start from: of the deployed commit, else of the code's
+    folder. One git process: every task of Airflow parses its DAG file.
 
     Args:
         dataset: of MEGAPAIRS_DATASETS; '' for the one of MEGAPAIRS_DATASET.
@@ -214,10 +215,13 @@ def deployed_params(dataset: str) -> dict[str, Any]:
     variables = {**os.environ, **dataset_variables(dag_id_for("", dataset) if dataset else "")}
     clone, ref = Path(variables.get("MEGAPAIRS_DATASET") or "/"), variables.get("MEGAPAIRS_DEPLOYED", "origin/main")
     if (clone / ".git").exists():
-        with contextlib.suppress(TasksError, OSError):
-            if content := read_at(clone, ref, "params.yaml"):
-                paths = [path for path in files_at(clone, ref) if is_profile(path)]
-                return parse_raw(content, {path: read_at(clone, ref, path) or b"" for path in paths}, "params.yaml")
+        with contextlib.suppress(TasksError, OSError, KeyError, tarfile.TarError):
+            packed = git_bytes(clone, "archive", "--format=tar", ref, "params.yaml", "tasks/profiles")
+            with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+                texts = {m.name: archive.extractfile(m) for m in archive.getmembers() if m.isfile()}
+                contents = {name: file.read() for name, file in texts.items() if file is not None}
+            profiles = {name: text for name, text in contents.items() if is_profile(name)}
+            return parse_raw(contents["params.yaml"], profiles, "params.yaml")
     return read_raw(PROJECT / "params.yaml")
 
 

@@ -1,5 +1,6 @@
 """The trigger form: every field typed, described and checked, made from params.yaml and tasks/config."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,3 +127,28 @@ def test_every_field_of_the_form_is_a_parameter(project: Any):
         assert schema_at(key)["type"]
     with pytest.raises(KeyError):
         schema_at("mine.neighbors")
+
+
+def test_the_forms_defaults_are_those_of_the_deployed_commit(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    from megapairs.form import dataset_params
+
+    from tasks.publish.git import git
+
+    clone = tmp_path / "dataset"
+    (clone / "tasks" / "profiles").mkdir(parents=True)
+    text = Path("params.yaml").read_text()
+    for old, new in (("dataset: sample-world", "dataset: shop"), ("profile: demo", "profile: own")):
+        text = text.replace(old, new)
+    (clone / "params.yaml").write_text(text)
+    (clone / "tasks" / "profiles" / "own.yaml").write_text("# My own images.\n{}\n")
+    git(clone, "init", "-q")
+    git(clone, "add", ".")
+    git(clone, "commit", "-q", "-m", "deployed")
+    monkeypatch.delenv("MEGAPAIRS_DEFAULT_PROFILE", raising=False)
+    monkeypatch.setenv("MEGAPAIRS_DATASET", str(clone))
+    monkeypatch.setenv("MEGAPAIRS_DEPLOYED", "HEAD")
+    form = dataset_params()
+    assert "else shop (open_run.dataset)" in form["dataset"].description
+    assert form["profile"].value == "own" and form["profile"].schema["enum"] == ["own"]
+    monkeypatch.setenv("MEGAPAIRS_DEPLOYED", "no-such-commit")
+    assert "else sample-world" in dataset_params()["dataset"].description, "without it, those of the code's folder"
