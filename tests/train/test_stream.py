@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,6 +32,26 @@ def megapairs(folder: Path, lines: list[str]) -> MixedDatasetConfig:
 def record(n: int) -> str:
     """The n-th record; its query names it."""
     return json.dumps({"q_img": f"{n % 12}.png", "q_text": [f"edit {n}"], "t_img": f"{(n + 1) % 12}.png", "hns": []})
+
+
+def mmeb_train(folder: Path) -> MixedDatasetConfig:
+    """MMEB-train as it is published: Parquet a subset, images beside them; every kind of query and candidate."""
+    said = "<|image_1|>\nRepresent the given image.\n"
+    kinds = [
+        ("<|image_1|>\nFind it in red.\n", "CIRR/1.png", said, "CIRR/2.png", said, "CIRR/4.png"),
+        ("<|image_1|>\nWhat is it?\n", "CIRR/1.png", "a star", "", "a circle", ""),
+        ("Find me an image of a star.\n", "", said, "CIRR/5.png", None, None),
+    ]
+    columns = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
+    (folder / "images" / "CIRR").mkdir(parents=True)
+    for n in range(6):
+        Image.new("RGB", (40, 40), (0, 20 * n, 0)).save(folder / "images" / "CIRR" / f"{n}.png")
+    rows = [dict(zip(columns, kind, strict=True)) for kind in kinds * 3]
+    datasets.Dataset.from_list(rows).to_parquet(folder / "CIRR" / "original-00000-of-00001.parquet")
+    images = str(folder / "images")
+    return MixedDatasetConfig(
+        name="cirr", format="mmeb", path=str(folder), subset="CIRR", split="original", images=images, weight=50.0
+    )
 
 
 def texts(stream: Iterator[object], count: int) -> list[str]:
@@ -98,15 +119,19 @@ def test_a_wrong_folder_ends_the_training_before_its_first_step(tmp_path: Path):
     RecordStream(config, open_records(config)).require_usable(0.05)
 
 
-def test_a_streamed_dataset_with_missing_and_broken_images_is_trained_on(params: Params, store: Store, tmp_path: Path):
+def test_the_released_layouts_train_and_what_cannot_be_read_is_left_out(params: Params, store: Store, tmp_path: Path):
+    """MegaPairs, streamed, with a missing and a broken image; MMEB-train, read as a whole."""
     config = megapairs(tmp_path, [record(n) for n in range(60)])
     (tmp_path / "3.png").unlink()
     (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:40])
     config = config.model_copy(update={"weight": 100.0})
-    params = with_train(params, datasets=(config,), locked_steps=0, stream_records=10, faulty_records_share_max=0.6)
+    changes = {"datasets": (config, mmeb_train(tmp_path / "MMEB-train")), "faulty_records_share_max": 0.6}
+    params = with_train(params, **changes, locked_steps=0, stream_records=10)
     report = run(params, store)
     weights = store.folder("models", "candidate", "model.safetensors").read_bytes()
     assert report.figures["loss"] > 0 and 1 <= report.dropped["unreadable_image"] <= 20
-    assert report.read == 8 + 60
+    assert report.read == 8 + 60 + 9
+    written = json.loads(store.folder("reports", "training.json").read_text())
+    assert written["datasets"] == {"mega": 60, "cirr": 9}
     assert run(params, store) == report, "the same seed, the same training"
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == weights
