@@ -64,9 +64,10 @@ def image_files(config: MixedDatasetConfig, stream_records: int) -> dict[str, Pa
     records = open_records(config)
     if len(records) <= stream_records:
         return read_all(config, records, 1.0)[1]
-    log.warning("%s is streamed: the images of %d of its records are looked at", config.path, SAMPLED_RECORDS)
+    sample = min(SAMPLED_RECORDS, len(records))
+    log.warning("%s is streamed: the images of %d of its records are looked at", config.path, sample)
     images, dropped = RecordImages(config), DroppedRecords()
-    for number in random.Random("images").sample(range(len(records)), min(SAMPLED_RECORDS, len(records))):
+    for number in random.Random("images").sample(range(len(records)), sample):
         checked_example(records, number, config.format, images, dropped)
     return images.files
 
