@@ -133,6 +133,7 @@ def test_the_best_evaluation_is_kept_and_patience_ends_it():
     assert validation.best_step == 10 and validation.best_weights()["w"].tolist() == [10.0]
 
 
+@pytest.mark.slow
 def test_training_with_evaluation_ends_early_with_the_best_model_and_resumes(
     params: Params, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
@@ -175,6 +176,7 @@ def test_mined_negatives_are_near_and_neither_own_nor_right():
     assert mined_negatives(examples, ids[:3], queries, images[:3], config) == [["old"]] * 2, "none is left"
 
 
+@pytest.mark.slow
 def test_refreshed_negatives_change_the_training_and_a_killed_run_ends_alike(
     params: Params, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
@@ -208,6 +210,7 @@ def test_the_mean_of_state_dicts_keeps_types_and_integers():
     assert mean["w"].dtype == torch.float16 and mean["w"].tolist() == [1.5, 3.0] and mean["n"] == 3
 
 
+@pytest.mark.slow
 def test_several_seeds_are_averaged_and_finished_ones_are_not_trained_again(
     params: Params, store: Store, monkeypatch: pytest.MonkeyPatch
 ):

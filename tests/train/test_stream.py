@@ -119,6 +119,7 @@ def test_a_wrong_folder_ends_the_training_before_its_first_step(tmp_path: Path):
     RecordStream(config, open_records(config)).require_usable(0.05)
 
 
+@pytest.mark.slow
 def test_the_released_layouts_train_and_what_cannot_be_read_is_left_out(params: Params, store: Store, tmp_path: Path):
     """MegaPairs, streamed, with a missing and a broken image; MMEB-train, read as a whole."""
     config = megapairs(tmp_path, [record(n) for n in range(60)])
