@@ -228,3 +228,25 @@ def test_recipes_that_do_not_suit_the_type_are_refused_with_the_next_step(folder
         prepare_retriever(mllm, config.model_copy(update={"shard_weights": True}), 0)
     prepare_retriever(clip, config.model_copy(update={"lora": None}), 0)
     assert not mllm.is_adapted
+
+
+def test_the_base_may_be_held_in_bfloat16_under_adapters_and_in_four_bits_on_a_gpu_alone(
+    folders: dict[str, Path], store: Store, tmp_path: Path
+):
+    params = short_recipe(folders["qwen2_vl"], steps=3)
+    half = load_retriever(str(folders["qwen2_vl"]), device="cpu", threads=1, base_precision="bfloat16")
+    assert isinstance(half, MllmRetriever)
+    prepare_retriever(half, params.train, seed=0)
+    kinds = {(".lora_" in name, value.dtype) for name, value in half.model.named_parameters()}
+    assert kinds == {(False, torch.bfloat16), (True, torch.float32)}
+    curve = fit(half, params.train, store)
+    _, _, whole = fit_mllm(params, store)
+    assert curve[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.2)
+    half.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "adapter" / "adapter_model.safetensors").is_file()
+    found = load_retriever(str(tmp_path / "saved"), device="cpu").encode(images(1), TEXTS[:1])
+    assert np.allclose(found, half.encode(images(1), TEXTS[:1]), atol=0.05)
+    with pytest.raises(ConfigError, match="'train.base_precision' is 4bit, which needs a GPU .* and bitsandbytes"):
+        load_retriever(str(folders["qwen2_vl"]), device="cpu", base_precision="4bit")
+    with pytest.raises(ConfigError, match="is a CLIP, whose weights are float32"):
+        load_retriever(str(save_narrow_clip(tmp_path / "clip")), device="cpu", base_precision="bfloat16")
