@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
-    name = "new_dataset" if arguments[0] == "new-dataset" else arguments[0]
+    name = {"new-dataset": "new_dataset", "push-hub": "push_hub"}.get(arguments[0], arguments[0])
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=3)
         meant = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""

@@ -111,6 +111,7 @@ COMMANDS = {
         "tasks.publish.serve_git", "Publish", "serve origin.git to everybody, read-only, by HTTP", "tool",
         "--repository /data/origin.git --port 8090",
     ),
+    "push_hub": Command("tasks.publish.push_hub", "Publish", "push a version to the Hub", "tool", "me/set"),
     "pull": Command("tasks.publish.pull", "Read a version", "`dvc pull` that names each faulty file", "tool", "-j 8"),
     "verify": Command("tasks.publish.verify", "Read a version", "compare a clone with its manifest", "tool"),
     "audit": Command("tasks.publish.audit", "Read a version", "look whether the remote still holds every tag", "tool"),
@@ -137,4 +138,4 @@ COMMANDS = {
 }  # fmt: skip
 # A person may detach these from a terminal; every other command ends when its parent dies.
 DETACHABLE = {"demo", "new_dataset", "deploy", "doctor", "runs", "label_draft", "gallery"}
-DETACHABLE |= {"verdicts", "pull", "verify", "audit", "diff", "export"}
+DETACHABLE |= {"verdicts", "pull", "verify", "audit", "diff", "push_hub", "export"}
