@@ -192,6 +192,7 @@ def _code_paths_of(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     named = [(f"caption.{key}", caption.get(key)) for key in ("prompts", "canaries", "model", "writer")]
     named += [(f"judge.{key}", judge.get(key)) for key in ("labelled", "calibration", "model")]
     named.append(("train.base_model", train.get("base_model")))
+    named.append(("train.teacher.model", (train.get("teacher") or {}).get("model")))
     named.append(("select.differences", (raw.get("select") or {}).get("differences")))
     for role, encoder in ((raw.get("embed") or {}).get("encoders") or {}).items():
         named.append((f"embed.encoders.{role}.model", encoder.get("model")))

@@ -87,6 +87,7 @@ def test_what_does_not_is_refused_as_a_source(path: str, roots: Path):
         ("caption.canaries", {"caption": {"canaries": "/etc"}}),
         ("caption.model", {"caption": {"model": "../../model"}}),
         ("train.base_model", {"train": {"base_model": "/etc"}}),
+        ("train.teacher.model", {"train": {"teacher": {"model": "/etc"}}}),
     ],
 )
 def test_every_parameter_that_names_a_file_is_held_to_the_roots(name: str, changes: dict[str, Any], roots: Path):
