@@ -34,7 +34,7 @@ from tasks.mine import stage as mine
 from tasks.names import batch_name
 from tasks.select.candidates import Candidates, index_in_group, merge_candidates
 from tasks.select.differences import DifferenceModel, design
-from tasks.select.estimate import stored_revisions
+from tasks.select.estimate import mined_windows, stored_revisions
 from tasks.select.read_neighbours import open_vectors, read_candidates
 from tasks.select.spill import WorkingMemory
 from tasks.select.words import read_captions
@@ -137,9 +137,15 @@ def ask_models(params: Params, store: Store, c: Candidates, classes: np.ndarray,
     return result
 
 
-def fit(
-    inputs: np.ndarray, classes: np.ndarray, accepted: np.ndarray, most: int, revisions: Mapping[str, str]
-) -> DifferenceModel:
+@dataclass(frozen=True)
+class Fitted:
+    """What an estimate belongs to: encoder -> revision of its model, and encoder -> (low, high) of its window."""
+
+    revisions: Mapping[str, str]
+    windows: Mapping[str, tuple[float, float]]
+
+
+def fit(inputs: np.ndarray, classes: np.ndarray, accepted: np.ndarray, most: int, fitted: Fitted) -> DifferenceModel:
     """Fit a model to labelled pairs, by L-BFGS from zero: the same pairs give the same numbers.
 
     Args:
@@ -147,7 +153,7 @@ def fit(
         classes: (m,) int64, 0 to `most`.
         accepted: (m,) 1, 0 or NaN. A class without any known is accepted always, the last one never.
         most: differences that the describer can say.
-        revisions: encoder -> revision of its model.
+        fitted: whose vectors and windows the pairs are of.
     Raises:
         DataError: a number of differences without a pair.
     """
@@ -177,7 +183,7 @@ def fit(
     known = ~np.isnan(accepted)
     of_class = [accepted[known & (classes == n)] for n in range(most + 1)]
     chances = [float(rows.mean()) if len(rows) else float(n < most) for n, rows in enumerate(of_class)]
-    return DifferenceModel(revisions, mean, scale, weights, shares, np.array(chances))
+    return DifferenceModel(fitted.revisions, fitted.windows, mean, scale, weights, shares, np.array(chances))
 
 
 def held_out_figures(model: DifferenceModel, inputs: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
@@ -224,13 +230,13 @@ def fit_to_folder(params: Params, store: Store, path: Path, settings: FitSetting
     accepted = np.full(len(c), np.nan)
     if settings.judged:
         accepted = ask_models(params, store, c, classes, settings.judged)
-    revisions = stored_revisions(params, store)
+    fitted = Fitted(stored_revisions(params, store), mined_windows(params))
     train, test = is_labelled & ~is_held_out, is_labelled & is_held_out
-    model = fit(inputs[train], classes[train], accepted[train], most, revisions)
+    model = fit(inputs[train], classes[train], accepted[train], most, fitted)
     figures = held_out_figures(model, inputs[test], classes[test]) if test.any() else {}
     print(f"differences: fitted to {int(train.sum())} of {len(c)} mined pairs; on others: {json.dumps(figures)}")
     print(f"differences: accepted by the judge {model.accepted.tolist()}, {settings.judged} pairs tried")
-    model = fit(inputs[is_labelled], classes[is_labelled], accepted[is_labelled], most, revisions)
+    model = fit(inputs[is_labelled], classes[is_labelled], accepted[is_labelled], most, fitted)
     return {**model.to_json(), "pairs": int(is_labelled.sum()), "judged": settings.judged, "held_out": figures}
 
 

@@ -37,6 +37,8 @@ class DifferenceModel:
 
     Attributes:
         revisions: encoder -> revision of the model whose cosines it was fitted to.
+        windows: encoder -> (low, high) of `mine.windows` in which the labelled pairs were mined: among other candidates
+            the same cosines mean other chances.
         mean, scale: (6,) of INPUTS; an unknown input counts as its mean.
         weights: (classes, 28), of 1, the inputs and their products; class k is k + 1 differences, the last one more
             than the describer can say.
@@ -45,6 +47,7 @@ class DifferenceModel:
     """
 
     revisions: Mapping[str, str]
+    windows: Mapping[str, tuple[float, float]]
     mean: np.ndarray
     scale: np.ndarray
     weights: np.ndarray
@@ -89,7 +92,8 @@ class DifferenceModel:
         numbers = {
             n: np.round(getattr(self, n), 6).tolist() for n in ("mean", "scale", "weights", "shares", "accepted")
         }
-        return {"inputs": list(INPUTS), "revisions": dict(self.revisions), **numbers}
+        windows = {encoder: list(window) for encoder, window in self.windows.items()}
+        return {"inputs": list(INPUTS), "revisions": dict(self.revisions), "windows": windows, **numbers}
 
 
 def design(inputs: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -118,25 +122,31 @@ def read_model(path: Path) -> DifferenceModel:
             raise ValueError(f"weights {weights.shape} and {len(accepted)} shares accepted for {classes} classes")
         if mean.shape != (len(INPUTS),) or scale.shape != mean.shape or not (scale > 0).all():
             raise ValueError("mean and scale are not six numbers each, the scales above 0")
-        return DifferenceModel(dict(content["revisions"]), *arrays)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        windows = {encoder: (float(low), float(high)) for encoder, (low, high) in content["windows"].items()}
+        return DifferenceModel(dict(content["revisions"]), windows, *arrays)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"select.differences: {path} is no estimate of differences ({error}); "
             "`python -m tasks calibrate --differences` makes one, or leave the parameter empty"
         ) from error
 
 
-def unfit_reason(model: DifferenceModel, revisions: Mapping[str, str]) -> str | None:
+def unfit_reason(
+    model: DifferenceModel, revisions: Mapping[str, str], windows: Mapping[str, tuple[float, float]]
+) -> str | None:
     """Why the model says nothing about this corpus; None where it does.
 
     Args:
         model: the estimate.
         revisions: encoder -> revision of the stored vectors.
+        windows: encoder -> (low, high) in which the run mines.
     """
     others = [f"{e} {r[:12]}" for e, r in sorted(revisions.items()) if model.revisions.get(e) != r]
     if others or set(revisions) != set(model.revisions):
         known = ", ".join(f"{e} {r[:12]}" for e, r in sorted(model.revisions.items()))
         return f"it was fitted to {known}, the vectors are of {', '.join(others) or sorted(revisions)}"
+    if other := sorted(e for e in revisions if model.windows.get(e) != windows.get(e)):
+        return f"it was fitted to {dict(model.windows)}, mine.windows of {', '.join(other)} are others"
     return None
 
 

@@ -86,7 +86,7 @@ def read_estimate(
     if params.select.differences is None:
         return None
     model = read_model(Path(params.select.differences))
-    if unfit_reason(model, stored_revisions(params, store)) is not None:
+    if unfit_reason(model, stored_revisions(params, store), mined_windows(params)) is not None:
         return None
     record = read_record(store, model.most, params.open_run.batch)
     captions = read_captions(store, image_ids, folder / "captions", memory)
@@ -105,6 +105,11 @@ def stored_revisions(params: Params, store: Store) -> dict[str, str]:
     return result
 
 
+def mined_windows(params: Params) -> dict[str, tuple[float, float]]:
+    """Encoder -> (low, high) of `mine.windows`."""
+    return {str(encoder): (window.low, window.high) for encoder, window in params.mine.windows.items()}
+
+
 def estimate_note(params: Params, store: Store) -> str | None:
     """A sentence for the report where `select.differences` is not used although pairs are to be drawn by it."""
     config = params.select
@@ -112,13 +117,14 @@ def estimate_note(params: Params, store: Store) -> str | None:
         return None
     why = "select.differences is empty"
     if config.differences is not None:
-        reason = unfit_reason(read_model(Path(config.differences)), stored_revisions(params, store))
+        model = read_model(Path(config.differences))
+        reason = unfit_reason(model, stored_revisions(params, store), mined_windows(params))
         if reason is None:
             return None
         why = f"{config.differences} does not fit: {reason}"
     return (
         f"pairs are selected by select.agreement, not by how much they differ: {why}; "
-        "`python -m tasks calibrate --differences` fits an estimate to your encoders"
+        "`python -m tasks calibrate --differences` fits an estimate to your encoders and windows"
     )
 
 

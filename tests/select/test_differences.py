@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.calibrate.differences import fit, held_out_figures, read_labels
+from tasks.calibrate.differences import Fitted, fit, held_out_figures, read_labels
 from tasks.errors import ConfigError, DataError
 from tasks.select.differences import INPUTS, Record, factors, read_model, unfit_reason
 from tasks.select.words import Captions, compare, signature
@@ -59,9 +59,11 @@ def test_what_the_judge_accepted_moves_the_chances_the_more_pairs_it_judged():
 
 def test_an_estimate_is_for_the_encoders_that_it_was_fitted_to(tmp_path: Path):
     model = read_model(write_model(tmp_path / "differences.json", ENCODERS))
-    assert unfit_reason(model, ENCODERS) is None
-    assert "pattern other" in str(unfit_reason(model, {**ENCODERS, "pattern": "other"}))
-    assert unfit_reason(model, {"semantic": "r"}) is not None
+    windows = dict.fromkeys(ENCODERS, (0.2, 0.999))
+    assert unfit_reason(model, ENCODERS, windows) is None
+    assert "pattern other" in str(unfit_reason(model, {**ENCODERS, "pattern": "other"}, windows))
+    assert unfit_reason(model, {"semantic": "r"}, windows) is not None
+    assert "mine.windows of caption" in str(unfit_reason(model, ENCODERS, {**windows, "caption": (0.3, 0.999)}))
     (tmp_path / "broken.json").write_text(json.dumps({**model.to_json(), "mean": [1]}))
     for name in ("broken.json", "missing.json"):
         with pytest.raises(ConfigError, match=r"calibrate --differences"):
@@ -75,14 +77,15 @@ def test_a_fit_to_labelled_pairs_tells_one_difference_from_many(tmp_path: Path):
     inputs = rng.normal(0, 0.06, (900, len(INPUTS))) + np.array([0.95, 0.9, 0.8, 0.4])[classes, None]
     inputs[rng.random(900) < 0.1, 3:] = np.nan
     accepted = np.where(classes == 0, rng.random(900) < 0.8, np.nan)
-    model = fit(inputs[:600], classes[:600], accepted[:600], 3, ENCODERS)
+    fitted = Fitted(ENCODERS, dict.fromkeys(ENCODERS, (0.2, 0.999)))
+    model = fit(inputs[:600], classes[:600], accepted[:600], 3, fitted)
     figures = held_out_figures(model, inputs[600:], classes[600:])
     assert figures["log_loss"] < 0.5 and figures["from_0.5"]["shares"][3] < 0.05 and figures["number_right"] > 0.7
     assert model.accepted.tolist() == [pytest.approx(0.8, abs=0.1), 1, 1, 0]
-    again = fit(inputs[:600], classes[:600], accepted[:600], 3, ENCODERS)
+    again = fit(inputs[:600], classes[:600], accepted[:600], 3, fitted)
     assert again.to_json() == model.to_json()
     with pytest.raises(DataError, match="no labelled pair"):
-        fit(inputs, np.zeros(900, np.int64), accepted, 3, ENCODERS)
+        fit(inputs, np.zeros(900, np.int64), accepted, 3, fitted)
 
 
 def test_labels_are_read_with_more_than_can_be_said_as_one_kind(tmp_path: Path):

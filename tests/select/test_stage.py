@@ -187,7 +187,7 @@ def test_select_before_mine_names_the_missing_stage(tmp_path: Path):
 def test_pairs_are_drawn_by_how_much_they_differ_and_what_is_too_different_is_counted(tmp_path: Path):
     """Near images differ in one thing by the estimate; the judge's verdict on the first week moves the second."""
     revisions = dict.fromkeys(("semantic", "pattern", "caption"), "r1")
-    model = str(write_model(tmp_path / "differences.json", revisions, cosine=0.95))
+    model = str(write_model(tmp_path / "differences.json", revisions, cosine=0.95, window=(0.8, 0.999)))
     drawn = {"bands": [1, 1], "bands_by": "differences", "differences": model, "accepted_min": 0.2}
     store, degrees = Store(tmp_path / "store"), list(range(0, 200, 5))
     fill(store, "2026.01.04", degrees, degrees)
