@@ -10,7 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import camera, caption, evaluate, incremental, ingest, mine, pages, parts, records, select, vectors
+from benchmarks import (
+    camera,
+    caption,
+    evaluate,
+    incremental,
+    ingest,
+    mine,
+    pages,
+    parts,
+    records,
+    select,
+    vectors,
+    weeks,
+)
 
 
 @pytest.mark.parametrize("neighbours", [None, 3])
@@ -217,3 +230,9 @@ def test_the_pages_are_measured_on_drawn_triplets(capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["triplets"] == 2000 and figures["images"] == 500
     assert figures["explorer_p95_ms"] > 0 and figures["search_p95_ms"] > 0
+
+
+def test_a_merged_table_of_weeks_has_the_same_rows_in_fewer_files(capsys: pytest.CaptureFixture[str]):
+    figures = weeks.main(["--quick"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert (figures["files_before"], figures["files_after"], figures["rows"]) == (12, 3, 60) and figures["is_equal"]

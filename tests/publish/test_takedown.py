@@ -1,7 +1,8 @@
-"""A takedown on a deployment with two versions: what a researcher clones afterwards holds nothing of the images."""
+"""Takedown, purge and gc on a deployment with two versions: what is published afterwards, and what is left alone."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.config import ENCODER_ROLES
-from tasks.errors import ConfigError
+from tasks.errors import EXIT_NOTHING_TO_DO, ConfigError, DataError
 from tasks.fingerprints.takedown_list import parse_lines
 from tasks.ingest.withdraw import read_members
+from tasks.models.llm.request_cache import RequestCache
+from tasks.publish import gc, purge
+from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.git import files_at, git, tags
-from tasks.publish.open_run import Deployment, RunRequest, open_run
+from tasks.publish.objects import Objects
+from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
+from tasks.publish.publish import Publication, publish
 from tasks.publish.published import version_at
 from tasks.publish.takedown_run import Takedown, take_down
 from tasks.publish.verify import check
@@ -134,21 +140,117 @@ def test_the_withdrawal_is_a_version_that_says_what_went(deployment_of: Path, ta
     ]  # fmt: skip
 
 
-def test_older_versions_stay_as_they_were(deployment_of: Path, taken: Takedown, before: Path, tmp_path: Path):
-    again = clone_of(deployment_of, tmp_path / "again", "dataset/2026.11.23")
-    assert dict(decoded_files(again)) == dict(decoded_files(before))
-    assert "data/withdrawn.dvc" not in files_at(deployment_of / "dataset", "dataset/2026.11.23")
+def require_whole(root: Path, tag: str) -> None:
+    """Every object that a tag names lies in the remote with the content that its name says."""
+    remote = root / "remote" / "files" / "md5"
+    for name in Objects(root / "dataset").named_at(f"refs/tags/{tag}"):
+        content = (remote / name[:2] / name[2:]).read_bytes()
+        assert hashlib.md5(content).hexdigest() == name.removesuffix(".dir")
+
+
+def test_older_versions_stay_as_they_were(deployment_of: Path, taken: Takedown):
+    for tag in ("dataset/2026.11.16", "dataset/2026.11.23"):
+        require_whole(deployment_of, tag)
+        assert "data/withdrawn.dvc" not in files_at(deployment_of / "dataset", tag)
 
 
 def test_what_no_image_has_makes_no_version_and_an_unclear_line_no_run(deployment_of: Path, taken: Takedown):
-    entries = parse_lines(["f" * 64], "letter")
-    done = take_down(where(deployment_of), entries, "takedown 2", run=run_here, date="2026-11-30")
-    assert done.version is None and tags(deployment_of / "dataset", "dataset")[-1] == taken.version
-    dry = take_down(where(deployment_of), parse_lines([id_of(2)], "x"), "takedown 3", is_dry=True, run=run_here)
+    def without_news(worktree: Path, words: Sequence[str]) -> int:
+        return EXIT_NOTHING_TO_DO if words == ["version"] else 0
+
+    done = take_down(where(deployment_of), parse_lines(["f" * 64], "x"), "2", run=without_news, date="2026-11-30")
+    assert done.version is None and "f" * 64 in (deployment_of / "takedown.jsonl").read_text()
+    dry = take_down(where(deployment_of), parse_lines([id_of(2)], "x"), "3", is_dry=True, date="2026-11-30")
     assert dry.notes[-1].endswith("1 images") and id_of(2) not in (deployment_of / "takedown.jsonl").read_text()
+    assert tags(deployment_of / "dataset", "dataset")[-1] == taken.version
     with pytest.raises(ConfigError, match=r"open_run.takedown: the form, line 2: 'please' is no entry"):
-        conf = {"takedown": [f"{id_of(3)}\nplease"]}
-        open_run(RunRequest("unclear", "dataset", conf), where(deployment_of))
+        open_run(RunRequest("unclear", "dataset", {"takedown": [f"{id_of(3)}\nplease"]}), where(deployment_of))
+    with pytest.raises(DataError, match=r"`ingest` ended with exit code 65.*--run-id 4"):
+        take_down(where(deployment_of), parse_lines([id_of(3)], "x"), "4", run=lambda *_: 65, date="2026-11-30")
+    close_run(where(deployment_of).worktree("4"), deployment_of / "dataset")
+
+
+# --- purge and gc ----------------------------------------------------------------------------------------------------
+
+PURGED = 10  # of the second week: in both later versions, in none of the first week's files
+
+
+@pytest.fixture(scope="module")
+def with_model(deployment_of: Path, taken: Takedown) -> Deployment:
+    """The deployment with a model that was trained on the newest version, and kept replies of models."""
+    here = where(deployment_of)
+    root = Path(open_run(RunRequest("train", "model", {"date": "2026-12-01"}), here).notes[0])
+    (root / "models" / "promoted").mkdir(parents=True)
+    (root / "models" / "promoted" / "README.md").write_text("# The model\n")
+    commit_outputs(root, [], ["models/promoted"], (root / "dvc.lock").read_bytes())
+    files = {path: (root / path).read_bytes() for path in ("params.yaml", "dvc.lock", "models/promoted.dvc")}
+    publish(root, Publication("model/2026.12.01", "A model", files))
+    close_run(root, here.clone)
+    replies = RequestCache(deployment_of / "request-cache")
+    replies.put("0" * 64, [["red, not blue", 1, 1]])  # the description of all pairs of the fixture
+    replies.put("1" * 64, [["something else", 1, 1]])
+    return here
+
+
+def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deployment, taken: Takedown, tmp_path: Path):
+    entries, root = parse_lines([f"fake:{PURGED}.jpg, 2026-12-02, illegal"], "order"), with_model.clone.parent
+    found = purge.find_holdings(with_model, entries)
+    assert found.image_ids == {id_of(PURGED)} and found.models == ["model/2026.12.01"]
+    assert set(found.files) == {"dataset/2026.11.23", taken.version, "model/2026.12.01"}
+    kinds = {Path(path).parts[1] for path in found.files["dataset/2026.11.23"]}
+    assert kinds >= {"images", "embeddings", "neighbours", "pairs", "captioned", "triplets", "export", "gallery.html"}
+    assert [path.stem for path in found.replies] == ["0" * 64]
+    assert any("data/images/2026.11.23-00000.tar" in line for line in purge.describe(found, Objects(with_model.clone)))
+    assert tags(with_model.clone, "dataset")[-1] == taken.version, "a list changes nothing"
+
+    done = purge.purge(with_model, entries, found, retire=False, run=run_here, date="2026-12-07")
+    assert done.replaced == {"dataset/2026.11.23": "dataset/2026.11.23.2", taken.version: "dataset/2026.12.07"}
+    kept = ["dataset/2026.11.16", "dataset/2026.11.23.2", "dataset/2026.12.07"]
+    assert tags(with_model.clone, "dataset") == kept
+    assert git(root / "origin.git", "tag", "--list", "dataset/*").split() == kept
+    left = purge.find_holdings(with_model, entries)
+    assert left.image_ids == set() and not left.replies and len(RequestCache(root / "request-cache")) == 1
+    for name in found.objects:
+        assert not (root / "remote" / "files" / "md5" / name[:2] / name[2:]).exists()
+        assert not Objects(with_model.clone).path(name).exists()
+    for tag in kept:
+        require_whole(root, tag)
+    rewritten = clone_of(root, tmp_path / "rewritten", "dataset/2026.11.23.2")
+    store = Store(rewritten)
+    assert store.read_table("images").num_rows == 12 and store.read_image_bytes(id_of(11)) == image(11)
+    traces = [id_of(PURGED).encode(), image(PURGED)[-90:-10], f"image {PURGED}\n".encode()]
+    held = {n for n, c in decoded_files(rewritten) if "withdrawn" not in n and any(t in c + b"\n" for t in traces)}
+    assert held == set()
+
+    note = git(root / "origin.git", "notes", "--ref=refs/notes/purge", "show", "model/2026.12.01^{commit}")
+    assert note.startswith("Trained on 1 images that were withdrawn")
+    marked = Objects(with_model.clone).files_at("refs/tags/model/2026.12.07")["models/promoted/README.md"]
+    assert b"# The model\n\n## Images withdrawn after training" in Objects(with_model.clone).read(marked)
+    (record,) = [json.loads(line) for line in done.record.read_text().splitlines()]
+    assert record["versions"] == done.replaced and record["reasons"] == ["illegal"] and record["replies"] == 1
+    assert id_of(PURGED) not in done.record.read_text() and f"fake:{PURGED}" not in done.record.read_text()
+
+
+def test_gc_removes_what_no_tag_needs_and_every_tag_stays_whole(with_model: Deployment):
+    root, clone = with_model.clone.parent, with_model.clone
+    stray = root / "remote" / "files" / "md5" / "ab" / ("c" * 30)
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_text("of a run that failed")
+    git(clone, "tag", "-d", tags(clone, "dataset")[0])  # a tag that this clone has not heard of
+    dry, kept = gc.collect_garbage(with_model, in_remote=True, is_dry=True)
+    assert {g.where: g.objects > 0 for g in dry}["remote"] and kept > 10 and stray.exists()
+    gc.collect_garbage(with_model, in_remote=True, is_dry=False)
+    assert not stray.exists()
+    assert [g.objects for g in gc.collect_garbage(with_model, in_remote=True, is_dry=True)[0]] == [0, 0]
+    for tag in tags(clone, "dataset"):
+        require_whole(root, tag)
+    needed = next(iter(Objects(clone).named_at("refs/tags/dataset/2026.12.07")))
+    lost = root / "remote" / "files" / "md5" / needed[:2] / needed[2:]
+    content = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(DataError, match="gc: the remote lacks 1 of .* nothing is removed"):
+        gc.collect_garbage(with_model, in_remote=True, is_dry=False)
+    lost.write_bytes(content)
 
 
 def test_vectors_of_the_fixture_differ_from_image_to_image():
