@@ -28,7 +28,7 @@ from tests.support.fake_run import image, publish_version
 from tests.support.takedowns import clone_of, decoded_files, id_of, run_here
 
 pytestmark = pytest.mark.slow
-GONE = (1, 4, 9)  # two of the first week's images, one of the second's
+GONE = (1, 4, 12)  # two of the first week's images, one of the second's
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def taken(deployment_of: Path, before: Path) -> Takedown:
     lines = [
         f"{id_of(1)}, 2026-11-24, privacy",
         hashlib.sha256(b"4").hexdigest(),
-        "fake:9.jpg",
+        "fake:12.jpg",
         "https://example.org/none.jpg",
     ]
     entries = parse_lines(lines, "letter")
@@ -124,7 +124,7 @@ def test_the_withdrawal_is_a_version_that_says_what_went(deployment_of: Path, ta
     assert tags(clone, "dataset")[-1] == taken.version
     rows = Store(after).read_table("withdrawn").to_pylist()
     assert {r["id"]: r["reason"] for r in rows if r["kind"] == "image"} == {
-        id_of(1): "privacy", id_of(4): "request", id_of(9): "request"
+        id_of(1): "privacy", id_of(4): "request", id_of(12): "request"
     }  # fmt: skip
     assert {r["kind"] for r in rows} == {"image", "pair", "triplet"} and all(r["withdrawn_on"] for r in rows)
     assert [note.rpartition(": ")[2] for note in taken.notes] == ["1 images", "1 images", "1 images", "0 images"]
@@ -136,7 +136,7 @@ def test_the_withdrawal_is_a_version_that_says_what_went(deployment_of: Path, ta
     assert not (deployment_of / "runs").exists() or not any((deployment_of / "runs").glob("takedown*"))
     listed = [json.loads(line) for line in (deployment_of / "takedown.jsonl").read_text().splitlines()]
     assert [row.get("sha256") or row.get("source_uri") or row.get("url") for row in listed] == [
-        id_of(1), hashlib.sha256(b"4").hexdigest(), "fake:9.jpg", "https://example.org/none.jpg"
+        id_of(1), hashlib.sha256(b"4").hexdigest(), "fake:12.jpg", "https://example.org/none.jpg"
     ]  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
         require_whole(root, tag)
     rewritten = clone_of(root, tmp_path / "rewritten", "dataset/2026.11.23.2")
     store = Store(rewritten)
-    assert store.read_table("images").num_rows == 12 and store.read_image_bytes(id_of(11)) == image(11)
+    assert store.read_table("images").num_rows == 9 and store.read_image_bytes(id_of(11)) == image(11)
     traces = [id_of(PURGED).encode(), image(PURGED)[-90:-10], f"image {PURGED}\n".encode()]
     held = {n for n, c in decoded_files(rewritten) if "withdrawn" not in n and any(t in c + b"\n" for t in traces)}
     assert held == set()

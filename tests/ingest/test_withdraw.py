@@ -1,0 +1,51 @@
+"""Ingest withdraws what the takedown list names, and neither reads its files again nor takes in a copy."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from tasks.fingerprints.takedown import withdrawn_ids
+from tasks.ingest import stage as ingest
+from tasks.ingest.withdraw import read_members
+from tasks.store import Store
+from tests.support.images import save_jpeg, smooth_image
+from tests.support.ingest import folder_params, hash_files, read_drop_reasons, read_kept
+
+
+def test_withdrawn_images_stay_away_and_are_named_nowhere(tmp_path: Path):
+    source, store = tmp_path / "source", Store(tmp_path / "run")
+    for n in range(5):
+        save_jpeg(smooth_image(n), source / f"{n}.jpg")
+    save_jpeg(smooth_image(0), source / "z.jpg", 75)  # a copy of 0, in another encoding
+    ingest.run(folder_params(source), store)
+    before = read_kept(store)
+    assert set(before) == {f"{n}.jpg" for n in range(5)}
+    sum_of_0 = hashlib.sha256((source / "0.jpg").read_bytes()).hexdigest()
+    takedown = tmp_path / "takedown.txt"
+    takedown.write_text(f"{sum_of_0}, privacy\nmine:1.jpg\nhttps://example.org/x.jpg\n{before['2.jpg']['phash']}\n")
+
+    params = folder_params(source, "2026.01.11", takedown=str(takedown))
+    report = ingest.run(params, store)
+    assert (report.read, report.figures["images_withdrawn"]) == (0, 3), "their files are known still"
+    gone = {before[f"{n}.jpg"]["image_id"] for n in range(3)}
+    assert withdrawn_ids(store) == gone and set(read_kept(store)) == {"3.jpg", "4.jpg"}
+    counts = [note.partition(": ")[2] for note in report.notes if note.startswith("takedown,")]
+    assert counts[:2] == ["1 images withdrawn", "1 images withdrawn"] and counts[2].startswith("1 images withdrawn")
+    assert "4 entries, 3 stored images withdrawn, 1 entries match none" in report.notes[0]
+    for name in ("3.jpg", "4.jpg"):
+        assert store.read_image_bytes(before[name]["image_id"])
+    members = read_members(tmp_path / "run" / "data" / "images" / "2026.01.04-00000.tar")
+    assert {m.name.partition(".")[0] for m in members} == {before[n]["image_id"] for n in ("3.jpg", "4.jpg")}
+    dropped = json.dumps(store.read_dropped().to_pylist())
+    assert not any(word in dropped for word in (*gone, sum_of_0, "0.jpg", "1.jpg", "z.jpg", before["0.jpg"]["phash"]))
+
+    shutil.copyfile(source / "1.jpg", source / "again.jpg")
+    report = ingest.run(folder_params(source, "2026.01.18", takedown=str(takedown)), store)
+    assert report.dropped == {"taken_down": 1} and read_drop_reasons(store)["again.jpg"] == "taken_down"
+    shutil.copyfile(source / "1.jpg", source / "once more.jpg")
+    report = ingest.run(folder_params(source, "2026.01.25"), store)  # the list was lost: what was withdrawn stays out
+    assert report.dropped == {"taken_down": 1} and set(read_kept(store)) == {"3.jpg", "4.jpg"}
+    finished = hash_files(tmp_path / "run")
+    ingest.run(params, store)
+    assert hash_files(tmp_path / "run") == finished
