@@ -14,7 +14,7 @@ from tasks.errors import ConfigError
 from tasks.names import stable_id
 from tasks.prompts.styles import PARTIAL_STYLES
 from tasks.prompts.text_figures import text_figures
-from tasks.sample.quality import accepted_shares, read_scenes, rejected_shares, share
+from tasks.sample.quality import accepted_shares, negative_shares, read_scenes, rejected_shares, share
 
 if TYPE_CHECKING:
     from tasks.sample.scenes import Scene
@@ -66,11 +66,11 @@ def week_figures(store: Store, batch: str, scenes: dict[str, Scene] | None = Non
     Returns:
         pairs, triplets: captioned pairs and accepted triplets, counts; yield: their ratio; shortcut_share: of the
         triplets where it was measured, those whose text or image alone finds the target; those of `text_figures`; with
-        `scenes` true_share, complete_share, negatives_also_right, written_true_share and false_rejection_share
-        (tasks/sample/quality.py). A share of nothing is None.
+        `scenes` true_share, complete_share, negatives_also_right, negatives (the same by encoder and by kind),
+        written_true_share and false_rejection_share (tasks/sample/quality.py). A share of nothing is None.
     """
     columns = ["triplet_id", "pair_id", "query_image_id", "target_image_id", "instructions", "styles", "found_by"]
-    triplets = store.read_table("triplets", [*columns, "negative_image_ids"], batch).to_pylist()
+    triplets = store.read_table("triplets", [*columns, "negative_image_ids", "mined_by"], batch).to_pylist()
     captioned = store.read_table("captioned", ["pair_id"], batch).num_rows
     known = [t["found_by"] for t in triplets if t["found_by"] is not None]
     figures: dict[str, Any] = {
@@ -85,6 +85,7 @@ def week_figures(store: Store, batch: str, scenes: dict[str, Scene] | None = Non
     dropped = store.read_dropped("judge", batch).to_pylist()
     written = written_pairs(store, batch)
     figures |= accepted_shares(triplets, scenes.get, PARTIAL_STYLES)
+    figures["negatives"] = negative_shares(triplets, scenes.get)
     return figures | rejected_shares(written, triplets, dropped, scenes.get, PARTIAL_STYLES)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.sample.scenes import Scene
+from tasks.sample.scenes import Scene, difference
 from tasks.sample.truth import is_complete, is_true
 
 # What no verdict of the judge's decides: such pairs were accepted, or an earlier week judged them.
@@ -61,6 +61,34 @@ def accepted_shares(triplets: Rows, scene_of: SceneOf, partial_styles: tuple[str
         "true_share": share(true, texts),
         "complete_share": share(complete, whole),
         "negatives_also_right": share(right, negatives),
+    }
+
+
+def negative_shares(triplets: Rows, scene_of: SceneOf) -> dict[str, dict[str, float | None]]:
+    """Of the (text, mined negative) of accepted triplets, those that fit too, by encoder and by kind of negative.
+
+    Args:
+        triplets: rows as of `accepted_shares`, with mined_by.
+        scene_of: image id -> its scene.
+    Returns:
+        "by_encoder": encoder that mined the pair -> share; "by_kind": "query" or "target", whichever of the two the
+        negative differs less from (a tie counts as the target), -> share.
+    """
+    counts: dict[str, dict[str, list[int]]] = {"by_encoder": {}, "by_kind": {}}
+    for triplet in triplets:
+        query, target = scene_of(triplet["query_image_id"]), scene_of(triplet["target_image_id"])
+        for negative in map(scene_of, list(triplet["negative_image_ids"])[1:]):
+            if query is None or target is None or negative is None:
+                continue
+            is_of_query = len(difference(query, negative)) < len(difference(target, negative))
+            right = sum(is_true(text, query, negative) for text in triplet["instructions"])
+            places = [("by_encoder", encoder) for encoder in triplet["mined_by"] or ()]
+            for group, name in [*places, ("by_kind", "query" if is_of_query else "target")]:
+                count = counts[group].setdefault(name, [0, 0])
+                count[0], count[1] = count[0] + right, count[1] + len(triplet["instructions"])
+    return {
+        group: {name: share(right, all_) for name, (right, all_) in sorted(names.items())}
+        for group, names in counts.items()
     }
 
 

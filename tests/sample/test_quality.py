@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tasks.sample.quality import accepted_shares, rejected_shares
+from tasks.sample.quality import accepted_shares, negative_shares, rejected_shares
 from tasks.sample.scenes import Scene, SceneObject
 
 STAR = SceneObject(0, "star", "red", "small")
@@ -27,6 +27,17 @@ def test_a_partial_text_is_no_incomplete_one_but_a_whole_text_that_leaves_someth
     shares = accepted_shares([triplet], SCENES.get, PARTIAL)
     assert shares == {"true_share": 1.0, "complete_share": 0.5, "negatives_also_right": pytest.approx(1 / 3)}
     assert accepted_shares([], SCENES.get, PARTIAL)["true_share"] is None
+
+
+def test_negatives_that_fit_too_are_told_by_encoder_and_by_what_they_are_near():
+    """The blue star on white is one edit from the query and one from the target: a tie counts as the target's."""
+    scenes = {**SCENES, "near": Scene("black", (STAR,))}  # one edit from the query, two from the target
+    row = {**written("p", [BOTH, ONE], ["keep", "short"]), "negative_image_ids": ["q", "n", "near", "unknown"]}
+    shares = negative_shares([{**row, "mined_by": ["semantic"]}, {**row, "mined_by": ["caption"]}], scenes.get)
+    assert shares == {
+        "by_encoder": {"caption": 0.25, "semantic": 0.25},
+        "by_kind": {"query": 0.0, "target": 0.5},
+    }
 
 
 def test_true_texts_of_dropped_pairs_and_dropped_texts_count_as_thrown_away():
