@@ -13,7 +13,6 @@
 - Before the first request of a call, after any fault and over any new connection, each server is asked which model it
   serves; another model than before in this run, or a reply in another model's name, is an error.
 - A reply is in the cache before it is returned, so that a killed run repeats only the requests in flight.
-
 See docs/decisions/0041 and 0070.
 """
 
@@ -25,7 +24,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from tasks.config.urls import check_server_urls, split_urls
@@ -308,16 +307,23 @@ class ServedCaptioner(UsageTracking):
         for replica in self.replicas:
             replica.is_verified = False  # a call may come hours after the last one
         self._learn_identity()
+        has_failed = threading.Event()
+
+        def complete(request: Request) -> dict[str, Any] | Refusal:
+            if has_failed.is_set():  # a thread is free before the others can be cancelled
+                raise CancelledError
+            try:
+                return self._complete(request, options)
+            except BaseException:
+                has_failed.set()
+                raise
+
         with self.usage.clock(), ThreadPoolExecutor(self.in_flight) as pool:
-            pending: list[Future[dict[str, Any] | Refusal]] = [
-                pool.submit(self._complete, request, options) for request in requests
-            ]
+            pending: list[Future[dict[str, Any] | Refusal]] = [pool.submit(complete, request) for request in requests]
             try:
                 return [reply.result() for reply in pending]
-            except BaseException:
-                for reply in pending:
-                    reply.cancel()
-                raise
+            finally:
+                has_failed.set()
 
     def _learn_identity(self) -> None:
         """Ask the servers which weights they have, for the cache's keys; a server that does not answer is passed over.

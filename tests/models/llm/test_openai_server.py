@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -84,6 +85,21 @@ def test_a_busy_server_gets_the_request_again_and_an_unreachable_one_is_transien
     assert len(waits) == 3 and waits == sorted(waits)
     with pytest.raises(TransientError, match="after 2 tries"):
         captioner(server, url="http://127.0.0.1:9/v1", tries=2).chat([Request((), "hello")])
+
+
+def test_after_an_error_no_further_request_is_sent_also_while_an_earlier_one_is_under_way(server: Server):
+    """Each would be tried as long as the first ones were: a dead server would be waited for again and again."""
+
+    def answer(number: int, body: dict) -> Answer:
+        if body["messages"][0]["content"][-1]["text"] == "text 0":
+            time.sleep(0.5)
+            return 200, completion("late")
+        return 404, {"error": "no such model"}
+
+    server.answer = answer
+    with pytest.raises(ConfigError, match="404"):
+        captioner(server, in_flight=2).chat([Request((), f"text {n}") for n in range(20)])
+    assert len(server.requests) <= 2
 
 
 def test_a_refusal_is_not_tried_again(server: Server):
