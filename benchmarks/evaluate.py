@@ -14,7 +14,7 @@ one thread a process, workers and children counted, imports and the loading of t
 on the kept vectors.
 
 The last line is JSON: images, ours_images_per_cpu_s, peer_images_per_cpu_s, ratio, max_vector_difference (of the unit
-rows), peer_transformers, again_s (wall clock, all vectors kept), rss_mib of ours.
+rows), preprocess, peer_transformers, again_s (wall clock, all vectors kept), rss_mib of ours.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def run_peer(gallery: Path, args: argparse.Namespace, out: Path) -> dict[str, An
     return found
 
 
-def run_ours(paths: Sequence[Path], model: str, kept: Path) -> tuple[np.ndarray, float, float]:
+def run_ours(paths: Sequence[Path], model: str, kept: Path, is_fast: bool) -> tuple[np.ndarray, float, float]:
     """(unit rows, CPU-seconds, wall-clock seconds) of `evaluate`'s encoder."""
     from tasks.evaluate.encode import EncodeSettings, ModelScorer, image_ids
     from tasks.evaluate.protocols import Benchmark, Task
@@ -76,9 +76,10 @@ def run_ours(paths: Sequence[Path], model: str, kept: Path) -> tuple[np.ndarray,
 
     files = {path.stem: path for path in paths}
     benchmark = Benchmark("b", "circo", "all", {}, [Task("", [], list(files))], image_reader(files), files=files)
-    scorer = ModelScorer(load_retriever(model, device="cpu", threads=1), EncodeSettings(BATCH, vectors=kept), model)
+    settings = EncodeSettings(BATCH, vectors=kept, is_fast=is_fast)
+    scorer = ModelScorer(load_retriever(model, device="cpu", threads=1), settings, model)
     cpu_s, wall_s = time.process_time(), time.monotonic()
-    options = EncodeOptions(scorer.kept, image_ids(benchmark))
+    options = EncodeOptions(scorer.kept, image_ids(benchmark), is_fast=is_fast)
     encoder = scorer.retriever.content_encoder(benchmark.read_image, BATCH, options=options)
     rows = encoder.encode([(key, "") for key in files], "candidate")
     return rows, time.process_time() - cpu_s, time.monotonic() - wall_s
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--photos", type=Path, default=Path("../shared/photos"))
     parser.add_argument("--long-side", type=int, default=640, help="px")
     parser.add_argument("--model", default="tasks/sample/checkpoints/clip")
+    parser.add_argument("--preprocess", default="fast", choices=("fast", "stock"), help="ours, as of `evaluate`")
     parser.add_argument("--peer", type=Path, default=Path(".venv-old-transformers/bin/python"))
     parser.add_argument("--folder", type=Path, help="where the gallery is made; default: a temporary folder")
     args = parse_arguments(parser, argv, {"images": 300, "distinct": 60})
@@ -101,11 +103,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         paths = make_gallery(work / "gallery", args)
         print(f"{len(paths):,} images, {sum(p.stat().st_size for p in paths) / len(paths) / 1024:.0f} KiB each")
         model = opened_by_both(args.model, work / "model")
-        ours, cpu_s, _ = run_ours(paths, model, work / "vectors")
+        ours, cpu_s, _ = run_ours(paths, model, work / "vectors", args.preprocess == "fast")
         rss_mib = peak_mib()
         args.model = model
         peer = run_peer(work / "gallery", args, work / "peer.npy")
-        _, _, again_s = run_ours(paths, model, work / "vectors")
+        _, _, again_s = run_ours(paths, model, work / "vectors", args.preprocess == "fast")
         difference = float(np.abs(np.load(work / "peer.npy") - ours).max())
     figures = {
         "images": len(paths),
@@ -113,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "peer_images_per_cpu_s": round(peer["images"] / peer["cpu_s"], 1),
         "ratio": round(peer["cpu_s"] / cpu_s, 2),
         "max_vector_difference": difference,
+        "preprocess": args.preprocess,
         "peer_transformers": peer["transformers"],
         "again_s": round(again_s, 2),
         "rss_mib": rss_mib,

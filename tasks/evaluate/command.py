@@ -72,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-images", type=int, default=128, metavar="N", help="images in one call of the model")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, or cuda:0,cuda:1")
     group.add_argument("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
+    group.add_argument("--preprocess", default="fast", choices=("fast", "stock"),
+                       help="fast: as the released script resizes, up to rounding; stock: exactly so")  # fmt: skip
     group.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that decode images")
     group.add_argument("--dropped-share-max", type=float, default=0.05, metavar="X",
                        help="largest share of a benchmark's queries that broken images may cost")  # fmt: skip
@@ -182,6 +184,7 @@ def run_command(args: argparse.Namespace) -> Mapping[str, Any]:
         "models": {name: {"revision": revision} for name, revision in revisions.items()},
         "benchmarks": sections,
         "precision": args.precision,
+        "preprocess": args.preprocess,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": SEED},
     }
     write_results(args.out, evaluation, [b for b in benchmarks if not b.has_ground_truth], results)
@@ -260,7 +263,8 @@ def encode_and_rank(
     args: argparse.Namespace, benchmarks: Sequence[Benchmark]
 ) -> tuple[dict[str, dict[str, RetrievalResult]], dict[str, str]]:
     """(benchmark -> model -> result, model -> revision), one model in memory at a time."""
-    settings = EncodeSettings(args.batch_images, args.workers, args.precision, args.vectors or args.out / "vectors")
+    vectors = args.vectors or args.out / "vectors"
+    settings = EncodeSettings(args.batch_images, args.workers, args.precision, vectors, args.preprocess == "fast")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     results: dict[str, dict[str, RetrievalResult]] = {b.name: {} for b in benchmarks}
     revisions = {}

@@ -35,12 +35,14 @@ class EncodeSettings:
         workers: threads that read and prepare images, a count.
         precision: float32, bfloat16 or float16: of the matrix products; weights and vectors stay float32.
         vectors: folder where vectors are kept; None: they are not.
+        is_fast: resize images by torch's kernel, up to rounding the same; else by Pillow, as the released script does.
     """
 
     batch_images: int = 128
     workers: int = 1
     precision: str = "float32"
     vectors: Path | None = None
+    is_fast: bool = False
 
     def arithmetic(self, device: str) -> AbstractContextManager[Any]:
         """The context in which the model computes on a device.
@@ -103,7 +105,9 @@ class ModelScorer:
         """
         self.retriever, self.settings, self.replicas = retriever, settings, replicas
         self.revision = retriever.revision
-        folder = settings.vectors and settings.vectors / weights_name(model, self.revision, settings.precision)
+        folder = settings.vectors and settings.vectors / weights_name(
+            model, self.revision, settings.precision, settings.is_fast
+        )
         self.kept = KeptRows(folder)
 
     def retrieve(self, benchmark: Benchmark, run: Callable[..., RetrievalResult] = retrieve) -> RetrievalResult:
@@ -126,6 +130,7 @@ class ModelScorer:
             progress,
             self.replicas,
             self.settings.arithmetic,
+            self.settings.is_fast,
         )
         device = getattr(self.retriever, "device", "cpu")
         with self.settings.arithmetic(device), task_instruction(self.retriever, benchmark.instruction):
@@ -148,9 +153,9 @@ def task_instruction(retriever: Any, instruction: str | None) -> Iterator[None]:
         retriever.instruction = own
 
 
-def weights_name(model: str, revision: str, precision: str) -> str:
+def weights_name(model: str, revision: str, precision: str, is_fast: bool = False) -> str:
     """Folder name of a model's vectors: its revision, and a digest of all else that decides about them."""
-    digest = hashlib.sha256(f"{revision}\n{precision}\n".encode())
+    digest = hashlib.sha256(f"{revision}\n{precision}\n{'fast' if is_fast else ''}\n".encode())
     if Path(model).is_dir():
         for path in sorted(Path(model).glob("*.json")):
             digest.update(f"{path.name}\n".encode() + path.read_bytes())

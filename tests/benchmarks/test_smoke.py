@@ -42,7 +42,7 @@ def test_mine_gives_the_same_pairs_as_faiss_and_as_torch(
 
 @pytest.mark.slow
 def test_evaluate_gives_the_vectors_of_the_released_loop(capsys: pytest.CaptureFixture[str]):
-    figures = evaluate.main(["--images", "24", "--distinct", "8"])
+    figures = evaluate.main(["--images", "24", "--distinct", "8", "--preprocess", "stock"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     assert figures["images"] == 24 and figures["max_vector_difference"] < 1e-6
     assert {"ours_images_per_cpu_s", "peer_images_per_cpu_s", "ratio", "peer_transformers", "again_s"} <= set(figures)

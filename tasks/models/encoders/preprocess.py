@@ -127,6 +127,11 @@ class Preparation:
         size = self._target_size(image.size)
         return self._crop(np.asarray(image.convert("RGB").resize(size, self.resample)).transpose(2, 0, 1), size)
 
+    def prepare_image_fast(self, image: Image) -> np.ndarray:
+        """As `prepare_image`, resized by torch's vectorised kernel: a pixel in 300 differs, by one level."""
+        pixels = np.array(image.convert("RGB"))  # a copy: torch takes no read-only array
+        return self._resize_and_crop(pixels, self._target_size(image.size))
+
     def normalize(self, pixels: Sequence[np.ndarray], device: str) -> Any:
         """Prepared images as the encoder's input, (n, 3, height, width) float32 on the device."""
         import torch

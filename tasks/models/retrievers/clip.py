@@ -165,6 +165,10 @@ class ClipRetriever:
             return self.preprocess([image])[0]
         return self.preparation.prepare_image(image)
 
+    def prepare_image_fast(self, image: Image) -> Any:
+        """As `prepare_image`, up to the rounding of a pixel in 300 by one level."""
+        return self.prepare_image(image) if self.preparation is None else self.preparation.prepare_image_fast(image)
+
     def prepared_image_features(self, prepared: Sequence[Any]) -> np.ndarray:
         """(n, d) float32 raw features of `prepare_image`'s results in one pass, without gradients."""
         import torch

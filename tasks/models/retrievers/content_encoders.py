@@ -130,7 +130,7 @@ class SumEncoder:
             self._texts.update(zip(batch, self._retriever.raw_text_features(batch), strict=True))
 
     def _encode(self, keys: Sequence[str]) -> Iterator[np.ndarray]:
-        prepare = getattr(self._retriever, "prepare_image", None)
+        prepare = getattr(self._retriever, "prepare_image_fast" if self._options.is_fast else "prepare_image", None)
         name = "raw_image_features" if prepare is None else "prepared_image_features"
 
         def load(key: str) -> Any:

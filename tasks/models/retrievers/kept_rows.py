@@ -110,6 +110,7 @@ class EncodeOptions:
         kept: rows of earlier encodings with the same weights.
         image_id: image key -> what identifies the image's bytes; the key itself for a benchmark that never changes.
         workers: threads that read and prepare images, a count.
+        is_fast: resize images by a faster kernel, the same up to rounding; of the CLIP type.
         progress: counts images (or contents, of the MLLM type).
         replicas: the same model on further devices; batches go to all of them in turn.
         arithmetic: device -> context in which a replica computes there; such contexts belong to a thread.
@@ -121,6 +122,7 @@ class EncodeOptions:
     progress: Progress | None = None
     replicas: Sequence[Any] = ()
     arithmetic: Callable[[str], AbstractContextManager[Any]] = lambda device: nullcontext()
+    is_fast: bool = False
 
     def advance(self, count: int) -> None:
         """Count what was encoded."""

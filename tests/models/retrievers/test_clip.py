@@ -86,3 +86,12 @@ def test_training_features_are_those_of_image_text_or_their_sum(retriever: ClipR
         retriever.features()
     with pytest.raises(ConfigError, match="is a CLIP, which is trained as a whole"):
         retriever.add_adapters(rank=2, alpha=2)
+
+
+def test_the_fast_preparation_is_the_processors_up_to_rounding(retriever: ClipRetriever):
+    batch = [image.resize((330, 250)) for image in images(3)]
+    exact = retriever.prepared_image_features([retriever.prepare_image(image) for image in batch])
+    fast = retriever.prepared_image_features([retriever.prepare_image_fast(image) for image in batch])
+    assert np.abs(exact - retriever.raw_image_features(batch)).max() < 1e-4
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (exact, fast)]
+    assert 0 < np.abs(unit[0] - unit[1]).max() < 2e-3
