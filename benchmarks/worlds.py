@@ -40,6 +40,7 @@ from tasks.sample.benchmark import make_benchmark
 from tasks.sample.world import make_world
 from tasks.store import Store
 
+PROJECT = Path(__file__).resolve().parent.parent
 WEEKS = ("2026.01.04", "2026.01.11")
 DEMO = {"world": 7, "run": 0, "benchmark": 11}  # seeds of `make demo`
 EDITS = (1, 2, 3)
@@ -97,6 +98,7 @@ def run_weeks(job: Job) -> Params:
     """Draw and run every week, then train; the parameters of the last one."""
     offset, params = 0, params_of(job, WEEKS[0])
     store = Store(job.root / "run")
+    shutil.copytree(PROJECT / "expectations", store.folder("expectations"))
     for batch, files in zip(WEEKS, job.files, strict=True):
         truth = job.root / "truth.jsonl"
         make_world(job.root / "source", seed=job.seeds["world"], images=files, offset=offset, truth=truth)
