@@ -1,4 +1,4 @@
-"""Lists of images that must not be taken in: blocklists, the takedown list, benchmark hashes. One reader for all three.
+"""Lists of images that must not be taken in: blocklists and benchmark hashes. One reader for both.
 
 A list is a text file of any form (plain lines, CSV, JSONL). Only its hexadecimal words count; all other text is for
 people, and a `#` starts a comment:
@@ -22,6 +22,7 @@ import numpy as np
 
 from tasks.errors import ConfigError
 from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
+from tasks.fingerprints.takedown_list import utf16_encoding
 
 HEX_WORD = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{384}|[0-9a-fA-F]{64}|[0-9a-fA-F]{16})(?![0-9A-Za-z])")
 
@@ -100,15 +101,28 @@ def read_lists(reason: str, parameter: str, paths: Iterable[Path]) -> HashList:
         parameter: its name, for the error.
         paths: of the lists.
     Raises:
-        ConfigError: a list cannot be read; it must not pass for an empty one.
+        ConfigError: a list cannot be read, or has lines and no entry; it must not pass for an empty one.
     """
     entries = HashList(reason)
     for path in paths:
         try:
-            with open(path, encoding="utf-8", errors="replace") as lines:
-                entries.add_lines(lines)
+            lines = decode_loosely(path.read_bytes()).splitlines()
         except OSError as error:
             raise ConfigError(
                 f"{parameter}: {path} cannot be read ({error.strerror}); give the list's path, or leave it out"
             ) from error
+        own = HashList(reason)
+        own.add_lines(lines)
+        if not own.sha256s and not own.hashes and any(line.partition("#")[0].strip() for line in lines):
+            raise ConfigError(
+                f"{parameter}: {path} has no entry; expected SHA-256 sums (64 hexadecimal digits) or perceptual hashes "
+                "(16) in UTF-8 or UTF-16; write them so, or put # before what is for people only"
+            )
+        entries.add_lines(lines)
     return entries
+
+
+def decode_loosely(content: bytes) -> str:
+    """A list's text, UTF-8 or UTF-16; other bytes are replaced, for only the hexadecimal words count."""
+    encoding = utf16_encoding(content) or "utf-8-sig"
+    return content.decode(encoding, errors="replace")

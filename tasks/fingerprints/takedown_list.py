@@ -121,18 +121,22 @@ class Matches:
     near: dict[int, list[NearHit]] = field(default_factory=dict)
 
 
+def utf16_encoding(content: bytes) -> str | None:
+    """The form of UTF-16 that a text has, by its byte-order mark or its zero bytes; None for none."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in content[:4096]:
+        return "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+    return None
+
+
 def decode_text(content: bytes, path: Path | str, parameter: str) -> list[str]:
     """The lines of a list in UTF-8 or UTF-16, with a byte-order mark or without.
 
     Raises:
         ConfigError: other bytes; it names the line.
     """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif b"\0" in content[:4096]:
-        encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
-    else:
-        encoding = "utf-8-sig"
+    encoding = utf16_encoding(content) or "utf-8-sig"
     try:
         return content.decode(encoding).splitlines()
     except UnicodeDecodeError as error:

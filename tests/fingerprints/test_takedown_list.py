@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tasks.errors import ConfigError
+from tasks.fingerprints.hash_lists import read_lists
 from tasks.fingerprints.takedown_list import Limits, TakedownList, parse_lines, read_entries
 
 SHA, OTHER = "a1" * 32, "B2" * 32
@@ -94,3 +95,15 @@ def test_each_entry_matches_what_it_names_and_near_hits_are_left_to_a_person():
     matches = takedown.match(rows, LIMITS)
     assert matches.entries == {"id1": 0, "id2": 1, "id3": 3, "id4": 4, "id5": 5, "id6": 6}
     assert {n: [tuple(hit) for hit in hits] for n, hits in matches.near.items()} == {6: [("id7", 10)]}
+
+
+def test_a_blocklist_is_read_in_utf_16_too_and_one_without_an_entry_is_no_empty_one(tmp_path: Path):
+    (tmp_path / "b.txt").write_bytes(f"# by Gr\u00f6\u00dfe\n{SHA}  a person asked\n".encode("utf-16"))
+    assert read_lists("blocked", "ingest.blocklists", [tmp_path / "b.txt"]).sha256s == {SHA}
+    (tmp_path / "b.txt").write_bytes(f"Gr\u00f6\u00dfe {SHA}\n".encode("latin-1"))
+    assert read_lists("blocked", "ingest.blocklists", [tmp_path / "b.txt"]).sha256s == {SHA}
+    (tmp_path / "b.txt").write_text("# nobody asked yet\n")
+    assert not read_lists("blocked", "ingest.blocklists", [tmp_path / "b.txt"]).sha256s
+    (tmp_path / "b.txt").write_text("remove my cat, please\n")
+    with pytest.raises(ConfigError, match="ingest.blocklists: .*b.txt has no entry"):
+        read_lists("blocked", "ingest.blocklists", [tmp_path / "b.txt"])
