@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP_ROWS = 100_000  # rows of one Parquet row group
+# A reader of some columns or rows finds their pages by the index. Pages that end where the content says so stay the
+# same when rows before them come or go, so that stores which keep chunks (the Hub) hold them once.
+OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "store_schema": True,
+    "write_page_index": True,
+    "use_content_defined_chunking": True,
+}
 BATCH_ROWS = 2_000  # rows that a TableWriter holds as Python objects at a time
 
 
@@ -23,7 +31,7 @@ def to_parquet(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP_ROWS, store_schema=True)
+    pq.write_table(table, buffer, row_group_size=ROW_GROUP_ROWS, **OPTIONS)
     return buffer.getvalue()
 
 
@@ -78,7 +86,7 @@ class TableWriter:
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() or discard()
-            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd", store_schema=True)
+            self._writer = pq.ParquetWriter(self._file, self._schema, **OPTIONS)
         table = pa.Table.from_batches(self._batches, schema=self._schema).combine_chunks()
         self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         self._batches = []
