@@ -111,6 +111,7 @@ class ImageLoader:
         self.store, self.preprocess, self.cache_bytes = store, preprocess, cache_bytes
         self.files = {} if files is None else files
         self.unreadable: set[str] = set()  # ids of images of further datasets that were blank
+        self.decoded = 0  # images, a count
         self._pool = ThreadPoolExecutor(workers, "decode") if workers else None
         self._cache: dict[str, Any] = {}
         self._cached_bytes = 0
@@ -180,6 +181,7 @@ class ImageLoader:
         loaded: dict[str, Any] = {}
         if missing:
             loaded = dict(zip(missing, self.load(missing, is_strict=is_strict), strict=True))
+            self.decoded += len(missing)
             size = sum(x.nbytes for x in loaded.values())
             if self._cached_bytes + size <= self.cache_bytes:
                 self._cache |= loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from tasks.train.accelerator import TrainingRuntime, init_process_group
 from tasks.train.checkpoints import Checkpoints
 from tasks.train.checks import check_revision
 from tasks.train.datasets import TrainingSet
+from tasks.train.grad_cache import rank_and_processes
 from tasks.train.launch import is_first_process, is_launched
 from tasks.train.loader import ImageLoader
 from tasks.train.recipe import training_identity
@@ -24,6 +26,8 @@ from tasks.train.validation import Validation
 
 if TYPE_CHECKING:
     from tasks.models.retrievers.base import Retriever
+
+log = logging.getLogger(__name__)
 
 
 def load_base_model(params: Params) -> Retriever:
@@ -140,6 +144,9 @@ def train_seed(
     trainer = build_trainer(params, store, training_set, retriever)
     data = training_data(params, store, training_set, retriever)
     curve = trainer.fit(data)
+    rank, processes = rank_and_processes()
+    if processes > 1 and isinstance(data.load_images, ImageLoader):
+        log.info("train: process %d of %d decoded %d images", rank + 1, processes, data.load_images.decoded)
     weights = trainer.runtime.full_weights()
     trainer.run_log.close()
     validation = data.validation
