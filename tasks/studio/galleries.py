@@ -173,15 +173,15 @@ class Gallery:
         ]
 
 
-def model_folders(params: Params, store: Store, named: Sequence[str]) -> dict[str, str]:
+def model_folders(base_model: str, store: Store, named: Sequence[str]) -> dict[str, str]:
     """Label -> Hugging Face name or folder: the base, the version's promoted model where it is there, those named.
 
     Args:
-        params: of the version.
+        base_model: of the version's parameters; a folder below the clone, or a Hugging Face name.
         store: a clone of the dataset.
         named: LABEL=NAME_OR_FOLDER each.
     Raises:
-        ConfigError: one of `named` is not of that form.
+        ConfigError: one of `named` is not of that form, or the version names no base model.
     """
     if named:
         pairs = [name.partition("=") for name in named]
@@ -190,6 +190,8 @@ def model_folders(params: Params, store: Store, named: Sequence[str]) -> dict[st
                 f"--model {wrong[0]}: expected LABEL=NAME_OR_FOLDER, such as base=openai/clip-vit-base-patch32"
             )
         return {label: model for label, _, model in pairs}
-    promoted, base = store.folder("models", "promoted"), store.root / params.train.base_model
-    models = {"base": str(base) if base.is_dir() else params.train.base_model}
+    if not base_model:
+        raise ConfigError(f"{store.root}: params.yaml names no train.base_model; name the models with --model")
+    promoted, base = store.folder("models", "promoted"), store.root / base_model
+    models = {"base": str(base) if base.is_dir() else base_model}
     return models | ({"promoted": str(promoted)} if promoted.is_dir() else {})

@@ -20,7 +20,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tasks.config import load_params
+from tasks.config import load_params, read_raw
+from tasks.config.profiles import SHIPPED
 from tasks.errors import ConfigError
 from tasks.publish.pull import pull
 from tasks.store import Store
@@ -79,9 +80,11 @@ def make_studio(args: argparse.Namespace) -> Studio:
     root: Path = args.root
     if not (root / "params.yaml").exists():
         raise ConfigError(f"{root / 'params.yaml'}: missing; expected a clone of the dataset's branch at --root")
-    params, store = load_params(root / "params.yaml"), Store(root)
-    images = Images(store, Uploads(params))
-    models = model_folders(params, store, args.model)
+    # The version may be of an older release, so only what is needed of its parameters is read.
+    base_model = str((read_raw(root / "params.yaml").get("train") or {}).get("base_model") or "")
+    store = Store(root)
+    images = Images(store, Uploads(load_params(SHIPPED / "params.yaml")))
+    models = model_folders(base_model, store, args.model)
     folder = root / ".run" / "studio"
     galleries = [Gallery(label, model, images, folder, args.device) for label, model in models.items()]
     feedback = Feedback(args.feedback or root / ".run" / "search_feedback.jsonl")
