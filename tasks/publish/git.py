@@ -5,10 +5,11 @@ Git runs as a child process and writes only inside the repositories that it is g
 
 from __future__ import annotations
 
+import heapq
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -119,18 +120,39 @@ def version_key(tag: str) -> tuple[int, ...]:
 
 
 def tags(cwd: Path, kind: str) -> list[str]:
-    """Tags ``<kind>/...`` that the clone knows, oldest version first: by ancestry, those of one commit by their names.
+    """Tags ``<kind>/...`` that the clone knows, oldest version first: by ancestry, the rest by their names.
 
-    A name says when a version was made for; what continues what stands in the history.
+    A name says when a version was made for; what continues what stands in the history. Versions of which neither
+    continues the other, as one that a purge has rewritten and those after the old one, follow their names.
     """
     commit = "%(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
     listed = git(cwd, "for-each-ref", f"--format=%(refname:strip=2) {commit}", f"refs/tags/{kind}/")
     commits = dict(line.split(" ", 1) for line in listed.splitlines())
     if not commits:
         return []
-    order = git(cwd, "rev-list", "--topo-order", "--reverse", "--stdin", stdin="\n".join(commits.values())).split()
-    places = {one: place for place, one in enumerate(order)}
+    lines = git(cwd, "rev-list", "--parents", "--stdin", stdin="\n".join(commits.values())).splitlines()
+    parents = {commit: above for commit, *above in map(str.split, lines)}
+    names = {commits[tag]: version_key(tag) for tag in sorted(commits, key=version_key, reverse=True)}
+    places = {one: place for place, one in enumerate(_in_order(parents, names))}
     return sorted(commits, key=lambda tag: (places.get(commits[tag], -1), version_key(tag)))
+
+
+def _in_order(parents: Mapping[str, Sequence[str]], names: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Commits, each after its parents; among those that may come next the oldest name, unnamed ones before all."""
+    missing = {commit: sum(one in parents for one in above) for commit, above in parents.items()}
+    children: dict[str, list[str]] = {}
+    for commit, above in parents.items():
+        for one in above:
+            children.setdefault(one, []).append(commit)
+    ready = [(names.get(commit, ()), commit) for commit, count in missing.items() if not count]
+    heapq.heapify(ready)
+    while ready:
+        _, commit = heapq.heappop(ready)
+        yield commit
+        for child in children.get(commit, ()):
+            missing[child] -= 1
+            if not missing[child]:
+                heapq.heappush(ready, (names.get(child, ()), child))
 
 
 def next_free_name(taken: Sequence[str], date: str) -> str:

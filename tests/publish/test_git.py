@@ -81,3 +81,17 @@ def test_versions_are_ordered_by_ancestry_and_on_one_commit_by_number(repository
         "dataset/2026.12.07", "dataset/2026.11.30.9", "dataset/2026.11.30.10", "dataset/2026.01.01"
     ]  # fmt: skip
     assert tags(repository, "model") == []
+
+
+def test_a_version_that_was_rewritten_after_the_newest_is_not_the_newest(repository: Path):
+    """As `purge` rewrites an old version: on its own data, long after others have continued it."""
+    first, tree = git(repository, "rev-parse", "main"), git(repository, "rev-parse", "main^{tree}")
+    between = git(repository, "commit-tree", tree, "-p", first, "-m", "a model")
+    second = git(repository, "commit-tree", tree, "-p", between, "-m", "the next week")
+    rewritten = git(repository, "commit-tree", tree, "-p", first, "-m", "without an image")
+    for name, at in (("2026.11.01", first), ("2026.11.08", second), ("2026.11.01.2", rewritten)):
+        git(repository, "tag", f"dataset/{name}", at)
+    names = ["2026.11.01", "2026.11.01.2", "2026.11.08"]
+    assert tags(repository, "dataset") == [f"dataset/{name}" for name in names]
+    git(repository, "tag", "-d", "dataset/2026.11.01")
+    assert tags(repository, "dataset") == [f"dataset/{name}" for name in names[1:]]
