@@ -16,8 +16,9 @@ An ENTRY is a line of a takedown list (tasks/fingerprints/takedown_list.py). Wit
 5. purges.jsonl beside the clone records what was done, without the images.
 
 Tags that hold none of the images stay and pull as before. Models' own weights are not changed: train anew. What others
-have cloned is out of reach: `data/withdrawn` of the newest version tells them. Killed on its way, the same command does
-what is missing: deletion comes last.
+have cloned is out of reach: `data/withdrawn` of the newest version tells them. Deletion comes last, and
+nothing is deleted while an affected version has no other in its place. What is done so far stands in a file beside the
+clone (tasks/publish/purge_record.py): killed on its way, the same command does what is missing.
 """
 
 from __future__ import annotations
@@ -31,18 +32,19 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import Params, parse_params, resolve
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import match_limits
 from tasks.fingerprints.takedown_list import Entry, TakedownList
 from tasks.models.llm.request_cache import cache_folder
 from tasks.publish.dvc_repo import commit_outputs, dvc_repo
-from tasks.publish.git import common_dir, git, next_free_name, read_at, resolve_ref, tags
+from tasks.publish.git import common_dir, git, next_free_name, read_at, resolve_ref, tags, version_key
 from tasks.publish.objects import Objects
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run, read_deployed_params
 from tasks.publish.publish import Publication, fetch, publish
 from tasks.publish.published import REMOTE_BRANCH, version_at
-from tasks.publish.purge_record import add_record
+from tasks.publish.purge_record import UnderWay, add_record
 from tasks.publish.purge_scan import Holdings, scan
+from tasks.publish.snapshots import fetched_path
 from tasks.publish.takedown_list import add_to_list
 from tasks.publish.takedown_run import Rewrite, Runner, gather_entries, require_no_run, run_process, take_down
 from tasks.reasons import WITHDRAWAL_REASONS
@@ -127,51 +129,74 @@ def purge(
     """
     clone = deployment.clone
     add_to_list(deployment.takedown_list, entries)
-    replaced = _replace_versions(deployment, entries, holdings, retire=retire, date=date, run=run)
+    under_way = UnderWay.read(clone, entries)
+    _replace_versions(deployment, entries, holdings, under_way, retire=retire, date=date, run=run)
     marked = mark_models(deployment, holdings, date)
-    if replaced:
-        git(clone, "push", "-q", "--atomic", "origin", *(f":refs/tags/{tag}" for tag in replaced))
+    under_way.add(holdings.objects, holdings.replies, holdings.models, len(holdings.image_ids))
+    if present := sorted(set(under_way.replaced) & set(tags(clone, "dataset"))):
+        git(clone, "push", "-q", "--atomic", "origin", *(f":refs/tags/{tag}" for tag in present))
         fetch(clone)
-    names = tuple(sorted(holdings.objects))
+    names = tuple(sorted(under_way.objects))
     where = _delete_objects(clone, names)
-    for path in holdings.replies:
-        path.unlink(missing_ok=True)
+    for path in under_way.replies:
+        Path(path).unlink(missing_ok=True)
+    models = sorted(under_way.models)
     record = {
         "purged_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "reasons": sorted({entry.reason for entry in entries}),
-        "images": len(holdings.image_ids),
-        "versions": dict(replaced),
+        "images": under_way.images,
+        "versions": under_way.replaced,
         "objects": list(names),
         "deleted_from": where,
-        "replies": len(holdings.replies),
-        "models": holdings.models,
+        "replies": len(under_way.replies),
+        "models": models,
         "marked_model": marked,
     }
     path = add_record(clone, record)
-    return Purged(replaced, names, len(holdings.replies), tuple(holdings.models), path)
+    under_way.remove()
+    return Purged(under_way.replaced, names, len(under_way.replies), tuple(models), path)
 
 
 def _replace_versions(
-    deployment: Deployment, entries: Sequence[Entry], holdings: Holdings, *, retire: bool, date: str, run: Runner
-) -> dict[str, str | None]:
-    """Withdraw from the newest version, and rewrite the other affected ones; tag -> the tag in its place."""
-    clone, replaced = deployment.clone, dict[str, str | None]()
+    deployment: Deployment,
+    entries: Sequence[Entry],
+    holdings: Holdings,
+    under_way: UnderWay,
+    *,
+    retire: bool,
+    date: str,
+    run: Runner,
+) -> None:
+    """Withdraw from the newest version, and rewrite the other affected ones; `under_way` gets the tag in each place.
+
+    Raises:
+        DataError: the stages found none of the images in a version that holds them; it must not be deleted then.
+    """
+    clone, replaced = deployment.clone, under_way.replaced
     newest = f"dataset/{(version_at(clone) or {}).get('version')}"
-    for tag in sorted(holdings.versions, key=lambda tag: tag == newest):
+    own = set(replaced.values())  # made by an earlier try
+    for tag in sorted(set(holdings.versions) - set(replaced) - own, key=lambda tag: (tag == newest, version_key(tag))):
+        done: str | None = None
         if tag == newest:
-            replaced[tag] = take_down(deployment, entries, "purge newest", run=run, date=date).version
-        elif retire:
-            replaced[tag] = None
-        else:
-            own = str((version_at(clone, f"refs/tags/{tag}") or {})["date"])
-            rewrite = Rewrite(tag, next_free_name(tags(clone, "dataset"), own), own)
-            replaced[tag] = take_down(deployment, entries, f"purge {tag}", run=run, rewrite=rewrite).version
-    return replaced
+            done = take_down(deployment, entries, "purge newest", run=run, date=date).version
+        elif not retire:
+            day = str((version_at(clone, f"refs/tags/{tag}") or {})["date"])
+            rewrite = Rewrite(tag, next_free_name(tags(clone, "dataset"), day), day)
+            done = take_down(deployment, entries, f"purge {tag}", run=run, rewrite=rewrite).version
+        if done is None and (tag == newest or not retire):
+            raise DataError(
+                f"purge: {tag} holds the images, and its stages found none of them to withdraw; expected a version in "
+                "its place, so nothing was deleted. Name the images by their ids, as the list without --yes shows "
+                "them, and run again; if it stays, report it with the log"
+            )
+        under_way.replace(tag, done)
 
 
 def _delete_objects(clone: Path, names: Sequence[str]) -> dict[str, int]:
-    """Delete objects from cache and remote; where -> how many were there."""
+    """Delete objects from cache and remote; where -> how many were there. Copies that `diff` has fetched go too."""
     deleted = {"cache": 0, "remote": 0}
+    for name in names:
+        fetched_path(clone, name).unlink(missing_ok=True)
     with dvc_repo(clone) as repo:
         logging.getLogger("dvc").setLevel(logging.ERROR)
         for where, odb in (("cache", repo.cache.local), ("remote", repo.cloud.get_remote_odb())):
@@ -237,7 +262,8 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     for line in describe(holdings, Objects(deployment.clone)):
         print(line)
     versions: Mapping[str, str | None] = dict.fromkeys(holdings.versions)
-    if args.yes and holdings.image_ids:
+    is_wanted = bool(holdings.image_ids) or UnderWay.read(deployment.clone, entries).images > 0
+    if args.yes and is_wanted:
         require_no_run(deployment)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         done = purge(deployment, entries, holdings, retire=args.retire, date=args.date or today)
@@ -253,5 +279,5 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         "objects": sorted(holdings.objects),
         "replies": len(holdings.replies),
         "models": holdings.models,
-        "is_purged": bool(args.yes and holdings.image_ids),
+        "is_purged": args.yes and is_wanted,
     }

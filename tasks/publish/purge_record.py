@@ -2,17 +2,25 @@
 
 It says when, why, which versions were replaced by which, which objects were deleted where, how many replies of models
 went, and which models had been trained on the images.
+
+While a purge is under way, purge-under-way-<entries>.json beside it says what it has done and what it is about to
+delete: once the tags are gone, nothing else would tell which objects held the images.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.fingerprints.takedown_list import Entry
 from tasks.publish.git import common_dir
 from tasks.store.atomic import write_bytes
+
+UNDER_WAY = "purge-under-way-"  # and the first digits of the entries' SHA-256
 
 
 def record_path(clone: Path) -> Path:
@@ -29,7 +37,56 @@ def add_record(clone: Path, record: Mapping[str, Any]) -> Path:
 
 
 def purged_objects(clone: Path) -> set[str]:
-    """Objects that purges deleted: a tag of an affected model may still name one."""
+    """Objects that purges deleted, or have begun to: a tag of an affected model may still name one."""
     path = record_path(clone)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines += [begun.read_text(encoding="utf-8") for begun in path.parent.glob(f"{UNDER_WAY}*.json")]
     return {name for line in lines for name in json.loads(line)["objects"]}
+
+
+@dataclass
+class UnderWay:
+    """What a purge has done so far, and what it deletes at its end; kept in a file until then.
+
+    Attributes:
+        path: of the file, one for each set of entries that name images.
+        replaced: tag of an affected version -> the version in its place; None for none.
+        objects, replies: what is to be deleted: objects, files of the request cache.
+        models: affected models, tags.
+        images: a count.
+    """
+
+    path: Path = field(repr=False)
+    replaced: dict[str, str | None] = field(default_factory=dict)
+    objects: list[str] = field(default_factory=list)
+    replies: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    images: int = 0
+
+    @classmethod
+    def read(cls, clone: Path, entries: Sequence[Entry]) -> UnderWay:
+        """What an earlier try of this purge noted; nothing where there was none."""
+        named = json.dumps(sorted((entry.kind, entry.value) for entry in entries)).encode()
+        path = record_path(clone).with_name(f"{UNDER_WAY}{hashlib.sha256(named).hexdigest()[:16]}.json")
+        return cls(path, **(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}))
+
+    def replace(self, tag: str, other: str | None) -> None:
+        """Note the version in place of an affected one."""
+        self.replaced[tag] = other
+        self._write()
+
+    def add(self, objects: Iterable[str], replies: Iterable[Path], models: Iterable[str], images: int) -> None:
+        """Note what is to be deleted, beside what an earlier try noted."""
+        self.objects = sorted({*self.objects, *objects})
+        self.replies = sorted({*self.replies, *map(str, replies)})
+        self.models = sorted({*self.models, *models})
+        self.images = max(self.images, images)
+        self._write()
+
+    def remove(self) -> None:
+        """The purge is over."""
+        self.path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        values = {name: value for name, value in asdict(self).items() if name != "path"}
+        write_bytes(self.path, json.dumps(values, sort_keys=True).encode())

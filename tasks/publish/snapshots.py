@@ -126,6 +126,11 @@ class Snapshot:
             return file.read(size)
 
 
+def fetched_path(clone: Path, md5: str) -> Path:
+    """Where an object lies that was fetched from the remote: what DVC has not checked stays out of its cache."""
+    return clone / ".dvc" / "tmp" / "megapairs" / md5
+
+
 class CachedFiles:
     """Local files with the content of a commit's data files: objects of the clone's DVC cache."""
 
@@ -143,8 +148,8 @@ class CachedFiles:
         if path not in objects:
             raise DataError(f"{self._ref}: DVC tracks no {path}")
         local = self._cache / object_path(objects[path])
-        if not local.exists():  # what DVC itself has not checked stays out of its cache
-            local = self._clone / ".dvc" / "tmp" / "megapairs" / objects[path]
+        if not local.exists():
+            local = fetched_path(self._clone, objects[path])
         if not local.exists():
             self._fetch(objects[path], path, local)
         return local
