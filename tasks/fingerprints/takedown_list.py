@@ -37,6 +37,7 @@ Kind = Literal["sha256", "phash", "source_uri", "url", "source"]
 DEFAULT_REASON = "request"
 NEAR_HITS = 20  # of an entry that are reported, the nearest ones
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{384}|[0-9a-fA-F]{64}|[0-9a-fA-F]{16})(?![0-9A-Za-z])")
+_FILE_NAME = re.compile(r"[^\s,;\t]*(?:[/\\][^\s,;\t]*|\.[A-Za-z][A-Za-z0-9]{1,4}(?=[\s,;\t\"']|$))")
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _URI = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*:\S.*")
@@ -218,9 +219,11 @@ def _entries_of(text: str, where: str, parameter: str) -> list[Entry]:
 
 def _hash_entries(text: str, where: str, facts: Facts) -> list[Entry]:
     words = [word.lower() for word in _HEX.findall(text)]
+    in_names = {word.lower() for name in _FILE_NAME.findall(text) for word in _HEX.findall(name)}
     thumbnail = next((bytes.fromhex(word) for word in words if len(word) == 384), None)
     sums = [Entry(where, "sha256", word, None, (), *facts) for word in words if len(word) == 64]
-    return sums + [Entry(where, "phash", word, thumbnail, (), *facts) for word in words if len(word) == 16]
+    hashes = [word for word in words if len(word) == 16 and word not in in_names]  # 0000000000000001.jpg is no hash
+    return sums + [Entry(where, "phash", word, thumbnail, (), *facts) for word in hashes]
 
 
 def _located(kind: Kind, text: str, where: str, facts: Facts, *, is_whole: bool) -> Entry:
@@ -296,8 +299,9 @@ class TakedownList:
                 for spelling in entry.spellings:
                     self._uris.setdefault(spelling, number)
             elif entry.kind == "url":
-                for spelling in entry.spellings:
+                for spelling in entry.spellings:  # a source_uri among them: open_run's, of an address in a bucket
                     self._addresses.setdefault(normalize_address(spelling), number)
+                    self._uris.setdefault(spelling, number)
             elif entry.kind == "source":
                 self._names.setdefault(entry.value, number)
                 self._uris.setdefault(f"source:{entry.value}", number)

@@ -54,7 +54,7 @@ from tasks.publish.order import date_after, require_name_after
 from tasks.publish.publish import fetch
 from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.run_conf import Kind, changes_from_conf, require_paths, with_absolute_paths
-from tasks.publish.takedown_list import add_to_list, all_entries, form_entries, with_run_list
+from tasks.publish.takedown_list import add_to_list, all_entries, form_entries, with_run_list, with_source_uris
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
@@ -221,7 +221,8 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     if request.kind == "model" and (contradictions := training_run_contradictions(params.train, params.evaluate)):
         raise ConfigError("; ".join(contradictions))
     data = find_data_commit(clone, request.kind, dataset_version)
-    takedown = tuple(all_entries(params, deployment.takedown_list)) if request.kind == "dataset" else ()
+    entries = all_entries(params, deployment.takedown_list) if request.kind == "dataset" else []
+    takedown = tuple(with_source_uris(entries, own))
     parent = version_at(clone, data) if data and request.kind == "dataset" else None
     date = date_after(parent, params)
     batch = params.open_run.batch or next_free_name(tags(clone, request.kind), date)

@@ -8,12 +8,13 @@ never versioned: every stage reads the same list, and the published params.yaml 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks.config import Params, overlay
-from tasks.fingerprints.takedown_list import Entry, parse_lines, read_entries
+from tasks.fingerprints.takedown_list import Entry, normalize_address, parse_lines, read_entries
 from tasks.locks import exclusive
 from tasks.store.atomic import write_bytes
 
@@ -44,6 +45,27 @@ def all_entries(params: Params, deployment_list: Path) -> list[Entry]:
         entries += read_entries([Path(params.ingest.takedown)], "ingest.takedown")
     entries += form_entries(params)
     return list({(entry.kind, entry.value): entry for entry in entries}.values())
+
+
+def with_source_uris(entries: Iterable[Entry], raw: Mapping[str, Any]) -> list[Entry]:
+    """The entries, those by an address below a source's place (a bucket) also as the source_uri that it has there.
+
+    A takedown's own run reads no source, and so could not tell.
+
+    Args:
+        entries: of the lists.
+        raw: the deployment's resolved parameters.
+    """
+    places = []
+    for source in (raw.get("ingest") or {}).get("sources") or ():
+        if isinstance(source, Mapping) and "://" in str(source.get("path")):
+            places.append((source.get("name"), normalize_address(str(source["path"]).rstrip("/")).rstrip("/") + "/"))
+    out = []
+    for entry in entries:
+        addresses = [normalize_address(spelling) for spelling in entry.spellings if entry.kind == "url"]
+        uris = [f"{name}:{a.removeprefix(below)}" for name, below in places for a in addresses if a.startswith(below)]
+        out.append(replace(entry, spellings=(*entry.spellings, *uris)) if uris else entry)
+    return out
 
 
 def add_to_list(deployment_list: Path, entries: Sequence[Entry]) -> int:

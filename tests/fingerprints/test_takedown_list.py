@@ -31,6 +31,8 @@ def image(name: str, uri: str, phash: int = 0, thumbnail: bytes = bytes(192), so
         ("laion:t.parquet#12", "source_uri", "laion:t.parquet#12", "", "request"),
         ("https://example.org/a.jpg#top\t2026-01-15", "url", "https://example.org/a.jpg#top", "2026-01-15", "request"),
         ("source:shop", "source", "shop", "", "request"),
+        (f"{SHA}  0000000000000001.jpg", "sha256", SHA, "", "request"),  # as sha256sum prints it: no perceptual hash
+        (f"{SHA}  photos/0123456789abcdef", "sha256", SHA, "", "request"),
         (f'{{"sha256": "{SHA}", "asked_on": "2026-01-15"}}', "sha256", SHA, "2026-01-15", "request"),
         ('{"source_uri": "shop:1.jpg", "reason": "illegal"}', "source_uri", "shop:1.jpg", "", "illegal"),
     ],
