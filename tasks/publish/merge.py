@@ -5,7 +5,7 @@ of 500 weeks would hold tens of thousands of them. Merged are the run's own file
 touched. A merged file bears the name of its first chunk, and rows keep their order: neither the number of parts nor a
 kill shows.
 
-`.run/merge/<folder>.json` is written first: which chunks become which file. The merged file is made beside it, the
+`.run/merge/<folder>-<batch>.json` is written first: which chunks become which file. The merged file is made beside it, the
 other chunks are removed, then it takes its place. A killed call goes on from there, and a stage that is started again
 finds its work done (tasks/store/chunks.py).
 """
@@ -60,7 +60,7 @@ def merge_chunks(store: Store, batch: str, limit: int = MERGED_BYTES) -> int:
     """Merge the chunk files that a batch wrote; returns how many files fewer there are. Repeatable after a crash."""
     removed = 0
     for name, schema in MERGED_FOLDERS.items():
-        folder, plan_path = store.folder("data", name), merge_plan_path(store, name)
+        folder, plan_path = store.folder("data", name), merge_plan_path(store, name, batch)
         if not plan_path.exists():
             chunks = [path for path in sorted(folder.glob(f"{batch}-*.parquet")) if is_chunk(path, batch)]
             if not (plan := plan_merge(chunks, limit)):

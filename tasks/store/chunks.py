@@ -22,9 +22,9 @@ Columns = dict[str, list[Any]]
 log = logging.getLogger(__name__)
 
 
-def merge_plan_path(store: Store, folder: str) -> Path:
-    """Where a run notes which of its chunks are merged into one file; `folder` below data, e.g. dropped/judge."""
-    return store.folder(".run", "merge", f"{folder.replace('/', '-')}.json")
+def merge_plan_path(store: Store, folder: str, batch: str) -> Path:
+    """Where it is noted which of a batch's chunks become one file; `folder` below data, e.g. dropped/judge."""
+    return store.folder(".run", "merge", f"{folder.replace('/', '-')}-{batch}.json")
 
 
 def is_chunk(path: Path, batch: str) -> bool:
@@ -94,7 +94,7 @@ def make_missing_chunks(
     Returns:
         The part's accepted rows and dropped rows, by column.
     """
-    if merge_plan_path(store, spec.table).exists():
+    if merge_plan_path(store, spec.table, spec.batch).exists():
         return _count_merged(store, report, spec)
     files = [store.table_path(spec.table, spec.batch, chunk.number) for chunk in spec.chunks]
     dropped_files = [store.dropped_path(report.stage, spec.batch, chunk.number) for chunk in spec.chunks]

@@ -99,3 +99,14 @@ def test_a_stage_that_is_started_again_finds_its_work_done(tmp_path: Path):
     captions, dropped = make_missing_chunks(store, report, spec, lambda _: pytest.fail("it asks a model again"))
     assert len(captions["image_id"]) == len(dropped["key"]) == 20 and report.done == report.new > 0
     assert files_of(store) == before and json.loads(report.to_json())["notes"]
+
+
+def test_the_next_batch_in_the_same_folder_is_worked_on(tmp_path: Path):
+    store, after = write_chunks(tmp_path, 5), "2026.01.18"
+    merge.merge_chunks(store, BATCH)
+    spec, report = ChunkSpec("captions", after, list(iter_chunks(4, 2, None))), StageReport("recaption")
+    made = make_missing_chunks(
+        store, report, spec, lambda chunk: ([{"image_id": str(chunk.number), "caption": "text"}], [])
+    )
+    assert made[0]["image_id"] == ["0", "1"] and len(store.batch_files("captions", after)) == 2
+    assert merge.merge_chunks(store, after) > 0
