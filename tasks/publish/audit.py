@@ -20,6 +20,7 @@ from typing import Any
 from tasks.errors import ConfigError, DataError
 from tasks.publish.git import tags
 from tasks.publish.published import cache_dir
+from tasks.publish.purge_record import purged_objects
 from tasks.publish.remote import Lost, Remote, folder_list, lost_objects, object_path, open_remote, outputs_at
 
 KINDS = ("dataset", "model", "noise")
@@ -47,7 +48,9 @@ def altered_objects(root: Path, tag: str, remote: Remote, known: dict[str, bool]
 def audit(
     root: Path, names: Sequence[str] = (), *, remote_name: str | None = None, with_contents: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """tag -> {"objects": count, "lost": [[path, object], ...]}.
+    """tag -> {"objects": count, "lost": [[path, object], ...], "purged": count}.
+
+    What a purge of this deployment deleted is not lost: the tag of a model that was trained on it may still name it.
 
     Args:
         root: a clone.
@@ -65,13 +68,16 @@ def audit(
     if not known:
         raise ConfigError(f"audit: {root} has no published version; give a clone with its tags (`git fetch --tags`)")
     out: dict[str, dict[str, Any]] = {}
+    purged = {object_path(md5) for md5 in purged_objects(root)}
     hashes: dict[str, bool] = {}
     with open_remote(root, remote_name) as remote:
         for tag in names or known:
             count, lost = lost_objects(outputs_at(root, f"refs/tags/{tag}"), remote, cache_dir(root))
             if with_contents:
                 lost = sorted({*lost, *altered_objects(root, tag, remote, hashes)})
-            out[tag] = {"objects": count, "lost": [list(one) for one in lost]}
+            is_lost = [one for one in lost if one.object_path not in purged]
+            shown = [list(one) for one in is_lost]
+            out[tag] = {"objects": count, "lost": shown, "purged": len(lost) - len(is_lost)}
     return out
 
 
@@ -95,7 +101,8 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     found = audit(args.root, args.tags, remote_name=args.remote, with_contents=args.contents)
     lines = []
     for tag, state in found.items():
-        print(f"{tag}: {state['objects']} objects, {len(state['lost'])} lost")
+        purged = f", {state['purged']} purged" if state["purged"] else ""
+        print(f"{tag}: {state['objects']} objects, {len(state['lost'])} lost{purged}")
         lines += [f"{tag}: {path} (object {where})" for path, where in state["lost"]]
     if lines:
         shown = lines[:LINES] + ([f"and {len(lines) - LINES} more"] if len(lines) > LINES else [])

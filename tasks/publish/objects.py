@@ -8,16 +8,14 @@ that was trained on it may still do so.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from tasks.errors import DataError
-from tasks.publish.dvc_repo import dvc_repo, locked_stages
-from tasks.publish.git import files_at, read_at
-from tasks.publish.published import MODEL_STAGES, cache_dir
+from tasks.publish.dvc_repo import dvc_repo
+from tasks.publish.published import cache_dir
 from tasks.publish.purge_record import purged_objects
+from tasks.publish.remote import outputs_at
 from tasks.publish.verify import tracked_outputs
 
 
@@ -29,26 +27,16 @@ class Objects:
         self._cache = cache_dir(clone) / "files" / "md5"
         self._purged = purged_objects(clone)
 
-    def outputs_at(self, ref: str) -> Iterator[tuple[str, str]]:
-        """(path, object) of what DVC brings into a clone of a commit: outputs of dvc.lock and of the .dvc files."""
-        for name, stage in locked_stages(read_at(self.clone, ref, "dvc.lock")).items():
-            if name not in MODEL_STAGES:
-                yield from ((out["path"], str(out["md5"])) for out in stage.get("outs", []) if out.get("md5"))
-        for path in files_at(self.clone, ref):
-            if path.endswith(".dvc") and path.startswith(("data/", "models/", "reports/")):
-                for out in yaml.safe_load(read_at(self.clone, ref, path) or b"")["outs"]:
-                    yield (Path(path).parent / out["path"]).as_posix(), str(out["md5"])
-
     def files_at(self, ref: str) -> dict[str, str]:
         """path -> object of every data file of a commit, those inside folders one by one."""
         files: dict[str, str] = {}
-        for path, name in self.outputs_at(ref):
+        for path, name in outputs_at(self.clone, ref):
             files |= self._expanded(path, name)
         return {path: name for path, name in files.items() if name not in self._purged}
 
     def named_at(self, ref: str) -> set[str]:
         """All objects that a commit names, the lists of folders included."""
-        return self._all_of(dict(self.outputs_at(ref)))
+        return self._all_of(dict(outputs_at(self.clone, ref)))
 
     def named_in(self, worktree: Path) -> set[str]:
         """All objects that a worktree's dvc.lock and .dvc files name; lists that are not made yet are left out."""

@@ -15,6 +15,7 @@ from tasks.fingerprints.takedown_list import parse_lines
 from tasks.ingest.withdraw import read_members
 from tasks.models.llm.request_cache import RequestCache
 from tasks.publish import gc, purge
+from tasks.publish.audit import audit
 from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.git import files_at, git, tags
 from tasks.publish.objects import Objects
@@ -230,6 +231,9 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
     (record,) = [json.loads(line) for line in done.record.read_text().splitlines()]
     assert record["versions"] == done.replaced and record["reasons"] == ["illegal"] and record["replies"] == 1
     assert id_of(PURGED) not in done.record.read_text() and f"fake:{PURGED}" not in done.record.read_text()
+    assert [path.name for path in root.glob("purge*")] == ["purges.jsonl"]
+    audited = audit(with_model.clone)
+    assert not any(state["lost"] for state in audited.values()) and audited["model/2026.12.01"]["purged"] > 5
 
 
 def test_gc_removes_what_no_tag_needs_and_every_tag_stays_whole(with_model: Deployment):
