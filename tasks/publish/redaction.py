@@ -28,6 +28,7 @@ from tasks.config import is_profile
 from tasks.config.public import private_texts, public_params, require_no_credentials
 from tasks.errors import ConfigError
 from tasks.publish.dvc_repo import locked_stages
+from tasks.records import schemas
 from tasks.store import Store
 
 PUBLIC_REMOTE = "MEGAPAIRS_PUBLIC_REMOTE"
@@ -154,10 +155,14 @@ def public_config(content: bytes, public_remote: str | None) -> bytes:
 
 
 def run_private_texts(root: Path) -> list[str]:
-    """What must not be published of a run: private texts of its parameters, and the worktree's own place."""
+    """What must not be published of a run: private texts of its parameters, and the worktree's own place.
+
+    Not the names of the published tables' columns, which a source's own table may share: `columns: {sha256: image_id}`.
+    """
     raw = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     places = {str(root.resolve()), str(Path.home()), str(root.resolve().parent)} - {"/"}
-    return sorted({*private_texts(raw), *places}, key=lambda text: (-len(text), text))
+    own = {name for schema in schemas().values() for name in schema.names} | set(schemas())
+    return sorted({*private_texts(raw), *places} - own, key=lambda text: (-len(text), text))
 
 
 def redact_data(store: Store, batch: str, private: Sequence[str]) -> int:

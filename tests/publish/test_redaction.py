@@ -17,7 +17,7 @@ from tasks.publish import version
 from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import git, read_at
 from tasks.publish.open_run import Deployment, RunRequest, open_run
-from tasks.publish.redaction import public_config, remote_options, without
+from tasks.publish.redaction import public_config, remote_options, run_private_texts, without
 from tasks.records import StageReport
 from tasks.store import Store
 from tests.support.fake_run import fill, gates
@@ -207,3 +207,10 @@ def test_a_published_clone_holds_no_planted_secret(tmp_path: Path, project: Path
     again = open_run(request, deployment)
     assert Store(Path(again.notes[0])).read_table("images").num_rows == 6
     assert b"megapairs" not in (read_at(secret / "dataset", "origin/main", "README.md") or b"")[:4]
+
+
+def test_names_of_the_published_columns_stay_where_a_sources_own_table_has_them_too(tmp_path: Path):
+    table = {"name": "shop", "path": "/data/shop-9.csv", "columns": {"sha256": "image_id", "url": "shop_url"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"ingest": {"sources": [table]}}))
+    private = run_private_texts(tmp_path)
+    assert without("image_id of shop_url in /data/shop-9.csv", private) == "image_id of [private] in [private]"
