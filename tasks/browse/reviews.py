@@ -169,14 +169,21 @@ def labels(reviews: Iterable[Review]) -> list[tuple[str, str, str, str]]:
 def write_labels(version: PublishedVersion, reviews: Sequence[Review], folder: Path) -> int:
     """Write labels.csv and its images; returns the count of questions.
 
-    Raises:
-        DataError: an image is not in the version.
+    Left out are questions about an image that the version does not have: it was withdrawn since, or a person mistyped
+    the id of the better one.
     """
     from tasks.browse.explorer import explorer_of
 
     rows, explorer = labels(reviews), explorer_of(version)
+    absent = set()
     for image_id in sorted({image for query, candidate, *_ in rows for image in (query, candidate)}):
-        write_bytes(folder / f"{image_id}.jpg", explorer.image(image_id))
+        try:
+            content = explorer.image(image_id)
+        except DataError:
+            absent.add(image_id)
+            continue
+        write_bytes(folder / f"{image_id}.jpg", content)
+    rows = [row for row in rows if absent.isdisjoint(row[:2])]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("query", "candidate", "instruction", "fits"))
@@ -196,7 +203,7 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         ConfigError: no deployment, or no such version.
-        DataError: as of `Reviews.read` and `write_labels`.
+        DataError: as of `Reviews.read`.
     """
     clone = Path(os.environ.get("MEGAPAIRS_DATASET") or ".")
     reviews = Reviews(clone).read()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tasks.browse.reviews import Review, Reviews, agreement, labels, queue
+from tasks.browse.published import PublishedVersion
+from tasks.browse.reviews import Review, Reviews, agreement, labels, queue, write_labels
 from tasks.browse.triplets import TripletIndex
 from tasks.errors import DataError
 from tasks.records import schemas
@@ -50,6 +51,22 @@ def test_labels_are_what_all_agree_on_and_a_better_image_is_one():
         ("q", "t", "in red", "no"),
         ("q", "n", "in red", "yes"),
     ]
+
+
+def test_a_question_about_an_image_that_is_gone_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Withdrawn since, or a mistyped id of a better one."""
+
+    class Images:
+        def image(self, image_id: str) -> bytes:
+            if image_id not in ("q", "t"):
+                raise DataError(f"image {image_id}: not in this version")
+            return image_id.encode()
+
+    monkeypatch.setattr("tasks.browse.explorer.explorer_of", lambda _: Images())
+    given = [review("ann", "t1", "right"), Review("", "ann", "v", "t2", "in red", "q", "t", "wrong", better="../n")]
+    assert write_labels(PublishedVersion(tmp_path, "2026.11.28"), given, tmp_path / "labels") == 2
+    assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["labels.csv", "q.jpg", "t.jpg"]
+    assert (tmp_path / "labels" / "labels.csv").read_text().count("q.jpg,t.jpg,") == 2
 
 
 def test_the_queue_begins_at_the_threshold_and_leaves_out_what_was_answered():
