@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import Params
+from tasks.config.public import public_params
 from tasks.errors import DataError
 from tasks.evaluate.scores import composed_scores
 from tasks.names import batch_name
@@ -103,6 +104,13 @@ def read_instruction(model: Path) -> str:
     return str(json.loads(path.read_text())["prompts"].get("query", "")) if path.is_file() else ""
 
 
+def shown_recipe(params: Params) -> dict[str, Any]:
+    """Section `train` as a card shows it: further datasets by their names, no path of a machine."""
+    recipe = params.train.model_dump(mode="json", exclude={"device"})
+    shown: dict[str, Any] = public_params({"train": recipe})["train"]
+    return {**shown, "datasets": [dataset["name"] for dataset in recipe["datasets"]]}
+
+
 def write_card(params: Params, root: Path, evaluation: Mapping[str, Any], why: str, noise: Noise | None) -> str:
     """The model card of the candidate.
 
@@ -114,8 +122,7 @@ def write_card(params: Params, root: Path, evaluation: Mapping[str, Any], why: s
         noise: of the recipe.
     """
     version = json.loads((root / "version.json").read_text())
-    recipe = params.train.model_dump(mode="json", exclude={"device"})
-    recipe["datasets"] = [Path(d["path"]).name if "path" in d else d for d in recipe.get("datasets") or ()]
+    recipe = shown_recipe(params)
     base, is_local = hub_name(params.train.base_model)
     recipe["base_model"] = base
     config_file = root / "models" / "candidate" / "config.json"

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tasks.config import overlay, parse_params
 from tasks.errors import DataError
-from tasks.promote.stage import read_evaluation, read_noise, report_figures, seen_share
+from tasks.promote.stage import read_evaluation, read_noise, report_figures, seen_share, shown_recipe
+from tests.support.parameters import raw_params
 
 
 def test_noise_is_read_from_its_table_or_was_not_measured(tmp_path: Path):
@@ -43,3 +45,13 @@ def test_figures_hold_the_main_metric_of_each_scored_model():
         "base_map_at_5": 0.1,
         "finetuned_map_at_5": 0.2,
     }
+
+
+def test_a_card_names_no_path_of_a_machine():
+    teacher = {"model": "/srv/models/teacher-9"}
+    mixed = {"name": "mixed", "format": "megapairs", "path": "/srv/client-7/mixed.jsonl", "images": "/srv/client-7"}
+    raw = raw_params()
+    params = parse_params(overlay(raw, {"train": {"teacher": teacher, "datasets": [mixed]}}))
+    recipe = shown_recipe(params)
+    assert "/srv" not in json.dumps(recipe) and recipe["datasets"] == ["mixed"]
+    assert recipe["teacher"]["model"] == "teacher-9" and recipe["steps"] == params.train.steps
