@@ -15,7 +15,7 @@ published.
 | `promote` | publishes a git tag `model/YYYY.MM.DD[.n]`, with the model in the DVC remote, only when it is better |
 | `close_run` | removes the worktree |
 
-Benchmark protocols: CIRCO, CIRR, FashionIQ, GeneCIS, MMEB.
+Benchmark protocols: CIRCO, CIRR, FashionIQ, GeneCIS, MMEB, PinPoint, i-CIR, DTIN.
 
 **Parameters.** All may be left empty: then `params.yaml` and the profile decide.
 

@@ -5,9 +5,9 @@ of 500 weeks would hold tens of thousands of them. Merged are the run's own file
 touched. A merged file bears the name of its first chunk, and rows keep their order: neither the number of parts nor a
 kill shows.
 
-`.run/merge/<folder>-<batch>.json` is written first: which chunks become which file. The merged file is made beside it, the
-other chunks are removed, then it takes its place. A killed call goes on from there, and a stage that is started again
-finds its work done (tasks/store/chunks.py).
+`.run/merge/<folder>-<batch>.json` is written first: which chunks become which file. The merged file is made beside it,
+the other chunks are removed, then it takes its place. A killed call goes on from there, and a stage that is started
+again finds its work done (tasks/store/chunks.py).
 """
 
 from __future__ import annotations

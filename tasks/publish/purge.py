@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,7 @@ def purge(
     add_to_list(deployment.takedown_list, entries)
     under_way = UnderWay.read(clone, entries)
     _replace_versions(deployment, entries, holdings, under_way, retire=retire, date=date, run=run)
+    require_unneeded(clone, holdings.objects, under_way.replaced)
     marked = mark_models(deployment, holdings, date)
     under_way.add(holdings.objects, holdings.replies, holdings.models, len(holdings.image_ids))
     if present := sorted(set(under_way.replaced) & set(tags(clone, "dataset"))):
@@ -178,11 +179,12 @@ def _replace_versions(
     for tag in sorted(set(holdings.versions) - set(replaced) - own, key=lambda tag: (tag == newest, version_key(tag))):
         done: str | None = None
         if tag == newest:
-            done = take_down(deployment, entries, "purge newest", run=run, date=date).version
+            done = take_down(deployment, entries, f"purge {under_way.key} newest", run=run, date=date).version
         elif not retire:
             day = str((version_at(clone, f"refs/tags/{tag}") or {})["date"])
             rewrite = Rewrite(tag, next_free_name(tags(clone, "dataset"), day), day)
-            done = take_down(deployment, entries, f"purge {tag}", run=run, rewrite=rewrite).version
+            run_id = f"purge {under_way.key} {tag}"
+            done = take_down(deployment, entries, run_id, run=run, rewrite=rewrite).version
         if done is None and (tag == newest or not retire):
             raise DataError(
                 f"purge: {tag} holds the images, and its stages found none of them to withdraw; expected a version in "
@@ -190,6 +192,23 @@ def _replace_versions(
                 "them, and run again; if it stays, report it with the log"
             )
         under_way.replace(tag, done)
+
+
+def require_unneeded(clone: Path, names: Set[str], replaced: Iterable[str]) -> None:
+    """Check that no version which stays names an object that is about to be deleted.
+
+    Raises:
+        DataError: one does: another run has published it meanwhile, or a rewritten one still holds an image.
+    """
+    fetch(clone)
+    objects = Objects(clone)
+    for ref in (*(f"refs/tags/{tag}" for tag in tags(clone, "dataset") if tag not in set(replaced)), REMOTE_BRANCH):
+        files = objects.files_at(ref).items()
+        if held := sorted(path for path, name in files if name in names and path.startswith("data/")):
+            raise DataError(
+                f"purge: {ref} holds {len(held)} files that were to be deleted, first {held[:3]}; expected none. "
+                "Nothing was deleted; run the same command again: it withdraws from this version too"
+            )
 
 
 def _delete_objects(clone: Path, names: Sequence[str]) -> dict[str, int]:

@@ -70,6 +70,11 @@ class UnderWay:
         path = record_path(clone).with_name(f"{UNDER_WAY}{hashlib.sha256(named).hexdigest()[:16]}.json")
         return cls(path, **(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}))
 
+    @property
+    def key(self) -> str:
+        """Digits that stand for the entries: in the ids of this purge's runs, so that none goes on with another's."""
+        return self.path.stem.removeprefix(UNDER_WAY)
+
     def replace(self, tag: str, other: str | None) -> None:
         """Note the version in place of an affected one."""
         self.replaced[tag] = other

@@ -32,9 +32,7 @@ def replace(deployment: Deployment, under_way: UnderWay) -> None:
     purge._replace_versions(deployment, ENTRIES, holdings, under_way, retire=False, date="2026-11-15", run=lambda *_: 0)
 
 
-def test_a_version_without_another_in_its_place_ends_the_purge(
-    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_version_without_another_in_its_place_ends_the_purge(deployment: Deployment, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(purge, "take_down", lambda *_, **__: Takedown(None, ()))
     under_way = UnderWay.read(deployment.clone, ENTRIES)
     with pytest.raises(DataError, match=f"purge: {OLD} holds the images, .* nothing was deleted"):
@@ -44,22 +42,36 @@ def test_a_version_without_another_in_its_place_ends_the_purge(
 
 def test_a_purge_that_is_given_again_does_what_is_missing(deployment: Deployment, monkeypatch: pytest.MonkeyPatch):
     made: list[str] = []
+    key = UnderWay.read(deployment.clone, ENTRIES).key
 
     def take_down(_: Any, __: Any, run_id: str, **___: Any) -> Takedown:
         if len(made) == 1:
             made.append("cut off")
             raise KeyboardInterrupt
-        made.append(run_id)
-        return Takedown(f"dataset/of {run_id}", ())
+        made.append(run_id.replace(key, "KEY"))
+        return Takedown(f"dataset/of {made[-1]}", ())
 
     monkeypatch.setattr(purge, "take_down", take_down)
     with pytest.raises(KeyboardInterrupt):
         replace(deployment, UnderWay.read(deployment.clone, ENTRIES))
     again = UnderWay.read(deployment.clone, ENTRIES)
     replace(deployment, again)
-    assert made == [f"purge {OLD}", "cut off", "purge newest"]
-    assert again.replaced == {OLD: f"dataset/of purge {OLD}", NEWEST: "dataset/of purge newest"}
-    assert UnderWay.read(deployment.clone, parse_lines(["e" * 64], "another")).replaced == {}
+    assert made == [f"purge KEY {OLD}", "cut off", "purge KEY newest"]
+    assert again.replaced == {OLD: f"dataset/of purge KEY {OLD}", NEWEST: "dataset/of purge KEY newest"}
+    other = UnderWay.read(deployment.clone, parse_lines(["e" * 64], "another"))
+    assert other.replaced == {} and other.key != key, "the runs of another purge are others"
+
+
+def test_an_object_of_a_version_that_stays_ends_the_purge(deployment: Deployment, monkeypatch: pytest.MonkeyPatch):
+    class Files:
+        def files_at(self, ref: str) -> dict[str, str]:
+            return {"data/triplets/a.parquet": "ab12"} if ref.endswith(NEWEST) else {"data/triplets/a.parquet": "cd34"}
+
+    monkeypatch.setattr(purge, "fetch", lambda _: None)
+    monkeypatch.setattr(purge, "Objects", lambda _: Files())
+    purge.require_unneeded(deployment.clone, {"ab12"}, [NEWEST])
+    with pytest.raises(DataError, match=f"refs/tags/{NEWEST} holds 1 files .*a.parquet.*Nothing"):
+        purge.require_unneeded(deployment.clone, {"ab12"}, [OLD])
 
 
 def test_what_a_purge_is_about_to_delete_outlives_the_tags_that_named_it(deployment: Deployment):
