@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from tasks.config import MixedDatasetConfig
+from tasks.errors import ConfigError
 from tasks.train.batches import Example
 from tasks.train.record_files import Records
 from tasks.train.record_images import DroppedRecords, RecordImages, checked_example, parse_record, with_ids
@@ -108,7 +109,7 @@ class RecordStream:
         while True:
             found = 0
             for number in shuffled_numbers(len(self), rng):
-                example = parse_record(self.records[number], self.config.format)
+                example = self._parse(number)
                 if isinstance(example, Example):
                     found += 1
                     yield with_ids(example, self.config)
@@ -116,6 +117,13 @@ class RecordStream:
                     self._drop(number, *example)
             self.dropped.require_some(self.config.path, found)
             is_first_pass = False
+
+    def _parse(self, number: int) -> Example | tuple[str, str]:
+        """As `parse_record`. The sample has shown that the columns are known: one record with others is damaged."""
+        try:
+            return parse_record(self.records[number], self.config.format)
+        except ConfigError as error:
+            return "damaged_record", str(error)
 
     def _drop(self, number: int, reason: str, detail: str) -> None:
         self.dropped.add(reason, lambda: self.records.where(number), detail)

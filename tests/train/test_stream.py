@@ -136,3 +136,13 @@ def test_the_released_layouts_train_and_what_cannot_be_read_is_left_out(params: 
     assert written["datasets"] == {"mega": 60, "cirr": 9}
     assert run(params, store) == report, "the same seed, the same training"
     assert store.folder("models", "candidate", "model.safetensors").read_bytes() == weights
+
+
+def test_one_record_with_an_unknown_column_does_not_end_a_training(tmp_path: Path):
+    good = {"qry": "find it", "qry_image_path": "", "pos_text": "a star", "pos_image_path": ""}
+    lines = [json.dumps({**good, "qry": f"find {n}"}) for n in range(6)] + [json.dumps({**good, "neg_video": "1.mp4"})]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    config = MixedDatasetConfig(name="mix", format="mmeb", path=str(tmp_path / "a.jsonl"), images=str(tmp_path))
+    stream = RecordStream(config, open_records(config))
+    assert set(texts(stream.shuffled(random.Random(0)), 12)) == {f"find {n}" for n in range(6)}
+    assert stream.dropped.counts == {"damaged_record": 1} and "neg_video" in stream.dropped.first[0]
