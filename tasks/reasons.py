@@ -46,6 +46,7 @@ REASONS: dict[str, dict[str, str]] = {
     "select": {
         "over_quota": "a pair beyond the quotas of one image, encoder, source or run",
         "copy_of_query": "a pair whose target is a copy of its query, by one of the encoders",
+        "same_content": "a pair that shows the same thing in two shots, as an encoder's similarity tells",
         "too_different": "a pair that the judge would hardly accept: too much differs, as cosines and captions tell",
         "taken_down": "a pair of an earlier version with an image that was taken down",
         "near_duplicate_negative": "a negative that is a copy of the target; its pair may stay",

@@ -3,7 +3,8 @@
     python -m tasks calibrate --source FOLDER [--name NAME] [--profile NAME] [--limit 2000] [--write] [--figures FOLDER]
     python -m tasks calibrate [--root WORKTREE] [--write]
 
-The first form is for before any run; the second for a run's worktree, after `embed` and before `mine`.
+With --differences or --same-content it proposes other numbers (differences.py, same_content.py). The first form is for
+before any run; the second for a run's worktree, after `embed` and before `mine`.
 
 Cosines of different encoders are distributed very differently, so a window belongs to an encoder and a corpus. With
 --source the folder's images (or `limit` of them) go through ingest, recaption and embed in a temporary folder: nothing
@@ -48,6 +49,7 @@ from tasks.calibrate.examples import copy_cosines, pairs_in_bands
 from tasks.calibrate.folder import embed_folder, form_values, params_for_folder
 from tasks.calibrate.page import EncoderFigures, page, plots
 from tasks.calibrate.params_file import set_values, set_windows
+from tasks.calibrate.same_content import calibrate_same_content, read_labelled
 from tasks.config import ENCODER_ROLES, Params, Window, is_resolved, parse_params, read_raw, resolve
 from tasks.config.section import NAME_PATTERN
 from tasks.errors import ConfigError
@@ -233,6 +235,35 @@ def calibrate_differences(args: argparse.Namespace, raw: dict[str, Any], profile
     return content
 
 
+def propose_same_content(args: argparse.Namespace, raw: dict[str, Any], profile: str | None) -> dict[str, Any]:
+    """Propose `select.same_content_min` from a folder of images or the stored ones, and write it with --write.
+
+    Raises:
+        ConfigError: --false-share is none.
+        DataError: labels that cannot be read, or fewer than three images.
+    """
+    if not 0 <= args.false_share < 1:
+        raise ConfigError(f"calibrate --same-content: --false-share is {args.false_share}; expected 0 to below 1")
+    labels = read_labelled(Path(args.same_content)) if args.same_content else {}
+    path = args.root / "params.yaml"
+    if args.source:
+        params = params_for_folder(raw, profile, args.source, args.name)
+        with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
+            store = Store(folder)
+            embed_folder(params, store, args.limit, images_only=True)
+            values = calibrate_same_content(params, store, labels, args.false_share)
+    else:
+        params = parse_params(resolve(raw, profile), where=str(path))
+        values = calibrate_same_content(params, Store(args.root), labels, args.false_share)
+    if args.write and values:
+        text = set_values(path.read_text(encoding="utf-8"), {f"select.{k}": v for k, v in values["select"].items()})
+        parse_params(resolve(yaml.safe_load(text)), where=str(path))
+        write_bytes(path, text.encode())
+        print(f"written to {path}: select.same_content_min")
+    print(json.dumps(values))
+    return values
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m tasks calibrate`."""
     parser.add_argument(
@@ -276,6 +307,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--most", type=int, default=3, help="most differences that the describing model can say, a count (default 3)"
     )
+    parser.add_argument(
+        "--same-content",
+        nargs="?",
+        const="",
+        metavar="PAIRS.CSV",
+        help="propose select.same_content_min, and nothing else; PAIRS.CSV names pairs that show the same or not",
+    )
+    parser.add_argument(
+        "--false-share", type=float, default=0.01, help="most nearest others that the limit takes for the same, 0..1"
+    )
     parser.add_argument("--out", type=Path, default=Path("differences.json"), help="the estimate's file")
     defaults = Quantiles()
     parser.add_argument("--low-quantile", type=float, default=defaults.low, help="of random pairs, 0..1")
@@ -299,6 +340,8 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--limit {args.limit}: expected at least 3")
     if args.name and not re.fullmatch(NAME_PATTERN, args.name):
         raise ConfigError(f"--name {args.name!r}: expected letters, digits, '_', '.' and '-', the first no sign")
+    if args.same_content is not None:
+        return propose_same_content(args, raw, profile)
     if args.write:
         profile_with_windows(path, profile)  # before the work, not after it
     if args.differences:

@@ -55,13 +55,14 @@ def params_for_folder(raw: dict[str, Any], profile: str | None, folder: Path, na
     return parse_params(overlay(resolved, {"open_run": {"date": date}}))
 
 
-def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
+def embed_folder(params: Params, store: Store, limit: int, *, images_only: bool = False) -> dict[str, float]:
     """Ingest the images of the one source, write the captions that are missing, embed with every encoder.
 
     Args:
         params: with one source in ingest.sources, and the run's date.
         store: an empty one.
         limit: most files read, a count.
+        images_only: whether no caption is written, and only the encoders of images embed.
     Returns:
         ingest's figures.
     Raises:
@@ -82,9 +83,11 @@ def embed_folder(params: Params, store: Store, limit: int) -> dict[str, float]:
             f"{source.path}: {report.written} images among {report.read} files; "
             "at least 3 are needed to see a distribution"
         )
-    recaption.run(params, store)
-    for role in params.embed.encoders:
-        embed.run(params, store, role)
+    if not images_only:
+        recaption.run(params, store)
+    for role, spec in params.embed.encoders.items():
+        if spec.kind == "image" or not images_only:
+            embed.run(params, store, role)
     return report.figures
 
 

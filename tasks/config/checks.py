@@ -51,6 +51,23 @@ def pair_contradictions(embed: EmbedConfig, mine: MineConfig, select: SelectConf
                 "with select.drop_query_copies every pair of this encoder counts as a pair of copies",
                 f"raise select.copy_similarity.{role} above the window's low end",
             )
+    for role, similarity in (select.same_content_min or {}).items():
+        key = (f"select.same_content_min.{role}", similarity)
+        window = mine.windows.get(role)
+        if role not in embed.encoders:
+            yield _message(
+                key,
+                ("embed.encoders", f"only for {sorted(embed.encoders)}"),
+                "no image has a vector of this encoder",
+                f"name one of those encoders, or add embed.encoders.{role}",
+            )
+        elif window is not None and similarity <= window.low:
+            yield _message(
+                key,
+                (f"mine.windows.{role}.low", window.low),
+                "every pair of this encoder counts as the same content",
+                f"raise select.same_content_min.{role} above the window's low end",
+            )
     if select.both_directions and select.pairs_per_batch == 1:
         yield _message(
             ("select.both_directions", True),

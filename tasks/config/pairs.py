@@ -140,6 +140,11 @@ class SelectConfig(Section):
         description="Also leave out targets and negatives that any encoder takes for a copy of the query image "
         "(`copy_similarity`).",
     )
+    same_content_min: dict[Literal["semantic", "pattern"], Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        None,
+        description="Per image encoder: cosine similarity from which two images count as the same content in another "
+        "shot; such pairs are left out. `python -m tasks calibrate --same-content` proposes it. Empty: no limit.",
+    )
     both_directions: bool = Field(
         False,
         description="Add every pair in both directions, as two pairs; where the quotas leave no room for both, neither "

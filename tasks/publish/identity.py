@@ -41,6 +41,8 @@ NOT_IDENTITY_PARAMS = {
     "budget_tokens",
     "tokens_per_s",
 }
+# Parameters that came after the first versions, off while they are null: a version that leaves them so is the same.
+OFF_WHEN_NULL = {"same_content_min"}
 
 
 def is_identity(name: str) -> bool:
@@ -51,7 +53,8 @@ def is_identity(name: str) -> bool:
 def identity_params(params: Any) -> Any:
     """Parameters without dates, places and ways of sharing work; model folders by their last two names."""
     if isinstance(params, Mapping):
-        return {name: identity_params(value) for name, value in sorted(params.items()) if is_identity(name)}
+        stated = {n: value for n, value in params.items() if value is not None or n not in OFF_WHEN_NULL}
+        return {name: identity_params(value) for name, value in sorted(stated.items()) if is_identity(name)}
     if isinstance(params, list | tuple):
         return [identity_params(value) for value in params]
     if isinstance(params, str) and params.startswith("/"):

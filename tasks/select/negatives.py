@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES, Params
+from tasks.config import ENCODER_ROLES, Params, SelectConfig
 from tasks.knn.exact import Rows, exact_similarity_at
 from tasks.select.candidates import ABSENT, Candidates, MinedRows, index_in_group
 from tasks.select.spill import WorkingMemory
@@ -207,6 +207,16 @@ def copy_limits(params: Params) -> np.ndarray:
     return np.array([limits[e] for e in ENCODER_ROLES])
 
 
+def same_content_limits(config: SelectConfig) -> np.ndarray | None:
+    """(3,) float64: per encoder the similarity from which two images show the same content
+    (`select.same_content_min`); inf for an encoder that is not named, None where none is.
+    """
+    if not config.same_content_min:
+        return None
+    limits = {str(encoder): similarity for encoder, similarity in config.same_content_min.items()}
+    return np.array([limits.get(e, math.inf) for e in ENCODER_ROLES])
+
+
 def negative_rules(params: Params, count: int | None) -> NegativeRules:
     """Which images may be negatives, as the parameters say; at most `count` a pair, None for no limit."""
     config = params.select
@@ -300,13 +310,13 @@ def hard_negatives(
     return pair_similarities, negatives
 
 
-def is_no_copy(c: Candidates, vectors: Vectors, limits: np.ndarray) -> np.ndarray:
-    """(m,) bool: pairs whose target is a copy of the query under no encoder.
+def is_below(queries: np.ndarray, targets: np.ndarray, vectors: Vectors, limits: np.ndarray) -> np.ndarray:
+    """(m,) bool: pairs whose similarity is below the limit of every encoder, or unknown.
 
     Args:
-        c: the pairs.
+        queries, targets: (m,) images.
         vectors: stored vectors.
-        limits: (3,) of `copy_limits`.
+        limits: (3,) of `copy_limits` or `same_content_limits`.
     """
-    near = vectors.gather(c.queries, c.targets)
-    return np.asarray(~(near.similarities(c.queries, c.targets) >= limits).any(axis=1))
+    similarities = vectors.gather(queries, targets).similarities(queries, targets)
+    return np.asarray(~(similarities >= limits).any(axis=1))

@@ -126,7 +126,7 @@ class DroppedWriter:
         import pyarrow.compute as pc
 
         quotas = pa.array(
-            [*(f'"quota": "{name}", ' for name in QUOTAS), "", ""]
+            [*(f'"quota": "{name}", ' for name in QUOTAS), "", "", ""]
         )  # the last ones, below 0: none was full
         for start in range(0, len(records), BLOCK_ROWS):
             block = records[start : start + BLOCK_ROWS]

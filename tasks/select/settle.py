@@ -18,7 +18,7 @@ from tasks.config import ENCODER_ROLES, Params
 from tasks.progress import Progress
 from tasks.select.candidates import Candidates
 from tasks.select.estimate import Estimated, PairEstimate
-from tasks.select.negatives import Vectors, copy_limits, is_no_copy
+from tasks.select.negatives import Vectors, copy_limits, is_below, same_content_limits
 from tasks.select.order import preference_classes, seeded_hashes
 from tasks.select.quotas import QUOTAS, PublishedPairs, Quotas, take_selected
 from tasks.select.ranges import MergedOnDisk, only_new, pack_ranks, rank_type, unpack_ranks
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BUCKET_ROW_BYTES = 300  # of memory for a candidate while quotas are settled
 PAIR_ROW_BYTES = 200  # of memory for a pair or a dropped candidate while rows are written
 # instead of a quota: the target is a copy of the query; it differs in more than the describer can say
-COPY, TOO_DIFFERENT = -1, -2
+COPY, TOO_DIFFERENT, SAME_CONTENT = -1, -2, -3
 PER_QUERY = QUOTAS.index("pairs_per_query")
 
 
@@ -104,6 +104,7 @@ class Settled:
     Attributes:
         pairs: those selected.
         copies: those whose target is a copy of the query.
+        same_content: those whose target shows what the query shows, in another shot.
         too_different: those that the judge would hardly accept.
         over_quota: those that found a quota full.
         read: candidates, a count.
@@ -111,6 +112,7 @@ class Settled:
 
     pairs: ByPairId
     copies: ByPairId
+    same_content: ByPairId
     too_different: ByPairId
     over_quota: ByPairId
     read: int
@@ -158,15 +160,21 @@ def settle(merged: MergedOnDisk, rules: Rules, memory: WorkingMemory, folder: Pa
     partitions = memory.pieces(merged.total, PAIR_ROW_BYTES)
     pair_type = np.dtype(pair_fields(top_k))
     pairs = ByPairId(folder, "pairs", pair_type, partitions)
-    names = ("copies", "too_different", "over_quota")
-    copies, too_different, over_quota = (ByPairId(folder, name, DROPPED, partitions) for name in names)
+    names = ("copies", "same_content", "too_different", "over_quota")
+    copies, same_content, too_different, over_quota = (ByPairId(folder, n, DROPPED, partitions) for n in names)
+    copies_from = copy_limits(rules.params) if config.drop_query_copies else None
+    same_from = same_content_limits(config)
     order_fields = [("major", "<i4"), ("hash", "<u8"), *pair_fields(top_k)]
     if config.both_directions:
         order_fields.append(("reverse_ranks", rank_type(top_k), len(ENCODER_ROLES)))
     runs, read = SortedRuns(folder, np.dtype(order_fields)), 0
     for c in candidates_of_batch(merged, rules):
         read += len(c)
-        c = _without_copies(c, rules, memory, copies)
+        for limits, dropped, code in ((copies_from, copies, COPY), (same_from, same_content, SAME_CONTENT)):
+            if limits is not None:
+                is_distinct = _is_below(c, rules.vectors, limits, memory)
+                dropped.add(_dropped(c.take(~is_distinct), np.int8(code)))
+                c = c.take(is_distinct)
         estimated = None
         if rules.differences is not None:
             estimated = rules.differences.estimate(c)
@@ -184,20 +192,16 @@ def settle(merged: MergedOnDisk, rules: Rules, memory: WorkingMemory, folder: Pa
         over_quota.add(_dropped(c.take(is_rejected), decisions[is_rejected]))
         progress.advance(len(c))
     runs.remove()
-    return Settled(pairs, copies, too_different, over_quota, read)
+    return Settled(pairs, copies, same_content, too_different, over_quota, read)
 
 
-def _without_copies(c: Candidates, rules: Rules, memory: WorkingMemory, copies: ByPairId) -> Candidates:
-    """The candidates whose target is no copy of the query, where that is asked for; the others are recorded."""
-    if not rules.params.select.drop_query_copies:
-        return c
-    limits, rows = copy_limits(rules.params), memory.rows(100 + 2 * rules.vectors.row_bytes)
-    is_distinct = np.empty(len(c), bool)
+def _is_below(c: Candidates, vectors: Vectors, limits: np.ndarray, memory: WorkingMemory) -> np.ndarray:
+    """(m,) bool: `is_below` of candidates, a block of them in memory at a time."""
+    rows, result = memory.rows(100 + 2 * vectors.row_bytes), np.empty(len(c), bool)
     for start in range(0, len(c), rows):
         block = slice(start, start + rows)
-        is_distinct[block] = is_no_copy(c.take(np.arange(len(c))[block]), rules.vectors, limits)
-    copies.add(_dropped(c.take(~is_distinct), np.int8(COPY)))
-    return c.take(is_distinct)
+        result[block] = is_below(c.queries[block], c.targets[block], vectors, limits)
+    return result
 
 
 def _in_order(
@@ -221,7 +225,7 @@ def _in_order(
 
 
 def _dropped(c: Candidates, quotas: np.ndarray | np.int8) -> np.ndarray:
-    """Records of dropped candidates; `quotas`: (m,) or one for all, which of QUOTAS was full, or COPY."""
+    """Records of dropped candidates; `quotas`: (m,) or one for all, which of QUOTAS was full, or COPY and its like."""
     records = pack_pairs(c, DROPPED)
     records["quota"] = quotas
     return records

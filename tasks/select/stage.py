@@ -36,8 +36,12 @@ Takedown (tasks/select/withdraw.py): an earlier pair of an image on the takedown
 query takes the best of all that was ever mined for it, as a pair of this batch, and a place as negative goes to the
 next image retrieved.
 
-Drop reasons: over_quota, copy_of_query, taken_down (a pair), near_duplicate_negative (a proposed negative; its pair may
-well stay).
+Same content (`select.same_content_min`, off by default): a candidate whose two images are as similar as the limit or
+more under an encoder named there is left out before anything else is counted. Negatives are not touched. What earlier
+batches published stays. Calibrated by `python -m tasks calibrate --same-content` (docs/decisions/0141).
+
+Drop reasons: over_quota, copy_of_query, same_content, too_different, taken_down (a pair), near_duplicate_negative (a
+proposed negative; its pair may well stay).
 """
 
 from __future__ import annotations
@@ -192,8 +196,9 @@ def _write_rows(
     dropped = DroppedWriter(store, batch.name, merged.mined.image_ids)
     writer = TableWriter(store.table_path("pairs", batch.name), "pairs")
     try:
-        for records in settled.copies.iter_sorted():
-            dropped.add_pairs("copy_of_query", records)
+        for reason, of_reason in (("copy_of_query", settled.copies), ("same_content", settled.same_content)):
+            for records in of_reason.iter_sorted():
+                dropped.add_pairs(reason, records)
         progress = Progress("select", settled.pairs.total, "pairs")
         for records in settled.pairs.iter_sorted():
             c = unpack_pairs(merged.mined.image_ids, records)

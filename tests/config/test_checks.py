@@ -32,6 +32,10 @@ CONTRADICTIONS: list[tuple[Changes, list[str]]] = [
         ["'select.copy_similarity.semantic' is 0.4", "'mine.windows.semantic.low' is 0.5", "raise"],
     ),
     (
+        {"select": {"same_content_min": {"pattern": 0.2}}},
+        ["'select.same_content_min.pattern' is 0.2", "'mine.windows.pattern.low' is 0.3", "raise"],
+    ),
+    (
         {"select": {"both_directions": True, "pairs_per_batch": 1}},
         ["'select.both_directions' is True", "'select.pairs_per_batch' is 1", "to 2 or more"],
     ),

@@ -41,6 +41,14 @@ def test_how_pairs_are_mined_is_identity(change: dict[str, object]):
     assert identity_params(params_with(mine=change).model_dump()) != identity_params(params_with().model_dump())
 
 
+def test_a_parameter_that_came_later_is_identity_once_it_is_set():
+    """A version of before, whose parameters lack it, is the version that leaves it off."""
+    off = params_with().model_dump(by_alias=True)
+    before = {**off, "select": {k: v for k, v in off["select"].items() if k != "same_content_min"}}
+    on = params_with(select={"same_content_min": {"semantic": 0.99}}).model_dump(by_alias=True)
+    assert identity_params(off) == identity_params(before) != identity_params(on)
+
+
 def test_rows_are_hashed_as_canonical_json_without_batch_and_cost():
     rows = pa.table({"pair_id": ["a"], "batch": ["2026.11.16"], "tokens": [7], "thumbnail": [b"\x01\xff"]})
     digest = RecordingDigest()

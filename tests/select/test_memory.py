@@ -113,6 +113,7 @@ changes = st.fixed_dictionaries(
         "bands_by": st.sampled_from(["rank", "similarity"]),
         "pairs_per_encoder": st.sampled_from([{}, {"pattern": 9}]),
         "pairs_per_source": st.sampled_from([None, 11]),
+        "same_content_min": st.sampled_from([None, {"semantic": 0.8}, {"semantic": 0.95, "pattern": 0.7}]),
     }
 )
 
@@ -160,6 +161,10 @@ def test_the_pairs_are_those_of_the_simple_form_in_memory(
             new, earlier = (_as_mined(world.mined(encoder, b), index) for b in (batch, 0))
             ranked[encoder] = rank_among_all(new, earlier, TOP_K) if batch else new
         c = merge_candidates(ids, ranked, with_similarities=True)
+        mined = len(c)
+        for encoder, limit in (params.select.same_content_min or {}).items():
+            vectors = world.vectors[encoder][[world.ids.index(i) for i in ids.to_pylist()]].astype(np.float64)
+            c = c.take(np.einsum("md,md->m", vectors[c.queries], vectors[c.targets]) < limit)
         hashes = seeded_hashes(c.pair_ids, params.open_run.seed)
         c = c.take(np.lexsort((c.keys, hashes, preference_classes(c, hashes, params))))
         ends = np.array([[index[q], index[t]] for q, t in published], np.int64).reshape(-1, 2)
@@ -175,7 +180,8 @@ def test_the_pairs_are_those_of_the_simple_form_in_memory(
             for (q, t), quota in zip(pairs_of(c.take(selection.rejected)), selection.full_quotas.tolist(), strict=True)
         )
         over = [(r["key"], r["detail"].split('"quota": "')[1].split('"')[0]) for r in dropped if "quota" in r["detail"]]
-        assert over == expected and report.read == len(c)
+        assert over == expected and report.read == mined
+        assert report.dropped.get("same_content", 0) == mined - len(c)
         published += [(r["query_image_id"], r["target_image_id"]) for r in rows]
 
 

@@ -1,5 +1,6 @@
 """The stage, on images that lie on a circle: two batches, what is read, figures, and what is written."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,38 @@ def test_a_target_that_is_a_copy_of_the_query_under_one_encoder_is_left_out_on_r
         ("020", "010"),
     }
     assert all({"000", "010"} - set(r["negative_image_ids"]) for r in store.read_table("pairs").to_pylist())
+
+
+def test_pairs_that_show_the_same_content_are_left_out_from_the_limit_on_and_off_by_default(tmp_path: Path):
+    """005 is another shot of 000: cosine 0.9962. 010 lies as near to 005, and 020 further from all."""
+    made = {}
+    for limit in (None, 0.9999, 0.99, 0.95):
+        store = Store(tmp_path / str(limit))
+        fill(store, "2026.01.04", [0, 5, 10, 20], [0, 5, 10, 20])
+        section = {"same_content_min": limit and {"pattern": limit}, "pairs_per_query": 9, "pairs_per_target": 9}
+        report = select.run(params_for("2026.01.04", **section), store)
+        rows = store.read_table("pairs").to_pylist()
+        left = {(r["query_image_id"], r["target_image_id"]) for r in rows}
+        assert report.read == len(rows) + report.dropped.get("same_content", 0) == 12
+        made[limit] = left, table_bytes(store)
+        if limit == 0.99:
+            dropped = store.read_dropped("select", "2026.01.04").to_pylist()
+            assert [r["reason"] for r in dropped] == ["same_content"] * 4
+            assert {r["key"] for r in dropped} == {
+                stable_id(a, b) for q, t in (("000", "005"), ("005", "010")) for a, b in ((q, t), (t, q))
+            }
+            details = [json.loads(r["detail"]) for r in dropped]
+            assert {(d["query"], d["target"]) for d in details} >= {("000", "005"), ("010", "005")}
+            kept = next(r for r in rows if (r["query_image_id"], r["target_image_id"]) == ("000", "020"))
+            assert "005" in kept["negative_image_ids"], "negatives are untouched"
+    assert made[None] == made[0.9999], "nothing lies above: the bytes of a selection without the limit"
+    assert len(made[0.99][0]) == 8 and made[0.95][0] == {("000", "020"), ("020", "000")}
+
+
+def table_bytes(store: Store) -> list[bytes]:
+    """The tables that `select` writes."""
+    paths = [p for folder in ("data/pairs", "data/dropped/select") for p in (store.root / folder).glob("*")]
+    return [path.read_bytes() for path in sorted(paths)]
 
 
 def test_a_similarity_that_no_vector_gives_is_null(tmp_path: Path):
