@@ -90,8 +90,8 @@ class Proposal:
         medians = ", ".join(f"{name} {median:.4f}" for name, median in self.medians.items())
         lines = [
             f"{self.role}: median cosine: {medians}",
-            f"{self.role}: limit {self.limit:.4f}; at or above it {self.false_share:.1%} of {self.negatives} images' "
-            f"nearest others (each half by the other half's limit); finds {self.found_share:.0%}: {found or 'nothing'}",
+            f"{self.role}: limit {self.limit:.4f}; at or above it {self.false_share:.1%} of {self.negatives} negatives "
+            f"(each half by the other half's limit); finds {self.found_share:.0%}: {found or 'nothing'}",
         ]
         if self.pairs is not None:
             lines.append(f"{self.role}: {self.pairs[0]} of {self.pairs[1]} selected pairs lie at or above it")

@@ -10,11 +10,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.__main__ import main
-from tasks.calibrate.same_content import Proposal, held_out_share, lowest_limit, nearest_others, read_labelled
+from tasks.calibrate.folder import embed_folder, params_for_folder
+from tasks.calibrate.same_content import (
+    Proposal,
+    calibrate_same_content,
+    held_out_share,
+    lowest_limit,
+    nearest_others,
+    read_labelled,
+)
 from tasks.calibrate.shots import other_shots
 from tasks.config import load_params
 from tasks.errors import DataError
+from tasks.store import Store
 from tests.calibrate.families import families
+from tests.support.parameters import raw_params
 
 
 @given(
@@ -74,16 +84,40 @@ def test_labels_that_cannot_be_read_are_refused(tmp_path: Path, text: str):
         read_labelled(path)
 
 
-def test_the_command_proposes_a_limit_for_a_folder_and_writes_it(
-    tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]
-):
-    (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
-    folder, rng = tmp_path / "images", np.random.default_rng(1)
+def drawn(folder: Path) -> Path:
+    """Eight small images of coloured patches."""
+    rng = np.random.default_rng(1)
     folder.mkdir()
     for n in range(8):
         patches = rng.integers(0, 256, (3, 3, 3), np.uint8)
         Image.fromarray(patches).resize((96, 80), Image.Resampling.NEAREST).save(folder / f"{n}.png")
-    (folder / "captions.csv").write_text("path,caption\n" + "".join(f"{n}.png,patches {n}\n" for n in range(8)))
+    return folder
+
+
+def test_a_finished_run_says_how_many_of_its_pairs_lie_above_and_a_useless_limit_is_not_proposed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder, store, labels = drawn(tmp_path / "images"), Store(tmp_path / "run"), tmp_path / "pairs.csv"
+    params = params_for_folder(raw_params("demo"), None, folder)
+    embed_folder(params, store, 8, images_only=True)
+    assert not (store.root / "data" / "embeddings" / "caption").exists(), "no caption was written or embedded"
+    names = [("a", 0.99999), ("b", 0.1), ("c", None)]
+    store.write(
+        store.table_path("pairs", "2026.01.04"), [{"pair_id": i, "similarity_semantic": s} for i, s in names], "pairs"
+    )
+    labels.write_text("query,target,same\n0.png,1.png,yes\n")  # which no encoder can see
+    values = calibrate_same_content(params, store, read_labelled(labels), 0)
+    text = capsys.readouterr().out
+    assert values == {} and "leave select.same_content_min empty" in text
+    assert "semantic: 1 of 2 selected pairs" in text and "pattern: 0 of 0 selected pairs" in text
+    assert "labelled 0 of 1" in text
+
+
+def test_the_command_proposes_a_limit_for_a_folder_and_writes_it(
+    tmp_path: Path, project: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
+    folder = drawn(tmp_path / "images")
     labels = tmp_path / "pairs.csv"
     labels.write_text("query,target,same\n0.png,1.png,no\n2.png,gone.png,yes\n")
     command = ["calibrate", "--source", str(folder), "--root", str(tmp_path), "--same-content", str(labels)]
@@ -92,8 +126,4 @@ def test_the_command_proposes_a_limit_for_a_folder_and_writes_it(
     assert "labelled pairs: 1 of 2 have both images stored" in text and "8 moved; ingest takes" in text
     values = json.loads(text.splitlines()[-1])
     assert load_params(tmp_path / "params.yaml").select.same_content_min == values["select"]["same_content_min"]
-    labels.write_text("query,target,same\n0.png,1.png,yes\n")  # which no encoder can see
-    assert main([*command, "--false-share", "0"]) == 0
-    assert "leave select.same_content_min empty" in (text := capsys.readouterr().out)
-    assert text.splitlines()[-1] == "{}"
     assert main([*command, "--false-share", "1"]) == 78 and "expected 0 to below 1" in capsys.readouterr().err
