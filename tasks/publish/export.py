@@ -1,13 +1,16 @@
-"""Export a version: Parquet with the images inside (for small versions), or JSON lines as MegaPairs or MMEB have them.
+"""Export a version: Parquet with the images inside (for small versions), or JSON lines as other trainers read them.
 
     python -m tasks export --root CLONE --embed-images OUT.parquet
     python -m tasks export --root CLONE --jsonl OUT.jsonl --images FOLDER
     python -m tasks export --root CLONE --mmeb OUT.jsonl --images FOLDER
+    python -m tasks export --root CLONE --sentence-transformers OUT.jsonl --images FOLDER
 
 Reads data/triplets and data/images; `version` writes data/export/<batch>.parquet for config `with_images` of the card.
 MegaPairs' record (arXiv:2412.14475, its published jsonl): q_img, q_text (list), t_img, hns (list). MMEB's, for
 VLM2Vec's training (TIGER-Lab/MMEB-train): qry, qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path, one
 record an instruction, with the nearest mined negative. Both name images by file; --images writes those files.
+sentence-transformers' trainer takes columns in the order of its loss: anchor (an image and a text), positive, negative
+(images). It opens the files itself, so these records name them with the folder of --images as it was typed.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN = "<|image_1|>"  # stands for the image in VLM2Vec's texts
 TARGET_TEXT = "Represent the given image."
+JSON_LINES = ("jsonl", "mmeb", "sentence_transformers")  # arguments that name a file of records
 ROWS_IN_GROUP = 64  # about 2 MB of small images; a reader has one group in memory at a time
 # The triplet's own columns that state what it may be used for (tasks/judge/licences.py); null in older versions.
 TERMS = {
@@ -124,12 +128,7 @@ def megapairs_record(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def mmeb_records(row: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """A triplet as VLM2Vec trains on it: a record for each instruction.
-
-    The negative is the nearest mined one, or the query image where there is none.
-    """
-    mined = [i for i in row["negative_image_ids"] if i != row["query_image_id"]]
-    negative = (mined or [row["query_image_id"]])[0]
+    """A triplet as VLM2Vec trains on it: a record for each instruction."""
     for text in row["instructions"]:
         yield {
             "qry": f"{IMAGE_TOKEN}\n{text}\n",
@@ -137,8 +136,33 @@ def mmeb_records(row: dict[str, Any]) -> Iterator[dict[str, str]]:
             "pos_text": f"{IMAGE_TOKEN}\n{TARGET_TEXT}\n",
             "pos_image_path": f"{row['target_image_id']}.jpg",
             "neg_text": f"{IMAGE_TOKEN}\n{TARGET_TEXT}\n",
-            "neg_image_path": f"{negative}.jpg",
+            "neg_image_path": f"{nearest_negative(row)}.jpg",
         }
+
+
+def sentence_transformers_records(row: dict[str, Any], folder: Path) -> Iterator[dict[str, dict[str, str]]]:
+    """A triplet as sentence-transformers' trainer takes it: a record for each instruction, its columns in this order.
+
+    Args:
+        row: a row of the triplets.
+        folder: where the image files lie, seen from where the trainer runs.
+    """
+
+    def image(image_id: str) -> dict[str, str]:
+        return {"image": str(folder / f"{image_id}.jpg")}
+
+    for text in row["instructions"]:
+        yield {
+            "anchor": image(row["query_image_id"]) | {"text": text},
+            "positive": image(row["target_image_id"]),
+            "negative": image(nearest_negative(row)),
+        }
+
+
+def nearest_negative(row: dict[str, Any]) -> str:
+    """Id of the nearest mined negative of a triplet, or of the query image where none was mined."""
+    mined = [i for i in row["negative_image_ids"] if i != row["query_image_id"]]
+    return str((mined or [row["query_image_id"]])[0])
 
 
 def write_images(rows: Iterable[dict[str, Any]], store: Store, folder: Path) -> int:
@@ -156,34 +180,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embed-images", type=Path, metavar="OUT", help="write Parquet with the images inside")
     parser.add_argument("--jsonl", type=Path, metavar="OUT", help="write MegaPairs' record, one JSON object a line")
     parser.add_argument("--mmeb", type=Path, metavar="OUT", help="write MMEB's training record, one a line")
+    parser.add_argument(
+        "--sentence-transformers",
+        type=Path,
+        metavar="OUT",
+        help="write anchor, positive and negative for sentence-transformers' trainer, one record a line; needs --images",
+    )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="write the images that the records name")
+
+
+def records(kind: str, row: dict[str, Any], images: Path | None) -> Iterable[dict[str, Any]]:
+    """A triplet's records of a format of JSON lines: jsonl, mmeb or sentence_transformers."""
+    if kind == "sentence_transformers":
+        return sentence_transformers_records(row, images or Path())
+    return mmeb_records(row) if kind == "mmeb" else [megapairs_record(row)]
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:
     """Write the exports that the arguments name; {"written": [{"path", "triplets": count}, ...]}.
 
     Raises:
-        ConfigError: nothing is asked for.
+        ConfigError: nothing is asked for, or records that name image files without the folder of these files.
     """
-    if not any((args.embed_images, args.jsonl, args.mmeb, args.images)):
+    outs = {kind: getattr(args, kind) for kind in JSON_LINES if getattr(args, kind)}
+    if not any((args.embed_images, outs, args.images)):
         raise ConfigError(
-            "export: nothing to write; give --embed-images OUT.parquet, --jsonl OUT.jsonl, --mmeb OUT.jsonl or "
-            "--images FOLDER"
+            "export: nothing to write; give --embed-images OUT.parquet, --jsonl OUT.jsonl, --mmeb OUT.jsonl, "
+            "--sentence-transformers OUT.jsonl or --images FOLDER"
+        )
+    if args.sentence_transformers and not args.images:
+        raise ConfigError(
+            "export: --sentence-transformers writes the paths of the image files, and there is no folder for them; "
+            "add --images FOLDER"
         )
     store = Store(args.root)
     written: list[dict[str, Any]] = []
     if args.embed_images:
         count = write_embedded(triplets(args.root), store, args.embed_images)
         written.append({"path": str(args.embed_images), "triplets": count})
-    if args.jsonl:
-        lines = [json.dumps(megapairs_record(row), ensure_ascii=False) for row in triplets(args.root)]
-        store.write_bytes(args.jsonl, ("\n".join(lines) + "\n").encode())
-        written.append({"path": str(args.jsonl), "triplets": len(lines)})
-    if args.mmeb:
+    for kind, out in outs.items():
         rows = list(triplets(args.root))
-        lines = [json.dumps(record, ensure_ascii=False) for row in rows for record in mmeb_records(row)]
-        store.write_bytes(args.mmeb, ("\n".join(lines) + "\n").encode())
-        written.append({"path": str(args.mmeb), "triplets": len(rows)})
+        lines = [json.dumps(r, ensure_ascii=False) for row in rows for r in records(kind, row, args.images)]
+        store.write_bytes(out, ("\n".join(lines) + "\n").encode())
+        written.append({"path": str(out), "triplets": len(rows)})
     if args.images:
         print(f"{args.images}: {write_images(triplets(args.root), store, args.images)} images")
     for file in written:

@@ -6,6 +6,8 @@ The versions are fakes (no models), published for real: once to a folder, once t
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from tasks.publish.readers import with_images
 from tasks.publish.remote import object_path
 from tasks.publish.verify import check_survey
 from tests.support.fake_run import publish_version
+from tests.support.small_environment import small_environment
 
 FIRST, SECOND = "dataset/2026.11.16", "dataset/2026.11.23"
 
@@ -305,6 +308,28 @@ def test_a_version_explains_itself(folder: Deployment, tmp_path: Path):
     assert quality["new_triplets"] == 3 and quality["yield"] == pytest.approx(3 / 4)
     metrics = json.loads(dvc(here, "metrics", "diff", FIRST, SECOND, "--json").stdout)
     assert metrics["reports/quality.json"]["new_triplets"] == {"old": 7, "new": 3, "diff": -4}
+
+
+@pytest.mark.slow
+def test_the_cards_lines_run_as_printed_with_what_the_card_installs(folder: Deployment, tmp_path: Path):
+    """Each block in a shell or a Python of its own, in the folder that the card says."""
+    card = shell(folder.root / "origin.git", "git", "show", "dataset:README.md").stdout
+    install, exports = re.findall(r"^```bash\n(.*?)^```$", card, re.M | re.S)
+    (python,) = re.findall(r"^```python\n(.*?)^```$", card, re.M | re.S)
+    pip, _, lines = install.partition("\n")
+    assert pip.startswith("pip install ")
+    programs = small_environment(tmp_path / "environment", shlex.split(pip)[2:])
+    path = f"PATH={programs}:{os.environ['PATH']}"
+    own = ["env", "-u", "VIRTUAL_ENV", "-u", "PYTHONPATH", path, f"HF_HOME={tmp_path / 'hf'}"]
+
+    done = shell(tmp_path, *own, "bash", "-e", "-c", lines.replace("<origin>", str(folder.root / "origin.git")))
+    assert "files are as published" in done.stdout
+    here = tmp_path / "my-clone"
+    shell(here, *own, "bash", "-e", "-c", exports)
+    assert [len((tmp_path / name).read_text().splitlines()) for name in ("megapairs.jsonl", "rows.jsonl")] == [10, 30]
+    assert (tmp_path / "triplets.parquet").exists() and "2026.11.23" in (tmp_path / "diff.html").read_text()
+    shell(here, *own, "python", "-c", python)
+    assert shell(here, "git", "status", "--porcelain").stdout == ""
 
 
 def published_content(deployment: Deployment, name: str) -> bytes:

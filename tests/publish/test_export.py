@@ -12,7 +12,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from tasks.__main__ import main
-from tasks.publish.export import export_features
+from tasks.publish.export import export_features, sentence_transformers_records
 from tasks.publish.readers import with_images
 from tasks.train.batches import Example
 from tasks.train.record_formats import mmeb_example
@@ -76,6 +76,30 @@ def test_the_trainers_own_readers_read_what_is_exported(clone: Path, tmp_path: P
     }  # fmt: skip
 
 
+def test_sentence_transformers_rows_are_anchor_positive_negative(clone: Path, tmp_path: Path):
+    out, images = tmp_path / "rows.jsonl", tmp_path / "images"
+    assert main(["export", "--root", str(clone), "--sentence-transformers", str(out), "--images", str(images)]) == 0
+    streamed = list(with_images(clone))
+    rows = load_dataset("json", data_files=str(out), split="train", cache_dir=str(tmp_path / "hf"))
+    # the order counts: the trainer takes the first column for the anchor, whatever it is called
+    assert rows.column_names == ["anchor", "positive", "negative"]
+    assert rows["anchor"][:] == [
+        {"image": str(images / f"{row['query_image_id']}.jpg"), "text": text}
+        for row in streamed
+        for text in row["instructions"]
+    ]
+    first = rows[0]
+    assert first["positive"] == {"image": str(images / f"{streamed[0]['target_image_id']}.jpg")}
+    assert first["negative"] == {"image": str(images / f"{streamed[0]['negative_image_ids'][1]}.jpg")}
+    assert all(Path(row[column]["image"]).is_file() for row in rows for column in rows.column_names)
+
+
+def test_where_no_negative_was_mined_the_query_image_is_the_negative():
+    row = {"query_image_id": "q", "target_image_id": "t", "negative_image_ids": ["q"], "instructions": ["a", "b"]}
+    found = list(sentence_transformers_records(row, Path("images")))
+    assert [record["negative"] for record in found] == [{"image": "images/q.jpg"}] * 2
+
+
 def test_with_images_states_the_terms_and_types_that_old_releases_of_datasets_know(clone: Path, tmp_path: Path):
     assert main(["export", "--root", str(clone), "--embed-images", str(tmp_path / "x.parquet")]) == 0
     schema = pq.read_schema(tmp_path / "x.parquet")
@@ -88,5 +112,7 @@ def test_with_images_states_the_terms_and_types_that_old_releases_of_datasets_kn
 def test_an_export_without_a_target_or_a_clone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["export", "--root", str(tmp_path)]) == 78
     assert "nothing to write; give --embed-images" in capsys.readouterr().err
+    assert main(["export", "--root", str(tmp_path), "--sentence-transformers", str(tmp_path / "out.jsonl")]) == 78
+    assert "there is no folder for them; add --images FOLDER" in capsys.readouterr().err
     assert main(["export", "--root", str(tmp_path), "--jsonl", str(tmp_path / "out.jsonl")]) == 65
     assert "no data/triplets/*.parquet; run `dvc pull`" in capsys.readouterr().err
