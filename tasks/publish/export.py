@@ -184,7 +184,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sentence-transformers",
         type=Path,
         metavar="OUT",
-        help="write anchor, positive and negative for sentence-transformers' trainer, one record a line; needs --images",
+        help="write anchor, positive, negative for sentence-transformers' trainer, one record a line; needs --images",
     )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="write the images that the records name")
 

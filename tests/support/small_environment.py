@@ -1,4 +1,4 @@
-"""An environment with some of the installed packages and what they need, by links: what a reader of a page would have."""
+"""An environment with some of the installed packages and what they need, by links: what a reader of a page has."""
 
 import shutil
 import venv
