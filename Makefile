@@ -151,12 +151,12 @@ old-transformers: $(OLD)/installed ## build the environment in which saved model
 	@.venv-peers/bin/python -c 'import img2dataset' && touch $@
 
 # MLCommons' validator of croissant.json, which brings rdflib, networkx and scipy.
-.venv-croissant/bin/mlcroissant:
-	@test -x .venv-croissant/bin/python || $(PYTHON) -m venv .venv-croissant
-	.venv-croissant/bin/pip install -q --disable-pip-version-check "mlcroissant[parquet]==1.1.1"
+.venv-croissant/bin/mlcroissant: | .venv/installed
+	@test -x .venv-croissant/bin/python || $(BIN)/python -m venv --without-pip .venv-croissant
+	$(BIN)/uv pip install -q --python .venv-croissant/bin/python "mlcroissant[parquet]==1.1.1"
 
 test-croissant: .venv-croissant/bin/mlcroissant ## validate croissant.json with mlcroissant
-	$(BIN)/python -m pytest -q tests/pages/test_croissant.py
+	$(BIN)/python -m pytest -q tests/pages/test_croissant.py tests/factory/test_researcher.py -k mlcroissant
 
 bench-peers: .venv-peers/installed ## build the environment of the peers that benchmarks measure against
 

@@ -332,6 +332,17 @@ def test_the_cards_lines_run_as_printed_with_what_the_card_installs(folder: Depl
     assert shell(here, "git", "status", "--porcelain").stdout == ""
 
 
+def test_mlcroissant_validates_what_is_published(folder: Deployment, project: Path, tmp_path: Path):
+    program = project / ".venv-croissant" / "bin" / "mlcroissant"
+    if not program.exists():
+        pytest.skip("mlcroissant: not installed; `make test-croissant`")
+    described = shell(folder.root / "origin.git", "git", "show", "dataset:croissant.json").stdout
+    assert "data/export/*.parquet" in described
+    (tmp_path / "croissant.json").write_text(described)
+    done = shell(tmp_path, str(program), "validate", "--jsonld", "croissant.json")
+    assert not re.search("error|warning", done.stderr, re.I), done.stderr
+
+
 def published_content(deployment: Deployment, name: str) -> bytes:
     """A data file of the newest version, by its run's worktree."""
     return next((deployment.root / "runs").glob(f"*/{name}")).read_bytes()
