@@ -4,6 +4,7 @@
     /megapairs/versions/<name>/               a version: gates, what was left out by stage and reason
     /megapairs/versions/<name>/gallery.html   its gallery, from git and the DVC cache
     /megapairs/versions/<name>/drops          the dropped rows of a stage and reason, with their details
+    /megapairs/versions/<name>/quarantine     the rows that a gate took out (megapairs/gate_pages.py)
     /megapairs/versions/<name>/card           its card, as text
     /megapairs/versions/<name>/triplets       its triplets, accepted and rejected, by text and filters; triplets.jsonl
     /megapairs/versions/<name>/review         rows to be answered by a person (megapairs/review_pages.py)
@@ -24,7 +25,6 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,14 +33,14 @@ from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 from megapairs.airflow_state import runs_at_a_glance
+from megapairs.gate_pages import gate_router, shown_gate
 from megapairs.review_pages import review_router
 from megapairs.wiring import further_datasets
 
-from tasks.browse import overview
+from tasks.browse import overview, promotions
 from tasks.browse.published import TABLES, PublishedVersion, models, versions
 from tasks.browse.selection import selection_from
 from tasks.errors import TasksError
-from tasks.pages.gate_words import observed_words, value_words
 from tasks.pages.render import html
 from tasks.publish.git import tags
 from tasks.publish.published import published_bytes
@@ -59,7 +59,7 @@ STATIC = {
     "X-Content-Type-Options": "nosniff",
 }
 WAY_BACK = b'<nav><a href="../../">All versions</a><a href="./">Gates and dropped rows of this version</a></nav>'
-SPARKS = (("Yield", "yield_share"),)
+SPARKS = (("Yield", "yield_share"), ("Shortcuts", "shortcut_share"), ("True texts", "true_share"))
 
 app = FastAPI(
     title="MegaPairs reports", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None
@@ -95,25 +95,6 @@ def as_not_found() -> Any:
         raise HTTPException(404, str(error)) from error
 
 
-def shown_gate(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A gate's report as its template shows it; reports of older versions name only what failed."""
-    checks = report.get("checks") or [{**failure, "is_held": False} for failure in report.get("failures") or []]
-    held = sum(bool(check.get("is_held")) for check in checks)
-    verdict = "passed" if report.get("is_valid") else "stopped the run"
-    return {
-        "table": report.get("table", ""),
-        "verdict": f"{verdict}; {held} of {len(checks) or report.get('expectations', 0)} expectations hold",
-        "checks": [shown_check(check, report.get("figures") or {}) for check in checks],
-    }
-
-
-def shown_check(check: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
-    """One expectation with its values in words."""
-    column = str(check.get("column"))
-    words = {"observed": observed_words(check, figures), "last": value_words(column, check.get("last"))}
-    return {**check, **words, "expected": check.get("expected") or "–"}
-
-
 def explorer_of(found: PublishedVersion) -> Any:
     """The explorer of a version (tasks/browse/explorer.py); numpy and Arrow are loaded with the first one."""
     with as_not_found():
@@ -128,9 +109,12 @@ def home(dataset: str = "") -> str:
     found = versions(clone)[:HOME_VERSIONS]
     trained: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
+    quality: tuple[list[str], list[list[str]]] = ([], [])
+    decisions = promotions.read(clone)
     try:
         trained = models(clone)
-        rows = [overview.home_row(version.record, trained) for version in found]
+        rows = [overview.home_row(version.record, trained, decisions) for version in found]
+        quality = overview.quality_table([version.record for version in found], [v.metrics for v in found])
     except TasksError as error:
         problem = f"Some figures cannot be read: {error}"
     sparks = [
@@ -143,22 +127,15 @@ def home(dataset: str = "") -> str:
         "versions.html.j2",
         names=[version.name for version in found],
         rows=rows,
+        quality=quality,
         sparks=sparks,
         problem=problem,
         dataset=dataset,
         datasets=[("this Airflow's own", up or "./"), *((name, f"{up}d/{name}/") for name in further_datasets())],
         status=runs_at_a_glance(dataset),
-        models=[{**model, "scores": scores_text(model["evaluation"])} for model in trained],
+        models=[overview.model_row(model) for model in trained],
+        refused=overview.refused_rows(decisions),
     )
-
-
-def scores_text(evaluation: Mapping[str, Any]) -> str:
-    """Composed scores of each model, in percent."""
-    parts = []
-    for model, queries in (evaluation.get("metrics") or {}).items():
-        composed = queries.get("composed") or {}
-        parts.append(f"{model}: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in composed.items()))
-    return "; ".join(parts)
 
 
 @app.get("/versions/{name}/", response_class=HTMLResponse)
@@ -178,6 +155,7 @@ def version(name: str, dataset: str = "") -> str:
             tiles=tiles,
             gates=[shown_gate(gate) for gate in gates if gate],
             drops=overview.drops_of(found.record),
+            before=next((v.name for v in versions(found.clone) if v.name == found.record.get("parent")), ""),
         )
 
 
@@ -324,6 +302,7 @@ def report(run: str, path: str) -> FileResponse:
 
 
 app.include_router(review_router(version_named))
+app.include_router(gate_router(version_named))
 
 
 class ReportsPlugin(AirflowPlugin):

@@ -27,8 +27,9 @@ from megapairs.model_keys import STAGES as ASKS_MODELS
 from megapairs.model_keys import model_variables
 from megapairs.results import result_lines
 from megapairs.wiring import PROJECT, TRIPLETS, dataset_of, dataset_variables, run_folder, triplets_of
+from tasks.browse import promotions
 from tasks.config import overlay
-from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO
+from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO, TasksError
 from tasks.parts import WHOLE, part_names
 
 READS_BUCKETS = ("ingest_list", "ingest_fetch", "ingest")  # the stages that get Airflow's AWS connection
@@ -152,6 +153,8 @@ class Stage(Command):
                 raise
             telemetry.record_stage(self.stage, report, folder)
         self.report = report
+        if self.stage == "promote":
+            self.keep_decision(report, folder, str(context["run_id"]))
         triplets = triplets_of(dataset_of(self.dag_id))
         if triplets in self.outlets:
             context["outlet_events"][triplets].extra = {
@@ -169,6 +172,13 @@ class Stage(Command):
         if report or self.stage == "validate":
             for line in result_lines(self.stage, self.item, report, folder):
                 self.log.info("%s", line)
+
+    def keep_decision(self, report: Mapping[str, Any], folder: Path, run_id: str) -> None:
+        """Keep what a model run decided beside the clone, for the home page; without it the page says less."""
+        try:
+            promotions.keep(deployment(self.dag_id), folder, run_id, report)
+        except (OSError, ValueError, TasksError, AirflowFailException) as error:
+            self.log.warning("the decision is not kept for the pages: %s", error)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """What the stage read and wrote, for Airflow's openlineage provider; None without it."""

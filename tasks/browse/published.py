@@ -17,6 +17,7 @@ import yaml
 from tasks.errors import ConfigError, DataError
 from tasks.publish.git import git, read_at, tags
 from tasks.publish.published import cache_dir, published_bytes
+from tasks.publish.quality import QUALITY_FILE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +48,11 @@ class PublishedVersion:
         """version.json."""
         return _record(self.clone, self.tag)
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """reports/quality.json, with what one accepted triplet cost; empty in versions that have none."""
+        return _metrics(self.clone, self.tag)
+
     def text(self, path: str) -> str:
         """A published text file, such as README.md.
 
@@ -72,9 +78,13 @@ class PublishedVersion:
         """
         return dict(_folder_files(self.clone, self.tag, output, suffix))
 
-    def table(self, output: str, columns: list[str] | None = None) -> pa.Table:
+    def table(self, output: str, columns: list[str] | None = None, folder: str | None = None) -> pa.Table:
         """All rows of an output folder of Parquet files, those of the first batch first.
 
+        Args:
+            output: such as data/triplets.
+            columns: all when None.
+            folder: inside the output, whose files alone are read; '' for those that lie in no folder; all when None.
         Raises:
             DataError: as of `files`.
         """
@@ -82,7 +92,8 @@ class PublishedVersion:
         import pyarrow.parquet as pq
 
         files = self.files(output)
-        tables = [pq.read_table(files[name], columns=columns) for name in sorted(files)]
+        names = sorted(name for name in files if folder is None or name.rpartition("/")[0] == folder)
+        tables = [pq.read_table(files[name], columns=columns) for name in names]
         return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 
@@ -109,6 +120,12 @@ def _record(clone: Path, ref: str) -> dict[str, Any]:
         raise ConfigError(f"{ref}: no version.json; expected a published version")
     record: dict[str, Any] = json.loads(content)
     return record
+
+
+@functools.lru_cache(maxsize=KEPT_VERSIONS)
+def _metrics(clone: Path, ref: str) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads(read_at(clone, ref, QUALITY_FILE) or "{}")
+    return metrics
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from urllib.parse import urljoin
 import pytest
 
 from tests.support.fake_run import publish_version
-from tests.support.markup import assert_harmless
+from tests.support.markup import assert_accessible, assert_harmless
 
 
 class Person:
@@ -52,6 +52,7 @@ def test_every_page_is_reached_by_links_from_the_home_page(client):
         seen[address] = answer.status_code
         if "text/html" not in answer.headers["content-type"] or "gallery" in address:
             continue
+        assert_accessible(answer.text)
         # forms lead to another page, and the explorer's images come from the version
         page = re.sub(r"</?form[^>]*>", "", answer.text)
         pictures = re.findall(r'src="(images/[^"]+)"', page)
@@ -89,6 +90,68 @@ def test_a_version_shows_each_gate_with_what_was_observed_and_expected(client):
     assert all(f'id="gate-{table}"' in page for table in ("images", "pairs", "triplets"))
     assert "18 of 18 expectations hold" in text and "0%, 0 of " in text and "at most 1" in text
     assert "18 of 18" in client.get("/gates/2026.11.23/images?run=gone").text
+
+
+def test_the_home_page_has_gate_figures_costs_and_why_a_model_run_promoted_nothing(client, deployment: Path):
+    from tasks.browse import promotions
+
+    refused = {
+        "notes": ["not promoted: composed map_at_5 0.2000 against 0.3000 of <b>the base model</b>"],
+        "figures": {"is_promoted": 0.0, "base_map_at_5": 0.3, "finetuned_map_at_5": 0.2},
+    }
+    run = deployment / "model-run"
+    (run / "reports").mkdir(parents=True)
+    (run / "version.json").write_text(json.dumps({"version": "2026.11.23"}))
+    intervals = {"finetuned": {"composed": {"map_at_5": [0.15, 0.25]}}}
+    (run / "reports" / "evaluation.json").write_text(json.dumps({"intervals": intervals}))
+    promotions.keep(deployment / "dataset", run, "model 1", refused)
+    with (deployment / promotions.FILE).open("a") as file:
+        file.write('{"at": "half a li')
+    page = client.get("/").text
+    text = assert_harmless(re.sub(r"</?form[^>]*>", "", page), links=True).text
+    assert "Quarantined rows" in text and "Median caption cosine" in text and "0 of 15" in text
+    assert "finetuned 20.0 (15.0 to 25.0)" in text and "of <b>the base model</b>" in text
+    assert page.count('href="#refused"') == 1, "in the row of the version that the candidate was trained on"
+
+
+def test_a_version_names_the_rows_that_a_gate_quarantined(
+    client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deployment: Path
+):
+    from tasks.browse.published import PublishedVersion
+    from tasks.store import Store
+    from tests.support.fake_run import image_row
+
+    store, output = Store(deployment), "data/quarantine/images"
+    rule = {"table": "images", "key": "ab" * 32, "column": "source_uri", "observed": "<i>no place</i>"}
+    rules = [
+        {**rule, "batch": batch, "expectation": "expect_column_values_to_match_regex"}
+        for batch in ("2026.11.16", "2026.11.23")
+    ]
+    store.write(tmp_path / "rules.parquet", rules, "quarantine")
+    row = image_row(1, "ab" * 32, "2026.11.23", "s.tar", 0, 1, "2026-11-23")
+    store.write(tmp_path / "rows.parquet", [{**row, "source_uri": "<i>no place</i>"}], "images")
+    kept = {"2026.11.23.parquet": tmp_path / "rules.parquet", "rows/2026.11.23.parquet": tmp_path / "rows.parquet"}
+    monkeypatch.setattr(PublishedVersion, "files", lambda self, name, suffix="": kept if name == output else {})
+    page = client.get("/versions/2026.11.23/quarantine?table=images").text
+    assert_accessible(page)
+    text = assert_harmless(page, links=True).text
+    assert text.count("<i>no place</i>") == 4 and text.count("ab" * 32) == 2, "the file's name and what was observed"
+    assert text.index("2026.11.23", text.index("Observed")) < text.index("2026.11.16"), "the newest first"
+    assert "0 broken rules" in client.get("/versions/2026.11.23/quarantine?table=pairs").text
+    assert client.get("/versions/2026.11.23/quarantine?table=secrets").status_code == 404
+
+
+def test_a_gate_says_how_many_rows_break_a_rule_as_a_percentage_and_a_count():
+    from megapairs.gate_pages import shown_gate
+
+    rule = {"column": "caption", "table_half": "rows", "observed": "3 of 400 rows break it", "is_held": False}
+    report = {"table": "images", "is_valid": True, "rows": 400, "quarantined": 3, "checks": [rule], "figures": {}}
+    gate = shown_gate(report)
+    assert gate["rows"] == "400 new rows looked at, 3 quarantined (0.8%)"
+    assert gate["checks"][0]["observed"] == "0.8%, 3 of 400 rows break it"
+    assert gate["verdict"] == "passed; 0 of 1 expectations hold"
+    old = shown_gate({"is_valid": False, "failures": [{"column": "rows", "observed": 2}]})
+    assert old["rows"] == "" and old["quarantined"] == 0, "a report of an older version"
 
 
 def test_a_gallery_leads_back_and_runs_no_script(client):

@@ -110,6 +110,22 @@ def test_marked_failed_in_the_ui_the_stage_and_its_children_end(fake_tasks: Fake
     wait_until(lambda: not is_alive(int(child.read_text())), "the child has ended")
 
 
+def test_promotes_decision_is_kept_beside_the_clone_and_no_fault_of_the_file_fails_the_task(fake_tasks: Fake):
+    from tasks.browse import promotions
+
+    note = "not promoted: composed map_at_5 0.2000 against 0.3000 of the base model"
+    folder = fake_tasks(f"""echo '{{"stage": "promote", "read": 1, "written": 0, "notes": ["{note}"]}}'""")
+    clone = Path(os.environ["MEGAPAIRS_DATASET"])
+    stage(stage="promote").execute(context())
+    (decision,) = promotions.read(clone)
+    assert (decision.run_id, decision.why) == ("run 1", note)
+    (folder / "version.json").write_text("no JSON")
+    assert stage(stage="promote").execute(context())["notes"] == [note]
+    assert len(promotions.read(clone)) == 1
+    stage(stage="judge").execute(context())
+    assert len((clone.parent / promotions.FILE).read_text().splitlines()) == 1, "of promote alone"
+
+
 def test_the_asset_event_carries_the_version_and_what_training_takes_over(fake_tasks: Fake):
     from megapairs.wiring import TRIPLETS
 

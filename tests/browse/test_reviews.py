@@ -29,6 +29,13 @@ def test_the_last_answer_of_a_person_counts_and_a_damaged_line_is_named(tmp_path
         reviews.read()
 
 
+def test_a_text_with_a_line_break_of_unicode_is_one_answer(tmp_path: Path):
+    reviews = Reviews(tmp_path / "dataset")
+    reviews.add(review("ann", "t1", "right", text="red\u2028or\x85blue"))
+    reviews.add(review("ann", "t2", "wrong"))
+    assert [r.text for r in reviews.read()] == ["red\u2028or\x85blue", ""]
+
+
 def test_two_people_agree_as_far_as_chance_would_not():
     given = [review(n, f"t{i}", a) for i, pair in enumerate(["rr", "rr", "ww", "rw"]) for n, a in zip("ab", pair)]  # noqa: B905
     words = {"r": "right", "w": "wrong"}

@@ -47,6 +47,20 @@ def test_every_text_colour_has_enough_contrast_on_every_ground(scheme: str):
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (scheme, text, ground)
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_buttons_fields_and_the_focus_can_be_seen(scheme: str):
+    named = colours(scheme)
+
+    def contrast(one: str, other: str) -> float:
+        light, dark = sorted((luminance(named[one]), luminance(named[other])), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    assert contrast("surface", "accent") >= 4.5, "a button's text"
+    for ground in GROUNDS:  # WCAG 1.4.11: borders of fields, the outline of the focus, a marked target
+        assert min(contrast(line, ground) for line in ("muted", "accent", "good")) >= 3, (scheme, ground)
+    assert "outline: none" not in STYLE and "outline: 0" not in STYLE
+
+
 def test_both_schemes_name_the_same_colours_and_no_rule_uses_another():
     assert set(colours("light")) == set(colours("dark"))
     used = {name for path in TEMPLATES.iterdir() for name in re.findall(r"var\(--([\w-]+)\)", path.read_text())}

@@ -1,0 +1,118 @@
+"""A gate as the pages in Airflow's UI show it, and the rows that it quarantined.
+
+    /megapairs/versions/<name>/quarantine?table=images     which rows left a table, the rule that each broke, its value
+
+What a gate found is kept with the version: reports/validation/<table>.json and data/quarantine are outputs of dvc.yaml.
+Great Expectations' own pages live as long as the run's worktree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import HTMLResponse
+
+from tasks.browse.published import TABLES, PublishedVersion
+from tasks.errors import TasksError
+from tasks.pages.gate_words import observed_words, share_words, value_words
+from tasks.pages.render import html
+
+PAGE_ROWS = 100  # quarantined rows on a page, a count
+BROKEN_ROWS = re.compile(r"(\d+) of (\d+) rows")
+
+
+def shown_gate(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate's report as its template shows it; reports of older versions name only what failed."""
+    checks = report.get("checks") or [{**failure, "is_held": False} for failure in report.get("failures") or []]
+    held = sum(bool(check.get("is_held")) for check in checks)
+    verdict = "passed" if report.get("is_valid") else "stopped the run"
+    figures, last = report.get("figures") or {}, report.get("last_figures") or {}
+    return {
+        "table": report.get("table", ""),
+        "verdict": f"{verdict}; {held} of {len(checks) or report.get('expectations', 0)} expectations hold",
+        "rows": rows_words(report),
+        "last_version": report.get("last_version") or "",
+        "quarantined": int(report.get("quarantined") or 0),
+        "checks": [shown_check(check, figures) for check in checks],
+        "figures": [(name, value_words(name, figures[name]), value_words(name, last.get(name))) for name in figures],
+    }
+
+
+def rows_words(report: Mapping[str, Any]) -> str:
+    """How many new rows the gate looked at, and how many of them it quarantined; empty in reports that do not say."""
+    looked_at, out = report.get("rows"), int(report.get("quarantined") or 0)
+    if looked_at is None:
+        return ""
+    share = f" ({share_words(out / looked_at)})" if out and looked_at else ""
+    return f"{looked_at:,} new rows looked at, {out:,} quarantined{share}"
+
+
+def shown_check(check: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """One expectation with its values in words; of a rule on rows also the share of rows that break it."""
+    column, observed = str(check.get("column")), observed_words(check, figures)
+    counts = BROKEN_ROWS.match(observed)
+    if counts and int(counts[2]):
+        observed = f"{share_words(int(counts[1]) / int(counts[2]))}, {observed}"
+    words = {"observed": observed, "last": value_words(column, check.get("last"))}
+    return {**check, **words, "expected": check.get("expected") or "–"}
+
+
+def quarantined_rows(version: PublishedVersion, table: str) -> list[dict[str, Any]]:
+    """The rules that rows of a table broke, of this version and those before, the newest first.
+
+    Returns:
+        batch, key, column, rule (in words), observed, name (where an image came from; empty for other tables).
+    Raises:
+        DataError: the DVC cache lacks a file.
+    """
+    output = f"data/quarantine/{table}"
+    rules = version.table(output, ["batch", "key", "expectation", "column", "observed"], folder="").to_pylist()
+    names: dict[str, str] = {}
+    if table == "images" and rules:
+        rows = version.table(output, ["image_id", "source_uri"], folder="rows").to_pylist()
+        names = {row["image_id"]: row["source_uri"] for row in rows}
+    ordered = sorted(rules, key=lambda rule: (rule["key"], rule["column"]))
+    ordered.sort(key=lambda rule: rule["batch"], reverse=True)
+    return [{**rule, "rule": rule_words(rule["expectation"]), "name": names.get(rule["key"], "")} for rule in ordered]
+
+
+def rule_words(kind: str) -> str:
+    """expect_column_values_to_be_between -> 'be between'."""
+    return kind.removeprefix("expect_column_values_to_").removeprefix("expect_column_").replace("_", " ")
+
+
+def gate_router(version_named: Callable[[str, str], PublishedVersion]) -> APIRouter:
+    """The routes of quarantined rows.
+
+    Args:
+        version_named: name and dataset -> the version; raises HTTPException 404.
+    """
+    router = APIRouter()
+
+    @router.get("/versions/{name}/quarantine", response_class=HTMLResponse)
+    @router.get("/d/{dataset}/versions/{name}/quarantine", response_class=HTMLResponse)
+    def quarantine(
+        name: str, table: str, page: Annotated[int, Query(ge=1, le=1_000_000)] = 1, dataset: str = ""
+    ) -> str:
+        """The rows that a table's gate quarantined."""
+        if table not in TABLES:
+            raise HTTPException(404, "no such gate")
+        try:
+            rows = quarantined_rows(version_named(name, dataset), table)
+        except TasksError as error:
+            raise HTTPException(404, str(error)) from error
+        start = (page - 1) * PAGE_ROWS
+        return html(
+            "quarantine.html.j2",
+            name=name,
+            table=table,
+            total=len(rows),
+            rows=rows[start : start + PAGE_ROWS],
+            page=page,
+            has_more=len(rows) > start + PAGE_ROWS,
+        )
+
+    return router
