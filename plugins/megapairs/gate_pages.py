@@ -26,18 +26,36 @@ BROKEN_ROWS = re.compile(r"(\d+) of (\d+) rows")
 
 def shown_gate(report: Mapping[str, Any]) -> dict[str, Any]:
     """A gate's report as its template shows it; reports of older versions name only what failed."""
-    checks = report.get("checks") or [{**failure, "is_held": False} for failure in report.get("failures") or []]
-    held = sum(bool(check.get("is_held")) for check in checks)
+    recorded = report.get("checks")
+    checks = recorded or [{**failure, "is_held": False} for failure in report.get("failures") or []]
+    held, all_checks = sum(bool(check.get("is_held")) for check in checks), report.get("expectations", len(checks))
+    count = f"{held} of {len(checks)} expectations hold"
+    if not recorded:
+        count = f"{len(checks)} of {all_checks} expectations broken; the others are not listed in this older report"
     verdict = "passed" if report.get("is_valid") else "stopped the run"
     figures, last = report.get("figures") or {}, report.get("last_figures") or {}
     return {
         "table": report.get("table", ""),
-        "verdict": f"{verdict}; {held} of {len(checks) or report.get('expectations', 0)} expectations hold",
+        "verdict": f"{verdict}; {count}",
         "rows": rows_words(report),
         "last_version": report.get("last_version") or "",
         "quarantined": int(report.get("quarantined") or 0),
         "checks": [shown_check(check, figures) for check in checks],
         "figures": [(name, value_words(name, figures[name]), value_words(name, last.get(name))) for name in figures],
+        "examples": [
+            {"column": str(rule.get("column")), **shown_example(example)}
+            for rule in [*(report.get("failures") or []), *(report.get("broken_rules") or [])]
+            for example in rule.get("examples") or []
+        ],
+    }
+
+
+def shown_example(example: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that a person should look at: its key, and what the gate says of it as (name, value)."""
+    details = {name: value for name, value in example.items() if name not in ("key", "image_ids")}
+    return {
+        "key": str(example.get("key", "")),
+        "details": [(name, str(value)) for name, value in details.items() if value not in (None, "")],
     }
 
 

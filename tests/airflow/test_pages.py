@@ -109,7 +109,7 @@ def test_the_home_page_has_gate_figures_costs_and_why_a_model_run_promoted_nothi
         file.write('{"at": "half a li')
     page = client.get("/").text
     text = assert_harmless(re.sub(r"</?form[^>]*>", "", page), links=True).text
-    assert "Quarantined rows" in text and "Median caption cosine" in text and "0 of 15" in text
+    assert "Quarantined rows" in text and "Median caption cosine" in text and "0 of 13" in text
     assert "finetuned 20.0 (15.0 to 25.0)" in text and "of <b>the base model</b>" in text
     assert page.count('href="#refused"') == 1, "in the row of the version that the candidate was trained on"
 
@@ -146,12 +146,20 @@ def test_a_gate_says_how_many_rows_break_a_rule_as_a_percentage_and_a_count():
 
     rule = {"column": "caption", "table_half": "rows", "observed": "3 of 400 rows break it", "is_held": False}
     report = {"table": "images", "is_valid": True, "rows": 400, "quarantined": 3, "checks": [rule], "figures": {}}
+    report["broken_rules"] = [
+        {"column": "caption", "examples": [{"key": "ab", "image_ids": ["ab"], "caption": "a cup"}]}
+    ]
     gate = shown_gate(report)
     assert gate["rows"] == "400 new rows looked at, 3 quarantined (0.8%)"
     assert gate["checks"][0]["observed"] == "0.8%, 3 of 400 rows break it"
     assert gate["verdict"] == "passed; 0 of 1 expectations hold"
-    old = shown_gate({"is_valid": False, "failures": [{"column": "rows", "observed": 2}]})
+    assert gate["examples"] == [{"column": "caption", "key": "ab", "details": [("caption", "a cup")]}]
+    old = shown_gate({"is_valid": False, "expectations": 18, "failures": [{"column": "rows", "observed": 2}]})
     assert old["rows"] == "" and old["quarantined"] == 0, "a report of an older version"
+    assert old["verdict"].startswith("stopped the run; 1 of 18 expectations broken")
+    assert shown_gate({"is_valid": True, "expectations": 18})["verdict"].startswith(
+        "passed; 0 of 18 expectations broken"
+    )
 
 
 def test_a_gallery_leads_back_and_runs_no_script(client):
