@@ -5,6 +5,10 @@ Reports count them, pages and mails show the sentences. The codes are published 
 
 from __future__ import annotations
 
+# Reasons of judge that people gave, about triplets of earlier versions (tasks/judge/reviewed.py).
+REVIEWED_WRONG, REVIEWED_TEXT, REVIEWED_NEGATIVE = "reviewed_wrong", "reviewed_text", "reviewed_negative"
+REVIEWED = (REVIEWED_WRONG, REVIEWED_TEXT, REVIEWED_NEGATIVE)
+
 REASONS: dict[str, dict[str, str]] = {
     "ingest": {
         "undecodable": "named like an image file, but no decoder can read it",
@@ -86,6 +90,9 @@ REASONS: dict[str, dict[str, str]] = {
         "request_refused": "the model's server refuses the request; its words are in the row",
         "bad_image": "the model's processor cannot take an image of this shape",
         "shortcut": "a pair: its text or its image alone finds the target, and more such pairs than allowed exist",
+        REVIEWED_WRONG: "a triplet: people who reviewed it judged one of its texts wrong",
+        REVIEWED_TEXT: "an instruction: people who reviewed it wrote another text in its place",
+        REVIEWED_NEGATIVE: "a negative: people who reviewed it found it to fit better than the target",
     },
 }
 

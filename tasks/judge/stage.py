@@ -20,6 +20,8 @@ Before its first chunk a part measures the judge on `judge.labelled` (tasks/judg
 enough stops it. In each chunk's triplets shortcuts are detected (tasks/judge/shortcuts.py); those beyond
 `judge.shortcut_share_max` are dropped (shortcut).
 
+The first part also applies what people decided about triplets of earlier versions (tasks/judge/reviewed.py).
+
 Reversed pairs that `caption.reverse` wrote are judged like any pair: the query is the pair's target, the negatives are
 that query and the pair's mined negatives; each becomes a triplet of its own.
 """
@@ -36,6 +38,7 @@ from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.judge.labelled import measure_judge, require_quality
 from tasks.judge.licences import Terms, keep_negatives, licence_columns, read_terms
 from tasks.judge.questions import Calibrator, judge_pairs, load_judge
+from tasks.judge.reviewed import apply_verdicts, sentences, withdrawn_ends
 from tasks.judge.rows import (
     BatchPairs,
     Ends,
@@ -50,6 +53,7 @@ from tasks.models.llm.base import Captioner
 from tasks.models.llm.refusals import RefusalShare
 from tasks.names import batch_name
 from tasks.prompts.prompt_set import read_prompt
+from tasks.reasons import REVIEWED
 from tasks.records import StageReport
 from tasks.store import Store
 from tasks.store.chunks import Chunk, ChunkSpec, Columns, file_chunks, make_missing_chunks
@@ -69,16 +73,18 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     if is_first_part:
         withdraw_triplets(store, taken_down(params, store))
         withdraw_dropped(params, store, "judge", "pair")
+    reviewed = apply_verdicts(store, batch) if is_first_part else {}
     pairs, earlier = BatchPairs(store.read_table("pairs", batch=batch)), earlier_triplets(store, batch)
     report = StageReport("judge", reused=len(earlier) if is_first_part else 0)
-    worker = ChunkWorker(params, store, part, template, pairs, set(earlier))
+    worker = ChunkWorker(params, store, part, template, pairs, {*earlier, *withdrawn_ends(store)})
     spec = ChunkSpec("triplets", batch, file_chunks(store, "captioned", batch, part))
     judged, dropped = make_missing_chunks(store, report, spec, worker.judge)
     report.figures = figures(report.new, judged, dropped["reason"].count("false_negative"))
     report.figures |= shortcut_figures(judged["found_by"])
     if config.negatives is not None and judged["pair_id"]:
         report.figures["negatives_replaced"] = replaced_per_triplet(pairs, judged, config.negatives)
-    report.notes += worker.notes()
+    report.dropped |= {reason: reviewed[reason] for reason in REVIEWED if reviewed.get(reason)}
+    report.notes += [*worker.notes(), *sentences(reviewed)]
     return report
 
 
@@ -115,7 +121,7 @@ class ChunkWorker:
             part: (i, n), or None for the whole.
             template: the prompt, with {instruction}.
             pairs: of the batch.
-            known: (query, target) of earlier triplets.
+            known: (query, target) of earlier triplets, those included that people had withdrawn.
         """
         self.params, self.store, self.part, self.template = params, store, part, template
         self.pairs, self.known = pairs, known

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.pages.render import markdown
 from tasks.pages.week_table import week_table
+from tasks.reasons import REVIEWED
 from tasks.records import schemas
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def dataset_card(
         has_images_config=bool(exported),
         fingerprint=version["fingerprint"][:16],
         drops=drops,
+        reviewed={name: version["drops"].get("judge", {}).get(name, 0) for name in REVIEWED},
         weeks=weeks_context(version.get("weeks") or {}),
         benchmarks=benchmarks_context(version),
         withdrawn=version.get("withdrawn") or {"total": 0, "new": 0},

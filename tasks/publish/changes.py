@@ -15,6 +15,7 @@ from typing import Any
 from tasks.config import ENCODER_ROLES
 from tasks.names import seeded_hash
 from tasks.publish.snapshots import Snapshot
+from tasks.reasons import REVIEWED_TEXT
 
 KEYS = {"images": "image_id", "pairs": "pair_id", "triplets": "triplet_id"}
 MODEL_COLUMNS = ("captioner", "captioner_revision", "prompt_sha256", "judge", "judge_revision", "judge_prompt_sha256")
@@ -107,7 +108,9 @@ def reasons_of(a: Snapshot, b: Snapshot, ids: Sequence[str]) -> dict[str, int]:
     stages = {path.split("/")[2] for path in b.hashes if path.startswith("data/dropped/")}
     for stage in sorted(stages):
         rows = b.read(f"dropped/{stage}", ["key", "reason"], schema="dropped", other=a).to_pydict()
-        known |= dict(zip(rows["key"], rows["reason"], strict=True))
+        for row_id, reason in zip(rows["key"], rows["reason"], strict=True):
+            # a triplet with a mended text has a new id; the key names both (tasks/judge/reviewed.py)
+            known[row_id.partition(":")[0] if reason == REVIEWED_TEXT else row_id] = reason
     if b.table_files("withdrawn"):
         rows = b.read("withdrawn", ["id", "reason"], other=a).to_pydict()
         known |= dict(zip(rows["id"], rows["reason"], strict=True))

@@ -56,6 +56,7 @@ from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_a
 from tasks.publish.run_conf import Kind, changes_from_conf, require_paths, with_absolute_paths
 from tasks.publish.takedown_list import add_to_list, all_entries, form_entries, with_run_list, with_source_uris
 from tasks.records import StageReport
+from tasks.reviews.verdicts import Verdict, deployment_verdicts, write_verdicts
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
 
@@ -133,6 +134,7 @@ class RunPlan:
         batch: the run's version name.
         warnings: what the run's report shall warn of.
         takedown: entries of all takedown lists.
+        verdicts: what people decided about triplets.
     """
 
     raw: dict[str, Any]
@@ -142,6 +144,7 @@ class RunPlan:
     batch: str
     warnings: tuple[str, ...] = ()
     takedown: tuple[Entry, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
 
 def find_data_commit(clone: Path, kind: Kind, dataset_version: str | None) -> str | None:
@@ -223,6 +226,8 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     data = find_data_commit(clone, request.kind, dataset_version)
     entries = all_entries(params, deployment.takedown_list) if request.kind == "dataset" else []
     takedown = tuple(with_source_uris(entries, own))
+    # a version that is rewritten keeps its rows, but for what is taken down
+    verdicts = deployment_verdicts(clone) if request.kind == "dataset" and not request.dataset_version else []
     parent = version_at(clone, data) if data and request.kind == "dataset" else None
     date = date_after(parent, params)
     batch = params.open_run.batch or next_free_name(tags(clone, request.kind), date)
@@ -240,7 +245,7 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     if difference := code_difference(clone, os.environ.get("MEGAPAIRS_AIRFLOW_COMMIT", ""), code):
         warnings.append(difference)
     resolved = overlay(raw, {"open_run": {"date": date, "batch": batch}})
-    return RunPlan(resolved, params, code, data, batch, tuple(warnings), takedown)
+    return RunPlan(resolved, params, code, data, batch, tuple(warnings), takedown, tuple(verdicts))
 
 
 def make_worktree(clone: Path, worktree: Path, commit: str) -> None:
@@ -325,6 +330,7 @@ def open_run(request: RunRequest, deployment: Deployment) -> StageReport:
         add_to_list(deployment.takedown_list, form_entries(plan.params))
     params_yaml = yaml.safe_dump(with_run_list(plan.raw, worktree, plan.takedown), sort_keys=False, allow_unicode=True)
     write_bytes(worktree / "params.yaml", params_yaml.encode())
+    write_verdicts(worktree, plan.verdicts)
     parent = None
     if plan.data:
         restore_version(worktree, plan.data, resolve_ref(clone, REMOTE_BRANCH))
@@ -340,6 +346,7 @@ def open_run(request: RunRequest, deployment: Deployment) -> StageReport:
     write_bytes(marker, json.dumps({**facts, "parent": parent, "deployed": plan.code}).encode())
     after = f"version {plan.batch}, after {parent or 'nothing'}"
     after += f", profile {plan.params.profile}, code {plan.code[:12]}"
+    after += f", {len(plan.verdicts)} verdicts of people" if plan.verdicts else ""
     return StageReport("open_run", notes=[str(worktree), after, *plan.warnings])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tasks.fingerprints.takedown import NOTE
 from tasks.pages.week_figures import week_figures
-from tasks.reasons import COPY_REASONS, UNREADABLE_REASONS
+from tasks.reasons import COPY_REASONS, REVIEWED, UNREADABLE_REASONS
 from tasks.sources.files import count_litter
 from tasks.store import Store
 from tasks.store.tables import ROW_GROUP_ROWS
@@ -62,7 +62,7 @@ def read_reports(store: Store, table: Table, batch: str) -> RunReports:
     report = store.read_reports().get(stage)
     dropped: Counter[str] = Counter()
     for counts in store.count_drops(stage, batch).values():
-        dropped.update(counts)
+        dropped.update({reason: n for reason, n in counts.items() if reason not in REVIEWED})  # of earlier rows
     litter = 0
     if stage == "ingest":
         keys = store.iter_blocks(store.dropped_files(stage, batch), "dropped", ["key"], rows=ROW_GROUP_ROWS)

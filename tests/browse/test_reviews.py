@@ -6,10 +6,11 @@ import pyarrow as pa
 import pytest
 
 from tasks.browse.published import PublishedVersion
-from tasks.browse.reviews import Review, Reviews, agreement, labels, queue, write_labels
+from tasks.browse.reviews import agreement, labels, queue, write_labels
 from tasks.browse.triplets import TripletIndex
 from tasks.errors import DataError
 from tasks.records import schemas
+from tasks.reviews.answers import Review, Reviews
 
 
 def review(name: str, row: str, answer: str, **more: str) -> Review:

@@ -11,7 +11,7 @@ import yaml
 
 from tasks.__main__ import main
 from tasks.config import load_params
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, DataError
 from tasks.publish.git import git
 from tasks.publish.open_run import Deployment, RunRequest, make_worktree, open_run
 from tests.support.killing import kill_when
@@ -66,6 +66,17 @@ def test_a_contradiction_is_refused_within_seconds_and_leaves_nothing(deployment
     with pytest.raises(ConfigError, match="'mine.windows.semantic': 'low' is 0.9 and 'high' is 0.8"):
         refuse(deployment, RunRequest("r", "dataset", conf))
     assert time.process_time() - start < 5 and not (deployment / "refused").exists()
+
+
+def test_a_damaged_answer_of_a_reviewer_is_named_before_anything_is_made(deployment: Path):
+    file = deployment / "reviews.jsonl"
+    file.write_text("half a li")
+    try:
+        with pytest.raises(DataError, match=r"reviews.jsonl, line 1: no review .*; mend or remove the line"):
+            refuse(deployment, RunRequest("r", "dataset", {"sources": str(deployment)}))
+    finally:
+        file.unlink()
+    assert not (deployment / "refused").exists()
 
 
 def test_windows_that_nobody_calibrated_are_warned_of(deployment: Path, caplog: pytest.LogCaptureFixture):

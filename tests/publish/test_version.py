@@ -4,19 +4,26 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from tasks.browse.published import versions as published_versions
 from tasks.config import load_params
 from tasks.errors import ConfigError, DataError, NothingToDo, TransientError
+from tasks.judge import stage as judge
 from tasks.promote import stage as promote
 from tasks.publish import version
+from tasks.publish.changes import compare_rows
 from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import files_at, git, read_at, tags
 from tasks.publish.identity import identity_params
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
 from tasks.publish.published import REMOTE_BRANCH, version_at
 from tasks.publish.remote import folder_list, object_path, outputs_at
+from tasks.publish.snapshots import Snapshot
 from tasks.records import StageReport
+from tasks.reviews.answers import Review, Reviews
+from tasks.reviews.verdicts import RUN_FILE
 from tasks.store import Store
 from tasks.validate import stage as validate
 from tests.support.fake_run import fill, gates, open_dataset_run, publish_version
@@ -196,3 +203,44 @@ def test_gates_see_the_last_version(versions: Path):
     assert failure["column"] == "median_caption_cosine_drop" and len(failure["examples"]) == 5
     assert all(len(e["image_ids"][0]) == 64 for e in failure["examples"])
     shutil.rmtree(root)
+
+
+def test_the_next_version_follows_what_people_answered_before_its_run_opened(versions: Path):
+    clone = versions / "dataset"
+    newest = published_versions(clone)[0]
+    shown = newest.table("data/triplets").to_pylist()
+
+    def answer(name: str, number: int, said: str, text: str = "") -> None:
+        row = shown[number]
+        ends = {"query": row["query_image_id"], "target": row["target_image_id"]}
+        of_row = {"version": newest.name, "row_id": row["triplet_id"], "instruction": row["instructions"][0]}
+        Reviews(clone).add(Review("2026-12-17T08:00:00+00:00", name, answer=said, text=text, **of_row, **ends))
+
+    for name in ("ann.person", "bob.person"):
+        answer(name, 0, "wrong")
+        answer(name, 1, "right", text="paint it deep red")
+    root = open_dataset_run(versions, "reviewed", "2026-12-21")
+    assert "person" not in (root / RUN_FILE).read_text()
+    answer("ann.person", 0, "right")
+    answer("bob.person", 2, "wrong")  # both too late for this run
+    params, store = fill(root, range(70, 75)), Store(root)
+    store.write_report(judge.run(params, store))
+    gates(root)
+    tag = version.run(params, store).notes[0]
+
+    record = version_at(clone) or {}
+    assert record["rows"]["triplets"] == len(shown) - 1 + record["new_rows"]["triplets"]
+    assert record["new_drops"]["judge"] == {"reviewed_text": 1, "reviewed_wrong": 1, "wrong_target": 1}
+    triplets = {row["pair_id"]: row for row in store.read_table("triplets").to_pylist()}
+    assert shown[0]["pair_id"] not in triplets and triplets[shown[2]["pair_id"]] == shown[2]
+    assert triplets[shown[1]["pair_id"]]["instructions"] == ["paint it deep red", *shown[1]["instructions"][1:]]
+    exported = [pq.read_table(path) for path in sorted((root / "data" / "export").glob("*.parquet"))]
+    assert [i for table in exported for i in table["triplet_id"].to_pylist()] == [
+        row["triplet_id"] for row in triplets.values()
+    ]
+    card = (read_at(clone, REMOTE_BRANCH, "README.md") or b"").decode()
+    assert "1 triplets were withdrawn\nas wrong, 1 texts replaced, 0 negatives taken out" in card
+    before, after = (Snapshot.of_tag(clone, name) for name in (f"dataset/{newest.name}", tag))
+    assert compare_rows(before, after, "triplets").reasons == {"reviewed_text": 1, "reviewed_wrong": 1}
+    files = [path.read_bytes() for path in (root / "data").rglob("*.parquet")]
+    assert not any(b"person" in content for content in [card.encode(), *files])
