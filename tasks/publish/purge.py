@@ -139,8 +139,8 @@ def purge(
         fetch(clone)
     names = tuple(sorted(under_way.objects))
     where = _delete_objects(clone, names)
-    for path in under_way.replies:
-        Path(path).unlink(missing_ok=True)
+    for reply in under_way.replies:
+        Path(reply).unlink(missing_ok=True)
     models = sorted(under_way.models)
     record = {
         "purged_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

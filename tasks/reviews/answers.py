@@ -80,7 +80,9 @@ class Reviews:
         if not self.path.exists():
             return []
         last: dict[tuple[str, str, str], Review] = {}
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").split("\n"), 1):
+            if not line:
+                continue
             try:
                 review = Review(**json.loads(line))
             except (ValueError, TypeError) as error:

@@ -32,7 +32,7 @@ def test_the_row_is_the_same_whatever_the_worker_decoded_before(name: str):
     content = FILES[name]()
     before = [encode(soft(w, 900, "RGB", seed=w), kind) for w, kind in ((1200, "PNG"), (1500, "WEBP"), (1400, "JPEG"))]
     answers = set()
-    for memory_mib in (40, 256):
+    for memory_mib in (20, 256):
         with ImageWorkers(NormalizationRules(), count=1, memory_mib=memory_mib, cpu_s=20) as workers:
             fresh = workers.read(content, is_named_image=True)
         with ImageWorkers(NormalizationRules(), count=1, memory_mib=memory_mib, cpu_s=20) as workers:

@@ -29,7 +29,7 @@ DESCRIPTION = "the wall got another colour"
 
 
 def colour_params() -> Params:
-    """Profile test, in chunks of two pairs, three styles, without canaries and labelled questions."""
+    """Profile test, in chunks of two pairs, three styles, without canaries, labelled questions and calibration."""
     params = load_params("params.yaml", "test")
     caption = {
         "chunk_pairs": 2,
@@ -39,6 +39,7 @@ def colour_params() -> Params:
     }
     judge = {
         "labelled": None,
+        "calibration": None,  # the probabilities are those that the tests give
         "chunk_pairs": 2,
         "threshold": 0.5,
         "negative_threshold": 0.5,
