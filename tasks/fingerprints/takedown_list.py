@@ -219,11 +219,10 @@ def _entries_of(text: str, where: str, parameter: str) -> list[Entry]:
 
 def _hash_entries(text: str, where: str, facts: Facts) -> list[Entry]:
     words = [word.lower() for word in _HEX.findall(text)]
-    in_names = {word.lower() for name in _FILE_NAME.findall(text) for word in _HEX.findall(name)}
+    beside = [word.lower() for word in _HEX.findall(_FILE_NAME.sub(" ", text))]  # 0000000000000001.jpg is no hash
     thumbnail = next((bytes.fromhex(word) for word in words if len(word) == 384), None)
     sums = [Entry(where, "sha256", word, None, (), *facts) for word in words if len(word) == 64]
-    hashes = [word for word in words if len(word) == 16 and word not in in_names]  # 0000000000000001.jpg is no hash
-    return sums + [Entry(where, "phash", word, thumbnail, (), *facts) for word in hashes]
+    return sums + [Entry(where, "phash", word, thumbnail, (), *facts) for word in beside if len(word) == 16]
 
 
 def _located(kind: Kind, text: str, where: str, facts: Facts, *, is_whole: bool) -> Entry:
