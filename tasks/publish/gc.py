@@ -8,6 +8,8 @@
 would remove every version. This command first fetches origin's tags, then keeps the objects of every tag, of the tip
 of every branch of origin, and of every open run. It removes nothing where the remote lacks an object that is needed,
 and refuses to work while a run does: that run may just be writing objects that nothing names yet.
+
+It knows the versions of this deployment alone: not for a remote or a cache that another deployment shares.
 """
 
 from __future__ import annotations
