@@ -59,7 +59,8 @@ def review_row(row: Row, texts: Texts, batch: str) -> tuple[Row | None, list[Row
         texts: verdicts on its pair of images.
         batch: the run's, for the dropped rows.
     """
-    of_run, instructions, mended = {"batch": batch}, list(row["instructions"]), []
+    of_run, instructions = {"batch": batch}, list(row["instructions"])
+    mended: list[dict[str, str]] = []
     for n, text in enumerate(row["instructions"]):
         new = final_text(text, texts)
         others = {other.lower() for place, other in enumerate(instructions) if place != n}
@@ -68,16 +69,16 @@ def review_row(row: Row, texts: Texts, batch: str) -> tuple[Row | None, list[Row
             mended.append({"before": text, "after": new, "style": row["styles"][n]})
         verdict = texts.get(instructions[n])
         if verdict and verdict.is_wrong:
-            detail = {"query": row["query_image_id"], "target": row["target_image_id"]}
-            detail |= {"instruction": verdict.instruction, "right": verdict.right, "wrong": verdict.wrong}
+            said = {"instruction": verdict.instruction, "right": verdict.right, "wrong": verdict.wrong}
+            detail = {"query": verdict.query, "target": verdict.target, **said}
             return None, [dropped_row(of_run, row["triplet_id"], REVIEWED_WRONG, detail)]
-    out, dropped = dict(row), []
+    out, dropped = dict(row), list[Row]()
     if mended:
         new_id = stable_id(row["pair_id"], *instructions)
         out |= {"triplet_id": new_id, "instructions": instructions, "found_by": None}
-        for detail in mended:
-            key = f"{row['triplet_id']}:{new_id}:{detail['style']}"
-            dropped.append(dropped_row(of_run, key, REVIEWED_TEXT, detail))
+        for texts_of_style in mended:
+            key = f"{row['triplet_id']}:{new_id}:{texts_of_style['style']}"
+            dropped.append(dropped_row(of_run, key, REVIEWED_TEXT, texts_of_style))
     fits = {
         image_id for text in {*row["instructions"], *instructions} if text in texts for image_id in texts[text].fits
     }
