@@ -6,9 +6,10 @@ DVC is used as a library: a DVC command costs about 2 s of imports, so one proce
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def dvc_repo(root: Path) -> Iterator[Any]:
     os.environ.setdefault("DVC_NO_ANALYTICS", "true")
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from dvc_objects.errors import ObjectFormatError
 
     logging.getLogger("dvc").setLevel(logging.WARNING)
     try:
@@ -37,7 +39,7 @@ def dvc_repo(root: Path) -> Iterator[Any]:
                 yield repo
             finally:
                 repo.close()
-    except DvcException as error:
+    except (DvcException, ObjectFormatError) as error:
         raise TransientError(f"dvc in {root}: {error}") from error
 
 
@@ -85,6 +87,7 @@ def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lo
             stages = [s for s in repo.index.stages if getattr(s, "name", None) and s.name.partition("@")[0] in sections]
             for stage in stages:
                 stage.save()
+                remove_damaged_lists(repo.cache.local, [out.hash_info.value for out in stage.outs if out.hash_info])
                 stage.commit(relink=False)
                 names.append(str(stage.name))
             if stages:
@@ -92,6 +95,28 @@ def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lo
         if paths:
             repo.add(list(paths), relink=False)
     return names
+
+
+def remove_damaged_lists(objects: Any, names: Iterable[str]) -> list[str]:
+    """Remove a folder's list (`<md5>.dir`) from the cache where its content is another, so that DVC writes it again.
+
+    DVC takes a list that exists for whole, and no later command would read it. Seen once after random kills.
+
+    Args:
+        objects: DVC's object database of the cache.
+        names: of objects; those that are no lists are left alone.
+    Returns:
+        the names that were removed.
+    """
+    removed = []
+    for name in names:
+        path = Path(objects.oid_to_path(name))
+        if not name.endswith(".dir") or not path.exists():
+            continue
+        if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != name.removesuffix(".dir"):
+            path.unlink()
+            removed.append(name)
+    return removed
 
 
 def push_and_verify(root: Path) -> int:
