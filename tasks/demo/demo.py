@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tasks.demo.local_airflow import PROJECT, LocalAirflow
@@ -123,15 +125,26 @@ def copy_gallery(root: Path, version: str) -> None:
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that what was started is stopped."""
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that what was started is stopped; so does SIGINT, as ever.
 
-    def interrupt(*_: object) -> None:
+    Python drops an exception that a signal raises inside a callback of a fork (logging's, while a process is started);
+    there the interrupt waits for a moment.
+    """
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code.co_filename == logging.__file__:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            return
         raise KeyboardInterrupt
 
-    old = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGTERM, signal.SIGHUP, signal.SIGALRM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.append(signal.SIGINT)
+    old = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
 

@@ -3,6 +3,7 @@
 import datetime
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,20 @@ def test_a_benchmark_that_cannot_be_drawn_fails_the_demo(
 def test_the_ui_needs_a_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["demo", "--ui", "--root", str(tmp_path)]) == 1
     assert "no Airflow to show yet; run `make demo` first" in capsys.readouterr().err
+
+
+def test_an_interrupt_inside_a_callback_of_a_fork_is_not_lost():
+    """Python drops what a signal raises in logging's callback at a fork; it comes a moment later instead."""
+    code = (
+        "import logging, signal, time, types\n"
+        "from tasks.demo.demo import interrupted_by_signals\n"
+        "frame = types.SimpleNamespace(f_code=types.SimpleNamespace(co_filename=logging.__file__))\n"
+        "try:\n"
+        "    with interrupted_by_signals():\n"
+        "        signal.getsignal(signal.SIGTERM)(signal.SIGTERM, frame)\n"
+        "        time.sleep(30)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "interrupted\n"

@@ -18,5 +18,6 @@ def test_a_damaged_list_of_a_folder_is_written_again(tmp_path: Path):
     for content in (b"", whole[:20], whole):
         listing.chmod(0o644)
         listing.write_bytes(content)
+        listing.chmod(0o444)  # as DVC leaves it, and then takes it for whole
         commit_outputs(tmp_path, ["draw"], [], None)
         assert listing.read_bytes() == whole
