@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from tasks.store import Store
 from tasks.store.atomic import write_bytes
 
 PENALTY = 1.0  # of the squared weights, in pairs
+COUNT = re.compile(r"[1-9][0-9]{0,8}|more")
 HELD_OUT = 5  # every fifth query image is not fitted to
 MEMORY = WorkingMemory(1 << 30)
 
@@ -57,14 +59,15 @@ def read_labels(path: Path, most: int) -> dict[tuple[str, str], int | None]:
     """
     labels: dict[tuple[str, str], int | None] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                stated = row["differences"].strip()
-                count = None if stated == "more" or int(stated) > most else int(stated)
-                if count is not None and count < 1:
-                    raise ValueError(f"differences {stated!r}")
-                labels[row["query"], row["target"]] = count
-    except (OSError, KeyError, ValueError) as error:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in (reader := csv.DictReader(file, restval="")):
+                stated, where = row["differences"].strip(), f"line {reader.line_num}"
+                if not row["query"] or not row["target"]:
+                    raise ValueError(f"{where}: a pair has a query and a target")
+                if not COUNT.fullmatch(stated):
+                    raise ValueError(f"{where}: differences {stated!r}")
+                labels[row["query"], row["target"]] = None if stated == "more" or int(stated) > most else int(stated)
+    except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DataError(
             f"{path}: {error}; expected the columns query, target, differences (1, 2, ... or more)"
         ) from error

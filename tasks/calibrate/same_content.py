@@ -106,11 +106,14 @@ def read_labelled(path: Path) -> dict[tuple[str, str], bool]:
     """
     labels: dict[tuple[str, str], bool] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                labels[row["query"], row["target"]] = {"yes": True, "no": False}[row["same"].strip().lower()]
-    except (OSError, KeyError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: {error!r}; expected the columns query, target, same (yes or no)") from error
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in (reader := csv.DictReader(file, restval="")):
+                answer = {"yes": True, "no": False}.get(row["same"].strip().lower())
+                if answer is None or not row["query"] or not row["target"]:
+                    raise ValueError(f"line {reader.line_num}: {dict(row)}")
+                labels[row["query"], row["target"]] = answer
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: {error}; expected the columns query, target, same (yes or no)") from error
     return labels
 
 

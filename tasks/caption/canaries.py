@@ -63,11 +63,11 @@ def read_canaries(folder: Path) -> list[Canary]:
     """
     path = folder / "canaries.csv"
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8
         raise ConfigError(
-            f"caption.canaries: {path} cannot be read ({error.strerror}); "
+            f"caption.canaries: {path} cannot be read ({getattr(error, 'strerror', error)}); "
             f"expected the columns {list(COLUMNS)} and the images beside it"
         ) from None
     if not rows or any(not (row.get(c) or "").strip() for row in rows for c in COLUMNS):

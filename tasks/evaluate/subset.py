@@ -53,7 +53,7 @@ def read_subset(path: Path) -> tuple[list[Key], list[str]]:
     if not path.is_file():
         raise ConfigError(f"subset {path}: no such file; expected CIRCUS' CSV or JSONL, or a JSON list of query ids")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             content = json.loads(text)
             ids = content.get("query_indices") if isinstance(content, dict) else content

@@ -102,9 +102,9 @@ def read_labelled(path: Path) -> list[dict[str, Any]]:
 
             rows = [_with_inner_images(row) for row in pq.read_table(path).to_pylist()]
         else:
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8-sig") as file:
                 rows = list(csv.DictReader(file))
-    except OSError as error:
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: no UTF-8, no Parquet
         raise ConfigError(
             f"judge.labelled: {path} cannot be read ({error}); expected CSV or Parquet with the columns {list(COLUMNS)}"
         ) from None
@@ -128,7 +128,9 @@ def _with_inner_images(row: Mapping[str, Any]) -> dict[str, Any]:
     for column in ("query", "candidate"):
         value = row.get(column)
         if isinstance(value, Mapping):
-            names[column] = INSIDE + base64.b64encode(value["bytes"]).decode() if value.get("bytes") else value["path"]
+            names[column] = (
+                INSIDE + base64.b64encode(value["bytes"]).decode() if value.get("bytes") else value.get("path")
+            )
     return {**row, **names}
 
 

@@ -44,13 +44,16 @@ def read_rows(path: Path) -> list[tuple[str, str, str]]:
         DataError: a line without three fields, or a file without lines.
     """
     rows = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for n, row in enumerate(csv.reader(file)):
-            if not row or (not n and row[0].strip().lower() == "image_path"):
-                continue
-            if len(row) < 3:
-                raise DataError(f"{path}: line {n + 1} has {len(row)} fields; expected image_path,text,instance")
-            rows.append((row[0].strip(), row[1].strip(), row[2].strip()))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for n, row in enumerate(csv.reader(file)):
+                if not row or (not n and row[0].strip().lower() == "image_path"):
+                    continue
+                if len(row) < 3:
+                    raise DataError(f"{path}: line {n + 1} has {len(row)} fields; expected image_path,text,instance")
+                rows.append((row[0].strip(), row[1].strip(), row[2].strip()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: {error}; expected UTF-8, image_path,text,instance; download it again") from error
     if not rows:
         raise DataError(f"{path}: no lines; download it again")
     return rows
