@@ -84,6 +84,8 @@ def differ_in_detail(one: bytes, other: bytes, thumbnail: bytes) -> bool:
     Args:
         one, other: stored images.
         thumbnail: of one of them.
+    Raises:
+        OSError: one of them is no image, or damaged.
     """
     is_lone = False
     for side in SIDES:

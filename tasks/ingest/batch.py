@@ -20,7 +20,7 @@ from tasks.config import Params
 from tasks.errors import DataError
 from tasks.fingerprints.takedown import match_limits, withdrawn_ids
 from tasks.fingerprints.takedown_list import TakedownList
-from tasks.ingest.dedup import Duplicate, DuplicateIndex, limited_note
+from tasks.ingest.dedup import Duplicate, DuplicateIndex, damaged_note, limited_note
 from tasks.ingest.history import SourceHistory
 from tasks.ingest.inspect import InspectedFile, exclusion_reason, read_exclusion_lists
 from tasks.ingest.kept_images import KeptImages
@@ -107,7 +107,7 @@ class BatchWriter:
         self._images = TableWriter(self._path, "images")
         self._dropped = TableWriter(store.dropped_path("ingest", self.batch), "dropped")
         self._progress = Progress()
-        self._refusals = Refusals(history.known_sources)
+        self._refusals = Refusals(history.known_sources, [source.name for source in self.config.sources])
 
     def __enter__(self) -> Self:
         return self
@@ -138,13 +138,13 @@ class BatchWriter:
     def add(self, inspected: InspectedFile) -> None:
         """Keep or drop one file; files must come in the order of their sources."""
         image_id = ""
-        self._refusals.count(inspected)
+        is_source_refused = self._refusals.count(inspected)
         if isinstance(inspected.result, NormalizedImage):
             image_id = hashlib.sha256(inspected.result.content).hexdigest()
         rejection, duplicate = self._decide(inspected, image_id)
         self._progress.count(rejection.reason if rejection else None)
         if rejection is not None:
-            self._drop(inspected, rejection, duplicate)
+            self._drop(inspected, rejection, duplicate, is_source_refused)
         else:
             self._keep(inspected, image_id)
 
@@ -175,11 +175,14 @@ class BatchWriter:
             self._takedown.refused[number] += 1
         return number is not None
 
-    def _drop(self, inspected: InspectedFile, rejection: Rejection, duplicate: Duplicate | None) -> None:
+    def _drop(
+        self, inspected: InspectedFile, rejection: Rejection, duplicate: Duplicate | None, is_source_refused: bool
+    ) -> None:
         if rejection.reason == "duplicate":
             self.history.note_caption(inspected.file)
         copy_of, also = (duplicate.image_id, duplicate.also) if duplicate else ("", ())
-        tries = Tries(self.history.tries(inspected.file) + 1, self.config.max_tries)
+        count = self.history.tries(inspected.file) + (not is_source_refused)
+        tries = Tries(count, self.config.max_tries, is_counted=not is_source_refused)
         self._dropped.add(dropped_row(inspected, self.batch, rejection, copy_of, also, tries))
 
     def _keep(self, inspected: InspectedFile, image_id: str) -> None:
@@ -197,7 +200,7 @@ class BatchWriter:
 
         Raises:
             DataError: kept and dropped rows are not as many as the files (a bug; nothing is published).
-            ConfigError, TransientError: a bucket gives none of its objects.
+            ConfigError, TransientError: a bucket gives none of its objects, and no other source gives any file.
         """
         rows, is_full = self._images.count + self._dropped.count, self.wanted() <= 0
         if rows > self._files_read or (rows < self._files_read and not is_full):
@@ -206,12 +209,15 @@ class BatchWriter:
                 "expected every file as one row; this is a bug, report it with the run's log"
             )
         if not is_full:
-            self._refusals.check()
+            for sentence in self._refusals.check():
+                self.history.listing.note(sentence)
         self._shards.close()
         self._record_changed_captions()
         if count := self.index.limited:
             self.store.write_bytes(limited_path(self.store, self.batch), json.dumps(count).encode())
             log.warning("ingest: %s", limited_note(count))
+        if damaged := list(self.index.damaged):
+            self.history.listing.note(damaged_note(damaged))
         self.store.write_bytes(listing_path(self.store, self.batch), self.history.listing.to_json().encode())
         for sentence in self.history.listing.sentences():
             log.info("ingest: %s", sentence)

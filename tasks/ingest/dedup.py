@@ -19,6 +19,7 @@ these groups back from the dropped rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class DuplicateIndex:
         self._read_kept = read_kept
         self.hash_distance_bits, self.thumbnail_max, self.crop_margin = hash_distance_bits, thumbnail_max, crop_margin
         self.limited = 0
+        self.damaged: dict[str, None] = {}  # ids of stored images whose bytes are no longer theirs, in order
         self.ids_by_source_sha256: dict[str, str] = {}
         for sha256, image_id in zip(known["source_sha256"], known["image_id"], strict=True):
             self.ids_by_source_sha256.setdefault(sha256, image_id)
@@ -151,10 +153,19 @@ class DuplicateIndex:
         nearest = comparable[np.argsort(distance[comparable], kind="stable")]
         is_near = is_near.copy()
         for row in nearest[:MAX_DETAILS].tolist():
-            kept = self._read_kept(int(candidates[row]))
+            kept = self._read_intact(int(candidates[row]))
             is_near[row] = kept is None or not differ_in_detail(image.content, kept, image.thumbnail)
         is_near[nearest[MAX_DETAILS:]] = False
         return is_near, len(nearest) > MAX_DETAILS
+
+    def _read_intact(self, row: int) -> bytes | None:
+        """The stored image of a row; None where it is not there, or damaged: hash and thumbnail then decide alone."""
+        assert self._read_kept is not None
+        kept, image_id = self._read_kept(row), self.ids[row]
+        if kept is not None and hashlib.sha256(kept).hexdigest() != image_id:
+            self.damaged.setdefault(image_id)
+            return None
+        return kept
 
     def add(self, source_sha256: str, image_id: str, image: NormalizedImage) -> None:
         """Add a kept image; arguments as of `find`."""
@@ -176,6 +187,19 @@ def limited_note(count: int) -> str:
         f"{count} images look like so many others that they were compared with the {MAX_THUMBNAILS} nearest alone, "
         f"aligned with the {MAX_ALIGNMENTS} nearest, and looked at in detail beside {MAX_DETAILS}: copies among the "
         "rest may have stayed. Usual for drawings on white"
+    )
+
+
+def damaged_note(image_ids: Sequence[str]) -> str:
+    """One sentence about stored images that are damaged on this machine's disk.
+
+    Args:
+        image_ids: those that were met.
+    """
+    shown = ", ".join(image_ids[:3]) + (" ..." if len(image_ids) > 3 else "")
+    return (
+        f"{len(image_ids)} stored images are damaged on this disk ({shown}); whether new files are copies of them was "
+        "decided by hash and thumbnail alone; take their shards from the remote again (dvc checkout or dvc pull)"
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tasks.ingest.inspect import BLOCK_FILES
-from tasks.ingest.rows import short_hash
+from tasks.ingest.rows import SOURCE_REFUSED, short_hash
 from tasks.sources.counts import ListingCounts
 from tasks.sources.files import SourceFile
 from tasks.store import Store
@@ -77,6 +77,7 @@ class SourceHistory:
         contents: source_uri with the sha256 of the bytes that it had, of files without a fingerprint.
         captions: source_uri -> caption that a kept image was published with ('' where the source stated none).
         failures: fingerprint (source_uri without one) -> batches that did not reach the file, a count.
+        refused: the same, where their source gave no file at all: they are tried again without end.
         failed_sources: names of sources with such files.
         failed_tars: fingerprints of tars with such members.
         known_sources: names of sources from which there is an image.
@@ -91,6 +92,7 @@ class SourceHistory:
     contents: HashMap = field(default_factory=HashMap)
     captions: HashMap = field(default_factory=HashMap)
     failures: HashMap = field(default_factory=HashMap)
+    refused: HashMap = field(default_factory=HashMap)
     failed_sources: set[str] = field(default_factory=set)
     failed_tars: set[int] = field(default_factory=set)
     known_sources: set[str] = field(default_factory=set)
@@ -140,14 +142,15 @@ class SourceHistory:
         if detail.get("is_lasting", True):
             self._add(uri, str(detail.get("sha256", "")), fingerprint)
             return
-        self.failures.add(short_hash(fingerprint or uri))
+        tried = self.refused if detail.get(SOURCE_REFUSED) else self.failures
+        tried.add(short_hash(fingerprint or uri))
         self.failed_sources.add(uri.partition(":")[0])
         if fingerprint:
             self.failed_tars.add(short_hash(fingerprint.removesuffix("/end").rpartition("/")[0]))
 
     def seal(self) -> None:
         """End filling: from now on the history is read."""
-        for hashes in (self.fingerprints, self.names, self.contents, self.captions):
+        for hashes in (self.fingerprints, self.names, self.contents, self.captions, self.refused):
             hashes.seal()
         self.failures.seal(add_up=True)
 
@@ -163,6 +166,10 @@ class SourceHistory:
     def tries(self, file: SourceFile) -> int:
         """In how many batches the file was not reached, a count."""
         return self.failures.get(short_hash(file.fingerprint or file.uri))
+
+    def has_failed(self, file: SourceFile) -> bool:
+        """Whether an earlier batch did not reach the file."""
+        return self.tries(file) > 0 or short_hash(file.fingerprint or file.uri) in self.refused
 
     def _is_given_up(self, name: str) -> bool:
         return self.failures.get(short_hash(name)) >= self.max_tries
@@ -217,5 +224,5 @@ def skip_known_files(
                 if answer.result() if isinstance(answer, Future) else answer:
                     if not failed_before:
                         history.note_caption(file)
-                elif (history.tries(file) > 0) == failed_before:
+                elif history.has_failed(file) == failed_before:
                     yield file

@@ -16,6 +16,7 @@ from tasks.sources.files import SourceFile
 TAKEN_DOWN = "taken_down"
 _SUM = re.compile(r"[0-9a-fA-F]{32,}")
 GIVEN_UP = "is_given_up"  # in a dropped row's detail: the file is not tried again
+SOURCE_REFUSED = "is_source_refused"  # the same: its source gave no file at all, which is no try of this one
 
 
 def short_hash(text: str) -> int:
@@ -45,13 +46,17 @@ class Tries:
     Attributes:
         count: how many.
         most: after how many the file is given up.
+        is_counted: whether this batch is one of them; not where a source refused every file.
     """
 
     count: int
     most: int
+    is_counted: bool = True
 
     def detail(self) -> dict[str, Any]:
         """Fields of a dropped row's detail; a first try of several says nothing."""
+        if not self.is_counted:
+            return {SOURCE_REFUSED: True}
         fields: dict[str, Any] = {"tries": self.count} if self.count > 1 else {}
         return {**fields, GIVEN_UP: True} if self.count >= self.most else fields
 

@@ -52,16 +52,17 @@ class ShardWriter:
         return int(self._tar.offset) - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
     def read(self, shard: str, offset: int, size_bytes: int) -> bytes | None:
-        """An image of this batch or an earlier one, also of the shard that is being written; None where it is gone."""
+        """An image of this batch or an earlier one, also of the shard that is being written; less where that is cut,
+        None where it is gone.
+        """
         is_open = self._tar is not None and shard == self._name()
         try:
             if is_open:
                 self._tar.fileobj.flush()  # type: ignore[union-attr]
             with open(self._temporary if is_open else self.store.folder("data", "images", shard), "rb") as f:
-                content = os.pread(f.fileno(), size_bytes, offset)
+                return os.pread(f.fileno(), size_bytes, offset)
         except FileNotFoundError:
             return None
-        return content if len(content) == size_bytes else None
 
     def close(self) -> None:
         """Finish the current shard, if any: flush it to the disk, then rename it."""

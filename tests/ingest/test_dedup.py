@@ -258,12 +258,37 @@ def test_of_many_textures_the_details_of_a_bounded_number_are_looked_at(monkeypa
 
     def read(row: int) -> bytes:
         looked.append(row)
-        return b"another"
+        return b"another %d" % row
 
-    monkeypatch.setattr(dedup, "differ_in_detail", lambda one, other, thumbnail: other == b"another")
+    monkeypatch.setattr(dedup, "differ_in_detail", lambda one, other, thumbnail: other.startswith(b"another"))
     index = DuplicateIndex(NONE, hash_distance_bits=16, thumbnail_max=8.0, read_kept=read)
     for n in range(20):
-        assert index.find(f"s{n}", f"i{n}", flat_image(100)) is None
-        index.add(f"s{n}", f"i{n}", flat_image(100))
+        image_id = hashlib.sha256(b"another %d" % n).hexdigest()
+        assert index.find(f"s{n}", image_id, flat_image(100)) is None
+        index.add(f"s{n}", image_id, flat_image(100))
     assert len(looked) == sum(min(n, dedup.MAX_DETAILS) for n in range(20))
     assert index.limited == 20 - dedup.MAX_DETAILS - 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "a changed bit", "gone"])
+def test_a_stored_image_that_is_damaged_stops_no_week_and_is_said(tmp_path: Path, damage: str):
+    """Its details cannot be looked at: hash and thumbnail decide, and the report names it."""
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)).resize((256, 256))
+    save_jpeg(image, tmp_path / "in" / "a.jpg", quality=95)
+    store = Store(tmp_path / "run")
+    ingest.run(folder_params(tmp_path / "in"), store)
+    row = read_kept(store)["a.jpg"]
+    shard, place = store.folder("data", "images", row["shard"]), row["offset_bytes"]
+    content = bytearray(shard.read_bytes())
+    if damage == "zeroed":
+        content[place : place + row["size_bytes"]] = bytes(row["size_bytes"])
+    elif damage == "a changed bit":
+        content[place + row["size_bytes"] // 2] ^= 4
+    shard.write_bytes(bytes(content[: place + 100] if damage == "cut" else content))
+    if damage == "gone":
+        shard.unlink()
+    save_jpeg(image, tmp_path / "in" / "b.jpg", quality=85)
+    report = ingest.run(folder_params(tmp_path / "in", "2026.01.11"), store)
+    assert report.dropped == {"near_duplicate": 1} and report.read == report.written + 1
+    is_said = any("1 stored images are damaged on this disk" in note for note in report.notes)
+    assert is_said == (damage != "gone")

@@ -192,6 +192,30 @@ def test_a_bucket_that_gives_no_object_at_all_is_a_configuration_error_until_the
         assert ingest.run(ingest_params([settings], "2026.01.11"), store).dropped == {"unreachable": 1}
 
 
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (500, "InternalError")])
+def test_a_bucket_that_gives_no_object_stops_no_other_source_and_is_asked_again_without_end(
+    s3: Any, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str
+):
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.001)
+    for n in range(2):
+        s3.put_object(Bucket="images", Key=f"week/{n}.png", Body=encode(block_image(n)))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "own.png").write_bytes(encode(block_image(7)))
+    sources = [
+        {"name": "bucket", "path": "s3://images/week", "endpoint_url": s3_url},
+        {"name": "folder", "path": str(tmp_path / "in")},
+    ]
+    store = Store(tmp_path / "run")
+    with answering(s3_url, "/week/", status, code):
+        for week, written in enumerate([1, 0, 0]):  # in the later weeks, the folder has nothing new
+            report = ingest.run(ingest_params(sources, f"2026.01.{4 + 7 * week:02d}", max_tries=2), store)
+            assert (report.read, report.written, report.dropped) == (2 + written, written, {"unreachable": 2})
+            (note,) = (note for note in report.notes if "none of its 2 objects can be read" in note)
+            assert code in note and "the other sources were taken in" in note
+    report = ingest.run(ingest_params(sources, "2026.01.25", max_tries=2), store)
+    assert report.written == 2 and not report.dropped
+
+
 def test_one_tar_and_one_table_that_may_not_be_read_leave_the_others(s3: Any, s3_url: str):
     for n in range(2):
         s3.put_object(Bucket="images", Key=f"t/{n}.tar", Body=make_tar([("a.jpg", b"a")]))
