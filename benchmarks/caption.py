@@ -179,7 +179,8 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         loop(judge, questions, ANSWER_TOKENS),
     )
     spent: dict[str, list[float]] = {name: [] for name in ("loop", "batched", "judge_loop", "judge")}
-    plain, ours = [], []
+    plain: list[str] = []
+    ours: list[str] = []
     for turn in range(args.turns):
         describe, questions = drawn(args.pairs, turn)
         for name, work, arguments in (
@@ -200,7 +201,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     def over(slow: Sequence[float], fast: Sequence[float]) -> float:
         return round(median(a / b for a, b in zip(slow, fast, strict=True)), 2)
 
-    figures = {f"{name}_pairs_per_cpu_s": rate(seconds) for name, seconds in spent.items()}
+    figures: dict[str, Any] = {f"{name}_pairs_per_cpu_s": rate(seconds) for name, seconds in spent.items()}
     figures |= {
         "batched_ratio": over(spent["loop"], spent["batched"]),
         "judge_ratio": over(spent["judge_loop"], spent["judge"]),
@@ -214,7 +215,8 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         "batched_start_cpu_s": round(start_s, 1),
         "batched_part_pairs": part_pairs(start_s, args.pairs / median(spent["batched"])),
     }
-    reasons, ratios = [], [figures["batched_ratio"]]
+    reasons: list[str] = []
+    ratios: list[float] = [figures["batched_ratio"]]
     for name, measure in (("vllm_offline", run_offline), ("vllm_server", run_server)):
         figures |= dict.fromkeys(
             (f"{name}_pairs_per_cpu_s", f"{name}_start_cpu_s", f"{name}_part_pairs", f"{name}_equal_share")

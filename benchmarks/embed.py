@@ -376,7 +376,8 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     import torch
 
     torch.set_num_threads(1)
-    sizes, contents = [], []
+    sizes: list[dict[str, Any]] = []
+    contents: list[bytes] = []
     for max_side in args.max_side:
         row, images = preparation_row(args, max_side)
         sizes += [row] if row else []

@@ -142,9 +142,9 @@ def quality_figures(sources: dict[str, bytes], made: dict[str, dict[str, bytes]]
         for program, stored in made.items():
             pixels = np.asarray(Image.open(io.BytesIO(stored[name])).convert("RGB"))
             values[program].append(psnr_db(pixels, lying if program == "img2dataset" else upright))
-        small, out = Image.open(io.BytesIO(content)), io.BytesIO()
-        small.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-        small = small.convert("RGB")
+        opened, out = Image.open(io.BytesIO(content)), io.BytesIO()
+        opened.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+        small = opened.convert("RGB")
         small.save(out, "JPEG", quality=95)
         values["pillow_thumbnail_raw"].append(psnr_db(np.asarray(small), lying))
         values["pillow_thumbnail"].append(psnr_db(np.asarray(Image.open(out).convert("RGB")), lying))

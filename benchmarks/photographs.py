@@ -101,7 +101,7 @@ def embedded(contents: list[bytes], model: str) -> np.ndarray:
     from tasks.embed.batches import LazyImages, encode_in_batches
     from tasks.models.encoders.load import load_encoder
 
-    encoder: Any = load_encoder(EncoderConfig(model=model, kind="image"), "cpu")
+    encoder: Any = load_encoder(EncoderConfig.model_validate({"model": model, "kind": "image"}), "cpu")
     images = LazyImages([str(n) for n in range(len(contents))], lambda n: encoder.preparation.prepare(contents[int(n)]))
     vectors, is_good = encode_in_batches(images, encoder.encode_prepared, BATCH)
     assert is_good.all()

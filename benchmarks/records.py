@@ -60,7 +60,9 @@ def measure(folder: Path, index: Path, batches: int) -> dict[str, Any]:
     config = load_params("params.yaml").train.model_copy(update={"batch_triplets": BATCH})
     before_mib = peak_mib()
     start = time.perf_counter()
-    dataset = MixedDatasetConfig(name="mega", format="megapairs", path=str(folder), images=str(folder))
+    dataset = MixedDatasetConfig.model_validate(
+        {"name": "mega", "format": "megapairs", "path": str(folder), "images": str(folder)}
+    )
     stream = RecordStream(dataset, open_records(dataset, index))
     plans = plan_steps([WeightedDataset(stream, 1.0)], config, random.Random(0))
     next(plans)

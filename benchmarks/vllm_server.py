@@ -27,7 +27,7 @@ START_S = 900.0  # s
 IDLE_S = 120.0  # s
 LOG_TAIL = 4000  # characters of the log in an error
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-FLAGS = (
+FLAGS: tuple[str, ...] = (
     "--dtype",
     "float32",
     "--enforce-eager",
