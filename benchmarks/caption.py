@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add_argument("--offline", action="store_true", help=argparse.SUPPRESS)
     args = parse_arguments(parser, argv, {"pairs": 6, "turns": 1, "no_vllm": True})
     if args.offline:
-        figures: dict[str, object] = offline(args.pairs, args.turns)
+        figures: dict[str, Any] = offline(args.pairs, args.turns)
         print(json.dumps(figures), flush=True)
         return figures
     import torch
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     def over(slow: Sequence[float], fast: Sequence[float]) -> float:
         return round(median(a / b for a, b in zip(slow, fast, strict=True)), 2)
 
-    figures: dict[str, Any] = {f"{name}_pairs_per_cpu_s": rate(seconds) for name, seconds in spent.items()}
+    figures = {f"{name}_pairs_per_cpu_s": rate(seconds) for name, seconds in spent.items()}
     figures |= {
         "batched_ratio": over(spent["loop"], spent["batched"]),
         "judge_ratio": over(spent["judge_loop"], spent["judge"]),
