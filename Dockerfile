@@ -45,10 +45,10 @@ ENV PYTHONPATH=/opt/megapairs \
     AIRFLOW__CORE__LOAD_EXAMPLES=False \
     DVC_NO_ANALYTICS=true
 
-RUN mkdir -p /opt/airflow && chown -R airflow:0 /opt/airflow
+RUN mkdir -p /opt/airflow && chown -R airflow:0 /opt/airflow && install -m 0755 deploy/entrypoint.sh /entrypoint
 # docker compose build --build-arg COMMIT=$(git rev-parse HEAD): open_run warns when the stages are of other code.
 ARG COMMIT=
 ENV MEGAPAIRS_COMMIT=${COMMIT}
 USER airflow
-ENTRYPOINT ["tini", "--", "airflow"]
+ENTRYPOINT ["tini", "--", "/entrypoint"]
 CMD ["version"]

@@ -1,5 +1,7 @@
 """deploy/helm/values.yaml, checked without a cluster: variables, settings and folders as in docker-compose.yaml."""
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,14 @@ from tasks.demo.compose import interpolate
 CHART_KEYS = {
     *("executor", "airflowVersion", "defaultAirflowRepository", "defaultAirflowTag", "images", "data", "config", "env"),
     *("fernetKeySecretName", "apiSecretKeySecretName", "jwtSecretName", "postgresql", "redis", "statsd", "secret"),
-    *("createUserJob", "volumes", "volumeMounts", "workers", "securityContexts"),
+    *("createUserJob", "enableServiceLinks", "volumes", "volumeMounts", "workers", "securityContexts"),
+    *("apiServer", "scheduler", "dagProcessor", "triggerer"),
 }
 # What the chart itself sets from its secrets and its own services, or what only Celery and containers of one host need.
 BY_THE_CHART = {
     *("AIRFLOW__CORE__EXECUTOR", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"),
     *("AIRFLOW__CELERY__BROKER_URL", "AIRFLOW__CELERY__RESULT_BACKEND", "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"),
     *("AIRFLOW__API__SECRET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT"),
-    "AIRFLOW__API__BASE_URL",
 }
 # A queued pod may wait for its node; lost messages of Redis do not exist there.
 CELERYS_OWN = {
@@ -76,7 +78,39 @@ def test_folders_lie_on_the_shared_volume_and_sqlite_does_not(values: dict[str, 
         assert mounts["/" + here[name].split("/")[1]] == "data", name
     assert mounts[str(Path(here["DVC_SITE_CACHE_DIR"]).parent)] == "host-cache"
     assert str(Path(here["MEGAPAIRS_GPU_POD"]).parent) in mounts
-    assert str(Path(here["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]).parent) in mounts
+
+
+def test_the_api_server_alone_gets_the_passwords_in_a_file_that_it_can_write(values: dict[str, Any]):
+    folder = Path(variables(values)["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]).parent
+    server = values["apiServer"]
+    mounts = {m["mountPath"]: m for m in server["extraVolumeMounts"]}
+    assert not mounts[str(folder)].get("readOnly") and str(folder) not in {
+        m["mountPath"] for m in values["volumeMounts"]
+    }
+    assert "emptyDir" in next(v for v in server["extraVolumes"] if v["name"] == mounts[str(folder)]["name"])
+    assert server["extraInitContainers"][0]["command"][-1] == f"{folder}/passwords.json"
+    assert not any("secret" in volume for volume in values["volumes"])
+
+
+@pytest.mark.parametrize(
+    ("given", "runs"),
+    [
+        (["bash", "-c", "echo $0 $1", "exec airflow", "scheduler"], "exec airflow scheduler"),  # the chart's services
+        (["python", "-c", "print('a worker pod')"], "a worker pod"),  # the Kubernetes executor's pods
+        (["airflow", "db", "check-migrations"], "airflow: db check-migrations"),  # the chart's init containers
+        (["celery", "worker", "-q", "default"], "airflow: celery worker -q default"),  # docker-compose.yaml
+    ],
+)
+def test_the_image_runs_programs_and_commands_of_airflow(tmp_path: Path, given: list[str], runs: str):
+    (tmp_path / "airflow").write_text('#!/bin/sh\necho "airflow: $*"\n')
+    (tmp_path / "airflow").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "deploy/entrypoint.sh", *given], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == runs
+    dockerfile = Path("Dockerfile").read_text()
+    assert "deploy/entrypoint.sh /entrypoint" in dockerfile and 'ENTRYPOINT ["tini", "--", "/entrypoint"]' in dockerfile
 
 
 def test_every_secret_is_one_that_the_header_makes(values: dict[str, Any]):
