@@ -16,7 +16,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.services import service_scenarios
@@ -55,6 +56,17 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(rows)
 
 
+@contextmanager
+def kept_or_temporary(folder: Path | None) -> Iterator[Path]:
+    """`folder`, made here, which stays; or a temporary one, which goes with the block."""
+    if folder is not None:
+        folder.mkdir(parents=True)
+        yield folder.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="megapairs-chaos-") as temporary:
+        yield Path(temporary)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the scenarios; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -64,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", help="names of scenarios, separated by commas")
     parser.add_argument("--kills", type=int, help="random kills, a count")
     parser.add_argument("--images", type=int, help="images of the week, a count")
+    parser.add_argument("--keep", type=Path, help="a new folder for all that is made; it and its logs stay")
     parser.add_argument("--list", action="store_true", help="print the scenarios' names")
     args = parser.parse_args(argv)
     has_mounts = own_mounts()
@@ -79,11 +92,11 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" (disk: {NO_NAMESPACE})" if "disk" in unknown and not has_mounts else ""
         parser.error(f"--only: unknown {unknown}{hint}; known: {known}")
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="megapairs-chaos-") as folder:
+    with kept_or_temporary(args.keep) as folder:
         if any(name in on_stages for name in wanted):
             images = args.images or (SHORT_IMAGES if args.short else IMAGES)
-            (Path(folder) / "stages").mkdir()
-            with living_week(Path(folder) / "stages", images) as week:
+            (folder / "stages").mkdir()
+            with living_week(folder / "stages", images) as week:
                 tell(f"an undisturbed week of {images} images: {week.calls} paid calls")
                 for name in (n for n in wanted if n in on_stages):
                     week.reset()
@@ -91,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         if any(name in on_services for name in wanted):
             from tests.chaos.services import living_stack
 
-            with living_stack(Path(folder) / "stack") as stack:
+            with living_stack(folder / "stack") as stack:
                 for name in (n for n in wanted if n in on_services):
                     outcomes.append(attempt(name, lambda name=name: on_services[name](stack)))  # type: ignore[misc]
     if not has_mounts and not args.short:

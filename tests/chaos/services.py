@@ -19,10 +19,11 @@ from pathlib import Path
 
 from tasks.demo.local_airflow import FINISHED
 from tasks.demo.processes import is_alive
-from tasks.demo.production_local import AIRFLOW_SERVICES, WORKERS, ProductionLocal
+from tasks.demo.production_local import AIRFLOW_SERVICES, NAMES, WORKERS, ProductionLocal
 from tasks.demo.services import Service
-from tasks.demo.watch import DATASET_DAG, MODEL_DAG
+from tasks.demo.watch import DATASET_DAG, LOG_LINES, MODEL_DAG
 from tasks.errors import TasksError
+from tasks.names import slug
 from tasks.publish.git import git, read_at, tags
 from tasks.sample.world import make_world
 from tests.chaos.week import DATE, Outcome
@@ -59,12 +60,26 @@ class Stack:
             shutil.copytree(self.place / name, self.untouched / name, symlinks=True)
 
     def reset(self) -> None:
-        """Nothing is published and no run is open."""
+        """Every service runs, no run goes on, nothing is published."""
+        self.settle()
         for name in self.parts:
             shutil.rmtree(self.place / name, ignore_errors=True)
             shutil.copytree(self.untouched / name, self.place / name, symlinks=True)
         shutil.rmtree(self.place / "runs", ignore_errors=True)
         (self.place / "runs").mkdir()
+
+    def settle(self) -> None:
+        """Start what an earlier scenario left down, and end the runs that it left going on."""
+        for name in self.airflow.services.names:
+            if name in NAMES and not self.airflow.services.is_running(name):
+                self.airflow.services.start(name)
+            self.airflow.services.resume(name)
+        self.airflow.wait_healthy((DATASET_DAG, MODEL_DAG))
+        for dag_id in (DATASET_DAG, MODEL_DAG):
+            for run in self.airflow.runs(dag_id):
+                if run["state"] not in ("success", "failed"):
+                    self.airflow.call("PATCH", f"dags/{dag_id}/dagRuns/{run['dag_run_id']}", {"state": "failed"})
+        wait_until(lambda: not find_stages(self.place / "runs"), "no stage of an earlier scenario is left", poll_s=0.5)
 
     def trigger(self) -> str:
         """Start the week; returns the run's id."""
@@ -118,6 +133,19 @@ class Stack:
         tasks = self.airflow.task_instances(DATASET_DAG, run_id)
         return sum(max(0, task["try_number"] - 1) for task in tasks if task["state"] in FINISHED)
 
+    def keep(self, name: str, run_id: str) -> Path:
+        """Keep what a run that did not go well left: its tasks' last log lines, and the origin; returns the folder."""
+        folder = self.airflow.root / "seen" / slug(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(self.place / "origin.git", folder / "origin.git", symlinks=True, dirs_exist_ok=True)
+        lines = []
+        for task in self.airflow.task_instances(DATASET_DAG, run_id):
+            lines.append(json.dumps(task))
+            if task["state"] not in ("success", "skipped") or task["try_number"] > 1:
+                lines += self.airflow.task_log(DATASET_DAG, run_id, task)[-LOG_LINES:]
+        (folder / "tasks.log").write_text("\n".join(lines))
+        return folder
+
 
 def broken(name: str, break_it: Callable[[Stack], int]) -> Callable[[Stack], Outcome]:
     """A scenario: a week during which something is broken.
@@ -137,6 +165,8 @@ def broken(name: str, break_it: Callable[[Stack], int]) -> Callable[[Stack], Out
         note = (
             f"run {state}, {stack.tries(run_id)} further tries, {stack.restarts} services came back by the supervisor"
         )
+        if state != "success" or not is_same:
+            note += f"; kept in {stack.keep(name, run_id)}"
         return Outcome(name, state == "success", is_same, kills, note=note)
 
     return scenario
