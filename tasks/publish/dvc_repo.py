@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 import yaml
 
 from tasks.errors import TransientError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -31,6 +34,7 @@ def dvc_repo(root: Path) -> Iterator[Any]:
     from dvc.repo import Repo
     from dvc_objects.errors import ObjectFormatError
 
+    make_reflinks_atomic()
     logging.getLogger("dvc").setLevel(logging.WARNING)
     try:
         with contextlib.chdir(root):
@@ -41,6 +45,28 @@ def dvc_repo(root: Path) -> Iterator[Any]:
                 repo.close()
     except (DvcException, ObjectFormatError) as error:
         raise TransientError(f"dvc in {root}: {error}") from error
+
+
+def make_reflinks_atomic() -> None:
+    """Let DVC clone a file into a temporary one first, in this process.
+
+    Its own way (dvc_objects 5) opens the object's final path, empty, asks the file system for a clone, and removes the
+    file where it has none. A process that is killed in between leaves an empty object, which DVC takes for whole later
+    where it is a folder's list; and for a moment an object that another process has just written is empty.
+    """
+    from dvc_objects.fs import system
+
+    clone = system.reflink
+    if getattr(clone, "is_atomic", False):
+        return
+
+    def reflink(source: str, target: str) -> None:
+        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
+        clone(source, temporary)
+        os.replace(temporary, target)
+
+    reflink.is_atomic = True  # type: ignore[attr-defined]
+    system.reflink = reflink
 
 
 def locked_stages(lock: bytes | str | None) -> dict[str, Any]:
@@ -98,23 +124,27 @@ def commit_outputs(root: Path, sections: Sequence[str], paths: Sequence[str], lo
 
 
 def remove_damaged_lists(objects: Any, names: Iterable[str]) -> list[str]:
-    """Remove a folder's list (`<md5>.dir`) from the cache where its content is another, so that DVC writes it again.
+    """Remove a folder's list (`<md5>.dir`) whose content is another from the cache or the remote.
 
-    DVC takes a list that exists for whole, and no later command would read it. Seen once after random kills.
+    DVC takes a list that exists for whole: it would neither write it again nor be able to read it, at any later try.
 
     Args:
-        objects: DVC's object database of the cache.
+        objects: DVC's object database.
         names: of objects; those that are no lists are left alone.
     Returns:
-        the names that were removed.
+        the names that were removed; DVC writes them again.
     """
     removed = []
     for name in names:
-        path = Path(objects.oid_to_path(name))
-        if not name.endswith(".dir") or not path.exists():
+        if not name.endswith(".dir"):
             continue
-        if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != name.removesuffix(".dir"):
-            path.unlink()
+        path = objects.oid_to_path(name)
+        try:
+            content = objects.fs.cat_file(path)
+        except FileNotFoundError:
+            continue
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != name.removesuffix(".dir"):
+            objects.fs.remove(path)
             removed.append(name)
     return removed
 
@@ -125,12 +155,21 @@ def push_and_verify(root: Path) -> int:
     Raises:
         TransientError: the push failed, or the remote lacks an object.
     """
+    from dvc_objects.errors import ObjectFormatError
+
     with dvc_repo(root) as repo:
-        repo.push()
         wanted: set[str] = set()
         for objects in repo.used_objs().values():
             wanted |= {o.value for o in objects}
         remote = repo.cloud.get_remote_odb()
+        try:
+            repo.push()
+        except ObjectFormatError:  # it has read the lists that the remote holds
+            removed = remove_damaged_lists(remote, sorted(wanted))
+            if not removed:
+                raise
+            log.warning("remote %s: damaged lists of folders are written again: %s", remote.path, ", ".join(removed))
+            repo.push()
         missing = sorted(wanted - set(remote.oids_exist(list(wanted))))
         if missing:
             raise TransientError(
