@@ -14,7 +14,7 @@
     /megapairs/d/<dataset>/...                the same for a dataset of MEGAPAIRS_DATASETS
 
 Reads MEGAPAIRS_DATASET and MEGAPAIRS_RUNS. No page loads anything from elsewhere; only the review queue writes, and
-only it runs a script, for its keys.
+only it runs a script, for its keys. Every answer states a Content-Security-Policy, and only Airflow may frame it.
 Links stay in Airflow's frame, whose sandbox lets no link open a window. The words are in tasks/pages/templates.
 """
 
@@ -25,6 +25,7 @@ import importlib
 import json
 import os
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,7 @@ from megapairs.review_pages import review_router
 from megapairs.wiring import further_datasets
 
 from tasks.browse import overview, promotions
+from tasks.browse.drops import shown_drops
 from tasks.browse.published import TABLES, PublishedVersion, models, versions
 from tasks.browse.selection import selection_from
 from tasks.errors import TasksError
@@ -48,10 +50,15 @@ from tasks.reasons import REASONS, why
 
 VERSION_NAME = re.compile(r"\d{4}\.\d{2}\.\d{2}(\.\d+)?")
 RUN_NAME = re.compile(r"[a-z0-9-]+")
-PAGE_ROWS = 100  # dropped rows on a page, a count
+PAGE_ROWS = 50  # dropped rows on a page, with their images, a count
 HOME_VERSIONS = 200  # on the home page, a count: four years of weeks
 # A page made from data must not reach the UI's cookies: the sandbox gives it an origin of its own.
 SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts allow-popups", "X-Content-Type-Options": "nosniff"}
+# Of every answer that states none: a page's own rules, stated in the page, are narrower.
+POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'self'"
+)
 # A published page that needs no script gets none, whatever is in it; its links keep the login, which a sandbox loses.
 STATIC = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
@@ -64,6 +71,16 @@ SPARKS = (("Yield", "yield_share"), ("Shortcuts", "shortcut_share"), ("True text
 app = FastAPI(
     title="MegaPairs reports", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None
 )
+
+
+@app.middleware("http")
+async def with_policy(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """State the policy on every answer, errors included."""
+    answer = await call_next(request)
+    answer.headers.setdefault("Content-Security-Policy", POLICY)
+    answer.headers.setdefault("X-Content-Type-Options", "nosniff")
+    answer.headers.setdefault("Referrer-Policy", "same-origin")
+    return answer
 
 
 def folder_in(variable: str, dataset: str = "") -> Path:
@@ -200,10 +217,12 @@ def drops(
     found = version_named(name, dataset)
     with as_not_found():
         rows = found.table(f"data/dropped/{stage}", ["batch", "key", "reason", "detail"])
-    if rows.num_rows:
-        rows = rows.filter(pc.equal(rows["reason"], reason)).sort_by([("batch", "descending"), ("key", "ascending")])
-    start = (page - 1) * PAGE_ROWS
-    shown = [{**row, "details": details(row["detail"])} for row in rows.slice(start, PAGE_ROWS).to_pylist()]
+        if rows.num_rows:
+            rows = rows.filter(pc.equal(rows["reason"], reason)).sort_by(
+                [("batch", "descending"), ("key", "ascending")]
+            )
+        start = (page - 1) * PAGE_ROWS
+        shown = shown_drops(found, rows.slice(start, PAGE_ROWS).to_pylist())
     return html(
         "drops.html.j2",
         name=name,
@@ -213,19 +232,9 @@ def drops(
         total=rows.num_rows,
         rows=shown,
         page=page,
+        first=start + 1,
         has_more=rows.num_rows > start + PAGE_ROWS,
     )
-
-
-def details(text: str | None) -> list[tuple[str, str]]:
-    """A row's detail, JSON or a sentence, as (name, value)."""
-    try:
-        values = json.loads(text or "{}")
-    except ValueError:
-        return [("", str(text))]
-    if not isinstance(values, dict):
-        return [("", str(values))]
-    return [(name, str(value)) for name, value in values.items() if value not in (None, "", [])]
 
 
 @app.get("/versions/{name}/triplets", response_class=HTMLResponse)

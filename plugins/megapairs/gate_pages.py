@@ -17,11 +17,12 @@ from fastapi.responses import HTMLResponse
 
 from tasks.browse.published import TABLES, PublishedVersion
 from tasks.errors import TasksError
-from tasks.pages.gate_words import observed_words, share_words, value_words
+from tasks.pages.gate_words import is_share, observed_words, share_words, value_words
 from tasks.pages.render import html
 
 PAGE_ROWS = 100  # quarantined rows on a page, a count
 BROKEN_ROWS = re.compile(r"(\d+) of (\d+) rows")
+NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def shown_gate(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def shown_gate(report: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows_words(report),
         "last_version": report.get("last_version") or "",
         "quarantined": int(report.get("quarantined") or 0),
-        "checks": [shown_check(check, figures) for check in checks],
+        "checks": [shown_check(check, figures) for check in checks if not is_unbroken(check)],
+        "unbroken": [shown_check(check, figures) for check in checks if is_unbroken(check)],
         "figures": [(name, value_words(name, figures[name]), value_words(name, last.get(name))) for name in figures],
         "examples": [
             {"column": str(rule.get("column")), **shown_example(example)}
@@ -48,6 +50,11 @@ def shown_gate(report: Mapping[str, Any]) -> dict[str, Any]:
             for example in rule.get("examples") or []
         ],
     }
+
+
+def is_unbroken(check: Mapping[str, Any]) -> bool:
+    """Whether a check is a rule on single rows that no row breaks: a page names these last."""
+    return check.get("table_half") == "rows" and bool(check.get("is_held"))
 
 
 def shown_example(example: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +82,14 @@ def shown_check(check: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[st
     if counts and int(counts[2]):
         observed = f"{share_words(int(counts[1]) / int(counts[2]))}, {observed}"
     words = {"observed": observed, "last": value_words(column, check.get("last"))}
-    return {**check, **words, "expected": check.get("expected") or "–"}
+    return {**check, **words, "expected": expected_words(column, str(check.get("expected") or "–"))}
+
+
+def expected_words(column: str, expected: str) -> str:
+    """What a check expects, in words: shares as percentages, a rule on a yes or no as one of these."""
+    if is_share(column):
+        return NUMBER.sub(lambda found: share_words(float(found[0])), expected)
+    return {"one of False": "no", "one of True": "yes"}.get(expected, expected)
 
 
 def quarantined_rows(version: PublishedVersion, table: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from tasks.browse.drops import detail_values, shown_details
 from tasks.browse.published import PublishedVersion
 from tasks.browse.selection import ACCEPTED, Selection
 from tasks.browse.triplets import TRIPLET_COLUMNS, TripletIndex, rejected_rows
@@ -140,16 +140,8 @@ def shown_row(row: dict[str, Any], images: dict[str, dict[str, Any]]) -> dict[st
         "is_accepted": reason == ACCEPTED,
         "reason": reason,
         "why": why("judge", reason),
-        "details": _details(row.get("detail")),
+        "details": shown_details(detail_values(row.get("detail"))),
     }
-
-
-def _details(text: str | None) -> list[tuple[str, str]]:
-    try:
-        values = json.loads(text or "{}")
-    except ValueError:
-        return [("detail", str(text))]
-    return [(str(name), str(value)) for name, value in values.items()] if isinstance(values, dict) else []
 
 
 @functools.lru_cache(maxsize=2)

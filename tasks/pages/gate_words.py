@@ -51,7 +51,10 @@ def value_words(column: str, value: Any, figures: Mapping[str, Any] | None = Non
     """
     if value is None or value == "":
         return "–"
-    if not isinstance(value, int | float) or isinstance(value, bool) or not is_share(column):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and not is_share(column) and float(value).is_integer():
+        return f"{value:,.0f}"
+    if not is_number or not is_share(column):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
     whole = next((figures[name] for name in WHOLES.get(column, ()) if figures and name in figures), None)
     if whole is None:

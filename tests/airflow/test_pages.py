@@ -50,13 +50,14 @@ def test_every_page_is_reached_by_links_from_the_home_page(client):
             continue
         answer = client.get(address)
         seen[address] = answer.status_code
+        assert answer.headers["content-security-policy"] and answer.headers["x-content-type-options"] == "nosniff"
         if "text/html" not in answer.headers["content-type"] or "gallery" in address:
             continue
         assert_accessible(answer.text)
         # forms lead to another page, and the explorer's images come from the version
         page = re.sub(r"</?form[^>]*>", "", answer.text)
         pictures = re.findall(r'src="(images/[^"]+)"', page)
-        assert "triplets" in address or "review" in address or not pictures
+        assert any(name in address for name in ("triplets", "review", "drops")) or not pictures
         if "review" in address:  # the one page with a script, for its keys
             page, scripts = re.subn(r'<script src="(\.\./)*review.js"></script>', "", page)
             assert scripts == 1
@@ -70,6 +71,15 @@ def test_every_page_is_reached_by_links_from_the_home_page(client):
     assert reached >= {"/", "/versions/V/", "/versions/V/gallery.html", "/versions/V/card", "/compare", "/d/shop/"}
     assert {"/versions/V/triplets", "/versions/V/triplets.jsonl"} <= reached
     assert any(address.startswith("/versions/V/images/") for address in reached)
+
+
+def test_a_row_that_was_left_out_shows_its_images_and_why(client):
+    page = client.get("/versions/2026.11.23/drops?stage=judge&reason=wrong_target").text
+    images = re.findall(r'src="(images/[0-9a-f]{64}\.jpg)" alt="(query|target)"', page)
+    assert [label for _, label in images[:2]] == ["query", "target"]
+    assert client.get(f"/versions/2026.11.23/{images[0][0]}").headers["content-type"] == "image/jpeg"
+    refused = client.get("/versions/2026.11.23/drops?stage=judge&reason=nothing")
+    assert refused.status_code == 404 and "frame-ancestors 'self'" in refused.headers["content-security-policy"]
 
 
 def test_triplets_are_found_by_words_and_filters_and_downloaded(client):

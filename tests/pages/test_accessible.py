@@ -88,13 +88,42 @@ def version_page(text: str) -> str:
     check = {"column": "caption", "expectation": "be between", "why": text, "expected": "at most 1", "last": "–"}
     gate = {"table": "images", "verdict": "passed", "rows": "400 new rows", "last_version": text, "quarantined": 3}
     gate |= {"checks": [{**check, "observed": text, "is_held": False}], "figures": [("rows", "400", "300")]}
+    gate["unbroken"] = [{**check, "observed": text, "is_held": True}]
     gate["examples"] = [{"column": text, "key": text, "details": [("caption", text)]}]
     drop = {"stage": "ingest", "reason": "duplicate", "why": text, "new": 1, "all": 2}
     tiles = [("new images", "243"), ("new pairs", "948")]
     return html("version.html.j2", name="2026.11.28", tiles=tiles, gates=[gate], drops=[drop], before="2026.11.21")
 
 
-PAGES = {"home": home_page, "version": version_page, "explorer": explorer_page, "studio": studio_page}
+def drops_page(text: str) -> str:
+    """The rows that were left out for a reason, with `text` wherever a stranger's text can stand."""
+    images = [(label, text, text) for label in ("query", "target")]
+    row = {"key": text, "batch": "2026.11.28", "images": images, "details": [(text, text), (text, [(text, text)])]}
+    rows = [row, {**row, "images": []}]
+    values = {"stage": "judge", "reason": "wrong_target", "why": text, "total": 1234, "rows": rows}
+    return html("drops.html.j2", name="2026.11.28", **values, page=2, first=51, has_more=True)
+
+
+def queue_page(text: str) -> str:
+    """The review queue, with `text` wherever a stranger's text can stand."""
+    row = {"id": text, "query": text, "target": "b" * 64, "query_source": text, "target_source": text}
+    row |= {"lowest": {"text": text, "score": "0.51"}, "is_accepted": False, "reason": "ambiguous"}
+    row["negatives"] = [(text, "0.10"), ("c" * 64, "0.20")]
+    agreement = {"rows": 10, "agreed": 9, "kappa": 0.71}
+    values = {"waiting": 1234, "answered": 9, "threshold": "0.8", "reason": text, "skip": 0, "token": "t"}
+    values |= {"agreement": agreement, "reasons": [text, "rejected"], "up": "../../", "may_answer": True}
+    page = html("triplet_review.html.j2", name="2026.11.28", row=row, **values)
+    return page.replace('<script src="../../review.js"></script>', "")  # the one script, for its keys
+
+
+PAGES = {
+    "home": home_page,
+    "version": version_page,
+    "drops": drops_page,
+    "review": queue_page,
+    "explorer": explorer_page,
+    "studio": studio_page,
+}
 
 
 @pytest.mark.parametrize("name", PAGES)
