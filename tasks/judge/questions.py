@@ -151,14 +151,19 @@ def judge_pairs(
             answers[r].refused_negatives[k] = yes
         else:  # without the answer for the query image nothing is known about the instruction
             answers[r].refused_instructions[n] = yes
-    rules = VerdictRules(
+    rules = verdict_rules(config)
+    return [answers[r].verdict([is_partial(s) for s in row["styles"]], row, rules) for r, row in enumerate(rows)]
+
+
+def verdict_rules(config: JudgeConfig) -> VerdictRules:
+    """The rules that the parameters state."""
+    return VerdictRules(
         threshold=config.threshold,
         negative_threshold=config.negative_threshold,
         instructions_min=config.instructions_min,
         negative_margin=config.negative_margin,
         negatives_max=config.negatives,
     )
-    return [answers[r].verdict([is_partial(s) for s in row["styles"]], row, rules) for r, row in enumerate(rows)]
 
 
 @dataclass

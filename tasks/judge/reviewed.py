@@ -4,8 +4,8 @@ A triplet whose verdict on one of its texts is *wrong* leaves the table (reviewe
 weakest text. Where most people wrote the same other text, that one takes its place instead (reviewed_text): the row
 gets a new id, `judge_target` stays the judge's number of the text before, `found_by` becomes null, because neither was
 measured for the new one. A negative that most named as fitting better than the target is taken out (reviewed_negative).
-A rejected pair that people judged right stays rejected and is counted: the judge was never asked about its negatives,
-or its answers were not kept.
+A rejected pair that people judged right becomes a triplet (tasks/judge/restored.py); one that cannot, because an image
+or its texts are gone, is counted.
 
 Dropped rows go first, to data/dropped/judge/<batch>.parquet, then the tables are rewritten; so a rerun after a crash
 finds what is left to do. A second application changes nothing. Without verdicts nothing is read or written.
@@ -32,12 +32,14 @@ from tasks.store.tables import names_any_id
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Texts = Mapping[str, Verdict]  # of one pair of images, by text
-LEFT = "left"  # count of rejected pairs that people judged right, beside those of the reasons
+LEFT = "left"  # count of rejected pairs that people judged right and that stay out, beside those of the reasons
+RESTORED = "restored"  # count of rejected pairs that people judged right and that are triplets now
 SENTENCES = {
+    RESTORED: "accepted because people judged them right: {} pairs that the judge had rejected, or people withdrawn",
     REVIEWED_WRONG: "withdrawn because people judged them wrong: {} triplets",
     REVIEWED_TEXT: "replaced by what people wrote: {} texts",
     REVIEWED_NEGATIVE: "taken out because people found them to fit better than the target: {} negatives",
-    LEFT: "judged right by people, but still left out, because their scores were not kept: {} rows",
+    LEFT: "judged right by people, but still left out, because an image, the texts or a score are gone: {} rows",
 }
 
 
@@ -95,8 +97,8 @@ def apply_verdicts(store: Store, batch: str) -> dict[str, int]:
     """Apply the run's verdicts to the triplets of other batches.
 
     Returns:
-        Count by reason, and of the rejected pairs that people judged right (LEFT); the same on a second call. Empty
-        without verdicts.
+        Count by reason, and of the rejected pairs that people judged right and that are still out (LEFT); the same on
+        a second call. Empty without verdicts.
     Raises:
         DataError: as of `read_verdicts`.
     """
@@ -114,7 +116,7 @@ def apply_verdicts(store: Store, batch: str) -> dict[str, int]:
         if dropped_here:
             changed[path] = rows
             dropped += dropped_here
-    reasons = _add_dropped(store, store.dropped_path("judge", batch), dropped)
+    reasons = add_dropped(store, store.dropped_path("judge", batch), dropped)
     for path, rows in changed.items():
         store.write(path, rows, "triplets")
     counts = {**reasons, LEFT: _count_left(store, batch, verdicts)}
@@ -155,7 +157,7 @@ def _review_file(store: Store, path: Path, pairs: Mapping[Ends, Texts], batch: s
     return rows, dropped
 
 
-def _add_dropped(store: Store, path: Path, new: Iterable[Row]) -> Counter[str]:
+def add_dropped(store: Store, path: Path, new: Iterable[Row]) -> Counter[str]:
     """Add rows to those that an earlier try has written; returns all by reason."""
     rows = {row["key"]: row for row in (store.read(path, "dropped").to_pylist() if path.exists() else [])}
     before = len(rows)

@@ -20,7 +20,8 @@ Before its first chunk a part measures the judge on `judge.labelled` (tasks/judg
 enough stops it. In each chunk's triplets shortcuts are detected (tasks/judge/shortcuts.py); those beyond
 `judge.shortcut_share_max` are dropped (shortcut).
 
-The first part also applies what people decided about triplets of earlier versions (tasks/judge/reviewed.py).
+The first part also applies what people decided about triplets of earlier versions (tasks/judge/reviewed.py), and makes
+triplets of the rejected pairs that they judged right (tasks/judge/restored.py).
 
 Reversed pairs that `caption.reverse` wrote are judged like any pair: the query is the pair's target, the negatives are
 that query and the pair's mined negatives; each becomes a triplet of its own.
@@ -37,8 +38,9 @@ from tasks.config import Params
 from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.judge.labelled import measure_judge, require_quality
 from tasks.judge.licences import Terms, keep_negatives, licence_columns, read_terms
-from tasks.judge.questions import Calibrator, judge_pairs, load_judge
-from tasks.judge.reviewed import apply_verdicts, sentences, withdrawn_ends
+from tasks.judge.questions import Calibrator, judge_pairs, load_judge, verdict_rules
+from tasks.judge.restored import Restorer, rejected_and_right
+from tasks.judge.reviewed import RESTORED, apply_verdicts, sentences, withdrawn_ends
 from tasks.judge.rows import (
     BatchPairs,
     Ends,
@@ -73,10 +75,13 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     if is_first_part:
         withdraw_triplets(store, taken_down(params, store))
         withdraw_dropped(params, store, "judge", "pair")
-    reviewed = apply_verdicts(store, batch) if is_first_part else {}
     pairs, earlier = BatchPairs(store.read_table("pairs", batch=batch)), earlier_triplets(store, batch)
     report = StageReport("judge", reused=len(earlier) if is_first_part else 0)
-    worker = ChunkWorker(params, store, part, template, pairs, {*earlier, *withdrawn_ends(store)})
+    right = rejected_and_right(store, batch)  # read by all parts: none of them makes a second triplet of such a pair
+    known = {*earlier, *withdrawn_ends(store), *((r["query_image_id"], r["target_image_id"]) for r in right)}
+    worker = ChunkWorker(params, store, part, template, pairs, known)
+    restored = worker.restore(right) if is_first_part else 0
+    reviewed = apply_verdicts(store, batch) if is_first_part else {}
     spec = ChunkSpec("triplets", batch, file_chunks(store, "captioned", batch, part))
     judged, dropped = make_missing_chunks(store, report, spec, worker.judge)
     report.figures = figures(report.new, judged, dropped["reason"].count("false_negative"))
@@ -84,7 +89,9 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     if config.negatives is not None and judged["pair_id"]:
         report.figures["negatives_replaced"] = replaced_per_triplet(pairs, judged, config.negatives)
     report.dropped |= {reason: reviewed[reason] for reason in REVIEWED if reviewed.get(reason)}
-    report.notes += [*worker.notes(), *sentences(reviewed)]
+    report.notes += [*worker.notes(), *sentences({RESTORED: restored, **reviewed})]
+    if restored:
+        report.figures["reviewed_right"] = float(restored)
     return report
 
 
@@ -162,6 +169,23 @@ class ChunkWorker:
             if verdict.reason is None:
                 triplet = triplet_row(row, verdict, model, self.prompt_sha256)
                 triplets.append({**triplet, **licence_columns(triplet, self._terms())})
+
+    def restore(self, rows: Rows) -> int:
+        """Make triplets of rejected pairs that people judged right, rows of `rejected_and_right`; their count."""
+        restorer = Restorer(
+            self.store,
+            batch_name(self.params),
+            load=self._load,
+            template=self.template,
+            prompt_sha256=self.prompt_sha256,
+            fits=self.calibrator.probability,
+            rules=verdict_rules(self.params.judge),
+        )
+        count = restorer.restore(rows)
+        if self._model is not None:
+            append_usage(self.store.root, "judge", self.part, self._model.usage)
+            self.usage, self._model.usage = total_usage([self.usage, self._model.usage]), Usage()
+        return count
 
     def notes(self) -> list[str]:
         """Sentences for the report; none where every chunk existed already."""

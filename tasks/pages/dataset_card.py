@@ -184,7 +184,10 @@ def dataset_card(
         has_images_config=bool(exported),
         fingerprint=version["fingerprint"][:16],
         drops=drops,
-        reviewed={name: version["drops"].get("judge", {}).get(name, 0) for name in REVIEWED},
+        reviewed={
+            "right": version.get("reviewed_right", 0),
+            **{name: version["drops"].get("judge", {}).get(name, 0) for name in REVIEWED},
+        },
         weeks=weeks_context(version.get("weeks") or {}),
         benchmarks=benchmarks_context(version),
         withdrawn=version.get("withdrawn") or {"total": 0, "new": 0},

@@ -64,13 +64,15 @@ def week_figures(store: Store, batch: str, scenes: dict[str, Scene] | None = Non
         batch: its name.
         scenes: image id -> scene, where the truth is known.
     Returns:
-        pairs, triplets: captioned pairs and accepted triplets, counts; yield: their ratio; shortcut_share: of the
-        triplets where it was measured, those whose text or image alone finds the target; those of `text_figures`; with
-        `scenes` true_share, complete_share, negatives_also_right, negatives (the same by encoder and by kind),
-        written_true_share and false_rejection_share (tasks/sample/quality.py). A share of nothing is None.
+        pairs, triplets: captioned pairs and triplets that the judge accepted, counts; yield: their ratio;
+        shortcut_share: of the triplets where it was measured, those whose text or image alone finds the target; those
+        of `text_figures`; with `scenes` true_share, complete_share, negatives_also_right, negatives (the same by
+        encoder and by kind), written_true_share and false_rejection_share (tasks/sample/quality.py). A share of nothing
+        is None.
     """
     columns = ["triplet_id", "pair_id", "query_image_id", "target_image_id", "instructions", "styles", "found_by"]
-    triplets = store.read_table("triplets", [*columns, "negative_image_ids", "mined_by"], batch).to_pylist()
+    columns += ["negative_image_ids", "mined_by"]
+    triplets = store.read(store.judged_files(batch), "triplets", columns).to_pylist()
     captioned = store.read_table("captioned", ["pair_id"], batch).num_rows
     known = [t["found_by"] for t in triplets if t["found_by"] is not None]
     figures: dict[str, Any] = {

@@ -3,10 +3,11 @@
 Reads all tables and the run's reports; merges the run's chunk files (tasks/publish/merge.py). Writes README.md (the
 card), croissant.json, CHANGELOG-DATA.md (what changed since the parent), reports/quality.json (for `dvc metrics diff`),
 version.json, manifest.json, data/export/<batch>.parquet, reports/gallery.html and dvc.lock; publishes the tag
-`dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run and nothing withdrawn, or with
-open_run.dry_run, it raises NothingToDo (exit 99): a green end without a version. Exports of earlier batches follow
-their triplets, and before anything is published all files are looked through for the images that the run withdrew
-(tasks/publish/withdraw.py). After a crash, running again finishes the work. Parameters: section `version`.
+`dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run, nothing withdrawn and nothing
+changed by people's verdicts, or with open_run.dry_run, it raises NothingToDo (exit 99): a green end without a version.
+Exports of earlier batches follow their triplets, and before anything is published all files are looked through for the
+images that the run withdrew (tasks/publish/withdraw.py). After a crash, running again finishes the work. Parameters:
+section `version`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from tasks.publish.redaction import redact_data, run_private_texts
 from tasks.publish.snapshots import Snapshot
 from tasks.publish.version_record import build_manifest, describe_version, parquet_bytes
 from tasks.publish.withdraw import require_withdrawn, update_exports
+from tasks.reasons import REVIEWED
 from tasks.records import StageReport
 from tasks.store import Store
 
@@ -73,16 +75,22 @@ def require_triplets(params: Params, store: Store) -> int:
     """The count of new triplets.
 
     Raises:
-        NothingToDo: dry_run, or no new triplet and nothing withdrawn.
+        NothingToDo: dry_run, or no new triplet, nothing withdrawn, and no change by people's verdicts.
     """
     batch = batch_name(params)
     count = store.read_table("triplets", ["triplet_id"], batch).num_rows
     withdrawn = len(withdrawn_ids(store, batch))
     if params.open_run.dry_run:
         raise NothingToDo(f"dry run: {count} triplets made, nothing published")
-    if not count and not withdrawn:
+    if not count and not withdrawn and not count_reviewed(store, batch):
         raise NothingToDo(f"no new triplet in {batch}: no version, no training. {summarize_run(store, batch)}")
     return count
+
+
+def count_reviewed(store: Store, batch: str) -> int:
+    """Changes that people's verdicts made to triplets of earlier versions in this run: triplets, texts, negatives."""
+    reasons = store.count_drops("judge", batch).get("judge", {})
+    return sum(reasons.get(reason, 0) for reason in REVIEWED)
 
 
 def read_parent(root: Path) -> Parent:
@@ -155,6 +163,14 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
     }
 
 
+def publication_message(version: Mapping[str, Any], new: int, withdrawn: int, reviewed: int) -> str:
+    """Of the version's commit and tag: its triplets, and what changed, counts."""
+    changes = [f"{version['rows']['triplets']} triplets", f"{new} of them new"]
+    changes += [f"{withdrawn} images withdrawn"] if withdrawn else []
+    changes += [f"{reviewed} changed by people's verdicts"] if reviewed else []
+    return f"Version {version['version']}: {', '.join(changes)}"
+
+
 def commit_data(root: Path, lock: bytes | None) -> tuple[list[str], dict[str, bytes]]:
     """Put the run's data into the DVC cache; (entries of dvc.lock that the run made, files that point at the data)."""
     exported = count_parquet_rows((root / "data" / "export").glob("*.parquet"))
@@ -174,6 +190,7 @@ def run(params: Params, store: Store) -> StageReport:
     """
     root, batch = store.root, batch_name(params)
     new, withdrawn = require_triplets(params, store), require_withdrawn(store, batch)
+    reviewed = count_reviewed(store, batch)
     merge_chunks(store, batch)
     make_output_folders(root, DATA_STAGES)
     redact_data(store, batch, run_private_texts(root))
@@ -183,8 +200,7 @@ def run(params: Params, store: Store) -> StageReport:
     stages, pointers = commit_data(root, parent.lock)
     publication = Publication(
         tag=f"dataset/{batch}",
-        message=f"Version {batch}: {version['rows']['triplets']} triplets, {new} of them new"
-        + (f", {withdrawn} images withdrawn" if withdrawn else ""),
+        message=publication_message(version, new, withdrawn, reviewed),
         files={**record, **pointers},
         stages=stages,
         sections=[name for name in params.model_dump(by_alias=True) if name not in MODEL_SECTIONS],

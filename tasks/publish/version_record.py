@@ -27,11 +27,18 @@ def count_rows(store: Store, batch: str | None = None) -> dict[str, int]:
     return {table: sum(store.count_rows(path, table) for path in paths) for table, paths in files.items()}
 
 
+def count_reviewed_right(store: Store) -> int:
+    """Triplets of all batches that people accepted against the judge (tasks/judge/restored.py)."""
+    files = [path for path in store.table_files("triplets") if path.stem.endswith("-reviewed")]
+    return sum(store.count_rows(path, "triplets") for path in files)
+
+
 def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Per encoder: new pairs that it mined, triplets among them, and their ratio (None without pairs)."""
     totals: dict[str, dict[str, Any]] = {e: {"pairs": 0, "triplets": 0, "yield": None} for e in encoders}
-    for table in ("pairs", "triplets"):
-        for block in store.iter_blocks(store.batch_files(table, batch), table, ["mined_by"], rows=ROW_GROUP_ROWS):
+    files = {"pairs": store.batch_files("pairs", batch), "triplets": store.judged_files(batch)}
+    for table, paths in files.items():
+        for block in store.iter_blocks(paths, table, ["mined_by"], rows=ROW_GROUP_ROWS):
             for mined_by in block.column("mined_by").to_pylist():
                 for encoder in mined_by or []:
                     totals.setdefault(encoder, {"pairs": 0, "triplets": 0, "yield": None})[table] += 1
@@ -99,6 +106,7 @@ def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | N
         "encoders": encoder_yields(store, batch, encoders),
         "licenses": count_licences(store),
         "weeks": all_weeks(params, store, parent),
+        **({"reviewed_right": people} if (people := count_reviewed_right(store)) else {}),
         "quality": {stage: report.figures for stage, report in reports.items() if report.figures},
         "ledger": usage_summary(read_usage(store.root), triplets=new_rows["triplets"], pairs=new_rows["captioned"]),
         "tokens": {stage: report.tokens for stage, report in reports.items() if report.tokens},

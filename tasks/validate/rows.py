@@ -26,6 +26,7 @@ class Context:
         new_image_ids: ids of the images that this run took in.
         window_roles: encoders that have a window in `mine.windows`.
         path_free_sources: names of sources whose files are no paths of a file system.
+        reviewed_ids: ids of the triplets that people accepted against the judge: its thresholds do not bind them.
     """
 
     known_ids: Collection[str] = frozenset()
@@ -33,6 +34,7 @@ class Context:
     new_image_ids: frozenset[str] = frozenset()
     window_roles: frozenset[str] = frozenset(ENCODER_ROLES)
     path_free_sources: frozenset[str] = frozenset()
+    reviewed_ids: frozenset[str] = frozenset()
 
 
 def leads_outside(source_uri: str, path_free_sources: Collection[str]) -> bool:
@@ -124,15 +126,17 @@ def triplet_rows(rows: Sequence[Row], context: Context) -> list[dict[str, Any]]:
     out = []
     for row in rows:
         texts, target, negative = row["instructions"] or [], row["judge_target"] or [], row["judge_negative"] or []
+        is_reviewed = row["triplet_id"] in context.reviewed_ids
         out.append(
             {
                 "triplet_id": row["triplet_id"],
                 "is_known_before": row["triplet_id"] in context.known_ids,
                 **_image_relations(row, context.image_ids),
-                "instructions_count": len(texts),
+                "is_reviewed": is_reviewed,
+                "instructions_count": None if is_reviewed else len(texts),
                 "are_instructions_distinct": len({text.strip().lower() for text in texts}) == len(texts),
                 "shortest_instruction_chars": min((len(text.strip()) for text in texts), default=0),
-                "lowest_judge_target": min(target, default=math.nan),
+                "lowest_judge_target": math.nan if is_reviewed else min(target, default=math.nan),
                 "are_scores_whole": len(target) == len(texts)
                 and len(negative) == len(row["negative_image_ids"] or [])
                 and all(score is not None and 0 <= score <= 1 for score in [*target, *negative]),

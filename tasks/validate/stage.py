@@ -54,7 +54,10 @@ def read_context(params: Params, store: Store, table: Table, new_keys: Sequence[
     image_ids, new_image_ids = (
         frozenset(store.read_table("images", ["image_id"], of).column("image_id").to_pylist()) for of in (None, batch)
     )
-    return Context(known, image_ids, new_image_ids, frozenset(map(str, params.mine.windows)))
+    reviewed = [store.reviewed_path(batch)] if table == "triplets" and store.reviewed_path(batch).exists() else []
+    reviewed_ids = frozenset(store.read(reviewed, "triplets", ["triplet_id"]).column("triplet_id").to_pylist())
+    roles = frozenset(map(str, params.mine.windows))
+    return Context(known, image_ids, new_image_ids, roles, reviewed_ids=reviewed_ids)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def check(suite_run: SuiteRun, checked: Checked, reports: RunReports, store: Sto
     failing = [result for result in row_results if not result["success"] or failing_numbers(result)]
     rules = [result for result in failing if is_row_rule(result)]
     bad = sorted({number for result in rules for number in failing_numbers(result)})
-    good = [row for number, row in enumerate(checked.rows) if number not in set(bad)]
+    measured = [number for number, row in enumerate(checked.rows) if not row.get("is_reviewed")]  # made by models
+    good = [checked.rows[number] for number in measured if number not in set(bad)]
     figures = run_figures(checked.table, good, reports, len(bad) + earlier)
     limits = relaxed_limits(checked.numbers, figures)
     stopping = [("rows", result) for result in failing if not is_row_rule(result) and not result["success"]]

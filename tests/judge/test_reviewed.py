@@ -100,14 +100,6 @@ def test_a_negative_that_fits_better_is_taken_out_and_the_query_never(judged: St
     assert report.dropped["reviewed_negative"] == 1
 
 
-def test_a_rejected_pair_judged_right_stays_out_and_is_counted(judged: Store, params: Params):
-    before = table_bytes(judged)
-    report = follow(judged, params, verdict("green", "white", "paint it", right=3, row_ids=("p3",)))
-    assert "judged right by people, but still left out, because their scores were not kept: 1 rows" in report.notes
-    assert {path: content for path, content in table_bytes(judged).items() if path in before} == before
-    assert report.dropped == {"duplicate": 1}
-
-
 def test_parts_a_second_call_and_a_kill_in_between_give_the_same_bytes(
     judged: Store, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
