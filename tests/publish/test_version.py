@@ -26,6 +26,8 @@ from tasks.reviews.answers import Review, Reviews
 from tasks.reviews.verdicts import RUN_FILE
 from tasks.store import Store
 from tasks.validate import stage as validate
+from tests.support.colour_pairs import with_judge
+from tests.support.fake_llm import FakeLlm
 from tests.support.fake_run import fill, gates, open_dataset_run, publish_version
 
 pytestmark = pytest.mark.slow
@@ -244,3 +246,32 @@ def test_the_next_version_follows_what_people_answered_before_its_run_opened(ver
     assert compare_rows(before, after, "triplets").reasons == {"reviewed_text": 1, "reviewed_wrong": 1}
     files = [path.read_bytes() for path in (root / "data").rglob("*.parquet")]
     assert not any(b"person" in content for content in [card.encode(), *files])
+
+
+def test_verdicts_alone_make_a_version_and_a_rejected_pair_that_people_judge_right_is_in_it(
+    versions: Path, monkeypatch: pytest.MonkeyPatch
+):
+    clone = versions / "dataset"
+    newest = published_versions(clone)[0]
+    rejected = newest.table("data/dropped/judge").to_pylist()
+    lost = next(row for row in rejected if row["batch"] == newest.name and row["reason"] == "wrong_target")
+    pair = next(row for row in newest.table("data/pairs").to_pylist() if row["pair_id"] == lost["key"])
+    ends = {"query": pair["query_image_id"], "target": pair["target_image_id"]}
+    of_row = {"version": newest.name, "row_id": lost["key"], "instruction": "a red one"}
+    Reviews(clone).add(Review("2026-12-22T08:00:00+00:00", "ann", answer="right", **of_row, **ends))
+    monkeypatch.setattr(judge, "load_judge", lambda *_: FakeLlm(yes=lambda _: 0.2))
+    root = open_dataset_run(versions, "verdicts", "2026-12-28")
+    params, store = with_judge(load_params(root / "params.yaml"), labelled=None, calibration=None), Store(root)
+    store.write_report(judge.run(params, store))
+    gates(root)
+    version.run(params, store)
+
+    record = version_at(clone) or {}
+    assert record["version"] == "2026.12.28" and record["new_rows"]["images"] == record["new_rows"]["pairs"] == 0
+    assert record["new_rows"]["triplets"] == record["reviewed_right"] == 1
+    assert record["new_drops"]["judge"] == {"reviewed_wrong": 1}, "bob's answer, which was too late for the last run"
+    [row] = pq.read_table(store.reviewed_path("2026.12.28")).to_pylist()
+    assert row["instructions"] == ["a red one"] and row["judge_target"] == pytest.approx([0.2])
+    assert record["weeks"]["2026.12.28"]["triplets"] == 0, "figures about models leave out what people decided"
+    card = (read_at(clone, REMOTE_BRANCH, "README.md") or b"").decode()
+    assert "1 triplets are pairs that the judge had rejected and people judged right" in card
