@@ -31,7 +31,8 @@ def judge_yes(query: str, candidate: str, text: str) -> float | Refusal:
 def write_rejected(store: Store, params: Params) -> Store:
     """A week whose pairs are captioned; the judge accepted none of them."""
     run_caption(params, store)
-    lost = [{"stage": "judge", "batch": BATCH, "key": f"p{n}", "reason": "wrong_target", "detail": "{}"} for n in (3, 4)]
+    same = {"stage": "judge", "batch": BATCH, "reason": "wrong_target", "detail": "{}"}
+    lost = [{**same, "key": key} for key in ("p3", "p4")]
     store.write(store.dropped_path("judge", BATCH, 0), lost, "dropped")
     store.write(store.table_path("triplets", BATCH, 0), [], "triplets")
     return store
