@@ -72,7 +72,8 @@ def week_figures(store: Store, batch: str, scenes: dict[str, Scene] | None = Non
     """
     columns = ["triplet_id", "pair_id", "query_image_id", "target_image_id", "instructions", "styles", "found_by"]
     columns += ["negative_image_ids", "mined_by"]
-    triplets = store.read(store.judged_files(batch), "triplets", columns).to_pylist()
+    by_judge = [path for path in store.batch_files("triplets", batch) if path != store.reviewed_path(batch)]
+    triplets = store.read(by_judge, "triplets", columns).to_pylist()
     captioned = store.read_table("captioned", ["pair_id"], batch).num_rows
     known = [t["found_by"] for t in triplets if t["found_by"] is not None]
     figures: dict[str, Any] = {

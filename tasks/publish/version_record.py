@@ -36,9 +36,9 @@ def count_reviewed_right(store: Store) -> int:
 def encoder_yields(store: Store, batch: str, encoders: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Per encoder: new pairs that it mined, triplets among them, and their ratio (None without pairs)."""
     totals: dict[str, dict[str, Any]] = {e: {"pairs": 0, "triplets": 0, "yield": None} for e in encoders}
-    files = {"pairs": store.batch_files("pairs", batch), "triplets": store.judged_files(batch)}
-    for table, paths in files.items():
-        for block in store.iter_blocks(paths, table, ["mined_by"], rows=ROW_GROUP_ROWS):
+    for table in ("pairs", "triplets"):
+        files = [path for path in store.batch_files(table, batch) if path != store.reviewed_path(batch)]
+        for block in store.iter_blocks(files, table, ["mined_by"], rows=ROW_GROUP_ROWS):
             for mined_by in block.column("mined_by").to_pylist():
                 for encoder in mined_by or []:
                     totals.setdefault(encoder, {"pairs": 0, "triplets": 0, "yield": None})[table] += 1

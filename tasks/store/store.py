@@ -10,8 +10,7 @@ cache's own files).
     data/neighbours/<encoder>/<batch>-<chunk>.parquet     mined candidates
     data/pairs/<batch>.parquet
     data/captioned/<batch>-<chunk>.parquet                descriptions and instructions
-    data/triplets/<batch>-<chunk>.parquet                 accepted triplets
-    data/triplets/<batch>-reviewed.parquet                those that people accepted against the judge
+    data/triplets/<batch>-<chunk>.parquet                 accepted triplets; -reviewed: by people alone
     data/dropped/<stage>/<batch>[-<chunk>].parquet        dropped rows, with their reason
     data/quarantine/<table>/<batch>.parquet               which rows broke a rule of a gate, and which rule
     data/quarantine/<table>/rows/<batch>.parquet          those rows, taken out of the table
@@ -75,10 +74,6 @@ class Store:
     def reviewed_path(self, batch: str) -> Path:
         """Where a batch's triplets lie that the judge rejected and people judged right (tasks/judge/restored.py)."""
         return self.folder("data", "triplets", f"{batch}-reviewed.parquet")
-
-    def judged_files(self, batch: str) -> list[Path]:
-        """The files of a batch's triplets that models made and accepted, by name: those of the figures about models."""
-        return [path for path in self.batch_files("triplets", batch) if path != self.reviewed_path(batch)]
 
     def dropped_path(self, stage: str, batch: str, chunk: int | None = None) -> Path:
         """Where a stage's dropped rows of a batch lie."""
