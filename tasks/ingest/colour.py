@@ -109,5 +109,5 @@ def to_srgb(image: Image.Image, profile: bytes, signal: ColourSignal | None = No
         image = image.convert("RGB")  # a grey JPEG with its camera's profile
     transform = srgb_transform(profile, image.mode) if profile else None
     if transform is None:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     return ImageCms.applyTransform(image, transform) or image

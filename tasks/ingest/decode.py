@@ -13,7 +13,7 @@ from tasks.ingest.colour import scale_transparency, to_resizable, to_srgb
 from tasks.ingest.colour_signals import clean_aperture, read_signal
 from tasks.ingest.jpeg import decode_jpeg, image_from_pixels
 from tasks.ingest.png import check_complete
-from tasks.ingest.resize import can_use_opencv, resize_opencv
+from tasks.ingest.resize import can_shrink, shrink, shrink_pixels
 from tasks.ingest.rules import DECODER_ERRORS, NormalizationRules
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -70,9 +70,10 @@ def decode_image(image: Image.Image, content: bytes, rules: NormalizationRules) 
     if image.format in ("JPEG", "MPO"):
         orientation = exif_orientation(image)
         pixels, extent = decode_jpeg(image, content, size)
-        if isinstance(pixels, np.ndarray) and can_use_opencv(extent, size, rules):
-            pixels, extent = resize_opencv(pixels, size, extent), size
-        image = image_from_pixels(pixels) if isinstance(pixels, np.ndarray) else pixels
+        if isinstance(pixels, np.ndarray) and can_shrink(extent, size, rules):
+            image, extent = shrink_pixels(pixels, size, extent), size
+        else:
+            image = image_from_pixels(pixels) if isinstance(pixels, np.ndarray) else pixels
     else:
         image.seek(0)
         image.load()
@@ -97,6 +98,6 @@ def _shrink(
     """The part of the image that `extent` names, px from its upper left corner, at this size."""
     if image.size == size:
         return image
-    if image.mode in ("L", "RGB") and can_use_opencv(extent, size, rules):
-        return Image.fromarray(resize_opencv(np.asarray(image), size, extent))
+    if image.mode in ("L", "RGB") and can_shrink(extent, size, rules):
+        return shrink(image, size, extent)
     return image.resize(size, Image.Resampling.LANCZOS, box=(0, 0, *extent), reducing_gap=3.0)

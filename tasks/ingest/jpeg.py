@@ -1,8 +1,9 @@
-"""Decode JPEGs with OpenCV, whose libjpeg warnings show whether the file is damaged.
+"""Decode JPEGs so that libjpeg's warnings show whether the file is damaged.
 
-libjpeg fills in what is missing and only prints a warning to stderr, so stderr is captured while it decodes. Its pixels
-are Pillow's, bit for bit. A changed byte inside a JPEG's scan that still decodes cannot be detected: the format has no
-checksum.
+libjpeg fills in what is missing and only warns. simplejpeg decodes what it does not warn about, which is nearly every
+file. Another is decoded by OpenCV, where libjpeg prints its warning to stderr, so stderr is captured meanwhile: the
+warning then says whether pixels are missing. The pixels of both are Pillow's, bit for bit. A changed byte inside a
+JPEG's scan that still decodes cannot be detected: the format has no checksum.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class StderrCapture:
             content: the file.
             flags: of cv2.imdecode; its EXIF orientation is always ignored.
         Returns:
-            (h, w) or (h, w, 3) uint8 in the order blue, green, red, None where OpenCV fails; and what was written to
-            stderr, up to MESSAGE_BYTES.
+            (h, w) or (h, w, 4) uint8 RGBX, None where OpenCV fails; and what was written to stderr, up to
+            MESSAGE_BYTES.
         Raises:
             MemoryError: there is not enough for its pixels.
         """
@@ -66,6 +67,8 @@ class StderrCapture:
             finally:
                 os.dup2(stderr, 2)
                 os.close(stderr)
+            if pixels is not None and pixels.ndim == 3:
+                pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGBA)
             return pixels, self._read_message()
 
     def _read_message(self) -> str:
@@ -91,6 +94,28 @@ def damage_warning(message: str) -> str | None:
     return None
 
 
+def _decode_clean(image: Image.Image, content: bytes, scale: int) -> np.ndarray | None:
+    """The pixels (h, w) or (h, w, 4) at 1 / scale of the size; None where libjpeg warns or fails, or for CMYK.
+
+    Raises:
+        MemoryError: there is not enough for its pixels.
+    """
+    import simplejpeg
+
+    colours = {"L": "GRAY", "RGB": "RGBX"}.get(image.mode)
+    if colours is None:
+        return None
+    width, height = (-(-side // scale) for side in image.size)
+    least = (height, width) if scale > 1 else (0, 0)
+    try:
+        pixels = simplejpeg.decode_jpeg(content, colours, min_height=least[0], min_width=least[1])
+    except (ValueError, RuntimeError):
+        return None
+    if pixels.shape[:2] != (height, width):
+        return None
+    return pixels if colours == "RGBX" else pixels[..., 0]
+
+
 def decode_jpeg(
     image: Image.Image, content: bytes, size: tuple[int, int]
 ) -> tuple[np.ndarray | Image.Image, tuple[float, float]]:
@@ -104,8 +129,8 @@ def decode_jpeg(
         content: the file.
         size: width and height needed, px.
     Returns:
-        (h, w) uint8 grey or (h, w, 3) uint8 in the order blue, green, red, a Pillow image where it is CMYK; and the
-        width and height, px of these, that the file's image has: the decoder rounds them up.
+        (h, w) uint8 grey or (h, w, 4) uint8 RGBX, a Pillow image where it is CMYK; and the width and height, px of
+        these, that the file's image has: the decoder rounds them up.
     Raises:
         tasks.ingest.rules.DECODER_ERRORS, MemoryError: truncated, damaged, or too large.
     """
@@ -114,6 +139,8 @@ def decode_jpeg(
     width, height = image.size
     wanted = (MIN_GAP * size[0], MIN_GAP * size[1])
     scale = next((s for s in (8, 4, 2) if max(width, height) >= s * max(wanted)), 1)
+    if (clean := _decode_clean(image, content, scale)) is not None and not missing_scans(content):
+        return clean, (width / scale, height / scale)
     colour_flags = {
         1: cv2.IMREAD_COLOR_BGR,
         2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -130,8 +157,8 @@ def decode_jpeg(
     # CMYK is decoded once by OpenCV, small, for its warnings alone
     flags = grey_flags[scale] if image.mode == "L" else colour_flags[scale if is_grey_or_rgb else 8]
     pixels, message = _capture.decode(content, flags)
-    if EXTRANEOUS.search(message) and (clean := without_stray_bytes(content)) != content:
-        pixels, message = _capture.decode(clean, flags)  # libjpeg prints its first warning only
+    if EXTRANEOUS.search(message) and (mended := without_stray_bytes(content)) != content:
+        pixels, message = _capture.decode(mended, flags)  # libjpeg prints its first warning only
     if pixels is None and NO_MEMORY.search(message):
         raise MemoryError
     if damage := damage_warning(message) or missing_scans(content):
@@ -146,7 +173,7 @@ def decode_jpeg(
 
 
 def image_from_pixels(pixels: np.ndarray) -> Image.Image:
-    """(h, w) grey or (h, w, 3) BGR uint8 as a Pillow image in mode L or RGB."""
+    """(h, w) grey or (h, w, 4) RGBX uint8 as a Pillow image in mode L or RGB."""
     if pixels.ndim == 2:
         return Image.fromarray(pixels)
-    return Image.frombuffer("RGB", (pixels.shape[1], pixels.shape[0]), np.ascontiguousarray(pixels), "raw", "BGR", 0, 1)
+    return Image.frombuffer("RGBX", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "RGBX", 0, 1).convert("RGB")

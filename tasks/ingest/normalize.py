@@ -5,7 +5,7 @@ nothing else.
 
 Steps: the header states format and pixels, and nothing is decoded before both are allowed. A JPEG of at least twice the
 wanted side is decoded at 1/2, 1/4 or 1/8 by its DCT (tasks/ingest/jpeg.py). Then, of the first frame
-(tasks/ingest/decode.py): shrunk to `max_side_px` (antialiased bicubic, or tasks/ingest/resize.py), turned upright by
+(tasks/ingest/decode.py): shrunk to `max_side_px` (by a Lanczos filter, tasks/ingest/resize.py), turned upright by
 its EXIF orientation, converted to sRGB (tasks/ingest/colour.py), and encoded once as JPEG. Only pixels are encoded, so
 that no EXIF (GPS), XMP, profile, comment or thumbnail can be carried along. Last, its quality flags
 (tasks/ingest/quality_flags.py).

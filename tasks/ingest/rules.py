@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 FLAGS = ("blurry", "near_empty", "extreme_ratio", "text_heavy")
@@ -39,7 +39,7 @@ class NormalizationRules:
         max_aspect_ratio: longer side of an image by its shorter one, at most.
         jpeg_quality, jpeg_subsampling: of the stored JPEG.
         has_grid: whether `NormalizedImage.grid` is computed.
-        resampler: pillow (antialiased bicubic) or opencv (tasks/ingest/resize.py).
+        resampler: pillow, or simd (tasks/ingest/resize.py), formerly opencv: both by a Lanczos filter.
     """
 
     max_side_px: int = 512
@@ -110,17 +110,17 @@ class NormalizedImage:
 
     def to_json(self, *, has_grid: bool = True) -> dict[str, Any]:
         """All fields except the content, and the grid unless it is to be sent beside them, as JSON values."""
-        fields = asdict(self)
-        del fields["content"], fields["grid"]
+        left_out = ("content", "grid")
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}
         grid = {"grid": self.grid.hex()} if has_grid else {}
-        return {**fields, **grid, "thumbnail": self.thumbnail.hex(), "flags": list(self.flags)}
+        return {**values, **grid, "thumbnail": self.thumbnail.hex(), "flags": list(self.flags)}
 
     @classmethod
-    def from_json(cls, content: bytes, fields: dict[str, Any], grid: bytes = b"") -> NormalizedImage:
-        """The reverse of `to_json`; `grid` where the fields have none."""
-        values = {**fields, "thumbnail": bytes.fromhex(fields["thumbnail"]), "flags": tuple(fields["flags"])}
-        values["grid"] = bytes.fromhex(fields["grid"]) if "grid" in fields else grid
-        return cls(content, **values)
+    def from_json(cls, content: bytes, values: dict[str, Any], grid: bytes = b"") -> NormalizedImage:
+        """The reverse of `to_json`; `grid` where the values have none."""
+        own = {**values, "thumbnail": bytes.fromhex(values["thumbnail"]), "flags": tuple(values["flags"])}
+        own["grid"] = bytes.fromhex(values["grid"]) if "grid" in values else grid
+        return cls(content, **own)
 
 
 @dataclass(frozen=True)

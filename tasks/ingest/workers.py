@@ -28,6 +28,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -43,6 +44,7 @@ START_S = 120.0
 MIB = 1 << 20
 SPENT_MIB = 96  # by which an idle worker's address space may have grown since its start
 ROOMY = 4  # times the memory of a worker that only tells whether memory was what a file lacked
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 PIPE_BYTES = MIB  # Linux's limit for unprivileged users; its default is 64 KiB
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, from which `-m tasks.ingest.workers` is found
 # glibc gives freed memory back to the kernel at once, and every file's pixels would be new pages: 1 ms of CPU time
@@ -221,11 +223,17 @@ class ImageWorkers:
         return Rejection("undecodable", f"the decoder crashed over it, twice ({ending})", is_costly=True)
 
 
+@cache
+def _statm() -> int:
+    """File descriptor of this process's memory figures, which stays open: it is read after every file."""
+    return os.open("/proc/self/statm", os.O_RDONLY)
+
+
 def address_space_mib() -> float:
     """Size of this process's address space, MiB; 0 where the system does not say."""
     if sys.platform != "linux":
         return 0.0
-    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") / MIB
+    return int(os.pread(_statm(), 100, 0).split()[0]) * PAGE_BYTES / MIB
 
 
 def limit_memory(more_mib: int) -> None:
