@@ -97,6 +97,10 @@ COMMANDS = {
         "tasks.publish.takedown_run", "Publish", "withdraw images from the newest version, and publish that at once",
         "tool", "--reason privacy shop:photos/1.jpg",
     ),
+    "renew": Command(
+        "tasks.publish.renew_run", "Publish", "make rows of earlier models and prompts anew, and publish that", "tool",
+        "caption --where made_before=2026-11-01 --budget 2000",
+    ),
     "purge": Command(
         "tasks.publish.purge", "Publish", "delete images from all that is published; a dry run without --yes", "tool",
         "--reason illegal shop:photos/1.jpg",

@@ -7,10 +7,10 @@ to count. Rows are counted in the Parquet files' footers.
 | stage | its work is counted after | rows at hand | rows a part |
 |---|---|---|---|
 | ingest_fetch | ingest_list | listed files | `ingest.part_files` |
-| recaption | ingest | the run's images without a caption | `recaption.part_images` |
+| recaption | ingest | the run's images without a caption, and those to renew | `recaption.part_images` |
 | embed | validate images | the run's images | `embed.part_images` |
 | mine | validate images | the run's images, the new queries | `mine.part_images` |
-| caption, and judge by the same parts | validate pairs | the run's pairs | `caption.part_pairs` |
+| caption, and judge by the same parts | validate pairs | the run's pairs, and those to renew | `caption.part_pairs` |
 | evaluate | train | models x benchmarks | `evaluate.part_scorings` |
 
 The parts of ingest_fetch, mine and evaluate leave files that one more call, without --part, merges. Where their work is
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.config import BenchmarkConfig, Params
+from tasks.config import BenchmarkConfig, Params, RenewRows
 from tasks.errors import DataError
 from tasks.names import batch_name
 
@@ -88,7 +88,16 @@ def batch_files(store: Store, table: str, batch: str) -> list[Path]:
 
 def _count_recaption(params: Params, store: Store) -> int:
     files = batch_files(store, "images", batch_name(params))
-    return count_parts(count_rows(files, null_column="caption"), params.recaption.part_images)
+    rows = count_rows(files, null_column="caption") + _count_renewed(params.renew.recaption, store, "captions")
+    return count_parts(rows, params.recaption.part_images)
+
+
+def _count_renewed(rows: RenewRows | None, store: Store, table: str) -> int:
+    """At most so many rows of a table are renewed: which of them are stale is known once the models are loaded."""
+    if rows is None:
+        return 0
+    known = count_rows(store.table_files(table))
+    return known if rows.budget is None else min(rows.budget, known)
 
 
 def _count_embed(params: Params, store: Store) -> int:
@@ -103,7 +112,9 @@ def _count_mine(params: Params, store: Store) -> int:
 
 def _count_caption(params: Params, store: Store) -> int:
     files = batch_files(store, "pairs", batch_name(params))
-    return count_parts(count_rows(files), params.caption.part_pairs)
+    renewed = _count_renewed(params.renew.caption, store, "captioned")
+    renewed += _count_renewed(params.renew.judge, store, "captioned")
+    return count_parts(count_rows(files) + renewed, params.caption.part_pairs)
 
 
 def _count_evaluate(params: Params, store: Store) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 # Reasons of judge that people gave, about triplets of earlier versions (tasks/judge/reviewed.py).
 REVIEWED_WRONG, REVIEWED_TEXT, REVIEWED_NEGATIVE = "reviewed_wrong", "reviewed_text", "reviewed_negative"
 REVIEWED = (REVIEWED_WRONG, REVIEWED_TEXT, REVIEWED_NEGATIVE)
+# Reason of judge for a triplet of an earlier version that was made anew, or withdrawn by that (tasks/renewal).
+RENEWED = "renewed"
 
 REASONS: dict[str, dict[str, str]] = {
     "ingest": {
@@ -90,6 +92,7 @@ REASONS: dict[str, dict[str, str]] = {
         "request_refused": "the model's server refuses the request; its words are in the row",
         "bad_image": "the model's processor cannot take an image of this shape",
         "shortcut": "a pair: its text or its image alone finds the target, and more such pairs than allowed exist",
+        RENEWED: "a triplet of an earlier version: newer models described or judged its pair again, and it changed",
         REVIEWED_WRONG: "a triplet: people who reviewed it judged one of its texts wrong",
         REVIEWED_TEXT: "an instruction: people who reviewed it wrote another text in its place",
         REVIEWED_NEGATIVE: "a negative: people who reviewed it found it to fit better than the target",

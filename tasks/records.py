@@ -126,7 +126,14 @@ def schemas() -> dict[str, pa.Schema]:
             [("stage", s), ("batch", s), ("key", s), ("reason", s), ("detail", s)],
         ),
         "captions": pa.schema(
-            [("image_id", s), ("caption", s), ("caption_source", s), ("prompt_tokens", i32), ("output_tokens", i32)],
+            [
+                ("image_id", s),
+                ("caption", s),
+                ("caption_source", s),  # model@revision
+                ("prompt_tokens", i32),
+                ("output_tokens", i32),
+                ("prompt_sha256", s),
+            ]
         ),
         # Candidates of one encoder. rank counts the query's neighbours by falling similarity, 0 = nearest.
         "neighbours": pa.schema(
@@ -238,6 +245,7 @@ LATER_COLUMNS: dict[str, tuple[str, ...]] = {
         "is_text_heavy",
         "license_stated",
     ),
+    "captions": ("prompt_sha256",),
     "pairs": ("estimated_differences", "estimated_acceptance"),
     "captioned": ("differences", "language", "requests", "engine", "sampling", "seed", "shared_concept"),
     "triplets": (

@@ -10,13 +10,18 @@ A reply is cleaned to one line and checked like a description (tasks/caption/che
 name or a refusal is no caption. A rejected reply is requested once more with its reason, then its image is dropped with
 that reason. Once `recaption.budget_tokens` is spent, no further chunk is begun; a later run with a larger budget
 continues. Takedown: captions of withdrawn images are removed.
+
+With `renew.recaption` images of earlier batches get another caption where another model or prompt wrote theirs, the
+oldest first and at most `renew.recaption.budget` of them; then the old caption goes (tasks/renewal). Stage embed
+encodes these captions again; what was mined by the old ones stays.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +39,9 @@ from tasks.models.llm.requests import Refusal, Reply, Request
 from tasks.names import batch_name
 from tasks.prompts.prompt_set import read_prompt, read_prompt_set
 from tasks.records import StageReport
+from tasks.renewal.makers import note_maker
+from tasks.renewal.plan import Plan, Wish, make_plan, read_plan, wanted
+from tasks.renewal.supersede import supersede
 from tasks.store import Store
 from tasks.store.chunks import Chunk, ChunkSpec, Columns, TokenBudget, iter_chunks, make_missing_chunks
 from tasks.usage import Usage, append_usage, total_usage
@@ -58,8 +66,11 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
         withdraw_rows(store, store.table_files("captions"), "captions", withdrawn_ids(store, batch))
         withdraw_dropped(params, store, "recaption")
     worker = ChunkWorker(params, store, part, image_ids)
-    spec = ChunkSpec("captions", batch, chunks)
+    plan = worker.plan_renewal()
+    spec = ChunkSpec("captions", batch, [*chunks, *plan.chunks(part)])
     captions, dropped = make_missing_chunks(store, report, spec, worker.caption, token_budget(config, part))
+    done = (c for c in plan.chunks() if store.table_path("captions", batch, c.number).exists())
+    supersede(store, "recaption", batch, set(plan.units_of(done)))
     # Counts come from the tables: a run that was killed after writing them spent the tokens all the same.
     report.tokens = count_tokens(captions, dropped)
     if report.done < report.new:
@@ -101,6 +112,13 @@ def images_without_caption(store: Store, batch: str) -> list[str]:
     return [i for i, caption, of_batch in rows if of_batch == batch and not caption and i not in done]
 
 
+def units_without_caption(store: Store) -> dict[str, str]:
+    """Ids of all images whose source gave no caption, each as its own unit of renewal."""
+    images = store.read_table("images", ["image_id", "caption"]).to_pydict()
+    rows = zip(images["image_id"], images["caption"], strict=True)
+    return {image_id: image_id for image_id, caption in rows if not caption}
+
+
 class ChunkWorker:
     """Captions the chunks of one part; loads the model when the first chunk needs it.
 
@@ -113,13 +131,32 @@ class ChunkWorker:
         self.params, self.store, self.part, self.image_ids = params, store, part, image_ids
         self.usage, self.retries = Usage(), 0
         self.refusals = RefusalShare("recaption.refused_share_max", params.recaption.refused_share_max)
+        self.plan = Plan("recaption")
         self._model: Captioner | None = None
         self._prompt = self._retry = ""
         self._canary_notes: list[str] = []
 
+    def plan_renewal(self) -> Plan:
+        """Which images of earlier batches get another caption; without `renew.recaption` none."""
+        rows, batch = wanted(self.params, "recaption"), batch_name(self.params)
+        if rows is not None:
+            self.plan = read_plan(self.store, "recaption") or make_plan(
+                self.store,
+                Wish.of(rows, "recaption", self._maker(self._load())),
+                "recaption",
+                batch,
+                units_without_caption(self.store),
+                self.params.recaption.chunk_images,
+            )
+        return self.plan
+
+    def _maker(self, model: Captioner) -> dict[str, str]:
+        source = f"{public_name(self.params.caption.model)}@{model.revision}"
+        return {"caption_source": source, "prompt_sha256": hashlib.sha256(self._prompt.encode()).hexdigest()}
+
     def caption(self, chunk: Chunk) -> tuple[Rows, Rows]:
         """(rows of table `captions`, rows of table `dropped`) of a chunk, in the order of its images."""
-        image_ids = self.image_ids[chunk.rows]
+        image_ids = list((self.plan.units if self.plan.is_own(chunk) else self.image_ids)[chunk.rows])
         if not image_ids:
             return [], []
         model, size = self._load(), self.params.recaption.batch_images
@@ -132,9 +169,9 @@ class ChunkWorker:
         self.usage = total_usage([self.usage, model.usage])
         model.usage = Usage()
         self.refusals.add(len(drafts), [draft.rejected for draft in drafts if draft.is_refused])
-        source, batch = f"{public_name(self.params.caption.model)}@{model.revision}", batch_name(self.params)
-        captions = [draft.row(source) for draft in drafts if not draft.reason]
-        return captions, [draft.dropped_row(batch) for draft in drafts if draft.reason]
+        made_by, batch = self._maker(model), batch_name(self.params)
+        captions = [draft.row(made_by) for draft in drafts if not draft.reason]
+        return captions, [draft.dropped_row(batch, made_by) for draft in drafts if draft.reason]
 
     def _caption_drafts(self, drafts: Sequence[CaptionDraft], model: Captioner) -> None:
         """Fill in the captions of images that fit into memory together."""
@@ -143,10 +180,12 @@ class ChunkWorker:
         self.retries += len(send_with_retry(prompts, conversation, self._retry, model.usage))
 
     def notes(self) -> list[str]:
-        """Sentences for the report; none where no model was needed."""
+        """Sentences for the report; none where no model was needed and nothing is renewed."""
+        is_first_part = self.part is None or self.part[0] == 1
+        planned = [self.plan.sentence()] if is_first_part and wanted(self.params, "recaption") else []
         if self._model is None:
-            return []
-        return [f"{self.retries} retries", *self._canary_notes, self.usage.sentence()]
+            return planned
+        return [*planned, f"{self.retries} retries", *self._canary_notes, self.usage.sentence()]
 
     def _load(self) -> Captioner:
         if self._model is None:
@@ -161,6 +200,7 @@ class ChunkWorker:
             if config.canaries:
                 self._canary_notes = [canary_note(self.params, model, prompts)]
             self._model = model
+            note_maker(self.store, "recaption", self._maker(model))
         return self._model
 
 
@@ -186,15 +226,16 @@ class CaptionDraft:
     requests: int = 0
     is_refused: bool = False
 
-    def row(self, source: str) -> dict[str, Any]:
-        """A row of table `captions`; `source` is the model and its revision."""
+    def row(self, made_by: Mapping[str, str]) -> dict[str, Any]:
+        """A row of table `captions`; `made_by`: model and prompt, by column."""
         tokens = {"prompt_tokens": self.prompt_tokens, "output_tokens": self.output_tokens}
-        return {"image_id": self.image_id, "caption": self.caption, "caption_source": source, **tokens}
+        return {"image_id": self.image_id, "caption": self.caption, **tokens, **made_by}
 
-    def dropped_row(self, batch: str) -> dict[str, Any]:
-        """A row of table `dropped`; `detail` (JSON) has the last reply and what all of them took."""
+    def dropped_row(self, batch: str, made_by: Mapping[str, str]) -> dict[str, Any]:
+        """A row of table `dropped`; `detail` (JSON) has the last reply, what all of them took, and who wrote them."""
         tokens = self.prompt_tokens + self.output_tokens
         detail = {"reply": self.rejected[:CAPTION_CHARS], "requests": self.requests, "tokens": tokens}
+        detail = {**detail, "maker": dict(made_by)}
         text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
         return {"stage": "recaption", "batch": batch, "key": self.image_id, "reason": self.reason, "detail": text}
 

@@ -21,9 +21,21 @@ def split_drafts(drafts: Sequence[Draft], instructions_min: int) -> tuple[list[D
     return accepted, [d for d, is_complete in zip(drafts, complete, strict=True) if not is_complete]
 
 
+def maker(setup: CaptionSetup) -> dict[str, str]:
+    """Who makes the rows: models, revisions and prompts, by column."""
+    captioner, writer = setup.captioner, setup.writer
+    return {
+        "captioner": public_name(captioner.name),
+        "captioner_revision": captioner.revision,
+        "writer": public_name(writer.name),
+        "writer_revision": writer.revision,
+        "prompt_sha256": setup.prompts.sha256,
+    }
+
+
 def captioned_row(draft: Draft, batch: str, setup: CaptionSetup) -> dict[str, Any]:
     """A row of table `captioned`."""
-    captioner, writer = setup.captioner, setup.writer
+    captioner = setup.captioner
     styles = [style for style in setup.config.styles if style in draft.instructions]
     return {
         "pair_id": draft.pair_id,
@@ -31,11 +43,7 @@ def captioned_row(draft: Draft, batch: str, setup: CaptionSetup) -> dict[str, An
         "description": draft.description,
         "instructions": [draft.instructions[style] for style in styles],
         "styles": styles,
-        "captioner": public_name(captioner.name),
-        "captioner_revision": captioner.revision,
-        "writer": public_name(writer.name),
-        "writer_revision": writer.revision,
-        "prompt_sha256": setup.prompts.sha256,
+        **maker(setup),
         "prompt_tokens": draft.prompt_tokens,
         "output_tokens": draft.output_tokens,
         "differences": [d.as_text() for d in draft.structured.differences] if draft.structured else [],
@@ -48,8 +56,8 @@ def captioned_row(draft: Draft, batch: str, setup: CaptionSetup) -> dict[str, An
     }
 
 
-def dropped_row(draft: Draft, batch: str) -> dict[str, Any]:
-    """A row of table `dropped`; `detail` (JSON) has what was written, why it was rejected, and what it took."""
+def dropped_row(draft: Draft, batch: str, made_by: Mapping[str, str]) -> dict[str, Any]:
+    """A row of table `dropped`; `detail` (JSON) has what was written by whom, why it was rejected, what it took."""
     detail = {
         "description": draft.description,
         "problems": draft.rejections,
@@ -57,6 +65,7 @@ def dropped_row(draft: Draft, batch: str) -> dict[str, Any]:
         "kept": draft.instructions,
         "tokens": draft.prompt_tokens + draft.output_tokens,
         "requests": draft.requests,
+        "maker": dict(made_by),
     }
     text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
     return {"stage": "caption", "batch": batch, "key": draft.pair_id, "reason": draft.drop_reason(), "detail": text}

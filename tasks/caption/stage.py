@@ -30,6 +30,10 @@ difference alone, for `short 2` the second, if there is one.
 With `caption.reverse` a described pair also gets instructions that lead from its target back to its query: a captioned
 row of its own, under the id that the pair (target, query) has, unless select made that pair itself. See
 docs/decisions/0043.
+
+With `renew.caption` pairs of earlier batches that another captioner, writer or prompt set described are described
+again, in files of this batch, the oldest first and at most `renew.caption.budget` of them; then their old rows go
+(tasks/renewal, docs/decisions/0153). `caption.budget_tokens` counts them, too, after the new pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.caption.chunk import CaptionSetup, caption_chunk
 from tasks.caption.models import load_caption_setup
-from tasks.caption.rows import captioned_row, count_requests, count_tokens, dropped_row, split_drafts
+from tasks.caption.renewal import plan_captions, remove_renewed, renewed_pairs
+from tasks.caption.rows import captioned_row, count_requests, count_tokens, dropped_row, maker, split_drafts
 from tasks.config import CaptionConfig, Params
 from tasks.errors import ConfigError
 from tasks.fingerprints.takedown import taken_down, withdraw_dropped
@@ -48,6 +53,8 @@ from tasks.names import batch_name, stable_id
 from tasks.prompts.prompt_set import SCHEMA, PromptSet, read_prompt_set
 from tasks.prompts.styles import split_style
 from tasks.records import StageReport
+from tasks.renewal.makers import note_maker
+from tasks.renewal.plan import Plan, wanted
 from tasks.store import Store
 from tasks.store.chunks import Chunk, ChunkSpec, Columns, TokenBudget, iter_chunks, make_missing_chunks
 from tasks.usage import Usage, append_usage, total_usage
@@ -70,11 +77,14 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
         withdraw_captioned(store, taken_down(params, store), batch)
         withdraw_dropped(params, store, "caption", "pair")
     worker = ChunkWorker(params, store, part, prompts, pairs)
-    spec = ChunkSpec("captioned", batch, list(iter_chunks(pairs.num_rows, config.chunk_pairs, part)))
+    plan = worker.plan_renewal()
+    chunks = [*iter_chunks(pairs.num_rows, config.chunk_pairs, part), *plan.chunks(part)]
+    spec = ChunkSpec("captioned", batch, chunks)
     captioned, dropped = make_missing_chunks(store, report, spec, worker.caption, token_budget(config, part))
+    remove_renewed(params, store, plan, worker.renewed)
     report.tokens = count_tokens(captioned, dropped)
     if report.new:
-        pair_ids = set(pairs.column("pair_id").to_pylist())
+        pair_ids = {*pairs.column("pair_id").to_pylist(), *plan.units}
         report.figures |= figures(captioned, dropped, report, pair_ids, is_reversed=config.reverse)
     report.notes += [*budget_notes(config, report), *worker.notes()]
     return report
@@ -124,13 +134,22 @@ class ChunkWorker:
         self.retries: list[int] = []
         self.usage = Usage()
         self.refusals = RefusalShare("caption.refused_share_max", params.caption.refused_share_max)
+        self.plan, self.renewed = Plan("caption"), pairs.slice(0, 0)
         self._setup: CaptionSetup | None = None
         self._canary_notes: list[str] = []
+
+    def plan_renewal(self) -> Plan:
+        """Which pairs of earlier batches are described again (tasks/caption/renewal.py)."""
+        self.plan = plan_captions(self.params, self.store, self._load)
+        if self.plan.units:
+            self.renewed = renewed_pairs(self.store, self.plan)
+        return self.plan
 
     def caption(self, piece: Chunk) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(captioned rows, dropped rows) of a chunk."""
         setup = self._load()
-        chunk = self.pairs.slice(piece.rows.start, piece.rows.stop - piece.rows.start).to_pydict()
+        pairs = self.renewed if self.plan.is_own(piece) else self.pairs
+        chunk = pairs.slice(piece.rows.start, piece.rows.stop - piece.rows.start).to_pydict()
         image_ids = dict.fromkeys([*chunk["query_image_id"], *chunk["target_image_id"]])
         images = {image_id: self.store.read_image(image_id) for image_id in image_ids}
         drafts = caption_chunk(chunk, images, self.captions, setup, self.pair_ids)
@@ -139,18 +158,22 @@ class ChunkWorker:
         self.refusals.add(len(drafts), [draft.refusals[-1] for draft in drafts if draft.refusals])
         batch = batch_name(self.params)
         accepted, dropped = split_drafts(drafts, setup.config.instructions_min)
-        return [captioned_row(d, batch, setup) for d in accepted], [dropped_row(d, batch) for d in dropped]
+        made_by = maker(setup)
+        return [captioned_row(d, batch, setup) for d in accepted], [dropped_row(d, batch, made_by) for d in dropped]
 
     def notes(self) -> list[str]:
-        """Sentences for the report; none where every chunk existed already."""
+        """Sentences for the report; none where every chunk existed already and nothing is renewed."""
+        is_first_part = self.part is None or self.part[0] == 1
+        planned = [self.plan.sentence()] if is_first_part and wanted(self.params, "caption") else []
         if self._setup is None:
-            return []
+            return planned
         retries = f"{sum(self.retries)} retries for {len(self.retries)} pairs"
-        return [*([retries] if self.retries else []), *self._canary_notes, self.usage.sentence()]
+        return [*planned, *([retries] if self.retries else []), *self._canary_notes, self.usage.sentence()]
 
     def _load(self) -> CaptionSetup:
         if self._setup is None:
             self._setup, self._canary_notes = load_caption_setup(self.params, self.store.root, self.prompts)
+            note_maker(self.store, "caption", maker(self._setup))
         return self._setup
 
     def _record_usage(self, setup: CaptionSetup) -> None:

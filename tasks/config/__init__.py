@@ -7,7 +7,7 @@ profile and the trigger form's values and writes the resolved file into the run'
     section.py    base class, roles of the encoders          checks.py     parameters that contradict each other
     sources.py    one source of images                       params.py     all sections together
     ingest.py  pairs.py  texts.py  gates.py  training.py     profiles.py   named sets of parameters
-                  the stages' sections                       resolve.py    from params.yaml to checked parameters
+    renew.py      the stages' sections                       resolve.py    from params.yaml to checked parameters
 
 Imports neither numpy nor torch, so that DAG files, which Airflow parses every few seconds, can use it.
 """
@@ -15,9 +15,18 @@ Imports neither numpy nor torch, so that DAG files, which Airflow parses every f
 from tasks.config.checks import training_run_contradictions
 from tasks.config.gates import ImagesGateConfig, PairsGateConfig, TripletsGateConfig, ValidateConfig
 from tasks.config.ingest import FilterConfig, IngestConfig
-from tasks.config.pairs import EmbedConfig, EncoderConfig, MineConfig, RecaptionConfig, SelectConfig, Window
+from tasks.config.pairs import (
+    EmbedConfig,
+    EncoderConfig,
+    MineConfig,
+    NextEncoderConfig,
+    RecaptionConfig,
+    SelectConfig,
+    Window,
+)
 from tasks.config.params import OpenRunConfig, Params, VersionConfig
 from tasks.config.profiles import is_profile, parse_raw, uncalibrated_windows
+from tasks.config.renew import Condition, RenewConfig, RenewRows, parse_where
 from tasks.config.resolve import is_resolved, load_params, overlay, parse_params, read_raw, resolve
 from tasks.config.section import ENCODER_ROLES, EncoderRole, Section
 from tasks.config.sources import (
@@ -48,6 +57,7 @@ __all__ = [
     "TEXT_TABLES",
     "BenchmarkConfig",
     "CaptionConfig",
+    "Condition",
     "EmbedConfig",
     "EncoderConfig",
     "EncoderRole",
@@ -59,11 +69,14 @@ __all__ = [
     "LoraConfig",
     "MineConfig",
     "MixedDatasetConfig",
+    "NextEncoderConfig",
     "OpenRunConfig",
     "PairsGateConfig",
     "Params",
     "PromoteConfig",
     "RecaptionConfig",
+    "RenewConfig",
+    "RenewRows",
     "Section",
     "SelectConfig",
     "SourceConfig",
@@ -78,6 +91,7 @@ __all__ = [
     "load_params",
     "overlay",
     "parse_params",
+    "parse_where",
     "parse_raw",
     "read_raw",
     "resolve",

@@ -68,6 +68,7 @@ def pair_contradictions(embed: EmbedConfig, mine: MineConfig, select: SelectConf
                 "every pair of this encoder counts as the same content",
                 f"raise select.same_content_min.{role} above the window's low end",
             )
+    yield from _next_contradictions(embed)
     if select.both_directions and select.pairs_per_batch == 1:
         yield _message(
             ("select.both_directions", True),
@@ -75,6 +76,25 @@ def pair_contradictions(embed: EmbedConfig, mine: MineConfig, select: SelectConf
             "a pair and its reverse are two pairs, so none is ever added",
             "raise select.pairs_per_batch to 2 or more",
         )
+
+
+def _next_contradictions(embed: EmbedConfig) -> Iterator[str]:
+    """An encoder that follows none, or one that encodes something else."""
+    for role, spec in (embed.next or {}).items():
+        if role not in embed.encoders:
+            yield _message(
+                (f"embed.next.{role}", spec.model),
+                ("embed.encoders", f"only for {sorted(embed.encoders)}"),
+                "there is no encoder that it could follow",
+                f"name one of those, or add embed.encoders.{role}",
+            )
+        elif spec.kind != embed.encoders[role].kind:
+            yield _message(
+                (f"embed.next.{role}.kind", spec.kind),
+                (f"embed.encoders.{role}.kind", embed.encoders[role].kind),
+                "an encoder is followed by one of its kind",
+                "give both the same kind",
+            )
 
 
 def text_contradictions(caption: CaptionConfig, judge: JudgeConfig) -> Iterator[str]:

@@ -14,6 +14,7 @@ DATASET_FORM: dict[str, str] = {
     "sources": "ingest.sources",
     "limit": "open_run.limit",
     "takedown": "open_run.takedown",
+    "renew": "renew",
     "dry_run": "open_run.dry_run",
     "date": "open_run.date",
     "dataset": "open_run.dataset",

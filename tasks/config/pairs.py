@@ -54,30 +54,6 @@ class EncoderConfig(Section):
     )
 
 
-class EmbedConfig(Section):
-    """Section `embed`."""
-
-    preprocess: Literal["stock", "fast"] = Field(
-        "stock",
-        description="How images are prepared: stock (the model's own processor) or fast (ours, several times faster, "
-        "slightly different pixels). Calibrate the windows with the same choice.",
-    )
-    encoders: dict[EncoderRole, EncoderConfig] = Field(
-        description="The encoders by role: semantic (what an image shows), pattern (how it looks), caption (its text)."
-    )
-    batch_images: int = Field(ge=1, description="Images or captions in one call of the model, a count.")
-    readers: int = Field(
-        1,
-        ge=1,
-        description="Threads that read and decode the next batches while the model works, a count. With a GPU, use as "
-        "many as there are cores.",
-    )
-    part_images: int = Field(
-        200_000, ge=1, description="New images in one part of an encoder's work, a count, in whole shards: " + PART
-    )
-    device: str = Field(description=DEVICE)
-
-
 class Window(Section):
     """A range of cosine similarity: pairs with low <= similarity < high are candidates."""
 
@@ -94,6 +70,50 @@ class Window(Section):
                 "give a low below high (`python -m tasks calibrate` proposes both)"
             )
         return self
+
+
+class NextEncoderConfig(EncoderConfig):
+    """The encoder that is to follow one of `embed.encoders`, an entry of `embed.next`."""
+
+    window: Window = Field(
+        description="Range of cosine similarity for pairs by this encoder, from the version on in which it takes over "
+        "(`python -m tasks calibrate` proposes it)."
+    )
+    budget: int | None = Field(
+        None,
+        ge=1,
+        description="Most images of earlier versions that one run encodes with it, in whole shards, the oldest first, "
+        "a count. New images are always encoded. Empty: all of them at once.",
+    )
+
+
+class EmbedConfig(Section):
+    """Section `embed`."""
+
+    preprocess: Literal["stock", "fast"] = Field(
+        "stock",
+        description="How images are prepared: stock (the model's own processor) or fast (ours, several times faster, "
+        "slightly different pixels). Calibrate the windows with the same choice.",
+    )
+    encoders: dict[EncoderRole, EncoderConfig] = Field(
+        description="The encoders by role: semantic (what an image shows), pattern (how it looks), caption (its text)."
+    )
+    next: dict[EncoderRole, NextEncoderConfig] | None = Field(
+        None,
+        description="Encoders to change to, by role. Their index grows beside the one in use; in the version in which "
+        "it holds every image, pairs are mined by it. Empty: none changes.",
+    )
+    batch_images: int = Field(ge=1, description="Images or captions in one call of the model, a count.")
+    readers: int = Field(
+        1,
+        ge=1,
+        description="Threads that read and decode the next batches while the model works, a count. With a GPU, use as "
+        "many as there are cores.",
+    )
+    part_images: int = Field(
+        200_000, ge=1, description="New images in one part of an encoder's work, a count, in whole shards: " + PART
+    )
+    device: str = Field(description=DEVICE)
 
 
 class MineConfig(Section):

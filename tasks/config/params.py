@@ -10,6 +10,7 @@ from tasks.config import checks
 from tasks.config.gates import ValidateConfig
 from tasks.config.ingest import IngestConfig
 from tasks.config.pairs import EmbedConfig, MineConfig, RecaptionConfig, SelectConfig
+from tasks.config.renew import RenewConfig
 from tasks.config.section import Section
 from tasks.config.texts import CaptionConfig, JudgeConfig
 from tasks.config.training import EvaluateConfig, PromoteConfig, TrainConfig
@@ -82,6 +83,11 @@ class Params(Section):
     select: SelectConfig
     caption: CaptionConfig
     judge: JudgeConfig
+    renew: RenewConfig = Field(
+        RenewConfig(recaption=None, caption=None, judge=None),
+        description="Rows of earlier makers that this run makes again, by stage, each with `where` (which) and "
+        "`budget` (how many). Empty: none.",
+    )
     validate_: ValidateConfig = Field(alias="validate")
     version: VersionConfig
     train: TrainConfig

@@ -43,6 +43,7 @@ PUBLIC = frozenset(
         "ingest.filters.revision",
         "ingest.filters.labels",
         "embed.encoders.revision",
+        "embed.next.revision",
         "embed.device",
         "caption.revision",
         "caption.writer_revision",
@@ -67,6 +68,7 @@ NAMES = frozenset(
     [
         "ingest.filters.model",
         "embed.encoders.model",
+        "embed.next.model",
         "caption.model",
         "caption.writer",
         "caption.prompts",
@@ -83,6 +85,7 @@ STAND_INS = {
     "caption.writer_url": "http://private.invalid/v1",
     "judge.url": "http://private.invalid/v1",
     "open_run.takedown": "withheld",
+    **dict.fromkeys(("renew.recaption.where", "renew.caption.where", "renew.judge.where"), ""),
     **dict.fromkeys(
         (
             "ingest.sources.path",
@@ -94,6 +97,8 @@ STAND_INS = {
         PRIVATE,
     ),
 }
+# Mappings whose keys are names of entries, not of parameters.
+BY_NAME = ("embed.encoders", "embed.next", "ingest.filters", "mine.windows")
 BENCHMARKS = ("circo", "cirr", "fashioniq", "genecis", "mmeb")  # a list named after one of these may be named so
 # A user before the host; or, after a port that is no number, an @: a password with one of / ? # in it.
 USERINFO = re.compile(r"(?:^|:)//[^/\s?#]*@|://[^/\s?#@]*:[^/\s?#@]*[^\d/\s?#@\]][^/\s?#@]*[/?#]\S*@")
@@ -164,7 +169,7 @@ def _public(value: Any, name: str) -> Any:
         return {}
     if isinstance(value, Mapping):
         fields = {str(key): f"{name}.{key}".lstrip(".") for key in value}
-        inside = dict.fromkeys(value, name) if name in ("embed.encoders", "ingest.filters", "mine.windows") else fields
+        inside = dict.fromkeys(value, name) if name in BY_NAME else fields
         return {key: _public(entry, inside[key]) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         entries = [_public(entry, name) for entry in value]

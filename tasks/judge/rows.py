@@ -96,6 +96,12 @@ def mark_duplicates(rows: Sequence[Mapping[str, Any]], known: Set[Ends], pairs: 
     return [pair in known or pairs.has_forward(row) for pair, row in zip(ends, rows, strict=True)]
 
 
+def maker(judge: Captioner, prompt_sha256: str) -> dict[str, str]:
+    """Who judges: model, revision and prompt, by column of table `triplets`."""
+    name, revision = public_name(judge.name), judge.revision
+    return {"judge": name, "judge_revision": revision, "judge_prompt_sha256": prompt_sha256}
+
+
 def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner, prompt_sha256: str = "") -> dict[str, Any]:
     """A row of table `triplets` for a kept pair; `found_by` is filled in later."""
     instructions = [row["instructions"][n] for n in verdict.instructions]
@@ -115,19 +121,17 @@ def triplet_row(row: Mapping[str, Any], verdict: Verdict, judge: Captioner, prom
         "captioner": row["captioner"],
         "captioner_revision": row["captioner_revision"],
         "prompt_sha256": row["prompt_sha256"],
-        "judge": public_name(judge.name),
-        "judge_revision": judge.revision,
         "tokens": row["prompt_tokens"] + row["output_tokens"],
         **{name: row.get(name) for name in ("language", "engine", "sampling", "seed")},
-        "judge_prompt_sha256": prompt_sha256,
+        **maker(judge, prompt_sha256),
         "judge_engine": judge.engine,
         "found_by": None,
     }
 
 
-def verdict_rows(row: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any]]:
-    """Rows of table `dropped` for one judged pair: the pair alone where it is dropped, else its instructions and false
-    negatives.
+def verdict_rows(row: Mapping[str, Any], verdict: Verdict, made_by: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of table `dropped` for one judged pair: the pair alone where it is dropped, with the judge that dropped it
+    (`made_by`, by column), else its instructions and false negatives.
     """
     texts: list[dict[str, Any]] = [
         {"instruction": row["instructions"][n], "style": row["styles"][n], "reason": reason, "p_yes": round(yes, 4)}
@@ -137,7 +141,7 @@ def verdict_rows(row: Mapping[str, Any], verdict: Verdict) -> list[dict[str, Any
         text = {"instruction": row["instructions"][n], "style": row["styles"][n]}
         texts.append({**text, "reason": refusal.reason, "words": refusal.detail})
     if verdict.reason is not None:
-        return [dropped_row(row, row["pair_id"], verdict.reason, {"instructions": texts})]
+        return [dropped_row(row, row["pair_id"], verdict.reason, {"instructions": texts, "maker": dict(made_by)})]
     dropped = [dropped_row(row, f"{row['pair_id']}:{t['style']}", str(t["reason"]), t) for t in texts]
     for k, refusal in sorted(verdict.refused_negatives.items()):
         image_id = row["negative_image_ids"][k]
@@ -156,9 +160,9 @@ def duplicate_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return dropped_row(row, row["pair_id"], "duplicate", detail)
 
 
-def shortcut_row(triplet: Mapping[str, Any]) -> dict[str, Any]:
+def shortcut_row(triplet: Mapping[str, Any], made_by: Mapping[str, str]) -> dict[str, Any]:
     """A row of table `dropped` for a triplet that one modality is enough for."""
-    detail = {"found_by": triplet["found_by"], "texts": triplet["instructions"]}
+    detail = {"found_by": triplet["found_by"], "texts": triplet["instructions"], "maker": dict(made_by)}
     return dropped_row(triplet, triplet["pair_id"], "shortcut", detail)
 
 

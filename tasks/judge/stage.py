@@ -23,6 +23,11 @@ enough stops it. In each chunk's triplets shortcuts are detected (tasks/judge/sh
 The first part also applies what people decided about triplets of earlier versions (tasks/judge/reviewed.py), and makes
 triplets of the rejected pairs that they judged right (tasks/judge/restored.py).
 
+Pairs of earlier batches that captioning described again are judged again. With `renew.judge` captioned rows of earlier
+batches are judged again whose triplet, or whose rejection, another judge or prompt made: the oldest first, at most
+`renew.judge.budget` of them (tasks/renewal, docs/decisions/0153). What they were before goes then; a published triplet
+that changed or went is counted (renewed).
+
 Reversed pairs that `caption.reverse` wrote are judged like any pair: the query is the pair's target, the negatives are
 that query and the pair's mined negatives; each becomes a triplet of its own.
 """
@@ -31,7 +36,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tasks.config import Params
@@ -39,12 +44,14 @@ from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.judge.labelled import measure_judge, require_quality
 from tasks.judge.licences import Terms, keep_negatives, licence_columns, read_terms
 from tasks.judge.questions import Calibrator, judge_pairs, load_judge, verdict_rules
+from tasks.judge.renewal import JudgeRenewal
 from tasks.judge.restored import Restorer, rejected_and_right
 from tasks.judge.reviewed import RESTORED, apply_verdicts, sentences, withdrawn_ends
 from tasks.judge.rows import (
     BatchPairs,
     Ends,
     duplicate_row,
+    maker,
     mark_duplicates,
     shortcut_row,
     triplet_row,
@@ -57,6 +64,8 @@ from tasks.names import batch_name
 from tasks.prompts.prompt_set import read_prompt
 from tasks.reasons import REVIEWED
 from tasks.records import StageReport
+from tasks.renewal.makers import note_maker
+from tasks.renewal.plan import wanted
 from tasks.store import Store
 from tasks.store.chunks import Chunk, ChunkSpec, Columns, file_chunks, make_missing_chunks
 from tasks.usage import Usage, append_usage, total_usage
@@ -75,15 +84,17 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     if is_first_part:
         withdraw_triplets(store, taken_down(params, store))
         withdraw_dropped(params, store, "judge", "pair")
-    pairs, earlier = BatchPairs(store.read_table("pairs", batch=batch)), earlier_triplets(store, batch)
+    earlier = earlier_triplets(store, batch)
     report = StageReport("judge", reused=len(earlier) if is_first_part else 0)
     right = rejected_and_right(store, batch)  # read by all parts: none of them makes a second triplet of such a pair
-    known = {*earlier, *withdrawn_ends(store), *((r["query_image_id"], r["target_image_id"]) for r in right)}
-    worker = ChunkWorker(params, store, part, template, pairs, known)
+    by_people = {*withdrawn_ends(store), *((r["query_image_id"], r["target_image_id"]) for r in right)}
+    worker = ChunkWorker(params, store, part, template, earlier | dict.fromkeys(by_people, ""))
+    pairs, renewal = worker.pairs, worker.renewal
     restored = worker.restore(right) if is_first_part else 0
     reviewed = apply_verdicts(store, batch) if is_first_part else {}
-    spec = ChunkSpec("triplets", batch, file_chunks(store, "captioned", batch, part))
-    judged, dropped = make_missing_chunks(store, report, spec, worker.judge)
+    chunks = [*file_chunks(store, "captioned", batch, part), *renewal.plan.chunks(part)]
+    judged, dropped = make_missing_chunks(store, report, ChunkSpec("triplets", batch, chunks), worker.judge)
+    renewal.remove_old()
     report.figures = figures(report.new, judged, dropped["reason"].count("false_negative"))
     report.figures |= shortcut_figures(judged["found_by"])
     if config.negatives is not None and judged["pair_id"]:
@@ -95,12 +106,12 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     return report
 
 
-def earlier_triplets(store: Store, batch: str) -> list[Ends]:
-    """(query, target) of every triplet of other batches."""
-    columns = ["batch", "query_image_id", "target_image_id"]
-    batches, queries, targets = store.read_table("triplets", columns).to_pydict().values()
-    rows = zip(batches, queries, targets, strict=True)
-    return [(query, target) for of_batch, query, target in rows if of_batch != batch]
+def earlier_triplets(store: Store, batch: str) -> dict[Ends, str]:
+    """(query, target) of every triplet of other batches -> its pair's id."""
+    columns = ["batch", "query_image_id", "target_image_id", "pair_id"]
+    batches, queries, targets, pair_ids = store.read_table("triplets", columns).to_pydict().values()
+    rows = zip(batches, queries, targets, pair_ids, strict=True)
+    return {(query, target): pair_id for of_batch, query, target, pair_id in rows if of_batch != batch}
 
 
 class ChunkWorker:
@@ -117,47 +128,52 @@ class ChunkWorker:
         store: Store,
         part: Part | None,
         template: str,
-        pairs: BatchPairs,
-        known: Set[Ends],
+        known: Mapping[Ends, str],
     ) -> None:
-        """Nothing is loaded before the first chunk.
+        """Nothing is loaded before the first chunk, unless `renew.judge` asks who the judge is.
 
         Args:
             params: the run's.
             store: of the worktree.
             part: (i, n), or None for the whole.
             template: the prompt, with {instruction}.
-            pairs: of the batch.
-            known: (query, target) of earlier triplets, those included that people had withdrawn.
+            known: (query, target) of earlier triplets -> their pair's id; '' for those that people had withdrawn.
         """
-        self.params, self.store, self.part, self.template = params, store, part, template
-        self.pairs, self.known = pairs, known
+        self.params, self.store, self.part, self.template, self.known = params, store, part, template, known
         self.prompt_sha256 = hashlib.sha256(template.encode()).hexdigest()
         self.calibrator = Calibrator.load(params)
-        self.detector = ShortcutDetector(params, store, pairs.image_ids())
         self.usage = Usage()
         self.refusals = RefusalShare("judge.refused_share_max", params.judge.refused_share_max)
         self._model: Captioner | None = None
         self._metric_notes: list[str] = []
         self._known_terms: Terms | None = None
+        self.renewal = JudgeRenewal(params, store, lambda: maker(self._load(), self.prompt_sha256))
+        self.pairs = BatchPairs(self.renewal.pairs(store.read_table("pairs", batch=batch_name(params))))
+        self.detector = ShortcutDetector(params, store, self.pairs.image_ids())
 
     def judge(self, chunk: Chunk) -> tuple[Rows, Rows]:
-        """(triplets, dropped rows) of a chunk file of stage caption."""
-        model, batch = self._load(), batch_name(self.params)
-        captioned = self.store.read(self.store.table_path("captioned", batch, chunk.number), "captioned").to_pylist()
-        rows = self.pairs.join(captioned)
-        is_duplicate = mark_duplicates(rows, self.known, self.pairs)
+        """(triplets, dropped rows) of a chunk file of stage caption, or of a chunk of the renewal's plan."""
+        model = self._load()
+        rows = self.pairs.join(self._captioned(chunk))
+        known = self.renewal.without_own(self.known, rows) if self.renewal.is_renewed(chunk) else self.known.keys()
+        is_duplicate = mark_duplicates(rows, known, self.pairs)
         dropped = [duplicate_row(row) for row, is_known in zip(rows, is_duplicate, strict=True) if is_known]
         rows = [row for row, is_known in zip(rows, is_duplicate, strict=True) if not is_known]
         triplets: Rows = []
         at_once = self.params.judge.chunk_pairs
         for start in range(0, len(rows), at_once):
             self._judge_rows(rows[start : start + at_once], model, triplets, dropped)
-        triplets, shortcuts = self._drop_shortcuts(triplets)
+        triplets, shortcuts = self._drop_shortcuts(triplets, maker(model, self.prompt_sha256))
         append_usage(self.store.root, "judge", self.part, model.usage)
         self.usage = total_usage([self.usage, model.usage])
         model.usage = Usage()
         return triplets, dropped + shortcuts
+
+    def _captioned(self, chunk: Chunk) -> Rows:
+        if self.renewal.plan.is_own(chunk):
+            return self.renewal.captioned(chunk)
+        path = self.store.table_path("captioned", batch_name(self.params), chunk.number)
+        return self.store.read(path, "captioned").to_pylist()  # type: ignore[no-any-return]
 
     def _judge_rows(self, rows: Rows, model: Captioner, triplets: Rows, dropped: Rows) -> None:
         """Judge rows whose images fit into memory together; adds to `triplets` and `dropped`."""
@@ -165,7 +181,7 @@ class ChunkWorker:
         verdicts = judge_pairs(rows, self._images(rows), model, self.template, config, self.calibrator)
         self.refusals.add(len(rows), [v.refusals[0].detail for v in verdicts if v.refusals])
         for row, verdict in zip(rows, verdicts, strict=True):
-            dropped += verdict_rows(row, verdict)
+            dropped += verdict_rows(row, verdict, maker(model, self.prompt_sha256))
             if verdict.reason is None:
                 triplet = triplet_row(row, verdict, model, self.prompt_sha256)
                 triplets.append({**triplet, **licence_columns(triplet, self._terms())})
@@ -188,8 +204,10 @@ class ChunkWorker:
         return count
 
     def notes(self) -> list[str]:
-        """Sentences for the report; none where every chunk existed already."""
-        return [*self._metric_notes, self.usage.sentence()] if self._model is not None else []
+        """Sentences for the report; none where every chunk existed already and nothing is renewed."""
+        is_first_part = self.part is None or self.part[0] == 1
+        planned = [self.renewal.plan.sentence()] if is_first_part and wanted(self.params, "judge") else []
+        return planned + ([*self._metric_notes, self.usage.sentence()] if self._model is not None else [])
 
     def _load(self) -> Captioner:
         if self._model is None:
@@ -199,6 +217,7 @@ class ChunkWorker:
                 require_quality(metrics, config, model.name)
                 self._metric_notes.append(metrics.sentence())
             self._model = model
+            note_maker(self.store, "judge", maker(model, self.prompt_sha256))
         return self._model
 
     def _terms(self) -> Terms:
@@ -211,7 +230,7 @@ class ChunkWorker:
         ids = [(row["query_image_id"], row["target_image_id"], *row["negative_image_ids"]) for row in rows]
         return {i: self.store.read_image(i) for i in dict.fromkeys(i for row_ids in ids for i in row_ids)}
 
-    def _drop_shortcuts(self, triplets: Rows) -> tuple[Rows, Rows]:
+    def _drop_shortcuts(self, triplets: Rows, made_by: Mapping[str, str]) -> tuple[Rows, Rows]:
         """Fill in `found_by`; (triplets that stay, dropped rows of those beyond `judge.shortcut_share_max`)."""
         for triplet, modes in zip(triplets, self.detector.find(triplets), strict=True):
             triplet["found_by"] = modes
@@ -219,7 +238,7 @@ class ChunkWorker:
         if share_max is None:
             return triplets, []
         excess = set(excess_shortcuts([t["found_by"] for t in triplets], share_max))
-        dropped = [shortcut_row(t) for n, t in enumerate(triplets) if n in excess]
+        dropped = [shortcut_row(t, made_by) for n, t in enumerate(triplets) if n in excess]
         return [t for n, t in enumerate(triplets) if n not in excess], dropped
 
 

@@ -127,6 +127,27 @@ def benchmarks_context(version: Mapping[str, Any]) -> dict[str, Any]:
     return {"lists": names, "total_count": total, "total": f"{total:,}", "new": f"{new:,}"}
 
 
+STAGE_NAMES = {"recaption": "captions of images", "caption": "descriptions and instructions", "judge": "verdicts"}
+
+
+def stale_context(version: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Rows of earlier makers: (what, rows, stale ones, their oldest batch, renewed in this version); empty where none
+    is stale and none was renewed.
+    """
+    stale, renewed = version.get("stale") or {}, version.get("renewed") or {}
+    rows = [
+        (
+            STAGE_NAMES.get(stage) or stage.replace("embed ", "vectors of encoder "),
+            f"{count['rows']:,}",
+            f"{count['stale']:,}",
+            count.get("oldest") or "",
+            f"{renewed.get(stage, 0):,}",
+        )
+        for stage, count in stale.items()
+    ]
+    return rows if any(count["stale"] for count in stale.values()) or any(renewed.values()) else []
+
+
 def weeks_context(weeks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The table of weekly batches, and the newest one's styles; None for a version without such figures."""
     if not weeks:
@@ -189,6 +210,7 @@ def dataset_card(
             **{name: version["drops"].get("judge", {}).get(name, 0) for name in REVIEWED},
         },
         weeks=weeks_context(version.get("weeks") or {}),
+        stale=stale_context(version),
         benchmarks=benchmarks_context(version),
         withdrawn=version.get("withdrawn") or {"total": 0, "new": 0},
         contact=(version["params"].get("version") or {}).get("contact"),

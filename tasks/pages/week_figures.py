@@ -14,6 +14,7 @@ from tasks.errors import ConfigError
 from tasks.names import stable_id
 from tasks.prompts.styles import PARTIAL_STYLES
 from tasks.prompts.text_figures import text_figures
+from tasks.renewal.plan import pairs_about
 from tasks.sample.quality import accepted_shares, negative_shares, read_scenes, rejected_shares, share
 
 if TYPE_CHECKING:
@@ -96,7 +97,10 @@ def written_pairs(store: Store, batch: str) -> list[dict[str, Any]]:
     """The batch's captioned rows with the images of their pairs; rows of reversed pairs with the images exchanged."""
     ends = ["pair_id", "query_image_id", "target_image_id", "negative_image_ids"]
     pairs: dict[str, dict[str, Any]] = {}
-    for pair in store.read_table("pairs", ends, batch).to_pylist():
+    rows = store.read_table("captioned", ["pair_id", "instructions", "styles"], batch).to_pylist()
+    known = store.read_table("pairs", ends, batch).to_pylist()
+    renewed = {row["pair_id"] for row in rows} - {pair["pair_id"] for pair in known}  # or reversed
+    for pair in [*pairs_about(store, renewed).select(ends).to_pylist(), *known]:
         query, target = pair["query_image_id"], pair["target_image_id"]
         back = {"query_image_id": target, "target_image_id": query}
         pairs.setdefault(
@@ -104,5 +108,4 @@ def written_pairs(store: Store, batch: str) -> list[dict[str, Any]]:
             {**back, "negative_image_ids": [target, *pair["negative_image_ids"][1:]]},
         )
         pairs[pair["pair_id"]] = pair
-    rows = store.read_table("captioned", ["pair_id", "instructions", "styles"], batch).to_pylist()
     return [{**pairs[row["pair_id"]], **row} for row in rows if row["pair_id"] in pairs]

@@ -138,7 +138,7 @@ def require_paths(params: Params, kind: Kind) -> None:
     for name, path in paths.items():
         if "://" not in path and not Path(path).exists():
             raise ConfigError(f"{name}: no such folder or file {path}; give an absolute path that the workers see")
-    if kind == "dataset" and not params.ingest.sources and not params.open_run.takedown:
+    if kind == "dataset" and not (params.ingest.sources or params.open_run.takedown or params.renew.is_on):
         raise ConfigError("ingest.sources: no source; name at least one folder with images")
     names = [source.name for source in params.ingest.sources]
     if len(set(names)) != len(names):

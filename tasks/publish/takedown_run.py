@@ -90,8 +90,8 @@ def gather_entries(texts: Sequence[str], path: Path | None, reason: str | None) 
     return [replace(entry, reason=reason) if entry.reason == DEFAULT_REASON else entry for entry in entries]
 
 
-def require_no_run(deployment: Deployment) -> None:
-    """Raise ConfigError where a run that will publish a version is under way."""
+def require_no_run(deployment: Deployment, command: str = "takedown") -> None:
+    """Raise ConfigError where a run that will publish a version is under way; `command` is what a person started."""
     busy = [
         run.run_id
         for run in list_runs(deployment.runs, time.time())
@@ -101,7 +101,7 @@ def require_no_run(deployment: Deployment) -> None:
     ]
     if busy:
         raise ConfigError(
-            f"takedown: run {busy[0]} is under way, and could not publish its version after this one; wait for it, "
+            f"{command}: run {busy[0]} is under way, and could not publish its version after this one; wait for it, "
             "close it (`python -m tasks open_run --run-id RUN --close`), or give --now"
         )
 
@@ -155,20 +155,33 @@ def take_down(
         store.write_bytes(record, json.dumps(notes).encode())
     notes = json.loads(record.read_text()) if record.exists() else []
     version = None
-    if not is_dry:
-        stages = [node.cmd.split()[3:] for node in graph(worktree) if node.name.partition("@")[0] in DATA_STAGES]
-        for words in [*stages, ["version"]]:
-            code = run(worktree, words)
-            if code == EXIT_NOTHING_TO_DO and words == ["version"]:
-                break
-            _require_success(code, words, run_id)
-        else:
-            version = f"dataset/{params.open_run.batch}"
+    if not is_dry and run_to_version(worktree, run, "takedown", run_id):
+        version = f"dataset/{params.open_run.batch}"
     close_run(worktree, deployment.clone)
     return Takedown(version, tuple(notes))
 
 
-def _require_success(code: int, words: Sequence[str], run_id: str) -> None:
+def run_to_version(worktree: Path, run: Runner, command: str, run_id: str) -> bool:
+    """Run all data stages of a run that a person started, then `version`; returns whether it published one.
+
+    Args:
+        worktree: of the run.
+        run: runs a command line of the run.
+        command: that started it, for messages.
+        run_id: of the run.
+    Raises:
+        ConfigError, DataError, TransientError: as the stage that failed.
+    """
+    stages = [node.cmd.split()[3:] for node in graph(worktree) if node.name.partition("@")[0] in DATA_STAGES]
+    for words in [*stages, ["version"]]:
+        code = run(worktree, words)
+        if code == EXIT_NOTHING_TO_DO and words == ["version"]:
+            return False
+        _require_success(code, words, command, run_id)
+    return True
+
+
+def _require_success(code: int, words: Sequence[str], command: str, run_id: str) -> None:
     if code == 0:
         return
     kinds: dict[int, type[ConfigError | DataError | TransientError]] = {
@@ -176,8 +189,8 @@ def _require_success(code: int, words: Sequence[str], run_id: str) -> None:
         EXIT_DATA_ERROR: DataError,
     }
     raise kinds.get(code, TransientError)(
-        f"takedown: `{' '.join(words)}` ended with exit code {code}, see above; mend the cause, then go on with "
-        f"`python -m tasks takedown --run-id {run_id} ...`"
+        f"{command}: `{' '.join(words)}` ended with exit code {code}, see above; mend the cause, then go on with "
+        f"`python -m tasks {command} --run-id {run_id} ...`"
     )
 
 

@@ -4,10 +4,10 @@ Reads all tables and the run's reports; merges the run's chunk files (tasks/publ
 card), croissant.json, CHANGELOG-DATA.md (what changed since the parent), reports/quality.json (for `dvc metrics diff`),
 version.json, manifest.json, data/export/<batch>.parquet, reports/gallery.html and dvc.lock; publishes the tag
 `dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run, nothing withdrawn and nothing
-changed by people's verdicts, or with open_run.dry_run, it raises NothingToDo (exit 99): a green end without a version.
-Exports of earlier batches follow their triplets, and before anything is published all files are looked through for the
-images that the run withdrew (tasks/publish/withdraw.py). After a crash, running again finishes the work. Parameters:
-section `version`.
+renewed or changed by people's verdicts, or with open_run.dry_run, it raises NothingToDo (exit 99): a green end without
+a version. Exports of earlier batches follow their triplets, and before anything is published all files are looked
+through for the images that the run withdrew (tasks/publish/withdraw.py). After a crash, running again finishes the
+work. Parameters: section `version`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from tasks.publish.version_record import build_manifest, describe_version, parqu
 from tasks.publish.withdraw import require_withdrawn, update_exports
 from tasks.reasons import REVIEWED
 from tasks.records import StageReport
+from tasks.renewal.plan import renewed_counts
 from tasks.store import Store
 
 CHANGELOG = "CHANGELOG-DATA.md"
@@ -75,14 +76,14 @@ def require_triplets(params: Params, store: Store) -> int:
     """The count of new triplets.
 
     Raises:
-        NothingToDo: dry_run, or no new triplet, nothing withdrawn, and no change by people's verdicts.
+        NothingToDo: dry_run, or no new triplet, nothing withdrawn or renewed, and no change by people's verdicts.
     """
     batch = batch_name(params)
     count = store.read_table("triplets", ["triplet_id"], batch).num_rows
-    withdrawn = len(withdrawn_ids(store, batch))
+    withdrawn, renewed = len(withdrawn_ids(store, batch)), sum(renewed_counts(store).values())
     if params.open_run.dry_run:
         raise NothingToDo(f"dry run: {count} triplets made, nothing published")
-    if not count and not withdrawn and not count_reviewed(store, batch):
+    if not (count or withdrawn or renewed or count_reviewed(store, batch)):
         raise NothingToDo(f"no new triplet in {batch}: no version, no training. {summarize_run(store, batch)}")
     return count
 

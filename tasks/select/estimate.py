@@ -136,10 +136,12 @@ def read_record(store: Store, most: int, batch: str | None) -> Record:
     import pyarrow.compute as pc
 
     expected, accepted = np.zeros(most), np.zeros(most)
+    # a renewed triplet lies in the file of the run that renewed it
+    all_ids = store.read_table("triplets", ["pair_id"]).column("pair_id")
+    pair_ids = pc.unique(all_ids) if len(all_ids) else None
     for path in store.table_files("pairs"):
-        if path.stem == batch or not store.batch_files("triplets", path.stem):
+        if pair_ids is None or path.stem == batch or not store.batch_files("triplets", path.stem):
             continue
-        pair_ids = pc.unique(store.read_table("triplets", ["pair_id"], path.stem).column("pair_id"))
         columns = ["pair_id", "estimated_differences", "estimated_acceptance"]
         for pairs in store.iter_blocks(path, "pairs", columns, rows=ROW_GROUP_ROWS):
             pairs = pairs.filter(pc.is_valid(pairs.column("estimated_differences")))

@@ -1,0 +1,124 @@
+"""Renewal of verdicts: what captioning renewed is judged again, and with `renew.judge` what another judge decided.
+
+Of the second kind the instructions stay as they are; each captioned row of an earlier batch whose triplet, or whose
+rejection, another judge or prompt made is put to the judge of now. A triplet that no longer passes is withdrawn with
+its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tasks.config import Params
+from tasks.judge.rows import Ends
+from tasks.names import batch_name
+from tasks.renewal.makers import Maker
+from tasks.renewal.plan import (
+    BLOCK,
+    Plan,
+    Wish,
+    decided_by_people,
+    make_plan,
+    pairs_about,
+    read_plan,
+    reversed_id,
+    units_by_key,
+    wanted,
+)
+from tasks.renewal.supersede import supersede
+from tasks.reviews.verdicts import read_verdicts
+from tasks.store import Store
+from tasks.store.chunks import Chunk
+from tasks.store.tables import names_any_id
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class JudgeRenewal:
+    """What one run judges again, and the rows that it needs for that.
+
+    Attributes:
+        described: the plan of stage caption, whose rows are judged again because they are new.
+        plan: of captioned rows that stay as they are.
+    """
+
+    def __init__(self, params: Params, store: Store, load: Callable[[], Maker]) -> None:
+        """`load` loads the judge and says who it is; it is called only where `renew.judge` asks for a plan."""
+        self.params, self.store, self.batch = params, store, batch_name(params)
+        self.described = read_plan(store, "caption") or Plan("caption")
+        self._described_pairs = pairs_about(store, set(self.described.units))
+        self.plan = self._make_plan(load)
+        self._rows: pa.Table | None = None
+
+    def _make_plan(self, load: Callable[[], Maker]) -> Plan:
+        rows = wanted(self.params, "judge")
+        if rows is None:
+            return Plan("judge")
+        if (known := read_plan(self.store, "judge")) is not None:
+            return known
+        verdicts = {(v.query, v.target) for v in read_verdicts(self.store.root)}
+        without = decided_by_people(self.store, verdicts) | set(self.described_keys())
+        keys = units_by_key(self.store, without)
+        written = set[str]()
+        for path in self.store.table_files("captioned"):
+            if path not in self.store.batch_files("captioned", self.batch):
+                for block in self.store.iter_blocks(path, "captioned", ["pair_id"], rows=BLOCK):
+                    written.update(block.column("pair_id").to_pylist())
+        units = {key: key for key in keys if key in written}
+        wish = Wish.of(rows, "judge", load())
+        return make_plan(self.store, wish, "judge", self.batch, units, self.params.caption.chunk_pairs)
+
+    def described_keys(self) -> dict[str, str]:
+        """pair id, and id of the reversed pair -> pair id, of what captioning renews."""
+        pairs = self._described_pairs.select(["pair_id", "query_image_id", "target_image_id"]).to_pylist()
+        return {reversed_id(pair): pair["pair_id"] for pair in pairs} | {p["pair_id"]: p["pair_id"] for p in pairs}
+
+    def pairs(self, of_batch: pa.Table) -> pa.Table:
+        """The batch's pairs, and those of the rows that are judged again."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not self.described.units and not self.plan.units:
+            return of_batch
+        renewed = pairs_about(self.store, {*self.described.units, *self.plan.units})
+        known = names_any_id(renewed, of_batch.column("pair_id").to_pylist(), ["pair_id"])
+        return pa.concat_tables([of_batch, renewed.filter(pc.invert(known))])
+
+    def is_renewed(self, chunk: Chunk) -> bool:
+        """Whether a chunk holds rows that are judged again."""
+        return self.plan.is_own(chunk) or self.described.is_own(chunk)
+
+    def captioned(self, chunk: Chunk) -> list[dict[str, Any]]:
+        """The captioned rows of a chunk of the plan, as rows of this batch; by pair id."""
+        import pyarrow as pa
+
+        if self._rows is None:
+            tables = [self.store.read([], "captioned")]
+            for path in self.store.table_files("captioned"):
+                if path not in self.store.batch_files("captioned", self.batch):
+                    for block in self.store.iter_blocks(path, "captioned", rows=BLOCK):
+                        tables.append(block.filter(names_any_id(block, self.plan.units, ["pair_id"])))
+            self._rows = pa.concat_tables(tables)
+        units = self.plan.units[chunk.rows]
+        rows = self._rows.filter(names_any_id(self._rows, units, ["pair_id"])).to_pylist()
+        return [{**row, "batch": self.batch} for row in rows]
+
+    def without_own(self, known: Mapping[Ends, str], rows: Sequence[Mapping[str, Any]]) -> set[Ends]:
+        """Ends of earlier triplets, less those of the rows' own triplets, which these rows replace."""
+        own = {(row["query_image_id"], row["target_image_id"]): row["pair_id"] for row in rows}
+        return {ends for ends, pair_id in known.items() if not pair_id or own.get(ends) != pair_id}
+
+    def remove_old(self) -> int:
+        """Remove old triplets and rejections of what is judged again by now; returns their count."""
+        keys = set[str]()
+        described = self.described_keys()
+        done = set(self.described.units_of(self._done(self.described)))
+        keys |= {key for key, unit in described.items() if unit in done}
+        keys |= set(self.plan.units_of(self._done(self.plan)))
+        return supersede(self.store, "judge", self.batch, keys)
+
+    def _done(self, plan: Plan) -> list[Chunk]:
+        """The chunks of a plan whose triplets are written."""
+        return [c for c in plan.chunks() if self.store.table_path("triplets", self.batch, c.number).exists()]

@@ -1,0 +1,140 @@
+"""Renew rows that an earlier model or prompt made: without waiting for the week, as a version of its own.
+
+    python -m tasks renew recaption|caption|judge [--where CONDITIONS] [--budget N] [--dry-run]
+
+Opens a run that reads no source. Its stages make the stale rows anew that fit the conditions, the oldest first and at
+most N of them; what depends on them follows (a pair that is described again is judged again, a triplet that no longer
+passes is withdrawn and counted as `renewed`); then the version is published. Older versions stay as they are. --dry-run
+says how many rows are stale and how many of them would be renewed, and changes nothing.
+
+CONDITIONS are separated by commas, and all must hold: made_before=2026-11-01, made_after=2026-06-30,
+batch=2026.11.21, and of the maker model=, revision=, writer=, writer_revision=, prompt= (for judge model=, revision=,
+prompt=; for recaption source=, prompt=). An unknown one is refused by name.
+
+To renew a part each week, write the same into params.yaml or into the field `renew` of Airflow's form:
+{"caption": {"where": "made_before=2026-11-01", "budget": 2000}}. Rows about which people decided are never renewed.
+Works on the deployment that MEGAPAIRS_DATASET and MEGAPAIRS_RUNS name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tasks.config import Params, RenewConfig, RenewRows, load_params, parse_where
+from tasks.errors import ConfigError
+from tasks.names import batch_name
+from tasks.publish.git import common_dir
+from tasks.publish.makers_now import configured_maker
+from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
+from tasks.publish.takedown_run import Runner, require_no_run, run_process, run_to_version
+from tasks.renewal.makers import MADE
+from tasks.renewal.plan import Wish, choose, earlier_rows
+from tasks.store import Store
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What became of a renewal: the tag that it published (None: none), and a sentence a stage."""
+
+    version: str | None
+    notes: tuple[str, ...]
+
+
+def check_wish(stage: str, where: str, budget: int | None) -> RenewRows:
+    """What is asked for, checked before a run is opened.
+
+    Raises:
+        ConfigError: a condition that is not understood, or a budget below 1.
+    """
+    try:
+        parse_where(where, stage)
+    except ValueError as error:
+        raise ConfigError(f"--where: {error}") from error
+    if budget is not None and budget < 1:
+        raise ConfigError(f"--budget: found {budget}; expected a count of at least 1, or none for all")
+    return RenewRows(where=where, budget=budget)
+
+
+def run_values(stage: str, rows: RenewRows) -> dict[str, Any]:
+    """The form's values of a run that renews this and nothing else, and reads no source."""
+    others: dict[str, Any] = dict.fromkeys(RenewConfig.model_fields)
+    return {"ingest.sources": [], "renew": {**others, stage: rows.model_dump()}}
+
+
+def forecast(params: Params, store: Store, stage: str) -> str:
+    """What a run would renew, as far as the parameters tell who makes rows now."""
+    rows: RenewRows = getattr(params.renew, stage)
+    wish = Wish.of(rows, stage, configured_maker(params, stage))
+    plan = choose(earlier_rows(store, stage, batch_name(params)), wish, stage)
+    oldest = f", the oldest of {plan.batches[plan.units[0]]}" if plan.units else ""
+    return f"{stage}: {len(plan.units) + plan.left} stale rows, {len(plan.units)} would be renewed{oldest}"
+
+
+def renew(
+    deployment: Deployment, run_id: str, values: Mapping[str, Any], *, is_dry: bool = False, run: Runner = run_process
+) -> Renewal:
+    """Renew, and publish. A second call with the same run id goes on where the first stopped.
+
+    Args:
+        deployment: where.
+        run_id: of the run that is opened.
+        values: of `run_values`, with the date.
+        is_dry: say what would be renewed, and stop.
+        run: runs a command line of the run.
+    Raises:
+        ConfigError, DataError, TransientError: as the stage that failed; its worktree stays.
+    """
+    request = RunRequest(run_id, "dataset", {**values, "dry_run": is_dry})
+    worktree = Path(open_run(request, deployment).notes[0])
+    params, store = load_params(worktree / "params.yaml"), Store(worktree)
+    stages = [stage for stage in MADE if getattr(params.renew, stage) is not None]
+    if is_dry:
+        notes, version = tuple(forecast(params, store, stage) for stage in stages), None
+    else:
+        is_published = run_to_version(worktree, run, "renew", run_id)
+        reports = store.read_reports()
+        notes = tuple(note for s in stages if s in reports for note in reports[s].notes if note.startswith("renewal"))
+        version = f"dataset/{batch_name(params)}" if is_published else None
+    close_run(worktree, deployment.clone)
+    return Renewal(version, notes)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks renew`."""
+    parser.add_argument("stage", choices=sorted(MADE), help="whose rows are made anew")
+    parser.add_argument("--where", default="", metavar="CONDITIONS", help="which stale rows (default: all)")
+    parser.add_argument("--budget", type=int, metavar="N", help="most rows that are renewed (default: all)")
+    parser.add_argument("--dry-run", action="store_true", help="say what is stale, change nothing")
+    parser.add_argument("--date", metavar="YYYY-MM-DD", help="of the version (default: today)")
+    parser.add_argument("--now", action="store_true", help="also while another run is under way")
+    parser.add_argument("--run-id", help="go on with a renewal that was cut off")
+
+
+def run_command(args: argparse.Namespace) -> dict[str, Any]:
+    """Renew; {"version": tag or None, "notes": sentences}.
+
+    Raises:
+        ConfigError: a wrong argument, or another run is under way.
+    """
+    rows = check_wish(args.stage, args.where, args.budget)
+    deployment = Deployment.from_environment()
+    deployment = replace(deployment, clone=common_dir(deployment.clone).parent)
+    if not (args.now or args.dry_run or args.run_id):
+        require_no_run(deployment, "renew")
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    values = {**run_values(args.stage, rows), "date": args.date}
+    done = renew(deployment, args.run_id or f"renew__{started}", values, is_dry=args.dry_run)
+    for note in done.notes:
+        print(f"  {note}")
+    if done.version:
+        print(f"published {done.version}")
+    elif not args.dry_run:
+        print("nothing was stale: no version")
+    return {"version": done.version, "notes": list(done.notes)}
