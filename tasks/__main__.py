@@ -139,6 +139,7 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
     from tasks.meter import Meter
     from tasks.parts import parts_after
     from tasks.progress import kept_in
+    from tasks.renewal.encoders import with_moved_encoders
     from tasks.store import Store
 
     command = COMMANDS[stage]
@@ -150,6 +151,7 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
         raise ConfigError(f"{stage}: works on the whole; leave --part out")
     params = load_params(root / "params.yaml", os.environ.get("MEGAPAIRS_PROFILE"))
     store = Store(root)
+    params = with_moved_encoders(params, store)
     name = "@".join(x for x in (stage, item, part.replace("/", "-of-") if part else None) if x)
     keywords: dict[str, Any] = {command.item: item} if command.item else {}
     if command.takes_part:
@@ -178,11 +180,13 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
 def run_check(name: str, arguments: dict[str, Any]) -> StageReport:
     """Run a check over the worktree and print its notes; nothing is saved."""
     from tasks.config import load_params
+    from tasks.renewal.encoders import with_moved_encoders
     from tasks.store import Store
 
     root = arguments.pop("root")
-    params = load_params(root / "params.yaml", os.environ.get("MEGAPAIRS_PROFILE"))
-    report: StageReport = importlib.import_module(COMMANDS[name].module).run(params, Store(root), **arguments)
+    store = Store(root)
+    params = with_moved_encoders(load_params(root / "params.yaml", os.environ.get("MEGAPAIRS_PROFILE")), store)
+    report: StageReport = importlib.import_module(COMMANDS[name].module).run(params, store, **arguments)
     for note in report.notes:
         print(note)
     return report

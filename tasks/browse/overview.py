@@ -80,6 +80,8 @@ def home_row(
         "true_share": week.get("true_share"),
         "true": share_text(week.get("true_share")),
         "tokens": count_text(tokens_per_triplet(record)),
+        "stale": count_text(sum(count["stale"] for count in (record.get("stale") or {}).values())),
+        "renewed": count_text(sum((record.get("renewed") or {}).values())),
         "fingerprint": str(record.get("fingerprint", ""))[:12],
         "model": trained[0] if trained else "",
         "not_promoted": "" if trained or not refused else refused[0].why,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +60,15 @@ class Corpus:
         return rank
 
 
-def read_corpus(store: Store, encoder: str, batch: str, spec: SearchSpec) -> Corpus:
+def read_corpus(store: Store, encoder: str, batch: str, spec: SearchSpec, also_new: Collection[str] = ()) -> Corpus:
     """Read what the encoder has embedded, with codes where the join is large.
 
+    Args:
+        store: to read, and to write codes.
+        encoder: role, or name of the index of the encoder that is to follow.
+        batch: the run's; its images are new.
+        spec: of the search.
+        also_new: stems of earlier shards that count as new, because they were embedded in this run.
     Raises:
         DataError: a shard of this batch is not embedded.
     """
@@ -73,7 +80,7 @@ def read_corpus(store: Store, encoder: str, batch: str, spec: SearchSpec) -> Cor
         )
     corpus = store.read_corpus(encoder)
     is_new = np.zeros(len(corpus.ids), bool)
-    for stem in stems & corpus.shards.keys():
+    for stem in {*stems, *also_new} & corpus.shards.keys():
         is_new[corpus.shards[stem]] = True
     coded = None
     if spec.backend == "blocked" and load_torch_if_large(len(is_new) * int(is_new.sum()), corpus.rows.shape[1]):

@@ -27,8 +27,10 @@ their queries are added, in a file of this batch (tasks/mine/withdraw.py).
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,7 @@ from tasks.mine.withdraw import replace_neighbours
 from tasks.names import batch_name
 from tasks.progress import Progress
 from tasks.records import StageReport
+from tasks.renewal.encoders import is_whole, move_next, next_of, next_spec, settled
 from tasks.store import Store
 from tasks.store.chunks import Chunk, iter_chunks
 
@@ -174,34 +177,80 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
         ConfigError: the encoder has no window, or an empty one.
         DataError: a shard of this batch is not embedded.
     """
-    batch, spec = batch_name(params), search_spec(params, encoder)
-    folder = store.folder("data", "neighbours", encoder)
-    corpus = read_corpus(store, encoder, batch, spec)
+    params = settled(params, store, encoder)
+    spec, following = search_spec(params, encoder), next_spec(params, encoder)
+    if following is None:
+        return _mine_index(params, store, encoder, spec, part)
+    is_part, of_next = part is not None and part[1] > 1, replace(spec, window=following.window)
+    if not is_whole(store, encoder):
+        report = _mine_index(params, store, encoder, spec, part)
+        if not is_part and store.embedded_shards(next_of(encoder)):
+            _mine_index(params, store, next_of(encoder), of_next)
+        return report
+    return StageReport("mine") if is_part else _take_over(params, store, encoder, of_next)
+
+
+def _take_over(params: Params, store: Store, encoder: str, spec: SearchSpec) -> StageReport:
+    """Finish the next index and put it into the place of the one in use: from now on pairs come from it."""
+    following, batch = next_spec(params, encoder), batch_name(params)
+    assert following is not None
+    report = _mine_index(params, store, next_of(encoder), spec)
+    new_ids = store.read_table("images", ["image_id"], batch).column("image_id").to_pylist()
+    move_next(store, encoder, following, new_ids, batch)
+    report.notes.append(
+        f"{encoder}: every image has a vector of {following.model}; pairs are mined by it from this version on. Put "
+        f"embed.next.{encoder} in the place of embed.encoders.{encoder}, and its window into mine.windows"
+    )
+    return report
+
+
+def _mine_index(
+    params: Params, store: Store, index: str, spec: SearchSpec, part: tuple[int, int] | None = None
+) -> StageReport:
+    """Mine one index: of the encoder in use, or of the one that is to follow."""
+    batch, folder = batch_name(params), store.folder("data", "neighbours", index)
+    corpus = read_corpus(store, index, batch, spec, stems_of_run(store, index))
     query_rows = corpus.query_rows
     # an empty batch has one empty file
     chunks = list(iter_chunks(len(query_rows), CHUNK_QUERIES, None)) or [Chunk(0, slice(0, 0))]
-    files = {number: chunk_path(store, encoder, batch, number) for number, _ in chunks}
+    files = {number: chunk_path(store, index, batch, number) for number, _ in chunks}
     if part is not None and part[1] > 1:
         is_done = all(path.exists() for path in files.values())
-        return StageReport("mine") if is_done else mine_part(store, encoder, corpus, spec, part)
+        return StageReport("mine") if is_done else mine_part(store, index, corpus, spec, part)
     report = StageReport("mine", reused=int((~corpus.is_new).sum()))
     if removed := taken_down(params, store):
         old_ids = corpus.ids.take(pa.array(corpus.old_rows)).to_pylist()
-        replacements = chunk_path(store, encoder, batch, REPLACEMENTS_CHUNK)
+        replacements = chunk_path(store, index, batch, REPLACEMENTS_CHUNK)
         old = (old_ids, corpus.vectors[corpus.old_rows])
         replace_neighbours(store, sorted(folder.glob("*.parquet")), replacements, removed, old, spec)
-        remove_stale_codes(store, encoder)
+        remove_stale_codes(store, index)
     folder.mkdir(parents=True, exist_ok=True)
-    report.written = _mine_chunks(store, encoder, files, chunks, corpus, spec)
-    remove_parts(store, encoder)
+    report.written = _mine_chunks(store, index, files, chunks, corpus, spec)
+    remove_parts(store, index)
     report.read = sum(rows.stop - rows.start for _, rows in chunks)
     report.new = report.done = sum(int(corpus.is_new[query_rows[rows]].sum()) for _, rows in chunks)
-    candidates = store.read(files.values(), "neighbours", ["rank"]).num_rows
-    report.figures[f"candidates_{encoder}"] = float(candidates)
-    if report.new:
-        report.figures[f"candidates_per_new_image_{encoder}"] = candidates / report.new
-    if spec.backend in APPROXIMATE_BACKENDS and report.read:
-        queries = np.concatenate([query_rows[rows] for _, rows in chunks])
-        sample = np.sort(np.random.default_rng(params.open_run.seed).permutation(queries)[:RECALL_QUERIES])
-        report.figures[f"recall_{encoder}"] = _measured_recall(store, list(files.values()), sample, corpus, spec)
+    report.figures |= _figures(params, store, list(files.values()), corpus, spec, index.partition("/")[0])
     return report
+
+
+def stems_of_run(store: Store, index: str) -> list[str]:
+    """Of the next encoder's index: the shards that this run encoded, as stage embed noted them."""
+    role, _, kind = index.partition("/")
+    path = store.folder(".run", "renew", f"embed-{role}.json")
+    return list(json.loads(path.read_text())["stems"]) if kind and path.exists() else []
+
+
+def _figures(
+    params: Params, store: Store, files: Sequence[Path], corpus: Corpus, spec: SearchSpec, encoder: str
+) -> dict[str, float]:
+    """Candidates, in all and per new image; the recall of an approximate backend."""
+    query_rows = corpus.query_rows
+    new = int(corpus.is_new[query_rows].sum())
+    candidates = store.read(files, "neighbours", ["rank"]).num_rows
+    figures = {f"candidates_{encoder}": float(candidates)}
+    if new:
+        figures[f"candidates_per_new_image_{encoder}"] = candidates / new
+    if spec.backend in APPROXIMATE_BACKENDS and len(query_rows):
+        sample = np.sort(np.random.default_rng(params.open_run.seed).permutation(query_rows)[:RECALL_QUERIES])
+        figures[f"recall_{encoder}"] = _measured_recall(store, files, sample, corpus, spec)
+    return figures

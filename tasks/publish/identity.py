@@ -40,9 +40,10 @@ NOT_IDENTITY_PARAMS = {
     "chunk_images",
     "budget_tokens",
     "tokens_per_s",
+    "renew",
 }
 # Parameters that came after the first versions, off while they are null: a version that leaves them so is the same.
-OFF_WHEN_NULL = {"same_content_min"}
+OFF_WHEN_NULL = {"same_content_min", "next"}
 
 
 def is_identity(name: str) -> bool:
@@ -108,7 +109,8 @@ def fingerprint(
         add(table, store.batch_files(table, batch), table)
     for stage in sorted(p.name for p in store.folder("data", "dropped").glob("*")):
         add(f"dropped/{stage}", store.dropped_files(stage, batch), "dropped")
-    for encoder in encoders:
+    pending = [f"{encoder}/next" for encoder in encoders if store.embedded_shards(f"{encoder}/next")]
+    for encoder in [*encoders, *pending]:
         files = [p for p in store.table_files(f"neighbours/{encoder}") if is_in_batch(p, batch)]
         add(f"neighbours/{encoder}", files, "neighbours")
         for stem in [s for s in store.embedded_shards(encoder) if is_in_batch(Path(s + ".npy"), batch)]:

@@ -12,7 +12,9 @@ from tasks.fingerprints.takedown import withdrawn_ids
 from tasks.names import batch_name, run_date
 from tasks.pages.week_figures import weekly_figures
 from tasks.publish.identity import fingerprint
+from tasks.publish.makers_now import stale_counts
 from tasks.publish.published import file_sha256
+from tasks.renewal.plan import renewed_counts
 from tasks.store import Store
 from tasks.store.store import TABLES
 from tasks.store.tables import ROW_GROUP_ROWS
@@ -103,6 +105,8 @@ def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | N
         "drops": store.count_drops(),
         "new_drops": store.count_drops(batch=batch),
         "withdrawn": {"total": len(withdrawn_ids(store)), "new": len(withdrawn_ids(store, batch))},
+        "stale": stale_counts(params, store),
+        "renewed": renewed_counts(store),
         "encoders": encoder_yields(store, batch, encoders),
         "licenses": count_licences(store),
         "weeks": all_weeks(params, store, parent),

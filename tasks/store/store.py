@@ -8,6 +8,7 @@ cache's own files).
     data/captions/<batch>.parquet                         captions written by recaption
     data/embeddings/<encoder>/<shard>.npy, .parquet       float16 unit rows, and ids in the same order
     data/neighbours/<encoder>/<batch>-<chunk>.parquet     mined candidates
+    data/{embeddings,neighbours}/<encoder>/next/          the same of the encoder that is to follow, until it does
     data/pairs/<batch>.parquet
     data/captioned/<batch>-<chunk>.parquet                descriptions and instructions
     data/triplets/<batch>-<chunk>.parquet                 accepted triplets; -reviewed: by people alone
@@ -229,7 +230,10 @@ class Store:
     def write_embeddings(
         self, encoder: str, shard: str, revision: str, image_ids: list[str], vectors: np.ndarray
     ) -> None:
-        """Store (n, d) float16 unit rows and their ids; the ids' file comes last and is the marker."""
+        """Store (n, d) float16 unit rows and their ids; the ids' file comes last and is the marker.
+
+        Here and where embeddings are read `encoder` is a role, or `<role>/next` (tasks/renewal/encoders.py).
+        """
         import numpy as np
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -239,7 +243,7 @@ class Store:
         np.save(buffer, np.ascontiguousarray(vectors, dtype=np.float16))
         self.write_bytes(folder / f"{stem}.npy", buffer.getvalue())
         table = pa.table({"image_id": pa.array(image_ids, pa.string())}).replace_schema_metadata(
-            {"encoder": encoder, "revision": revision}
+            {"encoder": encoder.partition("/")[0], "revision": revision}
         )
         out = io.BytesIO()
         pq.write_table(table, out, compression="zstd")

@@ -13,7 +13,8 @@ from typing import Any
 
 from tasks.fingerprints.takedown import NOTE
 from tasks.pages.week_figures import week_figures
-from tasks.reasons import COPY_REASONS, REVIEWED, UNREADABLE_REASONS
+from tasks.reasons import COPY_REASONS, RENEWED, REVIEWED, UNREADABLE_REASONS
+from tasks.renewal.encoders import moved_roles
 from tasks.sources.files import count_litter
 from tasks.store import Store
 from tasks.store.tables import ROW_GROUP_ROWS
@@ -22,6 +23,7 @@ from tasks.validate.rows import STAGE_BEFORE, Row, Table
 DRIFT_VERSIONS, DRIFT_VERSIONS_MIN = 4, 2  # versions whose median this run is compared with: at most, at least
 DRIFT_ROWS = 50  # triplets (of this run: captioned pairs) below which a share says little
 TEXTS_MIN = 200  # texts of which distinct n-grams say something
+OF_EARLIER_ROWS = (*REVIEWED, RENEWED)  # reasons of judge that say nothing of this run's rows
 VARIETY = ("words_mean", "words_low", "words_high", "distinct_1", "distinct_2", "distinct_3")
 
 
@@ -38,6 +40,7 @@ class RunReports:
         notes: sentences of that stage's report, e.g. ingest's on captions that match no file; none on a takedown,
             because the gate's report is published.
         week: the run's own figures (tasks/pages/week_figures.py), for table triplets.
+        is_encoder_changed: whether this run changed an encoder; cosines of the last version do not compare then.
     """
 
     dropped: Mapping[str, int]
@@ -47,6 +50,7 @@ class RunReports:
     litter: int = 0
     notes: Sequence[str] = ()
     week: Mapping[str, Any] = field(default_factory=dict)
+    is_encoder_changed: bool = False
 
 
 def read_last_version(root: Path, batch: str) -> dict[str, Any] | None:
@@ -62,7 +66,7 @@ def read_reports(store: Store, table: Table, batch: str) -> RunReports:
     report = store.read_reports().get(stage)
     dropped: Counter[str] = Counter()
     for counts in store.count_drops(stage, batch).values():
-        dropped.update({reason: n for reason, n in counts.items() if reason not in REVIEWED})  # of earlier rows
+        dropped.update({reason: n for reason, n in counts.items() if reason not in OF_EARLIER_ROWS})
     litter = 0
     if stage == "ingest":
         keys = store.iter_blocks(store.dropped_files(stage, batch), "dropped", ["key"], rows=ROW_GROUP_ROWS)
@@ -72,6 +76,7 @@ def read_reports(store: Store, table: Table, batch: str) -> RunReports:
         figures=report.figures if report else {},
         captioned=store.read_table("captioned", ["pair_id"], batch).num_rows if table == "triplets" else 0,
         last_version=read_last_version(store.root, batch),
+        is_encoder_changed=bool(moved_roles(store)),
         litter=litter,
         notes=[note for note in report.notes if not note.startswith(NOTE)] if report else (),
         week=week_figures(store, batch) if table == "triplets" else {},
@@ -141,7 +146,7 @@ def run_figures(table: Table, rows: Sequence[Row], reports: RunReports, quaranti
     if table == "pairs":
         median = reports.figures.get("median_caption_cosine_new", math.nan)
         quality = (reports.last_version or {}).get("quality", {}).get("select") or {}
-        last_median = quality.get("median_caption_cosine_new")
+        last_median = None if reports.is_encoder_changed else quality.get("median_caption_cosine_new")
         figures["median_caption_cosine_new"] = math.nan if median is None else float(median)
         figures["median_caption_cosine_drop"] = (
             math.nan if last_median is None else float(last_median) - figures["median_caption_cosine_new"]

@@ -1,0 +1,168 @@
+"""Two indexes of one role side by side: that of the encoder in use, and that of the one which is to follow it.
+
+`embed.next.<role>` names the encoder to change to. Its vectors and neighbours lie in data/embeddings/<role>/next and
+data/neighbours/<role>/next. Each run encodes its new images with both encoders, and earlier shards with the new one,
+the oldest first, within a budget. Once every shard has vectors of the new encoder, stage mine moves both folders into
+the place of the old ones, all in one run: from then on pairs are mined and chosen by the new encoder.
+
+data/embeddings/<role>/moved.json says which encoder an index was moved to, so that later runs follow without a change
+of their parameters: `with_moved_encoders` puts `embed.next.<role>` in the place of `embed.encoders.<role>`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.config import EncoderConfig, NextEncoderConfig, Params
+from tasks.locks import exclusive, lock_wait_s
+from tasks.store import Store
+from tasks.store.tables import names_any_id
+
+MOVED = "moved.json"
+
+
+def next_of(role: str) -> str:
+    """What stands for the role's next index where the store takes an encoder."""
+    return f"{role}/next"
+
+
+def spec_key(spec: EncoderConfig) -> dict[str, Any]:
+    """What makes two encoders the same: model, revision and number formats; not window and budget."""
+    return {name: getattr(spec, name) for name in EncoderConfig.model_fields}
+
+
+def with_moved_encoders(params: Params, store: Store) -> Params:
+    """The parameters with those encoders of `embed.next` in use whose index was moved to, with their windows."""
+    encoders, windows = dict(params.embed.encoders), dict(params.mine.windows)
+    left = dict(params.embed.next or {})
+    for role, spec in (params.embed.next or {}).items():
+        path = store.folder("data", "embeddings", role, MOVED)
+        if path.exists() and json.loads(path.read_text()) == spec_key(spec):
+            encoders[role] = EncoderConfig(**spec_key(spec))
+            windows[role] = spec.window
+            del left[role]
+    if left == (params.embed.next or {}):
+        return params
+    embed = params.embed.model_copy(update={"encoders": encoders, "next": left or None})
+    mine = params.mine.model_copy(update={"windows": windows})
+    return params.model_copy(update={"embed": embed, "mine": mine})
+
+
+def next_spec(params: Params, role: str) -> NextEncoderConfig | None:
+    """The encoder that is to follow; None where none is."""
+    return (params.embed.next or {}).get(role)  # type: ignore[call-overload, no-any-return]
+
+
+def missing_shards(store: Store, role: str) -> list[str]:
+    """Stems of the shards that the encoder in use has embedded and the next one has not, the oldest first."""
+    done = set(store.embedded_shards(next_of(role)))
+    return [stem for stem in store.embedded_shards(role) if stem not in done]
+
+
+def is_whole(store: Store, role: str) -> bool:
+    """Whether the next index holds every shard, and so may take over."""
+    return bool(store.embedded_shards(next_of(role))) and not missing_shards(store, role)
+
+
+def count_next(store: Store, role: str) -> dict[str, Any]:
+    """How far the next index is, as the card shows it: rows, of which `stale` have no vector in it yet, and the oldest
+    batch among those.
+    """
+    import pyarrow.parquet as pq
+
+    folder = store.folder("data", "embeddings", role)
+    rows = {stem: pq.read_metadata(folder / f"{stem}.parquet").num_rows for stem in store.embedded_shards(role)}
+    missing = missing_shards(store, role)
+    oldest = missing[0].rpartition("-")[0] if missing else None
+    return {"rows": sum(rows.values()), "stale": sum(rows[stem] for stem in missing), "oldest": oldest, "makers": {}}
+
+
+# --- taking over -----------------------------------------------------------------------------------------------------
+
+
+def _plan_path(store: Store, role: str) -> Path:
+    return store.folder(".run", "renew", f"move-{role}.json")
+
+
+def is_moving(store: Store, role: str) -> bool:
+    """Whether a move was begun in this run and is not at its end."""
+    return _plan_path(store, role).exists()
+
+
+def settled(params: Params, store: Store, role: str) -> Params:
+    """Parameters as of `with_moved_encoders`, after finishing a move that was cut off."""
+    if is_moving(store, role):
+        _finish_move(store, role)
+    return with_moved_encoders(params, store)
+
+
+def move_next(store: Store, role: str, spec: EncoderConfig, new_ids: Sequence[str], batch: str) -> None:
+    """Put the next index into the place of the one in use; what a crash cuts off, `settled` finishes.
+
+    Rows of this batch's neighbours that name no new image go to a file of their own: they are candidates of images that
+    had their turn, and select offers pairs of new images only.
+
+    Args:
+        store: of the worktree.
+        role: of the encoder.
+        spec: of the encoder that takes over.
+        new_ids: images of this batch.
+        batch: the run's.
+    """
+    for path in store.table_files(f"neighbours/{next_of(role)}"):
+        if path.stem.rpartition("-")[0] == batch:
+            _split(store, path, new_ids)
+    files = [sorted(p.name for p in (folder / "next").iterdir() if p.is_file()) for folder in _folders(store, role)]
+    store.write_bytes(_plan_path(store, role), json.dumps({"files": files, "spec": spec_key(spec)}).encode())
+    _finish_move(store, role)
+
+
+def _folders(store: Store, role: str) -> list[Path]:
+    return [store.folder("data", table, role) for table in ("embeddings", "neighbours")]
+
+
+def _finish_move(store: Store, role: str) -> None:
+    """Move the files that the plan names; those of the old index go. Repeatable."""
+    wait_s = lock_wait_s()
+    lock = store.folder(".run", "locks", f"renew-move-{role}")
+    with exclusive(lock, wait_s, f"{lock}: another process has been moving an index for {wait_s:.0f} s; end it"):
+        if not is_moving(store, role):
+            return
+        plan = json.loads(_plan_path(store, role).read_text())
+        for folder, names in zip(_folders(store, role), plan["files"], strict=True):
+            for old in [p for p in folder.iterdir() if p.is_file() and p.name not in names and p.name != MOVED]:
+                old.unlink()
+            for name in names:
+                if (folder / "next" / name).exists():
+                    os.replace(folder / "next" / name, folder / name)
+            if (codes := folder / "next" / "codes").exists():
+                shutil.rmtree(folder / "codes", ignore_errors=True)
+                os.replace(codes, folder / "codes")
+            shutil.rmtree(folder / "next", ignore_errors=True)
+        store.write_bytes(_folders(store, role)[0] / MOVED, json.dumps(plan["spec"]).encode())
+        store.write_bytes(store.folder(".run", "renew", f"moved-{role}.json"), b"{}")
+        _plan_path(store, role).unlink()
+
+
+def moved_roles(store: Store) -> list[str]:
+    """Roles whose encoder this run changed: cosines before and after do not compare."""
+    paths = sorted(store.folder(".run", "renew").glob("moved-*.json"))
+    return [path.stem.removeprefix("moved-") for path in paths]
+
+
+def _split(store: Store, path: Path, new_ids: Sequence[str]) -> None:
+    """Keep in a file of this batch's neighbours the rows that name a new image, the others in one beside it."""
+    import pyarrow.compute as pc
+
+    stem, _, number = path.stem.rpartition("-")
+    beside = path.with_name(f"{stem}.moved-{number}.parquet")
+    table = store.read(path, "neighbours")
+    named = names_any_id(table, new_ids, ["query_image_id", "target_image_id"])
+    if not beside.exists():
+        store.write(beside, table.filter(pc.invert(named)), "neighbours")
+    store.write(path, table.filter(named), "neighbours")

@@ -1,0 +1,176 @@
+"""A new encoder: its index grows beside the old one, within a budget, and takes over in one version."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tasks.renewal.encoders
+from tasks.config import Params, parse_params, read_raw, resolve
+from tasks.embed import stage as embed
+from tasks.embed.next_index import choose_shards
+from tasks.errors import DataError
+from tasks.mine import stage as mine
+from tasks.renewal.encoders import count_next, with_moved_encoders
+from tasks.store import Store
+from tests.support.toy_encoder import ToyEncoder, fill
+
+WEEKS = ("2026.01.04", "2026.01.11", "2026.01.18", "2026.01.25")
+SHADES = ([10, 60, 110, 160], [30, 80], [50, 130], [90, 140])
+
+
+def params_for(batch: str, *, following: bool = True, budget: int | None = None) -> Params:
+    """Encoder `old` with its window, and `new` to follow, with another one."""
+    spec = {"model": "new", "kind": "image", "window": {"low": 0.2, "high": 0.9999}, "budget": budget}
+    sections: dict[str, Any] = {
+        "open_run": {"batch": batch},
+        "embed": {"next": {"semantic": spec} if following else None},
+        "mine": {"neighbours": 50, "windows": {"semantic": {"low": 0.9, "high": 0.9999}}},
+    }
+    raw = resolve(read_raw(Path("params.yaml")), "test", sections)
+    raw["embed"]["encoders"] = {"semantic": {"model": "old", "kind": "image"}}
+    return parse_params(raw)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What was encoded: (model, images)."""
+    calls: list[tuple[str, int]] = []
+
+    def load(spec: Any, *_: Any) -> ToyEncoder:
+        encoder = ToyEncoder(f"{spec.model} 1")
+        turn = {"old": 1.0, "new": 2.0}[spec.model]
+
+        def encode(images: Any) -> np.ndarray:
+            calls.append((spec.model, len(images)))
+            angle = turn * np.array([np.asarray(i).mean() / 255 for i in images])
+            return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+        encoder.encode_images = encode  # type: ignore[method-assign]
+        return encoder
+
+    monkeypatch.setattr(embed, "load_encoder", load)
+    return calls
+
+
+def run_week(root: Path, week: int, make: Callable[[str], Params], parts: int = 1) -> Params:
+    """One run: new images, embedded and mined; returns its parameters as the stages after mine see them."""
+    store = Store(root)
+    for path in store.folder(".run", "renew").glob("*.json"):
+        path.unlink()
+    if not store.table_path("images", WEEKS[week]).exists():
+        fill(store, WEEKS[week], SHADES[week], ["a"] * len(SHADES[week]), per_shard=2)
+    for part in range(1, parts + 1):
+        params = with_moved_encoders(make(WEEKS[week]), store)
+        embed.run(params, store, "semantic", (part, parts))
+    mine.run(with_moved_encoders(make(WEEKS[week]), store), store, "semantic")
+    return with_moved_encoders(make(WEEKS[week]), store)
+
+
+def mined(store: Store) -> dict[tuple[str, str], float]:
+    files = sorted(store.folder("data", "neighbours", "semantic").glob("*.parquet"))
+    rows = store.read(files, "neighbours")
+    return {(r["query_image_id"], r["target_image_id"]): r["similarity"] for r in rows.to_pylist()}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_old_index_is_used_until_the_new_one_is_whole(tmp_path: Path, encoded: list[tuple[str, int]], parts: int):
+    run_week(tmp_path, 0, lambda batch: params_for(batch, following=False))
+    store = Store(tmp_path)
+    for week, (left, revision) in enumerate([(2, "old 1"), (0, "new 1"), (0, "new 1")], start=1):
+        encoded.clear()
+        params = run_week(tmp_path, week, lambda batch: params_for(batch, budget=3), parts)
+        assert sum(n for model, n in encoded if model == "new") <= len(SHADES[week]) + 3
+        assert store.read_embeddings("semantic")[2] == revision
+        assert params.mine.windows["semantic"].low == (0.9 if revision == "old 1" else 0.2)
+        if revision == "old 1":
+            assert count_next(store, "semantic") == {"rows": 6, "stale": left, "oldest": WEEKS[0], "makers": {}}
+    assert not [call for call in encoded if call[0] == "old"]  # the old encoder is needed no more
+
+    fresh = Store(tmp_path / "fresh")
+    for week in range(4):  # as if there had only been the new one
+        run_week(fresh.root, week, lambda batch: as_new(params_for(batch, following=False)))
+    assert mined(store) == mined(fresh) and len(mined(store)) > 0
+    ids, vectors, _ = store.read_embeddings("semantic")
+    of_fresh = dict(zip(*fresh.read_embeddings("semantic")[:2], strict=True))
+    assert all(np.array_equal(v, of_fresh[i]) for i, v in zip(ids, vectors, strict=True)) and len(ids) == len(of_fresh)
+    assert not store.folder("data", "embeddings", "semantic", "next").exists()
+
+
+def as_new(params: Params) -> Params:
+    """Parameters that name the new encoder and its window from the start."""
+    role = "semantic"
+    encoders = {role: params.embed.encoders[role].model_copy(update={"model": "new"})}
+    windows = {**params.mine.windows, role: params.mine.windows[role].model_copy(update={"low": 0.2})}
+    return params.model_copy(
+        update={
+            "embed": params.embed.model_copy(update={"encoders": encoders}),
+            "mine": params.mine.model_copy(update={"windows": windows}),
+        }
+    )
+
+
+def test_in_the_run_of_the_change_candidates_name_a_new_image(tmp_path: Path, encoded: list[tuple[str, int]]):
+    run_week(tmp_path, 0, lambda batch: params_for(batch, following=False))
+    run_week(tmp_path, 1, params_for)
+    store = Store(tmp_path)
+    new = set(store.read_table("images", ["image_id"], WEEKS[1]).column("image_id").to_pylist())
+    rows = store.read(store.folder("data", "neighbours", "semantic", f"{WEEKS[1]}-00000.parquet"), "neighbours")
+    assert rows.num_rows and all(new & {r["query_image_id"], r["target_image_id"]} for r in rows.to_pylist())
+
+
+@pytest.mark.parametrize("killed_at", range(1, 8))
+def test_a_change_that_is_killed_is_finished(
+    tmp_path: Path, encoded: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, killed_at: int
+):
+    for name in ("calm", "killed"):
+        run_week(tmp_path / name, 0, lambda batch: params_for(batch, following=False))
+    run_week(tmp_path / "calm", 1, params_for)
+    replace, count = os.replace, 0
+
+    def replace_until(*args: Any) -> None:
+        nonlocal count
+        if "next" in str(args[0]) and str(args[0]).endswith((".parquet", ".npy")):
+            count += 1
+            if count == killed_at:
+                raise KeyboardInterrupt
+        replace(*args)
+
+    monkeypatch.setattr(tasks.renewal.encoders.os, "replace", replace_until)
+    try:
+        run_week(tmp_path / "killed", 1, params_for)
+    except KeyboardInterrupt:
+        monkeypatch.setattr(tasks.renewal.encoders.os, "replace", replace)
+        store = Store(tmp_path / "killed")
+        for stage in (embed, mine):
+            stage.run(with_moved_encoders(params_for(WEEKS[1]), store), store, "semantic")
+    files = [{p.relative_to(r): p.read_bytes() for p in sorted((r / "data").rglob("*")) if p.is_file()}
+             for r in (tmp_path / "calm", tmp_path / "killed")]  # fmt: skip
+    assert files[0] == files[1]
+
+
+def test_another_model_without_the_old_one_is_refused_with_the_way_out(tmp_path: Path, encoded: list[tuple[str, int]]):
+    run_week(tmp_path, 0, lambda batch: params_for(batch, following=False))
+    with pytest.raises(DataError, match=r"name the new one in embed\.next\.semantic"):
+        run_week(tmp_path, 1, lambda batch: as_new(params_for(batch, following=False)))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"2026.01.{day}-0000{n}" for day in ("04", "11", "11.2", "11.10") for n in range(2)]),
+        st.integers(0, 5),
+    ),
+    st.none() | st.integers(1, 9),
+)
+def test_shards_are_taken_whole_the_oldest_first_within_the_budget(missing: dict[str, int], budget: int | None):
+    chosen = choose_shards(missing, budget)
+    assert budget is None or sum(missing[stem] for stem in chosen) <= budget
+    order = choose_shards(missing, None)
+    assert chosen == order[: len(chosen)] and set(order) == missing.keys()
+    batches = [stem.rpartition("-")[0] for stem in order]
+    assert batches == sorted(batches, key=["2026.01.04", "2026.01.11", "2026.01.11.2", "2026.01.11.10"].index)
