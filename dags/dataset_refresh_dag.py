@@ -34,6 +34,7 @@ the result with a judge model and three gates. It publishes what passes as a git
 | `caption_share_min` | images gate: smallest share of new images that have a caption, 0 to 1 |
 | `limit` | most new images that this run ingests, a count |
 | `takedown` | entries of a takedown list, one a line: no source is read; what they name is withdrawn and published |
+| `renew` | rows of earlier models and prompts that this run makes anew, see below; default none |
 | `dry_run` | do everything but publish: no version, no training; default off |
 | `date` | the date of the run, `YYYY-MM-DD`; default today |
 | `neighbours` | nearest images searched per image and encoder (top k), a count |
@@ -48,6 +49,11 @@ the result with a judge model and three gates. It publishes what passes as a git
 like `{"low": 0.8, "high": 0.96}`. A window belongs to an encoder and a source: `python -m tasks calibrate --source
 FOLDER` proposes the windows of a folder, as values of this form. The REST API may set any other value of `params.yaml`
 by its section: `{"caption": {"batch_pairs": 8}}`.
+
+`renew` looks like `{"caption": {"where": "made_before=2026-11-01", "budget": 2000}}`: of the pairs that another
+captioner, writer or prompt set described before that day, the 2,000 oldest are described and judged again. Stages are
+`recaption`, `caption` and `judge`; conditions are separated by commas (`made_before`, `made_after`, `batch`, `model`,
+`revision`, `prompt`); without `where` all stale rows count, without `budget` all are renewed.
 
 **Idempotence.** A finished file marks its work as done and is never changed. Running a task again does only the work
 that is missing, and gives byte-identical tables. Images that an earlier version holds are recognised by their bytes and

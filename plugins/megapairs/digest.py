@@ -15,7 +15,7 @@ from megapairs.alerts import Failure, read_dataset_name, receivers
 from megapairs.mail_message import Mail
 from megapairs.stage import deployment
 from megapairs.wiring import DATASET_DAG, dag_id_for, further_datasets
-from tasks.browse.overview import home_row
+from tasks.browse.overview import count_text, home_row
 from tasks.browse.published import models, versions
 from tasks.errors import TasksError
 from tasks.pages.render import html
@@ -37,6 +37,11 @@ def digest_lines(records: Sequence[Mapping[str, Any]], promoted: Sequence[Mappin
             f"dataset/{row['name']}: {row['images']} new images, {row['triplets']} new triplets ({row['yield']} of the "
             f"pairs), {row['dropped']} rows left out, {row['total']} triplets in all"
         )
+        if row["stale"] != count_text(0) or row["renewed"] != count_text(0):
+            lines.append(
+                f"dataset/{row['name']}: {row['renewed']} rows renewed, {row['stale']} rows of earlier models or "
+                "prompts are left (`python -m tasks renew`)"
+            )
         if row["model"]:
             lines.append(f"model/{row['model']} was trained on it and promoted")
     return lines

@@ -42,6 +42,8 @@ EXAMPLES = {
     "sources": ' Example: [{"name": "shop", "path": "/data/shop", "license_code": "CC0-1.0", "attribution": "Shop"}]. '
     "Required: name and path (a folder, tars, tables of URLs, s3://bucket/prefix). Optional: license_code, "
     "attribution, columns, encoding, kind, endpoint_url, region, contact; docs/images-and-models.md says what each is.",
+    "renew": ' Example: {"caption": {"where": "made_before=2026-11-01", "budget": 2000}}. Stages: recaption, caption, '
+    "judge; docs/operations.md says what a condition may be.",
     "window_semantic": ' Example: {"low": 0.8, "high": 0.96}.',
     "window_pattern": ' Example: {"low": 0.6, "high": 0.96}.',
     "window_caption": ' Example: {"low": 0.8, "high": 0.96}.',
@@ -153,7 +155,7 @@ def form_field(name: str, key: str, raw: Mapping[str, Any]) -> Param:
         key: dotted key of its parameter.
         raw: params.yaml.
     """
-    schema, value, (section, *_, last) = schema_at(key), default_at(raw, key), key.split(".")
+    schema, value, section, last = schema_at(key), default_at(raw, key), key.split(".")[0], key.split(".")[-1]
     # In params.yaml an empty value has a meaning, which the description ends with; here it means: no change.
     description, _, empty = schema["description"].partition(" Empty: ")
     if key.startswith("mine.windows."):
