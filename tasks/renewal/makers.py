@@ -92,7 +92,7 @@ def made_rows(store: Store, stage: str, batch: str) -> Iterator[MadeRow]:
     made = MADE[stage]
     makers: set[tuple[str | None, ...]] = set()
     # triplets that people accepted against the judge are no work of a judge
-    files = store.judged_files(batch) if made.table == "triplets" else store.batch_files(made.table, batch)
+    files = [path for path in store.batch_files(made.table, batch) if path != store.reviewed_path(batch)]
     for block in store.iter_blocks(files, made.table, [made.key, *made.columns], rows=ROW_GROUP_ROWS):
         for key, values in _values(block, made):
             makers.add(values)

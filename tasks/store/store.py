@@ -7,8 +7,7 @@ cache's own files).
     data/images/<batch>-<nnnnn>.tar, <batch>.parquet      images (WebDataset) and their table
     data/captions/<batch>.parquet                         captions written by recaption
     data/embeddings/<encoder>/<shard>.npy, .parquet       float16 unit rows, and ids in the same order
-    data/neighbours/<encoder>/<batch>-<chunk>.parquet     mined candidates
-    data/{embeddings,neighbours}/<encoder>/next/          the same of the encoder that is to follow, until it does
+    data/neighbours/<encoder>/<batch>-<chunk>.parquet     mined candidates; in both, next/: of the encoder to follow
     data/pairs/<batch>.parquet
     data/captioned/<batch>-<chunk>.parquet                descriptions and instructions
     data/triplets/<batch>-<chunk>.parquet                 accepted triplets; -reviewed: by people alone
@@ -230,10 +229,7 @@ class Store:
     def write_embeddings(
         self, encoder: str, shard: str, revision: str, image_ids: list[str], vectors: np.ndarray
     ) -> None:
-        """Store (n, d) float16 unit rows and their ids; the ids' file comes last and is the marker.
-
-        Here and where embeddings are read `encoder` is a role, or `<role>/next` (tasks/renewal/encoders.py).
-        """
+        """Store (n, d) float16 unit rows, then their ids, the marker. `encoder`: a role, or `<role>/next`."""
         import numpy as np
         import pyarrow as pa
         import pyarrow.parquet as pq
