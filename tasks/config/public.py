@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from tasks.config.params import Params
 from tasks.config.sources import SourceConfig
+from tasks.config.training import BenchmarkConfig
 from tasks.errors import ConfigError
 
 PRIVATE = "private"  # what stands for a private text where a text is required
@@ -99,7 +100,8 @@ STAND_INS = {
 }
 # Mappings whose keys are names of entries, not of parameters.
 BY_NAME = ("embed.encoders", "embed.next", "ingest.filters", "mine.windows")
-BENCHMARKS = ("circo", "cirr", "fashioniq", "genecis", "mmeb")  # a list named after one of these may be named so
+# A list may be named after one of these.
+BENCHMARKS: tuple[str, ...] = get_args(BenchmarkConfig.model_fields["protocol"].annotation)
 # A user before the host; or, after a port that is no number, an @: a password with one of / ? # in it.
 USERINFO = re.compile(r"(?:^|:)//[^/\s?#]*@|://[^/\s?#@]*:[^/\s?#@]*[^\d/\s?#@\]][^/\s?#@]*[/?#]\S*@")
 SECRET_QUERY = re.compile(
@@ -194,7 +196,7 @@ def _public_source(source: Any) -> Any:
 
 def _benchmark(path: Any, number: int) -> str:
     """The name of a list of a benchmark's images: the benchmark's where it is a well-known one, else its number."""
-    stem = PurePath(str(path)).name.lower()
+    stem = re.sub(r"[^a-z0-9]", "", PurePath(str(path)).name.lower())  # i-cir.jsonl too
     return next((name for name in BENCHMARKS if name in stem), f"list {number}")
 
 

@@ -13,6 +13,7 @@ import yaml
 from tasks.config import load_params, overlay, parse_params
 from tasks.config.public import CODE_PATHS, NAMES, PUBLIC, choices, free_texts, private_texts, public_params
 from tasks.errors import ConfigError
+from tasks.evaluate.protocols import PROTOCOLS
 from tasks.publish import version
 from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import git, read_at
@@ -60,6 +61,14 @@ def planted(folder: Path) -> dict[str, Any]:
         "train": {"base_model": f"{folder}/clip", "datasets": datasets},
         "evaluate": {"benchmark": str(folder / "bench"), "truth": str(folder / "mixed.jsonl")},
     }
+
+
+def test_a_list_of_a_benchmarks_images_is_named_after_the_benchmark():
+    """Every protocol that `evaluate` knows, however its name is written; another list is a number."""
+    names = [*PROTOCOLS, "i-CIR", "PinPoint_hashes"]
+    paths = [*(f"/secret/{name}.jsonl" for name in names), "/secret/shop.jsonl"]
+    shown = public_params({"ingest": {"benchmark_hashes": paths}})["ingest"]["benchmark_hashes"]
+    assert shown == [*PROTOCOLS, "icir", "pinpoint", f"list {len(paths)}"]
 
 
 def test_every_text_of_the_parameters_is_private_unless_it_is_listed():
