@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import ConfigError
+from tasks.models.hub import is_hub_name
 from tasks.models.retrievers.base import BasePrecision
 
 
@@ -46,13 +47,23 @@ def bfloat16_with_adapter(model: str, source: Mapping[str, Any], adapter: Path) 
     return PeftModel.from_pretrained(base, str(adapter))
 
 
-def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Save a peft model's adapter alone, reproducibly: no timestamp, no set order, no path but the base's name."""
+def save_adapter(model: Any, folder: Path, base: str, revision: str | None = None) -> None:
+    """Save a peft model's adapter alone, reproducibly: no timestamp, no set order, no path of this machine.
+
+    Args:
+        model: of peft.
+        folder: of the adapter.
+        base: what the base was loaded from. Only a name on the Hub is noted: a folder means nothing elsewhere, and
+            peft then needs the base to be loaded first (`PeftModel.from_pretrained(base, folder)`).
+        revision: pinned revision of a name.
+    """
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = base
+    is_name = is_hub_name(base)
+    config["base_model_name_or_path"] = base if is_name else None
+    config["revision"] = revision if is_name else None
     if isinstance(config["target_modules"], list):
         config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

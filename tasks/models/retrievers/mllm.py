@@ -101,11 +101,11 @@ class MllmRetriever:
             )
         self.family = FAMILIES[self.kind]
         with load_errors(model, "a retriever"):
-            self.source = source = {"revision": revision, "trust_remote_code": False}
+            self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                model, use_safetensors=True, **source, **weight_format(base_precision, self.device)
+                model, use_safetensors=True, **self.source, **weight_format(base_precision, self.device)
             )
-            self.inputs = Inputs.load(model, self.model.config, **source)
+            self.inputs = Inputs.load(model, self.model.config, **self.source)
         self.model.eval()
         if base_precision != "4bit":  # whose weights are on the device already
             self.model.to(self.device)
@@ -281,7 +281,7 @@ class MllmRetriever:
             )
         with atomic_write(folder) as temporary:
             if self.is_adapted:
-                save_adapter(self.model, temporary / "adapter", self.name)
+                save_adapter(self.model, temporary / "adapter", self.name, self.source["revision"])
                 if self.base_precision == "4bit":
                     self.model = bfloat16_with_adapter(self.name, self.source, temporary / "adapter")
                 self.model = self.model.merge_and_unload()

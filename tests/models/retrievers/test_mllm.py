@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import ConfigError
+from tasks.models.retrievers.adapters import save_adapter
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.models.retrievers.load import load_retriever
 from tasks.models.retrievers.mllm import MllmRetriever, chat_template
@@ -299,6 +300,8 @@ def test_saved_and_loaded_again_gives_the_same_vectors_merged_or_by_its_adapter(
     retriever.save(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["candidate"] and not (folder / "stale").exists()
     assert not list(folder.rglob("*.bin")) and (folder / "adapter" / "adapter_model.safetensors").is_file()
+    small = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".safetensors"]
+    assert not [p.name for p in small if str(folders[name]).encode() in p.read_bytes()], "no path of this machine"
     merged = load_retriever(str(folder), device="cpu")
     assert np.abs(merged.encode(images(3), TEXTS) - before).max() < 1e-5
     assert np.abs(retriever.encode(images(3), TEXTS) - before).max() < 1e-5, (
@@ -311,6 +314,26 @@ def test_saved_and_loaded_again_gives_the_same_vectors_merged_or_by_its_adapter(
     merged.save(again)
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert not (again / "adapter").exists(), "without adapters there is none to save"
+
+
+@pytest.mark.parametrize(
+    ("base", "noted"),
+    [
+        ("BAAI/BGE-VL-MLLM-S1", ("BAAI/BGE-VL-MLLM-S1", "abc")),
+        ("/data/models/mine", (None, None)),
+        ("./mine", (None, None)),
+        ("tasks/sample/checkpoints/clip", (None, None)),
+    ],
+)
+def test_an_adapter_names_its_base_only_where_that_is_a_name_on_the_hub(
+    tmp_path: Path, base: str, noted: tuple[str | None, str | None]
+):
+    from peft import LoraConfig, get_peft_model
+
+    linear = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    save_adapter(get_peft_model(linear, LoraConfig(target_modules=["0"])), tmp_path, base, "abc")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == noted
 
 
 def test_features_of_images_alone_cannot_be_reused(retrievers: dict[str, MllmRetriever]):
