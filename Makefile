@@ -11,25 +11,25 @@ export HF_HUB_OFFLINE ?= 1
 # Bytecode is wanted: without it every stage compiles its imports anew (Great Expectations alone 9 s instead of 4).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo ui studio test test-fast test-vllm lint install check-extras install-gpu install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers test-croissant old-transformers audit clean help
+.PHONY: demo ui studio test test-fast test-vllm lint install check-extras install-gpu install-onnx install-vllm browser production-programs production-local lock lock-gpu check-locks bench-peers test-croissant old-transformers audit clean help
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
 # EXTRAS=gpu: CUDA builds of torch and faiss in .venv. EXTRAS=vllm: the model server's environment .venv-vllm-gpu.
-# EXTRAS=celery, kubernetes: in the lock already. Several: EXTRAS=gpu,vllm.
+# EXTRAS=onnx: export of models for onnxruntime. EXTRAS=celery, kubernetes: in the lock already. Several: EXTRAS=gpu,vllm.
 EXTRAS ?=
 COMMA := ,
 EXTRA_LIST := $(subst $(COMMA), ,$(EXTRAS))
-UNKNOWN_EXTRAS := $(filter-out gpu vllm celery kubernetes,$(EXTRA_LIST))
+UNKNOWN_EXTRAS := $(filter-out gpu vllm onnx celery kubernetes,$(EXTRA_LIST))
 ifneq ($(filter gpu,$(EXTRA_LIST)),)
 TORCH_INDEX :=
 endif
 
-install: check-extras .venv/installed $(patsubst %,install-%,$(filter gpu vllm,$(EXTRA_LIST))) ## create .venv from the lock; EXTRAS=gpu, vllm, celery, kubernetes
+install: check-extras .venv/installed $(patsubst %,install-%,$(filter gpu vllm onnx,$(EXTRA_LIST))) ## create .venv from the lock; EXTRAS=gpu, vllm, onnx, celery, kubernetes
 
 check-extras:
-	@test -z "$(UNKNOWN_EXTRAS)" || { echo "EXTRAS: unknown: $(UNKNOWN_EXTRAS); expected gpu, vllm, celery or kubernetes, separated by commas"; exit 2; }
+	@test -z "$(UNKNOWN_EXTRAS)" || { echo "EXTRAS: unknown: $(UNKNOWN_EXTRAS); expected gpu, vllm, onnx, celery or kubernetes, separated by commas"; exit 2; }
 
 # Also over an environment that was made for the CPU: the CUDA build of torch has the same version, so it is named again.
 install-gpu: .venv/installed
@@ -39,6 +39,9 @@ install-gpu: .venv/installed
 	@$(BIN)/uv pip uninstall -q --python $(BIN)/python faiss-cpu 2>/dev/null || true
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements-gpu.lock
 	@$(BIN)/python -c 'import faiss, torch; print("torch", torch.__version__, "faiss", faiss.__version__, "GPUs", torch.cuda.device_count())'
+
+install-onnx: .venv/installed
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements-onnx.lock
 
 install-vllm: .venv-vllm-gpu/installed
 
@@ -167,22 +170,25 @@ CUDA_PACKAGES := torch torchvision triton nvidia-cublas nvidia-cuda-cupti nvidia
   cuda-toolkit cuda-bindings cuda-pathfinder
 LOCKED_EXTRAS := dev docs towers celery kubernetes
 LOCK_FOLDER ?= .
+EXTRA_LOCKS := requirements-gpu.lock requirements-onnx.lock requirements-vllm.lock
 
 lock: ## pin what pyproject.toml asks for (torch, torchvision and their CUDA packages stay out: see docs/decisions/0002)
 	$(BIN)/uv pip compile pyproject.toml $(addprefix --extra ,$(LOCKED_EXTRAS)) --universal --python-version 3.11 -q --no-annotate --custom-compile-command "make lock" \
 	  $(addprefix --no-emit-package ,$(CUDA_PACKAGES)) -o requirements.lock
 	$(MAKE) --no-print-directory lock-gpu
 
-# numpy and packaging of the GPU packages are those of requirements.lock; vLLM's environment shares nothing with it.
+# numpy, packaging and the like of the GPU packages and of ONNX are those of requirements.lock; vLLM's environment shares nothing with it.
 lock-gpu:
 	echo "faiss-gpu-cu12" | $(BIN)/uv pip compile - $(ON_GPU) -c requirements.lock --no-emit-package numpy --no-emit-package packaging -o $(LOCK_FOLDER)/requirements-gpu.lock
+	sed -n 's/^onnx = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '" ' | tr ',' '\n' | $(BIN)/uv pip compile - --universal --python-version 3.11 -q --no-annotate --no-header \
+	  -c requirements.lock $(addprefix --no-emit-package ,numpy packaging protobuf sympy mpmath typing-extensions) -o $(LOCK_FOLDER)/requirements-onnx.lock
 	sed -n 's/^vllm = \["\(.*\)"\]/\1/p' pyproject.toml | $(BIN)/uv pip compile - $(ON_GPU) -o $(LOCK_FOLDER)/requirements-vllm.lock
 
-# Resolution only, nothing is installed: do the pins of the GPU machines still resolve together?
+# Resolution only, nothing is installed: do the pins of the extras still resolve together?
 check-locks: .venv/installed
-	@folder=$$(mktemp -d) && cp requirements-gpu.lock requirements-vllm.lock $$folder && \
+	@folder=$$(mktemp -d) && cp $(EXTRA_LOCKS) $$folder && \
 	  timeout 300 $(MAKE) --no-print-directory -s lock-gpu LOCK_FOLDER=$$folder; code=$$?; \
-	  if [ $$code = 0 ]; then for name in requirements-gpu.lock requirements-vllm.lock; do \
+	  if [ $$code = 0 ]; then for name in $(EXTRA_LOCKS); do \
 	    cmp -s $$name $$folder/$$name || { echo "$$name is not what it resolves to; run make lock"; code=1; }; done; fi; \
 	  rm -rf $$folder; exit $$code
 

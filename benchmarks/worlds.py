@@ -32,6 +32,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.composed import composed_queries
 from benchmarks.measure import parse_arguments
 from tasks.__main__ import run_stage
 from tasks.config import Params, overlay, parse_params, read_raw, resolve
@@ -117,18 +118,11 @@ def composed_scores(model: str, folder: Path, params: Params) -> dict[str, float
     """map_at_5 of composed queries in points, of all (`all`) and of those of 1, 2 and 3 edits, and their counts."""
     import numpy as np
 
-    from tasks.evaluate.benchmarks import read_benchmark
-    from tasks.evaluate.retrieval import retrieve
-    from tasks.evaluate.scores import query_metrics
-    from tasks.models.retrievers.clip import ClipRetriever
     from tasks.sample.truth import parse
 
-    benchmark = read_benchmark(folder, params.evaluate.template)
-    retriever = ClipRetriever(model, device="cpu", threads=params.open_run.threads)
-    predictions = retrieve(retriever, benchmark, params.evaluate.batch_images).predictions["composed"]
-    table = query_metrics(benchmark, predictions)
-    values = 100 * np.concatenate([rows[:, table.metrics.index("map_at_5")] for rows in table.tasks])
-    readings = [parse(query.text) for task in predictions for query, _ in task]
+    metrics, texts = composed_queries(model, folder, params)
+    values = metrics["map_at_5"]
+    readings = [parse(text) for text in texts]
     edits = np.array([0 if reading is None else len(reading.edits) for reading in readings])
     return {
         "all": float(values.mean()),

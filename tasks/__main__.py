@@ -30,6 +30,7 @@ from tasks.commands import COMMANDS, DETACHABLE
 from tasks.errors import ConfigError, NothingToDo, TasksError
 from tasks.records import StageReport
 
+DASHED = ("new-dataset", "push-hub", "export-onnx")  # may be written so
 Result = StageReport | Mapping[str, Any] | None
 
 
@@ -261,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
-    name = {"new-dataset": "new_dataset", "push-hub": "push_hub"}.get(arguments[0], arguments[0])
+    name = arguments[0].replace("-", "_") if arguments[0] in DASHED else arguments[0]
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=3)
         meant = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""

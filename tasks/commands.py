@@ -135,6 +135,9 @@ COMMANDS = {
     ),
     "noise": Command("tasks.promote.seed_noise", "Model", "measure how much scores differ between training seeds"),
     "promote": Command("tasks.promote.stage", "Model", "publish the fine-tuned model if it is better"),
+    "export_onnx": Command(
+        "tasks.promote.export_onnx", "Model", "write a CLIP model for onnxruntime, checked against torch", "tool",
+        "models/promoted"),
     "serve": Command(
         "tasks.studio.serve", "Model", "try the models: composed search over a version, in the browser", "tool",
         "--root clone --port 8091",
@@ -142,4 +145,4 @@ COMMANDS = {
 }  # fmt: skip
 # A person may detach these from a terminal; every other command ends when its parent dies.
 DETACHABLE = {"demo", "new_dataset", "deploy", "doctor", "runs", "label_draft", "gallery"}
-DETACHABLE |= {"verdicts", "pull", "verify", "audit", "diff", "push_hub", "export"}
+DETACHABLE |= {"verdicts", "pull", "verify", "audit", "diff", "push_hub", "export", "export_onnx"}

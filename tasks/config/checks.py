@@ -13,7 +13,7 @@ from tasks.config.gates import ImagesGateConfig, PairsGateConfig, TripletsGateCo
 from tasks.config.ingest import IngestConfig
 from tasks.config.pairs import EmbedConfig, MineConfig, SelectConfig
 from tasks.config.texts import CaptionConfig, JudgeConfig
-from tasks.config.training import EvaluateConfig, TrainConfig
+from tasks.config.training import EvaluateConfig, PromoteConfig, TrainConfig
 
 
 def _message(first: tuple[str, Any], second: tuple[str, Any], why: str, remedy: str) -> str:
@@ -205,6 +205,17 @@ def option_contradictions(train: TrainConfig) -> Iterator[str]:
             ("train.refresh_negatives.negatives", train.refresh_negatives.negatives),
             "a triplet has fewer negatives than training draws",
             f"raise train.refresh_negatives.negatives to {train.negatives}, or lower train.negatives",
+        )
+
+
+def promotion_contradictions(train: TrainConfig, promote: PromoteConfig) -> Iterator[str]:
+    """A promoted model that cannot be published as asked."""
+    if promote.onnx and train.lora is not None:
+        yield _message(
+            ("promote.onnx", True),
+            ("train.lora", f"rank {train.lora.rank}"),
+            "adapters are for multimodal language models, and only models of the CLIP type are exported to ONNX",
+            "switch promote.onnx off",
         )
 
 

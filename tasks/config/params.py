@@ -105,6 +105,7 @@ class Params(Section):
             *checks.training_contradictions(self.train),
             *checks.pairs_gate_contradictions(gates.pairs, self.mine, self.select),
             *checks.triplets_gate_contradictions(gates.triplets, self.caption, self.judge, self.select),
+            *checks.promotion_contradictions(self.train, self.promote),
             *checks.images_gate_contradictions(gates.images, self.open_run.limit),
         ]
         if contradictions:

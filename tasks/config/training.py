@@ -317,3 +317,8 @@ class PromoteConfig(Section):
         description="Trainings with different seeds from which `python -m tasks noise` measures how far scores vary "
         "by chance, a count.",
     )
+    onnx: bool = Field(
+        False,
+        description="Publish a promoted model of the CLIP type for onnxruntime too, in its folder onnx/; needs the "
+        "extra `onnx` (`make install EXTRAS=onnx`).",
+    )

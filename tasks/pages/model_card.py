@@ -33,6 +33,7 @@ class ModelFacts:
         base_is_local: the base is a folder, which the Hub's header cannot name.
         license_name: of the data, as its card states it.
         instruction: of the MLLM type: task instruction in every query's prompt.
+        has_onnx: the folder onnx/ is published with the model.
     """
 
     tag: str
@@ -47,6 +48,7 @@ class ModelFacts:
     base_is_local: bool = False
     license_name: str = "other"
     instruction: str = ""
+    has_onnx: bool = False
 
     @property
     def is_mllm(self) -> bool:
@@ -186,6 +188,7 @@ def model_card(evaluation: Mapping[str, Any], facts: ModelFacts) -> str:
         is_local=facts.base_is_local,
         license_name=facts.license_name,
         instruction=facts.instruction,
+        has_onnx=facts.has_onnx,
         data_version=facts.data_version,
         data=data,
         why=facts.why,

@@ -21,6 +21,8 @@ from tasks.config import Params
 from tasks.config.public import public_params
 from tasks.errors import DataError
 from tasks.evaluate.scores import composed_scores
+from tasks.models.retrievers.load import load_retriever
+from tasks.models.retrievers.onnx_export import export_onnx
 from tasks.names import batch_name
 from tasks.pages.model_card import ModelFacts, model_card
 from tasks.promote.decision import Noise, PromotionRule, decide
@@ -140,11 +142,12 @@ def write_card(params: Params, root: Path, evaluation: Mapping[str, Any], why: s
         base_is_local=is_local,
         license_name=params.version.license,
         instruction=read_instruction(root / "models" / "candidate"),
+        has_onnx=params.promote.onnx,
     )
     return model_card(evaluation, facts)
 
 
-def put_in_place(candidate: Path, promoted: Path, card: str, submissions: Path) -> None:
+def put_in_place(candidate: Path, promoted: Path, card: str, submissions: Path, *, has_onnx: bool = False) -> None:
     """Copy the candidate to models/promoted with its card; the old folder is replaced as a whole.
 
     Args:
@@ -152,11 +155,16 @@ def put_in_place(candidate: Path, promoted: Path, card: str, submissions: Path) 
         promoted: where it goes.
         card: text of its README.md.
         submissions: folder of submission files; it need not exist.
+        has_onnx: export it to the folder onnx/, too.
+    Raises:
+        ConfigError: an export of another type than CLIP, or without the extra `onnx`.
     """
     with atomic_write(promoted) as folder:
         shutil.copytree(candidate, folder)
         if submissions.is_dir():
             shutil.copytree(submissions, folder / "submissions")
+        if has_onnx:
+            export_onnx(load_retriever(str(candidate), device="cpu"), folder / "onnx")
         readme = folder / "README.md"
         readme.unlink(missing_ok=True)  # it may be a hard link of DVC's cache
         readme.write_text(card)
@@ -203,7 +211,8 @@ def run(params: Params, store: Store) -> StageReport:
     if not candidate.is_dir():
         raise DataError(f"{candidate}: missing; run `python -m tasks train` first")
     card = write_card(params, root, evaluation, decision.why, noise)
-    put_in_place(candidate, root / "models" / "promoted", card, submissions=root / "reports" / "evaluation")
+    submissions = root / "reports" / "evaluation"
+    put_in_place(candidate, root / "models" / "promoted", card, submissions, has_onnx=config.onnx)
     published = publish_model(params, root, decision.why)
     report.written = 1
     report.notes = [

@@ -75,6 +75,10 @@ CONTRADICTIONS: list[tuple[Changes, list[str]]] = [
         ["'train.base_precision' is bfloat16", "'train.lora' is empty", "give train.lora"],
     ),
     (
+        {"train": {"locked_steps": 0, "lora": {"rank": 4}}, "promote": {"onnx": True}},
+        ["'promote.onnx' is True", "'train.lora' is rank 4", "switch promote.onnx off"],
+    ),
+    (
         {"train": {"refresh_negatives": {"every_steps": 5, "negatives": 1}}},
         ["'train.negatives' is 2", "'train.refresh_negatives.negatives' is 1", "to 2"],
     ),
