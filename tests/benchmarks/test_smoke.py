@@ -145,7 +145,19 @@ def test_captions_of_the_loop_and_of_the_batch_are_compared(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    "name", ["caption", "data_efficiency", "embed", "incremental", "ingest", "loader", "mine", "photographs", "train"]
+    "name",
+    [
+        "caption",
+        "data_efficiency",
+        "embed",
+        "incremental",
+        "ingest",
+        "loader",
+        "mine",
+        "photographs",
+        "switches",
+        "train",
+    ],
 )
 def test_every_benchmark_runs_in_its_quick_form_as_its_page_says(name: str, tmp_path: Path):
     """In a folder without photographs, peers or a demo, as in a fresh clone: one JSON object is the last line."""
