@@ -185,7 +185,7 @@ class TrainConfig(Section):
     base_precision: Literal["float32", "bfloat16", "4bit"] = Field(
         "float32",
         description="Number format in which the base model's frozen weights are held under adapters (`lora`); 4bit is "
-        "NF4 and needs bitsandbytes and a GPU.",
+        "NF4 and needs bitsandbytes.",
     )
     shard_weights: bool = Field(
         False,

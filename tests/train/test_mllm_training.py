@@ -1,5 +1,6 @@
 """Training and evaluating the MLLM type: the same loss, loop and protocols as for a CLIP; only adapters change."""
 
+import importlib.util
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ import tasks.evaluate.stage
 import tasks.train.stage
 from tasks.config import LoraConfig, Params, load_params
 from tasks.errors import ConfigError
+from tasks.models.retrievers.adapters import weight_format
 from tasks.models.retrievers.load import load_retriever
 from tasks.models.retrievers.mllm import MllmRetriever
 from tasks.store import Store
@@ -230,9 +232,7 @@ def test_recipes_that_do_not_suit_the_type_are_refused_with_the_next_step(folder
     assert not mllm.is_adapted
 
 
-def test_the_base_may_be_held_in_bfloat16_under_adapters_and_in_four_bits_on_a_gpu_alone(
-    folders: dict[str, Path], store: Store, tmp_path: Path
-):
+def test_the_base_may_be_held_in_bfloat16_under_adapters(folders: dict[str, Path], store: Store, tmp_path: Path):
     params = short_recipe(folders["qwen2_vl"], steps=3)
     half = load_retriever(str(folders["qwen2_vl"]), device="cpu", threads=1, base_precision="bfloat16")
     assert isinstance(half, MllmRetriever)
@@ -246,7 +246,29 @@ def test_the_base_may_be_held_in_bfloat16_under_adapters_and_in_four_bits_on_a_g
     assert (tmp_path / "saved" / "adapter" / "adapter_model.safetensors").is_file()
     found = load_retriever(str(tmp_path / "saved"), device="cpu").encode(images(1), TEXTS[:1])
     assert np.allclose(found, half.encode(images(1), TEXTS[:1]), atol=0.05)
-    with pytest.raises(ConfigError, match="'train.base_precision' is 4bit, which needs a GPU .* and bitsandbytes"):
-        load_retriever(str(folders["qwen2_vl"]), device="cpu", base_precision="4bit")
     with pytest.raises(ConfigError, match="is a CLIP, whose weights are float32"):
         load_retriever(str(save_narrow_clip(tmp_path / "clip")), device="cpu", base_precision="bfloat16")
+
+
+def test_without_bitsandbytes_four_bits_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="'train.base_precision' is 4bit, which needs bitsandbytes"):
+        weight_format("4bit", "cpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes (43 MB) is not installed")
+def test_the_base_may_be_held_in_four_bits_under_adapters(folders: dict[str, Path], store: Store, tmp_path: Path):
+    """Also on a CPU: the training forgets little, and the adapter is merged into bfloat16 weights."""
+    params = short_recipe(folders["qwen2_vl"], steps=3)
+    quarter = load_retriever(str(folders["qwen2_vl"]), device="cpu", threads=1, base_precision="4bit")
+    prepare_retriever(quarter, params.train, seed=0)
+    kinds = {(".lora_" in name, value.dtype) for name, value in quarter.model.named_parameters()}
+    assert (False, torch.uint8) in kinds and (True, torch.float32) in kinds
+    curve = fit(quarter, params.train, store)
+    _, _, whole = fit_mllm(params, store)
+    assert curve[0]["loss"] == pytest.approx(whole[0]["loss"], rel=0.3)
+    quarter.save(tmp_path / "saved")
+    saved = load_retriever(str(tmp_path / "saved"), device="cpu")
+    base = MllmRetriever(str(folders["qwen2_vl"]), device="cpu")
+    assert saved.model.dtype == torch.float32
+    assert not np.allclose(saved.encode(images(1), TEXTS[:1]), base.encode(images(1), TEXTS[:1]), atol=1e-3)

@@ -16,7 +16,7 @@ def weight_format(base_precision: BasePrecision, device: str) -> dict[str, Any]:
     """Keyword arguments of from_pretrained for a number format of the weights.
 
     Raises:
-        ConfigError: 4bit without a GPU or without bitsandbytes.
+        ConfigError: 4bit without bitsandbytes.
     """
     import importlib.util
 
@@ -24,10 +24,10 @@ def weight_format(base_precision: BasePrecision, device: str) -> dict[str, Any]:
 
     if base_precision != "4bit":
         return {"dtype": getattr(torch, base_precision)}
-    if not device.startswith("cuda") or importlib.util.find_spec("bitsandbytes") is None:
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"'train.base_precision' is 4bit, which needs a GPU (the device is {device}) and bitsandbytes "
-            "(`pip install bitsandbytes`); take bfloat16 instead"
+            "'train.base_precision' is 4bit, which needs bitsandbytes 0.50 or newer (`pip install bitsandbytes`); take "
+            "bfloat16 instead"
         )
     from transformers import BitsAndBytesConfig
 

@@ -85,7 +85,7 @@ class MllmRetriever:
             instruction: task instruction in every query's prompt; candidates have none.
             base_precision: number format of the weights; another than float32 is for training adapters on them.
         Raises:
-            ConfigError: another architecture, no such model, or 4bit without a GPU or bitsandbytes.
+            ConfigError: another architecture, no such model, or 4bit without bitsandbytes.
         """
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText
