@@ -1,6 +1,7 @@
 """The last lines of a task's log: what came out, as a person would say it. Pure; without Airflow.
 
 published dataset/2026.11.28: 220 new triplets, 1,173 in all
+renewed 2,000 rows; 3,400 of earlier models or prompts are left
 promoted: 26.7 against 11.6 of the base model (composed map_at_5, noise 0.9)
 gate 'images' passed: 18 of 18 expectations
 """
@@ -74,8 +75,13 @@ def result_lines(stage: str, item: str | None, report: Mapping[str, Any], folder
         folder: the run's worktree.
     """
     if stage == "version":
-        rows = int((report.get("figures") or {}).get("rows_triplets", report.get("read", 0)))
-        return [f"published {report['notes'][0]}: {report['written']:,} new triplets, {rows:,} in all"]
+        figures = report.get("figures") or {}
+        rows = int(figures.get("rows_triplets", report.get("read", 0)))
+        lines = [f"published {report['notes'][0]}: {report['written']:,} new triplets, {rows:,} in all"]
+        if "rows_stale" in figures:
+            renewed, stale = int(figures.get("rows_renewed", 0)), int(figures["rows_stale"])
+            lines.append(f"renewed {renewed:,} rows; {stale:,} of earlier models or prompts are left")
+        return lines
     if stage == "promote":
         return [promotion_line(report)]
     if stage == "validate":

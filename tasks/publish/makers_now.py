@@ -15,7 +15,7 @@ from tasks.config.public import public_name
 from tasks.models.hub import model_revision
 from tasks.prompts.prompt_set import read_prompt, read_prompt_set
 from tasks.renewal.encoders import count_next
-from tasks.renewal.makers import MADE, batches_of, count_stale, made_rows, noted_maker
+from tasks.renewal.makers import MADE, batches_of, count_stale, made_groups, noted_maker
 from tasks.store import Store
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -64,7 +64,7 @@ def stale_counts(params: Params, store: Store) -> dict[str, dict[str, Any]]:
     counts = {}
     for stage in MADE:
         maker = noted_maker(store, stage) or configured_maker(params, stage)
-        rows = (row for batch in batches_of(store, stage) for row in made_rows(store, stage, batch))
+        rows = (row for batch in batches_of(store, stage) for row in made_groups(store, stage, batch))
         counts[stage] = count_stale(rows, maker)
     counts |= {f"embed {role}": count_next(store, role) for role in params.embed.next or {}}
     return {stage: count for stage, count in counts.items() if count["rows"]}

@@ -94,6 +94,13 @@ def count_reviewed(store: Store, batch: str) -> int:
     return sum(reasons.get(reason, 0) for reason in REVIEWED)
 
 
+def renewal_figures(version: Mapping[str, Any]) -> dict[str, float]:
+    """Rows that this run renewed, and those of earlier makers that are left; nothing where there are none of either."""
+    stale = sum(count["stale"] for count in version["stale"].values())
+    counts = {"rows_renewed": sum(version["renewed"].values()), "rows_stale": stale}
+    return {name: float(count) for name, count in counts.items()} if any(counts.values()) else {}
+
+
 def read_parent(root: Path) -> Parent:
     """The version that the run was opened on, as open_run noted it."""
     marker = root / ".run" / "opened.json"
@@ -169,6 +176,8 @@ def publication_message(version: Mapping[str, Any], new: int, withdrawn: int, re
     changes = [f"{version['rows']['triplets']} triplets", f"{new} of them new"]
     changes += [f"{withdrawn} images withdrawn"] if withdrawn else []
     changes += [f"{reviewed} changed by people's verdicts"] if reviewed else []
+    renewed = sum(version["renewed"].values())
+    changes += [f"{renewed} rows renewed"] if renewed else []
     return f"Version {version['version']}: {', '.join(changes)}"
 
 
@@ -214,7 +223,7 @@ def run(params: Params, store: Store) -> StageReport:
     for name in ("version.json", "manifest.json"):
         store.write_bytes(root / name, record[name])
     figures = {"images_withdrawn": float(withdrawn)} if withdrawn else {}
-    figures |= {f"rows_{table}": float(rows) for table, rows in version["rows"].items()}
+    figures |= {f"rows_{table}": float(rows) for table, rows in version["rows"].items()} | renewal_figures(version)
     proof = f"{published.objects} objects verified in the remote; commit {published.commit[:12]}"
     notes = [publication.tag, f"{proof}, fingerprint {version['fingerprint'][:16]}"]
     return StageReport(

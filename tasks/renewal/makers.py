@@ -7,6 +7,7 @@ before it lack it) says nothing; a row of which nothing is known is stale. A rej
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +55,19 @@ NOT_MADE = (*REVIEWED, RENEWED, "duplicate", "taken_down")  # reasons of dropped
 
 @dataclass(frozen=True)
 class MadeRow:
-    """One row as renewal sees it: what it is about, the batch whose run made it, and its maker's columns."""
+    """One row as renewal sees it, or several of one maker.
+
+    Attributes:
+        key: what it is about; '' for several.
+        batch: whose run made it.
+        made: its maker's columns.
+        rows: that it stands for, a count.
+    """
 
     key: str
     batch: str
     made: Mapping[str, str | None]
+    rows: int = 1
 
 
 def is_stale(made: Mapping[str, str | None], maker: Maker) -> bool:
@@ -105,6 +114,38 @@ def made_rows(store: Store, stage: str, batch: str) -> Iterator[MadeRow]:
                 yield MadeRow(row["key"], batch, maker_in(row["detail"]) or only)
 
 
+def made_groups(store: Store, stage: str, batch: str) -> Iterator[MadeRow]:
+    """`made_rows` in groups of one maker: what counting needs, without a Python object for each row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    made, groups = MADE[stage], Counter[tuple[str | None, ...]]()
+    files = [path for path in store.batch_files(made.table, batch) if path != store.reviewed_path(batch)]
+    for block in store.iter_blocks(files, made.table, list(made.columns), rows=ROW_GROUP_ROWS):
+        for row in block.group_by(list(made.columns)).aggregate([([], "count_all")]).to_pylist():
+            groups[tuple(row[column] for column in made.columns)] += row["count_all"]
+    for values, count in groups.items():
+        yield MadeRow("", batch, dict(zip(made.columns, values, strict=True)), count)
+    only = dict(zip(made.columns, next(iter(groups)), strict=True)) if len(groups) == 1 else {}
+    rejected = Counter[str]()
+    columns = ["key", "reason", "detail"]
+    for block in store.iter_blocks(store.dropped_files(made.stage, batch), "dropped", columns, rows=ROW_GROUP_ROWS):
+        is_made = pc.invert(
+            pc.or_(
+                pc.match_substring(block.column("key"), ":"),
+                pc.is_in(block.column("reason"), value_set=pa.array(NOT_MADE)),
+            )
+        )
+        details = block.filter(is_made).column("detail").combine_chunks()
+        texts = pc.fill_null(
+            pc.struct_field(pc.extract_regex(details, r"(?P<maker>\"maker\": \{[^{}]*\})"), "maker"), ""
+        )
+        for row in texts.value_counts().to_pylist():
+            rejected[row["values"]] += row["counts"]
+    for text, count in rejected.items():
+        yield MadeRow("", batch, maker_in(f"{{{text}}}") or only, count)
+
+
 def maker_in(detail: str | None) -> dict[str, str]:
     """The maker that a dropped row's detail names; empty where it names none."""
     try:
@@ -147,7 +188,7 @@ def count_stale(rows: Iterable[MadeRow], maker: Maker) -> dict[str, Any]:
     """What is stale, as the card shows it.
 
     Args:
-        rows: of all batches.
+        rows: of all batches, single or in groups.
         maker: of now.
     Returns:
         rows, stale: counts; oldest: the batch of the oldest stale row, None without any; makers: a name of each other
@@ -156,14 +197,14 @@ def count_stale(rows: Iterable[MadeRow], maker: Maker) -> dict[str, Any]:
     total, oldest = 0, None
     makers: dict[str, int] = {}
     for row in rows:
-        total += 1
+        total += row.rows
         if is_stale(row.made, maker):
             name = " / ".join(
                 str(row.made[c])[:12] if "sha256" in c else str(row.made[c])
                 for c in maker
                 if row.made.get(c) is not None
             )
-            makers[name or "unknown"] = makers.get(name or "unknown", 0) + 1
+            makers[name or "unknown"] = makers.get(name or "unknown", 0) + row.rows
             if oldest is None or batch_order(row.batch) < batch_order(oldest):
                 oldest = row.batch
     ordered = dict(sorted(makers.items(), key=lambda entry: (-entry[1], entry[0])))

@@ -11,11 +11,20 @@ import tasks.renewal.supersede
 from tasks.caption.stage import run as run_caption
 from tasks.config import Params, RenewConfig, RenewRows, parse_where
 from tasks.judge.stage import run as run_judge
-from tasks.renewal.makers import MadeRow, batch_order, batches_of, count_stale, is_stale, made_rows, noted_maker
+from tasks.renewal.makers import (
+    MadeRow,
+    batch_order,
+    batches_of,
+    count_stale,
+    is_stale,
+    made_groups,
+    made_rows,
+    noted_maker,
+)
 from tasks.renewal.plan import Wish, choose
 from tasks.reviews.verdicts import Verdict, write_verdicts
 from tasks.store import Store
-from tests.support.colour_pairs import BATCH, colour_params, table_bytes, with_batch
+from tests.support.colour_pairs import BATCH, colour_params, table_bytes, with_batch, with_caption
 from tests.support.renewal import NOW, SECOND, content, make_weeks, models, renew
 
 TEXTS = ("captioned", "dropped/caption")
@@ -127,6 +136,16 @@ def test_renewing_everything_gives_what_the_new_models_would_have_made(
     assert content(slices, *TEXTS, *VERDICTS) == content(fresh, *TEXTS, *VERDICTS)
 
 
+def test_reversed_pairs_are_renewed_with_their_pairs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: Params):
+    both = with_caption(params, reverse=True)
+    fresh = make_weeks(monkeypatch, tmp_path / "fresh", both, texts="new")
+    once = make_weeks(monkeypatch, tmp_path / "once", both)
+    models(monkeypatch, texts="new")
+    renew(once, both, caption={})
+    assert content(once, *TEXTS, *VERDICTS) == content(fresh, *TEXTS, *VERDICTS)
+    assert len(content(once, "captioned")["captioned"]) > 5
+
+
 def test_another_judge_decides_anew_about_the_same_texts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: Params
 ):
@@ -150,9 +169,12 @@ def test_another_judge_decides_anew_about_the_same_texts(
 
 def stale_of(store: Store, stage: str) -> dict[str, Any]:
     """What is stale by the models that the last run loaded."""
-    maker = noted_maker(store, stage)
+    maker, batches = noted_maker(store, stage), batches_of(store, stage)
     assert maker is not None
-    return count_stale((row for batch in batches_of(store, stage) for row in made_rows(store, stage, batch)), maker)
+    by_row = count_stale((row for batch in batches for row in made_rows(store, stage, batch)), maker)
+    grouped = count_stale((row for batch in batches for row in made_groups(store, stage, batch)), maker)
+    assert grouped == by_row
+    return grouped
 
 
 def _prompt(store: Store) -> str:
