@@ -73,12 +73,12 @@ class Window(Section):
 
 
 class NextEncoderConfig(EncoderConfig):
-    """The encoder that is to follow one of `embed.encoders`, an entry of `embed.next`."""
+    """The encoder that is to follow one of `embed.encoders`, an entry of `embed.next`.
 
-    window: Window = Field(
-        description="Range of cosine similarity for pairs by this encoder, from the version on in which it takes over "
-        "(`python -m tasks calibrate` proposes it)."
-    )
+    Its window counts from the version on in which it takes over (`python -m tasks calibrate` proposes it).
+    """
+
+    window: Window
     budget: int | None = Field(
         None,
         ge=1,

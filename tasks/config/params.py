@@ -83,11 +83,7 @@ class Params(Section):
     select: SelectConfig
     caption: CaptionConfig
     judge: JudgeConfig
-    renew: RenewConfig = Field(
-        RenewConfig(recaption=None, caption=None, judge=None),
-        description="Rows of earlier makers that this run makes again, by stage, each with `where` (which) and "
-        "`budget` (how many). Empty: none.",
-    )
+    renew: RenewConfig
     validate_: ValidateConfig = Field(alias="validate")
     version: VersionConfig
     train: TrainConfig

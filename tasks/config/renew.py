@@ -89,18 +89,19 @@ class RenewRows(Section):
 
 
 class RenewConfig(Section):
-    """Section `renew`: rows that a model or a prompt of before made, and that this run makes again."""
+    """Section `renew`: rows of an earlier model or prompt that this run makes anew, for each stage with `where` (which)
+    and `budget` (how many). Empty: none.
+    """
 
     recaption: RenewRows | None = Field(
-        None, description="Captions of images that another model or prompt wrote. Empty: they stay."
+        description="Captions of images that another model or prompt wrote. Empty: they stay."
     )
     caption: RenewRows | None = Field(
-        None,
         description="Descriptions and instructions that another captioner, writer or prompt set wrote; what is written "
         "anew is judged anew. Empty: they stay.",
     )
     judge: RenewRows | None = Field(
-        None, description="Verdicts of another judge or prompt, on the same instructions. Empty: they stay."
+        description="Verdicts of another judge or prompt, on the same instructions. Empty: they stay."
     )
 
     @field_validator("recaption", "caption", "judge")
@@ -109,6 +110,11 @@ class RenewConfig(Section):
         if value is not None:
             parse_where(value.where, str(getattr(info, "field_name", "")))
         return value
+
+    @classmethod
+    def of(cls, **stages: RenewRows | None) -> RenewConfig:
+        """What some stages renew; the others nothing."""
+        return cls(**{name: stages.get(name) for name in cls.model_fields})
 
     @property
     def is_on(self) -> bool:

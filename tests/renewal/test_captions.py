@@ -40,7 +40,7 @@ def run_week(store: Store, batch: str, renew: RenewRows | None = None) -> Params
     params = with_caption(params_for(batch), canaries=None)
     params = params.model_copy(
         update={
-            "renew": RenewConfig(recaption=renew),
+            "renew": RenewConfig.of(recaption=renew),
             "recaption": params.recaption.model_copy(update={"chunk_images": 2}),
         }
     )
@@ -100,7 +100,7 @@ def test_a_killed_following_of_vectors_starts_from_the_old_ones(monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         run_week(store, NOW, RenewRows())
     monkeypatch.setattr(Store, "write_bytes", write)
-    params = params_for(NOW).model_copy(update={"renew": RenewConfig(recaption=RenewRows())})
+    params = params_for(NOW).model_copy(update={"renew": RenewConfig.of(recaption=RenewRows())})
     embed.run(params, store, "caption")
     assert content(store) == content(calm)
     folders = [s.folder("data", "embeddings", "caption") for s in (calm, store)]

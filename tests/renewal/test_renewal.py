@@ -110,7 +110,7 @@ def test_conditions_all_hold(where: str, expected: set[str]):
 )
 def test_a_condition_that_is_not_understood_is_refused_by_name(where: str, named: str):
     with pytest.raises(ValueError, match=named):
-        RenewConfig(judge=RenewRows(where=where))
+        RenewConfig.of(judge=RenewRows(where=where))
 
 
 def test_renewing_everything_gives_what_the_new_models_would_have_made(
@@ -200,7 +200,7 @@ def test_a_killed_renewal_ends_as_an_undisturbed_one(
     monkeypatch.setattr(tasks.renewal.supersede, "_remove", remove_once)
     with pytest.raises(KeyboardInterrupt):
         renew(store, params, caption={}, judge={})
-    config = RenewConfig(caption=RenewRows(), judge=RenewRows())
+    config = RenewConfig.of(caption=RenewRows(), judge=RenewRows())
     again = with_batch(params, NOW).model_copy(update={"renew": config})
     run_caption(again, store)
     run_judge(again, store)

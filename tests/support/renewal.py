@@ -79,7 +79,7 @@ def renew(store: Store, params: Params, batch: str = NOW, parts: int = 1, **stag
     for folder in ("renew", "makers"):  # a run's own
         for path in store.folder(".run", folder).glob("*.json"):
             path.unlink()
-    config = RenewConfig(**{stage: RenewRows(**rows) for stage, rows in stages.items()})
+    config = RenewConfig.of(**{stage: RenewRows(**rows) for stage, rows in stages.items()})
     run_params = with_batch(params, batch).model_copy(update={"renew": config})
     if not store.table_path("pairs", batch).exists():
         store.write(store.table_path("pairs", batch), [], "pairs")
