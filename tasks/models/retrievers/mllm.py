@@ -319,6 +319,9 @@ def add_mllm_remote_code(folder: Path, kind: str, dimension: int, instruction: s
         processor = json.loads(path.read_text())
         processor["auto_map"] = {"AutoProcessor": "bge_vl_processor.BGEVLProcessor"}
         path.write_text(json.dumps(processor, indent=2, sort_keys=True) + "\n")
+        # Pillow's resizing, also where torchvision is installed; Qwen-VL's whole processor has no such choice
+        path = folder / "sentence_bert_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"processor_kwargs": {"backend": "pil"}}, indent=2))
     pooling = {"embedding_dimension": dimension, "pooling_mode": "lasttoken", "include_prompt": True}
     sentence_transformers = {
         "model_type": "SentenceTransformer",

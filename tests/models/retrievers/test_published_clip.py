@@ -47,7 +47,8 @@ def open_images(images: list[Path]) -> list[Image.Image]:
 def test_plain_transformers_needs_no_code_from_the_folder(retriever: ClipRetriever, saved: Path, images: list[Path]):
     from transformers import AutoModel, AutoProcessor, CLIPModel
 
-    model, processor = AutoModel.from_pretrained(saved, trust_remote_code=False), AutoProcessor.from_pretrained(saved)
+    model = AutoModel.from_pretrained(saved, trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(saved, backend="pil")  # as the card says, where torchvision is installed
     assert type(model) is CLIPModel
     values = processor(images=open_images(images), text=TEXTS, return_tensors="pt", padding=True)
     with torch.inference_mode():
@@ -77,6 +78,18 @@ def test_sentence_transformers_takes_images_texts_and_queries_of_both(
     )
     assert np.allclose(model.encode(open_images(images)), retriever.encode(open_images(images)), atol=1e-5)
     assert np.allclose(model.encode(TEXTS), retriever.encode(texts=TEXTS), atol=1e-5)
+
+
+def test_pillow_resizes_also_where_torchvision_is_installed(saved: Path):
+    """torchvision's resizing moves a vector's numbers by up to 0.002."""
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel
+
+    module = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu")[0]
+    model = AutoModel.from_pretrained(str(saved), trust_remote_code=True)
+    model.set_processor(str(saved))
+    for processor in (module.processor, model.processor):
+        assert type(processor.image_processor).__name__ == "CLIPImageProcessorPil"
 
 
 def test_without_trust_sentence_transformers_still_takes_images_and_texts_alone(retriever: ClipRetriever, saved: Path):

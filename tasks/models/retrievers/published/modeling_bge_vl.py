@@ -13,6 +13,7 @@ equation 2.
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
@@ -22,7 +23,9 @@ class BGEVLModel(CLIPModel):
 
     def set_processor(self, model_name: str) -> None:
         """Load the processor for images and texts, by name or folder; usually the model's own."""
-        self.processor = CLIPProcessor.from_pretrained(model_name)
+        # Pillow's resizing, also where torchvision is installed, whose vectors differ; transformers 4 has no choice
+        kept = {"backend": "pil"} if int(transformers.__version__.partition(".")[0]) >= 5 else {}
+        self.processor = CLIPProcessor.from_pretrained(model_name, **kept)
 
     def data_process(self, images: Any = None, text: Any = None) -> tuple[Any, Any, str]:
         """Preprocess images and texts for the towers.
