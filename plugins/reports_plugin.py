@@ -39,6 +39,7 @@ from megapairs.review_pages import review_router
 from megapairs.wiring import further_datasets
 
 from tasks.browse import overview, promotions
+from tasks.browse.comparison import comparison
 from tasks.browse.drops import shown_drops
 from tasks.browse.published import TABLES, PublishedVersion, models, versions
 from tasks.browse.selection import selection_from
@@ -273,10 +274,8 @@ def image(name: str, image_id: str, dataset: str = "") -> Response:
 def compare(first: str, second: str, dataset: str = "") -> str:
     """Two versions side by side."""
     with as_not_found():
-        rows = overview.compared(version_named(first, dataset).record, version_named(second, dataset).record)
-    columns = ("first", "second", "difference")
-    shown = [{**row, **{c: "–" if row[c] is None else f"{row[c]:,.6g}" for c in columns}} for row in rows]
-    return html("compare.html.j2", first=first, second=second, rows=shown)
+        groups = comparison(version_named(first, dataset).record, version_named(second, dataset).record)
+    return html("compare.html.j2", first=first, second=second, groups=groups)
 
 
 @app.get("/gates/{batch}/{table}", response_class=HTMLResponse)

@@ -212,27 +212,3 @@ def sparkline(values: Sequence[float | None], width: int = 120, height: int = 24
     return " ".join(
         f"{2 + n * (width - 4) / last:.1f},{height - 2 - (v - low) / span * (height - 4):.1f}" for n, v in known
     )
-
-
-def compared(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Two versions side by side: rows, drops and figures that at least one of them has, with the difference."""
-
-    def values(record: Mapping[str, Any]) -> dict[str, float]:
-        out = {f"new {name}": float(count) for name, count in (record.get("new_rows") or {}).items()}
-        out |= {f"all {name}": float(count) for name, count in (record.get("rows") or {}).items()}
-        for stage, reasons in (record.get("new_drops") or {}).items():
-            out |= {f"dropped by {stage}: {reason}": float(count) for reason, count in reasons.items()}
-        for stage, figures in (record.get("quality") or {}).items():
-            out |= {f"{stage}: {name}": float(value) for name, value in figures.items() if value is not None}
-        return out
-
-    left, right = values(first), values(second)
-    return [
-        {
-            "name": name,
-            "first": left.get(name),
-            "second": right.get(name),
-            "difference": None if name not in left or name not in right else right[name] - left[name],
-        }
-        for name in dict.fromkeys([*left, *right])
-    ]

@@ -6,7 +6,6 @@ import pytest
 
 from tasks.browse import promotions
 from tasks.browse.overview import (
-    compared,
     drops_of,
     home_row,
     model_row,
@@ -44,13 +43,6 @@ def test_what_was_left_out_is_listed_with_what_is_new_first_and_why():
         ("duplicate", 0, 48),
     ]
     assert all(row["why"] for row in rows)
-
-
-def test_two_versions_are_compared_by_what_at_least_one_of_them_has():
-    other = {"version": "2026.11.21", "new_rows": {"images": 200}}
-    rows = {row["name"]: row for row in compared(other, RECORD)}
-    assert rows["new images"] == {"name": "new images", "first": 200.0, "second": 243.0, "difference": 43.0}
-    assert rows["judge: shortcut_share"]["first"] is None and rows["judge: shortcut_share"]["difference"] is None
 
 
 def test_a_sparkline_needs_two_values_and_skips_what_is_missing():
