@@ -27,7 +27,7 @@ from megapairs.mail_message import Mail
 from megapairs.wiring import PROJECT, run_folder
 from tasks.errors import DataError
 from tasks.pages.gate_words import observed_words, remedy, value_words
-from tasks.pages.images import thumbnail_uri
+from tasks.pages.images import jpeg_uri, thumbnail_uri
 from tasks.pages.render import html, words
 from tasks.pages.week_table import week_table
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = 5  # rows shown per failing check
 THUMBNAIL_PX, QUALITY = 112, 80
+FILE_BYTES, FILE_PIXELS = 20 << 20, 40_000_000  # of a dropped file that a mail shows, at most
 CELL_CHARS = 300  # longest cell
 NOTES, NOTE_CHARS = 5, 800  # sentences of the stage before a gate, e.g. on captions that match no file
 WEEKS = 6  # weekly batches shown, a count
@@ -56,7 +57,8 @@ class Failure:
         run_url, docs_url: links; empty when unknown.
         version: the published version, which stays as it was; empty when there is none.
         warnings: what open_run warned of.
-        names: image_id -> the file that it came from, for the example rows.
+        names: image_id -> the file that it came from, for the example rows; of a dropped file's image its key.
+        page_url: link to the version's page; empty for what failed.
     """
 
     dataset: str
@@ -71,6 +73,7 @@ class Failure:
     version: str = ""
     warnings: tuple[str, ...] = ()
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    page_url: str = ""
 
     @property
     def is_final(self) -> bool:
@@ -155,7 +158,7 @@ def details(example: Mapping[str, Any]) -> list[tuple[str, str]]:
             values.update(value if isinstance(value, dict) else {name: value})
     out = []
     for name, value in values.items():
-        if value not in (None, ""):
+        if value not in (None, "") and name != "sha256":
             is_hash = isinstance(value, str) and HASH.fullmatch(value)
             out.append((words(name), value[:12] + "…" if is_hash else cell(value)))
     return out
@@ -170,7 +173,7 @@ def check_context(failed: Mapping[str, Any], failure: Failure) -> dict[str, Any]
             "key": cell(example.get("key")),
             "images": [
                 {"uri": thumbnails[i], "name": failure.names.get(i, "")}
-                for i in example.get("image_ids") or []
+                for i in [str(example.get("key")), *(example.get("image_ids") or [])]
                 if i in thumbnails
             ],
             "details": details(example),
@@ -222,6 +225,33 @@ def read_thumbnails(folder: Path, image_ids: Sequence[str]) -> dict[str, str]:
         with contextlib.suppress(DataError, OSError):
             thumbnails[image_id] = thumbnail_uri(store, image_id, THUMBNAIL_PX, QUALITY)
     return thumbnails
+
+
+def read_dropped_files(folder: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Key of a dropped file -> data URI of a small JPEG of it, read where it still lies: in a source that is a folder.
+
+    The file was refused, so nothing but its pixels is taken from it: no other format, no file outside the source, none
+    that is large.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    sources: dict[str, Path] = {}
+    with contextlib.suppress(OSError, KeyError, TypeError, yaml.YAMLError):
+        ingest = yaml.safe_load((folder / "params.yaml").read_text())["ingest"]
+        sources = {str(source["name"]): Path(str(source["path"])) for source in ingest["sources"]}
+    found: dict[str, str] = {}
+    for key in dict.fromkeys(keys):
+        name, _, path = key.partition(":")
+        root = sources.get(name)
+        if root is None or not root.is_dir():
+            continue
+        with contextlib.suppress(OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+            file = (root / path).resolve()
+            if file.is_relative_to(root.resolve()) and file.stat().st_size <= FILE_BYTES:
+                with Image.open(file, formats=("JPEG", "PNG")) as image:
+                    if image.width * image.height <= FILE_PIXELS:
+                        found[key] = jpeg_uri(image, THUMBNAIL_PX, QUALITY)
+    return found
 
 
 def read_names(folder: Path, image_ids: Sequence[str]) -> dict[str, str]:
@@ -289,6 +319,13 @@ def read_failure(context: Mapping[str, Any], ui: str) -> Failure:
         for example in list(failed.get("examples") or [])[:EXAMPLES]
         for image_id in example.get("image_ids") or []
     ]
+    keys = [
+        str(example.get("key"))
+        for failed in (gate or {}).get("failures") or []
+        for example in list(failed.get("examples") or [])[:EXAMPLES]
+        if example.get("reason")
+    ]
+    files = read_dropped_files(folder, keys) if keys else {}
     version = read_json(folder / "version.json") or {}
     return Failure(
         dataset=read_dataset_name(folder),
@@ -297,8 +334,8 @@ def read_failure(context: Mapping[str, Any], ui: str) -> Failure:
         task=" ".join(str(name) for name in (stage or ti.task_id, item, part) if name),
         error=str(context.get("exception") or "the task was ended from outside, or its worker died"),
         gate=gate,
-        thumbnails=read_thumbnails(folder, image_ids) if image_ids else {},
-        names=read_names(folder, image_ids) if image_ids else {},
+        thumbnails={**files, **(read_thumbnails(folder, image_ids) if image_ids else {})},
+        names={**{key: f"left out: {key}" for key in files}, **(read_names(folder, image_ids) if image_ids else {})},
         run_url=f"{ui}/dags/{quote(ti.dag_id)}/runs/{quote(run_id)}" if ui else "",
         docs_url=docs_url(folder, ui),
         version=str(version.get("version", "")),

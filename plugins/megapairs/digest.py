@@ -47,6 +47,14 @@ def digest_lines(records: Sequence[Mapping[str, Any]], promoted: Sequence[Mappin
     return lines
 
 
+def digest_count(lines: Sequence[str]) -> str:
+    """How much the lines of `digest_lines` tell of."""
+    counts = {name: sum(line.startswith(f"{name}/") for line in lines) for name in ("dataset", "model")}
+    words = [(counts["dataset"], "version", "versions"), (counts["model"], "promoted model", "promoted models")]
+    told = ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in words if count)
+    return told or ("its versions cannot be read" if lines else "nothing was published")
+
+
 class Digest(BaseOperator):
     """Send the digest of every dataset to MEGAPAIRS_MAIL_TO."""
 
@@ -78,9 +86,9 @@ class Digest(BaseOperator):
             run_id=str(context["run_id"]),
             task="digest",
             error="",
-            run_url=f"{ui}/megapairs/" if ui else "",
+            page_url=f"{ui}/megapairs/" if ui else "",
         )
-        headline = f"since {since}: {len(lines)} lines" if lines else f"since {since}: nothing was published"
+        headline = f"since {since}: {digest_count(lines)}"
         values = {"failure": failure, "subject": f"[{failure.dataset}] the week {headline}", "headline": headline}
         body = html("news_mail.html.j2", **values, sentence="", lines=lines)
         sender = os.environ.get("MEGAPAIRS_MAIL_FROM") or None

@@ -51,7 +51,7 @@ class _Text(HTMLParser):
         """Called by the parser."""
         self.skipped += tag in SKIPPED
         if tag in BREAKS:
-            self.parts.append("\n")
+            self.parts.append("\n- " if tag == "li" else "\n")
         elif tag in ("td", "th"):
             self.parts.append(" | ")
         elif tag == "a":
@@ -61,7 +61,7 @@ class _Text(HTMLParser):
         """Called by the parser."""
         self.skipped -= tag in SKIPPED
         if tag == "a" and self.link:
-            self.parts.append(f": {self.link}")
+            self.parts.append(f": {self.link}\n")
             self.link = ""
         if tag in BREAKS:
             self.parts.append("\n")

@@ -1,5 +1,5 @@
-"""Mails about runs that did not fail, where a person would otherwise wonder: an empty week, a refused promotion, a
-takedown; and further notifiers (a webhook, Slack) beside the mail.
+"""Mails about runs that did not fail, where a person would otherwise wonder: an empty week, quarantined rows, a refused
+promotion, a takedown; and further notifiers (a webhook, Slack) beside the mail.
 
 MEGAPAIRS_NOTIFIERS names notifiers of Airflow's providers that are called beside the alert mail, as a JSON list:
 
@@ -9,41 +9,108 @@ MEGAPAIRS_NOTIFIERS names notifiers of Airflow's providers that are called besid
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from megapairs.alerts import Failure, read_dataset_name, read_json, receivers
 from megapairs.mail_message import Mail
 from megapairs.results import promotion_line
-from megapairs.wiring import run_folder
+from megapairs.wiring import dataset_of, run_folder
 from tasks.pages.render import html
 
 log = logging.getLogger(__name__)
 
 
-def news_of(stage: str, report: Mapping[str, Any] | None, skip_reason: str, taken_down: int) -> tuple[str, str] | None:
-    """(headline, sentence) of what a task that did not fail should tell; None where there is nothing to tell.
+@dataclasses.dataclass(frozen=True)
+class News:
+    """What a mail about a run that did not fail says: a headline, sentences, and what to do now, in three lines."""
+
+    headline: str
+    sentences: tuple[str, ...]
+    steps: tuple[str, str, str]
+
+
+NOTHING = re.compile(r"^(version: )?nothing to do[:.] *")  # how a skipped stage's words begin
+EMPTY_WEEK = (
+    "Nothing has to be done: the next run looks again, and the last version stays.",
+    "Where new images were expected: the logs of the tasks count what each left out, by reason.",
+    "Look first at the source: a folder that was not filled, a path or a limit in params.yaml.",
+)
+TAKEDOWN = (
+    "Check it: `python -m tasks audit` looks through every version for what is on the list.",
+    "Versions before this one still hold it: `python -m tasks purge` rewrites them.",
+    "Tell those who hold copies: table data/withdrawn of the version names all that went.",
+)
+QUARANTINE = (
+    "Look at the rows: the version's page names each, with the rule that it breaks.",
+    "Mend them where they come from; the next run takes them in.",
+    "Where the rule is too narrow: its number stands in section validate of params.yaml, its text in expectations/.",
+)
+NOT_PROMOTED = (
+    "Nothing has to be done: the published model stays.",
+    "Where the gain is within the noise: train longer (train.steps), or on more triplets.",
+    "What a model must gain is promote.min_gain, beside the noise that `python -m tasks noise` measured.",
+)
+
+
+def news_of(stage: str, report: Mapping[str, Any] | None, skip_reason: str, version: Mapping[str, Any]) -> News | None:
+    """What a task that did not fail should tell; None where there is nothing to tell.
 
     Args:
         stage: version or promote.
         report: of a stage that succeeded.
         skip_reason: of one that found nothing to do.
-        taken_down: new rows that this version left out because of the takedown list, a count.
+        version: version.json of the version that was made.
     """
     if stage == "version" and report is None:
-        return "no new version this time", skip_reason or "Nothing new came in."
-    if stage == "version" and taken_down:
-        return (
-            f"a takedown took effect: {taken_down:,} rows",
-            f"{(report or {}).get('notes', [''])[0]} leaves them out.",
-        )
+        return News("no new version this time", (NOTHING.sub("", skip_reason) or "Nothing new came in.",), EMPTY_WEEK)
     if stage == "promote" and report is not None and not (report.get("figures") or {}).get("is_promoted"):
-        return "the new model was not promoted", promotion_line(report)
+        return News("the new model was not promoted", (promotion_line(report),), NOT_PROMOTED)
+    if stage != "version":
+        return None
+    made = str((report or {}).get("notes", [""])[0])
+    if taken_down := withdrawn_words(version):
+        return News(f"a takedown took effect: {taken_down}", (f"{made} leaves them out.",), TAKEDOWN)
+    if counts := quarantined_counts(version):
+        rows = sum(counts.values())
+        where = ", ".join(f"{count:,} of table {table}" for table, count in counts.items())
+        sentence = f"{made} was published without them: {where}."
+        return News(f"{rows:,} rows were quarantined", (sentence,), QUARANTINE)
     return None
+
+
+def withdrawn_words(version: Mapping[str, Any]) -> str:
+    """What a version left out because of the takedown list: images that went, and new rows that did not come in."""
+    images = int((version.get("withdrawn") or {}).get("new") or 0)
+    drops = (version.get("new_drops") or {}).values()
+    rows = sum(int(reasons.get("taken_down", 0)) for reasons in drops)
+    words = [f"{images:,} {'image' if images == 1 else 'images'} withdrawn"] if images else []
+    words += [f"{rows:,} {'row' if rows == 1 else 'rows'} left out"] if rows else []
+    return ", ".join(words)
+
+
+def quarantined_counts(version: Mapping[str, Any]) -> dict[str, int]:
+    """Table -> new rows that its gate quarantined, where it did."""
+    quality = version.get("quality") or {}
+    figures = {
+        name: value for stage, of in quality.items() if stage.startswith("validate") for name, value in of.items()
+    }
+    counts = {table: int(figures.get(f"{table}_quarantined_rows") or 0) for table in ("images", "pairs", "triplets")}
+    return {table: count for table, count in counts.items() if count}
+
+
+def page_url(ui: str, dag_id: str, version: Mapping[str, Any]) -> str:
+    """Address of a version's page; empty without a web UI."""
+    dataset = dataset_of(dag_id)
+    below = f"d/{dataset}/" if dataset else ""
+    return f"{ui}/megapairs/{below}versions/{version['version']}/" if ui and version.get("version") else ""
 
 
 class NewsMail(Mail):
@@ -54,9 +121,7 @@ class NewsMail(Mail):
         task, ti, run_id = context["task"], context["ti"], str(context["run_id"])
         folder = run_folder(run_id, ti.dag_id)
         version = read_json(folder / "version.json") or {}
-        drops = (version.get("new_drops") or {}).values()
-        taken_down = sum(int(reasons.get("taken_down", 0)) for reasons in drops)
-        news = news_of(task.stage, task.report, task.skip_reason, taken_down)
+        news = news_of(task.stage, task.report, task.skip_reason, version)
         if news is None:
             return
         ui = os.environ.get("MEGAPAIRS_UI", "").rstrip("/")
@@ -66,13 +131,18 @@ class NewsMail(Mail):
             run_id=run_id,
             task=ti.task_id,
             error="",
-            run_url=f"{ui}/dags/{ti.dag_id}/runs/{run_id}" if ui else "",
+            run_url=f"{ui}/dags/{quote(ti.dag_id)}/runs/{quote(run_id)}" if ui else "",
             version=str(version.get("version", "")),
+            page_url=page_url(ui, ti.dag_id, version) if task.stage == "version" and task.report is not None else "",
         )
-        headline, sentence = news
-        self.subject = " ".join(f"[{failure.dataset}] {headline}".split())[:180]
+        self.subject = " ".join(f"[{failure.dataset}] {news.headline}".split())[:180]
         self.html_content = html(
-            "news_mail.html.j2", failure=failure, subject=self.subject, headline=headline, sentence=sentence
+            "news_mail.html.j2",
+            failure=failure,
+            subject=self.subject,
+            headline=news.headline,
+            sentence=" ".join(news.sentences),
+            steps=news.steps,
         )
         super().notify(context)
         log.info("mail sent to %s: %s", self.to, self.subject)

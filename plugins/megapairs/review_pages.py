@@ -35,6 +35,9 @@ document.addEventListener("keydown", (event) => {
   const button = document.querySelector(`button[data-key="${CSS.escape(event.key)}"]`);
   if (button) button.click();
 });
+// A link that was clicked in Airflow's frame is gone with its page, and the keys with it: the row takes them.
+window.focus();
+document.getElementById("row")?.focus();
 """
 HEADERS = {"X-Content-Type-Options": "nosniff"}
 

@@ -18,6 +18,7 @@ from tests.support.markup import assert_harmless
 
 EVIL = "<script>alert(1)</script>"
 IMAGE_ID = "a" * 64
+MADE = {"notes": ["dataset/2026.11.28"]}  # the report of stage version
 GATE = {
     "table": "images",
     "batch": "2026.11.24",
@@ -103,6 +104,26 @@ def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails
     assert len(re.findall(r'<img src="cid:image-', page)) == 1
     assert "http://airflow.test/dags/dataset_refresh/runs/r1" in page
     assert f"http://airflow.test/megapairs/runs/{run.name}/data_docs/index.html" in page
+
+
+def test_a_dropped_copy_is_shown_beside_the_image_that_it_is_a_copy_of(run: Path, inbox: Inbox, tmp_path: Path):
+    source = tmp_path / "shop"
+    source.mkdir()
+    Image.new("RGB", (300, 200), "blue").save(source / "copy.jpg")
+    (tmp_path / "secret.jpg").write_bytes((source / "copy.jpg").read_bytes())
+    (source / "fax.tif").write_bytes(b"II*\0")
+    sources = [{"name": "shop", "path": str(source)}, {"name": "bucket", "path": "s3://images/week"}]
+    (run / "params.yaml").write_text(json.dumps({"open_run": {"dataset": "shop"}, "ingest": {"sources": sources}}))
+    keys = ("shop:copy.jpg", "shop:../secret.jpg", "shop:fax.tif", "bucket:a.jpg", "nobody:copy.jpg")
+    examples = [{"key": key, "image_ids": [IMAGE_ID], "reason": "duplicate"} for key in keys]
+    report = {**GATE, "failures": [{**GATE["failures"][0], "examples": examples}]}  # type: ignore[index,dict-item]
+    (run / "reports" / "validation" / "images.json").write_text(json.dumps(report))
+    send(context("validate", "images", "gate"))
+    (mail,) = inbox.mails
+    page = html_body(mail)
+    assert page.count('src="cid:image-0"') == 1 and page.count('src="cid:image-1"') == 5, "the copy, and the kept image"
+    assert "left out: shop:copy.jpg" in page and "left out: shop:fax" not in page
+    assert len([part for part in mail.walk() if part.get_content_type() == "image/jpeg"]) == 2
 
 
 def test_the_triplets_gates_mail_shows_every_week_by_itself(run: Path, inbox: Inbox):
@@ -249,33 +270,44 @@ def test_one_cause_that_no_retry_can_help_is_one_mail_whatever_it_stops(run: Pat
 
 
 @pytest.mark.parametrize(
-    ("stage", "report", "skip_reason", "taken_down", "headline"),
+    ("stage", "report", "skip_reason", "version", "headline"),
     [
-        ("version", None, "version: nothing to do. no new triplet", 0, "no new version this time"),
-        ("version", {"notes": ["dataset/2026.11.28"]}, "", 3, "a takedown took effect: 3 rows"),
-        ("version", {"notes": ["dataset/2026.11.28"]}, "", 0, None),
-        ("promote", {"figures": {"is_promoted": 0.0}, "notes": ["not promoted: worse"]}, "", 0, "was not promoted"),
-        ("promote", {"figures": {"is_promoted": 1.0}, "notes": ["promoted: better"]}, "", 0, None),
+        ("version", None, "version: nothing to do. no new triplet", {}, "no new version this time"),
+        ("version", MADE, "", {"new_drops": {"ingest": {"taken_down": 3}}}, "a takedown took effect: 3 rows left out"),
+        ("version", MADE, "", {"withdrawn": {"new": 2}}, "a takedown took effect: 2 images withdrawn"),
+        (
+            "version",
+            MADE,
+            "",
+            {"quality": {"validate@images": {"images_quarantined_rows": 4.0}}},
+            "4 rows were quarant",
+        ),
+        ("version", MADE, "", {}, None),
+        ("promote", {"figures": {"is_promoted": 0.0}, "notes": ["not promoted: worse"]}, "", {}, "was not promoted"),
+        ("promote", {"figures": {"is_promoted": 1.0}, "notes": ["promoted: better"]}, "", {}, None),
     ],
 )
 def test_a_run_that_did_not_fail_tells_what_one_would_wonder_about(
     stage: str,
     report: dict[str, Any] | None,
     skip_reason: str,
-    taken_down: int,
+    version: dict[str, Any],
     headline: str | None,
     run: Path,
     inbox: Inbox,
 ):
     from megapairs.news import NewsMail
 
-    (run / "version.json").write_text(json.dumps({"new_drops": {"ingest": {"taken_down": taken_down}}}))
+    (run / "version.json").write_text(json.dumps({"version": "2026.11.28", **version}))
     task = SimpleNamespace(stage=stage, report=report, skip_reason=skip_reason)
     ti = SimpleNamespace(dag_id="dataset_refresh", task_id=stage)
     NewsMail(to=["data@example.org"]).notify({"run_id": "r1", "task": task, "ti": ti})
     assert len(inbox.mails) == (headline is not None)
     if headline:
-        assert headline in inbox.mails[0]["Subject"] and "What to do now" not in html_body(inbox.mails[0])
+        page = html_body(inbox.mails[0])
+        assert headline in inbox.mails[0]["Subject"] and "What to do now" in page and page.count("<li ") == 3
+        assert "is untouched" not in page and "Nothing was published" not in page, "words about a failure"
+        assert ("/megapairs/versions/2026.11.28/" in page) == (stage == "version" and report is not None)
 
 
 def test_further_notifiers_are_airflows_own(monkeypatch: pytest.MonkeyPatch):
