@@ -31,7 +31,7 @@ from tasks.pages.render import html
 MAX_FORM_BYTES = 20_000
 KEYS = """"use strict";
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=radio]), select")) return;
   const button = document.querySelector(`button[data-key="${CSS.escape(event.key)}"]`);
   if (button) button.click();
 });
