@@ -29,6 +29,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from airflow.api_fastapi.core_api.security import get_user
 from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
@@ -36,7 +37,7 @@ from fastapi.responses import FileResponse, HTMLResponse, Response, StreamingRes
 from megapairs.airflow_state import runs_at_a_glance
 from megapairs.gate_pages import gate_router, shown_gate
 from megapairs.review_pages import review_router
-from megapairs.wiring import further_datasets
+from megapairs.wiring import DATASET_DAG, dag_id_for, further_datasets
 
 from tasks.browse import overview, promotions
 from tasks.browse.comparison import comparison
@@ -96,6 +97,13 @@ def folder_in(variable: str, dataset: str = "") -> Path:
     return Path(os.environ[variable]).resolve()
 
 
+def dataset_name(clone: Path) -> str:
+    """The name of the dataset that a deployment's clone holds; empty where it cannot be read."""
+    with contextlib.suppress(OSError, KeyError, TypeError, yaml.YAMLError):
+        return str(yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))["open_run"]["dataset"])
+    return ""
+
+
 def version_named(name: str, dataset: str) -> PublishedVersion:
     """A published version; 404 when there is none of that name."""
     clone = folder_in("MEGAPAIRS_DATASET", dataset)
@@ -148,7 +156,8 @@ def home(dataset: str = "") -> str:
         quality=quality,
         sparks=sparks,
         problem=problem,
-        dataset=dataset,
+        dataset=dataset or dataset_name(clone),
+        dag=dag_id_for(DATASET_DAG, dataset),
         datasets=[("this Airflow's own", up or "./"), *((name, f"{up}d/{name}/") for name in further_datasets())],
         status=runs_at_a_glance(dataset),
         models=[overview.model_row(model) for model in trained],

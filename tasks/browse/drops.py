@@ -22,6 +22,7 @@ IMAGE_FIELDS = {
     "copy_of": "copy of",
 }
 PAIR_KEY = re.compile(r"([0-9a-f]{32})(?::.*)?", re.S)
+NAMES = {"p_yes": "P(yes)"}  # of values in a detail, where the stored name is no word
 HIDDEN = ("sha256", "requests", "tokens")  # of a detail: what tells a person nothing
 
 
@@ -91,9 +92,8 @@ def shown_details(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def text_and_note(entry: Mapping[str, Any]) -> tuple[str, str]:
     """A text of a row, and what is said of it: style, reason, score."""
-    notes = [
-        f"{name.replace('_', ' ')} {value}" for name, value in entry.items() if name not in ("instruction", "text")
-    ]
+    said = {NAMES.get(name, name): value for name, value in entry.items() if name not in ("instruction", "text")}
+    notes = [f"{name.replace('_', ' ')} {value}" for name, value in said.items()]
     return str(entry.get("instruction", entry.get("text", ""))), ", ".join(notes)
 
 

@@ -28,7 +28,7 @@ from tasks.calibrate.command import calibrate_folder, profile_with_windows
 from tasks.calibrate.distribution import QUERIES, Quantiles
 from tasks.calibrate.folder import params_for_folder
 from tasks.calibrate.params_file import set_values, set_windows
-from tasks.config import Window, read_raw
+from tasks.config import Window, read_raw, resolve
 from tasks.errors import ConfigError
 from tasks.publish.deployment import configure_deployment
 from tasks.publish.git import git
@@ -102,6 +102,14 @@ def write_params(
     return [file.relative_to(clone).as_posix() for file in written]
 
 
+def embedded_models(params_yaml: Path) -> str:
+    """The profile of a deployment whose judge is one of the embedded checkpoints; empty for another judge."""
+    raw = read_raw(params_yaml)
+    resolved = resolve(raw, raw.get("profile"))
+    is_embedded = str(resolved["judge"]["model"]).startswith("tasks/sample/checkpoints/")
+    return str(resolved.get("profile") or "") if is_embedded else ""
+
+
 def lay_out(wanted: NewDataset, checkout: Path = PROJECT) -> bool:
     """Lay a dataset's deployment out; returns whether it was made now.
 
@@ -161,6 +169,12 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     wanted = NewDataset(args.name, args.source, root, args.profile, args.limit, args.license_code, args.attribution)
     is_new = lay_out(wanted)
     print(f"dataset {args.name}: {'laid out in' if is_new else 'is already in'} {root}")
+    if profile := embedded_models(root / "dataset" / "params.yaml"):
+        print(
+            f"note: profile {profile} has the embedded tiny models, which know drawn scenes alone. Their judge rejects "
+            "nearly every pair of photographs, and a run without a triplet publishes no version. Models from the hub: "
+            "--profile small and HF_HUB_OFFLINE=0 (HF_HUB_OFFLINE=0 make ui DATASET=... SOURCE=... PROFILE=small)"
+        )
     if root == PROJECT / ".datasets" / args.name:
         print(f"open it: make ui DATASET={args.name}")
     print(f"beside another dataset, in that one's Airflow: MEGAPAIRS_DATASETS={args.name}={root}")

@@ -53,7 +53,7 @@ from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at
 from tasks.publish.order import date_after, require_name_after
 from tasks.publish.publish import fetch
 from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_at
-from tasks.publish.run_conf import Kind, changes_from_conf, require_paths, with_absolute_paths
+from tasks.publish.run_conf import Kind, changes_from_conf, gate_follows_threshold, require_paths, with_absolute_paths
 from tasks.publish.takedown_list import add_to_list, all_entries, form_entries, with_run_list, with_source_uris
 from tasks.records import StageReport
 from tasks.reviews.verdicts import Verdict, deployment_verdicts, write_verdicts
@@ -212,6 +212,7 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     if (changes.get("open_run") or {}).get("takedown"):
         changes = overlay(changes, {"ingest": {"sources": []}})
     profile = profile or deployed_params.get("profile")
+    changes, lowered = gate_follows_threshold(conf, changes, resolve(deployed_params, profile, {}))
     resolved = resolve(deployed_params, profile, changes)
     require_own_name(resolve(deployed_params, profile, {}), resolved)
     require_no_credentials(resolved)
@@ -241,7 +242,7 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
         f"profile '{profile}': mine.windows of {', '.join(roles)} are not calibrated for its encoders; "
         "`python -m tasks calibrate` proposes windows for the trigger form or the profile's file"
     ]
-    warnings = warnings if roles else []
+    warnings = [*lowered, *(warnings if roles else [])]
     if difference := code_difference(clone, os.environ.get("MEGAPAIRS_AIRFLOW_COMMIT", ""), code):
         warnings.append(difference)
     resolved = overlay(raw, {"open_run": {"date": date, "batch": batch}})

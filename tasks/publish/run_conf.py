@@ -68,6 +68,35 @@ def changes_from_conf(conf: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[
     return conf.get("profile") or None, changes
 
 
+def gate_follows_threshold(
+    conf: Mapping[str, Any], changes: dict[str, Any], own: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Let the triplets' gate follow the form's field judge_threshold, where it is lower than the gate's own number.
+
+    The form has no field for the gate, and without this the run would be refused as one that contradicts itself.
+
+    Args:
+        conf: the form's values.
+        changes: of `changes_from_conf`.
+        own: the parameters without the run's own values, resolved.
+    Returns:
+        The changes, and a sentence that says so; nothing where the run states the gate's number itself.
+    """
+    stated = ((changes.get("validate") or {}).get("triplets") or {}).get("yes_min")
+    known = own["validate"]["triplets"]["yes_min"]
+    value = conf.get("judge_threshold")
+    try:
+        threshold = float("nan" if value in (None, "") else value)
+    except (TypeError, ValueError):
+        return changes, []  # the check of the parameters names it
+    if stated is not None or not threshold < known:
+        return changes, []
+    sentence = (
+        f"validate.triplets.yes_min: {threshold:g} in this run, not {known:g}; it follows the form's judge_threshold"
+    )
+    return overlay(changes, {"validate": {"triplets": {"yes_min": threshold}}}), [sentence]
+
+
 def absolute_path(path: str, root: Path) -> str:
     """A path below `root` when relative; URLs (s3://) stay."""
     return path if "://" in path else str((root / path).resolve())

@@ -18,7 +18,7 @@ def test_the_images_of_a_row_are_named_each_once():
 
 def test_texts_stand_with_what_is_said_of_each_and_empty_values_are_left_out():
     values = {"instructions": [{"instruction": "in <b>blue</b>", "p_yes": 0.4, "style": "short"}], "why": "", "n": 3}
-    assert shown_details(values) == [("instructions", [("in <b>blue</b>", "p yes 0.4, style short")]), ("n", "3")]
+    assert shown_details(values) == [("instructions", [("in <b>blue</b>", "P(yes) 0.4, style short")]), ("n", "3")]
     assert shown_details({"found_by": ["text", "image"], "problems": {"short": "leaks_target"}}) == [
         ("found_by", "text, image"),
         ("problems", [("leaks_target", "short")]),

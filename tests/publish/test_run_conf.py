@@ -7,7 +7,7 @@ import pytest
 
 from tasks.config import SourceConfig, expand_sources
 from tasks.errors import ConfigError
-from tasks.publish.run_conf import changes_from_conf, require_paths, with_absolute_paths
+from tasks.publish.run_conf import changes_from_conf, gate_follows_threshold, require_paths, with_absolute_paths
 from tests.support.parameters import params_with
 
 RAW = {
@@ -68,6 +68,29 @@ def test_the_forms_names_work_without_the_form():
 def test_a_source_has_a_valid_name_whatever_its_folder_is_called(folder: str, name: str):
     (source,) = expand_sources(folder, [])
     assert source["name"] == name and SourceConfig(**source).name == name
+
+
+@pytest.mark.parametrize(
+    ("conf", "follows"),
+    [
+        ({"judge_threshold": "0"}, True),
+        ({"judge_threshold": 0.5}, True),
+        ({"judge_threshold": 0.9}, False),  # above the gate's number
+        ({"judge_threshold": ""}, False),
+        ({"judge_threshold": "much"}, False),  # the check of the parameters names it
+        ({"judge.threshold": 0.5}, False),  # who names the parameter names the gate's, too
+        ({"judge_threshold": 0.5, "validate.triplets.yes_min": 0.4}, False),
+    ],
+)
+def test_the_gate_follows_the_forms_threshold_where_that_is_lower(conf: dict[str, Any], follows: bool):
+    raw = {"judge": {}, "validate": {}}
+    own = {"validate": {"triplets": {"yes_min": 0.85}}}
+    _, changes = changes_from_conf(conf, raw)
+    after, sentences = gate_follows_threshold(conf, changes, own)
+    assert (after != changes) == bool(sentences) == follows
+    if follows:
+        assert after["validate"]["triplets"]["yes_min"] == float(conf["judge_threshold"])
+        assert "not 0.85; it follows the form's judge_threshold" in sentences[0]
 
 
 def test_a_source_keeps_its_licence_when_params_know_its_path():
