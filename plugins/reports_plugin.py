@@ -205,13 +205,12 @@ def _gallery_place(name: str, dataset: str) -> tuple[Path, str, str]:
     return found.clone, "reports/gallery.html", found.tag
 
 
-@app.get("/versions/{name}/card")
-@app.get("/d/{dataset}/versions/{name}/card")
-def card(name: str, dataset: str = "") -> Response:
+@app.get("/versions/{name}/card", response_class=HTMLResponse)
+@app.get("/d/{dataset}/versions/{name}/card", response_class=HTMLResponse)
+def card(name: str, dataset: str = "") -> str:
     """A version's card, as the text that it is."""
     with as_not_found():
-        text = version_named(name, dataset).text("README.md")
-    return Response(text, media_type="text/plain; charset=utf-8", headers=SANDBOX)
+        return html("card.html.j2", name=name, text=version_named(name, dataset).text("README.md"))
 
 
 @app.get("/versions/{name}/drops", response_class=HTMLResponse)

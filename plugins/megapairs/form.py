@@ -49,6 +49,7 @@ EXAMPLES = {
     "window_caption": ' Example: {"low": 0.8, "high": 0.96}.',
     "dataset": " Only the name of this deployment is taken: another dataset is a deployment of its own.",
 }
+FIELDS_OF_OPEN_RUN = ("judge_threshold",)  # passed on by their own name
 MODEL_DRY_RUN = "Train and evaluate, but promote nothing: no model is published, the promoted one stays."
 # What a text box for a number takes.
 NUMBER_PATTERNS = {"integer": r"^-?[0-9]+$", "number": r"^-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"}
@@ -266,7 +267,9 @@ def changes_from(values: Mapping[str, Any]) -> dict[str, Any]:
         if name == "dataset_version" or (is_empty and name in (*FIELD_KEYS, "profile")):
             continue
         change: Any = parse_number(FIELD_KEYS[name], value) if name in FIELD_KEYS else value
-        for part in reversed(FIELD_KEYS.get(name, name).split(".")):
+        # what a field stands for besides its parameter is open_run's matter (tasks/publish/run_conf.py)
+        key = name if name in FIELDS_OF_OPEN_RUN else FIELD_KEYS.get(name, name)
+        for part in reversed(key.split(".")):
             change = {part: change}
         changes = overlay(changes, change)
     return changes

@@ -108,7 +108,7 @@ def test_numbers_are_text_boxes_and_arrive_as_numbers(forms: dict[str, Any]):
     given = {"limit": "60", "judge_threshold": "0.5", "learning_rate": "1e-4", "sources": "12"}
     assert changes_from(given) == {
         "open_run": {"limit": 60},
-        "judge": {"threshold": 0.5},
+        "judge_threshold": 0.5,
         "train": {"learning_rate": 0.0001},
         "ingest": {"sources": "12"},
     }
