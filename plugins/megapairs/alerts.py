@@ -23,11 +23,12 @@ from urllib.parse import quote
 
 import yaml
 
+from megapairs.dropped_images import read_dropped_files
 from megapairs.mail_message import Mail
 from megapairs.wiring import PROJECT, run_folder
 from tasks.errors import DataError
 from tasks.pages.gate_words import observed_words, remedy, value_words
-from tasks.pages.images import jpeg_uri, thumbnail_uri
+from tasks.pages.images import thumbnail_uri
 from tasks.pages.render import html, words
 from tasks.pages.week_table import week_table
 
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = 5  # rows shown per failing check
 THUMBNAIL_PX, QUALITY = 112, 80
-FILE_BYTES, FILE_PIXELS = 20 << 20, 40_000_000  # of a dropped file that a mail shows, at most
 CELL_CHARS = 300  # longest cell
 NOTES, NOTE_CHARS = 5, 800  # sentences of the stage before a gate, e.g. on captions that match no file
 WEEKS = 6  # weekly batches shown, a count
@@ -227,33 +227,6 @@ def read_thumbnails(folder: Path, image_ids: Sequence[str]) -> dict[str, str]:
     return thumbnails
 
 
-def read_dropped_files(folder: Path, keys: Sequence[str]) -> dict[str, str]:
-    """Key of a dropped file -> data URI of a small JPEG of it, read where it still lies: in a source that is a folder.
-
-    The file was refused, so nothing but its pixels is taken from it: no other format, no file outside the source, none
-    that is large.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    sources: dict[str, Path] = {}
-    with contextlib.suppress(OSError, KeyError, TypeError, yaml.YAMLError):
-        ingest = yaml.safe_load((folder / "params.yaml").read_text())["ingest"]
-        sources = {str(source["name"]): Path(str(source["path"])) for source in ingest["sources"]}
-    found: dict[str, str] = {}
-    for key in dict.fromkeys(keys):
-        name, _, path = key.partition(":")
-        root = sources.get(name)
-        if root is None or not root.is_dir():
-            continue
-        with contextlib.suppress(OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
-            file = (root / path).resolve()
-            if file.is_relative_to(root.resolve()) and file.stat().st_size <= FILE_BYTES:
-                with Image.open(file, formats=("JPEG", "PNG")) as image:
-                    if image.width * image.height <= FILE_PIXELS:
-                        found[key] = jpeg_uri(image, THUMBNAIL_PX, QUALITY)
-    return found
-
-
 def read_names(folder: Path, image_ids: Sequence[str]) -> dict[str, str]:
     """image_id -> source and path of the file that it came from; images that the table lacks are left out."""
     from tasks.store import Store
@@ -325,7 +298,7 @@ def read_failure(context: Mapping[str, Any], ui: str) -> Failure:
         for example in list(failed.get("examples") or [])[:EXAMPLES]
         if example.get("reason")
     ]
-    files = read_dropped_files(folder, keys) if keys else {}
+    files = read_dropped_files(folder, keys, THUMBNAIL_PX, QUALITY) if keys else {}
     version = read_json(folder / "version.json") or {}
     return Failure(
         dataset=read_dataset_name(folder),
