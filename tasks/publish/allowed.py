@@ -17,6 +17,7 @@ What the deployed params.yaml names is allowed too. A refusal is a ConfigError w
 from __future__ import annotations
 
 import ipaddress
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -118,8 +119,8 @@ class Allowed:
         if not pattern or (self.base / path).exists() or not Path(folder).is_dir():
             return True
         wanted = compile_pattern(pattern)
-        found = walk(Path(folder)) if ".." not in pattern.split("/") else ()
-        links = [file for inside, file in found if file.is_symlink() and wanted.matches_or_holds(inside)]
+        found = walk(folder) if ".." not in pattern.split("/") else ()
+        links = [Path(file) for inside, file in found if os.path.islink(file) and wanted.matches_or_holds(inside)]
         return all(self._is_open(link.resolve()) for link in links)
 
     def _is_open(self, path: Path) -> bool:

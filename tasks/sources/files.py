@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from tasks.config import SourceConfig
 from tasks.sources.licences import normalize_license
@@ -23,7 +23,9 @@ USERINFO = re.compile(r"(?<=://)[^/\s?#]*@")  # a user and a password in a URL
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif")  # of names that claim to be an image
 # What macOS, Windows and network storages leave among files; names are compared without case.
 LITTER_NAMES = (".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".localized", ".apdisk")
-LITTER_FOLDERS = ("__macosx", ".spotlight-v100", ".trashes", ".fseventsd", ".appledouble", "@eadir", "$recycle.bin")
+LITTER_FOLDERS = frozenset(
+    ("__macosx", ".spotlight-v100", ".trashes", ".fseventsd", ".appledouble", "@eadir", "$recycle.bin")
+)
 
 # Why a source does not deliver a file; closed list. Ingest counts them among its own drop reasons.
 REASONS = (
@@ -188,7 +190,7 @@ class SourceFile:
 def is_litter(path: str) -> bool:
     """Whether macOS, Windows or a network storage left a file of this path: `._x.jpg`, `__MACOSX/`, `Thumbs.db` ..."""
     *folders, name = path.replace("\\", "/").casefold().split("/")
-    return name.startswith("._") or name in LITTER_NAMES or any(folder in LITTER_FOLDERS for folder in folders)
+    return name.startswith("._") or name in LITTER_NAMES or not LITTER_FOLDERS.isdisjoint(folders)
 
 
 def count_litter(uris: Iterable[str]) -> int:
@@ -196,8 +198,10 @@ def count_litter(uris: Iterable[str]) -> int:
     return sum(is_litter(uri.partition(":")[2]) for uri in uris)
 
 
-def make_source_file(source: SourceConfig, path_inside: str, fingerprint: str, metadata: Metadata) -> SourceFile:
-    """A file of a source with the source's defaults applied; the caller sets its reader.
+def make_source_file(
+    source: SourceConfig, path_inside: str, fingerprint: str, metadata: Metadata, **attributes: Any
+) -> SourceFile:
+    """A file of a source with the source's defaults applied.
 
     Args:
         source: where the file is listed.
@@ -205,11 +209,14 @@ def make_source_file(source: SourceConfig, path_inside: str, fingerprint: str, m
         fingerprint: of its bytes, '' for none; it is bound to the name, since the same bytes under a new name are a new
             file.
         metadata: what the source's table states about it.
+        attributes: others of `SourceFile`, e.g. its reader; `own_fingerprint` stands for one that is taken as it is.
     """
     # a user and a password in a URL of somebody's table (such a file is refused) would be published with its row
-    uri = f"{source.name}:{escape_name(USERINFO.sub('', path_inside))}"
+    uri = f"{source.name}:{escape_name(USERINFO.sub('', path_inside) if '@' in path_inside else path_inside)}"
     bound = bind_fingerprint(fingerprint, uri) if fingerprint else ""
-    return SourceFile(uri, bound, Metadata(), "", "").with_metadata(metadata, source)
+    license_code = metadata.license_code or normalize_license(source.license_code)
+    attribution = metadata.attribution or source.attribution
+    return SourceFile(uri, attributes.pop("own_fingerprint", bound), metadata, license_code, attribution, **attributes)
 
 
 def bind_fingerprint(fingerprint: str, uri: str) -> str:
@@ -222,6 +229,8 @@ def escape_name(name: str) -> str:
 
     A name longer than URI_CHARS is cut and gets its hash appended. Different names stay different.
     """
+    if len(name) <= URI_CHARS and name.isprintable() and "\\" not in name:
+        return name
     escaped = "".join(
         c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in name[:URI_CHARS]
     )

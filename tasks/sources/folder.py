@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tasks.config import SourceConfig
 from tasks.errors import ConfigError
 from tasks.sources.counts import ListingCounts
-from tasks.sources.files import FileRejected, Metadata, SourceFile, make_source_file
+from tasks.sources.files import FileRejected, Metadata, SourceFile, is_litter, make_source_file
 from tasks.sources.matching import CaptionedFiles
 from tasks.sources.patterns import Pattern, compile_pattern, split_pattern
 from tasks.sources.sidecars import MAX_CAPTION_BYTES, is_caption_name
@@ -28,8 +28,8 @@ CHUNK_BYTES = 1 << 20
 
 
 def walk(
-    folder: Path, depth: int = 1_000, on_link: Callable[[str], None] | None = None, prefix: str = ""
-) -> Iterator[tuple[str, Path]]:
+    folder: str | Path, depth: int = 1_000, on_link: Callable[[str], None] | None = None, prefix: str = ""
+) -> Iterator[tuple[str, str]]:
     """(path inside the folder, path) of everything below the folder except directories, sorted by the former.
 
     Linked directories are not entered. A directory sorts with its slash, so that the order is that of the whole paths:
@@ -53,13 +53,13 @@ def walk(
     for name, path in sorted(entries):
         if name.endswith("/"):
             if depth:
-                below = walk(Path(path), depth - 1, on_link, prefix + name)
+                below = walk(path, depth - 1, on_link, prefix + name)
                 yield from ((name + inside, file) for inside, file in below)
         else:
-            yield name, Path(path)
+            yield name, path
 
 
-def read_file(path: Path, limit_bytes: int) -> bytes:
+def read_file(path: str | Path, limit_bytes: int) -> bytes:
     """A regular file's bytes.
 
     Raises:
@@ -75,7 +75,7 @@ def read_file(path: Path, limit_bytes: int) -> bytes:
         raise FileRejected("unreachable", f"cannot be read: {error.strerror}", is_lasting=False) from error
 
 
-def read_chunks(path: Path) -> Iterator[bytes]:
+def read_chunks(path: str | Path) -> Iterator[bytes]:
     """A file's bytes in chunks of CHUNK_BYTES."""
     with open(path, "rb") as f:
         while chunk := f.read(CHUNK_BYTES):
@@ -93,7 +93,7 @@ def find_local_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[tu
     """
     path = Path(source.path)
     if path.is_dir():
-        return [(inside, file) for inside, file in walk(path) if inside.endswith(suffixes)]
+        return [(inside, Path(file)) for inside, file in walk(path) if inside.endswith(suffixes)]
     base, pattern = split_pattern(source.path)
     files: list[tuple[str, Path]] = []
     if path.is_file():
@@ -101,7 +101,8 @@ def find_local_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[tu
     elif pattern and Path(base or ".").is_dir():
         depth = 1_000 if "**" in pattern or not pattern.endswith(suffixes) else pattern.count("/") + 1
         wanted = compile_pattern(pattern)
-        matching = [item for item in walk(Path(base or "."), depth) if wanted.matches_or_holds(item[0])]
+        below = walk(Path(base or "."), depth)
+        matching = [(inside, Path(file)) for inside, file in below if wanted.matches_or_holds(inside)]
         files = [item for item in matching if item[0].endswith(suffixes)] or matching
     if not files:
         raise ConfigError(
@@ -142,19 +143,32 @@ def list_folder(source: SourceConfig, counts: ListingCounts | None = None) -> It
 
     for place, why, is_lasting in files.read_captions(lambda inside: nullcontext(folder / inside), read_texts):
         yield make_damaged_row(source, place, why, is_lasting=is_lasting)
-    top = folder.resolve()
+    top, start = folder.resolve(), os.path.join(folder, "")
     for inside, _, _, metadata in files.files():
         if wanted is not None and not wanted.matches_or_holds(inside):
             continue
-        path, file = _local_path(folder, inside), make_source_file(source, inside, "", metadata)
-        if file.is_litter:
-            yield file.rejected("not_a_picture", "a file that an operating system leaves, not an image")
-        elif path.is_symlink() and top not in path.resolve().parents:
-            yield file.rejected("not_a_picture", "a link out of the source's folder, not followed")
-        elif not path.is_file():
-            yield file.rejected("not_a_picture", "not a regular file")
+        path = f"{start}{os.fsdecode(inside.encode('utf-8', 'surrogateescape'))}"
+        refusal = _refusal(path, inside, top)
+        if refusal:
+            yield make_source_file(source, inside, "", metadata).rejected("not_a_picture", refusal)
         else:
-            yield replace(file, reader=partial(read_file, path), open_chunks=partial(read_chunks, path))
+            reader, chunks = partial(read_file, path), partial(read_chunks, path)
+            yield make_source_file(source, inside, "", metadata, reader=reader, open_chunks=chunks)
+
+
+def _refusal(path: str, inside: str, top: Path) -> str:
+    """Why a file of a folder is not read; '' for a regular file."""
+    if is_litter(inside):
+        return "a file that an operating system leaves, not an image"
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return "not a regular file"
+    if stat.S_ISLNK(mode):
+        if top not in Path(path).resolve().parents:
+            return "a link out of the source's folder, not followed"
+        return "" if os.path.isfile(path) else "not a regular file"
+    return "" if stat.S_ISREG(mode) else "not a regular file"
 
 
 def make_damaged_row(source: SourceConfig, place: str, why: str, *, is_lasting: bool) -> SourceFile:

@@ -19,7 +19,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -139,6 +139,11 @@ class _TableLister:
     seen: SeenKeys = field(default_factory=SeenKeys)
     spool: Spool = field(default_factory=Spool)
 
+    @functools.cached_property
+    def fetch_config(self) -> FetchConfig:
+        """Download limits of the source; see `fetch_config`."""
+        return fetch_config(self.source)
+
     def files(self, name: str, path: Path) -> Iterator[SourceFile]:
         """One file per new URL or image of one table, and a rejected one per row that has neither or is damaged."""
         for row in read_rows(path, TableFormat(self.source, ("image", "url"), name), self.counts):
@@ -175,13 +180,13 @@ class _TableLister:
             return None
         is_sha256 = isinstance(stated, str) and re.fullmatch(r"[0-9a-fA-F]{64}", stated.strip())
         sha256 = str(stated).strip().lower() if is_sha256 else None
-        file = make_source_file(self.source, url, sha256 or "url", metadata)
-        return replace(file, is_remote=True, reader=partial(download, fetch_config(self.source), url, sha256))
+        reader = partial(download, self.fetch_config, url, sha256)
+        return make_source_file(self.source, url, sha256 or "url", metadata, is_remote=True, reader=reader)
 
     def _image_file(self, where: str, content: bytes, metadata: Metadata) -> SourceFile:
         """The image that a row holds; it waits on disk."""
         if self.spool.size_bytes > SPOOL_BYTES:
             self.spool = Spool()
         spooled = self.spool.append(content)
-        file = make_source_file(self.source, where, hashlib.sha256(content).hexdigest(), metadata)
-        return replace(file, claims_image=True, reader=spooled)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return make_source_file(self.source, where, sha256, metadata, claims_image=True, reader=spooled)

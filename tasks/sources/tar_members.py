@@ -8,10 +8,10 @@ blocks, or within a member, is damaged at its end.
 from __future__ import annotations
 
 import io
+import posixpath
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 BLOCK_BYTES = 512
 WINDOW_BYTES = 1 << 16  # read at a time
@@ -99,14 +99,14 @@ class _Headers(tarfile.TarFile):
 
 def unsafe_reason(member: tarfile.TarInfo) -> str:
     """Why a member is never read; '' for a regular file with a harmless name."""
-    path = PurePosixPath(member.name.replace("\\", "/"))
+    name = member.name.replace("\\", "/")
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
         return "a link, a device or another special member"
     if member.issparse():
         return "a sparse member"
-    if path.is_absolute() or ".." in path.parts or "\0" in member.name or member.name[1:2] == ":":
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name or name[1:2] == ":":
         return "its name leads out of the tar"
-    if path.suffix.lower() in UNSAFE_SUFFIXES:
+    if posixpath.splitext(name.rstrip("/"))[1].lower() in UNSAFE_SUFFIXES:
         return "a program or a pickle"
     return ""
 

@@ -154,29 +154,32 @@ class TarLister:
                 damage = f"the tar is damaged after {number} members: {member.damage}"
                 yield self._make_file(f"#{number}", number).rejected("unreachable", damage)
                 continue
-            is_new = self._seen.add(f"{member.archive}/{member.name}")
-            file = self._make_file(member.name, number)
-            if not is_new:
-                yield file.rejected("unsafe", "a second member of this name")
+            if not self._seen.add(f"{member.archive}/{member.name}"):
+                yield self._make_file(member.name, number).rejected("unsafe", "a second member of this name")
             elif member.unsafe:
-                yield file.rejected("unsafe", member.unsafe)
-            elif file.is_litter:
-                yield file.rejected("not_a_picture", "a file that an operating system leaves, not an image")
+                yield self._make_file(member.name, number).rejected("unsafe", member.unsafe)
+            elif is_litter(member.name):
+                what = "a file that an operating system leaves, not an image"
+                yield self._make_file(member.name, number).rejected("not_a_picture", what)
             elif read_at is None:
-                yield file.rejected("unreachable", "its tar cannot be read", is_lasting=False)
+                what = "its tar cannot be read"
+                yield self._make_file(member.name, number).rejected("unreachable", what, is_lasting=False)
             else:
                 metadata = self._texts.find(member.name)
-                self.counts.count_file(file.uri, has_caption=metadata.caption is not None)
                 reader = partial(_read_member, read_at, member.start, member.start + member.size_bytes)
-                yield replace(file.with_metadata(metadata, self.source), reader=reader)
+                file = self._make_file(member.name, number, metadata, reader=reader)
+                self.counts.count_file(file.uri, has_caption=metadata.caption is not None)
+                yield file
         self._texts.count_captions()
 
-    def _make_file(self, name: str, number: int) -> SourceFile:
+    def _make_file(self, name: str, number: int, metadata: Metadata | None = None, **attributes: Any) -> SourceFile:
         inside = f"{self.tar.name}/{name}"
         while not self._names.add(inside):
             inside = f"{inside}#{number}"
-        file = make_source_file(self.source, inside, "", Metadata())
-        return replace(file, fingerprint=f"{self.tar.fingerprint}/{number}")
+        fingerprint = f"{self.tar.fingerprint}/{number}"
+        return make_source_file(
+            self.source, inside, "", metadata or Metadata(), own_fingerprint=fingerprint, **attributes
+        )
 
 
 def _with_damage_of_packing(members: Iterator[TarMember], damage: str) -> Iterator[TarMember]:
