@@ -153,7 +153,8 @@ class CaptionedFiles:
             "SELECT caption, license, attribution, license_stated FROM captions WHERE file = ? ORDER BY number LIMIT 1",
             (number,),
         ).fetchone()
-        table, text = Metadata(*row) if row else Metadata(), self._texts.find(name)
+        table = Metadata(*row) if row else Metadata()
+        text = self._texts.find(name, is_stated=table.caption is not None)
         with_license = table if table.license_code else text
         return Metadata(
             table.caption or text.caption,

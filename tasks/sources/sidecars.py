@@ -142,14 +142,19 @@ class Sidecars:
             ),
         )
 
-    def find(self, name: str) -> Metadata:
-        """What the texts of an image state; the texts count as used."""
+    def find(self, name: str, *, is_stated: bool = False) -> Metadata:
+        """What the texts of an image state; the texts count as used.
+
+        Args:
+            name: of the image.
+            is_stated: whether a table states its caption, which the texts then only repeat.
+        """
         if not self.count:
             return Metadata()
         texts = self._texts_of(name)
         first = next((text.number for text in texts if text.metadata.caption), -1)
         for text in texts:
-            is_used = 1 if text.number == first else 2  # 2: what it states was stated already
+            is_used = 1 if text.number == first and not is_stated else 2  # 2: what it states was stated already
             self._rows.execute("UPDATE texts SET is_used = ? WHERE number = ? AND is_used != 1", (is_used, text.number))
         stated = [text.metadata for text in texts]
         with_license = next((m for m in stated if m.license_code), Metadata())
