@@ -115,7 +115,7 @@ test: .venv/installed browser production-programs lint ## lint, types and every 
 
 .PHONY: fuzz
 fuzz: .venv/installed ## mutate images, tars and tables for an hour (FUZZ_SECONDS)
-	FUZZ_SECONDS=$${FUZZ_SECONDS:-3600} $(PYTEST) -p no:cacheprovider tests/hostile/test_fuzz.py
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-3600} $(PYTEST) -rP -p no:cacheprovider tests/hostile/test_fuzz.py
 
 # CHAOS_OPTIONS=--short: a few minutes, without Airflow; --only NAMES; --list.
 .PHONY: chaos

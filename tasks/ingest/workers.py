@@ -43,7 +43,9 @@ WALL_FACTOR = 30
 START_S = 120.0
 MIB = 1 << 20
 SPENT_MIB = 96  # by which an idle worker's address space may have grown since its start
-ROOMY = 4  # times the memory of a worker that only tells whether memory was what a file lacked
+# A worker that only tells whether memory was what a file lacked gets this many times the memory of others, and at least
+# what the greediest decoder takes for the most pixels allowed: 22 bytes each, WebP with transparency.
+ROOMY, ROOMY_BYTES_A_PIXEL = 4, 32
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 PIPE_BYTES = MIB  # Linux's limit for unprivileged users; its default is 64 KiB
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, from which `-m tasks.ingest.workers` is found
@@ -169,7 +171,7 @@ class ImageWorkers:
         The answer does not depend on what the worker did before: a large file that a used worker rejects, and any file
         that ended its worker, is tried once more in a new one. A file that ends two workers is rejected: `too_costly`
         when a limit ended them, else `undecodable`. So is a file that a new worker cannot decode for want of memory:
-        not every decoder says so, and a last try with ROOMY times the memory tells whether that was it.
+        not every decoder says so, and a last try with much more memory tells whether that was it.
         """
         if not content:
             return normalize_image(content, is_named_image=is_named_image, rules=self.rules)
@@ -204,7 +206,8 @@ class ImageWorkers:
 
     def _name_shortage(self, content: bytes, is_named_image: bool, rejection: Rejection) -> Rejection:
         """The rejection of a file that a new worker calls undecodable: `too_costly` where more memory decodes it."""
-        worker = Worker(self.rules, self.memory_mib * ROOMY, self.cpu_s)
+        memory_mib = max(self.memory_mib * ROOMY, self.rules.max_pixels * ROOMY_BYTES_A_PIXEL // MIB)
+        worker = Worker(self.rules, memory_mib, self.cpu_s)
         try:
             result = worker.normalize(content, is_named_image)
         except WorkerDied:
