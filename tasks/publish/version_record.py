@@ -14,6 +14,7 @@ from tasks.pages.week_figures import weekly_figures
 from tasks.publish.identity import fingerprint
 from tasks.publish.makers_now import stale_counts
 from tasks.publish.published import file_sha256
+from tasks.renewal.encoders import moved_roles
 from tasks.renewal.plan import renewed_counts
 from tasks.store import Store
 from tasks.store.store import TABLES
@@ -124,15 +125,16 @@ def build_manifest(root: Path, earlier: Mapping[str, Any]) -> dict[str, dict[str
     Args:
         root: the run's worktree.
         earlier: manifest of the version before: a data file of the same name and size is not hashed again if nothing
-            has written to it since the run was opened. A withdrawal rewrites files, some of them to the same size.
+            has written to it since the run was opened. A withdrawal rewrites files, some of them to the same size; an
+            index that took over was moved, and its files may be as large and as old as those in whose place they are.
     """
     opened = root / ".run" / "opened.json"
     opened_s = opened.stat().st_mtime - CLOCK_S if opened.exists() else 0.0
     files = [p for p in (root / "data").rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".dvc"]
-    manifest = {}
+    manifest, moved = {}, set(moved_roles(Store(root)))
     for path in [*sorted(files), *(root / "reports").glob("gallery.html")]:
         name, state = path.relative_to(root).as_posix(), path.stat()
-        size_bytes, is_old = state.st_size, state.st_mtime < opened_s
+        size_bytes, is_old = state.st_size, state.st_mtime < opened_s and path.parent.name not in moved
         entry = earlier.get(name)
         if entry is not None and entry["size_bytes"] == size_bytes and is_old and name.startswith("data/"):
             manifest[name] = dict(entry)

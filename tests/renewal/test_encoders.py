@@ -16,6 +16,8 @@ from tasks.embed import stage as embed
 from tasks.embed.next_index import choose_shards
 from tasks.errors import DataError
 from tasks.mine import stage as mine
+from tasks.publish.published import file_sha256
+from tasks.publish.version_record import build_manifest
 from tasks.renewal.encoders import count_next, with_moved_encoders
 from tasks.store import Store
 from tests.support.toy_encoder import ToyEncoder, fill
@@ -174,3 +176,18 @@ def test_shards_are_taken_whole_the_oldest_first_within_the_budget(missing: dict
     assert chosen == order[: len(chosen)] and set(order) == missing.keys()
     batches = [stem.rpartition("-")[0] for stem in order]
     assert batches == sorted(batches, key=["2026.01.04", "2026.01.11", "2026.01.11.2", "2026.01.11.10"].index)
+
+
+def test_the_manifest_names_the_vectors_that_took_over(tmp_path: Path, encoded: list[tuple[str, int]]):
+    """The moved files are as large as the old ones, and older than the run: their names and sizes tell nothing."""
+    run_week(tmp_path, 0, lambda batch: params_for(batch, following=False))
+    run_week(tmp_path, 1, lambda batch: params_for(batch, budget=2))
+    before = build_manifest(tmp_path, {})
+    run_week(tmp_path, 2, lambda batch: params_for(batch, budget=2))
+    for path in [p for p in (tmp_path / "data").rglob("*") if p.is_file()]:
+        os.utime(path, (0, 0))
+    Store(tmp_path).write_bytes(tmp_path / ".run" / "opened.json", b"{}")
+    name = f"data/embeddings/semantic/{WEEKS[0]}-00000.npy"
+    after = build_manifest(tmp_path, before)
+    assert after[name]["size_bytes"] == before[name]["size_bytes"]
+    assert after[name]["sha256"] == file_sha256(tmp_path / name) != before[name]["sha256"]
