@@ -232,14 +232,21 @@ def reversed_id(pair: Mapping[str, str]) -> str:
 
 
 def units_by_key(store: Store, without: Collection[str] = ()) -> dict[str, str]:
-    """pair id, or id of the reversed pair -> pair id, of all pairs but some; a pair of its own is no reversed one."""
+    """pair id, or id of the reversed pair -> pair id; a pair of its own is no reversed one.
+
+    Args:
+        store: of the worktree.
+        without: pairs, or reversed ones, that are left out together with the other direction.
+    """
     units: dict[str, str] = {}
     backwards: dict[str, str] = {}
     for block in store.iter_blocks(store.table_files("pairs"), "pairs", ["pair_id", *ENDS], rows=BLOCK):
         for pair in block.to_pylist():
             units[pair["pair_id"]] = pair["pair_id"]
             backwards[reversed_id(pair)] = pair["pair_id"]
-    return {key: unit for key, unit in (backwards | units).items() if unit not in without and key not in without}
+    both = backwards | units
+    left_out = {unit for key, unit in both.items() if key in without or unit in without}
+    return {key: unit for key, unit in both.items() if unit not in left_out}
 
 
 def pairs_about(store: Store, keys: Collection[str]) -> pa.Table:

@@ -232,6 +232,23 @@ def test_what_people_decided_is_not_renewed(monkeypatch: pytest.MonkeyPatch, tmp
     assert triplets["p0"]["batch"] == BATCH and triplets["p1"]["batch"] == NOW
 
 
+def test_a_pair_stays_whose_reversed_triplet_people_mended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: Params
+):
+    both = with_caption(params, reverse=True)
+    store = make_weeks(monkeypatch, tmp_path, both, judging="all")
+    [back] = [t for t in store.read_table("triplets").to_pylist() if t["query_image_id"] == "white"
+              and t["target_image_id"] == "green"]  # fmt: skip
+    text = next(text for text in back["instructions"] if "imperative" in text)
+    write_verdicts(store.root, [Verdict("white", "green", text, 2, 0, text="make it green again")])
+    models(monkeypatch, texts="new", judging="all")
+    renew(store, both, caption={})
+    texts = {t["pair_id"]: t["instructions"] for t in store.read_table("triplets").to_pylist()}
+    assert "make it green again" in texts[back["pair_id"]]
+    assert {r["captioner_revision"] for r in store.read_table("captioned", batch=SECOND).to_pylist()
+            if r["pair_id"] in ("p3", back["pair_id"])} == {"old"}  # fmt: skip
+
+
 def test_without_renewal_no_row_is_touched_and_no_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: Params
 ):

@@ -38,10 +38,11 @@ def captioner(revision: str) -> FakeLlm:
 
 
 def judge(revision: str) -> FakeLlm:
-    """A judge; of revision `strict` it rejects what leads to black."""
+    """A judge; of revision `strict` it rejects what leads to black; `all` also accepts reversed pairs."""
 
     def yes(query: str, candidate: str, text: str) -> float:
-        if (query, candidate) not in PAIRS:
+        is_pair = (query, candidate) in PAIRS or (revision == "all" and (candidate, query) in PAIRS)
+        if not is_pair:
             return 0.1
         return 0.2 if revision == "strict" and candidate == "black" else 0.9
 
