@@ -27,14 +27,16 @@ laptop. `--ablations` adds METHOD.md 1.2 in miniature at the largest size: negat
 pairs by each encoder alone, in twos, by all three; and, with as many samples each, judge on / off by shortcut filter
 on / off (only samples whose target neither text nor image alone finds first).
 
-A run that is done stands in <out>/runs.jsonl and is not done again. Writes <out>/figures.json and <out>/scaling.svg;
-the last line is JSON: per arm and size the mean and standard deviation of composed mAP@5 over the seeds, and as `claim`
-for each N whether N judged triplets beat `factor` x N image-text pairs.
+A training that is done stands in <out>/runs.jsonl and is not done again, features of encoded images stand in
+<out>/features: a study that was ended goes on where it was. Writes <out>/figures.json and <out>/scaling.svg; the last
+line is JSON: per arm and size the mean and standard deviation of composed mAP@5 over the seeds, and as `claim` for each
+N whether N judged triplets beat `factor` x N image-text pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import math
@@ -69,6 +71,7 @@ from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene, draw_image, family
 from tasks.store import Store
+from tasks.store.atomic import write_bytes
 from tasks.train.loss import BatchLabels, info_nce
 from tasks.train.trainer import learning_rate_at
 
@@ -76,6 +79,7 @@ ARMS = ("judged", "unjudged", "image_text", "random")
 NEGATIVES = ("none", "query", "mined")
 ABLATIONS = ("negatives", "encoders", "filters")
 METRIC = "map_at_5"
+ENCODED_AT_ONCE = 4096  # images a file of kept features, a count
 COLOURS = {"judged": "#1b7837", "unjudged": "#a65f00", "image_text": "#762a83", "random": "#6b7280"}  # of the figure
 DEMO = Path(".demo")
 QUICK = {
@@ -202,7 +206,7 @@ def image_text_pairs(store: Store, count: int, drawn: dict[str, Scene]) -> list[
     rng = random.Random("image-text")
     while len(samples) < count:
         for scene in family(rng, "corpus", rng.randint(4, 8)):
-            name = f"drawn:{len(samples)}"
+            name = f"drawn:{len(samples)}:{scene.key}"  # the scene, as features are kept by name
             drawn[name] = scene
             samples.append(Sample(None, name, (web_caption(scene, rng),)))
     return samples
@@ -289,21 +293,44 @@ def fit_texts(
 
 
 class Images:
-    """Raw features of the locked image tower, each image encoded once for all trainings."""
+    """Raw features of the locked image tower, each image encoded once for all trainings.
 
-    def __init__(self, retriever: ClipRetriever, store: Store, drawn: Mapping[str, Scene]) -> None:
+    With a folder they are kept there in files of ENCODED_AT_ONCE images, so that a study that was ended goes on.
+    """
+
+    def __init__(
+        self, retriever: ClipRetriever, store: Store, drawn: Mapping[str, Scene], folder: Path | None = None
+    ) -> None:
+        """Read what `folder` holds of this retriever's features.
+
+        Args:
+            retriever: encodes.
+            store: of the images.
+            drawn: name -> scene of the images that are not in the store.
+            folder: created where missing; nothing is kept when None.
+        """
         self.retriever, self.store, self.drawn = retriever, store, drawn
         self.raw: dict[str, torch.Tensor] = {}
+        self.folder = folder / retriever.revision[:16] if folder else None
+        for path in sorted(self.folder.glob("*.npz")) if self.folder else ():
+            with np.load(path) as kept:
+                self.raw |= dict(zip(kept["images"].tolist(), torch.from_numpy(kept["features"]), strict=True))
 
     def add(self, images: Sequence[str]) -> None:
         """Encode what is not encoded yet."""
         todo = [p for p in dict.fromkeys(images) if p not in self.raw]
-        for start in range(0, len(todo), 128):
-            part = todo[start : start + 128]
-            rows = self.retriever.raw_image_features(
-                [draw_image(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in part]
-            )
+        for start in range(0, len(todo), ENCODED_AT_ONCE):
+            part = todo[start : start + ENCODED_AT_ONCE]
+            rows = np.concatenate([self._encode(part[n : n + 128]) for n in range(0, len(part), 128)])
             self.raw |= dict(zip(part, torch.from_numpy(rows), strict=True))
+            if self.folder:
+                content = io.BytesIO()
+                np.savez(content, images=np.array(part), features=rows)
+                write_bytes(self.folder / f"{stable_id(*part)}.npz", content.getvalue())
+
+    def _encode(self, images: Sequence[str]) -> np.ndarray:
+        shown = [draw_image(self.drawn[p]) if p in self.drawn else self.store.read_image(p) for p in images]
+        return self.retriever.raw_image_features(shown)
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -343,13 +370,16 @@ def jobs_of(
     *,
     ablations: Collection[str] = (),
     cell: int = 0,
+    is_claim_alone: bool = False,
 ) -> list[Job]:
     """All trainings of a study: every arm at every size and seed, image-text pairs at `factor` times each size too, and
     the ablations.
 
     `cell` samples stand in each cell of the table judge by shortcut filter, a count; no table where 0.
+    `is_claim_alone` leaves out image-text pairs at the sizes themselves.
     """
-    jobs = [Job(arm, size, seed) for arm in arms for size in sizes for seed in seeds]
+    whole = [arm for arm in arms if not (is_claim_alone and arm == "image_text")]
+    jobs = [Job(arm, size, seed) for arm in whole for size in sizes for seed in seeds]
     if "image_text" in arms:
         jobs += [
             Job("image_text", size * factor, seed) for size in sizes for seed in seeds if size * factor not in sizes
@@ -469,13 +499,19 @@ def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float) -> st
     return charts.standalone([charts.lines(frame, x, y, series, baseline=baseline)])
 
 
+def study_jobs(args: argparse.Namespace, cell: int = 0) -> list[Job]:
+    """The trainings that the command line asks for; `cell` as of `jobs_of`."""
+    more = {"ablations": args.ablations, "cell": cell, "is_claim_alone": args.claim}
+    return jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, **more)
+
+
 def study(args: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing, write the figures and the plot."""
     params, store, out = load_params(args.dataset / "params.yaml"), Store(args.dataset), Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     benchmark = read_benchmark(args.benchmark, params.evaluate.template)
-    jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=args.ablations)
+    jobs = study_jobs(args)
     model = args.base_model or params.train.base_model
     base = ClipRetriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
     drawn: dict[str, Scene] = {}
@@ -496,7 +532,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         "warmup": args.warmup,
         "temperature": args.temperature,
     }
-    images = Images(base, store, drawn)
+    images = Images(base, store, drawn, out / "features")
     if "filters" in args.ablations:
         known = store.read_table("images", ["image_id"])["image_id"].to_pylist()
         images.add(known)
@@ -506,7 +542,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
                 pools[arm], vectors, base.encode(texts=[t for s in pools[arm] for t in s.texts])
             )
         cell = min(sum(not s.is_shortcut for s in pools[arm]) for arm in ("judged", "unjudged"))
-        jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, ablations=args.ablations, cell=cell)
+        jobs = study_jobs(args, cell)
     same = {
         **settings,
         "are_steps_equal": True,
@@ -606,6 +642,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 100, 200, 400, 800])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--image-text-factor", type=int, default=70)
+    parser.add_argument("--claim", action="store_true", help="no image-text pairs at the sizes themselves")
     parser.add_argument("--ablations", nargs="*", choices=ABLATIONS, help="all of them where none is named")
     parser.add_argument("--base-model", help="default: train.base_model of the dataset's params.yaml")
     parser.add_argument("--steps", type=int, default=150)

@@ -2,15 +2,20 @@
 test_negative_controls.py.
 """
 
+import random
 import xml.etree.ElementTree as ET
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from benchmarks.data_efficiency import (
     ABLATIONS,
     ARMS,
+    Images,
     Job,
     Sample,
     jobs_of,
@@ -21,6 +26,11 @@ from benchmarks.data_efficiency import (
     triplet_samples,
     with_shortcuts,
 )
+from tasks.models.retrievers.clip import ClipRetriever
+from tasks.sample.scenes import family
+from tasks.store import Store
+
+CLAIM = (("judged", 1), ("image_text", 70))
 
 
 def test_every_arm_size_and_seed_once_and_image_text_at_the_factor_too():
@@ -29,6 +39,8 @@ def test_every_arm_size_and_seed_once_and_image_text_at_the_factor_too():
     assert {j.size for j in jobs if j.arm == "image_text"} == {10, 100, 1000} and {
         j.size for j in jobs if j.arm == "judged"
     } == {10, 100}
+    claim = jobs_of(["judged", "image_text"], [10, 100], [0], 70, is_claim_alone=True)
+    assert [(j.arm, j.size) for j in claim] == [(a, k * n) for a, k in CLAIM for n in (10, 100)]
     more = jobs_of(["judged"], [10], [0], 70, ablations=ABLATIONS, cell=7)
     table = [j for j in more if j.filtered is not None]
     assert sorted(j.label for j in table) == [
@@ -109,3 +121,25 @@ def test_judged_samples_get_the_steps_of_the_pairs_that_they_are_compared_with()
     }
     assert steps["judged", 100] == steps["image_text", 7_000] == 150
     assert steps["judged", 800] == steps["image_text", 56_000] == 219
+
+
+class CountingTower:
+    """An image tower that counts what it encodes; a feature is the image's mean colour."""
+
+    revision = "r1"
+    encoded = 0
+
+    def raw_image_features(self, images: list[Image.Image]) -> np.ndarray:
+        self.encoded += len(images)
+        return np.array([np.asarray(image, np.float32).mean(axis=(0, 1)) for image in images])
+
+
+def test_a_study_that_was_ended_encodes_no_image_twice(tmp_path: Path):
+    drawn = {f"drawn:{n}": scene for n, scene in enumerate(family(random.Random(0), "corpus", 3))}
+    first, again = CountingTower(), CountingTower()
+    images = Images(cast(ClipRetriever, first), Store(tmp_path), drawn, tmp_path / "features")
+    images.add(["drawn:0", "drawn:1", "drawn:0"])
+    kept = Images(cast(ClipRetriever, again), Store(tmp_path), drawn, tmp_path / "features")
+    kept.add(["drawn:0", "drawn:1", "drawn:2"])
+    assert (first.encoded, again.encoded) == (2, 1)
+    assert torch.equal(kept.raw["drawn:1"], images.raw["drawn:1"]) and len(kept.raw) == 3
