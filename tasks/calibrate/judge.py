@@ -1,20 +1,20 @@
 """Judge calibrate: learn the judge's calibration and its thresholds from labelled questions.
 
-    python -m tasks judge_calibrate --labelled FILE [--out FILE] [--true-share 0.975] [--also-right 0.005] [--write]
+    python -m tasks judge_calibrate --labelled FILE ... [--out FILE] [--true-share 0.975] [--also-right 0.005] [--write]
 
-Asks `judge.model` the questions of FILE (default `judge.labelled`), once each.
+Asks `judge.model` the questions of one file or more (default `judge.labelled`), once each.
 
 Questions whose candidate is a pair's target give the calibration (tasks/judge/calibration.py) and `judge.threshold`:
 the lowest at which `--true-share` of the accepted texts fit. For that, each half of the query images is judged by
 curves that the other half gave, so that no answer is predicted from itself; the curves that are kept are those of all.
 
 Questions whose candidate is a mined negative (column `role`) give `judge.negative_threshold`: the highest at which at
-most `--also-right` of what stays fits. A file without such questions leaves it as it is.
+most `--also-right` of what stays fits. Files without such questions leave it as it is.
 
 --out writes the curves, --write puts the thresholds into params.yaml. The last line printed is the result as JSON.
 
 Thresholds are worth what the questions are worth: take texts that the product's own writer wrote, on images like yours
-(`python -m tasks label_draft`). The sample world's file is made by tasks/calibrate/sample_labels.py.
+(`python -m tasks label_draft`). The sample world's files are made by tasks/calibrate/sample_labels.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,13 @@ class JudgeCalibration:
     questions: int
 
 
-def ask(params: Params, path: Path, root: Path) -> dict[str, Answers]:
-    """role -> the judge's answers to the questions of a labelled file."""
-    rows = read_labelled(path)
+def ask(params: Params, paths: Sequence[Path], root: Path) -> dict[str, Answers]:
+    """role -> the judge's answers to the questions of labelled files."""
+    files = [(path, read_labelled(path)) for path in paths]
+    rows = [row for _, of_file in files for row in of_file]
+    questions = [question for path, of_file in files for question in labelled_questions(of_file, path.parent)]
     template = read_prompt(params.caption.prompts, "judge")
-    replies = yes_probabilities(load_judge(params, root), labelled_questions(rows, path.parent), template)
+    replies = yes_probabilities(load_judge(params, root), questions, template)
     out: dict[str, Answers] = {}
     for row, yes in zip(rows, replies, strict=True):
         if isinstance(yes, Refusal):
@@ -172,16 +174,18 @@ def learn_negatives(answers: Answers | None, also_right: float) -> tuple[float |
 
 
 def calibrate_judge(
-    params: Params, path: Path, root: Path, true_share: float = TRUE_SHARE, also_right: float = ALSO_RIGHT
+    params: Params, paths: Sequence[Path], root: Path, true_share: float = TRUE_SHARE, also_right: float = ALSO_RIGHT
 ) -> JudgeCalibration:
     """Ask the judge and learn; `root` is the folder of the request cache."""
-    return learn(ask(params, path, root), true_share, also_right)
+    return learn(ask(params, paths, root), true_share, also_right)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m tasks judge_calibrate`."""
     parser.add_argument("--root", default=".", type=Path, help="folder of params.yaml (default: here)")
-    parser.add_argument("--labelled", type=Path, help="CSV or Parquet of labelled questions (default: judge.labelled)")
+    parser.add_argument(
+        "--labelled", type=Path, nargs="+", help="CSV or Parquet files of labelled questions (default: judge.labelled)"
+    )
     parser.add_argument("--out", type=Path, help="write the curves here; name the file in judge.calibration")
     parser.add_argument("--true-share", type=float, default=TRUE_SHARE, help="of accepted texts, those that fit")
     parser.add_argument("--also-right", type=float, default=ALSO_RIGHT, help="of negatives that stay, those that fit")
@@ -198,13 +202,13 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     file = args.root / "params.yaml"
     raw = read_raw(file)
     params = parse_params(raw if is_resolved(raw) else resolve(raw, raw.get("profile", "demo")), where=str(file))
-    path = args.labelled or (Path(params.judge.labelled) if params.judge.labelled else None)
-    if path is None:
+    paths = args.labelled or ([Path(params.judge.labelled)] if params.judge.labelled else None)
+    if paths is None:
         raise ConfigError("--labelled: missing, and judge.labelled is empty; name a file (docs/labelled/README.md)")
     for name, value in (("--true-share", args.true_share), ("--also-right", args.also_right)):
         if not 0 < value < 1:
             raise ConfigError(f"{name} {value:g}: expected a share between 0 and 1")
-    learnt = calibrate_judge(params, path, args.root, args.true_share, args.also_right)
+    learnt = calibrate_judge(params, paths, args.root, args.true_share, args.also_right)
     values = {k: v for k, v in asdict(learnt).items() if k != "calibration"}
     numbers = {"threshold": learnt.threshold, "negative_threshold": learnt.negative_threshold}
     if args.out:

@@ -42,7 +42,7 @@ def test_what_the_questions_cannot_give_is_said():
 @pytest.mark.slow
 def test_the_demos_calibration_and_threshold_are_what_the_command_learns(tmp_path: Path):
     params = load_params("params.yaml", "demo")
-    learnt = calibrate_judge(params, OUT, tmp_path)
+    learnt = calibrate_judge(params, [OUT], tmp_path)
     assert learnt.threshold == params.judge.threshold
     assert learnt.calibration.to_json() == Path(str(params.judge.calibration)).read_text()
     assert learnt.true_share >= 0.97 and learnt.true_yes >= 0.85
