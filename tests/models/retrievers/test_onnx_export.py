@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tasks.errors import ConfigError, DataError
+from tasks.models.encoders.preprocess import Preparation
 from tasks.models.retrievers import onnx_export
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.models.retrievers.mllm import MllmRetriever
@@ -84,6 +85,18 @@ def test_the_raw_features_of_both_towers_sum_to_the_composed_vector(exported: Pa
     assert np.abs(composed - retriever.encode(images, texts)).max() <= 1e-6
     with pytest.raises(ValueError, match="as many of both"):
         reader.encode(images, texts[:1])
+
+
+@needs_onnx
+@pytest.mark.parametrize("crop", [None, (32, 31)])
+def test_a_processor_that_states_both_sides_is_followed_too(exported: Path, crop: tuple[int, int] | None):
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    ours = Preparation(None, (51, 40), crop, resample=3, mean=mean, std=std, rescale=1 / 255)
+    reader = onnx_export.load_reader(exported)
+    reader.settings |= {name: getattr(ours, name) for name in ("shortest_px", "resize_px", "crop_px", "mean", "std")}
+    for image in drawn_images():
+        expected = ours.normalize([ours.prepare_image(image)], "cpu")[0].numpy()
+        assert np.allclose(reader.pixels(image), expected, atol=1e-5)
 
 
 @needs_onnx
