@@ -40,7 +40,7 @@ from tasks.names import batch_name
 from tasks.prompts.prompt_set import read_prompt, read_prompt_set
 from tasks.records import StageReport
 from tasks.renewal.makers import note_maker
-from tasks.renewal.plan import Plan, Wish, make_plan, read_plan, wanted
+from tasks.renewal.plan import Plan, Wish, lost_limit, make_plan, read_plan, wanted
 from tasks.renewal.supersede import supersede
 from tasks.store import Store
 from tasks.store.chunks import Chunk, ChunkSpec, Columns, TokenBudget, iter_chunks, make_missing_chunks
@@ -70,7 +70,7 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
     spec = ChunkSpec("captions", batch, [*chunks, *plan.chunks(part)])
     captions, dropped = make_missing_chunks(store, report, spec, worker.caption, token_budget(config, part))
     done = (c for c in plan.chunks() if store.table_path("captions", batch, c.number).exists())
-    supersede(store, "recaption", batch, set(plan.units_of(done)))
+    supersede(store, "recaption", batch, set(plan.units_of(done)), lost_limit(params, "recaption"))
     # Counts come from the tables: a run that was killed after writing them spent the tokens all the same.
     report.tokens = count_tokens(captions, dropped)
     if report.done < report.new:

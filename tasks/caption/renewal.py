@@ -17,6 +17,7 @@ from tasks.renewal.plan import (
     Plan,
     Wish,
     decided_by_people,
+    lost_limit,
     make_plan,
     pairs_about,
     read_plan,
@@ -75,4 +76,4 @@ def remove_renewed(params: Params, store: Store, plan: Plan, pairs: pa.Table) ->
             backward.update(reversed_id(pair) for pair in rows)
     # a reversed pair that is a pair of its own keeps its rows
     backward -= set(pairs_about(store, backward).column("pair_id").to_pylist())
-    return supersede(store, "caption", batch, forward | backward)
+    return supersede(store, "caption", batch, forward | backward, lost_limit(params, "caption"))

@@ -86,6 +86,13 @@ class RenewRows(Section):
         description="Most rows that one run renews, the oldest first, a count: pairs, for recaption images. Empty: "
         "all that are stale.",
     )
+    lost_share_max: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Largest share of the renewed rows that the makers of now may reject, 0 to 1. Above it, and above "
+        "three, the stage fails before an old row goes.",
+    )
 
 
 class RenewConfig(Section):

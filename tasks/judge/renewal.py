@@ -19,6 +19,7 @@ from tasks.renewal.plan import (
     Plan,
     Wish,
     decided_by_people,
+    lost_limit,
     make_plan,
     pairs_about,
     read_plan,
@@ -112,12 +113,11 @@ class JudgeRenewal:
 
     def remove_old(self) -> int:
         """Remove old triplets and rejections of what is judged again by now; returns their count."""
-        keys = set[str]()
-        described = self.described_keys()
         done = set(self.described.units_of(self._done(self.described)))
-        keys |= {key for key, unit in described.items() if unit in done}
-        keys |= set(self.plan.units_of(self._done(self.plan)))
-        return supersede(self.store, "judge", self.batch, keys)
+        described = {key for key, unit in self.described_keys().items() if unit in done}
+        count = supersede(self.store, "judge", self.batch, described, lost_limit(self.params, "caption"))
+        again = set(self.plan.units_of(self._done(self.plan)))
+        return count + supersede(self.store, "judge", self.batch, again, lost_limit(self.params, "judge"))
 
     def _done(self, plan: Plan) -> list[Chunk]:
         """The chunks of a plan whose triplets are written."""

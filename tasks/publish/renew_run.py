@@ -46,11 +46,11 @@ class Renewal:
     notes: tuple[str, ...]
 
 
-def check_wish(stage: str, where: str, budget: int | None) -> RenewRows:
+def check_wish(stage: str, where: str, budget: int | None, lost_share_max: float = 0.5) -> RenewRows:
     """What is asked for, checked before a run is opened.
 
     Raises:
-        ConfigError: a condition that is not understood, or a budget below 1.
+        ConfigError: a condition that is not understood, a budget below 1, or a share that is none.
     """
     try:
         parse_where(where, stage)
@@ -58,7 +58,9 @@ def check_wish(stage: str, where: str, budget: int | None) -> RenewRows:
         raise ConfigError(f"--where: {error}") from error
     if budget is not None and budget < 1:
         raise ConfigError(f"--budget: found {budget}; expected a count of at least 1, or none for all")
-    return RenewRows(where=where, budget=budget)
+    if not 0 <= lost_share_max <= 1:
+        raise ConfigError(f"--lost-share-max: found {lost_share_max}; expected a share from 0 to 1")
+    return RenewRows(where=where, budget=budget, lost_share_max=lost_share_max)
 
 
 def run_values(stage: str, rows: RenewRows) -> dict[str, Any]:
@@ -110,6 +112,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("stage", choices=sorted(MADE), help="whose rows are made anew")
     parser.add_argument("--where", default="", metavar="CONDITIONS", help="which stale rows (default: all)")
     parser.add_argument("--budget", type=int, metavar="N", help="most rows that are renewed (default: all)")
+    parser.add_argument(
+        "--lost-share-max", type=float, default=0.5, metavar="SHARE", help="of the renewed rows, most that may be lost"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what is stale, change nothing")
     parser.add_argument("--date", metavar="YYYY-MM-DD", help="of the version (default: today)")
     parser.add_argument("--now", action="store_true", help="also while another run is under way")
@@ -122,7 +127,7 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: a wrong argument, or another run is under way.
     """
-    rows = check_wish(args.stage, args.where, args.budget)
+    rows = check_wish(args.stage, args.where, args.budget, args.lost_share_max)
     deployment = Deployment.from_environment()
     deployment = replace(deployment, clone=common_dir(deployment.clone).parent)
     if not (args.now or args.dry_run or args.run_id):

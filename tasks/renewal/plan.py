@@ -83,6 +83,12 @@ def wanted(params: Params, stage: str) -> RenewRows | None:
     return None if params.open_run.takedown else rows
 
 
+def lost_limit(params: Params, stage: str) -> tuple[str, float]:
+    """Name and value of the largest share of a stage's renewed rows that may be lost."""
+    rows: RenewRows | None = getattr(params.renew, stage)
+    return f"renew.{stage}.lost_share_max", rows.lost_share_max if rows else 1.0
+
+
 def fits(row: MadeRow, conditions: Sequence[Condition], stage: str) -> bool:
     """Whether a row meets all conditions. A prompt is named by the beginning of its hash, all else by equality."""
     made_on = "-".join(row.batch.split(".")[:3])

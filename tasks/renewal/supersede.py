@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.errors import DataError
 from tasks.locks import exclusive, lock_wait_s
 from tasks.reasons import RENEWED, REVIEWED
 from tasks.renewal.makers import MADE
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 RENEWED_CHUNK = 99_999  # number of a batch's file with dropped rows of reason renewed
 
 
-def supersede(store: Store, stage: str, batch: str, keys: Collection[str]) -> int:
+LOST_ROWS = 3  # so many rows may be lost, whatever share that is
+
+
+def supersede(store: Store, stage: str, batch: str, keys: Collection[str], limit: tuple[str, float]) -> int:
     """Remove a stage's accepted and rejected rows of other batches about some images or pairs; returns their count.
 
     Args:
@@ -32,6 +36,9 @@ def supersede(store: Store, stage: str, batch: str, keys: Collection[str]) -> in
         stage: recaption, caption or judge.
         batch: the run's; its rows stay.
         keys: image ids of recaption, else pair ids.
+        limit: name and value of the largest share of accepted rows that may be lost.
+    Raises:
+        DataError: more rows are lost; nothing was removed.
     """
     if not keys:
         return 0
@@ -41,11 +48,37 @@ def supersede(store: Store, stage: str, batch: str, keys: Collection[str]) -> in
     with exclusive(lock, wait_s, problem):  # parts remove rows of the same files
         own = {*store.batch_files(made.table, batch), *store.dropped_files(made.stage, batch)}
         files = [path for path in store.table_files(made.table) if path not in own]
+        _require_kept(store, stage, batch, files, keys, limit)
         if made.table == "triplets":
             _note_replaced(store, batch, files, keys)
         count = sum(_remove(store, path, made.table, made.key, keys) for path in files)
         dropped = [path for path in store.dropped_files(made.stage) if path not in own]
         return count + sum(_remove(store, path, "dropped", "key", keys) for path in dropped)
+
+
+def _require_kept(
+    store: Store, stage: str, batch: str, files: Collection[Path], keys: Collection[str], limit: tuple[str, float]
+) -> None:
+    """Raise DataError where too many accepted rows of before have no accepted row now."""
+    made, (name, share_max) = MADE[stage], limit
+    before, now = (_keys_in(store, paths, stage, keys) for paths in (files, store.batch_files(made.table, batch)))
+    lost = len(before - now)
+    if lost > LOST_ROWS and lost > share_max * len(before):
+        raise DataError(
+            f"{name}: the makers of now reject {lost} of {len(before)} rows that were accepted before, more than the "
+            f"share of {share_max:g}; look at data/dropped/{made.stage}/{batch}-*.parquet; mend model or prompt, or "
+            "raise it and start another run"
+        )
+
+
+def _keys_in(store: Store, paths: Collection[Path], stage: str, keys: Collection[str]) -> set[str]:
+    """Those of some keys that accepted rows in these files are about."""
+    made = MADE[stage]
+    found = set[str]()
+    for path in paths:
+        table = store.read(path, made.table, [made.key])
+        found.update(table.filter(names_any_id(table, keys, [made.key])).column(made.key).to_pylist())
+    return found
 
 
 def _remove(store: Store, path: Path, schema: str, column: str, keys: Collection[str]) -> int:

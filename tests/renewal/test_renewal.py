@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import tasks.renewal.supersede
 from tasks.caption.stage import run as run_caption
 from tasks.config import Params, RenewConfig, RenewRows, parse_where
+from tasks.errors import DataError
 from tasks.judge.stage import run as run_judge
 from tasks.renewal.makers import (
     MadeRow,
@@ -24,7 +25,8 @@ from tasks.renewal.makers import (
 from tasks.renewal.plan import Wish, choose
 from tasks.reviews.verdicts import Verdict, write_verdicts
 from tasks.store import Store
-from tests.support.colour_pairs import BATCH, colour_params, table_bytes, with_batch, with_caption
+from tests.support.colour_pairs import BATCH, colour_params, table_bytes, use_models, with_batch, with_caption
+from tests.support.fake_llm import FakeLlm
 from tests.support.renewal import NOW, SECOND, content, make_weeks, models, renew
 
 TEXTS = ("captioned", "dropped/caption")
@@ -217,6 +219,20 @@ def test_a_token_budget_that_ends_early_leaves_old_rows_in_place(
     revisions = {row["pair_id"]: row["captioner_revision"] for row in store.read_table("captioned").to_pylist()}
     assert revisions == {"p0": "new", "p1": "new", "p2": "old", "p3": "old", "p4": "old"}
     assert len(store.read_table("triplets").to_pylist()) == 5
+
+
+@pytest.mark.parametrize("stage", ["caption", "judge"])
+def test_makers_that_reject_most_of_what_was_accepted_take_nothing_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: Params, stage: str
+):
+    store = make_weeks(monkeypatch, tmp_path, params)
+    before = content(store, "captioned", "triplets")
+    use_models(monkeypatch, FakeLlm(lambda _: ""), judge=FakeLlm(yes=lambda _: 0.0))  # of another revision, too
+    with pytest.raises(DataError, match=rf"renew\.{stage}\.lost_share_max: the makers of now reject 5 of 5 rows"):
+        renew(store, params, **{stage: {}})
+    assert content(store, "captioned", "triplets") == before
+    renew(store, params, "2026.01.26", **{stage: {"lost_share_max": 1}})
+    assert content(store, "triplets")["triplets"] == []
 
 
 def test_what_people_decided_is_not_renewed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: Params):
