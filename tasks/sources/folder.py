@@ -105,11 +105,15 @@ def find_local_files(source: SourceConfig, suffixes: tuple[str, ...]) -> list[tu
         matching = [(inside, Path(file)) for inside, file in below if wanted.matches_or_holds(inside)]
         files = [item for item in matching if item[0].endswith(suffixes)] or matching
     if not files:
-        raise ConfigError(
-            f"ingest.sources: source '{source.name}': nothing at {source.path}; expected a file, a folder or a pattern "
-            "that matches; put files there, or correct 'path'"
-        )
+        raise ConfigError(_nothing_at(source))
     return files
+
+
+def _nothing_at(source: SourceConfig) -> str:
+    return (
+        f"ingest.sources: source '{source.name}': nothing at {source.path}; expected a file, a folder or a pattern "
+        "that matches; put files there, or correct 'path'"
+    )
 
 
 def list_folder(source: SourceConfig, counts: ListingCounts | None = None) -> Iterator[SourceFile]:
@@ -119,7 +123,7 @@ def list_folder(source: SourceConfig, counts: ListingCounts | None = None) -> It
         source: of a folder.
         counts: where captions are counted.
     Raises:
-        ConfigError: the folder does not exist.
+        ConfigError: the folder does not exist, or its pattern matches nothing.
         DataError: captions.* has no column of paths, or no caption matches a file.
     """
     folder, wanted = _find_folder(source)
@@ -129,9 +133,14 @@ def list_folder(source: SourceConfig, counts: ListingCounts | None = None) -> It
     def note_link(inside: str) -> None:
         counts.note(f"{inside}: a linked folder, not entered; name the folder that it leads to as a source of its own")
 
+    is_any = wanted is None  # a folder may be empty; a pattern that matches nothing is a mistake
     for inside, _ in walk(folder, on_link=note_link):
-        if wanted is None or wanted.matches_or_holds(inside) or files.is_table(inside) or is_caption_name(inside):
+        is_wanted = wanted is None or wanted.matches_or_holds(inside)
+        if is_wanted or files.is_table(inside) or is_caption_name(inside):
             files.add(inside)
+        is_any |= is_wanted
+    if not is_any:
+        raise ConfigError(_nothing_at(source))
 
     def read_texts(texts: Iterator[tuple[str, str, int]]) -> Iterator[tuple[str, bytes]]:
         for inside, *_ in texts:

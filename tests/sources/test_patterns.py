@@ -101,3 +101,13 @@ def test_no_two_files_share_a_uri(tmp_path_factory: pytest.TempPathFactory, tars
         (folder / name / "x.tar").write_bytes(make_tar([(member, b"1") for member in members]) * 2)
     uris = [file.uri for file in list_files(SourceConfig(name="s", path=str(folder), kind="tars"))]
     assert len(uris) == len(set(uris))
+
+
+@pytest.mark.parametrize("pattern", ["nothing*/x.png", "*.gone", "{c,d}/*.png"])
+def test_a_pattern_that_matches_no_file_of_a_folder_is_an_error(pattern: str, tmp_path: Path):
+    """Also where a table of captions lies beside; the folder alone may be empty."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "captions.csv").write_text("path,caption\nx.png,a thing\n")
+    with pytest.raises(ConfigError, match="nothing at"):
+        list(list_files(SourceConfig(name="s", path=str(tmp_path / pattern))))
+    assert not list(list_files(SourceConfig(name="s", path=str(tmp_path / "a"))))
