@@ -120,8 +120,10 @@ class DuplicateIndex:
         rows = np.flatnonzero(distances <= self.hash_distance_bits)
         if len(rows) <= MAX_THUMBNAILS:
             return rows, False
-        nearest = np.argsort(distances[rows], kind="stable")[:MAX_THUMBNAILS]
-        return np.sort(rows[nearest]), True
+        near = distances[rows]  # not sorted: among look-alikes that would take most of the time
+        limit = int(np.searchsorted(np.cumsum(np.bincount(near)), MAX_THUMBNAILS))
+        nearer, as_near = rows[near < limit], rows[near == limit]
+        return np.sort(np.concatenate([nearer, as_near[: MAX_THUMBNAILS - len(nearer)]])), True
 
     def _is_near(self, image: NormalizedImage, candidates: np.ndarray) -> tuple[np.ndarray, bool]:
         """(n,) bool: which of these rows (n,) have a thumbnail near to the image's; and whether some that might have
