@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tasks.train.batches import Example, training_examples
 
 
@@ -86,7 +87,7 @@ def drawn_version(folder: Path, families: int, seed: int = 0) -> Path:
                         "tokens": 0,
                     }
                 )
-    store.write_bytes(store.folder("data", "images", f"{batch}-00000.tar"), shard)
+    store.write_bytes(shard_path(store.root, f"{batch}-00000.tar"), shard)
     store.write(store.table_path("images", batch), images, "images")
     store.write(store.table_path("triplets", batch, 0), triplets, "triplets")
     return folder

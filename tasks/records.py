@@ -97,7 +97,7 @@ def schemas() -> dict[str, pa.Schema]:
                 ("source_uri", s),  # <source name>:<path inside the source>
                 ("source_sha256", s),
                 ("batch", s),
-                ("shard", s),  # file name of the tar, in data/images
+                ("shard", s),  # file name of the tar, in data/shards
                 ("width_px", i32),
                 ("height_px", i32),
                 ("caption", s),  # null until recaption has written one in `captions`

@@ -18,6 +18,7 @@ from tasks.models.retrievers.clip import ClipRetriever
 from tasks.sample.phrases import instruction
 from tasks.sample.scenes import difference, draw, family, shared
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tasks.train.batches import WeightedDataset, training_examples
 from tasks.train.loader import ImageLoader
 from tasks.train.splits import held_out_images
@@ -99,7 +100,7 @@ def store(tmp_path: Path) -> Store:
                 ),
             }
         )
-    store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
+    store.write_bytes(shard_path(store.root, f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), images, "images")
     store.write(store.table_path("triplets", BATCH, 0), triplets, "triplets")
     store.write_bytes(store.folder("truth.jsonl"), "\n".join(map(json.dumps, truth)).encode())

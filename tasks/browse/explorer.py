@@ -17,6 +17,7 @@ from tasks.browse.selection import ACCEPTED, Selection
 from tasks.browse.triplets import TRIPLET_COLUMNS, TripletIndex, rejected_rows
 from tasks.errors import DataError
 from tasks.reasons import why
+from tasks.store.shards import SHARDS
 
 PAGE_ROWS = 20
 IMAGE_COLUMNS = ["image_id", "source_uri", "license_code", "attribution", "shard", "offset_bytes", "size_bytes"]
@@ -44,7 +45,8 @@ class Explorer:
         if len(dropped) and len(captioned):
             rejected = rejected_rows(captioned, version.table("data/pairs"), dropped)
         index = TripletIndex.build(_with_columns(triplets), images, rejected)
-        return cls(index, images, version.files("data/images", ".tar"))
+        old = version.files("data/images", ".tar")  # where older versions keep their tars
+        return cls(index, images, {**old, **version.files(f"data/{SHARDS}", ".tar")})
 
     def image(self, image_id: str) -> bytes:
         """The stored JPEG of an image.

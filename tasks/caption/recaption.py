@@ -1,10 +1,11 @@
 """Recaption: the MLLM writes a caption for each image that came without one.
 
-Reads data/images and the prompt caption.txt of the set `caption.prompts`. Writes one file a chunk of images,
-data/captions/<batch>-<chunk>.parquet and data/dropped/recaption/; a chunk's file is its own marker, existing chunks are
-skipped (a batch without such images has one empty file, and no model is loaded). The model is `caption.model`, as stage
-caption uses it: with its servers, its request cache and its canaries, `recaption.batch_images` images at once and
-replies of at most `recaption.max_new_tokens` tokens. A source's own caption is never replaced.
+Reads data/images, data/shards and the prompt caption.txt of the set `caption.prompts`. Writes one file a chunk of
+images, data/captions/<batch>-<chunk>.parquet and data/dropped/recaption/; a chunk's file is its own marker, existing
+chunks are skipped (a batch without such images has one empty file, and no model is loaded). The model is
+`caption.model`, as stage caption uses it: with its servers, its request cache and its canaries,
+`recaption.batch_images` images at once and replies of at most `recaption.max_new_tokens` tokens. A source's own caption
+is never replaced.
 
 A reply is cleaned to one line and checked like a description (tasks/caption/checks.py): an order to a model, a file
 name or a refusal is no caption. A rejected reply is requested once more with its reason, then its image is dropped with

@@ -1,6 +1,6 @@
 """Caption pairs: an MLLM describes what two images share and what differs, an LLM turns that into instructions.
 
-Reads data/pairs, data/images, the captions (only to reject texts that leak them) and the prompt set
+Reads data/pairs, data/images, data/shards, the captions (only to reject texts that leak them) and the prompt set
 tasks/prompts/<caption.prompts> (tasks/prompts/prompt_set.py lists its files). Writes one file a chunk of pairs,
 data/captioned/<batch>-<chunk>.parquet and data/dropped/caption/; a chunk's file is its own marker, existing chunks are
 skipped. Source: MegaPairs, arXiv:2412.14475, section 3.1 (two steps, at least three instructions a pair, five

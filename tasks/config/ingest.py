@@ -139,7 +139,7 @@ class IngestConfig(Section):
         description="Image classifiers that refuse images, by a name of your choice, e.g. nsfw or faces. None by "
         "default.",
     )
-    shard_images: int = Field(ge=1, description="Images in one tar shard of data/images, a count.")
+    shard_images: int = Field(ge=1, description="Images in one tar shard of data/shards, a count.")
     takedown: str | None = Field(
         None,
         description="Takedown list: a text file that names images to withdraw, by SHA-256 (of the stored or the "

@@ -1,8 +1,8 @@
 """Embed: one encoder's unit vectors of this batch's images, or of their captions.
 
-Reads data/images, data/captions; writes data/embeddings/<encoder>/<shard>.npy and .parquet (the completion marker), and
-data/dropped/embed-<encoder>/<batch>-<nnnnn>.parquet. Parameters: `embed`, `open_run.threads`. Source: MegaPairs,
-arXiv:2412.14475, section 3.1 (three similarity models: image semantics, image pattern, caption).
+Reads data/images, data/shards, data/captions; writes data/embeddings/<encoder>/<shard>.npy and .parquet (the completion
+marker), and data/dropped/embed-<encoder>/<batch>-<nnnnn>.parquet. Parameters: `embed`, `open_run.threads`. Source:
+MegaPairs, arXiv:2412.14475, section 3.1 (three similarity models: image semantics, image pattern, caption).
 
 The unit of work is a shard: a finished one is skipped, and parts share the shards. Within a shard batches follow the
 order of the images table, so equal shards give equal bytes. `embed.readers` threads decode the next batches' images

@@ -2,7 +2,7 @@
 
 Reads    models/candidate, models/promoted (where there is one), the base checkpoint (train.base_model), the benchmarks
          that `evaluate.benchmark` names (tasks/evaluate/protocols), or one folder in CIRCO's format, or else the
-         version's held-out triplets; data/images and data/triplets.
+         version's held-out triplets; data/images, data/shards and data/triplets.
 Writes   reports/evaluation.json, and reports/evaluation/<benchmark>/<model>/ with the submission files of splits whose
          answers are hidden. The first benchmark with known answers is the one that promotion uses.
 

@@ -27,6 +27,7 @@ from tasks.config import Params
 from tasks.fingerprints.takedown_list import Limits, Matches, TakedownList, read_entries
 from tasks.names import batch_name
 from tasks.store import Store
+from tasks.store.shards import shard_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -162,7 +163,7 @@ def still_named(store: Store, ids: Set[str]) -> list[str]:
     import tarfile
 
     faults = {path for path, table in published_texts(store) if any(names_any_word(table, ids))} if ids else set()
-    for path in sorted(store.folder("data", "images").glob("*.tar")) if ids else ():
+    for path in shard_files(store.root) if ids else ():
         with tarfile.open(path) as tar:
             if any(name.partition(".")[0] in ids for name in tar.getnames()):
                 faults.add(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tasks.store import Store
 from tasks.store.atomic import move_into_place, temporary_sibling
+from tasks.store.shards import SHARDS, shard_path
 
 
 class ShardWriter:
@@ -29,7 +30,7 @@ class ShardWriter:
         return f"{self.batch}-{self._number:05d}.tar"
 
     def _path(self) -> Path:
-        return self.store.folder("data", "images", self._name())
+        return self.store.folder("data", SHARDS, self._name())
 
     def add(self, image_id: str, content: bytes, metadata: dict[str, str]) -> tuple[str, int]:
         """Append an image and its JSON metadata; returns the shard's name and the offset of the image, bytes."""
@@ -59,7 +60,7 @@ class ShardWriter:
         try:
             if is_open:
                 self._tar.fileobj.flush()  # type: ignore[union-attr]
-            with open(self._temporary if is_open else self.store.folder("data", "images", shard), "rb") as f:
+            with open(self._temporary if is_open else shard_path(self.store.root, shard), "rb") as f:
                 return os.pread(f.fileno(), size_bytes, offset)
         except FileNotFoundError:
             return None

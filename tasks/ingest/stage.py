@@ -1,7 +1,7 @@
 """Ingest: take in the new images of all sources; each file is kept, or dropped with a reason.
 
 Reads the sources of `ingest.sources` (tasks/sources/open.py), the takedown list, the blocklists and the benchmark
-hashes. Writes data/images/<batch>-<nnnnn>.tar, data/dropped/ingest/<batch>.parquet and, last, as the mark that the
+hashes. Writes data/shards/<batch>-<nnnnn>.tar, data/dropped/ingest/<batch>.parquet and, last, as the mark that the
 batch is done, data/images/<batch>.parquet.
 
 A file is read under a byte limit, its header's pixel count is checked before anything is decoded, and it is decoded in

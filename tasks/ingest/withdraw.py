@@ -33,6 +33,7 @@ from tasks.ingest.rows import hidden_row
 from tasks.names import batch_name, run_date, stable_id
 from tasks.store import Store
 from tasks.store.atomic import atomic_write
+from tasks.store.shards import shard_path
 
 log = logging.getLogger(__name__)
 WITHDRAWN_CHUNK = 99_999  # number of a batch's file of dropped rows of images that were withdrawn
@@ -196,7 +197,7 @@ def _rewrite_batch(store: Store, files: Sequence[Path], removed: Set[str]) -> No
         return
     offsets: dict[str, Mapping[str, int]] = {}
     for shard in sorted({row["shard"] for row in gone if row["shard"]}):
-        path = store.folder("data", "images", shard)
+        path = shard_path(store.root, shard)
         if path.exists():
             rewrite_shard(path, removed)
         members = read_members(path) if path.exists() else []

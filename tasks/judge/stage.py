@@ -1,9 +1,9 @@
 """Judge instructions: an MLLM's P(yes) for target, query image and mined negatives decides what becomes a triplet.
 
-Reads data/captioned, data/pairs, data/images, the stored vectors of encoder `semantic`, and the prompt judge.txt of the
-set `caption.prompts`. Writes one file for each chunk file of stage caption, under the same number,
-data/triplets/<batch>-<chunk>.parquet and data/dropped/judge/; a file is its own marker, existing ones are skipped.
-So part i of n needs part i of n of caption and nothing else. At most `judge.chunk_pairs` captioned rows are judged at
+Reads data/captioned, data/pairs, data/images, data/shards, the stored vectors of encoder `semantic`, and the prompt
+judge.txt of the set `caption.prompts`. Writes one file for each chunk file of stage caption, under the same number,
+data/triplets/<batch>-<chunk>.parquet and data/dropped/judge/; a file is its own marker, existing ones are skipped. So
+part i of n needs part i of n of caption and nothing else. At most `judge.chunk_pairs` captioned rows are judged at
 once. Sources: MegaPairs, arXiv:2412.14475 (the query image is always a negative); UniME-V2, arXiv:2510.13515 (an MLLM
 judges negatives).
 

@@ -175,7 +175,7 @@ def croissant(version: Mapping[str, Any], *, name: str, license_name: str, has_e
     files = [
         file_set("triplets-files", "Triplets.", "data/triplets/*.parquet", "application/x-parquet"),
         file_set("images-files", "Table of images.", "data/images/*.parquet", "application/x-parquet"),
-        file_set("image-tars", "Images, WebDataset.", "data/images/*.tar", "application/x-tar"),
+        file_set("image-tars", "Images, WebDataset.", "data/shards/*.tar", "application/x-tar"),
     ]
     if has_export:
         about = "Triplets with their images inside."

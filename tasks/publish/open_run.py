@@ -59,6 +59,7 @@ from tasks.records import StageReport
 from tasks.reviews.verdicts import Verdict, deployment_verdicts, write_verdicts
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
+from tasks.store.shards import move_old_shards
 
 log = logging.getLogger(__name__)
 MARKER = Path(".run", "opened.json")  # in the worktree; written last, so a run that has it is open
@@ -293,6 +294,7 @@ def restore_version(worktree: Path, commit: str, tip: str | None) -> None:
         (worktree / path).write_bytes(read_at(worktree, source, path) or b"")
     (worktree / "dvc.lock").write_bytes(read_at(worktree, commit, "dvc.lock") or b"")
     checkout_data(worktree)
+    move_old_shards(worktree)
     require_rows(worktree)
 
 

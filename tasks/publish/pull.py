@@ -2,8 +2,9 @@
 
     python -m tasks pull [-j JOBS] [-r REMOTE] [-f] [TARGET ...]        in a clone of the dataset
 
-TARGET is a table (triplets, images), a folder or a file; without one all is brought in. What was not asked for is "not
-pulled" and no fault, for `python -m tasks verify` neither.
+TARGET is a table (triplets, images), a folder or a file; without one all is brought in. `images` is the table and the
+tars, `data/images` the table alone, `shards` the tars. What was not asked for is "not pulled" and no fault, for `python
+-m tasks verify` neither.
 
 Plain `dvc pull` refuses an altered object too (the remote is verified), but its message names the folder only; and an
 altered list of a folder's files (DVC's .dir object) passes with exit 0. This command runs DVC unchanged, then looks
@@ -31,7 +32,12 @@ from tasks.publish.verify import PULLED, Undelivered, pulled_targets, tracked_ou
 from tasks.store.atomic import write_bytes
 
 FAULTS_SHOWN = 50
-SHORT = {"with_images": "data/export", "model": "models/promoted", "gallery": "reports/gallery.html"}
+SHORT = {  # names that stand for others; what a version does not have of them is left out
+    "images": ("data/images", "data/shards"),
+    "with_images": ("data/export",),
+    "model": ("models/promoted",),
+    "gallery": ("reports/gallery.html",),
+}
 
 
 def dvc_command() -> list[str]:
@@ -53,12 +59,13 @@ def find_targets(root: Path, names: Sequence[str]) -> list[str]:
     targets = []
     for name in names:
         plain = name.rstrip("/").removeprefix("./")
-        choices = [plain, SHORT.get(plain, f"data/{plain}")]
-        path = next((c for c in choices if any(_overlap(c, out) for out in known)), None)
-        if path is None:
+        choices = [(plain,), SHORT.get(plain, (f"data/{plain}",))]
+        present = [[path for path in paths if any(_overlap(path, out) for out in known)] for paths in choices]
+        if not any(present):
             raise ConfigError(f"pull: this version has no {name!r}; known: {', '.join(known)}")
-        inside = [out for out in known if Path(out).is_relative_to(path)]
-        targets += inside or [path]  # a folder of folders, such as data/embeddings, is no output of its own
+        for path in present[0] or present[1]:
+            inside = [out for out in known if Path(out).is_relative_to(path)]
+            targets += inside or [path]  # a folder of folders, such as data/embeddings, is no output of its own
     return list(dict.fromkeys(targets))
 
 

@@ -20,8 +20,8 @@ from tasks.errors import ConfigError, CredentialsError, DataError, TasksError, U
 from tasks.publish.verify import check_survey
 
 FILES = ["README.md", "croissant.json", "CHANGELOG-DATA.md", "version.json", "manifest.json", "reports/gallery.html"]
-TABLES = ("triplets", "images", "export", "pairs", "captioned", "captions", "dropped", "withdrawn")
-NEEDED = ("data/triplets", "data/images")
+TABLES = ("triplets", "images", "shards", "export", "pairs", "captioned", "captions", "dropped", "withdrawn")
+NEEDED = ("data/triplets", "data/images", "data/shards")
 
 
 def patterns() -> list[str]:

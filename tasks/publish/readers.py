@@ -4,7 +4,7 @@
     for row in with_images("my-clone"):
         row["instructions"], row["query_image"], row["target_image"], row["negative_images"]  # PIL images, RGB
 
-Reads data/triplets/*.parquet and data/images of a clone after `dvc pull`. Needs pyarrow and Pillow, nothing else.
+Reads data/triplets, data/images and data/shards of a clone after `dvc pull`. Needs pyarrow and Pillow, nothing else.
 """
 
 from __future__ import annotations

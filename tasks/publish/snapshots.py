@@ -19,6 +19,7 @@ from tasks.publish.remote import folder_list, object_path, open_remote, outputs_
 from tasks.records import schemas
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
+from tasks.store.shards import SHARDS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,7 +122,8 @@ class Snapshot:
         if image_id not in self._places:
             raise DataError(f"{self.name}: no image {image_id}")
         shard, offset, size = self._places[image_id]
-        with open(self.locate(f"data/images/{shard}"), "rb") as file:
+        path = f"data/{SHARDS}/{shard}"
+        with open(self.locate(path if path in self.hashes else f"data/images/{shard}"), "rb") as file:
             file.seek(offset)
             return file.read(size)
 

@@ -4,7 +4,8 @@ Everything is append-only: a run adds files named by its batch (and chunk), writ
 so a file that exists is complete. Files of earlier versions are never written into (with DVC's hard links they are the
 cache's own files).
 
-    data/images/<batch>-<nnnnn>.tar, <batch>.parquet      images (WebDataset) and their table
+    data/images/<batch>.parquet                           table of images
+    data/shards/<batch>-<nnnnn>.tar                       images (WebDataset); in older versions in data/images
     data/captions/<batch>.parquet                         captions written by recaption
     data/embeddings/<encoder>/<shard>.npy, .parquet       float16 unit rows, and ids in the same order
     data/neighbours/<encoder>/<batch>-<chunk>.parquet     mined candidates; in both, next/: of the encoder to follow
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import DataError
 from tasks.records import LATER_COLUMNS, StageReport, schemas
 from tasks.store import atomic
+from tasks.store.shards import shard_path
 from tasks.store.tables import ROW_GROUP_ROWS, to_parquet
 from tasks.store.vectors import EmbeddedCorpus, MappedRows
 
@@ -200,7 +202,7 @@ class Store:
         """The stored file's bytes: one pread of its shard."""
         shard, offset, size = self._location(image_id)
         if shard not in self._files:
-            self._files[shard] = open(self.folder("data", "images", shard), "rb")  # noqa: SIM115 - kept open for reuse
+            self._files[shard] = open(shard_path(self.root, shard), "rb")  # noqa: SIM115 - kept open for reuse
         content = os.pread(self._files[shard].fileno(), size, offset)
         if len(content) != size:
             raise DataError(

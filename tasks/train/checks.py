@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store
+from tasks.store.shards import SHARDS, shard_path
 from tasks.train.batches import Example
 
 
@@ -37,7 +38,7 @@ def check_images(examples: Sequence[Example], store: Store) -> None:
     rows = store.read_table("images", ["image_id", "shard", "offset_bytes", "size_bytes"]).to_pylist()
     shard = {r["image_id"]: r["shard"] for r in rows}
     end_byte = {r["image_id"]: r["offset_bytes"] + r["size_bytes"] for r in rows}
-    files = {name: store.folder("data", "images", name) for name in set(shard.values())}
+    files = {name: shard_path(store.root, name) for name in set(shard.values())}
     size_bytes = {name: file.stat().st_size for name, file in files.items() if file.is_file()}
     wanted = sorted({str(i) for e in examples for i in (e.query, e.target, *e.negatives)})
     missing = [i for i in wanted if i not in shard]
@@ -51,6 +52,6 @@ def check_images(examples: Sequence[Example], store: Store) -> None:
         name = shard[missing[0]]
         state = f"has {size_bytes[name]} bytes" if name in size_bytes else "is missing"
         raise DataError(
-            f"train: {len(missing)} images are not in their shards, the first is {missing[0]}: data/images/{name} "
+            f"train: {len(missing)} images are not in their shards, the first is {missing[0]}: data/{SHARDS}/{name} "
             f"{state}; run `dvc pull --force`"
         )

@@ -1,7 +1,7 @@
 """Train: fine-tune BGE-VL, of the CLIP or the MLLM type, on the version's judged triplets with InfoNCE.
 
-Reads    data/triplets and data/images, the further datasets that `train.datasets` names, the base checkpoint
-         (train.base_model).
+Reads    data/triplets, data/images and data/shards, the further datasets that `train.datasets` names, the base
+         checkpoint (train.base_model).
 Writes   models/candidate (put in place as a whole), reports/training.json (recipe and loss curve, no timestamps),
          reports/training/ (metrics as they come: tasks/train/run_log.py), .run/train (checkpoints while it runs),
          .run/records (indices of further datasets).

@@ -14,7 +14,7 @@ DVC = Path("dvc.yaml")
 @pytest.mark.parametrize(
     ("stage", "item", "read", "written"),
     [
-        ("ingest", None, [], ["data/images", "data/dropped/ingest"]),
+        ("ingest", None, [], ["data/images", "data/shards", "data/dropped/ingest"]),
         ("mine", "pattern", ["data/embeddings/pattern"], ["data/neighbours/pattern"]),
         ("validate", "pairs", ["data/pairs"], ["data/quarantine/pairs"]),
         ("promote", None, [], []),

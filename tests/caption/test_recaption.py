@@ -17,6 +17,7 @@ from tasks.config import Params, load_params
 from tasks.errors import DataError
 from tasks.models.llm.requests import Refusal, Reply, Request
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tasks.usage import read_usage
 from tests.support.colour_pairs import table_bytes, with_batch, with_caption
 from tests.support.fake_llm import FakeLlm
@@ -57,7 +58,7 @@ def write_images(store: Store, shades: list[int], captions: list[str | None] | N
         place = {"shard": f"{BATCH}-00000.tar", "offset_bytes": len(shard), "size_bytes": len(file.getvalue())}
         rows.append({"image_id": f"i{n}", "batch": BATCH, "caption": caption, **place})
         shard += file.getvalue()
-    store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
+    store.write_bytes(shard_path(store.root, f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), rows, "images")
     return [str(row["image_id"]) for row in rows]
 

@@ -17,6 +17,7 @@ from tasks.caption.stage import run as run_caption
 from tasks.config import load_params
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tests.support.parameters import raw_params
 from tests.support.served_model import FakeServer
 
@@ -70,7 +71,7 @@ def worktree(root: Path, project: Path, url: str, **caption: Any) -> Store:
             "negative_similarity": [0.9, 0.8],
         }
         pairs.append({**ids, "negative_image_ids": [f"i{n:02d}", f"i{(n + 5) % 13:02d}"], **scores})
-    store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
+    store.write_bytes(shard_path(store.root, f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), images, "images")
     store.write(store.table_path("pairs", BATCH), pairs, "pairs")
     params = raw_params(None)

@@ -12,6 +12,7 @@ from tasks.config import parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.errors import ConfigError, DataError
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tests.support.toy_encoder import BATCH, ToyEncoder, fill, params_for
 
 
@@ -149,7 +150,7 @@ def test_fast_preprocessing_gives_nearly_the_stock_processors_vectors(tmp_path: 
             }
         )
         content += out.getvalue()
-    store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), content)
+    store.write_bytes(shard_path(store.root, f"{BATCH}-00000.tar"), content)
     store.write(store.table_path("images", BATCH), rows, "images")
     vectors = {}
     for way in ("stock", "fast"):

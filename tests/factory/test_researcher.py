@@ -128,7 +128,7 @@ def test_clones_pulls_loads_and_goes_back(kind: str, request: pytest.FixtureRequ
     streamed = list(load_dataset(str(here), "with_images", split="train", streaming=True))
     assert [r["triplet_id"] for r in streamed] == triplets["triplet_id"][:]
     assert streamed[0]["query_image"].size == (24, 24) and len(streamed[0]["negative_images"]) == 2
-    tars = list(load_dataset("webdataset", data_files=str(here / "data/images/*.tar"), split="train", streaming=True))
+    tars = list(load_dataset("webdataset", data_files=str(here / "data/shards/*.tar"), split="train", streaming=True))
     assert sorted(t["__key__"].rpartition("/")[2] for t in tars) == sorted(
         load_dataset(str(here), "images", split="train", cache_dir=cache)["image_id"]
     )

@@ -14,6 +14,7 @@ from tasks.ingest.filters import ImageFilter
 from tasks.ingest.rules import NormalizedImage
 from tasks.sample.tokens import CHECKPOINTS
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tests.support.images import encode, save_jpeg, smooth_image
 from tests.support.ingest import folder_params, read_drop_reasons, read_kept
 
@@ -65,7 +66,7 @@ def test_ingest_drops_images_from_the_threshold_on_whatever_the_batch_size(
     store, odd = Store(tmp_path / "none"), ImageFilter("odd", FilterConfig(model=str(classifier), labels=("odd",)))
     scores = {}
     for row in store.read_table("images").to_pylist():
-        with open(store.root / "data" / "images" / row["shard"], "rb") as shard:
+        with open(shard_path(store.root, row["shard"]), "rb") as shard:
             shard.seek(row["offset_bytes"])
             stored = NormalizedImage(
                 content=shard.read(row["size_bytes"]), width_px=192, height_px=192, phash=0, thumbnail=b""

@@ -214,7 +214,7 @@ def test_shards_hold_what_the_table_states(source: Path, tmp_path: Path):
     for row in rows:
         assert hashlib.sha256(store.read_image_bytes(row["image_id"])).hexdigest() == row["image_id"]
         assert store.read_image(row["image_id"]).size == (row["width_px"], row["height_px"])
-    with tarfile.open(tmp_path / "run/data/images/2026.01.04-00000.tar") as tar:
+    with tarfile.open(tmp_path / "run/data/shards/2026.01.04-00000.tar") as tar:
         members = tar.getmembers()
         assert [m.name for m in members[:2]] == [f"{rows[0]['image_id']}.jpg", f"{rows[0]['image_id']}.json"]
         assert {(m.mtime, m.uid, m.gid, m.uname) for m in members} == {(0, 0, 0, "")}
@@ -382,7 +382,7 @@ def test_a_run_killed_in_the_middle_and_rerun_gives_the_same_bytes(source: Path,
     make_world(source, seed=3, images=150, truth=tmp_path / "truth.jsonl")
     roots = make_roots(tmp_path, "killed", source)
     command = [sys.executable, "-m", "tasks", "ingest", "--root", str(roots["killed"])]
-    kill_when(lambda: any(roots["killed"].glob("data/images/*.tar")), command, project, with_children=False)
+    kill_when(lambda: any(roots["killed"].glob("data/shards/*.tar")), command, project, with_children=False)
     subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL)
     assert hash_finished_files(roots["killed"]) == hash_files(roots["whole"])
 

@@ -35,7 +35,7 @@ def test_withdrawn_images_stay_away_and_are_named_nowhere(tmp_path: Path):
     assert "4 entries, 3 stored images withdrawn, 1 entries match none" in report.notes[0]
     for name in ("3.jpg", "4.jpg"):
         assert store.read_image_bytes(before[name]["image_id"])
-    members = read_members(tmp_path / "run" / "data" / "images" / "2026.01.04-00000.tar")
+    members = read_members(tmp_path / "run" / "data" / "shards" / "2026.01.04-00000.tar")
     assert {m.name.partition(".")[0] for m in members} == {before[n]["image_id"] for n in ("3.jpg", "4.jpg")}
     dropped = json.dumps(store.read_dropped().to_pylist())
     assert not any(word in dropped for word in (*gone, sum_of_0, "0.jpg", "1.jpg", "z.jpg", before["0.jpg"]["phash"]))

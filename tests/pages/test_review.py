@@ -10,6 +10,7 @@ from PIL import Image
 
 from tasks.pages.review import Text, build, draw_by_reason, dropped_texts
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tests.support.markup import assert_harmless
 
 
@@ -56,7 +57,7 @@ def judged(tmp_path: Path) -> Store:
             }
         )
         content += file.getvalue()
-    store.write_bytes(store.folder("data", "images", f"{batch}-00000.tar"), content)
+    store.write_bytes(shard_path(store.root, f"{batch}-00000.tar"), content)
     store.write(store.table_path("images", batch), images, "images")
     ends = {"query_image_id": "i0", "target_image_id": "i1", "batch": batch}
     ids = [f"p{n:02d}" for n in range(40)]

@@ -16,7 +16,7 @@ from tasks.publish.publish import is_product, merge_params
         ("models/promoted.dvc", True),
         ("tasks/publish/version.py", False),
         ("docs/data.dvc", False),
-        ("data/images/one.tar", False),
+        ("data/shards/one.tar", False),
     ],
 )
 def test_files_of_the_product_are_told_from_the_deployed_code(path: str, is_of_product: bool):

@@ -91,7 +91,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A clone as pulled, in miniature: two tables, vectors, and the code beside them."""
-    contents = {"data/triplets/a.parquet": b"t", "data/images/a.tar": b"i", "data/embeddings/semantic/a.npy": b"v"}
+    contents = {"data/triplets/a.parquet": b"t", "data/shards/a.tar": b"i", "data/embeddings/semantic/a.npy": b"v"}
     for name, content in {**contents, "tasks/code.py": b"x", "README.md": b"# card\n"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -105,9 +105,9 @@ def test_what_is_published_is_pushed_and_what_went_goes_there_too(hub: str, clon
     result = push(clone, "me/set", endpoint=hub)
     assert result["version"] == "2026.11.28" and FakeHub.tags == ["2026.11.28"]
     assert sorted(FakeHub.files) == [
-        "README.md", "data/images/a.tar", "data/triplets/a.parquet", "manifest.json", "mine.txt", "version.json"
+        "README.md", "data/shards/a.tar", "data/triplets/a.parquet", "manifest.json", "mine.txt", "version.json"
     ]  # fmt: skip
-    assert FakeHub.files["data/images/a.tar"] == b"i"
+    assert FakeHub.files["data/shards/a.tar"] == b"i"
 
 
 def test_an_altered_clone_is_not_pushed(hub: str, clone: Path):

@@ -97,12 +97,12 @@ def test_a_clone_holds_neither_id_bytes_caption_name_nor_vector_of_them(after: P
 
 
 def test_shards_keep_their_names_and_the_other_images_their_bytes(after: Path, before: Path):
-    shards = sorted(p.name for p in (before / "data/images").glob("*.tar"))
-    assert sorted(p.name for p in (after / "data/images").glob("*.tar")) == shards
+    shards = sorted(p.name for p in (before / "data/shards").glob("*.tar"))
+    assert sorted(p.name for p in (after / "data/shards").glob("*.tar")) == shards
     for shard in shards:
-        old, new = ((root / "data/images" / shard).read_bytes() for root in (before, after))
-        kept = read_members(after / "data/images" / shard)
-        members = {m.name: old[m.start : m.end] for m in read_members(before / "data/images" / shard)}
+        old, new = ((root / "data/shards" / shard).read_bytes() for root in (before, after))
+        kept = read_members(after / "data/shards" / shard)
+        members = {m.name: old[m.start : m.end] for m in read_members(before / "data/shards" / shard)}
         assert len(kept) < len(members) and all(new[m.start : m.end] == members[m.name] for m in kept)
     store = Store(after)
     numbers = [n for n in range(13) if n not in GONE]
@@ -201,7 +201,7 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
     kinds = {Path(path).parts[1] for path in found.files["dataset/2026.11.23"]}
     assert kinds >= {"images", "embeddings", "neighbours", "pairs", "captioned", "triplets", "export", "gallery.html"}
     assert [path.stem for path in found.replies] == ["0" * 64]
-    assert any("data/images/2026.11.23-00000.tar" in line for line in purge.describe(found, Objects(with_model.clone)))
+    assert any("data/shards/2026.11.23-00000.tar" in line for line in purge.describe(found, Objects(with_model.clone)))
     assert tags(with_model.clone, "dataset")[-1] == taken.version, "a list changes nothing"
 
     done = purge.purge(with_model, entries, found, retire=False, run=run_here, date="2026-12-07")

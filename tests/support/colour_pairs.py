@@ -13,6 +13,7 @@ import tasks.judge.stage
 from tasks.config import Params, load_params
 from tasks.models.llm.requests import Refusal, Request
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tests.support.fake_llm import FakeLlm
 
 BATCH = "2026.01.05"
@@ -89,7 +90,7 @@ def write_colour_store(root: Path) -> Store:
             }
         )
         shard += content
-    store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
+    store.write_bytes(shard_path(store.root, f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), images, "images")
     pairs = []
     for n, (query, target) in enumerate(PAIRS):

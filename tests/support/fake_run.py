@@ -15,6 +15,7 @@ from tasks.publish import version
 from tasks.publish.open_run import Deployment, RunRequest, open_run
 from tasks.records import StageReport
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tasks.validate import stage as validate
 
 REVISION = "0123456789ab"
@@ -43,7 +44,7 @@ def fill(root: Path, numbers: range, *, copies: int = 0, cosine: float = 0.30, t
             offset = tar.offset + 512
             tar.addfile(member, io.BytesIO(content))
             rows.append(image_row(n, image_id, batch, shard, offset, len(content), str(params.open_run.date)))
-    store.write_bytes(store.folder("data", "images", shard), out.getvalue())
+    store.write_bytes(shard_path(store.root, shard), out.getvalue())
     store.write(store.table_path("images", batch), rows, "images")
     dropped = [
         {

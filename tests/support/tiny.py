@@ -8,6 +8,7 @@ from PIL import Image
 
 from tasks.sample.scenes import draw, family
 from tasks.store import Store
+from tasks.store.shards import shard_path
 
 BATCH = "2026.01.05"
 
@@ -67,7 +68,7 @@ def save_version(folder: Path) -> Store:
             ("description", "captioner", "captioner_revision", "prompt_sha256", "judge", "judge_revision"), ""
         )
         triplets.append({**names, **texts, **rest, "mined_by": ["semantic"], "tokens": 0})
-    store.write_bytes(store.folder("data", "images", f"{BATCH}-00000.tar"), shard)
+    store.write_bytes(shard_path(store.root, f"{BATCH}-00000.tar"), shard)
     store.write(store.table_path("images", BATCH), images, "images")
     store.write(store.table_path("triplets", BATCH, 0), triplets, "triplets")
     return store

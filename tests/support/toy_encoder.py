@@ -10,6 +10,7 @@ from PIL import Image
 
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.store import Store
+from tasks.store.shards import shard_path
 
 BATCH = "2026.01.04"
 
@@ -57,7 +58,7 @@ def fill(store: Store, batch: str, shades: list[int], captions: list[str | None]
             }
         )
     for shard, content in shards.items():
-        store.write_bytes(store.folder("data", "images", shard), content)
+        store.write_bytes(shard_path(store.root, shard), content)
     store.write(store.table_path("images", batch), rows, "images")
     return [str(r["image_id"]) for r in rows]
 

@@ -9,6 +9,7 @@ from tasks.config import Params
 from tasks.errors import ConfigError, DataError
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tasks.train.checks import check_revision
 from tasks.train.stage import run
 from tests.support.tiny import BATCH
@@ -29,12 +30,12 @@ def test_a_missing_image_is_an_error_before_any_step(params: Params, store: Stor
 def test_a_missing_or_truncated_shard_is_an_error_before_any_step(
     params: Params, store: Store, promoted_file: Path, size_bytes: int | None, message: str
 ):
-    shard = store.folder("data", "images", f"{BATCH}-00000.tar")
+    shard = shard_path(store.root, f"{BATCH}-00000.tar")
     if size_bytes is None:
         shard.unlink()
     else:
         os.truncate(shard, size_bytes)
-    expected = rf"24 images are not in their shards, the first is 00a: data/images/{BATCH}-00000.tar {message}"
+    expected = rf"24 images are not in their shards, the first is 00a: data/shards/{BATCH}-00000.tar {message}"
     with pytest.raises(DataError, match=expected):
         run(params, store)
     assert promoted_file.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
