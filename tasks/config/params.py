@@ -66,6 +66,13 @@ class VersionConfig(Section):
     gallery_triplets: int = Field(
         ge=0, description="Triplets on the version's gallery page, drawn by the seed, a count."
     )
+    loader_files: int = Field(
+        16,
+        ge=1,
+        description="Files that the triplets (and their export with images) are split into, a count, where each gets "
+        "`loader_rows_min` rows: loaders give each worker whole files, so that as many workers can read at once.",
+    )
+    loader_rows_min: int = Field(1000, ge=1, description="Least triplets of one such file, a count.")
     citation: str = Field(
         "", description="BibTeX entry (or text) to cite the dataset by. Empty: that of MegaPairs, which it follows."
     )

@@ -5,7 +5,9 @@
     python -m tasks export --root CLONE --mmeb OUT.jsonl --images FOLDER
     python -m tasks export --root CLONE --sentence-transformers OUT.jsonl --images FOLDER
 
-Reads data/triplets and data/images; `version` writes data/export/<batch>.parquet for config `with_images` of the card.
+Reads data/triplets, data/images and data/shards; `version` writes data/export for config `with_images` of the card, a
+file for each of the run's triplets. --embed-images OUT.parquet writes one file; where OUT is a folder, sixteen
+(fewer of few rows), so that as many workers of a loader can read at once.
 MegaPairs' record (arXiv:2412.14475, its published jsonl): q_img, q_text (list), t_img, hns (list). MMEB's, for
 VLM2Vec's training (TIGER-Lab/MMEB-train): qry, qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path, one
 record an instruction, with the nearest mined negative. Both name images by file; --images writes those files.
@@ -16,12 +18,14 @@ sentence-transformers' trainer takes columns in the order of its loss: anchor (a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigError
+from tasks.publish.merge import LoaderFiles
 from tasks.publish.readers import triplets
 from tasks.store import Store
 from tasks.store.atomic import atomic_write
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 IMAGE_TOKEN = "<|image_1|>"  # stands for the image in VLM2Vec's texts
 TARGET_TEXT = "Represent the given image."
 JSON_LINES = ("jsonl", "mmeb", "sentence_transformers")  # arguments that name a file of records
+FOLDER_FILES, FOLDER_ROWS_MIN = 16, 1000  # files of --embed-images FOLDER, and least rows of one
 ROWS_IN_GROUP = 64  # about 2 MB of small images; a reader has one group in memory at a time
 # The triplet's own columns that state what it may be used for (tasks/judge/licences.py); null in older versions.
 TERMS = {
@@ -117,6 +122,23 @@ def write_embedded(rows: Iterable[dict[str, Any]], store: Store, out: Path) -> i
     return count
 
 
+def embed_all(store: Store, out: Path) -> list[dict[str, Any]]:
+    """Write all triplets with their images inside: into one file OUT.parquet, or into a folder, for many workers.
+
+    Returns:
+        {"path", "triplets": count} of what was written.
+    """
+    rows, total = triplets(store.root), sum(store.count_rows(f, "triplets") for f in store.table_files("triplets"))
+    if out.suffix == ".parquet":
+        return [{"path": str(out), "triplets": write_embedded(rows, store, out)}]
+    files, written = LoaderFiles(FOLDER_FILES, FOLDER_ROWS_MIN).wanted(0, total), []
+    for number in range(files):
+        share = total * (number + 1) // files - total * number // files
+        path = out / f"{number:05d}-of-{files:05d}.parquet"
+        written.append({"path": str(path), "triplets": write_embedded(itertools.islice(rows, share), store, path)})
+    return written
+
+
 def megapairs_record(row: dict[str, Any]) -> dict[str, Any]:
     """A triplet as MegaPairs publishes it; an image is named as in the tar files."""
     return {
@@ -177,7 +199,12 @@ def write_images(rows: Iterable[dict[str, Any]], store: Store, folder: Path) -> 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m tasks export`."""
     parser.add_argument("--root", default=".", type=Path, help="a clone after `dvc pull` (default: the current folder)")
-    parser.add_argument("--embed-images", type=Path, metavar="OUT", help="write Parquet with the images inside")
+    parser.add_argument(
+        "--embed-images",
+        type=Path,
+        metavar="OUT",
+        help="write Parquet with the images inside: one file OUT.parquet, or a folder of several",
+    )
     parser.add_argument("--jsonl", type=Path, metavar="OUT", help="write MegaPairs' record, one JSON object a line")
     parser.add_argument("--mmeb", type=Path, metavar="OUT", help="write MMEB's training record, one a line")
     parser.add_argument(
@@ -216,8 +243,7 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     store = Store(args.root)
     written: list[dict[str, Any]] = []
     if args.embed_images:
-        count = write_embedded(triplets(args.root), store, args.embed_images)
-        written.append({"path": str(args.embed_images), "triplets": count})
+        written += embed_all(store, args.embed_images)
     for kind, out in outs.items():
         rows = list(triplets(args.root))
         lines = [json.dumps(r, ensure_ascii=False) for row in rows for r in records(kind, row, args.images)]

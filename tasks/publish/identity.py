@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # Columns that say when, where and at what cost a row was made, not what it is.
 NOT_IDENTITY = {"batch", "fetched_at", "shard", "prompt_tokens", "output_tokens", "tokens", "requests", "detail"}
-# Parameters that say when and where a run works, how it shares its work (and all `part_*`), and how a gallery shows it.
+# Parameters that say when and where a run works, how it shares its work (and all `part_*`), and how a
+# gallery and files show it.
 NOT_IDENTITY_PARAMS = {
     "date",
     "batch",
@@ -32,6 +33,8 @@ NOT_IDENTITY_PARAMS = {
     "device",
     "memory_mib",
     "gallery_triplets",
+    "loader_files",
+    "loader_rows_min",
     "profile",
     "in_flight",
     "timeout_s",

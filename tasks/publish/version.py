@@ -2,12 +2,12 @@
 
 Reads all tables and the run's reports; merges the run's chunk files (tasks/publish/merge.py). Writes README.md (the
 card), croissant.json, CHANGELOG-DATA.md (what changed since the parent), reports/quality.json (for `dvc metrics diff`),
-version.json, manifest.json, data/export/<batch>.parquet, reports/gallery.html and dvc.lock; publishes the tag
-`dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run, nothing withdrawn and nothing
-renewed or changed by people's verdicts, or with open_run.dry_run, it raises NothingToDo (exit 99): a green end without
-a version. Exports of earlier batches follow their triplets, and before anything is published all files are looked
-through for the images that the run withdrew (tasks/publish/withdraw.py). After a crash, running again finishes the
-work. Parameters: section `version`.
+version.json, manifest.json, data/export (a file for each of the run's triplets), reports/gallery.html and dvc.lock;
+publishes the tag `dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run, nothing
+withdrawn and nothing renewed or changed by people's verdicts, or with open_run.dry_run, it raises NothingToDo (exit
+99): a green end without a version. Exports of earlier batches follow their triplets, and before anything is published
+all files are looked through for the images that the run withdrew (tasks/publish/withdraw.py). After a crash, running
+again finishes the work. Parameters: section `version`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tasks.publish.dvc_repo import commit_outputs
 from tasks.publish.export import export_features, write_embedded
 from tasks.publish.git import git, read_at, resolve_ref
 from tasks.publish.graph import make_output_folders
-from tasks.publish.merge import merge_chunks
+from tasks.publish.merge import LoaderFiles, merge_chunks
 from tasks.publish.publish import Publication, publish
 from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.quality import QUALITY_FILE, quality_file
@@ -112,11 +112,12 @@ def read_parent(root: Path) -> Parent:
     return Parent(name, version_at(root, ref), read_at(root, ref, "dvc.lock"), rewritten)
 
 
-def write_export(params: Params, store: Store, path: Path) -> None:
-    """Write the run's triplets with their images inside, where version.embed_images asks for it."""
-    rows = store.read_table("triplets", batch=batch_name(params)).to_pylist()
-    if params.version.embed_images and rows and not path.exists():
-        write_embedded(rows, store, path)
+def write_exports(params: Params, store: Store) -> None:
+    """Write the run's triplets with their images inside, where version.embed_images asks for it: a file for a file."""
+    for path in store.batch_files("triplets", batch_name(params)) if params.version.embed_images else ():
+        out = store.folder("data", "export", path.name)
+        if not out.exists() and store.count_rows(path, "triplets"):
+            write_embedded(store.read(path, "triplets").to_pylist(), store, out)
 
 
 def promoted_scores(root: Path) -> dict[str, Any] | None:
@@ -139,9 +140,8 @@ def data_changelog(
 
 def write_record(params: Params, store: Store, parent: Parent) -> dict[str, bytes]:
     """Write export and gallery, describe the version; the contents of README.md, version.json and manifest.json."""
-    root, batch = store.root, batch_name(params)
-    export = root / "data" / "export" / f"{batch}.parquet"
-    write_export(params, store, export)
+    root = store.root
+    write_exports(params, store)
     update_exports(store)
     version = describe_version(params, store, parent.record, git(root, "rev-parse", "HEAD"))
     write_gallery(store, params, version, root / "reports" / "gallery.html", promoted_scores(root))
@@ -149,7 +149,7 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
     manifest = build_manifest(root, earlier)
     manifest_json = json.dumps(manifest, indent=0, sort_keys=True).encode()
     version["manifest_sha256"] = hashlib.sha256(manifest_json).hexdigest()
-    exported = count_parquet_rows(export.parent.glob("*.parquet"))
+    exported = count_parquet_rows((root / "data" / "export").glob("*.parquet"))
     card = dataset_card(
         version,
         name=params.open_run.dataset,
@@ -201,7 +201,7 @@ def run(params: Params, store: Store) -> StageReport:
     root, batch = store.root, batch_name(params)
     new, withdrawn = require_triplets(params, store), require_withdrawn(store, batch)
     reviewed = count_reviewed(store, batch)
-    merge_chunks(store, batch)
+    merge_chunks(store, batch, loader=LoaderFiles(params.version.loader_files, params.version.loader_rows_min))
     make_output_folders(root, DATA_STAGES)
     redact_data(store, batch, run_private_texts(root))
     parent = read_parent(root)

@@ -25,15 +25,27 @@ def update_exports(store: Store) -> list[Path]:
     """
     changed = []
     for path in sorted(store.folder("data", "export").glob("*.parquet")):
-        triplets = store.read_table("triplets", EXPORT_COLUMNS, path.stem).to_pylist()
+        files = exported_files(store, path)
+        triplets = store.read(files, "triplets", EXPORT_COLUMNS).to_pylist()
         if pq.read_table(path, columns=EXPORT_COLUMNS).to_pylist() == triplets:
             continue
         changed.append(path)
         if triplets:
-            write_embedded(store.read_table("triplets", batch=path.stem).to_pylist(), store, path)
+            write_embedded(store.read(files, "triplets").to_pylist(), store, path)
         else:
             path.unlink()
     return changed
+
+
+def exported_files(store: Store, path: Path) -> list[Path]:
+    """The files of table `triplets` whose rows a file of data/export holds.
+
+    It bears the name of one of them; in older versions that of a batch, and holds all of the batch.
+    """
+    of_same_name = store.folder("data", "triplets", path.name)
+    if path.stem.rpartition("-")[2].isdecimal() and "-" in path.stem:
+        return [of_same_name] if of_same_name.exists() else []
+    return store.batch_files("triplets", path.stem)
 
 
 def require_withdrawn(store: Store, batch: str) -> int:

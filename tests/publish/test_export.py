@@ -116,3 +116,26 @@ def test_an_export_without_a_target_or_a_clone_is_refused(tmp_path: Path, capsys
     assert "there is no folder for them; add --images FOLDER" in capsys.readouterr().err
     assert main(["export", "--root", str(tmp_path), "--jsonl", str(tmp_path / "out.jsonl")]) == 65
     assert "no data/triplets/*.parquet; run `dvc pull`" in capsys.readouterr().err
+
+
+def test_a_folder_of_files_serves_as_many_workers_as_it_has_files(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A loader gives each worker whole files: none is idle, and none reads what another does."""
+    monkeypatch.setattr("tasks.publish.export.FOLDER_ROWS_MIN", 2)
+    assert main(["export", "--root", str(clone), "--embed-images", str(tmp_path / "rows")]) == 0
+    files = sorted((tmp_path / "rows").glob("*.parquet"))
+    wanted = [row["triplet_id"] for row in with_images(clone)]
+    assert len(files) == len(wanted) // 2 > 1
+    assert [row["triplet_id"] for path in files for row in read_export(path)] == wanted
+    streamed = load_dataset("parquet", data_files=[str(path) for path in files], split="train", streaming=True)
+    assert streamed.num_shards == len(files)
+    of_workers = [[row["triplet_id"] for row in streamed.shard(len(files), number)] for number in range(len(files))]
+    assert all(of_workers) and [i for ids in of_workers for i in ids] == wanted
+
+
+def test_pages_have_an_index(clone: Path, tmp_path: Path):
+    assert main(["export", "--root", str(clone), "--embed-images", str(tmp_path / "one.parquet")]) == 0
+    for path in (tmp_path / "one.parquet", clone / "data" / "triplets" / "2026.11.16-00000.parquet"):
+        columns = pq.read_metadata(path).row_group(0)
+        assert columns.num_columns > 5 and all(columns.column(n).has_offset_index for n in range(columns.num_columns))

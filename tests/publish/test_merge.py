@@ -110,3 +110,28 @@ def test_the_next_batch_in_the_same_folder_is_worked_on(tmp_path: Path):
     )
     assert made[0]["image_id"] == ["0", "1"] and len(store.batch_files("captions", after)) == 2
     assert merge.merge_chunks(store, after) > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "earlier", "files"),
+    [(20, 0, 1), (60, 0, 3), (480, 0, 16), (480, 13, 3), (480, 16, 1)],
+    ids=["few rows", "a file for each twenty", "at most sixteen", "as many as are missing", "enough are there"],
+)
+def test_many_triplets_are_left_in_files_for_many_workers(tmp_path: Path, rows: int, earlier: int, files: int):
+    store = Store(tmp_path)
+    for number in range(earlier):
+        store.write(store.table_path("triplets", EARLIER, number), [], "triplets")
+    for number in range(rows // 10):
+        found = [{"triplet_id": f"{number:04d} {n}"} for n in range(10)]
+        store.write(store.table_path("triplets", BATCH, number), found, "triplets")
+    merge.merge_chunks(store, BATCH, loader=merge.LoaderFiles(files=16, rows_min=20))
+    counts = [store.count_rows(path, "triplets") for path in store.batch_files("triplets", BATCH)]
+    assert len(counts) == files and sum(counts) == rows and max(counts) - min(counts) <= 10
+    ids = store.read_table("triplets", ["triplet_id"]).column(0).to_pylist()
+    assert ids == sorted(ids) and len(store.batch_files("triplets", EARLIER)) == earlier
+
+
+def test_empty_chunks_and_one_large_one_are_shared_out_in_order():
+    assert merge.group_by_rows([0, 0, 0], 4) == [3]
+    assert merge.group_by_rows([90, 1, 1, 0, 8, 0], 4) == [1, 5]
+    assert merge.group_by_rows([5, 5, 5, 5, 0, 0], 2) == [2, 4]

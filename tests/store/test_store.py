@@ -12,7 +12,7 @@ from tasks.names import stable_id
 from tasks.records import StageReport, schemas
 from tasks.store import Store, tables
 from tasks.store import vectors as vectors_module
-from tasks.store.tables import TableWriter
+from tasks.store.tables import TableWriter, to_parquet
 
 
 def test_equal_rows_give_equal_bytes_and_are_read_back(tmp_path):
@@ -159,3 +159,12 @@ def test_drops_are_counted_row_group_by_row_group(tmp_path, monkeypatch):
     assert store.count_drops(batch="2026.01.01") == {"ingest": {"duplicate": 1, "near_duplicate": 3, "undecodable": 1}}
     assert store.count_drops("ingest", "2026.01.08") == {"ingest": {"near_duplicate": 1, "undecodable": 1}}
     assert store.count_drops("judge") == {} and sum(store.count_drops()["ingest"].values()) == 7
+
+
+def test_pages_stay_the_same_when_rows_before_them_go():
+    """What a store of chunks (the Hub) need not keep twice: pages end where the content says so."""
+    random = np.random.default_rng(3)
+    table = pa.table({"image_id": [random.bytes(40).hex() for _ in range(60_000)]})
+    old, new = to_parquet(table), to_parquet(table.slice(100))
+    pieces = [new[start : start + 64] for start in range(0, len(new) - 64, 4096)]
+    assert len(pieces) > 500 and sum(piece in old for piece in pieces) / len(pieces) > 0.6
