@@ -123,7 +123,6 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         ConfigError: no deployment, or no such version.
-        DataError: as of `Reviews.read`.
     """
     clone = Path(os.environ.get("MEGAPAIRS_DATASET") or ".")
     reviews = Reviews(clone).read()

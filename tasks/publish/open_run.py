@@ -56,7 +56,7 @@ from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_a
 from tasks.publish.run_conf import Kind, changes_from_conf, gate_follows_threshold, require_paths, with_absolute_paths
 from tasks.publish.takedown_list import add_to_list, all_entries, form_entries, with_run_list, with_source_uris
 from tasks.records import StageReport
-from tasks.reviews.verdicts import Verdict, deployment_verdicts, write_verdicts
+from tasks.reviews.verdicts import Decided, Verdict, run_verdicts, write_verdicts
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
 from tasks.store.shards import move_old_shards
@@ -229,7 +229,8 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     entries = all_entries(params, deployment.takedown_list) if request.kind == "dataset" else []
     takedown = tuple(with_source_uris(entries, own))
     # a version that is rewritten keeps its rows, but for what is taken down
-    verdicts = deployment_verdicts(clone) if request.kind == "dataset" and not request.dataset_version else []
+    is_rewritten = request.kind == "model" or bool(request.dataset_version)
+    verdicts, faults = Decided() if is_rewritten else run_verdicts(clone, is_takedown=bool(params.open_run.takedown))
     parent = version_at(clone, data) if data and request.kind == "dataset" else None
     date = date_after(parent, params)
     batch = params.open_run.batch or next_free_name(tags(clone, request.kind), date)
@@ -243,7 +244,7 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
         f"profile '{profile}': mine.windows of {', '.join(roles)} are not calibrated for its encoders; "
         "`python -m tasks calibrate` proposes windows for the trigger form or the profile's file"
     ]
-    warnings = [*lowered, *(warnings if roles else [])]
+    warnings = [*lowered, *(warnings if roles else []), *faults]
     if difference := code_difference(clone, os.environ.get("MEGAPAIRS_AIRFLOW_COMMIT", ""), code):
         warnings.append(difference)
     resolved = overlay(raw, {"open_run": {"date": date, "batch": batch}})

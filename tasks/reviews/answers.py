@@ -6,12 +6,17 @@ Of one person's answers to one text of a row the last one counts. Names of peopl
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks.errors import DataError
 from tasks.locks import exclusive
+from tasks.store.atomic import write_bytes
 
+log = logging.getLogger(__name__)
 ANSWERS = ("right", "wrong", "unsure")
 FILE = "reviews.jsonl"
 LOCK_S = 10.0
@@ -46,6 +51,36 @@ class Review:
     text: str = ""
 
 
+class Answers(NamedTuple):
+    """What a file of reviews says.
+
+    Attributes:
+        reviews: that count: of one person and row the last one, in the order of writing.
+        faults: a sentence for each line that is no review; such a line is left out.
+    """
+
+    reviews: list[Review]
+    faults: list[str]
+
+
+def parse_review(line: bytes) -> Review:
+    """A line of the file.
+
+    Raises:
+        ValueError: it is no review.
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
+        raise ValueError("expected an object of texts")
+    try:
+        review = Review(**row)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if review.answer not in ANSWERS:
+        raise ValueError(f"answer {review.answer[:20]!r}; expected one of {list(ANSWERS)}")
+    return review
+
+
 class Reviews:
     """The file of a deployment's reviews.
 
@@ -72,22 +107,49 @@ class Reviews:
             file.write(line)
 
     def read(self) -> list[Review]:
-        """All answers that count: of one person and row the last one, in the order of writing.
+        """The answers that count, as of `read_answers`; a warning for each line that is no review."""
+        answers = self.read_answers()
+        for fault in answers.faults:
+            log.warning("%s", fault)
+        return answers.reviews
 
-        Raises:
-            DataError: a line that is no review.
-        """
-        if not self.path.exists():
-            return []
+    def read_answers(self) -> Answers:
+        """The answers that count, and the lines that are none: one damaged line must not stop a week or a takedown."""
         last: dict[tuple[str, str, str], Review] = {}
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").split("\n"), 1):
-            if not line:
+        faults = []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n") if self.path.exists() else (), 1):
+            if not line.strip():
                 continue
             try:
-                review = Review(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{self.path}, line {number}: no review ({error}); mend or remove the line") from error
+                review = parse_review(line)
+            except ValueError as error:
+                faults.append(f"{self.path}, line {number}: no review ({error}), left out; mend or remove the line")
+                continue
             key = (review.name, review.row_id, review.instruction)
             last.pop(key, None)
             last[key] = review
-        return list(last.values())
+        return Answers(list(last.values()), faults)
+
+    def count_naming(self, words: Set[str]) -> int:
+        """Lines that hold one of these ids, those that are no review included."""
+        return sum(1 for line in self._lines() if _names(line, words))
+
+    def remove_naming(self, words: Set[str]) -> None:
+        """Remove the lines that hold one of these ids; the file stays as it is where none does.
+
+        Raises:
+            TransientError: an answer has been being written for a long time.
+        """
+        with exclusive(self.path.with_suffix(".lock"), LOCK_S, f"{self.path} is being written to"):
+            lines = self._lines()
+            kept = [line for line in lines if not _names(line, words)]
+            if len(kept) < len(lines):
+                write_bytes(self.path, b"".join(kept))
+
+    def _lines(self) -> list[bytes]:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        return [line + b"\n" for line in content.split(b"\n") if line]
+
+
+def _names(line: bytes, words: Set[str]) -> bool:
+    return any(word.encode() in line for word in words)

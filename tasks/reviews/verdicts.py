@@ -19,8 +19,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from tasks.errors import DataError
+from tasks.errors import DataError, TransientError
 from tasks.locks import exclusive
 from tasks.reviews.answers import LOCK_S, Review, Reviews
 from tasks.store.atomic import write_bytes
@@ -88,20 +89,44 @@ def _by_most(values: Sequence[str]) -> list[str]:
     return [value for value, count in Counter(values).items() if value and 2 * count > len(values)]
 
 
-def deployment_verdicts(clone: Path) -> list[Verdict]:
+class Decided(NamedTuple):
+    """What people decided, and a sentence for each line of theirs that is no review and was left out."""
+
+    verdicts: Sequence[Verdict] = ()
+    faults: Sequence[str] = ()
+
+
+def deployment_verdicts(clone: Path) -> Decided:
     """The verdicts of a deployment's reviews as they are now.
 
     Args:
         clone: of the deployment.
     Raises:
-        DataError: a line that is no review.
         TransientError: an answer has been being written for a long time.
     """
     reviews = Reviews(clone)
     if not reviews.path.exists():
-        return []
+        return Decided()
     with exclusive(reviews.path.with_suffix(".lock"), LOCK_S, f"{reviews.path} is being written to"):
-        return decide(reviews.read())
+        answers = reviews.read_answers()
+    return Decided(decide(answers.reviews), answers.faults)
+
+
+def run_verdicts(clone: Path, *, is_takedown: bool) -> Decided:
+    """The verdicts that a run is to follow. Nothing that people wrote stops a takedown: its run goes on without.
+
+    Args:
+        clone: of the deployment.
+        is_takedown: whether the run takes images down.
+    Raises:
+        TransientError: as of `deployment_verdicts`, but not of a takedown.
+    """
+    try:
+        return deployment_verdicts(clone)
+    except (TransientError, OSError) as error:
+        if not is_takedown:
+            raise
+        return Decided(faults=[f"verdicts of people are left to the next run: {error}"])
 
 
 def write_verdicts(root: Path, verdicts: Sequence[Verdict]) -> None:

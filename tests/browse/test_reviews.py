@@ -17,7 +17,9 @@ def review(name: str, row: str, answer: str, **more: str) -> Review:
     return Review("2026-11-29T00:00:00+00:00", name, "2026.11.28", row, "in blue", "q", "t", answer, **more)
 
 
-def test_the_last_answer_of_a_person_counts_and_a_damaged_line_is_named(tmp_path: Path):
+def test_the_last_answer_of_a_person_counts_and_a_damaged_line_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     reviews = Reviews(tmp_path / "dataset")
     assert reviews.read() == []
     for given in (review("ann", "t1", "wrong"), review("ann", "t1", "right"), review("bob", "t1", "right")):
@@ -26,8 +28,7 @@ def test_the_last_answer_of_a_person_counts_and_a_damaged_line_is_named(tmp_path
     with pytest.raises(DataError, match="expected one of"):
         reviews.add(review("ann", "t2", "perhaps"))
     reviews.path.write_text(reviews.path.read_text() + "{}\n")
-    with pytest.raises(DataError, match=r"reviews.jsonl, line 4: no review"):
-        reviews.read()
+    assert len(reviews.read()) == 2 and "reviews.jsonl, line 4: no review" in caplog.text
 
 
 def test_a_text_with_a_line_break_of_unicode_is_one_answer(tmp_path: Path):

@@ -11,7 +11,8 @@ import yaml
 
 from tasks.__main__ import main
 from tasks.config import load_params
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError
+from tasks.locks import exclusive
 from tasks.publish.git import git
 from tasks.publish.open_run import Deployment, RunRequest, make_worktree, open_run
 from tests.support.killing import kill_when
@@ -68,15 +69,22 @@ def test_a_contradiction_is_refused_within_seconds_and_leaves_nothing(deployment
     assert time.process_time() - start < 5 and not (deployment / "refused").exists()
 
 
-def test_a_damaged_answer_of_a_reviewer_is_named_before_anything_is_made(deployment: Path):
-    file = deployment / "reviews.jsonl"
-    file.write_text("half a li")
-    try:
-        with pytest.raises(DataError, match=r"reviews.jsonl, line 1: no review .*; mend or remove the line"):
-            refuse(deployment, RunRequest("r", "dataset", {"sources": str(deployment)}))
-    finally:
-        file.unlink()
-    assert not (deployment / "refused").exists()
+def test_a_damaged_answer_of_a_reviewer_is_named_and_stops_neither_a_week_nor_a_takedown(deployment: Path):
+    file, where = deployment / "reviews.jsonl", Deployment(deployment / "dataset", deployment / "runs")
+    answer = {"at": "", "name": "ann", "version": "", "row_id": "t1", "instruction": "i", "query": "q", "target": "t"}
+    lines = ["half a li", json.dumps({**answer, "answer": "wrong"}), "[1]", json.dumps({**answer, "answer": 5}), "\xff"]
+    file.write_bytes("\n".join(lines).encode("latin-1"))
+    for name, conf in (("week", {"sources": str(deployment)}), ("takedown", {"takedown": ["f" * 64], "dry_run": True})):
+        notes = open_run(RunRequest(name, "dataset", conf), where).notes
+        assert notes[1].endswith("1 verdicts of people"), "the whole line counts"
+        assert [note.partition(": ")[0] for note in notes if "no review" in note] == [
+            f"{file.resolve()}, line {number}" for number in (1, 3, 4, 5)
+        ]
+    with exclusive(file.with_suffix(".lock"), 1, "held"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.reviews.verdicts.LOCK_S", 0.01)
+        notes = open_run(RunRequest("now", "dataset", {"takedown": ["f" * 64], "dry_run": True}), where).notes
+        assert "verdicts of people are left to the next run" in notes[-1]
+    file.unlink()
 
 
 def test_windows_that_nobody_calibrated_are_warned_of(deployment: Path, caplog: pytest.LogCaptureFixture):

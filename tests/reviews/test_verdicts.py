@@ -61,11 +61,11 @@ def test_an_answer_is_about_images_and_text_whatever_the_rows_id_was():
 def test_a_run_keeps_verdicts_without_names_and_none_where_nobody_answered(tmp_path: Path):
     clone, run = tmp_path / "dataset", tmp_path / "run"
     clone.mkdir()
-    assert deployment_verdicts(clone) == [] and read_verdicts(run) == []
+    assert deployment_verdicts(clone).verdicts == () and read_verdicts(run) == []
     write_verdicts(run, [])
     assert not run.exists()
     Reviews(clone).add(review("ann.person", "wrong", text="in dark blue", better="n"))
-    write_verdicts(run, deployment_verdicts(clone))
+    write_verdicts(run, deployment_verdicts(clone).verdicts)
     assert read_verdicts(run) == [Verdict("q", "t", "in blue", 0, 1, "in dark blue", ("n",), ("t1",))]
     assert "ann" not in (run / RUN_FILE).read_text()
     (run / RUN_FILE).write_text("{}\n")
