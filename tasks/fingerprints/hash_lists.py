@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.fingerprints.list_text import utf16_encoding
 from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
-from tasks.fingerprints.takedown_list import utf16_encoding
 
 HEX_WORD = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{384}|[0-9a-fA-F]{64}|[0-9a-fA-F]{16})(?![0-9A-Za-z])")
 

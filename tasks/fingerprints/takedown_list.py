@@ -17,19 +17,19 @@ an error that names it: an entry that is not understood must not pass for none.
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 
 from tasks.errors import ConfigError
+from tasks.fingerprints.list_text import decode_text
 from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
 from tasks.reasons import WITHDRAWAL_REASONS
 
@@ -40,6 +40,7 @@ _HEX = re.compile(r"(?<![0-9A-Za-z])(?:[0-9a-fA-F]{384}|[0-9a-fA-F]{64}|[0-9a-fA
 _FILE_NAME = re.compile(r"[^\s,;\t]*(?:[/\\][^\s,;\t]*|\.[A-Za-z][A-Za-z0-9]{1,4}(?=[\s,;\t\"']|$))")
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+_IN_ADDRESSES = "%/?:@!$&'()*+,;=~[]"
 _URI = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*:\S.*")
 _DATE = re.compile(r"(?<!\d)\d{4}-\d{2}-\d{2}(?!\d)")
 _NAMES: dict[str, Kind] = {
@@ -65,7 +66,8 @@ class Entry:
         kind: what `value` is.
         value: lower case for hashes.
         thumbnail: 192 bytes that confirm a perceptual hash; None where the line has none.
-        spellings: of an address or a source_uri: what it may be, shortest first, where the line goes on after a comma.
+        spellings: of an address or a source_uri: what it may be, shortest first, where the line goes on after a comma
+            (an address: after a blank too); also the whole line, where a source may bear a column's name (`url:1.jpg`).
         date: of the request, ISO; empty where the line states none.
         reason: a code of WITHDRAWAL_REASONS.
     """
@@ -82,7 +84,7 @@ class Entry:
         """As a line of a list."""
         names = {"where": self.where, self.kind: self.value, "date": self.date, "reason": self.reason}
         more: dict[str, Any] = {"thumbnail": self.thumbnail.hex()} if self.thumbnail else {}
-        if len(self.spellings) > 1:
+        if self.spellings not in ((), (self.value,)):
             more["spellings"] = list(self.spellings)
         return json.dumps({**names, **more}, ensure_ascii=False)
 
@@ -122,39 +124,16 @@ class Matches:
     near: dict[int, list[NearHit]] = field(default_factory=dict)
 
 
-def utf16_encoding(content: bytes) -> str | None:
-    """The form of UTF-16 that a text has, by its byte-order mark or its zero bytes; None for none."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if b"\0" in content[:4096]:
-        return "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
-    return None
-
-
-def decode_text(content: bytes, path: Path | str, parameter: str) -> list[str]:
-    """The lines of a list in UTF-8 or UTF-16, with a byte-order mark or without.
-
-    Raises:
-        ConfigError: other bytes; it names the line.
-    """
-    encoding = utf16_encoding(content) or "utf-8-sig"
-    try:
-        return content.decode(encoding).splitlines()
-    except UnicodeDecodeError as error:
-        number = content[: error.start].count(b"\n") + 1
-        raise ConfigError(
-            f"{parameter}: {path}, line {number}: bytes that are not {encoding.removesuffix('-sig')}; expected a text "
-            "in UTF-8 or UTF-16; save the list as UTF-8"
-        ) from None
-
-
-def parse_lines(lines: Iterable[str], name: str, parameter: str = "ingest.takedown") -> list[Entry]:
+def parse_lines(
+    lines: Iterable[str], name: str, parameter: str = "ingest.takedown", *, may_be_empty: bool = False
+) -> list[Entry]:
     """The entries of a list.
 
     Args:
         lines: of the list.
         name: of the list, for `where` and errors.
         parameter: that names the list, for errors.
+        may_be_empty: whether a list without an entry is one.
     Raises:
         ConfigError: a line is no entry, or there is none at all.
     """
@@ -176,7 +155,7 @@ def parse_lines(lines: Iterable[str], name: str, parameter: str = "ingest.takedo
                 "write the line so, or put # before what is for people only"
             )
         entries += found
-    if not entries:
+    if not entries and not may_be_empty:
         raise ConfigError(
             f"{parameter}: {name} has no entry; expected at least one line with a SHA-256, a perceptual hash, a "
             "source_uri, an address or source:NAME; leave the parameter out where nothing is to be taken down"
@@ -202,17 +181,22 @@ def _entries_of(text: str, where: str, parameter: str) -> list[Entry]:
     facts = Facts(dated, reason)
     quoted = re.match(r'"((?:[^"]|"")*)"', text)
     whole = quoted[1].replace('""', '"') if quoted else text
-    if address := _ADDRESS.match(whole):
-        return [_located("url", address[0], where, facts, is_whole=bool(quoted))]
+    if _ADDRESS.match(whole):
+        return [_located("url", whole, where, facts, is_whole=bool(quoted))]
     name, separator, value = whole.partition(":")
     name, separator, value = (name, separator, value) if separator else whole.partition("=")
     key = _NAMES.get(name.strip().lower()) if separator else None
     value = value.strip()
-    if key in ("source_uri", "url") and value:
-        return [_located(key, value, where, facts, is_whole=bool(quoted))]  # type: ignore[arg-type]
-    if key == "source" and value:
-        return [Entry(where, "source", re.split(r"[,;\t\s]", value)[0], None, (), *facts)]
-    if key is None and _URI.match(whole) and not _HEX.match(whole):
+    is_uri = separator == ":" and bool(_URI.match(whole)) and not _HEX.match(whole)
+    if key in ("source_uri", "url", "source") and value:
+        entry = _located(key, value, where, facts, is_whole=bool(quoted))  # type: ignore[arg-type]
+        if key == "source":
+            entry = replace(entry, value=re.split(r"[,;\t\s]", value)[0], spellings=())
+        if not is_uri:
+            return [entry]
+        own = _located("source_uri", whole, where, facts, is_whole=bool(quoted))  # of a source that bears that name
+        return [replace(entry, spellings=(*entry.spellings, *own.spellings))]
+    if is_uri and (key is None or not _HEX.search(value)):
         return [_located("source_uri", whole, where, facts, is_whole=bool(quoted))]
     return _hash_entries(whole.partition("#")[0] if not quoted else whole, where, facts)
 
@@ -226,8 +210,12 @@ def _hash_entries(text: str, where: str, facts: Facts) -> list[Entry]:
 
 
 def _located(kind: Kind, text: str, where: str, facts: Facts, *, is_whole: bool) -> Entry:
-    """An entry of a source_uri or an address, both of which may hold commas and blanks."""
-    ends = [] if is_whole else [m.start() for m in re.finditer(r"[,;\t]|\s+\d{4}-\d{2}-\d{2}", text)]
+    """An entry of a source_uri or an address, both of which may hold commas and blanks.
+
+    What follows an address after a blank may be a part of it or a remark: each is one of its spellings.
+    """
+    breaks = r"[,;\t]|\s+" if kind == "url" else r"[,;\t]|\s+\d{4}-\d{2}-\d{2}"
+    ends = [] if is_whole else [m.start() for m in re.finditer(breaks, text)]
     spellings = tuple(dict.fromkeys(text[:end].strip().strip('"') for end in [*ends, len(text)]))
     return Entry(where, kind, spellings[0], None, spellings, *facts)
 
@@ -258,13 +246,16 @@ def _json_entries(text: str, where: str, parameter: str) -> list[Entry]:
             confirmed = bytes.fromhex(thumbnail) if kind == "phash" and len(thumbnail) == 384 else None
             entries.append(Entry(where, kind, value.lower(), confirmed, (), *facts))
         else:
-            spellings = () if kind == "source" else tuple(map(str, row.get("spellings") or [value]))
+            spellings = tuple(map(str, row.get("spellings") or (() if kind == "source" else [value])))
             entries.append(Entry(where, kind, value, None, spellings, *facts))
     return entries
 
 
 def normalize_address(address: str) -> str:
-    """An address for comparison: without scheme and fragment where it is http or https, its host in lower case."""
+    """An address for comparison: of http or https without scheme and fragment, its host in lower case.
+
+    A blank and other characters that no address may have are percent-encoded, as a client asks for them.
+    """
     try:
         parts = urlsplit(address)
         host = (parts.hostname or "") + (f":{parts.port}" if parts.port not in (None, 80, 443) else "")
@@ -272,7 +263,7 @@ def normalize_address(address: str) -> str:
         return address
     if parts.scheme.lower() not in ("http", "https"):
         return address
-    return f"//{host}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
+    return quote(f"//{host}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else ""), safe=_IN_ADDRESSES)
 
 
 class TakedownList:
@@ -303,7 +294,8 @@ class TakedownList:
                     self._uris.setdefault(spelling, number)
             elif entry.kind == "source":
                 self._names.setdefault(entry.value, number)
-                self._uris.setdefault(f"source:{entry.value}", number)
+                for spelling in (f"source:{entry.value}", *entry.spellings):  # of a source that is called `source`
+                    self._uris.setdefault(spelling, number)
         self._hashed = [n for n, entry in enumerate(self.entries) if entry.kind == "phash"]
         self._hashes = np.array([int(self.entries[n].value, 16) for n in self._hashed], np.uint64)
 
@@ -378,8 +370,13 @@ class TakedownList:
         return matches
 
 
-def read_entries(paths: Iterable[Path], parameter: str) -> Iterator[Entry]:
+def read_entries(paths: Iterable[Path], parameter: str, *, may_be_empty: bool = False) -> Iterator[Entry]:
     """The entries of the lists that one parameter names.
+
+    Args:
+        paths: of the lists.
+        parameter: their name, for errors.
+        may_be_empty: as of `parse_lines`.
 
     Raises:
         ConfigError: a list cannot be read, has a line that is no entry, or no entry at all.
@@ -391,4 +388,5 @@ def read_entries(paths: Iterable[Path], parameter: str) -> Iterator[Entry]:
             raise ConfigError(
                 f"{parameter}: {path} cannot be read ({error.strerror}); give the list's path, or leave it out"
             ) from error
-        yield from parse_lines(decode_text(content, path.name, parameter), path.name, parameter)
+        lines = decode_text(content, path.name, parameter)
+        yield from parse_lines(lines, path.name, parameter, may_be_empty=may_be_empty)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import Params, overlay
+from tasks.fingerprints.list_text import decode_text, utf16_encoding
 from tasks.fingerprints.takedown_list import Entry, normalize_address, parse_lines, read_entries
 from tasks.locks import exclusive
 from tasks.store.atomic import write_bytes
@@ -34,13 +35,24 @@ def form_entries(params: Params) -> list[Entry]:
     return parse_lines(lines, "the form", FORM) if lines else []
 
 
+def deployment_entries(deployment_list: Path) -> list[Entry]:
+    """The entries of the deployment's list; none where it is not there yet, or nobody has asked for anything yet.
+
+    Raises:
+        ConfigError: as of `read_entries`, but that it may be empty.
+    """
+    if not deployment_list.exists():
+        return []
+    return list(read_entries([deployment_list], "MEGAPAIRS_TAKEDOWN", may_be_empty=True))
+
+
 def all_entries(params: Params, deployment_list: Path) -> list[Entry]:
     """The entries of the three lists, each value once.
 
     Raises:
-        ConfigError: a list is unreadable, has a line that is no entry, or no entry.
+        ConfigError: a list is unreadable, has a line that is no entry, or, where the parameters name it, no entry.
     """
-    entries = list(read_entries([deployment_list], "MEGAPAIRS_TAKEDOWN")) if deployment_list.exists() else []
+    entries = deployment_entries(deployment_list)
     if params.ingest.takedown:
         entries += read_entries([Path(params.ingest.takedown)], "ingest.takedown")
     entries += form_entries(params)
@@ -74,8 +86,10 @@ def add_to_list(deployment_list: Path, entries: Sequence[Entry]) -> int:
     lock = deployment_list.with_name(f".{deployment_list.name}.lock")
     problem = f"{lock}: another process has been writing the takedown list for {LOCK_TIMEOUT_S:.0f} s; try again"
     with exclusive(lock, LOCK_TIMEOUT_S, problem):
+        known = {(entry.kind, entry.value) for entry in deployment_entries(deployment_list)}
         present = deployment_list.read_bytes() if deployment_list.exists() else b""
-        known = {(e.kind, e.value) for e in read_entries([deployment_list], "MEGAPAIRS_TAKEDOWN")} if present else set()
+        if utf16_encoding(present):
+            present = "\n".join(decode_text(present, deployment_list, "MEGAPAIRS_TAKEDOWN")).encode()
         new = [entry for entry in entries if (entry.kind, entry.value) not in known]
         lines = "".join(f"{entry.to_json()}\n" for entry in new).encode()
         if new:

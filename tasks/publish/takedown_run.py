@@ -28,8 +28,9 @@ from typing import Any
 
 from tasks.config import load_params
 from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO, ConfigError, DataError, TransientError
+from tasks.fingerprints.list_text import decode_text
 from tasks.fingerprints.takedown import load_list, match_images
-from tasks.fingerprints.takedown_list import DEFAULT_REASON, Entry, Matches, TakedownList, decode_text, parse_lines
+from tasks.fingerprints.takedown_list import DEFAULT_REASON, Entry, Matches, TakedownList, parse_lines
 from tasks.publish.git import common_dir
 from tasks.publish.graph import graph
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run

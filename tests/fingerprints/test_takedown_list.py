@@ -99,6 +99,33 @@ def test_each_entry_matches_what_it_names_and_near_hits_are_left_to_a_person():
     assert {n: [tuple(hit) for hit in hits] for n, hits in matches.near.items()} == {6: [("id7", 10)]}
 
 
+@pytest.mark.parametrize(
+    ("line", "uri", "others"),
+    [
+        ("https://example.org/my photo.jpg", "web:https://example.org/my photo.jpg", ["web:https://example.org/photo"]),
+        ("https://example.org/my photo.jpg", "web:https://example.org/my%20photo.jpg", []),
+        ("https://example.org/my%20photo.jpg please, 2026-01-15", "web:https://example.org/my photo.jpg", []),
+        ("https://example.org/größe.jpg", "web:https://example.org/gr%C3%B6%C3%9Fe.jpg", []),
+        ("https://example.org/1.jpg  2026-01-15", "web:https://example.org/1.jpg", ["web:https://example.org/2.jpg"]),
+        ("s3://bucket/in/my photo, 2.jpg", "s3://bucket/in/my photo, 2.jpg", []),
+        ("uri:photos/1.jpg", "uri:photos/1.jpg", ["uri:photos/2.jpg"]),
+        ("url:photos/1.jpg", "url:photos/1.jpg", ["url:photos/2.jpg"]),
+        ("url:photos/1, b.jpg", "url:photos/1, b.jpg", []),
+        ("url:https://example.org/1.jpg", "web:https://example.org/1.jpg", []),
+        ("source:1.jpg", "source:1.jpg", ["source:2.jpg"]),
+        ("source:my photo.jpg", "source:my photo.jpg", ["source:photo.jpg"]),
+        ("image_id:1.jpg", "image_id:1.jpg", []),
+        ("id:1.jpg", "id:1.jpg", []),
+    ],
+)
+def test_blanks_in_addresses_and_sources_that_are_called_as_columns_are(line: str, uri: str, others: list[str]):
+    entries = parse_lines([line], "letter")
+    copied = parse_lines([entry.to_json() for entry in entries], "copy")
+    for found in (TakedownList(entries), TakedownList(copied)):
+        assert found.find_exact((), uri) == 0
+        assert [found.find_exact((), other) for other in others] == [None] * len(others)
+
+
 def test_a_blocklist_is_read_in_utf_16_too_and_one_without_an_entry_is_no_empty_one(tmp_path: Path):
     (tmp_path / "b.txt").write_bytes(f"# by Gr\u00f6\u00dfe\n{SHA}  a person asked\n".encode("utf-16"))
     assert read_lists("blocked", "ingest.blocklists", [tmp_path / "b.txt"]).sha256s == {SHA}
