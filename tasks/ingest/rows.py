@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from tasks.ingest.rules import NormalizedImage, Rejection
 from tasks.sources.files import SourceFile
 
 TAKEN_DOWN = "taken_down"
-_SUM = re.compile(r"[0-9a-fA-F]{32,}")
+UNNAMED = (TAKEN_DOWN, "blocked")  # reasons of files whose address must not be published: somebody asked, or the law
 GIVEN_UP = "is_given_up"  # in a dropped row's detail: the file is not tried again
 SOURCE_REFUSED = "is_source_refused"  # the same: its source gave no file at all, which is no try of this one
 
@@ -119,8 +118,9 @@ def dropped_row(
         also: other kept images that it is a near duplicate of.
         tries: in which a file that may be tried again was not reached.
     """
-    if rejection.reason == TAKEN_DOWN:
-        return hidden_row(inspected.file.uri, inspected.sha256, inspected.file.fingerprint, batch, is_named=True)
+    if rejection.reason in UNNAMED:
+        file = inspected.file
+        return hidden_row(file.uri, inspected.sha256, file.fingerprint, batch, rejection.reason)
     detail: dict[str, Any] = {"sha256": inspected.sha256, "why": rejection.detail}
     optional = {
         "copy_of": copy_of,
@@ -137,22 +137,24 @@ def dropped_row(
     return {"stage": "ingest", "batch": batch, "key": inspected.file.uri, "reason": rejection.reason, "detail": text}
 
 
-def hidden_row(uri: str, sha256: str, fingerprint: str, batch: str, *, is_named: bool = False) -> dict[str, Any]:
-    """The dropped row of a file that was taken down: hashes tell a later batch that it is known, nothing names it.
+def hidden_row(uri: str, sha256: str, fingerprint: str, batch: str, reason: str = TAKEN_DOWN) -> dict[str, Any]:
+    """The dropped row of a file that a list names: hashes tell a later batch that it is known, nothing names it.
+
+    The rows are published: an address at which the image lies must not stand in them, also where it was never taken in.
 
     Args:
         uri: its source_uri.
         sha256: of its bytes.
         fingerprint: as its source states it; '' for none.
         batch: that drops it.
-        is_named: keep the source_uri: of a file that was never published, unless its name is a sum.
+        reason: of UNNAMED.
     """
     withheld = {"name": short_hash(uri), "content": short_hash(f"{uri}\0{sha256}")}
     if fingerprint:
         withheld = {"fingerprint": short_hash(fingerprint)}
-    name = uri if is_named and not _SUM.search(uri) else f"{uri.partition(':')[0]}:withheld-{short_hash(uri):016x}"
+    name = f"{uri.partition(':')[0]}:withheld-{short_hash(uri):016x}"
     detail = json.dumps({"withheld": withheld}, sort_keys=True)
-    return {"stage": "ingest", "batch": batch, "key": name, "reason": TAKEN_DOWN, "detail": detail}
+    return {"stage": "ingest", "batch": batch, "key": name, "reason": reason, "detail": detail}
 
 
 def shard_metadata(file: SourceFile, image_id: str) -> dict[str, str]:

@@ -59,6 +59,7 @@ def withdraw_images(params: Params, store: Store) -> TakedownList | None:
     batch = batch_name(params)
     matches = match_images(params, store, takedown)
     write_report(store, batch, takedown, matches)
+    _hide_refused(store, takedown)
     rows = _withdrawn_rows(params, store, takedown, matches)
     if not rows:
         return takedown
@@ -127,6 +128,20 @@ def _hide_dropped(store: Store, batch: str, images: Sequence[Row]) -> None:
         after = [_hidden(row) if _names(row, words) else row for row in dropped]
         if after != dropped:
             store.write(file, after, "dropped")
+
+
+def _hide_refused(store: Store, takedown: TakedownList) -> None:
+    """Hide what dropped rows say about files that the list names and that were never taken in."""
+    for file in sorted(store.folder("data", "dropped", "ingest").glob("*.parquet")):
+        dropped = store.read(file, "dropped").to_pylist()
+        after = [_hidden(row) if _is_listed(row, takedown) else row for row in dropped]
+        if after != dropped:
+            store.write(file, after, "dropped")
+
+
+def _is_listed(row: Row, takedown: TakedownList) -> bool:
+    detail = json.loads(row["detail"]) if row["detail"].startswith("{") else {}
+    return takedown.find_exact((detail.get("sha256", ""),), row["key"]) is not None
 
 
 def _names(row: Row, words: Set[str]) -> bool:

@@ -42,10 +42,27 @@ def test_withdrawn_images_stay_away_and_are_named_nowhere(tmp_path: Path):
 
     shutil.copyfile(source / "1.jpg", source / "again.jpg")
     report = ingest.run(folder_params(source, "2026.01.18", takedown=str(takedown)), store)
-    assert report.dropped == {"taken_down": 1} and read_drop_reasons(store)["again.jpg"] == "taken_down"
+    assert report.dropped == {"taken_down": 1} and "again.jpg" not in json.dumps(store.read_dropped().to_pylist())
     shutil.copyfile(source / "1.jpg", source / "once more.jpg")
     report = ingest.run(folder_params(source, "2026.01.25"), store)  # the list was lost: what was withdrawn stays out
     assert report.dropped == {"taken_down": 1} and set(read_kept(store)) == {"3.jpg", "4.jpg"}
     finished = hash_files(tmp_path / "run")
     ingest.run(params, store)
     assert hash_files(tmp_path / "run") == finished
+
+
+def test_a_file_that_was_never_taken_in_is_not_published_by_its_address(tmp_path: Path):
+    source, store, takedown = tmp_path / "source", Store(tmp_path / "run"), tmp_path / "takedown.txt"
+    save_jpeg(smooth_image(0), source / "kept.jpg")
+    save_jpeg(smooth_image(1).resize((9, 9)), source / "tiny.jpg")
+    ingest.run(folder_params(source), store)
+    assert set(read_drop_reasons(store)) == {"tiny.jpg"}
+    takedown.write_text("mine:tiny.jpg\nmine:new.jpg\nsha256," + "0" * 64)
+    save_jpeg(smooth_image(2), source / "new.jpg")
+    report = ingest.run(folder_params(source, "2026.01.11", takedown=str(takedown)), store)
+    assert report.dropped == {"taken_down": 1} and set(read_kept(store)) == {"kept.jpg"}
+    dropped = store.read_dropped("ingest").to_pylist()
+    assert {row["reason"] for row in dropped} == {"taken_down"} and len(dropped) == 2
+    assert all(row["key"].startswith("mine:withheld-") and ".jpg" not in row["detail"] for row in dropped)
+    again = ingest.run(folder_params(source, "2026.01.18", takedown=str(takedown)), store)
+    assert again.read == 0, "both files are known still"
