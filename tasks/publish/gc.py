@@ -15,45 +15,15 @@ It knows the versions of this deployment alone: not for a remote or a cache that
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tasks.errors import ConfigError, DataError
-from tasks.publish.dvc_repo import dvc_repo
-from tasks.publish.git import common_dir, git, publishing_lock
-from tasks.publish.objects import Objects
+from tasks.errors import ConfigError
+from tasks.publish.garbage import Garbage, collect
+from tasks.publish.git import common_dir
 from tasks.publish.open_run import Deployment
-from tasks.publish.publish import fetch
 from tasks.publish.retention import list_runs
-
-
-class Garbage(NamedTuple):
-    """Objects that nothing needs: where they lie, how many, and their bytes."""
-
-    where: str
-    objects: int
-    size_bytes: int
-
-
-def needed_objects(clone: Path, open_runs: Sequence[Path]) -> set[str]:
-    """MD5 names of all objects that a tag, a branch of origin or an open run names, folders' lists included.
-
-    Raises:
-        DataError: the list of a folder is neither in the cache nor in the remote.
-    """
-    objects = Objects(clone)
-    refs = git(clone, "for-each-ref", "--format=%(refname)", "refs/tags", "refs/remotes/origin").split()
-    needed: set[str] = set()
-    for ref in refs:
-        if not ref.endswith("/HEAD"):
-            needed |= objects.named_at(ref)
-    for worktree in open_runs:
-        needed |= objects.named_in(worktree)
-    return needed
 
 
 def collect_garbage(deployment: Deployment, *, in_remote: bool, is_dry: bool) -> tuple[list[Garbage], int]:
@@ -67,33 +37,7 @@ def collect_garbage(deployment: Deployment, *, in_remote: bool, is_dry: bool) ->
     runs = [run for run in list_runs(deployment.runs, time.time()) if run.kind]
     if busy := [run.run_id for run in runs if run.is_working]:
         raise ConfigError(f"gc: run {busy[0]} works, and may be writing objects that nothing names yet; wait for it")
-    with publishing_lock(clone):
-        fetch(clone)
-        needed = needed_objects(clone, [run.folder for run in runs])
-        found = []
-        with dvc_repo(clone) as repo:
-            logging.getLogger("dvc").setLevel(logging.ERROR)
-            stores = {"cache": repo.cache.local, **({"remote": repo.cloud.get_remote_odb()} if in_remote else {})}
-            for where, odb in stores.items():
-                present = set(odb.all())
-                if where == "remote" and (missing := sorted(needed - present)):
-                    raise DataError(
-                        f"gc: the remote lacks {len(missing)} of {len(needed)} objects that versions need, first "
-                        f"{missing[:3]}; nothing is removed; find out what they were (`python -m tasks verify`)"
-                    )
-                unneeded = sorted(present - needed)
-                found.append(Garbage(where, len(unneeded), _remove(odb, unneeded, is_dry=is_dry)))
-    return found, len(needed)
-
-
-def _remove(odb: Any, names: Sequence[str], *, is_dry: bool) -> int:
-    """Remove objects from a store of DVC's, unless `is_dry`; returns their bytes."""
-    size = 0
-    for name in names:
-        size += int(odb.fs.info(odb.oid_to_path(name))["size"] or 0)
-        if not is_dry:
-            odb.delete(name)
-    return size
+    return collect(clone, [run.folder for run in runs], in_remote=in_remote, is_dry=is_dry)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@
 
 Works on the deployment that MEGAPAIRS_DATASET and MEGAPAIRS_RUNS name. Removed are: worktrees in which no process works
 and nothing has changed for --keep-days (a failed run that nobody cleared); objects of the DVC cache that no version, no
-open run and not the branch's tip needs, and only while no run works; replies of models older than --keep-replies-days;
+open run and no branch of origin needs, and only while no run works; replies of models older than --keep-replies-days;
 log files below --logs older than --keep-logs-days. A run that works, or that --active names, stays however old it is.
 Origin and the DVC remote are never touched, so a version can always be pulled again.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,9 @@ from tasks.errors import ConfigError
 from tasks.locks import is_held
 from tasks.models.llm.request_cache import cache_folder, prune_cache
 from tasks.names import slug
-from tasks.publish.dvc_repo import dvc_repo
-from tasks.publish.git import common_dir, publishing_lock, resolve_ref
+from tasks.publish.garbage import collect
+from tasks.publish.git import common_dir
 from tasks.publish.open_run import MARKER, Deployment, close_run
-from tasks.publish.published import REMOTE_BRANCH, cache_dir
 
 DAY_S = 86_400.0
 
@@ -69,16 +67,15 @@ class Retention:
 
 @dataclass(frozen=True)
 class Freed:
-    """What was, or would be, removed: its kind, a count, and bytes (None: counted only when it is removed)."""
+    """What was, or would be, removed: its kind, a count, and bytes."""
 
     kind: str
     count: int
-    size_bytes: int | None
+    size_bytes: int
 
     def line(self) -> str:
         """As a person reads it."""
-        size = "counted when it is removed" if self.size_bytes is None else f"{self.size_bytes / 1e6:.1f} MB"
-        return f"  {self.kind:<14}{self.count:>8}  {size}"
+        return f"  {self.kind:<14}{self.count:>8}  {self.size_bytes / 1e6:.1f} MB"
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -140,18 +137,13 @@ def prune_worktrees(runs: Sequence[OpenRun], clone: Path, is_dry: bool) -> Freed
 
 
 def prune_dvc_cache(clone: Path, open_runs: Sequence[Path], is_dry: bool) -> Freed:
-    """Remove objects of the DVC cache that no tag, no open run and not the branch's tip names."""
-    if is_dry:
-        return Freed("DVC cache", 0, None)
-    folder = cache_dir(clone)
-    before = files_below(folder)
-    size = sum(p.stat().st_size for p in before)
-    tip = {"rev": REMOTE_BRANCH, "num": 1} if resolve_ref(clone, REMOTE_BRANCH) else {}
-    with publishing_lock(clone), dvc_repo(clone) as repo:
-        logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of every stage that has not run yet
-        repo.gc(workspace=True, all_tags=True, force=True, repos=[str(p) for p in open_runs], **tip)
-    after = files_below(folder)
-    return Freed("DVC cache", len(before) - len(after), size - sum(p.stat().st_size for p in after))
+    """Remove objects of the DVC cache that nothing needs, as `python -m tasks gc` does (tasks/publish/garbage.py).
+
+    Raises:
+        TransientError: origin cannot be asked for its versions.
+    """
+    found, _ = collect(clone, open_runs, in_remote=False, is_dry=is_dry)
+    return Freed("DVC cache", found[0].objects, found[0].size_bytes)
 
 
 def prune_replies(clone: Path, days: float, now: float, is_dry: bool) -> Freed:

@@ -70,6 +70,7 @@ def test_a_dry_run_removes_nothing(deployment: Path, capsys: pytest.CaptureFixtu
     result = runs(capsys, "--prune")
     assert [(run["run_id"], run["idle_days"] > 29) for run in result["runs"]] == [("old", True), ("new", False)]
     assert freed(result, "would_free")["worktrees"][0] == 1
+    assert all(isinstance(number, int) for kind in freed(result, "would_free").values() for number in kind)
     assert sorted(p.name for p in (deployment / "runs").iterdir()) == ["new", "old"]
 
 
@@ -114,6 +115,7 @@ def test_the_dvc_cache_keeps_what_tags_and_open_runs_need(deployment: Path, caps
     git(clone, "add", "-f", "data/table.dvc")
     git(clone, "commit", "-q", "-m", "a version")
     git(clone, "tag", "dataset/2026.01.01")
+    git(clone, "push", "-q", "origin", "dataset/2026.01.01")
     git(clone, "reset", "-q", "--hard", "HEAD~1")
     age(deployment / "runs" / "old")
     count, size = freed(runs(capsys, "--prune", "--yes"))["DVC cache"]
