@@ -15,7 +15,7 @@ from tasks.errors import DataError
 from tasks.publish.dvc_repo import dvc_repo
 from tasks.publish.published import cache_dir
 from tasks.publish.purge_record import purged_objects
-from tasks.publish.remote import outputs_at
+from tasks.publish.remote import is_content, outputs_at
 from tasks.publish.verify import tracked_outputs
 
 
@@ -52,6 +52,16 @@ class Objects:
                     raise
         return named - self._purged
 
+    def files_in(self, path: str, name: str) -> tuple[dict[str, str], bool]:
+        """(path -> object of the files of a folder, whether none of them was purged).
+
+        Raises:
+            DataError: neither cache nor remote has the folder's list.
+        """
+        files = self._expanded(path, name)
+        kept = {inside: md5 for inside, md5 in files.items() if md5 not in self._purged}
+        return kept, len(kept) == len(files)
+
     def _expanded(self, path: str, name: str) -> dict[str, str]:
         if not name.endswith(".dir"):
             return {path: name}
@@ -80,4 +90,9 @@ class Objects:
                     f"object {name}: neither in the cache {self._cache} nor in the remote {odb.path}; expected there, "
                     "for a version needs it; restore the remote from a backup"
                 ) from None
+        if not is_content(name, content):
+            raise DataError(
+                f"object {name}: altered in the remote {odb.path}; expected the content that was published, for a "
+                "version needs it; restore the remote from a backup"
+            )
         return content

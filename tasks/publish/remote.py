@@ -142,6 +142,11 @@ def explained(address: str) -> Iterator[None]:
         raise
 
 
+def is_content(md5: str, content: bytes) -> bool:
+    """Whether an object has the content that its name says; a folder's list too."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest() == md5.removesuffix(".dir")
+
+
 class Remote:
     """The objects of a DVC remote."""
 
@@ -210,7 +215,7 @@ def folder_list(md5: str, cache: Path, remote: Remote | None) -> list[tuple[str,
     content = path.read_bytes() if path.exists() else remote.read(md5) if remote else None
     if content is None:
         return None
-    if not path.exists() and hashlib.md5(content, usedforsecurity=False).hexdigest() != md5.removesuffix(".dir"):
+    if not path.exists() and not is_content(md5, content):
         return None
     return [(entry["relpath"], entry["md5"]) for entry in json.loads(content)]
 

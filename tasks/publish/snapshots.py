@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import ConfigError, DataError
 from tasks.publish.git import read_at, resolve_ref, tags
 from tasks.publish.published import cache_dir
-from tasks.publish.remote import folder_list, object_path, open_remote, outputs_at
+from tasks.publish.remote import folder_list, is_content, object_path, open_remote, outputs_at
 from tasks.records import schemas
 from tasks.store import Store
 from tasks.store.atomic import write_bytes
@@ -175,5 +175,10 @@ class CachedFiles:
             content = remote.read(md5)
         if content is None:
             raise DataError(f"{self._ref}: neither the cache nor the remote has {path} ({object_path(md5)})")
+        if not is_content(md5, content):
+            raise DataError(
+                f"{self._ref}: altered in the remote: {path} ({object_path(md5)}); expected the content that was "
+                "published; `python -m tasks audit --contents` names what else is; restore the remote from its backup"
+            )
         local.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(local, content)
