@@ -9,8 +9,8 @@ An ENTRY is a line of a takedown list (tasks/fingerprints/takedown_list.py). Wit
 1. the newest version is taken down from, as `python -m tasks takedown` does; every other affected one is rewritten as
    `dataset/<version>.<n>`, on its own data, with the same stages;
 2. the affected tags are deleted in origin;
-3. the objects that hold the images are deleted from the DVC remote and the cache, and the replies about them from the
-   request cache;
+3. the objects that hold the images are deleted from the DVC remote and the cache, the replies about them from the
+   request cache, and what people wrote about them (tasks/publish/purge_texts.py);
 4. each model that was trained on them gets a note (`git notes --ref=purge`), and the promoted one a sentence in its
    card, published under the next name of the day;
 5. purges.jsonl beside the clone records what was done, without the images.
@@ -26,7 +26,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,19 @@ from tasks.publish.publish import Publication, fetch, publish
 from tasks.publish.published import REMOTE_BRANCH, version_at
 from tasks.publish.purge_record import UnderWay, add_record
 from tasks.publish.purge_scan import Holdings, scan
+from tasks.publish.purge_texts import count_texts, feedback_files, remove_texts
 from tasks.publish.snapshots import fetched_path
 from tasks.publish.takedown_list import add_to_list
-from tasks.publish.takedown_run import Rewrite, Runner, gather_entries, require_no_run, run_process, take_down
+from tasks.publish.takedown_run import (
+    Rewrite,
+    Runner,
+    gather_entries,
+    open_takedown,
+    planned_tag,
+    require_no_run,
+    run_process,
+    take_down,
+)
 from tasks.reasons import WITHDRAWAL_REASONS
 from tasks.store.atomic import write_bytes
 
@@ -62,6 +73,7 @@ class Purged:
         replaced: tag of an affected version -> the version in its place; None for none.
         objects: deleted objects.
         replies: deleted replies of models, a count.
+        texts: deleted lines of people, a count.
         models: affected models, tags.
         record: the purge's record.
     """
@@ -69,6 +81,7 @@ class Purged:
     replaced: Mapping[str, str | None]
     objects: tuple[str, ...]
     replies: int
+    texts: int
     models: tuple[str, ...]
     record: Path
 
@@ -94,8 +107,14 @@ def find_holdings(deployment: Deployment, entries: Sequence[Entry]) -> Holdings:
     return scan(Objects(deployment.clone), takedown, match_limits(params), cache_folder(deployment.clone))
 
 
-def describe(holdings: Holdings, objects: Objects) -> list[str]:
-    """What holds the images, a line each."""
+def describe(holdings: Holdings, objects: Objects, texts: int = 0) -> list[str]:
+    """What holds the images, a line each.
+
+    Args:
+        holdings: of `find_holdings`.
+        objects: of the clone.
+        texts: lines of people that name one of them, a count.
+    """
     lines = [f"{len(holdings.image_ids)} images: {', '.join(sorted(holdings.image_ids))}"]
     for tag, files in holdings.files.items():
         lines.append(f"{tag}: {len(files)} files")
@@ -104,7 +123,13 @@ def describe(holdings: Holdings, objects: Objects) -> list[str]:
     lines.append(f"objects: {len(holdings.objects)} in the remote, {cached} of them in the cache")
     lines.append(f"replies of models about them: {len(holdings.replies)}")
     lines += [f"  {path}" for path in holdings.replies]
+    lines.append(f"lines that people wrote about them: {texts}")
     lines.append(f"models trained on them: {', '.join(holdings.models) or 'none'}")
+    if holdings.unknown_models:
+        lines.append(
+            f"models whose training set was purged before, so that it cannot be looked at: "
+            f"{', '.join(holdings.unknown_models)}"
+        )
     return lines
 
 
@@ -116,6 +141,7 @@ def purge(
     retire: bool,
     date: str,
     run: Runner = run_process,
+    feedback: Sequence[Path] = (),
 ) -> Purged:
     """Delete the images; see the module's docstring.
 
@@ -126,36 +152,50 @@ def purge(
         retire: delete affected versions without rewriting them; the newest one is taken down from in any case.
         date: of what is published, ISO.
         run: runs a command line of a run.
+        feedback: files of answers to composed search beside those that are found.
     """
     clone = deployment.clone
     add_to_list(deployment.takedown_list, entries)
     under_way = UnderWay.read(clone, entries)
+    under_way.start(datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     _replace_versions(deployment, entries, holdings, under_way, retire=retire, date=date, run=run)
     require_unneeded(clone, holdings.objects, under_way.replaced)
-    marked = mark_models(deployment, holdings, date)
-    under_way.add(holdings.objects, holdings.replies, holdings.models, len(holdings.image_ids))
+    mark_models(deployment, holdings, date, under_way)
+    files = feedback_files(clone, feedback)
+    under_way.count_texts(count_texts(clone, files, holdings.image_ids))
+    remove_texts(clone, files, holdings.image_ids)
+    under_way.add(
+        holdings.objects,
+        holdings.replies,
+        [tag for tag in holdings.models if tag != under_way.marked],
+        len(holdings.image_ids),
+        _count_present(clone, sorted(holdings.objects)),
+    )
     if present := sorted(set(under_way.replaced) & set(tags(clone, "dataset"))):
         git(clone, "push", "-q", "--atomic", "origin", *(f":refs/tags/{tag}" for tag in present))
         fetch(clone)
     names = tuple(sorted(under_way.objects))
-    where = _delete_objects(clone, names)
+    _delete_objects(clone, names)
     for reply in under_way.replies:
         Path(reply).unlink(missing_ok=True)
     models = sorted(under_way.models)
     record = {
+        "purge": f"{under_way.key} {under_way.begun_at}",
         "purged_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "reasons": sorted({entry.reason for entry in entries}),
         "images": under_way.images,
         "versions": under_way.replaced,
         "objects": list(names),
-        "deleted_from": where,
+        "deleted_from": under_way.present,
         "replies": len(under_way.replies),
+        "texts": under_way.texts or 0,
         "models": models,
-        "marked_model": marked,
+        "marked_model": under_way.marked,
     }
     path = add_record(clone, record)
     under_way.remove()
-    return Purged(under_way.replaced, names, len(under_way.replies), tuple(models), path)
+    texts = under_way.texts or 0
+    return Purged(under_way.replaced, names, len(under_way.replies), texts, tuple(models), path)
 
 
 def _replace_versions(
@@ -170,21 +210,31 @@ def _replace_versions(
 ) -> None:
     """Withdraw from the newest version, and rewrite the other affected ones; `under_way` gets the tag in each place.
 
+    The tag is noted before anything is published under it: an earlier try that was cut off behind the publication has
+    replaced the version, whatever is the newest one by now.
+
     Raises:
         DataError: the stages found none of the images in a version that holds them; it must not be deleted then.
     """
     clone, replaced = deployment.clone, under_way.replaced
     newest = f"dataset/{(version_at(clone) or {}).get('version')}"
-    own = set(replaced.values())  # made by an earlier try
+    known = tags(clone, "dataset")
+    own = {*replaced.values(), *under_way.begun.values()}  # made by an earlier try
     for tag in sorted(set(holdings.versions) - set(replaced) - own, key=lambda tag: (tag == newest, version_key(tag))):
-        done: str | None = None
-        if tag == newest:
-            done = take_down(deployment, entries, f"purge {under_way.key} newest", run=run, date=date).version
-        elif not retire:
-            day = str((version_at(clone, f"refs/tags/{tag}") or {})["date"])
-            rewrite = Rewrite(tag, next_free_name(tags(clone, "dataset"), day), day)
-            run_id = f"purge {under_way.key} {tag}"
-            done = take_down(deployment, entries, run_id, run=run, rewrite=rewrite).version
+        run_id = f"purge {under_way.key} {tag}"
+        done = under_way.begun.get(tag) if under_way.begun.get(tag) in known else None
+        if done:
+            for left in (run_id, f"{run_id} newest"):
+                close_run(deployment.worktree(left), clone)
+        elif tag == newest or not retire:
+            how: dict[str, Any] = {"date": date}
+            if tag == newest:
+                run_id += " newest"
+            else:
+                day = str((version_at(clone, f"refs/tags/{tag}") or {})["date"])
+                how = {"rewrite": Rewrite(tag, next_free_name(tags(clone, "dataset"), day), day)}
+            under_way.begin(tag, planned_tag(open_takedown(deployment, entries, run_id, **how)))
+            done = take_down(deployment, entries, run_id, run=run, **how).version
         if done is None and (tag == newest or not retire):
             raise DataError(
                 f"purge: {tag} holds the images, and its stages found none of them to withdraw; expected a version in "
@@ -211,51 +261,72 @@ def require_unneeded(clone: Path, names: Set[str], replaced: Iterable[str]) -> N
             )
 
 
-def _delete_objects(clone: Path, names: Sequence[str]) -> dict[str, int]:
-    """Delete objects from cache and remote; where -> how many were there. Copies that `diff` has fetched go too."""
-    deleted = {"cache": 0, "remote": 0}
-    for name in names:
-        fetched_path(clone, name).unlink(missing_ok=True)
+@contextmanager
+def _object_stores(clone: Path) -> Iterator[dict[str, Any]]:
+    """DVC's object databases of a clone: its cache and its remote."""
     with dvc_repo(clone) as repo:
         logging.getLogger("dvc").setLevel(logging.ERROR)
-        for where, odb in (("cache", repo.cache.local), ("remote", repo.cloud.get_remote_odb())):
+        yield {"cache": repo.cache.local, "remote": repo.cloud.get_remote_odb()}
+
+
+def _count_present(clone: Path, names: Sequence[str]) -> dict[str, int]:
+    """Where -> how many of the objects are there."""
+    with _object_stores(clone) as stores:
+        return {where: sum(odb.fs.exists(odb.oid_to_path(n)) for n in names) for where, odb in stores.items()}
+
+
+def _delete_objects(clone: Path, names: Sequence[str]) -> None:
+    """Delete objects from cache and remote. Copies that `diff` has fetched go too."""
+    for name in names:
+        fetched_path(clone, name).unlink(missing_ok=True)
+    with _object_stores(clone) as stores:
+        for odb in stores.values():
             for name in names:
                 if odb.fs.exists(odb.oid_to_path(name)):
                     odb.delete(name)
-                    deleted[where] += 1
-    return deleted
 
 
-def mark_models(deployment: Deployment, holdings: Holdings, day: str) -> str | None:
-    """Note at each affected model that its images were withdrawn; returns the promoted one's new tag, if any."""
+def mark_models(deployment: Deployment, holdings: Holdings, day: str, under_way: UnderWay) -> None:
+    """Note at each affected model that its images were withdrawn; the promoted one gets a tag with a marked card."""
     clone = deployment.clone
-    if not holdings.models:
-        return None
+    models = [tag for tag in holdings.models if tag != under_way.marked]
+    if not models:
+        return
     sentence = f"Trained on {len(holdings.image_ids)} images that were withdrawn from the dataset on {day}. Train anew."
-    for tag in holdings.models:
+    for tag in models:
         git(clone, "notes", f"--ref={NOTES_REF}", "add", "-f", "-m", sentence, f"refs/tags/{tag}^{{commit}}")
     git(clone, "push", "-q", "--force", "origin", f"{NOTES_REF}:{NOTES_REF}")
+    if under_way.marked in tags(clone, "model"):  # by an earlier try
+        close_run(deployment.worktree(card_run(under_way)), clone)
+        return
     promoted = read_at(clone, REMOTE_BRANCH, "models/promoted.dvc")
-    affected = [tag for tag in holdings.models if read_at(clone, f"refs/tags/{tag}", "models/promoted.dvc") == promoted]
-    return publish_marked_card(deployment, affected[-1], sentence, day) if affected and promoted else None
+    affected = [tag for tag in models if read_at(clone, f"refs/tags/{tag}", "models/promoted.dvc") == promoted]
+    if affected and promoted:
+        publish_marked_card(deployment, affected[-1], sentence, day, under_way)
 
 
-def publish_marked_card(deployment: Deployment, tag: str, sentence: str, day: str) -> str:
-    """Publish the promoted model with a sentence in its card, under the next free name; returns the tag."""
-    conf = {"date": day}
-    root = Path(open_run(RunRequest(f"purge card of {tag}", "model", conf), deployment).notes[0])
+def card_run(under_way: UnderWay) -> str:
+    """Id of the run that publishes a marked card."""
+    return f"purge {under_way.key} card"
+
+
+def publish_marked_card(deployment: Deployment, tag: str, sentence: str, day: str, under_way: UnderWay) -> None:
+    """Publish the promoted model with a sentence in its card, under the next free name."""
+    request = RunRequest(card_run(under_way), "model", {"date": day})
+    root = Path(open_run(request, deployment).notes[0])
     card = root / "models" / "promoted" / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else ""
-    if CARD_HEADING not in text:
-        write_bytes(card, f"{text.rstrip()}\n\n{CARD_HEADING}\n\n{sentence}\n".encode())
+    if sentence not in text:
+        heading = "" if CARD_HEADING in text else f"{CARD_HEADING}\n\n"
+        write_bytes(card, f"{text.rstrip()}\n\n{heading}{sentence}\n".encode())
     commit_outputs(root, [], ["models/promoted"], (root / "dvc.lock").read_bytes())
     name = next_free_name(tags(deployment.clone, "model"), day)
     paths = ("params.yaml", "dvc.lock", "models/promoted.dvc")
     files = {path: (root / path).read_bytes() for path in paths}
     message = f"Model {name}: {tag} with a card that says what it was trained on"
-    marked = publish(root, Publication(f"model/{name}", message, files)).tag
+    under_way.mark(f"model/{name}")
+    publish(root, Publication(f"model/{name}", message, files))
     close_run(root, deployment.clone)
-    return marked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -265,11 +336,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", choices=sorted(WITHDRAWAL_REASONS), help="published beside the withdrawn ids")
     parser.add_argument("--retire", action="store_true", help="delete affected versions instead of rewriting them")
     parser.add_argument("--date", metavar="YYYY-MM-DD", help="of what is published (default: today)")
+    parser.add_argument(
+        "--feedback",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="answers to composed search (`serve --feedback`) that lie in no folder beside the clone; repeatable",
+    )
     parser.add_argument("--yes", action="store_true", help="do it; without, only what holds the images is listed")
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:
-    """List what holds the images, or delete them; {"images", "versions", "objects", "replies", "models", "is_purged"}.
+    """List what holds the images, or delete them; {"images", "versions", "objects", ..., "is_purged"}.
 
     Raises:
         ConfigError: nothing is named, an entry is not understood, or a run is under way.
@@ -278,14 +357,16 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     deployment = Deployment.from_environment()
     deployment = replace(deployment, clone=common_dir(deployment.clone).parent)
     holdings = find_holdings(deployment, entries)
-    for line in describe(holdings, Objects(deployment.clone)):
+    texts = count_texts(deployment.clone, feedback_files(deployment.clone, args.feedback), holdings.image_ids)
+    for line in describe(holdings, Objects(deployment.clone), texts):
         print(line)
     versions: Mapping[str, str | None] = dict.fromkeys(holdings.versions)
     is_wanted = bool(holdings.image_ids) or UnderWay.read(deployment.clone, entries).images > 0
     if args.yes and is_wanted:
         require_no_run(deployment)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        done = purge(deployment, entries, holdings, retire=args.retire, date=args.date or today)
+        date = args.date or today
+        done = purge(deployment, entries, holdings, retire=args.retire, date=date, feedback=args.feedback)
         versions = done.replaced
         for tag, new in versions.items():
             print(f"{tag}: {'rewritten as ' + new if new else 'deleted'}")
@@ -297,6 +378,7 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
         "versions": dict(versions),
         "objects": sorted(holdings.objects),
         "replies": len(holdings.replies),
+        "texts": texts,
         "models": holdings.models,
         "is_purged": args.yes and is_wanted,
     }

@@ -29,9 +29,11 @@ def record_path(clone: Path) -> Path:
 
 
 def add_record(clone: Path, record: Mapping[str, Any]) -> Path:
-    """Append a purge; returns the record's path."""
+    """Append a purge, unless one of its key `purge` stands there; returns the record's path."""
     path = record_path(clone)
     before = path.read_bytes() if path.exists() else b""
+    if any(json.loads(line).get("purge") == record["purge"] for line in before.splitlines()):
+        return path
     write_bytes(path, before + json.dumps(record, sort_keys=True, ensure_ascii=False).encode() + b"\n")
     return path
 
@@ -50,14 +52,24 @@ class UnderWay:
 
     Attributes:
         path: of the file, one for each set of entries that name images.
+        begun_at: time of the first try, UTC, ISO 8601.
+        begun: tag of an affected version -> the tag that is being published in its place.
         replaced: tag of an affected version -> the version in its place; None for none.
+        marked: tag of the promoted model whose card says what happened; None where none is needed.
         objects, replies: what is to be deleted: objects, files of the request cache.
+        present: where objects were found -> how many, before any was deleted.
+        texts: lines of people that name the images, a count; None before they are counted.
         models: affected models, tags.
         images: a count.
     """
 
     path: Path = field(repr=False)
+    begun_at: str = ""
+    begun: dict[str, str] = field(default_factory=dict)
     replaced: dict[str, str | None] = field(default_factory=dict)
+    marked: str | None = None
+    present: dict[str, int] = field(default_factory=dict)
+    texts: int | None = None
     objects: list[str] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
@@ -75,13 +87,43 @@ class UnderWay:
         """Digits that stand for the entries: in the ids of this purge's runs, so that none goes on with another's."""
         return self.path.stem.removeprefix(UNDER_WAY)
 
+    def start(self, now: str) -> None:
+        """Note when the purge began, the first time alone."""
+        if not self.begun_at:
+            self.begun_at = now
+            self._write()
+
+    def begin(self, tag: str, other: str) -> None:
+        """Note the tag that is about to be published in place of an affected one."""
+        self.begun[tag] = other
+        self._write()
+
+    def mark(self, tag: str) -> None:
+        """Note the tag under which the promoted model is about to be published with a sentence in its card."""
+        self.marked = tag
+        self._write()
+
+    def count_texts(self, count: int) -> None:
+        """Note how many lines of people are about to be removed, the first time alone."""
+        if self.texts is None:
+            self.texts = count
+            self._write()
+
     def replace(self, tag: str, other: str | None) -> None:
         """Note the version in place of an affected one."""
         self.replaced[tag] = other
         self._write()
 
-    def add(self, objects: Iterable[str], replies: Iterable[Path], models: Iterable[str], images: int) -> None:
+    def add(
+        self,
+        objects: Iterable[str],
+        replies: Iterable[Path],
+        models: Iterable[str],
+        images: int,
+        present: Mapping[str, int] | None = None,
+    ) -> None:
         """Note what is to be deleted, beside what an earlier try noted."""
+        self.present = self.present or dict(present or {})
         self.objects = sorted({*self.objects, *objects})
         self.replies = sorted({*self.replies, *map(str, replies)})
         self.models = sorted({*self.models, *models})

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.errors import DataError
 from tasks.fingerprints.takedown import IMAGE_COLUMNS, names_any_word
 from tasks.fingerprints.takedown_list import Limits, TakedownList
 from tasks.names import stable_id
-from tasks.publish.git import tags
+from tasks.publish.dvc_repo import locked_stages
+from tasks.publish.git import read_at, tags
 from tasks.publish.objects import Objects
 
 KINDS = ("dataset", "model")
@@ -35,6 +37,7 @@ class Holdings:
         files: tag -> path -> object, of files that hold one of them.
         replies: files of the request cache.
         models: tags of models whose training set named one of them.
+        unknown_models: tags of models whose training set an earlier purge has deleted in part: it cannot be looked at.
     """
 
     image_ids: set[str] = field(default_factory=set)
@@ -42,6 +45,7 @@ class Holdings:
     files: dict[str, dict[str, str]] = field(default_factory=dict)
     replies: list[Path] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    unknown_models: list[str] = field(default_factory=list)
 
     def words_for(self, path: str) -> set[str]:
         """The ids by which a data file would name an image, or hold a text about one."""
@@ -85,10 +89,34 @@ def scan(objects: Objects, takedown: TakedownList, limits: Limits, replies: Path
                 found[path] = name
         if found:
             holdings.files[tag] = found
-        if tag.startswith("model/") and any(path.startswith("data/triplets/") for path in found):
-            holdings.models.append(tag)
+        if tag.startswith("model/"):
+            trained, is_whole = trained_on(objects, tag, of_tag)
+            if any(holds(path, name, trained, objects, holdings.image_ids) for path, name in trained.items()):
+                holdings.models.append(tag)
+            elif not is_whole:
+                holdings.unknown_models.append(tag)
     holdings.replies = list(find_replies(replies, texts))
     return holdings
+
+
+def trained_on(objects: Objects, tag: str, files: Mapping[str, str]) -> tuple[dict[str, str], bool]:
+    """(path -> object of the triplets that a model was trained on, whether none of them was purged).
+
+    They are those that its training has locked: the tag's own data may be of a version that came out meanwhile.
+
+    Args:
+        objects: of the clone.
+        tag: of the model.
+        files: all of the tag's data files; they count where the lock does not tell.
+    """
+    lock = locked_stages(read_at(objects.clone, f"refs/tags/{tag}", "dvc.lock")).get("train") or {}
+    folders = [str(dep["md5"]) for dep in lock.get("deps") or () if dep["path"] == "data/triplets" and "md5" in dep]
+    for folder in folders:
+        try:
+            return objects.files_in("data/triplets", folder)
+        except DataError:  # a version that was deleted, and garbage collected
+            break
+    return {path: name for path, name in files.items() if path.startswith("data/triplets/")}, not folders
 
 
 def find_images(

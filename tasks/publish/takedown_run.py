@@ -120,6 +120,28 @@ def matched_notes(takedown: TakedownList, matches: Matches) -> list[str]:
     return notes
 
 
+def open_takedown(
+    deployment: Deployment,
+    entries: Sequence[Entry],
+    run_id: str,
+    *,
+    is_dry: bool = False,
+    rewrite: Rewrite | None = None,
+    date: str | None = None,
+) -> Path:
+    """Open the run of a takedown, or find it again; its worktree. Arguments and errors as of `take_down`."""
+    conf: dict[str, Any] = {"takedown": [entry.to_json() for entry in entries], "dry_run": is_dry, "date": date}
+    if rewrite is not None:
+        conf |= {"batch": rewrite.name, "date": rewrite.date}
+    request = RunRequest(run_id, "dataset", conf, rewrite.tag if rewrite else None)
+    return Path(open_run(request, deployment).notes[0])
+
+
+def planned_tag(worktree: Path) -> str:
+    """The tag that an open run is to publish."""
+    return f"dataset/{load_params(worktree / 'params.yaml').open_run.batch}"
+
+
 def take_down(
     deployment: Deployment,
     entries: Sequence[Entry],
@@ -143,11 +165,7 @@ def take_down(
     Raises:
         ConfigError, DataError, TransientError: as the stage that failed; its worktree stays.
     """
-    conf: dict[str, Any] = {"takedown": [entry.to_json() for entry in entries], "dry_run": is_dry, "date": date}
-    if rewrite is not None:
-        conf |= {"batch": rewrite.name, "date": rewrite.date}
-    request = RunRequest(run_id, "dataset", conf, rewrite.tag if rewrite else None)
-    worktree = Path(open_run(request, deployment).notes[0])
+    worktree = open_takedown(deployment, entries, run_id, is_dry=is_dry, rewrite=rewrite, date=date)
     store, params = Store(worktree), load_params(worktree / "params.yaml")
     record = worktree / ".run" / "takedown-notes.json"
     takedown = load_list(params, store)

@@ -24,6 +24,8 @@ def deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
     git(tmp_path, "init", "-q", "dataset")
     monkeypatch.setattr(purge, "version_at", lambda _, ref=None: {"version": NEWEST[8:], "date": "2026-11-08"})
     monkeypatch.setattr(purge, "tags", lambda *_: [OLD, NEWEST])
+    monkeypatch.setattr(purge, "open_takedown", lambda *_, **__: Path())
+    monkeypatch.setattr(purge, "planned_tag", lambda _: "dataset/planned")
     return Deployment(tmp_path / "dataset", tmp_path / "runs")
 
 
@@ -56,8 +58,9 @@ def test_a_purge_that_is_given_again_does_what_is_missing(deployment: Deployment
         replace(deployment, UnderWay.read(deployment.clone, ENTRIES))
     again = UnderWay.read(deployment.clone, ENTRIES)
     replace(deployment, again)
-    assert made == [f"purge KEY {OLD}", "cut off", "purge KEY newest"]
-    assert again.replaced == {OLD: f"dataset/of purge KEY {OLD}", NEWEST: "dataset/of purge KEY newest"}
+    ids = [f"purge KEY {OLD}", f"purge KEY {NEWEST} newest"]
+    assert made == [ids[0], "cut off", ids[1]]
+    assert again.replaced == {OLD: f"dataset/of {ids[0]}", NEWEST: f"dataset/of {ids[1]}"}
     other = UnderWay.read(deployment.clone, parse_lines(["e" * 64], "another"))
     assert other.replaced == {} and other.key != key, "the runs of another purge are others"
 
