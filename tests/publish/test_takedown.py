@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from tasks.browse.explorer import Explorer
+from tasks.browse.published import PublishedVersion
 from tasks.config import ENCODER_ROLES
 from tasks.errors import EXIT_NOTHING_TO_DO, ConfigError, DataError
 from tasks.fingerprints.takedown_list import parse_lines
@@ -22,10 +26,18 @@ from tasks.publish.objects import Objects
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
 from tasks.publish.publish import Publication, publish
 from tasks.publish.published import version_at
+from tasks.publish.pull import pull
+from tasks.publish.purge_scan import trained_on
+from tasks.publish.purge_texts import FEEDBACK
+from tasks.publish.readers import with_images
+from tasks.publish.remote import outputs_at
+from tasks.publish.snapshots import Snapshot
 from tasks.publish.takedown_run import Takedown, take_down
 from tasks.publish.verify import check
+from tasks.reviews.answers import Review, Reviews
 from tasks.store import Store
-from tests.support.fake_run import image, publish_version
+from tasks.store.shards import shard_files
+from tests.support.fake_run import image, publish_old_version, publish_version
 from tests.support.takedowns import clone_of, decoded_files, id_of, run_here
 
 pytestmark = pytest.mark.slow
@@ -34,8 +46,8 @@ GONE = (1, 4, 12)  # two of the first week's images, one of the second's
 
 @pytest.fixture(scope="module")
 def deployment_of(deployment: Path) -> Path:
-    """Two versions: 8 images, then 5 more."""
-    publish_version(deployment, "one", "2026-11-16", range(0, 8))
+    """Two versions: 8 images in the layout of older versions, then 5 more."""
+    publish_old_version(deployment, "one", "2026-11-16", range(0, 8))
     publish_version(deployment, "two", "2026-11-23", range(8, 13))
     return deployment
 
@@ -94,6 +106,26 @@ def test_a_clone_holds_neither_id_bytes_caption_name_nor_vector_of_them(after: P
         assert all(kept_vectors[n].tobytes() == rows[i] for n, i in enumerate(kept))
         stored = b"".join(p.read_bytes() for p in (after / "data").rglob("*.npy"))
         assert not any(rows[i] in stored for i in ids)
+
+
+def test_a_version_after_one_of_the_old_layout_has_a_folder_for_its_tables_alone(
+    deployment_of: Path, before: Path, tmp_path: Path
+):
+    old = Objects(deployment_of / "dataset").files_at("refs/tags/dataset/2026.11.16")
+    assert {"data/images/2026.11.16-00000.tar", "data/export/2026.11.16.parquet"} <= set(old)
+    assert [p.name for p in shard_files(before)] == ["2026.11.16-00000.tar", "2026.11.23-00000.tar"]
+    assert {p.parent.name for p in shard_files(before)} == {"shards"}
+    for table, rows in (("images", 13), ("triplets", 7), ("export", 7)):
+        assert len(pandas.read_parquet(before / "data" / table)) == rows, table
+    assert len(list(with_images(before))) == 7 and check(before) > 20
+    # both layouts are read where they lie: a diff, the pages of a version, a clone of the old one
+    first = Snapshot.of_tag(deployment_of / "dataset", "2026.11.16")
+    assert first.image_bytes(id_of(3)) == image(3)
+    version = PublishedVersion(deployment_of / "dataset", "2026.11.16")
+    assert Explorer.of(version).image(id_of(3)) == image(3)
+    there = clone_of(deployment_of, tmp_path / "old", "dataset/2026.11.16")
+    assert len(list(with_images(there))) == 5 and check(there) > 10
+    assert pull(there, targets=["images"]) == 0
 
 
 def test_shards_keep_their_names_and_the_other_images_their_bytes(after: Path, before: Path):
@@ -190,6 +222,19 @@ def with_model(deployment_of: Path, taken: Takedown) -> Deployment:
     replies = RequestCache(deployment_of / "request-cache")
     replies.put("0" * 64, [["red, not blue", 1, 1]])  # the description of all pairs of the fixture
     replies.put("1" * 64, [["something else", 1, 1]])
+    for query, target in ((PURGED, 11), (11, 9), (9, PURGED)):
+        Reviews(here.clone).add(
+            Review("", "ann", "v", f"t{query}", "in blue", id_of(query), id_of(target), "wrong", text="on a lake")
+        )
+    with (deployment_of / "reviews.jsonl").open("a") as file:
+        file.write(f'{{"query": "{id_of(PURGED)}", half a li\n')
+    feedback = deployment_of / "studio" / ".run" / FEEDBACK
+    uploads = feedback.with_suffix("")
+    uploads.mkdir(parents=True)
+    for name, first in (("upload-1", PURGED), ("upload-2", 11)):
+        (uploads / f"{name}.jpg").write_bytes(b"pixels")
+        with feedback.open("a") as file:
+            file.write(json.dumps({"query_image": name, "text": "on a lake", "should_be_first": id_of(first)}) + "\n")
     return here
 
 
@@ -209,6 +254,11 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
     kept = ["dataset/2026.11.16", "dataset/2026.11.23.2", "dataset/2026.12.07"]
     assert tags(with_model.clone, "dataset") == kept
     assert git(root / "origin.git", "tag", "--list", "dataset/*").split() == kept
+    assert done.texts == 4
+    answers = (root / "reviews.jsonl").read_text()
+    assert id_of(PURGED) not in answers and [r.query for r in Reviews(with_model.clone).read()] == [id_of(11)]
+    assert id_of(PURGED) not in (root / "studio" / ".run" / FEEDBACK).read_text()
+    assert [p.stem for p in (root / "studio" / ".run").rglob("*.jpg")] == ["upload-2"]
     left = purge.find_holdings(with_model, entries)
     assert left.image_ids == set() and not left.replies and len(RequestCache(root / "request-cache")) == 1
     for name in found.objects:
@@ -234,6 +284,40 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
     assert [path.name for path in root.glob("purge*")] == ["purges.jsonl"]
     audited = audit(with_model.clone)
     assert not any(state["lost"] for state in audited.values()) and audited["model/2026.12.01"]["purged"] > 5
+
+
+def test_a_model_was_trained_on_what_its_training_locked_not_on_the_tags_own_data(with_model: Deployment):
+    """A version may come out between a training and its promotion: the tag then has the newer one's data."""
+    objects, clone = Objects(with_model.clone), with_model.clone
+    old, new = (objects.files_at(f"refs/tags/dataset/{name}") for name in ("2026.11.16", "2026.12.07"))
+    [folder] = [o.md5 for o in outputs_at(clone, "refs/tags/dataset/2026.11.16") if o.path == "data/triplets"]
+    lock = {"stages": {"train": {"cmd": "", "deps": [{"path": "data/triplets", "md5": folder}]}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.publish.purge_scan.read_at", lambda *_: yaml.safe_dump(lock).encode())
+        found, is_whole = trained_on(objects, "model/2026.12.01", new)
+        assert is_whole and found == {p: n for p, n in old.items() if p.startswith("data/triplets/")}
+        lock["stages"]["train"]["deps"][0]["md5"] = "0" * 32 + ".dir"
+        found, is_whole = trained_on(objects, "model/2026.12.01", new)
+        assert not is_whole and found == {p: n for p, n in new.items() if p.startswith("data/triplets/")}
+
+
+def test_an_object_that_was_altered_in_the_remote_is_not_looked_at(with_model: Deployment):
+    clone, root = with_model.clone, with_model.clone.parent
+    files = Objects(clone).files_at("refs/tags/dataset/2026.12.07")
+    path, name = next((p, n) for p, n in sorted(files.items()) if p.startswith("data/pairs/"))
+    cached, remote = Objects(clone).path(name), root / "remote" / "files" / "md5" / name[:2] / name[2:]
+    content = remote.read_bytes()
+    cached.unlink()
+    remote.chmod(0o644)
+    remote.write_bytes(content[:-1] + b"?")
+    try:
+        with pytest.raises(DataError, match=f"altered in the remote: {path}"):
+            Snapshot.of_tag(clone, "2026.12.07").locate(path)
+        with pytest.raises(DataError, match=f"object {name}: altered in the remote"):
+            Objects(clone).read(name)
+    finally:
+        remote.write_bytes(content)
+    assert Snapshot.of_tag(clone, "2026.12.07").locate(path).read_bytes() == content
 
 
 def test_gc_removes_what_no_tag_needs_and_every_tag_stays_whole(with_model: Deployment):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from PIL import Image
 from tasks.config import ENCODER_ROLES, Params, load_params
 from tasks.names import stable_id
 from tasks.publish import version
+from tasks.publish.export import write_embedded
 from tasks.publish.open_run import Deployment, RunRequest, open_run
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.shards import shard_path
+from tasks.store.shards import OLD_FOLDER, SHARDS, shard_files, shard_path
 from tasks.validate import stage as validate
 
 REVISION = "0123456789ab"
@@ -187,3 +189,18 @@ def publish_version(root: Path, run_id: str, date: str, numbers: range, **conf: 
     params = fill(worktree, numbers)
     gates(worktree)
     return version.run(params, Store(worktree)).notes[0]
+
+
+def publish_old_version(root: Path, run_id: str, date: str, numbers: range) -> str:
+    """As `publish_version`, in the layout of older versions: tars beside their table, one export file a batch."""
+    worktree = open_dataset_run(root, run_id, date, **{"version.embed_images": False})
+    params, store = fill(worktree, numbers), Store(worktree)
+    gates(worktree)
+    for path in shard_files(worktree):
+        path.replace(worktree / "data" / OLD_FOLDER / path.name)
+    (worktree / "data" / SHARDS).rmdir()
+    graph = worktree / "dvc.yaml"
+    graph.write_text(re.sub(r"      - data/shards.*\n", "", graph.read_text()).replace("data/shards, ", ""))
+    rows = store.read_table("triplets").to_pylist()
+    write_embedded(rows, store, worktree / "data" / "export" / f"{params.open_run.batch}.parquet")
+    return version.run(params, store).notes[0]
