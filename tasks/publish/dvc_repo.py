@@ -179,12 +179,20 @@ def push_and_verify(root: Path) -> int:
         return len(wanted)
 
 
-def checkout_data(root: Path) -> None:
-    """Check out all data that dvc.lock and .dvc files name; what the shared cache lacks is pulled from the remote."""
+def checkout_data(root: Path, paths: Sequence[str]) -> None:
+    """Check out data; what the shared cache lacks is pulled from the remote.
+
+    Args:
+        root: of the worktree.
+        paths: outputs that its dvc.lock and .dvc files name. An output that its dvc.yaml has and its dvc.lock does not
+            (the version is older than the output) would be a fault to DVC.
+    """
     from dvc.exceptions import CheckoutError
 
+    if not paths:
+        return
     with dvc_repo(root) as repo:
         try:
-            repo.checkout(force=True)
+            repo.checkout(targets=list(paths), force=True)
         except CheckoutError:
-            repo.pull(force=True)
+            repo.pull(targets=list(paths), force=True)

@@ -50,6 +50,33 @@ def graph(root: Path | str = ".") -> list[Node]:
     return nodes
 
 
+def without_unlocked_outputs(graph_yaml: bytes, lock: bytes) -> bytes:
+    """dvc.yaml without those outputs that a stage of dvc.lock has not made; as it is where there is none.
+
+    A model may be published on a version that is older than an output: `dvc pull` of that commit would fail.
+
+    Args:
+        graph_yaml: content of dvc.yaml.
+        lock: content of dvc.lock.
+    """
+    entries = yaml.safe_load(graph_yaml)
+    made: dict[str, set[str]] = {}
+    for name, stage in (yaml.safe_load(lock)["stages"] or {}).items():
+        made.setdefault(name.partition("@")[0], set()).update(out["path"] for out in stage.get("outs", ()))
+    missing = False
+    for name, entry in entries["stages"].items():
+        if name not in made or "foreach" in entry:
+            continue
+        outs = [
+            out
+            for out, path in zip(entry.get("outs", []), _paths(entry.get("outs", [])), strict=True)
+            if path in made[name]
+        ]
+        missing |= len(outs) < len(entry.get("outs", []))
+        entry["outs"] = outs
+    return yaml.safe_dump(entries, sort_keys=False).encode() if missing else graph_yaml
+
+
 def make_output_folders(root: Path, stages: Collection[str]) -> None:
     """Make every folder that dvc.yaml names as an output of these stages: one that wrote no row has made none.
 

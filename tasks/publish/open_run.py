@@ -55,6 +55,7 @@ from tasks.publish.publish import fetch
 from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.run_conf import Kind, changes_from_conf, gate_follows_threshold, require_paths, with_absolute_paths
 from tasks.publish.takedown_list import add_to_list, all_entries, form_entries, with_run_list, with_source_uris
+from tasks.publish.verify import tracked_outputs
 from tasks.records import StageReport
 from tasks.reviews.verdicts import Decided, Verdict, run_verdicts, write_verdicts
 from tasks.store import Store
@@ -294,7 +295,7 @@ def restore_version(worktree: Path, commit: str, tip: str | None) -> None:
         (worktree / path).parent.mkdir(parents=True, exist_ok=True)
         (worktree / path).write_bytes(read_at(worktree, source, path) or b"")
     (worktree / "dvc.lock").write_bytes(read_at(worktree, commit, "dvc.lock") or b"")
-    checkout_data(worktree)
+    checkout_data(worktree, [output.path for output in tracked_outputs(worktree)])
     move_old_shards(worktree)
     require_rows(worktree)
 
@@ -348,8 +349,7 @@ def open_run(request: RunRequest, deployment: Deployment) -> StageReport:
         "warnings": list(plan.warnings),
     }
     write_bytes(marker, json.dumps({**facts, "parent": parent, "deployed": plan.code}).encode())
-    after = f"version {plan.batch}, after {parent or 'nothing'}"
-    after += f", profile {plan.params.profile}, code {plan.code[:12]}"
+    after = f"version {plan.batch}, after {parent or 'nothing'}, profile {plan.params.profile}, code {plan.code[:12]}"
     after += f", {len(plan.verdicts)} verdicts of people" if plan.verdicts else ""
     return StageReport("open_run", notes=[str(worktree), after, *plan.warnings])
 

@@ -23,6 +23,7 @@ from tasks.errors import DataError, TransientError
 from tasks.publish.branch_files import CODE_TRAILER, peoples_files
 from tasks.publish.dvc_repo import merge_locks, push_and_verify
 from tasks.publish.git import files_at, git, git_bytes, publishing_lock, read_at, resolve_ref
+from tasks.publish.graph import without_unlocked_outputs
 from tasks.publish.published import BRANCH, REMOTE_BRANCH, version_at
 from tasks.publish.redaction import DVC_CONFIG, published_code, published_files, run_private_texts
 from tasks.publish.remote import require_version
@@ -39,6 +40,7 @@ PRODUCT = (
     "reports/evaluation.json",
     "reports/quality.json",
 )
+GRAPH = "dvc.yaml"
 MERGED = ("dvc.lock", "params.yaml")  # of these, only the entries of the run's own stages and sections are published
 ATTEMPTS = 5
 
@@ -135,8 +137,12 @@ def compose_commit(worktree: Path, publication: Publication) -> str:
         for path in files_at(worktree, deployed)
         if path == DVC_CONFIG or is_profile(path)
     }
+    graph_yaml = read_at(worktree, deployed, GRAPH)
+    graph = {GRAPH: without_unlocked_outputs(graph_yaml, merged["dvc.lock"])} if graph_yaml else {}
     entries = peoples_files(worktree, tip, deployed, is_product) if tip else []
-    tree = write_tree(worktree, deployed, {**published_code(code, os.environ), **published_files(merged)}, entries)
+    tree = write_tree(
+        worktree, deployed, {**published_code(code, os.environ), **graph, **published_files(merged)}, entries
+    )
     parents = ["-p", tip] if tip else []
     message = f"{publication.message}\n\n{CODE_TRAILER}: {deployed}"
     return git(worktree, "commit-tree", tree, *parents, "-m", message)
