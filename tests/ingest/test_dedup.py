@@ -18,6 +18,7 @@ from tasks.ingest.dedup import DuplicateIndex, copy_groups
 from tasks.ingest.rules import NormalizedImage
 from tasks.pages.dataset_card import dataset_card
 from tasks.store import Store
+from tasks.store.shards import shard_path
 from tests.support.images import save_jpeg, smooth_image
 from tests.support.ingest import folder_params, read_drop_reasons, read_kept
 
@@ -279,7 +280,7 @@ def test_a_stored_image_that_is_damaged_stops_no_week_and_is_said(tmp_path: Path
     store = Store(tmp_path / "run")
     ingest.run(folder_params(tmp_path / "in"), store)
     row = read_kept(store)["a.jpg"]
-    shard, place = store.folder("data", "images", row["shard"]), row["offset_bytes"]
+    shard, place = shard_path(store.root, row["shard"]), row["offset_bytes"]
     content = bytearray(shard.read_bytes())
     if damage == "zeroed":
         content[place : place + row["size_bytes"]] = bytes(row["size_bytes"])
