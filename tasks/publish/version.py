@@ -44,6 +44,8 @@ from tasks.reasons import REVIEWED
 from tasks.records import StageReport
 from tasks.renewal.plan import renewed_counts
 from tasks.store import Store
+from tasks.store.store import TABLES
+from tasks.store.tables import rewrite_empty
 
 CHANGELOG = "CHANGELOG-DATA.md"
 
@@ -202,6 +204,7 @@ def run(params: Params, store: Store) -> StageReport:
     new, withdrawn = require_triplets(params, store), require_withdrawn(store, batch)
     reviewed = count_reviewed(store, batch)
     merge_chunks(store, batch, loader=LoaderFiles(params.version.loader_files, params.version.loader_rows_min))
+    rewrite_empty(path for table in TABLES for path in store.table_files(table))
     make_output_folders(root, DATA_STAGES)
     redact_data(store, batch, run_private_texts(root))
     parent = read_parent(root)

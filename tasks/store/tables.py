@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.records import schemas
-from tasks.store.atomic import move_into_place, temporary_sibling
+from tasks.store.atomic import move_into_place, temporary_sibling, write_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,12 +27,30 @@ BATCH_ROWS = 2_000  # rows that a TableWriter holds as Python objects at a time
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """The table as a Parquet file; equal tables give equal bytes."""
+    """The table as a Parquet file; equal tables give equal bytes.
+
+    One without rows has no row group: releases of `datasets` before 4 stop at a group of no rows.
+    """
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=ROW_GROUP_ROWS, **OPTIONS)
+    with pq.ParquetWriter(buffer, table.schema, **OPTIONS) as writer:
+        if table.num_rows:
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     return buffer.getvalue()
+
+
+def rewrite_empty(paths: Iterable[Path]) -> int:
+    """Write those files again that have a row group and no row; returns how many (see `to_parquet`)."""
+    import pyarrow.parquet as pq
+
+    count = 0
+    for path in paths:
+        metadata = pq.read_metadata(path)
+        if metadata.num_row_groups and not metadata.num_rows:
+            write_bytes(path, to_parquet(pq.read_table(path)))
+            count += 1
+    return count
 
 
 class TableWriter:
@@ -88,7 +106,8 @@ class TableWriter:
             self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() or discard()
             self._writer = pq.ParquetWriter(self._file, self._schema, **OPTIONS)
         table = pa.Table.from_batches(self._batches, schema=self._schema).combine_chunks()
-        self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        if table.num_rows:
+            self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         self._batches = []
 
     def close(self) -> None:

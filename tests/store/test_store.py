@@ -1,5 +1,7 @@
 """The store: whole files or none, equal rows give equal bytes, parts do not matter."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -168,3 +170,15 @@ def test_pages_stay_the_same_when_rows_before_them_go():
     old, new = to_parquet(table), to_parquet(table.slice(100))
     pieces = [new[start : start + 64] for start in range(0, len(new) - 64, 4096)]
     assert len(pieces) > 500 and sum(piece in old for piece in pieces) / len(pieces) > 0.6
+
+
+def test_a_file_without_rows_has_no_row_group(tmp_path: Path):
+    """`datasets` 3.6 takes the first group's rows as the size of a batch: a week without an image would stop it."""
+    store = Store(tmp_path)
+    store.write(store.table_path("images", "1"), [], "images")
+    TableWriter(store.table_path("images", "2"), "images").close()
+    pq.write_table(schemas()["images"].empty_table(), store.table_path("images", "0"))  # as older versions have it
+    files = store.table_files("images")
+    assert [pq.read_metadata(path).num_row_groups for path in files] == [1, 0, 0]
+    assert (tables.rewrite_empty(files), tables.rewrite_empty(files)) == (1, 0)
+    assert len({path.read_bytes() for path in files}) == 1 and store.read_table("images").num_rows == 0
