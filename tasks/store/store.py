@@ -1,11 +1,10 @@
 """The store: where tables and images lie below a root, and in what format.
 
 Everything is append-only: a run adds files named by its batch (and chunk), written under a temporary name and renamed,
-so a file that exists is complete. Files of earlier versions are never written into (with DVC's hard links they are the
-cache's own files).
+so a file that exists is complete. Files of earlier versions are never written into (DVC's hard links are the cache's).
 
-    data/images/<batch>.parquet                           table of images
-    data/shards/<batch>-<nnnnn>.tar                       images (WebDataset); in older versions in data/images
+    data/images/<batch>.parquet                           table of images; in older versions their tars, too
+    data/shards/<batch>-<nnnnn>.tar                       images (WebDataset)
     data/captions/<batch>.parquet                         captions written by recaption
     data/embeddings/<encoder>/<shard>.npy, .parquet       float16 unit rows, and ids in the same order
     data/neighbours/<encoder>/<batch>-<chunk>.parquet     mined candidates; in both, next/: of the encoder to follow
@@ -15,8 +14,7 @@ cache's own files).
     data/dropped/<stage>/<batch>[-<chunk>].parquet        dropped rows, with their reason
     data/quarantine/<table>/<batch>.parquet               which rows broke a rule of a gate, and which rule
     data/quarantine/<table>/rows/<batch>.parquet          those rows, taken out of the table
-    models/candidate, models/promoted                     checkpoints
-    reports/                                              evaluation, validation, gallery
+    models/candidate, models/promoted, reports/           checkpoints; evaluation, validation, gallery
     .run/reports/<stage>[@part].json                      StageReports of this run (not versioned)
 """
 

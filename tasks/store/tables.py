@@ -29,7 +29,7 @@ BATCH_ROWS = 2_000  # rows that a TableWriter holds as Python objects at a time
 def to_parquet(table: pa.Table) -> bytes:
     """The table as a Parquet file; equal tables give equal bytes.
 
-    One without rows has no row group: releases of `datasets` before 4 stop at a group of no rows.
+    One without rows has no row group: `datasets` (3.6 and 5.2) stops at a group of no rows.
     """
     import pyarrow.parquet as pq
 
