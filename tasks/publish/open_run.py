@@ -340,9 +340,8 @@ def open_run(request: RunRequest, deployment: Deployment) -> StageReport:
     if plan.data:
         restore_version(worktree, plan.data, resolve_ref(clone, REMOTE_BRANCH))
         parent = (version_at(clone, plan.data) or {}).get("version")
-    rewrites = request.dataset_version if request.kind == "dataset" else None
     facts = {
-        "rewrites": rewrites,
+        "rewrites": request.dataset_version if request.kind == "dataset" else None,
         "run_id": request.run_id,
         "kind": request.kind,
         "batch": plan.batch,
