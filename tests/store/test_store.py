@@ -173,7 +173,7 @@ def test_pages_stay_the_same_when_rows_before_them_go():
 
 
 def test_a_file_without_rows_has_no_row_group(tmp_path: Path):
-    """`datasets` (3.6, 5.2) takes the first group's rows as the size of a batch: a week without an image would stop it."""
+    """`datasets` (3.6, 5.2) takes the first group's rows as a batch's size: a week without an image would stop it."""
     store = Store(tmp_path)
     store.write(store.table_path("images", "1"), [], "images")
     TableWriter(store.table_path("images", "2"), "images").close()
