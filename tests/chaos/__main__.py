@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.services import service_scenarios
-from tests.chaos.stages import NO_NAMESPACE, own_mounts, stage_scenarios
+from tests.chaos.stages import NO_NAMESPACE, SEED, own_mounts, stage_scenarios
 from tests.chaos.week import Outcome, living_week
 
 SHORT = ("kills", "lock")
@@ -75,12 +75,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="without Airflow and with few kills")
     parser.add_argument("--only", help="names of scenarios, separated by commas")
     parser.add_argument("--kills", type=int, help="random kills, a count")
+    parser.add_argument("--seed", type=int, default=SEED, help="that draws the random kills' moments")
     parser.add_argument("--images", type=int, help="images of the week, a count")
     parser.add_argument("--keep", type=Path, help="a new folder for all that is made; it and its logs stay")
     parser.add_argument("--list", action="store_true", help="print the scenarios' names")
     args = parser.parse_args(argv)
     has_mounts = own_mounts()
-    on_stages = stage_scenarios(args.kills or (SHORT_KILLS if args.short else KILLS), has_mounts)
+    on_stages = stage_scenarios(args.kills or (SHORT_KILLS if args.short else KILLS), has_mounts, args.seed)
     on_services = {} if args.short else service_scenarios()
     known = [*on_stages, *on_services]
     if args.list:

@@ -24,12 +24,13 @@ from tests.support.web import running
 
 ALWAYS = ("write", "", 0)  # every command writes something, also one that finds all done
 LATE = ("end", "", 0)
+SEED = 11
 NO_NAMESPACE = "mounts need root and CLONE_NEWNS here"
 
 
-def random_kills(week: Week, kills: int) -> Outcome:
+def random_kills(week: Week, kills: int, seed: int) -> Outcome:
     """SIGKILL of every command of the week at random moments, many times each, then once undisturbed."""
-    draw, out = random.Random(11), Outcome("random kills of every stage")
+    draw, out = random.Random(seed), Outcome("random kills of every stage")
     chain = week.chain()
     lost = 0
     for number, words in enumerate(chain):
@@ -216,15 +217,16 @@ def upload(url: str, keys: dict[str, str], folder: Path) -> None:
         client.upload_file(str(file), "shop", file.relative_to(folder).as_posix())
 
 
-def stage_scenarios(kills: int, has_mounts: bool) -> dict[str, Callable[[Week], Outcome]]:
+def stage_scenarios(kills: int, has_mounts: bool, seed: int = SEED) -> dict[str, Callable[[Week], Outcome]]:
     """Every scenario of this file by a short name.
 
     Args:
         kills: of the random ones, a count.
         has_mounts: whether file systems can be mounted here.
+        seed: that draws the random kills' moments.
     """
     scenarios: dict[str, Callable[[Week], Outcome]] = {
-        "kills": lambda week: random_kills(week, kills),
+        "kills": lambda week: random_kills(week, kills, seed),
         "model-server": server_dies_and_comes_back_with_another_model,
         "two-runs": two_runs_at_once,
         "lock": killed_twin,
