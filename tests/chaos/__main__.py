@@ -16,11 +16,12 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.chaos.services import service_scenarios
+from tests.chaos.services import DISTURBANCES, EVENTS, NAMES, WEEKS, disturbed_week, events_during_a_training
+from tests.chaos.stack import living_stack
 from tests.chaos.stages import NO_NAMESPACE, SEED, own_mounts, stage_scenarios
 from tests.chaos.week import Outcome, living_week
 
@@ -32,6 +33,20 @@ IMAGES, SHORT_IMAGES = 240, 40  # of the demo's second week: 260
 def tell(text: str) -> None:
     """A line of the run's progress."""
     print(text, flush=True)
+
+
+def attempt_week(names: Sequence[str], scenario: Callable[[], list[Outcome]]) -> list[Outcome]:
+    """Run a week with disturbances; one that breaks off has for none of them recovered, nor is it equal."""
+    start = time.monotonic()
+    try:
+        outcomes = scenario()
+    except Exception as error:
+        note = f"{type(error).__name__}: {error}"[:1500]
+        outcomes = [Outcome(DISTURBANCES[name].title, note=note) for name in names]
+        outcomes[0].seconds = time.monotonic() - start
+    for name, out in zip(names, outcomes, strict=True):
+        tell(f"  {name}: recovered {out.is_recovered}, equal {out.is_equal}, {out.seconds:.0f} s; {out.note}")
+    return outcomes
 
 
 def attempt(name: str, scenario: Callable[[], Outcome]) -> Outcome:
@@ -78,11 +93,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=SEED, help="that draws the random kills' moments")
     parser.add_argument("--images", type=int, help="images of the week, a count")
     parser.add_argument("--keep", type=Path, help="a new folder for all that is made; it and its logs stay")
+    parser.add_argument("--expected", default="", help="fingerprint of an undisturbed week with Airflow, of this code")
     parser.add_argument("--list", action="store_true", help="print the scenarios' names")
     args = parser.parse_args(argv)
     has_mounts = own_mounts()
     on_stages = stage_scenarios(args.kills or (SHORT_KILLS if args.short else KILLS), has_mounts, args.seed)
-    on_services = {} if args.short else service_scenarios()
+    on_services = () if args.short else NAMES
     known = [*on_stages, *on_services]
     if args.list:
         tell("\n".join(known))
@@ -103,11 +119,12 @@ def main(argv: list[str] | None = None) -> int:
                     week.reset()
                     outcomes.append(attempt(name, lambda name=name: on_stages[name](week)))  # type: ignore[misc]
         if any(name in on_services for name in wanted):
-            from tests.chaos.services import living_stack
-
-            with living_stack(folder / "stack") as stack:
-                for name in (n for n in wanted if n in on_services):
-                    outcomes.append(attempt(name, lambda name=name: on_services[name](stack)))  # type: ignore[misc]
+            with living_stack(folder / "stack", args.expected) as stack:
+                tell(f"an undisturbed week with Airflow: fingerprint {stack.expected}")
+                for names in filter(None, (tuple(n for n in week if n in wanted) for week in WEEKS)):
+                    outcomes += attempt_week(names, lambda names=names: disturbed_week(stack, names))  # type: ignore[misc]
+                if EVENTS in wanted:
+                    outcomes.append(attempt(EVENTS, lambda: events_during_a_training(stack)))
     if not has_mounts and not args.short:
         tell(f"left out: disk full ({NO_NAMESPACE})")
     print(table(outcomes))
