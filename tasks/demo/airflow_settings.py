@@ -4,6 +4,7 @@ docker-compose.yaml states the same (a test compares them), and docs/operations.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 # Beginnings of the variables that a person sets for their own machine: what runs may read and ask, the mails and who
@@ -47,6 +48,9 @@ OUTLAST_OUTAGES = {
     "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME": "3600",
 }
 
+# Of Celery: how often a message is tried, and the pauses between, s.
+PUBLISH_PATIENTLY = {"max_retries": 100, "interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.5}
+
 # With Celery: a message that the broker lost is sent again within a minute. A task that merely waits for a free worker
 # is sent again too, and never failed for it.
 FIND_LOST_MESSAGES = {
@@ -57,6 +61,11 @@ FIND_LOST_MESSAGES = {
     "AIRFLOW__API_AUTH__JWT_LEEWAY": "60",
     # After a day, by default, Celery gives a task that still works to another worker and ends the first: 30 days.
     "AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": "2592000",
+    # A broker that is away: the scheduler repeats a message whose sending took longer than a second (Airflow's
+    # operation_timeout), so often. A refused connection is an error at once, which spends one of the task's own tries;
+    # Celery therefore asks for longer than that second.
+    "AIRFLOW__CELERY__TASK_PUBLISH_MAX_RETRIES": "1000",
+    "AIRFLOW__CELERY__EXTRA_CELERY_CONFIG": json.dumps({"task_publish_retry_policy": PUBLISH_PATIENTLY}),
 }
 
 # Of an Airflow for one person on a machine that does much else.

@@ -48,19 +48,27 @@ class Disturbance:
     costs_no_try: bool = False
 
 
-def kill_stage(stack: Stack) -> tuple[int, str]:
+def kill_stage(name: str) -> Callable[[Stack], tuple[int, str]]:
     """SIGKILL of a stage."""
-    os.kill(stack.stage("embed"), signal.SIGKILL)
-    return 1, ""
+
+    def break_it(stack: Stack) -> tuple[int, str]:
+        os.kill(stack.stage(name), signal.SIGKILL)
+        return 1, ""
+
+    return break_it
 
 
-def kill_task(stack: Stack) -> tuple[int, str]:
+def kill_task(name: str) -> Callable[[Stack], tuple[int, str]]:
     """SIGKILL of the process of Airflow's task, whose child the stage is."""
-    stage = stack.stage("embed")
-    status = Path(f"/proc/{stage}/stat").read_text()
-    os.kill(int(status[status.rindex(")") + 2 :].split()[1]), signal.SIGKILL)
-    wait_until(lambda: not is_alive(stage), "the stage ends with its task")
-    return 1, ""
+
+    def break_it(stack: Stack) -> tuple[int, str]:
+        stage = stack.stage(name)
+        status = Path(f"/proc/{stage}/stat").read_text()
+        os.kill(int(status[status.rindex(")") + 2 :].split()[1]), signal.SIGKILL)
+        wait_until(lambda: not is_alive(stage), "the stage ends with its task")
+        return 1, ""
+
+    return break_it
 
 
 def kill_and_start(service: str, stage: str, pause_s: float = PAUSE_S) -> Callable[[Stack], tuple[int, str]]:
@@ -78,16 +86,20 @@ def kill_and_start(service: str, stage: str, pause_s: float = PAUSE_S) -> Callab
     return break_it
 
 
-def suspend_worker(stack: Stack) -> tuple[int, str]:
-    """SIGSTOP of a worker and all its children until the scheduler has given its task up."""
-    stage = stack.stage("embed")
-    worker = next(n for n in WORKERS if stage in stack.airflow.services.family(n))
-    stack.airflow.services.suspend(worker)
-    try:
-        time.sleep(HEARTBEAT_S + 15)
-    finally:
-        stack.airflow.services.resume(worker)
-    return 0, f"{worker} stood still for {HEARTBEAT_S + 15} s"
+def suspend_worker(name: str) -> Callable[[Stack], tuple[int, str]]:
+    """SIGSTOP of a worker and all its children, while a stage runs, until the scheduler has given its task up."""
+
+    def break_it(stack: Stack) -> tuple[int, str]:
+        stage = stack.stage(name)
+        worker = next(n for n in WORKERS if stage in stack.airflow.services.family(n))
+        stack.airflow.services.suspend(worker)
+        try:
+            time.sleep(HEARTBEAT_S + 15)
+        finally:
+            stack.airflow.services.resume(worker)
+        return 0, f"{worker} stood still for {HEARTBEAT_S + 15} s"
+
+    return break_it
 
 
 def forget_the_queue(stack: Stack) -> tuple[int, str]:
@@ -146,29 +158,25 @@ def production_patience(stack: Stack) -> Iterator[None]:
 
 
 DISTURBANCES = {
-    "lost-messages": Disturbance("Redis loses queued messages", forget_the_queue, starts_the_week=True),
-    "worker": Disturbance("SIGKILL of a worker with its children", kill_and_start("worker", "ingest")),
-    "scheduler": Disturbance("SIGKILL of the scheduler", kill_and_start("scheduler", "recaption")),
-    "stage": Disturbance("SIGKILL of a stage", kill_stage),
-    "dag-processor": Disturbance("SIGKILL of the dag-processor", kill_and_start("dag-processor", "select")),
-    "redis": Disturbance(f"Redis away for {OUTAGE_S:.0f} s", kill_and_start("redis", "recaption", OUTAGE_S)),
-    "task": Disturbance("SIGKILL of a task's process", kill_task),
-    "api-server": Disturbance("SIGKILL of the api-server", kill_and_start("api-server", "caption")),
-    "suspended": Disturbance("SIGSTOP of a worker past the heartbeat", suspend_worker),
-    "postgres": Disturbance(f"PostgreSQL away for {OUTAGE_S:.0f} s", kill_and_start("postgres", "caption", OUTAGE_S)),
     "api-server-100s": Disturbance(
         f"the api-server away for {LONG_OUTAGE_S:.0f} s",
         kill_and_start("api-server", "embed", LONG_OUTAGE_S),
         costs_no_try=True,
     ),
+    "lost-messages": Disturbance("Redis loses queued messages", forget_the_queue, starts_the_week=True),
+    "worker": Disturbance("SIGKILL of a worker with its children", kill_and_start("worker", "ingest")),
+    "dag-processor": Disturbance("SIGKILL of the dag-processor", kill_and_start("dag-processor", "validate")),
+    "scheduler": Disturbance("SIGKILL of the scheduler", kill_and_start("scheduler", "recaption")),
+    "stage": Disturbance("SIGKILL of a stage", kill_stage("embed")),
+    "redis": Disturbance(f"Redis away for {OUTAGE_S:.0f} s", kill_and_start("redis", "mine", OUTAGE_S)),
+    "task": Disturbance("SIGKILL of a task's process", kill_task("select")),
+    "suspended": Disturbance("SIGSTOP of a worker past the heartbeat", suspend_worker("caption")),
+    "postgres": Disturbance(f"PostgreSQL away for {OUTAGE_S:.0f} s", kill_and_start("postgres", "judge", OUTAGE_S)),
+    "api-server": Disturbance("SIGKILL of the api-server", kill_and_start("api-server", "version")),
 }
-# Those of one tuple share a week, in the order of their stages.
-WEEKS = (
-    ("api-server-100s",),
-    ("lost-messages", "suspended", "postgres"),
-    ("worker", "scheduler", "stage", "dag-processor"),
-    ("redis", "task", "api-server"),
-)
+# Those of one tuple share a week, in the order of their stages: no stage is tried more often than it may be.
+ALONE = tuple(name for name, one in DISTURBANCES.items() if one.costs_no_try)
+WEEKS = (*((name,) for name in ALONE), tuple(name for name in DISTURBANCES if name not in ALONE))
 EVENTS = "events"  # the last: it trains on what the weeks before have published
 NAMES = (*(name for names in WEEKS for name in names), EVENTS)
 

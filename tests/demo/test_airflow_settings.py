@@ -1,5 +1,6 @@
 """Airflow's settings against outages: they add up, and the compose file and the demo have the same."""
 
+import json
 import random
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def test_a_lost_message_is_found_within_a_minute_and_its_token_lives_as_long():
     assert value("SCHEDULER", "TASK_QUEUED_TIMEOUT") + value("API_AUTH", "JWT_LEEWAY") > longest_s
     waits_s = longest_s * value("SCHEDULER", "NUM_STUCK_IN_QUEUED_RETRIES")
     assert waits_s > 12 * 3600, "a task that waits for a free worker is never failed for it"
+
+
+def test_a_broker_that_refuses_is_asked_until_the_send_times_out_and_the_send_is_repeated():
+    policy = json.loads(SETTINGS["AIRFLOW__CELERY__EXTRA_CELERY_CONFIG"])["task_publish_retry_policy"]
+    pauses = [
+        min(policy["interval_max"], policy["interval_start"] + n * policy["interval_step"])
+        for n in range(policy["max_retries"])
+    ]
+    operation_timeout_s = 1.0  # Airflow's own
+    assert sum(pauses) > 2 * operation_timeout_s
+    assert value("CELERY", "TASK_PUBLISH_MAX_RETRIES") * operation_timeout_s > OUTAGE_S
 
 
 def test_compose_and_the_local_airflow_use_them(tmp_path: Path):
