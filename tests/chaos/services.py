@@ -242,8 +242,7 @@ def events_during_a_training(stack: Stack) -> Outcome:
     for version in versions:
         git(origin, "tag", version, first)
         airflow.call("POST", "assets/events", {"asset_id": asset["id"], "extra": {"version": version, "changes": {}}})
-    wait_until(lambda: len(airflow.runs(MODEL_DAG)) > 1, "the events have made a run", poll_s=1, limit_s=RUN_LIMIT_S)
-    os.kill(held, signal.SIGKILL)
+    os.kill(held, signal.SIGKILL)  # Airflow makes the next run when no other is active
     airflow.call("PATCH", f"dags/{MODEL_DAG}/dagRuns/{training}", {"state": "failed"})
 
     def commands() -> list[str]:
