@@ -9,6 +9,7 @@ from PIL import Image
 
 import tasks.caption.models
 import tasks.judge.stage
+from tasks.config import overlay
 from tasks.errors import ConfigError
 from tasks.models.llm.requests import Request
 from tasks.publish.open_run import Deployment
@@ -22,6 +23,7 @@ from tests.support.takedowns import clone_of, run_here
 
 pytestmark = pytest.mark.slow
 PIXELS = {Image.open(io.BytesIO(image(n))).convert("RGB").tobytes(): n for n in range(8)}
+EARLY = "made_before=2026-11-20"
 NO_CHECKS = {"caption": {"canaries": None, "instructions_min": 1}, "judge": {"labelled": None, "calibration": None}}
 
 
@@ -42,19 +44,22 @@ def before(deployment: Path) -> Path:
     return deployment
 
 
-def where(root: Path) -> Deployment:
+def deployment_at(root: Path) -> Deployment:
     return Deployment(root / "dataset", root / "runs")
 
 
-def renew_here(root: Path, run_id: str, stage: str, budget: int | None, date: str, **more: bool) -> Renewal:
-    values = {**run_values(stage, check_wish(stage, "made_before=2026-11-20", budget)), **NO_CHECKS, "date": date}
+def renew_here(
+    root: Path, run_id: str, stage: str, budget: int | None, date: str, *, where: str = EARLY, is_dry: bool = False
+) -> Renewal:
+    values = {**run_values(stage, check_wish(stage, where, budget)), "date": date}
+    values = overlay(values, NO_CHECKS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks.caption.models, "load_captioner", lambda _: FakeLlm(lambda _: "another colour is on it"))
         patch.setattr(tasks.caption.models, "load_writer", lambda _: FakeLlm(paint))
         patch.setattr(tasks.judge.stage, "load_judge", lambda *_: judge())
         # the fake run's vectors are no CLIP's
         patch.setattr(tasks.judge.stage.ShortcutDetector, "find", lambda _, triplets: [None] * len(triplets))
-        return renew(where(root), run_id, values, run=run_here, **more)
+        return renew(deployment_at(root), run_id, values, is_dry=is_dry, run=run_here)
 
 
 def test_a_dry_run_counts_and_changes_nothing(before: Path):
@@ -89,10 +94,8 @@ def test_a_renewal_is_a_version_that_counts_what_changed(before: Path, tmp_path:
 
 
 def test_what_is_not_stale_makes_no_version_and_an_unclear_wish_no_run(before: Path):
-    renew_here(before, "second", "caption", None, "2026-11-30")
-    assert version_at(before / "dataset")["version"] == "2026.11.30"  # type: ignore[index]
-    done = renew_here(before, "third", "caption", None, "2026-12-07")
-    assert done.version is None and done.notes[0].startswith("renewal of caption: 0 rows")
+    done = renew_here(before, "second", "judge", None, "2026-11-30", where="made_before=2026-11-01")
+    assert done.version is None and done.notes[0].startswith("renewal of judge: 0 rows")
     with pytest.raises(ConfigError, match="--where: unknown condition 'colour'"):
         check_wish("caption", "colour=red", None)
     with pytest.raises(ConfigError, match="--budget: found 0"):
