@@ -11,6 +11,8 @@ import pytest
 from tests.support.fake_run import publish_version
 from tests.support.markup import assert_accessible, assert_harmless
 
+READING = {"GET", "HEAD", "OPTIONS"}
+
 
 class Person:
     """A user of Airflow's."""
@@ -36,8 +38,10 @@ def client(deployment: Path) -> Iterator[object]:
         from megapairs import review_pages
 
         reports_plugin.app.dependency_overrides[get_user] = Person
+        answering = TestClient(reports_plugin.app)
+        answering.may_answer = review_pages.may_answer  # type: ignore[attr-defined]
         patch.setattr(review_pages, "may_answer", lambda user: True)
-        yield TestClient(reports_plugin.app)
+        yield answering
         reports_plugin.app.dependency_overrides.clear()
 
 
@@ -211,3 +215,28 @@ def test_a_review_is_kept_with_its_name_and_no_other_site_or_viewer_can_send_one
     assert (line["name"], line["answer"], line["row_id"], line["text"]) == ("ann", "right", form["row_id"], "")
     assert "you have answered 1" in client.get(address).text
     assert client.get("/review.js").headers["content-type"].startswith("text/javascript")
+
+
+@pytest.mark.parametrize(("role", "may"), [("viewer", False), ("user", True), ("op", True), ("admin", True)])
+def test_airflows_roles_decide_who_may_write_and_a_viewer_may_write_nothing(
+    role: str, may: bool, client, deployment: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import reports_plugin
+    from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from airflow.api_fastapi.core_api.security import get_user
+    from megapairs import review_pages
+
+    monkeypatch.setattr(review_pages, "get_auth_manager", SimpleAuthManager)
+    monkeypatch.setattr(review_pages, "may_answer", client.may_answer)  # Airflow's own word, not the fixture's
+    person = SimpleAuthManagerUser(username=role, role=role)
+    monkeypatch.setitem(reports_plugin.app.dependency_overrides, get_user, lambda: person)
+    assert review_pages.may_answer(person) is may
+    paths = {route.path for route in reports_plugin.app.routes if set(getattr(route, "methods", None) or ()) - READING}
+    assert paths == {"/versions/{name}/review", "/d/{dataset}/versions/{name}/review"}, "all that writes"
+    before = (deployment / "reviews.jsonl").read_bytes() if (deployment / "reviews.jsonl").exists() else b""
+    for path in paths:
+        answer = client.post(path.format(name="2026.11.23", dataset="shop"), data={"token": "0", "answer": "right"})
+        assert answer.status_code == 403 and ("a viewer cannot review" in answer.text) is not may
+    after = (deployment / "reviews.jsonl").read_bytes() if (deployment / "reviews.jsonl").exists() else b""
+    assert after == before

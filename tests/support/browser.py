@@ -1,6 +1,6 @@
 """A page of the installed Chromium, whose every step waits for its condition, for ten minutes at most."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,3 +36,37 @@ def open_page(chromium: str, **options: Any) -> Iterator["Page"]:
         page.set_default_navigation_timeout(LIMIT_MS)
         yield page
         browser.close()
+
+
+def start_from_form(chromium: str, url: str, credentials: tuple[str, str], dag_id: str,
+                    fields: Sequence[tuple[str, str, str]]) -> None:  # fmt: skip
+    """Start a run as a person does: log in, press Trigger, open the fields' sections, fill them in, press Trigger.
+
+    Args:
+        chromium: path of the browser.
+        url: of Airflow.
+        credentials: name and password.
+        dag_id: whose run is started.
+        fields: heading of the form's section, name of the field, what is typed into it.
+    """
+    from playwright.sync_api import expect
+
+    user, password = credentials
+    with open_page(chromium) as page:
+        page.goto(f"{url}/dags/{dag_id}")
+        page.fill("input[name=username]", user)
+        page.fill("input[name=password]", password)
+        page.click("button[type=submit]")
+        page.wait_for_url(f"**/dags/{dag_id}")
+        page.get_by_role("button", name="Trigger").first.click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog.locator("input[name=element_limit]")).to_be_visible()
+        for heading, name, text in fields:
+            field = dialog.locator(f"input[name=element_{name}]")
+            if not field.is_visible():
+                dialog.get_by_role("button", name=heading).click()
+            expect(field).to_be_visible()
+            field.fill(text)
+            field.press("Tab")
+        dialog.get_by_role("button", name="Trigger", exact=True).click()
+        expect(dialog).not_to_be_visible()
