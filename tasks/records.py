@@ -225,6 +225,27 @@ def schemas() -> dict[str, pa.Schema]:
                 ("negative_attributions", strings),
             ]
         ),
+        # A row for another task than composed retrieval, made of a triplet or an image (tasks/publish/further_rows.py).
+        # A target or a negative of description_to_pair is two images, one after the other.
+        "further_rows": pa.schema(
+            [
+                ("row_id", s),
+                ("task", s),
+                ("batch", s),
+                ("source_id", s),  # triplet_id or image_id that it is made of
+                ("instruction", s),  # of the task, the same on each of its rows
+                ("query_text", s),  # '' where the query is images alone
+                ("query_image_ids", strings),
+                ("target_text", s),  # null where the target is images
+                ("target_image_ids", strings),
+                ("negative_texts", strings),
+                ("negative_image_ids", strings),
+                ("text_by", s),  # who wrote the texts: `source`, or a model
+                ("license_code", s),  # the strictest licence of its images
+                ("licenses", strings),  # one per image: of the query, then the target, then the negatives
+                ("attributions", strings),
+            ]
+        ),
         # what was withdrawn after it was published; kind: image, pair or triplet (tasks/fingerprints/takedown.py)
         "withdrawn": pa.schema([("id", s), ("kind", s), ("withdrawn_on", s), ("batch", s), ("reason", s)]),
         "quarantine": pa.schema(

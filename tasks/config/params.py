@@ -11,7 +11,7 @@ from tasks.config.gates import ValidateConfig
 from tasks.config.ingest import IngestConfig
 from tasks.config.pairs import EmbedConfig, MineConfig, RecaptionConfig, SelectConfig
 from tasks.config.renew import RenewConfig
-from tasks.config.section import Section
+from tasks.config.section import RowTask, Section
 from tasks.config.texts import CaptionConfig, JudgeConfig
 from tasks.config.training import EvaluateConfig, PromoteConfig, TrainConfig
 
@@ -62,6 +62,12 @@ class VersionConfig(Section):
     )
     embed_images: bool = Field(
         description="Also publish a Parquet export with the images inside. Suits small datasets only."
+    )
+    further_rows: tuple[RowTask, ...] | None = Field(
+        None,
+        description="Also publish rows for these other tasks, made of the same images, texts and judgements without "
+        "asking a model: image_to_caption, caption_to_image, description_to_pair, difference_classification, "
+        "which_image_fits. Each is a configuration of the card. Empty: none.",
     )
     gallery_triplets: int = Field(
         ge=0, description="Triplets on the version's gallery page, drawn by the seed, a count."

@@ -10,6 +10,12 @@ EncoderRole = Literal["semantic", "pattern", "caption"]
 # The encoders that mine pairs, by role, in the order of all columns and arrays that hold one value for each.
 ENCODER_ROLES: tuple[str, ...] = get_args(EncoderRole)
 
+# Further rows that a version may publish beside its triplets, by task (tasks/publish/further_rows.py).
+RowTask = Literal[
+    "image_to_caption", "caption_to_image", "description_to_pair", "difference_classification", "which_image_fits"
+]
+ROW_TASKS: tuple[str, ...] = get_args(RowTask)
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 DEVICE = "Where the model runs: auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:N."
 REVISION = "Revision of the model (commit, tag or branch on the hub); empty: the newest, or a local folder as it is."

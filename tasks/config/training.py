@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import DEVICE, NAME_PATTERN, PART, REVISION, Section
+from tasks.config.section import DEVICE, NAME_PATTERN, PART, REVISION, ROW_TASKS, Section
 from tasks.config.train_options import OptimizerConfig, RefreshConfig, TeacherConfig, ValidationConfig
 
 TEMPLATE_FIELDS = {"relative_caption", "shared_concept"}
@@ -17,20 +17,22 @@ class MixedDatasetConfig(Section):
     """One further training dataset, an entry of `train.datasets`."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Name of the dataset, used in reports.")
-    format: Literal["megapairs", "mmeb"] = Field(
-        description="Format of its records: megapairs (q_img, q_text, t_img, hns) or mmeb (VLM2Vec: qry, "
+    format: Literal["megapairs", "mmeb", "rows"] = Field(
+        description="Format of its records: megapairs (q_img, q_text, t_img, hns), mmeb (VLM2Vec: qry, "
         "qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path; v2: qry_inst, qry_text, qry_img_path, "
-        "tgt_inst, tgt_text, tgt_img_path)."
+        "tgt_inst, tgt_text, tgt_img_path) or rows (the version's own rows for other tasks, `version.further_rows`)."
     )
     path: str = Field(
         description="A JSONL or Parquet file, a folder of either, a folder of `Dataset.save_to_disk`, or, with "
-        "`split`, what `datasets.load_dataset` takes."
+        "`split`, what `datasets.load_dataset` takes. Of format rows the task, such as caption_to_image."
     )
     subset: str | None = Field(None, description="Subset (configuration) for `datasets.load_dataset`.")
     split: str | None = Field(
         None, description="Split for `datasets.load_dataset`, such as original. Empty: `path` is read as files."
     )
-    images: str = Field(description="Folder to which the image paths of the records are relative.")
+    images: str = Field(
+        "", description="Folder to which the image paths of the records are relative. Of format rows empty."
+    )
     instruction: str | None = Field(
         None,
         description="Task instruction of its queries, for a multimodal language model. Empty: the model's own for "
@@ -39,6 +41,19 @@ class MixedDatasetConfig(Section):
     weight: float = Field(
         1.0, gt=0, description="Share of the batches that come from this dataset, relative to the other weights."
     )
+
+    @model_validator(mode="after")
+    def _check_where_its_records_are(self) -> MixedDatasetConfig:
+        if self.format != "rows":
+            if not self.images:
+                raise ValueError(f"'images' of '{self.name}' is empty; name the folder of the records' image files")
+        elif self.path not in ROW_TASKS or self.images or self.split or self.subset:
+            raise ValueError(
+                f"'{self.name}' is of format rows and has path {self.path!r}, images {self.images!r}, split "
+                f"{self.split!r}, subset {self.subset!r}; expected one of {list(ROW_TASKS)} as `path` and no other: "
+                "the rows and their images are the version's own"
+            )
+        return self
 
 
 class LoraConfig(Section):

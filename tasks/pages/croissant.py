@@ -70,8 +70,9 @@ TYPES = {
     "bool": "sc:Boolean",
     "binary": "sc:Text",
 }
-KEYS = {"triplets": "triplet_id", "images": "image_id"}
+KEYS = {"triplets": "triplet_id", "images": "image_id"}  # further rows: row_id
 REFERENCES = {"query_image_id", "target_image_id"}  # of triplets: keys of images
+FURTHER_ROWS = "A row is a query, its answer and wrong answers, made of a triplet or an image; README.md explains them."
 ABOUT = {
     "license_code": "Terms of the record: the licence, SPDX where it has an identifier.",
     "attribution": "Whom to name for the image.",
@@ -102,7 +103,7 @@ def field(table: str, column: pa.Field) -> dict[str, Any]:
 
 
 def record_set(table: str) -> dict[str, Any]:
-    """A published table as a Croissant record set."""
+    """A published table, or the further rows of a task, as a Croissant record set."""
     return {
         "@type": "cr:RecordSet",
         "@id": table,
@@ -110,9 +111,9 @@ def record_set(table: str) -> dict[str, Any]:
         "description": {
             "triplets": "A row is an accepted triplet: query image, instructions, target image, negatives, scores.",
             "images": "A row is a stored image with its caption, source, licence and place in the tars.",
-        }[table],
-        "key": {"@id": f"{table}/{KEYS[table]}"},
-        "field": [field(table, column) for column in schemas()[table]],
+        }.get(table, FURTHER_ROWS),
+        "key": {"@id": f"{table}/{KEYS.get(table, 'row_id')}"},
+        "field": [field(table, column) for column in schemas()[table if table in KEYS else "further_rows"]],
     }
 
 
@@ -170,6 +171,7 @@ def croissant(version: Mapping[str, Any], *, name: str, license_name: str, has_e
         license_name: as params.version.license states it.
         has_export: whether the version has data/export.
     """
+    tasks = list(version.get("further_rows") or ())
     stated = (version.get("params") or {}).get("version") or {}
     contact = stated.get("contact") or ""
     files = [
@@ -180,6 +182,9 @@ def croissant(version: Mapping[str, Any], *, name: str, license_name: str, has_e
     if has_export:
         about = "Triplets with their images inside."
         files.append(file_set("with_images-files", about, "data/export/*.parquet", "application/x-parquet"))
+    for task in tasks:
+        about = f"Rows for another task, {task}."
+        files.append(file_set(f"{task}-files", about, f"data/rows/{task}/*.parquet", "application/x-parquet"))
     spdx = f"https://spdx.org/licenses/{license_name}.html"
     parent = version.get("parent")
     described = {
@@ -205,7 +210,7 @@ def croissant(version: Mapping[str, Any], *, name: str, license_name: str, has_e
         ],
         **responsible_ai(version, contact),
         "distribution": files,
-        "recordSet": [record_set("triplets"), record_set("images")],
+        "recordSet": [record_set(table) for table in ("triplets", "images", *tasks)],
     }
     return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()
 

@@ -64,6 +64,8 @@ def hub_header(
     configs = {"triplets": ("data/triplets", rows["triplets"]), "images": ("data/images", rows["images"])}
     if exported:
         configs["with_images"] = ("data/export", exported)
+    further_rows: Mapping[str, int] = version.get("further_rows") or {}
+    configs |= {task: (f"data/rows/{task}", count) for task, count in further_rows.items()}
     about = f"version {version['version']}, fingerprint {version['fingerprint'][:16]}"
     files: list[dict[str, object]] = [
         {"config_name": c, "description": about, "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]}
@@ -71,6 +73,7 @@ def hub_header(
     ]
     files[0]["default"] = True
     columns: dict[str, Any] = {table: {"features": features(schemas()[table])} for table in ("triplets", "images")}
+    columns |= {task: {"features": features(schemas()["further_rows"])} for task in further_rows}
     if export_features:
         columns["with_images"] = {"features": [dict(feature) for feature in export_features]}
     header = {
@@ -189,6 +192,7 @@ def dataset_card(
         export_features=export_features,
     )
     stated = (version.get("params") or {}).get("version") or {}
+    further_rows: Mapping[str, int] = version.get("further_rows") or {}
     drops = [(stage, reason, count) for stage, reasons in version["drops"].items() for reason, count in reasons.items()]
     encoders = [
         (encoder, f["pairs"], f["triplets"], "" if f["yield"] is None else f"{f['yield']:.3f}")
@@ -203,6 +207,7 @@ def dataset_card(
         rows={table: f"{version['rows'][table]:,}" for table in ("triplets", "images")},
         new_rows={table: f"{version['new_rows'][table]:,}" for table in ("triplets", "images")},
         has_images_config=bool(exported),
+        further_rows=[(task, f"{count:,}") for task, count in further_rows.items()],
         fingerprint=version["fingerprint"][:16],
         drops=drops,
         reviewed={
@@ -219,7 +224,11 @@ def dataset_card(
         held_out_share=version["params"]["train"]["held_out_share"] if is_held_out_split else None,
         license=license_name,
         licences=[(code, f"{count:,}") for code, count in (version.get("licenses") or {}).items()],
-        sizes=[(folder, size_text(parquet_bytes[folder])) for folder in CARD_FOLDERS if folder in parquet_bytes],
+        sizes=[
+            (folder, size_text(parquet_bytes[folder]))
+            for folder in (*CARD_FOLDERS, *(f"data/rows/{task}" for task in further_rows))
+            if folder in parquet_bytes
+        ],
         languages=languages(version),
         citation=stated.get("citation") or "",
     )

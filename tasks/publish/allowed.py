@@ -183,6 +183,8 @@ def _paths_of(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         named.append((name, benchmark.get("path") if is_entry else benchmark))
     named.append(("evaluate.truth", evaluate.get("truth")))
     for dataset in train.get("datasets") or []:
+        if dataset.get("format") == "rows":  # the path names a task, the files are the version's own
+            continue
         named += [(f"train.datasets.{dataset['name']}.{key}", dataset[key]) for key in ("path", "images")]
     yield from ((name, value) for name, value in named if isinstance(value, str) and value)
 

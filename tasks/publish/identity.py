@@ -46,7 +46,7 @@ NOT_IDENTITY_PARAMS = {
     "renew",
 }
 # Parameters that came after the first versions, off while they are null: a version that leaves them so is the same.
-OFF_WHEN_NULL = {"same_content_min", "next"}
+OFF_WHEN_NULL = {"same_content_min", "next", "further_rows"}
 
 
 def is_identity(name: str) -> bool:

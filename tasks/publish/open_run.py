@@ -64,7 +64,8 @@ from tasks.store.shards import move_old_shards
 
 log = logging.getLogger(__name__)
 MARKER = Path(".run", "opened.json")  # in the worktree; written last, so a run that has it is open
-DATA_POINTERS = ("data/export.dvc", "data/withdrawn.dvc")  # of a version's data that no stage of dvc.yaml makes
+# of a version's data that no stage of dvc.yaml makes
+DATA_POINTERS = ("data/export.dvc", "data/rows.dvc", "data/withdrawn.dvc")
 LOCK_TIMEOUT_S = 600.0  # a checkout of the code takes seconds
 
 

@@ -27,7 +27,7 @@ NEEDED = ("data/triplets", "data/images", "data/shards")
 def patterns() -> list[str]:
     """What is pushed, as patterns of paths."""
     tables = [f"data/{table}/*.{kind}" for table in TABLES for kind in ("parquet", "tar")]
-    return [*FILES, *tables, "data/dropped/*/*.parquet"]
+    return [*FILES, *tables, "data/dropped/*/*.parquet", "data/rows/*/*.parquet"]
 
 
 def require_clone(root: Path) -> str:

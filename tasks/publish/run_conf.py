@@ -159,6 +159,8 @@ def require_paths(params: Params, kind: Kind) -> None:
         else:
             paths |= {f"evaluate.benchmark.{b.name}": b.path for b in benchmark}
         for dataset in params.train.datasets:
+            if dataset.format == "rows":
+                continue  # of the version itself
             if dataset.split is None:  # with a split it may be a name for `datasets.load_dataset`
                 paths |= {f"train.datasets.{dataset.name}.path": dataset.path}
             paths |= {f"train.datasets.{dataset.name}.images": dataset.images}

@@ -2,12 +2,13 @@
 
 Reads all tables and the run's reports; merges the run's chunk files (tasks/publish/merge.py). Writes README.md (the
 card), croissant.json, CHANGELOG-DATA.md (what changed since the parent), reports/quality.json (for `dvc metrics diff`),
-version.json, manifest.json, data/export (a file for each of the run's triplets), reports/gallery.html and dvc.lock;
-publishes the tag `dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run, nothing
-withdrawn and nothing renewed or changed by people's verdicts, or with open_run.dry_run, it raises NothingToDo (exit
-99): a green end without a version. Exports of earlier batches follow their triplets, and before anything is published
-all files are looked through for the images that the run withdrew (tasks/publish/withdraw.py). After a crash, running
-again finishes the work. Parameters: section `version`.
+version.json, manifest.json, data/export (a file for each of the run's triplets), data/rows/<task>/<batch>.parquet
+(version.further_rows: tasks/publish/rows_files.py), reports/gallery.html and dvc.lock; publishes the tag
+`dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run, nothing withdrawn and nothing
+renewed or changed by people's verdicts, or with open_run.dry_run, it raises NothingToDo (exit 99): a green end without a
+version. Exports and further rows of earlier batches follow their triplets, and before anything is published all files
+are looked through for the images that the run withdrew (tasks/publish/withdraw.py). After a crash, running again
+finishes the work. Parameters: section `version`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from tasks.publish.publish import Publication, publish
 from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.quality import QUALITY_FILE, quality_file
 from tasks.publish.redaction import redact_data, run_private_texts
+from tasks.publish.rows_files import FOLDER as ROWS_FOLDER
+from tasks.publish.rows_files import rows_files, write_further_rows
 from tasks.publish.snapshots import Snapshot
 from tasks.publish.version_record import build_manifest, describe_version, parquet_bytes
 from tasks.publish.withdraw import require_withdrawn, update_exports
@@ -145,6 +148,7 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
     root = store.root
     write_exports(params, store)
     update_exports(store)
+    write_further_rows(params, store)
     version = describe_version(params, store, parent.record, git(root, "rev-parse", "HEAD"))
     write_gallery(store, params, version, root / "reports" / "gallery.html", promoted_scores(root))
     earlier = json.loads((root / "manifest.json").read_text()) if (root / "manifest.json").exists() else {}
@@ -187,7 +191,8 @@ def commit_data(root: Path, lock: bytes | None) -> tuple[list[str], dict[str, by
     """Put the run's data into the DVC cache; (entries of dvc.lock that the run made, files that point at the data)."""
     exported = count_parquet_rows((root / "data" / "export").glob("*.parquet"))
     withdrawn = ["data/withdrawn"] if any((root / "data" / "withdrawn").glob("*.parquet")) else []
-    tracked = [*(["data/export"] if exported else []), *withdrawn, "reports/gallery.html"]
+    rows = [ROWS_FOLDER] if rows_files(root) else []
+    tracked = [*(["data/export"] if exported else []), *rows, *withdrawn, "reports/gallery.html"]
     stages = commit_outputs(root, DATA_STAGES, tracked, lock)
     paths = ["params.yaml", "dvc.lock", *(f"{path}.dvc" for path in tracked)]
     return stages, {path: (root / path).read_bytes() for path in paths}
@@ -220,7 +225,7 @@ def run(params: Params, store: Store) -> StageReport:
         parent=parent.name,
         is_parent_required=parent.rewritten is None,
         base=parent.rewritten,
-        removed=[] if "data/export.dvc" in pointers else ["data/export.dvc"],
+        removed=[path for path in ("data/export.dvc", f"{ROWS_FOLDER}.dvc") if path not in pointers],
     )
     published = publish(root, publication)
     for name in ("version.json", "manifest.json"):

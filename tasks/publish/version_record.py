@@ -14,6 +14,7 @@ from tasks.pages.week_figures import weekly_figures
 from tasks.publish.identity import fingerprint
 from tasks.publish.makers_now import stale_counts
 from tasks.publish.published import file_sha256
+from tasks.publish.rows_files import count_further_rows
 from tasks.renewal.encoders import moved_roles
 from tasks.renewal.plan import renewed_counts
 from tasks.store import Store
@@ -103,6 +104,7 @@ def describe_version(params: Params, store: Store, parent: Mapping[str, Any] | N
         "fingerprint": fingerprint(store, resolved, batch, encoders, parent["fingerprint"] if parent else None),
         "rows": count_rows(store),
         "new_rows": new_rows,
+        **({"further_rows": further} if (further := count_further_rows(store.root)) else {}),
         "drops": store.count_drops(),
         "new_drops": store.count_drops(batch=batch),
         "withdrawn": {"total": len(withdrawn_ids(store)), "new": len(withdrawn_ids(store, batch))},

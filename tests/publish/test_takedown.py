@@ -10,10 +10,11 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import load_dataset
 
 from tasks.browse.explorer import Explorer
 from tasks.browse.published import PublishedVersion
-from tasks.config import ENCODER_ROLES
+from tasks.config import ENCODER_ROLES, ROW_TASKS
 from tasks.errors import EXIT_NOTHING_TO_DO, ConfigError, DataError
 from tasks.fingerprints.takedown_list import parse_lines
 from tasks.ingest.withdraw import read_members
@@ -47,8 +48,9 @@ GONE = (1, 4, 12)  # two of the first week's images, one of the second's
 @pytest.fixture(scope="module")
 def deployment_of(deployment: Path) -> Path:
     """Two versions: 8 images in the layout of older versions, then 5 more."""
-    publish_old_version(deployment, "one", "2026-11-16", range(0, 8))
-    publish_version(deployment, "two", "2026-11-23", range(8, 13))
+    further = {"version.further_rows": list(ROW_TASKS)}
+    publish_old_version(deployment, "one", "2026-11-16", range(0, 8), **further)
+    publish_version(deployment, "two", "2026-11-23", range(8, 13), **further)
     return deployment
 
 
@@ -152,6 +154,23 @@ def test_exports_hold_the_triplets_and_nothing_else(after: Path):
     assert check(after) > 0
 
 
+def test_further_rows_are_those_of_the_triplets_and_images_that_stay(after: Path):
+    store = Store(after)
+    made_of = {
+        True: sorted(store.read_table("images", ["image_id"])["image_id"].to_pylist()),
+        False: sorted(store.read_table("triplets", ["triplet_id"])["triplet_id"].to_pylist()),
+    }
+    counts = json.loads((after / "version.json").read_text())["further_rows"]
+    assert set(counts) == set(ROW_TASKS) - {"difference_classification"}, "prose of one kind: no kind to choose from"
+    for task, count in counts.items():
+        rows = load_dataset(str(after), task, split="train", cache_dir=str(after / ".cache"))
+        assert len(rows) == count
+        assert sorted(rows["source_id"]) == made_of["caption" in task]
+        named = ("query_image_ids", "target_image_ids", "negative_image_ids")
+        for row in rows:
+            assert len(row["licenses"]) == sum(len(row[column]) for column in named)
+
+
 def test_the_withdrawal_is_a_version_that_says_what_went(deployment_of: Path, taken: Takedown, after: Path):
     clone = deployment_of / "dataset"
     assert tags(clone, "dataset")[-1] == taken.version
@@ -244,7 +263,17 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
     assert found.image_ids == {id_of(PURGED)} and found.models == ["model/2026.12.01"]
     assert set(found.files) == {"dataset/2026.11.23", taken.version, "model/2026.12.01"}
     kinds = {Path(path).parts[1] for path in found.files["dataset/2026.11.23"]}
-    assert kinds >= {"images", "embeddings", "neighbours", "pairs", "captioned", "triplets", "export", "gallery.html"}
+    assert kinds >= {
+        "images",
+        "embeddings",
+        "neighbours",
+        "pairs",
+        "captioned",
+        "triplets",
+        "export",
+        "rows",
+        "gallery.html",
+    }
     assert [path.stem for path in found.replies] == ["0" * 64]
     assert any("data/shards/2026.11.23-00000.tar" in line for line in purge.describe(found, Objects(with_model.clone)))
     assert tags(with_model.clone, "dataset")[-1] == taken.version, "a list changes nothing"
