@@ -21,6 +21,7 @@ from tasks.models.retrievers.kept_rows import KeptRows
 from tasks.store import Store
 from tasks.train.datasets import image_files
 from tasks.train.splits import held_out_images
+from tasks.train.version_rows import row_image_ids
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,6 +117,9 @@ def training_fingerprints(params: Params, store: Store, triplets: Sequence[Mappi
     streamed dataset those of a sample.
     """
     image_ids = training_image_ids(triplets, params.train.held_out_share)
+    for dataset in params.train.datasets:
+        if dataset.format == "rows":
+            image_ids |= row_image_ids(dataset, store, params.train.held_out_share, triplets)
     columns = store.read_table("images", ["image_id", "phash", "thumbnail"]).to_pydict()
     rows = zip(columns["image_id"], columns["phash"], columns["thumbnail"], strict=True)
     fingerprints = [(int(h, 16), t) for i, h, t in rows if i in image_ids and h and t]

@@ -93,10 +93,14 @@ class ExampleStream(Protocol):
 
 
 class WeightedDataset(NamedTuple):
-    """Examples of one dataset, and the share of the batches that come from it, relative to the other weights."""
+    """Examples of one dataset, and the share of the batches that come from it, relative to the other weights.
+
+    `is_locked` says that the locked phase takes batches of it too: every candidate is one image of the version.
+    """
 
     examples: Sequence[Example] | ExampleStream
     weight: float
+    is_locked: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,8 +223,8 @@ def mixed_batches(datasets: Sequence[WeightedDataset], size: int, rng: random.Ra
         size: examples of a batch, a count; fewer where a dataset has fewer.
         rng: of the draws and the orders.
     """
-    streams = [batches(examples, min(size, len(examples)), rng) for examples, _ in datasets]
-    weights = [weight for _, weight in datasets]
+    streams = [batches(d.examples, min(size, len(d.examples)), rng) for d in datasets]
+    weights = [d.weight for d in datasets]
     while True:
         yield next(rng.choices(streams, weights)[0] if len(streams) > 1 else streams[0])
 
@@ -304,8 +308,32 @@ def plan_steps(datasets: Sequence[WeightedDataset], config: TrainConfig, rng: ra
         yield plan if is_plain else with_texts(plan, batch)
 
 
+def locked_batches(datasets: Sequence[WeightedDataset], size: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Batches without end for the locked phase, each from one dataset, drawn by weight; every pass in a new order.
+
+    Args:
+        datasets: at least one, none of them a stream; a single one takes no random draw.
+        size: examples of a batch, a count.
+        rng: of the draws and the orders.
+    """
+    waiting: list[list[Example]] = [[] for _ in datasets]
+    weights = [d.weight for d in datasets]
+    while True:
+        n = rng.choices(range(len(datasets)), weights)[0] if len(datasets) > 1 else 0
+        examples = datasets[n].examples
+        assert isinstance(examples, Sequence)
+        while len(waiting[n]) < size:
+            waiting[n] += rng.sample(examples, len(examples))
+        yield waiting[n][:size]
+        waiting[n] = waiting[n][size:]
+
+
 def plan_locked_steps(
-    examples: Sequence[Example], pool: Sequence[str], config: TrainConfig, rng: random.Random
+    examples: Sequence[Example],
+    pool: Sequence[str],
+    config: TrainConfig,
+    rng: random.Random,
+    further: Sequence[WeightedDataset] = (),
 ) -> Iterator[BatchPlan]:
     """The steps of the locked phase (image tower frozen), without end; `images` are rows of the pool.
 
@@ -314,14 +342,12 @@ def plan_locked_steps(
         pool: ids of all images; each can be a candidate for every query, because its features are known.
         config: locked_batch_triplets and locked_candidates.
         rng: of the draws.
+        further: datasets whose candidates are images of the pool too.
     """
     row: dict[Any, int] = {image: n for n, image in enumerate(pool)}
-    waiting: list[Example] = []
-    while True:
-        while len(waiting) < config.locked_batch_triplets:
-            waiting += rng.sample(examples, len(examples))
-        batch, waiting = waiting[: config.locked_batch_triplets], waiting[config.locked_batch_triplets :]
-        own_rows = list(dict.fromkeys(row[i] for e in batch for i in (e.target, e.query)))
+    datasets = [WeightedDataset(examples, config.version_weight), *further]
+    for batch in locked_batches(datasets, config.locked_batch_triplets, rng):
+        own_rows = list(dict.fromkeys(row[i] for e in batch for i in (e.target, e.query) if i is not None))
         if len(pool) <= config.locked_candidates:
             rows = list(range(len(pool)))
         else:

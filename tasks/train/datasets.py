@@ -1,4 +1,5 @@
-"""The examples to train on: the version's triplets, and further datasets in MegaPairs' or VLM2Vec's (MMEB) format.
+"""The examples to train on: the version's triplets, and further datasets in MegaPairs' or VLM2Vec's (MMEB) format, or
+the version's own rows for other tasks (tasks/train/version_rows.py).
 
 A dataset of up to `train.stream_records` records is read as a whole before the first step, every image looked at; its
 examples come in batches of neighbours. A larger one is streamed (tasks/train/stream.py). Formats:
@@ -23,6 +24,7 @@ from tasks.train.record_formats import megapairs_example, mmeb_example
 from tasks.train.record_images import DroppedRecords, ImageFiles, RecordImages, checked_example
 from tasks.train.splits import held_out_images
 from tasks.train.stream import RecordStream
+from tasks.train.version_rows import LOCKED_TASKS, read_version_rows
 
 SAMPLED_RECORDS = 20_000  # of a streamed dataset, where its images are looked at
 log = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ def read_all(
 
 def image_files(config: MixedDatasetConfig, stream_records: int) -> dict[str, Path]:
     """Files of a dataset's images, by id; of a dataset that is streamed, those of a fixed sample of its records."""
+    if config.format == "rows":
+        return {}  # the version's own images
     records = open_records(config)
     if len(records) <= stream_records:
         return read_all(config, records, 1.0)[1]
@@ -116,6 +120,7 @@ def read_training_set(config: TrainConfig, store: Store) -> TrainingSet:
     held_out = held_out_images([(t["query_image_id"], t["target_image_id"]) for t in triplets], config.held_out_share)
     examples = training_examples(triplets, held_out)
     validation: list[Example] = []
+    kept: set[str] = set()
     if config.validation is not None:
         kept = held_out_images([e.link for e in examples], config.validation.share)
         validation = [e for e in examples if e.query in kept]
@@ -136,6 +141,11 @@ def read_training_set(config: TrainConfig, store: Store) -> TrainingSet:
     if validation:
         dropped["validation"] = len(triplets) - len(examples) - dropped["held_out"]
     for dataset in config.datasets:
+        if dataset.format == "rows":
+            own_rows, left_out = read_version_rows(dataset, store, held_out | kept)
+            more.append(WeightedDataset(own_rows, dataset.weight, is_locked=dataset.path in LOCKED_TASKS))
+            dropped.update(left_out)
+            continue
         records = open_records(dataset, store.folder(".run", "records", dataset.name))
         if len(records) > config.stream_records:
             stream = RecordStream(dataset, records)

@@ -47,13 +47,15 @@ def queries_and_candidates(
     """
     if is_joint:
         return texts, images
-    if plan.candidates is None:
-        return images[torch.tensor(plan.query_image, device=images.device)] + texts, images
     queries = len(plan.texts)
-    of_candidates = texts[queries:]
+    of_queries, of_candidates = texts[:queries], texts[queries:]
+    if "" in plan.texts:  # a query of an image alone
+        of_queries = of_queries * torch.tensor([[float(bool(t))] for t in plan.texts], device=texts.device)
+    if plan.candidates is None:
+        return pick_rows(images, plan.query_image) + of_queries, images
     candidates = pick_rows(images, [image for image, _ in plan.candidates])
     candidates = candidates + pick_rows(of_candidates, [text for _, text in plan.candidates])
-    return pick_rows(images, plan.query_image) + texts[:queries], candidates
+    return pick_rows(images, plan.query_image) + of_queries, candidates
 
 
 def batch_labels(plan: BatchPlan, kept: Sequence[int], config: TrainConfig, device: torch.device) -> BatchLabels:

@@ -45,7 +45,7 @@ class TrainingData:
     """What is trained on.
 
     Attributes:
-        datasets: the version's examples first; the locked phase uses them alone.
+        datasets: the version's examples first; the locked phase uses them and the datasets that say so (`is_locked`).
         load_images: image ids -> (n, 3, height, width), or a list of n inputs of an MLLM.
         load_readable: the same, with a blank for each image that cannot be read, and the positions of these; None where
             every image can be.
@@ -154,14 +154,17 @@ class Trainer:
         optimizer = runtime.prepare(build_optimizer(self.retriever.model, config, peak))
         examples = data.datasets[0].examples
         assert isinstance(examples, Sequence)  # the version's own
-        pool = list(dict.fromkeys(str(i) for e in examples for i in (e.query, e.target, *e.negatives)))
+        further = [d for d in data.datasets[1:] if d.is_locked]
+        named = [*examples, *(e for d in further if isinstance(d.examples, Sequence) for e in d.examples)]
+        ids = (i for e in named for i in (e.query, e.target, *e.negatives))
+        pool = list(dict.fromkeys(str(i) for i in ids if i is not None))
         runtime.module.eval()
         encoder = self._plan_encoder()
         with runtime.autocast():
             features = encoder.frozen_features(pool, data.load_images)
         runtime.module.train()
         done = self.checkpoints.restore("locked", runtime)
-        plans = plan_locked_steps(examples, pool, config, random.Random(f"locked:{self.seed}"))
+        plans = plan_locked_steps(examples, pool, config, random.Random(f"locked:{self.seed}"), further)
         for n, plan in enumerate(islice(plans, done, config.locked_steps), done):
             with runtime.autocast():
                 texts = encoder.encode_texts(plan.texts)

@@ -1,0 +1,130 @@
+"""The version's own rows for other tasks as training examples, in both phases."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tasks.config import ROW_TASKS, MixedDatasetConfig, Params
+from tasks.errors import DataError
+from tasks.models.retrievers.clip import ClipRetriever
+from tasks.publish.further_rows import RowSources, further_rows
+from tasks.store import Store
+from tasks.train.batches import Candidate, Example, WeightedDataset
+from tasks.train.datasets import read_training_set
+from tasks.train.loader import ImageLoader, side_by_side
+from tasks.train.trainer import Trainer, TrainingData
+from tasks.train.version_rows import read_version_rows, row_example
+from tests.support.training import flat_weights, with_train
+
+CAPTIONS = {"00a": ("a red star", "source"), "00b": ("a blue star", "source"), "01a": ("a green cross", "source")}
+
+
+def dataset(task: str, **changes: object) -> MixedDatasetConfig:
+    return MixedDatasetConfig.model_validate({"name": task, "format": "rows", "path": task, **changes})
+
+
+def sources() -> RowSources:
+    triplets = [
+        {
+            "triplet_id": f"t{n}",
+            "pair_id": f"p{n}",
+            "query_image_id": query,
+            "target_image_id": target,
+            "instructions": [text],
+            "styles": ["imperative"],
+            "negative_image_ids": [query, "01b"],
+            "judge_target": [0.9],
+            "description": f"both: a star; change: {text}",
+            "captioner": "vlm",
+        }
+        for n, (query, target, text) in enumerate(
+            [("00a", "00b", "change the background to red"), ("00c", "01a", "remove the small cross")]
+        )
+    ]
+    return RowSources("w", sorted(CAPTIONS), CAPTIONS, triplets, {}, {}, "tiny")
+
+
+@pytest.fixture
+def published(store: Store) -> Store:
+    """The version with rows of every task."""
+    for task in ROW_TASKS:
+        store.write(store.folder("data", "rows", task, "w.parquet"), further_rows(task, sources()), "further_rows")
+    return store
+
+
+def examples_of(task: str, store: Store, held_out: set[str] | None = None) -> list[Example]:
+    return read_version_rows(dataset(task), store, held_out or set())[0]
+
+
+def test_each_task_is_a_query_its_answer_and_wrong_answers(published: Store):
+    first = {task: examples_of(task, published)[0] for task in ROW_TASKS}
+    caption = first["image_to_caption"]
+    assert (caption.query, caption.target, caption.instructions) == ("00a", Candidate(None, "a red star"), ("",))
+    assert caption.negatives == (Candidate(None, "a blue star"),)
+    image = first["caption_to_image"]
+    assert (image.query, image.target, image.negatives) == (None, "00a", ("00b",))
+    pair = first["description_to_pair"]
+    assert (pair.query, pair.target, pair.negatives) == (None, "00a|00b", ("00b|00a", "00a|01b"))
+    kind = first["difference_classification"]
+    assert (kind.query, kind.target) == ("00a|00b", Candidate(None, "background"))
+    choice = first["which_image_fits"]
+    assert (choice.query, choice.target, choice.negatives) == ("00a", "00b", ("01b",))
+    assert choice.task == "Choose the image that is what the text makes of the query image."
+
+
+def test_held_out_images_are_neither_asked_for_nor_answers_nor_wrong_answers(published: Store):
+    examples, dropped = read_version_rows(dataset("caption_to_image"), published, {"00b"})
+    assert [e.target for e in examples] == ["00a", "01a"] and dropped == {"held_out": 1}
+    assert examples[0].negatives == ()
+    pairs = examples_of("description_to_pair", published, {"01b"})
+    assert pairs[0].negatives == ("00b|00a",)
+    row = further_rows("caption_to_image", sources())[0] | {"query_text": ""}
+    assert row_example(row, set()) == "no_text"
+
+
+def test_a_version_without_the_rows_says_how_to_have_them(store: Store):
+    with pytest.raises(DataError, match=r"no rows of which_image_fits .*version.further_rows"):
+        examples_of("which_image_fits", store)
+
+
+def test_rows_are_the_versions_own_and_no_folder_is_named(tmp_path: Path):
+    for wrong in ({"path": "captions"}, {"images": str(tmp_path)}, {"split": "train"}):
+        with pytest.raises(ValueError, match=r"expected one of .*caption_to_image"):
+            dataset("caption_to_image", **wrong)
+    with pytest.raises(ValueError, match="name the folder"):
+        MixedDatasetConfig(name="x", format="mmeb", path=str(tmp_path))
+
+
+def test_two_images_are_shown_side_by_side_in_one_square():
+    shown = side_by_side([Image.new("RGB", (10, 10), "red"), Image.new("RGB", (40, 20), "blue")])
+    assert shown.size == (30, 30)
+    assert [shown.getpixel(at) for at in ((0, 15), (20, 15), (20, 5))] == [(255, 0, 0), (0, 0, 255), (0, 0, 0)]
+
+
+def test_both_phases_train_on_rows_and_the_same_seed_gives_the_same_weights(params: Params, published: Store):
+    rows = [{"name": task, "format": "rows", "path": task} for task in ROW_TASKS]
+    changes = {"datasets": tuple(map(MixedDatasetConfig.model_validate, rows)), "held_out_share": 0.0}
+    config = with_train(params, steps=4, locked_steps=4, **changes).train
+    training_set = read_training_set(config, published)
+    assert [d.is_locked for d in training_set.all] == [False, False, True, False, False, True]
+    weights = []
+    for version in (training_set.all, training_set.all, training_set.all[:1]):
+        retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
+        Trainer(retriever, config, seed=0).fit(TrainingData(version, ImageLoader(published, retriever.preprocess)))
+        weights.append(flat_weights(retriever))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_query_of_an_image_alone_is_that_image(params: Params, published: Store):
+    import random
+
+    from tasks.train.batches import plan_steps
+    from tasks.train.objective import queries_and_candidates
+
+    examples = examples_of("image_to_caption", published)
+    plan = next(plan_steps([WeightedDataset(examples, 1.0)], params.train, random.Random(0)))
+    images, texts = torch.randn(len(plan.images), 4), torch.randn(len(plan.texts) + len(plan.candidate_texts), 4)
+    queries, _ = queries_and_candidates(plan, images, texts, is_joint=False)
+    assert torch.equal(queries, images[plan.query_image])
