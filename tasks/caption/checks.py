@@ -173,9 +173,11 @@ def rejection_reason(text: str, rules: ReplyRules) -> str | None:
 
 
 def says_the_same(words: str, others: Sequence[str]) -> bool:
-    """Whether normalized words are those of another text, but for words that change nothing, such as `please`."""
-    content = _without_fillers(words)
-    return any(words == other or content == _without_fillers(other) for other in map(normalize_words, others))
+    """Whether normalized words are those of another text of the pair, in any order, but for words that change nothing,
+    such as `please`: two texts of one pair state the same change, so an order of their words is no other change.
+    """
+    content = Counter(_without_fillers(words))
+    return any(words == other or content == Counter(_without_fillers(other)) for other in map(normalize_words, others))
 
 
 def _without_fillers(words: str) -> list[str]:

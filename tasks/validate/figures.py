@@ -24,7 +24,7 @@ DRIFT_VERSIONS, DRIFT_VERSIONS_MIN = 4, 2  # versions whose median this run is c
 DRIFT_ROWS = 50  # triplets (of this run: captioned pairs) below which a share says little
 TEXTS_MIN = 200  # texts of which distinct n-grams say something
 OF_EARLIER_ROWS = (*REVIEWED, RENEWED)  # reasons of judge that say nothing of this run's rows
-VARIETY = ("words_mean", "words_low", "words_high", "distinct_1", "distinct_2", "distinct_3")
+VARIETY = ("words_mean", "words_low", "words_high", "distinct_1", "distinct_2", "distinct_3", "same_content")
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,11 @@ def read_reports(store: Store, table: Table, batch: str) -> RunReports:
 
 
 def variety(week: Mapping[str, Any]) -> dict[str, float]:
-    """Lengths and distinct n-grams of a week's instructions; NaN where there are none, or fewer than TEXTS_MIN."""
+    """Lengths and variety of a week's instructions; NaN where there are none, or fewer than TEXTS_MIN."""
     is_small = week.get("texts", 0) < TEXTS_MIN
-    unknown = {name for name in VARIETY if week.get(name) is None or (is_small and name.startswith("distinct"))}
+    unknown = {
+        name for name in VARIETY if week.get(name) is None or (is_small and name.startswith(("distinct", "same")))
+    }
     return {name: math.nan if name in unknown else float(week[name]) for name in VARIETY}
 
 

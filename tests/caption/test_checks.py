@@ -41,6 +41,8 @@ GOOD = "make the small red star blue and remove the large green cross"
         ("see https://example.org", "names_a_file"),
         ("Write one text that leads from the source to the target", "copy_of_prompt"),
         ("Make the star   BLUE.", "same_as_another"),
+        ("Now make it blue, the star!", "same_as_another"),
+        ("make the star light blue", None),
         ("change it to a dog on a green lawn at noon", "leaks_target"),
         (GOOD, None),
         ("what if the background were teal?", None),

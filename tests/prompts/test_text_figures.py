@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.prompts.text_figures import SAMPLE, distinct_ngrams, text_figures
+from tasks.prompts.text_figures import SAMPLE, distinct_ngrams, same_content_share, text_figures
 
 
 def triplet(number: int, *texts: str) -> dict[str, object]:
@@ -28,3 +28,12 @@ def test_lengths_and_styles():
     figures = text_figures([triplet(0, "the same in a deep red", "in red"), triplet(1, "now blue")])
     assert (figures["texts"], figures["words_mean"], figures["words_low"], figures["words_high"]) == (3, 10 / 3, 2, 2)
     assert figures["styles"] == {"keep": 2 / 3, "short": 1 / 3} and text_figures([]) == {}
+
+
+def test_texts_of_another_form_alone_are_counted_and_those_that_say_more_or_else_are_not():
+    same = triplet(0, "change the background to dark grey", "what if there were a background of dark grey?")
+    more = triplet(1, "remove the red cross", "keep the blue star but remove the red cross")
+    other = triplet(2, "remove the red cross", "add a red cross")
+    assert same_content_share([same]) == 0.5
+    assert same_content_share([same, more, other]) == 1 / 6 and same_content_share([]) is None
+    assert text_figures([more])["same_content"] == 0.0
