@@ -64,7 +64,10 @@ def test_a_batch_whose_texts_all_say_the_same_stops_at_the_triplets_gate(root: P
     )
     params = params.model_copy(update={"validate_": lenient})
     assert validate.run(params, store, table="triplets").figures["triplets_distinct_3"] < 0.02
-    in_one_form = {"distinct_min": 0.0, "same_content_max": 0.3}  # 'make it red', 'a red one', 'what if it were red?'
+    (path,) = store.table_files("triplets")
+    texts = ["make it red", "a red one", "what if it were red?"]
+    store.write(path, [{**row, "instructions": texts} for row in store.read(path, "triplets").to_pylist()], "triplets")
+    in_one_form = {"distinct_min": 0.0, "same_content_max": 0.3}
     strict = params.validate_.model_copy(update={"triplets": params.validate_.triplets.model_copy(update=in_one_form)})
     with pytest.raises(DataError, match=r"gate 'triplets' .* same_content: be between: observed 0\.33"):
         validate.run(params.model_copy(update={"validate_": strict}), store, table="triplets")
