@@ -24,11 +24,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tasks.commands import COMMANDS, DETACHABLE
 from tasks.errors import ConfigError, NothingToDo, TasksError
 from tasks.records import StageReport
+
+if TYPE_CHECKING:
+    from tasks.config import Params
 
 DASHED = ("new-dataset", "push-hub", "export-onnx")  # may be written so
 Result = StageReport | Mapping[str, Any] | None
@@ -128,6 +131,23 @@ def hide_memory() -> None:
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
 
 
+def companion_of(params: Params, encoder: str | None) -> str | None:
+    """The encoder that a stage does beside another one; None where none is configured."""
+    from tasks.config import COMPANIONS
+
+    companion = COMPANIONS.get(encoder or "")
+    is_its_own_stage = "DVC_STAGE" in os.environ  # `dvc repro` runs each encoder as a stage of its own
+    return companion if companion in params.embed.encoders and not is_its_own_stage else None
+
+
+def merge_companion(report: StageReport, companion: StageReport) -> StageReport:
+    """An encoder's report with what was done for its companion: notes say so, rows and figures stay the encoder's."""
+    report.notes += [f"encoder words beside it: {companion.written} rows written", *companion.notes]
+    for reason, count in companion.dropped.items():
+        report.drop(reason, count)
+    return report
+
+
 def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> StageReport:
     """Check the arguments, hold the part's lock, run the stage and keep its report and its cost.
 
@@ -165,6 +185,9 @@ def run_stage(stage: str, item: str | None, part: str | None, root: Path) -> Sta
         start, meter = time.monotonic(), Meter()
         with kept_in(root / ".run" / "progress" / f"{name}.json"):
             report: StageReport = importlib.import_module(command.module).run(params, store, **keywords)
+            if command.item == "encoder" and (companion := companion_of(params, item)):
+                keywords["encoder"] = companion
+                report = merge_companion(report, importlib.import_module(command.module).run(params, store, **keywords))
         if under_dvc := os.environ.get("DVC_STAGE"):  # `dvc repro` is running this stage
             importlib.import_module("tasks.publish.graph").make_output_folders(root, [under_dvc.rpartition(":")[2]])
         report.part = "@".join(x for x in (item, part) if x)

@@ -49,6 +49,9 @@ COMMANDS = {
     "doctor": Command("tasks.doctor.command", "Prepare", "look whether all is there that a run will need", "tool"),
     "calibrate": Command(
         "tasks.calibrate.command", "Prepare", "propose each encoder's similarity window", "tool", "--source photos"),
+    "fit_words": Command(
+        "tasks.calibrate.fit_words", "Prepare", "fit the word frequencies of an encoder of kind tfidf", "tool",
+        "--out models/words"),
     "new_dataset": Command(
         "tasks.calibrate.new_dataset", "Prepare", "lay out a dataset of your own images, calibrated", "tool",
         "shop --source /data/shop"),

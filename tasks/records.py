@@ -157,6 +157,7 @@ def schemas() -> dict[str, pa.Schema]:
                 # captions before a model saw it; null without `select.differences`
                 ("estimated_differences", i32),
                 ("estimated_acceptance", f32),
+                ("similarity_words", f32),  # as similarity_caption; null without an encoder `words`
             ]
         ),
         # What the MLLM and the LLM wrote for a pair, before the judge.
@@ -267,7 +268,7 @@ LATER_COLUMNS: dict[str, tuple[str, ...]] = {
         "license_stated",
     ),
     "captions": ("prompt_sha256",),
-    "pairs": ("estimated_differences", "estimated_acceptance"),
+    "pairs": ("estimated_differences", "estimated_acceptance", "similarity_words"),
     "captioned": ("differences", "language", "requests", "engine", "sampling", "seed", "shared_concept"),
     "triplets": (
         "language",

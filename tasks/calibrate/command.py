@@ -50,7 +50,7 @@ from tasks.calibrate.folder import embed_folder, form_values, params_for_folder
 from tasks.calibrate.page import EncoderFigures, page, plots
 from tasks.calibrate.params_file import set_values, set_windows
 from tasks.calibrate.same_content import calibrate_same_content, read_labelled
-from tasks.config import ENCODER_ROLES, Params, Window, is_resolved, parse_params, read_raw, resolve
+from tasks.config import MINER_ROLES, Params, Window, is_resolved, parse_params, read_raw, resolve
 from tasks.config.section import NAME_PATTERN
 from tasks.errors import ConfigError
 from tasks.store import Store
@@ -118,14 +118,14 @@ def calibrate(params: Params, store: Store, quantiles: Quantiles, figures: Path 
     """
     calibrations: list[Calibration] = []
     encoder_figures: list[EncoderFigures] = []
-    for role in (r for r in ENCODER_ROLES if r in params.embed.encoders):
+    for role in (r for r in MINER_ROLES if r in params.embed.encoders):
         spec = params.embed.encoders[role]
         ids, vectors, revision = store.read_embeddings(role)
         distribution = sample_distribution(vectors, params.open_run.seed)
         window = propose_window(distribution, quantiles)
         if figures is not None:
             distribution = replace(distribution, copies=copy_cosines(params, store, role, ids, vectors))
-            seed, is_text = params.open_run.seed, spec.kind == "text"
+            seed, is_text = params.open_run.seed, spec.kind != "image"
             pairs = pairs_in_bands(store, ids, vectors, window, seed, with_captions=is_text)
             inside = distribution.nearest_inside(window)
             name = f"{spec.model}, {revision}"

@@ -89,7 +89,7 @@ def inputs_of(params: Params, store: Store, c: Candidates) -> np.ndarray:
     vectors = open_vectors(store, [e for e in ENCODER_ROLES if e in params.embed.encoders], c.image_ids)
     with tempfile.TemporaryDirectory(prefix="captions-") as folder:
         captions = read_captions(store, c.image_ids, Path(folder) / "captions", MEMORY)
-        cosines = vectors.gather(c.queries, c.targets).similarities(c.queries, c.targets)
+        cosines = vectors.gather(c.queries, c.targets).similarities(c.queries, c.targets)[:, : len(ENCODER_ROLES)]
         return np.column_stack([cosines, captions.compare(c.queries, c.targets)])
 
 

@@ -39,7 +39,7 @@ def copy_cosines(params: Params, store: Store, role: str, ids: Sequence[str], ve
         vectors: (n, d) float16, theirs.
     """
     spec = params.embed.encoders[role]  # type: ignore[index]
-    if spec.kind == "text":
+    if spec.kind != "image":
         return np.zeros(0)
     rows = np.sort(np.random.default_rng(params.open_run.seed).permutation(len(ids))[:COPIED_IMAGES])
     encoder = load_encoder(spec, params.embed.device, params.open_run.threads)

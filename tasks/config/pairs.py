@@ -40,10 +40,14 @@ class EncoderConfig(Section):
     """One encoder, an entry of `embed.encoders`."""
 
     model: str = Field(
-        description="Model: a Hugging Face name, a folder, or timm:NAME or open_clip:NAME for these libraries."
+        description="Model: a Hugging Face name, a folder, or timm:NAME or open_clip:NAME for these libraries. Of kind "
+        "tfidf: `plain`, or a folder that `python -m tasks fit_words` wrote."
     )
     revision: str | None = Field(None, description=REVISION)
-    kind: Literal["image", "text"] = Field(description="What it encodes: the image, or the image's caption (text).")
+    kind: Literal["image", "text", "tfidf"] = Field(
+        description="What it encodes: the image, the image's caption (text), or the caption's runs of 1 to 6 words, "
+        "without a model (tfidf)."
+    )
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="Number format of the weights on a GPU. On a CPU they are always float32."
     )
@@ -96,7 +100,8 @@ class EmbedConfig(Section):
         "slightly different pixels). Calibrate the windows with the same choice.",
     )
     encoders: dict[EncoderRole, EncoderConfig] = Field(
-        description="The encoders by role: semantic (what an image shows), pattern (how it looks), caption (its text)."
+        description="The encoders by role: semantic (what an image shows), pattern (how it looks), caption "
+        "(its text), and optionally words (a second encoder of the text, such as kind tfidf, beside caption)."
     )
     next: dict[EncoderRole, NextEncoderConfig] | None = Field(
         None,

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from tasks.config.section import ENCODER_ROLES
+from tasks.config.section import MINER_ROLES
 from tasks.errors import ConfigError
 
 FOLDER = "tasks/profiles"  # below the folder of params.yaml
@@ -81,10 +81,10 @@ def parse_raw(content: str | bytes, texts: Mapping[str, str | bytes], where: str
         profiles |= {name: profile or {} for name, profile in inline.items()}
     for name, profile in profiles.items():
         roles = profile.get(UNCALIBRATED, [])
-        if not isinstance(roles, list) or not set(roles) <= set(ENCODER_ROLES):
+        if not isinstance(roles, list) or not set(roles) <= set(MINER_ROLES):
             raise ConfigError(
                 f"profile '{name}': '{UNCALIBRATED}' is {roles!r}; expected a list of encoders, among "
-                f"{list(ENCODER_ROLES)}"
+                f"{list(MINER_ROLES)}"
             )
     return {**raw, "profiles": profiles}
 

@@ -6,9 +6,12 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-EncoderRole = Literal["semantic", "pattern", "caption"]
+EncoderRole = Literal["semantic", "pattern", "caption", "words"]
 # The encoders that mine pairs, by role, in the order of all columns and arrays that hold one value for each.
-ENCODER_ROLES: tuple[str, ...] = get_args(EncoderRole)
+MINER_ROLES: tuple[str, ...] = get_args(EncoderRole)
+# Those that every run of the DAG has; `words` is a further one, which stages embed and mine do beside `caption`.
+ENCODER_ROLES = MINER_ROLES[:3]
+COMPANIONS = {"caption": "words"}
 
 # Further rows that a version may publish beside its triplets, by task (tasks/publish/further_rows.py).
 RowTask = Literal[

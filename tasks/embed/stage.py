@@ -77,21 +77,21 @@ class _Embedder:
         self.params, self.store, self.role = params, store, role
         self.spec: EncoderConfig = spec or encoders[role]  # type: ignore[index]
         self.index = next_of(role) if spec else role
-        self.captions = store.captions() if self.spec.kind == "text" else {}
+        self.captions = store.captions() if self.spec.kind != "image" else {}
         self.model: Encoder | None = None
         self.revision = ""
         self.width: int | None = None
 
     def usable(self, ids: Sequence[str]) -> list[str]:
         """The images that have what the encoder takes."""
-        return [i for i in ids if i in self.captions] if self.spec.kind == "text" else list(ids)
+        return [i for i in ids if i in self.captions] if self.spec.kind != "image" else list(ids)
 
     def encode(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (n, d) float16 of images or of their captions, and (n,) bool, which are usable."""
         model, config = self._load(), self.params.embed
         items: Sequence[Any]
         encode: Callable[[Any], np.ndarray]
-        if self.spec.kind == "text":
+        if self.spec.kind != "image":
             items, encode = [self.captions[i] for i in ids], model.encode_texts
             return encode_in_batches(items, encode, config.batch_images, self.width)
         if isinstance(model, PreparingEncoder) and self._is_fast(model):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.config import ENCODER_ROLES, Params, load_params
+from tasks.config import MINER_ROLES, Params, load_params
 from tasks.config.public import public_name
 from tasks.pages.charts import Band, Frame, histogram
 from tasks.pages.images import draw_ids, thumbnail_uri
@@ -67,7 +67,7 @@ def triplet_card(row: Mapping[str, Any], pair: Mapping[str, Any], negative_thres
     """One triplet: its images' ids, its texts and negatives with the judge's scores, and which encoders found it."""
     texts = zip(row["instructions"], row["styles"], row["judge_target"], strict=False)
     negatives = list(zip(row["negative_image_ids"], row["judge_negative"], strict=False))[:NEGATIVES]
-    similarities = {encoder: pair.get(f"similarity_{encoder}") for encoder in ENCODER_ROLES}
+    similarities = {encoder: pair.get(f"similarity_{encoder}") for encoder in MINER_ROLES}
     return {
         "triplet_id": row["triplet_id"],
         "query": row["query_image_id"],
@@ -206,7 +206,7 @@ def build(store: Store, params: Params, version: Mapping[str, Any], evaluation: 
     all_ids = store.read_table("triplets", ["triplet_id"]).column("triplet_id").to_pylist()
     drawn = draw_ids(all_ids, params.version.gallery_triplets, version["version"])
     triplets = {t["triplet_id"]: t for t in rows_by_id(store, "triplets", "triplet_id", drawn)}
-    columns = ["pair_id", *(f"similarity_{encoder}" for encoder in ENCODER_ROLES)]
+    columns = ["pair_id", *(f"similarity_{encoder}" for encoder in MINER_ROLES)]
     pair_ids = {t["pair_id"] for t in triplets.values()}
     pairs = {p["pair_id"]: p for p in rows_by_id(store, "pairs", "pair_id", pair_ids, columns)}
     rows = [triplets[i] for i in drawn]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tasks.config import ENCODER_ROLES
+from tasks.config import MINER_ROLES
 from tasks.names import seeded_hash
 from tasks.publish.snapshots import Snapshot
 from tasks.reasons import REVIEWED_TEXT
@@ -135,7 +135,7 @@ def captions(version: Snapshot, other: Snapshot) -> dict[str, str]:
 def drift(a: Snapshot, b: Snapshot) -> list[tuple[str, str, float | None, float | None]]:
     """Medians of the rows that each version's own run added: similarities, lengths of texts."""
     lines: list[tuple[str, str, float | None, float | None]] = []
-    for role in ENCODER_ROLES:
+    for role in MINER_ROLES:
         column = f"similarity_{role}"
         rows = [s.read("pairs", [column], batch=s.name).column(column).drop_null().to_pylist() for s in (a, b)]
         lines.append((f"similarity of pairs, {role}", "cosine", median(rows[0]), median(rows[1])))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES
+from tasks.config import MINER_ROLES
 from tasks.knn.neighbours import rank_order
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class Candidates:
     Attributes:
         image_ids: (p) strings, sorted.
         queries, targets: (m,) int32, indices into `image_ids`.
-        ranks: (m, 3) int32, under each of ENCODER_ROLES; ABSENT where it did not mine the pair.
-        reverse_ranks: (m, 3) int32, of the pair's other direction.
-        similarities: (m, 3) float64, cosine; NaN where it is unknown. None where it is not needed.
+        ranks: (m, 4) int32, under each of MINER_ROLES; ABSENT where it did not mine the pair.
+        reverse_ranks: (m, 4) int32, of the pair's other direction.
+        similarities: (m, 4) float64, cosine; NaN where it is unknown. None where it is not needed.
     """
 
     image_ids: pa.Array
@@ -106,7 +106,7 @@ class Candidates:
 
     @property
     def mined_by(self) -> np.ndarray:
-        """(m, 3) bool: the encoders that mined the pair in this direction."""
+        """(m, 4) bool: the encoders that mined the pair in this direction."""
         return self.ranks != ABSENT
 
     @property
@@ -159,8 +159,8 @@ class MergedRows(NamedTuple):
 
     Attributes:
         keys: (m,) int64, rising, query x images + target.
-        ranks: (m, 3) int32, under each of ENCODER_ROLES; ABSENT where it did not mine the pair.
-        similarities: (m, 3) float64, cosine; NaN where it is unknown. None where it is not needed.
+        ranks: (m, 4) int32, under each of MINER_ROLES; ABSENT where it did not mine the pair.
+        similarities: (m, 4) float64, cosine; NaN where it is unknown. None where it is not needed.
     """
 
     keys: np.ndarray
@@ -176,10 +176,10 @@ def merge_encoders(image_count: int, mined: Mapping[str, MinedRows], with_simila
         mined: encoder -> its candidates.
         with_similarities: whether their cosines are kept.
     """
-    by_encoder = {ENCODER_ROLES.index(e): rows.take(rows.queries != rows.targets) for e, rows in mined.items()}
+    by_encoder = {MINER_ROLES.index(e): rows.take(rows.queries != rows.targets) for e, rows in mined.items()}
     encoder_keys = {e: rows.queries.astype(np.int64) * image_count + rows.targets for e, rows in by_encoder.items()}
     keys = np.unique(np.concatenate(list(encoder_keys.values()))) if encoder_keys else np.zeros(0, np.int64)
-    ranks = np.full((len(keys), len(ENCODER_ROLES)), ABSENT, np.int32)
+    ranks = np.full((len(keys), len(MINER_ROLES)), ABSENT, np.int32)
     similarities = np.full(ranks.shape, np.nan) if with_similarities else None
     for e, rows in by_encoder.items():
         at, _ = find_sorted(keys, encoder_keys[e])
@@ -198,7 +198,7 @@ def with_reverse_ranks(
         image_ids: (p) strings, sorted.
         merged: the rows.
         reverse_keys: (r,) int64, sorted: keys of pairs whose other direction was mined; others may be among them.
-        reverse_ranks: (r, 3) int32, the ranks of that other direction.
+        reverse_ranks: (r, 4) int32, the ranks of that other direction.
     """
     queries, targets = np.divmod(merged.keys, max(len(image_ids), 1))
     at, is_present = find_sorted(reverse_keys, merged.keys)

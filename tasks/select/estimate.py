@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tasks.config import Params
+from tasks.config import ENCODER_ROLES, Params
 from tasks.select.candidates import Candidates
 from tasks.select.differences import DifferenceModel, Record, factors, read_model, unfit_reason
 from tasks.select.negatives import Vectors
@@ -64,7 +64,7 @@ class PairEstimate:
         for start in range(0, len(c), rows):
             block = slice(start, start + rows)
             queries, targets = c.queries[block], c.targets[block]
-            cosines = self.vectors.gather(queries, targets).similarities(queries, targets)
+            cosines = self.vectors.gather(queries, targets).similarities(queries, targets)[:, : len(ENCODER_ROLES)]
             inputs = np.column_stack([cosines, self.captions.compare(queries, targets)])
             result.bands[block], result.acceptance[block] = self.model.judge(inputs, factor)
         return result
@@ -94,11 +94,11 @@ def read_estimate(
 
 
 def stored_revisions(params: Params, store: Store) -> dict[str, str]:
-    """Encoder -> revision of its stored vectors; without those that have none."""
+    """Encoder -> revision of its stored vectors, of those that an estimate reads; without those that have none."""
     import pyarrow.parquet as pq
 
     result = {}
-    for encoder in map(str, params.embed.encoders):
+    for encoder in (e for e in ENCODER_ROLES if e in params.embed.encoders):
         for stem in store.embedded_shards(encoder)[:1]:
             schema = pq.read_schema(store.folder("data", "embeddings", encoder, f"{stem}.parquet"))
             result[encoder] = (schema.metadata or {}).get(b"revision", b"").decode()
@@ -107,7 +107,8 @@ def stored_revisions(params: Params, store: Store) -> dict[str, str]:
 
 def mined_windows(params: Params) -> dict[str, tuple[float, float]]:
     """Encoder -> (low, high) of `mine.windows`."""
-    return {str(encoder): (window.low, window.high) for encoder, window in params.mine.windows.items()}
+    windows = params.mine.windows.items()
+    return {str(encoder): (window.low, window.high) for encoder, window in windows if encoder in ENCODER_ROLES}
 
 
 def estimate_note(params: Params, store: Store) -> str | None:

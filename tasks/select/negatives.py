@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES, Params, SelectConfig
+from tasks.config import MINER_ROLES, Params, SelectConfig
 from tasks.knn.exact import Rows, exact_similarity_at
 from tasks.select.candidates import ABSENT, Candidates, MinedRows, index_in_group
 from tasks.select.spill import WorkingMemory
@@ -82,10 +82,10 @@ class Vectors:
         return result
 
     def similarities(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """`similarity` under each of ENCODER_ROLES, (m, 3) float64."""
+        """`similarity` under each of MINER_ROLES, (m, 4) float64."""
         if not len(a):
-            return np.zeros((0, len(ENCODER_ROLES)))
-        return np.stack([self.similarity(e, a, b) for e in ENCODER_ROLES], axis=1)
+            return np.zeros((0, len(MINER_ROLES)))
+        return np.stack([self.similarity(e, a, b) for e in MINER_ROLES], axis=1)
 
 
 def take_sorted(vectors: Rows, rows: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ class NegativeRules:
     """Which retrieved images may be negatives.
 
     Attributes:
-        copy_limits: (3,) per encoder of ENCODER_ROLES the similarity to the target from which an image is its copy.
+        copy_limits: (4,) per encoder of MINER_ROLES the similarity to the target from which an image is its copy.
         count: most negatives of a pair; no limit when None.
         margin: least distance (1 - cosine) of a negative to the target, under the encoder that proposed it, as a
             multiple of the distance of query and target; 0 for none.
@@ -198,23 +198,23 @@ class NegativeRules:
 
 
 def copy_limits(params: Params) -> np.ndarray:
-    """(3,) float64: per encoder the similarity from which two images count as copies: as stated in
+    """(4,) float64: per encoder the similarity from which two images count as copies: as stated in
     `select.copy_similarity`, else the window's high end; inf where there is neither.
     """
-    limits = dict.fromkeys(ENCODER_ROLES, math.inf)
+    limits = dict.fromkeys(MINER_ROLES, math.inf)
     limits.update({str(e): w.high for e, w in params.mine.windows.items()})
     limits.update({str(e): similarity for e, similarity in params.select.copy_similarity.items()})
-    return np.array([limits[e] for e in ENCODER_ROLES])
+    return np.array([limits[e] for e in MINER_ROLES])
 
 
 def same_content_limits(config: SelectConfig) -> np.ndarray | None:
-    """(3,) float64: per encoder the similarity from which two images show the same content
+    """(4,) float64: per encoder the similarity from which two images show the same content
     (`select.same_content_min`); inf for an encoder that is not named, None where none is.
     """
     if not config.same_content_min:
         return None
     limits = {str(encoder): similarity for encoder, similarity in config.same_content_min.items()}
-    return np.array([limits.get(e, math.inf) for e in ENCODER_ROLES])
+    return np.array([limits.get(e, math.inf) for e in MINER_ROLES])
 
 
 def negative_rules(params: Params, count: int | None) -> NegativeRules:
@@ -228,10 +228,10 @@ def proposed_negatives(c: Candidates, retrieved: Mapping[str, Retrieved]) -> tup
 
     Returns:
         pairs, images, encoders, (k,) each: each image of a pair once, by pair and image; the encoder is the first of
-        ENCODER_ROLES that proposes it.
+        MINER_ROLES that proposes it.
     """
     parts = []
-    for e, encoder in enumerate(ENCODER_ROLES):
+    for e, encoder in enumerate(MINER_ROLES):
         if encoder in retrieved:
             own = np.flatnonzero(c.ranks[:, e] != ABSENT)
             for ends in (c.queries, c.targets):
@@ -241,8 +241,8 @@ def proposed_negatives(c: Candidates, retrieved: Mapping[str, Retrieved]) -> tup
         (np.concatenate(x) for x in zip(*parts, strict=True)) if parts else (np.zeros(0, np.int64),) * 3
     )
     is_other = (images != c.queries[pairs]) & (images != c.targets[pairs])
-    keys = (pairs[is_other] * len(c.image_ids) + images[is_other]) * len(ENCODER_ROLES) + encoders[is_other]
-    keys, encoders = np.divmod(np.sort(keys), len(ENCODER_ROLES))
+    keys = (pairs[is_other] * len(c.image_ids) + images[is_other]) * len(MINER_ROLES) + encoders[is_other]
+    keys, encoders = np.divmod(np.sort(keys), len(MINER_ROLES))
     is_first = np.ones(len(keys), bool)
     is_first[1:] = keys[1:] != keys[:-1]
     pairs, images = np.divmod(keys[is_first], max(len(c.image_ids), 1))
@@ -254,7 +254,7 @@ def pair_blocks(
 ) -> Iterator[slice]:
     """Cut pairs into blocks whose proposed negatives, with their vectors, fit the memory; a pair at least."""
     proposals = np.ones(len(c), np.int64)
-    for e, encoder in enumerate(ENCODER_ROLES):
+    for e, encoder in enumerate(MINER_ROLES):
         if encoder in retrieved:
             own = np.flatnonzero(c.ranks[:, e] != ABSENT)
             for ends in (c.queries, c.targets):
@@ -285,7 +285,7 @@ def hard_negatives(
         vectors: stored vectors.
         rules: which images may be negatives.
     Returns:
-        (m, 3) float64, similarities of query and target under each of ENCODER_ROLES; and the negatives.
+        (m, 4) float64, similarities of query and target under each of MINER_ROLES; and the negatives.
     """
     pairs, images, encoders = proposed_negatives(c, retrieved)
     near = vectors.gather(images, c.queries, c.targets)
@@ -302,7 +302,7 @@ def hard_negatives(
     pair, image, encoder, nearness = pairs[usable], images[usable], encoders[usable], similarity[usable]
     order = np.lexsort((image, -nearness, encoder, pair))
     turn = np.empty(len(order), np.int64)
-    turn[order] = index_in_group(pair[order] * len(ENCODER_ROLES) + encoder[order])
+    turn[order] = index_in_group(pair[order] * len(MINER_ROLES) + encoder[order])
     order = np.lexsort((encoder, turn, pair))
     if rules.count is not None:
         order = order[index_in_group(pair[order]) < rules.count]
@@ -316,7 +316,7 @@ def is_below(queries: np.ndarray, targets: np.ndarray, vectors: Vectors, limits:
     Args:
         queries, targets: (m,) images.
         vectors: stored vectors.
-        limits: (3,) of `copy_limits` or `same_content_limits`.
+        limits: (4,) of `copy_limits` or `same_content_limits`.
     """
     similarities = vectors.gather(queries, targets).similarities(queries, targets)
     return np.asarray(~(similarities >= limits).any(axis=1))

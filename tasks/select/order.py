@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES, Params
+from tasks.config import MINER_ROLES, Params
 from tasks.names import seeded_hash
 from tasks.select.candidates import ABSENT, BLOCK_ROWS, Candidates, index_in_group
 
 if TYPE_CHECKING:
     from tasks.select.estimate import Estimated
 
+BEST_AGREEMENT = 6.0  # of three encoders in both directions; more, with a fourth one, is of the same tier
 TIERS = 10  # equal steps of the chance of acceptance that order the candidates of a band
 
 
@@ -48,9 +49,9 @@ def agreement_tiers(c: Candidates) -> np.ndarray:
     """
     agreement = np.zeros(len(c))
     for ranks in (c.ranks, c.reverse_ranks):
-        for e in range(len(ENCODER_ROLES)):
+        for e in range(len(MINER_ROLES)):
             agreement += np.where(ranks[:, e] != ABSENT, 1 / (1 + ranks[:, e].astype(np.float64)), 0)
-    return np.floor(4 * (math.log2(2 * len(ENCODER_ROLES)) - np.log2(agreement)) + 1e-9).astype(np.int64)
+    return np.maximum(np.floor(4 * (math.log2(BEST_AGREEMENT) - np.log2(agreement)) + 1e-9), 0).astype(np.int64)
 
 
 def agreement_order(c: Candidates, seed: int, agreement: str = "rank") -> np.ndarray:
@@ -69,7 +70,7 @@ def agreement_order(c: Candidates, seed: int, agreement: str = "rank") -> np.nda
 
 def agreement_classes(c: Candidates, agreement: str) -> np.ndarray:
     """(m,) int64, the candidates' class by `agreement`, the lowest first; never below 0."""
-    return agreement_tiers(c) if agreement == "rank" else 2 * len(ENCODER_ROLES) - c.encoder_counts
+    return agreement_tiers(c) if agreement == "rank" else 2 * len(MINER_ROLES) - c.encoder_counts
 
 
 def window_bands(
@@ -92,7 +93,7 @@ def window_bands(
         position = c.ranks[rows, best] / top_k
     else:
         assert c.similarities is not None
-        low, high = np.array([windows.get(e, (np.nan, np.nan)) for e in ENCODER_ROLES])[best].T
+        low, high = np.array([windows.get(e, (np.nan, np.nan)) for e in MINER_ROLES])[best].T
         position = (high - c.similarities[rows, best]) / (high - low)
     return np.clip((position * count).astype(np.int64), 0, count - 1)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES
+from tasks.config import MINER_ROLES
 from tasks.select.candidates import ABSENT, BLOCK_ROWS, Candidates
 from tasks.select.estimate import Estimated
 from tasks.select.negatives import Negatives
@@ -28,7 +28,7 @@ def pair_table(
     Args:
         c: the pairs.
         batch: the run's.
-        similarities: (m, 3) float64, of query and target; NaN where an encoder has no vector of one of them.
+        similarities: (m, 4) float64, of query and target; NaN where an encoder has no vector of one of them.
         negatives: of the pairs.
         estimated: of the pairs; None where nothing is estimated.
     """
@@ -60,8 +60,8 @@ def pair_table(
             "batch": pa.repeat(pa.scalar(batch), len(c)),
             "query_image_id": c.image_ids.take(pa.array(c.queries)),
             "target_image_id": c.image_ids.take(pa.array(c.targets)),
-            "mined_by": pa.ListArray.from_arrays(encoder_offsets, pa.array(ENCODER_ROLES).take(pa.array(encoders))),
-            **{f"similarity_{e}": _nan_as_null(similarities[:, n]) for n, e in enumerate(ENCODER_ROLES)},
+            "mined_by": pa.ListArray.from_arrays(encoder_offsets, pa.array(MINER_ROLES).take(pa.array(encoders))),
+            **{f"similarity_{e}": _nan_as_null(similarities[:, n]) for n, e in enumerate(MINER_ROLES)},
             "rank": pa.array(c.ranks.min(axis=1, initial=ABSENT), pa.int32()),
             "negative_image_ids": pa.ListArray.from_arrays(offsets, c.image_ids.take(pa.array(negative_images))),
             "negative_similarity": pa.ListArray.from_arrays(offsets, _nan_as_null(negative_scores)),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES, SelectConfig
+from tasks.config import MINER_ROLES, SelectConfig
 from tasks.select.candidates import BLOCK_ROWS, Candidates, find_sorted
 
 QUOTAS = (
@@ -23,7 +23,7 @@ QUOTAS = (
 )
 # What `Quotas.settle` decides beside the quota that is full, an index into QUOTAS.
 SELECTED, SELECTED_WITH_REVERSE, IS_PAIR_ALREADY = -1, -2, -3
-SEMANTIC = ENCODER_ROLES.index("semantic")
+SEMANTIC = MINER_ROLES.index("semantic")
 
 
 class Selection(NamedTuple):
@@ -80,7 +80,7 @@ class _QuotaCounts:
         self.per_batch, self.per_query = config.pairs_per_batch, config.pairs_per_query
         self.per_target, self.share = config.pairs_per_target, config.nearest_share
         self.per_source = config.pairs_per_source or 0
-        self.per_encoder = {ENCODER_ROLES.index(e): count for e, count in config.pairs_per_encoder.items()}
+        self.per_encoder = {MINER_ROLES.index(e): count for e, count in config.pairs_per_encoder.items()}
         # arrays for what looks at many images at once, views of them for what looks at one
         self.query_counts, self.target_counts = published.as_query.copy(), published.as_target.copy()
         self.new_image_counts = np.zeros(len(self.query_counts), np.int32)
@@ -90,7 +90,7 @@ class _QuotaCounts:
             sources = None
         self.sources = None if sources is None else sources.data
         self.of_source = [0] * (1 + (0 if sources is None else int(sources.max(initial=0))))
-        self.of_encoder = [0] * len(ENCODER_ROLES)
+        self.of_encoder = [0] * len(MINER_ROLES)
         self.total = self.nearest = 0
 
     def full_quota(self, query: int, target: int, new_image: int, is_nearest: bool, mined_by: list[bool]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES
+from tasks.config import MINER_ROLES
 from tasks.select.candidates import (
     ABSENT,
     Candidates,
@@ -35,7 +35,7 @@ def rank_type(top_k: int) -> np.dtype:
 
 
 def pack_ranks(ranks: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Ranks (m, 3) int32 in a smaller type."""
+    """Ranks (m, 4) int32 in a smaller type."""
     return np.where(ranks == ABSENT, np.iinfo(dtype).max, ranks).astype(dtype)
 
 
@@ -98,10 +98,10 @@ def merge_on_disk(mined: MinedOnDisk, top_k: int, folder: Path, with_similaritie
         with_similarities: whether their cosines are kept.
     """
     count, encoders = len(mined.image_ids), mined.encoders
-    fields = [("key", "<i8"), ("ranks", rank_type(top_k), len(ENCODER_ROLES))]
+    fields = [("key", "<i8"), ("ranks", rank_type(top_k), len(MINER_ROLES))]
     reverse = Spill(folder, "reverse", np.dtype(fields), mined.partitions)
     if with_similarities:
-        fields.append(("similarities", "<f4", len(ENCODER_ROLES)))
+        fields.append(("similarities", "<f4", len(MINER_ROLES)))
     forward = Spill(folder, "forward", np.dtype(fields), mined.partitions)
     retrieved = {encoder: RetrievedFile(folder / f"{encoder}-retrieved", count) for encoder in encoders}
     counts, total = dict.fromkeys(encoders, 0), 0

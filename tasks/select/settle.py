@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES, Params
+from tasks.config import MINER_ROLES, Params
 from tasks.progress import Progress
 from tasks.select.candidates import Candidates
 from tasks.select.estimate import Estimated, PairEstimate
@@ -37,7 +37,7 @@ PER_QUERY = QUOTAS.index("pairs_per_query")
 def pair_fields(top_k: int) -> list[tuple[str, ...] | tuple[str, np.dtype, int]]:
     """The fields of a pair's record: its id (16 bytes as two numbers), images and ranks."""
     ids = [("id_high", "<u8"), ("id_low", "<u8"), ("query", "<i4"), ("target", "<i4")]
-    return [*ids, ("ranks", rank_type(top_k), len(ENCODER_ROLES))]
+    return [*ids, ("ranks", rank_type(top_k), len(MINER_ROLES))]
 
 
 DROPPED = np.dtype([("id_high", "<u8"), ("id_low", "<u8"), ("query", "<i4"), ("target", "<i4"), ("quota", "i1")])
@@ -166,7 +166,7 @@ def settle(merged: MergedOnDisk, rules: Rules, memory: WorkingMemory, folder: Pa
     same_from = same_content_limits(config)
     order_fields = [("major", "<i4"), ("hash", "<u8"), *pair_fields(top_k)]
     if config.both_directions:
-        order_fields.append(("reverse_ranks", rank_type(top_k), len(ENCODER_ROLES)))
+        order_fields.append(("reverse_ranks", rank_type(top_k), len(MINER_ROLES)))
     runs, read = SortedRuns(folder, np.dtype(order_fields)), 0
     for c in candidates_of_batch(merged, rules):
         read += len(c)

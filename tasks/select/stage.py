@@ -58,7 +58,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES, Params
+from tasks.config import MINER_ROLES, Params
 from tasks.fingerprints.takedown import taken_down, withdraw_dropped
 from tasks.names import batch_name
 from tasks.progress import Progress
@@ -263,7 +263,7 @@ def run(params: Params, store: Store) -> StageReport:
 def select(params: Params, store: Store, memory: WorkingMemory) -> StageReport:
     """`run` with a limit of memory in bytes."""
     name = batch_name(params)
-    encoders: list[str] = [e for e in ENCODER_ROLES if e in params.embed.encoders]
+    encoders: list[str] = [e for e in MINER_ROLES if e in params.embed.encoders]
     lost: set[str] = set()
     if removed := taken_down(params, store):
         withdraw_pairs(params, store, name, encoders, removed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES, Params
+from tasks.config import MINER_ROLES, Params
 from tasks.fingerprints.takedown import REASON
 from tasks.select.candidates import ABSENT, Candidates
 from tasks.select.negatives import Retrieved, RetrievedRows, hard_negatives, negative_rules, pair_blocks
@@ -174,8 +174,8 @@ def _proposed_negatives(
         encoder: RetrievedRows(mined_rows(table, *columns[2 * n + 2 : 2 * n + 4]), len(image_ids))
         for n, (encoder, table) in enumerate(zip(encoders, tables, strict=True))
     }
-    mined_by = np.array([[e in r["mined_by"] for e in ENCODER_ROLES] for r in pairs], bool)
-    ranks = np.where(mined_by.reshape(-1, len(ENCODER_ROLES)), np.int32(0), np.int32(ABSENT))
+    mined_by = np.array([[e in r["mined_by"] for e in MINER_ROLES] for r in pairs], bool)
+    ranks = np.where(mined_by.reshape(-1, len(MINER_ROLES)), np.int32(0), np.int32(ABSENT))
     c = Candidates(image_ids, columns[0], columns[1], ranks, ranks)
     vectors = open_vectors(store, encoders, image_ids)
     result: dict[str, list[tuple[str, float]]] = {r["pair_id"]: [] for r in pairs}

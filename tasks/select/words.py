@@ -58,7 +58,7 @@ def signature(caption: str) -> np.ndarray:
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(m, 3) float64 of signatures (m, SIZE) each: INPUTS.
+    """(m, 4) float64 of signatures (m, SIZE) each: INPUTS.
 
     word_difference: ln(1 + words that only one caption has); short_runs, long_runs: cosines of the runs.
     """

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tasks.config import ENCODER_ROLES, Params
+from tasks.config import MINER_ROLES, Params
 from tasks.validate.rows import Table
 
 COSINES = (-1.0, 1.0)  # where an encoder has no window; that it has none is an expectation of its own
@@ -55,7 +55,7 @@ def suite_numbers(params: Params, table: Table) -> dict[str, float]:
     elif table == "pairs":
         numbers["rank_max"] = params.mine.neighbours - 1
         windows = {str(role): (window.low, window.high) for role, window in params.mine.windows.items()}
-        for role in ENCODER_ROLES:
+        for role in MINER_ROLES:
             low, high = windows.get(role, COSINES)
             numbers |= {f"{role}_low": stored(low), f"{role}_high": stored(high)}
     else:

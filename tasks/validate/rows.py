@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tasks.config import ENCODER_ROLES
+from tasks.config import MINER_ROLES
 
 Table = Literal["images", "pairs", "triplets"]
 Row = Mapping[str, Any]
@@ -32,7 +32,7 @@ class Context:
     known_ids: Collection[str] = frozenset()
     image_ids: frozenset[str] = frozenset()
     new_image_ids: frozenset[str] = frozenset()
-    window_roles: frozenset[str] = frozenset(ENCODER_ROLES)
+    window_roles: frozenset[str] = frozenset(MINER_ROLES)
     path_free_sources: frozenset[str] = frozenset()
     reviewed_ids: frozenset[str] = frozenset()
 
@@ -96,7 +96,7 @@ def _similarities_in_window(row: Row, context: Context) -> dict[str, float | Non
     """
     is_mined_now = not context.new_image_ids.isdisjoint((row["query_image_id"], row["target_image_id"]))
     mined_by = (row["mined_by"] or []) if is_mined_now else []
-    return {f"similarity_{role}": row.get(f"similarity_{role}") if role in mined_by else None for role in ENCODER_ROLES}
+    return {f"similarity_{role}": row.get(f"similarity_{role}") if role in mined_by else None for role in MINER_ROLES}
 
 
 def pair_rows(rows: Sequence[Row], context: Context) -> list[dict[str, Any]]:
