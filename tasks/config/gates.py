@@ -111,13 +111,13 @@ class TripletsGateConfig(GateConfig):
         description="Smallest share of different runs of three words among those of up to 1,000 new instructions, 0 to "
         "1. Not checked for fewer than 200 instructions.",
     )
-    same_content_max: float = Field(
-        1.0,
+    same_content_max: float | None = Field(
+        None,
         ge=0,
         le=1,
         description="Largest share of new instructions that have the words of another one of their triplet, but for "
         "those that carry the form of a request (English), 0 to 1. Styles that state one change in several forms make "
-        "it large by design; 1: no limit. Not checked for fewer than 200 instructions.",
+        "it large by design. Empty: no limit. Not checked for fewer than 200 instructions.",
     )
 
 

@@ -213,7 +213,7 @@ def _follow_captions(
     store: Store, embedder: _Embedder, images: Mapping[str, Sequence[Any]], batch: str, part: tuple[int, int] | None
 ) -> None:
     """Encode captions that this run renewed, in the shards of earlier batches; a part does its share of the shards."""
-    if embedder.spec.kind == "text":
+    if embedder.spec.kind != "image":
         shards = shards_to_follow(store, embedder.index, images, batch)
         for number, (stem, ids) in enumerate(shards.items()):
             if part is None or number % part[1] == part[0] - 1:

@@ -46,7 +46,9 @@ NOT_IDENTITY_PARAMS = {
     "renew",
 }
 # Parameters that came after the first versions, off while they are null: a version that leaves them so is the same.
-OFF_WHEN_NULL = {"same_content_min", "next", "further_rows"}
+OFF_WHEN_NULL = {"same_content_min", "next", "further_rows", "same_content_max"}
+# Columns of the kind: null on every row of a run without what they hold.
+OFF_COLUMNS = {"similarity_words"}
 
 
 def is_identity(name: str) -> bool:
@@ -85,7 +87,8 @@ def hash_rows(digest: hashlib._Hash, name: str, count: int, tables: Iterable[pa.
         columns = [column for column in table.column_names if column not in NOT_IDENTITY]
         for block in table.select(columns).to_batches(max_chunksize=1000):
             for row in block.to_pylist():
-                line = {k: v.hex() if isinstance(v, bytes) else v for k, v in row.items()}
+                stated = ((k, v) for k, v in row.items() if v is not None or k not in OFF_COLUMNS)
+                line = {k: v.hex() if isinstance(v, bytes) else v for k, v in stated}
                 digest.update(json.dumps(line, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 

@@ -61,4 +61,6 @@ def suite_numbers(params: Params, table: Table) -> dict[str, float]:
     else:
         numbers["yes_min"] = stored(max(numbers["yes_min"], params.judge.threshold))
         numbers["instructions_min"] = max(numbers["instructions_min"], params.judge.instructions_min)
+        if numbers["same_content_max"] is None:
+            numbers["same_content_max"] = 1.0
     return numbers

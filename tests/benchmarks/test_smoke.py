@@ -150,6 +150,7 @@ def test_captions_of_the_loop_and_of_the_batch_are_compared(capsys: pytest.Captu
         "caption",
         "data_efficiency",
         "embed",
+        "further_rows",
         "incremental",
         "ingest",
         "loader",

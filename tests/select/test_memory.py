@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.config import ENCODER_ROLES, Params, parse_params, read_raw, resolve
+from tasks.config import ENCODER_ROLES, MINER_ROLES, Params, parse_params, read_raw, resolve
 from tasks.names import stable_id
 from tasks.select import stage
 from tasks.select.candidates import ABSENT, Candidates, MinedRows, merge_candidates, rank_among_all
@@ -27,21 +27,22 @@ PLENTY = WorkingMemory(1 << 30)
 
 
 def params_for(batch: str, **changes: object) -> Params:
-    windows = {e: {"low": 0.2, "high": 0.999} for e in ENCODER_ROLES}
+    windows = {e: {"low": 0.2, "high": 0.999} for e in MINER_ROLES}
     section = {"pairs_per_batch": None, "nearest_share": 1.0, **changes}
     layers = {"open_run": {"batch": batch}, "mine": {"windows": windows, "neighbours": TOP_K}, "select": section}
+    layers["embed"] = {"encoders": {"words": {"model": "plain", "kind": "tfidf"}}}
     return parse_params(resolve(read_raw(Path("params.yaml")), "test", layers))
 
 
 class World:
-    """Two batches of images with random vectors under three encoders, and what `mine` would have found."""
+    """Two batches of images with random vectors under four encoders, and what `mine` would have found."""
 
     def __init__(self, seed: int, count: int) -> None:
         rng = np.random.default_rng(seed)
         self.ids = [f"{n:02x}{rng.integers(1 << 30):08x}"[::-1] for n in range(count)]
         self.batch_of = rng.integers(0, 2, count)
         self.vectors = {}
-        for encoder in ENCODER_ROLES:
+        for encoder in MINER_ROLES:
             rows = rng.standard_normal((count, 3))
             self.vectors[encoder] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
@@ -84,7 +85,7 @@ class World:
             for n in own
         ]
         store.write(store.table_path("images", name), images, "images")
-        for encoder in ENCODER_ROLES:
+        for encoder in MINER_ROLES:
             ids = [self.ids[n] for n in own]
             store.write_embeddings(encoder, f"{name}-00000.tar", "r", ids, self.vectors[encoder][own])
             rows = self.mined(encoder, batch)
@@ -157,7 +158,7 @@ def test_the_pairs_are_those_of_the_simple_form_in_memory(
         world.fill(store, batch)
         params = params_for(name, **section)
         ranked = {}
-        for encoder in ENCODER_ROLES:
+        for encoder in MINER_ROLES:
             new, earlier = (_as_mined(world.mined(encoder, b), index) for b in (batch, 0))
             ranked[encoder] = rank_among_all(new, earlier, TOP_K) if batch else new
         c = merge_candidates(ids, ranked, with_similarities=True)
@@ -233,7 +234,7 @@ def test_partitions_keep_the_order_of_the_calls(tmp_path: Path):
 
 def test_records_of_pairs_come_back_whole_and_by_id(tmp_path: Path):
     c = table_of([("a", "b", {"semantic": 0, "caption": 4}), ("c", "a", {"pattern": 2})], {1: {"semantic": 1}})
-    dtype = np.dtype([*pair_fields(10), ("reverse_ranks", rank_type(10), 3)])
+    dtype = np.dtype([*pair_fields(10), ("reverse_ranks", rank_type(10), len(MINER_ROLES))])
     back = unpack_pairs(c.image_ids, pack_pairs(c, dtype))
     for name in ("queries", "targets", "ranks", "reverse_ranks"):
         assert getattr(back, name).tolist() == getattr(c, name).tolist()

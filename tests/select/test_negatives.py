@@ -41,7 +41,7 @@ def negatives_of(
             len(names),
         )
     vectors = Vectors(names, {e: (pa.array(of, pa.string()), rows) for e, (of, rows) in tables.items()})
-    _, found = hard_negatives(c, looked_up, vectors, NegativeRules(np.array(limits), **more))
+    _, found = hard_negatives(c, looked_up, vectors, NegativeRules(np.array([*limits, np.inf]), **more))
     assert not found.pairs.any() and not found.copy_pairs.any()
     names_of = names.to_pylist()
     return [(names_of[i], s) for i, s in zip(found.images.tolist(), found.similarities.tolist(), strict=True)], [

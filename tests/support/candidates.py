@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from tasks.config import ENCODER_ROLES
+from tasks.config import MINER_ROLES
 from tasks.select.candidates import ABSENT, Candidates
 
 Ranks = dict[str, int]  # encoder -> rank
@@ -28,17 +28,19 @@ def table_of(
     index = {image: n for n, image in enumerate(image_ids.to_pylist())}
     queries, targets = (np.array([index[r[end]] for r in rows], np.int32) for end in (0, 1))
     ranks, reverse_ranks = (
-        np.array([[row.get(e, ABSENT) for e in ENCODER_ROLES] for row in ranks_of_rows], np.int32).reshape(-1, 3)
+        np.array([[row.get(e, ABSENT) for e in MINER_ROLES] for row in ranks_of_rows], np.int32).reshape(
+            -1, len(MINER_ROLES)
+        )
         for ranks_of_rows in ([r[2] for r in rows], [(reverse or {}).get(n, {}) for n in range(len(rows))])
     )
-    similarities = None if cosines is None else np.array([[cosines.get(e, np.nan) for e in ENCODER_ROLES]] * len(rows))
+    similarities = None if cosines is None else np.array([[cosines.get(e, np.nan) for e in MINER_ROLES]] * len(rows))
     return Candidates(image_ids, queries, targets, ranks, reverse_ranks, similarities)
 
 
 def rows_of(c: Candidates) -> list[tuple[str, str, Ranks]]:
     """The inverse of `table_of`."""
     image_ids = c.image_ids.to_pylist()
-    ranks = [{e: r for e, r in zip(ENCODER_ROLES, row, strict=True) if r != ABSENT} for row in c.ranks.tolist()]
+    ranks = [{e: r for e, r in zip(MINER_ROLES, row, strict=True) if r != ABSENT} for row in c.ranks.tolist()]
     return [
         (image_ids[q], image_ids[t], of) for q, t, of in zip(c.queries.tolist(), c.targets.tolist(), ranks, strict=True)
     ]

@@ -191,9 +191,9 @@ def publish_version(root: Path, run_id: str, date: str, numbers: range, **conf: 
     return version.run(params, Store(worktree)).notes[0]
 
 
-def publish_old_version(root: Path, run_id: str, date: str, numbers: range) -> str:
+def publish_old_version(root: Path, run_id: str, date: str, numbers: range, **conf: Any) -> str:
     """As `publish_version`, in the layout of older versions: tars beside their table, one export file a batch."""
-    worktree = open_dataset_run(root, run_id, date, **{"version.embed_images": False})
+    worktree = open_dataset_run(root, run_id, date, **{"version.embed_images": False, **conf})
     params, store = fill(worktree, numbers), Store(worktree)
     gates(worktree)
     for path in shard_files(worktree):

@@ -21,7 +21,7 @@ class Encoder(Protocol):
         revision: of the weights, and of how they compute where that is not the default.
     """
 
-    kind: Literal["image", "text"]
+    kind: Literal["image", "text", "tfidf"]
     revision: str
 
     def encode_images(self, images: Sequence[Image]) -> np.ndarray:

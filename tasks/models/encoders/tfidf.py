@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def fold(weighted: Any) -> np.ndarray:
 class TfidfEncoder:
     """Captions as TF-IDF vectors. Implements `Encoder`."""
 
-    kind = "text"
+    kind: Literal["image", "text", "tfidf"] = "tfidf"
 
     def __init__(self, spec: EncoderConfig) -> None:
         """Read the frequencies.
