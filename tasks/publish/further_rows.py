@@ -92,8 +92,10 @@ def caption_to_image(sources: RowSources) -> Iterator[Row]:
 
 
 def description_to_pair(sources: RowSources) -> Iterator[Row]:
-    """A row for each triplet."""
+    """A row for each triplet with a description."""
     for t in sources.triplets:
+        if not t["description"]:
+            continue
         query, target = t["query_image_id"], t["target_image_id"]
         wrong = [(target, query), *((query, i) for i in t["negative_image_ids"] if i not in (query, target))]
         yield _row(
