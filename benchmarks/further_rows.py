@@ -40,7 +40,7 @@ from tasks.config import ROW_TASKS, Params, load_params, overlay, parse_params, 
 from tasks.evaluate.benchmarks import read_benchmark
 from tasks.evaluate.scores import score_retriever
 from tasks.models.retrievers.clip import ClipRetriever
-from tasks.publish.rows_files import write_file
+from tasks.publish.rows_files import update_files
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene
@@ -74,11 +74,8 @@ def work_root(run: Path, folder: Path) -> Store:
             (root / "data" / table.name).symlink_to(table.resolve())
     store = Store(root)
     batches = sorted({path.stem.rpartition("-")[0] or path.stem for path in store.table_files("triplets")})
-    for task in ROW_TASKS:
-        for batch in batches:
-            path = store.folder("data", "rows", task, f"{batch}.parquet")
-            if not path.exists():
-                write_file(store, path, task, "tiny")
+    paths = [store.folder("data", "rows", task, f"{batch}.parquet") for task in ROW_TASKS for batch in batches]
+    update_files(store, paths, "tiny")
     return store
 
 

@@ -1,15 +1,17 @@
 """The files of further rows: data/rows/<task>/<batch>.parquet, one configuration of the card each.
 
-`version.further_rows` says which tasks a batch gets. A file states what it was made of (`made_from` in its metadata):
-where triplets or images of its batch went since, or negatives of them, it is made anew, or removed when no row is left.
+`version.further_rows` says which tasks a batch gets. A file states what it was made of (`made_from` in its metadata, a
+SHA-256): where triplets, images, captions or verdicts of its batch went or changed since, it is made anew, or removed
+when no row is left.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 from tasks.config import Params
 from tasks.names import batch_name
@@ -18,13 +20,22 @@ from tasks.records import schemas
 from tasks.store import Store
 from tasks.store.tables import to_parquet
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 FOLDER = "data/rows"
 SCHEMA = "further_rows"
 MADE_FROM = b"made_from"
-IDENTITY_COLUMNS = ["triplet_id", "negative_image_ids"]  # of a batch's triplets
+TRIPLET_COLUMNS = [
+    "triplet_id",
+    "pair_id",
+    "query_image_id",
+    "target_image_id",
+    "instructions",
+    "styles",
+    "negative_image_ids",
+    "judge_target",
+    "description",
+    "captioner",
+]
+BLOCK_ROWS = 20_000  # of images and captions in memory at a time, as rows
 
 
 def rows_files(root: Path) -> list[Path]:
@@ -44,71 +55,90 @@ def count_further_rows(root: Path) -> dict[str, int]:
 
 def write_further_rows(params: Params, store: Store) -> dict[str, int]:
     """Write the files of this run's batch and mend those of earlier ones; returns `count_further_rows`."""
-    batch = batch_name(params)
-    for task in params.version.further_rows or ():
-        path = store.folder(FOLDER, task, f"{batch}.parquet")
-        if not path.exists():
-            write_file(store, path, task, params.caption.prompts)
-    update_further_rows(store, params.caption.prompts)
+    batch, wanted = batch_name(params), params.version.further_rows or ()
+    paths = [store.folder(FOLDER, task, f"{batch}.parquet") for task in wanted]
+    update_files(
+        store, [*rows_files(store.root), *(path for path in paths if not path.exists())], params.caption.prompts
+    )
     return count_further_rows(store.root)
 
 
-def update_further_rows(store: Store, prompts: str) -> list[Path]:
-    """Make those files anew that are no longer what their batch's tables give; returns them, by name."""
+def update_files(store: Store, paths: Iterable[Path], prompts: str) -> list[Path]:
+    """Write those files anew that are missing, or no longer what their batch's tables give; returns them.
+
+    A file without a row left is removed. Captions are read once for all.
+    """
     import pyarrow.parquet as pq
 
-    changed, known = [], dict[str, str]()
-    for path in rows_files(store.root):
-        batch = path.stem
-        if batch not in known:
-            known[batch] = made_from(store, batch)
-        if (pq.read_schema(path).metadata or {}).get(MADE_FROM, b"").decode() != known[batch]:
-            changed.append(path)
-            path.unlink()
-            write_file(store, path, path.parent.name, prompts)
+    by_batch: dict[str, list[Path]] = {}
+    for path in paths:
+        by_batch.setdefault(path.stem, []).append(path)
+    changed: list[Path] = []
+    images = read_images(store) if by_batch else {}
+    for batch, files in by_batch.items():
+        sources = read_sources(store, batch, images, prompts)
+        digest = made_from(sources)
+        for path in files:
+            if not path.exists() or (pq.read_schema(path).metadata or {}).get(MADE_FROM) != digest:
+                changed.append(path)
+                write_file(store, path, sources, digest)
     return changed
 
 
-def write_file(store: Store, path: Path, task: str, prompts: str) -> int:
-    """Write one file; none where there is no row. Returns the row count."""
+def write_file(store: Store, path: Path, sources: RowSources, digest: bytes) -> None:
+    """Write data/rows/<task>/<batch>.parquet; none where there is no row."""
     import pyarrow as pa
 
-    rows = further_rows(task, read_sources(store, path.stem, prompts))
+    rows = further_rows(path.parent.name, sources)
     if rows:
-        schema = schemas()[SCHEMA].with_metadata({MADE_FROM: made_from(store, path.stem).encode()})
+        schema = schemas()[SCHEMA].with_metadata({MADE_FROM: digest})
         store.write_bytes(path, to_parquet(pa.Table.from_pylist(rows, schema=schema)))
-    return len(rows)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def made_from(store: Store, batch: str) -> str:
-    """SHA-256 of the ids that the rows of a batch are made of."""
-    triplets = store.read_table("triplets", IDENTITY_COLUMNS, batch).to_pydict()
-    images = store.read_table("images", ["image_id"], batch).to_pydict()
-    return hashlib.sha256(json.dumps([triplets, images], sort_keys=True).encode()).hexdigest()
+def made_from(sources: RowSources) -> bytes:
+    """SHA-256 (hex) of what the rows of a batch are made of, but for the prompt set's kinds."""
+    values = [sources.image_ids, sources.captions, sources.triplets, sources.differences, sources.terms]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest().encode()
 
 
-def read_sources(store: Store, batch: str, prompts: str) -> RowSources:
-    """What a batch's rows are made of; captions and terms of the images that they name alone are kept."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+class ImageText(NamedTuple):
+    """What rows say of an image; texts are empty where there is none."""
 
-    triplets = store.read_table("triplets", batch=batch).sort_by("triplet_id").to_pylist()
+    caption: str
+    by: str
+    licence: str
+    attribution: str
+
+
+def read_images(store: Store) -> dict[str, ImageText]:
+    """Image id -> caption, who wrote it, and terms, of all images."""
+    columns = ["image_id", "caption", "caption_source", "license_code", "attribution"]
+    images = {
+        row["image_id"]: ImageText(
+            row["caption"] or "", row["caption_source"] or "source", row["license_code"] or "", row["attribution"] or ""
+        )
+        for block in store.iter_blocks(store.table_files("images"), "images", columns, rows=BLOCK_ROWS)
+        for row in block.to_pylist()
+    }
+    columns = ["image_id", "caption", "caption_source"]
+    for block in store.iter_blocks(store.table_files("captions"), "captions", columns, rows=BLOCK_ROWS):
+        for row in block.to_pylist():
+            image = images.get(row["image_id"])
+            if image is not None and not image.caption and row["caption"]:
+                images[row["image_id"]] = image._replace(caption=row["caption"], by=row["caption_source"] or "")
+    return images
+
+
+def read_sources(store: Store, batch: str, images: Mapping[str, ImageText], prompts: str) -> RowSources:
+    """What a batch's rows are made of; captions and terms of the images that they name."""
+    triplets = store.read_table("triplets", TRIPLET_COLUMNS, batch).sort_by("triplet_id").to_pylist()
     own = sorted(store.read_table("images", ["image_id"], batch)["image_id"].to_pylist())
     ends = [i for t in triplets for i in (t["query_image_id"], t["target_image_id"], *t["negative_image_ids"])]
-    wanted = pa.array(list(dict.fromkeys([*own, *ends])), pa.string())
-
-    def named(table: pa.Table) -> list[dict[str, Any]]:
-        return table.filter(pc.is_in(table.column("image_id"), value_set=wanted)).to_pylist()
-
-    columns = ["image_id", "caption", "caption_source", "license_code", "attribution"]
-    images = named(store.read_table("images", columns))
-    captions = {
-        row["image_id"]: (row["caption"], row["caption_source"] or "source") for row in images if row["caption"]
-    }
-    for row in named(store.read_table("captions", ["image_id", "caption", "caption_source"])):
-        if row["caption"]:
-            captions.setdefault(row["image_id"], (row["caption"], row["caption_source"] or ""))
-    terms = {row["image_id"]: (row["license_code"] or "", row["attribution"] or "") for row in images}
+    named = {i: images[i] for i in dict.fromkeys([*own, *ends]) if i in images}
+    captions = {i: (image.caption, image.by) for i, image in named.items() if image.caption}
+    terms = {i: (image.licence, image.attribution) for i, image in named.items()}
     pairs = store.read_table("captioned", ["pair_id", "differences"], batch).to_pylist()
     differences = {row["pair_id"]: row["differences"] or [] for row in pairs}
     return RowSources(batch, own, captions, triplets, differences, terms, prompts)
