@@ -97,8 +97,8 @@ def stored_revisions(params: Params, store: Store) -> dict[str, str]:
     """Encoder -> revision of its stored vectors, of those that an estimate reads; without those that have none."""
     import pyarrow.parquet as pq
 
-    result = {}
-    for encoder in (e for e in ENCODER_ROLES if e in params.embed.encoders):
+    result: dict[str, str] = {}
+    for encoder in (str(e) for e in ENCODER_ROLES if e in params.embed.encoders):
         for stem in store.embedded_shards(encoder)[:1]:
             schema = pq.read_schema(store.folder("data", "embeddings", encoder, f"{stem}.parquet"))
             result[encoder] = (schema.metadata or {}).get(b"revision", b"").decode()
