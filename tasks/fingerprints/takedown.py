@@ -141,13 +141,15 @@ def withdraw_dropped(params: Params, store: Store, stage: str, *kinds: str) -> i
 
 def published_texts(store: Store) -> Iterator[tuple[Path, pa.Table]]:
     """Every Parquet file below data, as tables of its string columns; of data/withdrawn none."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    texts = (pa.string(), pa.list_(pa.string()))  # lists are equal whatever a file calls their items
     for path in sorted(store.folder("data").rglob("*.parquet")):
         if path.parent.name == "withdrawn" or path.name.startswith("."):
             continue
         with pq.ParquetFile(path) as file:
-            names = [f.name for f in file.schema_arrow if str(f.type) in ("string", "list<item: string>")]
+            names = [f.name for f in file.schema_arrow if f.type in texts]
             for block in file.iter_batches(10_000, columns=names) if names else ():
                 yield path, _as_table(block)
 

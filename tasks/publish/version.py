@@ -147,8 +147,6 @@ def write_record(params: Params, store: Store, parent: Parent) -> dict[str, byte
     """Write export and gallery, describe the version; the contents of README.md, version.json and manifest.json."""
     root = store.root
     write_exports(params, store)
-    update_exports(store)
-    write_further_rows(params, store)
     version = describe_version(params, store, parent.record, git(root, "rev-parse", "HEAD"))
     write_gallery(store, params, version, root / "reports" / "gallery.html", promoted_scores(root))
     earlier = json.loads((root / "manifest.json").read_text()) if (root / "manifest.json").exists() else {}
@@ -198,6 +196,12 @@ def commit_data(root: Path, lock: bytes | None) -> tuple[list[str], dict[str, by
     return stages, {path: (root / path).read_bytes() for path in paths}
 
 
+def follow_tables(params: Params, store: Store) -> None:
+    """Make exports and further rows what the tables give by now; nothing withdrawn may be left in them."""
+    update_exports(store)
+    write_further_rows(params, store)
+
+
 def run(params: Params, store: Store) -> StageReport:
     """Publish this run's version; see the module's docstring.
 
@@ -206,7 +210,9 @@ def run(params: Params, store: Store) -> StageReport:
         DataError, TransientError: see `publish`.
     """
     root, batch = store.root, batch_name(params)
-    new, withdrawn = require_triplets(params, store), require_withdrawn(store, batch)
+    new = require_triplets(params, store)
+    follow_tables(params, store)
+    withdrawn = require_withdrawn(store, batch)
     reviewed = count_reviewed(store, batch)
     merge_chunks(store, batch, loader=LoaderFiles(params.version.loader_files, params.version.loader_rows_min))
     rewrite_empty(path for table in TABLES for path in store.table_files(table))

@@ -252,3 +252,14 @@ def test_a_takedown_list_names_images_by_source_and_by_perceptual_hash_too(tmp_p
         params = params_for(BATCHES[0], tmp_path / "l.txt")
         params = params.model_copy(update={"ingest": params.ingest.model_copy(update={"blocked_distance_bits": 0})})
         assert taken_down(params, store) & {r["image_id"] for r in rows} == {name_of(n) for n in found}
+
+
+def test_a_withdrawn_image_that_a_list_names_alone_is_found(tmp_path: Path):
+    """The last look before a version is published: a negative stands in a list of ids and nowhere else."""
+    from tasks.fingerprints.takedown import still_named
+
+    store = Store(tmp_path)
+    row = {"triplet_id": "t", "query_image_id": "q", "target_image_id": "a", "negative_image_ids": ["q", "gone"]}
+    store.write(store.table_path("triplets", "2026.01.04", 0), [row], "triplets")
+    assert still_named(store, {"gone"}) == ["data/triplets/2026.01.04-00000.parquet"]
+    assert still_named(store, {"other"}) == []
