@@ -196,10 +196,15 @@ def commit_data(root: Path, lock: bytes | None) -> tuple[list[str], dict[str, by
     return stages, {path: (root / path).read_bytes() for path in paths}
 
 
-def follow_tables(params: Params, store: Store) -> None:
-    """Make exports and further rows what the tables give by now; nothing withdrawn may be left in them."""
+def follow_tables(params: Params, store: Store) -> int:
+    """Make exports and further rows what the tables give by now; returns how many images the run withdrew.
+
+    Raises:
+        DataError: a file still names one of these.
+    """
     update_exports(store)
     write_further_rows(params, store)
+    return require_withdrawn(store, batch_name(params))
 
 
 def run(params: Params, store: Store) -> StageReport:
@@ -210,9 +215,7 @@ def run(params: Params, store: Store) -> StageReport:
         DataError, TransientError: see `publish`.
     """
     root, batch = store.root, batch_name(params)
-    new = require_triplets(params, store)
-    follow_tables(params, store)
-    withdrawn = require_withdrawn(store, batch)
+    new, withdrawn = require_triplets(params, store), follow_tables(params, store)
     reviewed = count_reviewed(store, batch)
     merge_chunks(store, batch, loader=LoaderFiles(params.version.loader_files, params.version.loader_rows_min))
     rewrite_empty(path for table in TABLES for path in store.table_files(table))
