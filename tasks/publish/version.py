@@ -5,8 +5,8 @@ card), croissant.json, CHANGELOG-DATA.md (what changed since the parent), report
 version.json, manifest.json, data/export (a file for each of the run's triplets), data/rows/<task>/<batch>.parquet
 (version.further_rows: tasks/publish/rows_files.py), reports/gallery.html and dvc.lock; publishes the tag
 `dataset/<batch>` on origin's branch `dataset`. With no accepted triplet in this run, nothing withdrawn and nothing
-renewed or changed by people's verdicts, or with open_run.dry_run, it raises NothingToDo (exit 99): a green end without a
-version. Exports and further rows of earlier batches follow their triplets, and before anything is published all files
+renewed or changed by people's verdicts, or with open_run.dry_run, it raises NothingToDo (exit 99): a green end without
+a version. Exports and further rows of earlier batches follow their triplets, and before anything is published all files
 are looked through for the images that the run withdrew (tasks/publish/withdraw.py). After a crash, running again
 finishes the work. Parameters: section `version`.
 """
