@@ -64,8 +64,7 @@ from tasks.store.shards import move_old_shards
 
 log = logging.getLogger(__name__)
 MARKER = Path(".run", "opened.json")  # in the worktree; written last, so a run that has it is open
-# of a version's data that no stage of dvc.yaml makes
-DATA_POINTERS = ("data/export.dvc", "data/rows.dvc", "data/withdrawn.dvc")
+DATA_POINTERS = ("data/export.dvc", "data/rows.dvc", "data/withdrawn.dvc")  # of data that no stage of dvc.yaml makes
 LOCK_TIMEOUT_S = 600.0  # a checkout of the code takes seconds
 
 
