@@ -173,7 +173,7 @@ def check_context(failed: Mapping[str, Any], failure: Failure) -> dict[str, Any]
             "key": cell(example.get("key")),
             "images": [
                 {"uri": thumbnails[i], "name": failure.names.get(i, "")}
-                for i in [str(example.get("key")), *(example.get("image_ids") or [])]
+                for i in dict.fromkeys([str(example.get("key")), *(example.get("image_ids") or [])])
                 if i in thumbnails
             ],
             "details": details(example),

@@ -126,6 +126,14 @@ def test_a_dropped_copy_is_shown_beside_the_image_that_it_is_a_copy_of(run: Path
     assert len([part for part in mail.walk() if part.get_content_type() == "image/jpeg"]) == 2
 
 
+def test_an_image_that_is_the_rows_own_key_is_shown_once(run: Path, inbox: Inbox):
+    examples = [{"key": IMAGE_ID, "image_ids": [IMAGE_ID], "caption": "a cat"}]
+    report = {**GATE, "failures": [{**GATE["failures"][0], "examples": examples}]}  # type: ignore[index,dict-item]
+    (run / "reports" / "validation" / "images.json").write_text(json.dumps(report))
+    send(context("validate", "images", "gate"))
+    assert html_body(inbox.mails[0]).count('src="cid:image-') == 1
+
+
 def test_the_triplets_gates_mail_shows_every_week_by_itself(run: Path, inbox: Inbox):
     weeks = {
         "2026.11.17": {"pairs": 1800, "triplets": 953, "yield": 0.529},

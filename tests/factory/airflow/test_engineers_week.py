@@ -51,7 +51,7 @@ def test_a_run_from_the_form_is_green_and_its_log_ends_in_counts(factory: Factor
         expect(pages.get_by_text("expectations hold").first).to_be_visible()
         pages.get_by_role("link", name="wrong target").click()
         expect(pages.get_by_role("heading", name="judge: wrong target")).to_be_visible()
-        expect(pages.locator("tbody tr").first).to_be_visible()
+        expect(pages.locator("ul.drops li figure img").first).to_be_visible()
         pages.get_by_role("link", name=f"Version {name}").click()
         pages.get_by_role("link", name="Triplets").click()
         expect(pages.locator("article.card img").first).to_be_visible()
