@@ -18,7 +18,7 @@ from tasks.store.tables import TableWriter, to_parquet
 
 
 def test_equal_rows_give_equal_bytes_and_are_read_back(tmp_path):
-    same = {"caption_source": "vlm@1", "prompt_tokens": 70, "output_tokens": 9}
+    same = {"caption_source": "vlm@1", "prompt_tokens": 70, "output_tokens": 9, "prompt_sha256": "c" * 64}
     rows = [{"image_id": "a", "caption": "a hat", **same}, {"image_id": "b", "caption": "<b>\n", **same}]
     one, two = Store(tmp_path / "1"), Store(tmp_path / "2")
     for store in (one, two):
