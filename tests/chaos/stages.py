@@ -194,7 +194,8 @@ def bucket_cut(week: Week) -> Outcome:
                     out.is_recovered = cut.code == 75
                 ended = week.run(["ingest"], **keys)
                 assert ended.code == 0, ended.output[-800:]
-                tables.append({p.name: p.read_bytes() for p in sorted((week.worktree / "data" / "images").iterdir())})
+                folders = [week.worktree / "data" / name for name in ("images", "shards")]
+                tables.append({p.name: p.read_bytes() for folder in folders for p in sorted(folder.iterdir())})
         out.is_equal = tables[0] == tables[1] and len(tables[0]) > 2
         out.note = (
             f"cut: exit code {cut.code}; {proxy.outcomes.total()} requests, {proxy.outcomes['fine']} answered well"
