@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import json
 from pathlib import Path
+from typing import Any
 
 from tasks.errors import ConfigError
 
@@ -32,3 +34,23 @@ def decode_text(content: bytes, path: Path | str, parameter: str) -> list[str]:
             f"{parameter}: {path}, line {number}: bytes that are not {encoding.removesuffix('-sig')}; expected a text "
             "in UTF-8 or UTF-16; save the list as UTF-8"
         ) from None
+
+
+def decode_object(text: str, where: str, parameter: str) -> dict[str, Any] | None:
+    """A line's JSON object; None for a text that is none.
+
+    Raises:
+        ConfigError: half of a pair of surrogates, which JSON can write and no name holds.
+    """
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return None
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{parameter}: {where}: half of a pair of surrogates (\\ud800 to \\udfff alone), which no name or address "
+            "holds; write the character itself, or both halves"
+        ) from None
+    return row if isinstance(row, dict) else None

@@ -29,7 +29,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from tasks.errors import ConfigError
-from tasks.fingerprints.list_text import decode_text
+from tasks.fingerprints.list_text import decode_object, decode_text
 from tasks.fingerprints.perceptual import hash_hits, thumbnail_distance
 from tasks.reasons import WITHDRAWAL_REASONS
 
@@ -221,9 +221,8 @@ def _located(kind: Kind, text: str, where: str, facts: Facts, *, is_whole: bool)
 
 
 def _json_entries(text: str, where: str, parameter: str) -> list[Entry]:
-    try:
-        row = json.loads(text)
-    except ValueError:
+    row = decode_object(text, where, parameter)
+    if row is None:
         return []
     reason = str(row.get("reason") or DEFAULT_REASON)
     if reason not in WITHDRAWAL_REASONS:
@@ -243,7 +242,11 @@ def _json_entries(text: str, where: str, parameter: str) -> list[Entry]:
             digits = {"sha256": 64, "phash": 16}[kind]
             if not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", value):
                 raise ConfigError(f"{parameter}: {where}: {name} {value[:80]!r}; expected {digits} hexadecimal digits")
-            confirmed = bytes.fromhex(thumbnail) if kind == "phash" and len(thumbnail) == 384 else None
+            if kind == "phash" and thumbnail and not re.fullmatch(r"[0-9a-fA-F]{384}", thumbnail):
+                raise ConfigError(
+                    f"{parameter}: {where}: thumbnail {thumbnail[:80]!r}; expected 384 hexadecimal digits, or none"
+                )
+            confirmed = bytes.fromhex(thumbnail) if kind == "phash" and thumbnail else None
             entries.append(Entry(where, kind, value.lower(), confirmed, (), *facts))
         else:
             spellings = tuple(map(str, row.get("spellings") or (() if kind == "source" else [value])))

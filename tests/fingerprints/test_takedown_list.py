@@ -136,3 +136,13 @@ def test_a_blocklist_is_read_in_utf_16_too_and_one_without_an_entry_is_no_empty_
     (tmp_path / "b.txt").write_text("remove my cat, please\n")
     with pytest.raises(ConfigError, match="ingest.blocklists: .*b.txt has no entry"):
         read_lists("blocked", "ingest.blocklists", [tmp_path / "b.txt"])
+
+
+def test_a_line_of_json_with_half_a_character_or_no_thumbnail_is_an_error_that_names_it():
+    """JSON can write half a pair of surrogates, and no file name or address holds it."""
+    with pytest.raises(ConfigError, match=r"list, line 2: half of a pair of surrogates"):
+        parse_lines([SHA, '{"url": "https://example.org/\\ud800.jpg"}'], "list")
+    with pytest.raises(ConfigError, match=r"line 1: thumbnail 'zz.*expected 384 hexadecimal digits, or none"):
+        parse_lines(['{"phash": "00000000000000f0", "thumbnail": "' + "zz" * 192 + '"}'], "list")
+    (entry,) = parse_lines(['{"url": "https://example.org/\\ud83d\\ude00.jpg"}'], "list")
+    assert TakedownList([entry]).find_exact((), "web:https://example.org/\N{GRINNING FACE}.jpg") == 0
