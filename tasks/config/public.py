@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from tasks.config.params import Params
+from tasks.config.section import ROW_TASKS
 from tasks.config.sources import SourceConfig
 from tasks.config.training import BenchmarkConfig
 from tasks.errors import ConfigError
@@ -177,6 +178,8 @@ def _public(value: Any, name: str) -> Any:
         entries = [_public(entry, name) for entry in value]
         return [entry for entry in entries if entry is not None]
     if not isinstance(value, str) or name in PUBLIC or name in choices():
+        return value
+    if name == "train.datasets.path" and value in ROW_TASKS:  # of format rows: a task, no place
         return value
     if name in NAMES or (name in CODE_PATHS and public_name(value) == value):
         return public_name(value)

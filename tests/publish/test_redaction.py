@@ -48,7 +48,10 @@ def planted(folder: Path) -> dict[str, Any]:
         "region": f"{SECRET}-1",
     }
     server = f"http://{SECRET}-gpu.corp:8000/v1"
-    datasets = [{"name": "mixed", "format": "megapairs", "path": str(folder / "mixed.jsonl"), "images": str(folder)}]
+    datasets = [
+        {"name": "mixed", "format": "megapairs", "path": str(folder / "mixed.jsonl"), "images": str(folder)},
+        {"name": "own", "format": "rows", "path": "caption_to_image"},
+    ]
     return {
         "sources": [{"name": "fake", "path": str(folder)}, table, bucket],
         "ingest": {
@@ -91,6 +94,7 @@ def test_public_parameters_can_be_read_and_published_again(tmp_path: Path):
     assert public_params(shown) == shown
     params = parse_params(shown)
     assert [source.kind_of_path for source in params.ingest.sources] == ["folder", "table", "folder"]
+    assert [dataset.path for dataset in params.train.datasets] == ["private", "caption_to_image"], "a task is no place"
     assert (params.caption.model, params.mine) == ("vlm", parse_params(raw).mine)
     assert f"{SECRET}-gpu.corp" in private_texts(raw)
 
