@@ -197,8 +197,9 @@ def _code_paths_of(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     named.append(("train.base_model", train.get("base_model")))
     named.append(("train.teacher.model", (train.get("teacher") or {}).get("model")))
     named.append(("select.differences", (raw.get("select") or {}).get("differences")))
-    for role, encoder in ((raw.get("embed") or {}).get("encoders") or {}).items():
-        named.append((f"embed.encoders.{role}.model", encoder.get("model")))
+    for key in ("encoders", "next"):
+        for role, encoder in ((raw.get("embed") or {}).get(key) or {}).items():
+            named.append((f"embed.{key}.{role}.model", encoder.get("model")))
     for name, model in ((raw.get("ingest") or {}).get("filters") or {}).items():
         named.append((f"ingest.filters.{name}.model", model.get("model")))
     yield from ((name, value) for name, value in named if isinstance(value, str) and value)

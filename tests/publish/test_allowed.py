@@ -180,3 +180,10 @@ def test_etc_is_refused_when_a_run_opens(deployment: Path):
     conf = {"sources": str(deployment), "caption.url": "http://elsewhere.example/v1"}
     with pytest.raises(ConfigError, match="caption.url: .*elsewhere.example"):
         plan_run(RunRequest("r", "dataset", conf), clone)
+
+
+def test_an_encoder_that_is_to_follow_is_held_to_the_same_folders(roots: Path):
+    follower = {"kind": "image", "window": {"low": 0.3, "high": 0.9}}
+    changes = {"ingest": {"sources": []}, "embed": {"next": {"semantic": {"model": "/etc/model", **follower}}}}
+    with pytest.raises(ConfigError, match=r"embed.next.semantic.model: /etc/model leads out of the code"):
+        require_allowed(params_with(changes), allowed_by(roots))
