@@ -9,6 +9,7 @@ from typing import Any, Literal
 from tasks.config import OpenRunConfig, Params, expand_sources, overlay
 from tasks.config.form_names import FIELD_KEYS, did_you_mean
 from tasks.errors import ConfigError
+from tasks.models.retrievers.onnx_export import require_onnx
 
 Kind = Literal["dataset", "model"]
 PLAIN_NAMES = tuple(sorted(OpenRunConfig.model_fields))  # the form names parameters of section open_run without it
@@ -140,12 +141,14 @@ def with_absolute_paths(raw: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def require_paths(params: Params, kind: Kind) -> None:
-    """Check before any work starts that every file and folder of the run exists.
+    """Check before any work starts that every file, folder and optional package of the run is there.
 
     Raises:
-        ConfigError: one does not exist, there is no source, or two sources have one name.
+        ConfigError: one is not, there is no source, or two sources have one name.
     """
     paths: dict[str, str] = {}
+    if kind == "model" and params.promote.onnx:
+        require_onnx()
     if kind == "dataset":
         paths = {f"ingest.sources.{source.name}": source.path for source in params.ingest.sources}
         for key in ("blocklists", "benchmark_hashes"):

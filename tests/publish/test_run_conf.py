@@ -7,6 +7,7 @@ import pytest
 
 from tasks.config import SourceConfig, expand_sources
 from tasks.errors import ConfigError
+from tasks.models.retrievers import onnx_export
 from tasks.publish.run_conf import changes_from_conf, gate_follows_threshold, require_paths, with_absolute_paths
 from tests.support.parameters import params_with
 
@@ -138,3 +139,11 @@ def test_lists_of_images_are_found_below_the_root(tmp_path: Path):
 def test_sources_of_a_wrong_form_are_left_for_the_check_of_the_parameters(sources: Any, tmp_path: Path):
     raw = {"ingest": {"sources": sources}, "evaluate": {}}
     assert with_absolute_paths(raw, tmp_path)["ingest"]["sources"] == sources
+
+
+def test_a_model_run_that_is_to_export_to_onnx_needs_the_extra_before_it_trains(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(onnx_export, "PACKAGES", ("onnx", "no_such_package"))
+    params = params_with(promote={"onnx": True})
+    with pytest.raises(ConfigError, match=r"no_such_package not installed; `make install EXTRAS=onnx`"):
+        require_paths(params, "model")
+    require_paths(params_with(promote={"onnx": False}), "model")
