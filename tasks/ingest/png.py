@@ -1,4 +1,4 @@
-"""Whether a PNG file is complete: chunk checksums, the end chunk, and all rows of pixels.
+"""Whether a PNG file is complete: chunk checksums, the end chunk, the palette, and all rows of pixels.
 
 Pillow decodes a truncated PNG without an error where only rows are missing; this finds them.
 """
@@ -16,6 +16,7 @@ from PIL import Image
 # first column, first row, column step, row step of the seven interlacing passes
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+PALETTE = 3  # the colour type of palette numbers
 DECOMPRESS_BYTES = 1 << 20  # at a time
 
 
@@ -60,7 +61,7 @@ def count_row_bytes(width: int, height: int, depth: int, colour: int, *, is_inte
 
 
 def check_complete(image: Image.Image, content: bytes) -> None:
-    """Raise unless a decoded PNG's file holds all of its rows.
+    """Raise unless a decoded PNG's file holds all of its rows, and its palette where it needs one.
 
     Missing rows decode to zeros. So only where the last row is zero, or rows are interlaced, are the rows decompressed
     again and counted.
@@ -72,8 +73,10 @@ def check_complete(image: Image.Image, content: bytes) -> None:
         OSError: it is incomplete.
         zlib.error: its rows do not decompress.
     """
-    chunks = [(kind, body) for kind, body in read_chunks(content) if kind in (b"IHDR", b"IDAT")]
+    chunks = [(kind, body) for kind, body in read_chunks(content) if kind in (b"IHDR", b"PLTE", b"IDAT")]
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0][1][:13])
+    if colour == PALETTE and b"PLTE" not in [kind for kind, _ in chunks[:2]]:  # Pillow would make greys of its numbers
+        raise OSError("a PNG of palette numbers without its palette")
     if not interlaced and np.asarray(image.crop((0, image.height - 1, image.width, image.height))).any():
         return
     decompressor = zlib.decompressobj()

@@ -23,7 +23,7 @@ from tasks.ingest.rules import NormalizationRules, NormalizedImage, Rejection
 from tasks.ingest.workers import ImageWorkers
 from tasks.sources.files import clean_text
 from tasks.store import Store
-from tests.support.images import block_image, encode
+from tests.support.images import block_image, encode, without_palette
 from tests.support.ingest import folder_params, read_drop_reasons, read_kept
 
 KEPT = "kept"
@@ -158,6 +158,7 @@ def hostile_files() -> dict[str, tuple[bytes, str]]:
         "cut_header.webp": (webp[:14], "undecodable"),
         "magic_only.jpg": (b"\xff\xd8\xff", "undecodable"),
         "no_rows.png": (png(300, 300, rows=0), "undecodable"),
+        "no_palette.png": (without_palette(), "undecodable"),
         "bad_crc.png": (png_[:40] + b"\xff" + png_[41:], "undecodable"),
         # truncated, with an end marker: decoders silently fill in what is missing
         "few_rows.png": (png(300, 300, rows=10), "undecodable"),

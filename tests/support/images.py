@@ -26,6 +26,13 @@ def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
     return out.getvalue()
 
 
+def without_palette() -> bytes:
+    """A PNG of palette numbers, one of them transparent, whose palette is gone: Pillow opens and decodes it."""
+    content = encode(block_image(1).quantize(8), transparency=0)
+    start = content.index(b"PLTE") - 4
+    return content[:start] + content[start + 12 + int.from_bytes(content[start : start + 4], "big") :]
+
+
 def save_jpeg(image: Image.Image, path: Path, quality: int = 92) -> bytes:
     """Write the image as a JPEG, making its folder; returns the bytes."""
     content = encode(image, "JPEG", quality=quality)
