@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import DataError
+from tasks.models.decoding import decode
 from tasks.store import Store
 from tasks.train.batches import BatchPlan
 
@@ -146,7 +147,7 @@ class ImageLoader:
 
         try:
             image = Image.open(self.files[image_id], formats=FORMATS)
-            image.load()
+            decode(image)
         except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"{self.files[image_id]}: not a readable image ({error}); take its records out of train.datasets"

@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks.config import MixedDatasetConfig
 from tasks.errors import DataError
+from tasks.models.decoding import decode
 from tasks.train.batches import Candidate, CandidateId, Example, image_of
 from tasks.train.loader import FORMATS
 from tasks.train.record_files import Records
@@ -60,7 +61,7 @@ def is_readable(file: Path) -> bool:
     try:
         with Image.open(file, formats=FORMATS) as image:
             image.draft("RGB", (1, 1))
-            image.load()
+            decode(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, MemoryError):
         return False
     return True

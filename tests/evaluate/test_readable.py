@@ -9,6 +9,7 @@ from tasks.errors import DataError
 from tasks.evaluate.protocols import Benchmark, GalleryItem, Query, Task
 from tasks.evaluate.protocols.base import image_reader
 from tasks.evaluate.readable import dropped_note, with_readable_images
+from tests.support.images import without_palette
 
 
 @pytest.fixture
@@ -30,10 +31,11 @@ def damage(folder: Path, number: int, how: str) -> None:
         path.unlink()
     else:
         content = path.read_bytes()
-        path.write_bytes({"cut": content[:-300], "empty": b"", "text": b"no image"}[how])
+        faulty = {"cut": content[:-300], "empty": b"", "text": b"no image", "no palette": without_palette()}
+        path.write_bytes(faulty[how])
 
 
-@pytest.mark.parametrize("how", ["missing", "cut", "empty", "text"])
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "text", "no palette"])
 def test_each_way_in_which_a_query_needs_the_image(folder: Path, how: str):
     queries = [
         Query("reference", "3", "x", ("1",)),

@@ -13,6 +13,7 @@ from tasks.config import MixedDatasetConfig
 from tasks.errors import ConfigError, DataError
 from tasks.train.batches import Candidate, Example
 from tasks.train.datasets import mmeb_example, read_dataset
+from tests.support.images import without_palette
 
 
 @pytest.fixture
@@ -157,11 +158,13 @@ def test_a_record_that_cannot_be_used_is_left_out_and_counted(folder: Path):
     Image.effect_noise((300, 300), 90).convert("RGB").save(folder / "whole.jpg")
     (folder / "images" / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:-5000])
     (folder / "images" / "text.png").write_text("no image")
+    (folder / "images" / "no_palette.png").write_bytes(without_palette())
     bad = [
         good | {"t_img": "gone.png"},
         good | {"q_img": "cut.png"},
         good | {"q_img": "cut.jpg"},
         good | {"t_img": "text.png"},
+        good | {"t_img": "no_palette.png"},
         good | {"t_img": "../whole.jpg"},
         {"text": 1},
     ]
@@ -172,14 +175,14 @@ def test_a_record_that_cannot_be_used_is_left_out_and_counted(folder: Path):
     assert len(examples) == 201 and examples[-1].negatives == ("megapairs:n2.png",)
     assert dropped == {
         "missing_image": 1,
-        "broken_image": 3,
+        "broken_image": 4,
         "unsafe_path": 1,
         "damaged_record": 3,
         "negative_missing_image": 1,
     }
     assert sorted(files) == [f"megapairs:{name}.png" for name in ("n1", "n2", "q", "t")]
     with pytest.raises(
-        DataError, match="8 of 209 records cannot be used, at most 0.01 of them may.*gone.png is missing"
+        DataError, match="9 of 210 records cannot be used, at most 0.01 of them may.*gone.png is missing"
     ):
         read_dataset(config, 0.01)
     few, _, _ = read_dataset(write_dataset(folder, "megapairs", good, *bad[:3]), 0.01)  # three are free

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tasks.errors import ConfigError, DataError
+from tasks.models.decoding import decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -300,6 +301,7 @@ def open_image(key: str, path: Path | None) -> Image:
         )
     try:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP")) as image:
+            decode(image)
             return image.copy() if image.mode in KEPT_MODES else image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(f"image {key}: {path} cannot be decoded ({error}); download it again") from error
