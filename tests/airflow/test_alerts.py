@@ -13,6 +13,7 @@ from PIL import Image
 
 from tasks.names import slug
 from tasks.store import Store
+from tests.support.images import without_palette
 from tests.support.inbox import Inbox, html_body, serving_inbox
 from tests.support.markup import assert_harmless
 
@@ -104,6 +105,19 @@ def test_a_gates_mail_shows_observed_expected_last_and_five_rows_with_thumbnails
     assert len(re.findall(r'<img src="cid:image-', page)) == 1
     assert "http://airflow.test/dags/dataset_refresh/runs/r1" in page
     assert f"http://airflow.test/megapairs/runs/{run.name}/data_docs/index.html" in page
+
+
+def test_a_dropped_file_over_which_the_decoder_fails_costs_its_own_image_alone(tmp_path: Path):
+    from megapairs.dropped_images import read_dropped_files
+
+    source = tmp_path / "shop"
+    source.mkdir()
+    (source / "broken.png").write_bytes(without_palette())
+    (source / "loop.png").symlink_to("loop.png")
+    Image.new("RGB", (300, 200), "blue").save(source / "whole.jpg")
+    (tmp_path / "params.yaml").write_text(json.dumps({"ingest": {"sources": [{"name": "shop", "path": str(source)}]}}))
+    keys = ["shop:broken.png", "shop:loop.png", "shop:a\0.png", "shop:whole.jpg"]
+    assert list(read_dropped_files(tmp_path, keys, 64, 60)) == ["shop:whole.jpg"]
 
 
 def test_a_dropped_copy_is_shown_beside_the_image_that_it_is_a_copy_of(run: Path, inbox: Inbox, tmp_path: Path):
