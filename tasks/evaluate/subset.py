@@ -10,6 +10,7 @@ list of query ids. The gallery stays whole.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -63,7 +64,7 @@ def read_subset(path: Path) -> tuple[list[Key], list[str]]:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
             return [_row_key(r, "query_img_path", "query_txt") for r in rows], []
         else:
-            found = list(csv.DictReader(text.splitlines(keepends=True)))
+            found = list(csv.DictReader(io.StringIO(text, newline="")))
             return [_row_key(r, "query_image_ref", "query_text") for r in found], []
     except (ValueError, KeyError, AttributeError, TypeError, csv.Error) as error:
         raise DataError(f"subset {path}: {type(error).__name__}: {error}; expected CIRCUS' CSV or JSONL") from error

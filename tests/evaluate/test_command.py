@@ -261,7 +261,7 @@ def test_circus_subsets_of_circo_and_fashioniq_in_their_published_forms(circo: P
     val = json.loads((circo / "annotations/val.json").read_text())
     head = "dataset,query_idx,query_text,full_text,query_image_ref,target_image_ref\n"
     rows = [
-        f'circo,{a["id"]},{a["relative_caption"].upper()}.,"Retrieve it.\n{a["relative_caption"]}",'
+        f'circo,{a["id"]},{a["relative_caption"].upper()}.\u2028,"Retrieve it.\n{a["relative_caption"]}",'
         f"CIRCO/COCO2017_unlabeled/unlabeled2017/{a['reference_img_id']:012d}.jpg,x.jpg\n"
         for a in val[:5]
     ]
