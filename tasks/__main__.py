@@ -141,10 +141,11 @@ def companion_of(params: Params, encoder: str | None) -> str | None:
 
 
 def merge_companion(report: StageReport, companion: StageReport) -> StageReport:
-    """An encoder's report with what was done for its companion: notes say so, rows and figures stay the encoder's."""
-    report.notes += [f"encoder words beside it: {companion.written} rows written", *companion.notes]
-    for reason, count in companion.dropped.items():
-        report.drop(reason, count)
+    """An encoder's report with what was done for its companion: notes say so; rows, drops and figures stay the
+    encoder's, because both read the same images.
+    """
+    dropped = "".join(f", {count} {reason}" for reason, count in companion.dropped.items() if count)
+    report.notes += [f"encoder words beside it: {companion.written} rows written{dropped}", *companion.notes]
     return report
 
 

@@ -63,6 +63,13 @@ def test_words_are_embedded_and_mined_beside_captions_and_weeks_give_what_one_ba
     assert run_stage("embed", "words", None, weekly.root).written == 0, "nothing is left to do"
 
 
+def test_an_image_without_a_caption_is_counted_once(tmp_path: Path, captions: dict[str, str]):
+    store = prepare(tmp_path, WEEKS[0], {**captions, "98": "", "99": ""})
+    report = run_stage("embed", "caption", None, store.root)
+    assert (report.read, report.done, report.dropped) == (32, 30, {"no_caption": 2})
+    assert "encoder words beside it: 30 rows written, 2 no_caption" in report.notes
+
+
 def test_without_the_encoder_nothing_is_done_beside_captions(tmp_path: Path, captions: dict[str, str]):
     store = prepare(tmp_path, WEEKS[0], captions)
     raw = yaml.safe_load((tmp_path / "params.yaml").read_text())
