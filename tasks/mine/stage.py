@@ -22,7 +22,8 @@ stores them per shard in data/neighbours/<encoder>/codes, and the next one codes
 (tasks/mine/code_cache.py).
 
 Takedown: neighbours whose image is on the takedown list are removed from all files, and the images that rank next for
-their queries are added, in a file of this batch (tasks/mine/withdraw.py).
+their queries are added, in a file of this batch (tasks/mine/withdraw.py). An index whose encoder `embed.next` no longer
+names loses them too.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from tasks.mine.corpus import Corpus, read_corpus
 from tasks.mine.neighbour_table import neighbour_table, neighbours_from_table
 from tasks.mine.pair_blocks import rows_within
 from tasks.mine.partial import PartialSearch, begun_search, remove_parts
-from tasks.mine.withdraw import replace_neighbours
+from tasks.mine.withdraw import replace_neighbours, withdraw_neighbours
 from tasks.names import batch_name
 from tasks.progress import Progress
 from tasks.records import StageReport
@@ -179,15 +180,27 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     """
     params = settled(params, store, encoder)
     spec, following = search_spec(params, encoder), next_spec(params, encoder)
+    is_part = part is not None and part[1] > 1
     if following is None:
+        if not is_part:
+            _withdraw_from_left_index(params, store, next_of(encoder))
         return _mine_index(params, store, encoder, spec, part)
-    is_part, of_next = part is not None and part[1] > 1, replace(spec, window=following.window)
+    of_next = replace(spec, window=following.window)
     if not is_whole(store, encoder):
         report = _mine_index(params, store, encoder, spec, part)
         if not is_part and store.embedded_shards(next_of(encoder)):
             _mine_index(params, store, next_of(encoder), of_next)
         return report
     return StageReport("mine") if is_part else _take_over(params, store, encoder, of_next)
+
+
+def _withdraw_from_left_index(params: Params, store: Store, index: str) -> None:
+    """Take images down from an index whose encoder `embed.next` no longer names: it was given up, or `python -m tasks
+    purge` rewrites a version from the time before it took over.
+    """
+    if store.folder("data", "neighbours", index).exists() and (removed := taken_down(params, store)):
+        withdraw_neighbours(store, index, removed)
+        remove_stale_codes(store, index)
 
 
 def _take_over(params: Params, store: Store, encoder: str, spec: SearchSpec) -> StageReport:

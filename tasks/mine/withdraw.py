@@ -60,6 +60,18 @@ def replace_neighbours(
         _remove_rows(store, path, removed)
 
 
+def withdraw_neighbours(store: Store, index: str, removed: Set[str]) -> None:
+    """Drop neighbours of images that were taken down from an index that nothing is mined from; none takes their place.
+
+    Args:
+        store: to read and write.
+        index: an encoder's, or that of one which was to follow.
+        removed: ids of images that were taken down.
+    """
+    for path in store.table_files(f"neighbours/{index}") if removed else ():
+        _remove_rows(store, path, removed)
+
+
 def _next_neighbours(
     store: Store,
     files: Sequence[Path],

@@ -15,6 +15,7 @@ from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.embed.next_index import choose_shards
 from tasks.errors import DataError
+from tasks.fingerprints.takedown import names_any_word, published_texts
 from tasks.mine import stage as mine
 from tasks.publish.published import file_sha256
 from tasks.publish.version_record import build_manifest
@@ -154,6 +155,25 @@ def test_a_change_that_is_killed_is_finished(
     files = [{p.relative_to(r): p.read_bytes() for p in sorted((r / "data").rglob("*")) if p.is_file()}
              for r in (tmp_path / "calm", tmp_path / "killed")]  # fmt: skip
     assert files[0] == files[1]
+
+
+def naming(store: Store, ids: list[str]) -> set[Path]:
+    return {path for path, table in published_texts(store) if any(names_any_word(table, set(ids)))}
+
+
+def test_an_index_that_was_given_up_lets_a_takedown_through(
+    tmp_path: Path, encoded: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing is mined from it any more, and it still lies in what is published."""
+    run_week(tmp_path, 0, lambda batch: params_for(batch, following=False))
+    run_week(tmp_path, 1, lambda batch: params_for(batch, budget=2))
+    store = Store(tmp_path)
+    ids = store.read_table("images", ["image_id"], WEEKS[1]).column("image_id").to_pylist()[:1]
+    assert any(path.parent.name == "next" for path in naming(store, ids))
+    for stage in (embed, mine):
+        monkeypatch.setattr(stage, "taken_down", lambda *_: set(ids))
+        stage.run(params_for(WEEKS[2], following=False), store, "semantic")
+    assert {path.parent.name for path in naming(store, ids)} == {"images"}  # which stage ingest takes it from
 
 
 def test_another_model_without_the_old_one_is_refused_with_the_way_out(tmp_path: Path, encoded: list[tuple[str, int]]):
