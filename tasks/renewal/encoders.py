@@ -82,6 +82,15 @@ def count_next(store: Store, role: str) -> dict[str, Any]:
     return {"rows": sum(rows.values()), "stale": sum(rows[stem] for stem in missing), "oldest": oldest, "makers": {}}
 
 
+def encoded_counts(store: Store) -> dict[str, int]:
+    """`embed <role>` -> images of earlier versions that this run encodes for the next index; without roles of none."""
+    paths = sorted(store.folder(".run", "renew").glob("embed-*.json"))  # as stage embed notes them
+    counts = {
+        f"embed {path.stem.removeprefix('embed-')}": int(json.loads(path.read_text())["images"]) for path in paths
+    }
+    return {stage: count for stage, count in counts.items() if count}
+
+
 # --- taking over -----------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from tasks.config import Condition, Params, RenewRows, parse_where
 from tasks.config.renew import COLUMNS
 from tasks.names import stable_id
 from tasks.reasons import REVIEWED, REVIEWED_WRONG
+from tasks.renewal.encoders import encoded_counts
 from tasks.renewal.makers import MadeRow, Maker, batch_order, batches_of, is_stale, made_rows
 from tasks.store import Store
 from tasks.store.chunks import Chunk, is_of_part
@@ -191,9 +192,11 @@ def read_plan(store: Store, stage: str) -> Plan | None:
 
 
 def renewed_counts(store: Store) -> dict[str, int]:
-    """stage -> units that this run's plans renew; without stages that renew none."""
+    """stage -> units that this run's plans renew, `embed <role>` -> images of earlier versions that it encodes for the
+    next index; without those that renew none. A run with either is published, also without a new triplet.
+    """
     plans = (read_plan(store, stage) for stage in FIRST_CHUNK)
-    return {plan.stage: len(plan.units) for plan in plans if plan is not None and plan.units}
+    return {p.stage: len(p.units) for p in plans if p is not None and p.units} | encoded_counts(store)
 
 
 # --- which pairs -----------------------------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ from tasks.errors import DataError
 from tasks.fingerprints.takedown import names_any_word, published_texts
 from tasks.mine import stage as mine
 from tasks.publish.published import file_sha256
+from tasks.publish.version import require_triplets
 from tasks.publish.version_record import build_manifest
 from tasks.renewal.encoders import count_next, with_moved_encoders
+from tasks.renewal.plan import renewed_counts
 from tasks.store import Store
 from tests.support.toy_encoder import ToyEncoder, fill
 
@@ -174,6 +176,20 @@ def test_an_index_that_was_given_up_lets_a_takedown_through(
         monkeypatch.setattr(stage, "taken_down", lambda *_: set(ids))
         stage.run(params_for(WEEKS[2], following=False), store, "semantic")
     assert {path.parent.name for path in naming(store, ids)} == {"images"}  # which stage ingest takes it from
+
+
+def test_a_week_without_images_goes_on_with_the_next_index_and_is_published(
+    tmp_path: Path, encoded: list[tuple[str, int]]
+):
+    run_week(tmp_path, 0, lambda batch: params_for(batch, following=False))
+    run_week(tmp_path, 1, lambda batch: params_for(batch, budget=2))
+    store = Store(tmp_path)
+    (tmp_path / ".run" / "renew" / "embed-semantic.json").unlink()  # of the run before
+    for stage in (embed, mine):
+        stage.run(params_for(WEEKS[2], budget=2), store, "semantic")
+    assert require_triplets(params_for(WEEKS[2], budget=2), store) == 0  # else: NothingToDo, and the work is lost
+    assert renewed_counts(store) == {"embed semantic": 2}
+    assert store.read_embeddings("semantic")[2] == "new 1"
 
 
 def test_another_model_without_the_old_one_is_refused_with_the_way_out(tmp_path: Path, encoded: list[tuple[str, int]]):
