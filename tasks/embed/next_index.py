@@ -48,15 +48,20 @@ def plan_shards(
         spec: of the next one.
         of_batch: stems of this batch's shards: they are always among them.
         sizes: stem -> images, of all shards.
+    Raises:
+        TransientError: another part has been choosing for a long time.
     """
-    path = plan_path(store, role)
-    if not path.exists():
-        own = set(of_batch)
-        missing = {stem: sizes.get(stem, 0) for stem in missing_shards(store, role) if stem not in own}
-        stems = choose_shards(missing, spec.budget)
-        left = sum(missing.values()) - sum(missing[stem] for stem in stems)
-        plan = {"stems": [*stems, *sorted(own)], "images": sum(missing[stem] for stem in stems), "left": left}
-        store.write_bytes(path, json.dumps(plan).encode())
+    path, wait_s = plan_path(store, role), lock_wait_s()
+    lock = store.folder(".run", "locks", f"renew-plan-embed-{role}")
+    problem = f"{lock}: another part has been choosing shards for {wait_s:.0f} s; end it, then run again"
+    with exclusive(lock, wait_s, problem):  # of all parts the first one chooses
+        if not path.exists():
+            own = set(of_batch)
+            missing = {stem: sizes.get(stem, 0) for stem in missing_shards(store, role) if stem not in own}
+            stems = choose_shards(missing, spec.budget)
+            left = sum(missing.values()) - sum(missing[stem] for stem in stems)
+            plan = {"stems": [*stems, *sorted(own)], "images": sum(missing[stem] for stem in stems), "left": left}
+            store.write_bytes(path, json.dumps(plan).encode())
     stems = json.loads(path.read_text())["stems"]
     return list(stems)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tasks.config import Condition, Params, RenewRows, parse_where
 from tasks.config.renew import COLUMNS
+from tasks.locks import exclusive, lock_wait_s
 from tasks.names import stable_id
 from tasks.reasons import REVIEWED, REVIEWED_WRONG
 from tasks.renewal.encoders import encoded_counts
@@ -158,16 +159,22 @@ def make_plan(store: Store, wish: Wish, stage: str, batch: str, unit_of: Mapping
         batch: the run's; its own rows are not renewed.
         unit_of: as of `choose`.
         chunk_rows: units in one file, a count.
+    Raises:
+        TransientError: another part has been choosing for a long time.
     """
-    if (known := read_plan(store, stage)) is not None:
-        return known
-    budget = min(wish.budget or CHUNKS_MAX * chunk_rows, CHUNKS_MAX * chunk_rows)
-    rows = earlier_rows(store, stage, batch)
-    chosen = choose(rows, Wish(wish.conditions, budget, wish.maker), stage, unit_of)
-    plan = Plan(stage, chosen.units, chosen.left, chunk_rows, chosen.batches)
-    facts = {"units": plan.units, "left": plan.left, "chunk_rows": chunk_rows, "batches": dict(plan.batches)}
-    store.write_bytes(plan_path(store, stage), json.dumps(facts).encode())
-    return plan
+    wait_s = lock_wait_s()
+    lock = store.folder(".run", "locks", f"renew-plan-{stage}")
+    problem = f"{lock}: another part has been choosing rows to renew for {wait_s:.0f} s; end it, then run again"
+    with exclusive(lock, wait_s, problem):  # a plan of what the other part has left would give its files other units
+        if (known := read_plan(store, stage)) is not None:
+            return known
+        budget = min(wish.budget or CHUNKS_MAX * chunk_rows, CHUNKS_MAX * chunk_rows)
+        rows = earlier_rows(store, stage, batch)
+        chosen = choose(rows, Wish(wish.conditions, budget, wish.maker), stage, unit_of)
+        plan = Plan(stage, chosen.units, chosen.left, chunk_rows, chosen.batches)
+        facts = {"units": plan.units, "left": plan.left, "chunk_rows": chunk_rows, "batches": dict(plan.batches)}
+        store.write_bytes(plan_path(store, stage), json.dumps(facts).encode())
+        return plan
 
 
 def earlier_rows(store: Store, stage: str, batch: str) -> Iterator[MadeRow]:
