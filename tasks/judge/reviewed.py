@@ -93,9 +93,13 @@ def review_row(row: Row, texts: Texts, batch: str) -> tuple[Row | None, list[Row
     return (keep_negatives(out, stays) if len(stays) < len(images) else out), dropped
 
 
-def apply_verdicts(store: Store, batch: str) -> dict[str, int]:
+def apply_verdicts(store: Store, batch: str, *, is_takedown: bool = False) -> dict[str, int]:
     """Apply the run's verdicts to the triplets of other batches.
 
+    Args:
+        store: of the worktree.
+        batch: the run's.
+        is_takedown: by hand: rejected pairs that people judged right are left to the next run, and not counted.
     Returns:
         Count by reason, and of the rejected pairs that people judged right and that are still out (LEFT); the same on
         a second call. Empty without verdicts.
@@ -119,7 +123,7 @@ def apply_verdicts(store: Store, batch: str) -> dict[str, int]:
     reasons = add_dropped(store, store.dropped_path("judge", batch), dropped)
     for path, rows in changed.items():
         store.write(path, rows, "triplets")
-    counts = {**reasons, LEFT: _count_left(store, batch, verdicts)}
+    counts = {**reasons, LEFT: 0 if is_takedown else _count_left(store, batch, verdicts)}
     for sentence in sentences(counts):
         log.info("judge: %s", sentence)
     return counts

@@ -21,7 +21,8 @@ enough stops it. In each chunk's triplets shortcuts are detected (tasks/judge/sh
 `judge.shortcut_share_max` are dropped (shortcut).
 
 The first part also applies what people decided about triplets of earlier versions (tasks/judge/reviewed.py), and makes
-triplets of the rejected pairs that they judged right (tasks/judge/restored.py).
+triplets of the rejected pairs that they judged right (tasks/judge/restored.py); a takedown by hand, which asks no
+model, leaves these to the next run.
 
 Pairs of earlier batches that captioning described again are judged again. With `renew.judge` captioned rows of earlier
 batches are judged again whose triplet, or whose rejection, another judge or prompt made: the oldest first, at most
@@ -86,12 +87,13 @@ def run(params: Params, store: Store, part: Part | None = None) -> StageReport:
         withdraw_dropped(params, store, "judge", "pair")
     earlier = earlier_triplets(store, batch)
     report = StageReport("judge", reused=len(earlier) if is_first_part else 0)
-    right = rejected_and_right(store, batch)  # read by all parts: none of them makes a second triplet of such a pair
+    # read by all parts, so that none makes a second triplet of such a pair; a takedown by hand asks no model
+    right = [] if params.open_run.takedown else rejected_and_right(store, batch)
     by_people = {*withdrawn_ends(store), *((r["query_image_id"], r["target_image_id"]) for r in right)}
     worker = ChunkWorker(params, store, part, template, earlier | dict.fromkeys(by_people, ""))
     pairs, renewal = worker.pairs, worker.renewal
     restored = worker.restore(right) if is_first_part else 0
-    reviewed = apply_verdicts(store, batch) if is_first_part else {}
+    reviewed = apply_verdicts(store, batch, is_takedown=bool(params.open_run.takedown)) if is_first_part else {}
     chunks = [*file_chunks(store, "captioned", batch, part), *renewal.plan.chunks(part)]
     judged, dropped = make_missing_chunks(store, report, ChunkSpec("triplets", batch, chunks), worker.judge)
     renewal.remove_old()

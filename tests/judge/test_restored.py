@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+import tasks.judge.stage
 from tasks.caption.stage import run as run_caption
 from tasks.config import Params
+from tasks.errors import TransientError
 from tasks.judge.stage import run
 from tasks.models.llm.requests import Refusal
 from tasks.pages.week_figures import week_figures
@@ -66,6 +68,24 @@ def test_it_becomes_a_triplet_with_its_text_and_its_judged_negatives(rejected: S
     assert report.figures["reviewed_right"] == 1
     # it is no longer among what was left out; the other rejected pair is
     assert rejected.read_dropped("judge", BATCH).column("key").to_pylist() == ["p4"]
+
+
+def test_a_takedown_asks_no_judge_and_leaves_it_to_the_next_run(
+    rejected: Store, params: Params, monkeypatch: pytest.MonkeyPatch
+):
+    """A judge that cannot be reached must not keep an image published."""
+
+    def unreachable(*_: object) -> None:
+        raise TransientError("no answer")
+
+    open_run = params.open_run.model_copy(update={"takedown": ("source:shop",)})
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.judge.stage, "load_judge", unreachable)
+        report = follow(rejected, params.model_copy(update={"open_run": open_run}), right())
+    assert not rejected.reviewed_path(NEXT).exists() and "judged" not in " ".join(report.notes)
+    assert "p3" in rejected.read_dropped("judge", BATCH).column("key").to_pylist()
+    follow(rejected, params, right(), batch=LATER)
+    assert rejected.read_table("triplets", batch=LATER).num_rows == 1
 
 
 def test_the_judges_thresholds_do_not_bind_it_and_the_figures_about_models_leave_it_out(
