@@ -170,9 +170,9 @@ def holds(path: str, name: str, files: Mapping[str, str], objects: Objects, ids:
         return False
     if path.endswith(".npy"):
         beside = path.removesuffix(".npy") + ".parquet"
-        if "/codes/" in path:  # data/neighbours/<encoder>/codes/<model>/<shard>.npy
-            encoder, shard = Path(path).parts[2], Path(path).stem
-            beside = f"data/embeddings/{encoder}/{shard}.parquet"
+        if "/codes/" in path:  # data/neighbours/<encoder>[/next]/codes/<model>/<shard>.npy
+            index = path.partition("/codes/")[0].removeprefix("data/neighbours/")
+            beside = f"data/embeddings/{index}/{Path(path).stem}.parquet"
         return beside in files and holds(beside, files[beside], files, objects, ids)
     content = objects.read(name)
     if path.endswith(".parquet"):
