@@ -127,14 +127,21 @@ def embed_all(store: Store, out: Path) -> list[dict[str, Any]]:
 
     Returns:
         {"path", "triplets": count} of what was written.
+    Raises:
+        ConfigError: the folder holds a Parquet file that is no part of it, such as one of an earlier export.
     """
     rows, total = triplets(store.root), sum(store.count_rows(f, "triplets") for f in store.table_files("triplets"))
     if out.suffix == ".parquet":
         return [{"path": str(out), "triplets": write_embedded(rows, store, out)}]
-    files, written = LoaderFiles(FOLDER_FILES, FOLDER_ROWS_MIN).wanted(0, total), []
-    for number in range(files):
+    files, written = LoaderFiles(FOLDER_FILES, FOLDER_ROWS_MIN).wanted(0, total), list[dict[str, Any]]()
+    paths = [out / f"{number:05d}-of-{files:05d}.parquet" for number in range(files)]
+    if others := sorted(set(out.glob("*.parquet")) - set(paths)):
+        raise ConfigError(
+            f"--embed-images: {out} holds {others[0].name}, which is no part of this export, and a loader would read "
+            "it too; name an empty folder"
+        )
+    for number, path in enumerate(paths):
         share = total * (number + 1) // files - total * number // files
-        path = out / f"{number:05d}-of-{files:05d}.parquet"
         written.append({"path": str(path), "triplets": write_embedded(itertools.islice(rows, share), store, path)})
     return written
 

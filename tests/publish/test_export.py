@@ -12,6 +12,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from tasks.__main__ import main
+from tasks.errors import EXIT_CONFIG_ERROR
 from tasks.publish.export import export_features, sentence_transformers_records
 from tasks.publish.readers import with_images
 from tasks.train.batches import Example
@@ -119,7 +120,7 @@ def test_an_export_without_a_target_or_a_clone_is_refused(tmp_path: Path, capsys
 
 
 def test_a_folder_of_files_serves_as_many_workers_as_it_has_files(
-    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """A loader gives each worker whole files: none is idle, and none reads what another does."""
     monkeypatch.setattr("tasks.publish.export.FOLDER_ROWS_MIN", 2)
@@ -132,6 +133,10 @@ def test_a_folder_of_files_serves_as_many_workers_as_it_has_files(
     assert streamed.num_shards == len(files)
     of_workers = [[row["triplet_id"] for row in streamed.shard(len(files), number)] for number in range(len(files))]
     assert all(of_workers) and [i for ids in of_workers for i in ids] == wanted
+    # other files beside those of an earlier export: a loader would read each row twice
+    monkeypatch.setattr("tasks.publish.export.FOLDER_ROWS_MIN", 1000)
+    assert main(["export", "--root", str(clone), "--embed-images", str(tmp_path / "rows")]) == EXIT_CONFIG_ERROR
+    assert f"holds {files[0].name}, which is no part of this export" in capsys.readouterr().err
 
 
 def test_pages_have_an_index(clone: Path, tmp_path: Path):
