@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,8 +104,12 @@ class Reviews:
             raise DataError(f"text: expected at most {TEXT_CHARS:,} characters")
         line = json.dumps(asdict(review), ensure_ascii=False, sort_keys=True) + "\n"
         problem = f"{self.path} is being written to"
-        with exclusive(self.path.with_suffix(".lock"), LOCK_S, problem), self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with exclusive(self.path.with_suffix(".lock"), LOCK_S, problem), self.path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the last answer was cut off; this one is a line of its own
+                    line = f"\n{line}"
+            file.write(line.encode())
 
     def read(self) -> list[Review]:
         """The answers that count, as of `read_answers`; a warning for each line that is no review."""
