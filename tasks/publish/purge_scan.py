@@ -24,6 +24,8 @@ from tasks.publish.objects import Objects
 KINDS = ("dataset", "model")
 TEXT_COLUMNS = {"captions": ("caption",), "captioned": ("description", "instructions"), "triplets": ("instructions",)}
 KEYED_BY_PAIR = ("data/captioned/", "data/dropped/caption/", "data/dropped/judge/")
+# its rows quote captions of other images of the batch's triplets, without their ids
+QUOTING_CAPTIONS = "data/rows/image_to_caption/"
 MIN_TEXT = 12  # characters: a shorter reply ("yes") is of any image
 
 
@@ -174,6 +176,8 @@ def holds(path: str, name: str, files: Mapping[str, str], objects: Objects, ids:
             index = path.partition("/codes/")[0].removeprefix("data/neighbours/")
             beside = f"data/embeddings/{index}/{Path(path).stem}.parquet"
         return beside in files and holds(beside, files[beside], files, objects, ids)
+    if path.startswith(QUOTING_CAPTIONS) and _triplets_hold(Path(path).stem, files, objects, ids):
+        return True
     content = objects.read(name)
     if path.endswith(".parquet"):
         return any(any(names_any_word(table, ids)) for table in _text_tables(content))
@@ -181,6 +185,13 @@ def holds(path: str, name: str, files: Mapping[str, str], objects: Objects, ids:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             return any(member.partition(".")[0] in ids for member in tar.getnames())
     return any(image_id.encode() in content for image_id in ids)
+
+
+def _triplets_hold(batch: str, files: Mapping[str, str], objects: Objects, ids: Set[str]) -> bool:
+    """Whether a triplet of a batch holds one of the images."""
+    paths = [path for path in files if path.startswith("data/triplets/")]
+    own = [path for path in paths if batch in (Path(path).stem, Path(path).stem.rpartition("-")[0])]
+    return any(holds(path, files[path], files, objects, ids) for path in own)
 
 
 def _text_tables(content: bytes) -> Iterator[Any]:
