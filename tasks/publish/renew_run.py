@@ -1,6 +1,7 @@
 """Renew rows that an earlier model or prompt made: without waiting for the week, as a version of its own.
 
     python -m tasks renew recaption|caption|judge [--where CONDITIONS] [--budget N] [--dry-run]
+    python -m tasks renew embed [--budget N] [--dry-run]
 
 Opens a run that reads no source. Its stages make the stale rows anew that fit the conditions, the oldest first and at
 most N of them; what depends on them follows (a pair that is described again is judged again, a triplet that no longer
@@ -10,6 +11,9 @@ says how many rows are stale and how many of them would be renewed, and changes 
 CONDITIONS are separated by commas, and all must hold: made_before=2026-11-01, made_after=2026-06-30,
 batch=2026.11.21, and of the maker model=, revision=, writer=, writer_revision=, prompt= (for judge model=, revision=,
 prompt=; for recaption source=, prompt=). An unknown one is refused by name.
+
+`embed` goes on with the index of each encoder in `embed.next`, whatever their own budgets: N images of earlier versions
+at most an encoder, in whole shards, the oldest first. The version in which an index becomes whole goes over to it.
 
 To renew a part each week, write the same into params.yaml or into the field `renew` of Airflow's form:
 {"caption": {"where": "made_before=2026-11-01", "budget": 2000}}. Rows about which people decided are never renewed.
@@ -26,13 +30,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.config import Params, RenewConfig, RenewRows, load_params, parse_where
+from tasks.config import Params, RenewConfig, RenewRows, load_params, parse_params, parse_where, read_raw, resolve
 from tasks.errors import ConfigError
 from tasks.names import batch_name
 from tasks.publish.git import common_dir
 from tasks.publish.makers_now import configured_maker
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
 from tasks.publish.takedown_run import Runner, require_no_run, run_process, run_to_version
+from tasks.renewal.encoders import count_next
 from tasks.renewal.makers import MADE
 from tasks.renewal.plan import Wish, choose, earlier_rows
 from tasks.store import Store
@@ -69,6 +74,37 @@ def run_values(stage: str, rows: RenewRows) -> dict[str, Any]:
     return {"ingest.sources": [], "renew": {**others, stage: rows.model_dump()}}
 
 
+def embed_values(clone: Path, where: str, budget: int | None) -> dict[str, Any]:
+    """The form's values of a run that goes on with the next encoders' indexes and reads no source.
+
+    Args:
+        clone: of the deployment; its params.yaml names the encoders.
+        where: conditions, of which there are none for vectors.
+        budget: most earlier images an encoder, a count; None for all.
+    Raises:
+        ConfigError: conditions, a budget below 1, or no encoder in `embed.next`.
+    """
+    if where:
+        raise ConfigError(f"--where: found '{where}'; `renew embed` takes none: it encodes the oldest shards first")
+    check_wish("caption", "", budget)
+    raw = read_raw(clone / "params.yaml")
+    roles = sorted(parse_params(resolve(raw, str(raw["profile"]), {})).embed.next or {})
+    if not roles:
+        raise ConfigError(
+            f"{clone / 'params.yaml'}: embed.next names no encoder; name the one to change to, with its window "
+            "(docs/how-to/encoder.md), then run `renew embed` again"
+        )
+    nothing: dict[str, Any] = dict.fromkeys(RenewConfig.model_fields)
+    return {"ingest.sources": [], "renew": nothing, "embed": {"next": {role: {"budget": budget} for role in roles}}}
+
+
+def forecast_next(params: Params, store: Store, role: str) -> str:
+    """What a run would encode for the encoder that is to follow a role's."""
+    budget, found = (params.embed.next or {})[role].budget, count_next(store, role)  # type: ignore[index]
+    most = "all" if budget is None else f"at most {budget}, in whole shards,"
+    return f"embed {role}: {found['stale']} images have no vector of the next encoder, {most} would be encoded"
+
+
 def forecast(params: Params, store: Store, stage: str) -> str:
     """What a run would renew, as far as the parameters tell who makes rows now."""
     rows: RenewRows = getattr(params.renew, stage)
@@ -97,11 +133,17 @@ def renew(
     params, store = load_params(worktree / "params.yaml"), Store(worktree)
     stages = [stage for stage in MADE if getattr(params.renew, stage) is not None]
     if is_dry:
-        notes, version = tuple(forecast(params, store, stage) for stage in stages), None
+        roles = sorted(params.embed.next or {})
+        notes = (
+            *(forecast(params, store, stage) for stage in stages),
+            *(forecast_next(params, store, role) for role in roles),
+        )
+        version = None
     else:
         is_published = run_to_version(worktree, run, "renew", run_id)
         reports = store.read_reports()
-        notes = tuple(note for s in stages if s in reports for note in reports[s].notes if note.startswith("renewal"))
+        ordered = [*stages, *sorted(name for name in reports if name.partition("@")[0] == "embed")]
+        notes = tuple(note for s in ordered if s in reports for note in reports[s].notes if note.startswith("renewal"))
         version = f"dataset/{batch_name(params)}" if is_published else None
     close_run(worktree, deployment.clone)
     return Renewal(version, notes)
@@ -109,7 +151,7 @@ def renew(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m tasks renew`."""
-    parser.add_argument("stage", choices=sorted(MADE), help="whose rows are made anew")
+    parser.add_argument("stage", choices=sorted([*MADE, "embed"]), help="whose rows are made anew")
     parser.add_argument("--where", default="", metavar="CONDITIONS", help="which stale rows (default: all)")
     parser.add_argument("--budget", type=int, metavar="N", help="most rows that are renewed (default: all)")
     parser.add_argument(
@@ -127,14 +169,17 @@ def run_command(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: a wrong argument, or another run is under way.
     """
-    rows = check_wish(args.stage, args.where, args.budget, args.lost_share_max)
     deployment = Deployment.from_environment()
     deployment = replace(deployment, clone=common_dir(deployment.clone).parent)
+    if args.stage == "embed":
+        wish = embed_values(deployment.clone, args.where, args.budget)
+    else:
+        wish = run_values(args.stage, check_wish(args.stage, args.where, args.budget, args.lost_share_max))
     if not (args.now or args.dry_run or args.run_id):
         require_no_run(deployment, "renew")
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    values = {**run_values(args.stage, rows), "date": args.date}
+    values = {**wish, "date": args.date}
     done = renew(deployment, args.run_id or f"renew__{started}", values, is_dry=args.dry_run)
     for note in done.notes:
         print(f"  {note}")

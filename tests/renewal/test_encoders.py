@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,10 +15,11 @@ import tasks.renewal.encoders
 from tasks.config import Params, parse_params, read_raw, resolve
 from tasks.embed import stage as embed
 from tasks.embed.next_index import choose_shards
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import names_any_word, published_texts
 from tasks.mine import stage as mine
 from tasks.publish.published import file_sha256
+from tasks.publish.renew_run import embed_values, forecast_next
 from tasks.publish.version import require_triplets
 from tasks.publish.version_record import build_manifest
 from tasks.renewal.encoders import count_next, with_moved_encoders
@@ -227,3 +229,28 @@ def test_the_manifest_names_the_vectors_that_took_over(tmp_path: Path, encoded: 
     after = build_manifest(tmp_path, before)
     assert after[name]["size_bytes"] == before[name]["size_bytes"]
     assert after[name]["sha256"] == file_sha256(tmp_path / name) != before[name]["sha256"]
+
+
+def test_renew_embed_goes_on_with_every_encoder_that_is_to_follow(tmp_path: Path, encoded: list[tuple[str, int]]):
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    (clone / "params.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(ConfigError, match="embed.next names no encoder"):
+        embed_values(clone, "", 3)
+    spec = {"model": "new", "kind": "image", "window": {"low": 0.2, "high": 0.9999}}
+    raw["embed"]["next"] = {"semantic": spec, "pattern": spec}
+    (clone / "params.yaml").write_text(yaml.safe_dump(raw))
+    values = embed_values(clone, "", 3)
+    assert values["embed"] == {"next": {"semantic": {"budget": 3}, "pattern": {"budget": 3}}}
+    assert values["ingest.sources"] == [] and set(values["renew"].values()) == {None}
+    with pytest.raises(ConfigError, match="it encodes the oldest shards first"):
+        embed_values(clone, "made_before=2026-01-01", None)
+    with pytest.raises(ConfigError, match="--budget: found 0"):
+        embed_values(clone, "", 0)
+
+    run_week(tmp_path, 0, lambda batch: params_for(batch, following=False))
+    store, params = Store(tmp_path), params_for(WEEKS[1], budget=3)
+    assert "embed semantic: 4 images have no vector of the next encoder, at most 3" in forecast_next(
+        params, store, "semantic"
+    )
