@@ -44,13 +44,13 @@ time.
 
 import pendulum
 from airflow.sdk import DAG, chain
+from megapairs.approval import approval_before
 from megapairs.defaults import default_args
 from megapairs.form import model_params
 from megapairs.news import news_mails
 from megapairs.stage import LABEL, CloseRun, OpenRun, Stage
 from megapairs.wiring import (
     MODEL_DAG,
-    approval_before,
     dag_id_for,
     further_datasets,
     resources,

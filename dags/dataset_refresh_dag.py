@@ -89,13 +89,13 @@ from typing import Any
 
 import pendulum
 from airflow.sdk import DAG, TaskGroup, chain, get_current_context, task, task_group
+from megapairs.approval import approval_before
 from megapairs.defaults import default_args
 from megapairs.form import dataset_params
 from megapairs.news import news_mails
 from megapairs.stage import LABEL, CloseRun, OpenRun, Stage, parts_from
 from megapairs.wiring import (
     DATASET_DAG,
-    approval_before,
     dag_id_for,
     further_datasets,
     resources,

@@ -41,6 +41,7 @@ NOTES, NOTE_CHARS = 5, 800  # sentences of the stage before a gate, e.g. on capt
 WEEKS = 6  # weekly batches shown, a count
 ERROR_CHARS = 4_000  # of the error's end
 FINAL = "a retry cannot help"  # in the errors of plugins/megapairs/stage.py that are not retried
+REJECTED = "rejected"  # in the error of plugins/megapairs/approval.py
 HASH = re.compile("[0-9a-f]{24,}")
 
 
@@ -120,6 +121,13 @@ def next_steps(failure: Failure) -> tuple[str, ...]:
             "Mend the parameter that the error names, in params.yaml or in the form.",
             "The error says what was expected; docs/troubleshooting.md has it by its text.",
             f"Then start a new run from {task}: clearing the task reads the same parameters again.",
+        )
+    if failure.task.startswith("approve") and REJECTED in failure.error:
+        return (
+            "Read the gates' pages and the log of the tasks before: nothing was published, and nothing is lost.",
+            f"To be asked again, clear {failure.task.partition(' ')[0]} with its downstream tasks.",
+            "Else mend what made the rejection necessary and start a new run; this one's worktree can be closed "
+            "(docs/operations.md, Run).",
         )
     if failure.is_final:
         return (

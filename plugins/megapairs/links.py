@@ -30,6 +30,23 @@ def page_path(stage: str, item: str | None, batch: str, run: str) -> str:
     return "#models" if stage in ("evaluate", "promote") else ""
 
 
+def page_link(stage: str, item: str | None, dag_id: str, run_id: str) -> str:
+    """Address of a stage's page of a run; empty for a stage without one, or where the run is not open.
+
+    Args:
+        stage, item: as in `python -m tasks <stage> <item>`.
+        dag_id, run_id: of the run.
+    """
+    try:
+        opened = json.loads((run_folder(run_id, dag_id) / ".run" / "opened.json").read_text())
+    except (OSError, ValueError):
+        opened = {}
+    path = page_path(stage, item, str(opened.get("batch", "")), slug(run_id))
+    dataset = dataset_of(dag_id)
+    base = os.environ.get("MEGAPAIRS_UI", "").rstrip("/") + "/megapairs/" + (f"d/{dataset}/" if dataset else "")
+    return base + path if path else ""
+
+
 class PageLink(BaseOperatorLink):
     """Link of a Stage to its page in the plugin (plugins/reports_plugin.py); empty for stages without a page."""
 
@@ -42,12 +59,5 @@ class PageLink(BaseOperatorLink):
             operator: a Stage.
             ti_key: of the task instance: dag_id, run_id.
         """
-        try:
-            opened = json.loads((run_folder(ti_key.run_id, ti_key.dag_id) / ".run" / "opened.json").read_text())
-        except (OSError, ValueError):
-            opened = {}
-        item = getattr(operator, "item", None)
-        path = page_path(getattr(operator, "stage", ""), item, str(opened.get("batch", "")), slug(str(ti_key.run_id)))
-        dataset = dataset_of(ti_key.dag_id)
-        base = os.environ.get("MEGAPAIRS_UI", "").rstrip("/") + "/megapairs/" + (f"d/{dataset}/" if dataset else "")
-        return base + path if path else ""
+        stage, item = getattr(operator, "stage", ""), getattr(operator, "item", None)
+        return page_link(stage, item, ti_key.dag_id, str(ti_key.run_id))

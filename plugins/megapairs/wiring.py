@@ -150,36 +150,6 @@ def schedule() -> str | None:
     return os.environ.get("MEGAPAIRS_SCHEDULE", "@weekly") or None
 
 
-def approval_before(stage: str, question: str, **arguments: Any) -> list[Any]:
-    """The task that asks a person before a stage runs, where MEGAPAIRS_APPROVAL names the stage; else none.
-
-    A rejection ends the run as failed: nothing is published, and clearing the task asks again. Airflow needs its
-    triggerer for it.
-
-    Args:
-        stage: version or promote.
-        question: what is asked, shown under Browse -> Required Actions.
-        arguments: of the operator.
-    Raises:
-        ValueError: MEGAPAIRS_APPROVAL names something else; Airflow shows it as the DAG's import error.
-    """
-    wanted = {name.strip() for name in os.environ.get("MEGAPAIRS_APPROVAL", "").split(",")} - {""}
-    if wanted - {"version", "promote"}:
-        raise ValueError(
-            f"MEGAPAIRS_APPROVAL: {sorted(wanted)}; expected version, promote or both, separated by commas; change it "
-            "for all Airflow processes"
-        )
-    if stage not in wanted:
-        return []
-    from airflow.providers.standard.operators.hitl import ApprovalOperator
-
-    body = f"The gates' pages and the run's log say what came out. {question}"
-    operator = ApprovalOperator(
-        task_id=f"approve_{stage}", subject=question, body=body, fail_on_reject=True, **arguments
-    )
-    return [operator]
-
-
 def starts_unpaused() -> bool | None:
     """Whether a new DAG starts unpaused: where runs are scheduled, nobody should have to press a switch first.
 
