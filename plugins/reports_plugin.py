@@ -271,9 +271,10 @@ def download(request: Request, name: str, dataset: str = "") -> StreamingRespons
 @app.get("/versions/{name}/images/{image_id}.jpg")
 @app.get("/d/{dataset}/versions/{name}/images/{image_id}.jpg")
 def image(name: str, image_id: str, dataset: str = "") -> Response:
-    """A stored image of a version."""
+    """A stored image of a version, or one that a person uploaded for a search that waits in the review queue."""
+    found = version_named(name, dataset)
     with as_not_found():
-        content = explorer_of(version_named(name, dataset)).image(image_id)
+        content = importlib.import_module("tasks.browse.searches").image(explorer_of(found), found.clone, image_id)
     return Response(content, media_type="image/jpeg", headers={**SANDBOX, "Cache-Control": "private, max-age=86400"})
 
 

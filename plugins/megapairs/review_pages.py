@@ -1,7 +1,8 @@
 """The review queue in Airflow's UI: one row at a time, answered by a key, kept with name and time.
 
-    /megapairs/versions/<name>/review[?reason=...]     the row nearest the judge's threshold that this person has not
-                                                       answered; keys 1 right, 2 wrong, 3 unsure
+    /megapairs/versions/<name>/review[?reason=...]     what people wanted first in composed search, then the row nearest
+                                                       the judge's threshold, that this person has not answered; keys 1
+                                                       right, 2 wrong, 3 unsure
     /megapairs/review.js                               the keys; the one script of all pages
 
 Who may start a run may answer; a viewer is refused. A form's answer carries a token that only this server can make for
@@ -76,27 +77,33 @@ def review_router(version_named: Callable[[str, str], PublishedVersion]) -> APIR
         """The next row of the queue."""
         found = version_named(name, dataset)
         reviews = importlib.import_module("tasks.browse.reviews")
+        searches = importlib.import_module("tasks.browse.searches")
         try:
             explorer = importlib.import_module("tasks.browse.explorer").explorer_of(found)
             kept = reviews.Reviews(found.clone).read()
+            items = searches.items_of(explorer, found.clone)
         except TasksError as error:
             raise HTTPException(404, str(error)) from error
         threshold = float((found.record.get("params") or {}).get("judge", {}).get("threshold", 0.5))
         mine = [review.row_id for review in kept if review.name == user.get_name()]
-        waiting = reviews.queue(explorer.index, threshold, mine, reason)
-        numbers = waiting[max(skip, 0) : max(skip, 0) + 1]
+        first = searches.waiting(items, mine, reason)
+        waiting = [] if reason == searches.REASON else reviews.queue(explorer.index, threshold, mine, reason)
+        skip = max(skip, 0)
+        numbers = waiting[max(skip - len(first), 0) :][:1]
+        rows = first[skip : skip + 1] or explorer.shown(numbers)
         return html(
             "triplet_review.html.j2",
             name=name,
             up="../../../../" if dataset else "../../",
-            row=explorer.shown(numbers)[0] if numbers else None,
-            waiting=len(waiting),
+            row=rows[0] if rows else None,
+            waiting=len(first) + len(waiting),
+            searches=searches.verdicts(items, kept, mine),
             answered=len(set(mine)),
             agreement=reviews.agreement(kept),
             threshold=f"{threshold:g}",
             reason=reason,
-            reasons=explorer.index.choices()["status"],
-            skip=max(skip, 0),
+            reasons=[*([searches.REASON] if items else []), *explorer.index.choices()["status"]],
+            skip=skip,
             token=token_for(user.get_name()),
             may_answer=may_answer(user),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -61,6 +61,11 @@ class Explorer:
         with open(path, "rb") as shard:
             shard.seek(row["offset_bytes"])
             return shard.read(row["size_bytes"])
+
+    def sources(self, image_ids: Collection[str]) -> dict[str, str]:
+        """Image id -> where it comes from, of those that the version has."""
+        rows = self._image_rows(sorted(image_ids))
+        return {image_id: str(row["source_uri"]) for image_id, row in rows.items()}
 
     def _image_rows(self, image_ids: list[str]) -> dict[str, dict[str, Any]]:
         import pyarrow as pa

@@ -45,7 +45,7 @@ from tasks.publish.publish import Publication, fetch, publish
 from tasks.publish.published import REMOTE_BRANCH, version_at
 from tasks.publish.purge_record import UnderWay, add_record
 from tasks.publish.purge_scan import Holdings, scan
-from tasks.publish.purge_texts import count_texts, feedback_files, remove_texts
+from tasks.publish.purge_texts import count_texts, remove_texts
 from tasks.publish.snapshots import fetched_path
 from tasks.publish.takedown_list import add_to_list
 from tasks.publish.takedown_run import (
@@ -59,6 +59,7 @@ from tasks.publish.takedown_run import (
     take_down,
 )
 from tasks.reasons import WITHDRAWAL_REASONS
+from tasks.reviews.searches import feedback_files
 from tasks.store.atomic import write_bytes
 
 NOTES_REF = "refs/notes/purge"

@@ -8,19 +8,11 @@ line that names a purged image goes whole, with the image that somebody uploaded
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from tasks.reviews.answers import Reviews
 from tasks.store.atomic import write_bytes
-
-FEEDBACK = "search_feedback.jsonl"
-
-
-def feedback_files(clone: Path, further: Iterable[Path] = ()) -> list[Path]:
-    """Files of answers to composed search: of the folders beside the clone, and those that are named."""
-    beside = clone.resolve().parent.glob(f"*/.run/{FEEDBACK}")
-    return sorted({path.resolve() for path in (*beside, *further) if path.exists()})
 
 
 def count_texts(clone: Path, feedback: Sequence[Path], ids: Set[str]) -> int:

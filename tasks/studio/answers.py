@@ -14,8 +14,9 @@ from typing import Any
 
 from tasks.errors import DataError
 from tasks.locks import exclusive
+from tasks.reviews.searches import UPLOAD
 from tasks.store import Store
-from tasks.studio.galleries import UPLOAD, Gallery, Images
+from tasks.studio.galleries import Gallery, Images
 
 MODES = ("composed", "image_only", "text_only")
 MAX_TEXT = 1000  # characters of a query's text
@@ -131,39 +132,49 @@ def answer(query: Query, galleries: Sequence[Gallery], images: Images, triplets:
 class Feedback:
     """What people said should have been first: lines of JSON, and the images that they had uploaded for it.
 
+    The review queue reads them (tasks/reviews/searches.py).
+
     Args:
         path: the JSON lines; uploads are kept in `<path without suffix>/<key>.jpg`.
+        version: that is searched.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, version: str) -> None:
+        self.path, self.version = path, version
 
     def add(self, query: Query, image_id: str, name: str, images: Images, models: Mapping[str, str]) -> None:
-        """Append one line: {"at", "name", "query_image", "text", "should_be_first", "models"}.
+        """Append one line: {"at", "name", "version", "query_image", "text", "should_be_first", "models"}.
 
         Args:
-            query: what was searched.
+            query: what was searched, by an image and a text.
             image_id: the image that should have been the first.
             name: of the person, as given.
             images: the version's.
             models: label -> name or folder of the models that answered.
         Raises:
-            DataError: no such image in the version.
+            DataError: no such image in the version, no name, or nothing that a person could judge.
         """
+        if not query.image or not query.text:
+            raise DataError("feedback: expected an image and a text; search by both, then say what should be first")
+        if image_id == query.image:
+            raise DataError("should_be_first: this is the query image itself; expected another one")
+        if not (name := " ".join(name.split())[:NAME_LENGTH]):
+            raise DataError("name: empty; expected who says so, because reviewers see it; write it above the results")
         if image_id not in images.captions:
             raise DataError(f"image {image_id[:70]!r}: not in this version; expected one of its image ids")
         line = {
             "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "name": " ".join(name.split())[:NAME_LENGTH],
+            "name": name,
+            "version": self.version,
             "query_image": query.image,
             "text": query.text,
             "should_be_first": image_id,
             "models": dict(models),
         }
-        uploaded = images.content(query.image) if query.image else b""
+        uploaded = images.content(query.image)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(self.path.with_suffix(".lock"), LOCK_WAIT_S, f"{self.path} is being written to"):
-            if query.image and query.image.startswith(UPLOAD):
+            if query.image.startswith(UPLOAD):
                 folder = self.path.with_suffix("")
                 folder.mkdir(exist_ok=True)
                 (folder / f"{query.image}.jpg").write_bytes(uploaded)

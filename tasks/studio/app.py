@@ -13,9 +13,9 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, unquote, urlencode
 
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import Cookie, FastAPI, File, Form, Request, UploadFile
 from fastapi import Query as QueryParam
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from PIL import Image
@@ -23,12 +23,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tasks.errors import DataError
 from tasks.pages.render import html
-from tasks.studio.answers import MAX_RESULTS, MODES, Feedback, Query, Triplets, answer
+from tasks.studio.answers import MAX_RESULTS, MODES, NAME_LENGTH, Feedback, Query, Triplets, answer
 from tasks.studio.galleries import Gallery, Images
 
 THUMBNAIL_PX = 160
 EXAMPLES = 12
 FORM_BYTES = 64 * 1024  # of a request beside its image
+NAME_KEPT_S = 365 * 24 * 3600  # in the browser
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self'; "
     "frame-ancestors 'self'; base-uri 'none'",
@@ -116,7 +117,14 @@ def address(query: Query) -> str:
     return "/search?" + urlencode({"image": query.image or "", "text": query.text, "top_k": query.top_k})
 
 
-def page(studio: Studio, query: Query | None = None, error: str = "", seed: int = 0, thanks: bool = False) -> str:
+def page(
+    studio: Studio,
+    query: Query | None = None,
+    error: str = "",
+    seed: int = 0,
+    thanks: bool = False,
+    name: str = "",
+) -> str:
     """The one page: the form, example queries, and the results of a search.
 
     Args:
@@ -125,6 +133,7 @@ def page(studio: Studio, query: Query | None = None, error: str = "", seed: int 
         error: what was wrong with the request.
         seed: of the example queries.
         thanks: an answer was just stored.
+        name: of the person, as they gave it before.
     """
     result = None
     if query and not error:
@@ -136,6 +145,8 @@ def page(studio: Studio, query: Query | None = None, error: str = "", seed: int 
         query=query,
         error=error,
         thanks=thanks,
+        name=name,
+        name_length=NAME_LENGTH,
         result=result,
         modes=MODES,
         token=studio.token,
@@ -185,9 +196,11 @@ def make_app(studio: Studio, hosts: list[str]) -> FastAPI:
         text: str = "",
         top_k: Annotated[int, QueryParam(ge=1, le=MAX_RESULTS)] = 20,
         thanks: bool = False,
+        reviewer: Annotated[str, Cookie()] = "",
     ) -> str:
         """The results of a search by an image of the version, or an upload that is still kept, and a text."""
-        return page(studio, Query.checked(image, text, top_k), thanks=thanks)
+        name = unquote(reviewer)[:NAME_LENGTH]
+        return page(studio, Query.checked(image, text, top_k), thanks=thanks, name=name)
 
     @app.post("/search", responses=faults, status_code=303)
     def search_upload(
@@ -223,12 +236,14 @@ def make_app(studio: Studio, hosts: list[str]) -> FastAPI:
         text: Annotated[str, Form()] = "",
         name: Annotated[str, Form()] = "",
     ) -> Response:
-        """Store that an image should have been the first result."""
+        """Store that an image should have been the first result; it waits in the review queue."""
         if not hmac.compare_digest(token.encode(), studio.token.encode()):
             return HTMLResponse("This form is of another visit; go back and load the page again.", 403)
         query = Query.checked(image, text)
         studio.feedback.add(query, should_be_first, name, studio.images, studio.models)
-        return RedirectResponse(address(query) + "&thanks=true", 303)
+        back = RedirectResponse(address(query) + "&thanks=true", 303)
+        back.set_cookie("reviewer", quote(name[:NAME_LENGTH]), NAME_KEPT_S, httponly=True, samesite="strict")
+        return back
 
     @app.get("/images/{key}.jpg", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}, **faults})
     def image_file(key: str, small: bool = False) -> Response:

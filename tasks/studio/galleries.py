@@ -26,6 +26,7 @@ from tasks.knn.unit_rows import unit_rows
 from tasks.models.retrievers.base import Retriever
 from tasks.models.retrievers.load import load_retriever
 from tasks.reasons import why
+from tasks.reviews.searches import UPLOAD
 from tasks.store import Store
 from tasks.store.atomic import atomic_write
 
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 CHUNK_IMAGES = 1000  # encoded and written at a time
 BATCH_IMAGES = 32
 UPLOADS_KEPT = 256  # the last ones; a link to an older one says that it must be uploaded again
-UPLOAD = "upload-"  # a key of an uploaded image begins so
 
 
 class Uploads:

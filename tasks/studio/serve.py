@@ -5,7 +5,8 @@
 
 Serves a clone of the dataset after `python -m tasks pull`: the top results for image and text together, for the image
 alone and for the text alone, side by side for the base model and the promoted one; where the query is one of the
-version's triplets its target is marked. "Should be first" appends to a file for review (--feedback).
+version's triplets its target is marked. "Should be first" appends to a file (--feedback), whose lines are items of the
+review queue in Airflow's pages where the folder lies beside the deployment's clone (tasks/reviews/searches.py).
 The search is exact (tasks/knn/top_k.py). All images are encoded at the first start; the vectors are kept in
 <root>/.run/studio. It listens on this machine alone; before --host 0.0.0.0 put a proxy with a login in front.
 """
@@ -24,6 +25,7 @@ from tasks.config import load_params, read_raw
 from tasks.config.profiles import SHIPPED
 from tasks.errors import ConfigError
 from tasks.publish.pull import pull
+from tasks.reviews.searches import FEEDBACK
 from tasks.store import Store
 from tasks.studio.answers import Feedback, Triplets
 from tasks.studio.app import Studio, make_app
@@ -87,8 +89,9 @@ def make_studio(args: argparse.Namespace) -> Studio:
     models = model_folders(base_model, store, args.model)
     folder = root / ".run" / "studio"
     galleries = [Gallery(label, model, images, folder, args.device) for label, model in models.items()]
-    feedback = Feedback(args.feedback or root / ".run" / "search_feedback.jsonl")
-    return Studio(version_name(root), images, galleries, models, Triplets(store), feedback, MAX_UPLOAD_BYTES)
+    version = version_name(root)
+    feedback = Feedback(args.feedback or root / ".run" / FEEDBACK, version)
+    return Studio(version, images, galleries, models, Triplets(store), feedback, MAX_UPLOAD_BYTES)
 
 
 def version_name(root: Path) -> str:

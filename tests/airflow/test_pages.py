@@ -240,3 +240,38 @@ def test_airflows_roles_decide_who_may_write_and_a_viewer_may_write_nothing(
         assert answer.status_code == 403 and ("a viewer cannot review" in answer.text) is not may
     after = (deployment / "reviews.jsonl").read_bytes() if (deployment / "reviews.jsonl").exists() else b""
     assert after == before
+
+
+def test_what_somebody_wanted_first_in_composed_search_waits_in_the_queue(client, deployment: Path):
+    """Stored by composed search, beside the clone: shown first with its upload, and answered."""
+    from tasks.reviews.searches import FEEDBACK, REASON
+    from tasks.studio.answers import Feedback, Query
+
+    class Images:
+        captions: dict[str, str]
+
+        def content(self, key: str) -> bytes:
+            return b"uploaded jpeg"
+
+    address, upload = "/versions/2026.11.23/review", "upload-" + "a" * 64
+    target = re.search(r'name="target" value="(\w+)"', client.get(address).text)[1]
+    images = Images()
+    images.captions = {target: "", "gone" * 16: ""}
+    feedback = Feedback(deployment / "studio" / ".run" / FEEDBACK, "2026.11.23")
+    for wanted in ("gone" * 16, target):  # the first is in no version any more
+        feedback.add(Query(upload, "a <b>red</b> one"), wanted, "Ada", images, {"base": "x"})  # type: ignore[arg-type]
+    page = client.get(address).text
+    assert "a &lt;b&gt;red&lt;/b&gt; one" in page and "Ada, 20" in page and f'<option value="{REASON}"' in page
+    assert client.get(f"/versions/2026.11.23/images/{upload}.jpg").content == b"uploaded jpeg"
+    assert client.get("/versions/2026.11.23/images/upload-..%2Fx.jpg").status_code == 404
+    assert f'value="{upload}"' not in client.get(f"{address}?skip=1").text, "the next is a row of the judge's"
+    form = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page))
+    form |= {"instruction": "a <b>red</b> one", "text": "a <b>red</b> one", "answer": "right"}
+    assert client.post(address, data=form, follow_redirects=False).status_code == 303
+    line = json.loads((deployment / "reviews.jsonl").read_text().splitlines()[-1])
+    assert (line["name"], line["answer"], line["query"], line["target"]) == ("ann", "right", upload, target)
+    assert line["row_id"].startswith("search-") and line["instruction"] == "a <b>red</b> one" and not line["text"]
+    alone = client.get(f"{address}?reason={REASON}").text
+    assert "Nothing waits for you here." in alone and "right 1" in alone
+    assert f'value="{upload}"' not in client.get(address).text
+    feedback.path.unlink()

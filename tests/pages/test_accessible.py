@@ -54,6 +54,8 @@ def studio_page(text: str) -> str:
         query={"image": "a" * 64, "text": text},
         error=text,
         thanks=True,
+        name=text,
+        name_length=100,
         result={"target": "b" * 64, "models": [{"model": text, "modes": dict.fromkeys(modes, results)}]},
         modes=modes,
         token="t",
@@ -104,16 +106,24 @@ def drops_page(text: str) -> str:
     return html("drops.html.j2", name="2026.11.28", **values, page=2, first=51, has_more=True)
 
 
-def queue_page(text: str) -> str:
+def queue_page(text: str, changed: dict[str, Any] | None = None, **more: Any) -> str:
     """The review queue, with `text` wherever a stranger's text can stand."""
     row = {"id": text, "query": text, "target": "b" * 64, "query_source": text, "target_source": text}
     row |= {"lowest": {"text": text, "score": "0.51"}, "is_accepted": False, "reason": "ambiguous"}
-    row["negatives"] = [(text, "0.10"), ("c" * 64, "0.20")]
+    row |= {"negatives": [(text, "0.10"), ("c" * 64, "0.20")]} | (changed or {})
     agreement = {"rows": 10, "agreed": 9, "kappa": 0.71}
     values = {"waiting": 1234, "answered": 9, "threshold": "0.8", "reason": text, "skip": 0, "token": "t"}
-    values |= {"agreement": agreement, "reasons": [text, "rejected"], "up": "../../", "may_answer": True}
+    values |= {"agreement": agreement, "reasons": [text, "rejected"], "up": "../../"}
+    values |= {"may_answer": True, "searches": [], **more}
     page = html("triplet_review.html.j2", name="2026.11.28", row=row, **values)
     return page.replace('<script src="../../review.js"></script>', "")  # the one script, for its keys
+
+
+def queue_of_searches(text: str) -> str:
+    """The queue's item of composed search, with `text` wherever a stranger's text can stand."""
+    answered = {"query": text, "target": "b" * 64, "text": text, "answers": [("right", 2), ("unsure", 1)]}
+    said = {"said": [(text, "2026-11-28T10:00:00+00:00")], "version": text, "negatives": []}
+    return queue_page(text, said, searches=[answered])
 
 
 PAGES = {
@@ -121,6 +131,7 @@ PAGES = {
     "version": version_page,
     "drops": drops_page,
     "review": queue_page,
+    "review of searches": queue_of_searches,
     "explorer": explorer_page,
     "studio": studio_page,
 }

@@ -17,6 +17,7 @@ from tasks.publish.open_run import Deployment
 from tasks.publish.purge_scan import Holdings
 from tasks.publish.takedown_run import Takedown
 from tasks.reviews.answers import Review, Reviews
+from tasks.reviews.searches import FEEDBACK
 
 IMAGE, OTHER = "a" * 64, "b" * 64
 ENTRIES = parse_lines([IMAGE], "letter")
@@ -57,7 +58,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ab12", "cd34"):
         (root / "objects" / name).parent.mkdir(exist_ok=True)
         (root / "objects" / name).write_text("pixels")
-    feedback = root / "studio" / ".run" / purge_texts.FEEDBACK
+    feedback = root / "studio" / ".run" / FEEDBACK
     feedback.parent.mkdir(parents=True)
     feedback.write_text("".join(json.dumps({"query_image": i, "should_be_first": i}) + "\n" for i in (IMAGE, OTHER)))
     return root
@@ -175,7 +176,7 @@ class World:
             "objects": sorted(p.name for p in (self.root / "objects").glob("*")),
             "runs": sorted(p.name for p in (self.root / "runs").glob("*")),
             "reviews": (self.root / "reviews.jsonl").read_text(),
-            "feedback": (self.root / "studio" / ".run" / purge_texts.FEEDBACK).read_text(),
+            "feedback": (self.root / "studio" / ".run" / FEEDBACK).read_text(),
         }
 
 

@@ -29,13 +29,13 @@ from tasks.publish.publish import Publication, publish
 from tasks.publish.published import version_at
 from tasks.publish.pull import pull
 from tasks.publish.purge_scan import trained_on
-from tasks.publish.purge_texts import FEEDBACK
 from tasks.publish.readers import with_images
 from tasks.publish.remote import outputs_at
 from tasks.publish.snapshots import Snapshot
 from tasks.publish.takedown_run import Takedown, take_down
 from tasks.publish.verify import check
 from tasks.reviews.answers import Review, Reviews
+from tasks.reviews.searches import FEEDBACK
 from tasks.store import Store
 from tasks.store.shards import shard_files
 from tests.support.fake_run import image, publish_old_version, publish_version

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tasks.config import overlay, read_raw, resolve
 from tasks.errors import ConfigError
+from tasks.reviews.searches import read_searches
 from tasks.store import Store
 from tasks.studio import serve
 from tasks.studio.app import Studio, make_app
@@ -118,16 +119,29 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_read(client: TestClient
     assert client.post("/api/search", content=chunks(), headers=form).status_code in (400, 413)
 
 
-def test_an_answer_is_stored_only_from_our_own_form(client: TestClient, studio: Studio, root: Path):
+def test_an_answer_is_stored_only_from_our_own_form_with_its_name(client: TestClient, studio: Studio, root: Path):
     triplet = a_triplet(root)
     form = {"image": triplet["query_image_id"], "text": "make it red", "should_be_first": triplet["target_image_id"]}
+    own = {**form, "token": studio.token, "name": "Ada"}
     assert client.post("/feedback", data={**form, "token": "guessed"}).status_code == 403
     assert not studio.feedback.path.exists()
-    assert client.post("/feedback", data={**form, "token": studio.token, "name": "Ada"}).status_code == 303
+    for wrong in (
+        {"should_be_first": "../../etc/passwd"},
+        {"should_be_first": form["image"]},
+        {"name": " "},
+        {"text": ""},
+    ):
+        assert client.post("/feedback", data={**own, **wrong}).status_code == 400
+    assert not studio.feedback.path.exists()
+    stored = client.post("/feedback", data=own)
+    assert stored.status_code == 303
     line = json.loads(studio.feedback.path.read_text())
     assert (line["name"], line["should_be_first"]) == ("Ada", triplet["target_image_id"])
-    wrong = {**form, "token": studio.token, "should_be_first": "../../etc/passwd"}
-    assert client.post("/feedback", data=wrong).status_code == 400
+    assert line["at"] and line["version"] == studio.version
+    (item,) = read_searches([studio.feedback.path])  # as the review queue reads it
+    assert (item.query, item.text, item.target) == (form["image"], "make it red", form["should_be_first"])
+    page = client.get(stored.headers["location"]).text
+    assert "Stored for review" in page and 'name="name" value="Ada"' in page, "the name is kept for the next one"
 
 
 def test_other_host_names_and_paths_get_nothing(client: TestClient):
