@@ -76,13 +76,14 @@ def news_of(stage: str, report: Mapping[str, Any] | None, skip_reason: str, vers
     if stage != "version":
         return None
     made = str((report or {}).get("notes", [""])[0])
+    counts = quarantined_counts(version)
+    where = ", ".join(f"{count:,} of table {table}" for table, count in counts.items())
+    quarantined = f"{sum(counts.values()):,} rows were quarantined"
     if taken_down := withdrawn_words(version):
-        return News(f"a takedown took effect: {taken_down}", (f"{made} leaves them out.",), TAKEDOWN)
-    if counts := quarantined_counts(version):
-        rows = sum(counts.values())
-        where = ", ".join(f"{count:,} of table {table}" for table, count in counts.items())
-        sentence = f"{made} was published without them: {where}."
-        return News(f"{rows:,} rows were quarantined", (sentence,), QUARANTINE)
+        also = (f"Besides, {quarantined}: {where}.",) if counts else ()
+        return News(f"a takedown took effect: {taken_down}", (f"{made} leaves them out.", *also), TAKEDOWN)
+    if counts:
+        return News(quarantined, (f"{made} was published without them: {where}.",), QUARANTINE)
     return None
 
 

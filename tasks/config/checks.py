@@ -15,6 +15,13 @@ from tasks.config.pairs import EmbedConfig, MineConfig, SelectConfig
 from tasks.config.texts import CaptionConfig, JudgeConfig
 from tasks.config.training import EvaluateConfig, PromoteConfig, TrainConfig
 
+ROLE_KINDS: dict[str, tuple[str, ...]] = {
+    "semantic": ("image",),
+    "pattern": ("image",),
+    "caption": ("text",),
+    "words": ("tfidf", "text"),
+}
+
 
 def _message(first: tuple[str, Any], second: tuple[str, Any], why: str, remedy: str) -> str:
     """One contradiction as a sentence; `first` and `second` are (key, value)."""
@@ -68,6 +75,7 @@ def pair_contradictions(embed: EmbedConfig, mine: MineConfig, select: SelectConf
                 "every pair of this encoder counts as the same content",
                 f"raise select.same_content_min.{role} above the window's low end",
             )
+    yield from _kind_contradictions(embed)
     yield from _next_contradictions(embed)
     if select.both_directions and select.pairs_per_batch == 1:
         yield _message(
@@ -76,6 +84,19 @@ def pair_contradictions(embed: EmbedConfig, mine: MineConfig, select: SelectConf
             "a pair and its reverse are two pairs, so none is ever added",
             "raise select.pairs_per_batch to 2 or more",
         )
+
+
+def _kind_contradictions(embed: EmbedConfig) -> Iterator[str]:
+    """An encoder of what its role does not hold: images by `semantic` and `pattern`, captions by the other two."""
+    for role, spec in embed.encoders.items():
+        kinds = ROLE_KINDS[role]
+        if spec.kind not in kinds:
+            yield _message(
+                (f"embed.encoders.{role}.kind", spec.kind),
+                (f"embed.encoders.{role}.model", spec.model),
+                f"role {role} holds vectors of kind {' or '.join(kinds)}",
+                f"set embed.encoders.{role}.kind to {' or '.join(kinds)}, or give the model another role",
+            )
 
 
 def _next_contradictions(embed: EmbedConfig) -> Iterator[str]:

@@ -332,6 +332,15 @@ def test_a_run_that_did_not_fail_tells_what_one_would_wonder_about(
         assert ("/megapairs/versions/2026.11.28/" in page) == (stage == "version" and report is not None)
 
 
+def test_a_takedown_does_not_hide_that_rows_were_quarantined():
+    from megapairs.news import news_of
+
+    version = {"withdrawn": {"new": 2}, "quality": {"validate@pairs": {"pairs_quarantined_rows": 4.0}}}
+    news = news_of("version", MADE, "", version)
+    assert news is not None and "2 images withdrawn" in news.headline
+    assert "Besides, 4 rows were quarantined: 4 of table pairs." in news.sentences
+
+
 def test_further_notifiers_are_airflows_own(monkeypatch: pytest.MonkeyPatch):
     from megapairs.news import further_notifiers
 

@@ -24,6 +24,14 @@ CONTRADICTIONS: list[tuple[Changes, list[str]]] = [
         ["mine.windows.pattern", "'low' is 0.9", "'high' is 0.9"],
     ),
     (
+        {"embed": {"encoders": {"semantic": {"model": "plain", "kind": "tfidf"}}}},
+        ["'embed.encoders.semantic.kind' is tfidf", "'embed.encoders.semantic.model' is plain", "to image"],
+    ),
+    (
+        {"embed": {"encoders": {"words": {"model": "a/clip", "kind": "image"}}}},
+        ["'embed.encoders.words.kind' is image", "'embed.encoders.words.model' is a/clip", "to tfidf or text"],
+    ),
+    (
         {"ingest": {"min_side_px": 300, "max_pixels": 80_000}},
         ["'ingest.min_side_px' is 300", "'ingest.max_pixels' is 80000", "to 90000 or more"],
     ),
