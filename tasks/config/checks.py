@@ -18,7 +18,7 @@ from tasks.config.training import EvaluateConfig, PromoteConfig, TrainConfig
 ROLE_KINDS: dict[str, tuple[str, ...]] = {
     "semantic": ("image",),
     "pattern": ("image",),
-    "caption": ("text",),
+    "caption": ("text", "tfidf"),
     "words": ("tfidf", "text"),
 }
 
