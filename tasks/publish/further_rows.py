@@ -66,14 +66,18 @@ def further_rows(task: str, sources: RowSources) -> list[Row]:
     return [_with_terms(row, sources) for row in BUILDERS[task](sources)]
 
 
-def image_to_caption(sources: RowSources) -> Iterator[Row]:
-    """A row for each image with a caption."""
+def _captioned(sources: RowSources) -> Iterator[tuple[str, str, str, Sequence[str]]]:
+    """(image, caption, who wrote it, images that it is paired with) of each image with a caption."""
     others = partners(sources)
     for image_id in sources.image_ids:
-        if image_id not in sources.captions:
-            continue
-        text, by = sources.captions[image_id]
-        known = [sources.captions[i][0] for i in others.get(image_id, ()) if i in sources.captions]
+        if image_id in sources.captions:
+            yield image_id, *sources.captions[image_id], tuple(others.get(image_id, ()))
+
+
+def image_to_caption(sources: RowSources) -> Iterator[Row]:
+    """A row for each image with a caption."""
+    for image_id, text, by, others in _captioned(sources):
+        known = [sources.captions[i][0] for i in others if i in sources.captions]
         negatives = [t for t in dict.fromkeys(known) if _words(t) != _words(text)]
         yield _row(
             "image_to_caption", image_id, by, query_images=[image_id], target_text=text, negative_texts=negatives
@@ -82,12 +86,8 @@ def image_to_caption(sources: RowSources) -> Iterator[Row]:
 
 def caption_to_image(sources: RowSources) -> Iterator[Row]:
     """A row for each image with a caption."""
-    others = partners(sources)
-    for image_id in sources.image_ids:
-        if image_id not in sources.captions:
-            continue
-        text, by = sources.captions[image_id]
-        unlike = [i for i in others.get(image_id, ()) if _words(sources.captions.get(i, ("", ""))[0]) != _words(text)]
+    for image_id, text, by, others in _captioned(sources):
+        unlike = [i for i in others if _words(sources.captions.get(i, ("", ""))[0]) != _words(text)]
         yield _row("caption_to_image", image_id, by, query_text=text, target_images=[image_id], negative_images=unlike)
 
 

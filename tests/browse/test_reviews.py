@@ -39,7 +39,8 @@ def test_a_text_with_a_line_break_of_unicode_is_one_answer(tmp_path: Path):
 
 
 def test_two_people_agree_as_far_as_chance_would_not():
-    given = [review(n, f"t{i}", a) for i, pair in enumerate(["rr", "rr", "ww", "rw"]) for n, a in zip("ab", pair)]  # noqa: B905
+    pairs = ["rr", "rr", "ww", "rw"]
+    given = [review(n, f"t{i}", a) for i, pair in enumerate(pairs) for n, a in zip("ab", pair, strict=True)]
     words = {"r": "right", "w": "wrong"}
     given = [review(r.name, r.row_id, words[r.answer]) for r in given]
     # agreed 3 of 4; by chance 0.75 * 0.5 + 0.25 * 0.5 = 0.5

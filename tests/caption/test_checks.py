@@ -167,7 +167,11 @@ def test_a_copied_demonstration_is_distinguished_from_similar_words(text: str, d
             "the same room at night with the lamp instead of a candle",
         ),
         ("tr", "aynı oda, ama gece ve bir lamba ile", "the same room at night with the lamp instead of a candle"),
-        ("uk", "та сама кімната, але вночі і з лампою", "та же комната, но ночью, чтобы был свет лампы, стены жёлтые"),
+        (
+            "uk",
+            "та сама кімната, але вночі і з лампою",
+            "та же комната, но ночью, чтобы был свет лампы, стены жёлтые",
+        ),
         ("ru", "та же комната, но ночью", "та сама кімната, але вночі"),
         ("zh", "同一个房间，换成夜晚", "同じ部屋で、夜にして、ランプをつける"),
         ("ja", "夜の部屋", "同一个房间，换成夜晚，开着灯"),

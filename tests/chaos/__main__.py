@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.services import DISTURBANCES, EVENTS, NAMES, WEEKS, disturbed_week, events_during_a_training
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
             with living_stack(folder / "stack", args.expected) as stack:
                 tell(f"an undisturbed week with Airflow: fingerprint {stack.expected}")
                 for names in filter(None, (tuple(n for n in week if n in wanted) for week in WEEKS)):
-                    outcomes += attempt_week(names, lambda names=names: disturbed_week(stack, names))  # type: ignore[misc]
+                    outcomes += attempt_week(names, partial(disturbed_week, stack, names))
                 if EVENTS in wanted:
                     outcomes.append(attempt(EVENTS, lambda: events_during_a_training(stack)))
     if not has_mounts and not args.short:
