@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence, Set
 from pathlib import Path
 
+from tasks.locks import exclusive, lock_wait_s
 from tasks.reviews.answers import Reviews
 from tasks.store.atomic import write_bytes
 
@@ -29,12 +30,14 @@ def remove_texts(clone: Path, feedback: Sequence[Path], ids: Set[str]) -> None:
     """
     Reviews(clone).remove_naming(ids)
     for path in feedback:
-        lines = _lines(path)
-        gone = [line for line in lines if _names(line, ids)]
-        for line in gone:
-            _remove_upload(path, line)
-        if gone:
-            write_bytes(path, b"".join(line + b"\n" for line in lines if line not in gone))
+        # the lock that `serve` takes for each answer: one that comes meanwhile is not lost
+        with exclusive(path.with_suffix(".lock"), lock_wait_s(), f"{path} is being written to"):
+            lines = _lines(path)
+            gone = [line for line in lines if _names(line, ids)]
+            for line in gone:
+                _remove_upload(path, line)
+            if gone:
+                write_bytes(path, b"".join(line + b"\n" for line in lines if line not in gone))
 
 
 def _remove_upload(path: Path, line: bytes) -> None:
