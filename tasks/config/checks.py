@@ -16,9 +16,9 @@ from tasks.config.texts import CaptionConfig, JudgeConfig
 from tasks.config.training import EvaluateConfig, PromoteConfig, TrainConfig
 
 ROLE_KINDS: dict[str, tuple[str, ...]] = {
-    "semantic": ("image",),
-    "pattern": ("image",),
-    "caption": ("text", "tfidf"),
+    "semantic": ("image", "text"),
+    "pattern": ("image", "text"),
+    "caption": ("text", "tfidf", "image"),
     "words": ("tfidf", "text"),
 }
 
@@ -87,14 +87,14 @@ def pair_contradictions(embed: EmbedConfig, mine: MineConfig, select: SelectConf
 
 
 def _kind_contradictions(embed: EmbedConfig) -> Iterator[str]:
-    """An encoder of what its role does not hold: images by `semantic` and `pattern`, captions by the other two."""
+    """An encoder of a kind that its role cannot take: TF-IDF reads captions, so only roles `caption` and `words` have it."""
     for role, spec in embed.encoders.items():
         kinds = ROLE_KINDS[role]
         if spec.kind not in kinds:
             yield _message(
                 (f"embed.encoders.{role}.kind", spec.kind),
                 (f"embed.encoders.{role}.model", spec.model),
-                f"role {role} holds vectors of kind {' or '.join(kinds)}",
+                f"role {role} takes encoders of kind {' or '.join(kinds)}",
                 f"set embed.encoders.{role}.kind to {' or '.join(kinds)}, or give the model another role",
             )
 

@@ -25,7 +25,7 @@ CONTRADICTIONS: list[tuple[Changes, list[str]]] = [
     ),
     (
         {"embed": {"encoders": {"semantic": {"model": "plain", "kind": "tfidf"}}}},
-        ["'embed.encoders.semantic.kind' is tfidf", "'embed.encoders.semantic.model' is plain", "to image"],
+        ["'embed.encoders.semantic.kind' is tfidf", "'embed.encoders.semantic.model' is plain", "to image or text"],
     ),
     (
         {"embed": {"encoders": {"words": {"model": "a/clip", "kind": "image"}}}},
