@@ -12,7 +12,7 @@ profile and the trigger form's values and writes the resolved file into the run'
 Imports neither numpy nor torch, so that DAG files, which Airflow parses every few seconds, can use it.
 """
 
-from tasks.config.checks import training_run_contradictions
+from tasks.config.checks import model_type_contradictions, training_run_contradictions
 from tasks.config.gates import ImagesGateConfig, PairsGateConfig, TripletsGateConfig, ValidateConfig
 from tasks.config.ingest import FilterConfig, IngestConfig
 from tasks.config.pairs import (
@@ -92,6 +92,7 @@ __all__ = [
     "is_profile",
     "is_resolved",
     "load_params",
+    "model_type_contradictions",
     "overlay",
     "parse_params",
     "parse_where",

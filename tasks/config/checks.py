@@ -240,6 +240,38 @@ def promotion_contradictions(train: TrainConfig, promote: PromoteConfig) -> Iter
         )
 
 
+def model_type_contradictions(train: TrainConfig, promote: PromoteConfig, *, is_joint: bool) -> Iterator[str]:
+    """Settings that do not suit the base model's type, which only its config.json says.
+
+    Args:
+        train: the recipe.
+        promote: how the model is published.
+        is_joint: a multimodal language model, which reads image and text together; else a CLIP.
+    """
+    base = ("train.base_model", f"{train.base_model!r}, a {'multimodal language model' if is_joint else 'CLIP'}")
+    if is_joint and train.locked_steps:
+        yield _message(
+            ("train.locked_steps", train.locked_steps),
+            base,
+            "it reads image and text together, no tower can be locked",
+            "set train.locked_steps to 0",
+        )
+    if is_joint and promote.onnx:
+        yield _message(
+            ("promote.onnx", True),
+            base,
+            "only models of the CLIP type are exported to ONNX",
+            "switch promote.onnx off",
+        )
+    if not is_joint and train.lora is not None:
+        yield _message(
+            ("train.lora", f"rank {train.lora.rank}"),
+            base,
+            "adapters are for multimodal language models; a CLIP is trained as a whole",
+            "leave train.lora empty",
+        )
+
+
 def training_run_contradictions(train: TrainConfig, evaluate: EvaluateConfig) -> list[str]:
     """What a run that trains, evaluates and decides on promotion cannot do, though training alone could."""
     contradictions = []

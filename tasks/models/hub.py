@@ -7,6 +7,7 @@ folder was.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 from tasks.errors import ConfigError, TransientError
 
 OFFLINE = "HF_HUB_OFFLINE"
+HUB_TIMEOUT_S = 5.0  # for the answer about one small file
 
 
 @cache
@@ -65,6 +67,33 @@ def is_hub_name(model: str) -> bool:
     """Whether a model's name means one on the hub: no folder of that name, and at most one slash inside."""
     path = Path(model)
     return not path.exists() and not path.is_absolute() and not model.startswith((".", "~")) and model.count("/") <= 1
+
+
+def known_model_type(model: str, revision: str | None = None) -> str | None:
+    """The model_type of a model's config.json, without transformers and within seconds; None where it is not known here.
+
+    A name is looked up among what is on this machine, then on the hub, which has `HUB_TIMEOUT_S` to answer.
+
+    Args:
+        model: Hugging Face name or local folder.
+        revision: pinned revision of a name.
+    """
+    if not is_hub_name(model):
+        path = Path(model) / "config.json"
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        unknown = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+        try:
+            path = Path(hf_hub_download(model, "config.json", revision=revision, etag_timeout=HUB_TIMEOUT_S))
+        except unknown:
+            return None
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None  # loading it says what is wrong
+    return kind if isinstance(kind, str) else None
 
 
 @contextmanager

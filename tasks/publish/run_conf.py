@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.config import OpenRunConfig, Params, expand_sources, overlay
+from tasks.config import OpenRunConfig, Params, expand_sources, model_type_contradictions, overlay
 from tasks.config.form_names import FIELD_KEYS, did_you_mean
 from tasks.errors import ConfigError
+from tasks.models.hub import known_model_type
 from tasks.models.retrievers.onnx_export import require_onnx
+from tasks.models.retrievers.published.bge_vl_prompts import FAMILIES
 
 Kind = Literal["dataset", "model"]
 PLAIN_NAMES = tuple(sorted(OpenRunConfig.model_fields))  # the form names parameters of section open_run without it
@@ -140,15 +142,32 @@ def with_absolute_paths(raw: dict[str, Any], root: Path) -> dict[str, Any]:
     return overlay(raw, {"ingest": ingest, "evaluate": evaluate})
 
 
+def require_model_type(params: Params) -> None:
+    """Check that recipe and promotion suit the type of the base model, where its config.json can be read here.
+
+    Raises:
+        ConfigError: they do not: training, hours later, would say so.
+    """
+    kind = known_model_type(params.train.base_model, params.train.revision)
+    if kind is None:
+        return
+    found = [*model_type_contradictions(params.train, params.promote, is_joint=kind in FAMILIES)]
+    if found:
+        raise ConfigError("; ".join(found))
+
+
 def require_paths(params: Params, kind: Kind) -> None:
     """Check before any work starts that every file, folder and optional package of the run is there.
 
     Raises:
-        ConfigError: one is not, there is no source, or two sources have one name.
+        ConfigError: one is not, there is no source, two sources have one name, or a recipe that does not suit the base
+            model's type.
     """
     paths: dict[str, str] = {}
     if kind == "model" and params.promote.onnx:
         require_onnx()
+    if kind == "model":
+        require_model_type(params)
     if kind == "dataset":
         paths = {f"ingest.sources.{source.name}": source.path for source in params.ingest.sources}
         for key in ("blocklists", "benchmark_hashes"):

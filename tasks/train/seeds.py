@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import Params
 from tasks.models.retrievers.load import load_retriever
+from tasks.models.retrievers.onnx_export import require_clip
 from tasks.store import Store
 from tasks.train.accelerator import TrainingRuntime, init_process_group
 from tasks.train.checkpoints import Checkpoints
@@ -47,6 +48,8 @@ def load_base_model(params: Params) -> Retriever:
         base_precision=config.base_precision,
     )
     check_revision(config.revision, retriever.revision, config.base_model)
+    if params.promote.onnx:
+        require_clip(retriever)  # rather than after hours of training
     prepare_retriever(retriever, config, params.open_run.seed)
     return retriever
 

@@ -1,5 +1,6 @@
 """The trigger form's values: names, paths, and what must exist."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,32 @@ def test_a_model_run_that_is_to_export_to_onnx_needs_the_extra_before_it_trains(
     with pytest.raises(ConfigError, match=r"no_such_package not installed; `make install EXTRAS=onnx`"):
         require_paths(params, "model")
     require_paths(params_with(promote={"onnx": False}), "model")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "train", "promote", "said"),
+    [
+        ("qwen2_vl", {"locked_steps": 0}, {"onnx": True}, "a multimodal language model: only models of the CLIP type"),
+        ("llava_next", {"locked_steps": 3}, {}, r"'train.locked_steps' is 3 .* no tower can be locked"),
+        ("clip", {"locked_steps": 0, "lora": {"rank": 4}}, {}, "'train.lora' is rank 4 .* a CLIP is trained as a whole"),
+        ("qwen2_vl", {"locked_steps": 0, "lora": {"rank": 4}}, {}, None),
+        ("clip", {}, {}, None),
+        (None, {"locked_steps": 0}, {}, None),  # training says what is wrong with such a folder
+    ],
+)
+def test_a_recipe_that_does_not_suit_the_base_models_type_is_refused_before_anything_is_trained(
+    model_type: str | None, train: dict[str, Any], promote: dict[str, Any], said: str | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(onnx_export, "PACKAGES", ())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}) if model_type else "{")
+    params = params_with(train={"base_model": str(tmp_path), **train}, promote=promote)
+    if said is None:
+        require_paths(params, "model")
+    else:
+        with pytest.raises(ConfigError, match=said):
+            require_paths(params, "model")
+
+
+def test_the_type_of_a_name_that_the_hub_does_not_answer_for_is_left_to_training():
+    require_paths(params_with(train={"base_model": "someone/a-model", "locked_steps": 0}), "model")

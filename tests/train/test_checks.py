@@ -49,3 +49,19 @@ def test_a_wrong_base_revision_is_refused(params: Params, store: Store, promoted
     check_revision(revision + "0" * 28, revision, "x")
     check_revision("main", revision, "x")
     assert promoted_file.read_bytes() == b"promoted"
+
+
+def test_a_model_that_cannot_be_exported_as_asked_is_refused_before_any_step(
+    params: Params, store: Store, promoted_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ClipRetriever, "preparation", None, raising=False)
+    monkeypatch.setattr(ClipRetriever, "__setattr__", keep_no_preparation)
+    exported = params.model_copy(update={"promote": params.promote.model_copy(update={"onnx": True})})
+    with pytest.raises(ConfigError, match="its image processor does more than to resize, crop and normalise"):
+        run(exported, store)
+    assert promoted_file.read_bytes() == b"promoted" and not store.folder("models", "candidate").exists()
+
+
+def keep_no_preparation(retriever: ClipRetriever, name: str, value: object) -> None:
+    """As of a CLIP whose processor the reader cannot follow."""
+    object.__setattr__(retriever, name, None if name == "preparation" else value)
