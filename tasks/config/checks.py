@@ -87,7 +87,7 @@ def pair_contradictions(embed: EmbedConfig, mine: MineConfig, select: SelectConf
 
 
 def _kind_contradictions(embed: EmbedConfig) -> Iterator[str]:
-    """An encoder of a kind that its role cannot take: TF-IDF reads captions, so only roles `caption` and `words` have it."""
+    """An encoder of a kind that its role cannot take: TF-IDF reads captions, as the roles `caption` and `words` do."""
     for role, spec in embed.encoders.items():
         kinds = ROLE_KINDS[role]
         if spec.kind not in kinds:

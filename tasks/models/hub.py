@@ -70,7 +70,7 @@ def is_hub_name(model: str) -> bool:
 
 
 def known_model_type(model: str, revision: str | None = None) -> str | None:
-    """The model_type of a model's config.json, without transformers and within seconds; None where it is not known here.
+    """The model_type of a model's config.json, within seconds and without transformers; None where it is unknown here.
 
     A name is looked up among what is on this machine, then on the hub, which has `HUB_TIMEOUT_S` to answer.
 

@@ -155,7 +155,12 @@ def test_a_model_run_that_is_to_export_to_onnx_needs_the_extra_before_it_trains(
     [
         ("qwen2_vl", {"locked_steps": 0}, {"onnx": True}, "a multimodal language model: only models of the CLIP type"),
         ("llava_next", {"locked_steps": 3}, {}, r"'train.locked_steps' is 3 .* no tower can be locked"),
-        ("clip", {"locked_steps": 0, "lora": {"rank": 4}}, {}, "'train.lora' is rank 4 .* a CLIP is trained as a whole"),
+        (
+            "clip",
+            {"locked_steps": 0, "lora": {"rank": 4}},
+            {},
+            "'train.lora' is rank 4 .* trained as a whole",
+        ),
         ("qwen2_vl", {"locked_steps": 0, "lora": {"rank": 4}}, {}, None),
         ("clip", {}, {}, None),
         (None, {"locked_steps": 0}, {}, None),  # training says what is wrong with such a folder
