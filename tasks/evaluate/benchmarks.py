@@ -132,9 +132,9 @@ def checked(benchmark: Benchmark) -> Benchmark:
     ids = Counter(query.query_id for query in queries)
     if twice := [i for i, count in ids.items() if count > 1]:
         raise DataError(f"{name}: query ids {twice[:3]} stand there more than once; download its files again")
-    answered = sum(bool(query.ground_truths) for query in queries)
+    answered = sum(bool(query.ground_truths) or not query.is_answerable for query in queries)
     if 0 < answered < len(queries):
-        first = next(query.query_id for query in queries if not query.ground_truths)
+        first = next(query.query_id for query in queries if query.is_answerable and not query.ground_truths)
         raise DataError(
             f"{name}: {answered} of {len(queries)} queries have answers, query {first} has none; a split has all "
             "(val) or hides all (test)"

@@ -70,7 +70,8 @@ def with_readable_images(benchmark: Benchmark, share_max: float, *, is_thorough:
         share_max: largest share of its queries that may be left out, 0 to 1.
         is_thorough: as of `unreadable_images`.
     Raises:
-        DataError: a larger share, or a task without a query that is left.
+        DataError: a larger share, a task without a query that is left, or any query of a split whose answers are
+            hidden.
     """
     faults, dropped, tasks = unreadable_images(benchmark, is_thorough=is_thorough), benchmark.dropped, []
     bad_items = {key for task in benchmark.tasks for key in task.gallery if benchmark.item(key).image in faults}
@@ -93,6 +94,12 @@ def with_readable_images(benchmark: Benchmark, share_max: float, *, is_thorough:
             f"evaluate.benchmark: {benchmark.name}: {dropped.count} of {queries} queries cannot be used, at most "
             f"{share_max:g} of them may; {'; '.join(dropped.first)}; add the images, or raise "
             "evaluate.dropped_queries_share_max"
+        )
+    if dropped.count and not benchmark.has_ground_truth:
+        raise DataError(
+            f"evaluate.benchmark: {benchmark.name} ({benchmark.split}) hides its answers, and its server refuses a "
+            f"file without every query: {dropped.count} of {queries} cannot be used; {'; '.join(dropped.first)}; add "
+            "the images, or leave the split out"
         )
     return replace(benchmark, tasks=tasks) if faults else benchmark
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.evaluate.published import PUBLISHED
 
-COLUMNS = 6  # metrics that a table shows, at most; evaluation.json has all
+COLUMNS = 6  # metrics beside each other, at most; the others stand below each other
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -24,10 +24,9 @@ def shown_metrics(section: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def benchmark_lines(name: str, section: Mapping[str, Any]) -> list[str]:
-    """A benchmark's part of the page."""
-    metrics = shown_metrics(section)[:COLUMNS]
-    ours = []
+def score_rows(section: Mapping[str, Any], metrics: Sequence[str]) -> list[list[str]]:
+    """Rows of the first table: model, kind of query, and each metric with its interval."""
+    rows = []
     for model, kinds in section["metrics"].items():
         for kind, values in kinds.items():
             bounds = (section["intervals"].get(model) or {}).get(kind) or {}
@@ -36,7 +35,13 @@ def benchmark_lines(name: str, section: Mapping[str, Any]) -> list[str]:
                 interval = bounds.get(metric)
                 text = f"{100 * values[metric]:.1f}" if metric in values else ""
                 cells.append(text + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""))
-            ours.append([model, kind.replace("_", " "), *cells])
+            rows.append([model, kind.replace("_", " "), *cells])
+    return rows
+
+
+def benchmark_lines(name: str, section: Mapping[str, Any]) -> list[str]:
+    """A benchmark's part of the page."""
+    metrics = shown_metrics(section)[:COLUMNS]
     lines = [
         f"## {name} ({section['split']})",
         "",
@@ -45,8 +50,10 @@ def benchmark_lines(name: str, section: Mapping[str, Any]) -> list[str]:
         + "; ".join(f"{task + ': ' if task else ''}`{text}`" for task, text in section["templates"].items())
         + f". Source: {section['source']}.",
         "",
-        *table(["model", "query", *metrics], ours),
+        *table(["model", "query", *metrics], score_rows(section, metrics)),
     ]
+    if section.get("incomplete"):
+        lines += ["", section["incomplete"]]
     if section.get("left_out"):
         lines += ["", section["left_out"]]
     if section.get("subset"):
@@ -67,6 +74,10 @@ def benchmark_lines(name: str, section: Mapping[str, Any]) -> list[str]:
             "",
             *table(["model", *metrics, "source"], others),
         ]
+    composed = {model: kinds["composed"] for model, kinds in section["metrics"].items()}
+    if further := [m for m in next(iter(composed.values())) if m not in metrics]:
+        values = [[m, *(f"{100 * scores[m]:.1f}" for scores in composed.values())] for m in further]
+        lines += ["", "All other metrics, of the composed queries:", "", *table(["metric", *composed], values)]
     return [*lines, ""]
 
 

@@ -196,9 +196,27 @@ def benchmark_report(
         "intervals": {model: scores.intervals(model) for model in results},
         "composition_gap": {m: scores.composition_gap(m) for m in results if len(scores.modes) == len(QUERY_MODES)},
         "gain": {rival: scores.gain("finetuned", rival) for rival in rivals},
+        **({"incomplete": note} if (note := incomplete_note(benchmark)) else {}),
         **({"gain_over_first": {model: scores.gain(model, first) for model in others}} if others else {}),
         "paraphrases": {model: spread for model, spread in spreads.items() if spread},
     }
+
+
+def incomplete_note(benchmark: Benchmark) -> str | None:
+    """What of the whole split is not there, as a sentence; None where all is, or where its size is not known."""
+    size = PROTOCOLS[benchmark.protocol].sizes.get(benchmark.split)
+    if size is None:
+        return None
+    there = {
+        "queries": sum(len(task.queries) for task in benchmark.tasks),
+        "gallery entries": sum(len(task.gallery) for task in benchmark.tasks),
+        "tasks": len(benchmark.tasks),
+    }
+    if benchmark.is_subset:  # of queries, on purpose
+        there = {"gallery entries": there["gallery entries"]}
+    whole = dict(zip(("queries", "gallery entries", "tasks"), size, strict=True))
+    parts = [f"{count:,} of {whole[what]:,} {what}" for what, count in there.items() if count < whole[what]]
+    return f"Not the whole split: {', '.join(parts)}. Published scores are of all of it." if parts else None
 
 
 def composed_scores(evaluation: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:

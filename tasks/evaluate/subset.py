@@ -98,4 +98,4 @@ def with_subset(benchmark: Benchmark, path: Path) -> Benchmark:
             f"subset {path}: {len(unknown)} of {len(rows)} rows are no query of {benchmark.name} ({benchmark.split}), "
             f"such as {unknown[:2]}; is it the file of this benchmark and split?"
         )
-    return replace(benchmark, tasks=tasks)
+    return replace(benchmark, tasks=tasks, is_subset=True)

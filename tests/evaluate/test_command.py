@@ -186,6 +186,30 @@ def test_what_can_be_known_is_refused_before_the_first_batch(
     assert MeanColour.encoded == 0 and not (tmp_path / "out").exists()
 
 
+def test_a_file_for_a_server_is_never_made_without_some_of_its_queries(
+    circo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    reference = json.loads((circo / "annotations/test.json").read_text())[3]["reference_img_id"]
+    (circo / f"COCO2017_unlabeled/unlabeled2017/{reference:012d}.jpg").write_bytes(b"<html>")
+    assert evaluate("--model", "m", "--benchmark", f"circo:test={circo}", "--out", tmp_path / "out") == 65
+    said = capsys.readouterr().err
+    assert "its server refuses a file without every query" in said and f"{reference:012d}.jpg" in said
+    assert MeanColour.encoded == 0 and not (tmp_path / "out").exists()
+
+
+def test_the_page_has_every_official_number_and_says_what_is_not_there(tmp_path: Path):
+    folder, out = cirr_folder(tmp_path / "cirr"), tmp_path / "out"
+    for name in json.loads((folder / "image_splits/split.rc2.val.json").read_text()).values():
+        draw(folder / name, 3)
+    assert evaluate("--model", "a/one", "--model", "b/two", "--benchmark", f"cirr={folder}", "--out", out) == 0
+    section = json.loads((out / "evaluation.json").read_text())["benchmarks"]["cirr"]
+    page = (out / "results.md").read_text()
+    assert "Not the whole split: 30 of 4,181 queries, 72 of 2,297 gallery entries." in page
+    scores = [section["metrics"][model]["composed"]["recall_5_subset_1_mean"] for model in ("one", "two")]
+    assert f"| recall_5_subset_1_mean | {100 * scores[0]:.1f} | {100 * scores[1]:.1f} |" in page
+    assert all(f"{metric} |" in page for metric in section["metrics"]["one"]["composed"])
+
+
 @pytest.mark.parametrize("how", ["cut", "text", "header", "middle"])
 def test_a_broken_image_is_counted_and_named(how: str, circo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     answers = {i for a in json.loads((circo / "annotations/val.json").read_text()) for i in a["gt_img_ids"]}

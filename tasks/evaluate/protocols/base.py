@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +55,7 @@ class Query:
         subset: CIRR: gallery keys of the five images that look like the reference.
         more_references: keys of further query images; the query's vector is the mean over its images.
         record: what else the file says about the query, for summaries by group and for the server's files.
+        is_answerable: False where the files say that no gallery entry is right: it finds nothing, and counts as that.
     """
 
     query_id: str
@@ -65,6 +67,7 @@ class Query:
     subset: tuple[str, ...] = ()
     more_references: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    is_answerable: bool = True
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class Benchmark:
         dropped: queries of the files that are left out.
         files: image key -> file that `read_image` reads, where images are files.
         instruction: task instruction of the queries for an MLLM; None for the model's own. Stored with each score.
+        is_subset: some of the queries alone are scored, and so perhaps some of the tasks.
     """
 
     name: str
@@ -144,6 +148,7 @@ class Benchmark:
     dropped: DroppedQueries = field(default_factory=lambda: DroppedQueries())
     files: Mapping[str, Path] = field(default_factory=dict)
     instruction: str | None = None
+    is_subset: bool = False
 
     def item(self, key: str) -> GalleryItem:
         """The gallery entry of a key."""
@@ -163,7 +168,7 @@ class Benchmark:
     @property
     def has_ground_truth(self) -> bool:
         """Whether the correct answers of all queries are known, so that scores can be computed here."""
-        return all(q.ground_truths for t in self.tasks for q in t.queries)
+        return all(q.ground_truths or not q.is_answerable for t in self.tasks for q in t.queries)
 
 
 class Prediction(NamedTuple):
@@ -179,6 +184,14 @@ class TaskValues(NamedTuple):
     task: str
     queries: Sequence[Query]
     values: np.ndarray
+
+
+class Size(NamedTuple):
+    """Of a whole split, as its authors state it; 0 where they do not: queries, gallery entries and tasks, counts."""
+
+    queries: int = 0
+    gallery: int = 0
+    tasks: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,6 +210,7 @@ class Protocol:
         submission: predictions -> file name -> content, in the format of the benchmark's server; None where it has no
             server.
         summary: (metrics, the values of every task) -> further official numbers; None where the means are all of them.
+        sizes: split -> its size; a smaller benchmark's score is marked, because published ones are of the whole.
     """
 
     name: str
@@ -209,6 +223,7 @@ class Protocol:
     measure: Callable[[Query, Prediction], dict[str, float]]
     submission: Callable[[Sequence[tuple[Query, Prediction]]], dict[str, Any]] | None = None
     summary: Callable[[Sequence[str], Sequence[TaskValues]], dict[str, float]] | None = None
+    sizes: Mapping[str, Size] = field(default_factory=dict)
 
     def metrics(self) -> list[str]:
         """Names of the metrics that `measure` gives; known without a benchmark's files."""
@@ -253,6 +268,23 @@ def checked_records(path: Path, rows: Any, fields: Sequence[str]) -> list[dict[s
                 "this benchmark and split?"
             )
     return rows
+
+
+@contextmanager
+def record_errors(where: str, record: Any) -> Iterator[None]:
+    """Turn what reading one record of a file raises, because a field is of another type, into an error that names it.
+
+    Args:
+        where: file and record, such as "val.json: record 3".
+        record: what stands there, for the message.
+    Raises:
+        DataError: as said.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        shown = json.dumps(record, default=str)[:200]
+        raise DataError(f"{where} has a field of another form ({type(error).__name__}: {error}): {shown}") from error
 
 
 def first_existing(folder: Path, *names: str) -> Path:

@@ -27,6 +27,7 @@ from tasks.evaluate.protocols.base import (
     Prediction,
     Protocol,
     Query,
+    Size,
     Task,
     TaskValues,
     checked_records,
@@ -36,6 +37,7 @@ from tasks.evaluate.protocols.base import (
     rank_gallery,
     read_json,
     recall_at_ranks,
+    record_errors,
 )
 
 # MegaPairs, eval/data/circo_query.jsonl
@@ -96,12 +98,13 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     files = image_files(images)
     gallery = sorted(files, key=lambda stem: (len(stem), stem))
     queries, dropped = [], DroppedQueries()
-    for a in annotations:
-        named = [a["reference_img_id"], *([a["target_img_id"], *a["gt_img_ids"]] if "target_img_id" in a else [])]
-        if missing := [i for i in named if str(i) not in files]:
-            dropped.add(f"{path}: query {a['id']} names images {missing[:3]} that are not in {images}")
-        else:
-            queries.append(parse_query(a, template))
+    for n, a in enumerate(annotations):
+        with record_errors(f"{path}: record {n}", a):
+            named = [a["reference_img_id"], *([a["target_img_id"], *a["gt_img_ids"]] if "target_img_id" in a else [])]
+            if missing := [i for i in named if str(i) not in files]:
+                dropped.add(f"{path}: query {a['id']} names images {missing[:3]} that are not in {images}")
+            else:
+                queries.append(parse_query(a, template))
     dropped.require_some(len(queries))
     task = Task("", queries, gallery)
     return Benchmark(name, "circo", split, {"": template}, [task], image_reader(files), dropped=dropped, files=files)
@@ -150,4 +153,5 @@ PROTOCOL = Protocol(
     measure=measure,
     submission=submission,
     summary=summary,
+    sizes={"val": Size(220, 123_403), "test": Size(800, 123_403)},
 )

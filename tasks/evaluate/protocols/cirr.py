@@ -24,6 +24,7 @@ from tasks.evaluate.protocols.base import (
     Prediction,
     Protocol,
     Query,
+    Size,
     Task,
     TaskValues,
     fill_template,
@@ -33,6 +34,7 @@ from tasks.evaluate.protocols.base import (
     read_json,
     read_records,
     recall_at_ranks,
+    record_errors,
 )
 
 TEMPLATE = "{relative_caption}"  # MegaPairs' own is unpublished (MegaPairs issue #34)
@@ -57,16 +59,17 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         )
     )
     queries, dropped = [], DroppedQueries()
-    for a in read_records(captions, ("pairid", "reference", "caption", "img_set")):
-        target = [a["target_hard"]] if "target_hard" in a else []
-        members = a["img_set"].get("members", []) if isinstance(a["img_set"], dict) else []
-        if missing := [i for i in (a["reference"], *target, *members) if i not in paths]:
-            dropped.add(f"{captions}: query {a['pairid']} names images {missing[:3]} that the split does not list")
-            continue
-        text = fill_template(template, {"relative_caption": a["caption"]})
-        subset = tuple(i for i in members if i != a["reference"])
-        record = {"caption": a["caption"]}
-        queries.append(Query(str(a["pairid"]), a["reference"], text, tuple(target), subset=subset, record=record))
+    for n, a in enumerate(read_records(captions, ("pairid", "reference", "caption", "img_set"))):
+        with record_errors(f"{captions}: record {n}", a):
+            target = [a["target_hard"]] if "target_hard" in a else []
+            members = a["img_set"].get("members", [])
+            if missing := [i for i in (a["reference"], *target, *members) if i not in paths]:
+                dropped.add(f"{captions}: query {a['pairid']} names images {missing[:3]} that the split does not list")
+                continue
+            text = fill_template(template, {"relative_caption": a["caption"]})
+            subset = tuple(i for i in members if i != a["reference"])
+            record = {"caption": a["caption"]}
+            queries.append(Query(str(a["pairid"]), a["reference"], text, tuple(target), subset=subset, record=record))
     dropped.require_some(len(queries))
     files, tasks = {key: folder / path for key, path in paths.items()}, [Task("", queries, list(paths))]
     return Benchmark(name, "cirr", split, {"": template}, tasks, image_reader(files), dropped=dropped, files=files)
@@ -120,4 +123,5 @@ PROTOCOL = Protocol(
     measure=measure,
     submission=submission,
     summary=summary,
+    sizes={"val": Size(4_181, 2_297), "test1": Size(4_148, 2_315)},
 )

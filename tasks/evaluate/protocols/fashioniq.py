@@ -26,6 +26,7 @@ from tasks.evaluate.protocols.base import (
     Prediction,
     Protocol,
     Query,
+    Size,
     Task,
     TaskValues,
     fill_template,
@@ -35,6 +36,7 @@ from tasks.evaluate.protocols.base import (
     read_json,
     read_records,
     recall_at_ranks,
+    record_errors,
 )
 
 TEMPLATE = "{caption_1}, and {caption_2}"
@@ -59,18 +61,19 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
         known = set(gallery)
         queries = []
         for n, a in enumerate(read_records(path, ("candidate", "captions"))):
-            target = (a["target"],) if a.get("target") else ()
-            if missing := [i for i in (a["candidate"], *target) if i not in known]:
-                dropped.add(f"{path}: query {n} names images {missing} that the split does not list")
-                continue
-            if len(a["captions"]) != 2:
-                dropped.add(f"{path}: query {n} has {len(a['captions'])} captions; expected 2")
-                continue
-            one, two = a["captions"]
-            texts = tuple(
-                fill_template(template, {"caption_1": x, "caption_2": y}) for x, y in ((one, two), (two, one))
-            )
-            queries.append(Query(f"{category}:{n}", a["candidate"], texts[0], target, texts, record=a))
+            with record_errors(f"{path}: record {n}", a):
+                target = (a["target"],) if a.get("target") else ()
+                if missing := [i for i in (a["candidate"], *target) if i not in known]:
+                    dropped.add(f"{path}: query {n} names images {missing} that the split does not list")
+                    continue
+                if len(a["captions"]) != 2:
+                    dropped.add(f"{path}: query {n} has {len(a['captions'])} captions; expected 2")
+                    continue
+                one, two = a["captions"]
+                texts = tuple(
+                    fill_template(template, {"caption_1": x, "caption_2": y}) for x, y in ((one, two), (two, one))
+                )
+                queries.append(Query(f"{category}:{n}", a["candidate"], texts[0], target, texts, record=a))
         dropped.require_some(len(queries))
         tasks.append(Task(category, queries, gallery))
     files = image_files(folder)
@@ -121,4 +124,5 @@ PROTOCOL = Protocol(
     measure=measure,
     submission=submission,
     summary=summary,
+    sizes={"val": Size(6_016, 15_536, 3), "test": Size(tasks=3)},
 )

@@ -28,6 +28,7 @@ from tasks.evaluate.protocols.base import (
     Prediction,
     Protocol,
     Query,
+    Size,
     Task,
     fill_template,
     first_existing,
@@ -35,6 +36,7 @@ from tasks.evaluate.protocols.base import (
     rank_candidates,
     read_records,
     recall_at_ranks,
+    record_errors,
 )
 
 if TYPE_CHECKING:
@@ -94,14 +96,15 @@ def build_task(name: str, rows: Sequence[Mapping[str, Any]], template: str, item
     gallery: dict[str, None] = {}
     queries = []
     for n, row in enumerate(rows):
-        target = image_key(row["target"])
-        others = [image_key(g) for g in row["gallery"]]
+        with record_errors(f"GeneCIS {name}: record {n}", row):
+            target = image_key(row["target"])
+            others = [image_key(g) for g in row["gallery"]]
+            text = fill_template(template, {"condition": row["condition"]})
+            reference = image_key(row["reference"])
         if target in others:
             items[f"{target}{COPY_SUFFIX}"] = GalleryItem(target)
             others = [f"{key}{COPY_SUFFIX}" if key == target else key for key in others]
         gallery.update(dict.fromkeys([target, *others]))
-        text = fill_template(template, {"condition": row["condition"]})
-        reference = image_key(row["reference"])
         queries.append(Query(f"{name}:{n}", reference, text, (target,), candidates=(target, *others)))
     return Task(name, queries, list(gallery))
 
@@ -178,4 +181,5 @@ PROTOCOL = Protocol(
     read=read,
     predict=predict,
     measure=measure,
+    sizes={"val": Size(tasks=4)},
 )

@@ -16,7 +16,7 @@ equal. Source: TIGER-AI-Lab/VLM2Vec, eval.py; arXiv:2410.05160, table 2. Why not
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tasks.evaluate.protocols.base import (
     Prediction,
     Protocol,
     Query,
+    Size,
     Task,
     TaskValues,
     fill_template,
@@ -61,40 +62,74 @@ META_TASKS = {
 }
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of one dataset: a JSONL file, or a folder of Parquet files.
+def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(where it stands, row) of every row of one dataset: a JSONL file, or a folder of Parquet files.
 
     Raises:
-        DataError: not readable, without one of `COLUMNS`, or with columns that are not read.
+        DataError: not readable, without one of `COLUMNS`, with columns that are not read, or with a value of another
+            type.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        if path.suffix == ".jsonl":
-            # on newline only: str.splitlines also splits at U+2028, which texts may hold
-            lines = path.read_text(encoding="utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line.strip()]
-        else:
-            rows = [row for file in sorted(path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({str(error)[:200]}); download it again") from error
-    for n, row in enumerate(rows):
-        if missing := [c for c in COLUMNS if c not in row]:
-            raise DataError(
-                f"{path}: row {n} has no {missing}; expected {list(COLUMNS)}, in MMEB-V2's files also qry_inst and "
-                f"tgt_inst; found {sorted(row)}"
-            )
-        if unknown := sorted(c for c in row if c.startswith(("qry", "tgt")) and c not in (*COLUMNS, *INSTRUCTIONS)):
-            raise DataError(
-                f"{path}: row {n}: the columns {unknown} are not read, only {[*COLUMNS, *INSTRUCTIONS]}; take MMEB's "
-                "image tasks"
-            )
+    rows = list(jsonl_rows(path) if path.suffix == ".jsonl" else parquet_rows(path))
+    for where, row in rows:
+        require_row(where, row)
         if row["tgt_text"] == "" and row["tgt_img_path"]:
             row["tgt_text"] = [""] * len(row["tgt_img_path"])
         if not all(isinstance(row[c], list | None) for c in ("tgt_text", "tgt_img_path")):
-            raise DataError(f"{path}: row {n}: tgt_text and tgt_img_path are no lists; is it a training file?")
+            raise DataError(f"{where}: tgt_text and tgt_img_path are no lists; is it a training file?")
     return rows
+
+
+def jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(file and line, from 1; its content) of the lines of a JSONL file that are not blank."""
+    try:
+        # on newline only: str.splitlines also splits at U+2028, which texts may hold
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: cannot be read ({str(error)[:200]}); download it again") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield f"{path}: line {number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}: line {number}: not JSON ({error}); download the file again") from error
+
+
+def parquet_rows(folder: Path) -> Iterator[tuple[str, Any]]:
+    """(file and row, from 0; its content) of the rows of a folder's Parquet files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for file in sorted(folder.glob("*.parquet")):
+        try:
+            rows = pq.read_table(file).to_pylist()
+        except (ValueError, OSError, pa.ArrowException) as error:
+            raise DataError(f"{file}: cannot be read ({str(error)[:200]}); download it again") from error
+        yield from ((f"{file}: row {n}", row) for n, row in enumerate(rows))
+
+
+def require_row(where: str, row: Any) -> None:
+    """Refuse a row that is not in the form of the module's docstring.
+
+    Raises:
+        DataError: as said; `where` names the row.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected an object with {list(COLUMNS)}, found {type(row).__name__}")
+    if missing := [c for c in COLUMNS if c not in row]:
+        raise DataError(
+            f"{where} has no {missing}; expected {list(COLUMNS)}, in MMEB-V2's files also qry_inst and tgt_inst; found "
+            f"{sorted(row)}"
+        )
+    if unknown := sorted(c for c in row if c.startswith(("qry", "tgt")) and c not in (*COLUMNS, *INSTRUCTIONS)):
+        raise DataError(
+            f"{where}: the columns {unknown} are not read, only {[*COLUMNS, *INSTRUCTIONS]}; take MMEB's image tasks"
+        )
+    for name in (*COLUMNS, *INSTRUCTIONS):
+        values = row.get(name)
+        is_several = isinstance(values, list) and name.startswith("tgt_") and name not in INSTRUCTIONS
+        for value in values if is_several else [values]:
+            if not isinstance(value, str | None):
+                raise DataError(f"{where}: {name} has {value!r}; expected text")
 
 
 def with_instruction(instruction: str | None, text: str | None) -> str:
@@ -111,12 +146,13 @@ def strip_image_tokens(text: str | None) -> str:
 
 def build_task(
     name: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
     template: str,
     items: dict[str, GalleryItem],
     dropped: DroppedQueries,
 ) -> Task:
-    """One dataset; its candidates are added to `items` under keys "<dataset>:<n>", equal ones under one key.
+    """One dataset; its candidates are added to `items` under keys "<dataset>:<n>", equal ones under one key. `rows` are
+    those of `read_rows`.
 
     A row without candidates, or with lists of different lengths, is counted in `dropped`.
 
@@ -125,11 +161,11 @@ def build_task(
     """
     keys: dict[GalleryItem, str] = {}
     queries = []
-    for n, row in enumerate(rows):
+    for n, (where, row) in enumerate(rows):
         texts, paths = row["tgt_text"], row["tgt_img_path"]
         if not texts or len(texts) != len(paths or ()):
             dropped.add(
-                f"MMEB {name}: row {n} has {len(texts or ())} texts and {len(paths or ())} images as candidates; "
+                f"{where} has {len(texts or ())} texts and {len(paths or ())} images as candidates; "
                 "expected as many of both, at least one"
             )
             continue
@@ -206,4 +242,5 @@ PROTOCOL = Protocol(
     predict=predict,
     measure=measure,
     summary=summary,
+    sizes={"test": Size(tasks=36)},
 )

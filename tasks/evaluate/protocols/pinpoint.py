@@ -35,6 +35,7 @@ from tasks.evaluate.protocols.base import (
     first_existing,
     image_reader,
     rank_gallery,
+    record_errors,
 )
 
 TEMPLATE = "{instruction}"
@@ -95,13 +96,16 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     known, queries, dropped = set(gallery), [], DroppedQueries()
     references: dict[str, None] = {}
     for n, row in enumerate(read_table(path)):
-        first, second = signature(row["query_image_signature"]), signature(row.get("query_image_signature2"))
-        right = tuple(dict.fromkeys(key for key in row["positive_candidates"] or () if key in known))
-        if first is None or not right:
-            dropped.add(f"{path}: row {n} ({row['query_id']}) has no reference image, or no right image in the index")
-            continue
-        text = fill_template(template, {"instruction": row["instruction"] or ""})
-        record = {"negatives": tuple(row["negative_candidates"] or ()), "right": len(row["positive_candidates"])}
+        with record_errors(f"{path}: row {n}", row):
+            first, second = signature(row["query_image_signature"]), signature(row.get("query_image_signature2"))
+            right = tuple(dict.fromkeys(key for key in row["positive_candidates"] or () if key in known))
+            if first is None or not right:
+                dropped.add(
+                    f"{path}: row {n} ({row['query_id']}) has no reference image, or no right image in the index"
+                )
+                continue
+            text = fill_template(template, {"instruction": row["instruction"] or ""})
+            record = {"negatives": tuple(row["negative_candidates"] or ()), "right": len(row["positive_candidates"])}
         more = () if second is None else (second,)
         references |= dict.fromkeys((first, *more))
         queries.append(Query(query_number(row["query_id"]), first, text, right, more_references=more, record=record))

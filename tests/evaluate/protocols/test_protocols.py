@@ -359,6 +359,53 @@ def test_inconsistent_files_are_named(protocol: str, file: str, content: Any, me
         PROTOCOLS[protocol].read(tmp_path / "empty", "val", None, "b")
 
 
+MMEB_ROW = {"qry_text": "Find it", "qry_img_path": "1.jpg", "tgt_text": ["a", "b"], "tgt_img_path": ["", ""]}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"qry_text": "cut', "line 3: not JSON"),
+        ("[1]", "line 3: expected an object .* found list"),
+        (json.dumps(MMEB_ROW | {"qry_text": 5}), "line 3: qry_text has 5; expected text"),
+        (json.dumps(MMEB_ROW | {"tgt_text": ["a", {}]}), r"line 3: tgt_text has \{\}; expected text"),
+        (json.dumps(MMEB_ROW | {"qry_inst": ["a"]}), r"line 3: qry_inst has \['a'\]; expected text"),
+        (json.dumps(MMEB_ROW | {"tgt_text": "a"}), "line 3: tgt_text and tgt_img_path are no lists"),
+    ],
+)
+def test_a_row_of_mmeb_in_another_form_is_named_by_file_and_line(line: str, said: str, tmp_path: Path):
+    (tmp_path / "A.jsonl").write_text(json.dumps(MMEB_ROW) + "\n\n" + line + "\n")
+    with pytest.raises(DataError, match=rf"A\.jsonl: {said}"):
+        PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
+
+
+def test_a_row_of_mmebs_parquet_is_named_by_file_and_row(tmp_path: Path):
+    (tmp_path / "B").mkdir()
+    pq.write_table(pa.Table.from_pylist([MMEB_ROW] * 2), tmp_path / "B" / "test-0.parquet")
+    pq.write_table(pa.Table.from_pylist([MMEB_ROW, MMEB_ROW | {"tgt_text": ["a"]}]), tmp_path / "B" / "test-1.parquet")
+    benchmark = PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
+    assert benchmark.dropped.count == 1 and "test-1.parquet: row 1 has 1 texts" in benchmark.dropped.first[0]
+
+
+RECORDS = {
+    "circo": ("annotations/val.json", "gt_img_ids", 7),
+    "cirr": ("captions/cap.rc2.val.json", "img_set", [1]),
+    "fashioniq": ("captions/cap.shirt.val.json", "captions", 3),
+    "genecis": ("genecis/change_object.json", "gallery", [{"val_image_id": 3}, 5]),
+}
+
+
+@pytest.mark.parametrize("protocol", sorted(RECORDS))
+def test_a_record_with_a_field_of_another_type_is_named(protocol: str, tmp_path: Path):
+    place, (file, key, value) = MADE[protocol](tmp_path), RECORDS[protocol]
+    rows = json.loads((place / file).read_text())
+    dump(
+        place / file, [*rows[:2], rows[2] | {key: value * (len(rows[2][key]) // 2) if protocol == "genecis" else value}]
+    )
+    with pytest.raises(DataError, match=r"record 2 has a field of another form \(\w+Error: "):
+        PROTOCOLS[protocol].read(place, "val", None, "b")
+
+
 def test_mmeb_v2s_instructions_stand_before_their_texts(tmp_path: Path):
     """MMEB-V2's image part: qry_inst and tgt_inst in columns of their own; a text may hold a line separator."""
     row = {
@@ -385,7 +432,7 @@ def test_mmeb_v2s_instructions_stand_before_their_texts(tmp_path: Path):
         "OOD.precision_at_1": 1.0,
     }
     (tmp_path / "MSCOCO.jsonl").write_text(json.dumps({k: v for k, v in row.items() if k != "tgt_img_path"}))
-    with pytest.raises(DataError, match=r"row 0 has no \['tgt_img_path'\]; expected \['qry_text'"):
+    with pytest.raises(DataError, match=r"line 1 has no \['tgt_img_path'\]; expected \['qry_text'"):
         PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
 
 
