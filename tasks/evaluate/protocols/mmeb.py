@@ -125,11 +125,11 @@ def require_row(where: str, row: Any) -> None:
             f"{where}: the columns {unknown} are not read, only {[*COLUMNS, *INSTRUCTIONS]}; take MMEB's image tasks"
         )
     for name in (*COLUMNS, *INSTRUCTIONS):
-        values = row.get(name)
-        is_several = isinstance(values, list) and name.startswith("tgt_") and name not in INSTRUCTIONS
-        for value in values if is_several else [values]:
-            if not isinstance(value, str | None):
-                raise DataError(f"{where}: {name} has {value!r}; expected text")
+        value: Any = row.get(name)
+        is_several = isinstance(value, list) and name.startswith("tgt_") and name not in INSTRUCTIONS
+        for each in value if is_several else (value,):
+            if not isinstance(each, str | None):
+                raise DataError(f"{where}: {name} has {each!r}; expected text")
 
 
 def with_instruction(instruction: str | None, text: str | None) -> str:
