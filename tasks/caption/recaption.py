@@ -43,6 +43,7 @@ from tasks.records import StageReport
 from tasks.renewal.makers import note_maker
 from tasks.renewal.plan import Plan, Wish, lost_limit, make_plan, read_plan, wanted
 from tasks.renewal.supersede import supersede
+from tasks.renewal.units import renewable_units, rows_of_file
 from tasks.store import Store
 from tasks.store.chunks import Chunk, ChunkSpec, Columns, TokenBudget, iter_chunks, make_missing_chunks
 from tasks.usage import Usage, append_usage, total_usage
@@ -113,13 +114,6 @@ def images_without_caption(store: Store, batch: str) -> list[str]:
     return [i for i, caption, of_batch in rows if of_batch == batch and not caption and i not in done]
 
 
-def units_without_caption(store: Store) -> dict[str, str]:
-    """Ids of all images whose source gave no caption, each as its own unit of renewal."""
-    images = store.read_table("images", ["image_id", "caption"]).to_pydict()
-    rows = zip(images["image_id"], images["caption"], strict=True)
-    return {image_id: image_id for image_id, caption in rows if not caption}
-
-
 class ChunkWorker:
     """Captions the chunks of one part; loads the model when the first chunk needs it.
 
@@ -146,8 +140,8 @@ class ChunkWorker:
                 Wish.of(rows, "recaption", self._maker(self._load())),
                 "recaption",
                 batch,
-                units_without_caption(self.store),
-                self.params.recaption.chunk_images,
+                renewable_units(self.store, "recaption", batch),
+                rows_of_file(self.params, "recaption"),
             )
         return self.plan
 

@@ -16,16 +16,15 @@ from tasks.names import batch_name
 from tasks.renewal.plan import (
     Plan,
     Wish,
-    decided_by_people,
     lost_limit,
     make_plan,
     pairs_about,
     read_plan,
     reversed_id,
-    units_by_key,
     wanted,
 )
 from tasks.renewal.supersede import supersede
+from tasks.renewal.units import renewable_units, rows_of_file
 from tasks.reviews.verdicts import read_verdicts
 from tasks.store import Store
 
@@ -47,9 +46,9 @@ def plan_captions(params: Params, store: Store, load: Callable[[], CaptionSetup]
     if (known := read_plan(store, "caption")) is not None:
         return known
     wish = Wish.of(rows, "caption", maker(load()))
-    decided = decided_by_people(store, {(v.query, v.target) for v in read_verdicts(store.root)})
-    units = units_by_key(store, decided)
-    return make_plan(store, wish, "caption", batch_name(params), units, params.caption.chunk_pairs)
+    batch, ends = batch_name(params), {(v.query, v.target) for v in read_verdicts(store.root)}
+    units = renewable_units(store, "caption", batch, ends)
+    return make_plan(store, wish, "caption", batch, units, rows_of_file(params, "caption"))
 
 
 def renewed_pairs(store: Store, plan: Plan) -> pa.Table:

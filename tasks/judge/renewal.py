@@ -18,16 +18,14 @@ from tasks.renewal.plan import (
     BLOCK,
     Plan,
     Wish,
-    decided_by_people,
     lost_limit,
     make_plan,
     pairs_about,
     read_plan,
-    reversed_id,
-    units_by_key,
     wanted,
 )
 from tasks.renewal.supersede import supersede
+from tasks.renewal.units import both_directions, renewable_units, rows_of_file
 from tasks.reviews.verdicts import read_verdicts
 from tasks.store import Store
 from tasks.store.chunks import Chunk
@@ -49,7 +47,7 @@ class JudgeRenewal:
         """`load` loads the judge and says who it is; it is called only where `renew.judge` asks for a plan."""
         self.params, self.store, self.batch = params, store, batch_name(params)
         self.described = read_plan(store, "caption") or Plan("caption")
-        self._described_pairs = pairs_about(store, set(self.described.units))
+        self._described_keys = both_directions(store, set(self.described.units))
         self.plan = self._make_plan(load)
         self._rows: pa.Table | None = None
 
@@ -59,22 +57,10 @@ class JudgeRenewal:
             return Plan("judge")
         if (known := read_plan(self.store, "judge")) is not None:
             return known
-        verdicts = {(v.query, v.target) for v in read_verdicts(self.store.root)}
-        without = decided_by_people(self.store, verdicts) | set(self.described_keys())
-        keys = units_by_key(self.store, without)
-        written = set[str]()
-        for path in self.store.table_files("captioned"):
-            if path not in self.store.batch_files("captioned", self.batch):
-                for block in self.store.iter_blocks(path, "captioned", ["pair_id"], rows=BLOCK):
-                    written.update(block.column("pair_id").to_pylist())
-        units = {key: key for key in keys if key in written}
+        ends = {(v.query, v.target) for v in read_verdicts(self.store.root)}
+        units = renewable_units(self.store, "judge", self.batch, ends, self._described_keys)
         wish = Wish.of(rows, "judge", load())
-        return make_plan(self.store, wish, "judge", self.batch, units, self.params.caption.chunk_pairs)
-
-    def described_keys(self) -> dict[str, str]:
-        """pair id, and id of the reversed pair -> pair id, of what captioning renews."""
-        pairs = self._described_pairs.select(["pair_id", "query_image_id", "target_image_id"]).to_pylist()
-        return {reversed_id(pair): pair["pair_id"] for pair in pairs} | {p["pair_id"]: p["pair_id"] for p in pairs}
+        return make_plan(self.store, wish, "judge", self.batch, units, rows_of_file(self.params, "judge"))
 
     def pairs(self, of_batch: pa.Table) -> pa.Table:
         """The batch's pairs, and those of the rows that are judged again."""
@@ -114,7 +100,7 @@ class JudgeRenewal:
     def remove_old(self) -> int:
         """Remove old triplets and rejections of what is judged again by now; returns their count."""
         done = set(self.described.units_of(self._done(self.described)))
-        described = {key for key, unit in self.described_keys().items() if unit in done}
+        described = {key for key, unit in self._described_keys.items() if unit in done}
         count = supersede(self.store, "judge", self.batch, described, lost_limit(self.params, "caption"))
         again = set(self.plan.units_of(self._done(self.plan)))
         return count + supersede(self.store, "judge", self.batch, again, lost_limit(self.params, "judge"))

@@ -39,7 +39,9 @@ from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
 from tasks.publish.takedown_run import Runner, require_no_run, run_process, run_to_version
 from tasks.renewal.encoders import count_next
 from tasks.renewal.makers import MADE
-from tasks.renewal.plan import Wish, choose, earlier_rows
+from tasks.renewal.plan import Wish, choose_plan, wanted
+from tasks.renewal.units import both_directions, renewable_units, rows_of_file
+from tasks.reviews.verdicts import read_verdicts
 from tasks.store import Store
 
 
@@ -105,13 +107,25 @@ def forecast_next(params: Params, store: Store, role: str) -> str:
     return f"embed {role}: {found['stale']} images have no vector of the next encoder, {most} would be encoded"
 
 
-def forecast(params: Params, store: Store, stage: str) -> str:
-    """What a run would renew, as far as the parameters tell who makes rows now."""
-    rows: RenewRows = getattr(params.renew, stage)
-    wish = Wish.of(rows, stage, configured_maker(params, stage))
-    plan = choose(earlier_rows(store, stage, batch_name(params)), wish, stage)
-    oldest = f", the oldest of {plan.batches[plan.units[0]]}" if plan.units else ""
-    return f"{stage}: {len(plan.units) + plan.left} stale rows, {len(plan.units)} would be renewed{oldest}"
+def forecast(params: Params, store: Store) -> list[str]:
+    """What a run would renew of each stage, as far as the parameters tell who makes rows now.
+
+    Counted are units, as the run's own plan counts them: an image, or a pair with its reversed one; what people decided
+    about is none.
+    """
+    notes, described, batch = [], set[str](), batch_name(params)
+    ends = {(verdict.query, verdict.target) for verdict in read_verdicts(store.root)}
+    for stage in MADE:
+        if (rows := wanted(params, stage)) is None:
+            continue
+        units = renewable_units(store, stage, batch, ends, described if stage == "judge" else ())
+        wish = Wish.of(rows, stage, configured_maker(params, stage))
+        plan = choose_plan(store, wish, stage, batch, units, rows_of_file(params, stage))
+        if stage == "caption":
+            described = set(both_directions(store, set(plan.units)))
+        oldest = f", the oldest of {plan.batches[plan.units[0]]}" if plan.units else ""
+        notes.append(f"{stage}: {len(plan.units) + plan.left} stale rows, {len(plan.units)} would be renewed{oldest}")
+    return notes
 
 
 def renew(
@@ -135,7 +149,7 @@ def renew(
     if is_dry:
         roles = sorted(params.embed.next or {})
         notes = (
-            *(forecast(params, store, stage) for stage in stages),
+            *forecast(params, store),
             *(forecast_next(params, store, role) for role in roles),
         )
         version = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,6 +149,13 @@ def choose(rows: Iterable[MadeRow], wish: Wish, stage: str, unit_of: Mapping[str
     return Plan(stage, units, len(stale) - len(units), 1, {unit: stale[unit] for unit in units})
 
 
+def choose_plan(store: Store, wish: Wish, stage: str, batch: str, unit_of: Mapping[str, str], chunk_rows: int) -> Plan:
+    """The plan of a run that has none yet; nothing is kept. Arguments as of `make_plan`."""
+    most = CHUNKS_MAX * chunk_rows
+    wish = Wish(wish.conditions, min(wish.budget or most, most), wish.maker)
+    return replace(choose(earlier_rows(store, stage, batch), wish, stage, unit_of), chunk_rows=chunk_rows)
+
+
 def make_plan(store: Store, wish: Wish, stage: str, batch: str, unit_of: Mapping[str, str], chunk_rows: int) -> Plan:
     """The run's plan of a stage: the one that was made before, else a new one, which is kept.
 
@@ -168,10 +175,7 @@ def make_plan(store: Store, wish: Wish, stage: str, batch: str, unit_of: Mapping
     with exclusive(lock, wait_s, problem):  # a plan of what the other part has left would give its files other units
         if (known := read_plan(store, stage)) is not None:
             return known
-        budget = min(wish.budget or CHUNKS_MAX * chunk_rows, CHUNKS_MAX * chunk_rows)
-        rows = earlier_rows(store, stage, batch)
-        chosen = choose(rows, Wish(wish.conditions, budget, wish.maker), stage, unit_of)
-        plan = Plan(stage, chosen.units, chosen.left, chunk_rows, chosen.batches)
+        plan = choose_plan(store, wish, stage, batch, unit_of, chunk_rows)
         facts = {"units": plan.units, "left": plan.left, "chunk_rows": chunk_rows, "batches": dict(plan.batches)}
         store.write_bytes(plan_path(store, stage), json.dumps(facts).encode())
         return plan

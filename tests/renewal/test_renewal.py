@@ -12,6 +12,7 @@ from tasks.caption.stage import run as run_caption
 from tasks.config import Params, RenewConfig, RenewRows, parse_where
 from tasks.errors import DataError
 from tasks.judge.stage import run as run_judge
+from tasks.publish.renew_run import forecast
 from tasks.renewal.makers import (
     MadeRow,
     batch_order,
@@ -22,7 +23,7 @@ from tasks.renewal.makers import (
     made_rows,
     noted_maker,
 )
-from tasks.renewal.plan import Wish, choose
+from tasks.renewal.plan import Plan, Wish, choose, read_plan
 from tasks.reviews.verdicts import Verdict, write_verdicts
 from tasks.store import Store
 from tests.support.colour_pairs import BATCH, colour_params, table_bytes, use_models, with_batch, with_caption
@@ -263,6 +264,25 @@ def test_a_pair_stays_whose_reversed_triplet_people_mended(
     assert "make it green again" in texts[back["pair_id"]]
     assert {r["captioner_revision"] for r in store.read_table("captioned", batch=SECOND).to_pylist()
             if r["pair_id"] in ("p3", back["pair_id"])} == {"old"}  # fmt: skip
+
+
+@pytest.mark.parametrize("stages", [["caption"], ["judge"], ["caption", "judge"]])
+@pytest.mark.parametrize("budget", [None, 2])
+def test_a_dry_run_says_what_the_run_then_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: Params, stages: list[str], budget: int | None
+):
+    """Reversed pairs go with their pairs, and what people decided stays: both counted once too often before."""
+    both = with_caption(params, reverse=True)
+    store = make_weeks(monkeypatch, tmp_path, both, judging="all")
+    write_verdicts(store.root, [Verdict("red", "blue", "old paint it, imperative", 0, 2)])
+    config = RenewConfig.of(**{stage: RenewRows(budget=budget) for stage in stages})
+    said = forecast(with_batch(both, NOW).model_copy(update={"renew": config}), store)
+    models(monkeypatch, texts="new", judging="strict")
+    renew(store, both, **{stage: {"budget": budget, "lost_share_max": 1} for stage in stages})
+    plans = [read_plan(store, stage) or Plan(stage) for stage in stages]
+    expected = [f"{p.stage}: {len(p.units) + p.left} stale rows, {len(p.units)} would be renewed" for p in plans]
+    assert [note.partition(", the oldest")[0] for note in said] == expected
+    assert len(plans[0].units) == (2 if budget else {"caption": 4, "judge": 7}[stages[0]])
 
 
 def test_without_renewal_no_row_is_touched_and_no_model_is_loaded(
