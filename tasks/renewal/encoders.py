@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,23 @@ def spec_key(spec: EncoderConfig) -> dict[str, Any]:
     return {name: getattr(spec, name) for name in EncoderConfig.model_fields}
 
 
+def is_same_encoder(stored: Mapping[str, Any], spec: EncoderConfig) -> bool:
+    """Whether a moved index is of this encoder, also where another version of the code noted it.
+
+    What that version did not know had the value that is the default now; what it knew beyond is left aside: the
+    revision in the vectors' files says how they were made, and stage embed mixes no two.
+    """
+    defaults = {name: field.default for name, field in EncoderConfig.model_fields.items()}
+    return all(stored.get(name, defaults[name]) == value for name, value in spec_key(spec).items())
+
+
 def with_moved_encoders(params: Params, store: Store) -> Params:
     """The parameters with those encoders of `embed.next` in use whose index was moved to, with their windows."""
     encoders, windows = dict(params.embed.encoders), dict(params.mine.windows)
     left = dict(params.embed.next or {})
     for role, spec in (params.embed.next or {}).items():
         path = store.folder("data", "embeddings", role, MOVED)
-        if path.exists() and json.loads(path.read_text()) == spec_key(spec):
+        if path.exists() and is_same_encoder(json.loads(path.read_text()), spec):
             encoders[role] = EncoderConfig(**spec_key(spec))
             windows[role] = spec.window
             del left[role]

@@ -1,5 +1,6 @@
 """A new encoder: its index grows beside the old one, within a budget, and takes over in one version."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from tasks.publish.published import file_sha256
 from tasks.publish.renew_run import embed_values, forecast_next
 from tasks.publish.version import require_triplets
 from tasks.publish.version_record import build_manifest
-from tasks.renewal.encoders import count_next, with_moved_encoders
+from tasks.renewal.encoders import count_next, spec_key, with_moved_encoders
 from tasks.renewal.plan import renewed_counts
 from tasks.store import Store
 from tests.support.toy_encoder import ToyEncoder, fill
@@ -192,6 +193,30 @@ def test_a_week_without_images_goes_on_with_the_next_index_and_is_published(
     assert require_triplets(params_for(WEEKS[2], budget=2), store) == 0  # else: NothingToDo, and the work is lost
     assert renewed_counts(store) == {"embed semantic": 2}
     assert store.read_embeddings("semantic")[2] == "new 1"
+
+
+@pytest.mark.parametrize(
+    ("change", "is_followed"),
+    [
+        ({}, True),
+        ({"cpu_dtype": None}, True),  # noted by a version of the code before this field: what is the default now
+        ({"pooling": "mean"}, True),  # noted by a later one
+        ({"revision": "abc"}, False),
+        ({"dtype": "float16"}, False),
+        ({"model": None}, False),
+    ],
+)
+def test_a_moved_index_is_followed_whatever_fields_the_code_has_by_now(
+    tmp_path: Path, change: dict[str, str | None], is_followed: bool
+):
+    params, store = params_for(WEEKS[1]), Store(tmp_path)
+    assert params.embed.next
+    noted = {**spec_key(params.embed.next["semantic"]), **change}
+    content = json.dumps({name: value for name, value in noted.items() if name not in change or value is not None})
+    store.write_bytes(store.folder("data", "embeddings", "semantic", "moved.json"), content.encode())
+    moved = with_moved_encoders(params, store)
+    assert moved.embed.encoders["semantic"].model == ("new" if is_followed else "old")
+    assert (moved.embed.next is None) == is_followed
 
 
 def test_another_model_without_the_old_one_is_refused_with_the_way_out(tmp_path: Path, encoded: list[tuple[str, int]]):
