@@ -36,7 +36,7 @@ from tasks.names import batch_name
 from tasks.publish.git import common_dir
 from tasks.publish.makers_now import configured_maker
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
-from tasks.publish.takedown_run import Runner, require_no_run, run_process, run_to_version
+from tasks.publish.takedown_run import Runner, driving, require_no_run, run_process, run_to_version
 from tasks.renewal.encoders import count_next
 from tasks.renewal.makers import MADE
 from tasks.renewal.plan import Wish, choose_plan, wanted
@@ -128,6 +128,14 @@ def forecast(params: Params, store: Store) -> list[str]:
     return notes
 
 
+def renewal_notes(params: Params, store: Store) -> list[str]:
+    """What the reports of a run's stages say about renewal."""
+    reports = store.read_reports()
+    stages = [stage for stage in MADE if getattr(params.renew, stage) is not None]
+    stages += sorted(name for name in reports if name.partition("@")[0] == "embed")
+    return [note for s in stages if s in reports for note in reports[s].notes if note.startswith("renewal")]
+
+
 def renew(
     deployment: Deployment, run_id: str, values: Mapping[str, Any], *, is_dry: bool = False, run: Runner = run_process
 ) -> Renewal:
@@ -145,22 +153,17 @@ def renew(
     request = RunRequest(run_id, "dataset", {**values, "dry_run": is_dry})
     worktree = Path(open_run(request, deployment).notes[0])
     params, store = load_params(worktree / "params.yaml"), Store(worktree)
-    stages = [stage for stage in MADE if getattr(params.renew, stage) is not None]
-    if is_dry:
-        roles = sorted(params.embed.next or {})
-        notes = (
-            *forecast(params, store),
-            *(forecast_next(params, store, role) for role in roles),
-        )
-        version = None
-    else:
-        is_published = run_to_version(worktree, run, "renew", run_id)
-        reports = store.read_reports()
-        ordered = [*stages, *sorted(name for name in reports if name.partition("@")[0] == "embed")]
-        notes = tuple(note for s in ordered if s in reports for note in reports[s].notes if note.startswith("renewal"))
-        version = f"dataset/{batch_name(params)}" if is_published else None
+    version = None
+    with driving(worktree, run_id):
+        if is_dry:
+            roles = sorted(params.embed.next or {})
+            notes = [*forecast(params, store), *(forecast_next(params, store, role) for role in roles)]
+        else:
+            is_published = run_to_version(worktree, run, "renew", run_id)
+            notes = renewal_notes(params, store)
+            version = f"dataset/{batch_name(params)}" if is_published else None
     close_run(worktree, deployment.clone)
-    return Renewal(version, notes)
+    return Renewal(version, tuple(notes))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ lists name, no model is asked, and the version is published. --dry-run says what
 
 Works on the deployment that MEGAPAIRS_DATASET and MEGAPAIRS_RUNS name, as does the field `takedown` of Airflow's form.
 Older versions stay as they were published: `python -m tasks purge` is for those. A run that is under way when the
-version comes out cannot publish its own, so the command refuses while one works (--now: do it all the same).
+version comes out cannot publish its own, so the command refuses while one works (--now: do it all the same). A
+takedown, a purge or a renewal by hand that was cut off holds nobody up: its process held a lock, and is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +33,17 @@ from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO,
 from tasks.fingerprints.list_text import decode_text
 from tasks.fingerprints.takedown import load_list, match_images
 from tasks.fingerprints.takedown_list import DEFAULT_REASON, Entry, Matches, TakedownList, parse_lines
+from tasks.locks import exclusive
 from tasks.publish.git import common_dir
 from tasks.publish.graph import graph
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
 from tasks.publish.published import DATA_STAGES
-from tasks.publish.retention import list_runs
+from tasks.publish.retention import OpenRun, list_runs
 from tasks.reasons import WITHDRAWAL_REASONS
 from tasks.store import Store
 
-OWN_RUNS = ("takedown__", "purge ")  # that were cut off, and go on when the command is given again
+BY_HAND = ("takedown__", "purge ", "renew__")  # runs that one process drives from opening to version
+DRIVER = "driver"  # the lock that this process holds in its run's worktree
 RECENT_DAYS = 0.25  # a run in which something has changed so lately is under way, also between two of its tasks
 Runner = Callable[[Path, Sequence[str]], int]  # (worktree, words after `python -m tasks`) -> exit code
 
@@ -91,20 +95,44 @@ def gather_entries(texts: Sequence[str], path: Path | None, reason: str | None) 
     return [replace(entry, reason=reason) if entry.reason == DEFAULT_REASON else entry for entry in entries]
 
 
+def is_by_hand(run: OpenRun) -> bool:
+    """Whether one process drives the run; once that is gone, nothing goes on by itself. Others are Airflow's."""
+    return run.run_id.startswith(BY_HAND) or (run.folder / ".run" / "locks" / DRIVER).exists()
+
+
 def require_no_run(deployment: Deployment, command: str = "takedown") -> None:
-    """Raise ConfigError where a run that will publish a version is under way; `command` is what a person started."""
-    busy = [
-        run.run_id
-        for run in list_runs(deployment.runs, time.time())
-        if run.kind == "dataset"
-        and not run.run_id.startswith(OWN_RUNS)
-        and (run.is_working or run.idle_days < RECENT_DAYS)
-    ]
-    if busy:
-        raise ConfigError(
-            f"{command}: run {busy[0]} is under way, and could not publish its version after this one; wait for it, "
-            "close it (`python -m tasks open_run --run-id RUN --close`), or give --now"
-        )
+    """Raise ConfigError where a run that will publish a version is under way; `command` is what a person started.
+
+    A takedown and a purge do not wait for a run by hand that was cut off: such a run cannot publish after them any more
+    (`require_parent`). Another renewal does, for the first one's work would be lost.
+    """
+    for run in list_runs(deployment.runs, time.time()):
+        is_recent = run.idle_days < RECENT_DAYS
+        if run.kind != "dataset" or not (run.is_working or is_recent):
+            continue
+        if run.is_working or not is_by_hand(run):
+            raise ConfigError(
+                f"{command}: run {run.run_id} is under way, and could not publish its version after this one; wait for "
+                "it, close it (`python -m tasks open_run --run-id RUN --close`), or give --now"
+            )
+        if command == "renew" and run.run_id.startswith("renew__"):
+            raise ConfigError(
+                f"renew: run {run.run_id} was cut off, and could not publish its version after this one; go on with it "
+                f"(`python -m tasks renew ... --run-id {run.run_id}`), close it (`python -m tasks open_run --run-id "
+                f"{run.run_id} --close`), or give --now"
+            )
+
+
+@contextmanager
+def driving(worktree: Path, run_id: str) -> Iterator[None]:
+    """Hold the lock that tells others, for as long as this process lives, that it works on the run.
+
+    Raises:
+        TransientError: another process drives this run.
+    """
+    lock = Store(worktree).folder(".run", "locks", DRIVER)
+    with exclusive(lock, 0.0, f"{run_id}: another process drives this run; wait for it, or end it"):
+        yield
 
 
 def matched_notes(takedown: TakedownList, matches: Matches) -> list[str]:
@@ -167,15 +195,15 @@ def take_down(
     """
     worktree = open_takedown(deployment, entries, run_id, is_dry=is_dry, rewrite=rewrite, date=date)
     store, params = Store(worktree), load_params(worktree / "params.yaml")
-    record = worktree / ".run" / "takedown-notes.json"
-    takedown = load_list(params, store)
-    if takedown is not None and not record.exists():
-        notes = matched_notes(takedown, match_images(params, store, takedown))
-        store.write_bytes(record, json.dumps(notes).encode())
-    notes = json.loads(record.read_text()) if record.exists() else []
-    version = None
-    if not is_dry and run_to_version(worktree, run, "takedown", run_id):
-        version = f"dataset/{params.open_run.batch}"
+    record, version = worktree / ".run" / "takedown-notes.json", None
+    with driving(worktree, run_id):
+        takedown = load_list(params, store)
+        if takedown is not None and not record.exists():
+            notes = matched_notes(takedown, match_images(params, store, takedown))
+            store.write_bytes(record, json.dumps(notes).encode())
+        notes = json.loads(record.read_text()) if record.exists() else []
+        if not is_dry and run_to_version(worktree, run, "takedown", run_id):
+            version = f"dataset/{params.open_run.batch}"
     close_run(worktree, deployment.clone)
     return Takedown(version, tuple(notes))
 
