@@ -22,8 +22,10 @@ stores them per shard in data/neighbours/<encoder>/codes, and the next one codes
 (tasks/mine/code_cache.py).
 
 Takedown: neighbours whose image is on the takedown list are removed from all files, and the images that rank next for
-their queries are added, in a file of this batch (tasks/mine/withdraw.py). An index whose encoder `embed.next` no longer
-names loses them too.
+their queries are added, in a file of this batch (tasks/mine/withdraw.py).
+
+An index whose encoder `embed.next` no longer names is removed, said and counted (`vectors_given_up_<encoder>`). Where
+an older version is rewritten it stays, and loses what is taken down.
 """
 
 from __future__ import annotations
@@ -52,7 +54,15 @@ from tasks.mine.withdraw import replace_neighbours, withdraw_neighbours
 from tasks.names import batch_name
 from tasks.progress import Progress
 from tasks.records import StageReport
-from tasks.renewal.encoders import is_whole, move_next, next_of, next_spec, settled
+from tasks.renewal.encoders import (
+    is_rewriting,
+    is_whole,
+    move_next,
+    next_of,
+    next_spec,
+    remove_given_up,
+    settled,
+)
 from tasks.store import Store
 from tasks.store.chunks import Chunk, iter_chunks
 
@@ -182,9 +192,10 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     spec, following = search_spec(params, encoder), next_spec(params, encoder)
     is_part = part is not None and part[1] > 1
     if following is None:
+        report = _mine_index(params, store, encoder, spec, part)
         if not is_part:
-            _withdraw_from_left_index(params, store, next_of(encoder))
-        return _mine_index(params, store, encoder, spec, part)
+            _leave_index(params, store, encoder, report)
+        return report
     of_next = replace(spec, window=following.window)
     if not is_whole(store, encoder):
         report = _mine_index(params, store, encoder, spec, part)
@@ -194,11 +205,19 @@ def run(params: Params, store: Store, encoder: str, part: tuple[int, int] | None
     return StageReport("mine") if is_part else _take_over(params, store, encoder, of_next)
 
 
-def _withdraw_from_left_index(params: Params, store: Store, index: str) -> None:
-    """Take images down from an index whose encoder `embed.next` no longer names: it was given up, or `python -m tasks
-    purge` rewrites a version from the time before it took over.
+def _leave_index(params: Params, store: Store, encoder: str, report: StageReport) -> None:
+    """Remove an index that was given up: `embed.next` no longer names its encoder.
+
+    Where `python -m tasks purge` rewrites a version from the time before it took over, images are taken down from it.
     """
-    if store.folder("data", "neighbours", index).exists() and (removed := taken_down(params, store)):
+    index = next_of(encoder)
+    if not is_rewriting(store):
+        vectors, note = remove_given_up(store, encoder)
+        if note is not None:
+            log.warning("mine %s", note)
+            report.notes.append(note)
+            report.figures[f"vectors_given_up_{encoder}"] = float(vectors)
+    elif store.folder("data", "neighbours", index).exists() and (removed := taken_down(params, store)):
         withdraw_neighbours(store, index, removed)
         remove_stale_codes(store, index)
 

@@ -53,6 +53,7 @@ from tasks.publish.git import common_dir, files_at, git, next_free_name, read_at
 from tasks.publish.order import date_after, require_name_after
 from tasks.publish.publish import fetch
 from tasks.publish.published import REMOTE_BRANCH, count_parquet_rows, version_at
+from tasks.publish.rewritten import with_encoders_of
 from tasks.publish.run_conf import Kind, changes_from_conf, gate_follows_threshold, require_paths, with_absolute_paths
 from tasks.publish.takedown_list import add_to_list, all_entries, form_entries, with_run_list, with_source_uris
 from tasks.publish.verify import tracked_outputs
@@ -203,34 +204,32 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
         ConfigError: a wrong value, an unknown key, parameters that contradict each other, a folder or a version that
             does not exist.
     """
-    clone, conf = deployment.clone, dict(request.conf)
-    named = conf.pop("dataset_version", None) if request.kind == "model" else None
-    dataset_version = named or request.dataset_version
-    code = resolve_ref(clone, deployment.deployed)
-    if code is None:
+    clone, conf, sources_root = deployment.clone, dict(request.conf), deployment.sources_root or Path.cwd()
+    is_training = request.kind == "model"
+    dataset_version = (is_training and conf.pop("dataset_version", None)) or request.dataset_version
+    if (code := resolve_ref(clone, deployment.deployed)) is None:
         raise ConfigError(f"MEGAPAIRS_DEPLOYED: {clone} has no commit {deployment.deployed!r}")
     deployed_params = read_deployed_params(clone, code)
     profile, changes = changes_from_conf(conf, deployed_params)
     if (changes.get("open_run") or {}).get("takedown"):
         changes = overlay(changes, {"ingest": {"sources": []}})
     profile = profile or deployed_params.get("profile")
-    changes, lowered = gate_follows_threshold(conf, changes, resolve(deployed_params, profile, {}))
+    own = resolve(deployed_params, profile, {})
+    changes, lowered = gate_follows_threshold(conf, changes, own)
     resolved = resolve(deployed_params, profile, changes)
-    require_own_name(resolve(deployed_params, profile, {}), resolved)
+    require_own_name(own, resolved)
     require_no_credentials(resolved)
-    raw = with_absolute_paths(resolved, deployment.sources_root or Path.cwd())
+    raw = with_absolute_paths(resolved, sources_root)
     params = parse_params(raw, where=f"params.yaml at {deployment.deployed} and the trigger form")
-    own = with_absolute_paths(resolve(deployed_params, profile, {}), deployment.sources_root or Path.cwd())
-    allowed = Allowed.from_environment(os.environ, clone, deployment.sources_root or Path.cwd())
+    own = with_absolute_paths(own, sources_root)
+    allowed = Allowed.from_environment(os.environ, clone, sources_root)
     require_paths(params, request.kind)
     require_allowed(params, allowed.also(own))
-    if request.kind == "model" and (contradictions := training_run_contradictions(params.train, params.evaluate)):
+    if is_training and (contradictions := training_run_contradictions(params.train, params.evaluate)):
         raise ConfigError("; ".join(contradictions))
     data = find_data_commit(clone, request.kind, dataset_version)
-    entries = all_entries(params, deployment.takedown_list) if request.kind == "dataset" else []
-    takedown = tuple(with_source_uris(entries, own))
-    # a version that is rewritten keeps its rows, but for what is taken down
-    is_rewritten = request.kind == "model" or bool(request.dataset_version)
+    takedown = tuple(with_source_uris([] if is_training else all_entries(params, deployment.takedown_list), own))
+    is_rewritten = is_training or bool(request.dataset_version)  # keeps its rows, but for takedowns
     verdicts, faults = Decided() if is_rewritten else run_verdicts(clone, is_takedown=bool(params.open_run.takedown))
     parent = version_at(clone, data) if data and request.kind == "dataset" else None
     date = date_after(parent, params)
@@ -240,7 +239,7 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
             f"open_run.batch: {request.kind}/{batch} is published already; leave it empty for the next free name"
         )
     require_name_after(parent, batch)
-    roles = uncalibrated_windows(deployed_params, profile, changes) if request.kind == "dataset" else []
+    roles = [] if is_training else uncalibrated_windows(deployed_params, profile, changes)
     warnings = [
         f"profile '{profile}': mine.windows of {', '.join(roles)} are not calibrated for its encoders; "
         "`python -m tasks calibrate` proposes windows for the trigger form or the profile's file"
@@ -248,8 +247,9 @@ def plan_run(request: RunRequest, deployment: Deployment) -> RunPlan:
     warnings = [*lowered, *(warnings if roles else []), *faults]
     if difference := code_difference(clone, os.environ.get("MEGAPAIRS_AIRFLOW_COMMIT", ""), code):
         warnings.append(difference)
-    resolved = overlay(raw, {"open_run": {"date": date, "batch": batch}})
-    return RunPlan(resolved, params, code, data, batch, tuple(warnings), takedown, tuple(verdicts))
+    raw = with_encoders_of(raw, parent) if request.dataset_version else raw
+    raw = overlay(raw, {"open_run": {"date": date, "batch": batch}})
+    return RunPlan(raw, params, code, data, batch, tuple(warnings), takedown, tuple(verdicts))
 
 
 def make_worktree(clone: Path, worktree: Path, commit: str) -> None:

@@ -11,6 +11,7 @@ of their parameters: `with_moved_encoders` puts `embed.next.<role>` in the place
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import EncoderConfig, NextEncoderConfig, Params
+from tasks.config.public import public_name
 from tasks.locks import exclusive, lock_wait_s
 from tasks.store import Store
 from tasks.store.tables import names_any_id
@@ -32,8 +34,18 @@ def next_of(role: str) -> str:
 
 
 def spec_key(spec: EncoderConfig) -> dict[str, Any]:
-    """What makes two encoders the same: model, revision and number formats; not window and budget."""
-    return {name: getattr(spec, name) for name in EncoderConfig.model_fields}
+    """What makes two encoders the same: model, revision and number formats; not window and budget.
+
+    It is published: of a model in a folder outside the code it has the last part of the path, and the whole as a hash.
+    """
+    fields = {name: getattr(spec, name) for name in EncoderConfig.model_fields}
+    return fields | {"model": public_name(spec.model), "model_sha256": hashlib.sha256(spec.model.encode()).hexdigest()}
+
+
+def is_rewriting(store: Store) -> bool:
+    """Whether the run rewrites an older version (`python -m tasks purge`): nothing but what is taken down goes."""
+    path = store.folder(".run", "opened.json")
+    return path.exists() and bool(json.loads(path.read_text()).get("rewrites"))
 
 
 def is_same_encoder(stored: Mapping[str, Any], spec: EncoderConfig) -> bool:
@@ -43,7 +55,9 @@ def is_same_encoder(stored: Mapping[str, Any], spec: EncoderConfig) -> bool:
     revision in the vectors' files says how they were made, and stage embed mixes no two.
     """
     defaults = {name: field.default for name, field in EncoderConfig.model_fields.items()}
-    return all(stored.get(name, defaults[name]) == value for name, value in spec_key(spec).items())
+    if "model_sha256" not in stored:  # as earlier versions of the code noted it: the path itself
+        return all(stored.get(name, defaults[name]) == getattr(spec, name) for name in defaults)
+    return all(stored.get(name, defaults.get(name)) == value for name, value in spec_key(spec).items())
 
 
 def with_moved_encoders(params: Params, store: Store) -> Params:
@@ -53,7 +67,7 @@ def with_moved_encoders(params: Params, store: Store) -> Params:
     for role, spec in (params.embed.next or {}).items():
         path = store.folder("data", "embeddings", role, MOVED)
         if path.exists() and is_same_encoder(json.loads(path.read_text()), spec):
-            encoders[role] = EncoderConfig(**spec_key(spec))
+            encoders[role] = EncoderConfig(**{name: getattr(spec, name) for name in EncoderConfig.model_fields})
             windows[role] = spec.window
             del left[role]
     if left == (params.embed.next or {}):
@@ -99,6 +113,29 @@ def encoded_counts(store: Store) -> dict[str, int]:
         f"embed {path.stem.removeprefix('embed-')}": int(json.loads(path.read_text())["images"]) for path in paths
     }
     return {stage: count for stage, count in counts.items() if count}
+
+
+# --- giving up -------------------------------------------------------------------------------------------------------
+
+
+def remove_given_up(store: Store, role: str) -> tuple[int, str | None]:
+    """Remove a next index whose encoder `embed.next` no longer names; versions before keep it.
+
+    Returns:
+        Vectors that it held, a count, and a sentence for the report; 0 and None where there is none.
+    """
+    import pyarrow.parquet as pq
+
+    folders = [folder / "next" for folder in _folders(store, role)]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    rows = sum(pq.read_metadata(path).num_rows for path in folders[0].glob("*.parquet"))
+    size_bytes = sum(path.stat().st_size for path in files)
+    for folder in reversed(folders):  # the vectors last: a killed call finds and counts them again
+        shutil.rmtree(folder, ignore_errors=True)
+    if not files:
+        return 0, None
+    note = f"{role}: embed.next names no encoder any more: its index was removed, {rows} vectors, "
+    return rows, note + f"{len(files)} files, {size_bytes / 1e6:.1f} MB; earlier versions keep it"
 
 
 # --- taking over -----------------------------------------------------------------------------------------------------

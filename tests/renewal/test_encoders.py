@@ -23,7 +23,7 @@ from tasks.publish.published import file_sha256
 from tasks.publish.renew_run import embed_values, forecast_next
 from tasks.publish.version import require_triplets
 from tasks.publish.version_record import build_manifest
-from tasks.renewal.encoders import count_next, spec_key, with_moved_encoders
+from tasks.renewal.encoders import count_next, is_same_encoder, spec_key, with_moved_encoders
 from tasks.renewal.plan import renewed_counts
 from tasks.store import Store
 from tests.support.toy_encoder import ToyEncoder, fill
@@ -166,19 +166,36 @@ def naming(store: Store, ids: list[str]) -> set[Path]:
     return {path for path, table in published_texts(store) if any(names_any_word(table, set(ids)))}
 
 
-def test_an_index_that_was_given_up_lets_a_takedown_through(
+def test_an_index_that_was_given_up_is_removed_said_and_counted(tmp_path: Path, encoded: list[tuple[str, int]]):
+    run_week(tmp_path, 0, lambda batch: params_for(batch, following=False))
+    run_week(tmp_path, 1, lambda batch: params_for(batch, budget=2))
+    store = Store(tmp_path)
+    held = len(store.read_embeddings("semantic/next")[0])
+    given_up = params_for(WEEKS[2], following=False)
+    embed.run(given_up, store, "semantic")
+    report = mine.run(given_up, store, "semantic")
+    assert held == 4 and report.figures["vectors_given_up_semantic"] == held
+    [note] = [note for note in report.notes if "embed.next names no encoder any more" in note]
+    assert f"{held} vectors" in note
+    assert not list((tmp_path / "data").glob("*/semantic/next"))
+    assert mine.run(given_up, store, "semantic").notes == []
+
+
+def test_a_version_that_is_rewritten_keeps_such_an_index_but_for_what_is_taken_down(
     tmp_path: Path, encoded: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ):
     """Nothing is mined from it any more, and it still lies in what is published."""
     run_week(tmp_path, 0, lambda batch: params_for(batch, following=False))
     run_week(tmp_path, 1, lambda batch: params_for(batch, budget=2))
     store = Store(tmp_path)
+    store.write_bytes(tmp_path / ".run" / "opened.json", b'{"rewrites": "dataset/2026.01.11"}')
     ids = store.read_table("images", ["image_id"], WEEKS[1]).column("image_id").to_pylist()[:1]
     assert any(path.parent.name == "next" for path in naming(store, ids))
     for stage in (embed, mine):
         monkeypatch.setattr(stage, "taken_down", lambda *_: set(ids))
         stage.run(params_for(WEEKS[2], following=False), store, "semantic")
     assert {path.parent.name for path in naming(store, ids)} == {"images"}  # which stage ingest takes it from
+    assert store.embedded_shards("semantic/next")
 
 
 def test_a_week_without_images_goes_on_with_the_next_index_and_is_published(
@@ -201,9 +218,11 @@ def test_a_week_without_images_goes_on_with_the_next_index_and_is_published(
         ({}, True),
         ({"cpu_dtype": None}, True),  # noted by a version of the code before this field: what is the default now
         ({"pooling": "mean"}, True),  # noted by a later one
+        ({"model_sha256": None}, True),  # noted with its path, as earlier versions did
+        ({"model_sha256": "00"}, False),  # another folder of the same name
         ({"revision": "abc"}, False),
         ({"dtype": "float16"}, False),
-        ({"model": None}, False),
+        ({"model": None, "model_sha256": None}, False),
     ],
 )
 def test_a_moved_index_is_followed_whatever_fields_the_code_has_by_now(
@@ -217,6 +236,13 @@ def test_a_moved_index_is_followed_whatever_fields_the_code_has_by_now(
     moved = with_moved_encoders(params, store)
     assert moved.embed.encoders["semantic"].model == ("new" if is_followed else "old")
     assert (moved.embed.next is None) == is_followed
+
+
+def test_a_moved_index_names_its_model_and_not_the_folder_of_this_machine():
+    spec = params_for(WEEKS[1]).embed.encoders["semantic"].model_copy(update={"model": "/home/ann/models/ours"})
+    noted = spec_key(spec)
+    assert noted["model"] == "ours" and "/home" not in json.dumps(noted) and is_same_encoder(noted, spec)
+    assert not is_same_encoder(noted, spec.model_copy(update={"model": "/home/ann/others/ours"}))
 
 
 def test_another_model_without_the_old_one_is_refused_with_the_way_out(tmp_path: Path, encoded: list[tuple[str, int]]):
