@@ -27,6 +27,21 @@ def test_each_command_has_the_functions_that_are_called(name: str):
     assert not (command.kind == "stage" and hasattr(module, "add_arguments")), "a stage takes an item and --part alone"
 
 
+@pytest.mark.parametrize(("free", "writes"), [(1 << 20, False), (1 << 30, True)])
+def test_no_bytecode_is_left_on_a_disk_that_is_nearly_full(free: int, writes: bool):
+    """A file that is cut off would end every later command, room or not."""
+    code = f"""
+import shutil, sys
+sys.dont_write_bytecode = False
+usage = shutil.disk_usage
+shutil.disk_usage = lambda folder: usage(folder)._replace(free={free})
+import tasks
+print(sys.dont_write_bytecode)
+"""
+    done = python("-c", code, cwd=Path.cwd())
+    assert done.stdout.strip() == str(not writes), done.stderr
+
+
 def test_whatever_writes_into_a_run_ends_with_its_parent():
     stages = {name for name, command in COMMANDS.items() if command.kind == "stage"}
     assert set(COMMANDS) > DETACHABLE and not DETACHABLE & (stages | {"open_run"})
