@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from tasks.names import batch_name, run_date, stable_id
 from tasks.store import Store
 from tasks.store.atomic import atomic_write
 from tasks.store.shards import shard_path
+from tasks.store.tables import BATCH_ROWS, TableWriter
 
 log = logging.getLogger(__name__)
 WITHDRAWN_CHUNK = 99_999  # number of a batch's file of dropped rows of images that were withdrawn
@@ -122,21 +123,34 @@ def _hide_dropped(store: Store, batch: str, images: Sequence[Row]) -> None:
         rows[row["key"]] = row
     store.write(path, [rows[key] for key in sorted(rows)], "dropped")
     words = {word for image in images for word in (image["image_id"], image["source_sha256"]) if word}
-    for file in sorted(store.folder("data", "dropped", "ingest").glob("*.parquet")):
-        table = store.read(file, "dropped")
-        dropped = table.to_pylist()
-        after = [_hidden(row) if _names(row, words) else row for row in dropped]
-        if after != dropped:
-            store.write(file, after, "dropped")
+    _hide_rows(store, lambda row: _names(row, words))
 
 
 def _hide_refused(store: Store, takedown: TakedownList) -> None:
     """Hide what dropped rows say about files that the list names and that were never taken in."""
+    _hide_rows(store, lambda row: _is_listed(row, takedown))
+
+
+def _hide_rows(store: Store, is_named: Callable[[Row], bool]) -> None:
+    """Hide the named ones of ingest's dropped rows; a file without one is left alone, and few rows are in memory."""
     for file in sorted(store.folder("data", "dropped", "ingest").glob("*.parquet")):
-        dropped = store.read(file, "dropped").to_pylist()
-        after = [_hidden(row) if _is_listed(row, takedown) else row for row in dropped]
-        if after != dropped:
-            store.write(file, after, "dropped")
+        if all(_hidden(row) == row for row in _dropped_rows(store, file) if is_named(row)):
+            continue
+        writer = TableWriter(file, "dropped")
+        try:
+            for row in _dropped_rows(store, file):
+                writer.add(_hidden(row) if is_named(row) else row)
+            writer.close()
+        except BaseException:
+            writer.discard()
+            raise
+
+
+def _dropped_rows(store: Store, file: Path) -> Iterator[Row]:
+    """The rows of a file of dropped rows, one after the other."""
+    for block in store.iter_blocks(file, "dropped", rows=BATCH_ROWS):
+        for batch in block.to_batches(max_chunksize=BATCH_ROWS):
+            yield from batch.to_pylist()
 
 
 def _is_listed(row: Row, takedown: TakedownList) -> bool:

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 from tasks.fingerprints.takedown import withdrawn_ids
+from tasks.fingerprints.takedown_list import TakedownList, parse_lines
 from tasks.ingest import stage as ingest
+from tasks.ingest import withdraw
 from tasks.ingest.withdraw import read_members
 from tasks.store import Store
 from tests.support.images import save_jpeg, smooth_image
@@ -66,3 +69,34 @@ def test_a_file_that_was_never_taken_in_is_not_published_by_its_address(tmp_path
     assert all(row["key"].startswith("mine:withheld-") and ".jpg" not in row["detail"] for row in dropped)
     again = ingest.run(folder_params(source, "2026.01.18", takedown=str(takedown)), store)
     assert again.read == 0, "both files are known still"
+
+
+def test_a_week_of_refused_files_is_looked_through_in_little_memory(tmp_path: Path):
+    """A file of dropped rows holds a whole week, of which the list names two."""
+    store, count = Store(tmp_path), 12_000
+    rows = [
+        {
+            "stage": "ingest",
+            "batch": "2026.01.04",
+            "key": f"s:{n}.jpg",
+            "reason": "too_small",
+            "detail": json.dumps({"sha256": f"{n:064x}", "why": f"{n} px " * 60}),
+        }
+        for n in range(count)
+    ]
+    named = {f"s:{n}.jpg" for n in (7, 11_000)}
+    takedown = TakedownList(parse_lines(["s:7.jpg", f"{11_000:064x}"], "letter"), {"s": "/s"})
+    whole = [withdraw._hidden(row) if row["key"] in named else row for row in rows]
+    paths = [store.dropped_path("ingest", "2026.01.04", n) for n in range(3)]
+    store.write(paths[0], rows, "dropped")
+    store.write(paths[1], whole, "dropped")  # as if they were written by then; nothing is left to hide
+    store.write(paths[2], [], "dropped")
+    states = [path.stat().st_ino for path in paths]
+    tracemalloc.start()
+    rows.clear()
+    withdraw._hide_refused(store, takedown)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert [path.stat().st_ino == ino for path, ino in zip(paths, states, strict=True)] == [False, True, True]
+    assert peak_bytes < 5e6, "all rows at once take 13 MB"
