@@ -10,7 +10,8 @@ kill shows.
 
 `.run/merge/<folder>-<batch>.json` is written first: which chunks become which file. The merged file is made beside it,
 the other chunks are removed, then it takes its place. A killed call goes on from there, and a stage that is started
-again finds its work done (tasks/store/chunks.py).
+again finds its work done (tasks/store/chunks.py), also where no chunk of its table was merged: those of the
+stage before it may have been, and no longer tell which chunks there were.
 """
 
 from __future__ import annotations
@@ -123,8 +124,9 @@ def merge_chunks(store: Store, batch: str, limit: int = MERGED_BYTES, loader: Lo
             if loader and name == STREAMED:
                 rows = [store.count_rows(path, schema) for path in chunks]
                 counts = group_by_rows(rows, loader.wanted(len(store.table_files(name)) - len(chunks), sum(rows)))
-            if not (plan := plan_merge(cut(chunks, counts), limit)):
+            if len(chunks) < 2:
                 continue
+            plan = plan_merge(cut(chunks, counts), limit)  # kept also where all files stay: it says that they are whole
             store.write_bytes(plan_path, json.dumps(plan).encode())
         for group in json.loads(plan_path.read_text()):
             removed += _merge(store, [folder / chunk for chunk in group], schema, plan_path.with_suffix(f".{group[0]}"))

@@ -11,7 +11,7 @@ import pytest
 from tasks.publish import merge
 from tasks.records import StageReport
 from tasks.store import Store
-from tasks.store.chunks import ChunkSpec, iter_chunks, make_missing_chunks
+from tasks.store.chunks import ChunkSpec, file_chunks, iter_chunks, make_missing_chunks
 
 BATCH, EARLIER = "2026.01.11", "2026.01.04"
 
@@ -129,6 +129,25 @@ def test_many_triplets_are_left_in_files_for_many_workers(tmp_path: Path, rows: 
     assert len(counts) == files and sum(counts) == rows and max(counts) - min(counts) <= 10
     ids = store.read_table("triplets", ["triplet_id"]).column(0).to_pylist()
     assert ids == sorted(ids) and len(store.batch_files("triplets", EARLIER)) == earlier
+
+
+def test_a_stage_whose_chunks_all_stayed_counts_them_all_when_it_is_started_again(tmp_path: Path):
+    """Judge follows the files of captioning, which are one by then; its own are as many as loaders want."""
+    store = Store(tmp_path)
+    for number in range(4):
+        pairs = [{"pair_id": f"{number} {n}"} for n in range(20)]
+        store.write(store.table_path("captioned", BATCH, number), pairs, "captioned")
+        triplets = [{**pair, "triplet_id": pair["pair_id"]} for pair in pairs[:15]]
+        store.write(store.table_path("triplets", BATCH, number), triplets, "triplets")
+        dropped = [{"stage": "judge", "batch": BATCH, "key": p["pair_id"], "reason": "r"} for p in pairs[15:]]
+        store.write(store.dropped_path("judge", BATCH, number), dropped, "dropped")
+    merge.merge_chunks(store, BATCH, loader=merge.LoaderFiles(files=16, rows_min=10))
+    assert [len(store.batch_files(table, BATCH)) for table in ("captioned", "triplets")] == [1, 4]
+    before, report = files_of(store), StageReport("judge")
+    spec = ChunkSpec("triplets", BATCH, file_chunks(store, "captioned", BATCH, None))
+    judged, dropped = make_missing_chunks(store, report, spec, lambda _: pytest.fail("it asks a model again"))
+    assert (len(judged["triplet_id"]), len(dropped["key"]), report.new, report.dropped) == (60, 20, 80, {"r": 20})
+    assert files_of(store) == before and merge.merge_chunks(store, BATCH) == 0
 
 
 def test_empty_chunks_and_one_large_one_are_shared_out_in_order():
