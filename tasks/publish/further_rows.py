@@ -85,9 +85,9 @@ def image_to_caption(sources: RowSources) -> Iterator[Row]:
 
 
 def caption_to_image(sources: RowSources) -> Iterator[Row]:
-    """A row for each image with a caption."""
+    """A row for each image with a caption; an image without one may fit any text, and is no negative."""
     for image_id, text, by, others in _captioned(sources):
-        unlike = [i for i in others if _words(sources.captions.get(i, ("", ""))[0]) != _words(text)]
+        unlike = [i for i in others if i in sources.captions and _words(sources.captions[i][0]) != _words(text)]
         yield _row("caption_to_image", image_id, by, query_text=text, target_images=[image_id], negative_images=unlike)
 
 

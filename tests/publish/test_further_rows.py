@@ -51,6 +51,13 @@ def test_an_image_and_its_caption_find_each_other_among_those_of_its_triplets(so
     assert captions["t"]["text_by"] == "vlm" and captions["alone"]["text_by"] == "source"
 
 
+def test_an_image_without_a_caption_is_no_wrong_answer(sources: RowSources):
+    """Nothing says that the text does not describe it, too."""
+    known = RowSources("w1", sources.image_ids, {"q": CAPTIONS["q"]}, sources.triplets, {}, TERMS, "tiny")
+    assert rows_of("caption_to_image", known)["q"]["negative_image_ids"] == []
+    assert rows_of("image_to_caption", known)["q"]["negative_texts"] == []
+
+
 def test_an_image_of_the_same_caption_is_no_wrong_answer(sources: RowSources):
     same = {**CAPTIONS, "t": ("A cat  on blue", "vlm")}
     alike = RowSources("w1", sources.image_ids, same, sources.triplets, {}, TERMS, "tiny")
