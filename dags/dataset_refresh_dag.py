@@ -80,9 +80,9 @@ their runs neither wait for each other nor share a history: this one for the dat
 `dataset_refresh__NAME` for each one of `MEGAPAIRS_DATASETS`. `python -m tasks new_dataset NAME --source FOLDER` lays
 one out.
 
-**People.** `MEGAPAIRS_APPROVAL=version` asks a person first (Browse, Required Actions). A run that was marked failed,
-and of which only the failed tasks are cleared, ends red at `close_run`: clear the first skipped task with its
-downstream tasks.
+**People.** `MEGAPAIRS_APPROVAL=version` asks a person first (Browse, Required Actions), unless nothing would be
+published; a mail says that it waits. A run that was marked failed, and of which only the failed tasks are cleared, ends
+red at `close_run`: clear the first skipped task with its downstream tasks.
 """
 
 from typing import Any

@@ -60,6 +60,7 @@ class Failure:
         warnings: what open_run warned of.
         names: image_id -> the file that it came from, for the example rows; of a dropped file's image its key.
         page_url: link to the version's page; empty for what failed.
+        more_links: further (text, address); one without an address is left out.
     """
 
     dataset: str
@@ -75,6 +76,7 @@ class Failure:
     warnings: tuple[str, ...] = ()
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     page_url: str = ""
+    more_links: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_final(self) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,47 +129,3 @@ def test_a_further_dataset_has_a_pair_of_dags_and_folders_of_its_own(
     monkeypatch.setenv("MEGAPAIRS_DATASETS", "shop=relative")
     with pytest.raises(ValueError, match="expected name=/absolute/folder"):
         load_dag("dataset_refresh")
-
-
-def test_a_person_approves_first_where_the_deployment_says_so(
-    load_dag: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv("MEGAPAIRS_APPROVAL", raising=False)
-    assert "approve_version" not in load_dag("dataset_refresh").task_ids, "off unless it is asked for"
-    monkeypatch.setenv("MEGAPAIRS_APPROVAL", "version, promote")
-    dag = load_dag("dataset_refresh")
-    assert dag.get_task("version").upstream_task_ids == {"approve_version"}
-    assert dag.get_task("approve_version").upstream_task_ids == {"validate_triplets"}
-    assert dag.get_task("approve_version").fail_on_reject
-    assert load_dag("bge_vl_finetune").get_task("promote").upstream_task_ids == {"approve_promote"}
-    monkeypatch.setenv("MEGAPAIRS_APPROVAL", "ingest")
-    with pytest.raises(ValueError, match="expected version, promote or both"):
-        load_dag("dataset_refresh")
-
-
-def test_a_rejection_fails_at_once_and_the_question_leads_to_what_came_out(
-    load_dag: Callable[[str], Any], fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch
-):
-    """A retry would ask again what was answered."""
-    from airflow.providers.standard.operators import hitl
-    from airflow.sdk.exceptions import TaskAwaitingInput
-    from megapairs.alerts import Failure, next_steps
-
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **values: asked.append(values))
-    monkeypatch.setenv("MEGAPAIRS_APPROVAL", "version")
-    monkeypatch.setenv("MEGAPAIRS_UI", "http://airflow.test/")
-    folder = fake_tasks("")
-    (folder / ".run").mkdir()
-    (folder / ".run" / "opened.json").write_text('{"batch": "2026.11.28"}')
-    task = load_dag("dataset_refresh").get_task("approve_version")
-    instance = SimpleNamespace(id="1", dag_id="dataset_refresh", run_id="run 1")
-    with pytest.raises(TaskAwaitingInput):
-        task.execute({"task_instance": instance, "ti": instance})
-    assert f"(http://airflow.test/megapairs/gates/2026.11.28/triplets?run={folder.name})" in asked[0]["body"]
-    answer = {"params_input": {}, "responded_at": datetime.now(UTC), "responded_by_user": {"id": "1", "name": "ann"}}
-    assert task.execute_complete({}, {**answer, "chosen_options": ["Approve"]})["chosen_options"] == ["Approve"]
-    with pytest.raises(AirflowFailException, match="ann rejected version: nothing is published") as refused:
-        task.execute_complete({}, {**answer, "chosen_options": ["Reject"]})
-    failure = Failure("shop", "dataset_refresh", "run 1", "approve_version", str(refused.value))
-    assert failure.is_final and "clear approve_version" in next_steps(failure)[1]
