@@ -45,6 +45,7 @@ from tasks.browse.drops import shown_drops
 from tasks.browse.published import TABLES, PublishedVersion, models, versions
 from tasks.browse.selection import selection_from
 from tasks.errors import TasksError
+from tasks.pages.problem_pages import add_problem_pages
 from tasks.pages.render import html
 from tasks.publish.git import tags
 from tasks.publish.published import published_bytes
@@ -318,6 +319,7 @@ def report(run: str, path: str) -> FileResponse:
     return FileResponse(file, headers=SANDBOX)
 
 
+add_problem_pages(app, back="All versions")
 app.include_router(review_router(version_named))
 app.include_router(gate_router(version_named))
 

@@ -23,6 +23,7 @@ from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from tasks.errors import DataError
+from tasks.pages.problem_pages import add_problem_pages, problem_page
 from tasks.pages.render import html
 from tasks.studio.answers import MAX_RESULTS, MODES, NAME_LENGTH, Feedback, Query, Triplets, answer
 from tasks.studio.galleries import Gallery, Images
@@ -162,6 +163,9 @@ def page(
     )
 
 
+TITLE = "Composed search"
+
+
 def make_app(studio: Studio, hosts: list[str]) -> FastAPI:
     """The application.
 
@@ -172,6 +176,7 @@ def make_app(studio: Studio, hosts: list[str]) -> FastAPI:
     app = FastAPI(title="MegaPairs composed search", version=studio.version, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, limit=studio.max_bytes + FORM_BYTES)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    add_problem_pages(app, back=TITLE)
     small_image = lru_cache(THUMBNAILS_KEPT)(lambda key: thumbnail(studio.images.content(key)))
     faults: dict[int | str, dict[str, Any]] = {
         400: {"description": "The request names something that is not there, or is no image"},
@@ -243,7 +248,8 @@ def make_app(studio: Studio, hosts: list[str]) -> FastAPI:
     ) -> Response:
         """Store that an image should have been the first result; it waits in the review queue."""
         if not hmac.compare_digest(token.encode(), studio.token.encode()):
-            return HTMLResponse("This form is of another visit; go back and load the page again.", 403)
+            why = "this form is of an earlier start of the server; go back and load the page again"
+            return problem_page(request, 403, why, TITLE)
         query = Query.checked(image, text)
         studio.feedback.add(query, should_be_first, name, studio.images, studio.models)
         back = RedirectResponse(address(query) + "&thanks=true", 303)

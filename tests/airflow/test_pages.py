@@ -8,8 +8,9 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tests.support.fake_run import publish_version
+from tests.support.fake_run import HOSTILE, publish_version
 from tests.support.markup import assert_accessible, assert_harmless
+from tests.support.rendered import assert_rendered_well
 
 READING = {"GET", "HEAD", "OPTIONS"}
 
@@ -28,8 +29,8 @@ def client(deployment: Path) -> Iterator[object]:
     from airflow.api_fastapi.core_api.security import get_user
     from fastapi.testclient import TestClient
 
-    publish_version(deployment, "first", "2026-11-16", range(0, 6))
-    publish_version(deployment, "second", "2026-11-23", range(6, 12))
+    publish_version(deployment, "first", "2026-11-16", range(0, 6), mark=HOSTILE)
+    publish_version(deployment, "second", "2026-11-23", range(6, 12), mark=HOSTILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEGAPAIRS_DATASET", str(deployment / "dataset"))
         patch.setenv("MEGAPAIRS_RUNS", str(deployment / "runs"))
@@ -75,6 +76,29 @@ def test_every_page_is_reached_by_links_from_the_home_page(client):
     assert reached >= {"/", "/versions/V/", "/versions/V/gallery.html", "/versions/V/card", "/compare", "/d/shop/"}
     assert {"/versions/V/triplets", "/versions/V/triplets.jsonl"} <= reached
     assert any(address.startswith("/versions/V/images/") for address in reached)
+
+
+@pytest.mark.slow
+def test_every_page_keeps_to_wcag_and_to_the_screen_with_hostile_texts(client, chromium: str):
+    """Axe-core, light and dark, at 1280 and 390 px."""
+    version = "/versions/2026.11.23"
+    addresses = ["/", "/compare?first=2026.11.16&second=2026.11.23", "/gates/2026.11.23/pairs", "/versions/2026.11.24/"]
+    pages = ("", "gallery.html", "card", "triplets", "triplets?text=nosuchword", "review", "quarantine?table=images")
+    addresses += [f"{version}/{page}" for page in (*pages, "drops?stage=judge&reason=wrong_target")]
+    assert_rendered_well(chromium, client.get, addresses)
+
+
+def test_a_page_that_is_not_there_says_why_and_leads_back(client):
+    browser = {"accept": "text/html,*/*;q=0.8"}
+    gone = client.get("/versions/2026.11.24/", headers=browser)
+    assert gone.status_code == 404 and assert_harmless(gone.text, links=True).text.count("No such version.") == 1
+    assert 'href="/"' in gone.text and "frame-ancestors 'self'" in gone.headers["content-security-policy"]
+    wrong = client.get("/versions/2026.11.23/triplets?page=<b>", headers=browser)
+    assert wrong.status_code == 422 and "page: Input should be a valid integer" in wrong.text
+    assert client.get("/versions/2026.11.24/").json() == {"detail": "no such version"}, "a program gets JSON"
+    where = {"stage": "judge", "reason": "<script>alert(1)</script>"}
+    hostile = client.get("/versions/2026.11.23/drops", params=where, headers=browser)
+    assert hostile.status_code == 404 and "<script" not in hostile.text
 
 
 def test_a_row_that_was_left_out_shows_its_images_and_why(client):

@@ -6,7 +6,9 @@ import pytest
 
 from tasks.browse.selection import Selection
 from tasks.pages.render import html
+from tests.support.fake_run import HOSTILE as MARK
 from tests.support.markup import assert_accessible, elements
+from tests.support.rendered import answers_from, assert_rendered_well
 
 HOSTILE = (
     '"><script>alert(1)</script><img src=x onerror=alert(2)>',
@@ -156,3 +158,13 @@ def test_both_searches_share_one_form_and_one_stylesheet():
         assert ("label", "class", "wide") in parsed.attributes, "the text has the widest field"
     styles = [make("red").partition("<style>")[2].partition("</style>")[0] for make in PAGES.values()]
     assert len(set(styles)) == 1
+
+
+@pytest.mark.slow
+def test_what_few_deployments_show_keeps_to_wcag_and_to_the_screen_too(chromium: str):
+    """Models and refused ones on the home page, an item of composed search in the queue, with what people said.
+
+    The other pages are looked at in tests/airflow/test_pages.py and tests/studio/test_studio.py, from a deployment.
+    """
+    pages = {f"/versions/{name.replace(' ', '-')}": PAGES[name](MARK) for name in ("home", "review of searches")}
+    assert_rendered_well(chromium, answers_from(pages), pages)

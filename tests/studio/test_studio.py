@@ -5,6 +5,7 @@ import json
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 import yaml
@@ -19,8 +20,9 @@ from tasks.reviews.searches import read_searches
 from tasks.store import Store
 from tasks.studio import serve
 from tasks.studio.app import Studio, make_app
-from tests.support.fake_run import fill
+from tests.support.fake_run import HOSTILE, fill
 from tests.support.markup import LOADS, elements
+from tests.support.rendered import assert_rendered_well
 
 
 def jpeg(side: int = 96) -> bytes:
@@ -46,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Path:
     (folder / "params.yaml").write_text(
         yaml.safe_dump(overlay(resolve(read_raw(project / "params.yaml"), "test"), changes))
     )
-    fill(folder, range(0, 8))
+    fill(folder, range(0, 8), mark=HOSTILE)
     return folder
 
 
@@ -169,6 +171,15 @@ def test_no_request_is_an_internal_error(client: TestClient, studio: Studio, pat
         if "html" in answer.headers.get("content-type", ""):
             assert_own_page(answer.text)
             assert "script" not in answer.headers["content-security-policy"]
+
+
+@pytest.mark.slow
+def test_its_pages_keep_to_wcag_and_to_the_screen_with_hostile_captions(client: TestClient, root: Path, chromium: str):
+    """Axe-core, light and dark, at 1280 and 390 px."""
+    triplet = a_triplet(root)
+    query = urlencode({"image": triplet["query_image_id"], "text": triplet["instructions"][0], "top_k": 8})
+    addresses = ["/", f"/search?{query}&thanks=true", f"/search?{urlencode({'text': 'x' * 2000})}", "/nosuchpage"]
+    assert_rendered_well(chromium, client.get, addresses)
 
 
 def test_vectors_are_encoded_once(root: Path, studio: Studio, project: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,6 +21,11 @@ from tasks.store.shards import OLD_FOLDER, SHARDS, shard_files, shard_path
 from tasks.validate import stage as validate
 
 REVISION = "0123456789ab"
+# A `mark` for `fill`: HTML, scripts, a template, an address, Hebrew and Arabic, marks of direction, a word without end.
+HOSTILE = (
+    ' "><script>alert(1)</script><img src=x onerror=alert(2)> javascript:alert(3) {{ 7*7 }} \u05e9\u05dc\u05d5\u05dd '
+    "\u0645\u0631\u062d\u0628\u0627 \u202eevil\u202c " + "W" * 180
+)
 
 
 def image(number: int) -> bytes:
@@ -31,8 +36,19 @@ def image(number: int) -> bytes:
     return out.getvalue()
 
 
-def fill(root: Path, numbers: range, *, copies: int = 0, cosine: float = 0.30, triplets: bool = True) -> Params:
-    """Write what ingest to judge would have written for images `numbers`, and the reports that the gates read."""
+def fill(
+    root: Path, numbers: range, *, copies: int = 0, cosine: float = 0.30, triplets: bool = True, mark: str = ""
+) -> Params:
+    """Write what ingest to judge would have written for images `numbers`, and the reports that the gates read.
+
+    Args:
+        root: the run's worktree.
+        numbers: of the images.
+        copies: files that ingest left out as duplicates.
+        cosine: median of captions and images.
+        triplets: whether the judge let any pair pass.
+        mark: what stands at the end of every text and name that comes from a stranger or a model.
+    """
     params, store = load_params(root / "params.yaml"), Store(root)
     batch = params.open_run.batch or ""
     shard, rows = f"{batch}-00000.tar", []
@@ -45,14 +61,16 @@ def fill(root: Path, numbers: range, *, copies: int = 0, cosine: float = 0.30, t
             member.size = len(content)
             offset = tar.offset + 512
             tar.addfile(member, io.BytesIO(content))
-            rows.append(image_row(n, image_id, batch, shard, offset, len(content), str(params.open_run.date)))
+            row = image_row(n, image_id, batch, shard, offset, len(content), str(params.open_run.date))
+            marked = {name: f"{row[name]}{mark}" for name in ("source_uri", "caption", "attribution")}
+            rows.append({**row, **marked})
     store.write_bytes(shard_path(store.root, shard), out.getvalue())
     store.write(store.table_path("images", batch), rows, "images")
     dropped = [
         {
             "stage": "ingest",
             "batch": batch,
-            "key": f"s:copy{n}.jpg",
+            "key": f"s:copy{n}.jpg{mark}",
             "reason": "duplicate",
             "detail": rows[0]["image_id"],
         }
@@ -75,13 +93,13 @@ def fill(root: Path, numbers: range, *, copies: int = 0, cosine: float = 0.30, t
     store.write_report(
         StageReport("select", read=len(ids), written=len(pairs), figures={"median_caption_cosine_new": cosine})
     )
-    texts = ["make it <b>red</b>", "a red one", "what if it were red?"]
+    texts = [f"{text}{mark}" for text in ("make it <b>red</b>", "a red one", "what if it were red?")]
     captioned = [captioned_row(batch, p, texts) for p in pairs]
     store.write(store.table_path("captioned", batch, 0), captioned, "captioned")
     kept = pairs[:-1] if triplets else []
     store.write(store.table_path("triplets", batch, 0), [triplet_row(batch, p, texts) for p in kept], "triplets")
     lost = [
-        {"stage": "judge", "batch": batch, "key": p["pair_id"], "reason": "wrong_target", "detail": ""}
+        {"stage": "judge", "batch": batch, "key": p["pair_id"], "reason": "wrong_target", "detail": mark}
         for p in pairs
         if p not in kept
     ]
@@ -183,10 +201,12 @@ def open_dataset_run(root: Path, run_id: str, date: str, **conf: Any) -> Path:
     return Path(open_run(request, Deployment(root / "dataset", root / "runs")).notes[0])
 
 
-def publish_version(root: Path, run_id: str, date: str, numbers: range, **conf: Any) -> str:
-    """A whole fake run: open, tables, gates, version. Returns the tag."""
+def publish_version(
+    root: Path, run_id: str, date: str, numbers: range, *, copies: int = 0, mark: str = "", **conf: Any
+) -> str:
+    """A whole fake run: open, tables, gates, version. Returns the tag; `copies` and `mark` as of `fill`."""
     worktree = open_dataset_run(root, run_id, date, **conf)
-    params = fill(worktree, numbers)
+    params = fill(worktree, numbers, copies=copies, mark=mark)
     gates(worktree)
     return version.run(params, Store(worktree)).notes[0]
 
