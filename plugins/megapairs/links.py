@@ -1,4 +1,8 @@
-"""A button on a task's page that opens what the task made: a gate's expectations, a version, a model's scores."""
+"""What a task made has a page: a gate's expectations, a version, a model's scores.
+
+The task's log ends with the page's address, and a button under Details opens it. Mapped tasks are parts of a stage: the
+task that merges them has the page (evaluate, not evaluate_part).
+"""
 
 from __future__ import annotations
 

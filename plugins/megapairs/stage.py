@@ -22,7 +22,7 @@ from megapairs.command import Ending, StageProcess, stage_command
 from megapairs.environment import stage_environment
 from megapairs.facts import gather_facts
 from megapairs.form import changes_from
-from megapairs.links import WITH_PAGES, PageLink
+from megapairs.links import WITH_PAGES, PageLink, page_link
 from megapairs.model_keys import STAGES as ASKS_MODELS
 from megapairs.model_keys import model_variables
 from megapairs.results import result_lines
@@ -149,7 +149,7 @@ class Stage(Command):
                 note_decided(folder, self.stage)
                 raise
             except AirflowFailException:
-                self.log_result({}, folder)
+                self.log_result({}, folder, str(context["run_id"]))
                 raise
             telemetry.record_stage(self.stage, report, folder)
         self.report = report
@@ -161,17 +161,20 @@ class Stage(Command):
                 "version": report["notes"][0],
                 "changes": values_for_training(changes_from(run_values(context))),
             }
-        self.log_result(report, folder)
+        self.log_result(report, folder, str(context["run_id"]))
         if self.then is None:
             return report
         context["ti"].xcom_push("report", report)
         return part_names(self.then, report["parts"][self.then])
 
-    def log_result(self, report: Mapping[str, Any], folder: Path) -> None:
-        """End the log with what came out; of a stage that failed, a gate's expectations."""
+    def log_result(self, report: Mapping[str, Any], folder: Path, run_id: str) -> None:
+        """End the log with what came out, and where its page is; of a stage that failed, a gate's expectations."""
         if report or self.stage == "validate":
-            for line in result_lines(self.stage, self.item, report, folder):
+            lines = result_lines(self.stage, self.item, report, folder)
+            for line in lines:
                 self.log.info("%s", line)
+            if lines and (link := page_link(self.stage, self.item, self.dag_id, run_id)).startswith("http"):
+                self.log.info("its page: %s", link)
 
     def keep_decision(self, report: Mapping[str, Any], folder: Path, run_id: str) -> None:
         """Keep what a model run decided beside the clone, for the home page; without it the page says less."""

@@ -84,10 +84,12 @@ def test_a_run_of_which_only_the_failed_tasks_were_cleared_ends_red_and_keeps_it
     assert CloseRun().execute(context())["notes"] == ["closed"]
 
 
-def test_a_task_leads_to_the_page_of_what_it_made(fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch):
+def test_a_task_leads_to_the_page_of_what_it_made(
+    fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     from megapairs.links import PageLink
 
-    folder = fake_tasks("")
+    folder = fake_tasks(report(stage="version", read=9, written=9, notes=["dataset/2026.11.28"]))
     (folder / ".run").mkdir()
     (folder / ".run" / "opened.json").write_text('{"batch": "2026.11.28"}')
     monkeypatch.setenv("MEGAPAIRS_UI", "http://airflow.test/")
@@ -100,6 +102,8 @@ def test_a_task_leads_to_the_page_of_what_it_made(fake_tasks: Fake, monkeypatch:
     assert link(stage="validate", item="pairs") == f"{base}gates/2026.11.28/pairs?run={folder.name}"
     assert link(stage="version") == f"{base}versions/2026.11.28/"
     assert link(stage="promote") == f"{base}#models" and link(stage="embed", item="semantic") == ""
+    stage(stage="version").execute(context())
+    assert f"its page: {base}versions/2026.11.28/" in capsys.readouterr().out.strip().splitlines()[-1]
 
 
 def test_every_gate_and_what_publishes_bears_the_button_to_its_page(load_dag: Callable[[str], Any]):
