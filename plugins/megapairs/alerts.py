@@ -84,6 +84,12 @@ class Failure:
         return FINAL in self.error
 
     @property
+    def rejection(self) -> str:
+        """Who rejected what, where a person did (approval.py); else empty."""
+        said = self.error.partition(":")[0]
+        return said if self.task.startswith("approve") and REJECTED in said else ""
+
+    @property
     def steps(self) -> tuple[str, ...]:
         """What to do now, in three lines."""
         return next_steps(self)
@@ -99,7 +105,7 @@ def subject(failure: Failure) -> str:
         checks = ", ".join(dict.fromkeys(names)) or "its report names no check"
         event = f"gate '{failure.gate.get('table')}' stopped the run: {checks}"
     else:
-        event = f"{failure.task} failed in {failure.dag_id}"
+        event = failure.rejection or f"{failure.task} failed in {failure.dag_id}"
     return " ".join(f"[{failure.dataset}] {event}".split())[:180]
 
 
@@ -124,7 +130,7 @@ def next_steps(failure: Failure) -> tuple[str, ...]:
             "The error says what was expected; docs/troubleshooting.md has it by its text.",
             f"Then start a new run from {task}: clearing the task reads the same parameters again.",
         )
-    if failure.task.startswith("approve") and REJECTED in failure.error:
+    if failure.rejection:
         return (
             "Read the gates' pages and the log of the tasks before: nothing was published, and nothing is lost.",
             f"To be asked again, clear {failure.task.partition(' ')[0]} with its downstream tasks.",

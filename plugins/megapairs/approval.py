@@ -7,6 +7,7 @@ rejection fails the task at once, because a retry would ask again. Nobody is ask
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -40,15 +41,14 @@ def nothing_to_publish(stage: str, folder: Path) -> str:
         stage: version or promote.
         folder: the run's worktree.
     """
-    from tasks.publish.version import require_triplets  # pyarrow: no parse of a DAG file needs it
-    from tasks.store import Store
+    from tasks.store import Store  # pyarrow: no parse of a DAG file needs it
 
     try:
         params = load_params(folder / "params.yaml")
         if params.open_run.dry_run:
             return "a dry run publishes nothing"
         if stage == "version":
-            require_triplets(params, Store(folder))
+            importlib.import_module("tasks.publish.outcome").require_triplets(params, Store(folder))
     except NothingToDo as nothing:
         return str(nothing)
     except (TasksError, OSError):
@@ -115,7 +115,7 @@ class Approval(ApprovalOperator):
         except HITLRejectException as error:
             name = (event.get("responded_by_user") or {}).get("name") or "somebody"
             raise AirflowFailException(
-                f"{name} {REJECTED} {self.before}: nothing is published, and {FINAL}; clear this task with its "
+                f"{name} {REJECTED} {NAMES[self.before]}: nothing is published, and {FINAL}; clear this task with its "
                 "downstream tasks to ask again, or start a new run"
             ) from error
 

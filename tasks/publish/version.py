@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import Params
-from tasks.errors import NothingToDo
-from tasks.fingerprints.takedown import withdrawn_ids
 from tasks.names import batch_name
 from tasks.pages.changes import section, with_section
 from tasks.pages.croissant import croissant
@@ -34,6 +32,7 @@ from tasks.publish.export import export_features, write_embedded
 from tasks.publish.git import git, read_at, resolve_ref
 from tasks.publish.graph import make_output_folders
 from tasks.publish.merge import LoaderFiles, merge_chunks
+from tasks.publish.outcome import count_reviewed, require_triplets
 from tasks.publish.publish import Publication, publish
 from tasks.publish.published import DATA_STAGES, MODEL_SECTIONS, REMOTE_BRANCH, count_parquet_rows, version_at
 from tasks.publish.quality import QUALITY_FILE, quality_file
@@ -43,9 +42,7 @@ from tasks.publish.rows_files import rows_files, write_further_rows
 from tasks.publish.snapshots import Snapshot
 from tasks.publish.version_record import build_manifest, describe_version, parquet_bytes
 from tasks.publish.withdraw import require_withdrawn, update_exports
-from tasks.reasons import REVIEWED
 from tasks.records import StageReport
-from tasks.renewal.plan import renewed_counts
 from tasks.store import Store
 from tasks.store.store import TABLES
 from tasks.store.tables import rewrite_empty
@@ -64,39 +61,6 @@ class Parent:
     record: Mapping[str, Any] | None = None
     lock: bytes | None = None
     rewritten: str | None = None
-
-
-def summarize_run(store: Store, batch: str) -> str:
-    """What this run took in and dropped, in a sentence: nothing else keeps it when no version is made."""
-    images = store.read_table("images", ["image_id"], batch).num_rows
-    pairs = store.read_table("pairs", ["pair_id"], batch).num_rows
-    drops = [
-        f"{stage}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        for stage, reasons in store.count_drops(batch=batch).items()
-    ]
-    return f"New images {images}, new pairs {pairs}; left out by {'; '.join(drops) or 'no stage: nothing'}."
-
-
-def require_triplets(params: Params, store: Store) -> int:
-    """The count of new triplets.
-
-    Raises:
-        NothingToDo: dry_run, or no new triplet, nothing withdrawn or renewed, and no change by people's verdicts.
-    """
-    batch = batch_name(params)
-    count = store.read_table("triplets", ["triplet_id"], batch).num_rows
-    withdrawn, renewed = len(withdrawn_ids(store, batch)), sum(renewed_counts(store).values())
-    if params.open_run.dry_run:
-        raise NothingToDo(f"dry run: {count} triplets made, nothing published")
-    if not (count or withdrawn or renewed or count_reviewed(store, batch)):
-        raise NothingToDo(f"no new triplet in {batch}: no version, no training. {summarize_run(store, batch)}")
-    return count
-
-
-def count_reviewed(store: Store, batch: str) -> int:
-    """Changes that people's verdicts made to triplets of earlier versions in this run: triplets, texts, negatives."""
-    reasons = store.count_drops("judge", batch).get("judge", {})
-    return sum(reasons.get(reason, 0) for reason in REVIEWED)
 
 
 def renewal_figures(version: Mapping[str, Any]) -> dict[str, float]:

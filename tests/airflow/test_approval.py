@@ -66,7 +66,7 @@ def test_a_question_says_what_came_out_and_a_mail_says_that_it_waits(
     (folder / "reports" / "validation").mkdir(parents=True)
     gate = {"table": "triplets", "is_valid": True, "figures": {"rows": 35.0}, "checks": [{"is_held": True}]}
     (folder / "reports" / "validation" / "triplets.json").write_text(json.dumps(gate))
-    monkeypatch.setattr("tasks.publish.version.require_triplets", lambda *_: 35)
+    monkeypatch.setattr("tasks.publish.outcome.require_triplets", lambda *_: 35)
     (asked,), ((subject, page),), _ = ask(load_dag, "dataset_refresh", folder, monkeypatch)
     came_out = "35 new triplets; gate 'triplets' passed: 1 of 1 expectations hold."
     link = f"http://airflow.test/megapairs/gates/2026.11.28/triplets?run={folder.name}"
@@ -102,14 +102,15 @@ def test_a_rejection_fails_at_once_and_says_who_and_what_to_do(
     load_dag: Callable[[str], Any], fake_tasks: Fake, monkeypatch: pytest.MonkeyPatch
 ):
     """A retry would ask again what was answered."""
-    from megapairs.alerts import Failure, body, next_steps
+    from megapairs.alerts import Failure, body, next_steps, subject
 
-    monkeypatch.setattr("tasks.publish.version.require_triplets", lambda *_: 1)
+    monkeypatch.setattr("tasks.publish.outcome.require_triplets", lambda *_: 1)
     _, _, task = ask(load_dag, "dataset_refresh", fake_tasks(""), monkeypatch)
     answer = {"params_input": {}, "responded_at": datetime.now(UTC), "responded_by_user": {"id": "1", "name": "ann"}}
     assert task.execute_complete({}, {**answer, "chosen_options": ["Approve"]})["chosen_options"] == ["Approve"]
-    with pytest.raises(AirflowFailException, match="ann rejected version: nothing is published") as refused:
+    with pytest.raises(AirflowFailException, match="ann rejected a new version: nothing is published") as refused:
         task.execute_complete({}, {**answer, "chosen_options": ["Reject"]})
     failure = Failure("shop", "dataset_refresh", "run 1", "approve_version", str(refused.value))
     assert failure.is_final and "clear approve_version" in next_steps(failure)[1]
-    assert "ann rejected" in body(failure)
+    assert subject(failure) == "[shop] ann rejected a new version"
+    assert ">ann rejected a new version</h1>" in body(failure) and "No retry" not in body(failure)

@@ -19,9 +19,9 @@ from tasks.embed.next_index import choose_shards
 from tasks.errors import ConfigError, DataError
 from tasks.fingerprints.takedown import names_any_word, published_texts
 from tasks.mine import stage as mine
+from tasks.publish.outcome import require_triplets
 from tasks.publish.published import file_sha256
 from tasks.publish.renew_run import embed_values, forecast_next
-from tasks.publish.version import require_triplets
 from tasks.publish.version_record import build_manifest
 from tasks.renewal.encoders import count_next, is_same_encoder, spec_key, with_moved_encoders
 from tasks.renewal.plan import renewed_counts
