@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 from tasks.evaluate.protocols import Benchmark, Query, Task
 
 FREE_QUERIES = 3  # queries that may be left out whatever their share
@@ -70,9 +70,15 @@ def with_readable_images(benchmark: Benchmark, share_max: float, *, is_thorough:
         share_max: largest share of its queries that may be left out, 0 to 1.
         is_thorough: as of `unreadable_images`.
     Raises:
+        ConfigError: there is no folder of images.
         DataError: a larger share, a task without a query that is left, or any query of a split whose answers are
             hidden.
     """
+    if benchmark.no_images:
+        raise ConfigError(
+            f"{benchmark.no_images}; the images have terms of their own, see the benchmark's page. Without them only "
+            "rankings are scored (--predictions)"
+        )
     faults, dropped, tasks = unreadable_images(benchmark, is_thorough=is_thorough), benchmark.dropped, []
     bad_items = {key for task in benchmark.tasks for key in task.gallery if benchmark.item(key).image in faults}
     dropped.gallery_images += len({benchmark.item(key).image for key in bad_items})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import ConfigError, DataError
-from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction, Query
+from tasks.evaluate.protocols import PROTOCOLS, Benchmark, Prediction
 from tasks.evaluate.protocols.base import read_json
 from tasks.evaluate.retrieval import RetrievalResult
 
@@ -36,27 +36,27 @@ def submission_files(benchmark: Benchmark, result: RetrievalResult) -> dict[str,
     for task, predictions in zip(benchmark.tasks, result.predictions["composed"], strict=True):
         expected = min(LONGEST, len(task.gallery) - (benchmark.protocol == "cirr"))
         for query, prediction in predictions:
-            check_ranking(query, prediction.ranked, task.positions, expected)
+            check_ranking(f"query {query.query_id}", prediction.ranked, task.positions, expected)
     return make([pair for task in result.predictions["composed"] for pair in task])
 
 
-def check_ranking(query: Query, ranked: Sequence[str], gallery: Mapping[str, int], shortest: int) -> None:
+def check_ranking(where: str, ranked: Sequence[str], gallery: Mapping[str, int] | None, shortest: int) -> None:
     """Refuse a ranking that a server would refuse.
 
     Args:
-        query: whose ranking it is.
+        where: file and query, for the error.
         ranked: keys, best first.
-        gallery: keys that may stand there.
+        gallery: keys that may stand there; None where that is not known.
         shortest: how many it must have, at least.
     Raises:
         DataError: too few, one twice, or one that is not in the gallery.
     """
     if len(set(ranked)) != len(ranked):
-        raise DataError(f"query {query.query_id}: an image is predicted twice; a ranking names each once")
-    if unknown := [key for key in ranked if key not in gallery]:
-        raise DataError(f"query {query.query_id}: {unknown[:3]} are not in the gallery")
+        raise DataError(f"{where}: an image is predicted twice; a ranking names each once")
+    if gallery is not None and (unknown := [key for key in ranked if key not in gallery]):
+        raise DataError(f"{where}: {unknown[:3]} are not in the gallery")
     if len(ranked) < shortest:
-        raise DataError(f"query {query.query_id}: {len(ranked)} images are ranked; expected {shortest}")
+        raise DataError(f"{where}: {len(ranked)} images are ranked; expected {shortest}")
 
 
 def read_submission(paths: Sequence[Path], benchmark: Benchmark) -> tuple[RetrievalResult, list[str]]:
@@ -85,11 +85,14 @@ def read_submission(paths: Sequence[Path], benchmark: Benchmark) -> tuple[Retrie
         pairs = []
         for query in task.queries:
             ranked, subset = rankings.get(query.query_id, []), subsets.get(query.query_id, [])
+            where = f"{', '.join(map(str, paths))}: query {query.query_id}"
+            gallery = task.positions if benchmark.has_gallery_list else None
             if rankings:
                 count = len(query.candidates) or len(task.gallery) - (benchmark.protocol == "cirr")
-                check_ranking(query, ranked, task.positions, 1 if query.candidates else min(LONGEST, count))
+                count = count if benchmark.has_gallery_list else LONGEST
+                check_ranking(where, ranked, gallery, 1 if query.candidates else min(LONGEST, count))
             if subsets:
-                check_ranking(query, subset, task.positions, min(SUBSET_LONGEST, len(query.subset)))
+                check_ranking(where, subset, gallery, min(SUBSET_LONGEST, len(query.subset)))
             pairs.append((query, Prediction(ranked, subset)))
         tasks.append(pairs)
     return RetrievalResult({"composed": tasks}), metrics

@@ -27,6 +27,7 @@ IMAGES_PER_CALL = 8  # of the processor: the arrays that it makes on the way sta
 CACHE_BYTES = 1_000_000_000  # preprocessed images are kept in memory up to this size
 FORMATS = ("JPEG", "PNG", "WEBP")  # of the files of further datasets
 BLANK_PX = (64, 64)
+WARNED_IMAGES = 20  # of those that cannot be read; one that comes again is not named again
 PAIR_MARK = "|"  # between the ids of two images of the version that are shown as one
 log = logging.getLogger(__name__)
 
@@ -161,11 +162,19 @@ class ImageLoader:
         except DataError as error:
             if image_id not in self.files:
                 raise
-            log.warning("train: %s", error)
-            self.unreadable.add(image_id)
+            if image_id not in self.unreadable:
+                self._name(error)
+                self.unreadable.add(image_id)
             from PIL import Image
 
             return Image.new("RGB", BLANK_PX)
+
+    def _name(self, error: DataError) -> None:
+        """Log what is wrong with an image that was not met before, of the first `WARNED_IMAGES` alone."""
+        if len(self.unreadable) < WARNED_IMAGES:
+            log.warning("train: %s", error)
+        elif len(self.unreadable) == WARNED_IMAGES:
+            log.warning("train: %d images could not be read; further ones are only counted", WARNED_IMAGES)
 
     def load(self, image_ids: Sequence[str], *, is_strict: bool = True) -> list[Any]:
         """Read and preprocess images: (3, height, width) float32 each, or the retriever's own kind of input.

@@ -107,6 +107,24 @@ def test_a_submission_is_scored_as_the_model_that_made_it(circo: Path, tmp_path:
     assert found == {"predictions": {"composed": expected}}
 
 
+def test_a_submission_is_scored_from_the_answers_alone(circo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Neither images nor COCO's list are there: the ranking may name any image, each once, 50 a query."""
+    rows = json.loads((circo / "annotations/val.json").read_text())
+    ranked = {str(a["id"]): [*a["gt_img_ids"], *range(1000, 1050)][:50] for a in rows}
+    shutil.rmtree(circo / "COCO2017_unlabeled")
+    file, asked = tmp_path / "file.json", ("--benchmark", f"circo={circo}", "--out", tmp_path / "out")
+    dump(file, ranked)
+    assert evaluate(*asked, "--predictions", file) == 0
+    section = json.loads((tmp_path / "out/evaluation.json").read_text())["benchmarks"]["circo"]
+    assert section["metrics"]["predictions"]["composed"]["map_at_5"] == 1
+    for damaged, said in ((ranked["3"][:49], "49 images are ranked; expected 50"), ([1, 1], "predicted twice")):
+        dump(file, ranked | {"3": damaged})
+        assert evaluate(*asked, "--predictions", file) == 65
+        assert f"{file}: query 3: " in (error := capsys.readouterr().err) and said in error
+    assert evaluate(*asked, "--model", "m") == 78
+    assert "none of COCO2017_unlabeled/unlabeled2017, unlabeled2017, images is there" in capsys.readouterr().err
+
+
 def test_a_file_of_cirr_is_scored_by_the_metrics_that_it_allows(tmp_path: Path):
     folder = cirr_folder(tmp_path / "cirr")
     captions = json.loads((folder / "captions/cap.rc2.val.json").read_text())

@@ -10,7 +10,7 @@ from PIL import Image
 from tasks.errors import DataError
 from tasks.store import Store
 from tasks.train.batches import BatchPlan
-from tasks.train.loader import ImageLoader, prefetch
+from tasks.train.loader import WARNED_IMAGES, ImageLoader, prefetch
 
 
 def red_values(images: list[Image.Image]) -> torch.Tensor:
@@ -28,6 +28,16 @@ def test_images_of_further_datasets_are_read_from_their_files(tmp_path: Path):
     files["other:a"].write_bytes(b"no image")
     with pytest.raises(DataError, match="not a readable image"):
         ImageLoader(Store(tmp_path), red_values, files=files)(["other:a"])
+
+
+def test_an_unreadable_image_is_named_once_and_of_many_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    files = {f"other:{n}": tmp_path / f"{n}.png" for n in range(WARNED_IMAGES + 9)}
+    loader = ImageLoader(Store(tmp_path), red_values, files=files, cache_bytes=0)
+    for _ in range(2):
+        rows, broken = loader.load_readable([*files])
+        assert len(rows) == len(broken) == len(files)
+    assert len(caplog.messages) == WARNED_IMAGES + 1 and "0.png: not a readable image" in caplog.messages[0]
+    assert caplog.messages[-1] == f"train: {WARNED_IMAGES} images could not be read; further ones are only counted"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

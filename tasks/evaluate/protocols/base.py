@@ -136,6 +136,8 @@ class Benchmark:
         files: image key -> file that `read_image` reads, where images are files.
         instruction: task instruction of the queries for an MLLM; None for the model's own. Stored with each score.
         is_subset: some of the queries alone are scored, and so perhaps some of the tasks.
+        has_gallery_list: False where the files do not say what the whole gallery is; a ranking may then name any image.
+        no_images: where images were looked for, and none is; they cannot be encoded then, but a ranking can be scored.
     """
 
     name: str
@@ -149,6 +151,8 @@ class Benchmark:
     files: Mapping[str, Path] = field(default_factory=dict)
     instruction: str | None = None
     is_subset: bool = False
+    has_gallery_list: bool = True
+    no_images: str = ""
 
     def item(self, key: str) -> GalleryItem:
         """The gallery entry of a key."""

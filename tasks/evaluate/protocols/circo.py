@@ -40,6 +40,7 @@ from tasks.evaluate.protocols.base import (
     record_errors,
 )
 
+IMAGE_FOLDERS = ("COCO2017_unlabeled/unlabeled2017", "unlabeled2017", "images")
 # MegaPairs, eval/data/circo_query.jsonl
 TEMPLATE = "Find a picture that also {shared_concept}, but {relative_caption}."
 
@@ -66,20 +67,29 @@ def parse_query(annotation: dict[str, Any], template: str) -> Query:
     return Query(query_id, reference, texts[0], tuple(ground_truths), wordings, record=record)
 
 
-def image_files(images: Path) -> dict[str, Path]:
-    """Image id -> file, of every image in the gallery: COCO's list where it is there, else the folder's files."""
+def image_files(images: Path) -> tuple[dict[str, Path], bool]:
+    """(image id -> file, of every image in the gallery; whether COCO's list gave them): else the folder's files."""
     image_list = images.parent / "annotations" / "image_info_unlabeled2017.json"
     if image_list.is_file():
-        return {str(i["id"]): images / f"{i['id']:012d}.jpg" for i in read_json(image_list)["images"]}
-    files = [f for f in images.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES]
-    return {f.stem.lstrip("0") or "0" if f.stem.isdigit() else f.stem: f for f in files}
+        return {str(i["id"]): images / f"{i['id']:012d}.jpg" for i in read_json(image_list)["images"]}, True
+    files = [f for f in images.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES] if images.is_dir() else []
+    return {f.stem.lstrip("0") or "0" if f.stem.isdigit() else f.stem: f for f in files}, False
+
+
+def annotated_files(path: Path, annotations: Sequence[dict[str, Any]], images: Path) -> dict[str, Path]:
+    """Image id -> where its file should be, of the images that annotations name; `path` is for errors."""
+    files: dict[str, Path] = {}
+    for n, a in enumerate(annotations):
+        with record_errors(f"{path}: record {n}", a):
+            files |= {str(i): images / f"{i:012d}.jpg" for i in (a["reference_img_id"], *a.get("gt_img_ids", ()))}
+    return files
 
 
 def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark:
     """Read the benchmark in `folder`.
 
     Raises:
-        ConfigError: files that are not there, a template without {relative_caption}.
+        ConfigError: no annotations there, a template without {relative_caption}.
         DataError: no annotation is left whose images are there, or a target that is not among its ground truths.
     """
     template = TEMPLATE if template is None else template
@@ -94,8 +104,11 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
     for a in annotations:
         if ("target_img_id" in a) != ("gt_img_ids" in a):
             raise DataError(f"{path}: query {a['id']} has only one of target_img_id and gt_img_ids; expected both")
-    images = first_existing(folder, "COCO2017_unlabeled/unlabeled2017", "unlabeled2017", "images")
-    files = image_files(images)
+    places = [folder / name for name in IMAGE_FOLDERS]
+    images = next((place for place in places if place.is_dir()), None)
+    files, has_list = image_files(images or places[0])
+    if not has_list and split != "all":  # answers alone are enough to score a ranking
+        files = annotated_files(path, annotations, images or places[0]) | files
     gallery = sorted(files, key=lambda stem: (len(stem), stem))
     queries, dropped = [], DroppedQueries()
     for n, a in enumerate(annotations):
@@ -106,8 +119,18 @@ def read(folder: Path, split: str, template: str | None, name: str) -> Benchmark
             else:
                 queries.append(parse_query(a, template))
     dropped.require_some(len(queries))
-    task = Task("", queries, gallery)
-    return Benchmark(name, "circo", split, {"": template}, [task], image_reader(files), dropped=dropped, files=files)
+    return Benchmark(
+        name,
+        "circo",
+        split,
+        {"": template},
+        [Task("", queries, gallery)],
+        image_reader(files),
+        dropped=dropped,
+        files=files,
+        has_gallery_list=has_list or split == "all",
+        no_images="" if images else f"{folder}: none of {', '.join(IMAGE_FOLDERS)} is there",
+    )
 
 
 def predict(task: Task, query: Query, similarity: np.ndarray) -> Prediction:
