@@ -5,8 +5,8 @@
 
 --model is a Hugging Face name or a folder and may be repeated; models are compared with the first one. --benchmark is
 PROTOCOL=FOLDER, or PROTOCOL:SPLIT=FOLDER (circo:test writes the files for CIRCO's server); the folder is the one that
-the benchmark's own page unpacks. With --predictions nothing is encoded: a file in the format of the benchmark's server
-is scored by its protocol.
+the benchmark's own page unpacks (a table of them: docs/images-and-models.md). With --predictions nothing is encoded: a
+file in the format of the benchmark's server is scored by its protocol; images need not be there.
 
 Everything that can be known is checked before the first batch: names, the files and their columns, that every image is
 there and whole (else its queries are counted as left out), that a split has answers, the metric. --check ends there.
@@ -46,6 +46,7 @@ from tasks.store.atomic import atomic_write
 log = logging.getLogger(__name__)
 DEFAULT_SPLITS = {"mmeb": "test", "icir": "all", "pinpoint": "all", "dtin": "all"}  # the others: val
 SEED = 0  # of the bootstrap
+OTHER_NAMES = {"mmebv2": "mmeb", "fiq": "fashioniq", "imagenetr": "dtin", "domaintransferimagenet": "dtin"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score the queries alone that a file names: CIRCUS' CSV or JSONL, or a JSON list of query ids",
     )  # fmt: skip
     group.add_argument("--template", help="text of a query; default: the benchmark's own template")
+    group.add_argument(
+        "--instruction", help="task instruction for models that take one; default: the benchmark's own, or the model's"
+    )
     group.add_argument("--metric", help="main metric of the first benchmark; default: its protocol's")
     group.add_argument(
         "--predictions", type=Path, nargs="+", default=[], metavar="FILE", help="score submission files, not a model"
@@ -84,25 +88,37 @@ def is_asked(args: argparse.Namespace) -> bool:
     return bool(args.model or args.benchmark or args.predictions or args.check)
 
 
-def parse_benchmark(text: str, template: str | None, subsets: Mapping[str, str]) -> BenchmarkConfig:
+def protocol_name(typed: str) -> str:
+    """A protocol as people write it: capitals and hyphens do not count (i-CIR, Fashion-IQ, MMEB-V2)."""
+    plain = typed.lower().replace("-", "").replace("_", "")
+    return OTHER_NAMES.get(plain, plain)
+
+
+def parse_benchmark(
+    text: str, template: str | None, subsets: Mapping[str, str], instruction: str | None = None
+) -> BenchmarkConfig:
     """`circo=data/CIRCO` or `circo:test=data/CIRCO`; the name in the report is the part before '='.
 
     Args:
         text: as given.
         template: of the query text; None for the benchmark's own.
+        instruction: task instruction for an MLLM; None for the benchmark's own, or the model's.
         subsets: the part before '=' -> file that names the queries to score.
 
     Raises:
         ConfigError: another form, or an unknown protocol.
     """
     key, separator, path = text.partition("=")
-    protocol, _, split = key.partition(":")
+    typed, _, split = key.partition(":")
+    protocol = protocol_name(typed)
     if not separator or not path or not protocol:
         raise ConfigError(f"--benchmark {text!r}: expected PROTOCOL=FOLDER, such as circo=data/CIRCO")
     if protocol not in PROTOCOLS:
         close = difflib.get_close_matches(protocol, PROTOCOLS, n=1)
         meant = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"--benchmark {text!r}: unknown protocol {protocol!r}; {meant}expected one of {[*PROTOCOLS]}")
+        if protocol == "circus":
+            meant = "CIRCUS is subsets of other benchmarks: name one, and the file by --subset BENCHMARK=FILE; "
+        raise ConfigError(f"--benchmark {text!r}: unknown protocol {typed!r}; {meant}expected one of {[*PROTOCOLS]}")
     split = split or DEFAULT_SPLITS.get(protocol, "val")
     if not split.isidentifier() and not split.isalnum():
         raise ConfigError(f"--benchmark {text!r}: split {split!r}: expected a name such as val or test")
@@ -112,6 +128,7 @@ def parse_benchmark(text: str, template: str | None, subsets: Mapping[str, str])
         path=path,
         split=split,
         template=template,
+        instruction=instruction,
         subset=subsets.get(key),
     )
 
@@ -224,7 +241,7 @@ def read_all(args: argparse.Namespace) -> list[Benchmark]:
     subsets = dict(parse_subset(text) for text in args.subset)
     if unknown := sorted(set(subsets) - {text.partition("=")[0] for text in args.benchmark}):
         raise ConfigError(f"--subset: {unknown} are no --benchmark; expected the part before its '='")
-    configs = [parse_benchmark(text, args.template, subsets) for text in args.benchmark]
+    configs = [parse_benchmark(text, args.template, subsets, args.instruction) for text in args.benchmark]
     if len({c.name for c in configs}) < len(configs):
         raise ConfigError(f"--benchmark: names must differ, found {[c.name for c in configs]}")
     models = model_names(args.model)

@@ -48,6 +48,7 @@ def benchmark_lines(name: str, section: Mapping[str, Any]) -> list[str]:
         section["rule"],
         f"{section['queries']:,} queries, {section['gallery']:,} in the gallery. Query text: "
         + "; ".join(f"{task + ': ' if task else ''}`{text}`" for task, text in section["templates"].items())
+        + (f". Task instruction: `{said}`" if (said := section.get("instruction")) else "")
         + f". Source: {section['source']}.",
         "",
         *table(["model", "query", *metrics], score_rows(section, metrics)),

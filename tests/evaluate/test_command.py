@@ -176,6 +176,7 @@ def cut_most(circo: Path) -> None:
         (["--model", "m"], None, 78, "--benchmark is missing"),
         (["--model", "m", "--benchmark", "circo"], None, 78, "expected PROTOCOL=FOLDER"),
         (["--model", "m", "--benchmark", "cirko={}"], None, 78, "did you mean 'circo'"),
+        (["--model", "m", "--benchmark", "circus={}"], None, 78, "--subset BENCHMARK=FILE"),
         (["--model", "m", "--benchmark", "circo={}/none"], None, 78, "no such folder"),
         (["--model", "m", "--benchmark", "circo:train={}"], None, 78, "none of annotations/train.json"),
         (["--model", "m", "--benchmark", "circo={}", "--metric", "recall_at_2"], None, 78, "has ['map_at_5'"),
@@ -337,3 +338,26 @@ def test_a_subset_of_another_benchmark_is_refused(circo: Path, tmp_path: Path, c
     assert "2 of 3 rows are no query of circo (val), such as ['77', '78']" in capsys.readouterr().err
     assert evaluate(*words, f"cirr={tmp_path / 'ids.json'}") == 78
     assert evaluate(*words, f"circo={tmp_path / 'none.csv'}") == 78
+
+
+@pytest.mark.parametrize(
+    ("typed", "protocol"),
+    [
+        ("CIRCO", "circo"),
+        ("i-CIR", "icir"),
+        ("Fashion-IQ:test", "fashioniq"),
+        ("mmeb-v2", "mmeb"),
+        ("fiq", "fashioniq"),
+    ],
+)
+def test_a_protocol_is_known_by_the_names_that_people_write(typed: str, protocol: str):
+    config = tasks.evaluate.command.parse_benchmark(f"{typed}=x", None, {})
+    assert (config.protocol, config.name) == (protocol, typed.replace(":", "-"))
+
+
+def test_the_task_instruction_of_the_command_is_stored_with_the_scores(circo: Path, tmp_path: Path):
+    asked = ("--model", "m", "--benchmark", f"circo={circo}", "--instruction", "Find the changed scene.")
+    assert evaluate(*asked, "--out", tmp_path / "out") == 0
+    section = json.loads((tmp_path / "out/evaluation.json").read_text())["benchmarks"]["circo"]
+    assert section["instruction"] == "Find the changed scene."
+    assert "Task instruction: `Find the changed scene.`" in (tmp_path / "out/results.md").read_text()
