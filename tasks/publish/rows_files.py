@@ -38,8 +38,8 @@ TRIPLET_COLUMNS = [
 ]
 NAMED_IMAGES = ["query_image_id", "target_image_id", "negative_image_ids"]
 BLOCK_ROWS = 20_000  # of images and captions in memory at a time, as rows
-# Images whose captions are in memory, 360 bytes each (and 150 for the id); a batch that names more is read alone. Reading
-# over 100,000 images takes 0.16 CPU-seconds: more at a time are fewer readings of everything.
+# Images whose captions are in memory, 360 bytes each (and 150 for the id); a batch that names more is read alone.
+# Reading over 100,000 images takes 0.16 CPU-seconds: more at a time are fewer readings of everything.
 IMAGES_AT_ONCE = 1_000_000
 
 

@@ -28,7 +28,7 @@ from tasks.reviews.verdicts import Verdict, write_verdicts
 from tasks.store import Store
 from tests.support.colour_pairs import BATCH, colour_params, table_bytes, use_models, with_batch, with_caption
 from tests.support.fake_llm import FakeLlm
-from tests.support.renewal import NOW, SECOND, content, make_weeks, models, renew
+from tests.support.renewal import NOW, SECOND, batches, content, make_weeks, models, renew
 
 TEXTS = ("captioned", "dropped/caption")
 VERDICTS = ("triplets", "dropped/judge")
@@ -137,6 +137,23 @@ def test_renewing_everything_gives_what_the_new_models_would_have_made(
         assert len({r["pair_id"] for r in slices.read_table("captioned", batch=week).to_pylist()}) <= 2
         assert stale_of(slices, "caption")["stale"] == left
     assert content(slices, *TEXTS, *VERDICTS) == content(fresh, *TEXTS, *VERDICTS)
+
+
+def test_a_row_bears_the_batch_of_the_run_that_made_it_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: Params
+):
+    """The law of `batch`, which the laws of content leave out: the oldest first goes by it."""
+    store = make_weeks(monkeypatch, tmp_path, params)
+    expected = {pair_id: {BATCH if pair_id in ("p0", "p1", "p2") else SECOND} for pair_id in batches(store)}
+    assert batches(store) == expected and len(expected) == 5
+    models(monkeypatch, texts="new")
+    for week in (NOW, "2026.01.26", "2026.02.02"):
+        renew(store, params, week, caption={"budget": 2})
+        plan = read_plan(store, "caption")
+        assert plan is not None and {plan.batches[unit] for unit in plan.units} <= {BATCH, SECOND}
+        expected |= {unit: {week} for unit in plan.units}
+        assert batches(store) == expected
+    assert {batch for made in expected.values() for batch in made} == {NOW, "2026.01.26", "2026.02.02"}
 
 
 def test_reversed_pairs_are_renewed_with_their_pairs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: Params):

@@ -90,10 +90,25 @@ def renew(store: Store, params: Params, batch: str = NOW, parts: int = 1, **stag
 
 
 def content(store: Store, *tables: str) -> dict[str, list[dict[str, Any]]]:
-    """Rows of tables by pair, without what says when and at what cost they were made."""
+    """Rows of tables by pair, without what says when and at what cost they were made.
+
+    `batch` is left out: it says which run made a row, and a renewal is another run than that of a fresh build, by
+    definition. It has a law of its own (`batches`): the run that renewed a row, else the run that made it first.
+    """
     out = {}
     for table in tables:
         rows = store.read_dropped(table.partition("/")[2]) if table.startswith("dropped/") else store.read_table(table)
         kept = [{k: v for k, v in row.items() if k != "batch"} for row in rows.to_pylist()]
         out[table] = sorted((row for row in kept if row.get("reason") != "renewed"), key=str)
+    return out
+
+
+def batches(store: Store) -> dict[str, set[str]]:
+    """Pair id -> batches of its captioned, judged and rejected rows; those of reason `renewed` are of old triplets."""
+    rows = [row for table in ("captioned", "triplets") for row in store.read_table(table).to_pylist()]
+    rejected = [row for stage in ("caption", "judge") for row in store.read_dropped(stage).to_pylist()]
+    rows += [{**row, "pair_id": row["key"].partition(":")[0]} for row in rejected if row["reason"] != "renewed"]
+    out: dict[str, set[str]] = {}
+    for row in rows:
+        out.setdefault(row["pair_id"], set()).add(row["batch"])
     return out
