@@ -1,6 +1,5 @@
 """Fine-tuning learns, repeats itself, sees no held-out image; evaluation follows CIRCO and alone reads the truth."""
 
-import io
 import json
 import random
 from pathlib import Path
@@ -23,7 +22,7 @@ from tasks.train.batches import WeightedDataset, training_examples
 from tasks.train.loader import ImageLoader
 from tasks.train.splits import held_out_images
 from tasks.train.trainer import Trainer, TrainingData
-from tests.support.tiny import save_narrow_clip
+from tests.support.tiny import drawn_families, save_narrow_clip
 
 BATCH = "2026.01.05"
 
@@ -37,42 +36,11 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """Twelve families of three images; in each the first leads to the second, with the third as its negative."""
-    store, rng = Store(tmp_path), random.Random(5)
-    shard, images, triplets, truth = b"", [], [], []
-    for f in range(12):
-        scenes = family(rng, "corpus", 3)
+    store, triplets, truth = Store(tmp_path), [], []
+    families, shard, images = drawn_families(12, BATCH)
+    for f, scenes in enumerate(families):
         for m, scene in enumerate(scenes):
-            file = io.BytesIO()
-            Image.fromarray(draw(scene)).save(file, "PNG")
-            content = file.getvalue()
-            other = {
-                "source_sha256": "",
-                "license_code": "",
-                "attribution": "",
-                "fetched_at": "",
-                "phash": "",
-                "thumbnail": b"",
-                "caption": None,
-            }
-            where = {
-                "shard": f"{BATCH}-00000.tar",
-                "offset_bytes": len(shard),
-                "size_bytes": len(content),
-                "width_px": 96,
-                "height_px": 96,
-            }
-            images.append(
-                {
-                    "image_id": f"{f:02d}{'abc'[m]}",
-                    "source_uri": f"world:{f}/{m}.png",
-                    "batch": BATCH,
-                    "caption_source": None,
-                    **other,
-                    **where,
-                }
-            )
             truth.append({"path": f"{f}/{m}.png", "kind": "original", "scene": scene.to_record()})
-            shard += content
         edits = difference(scenes[0], scenes[1])
         row = {
             "triplet_id": f"t{f:02d}",

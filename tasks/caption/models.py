@@ -7,9 +7,8 @@ from pathlib import Path
 from tasks.caption.canaries import check_canaries, read_canaries
 from tasks.caption.chunk import CaptionSetup
 from tasks.config import Params
-from tasks.models.llm.api_keys import model_api_key
 from tasks.models.llm.base import Captioner, LlmConfig
-from tasks.models.llm.load import load_captioner, load_writer
+from tasks.models.llm.load import load_captioner, load_writer, run_config
 from tasks.models.llm.request_cache import RequestCache, open_cache
 from tasks.prompts.prompt_set import PromptSet
 
@@ -17,23 +16,9 @@ from tasks.prompts.prompt_set import PromptSet
 def captioner_config(params: Params, root: Path, cache: RequestCache | None) -> LlmConfig:
     """The captioner of `caption.model`, in a run in worktree `root`."""
     config = params.caption
-    return LlmConfig(
-        model=config.model,
-        revision=config.revision,
-        engine=config.engine,
-        url=config.url,
-        device=config.device,
-        threads=params.open_run.threads,
-        max_new_tokens=config.max_new_tokens,
-        batch=config.batch_pairs,
-        in_flight=config.in_flight,
-        timeout_s=config.timeout_s,
-        outage_s=config.outage_s,
-        api_key=model_api_key("captioner"),
-        identity_folder=root / ".run" / "served",
-        seed=params.open_run.seed,
-        cache=cache,
-    )
+    named = {"model": config.model, "revision": config.revision, "url": config.url}
+    sizes = {"max_new_tokens": config.max_new_tokens, "batch": config.batch_pairs}
+    return run_config(params, config, "captioner", root, cache, **named, **sizes)
 
 
 def writer_config(params: Params, root: Path, cache: RequestCache | None) -> LlmConfig:
@@ -42,23 +27,9 @@ def writer_config(params: Params, root: Path, cache: RequestCache | None) -> Llm
     Its batches are twice the captioner's, without images to hold.
     """
     config = params.caption
-    return LlmConfig(
-        model=config.writer,
-        revision=config.writer_revision,
-        engine=config.engine,
-        url=config.writer_url,
-        device=config.device,
-        threads=params.open_run.threads,
-        max_new_tokens=config.max_new_tokens,
-        batch=2 * config.batch_pairs,
-        in_flight=config.in_flight,
-        timeout_s=config.timeout_s,
-        outage_s=config.outage_s,
-        api_key=model_api_key("writer"),
-        identity_folder=root / ".run" / "served",
-        seed=params.open_run.seed,
-        cache=cache,
-    )
+    named = {"model": config.writer, "revision": config.writer_revision, "url": config.writer_url}
+    sizes = {"max_new_tokens": config.max_new_tokens, "batch": 2 * config.batch_pairs}
+    return run_config(params, config, "writer", root, cache, **named, **sizes)
 
 
 def load_caption_setup(params: Params, root: Path, prompts: PromptSet) -> tuple[CaptionSetup, list[str]]:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.config import JudgeConfig, Params
 from tasks.judge.calibration import Calibration, read_calibration
 from tasks.judge.verdict import Verdict, VerdictRules, decide
-from tasks.models.llm.api_keys import model_api_key
-from tasks.models.llm.base import Captioner, LlmConfig
-from tasks.models.llm.load import load_captioner
+from tasks.models.llm.base import Captioner
+from tasks.models.llm.load import load_captioner, run_config
 from tasks.models.llm.request_cache import open_cache
 from tasks.models.llm.requests import Refusal, Request
 from tasks.prompts.kinds import kind_of
@@ -42,24 +41,10 @@ def load_judge(params: Params, root: Path) -> Captioner:
         ConfigError: it cannot be loaded.
     """
     config = params.judge
-    return load_captioner(
-        LlmConfig(
-            model=config.model,
-            revision=config.revision,
-            engine=config.engine,
-            url=config.url,
-            device=config.device,
-            threads=params.open_run.threads,
-            question_batch=config.batch_questions,
-            in_flight=config.in_flight,
-            timeout_s=config.timeout_s,
-            outage_s=config.outage_s,
-            api_key=model_api_key("judge"),
-            identity_folder=root / ".run" / "served",
-            seed=params.open_run.seed,
-            cache=open_cache(root, served=config.engine == "openai"),
-        )
-    )
+    named = {"model": config.model, "revision": config.revision, "url": config.url}
+    cache = open_cache(root, served=config.engine == "openai")
+    sizes = {"question_batch": config.batch_questions}
+    return load_captioner(run_config(params, config, "judge", root, cache, **named, **sizes))
 
 
 def yes_probabilities(model: Captioner, questions: Sequence[Question], template: str) -> Sequence[float | Refusal]:

@@ -51,6 +51,7 @@ from tasks.publish.takedown_list import add_to_list
 from tasks.publish.takedown_run import (
     Rewrite,
     Runner,
+    add_entry_arguments,
     gather_entries,
     open_takedown,
     planned_tag,
@@ -58,7 +59,6 @@ from tasks.publish.takedown_run import (
     run_process,
     take_down,
 )
-from tasks.reasons import WITHDRAWAL_REASONS
 from tasks.reviews.searches import feedback_files
 from tasks.store.atomic import write_bytes
 
@@ -332,9 +332,7 @@ def publish_marked_card(deployment: Deployment, tag: str, sentence: str, day: st
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m tasks purge`."""
-    parser.add_argument("entries", nargs="*", metavar="ENTRY", help="what to delete, as a line of a takedown list")
-    parser.add_argument("--list", type=Path, metavar="FILE", help="delete what this list names")
-    parser.add_argument("--reason", choices=sorted(WITHDRAWAL_REASONS), help="published beside the withdrawn ids")
+    add_entry_arguments(parser, "delete")
     parser.add_argument("--retire", action="store_true", help="delete affected versions instead of rewriting them")
     parser.add_argument("--date", metavar="YYYY-MM-DD", help="of what is published (default: today)")
     parser.add_argument(

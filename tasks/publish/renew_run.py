@@ -36,7 +36,7 @@ from tasks.names import batch_name
 from tasks.publish.git import common_dir
 from tasks.publish.makers_now import configured_maker
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
-from tasks.publish.takedown_run import Runner, driving, require_no_run, run_process, run_to_version
+from tasks.publish.takedown_run import Runner, add_run_arguments, driving, require_no_run, run_process, run_to_version
 from tasks.renewal.encoders import count_next
 from tasks.renewal.makers import MADE
 from tasks.renewal.plan import Wish, choose_plan, wanted
@@ -175,9 +175,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lost-share-max", type=float, default=0.5, metavar="SHARE", help="of the renewed rows, most that may be lost"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what is stale, change nothing")
-    parser.add_argument("--date", metavar="YYYY-MM-DD", help="of the version (default: today)")
-    parser.add_argument("--now", action="store_true", help="also while another run is under way")
-    parser.add_argument("--run-id", help="go on with a renewal that was cut off")
+    add_run_arguments(parser, "renewal")
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:

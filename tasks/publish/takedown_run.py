@@ -241,15 +241,25 @@ def _require_success(code: int, words: Sequence[str], command: str, run_id: str)
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m tasks takedown`."""
-    parser.add_argument("entries", nargs="*", metavar="ENTRY", help="what to take down, as a line of a takedown list")
-    parser.add_argument("--list", type=Path, metavar="FILE", help="take down what this list names")
+def add_entry_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
+    """Arguments that name images; `verb`: what is done to them."""
+    parser.add_argument("entries", nargs="*", metavar="ENTRY", help=f"what to {verb}, as a line of a takedown list")
+    parser.add_argument("--list", type=Path, metavar="FILE", help=f"{verb} what this list names")
     parser.add_argument("--reason", choices=sorted(WITHDRAWAL_REASONS), help="published beside the withdrawn ids")
-    parser.add_argument("--dry-run", action="store_true", help="say what the entries match, change nothing")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, run: str) -> None:
+    """Arguments of a run by hand; `run`: what it is called."""
     parser.add_argument("--date", metavar="YYYY-MM-DD", help="of the version (default: today)")
     parser.add_argument("--now", action="store_true", help="also while another run is under way")
-    parser.add_argument("--run-id", help="go on with a takedown that was cut off")
+    parser.add_argument("--run-id", help=f"go on with a {run} that was cut off")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m tasks takedown`."""
+    add_entry_arguments(parser, "take down")
+    parser.add_argument("--dry-run", action="store_true", help="say what the entries match, change nothing")
+    add_run_arguments(parser, "takedown")
 
 
 def run_command(args: argparse.Namespace) -> dict[str, Any]:

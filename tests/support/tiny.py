@@ -3,52 +3,52 @@
 import io
 import random
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from tasks.sample.scenes import draw, family
+from tasks.sample.scenes import Scene, draw, family
 from tasks.store import Store
 from tasks.store.shards import shard_path
 
 BATCH = "2026.01.05"
 
 
-def save_version(folder: Path) -> Store:
-    """Images and judged triplets of eight families of three images: query, target, one mined negative."""
-    store, rng = Store(folder), random.Random(5)
-    shard, images, triplets = b"", [], []
-    for f in range(8):
-        for m, scene in enumerate(family(rng, "corpus", 3)):
+def drawn_families(count: int, batch: str) -> tuple[list[list[Scene]], bytes, list[dict[str, Any]]]:
+    """Families of three images each, named <family>a to <family>c: their scenes, their shard, and rows of `images`."""
+    rng = random.Random(5)
+    families = [family(rng, "corpus", 3) for _ in range(count)]
+    shard, images = b"", []
+    for f, scenes in enumerate(families):
+        for m, scene in enumerate(scenes):
             file = io.BytesIO()
             Image.fromarray(draw(scene)).save(file, "PNG")
             content = file.getvalue()
-            other = {
-                "source_sha256": "",
-                "license_code": "",
-                "attribution": "",
-                "fetched_at": "",
-                "phash": "",
+            empty = dict.fromkeys(("source_sha256", "license_code", "attribution", "fetched_at", "phash"), "")
+            row = {
+                **empty,
+                "image_id": f"{f:02d}{'abc'[m]}",
+                "source_uri": f"world:{f}/{m}.png",
+                "batch": batch,
                 "thumbnail": b"",
                 "caption": None,
-            }
-            where = {
-                "shard": f"{BATCH}-00000.tar",
+                "caption_source": None,
+                "shard": f"{batch}-00000.tar",
                 "offset_bytes": len(shard),
                 "size_bytes": len(content),
                 "width_px": 96,
                 "height_px": 96,
             }
-            images.append(
-                {
-                    "image_id": f"{f:02d}{'abc'[m]}",
-                    "source_uri": f"w:{f}/{m}.png",
-                    "batch": BATCH,
-                    "caption_source": None,
-                    **other,
-                    **where,
-                }
-            )
+            images.append(row)
             shard += content
+    return families, shard, images
+
+
+def save_version(folder: Path) -> Store:
+    """Images and judged triplets of eight families of three images: query, target, one mined negative."""
+    store, triplets = Store(folder), []
+    families, shard, images = drawn_families(8, BATCH)
+    for f in range(len(families)):
         a, b, c = (f"{f:02d}{x}" for x in "abc")
         names = {
             "triplet_id": f"t{f}",

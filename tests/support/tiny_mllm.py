@@ -4,6 +4,7 @@ has.
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -141,6 +142,21 @@ def _qwen(folder: Path, model: torch.nn.Module, tokens: PreTrainedTokenizerFast,
     return folder
 
 
+def _qwen_text(tokens: PreTrainedTokenizerFast, rope: dict[str, Any]) -> dict[str, Any]:
+    """The text model's configuration: two narrow layers."""
+    return {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        **_ends(tokens),
+        "vocab_size": len(tokens),
+        "rope_parameters": rope,
+        "max_position_embeddings": 4096,
+    }
+
+
 def _named(tokens: PreTrainedTokenizerFast) -> dict[str, int]:
     names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
@@ -159,22 +175,9 @@ def _qwen2_vl(folder: Path) -> Path:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     tokens = _tokenizer(QWEN_SPECIAL, None, "<|endoftext|>", "<|im_end|>")
-    text = {
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
     rope = {"rope_type": "default", "mrope_section": [1, 2, 3], "rope_theta": 10000.0}
     config = Qwen2VLConfig(
-        text_config={
-            **text,
-            **_ends(tokens),
-            "vocab_size": len(tokens),
-            "rope_parameters": rope,
-            "max_position_embeddings": 4096,
-        },
+        text_config=_qwen_text(tokens, rope),
         vision_config={
             "depth": 2,
             "embed_dim": 32,
@@ -192,23 +195,10 @@ def _qwen2_5_vl(folder: Path) -> Path:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     tokens = _tokenizer(QWEN_SPECIAL, None, "<|endoftext|>", "<|im_end|>")
-    text = {
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
     rope = {"rope_type": "default", "mrope_section": [1, 2, 3], "rope_theta": 10000.0}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14}
     config = Qwen2_5_VLConfig(
-        text_config={
-            **text,
-            **_ends(tokens),
-            "vocab_size": len(tokens),
-            "rope_parameters": rope,
-            "max_position_embeddings": 4096,
-        },
+        text_config=_qwen_text(tokens, rope),
         vision_config={**vision, "out_hidden_size": 48, "fullatt_block_indexes": [1], "window_size": 112},
         **_named(tokens),
     )
@@ -219,14 +209,6 @@ def _qwen3_vl(folder: Path) -> Path:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     tokens = _tokenizer(QWEN_SPECIAL, None, "<|endoftext|>", "<|im_end|>")
-    text = {
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 12,
-    }
     rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "mrope_interleaved": True, "rope_theta": 10000.0}
     vision = {
         "depth": 2,
@@ -237,13 +219,7 @@ def _qwen3_vl(folder: Path) -> Path:
         "out_hidden_size": 48,
     }
     config = Qwen3VLConfig(
-        text_config={
-            **text,
-            **_ends(tokens),
-            "vocab_size": len(tokens),
-            "rope_parameters": rope,
-            "max_position_embeddings": 4096,
-        },
+        text_config=_qwen_text(tokens, rope) | {"head_dim": 12},
         vision_config={**vision, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
         **_named(tokens),
     )
