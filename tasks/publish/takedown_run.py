@@ -33,7 +33,7 @@ from tasks.errors import EXIT_CONFIG_ERROR, EXIT_DATA_ERROR, EXIT_NOTHING_TO_DO,
 from tasks.fingerprints.list_text import decode_text
 from tasks.fingerprints.takedown import load_list, match_images
 from tasks.fingerprints.takedown_list import DEFAULT_REASON, Entry, Matches, TakedownList, parse_lines
-from tasks.locks import exclusive
+from tasks.locks import EXPIRY_S, RENEW_S, exclusive
 from tasks.publish.git import common_dir
 from tasks.publish.graph import graph
 from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
@@ -44,6 +44,7 @@ from tasks.store import Store
 
 BY_HAND = ("takedown__", "purge ", "renew__")  # runs that one process drives from opening to version
 DRIVER = "driver"  # the lock that this process holds in its run's worktree
+DRIVER_WAIT_S = EXPIRY_S + RENEW_S
 RECENT_DAYS = 0.25  # a run in which something has changed so lately is under way, also between two of its tasks
 Runner = Callable[[Path, Sequence[str]], int]  # (worktree, words after `python -m tasks`) -> exit code
 
@@ -127,11 +128,13 @@ def require_no_run(deployment: Deployment, command: str = "takedown") -> None:
 def driving(worktree: Path, run_id: str) -> Iterator[None]:
     """Hold the lock that tells others, for as long as this process lives, that it works on the run.
 
+    It is waited for as long as the lease of a process that was killed may need to expire.
+
     Raises:
         TransientError: another process drives this run.
     """
     lock = Store(worktree).folder(".run", "locks", DRIVER)
-    with exclusive(lock, 0.0, f"{run_id}: another process drives this run; wait for it, or end it"):
+    with exclusive(lock, DRIVER_WAIT_S, f"{run_id}: another process drives this run; wait for it, or end it"):
         yield
 
 
