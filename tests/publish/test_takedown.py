@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas
@@ -28,7 +29,7 @@ from tasks.publish.open_run import Deployment, RunRequest, close_run, open_run
 from tasks.publish.publish import Publication, publish
 from tasks.publish.published import version_at
 from tasks.publish.pull import pull
-from tasks.publish.purge_scan import trained_on
+from tasks.publish.purge_scan import Holdings, trained_on
 from tasks.publish.readers import with_images
 from tasks.publish.remote import outputs_at
 from tasks.publish.snapshots import Snapshot
@@ -218,7 +219,7 @@ def test_what_no_image_has_makes_no_version_and_an_unclear_line_no_run(deploymen
     with pytest.raises(ConfigError, match=r"open_run.takedown: the form, line 2: 'please' is no entry"):
         open_run(RunRequest("unclear", "dataset", {"takedown": [f"{id_of(3)}\nplease"]}), where(deployment_of))
     with pytest.raises(DataError, match=r"`ingest` ended with exit code 65.*--run-id 4"):
-        take_down(where(deployment_of), parse_lines([id_of(3)], "x"), "4", run=lambda *_: 65, date="2026-11-30")
+        take_down(where(deployment_of), parse_lines(["e" * 64], "x"), "4", run=lambda *_: 65, date="2026-11-30")
     close_run(where(deployment_of).worktree("4"), deployment_of / "dataset")
 
 
@@ -257,9 +258,30 @@ def with_model(deployment_of: Path, taken: Takedown) -> Deployment:
     return here
 
 
-def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deployment, taken: Takedown, tmp_path: Path):
-    entries, root = parse_lines([f"fake:{PURGED}.jpg, 2026-12-02, illegal"], "order"), with_model.clone.parent
-    found = purge.find_holdings(with_model, entries)
+ORDER = parse_lines([f"fake:{PURGED}.jpg, 2026-12-02, illegal"], "order")
+
+
+class Listed(NamedTuple):
+    """What a purge without --yes says, and the versions afterwards."""
+
+    holdings: Holdings
+    lines: list[str]
+    versions: list[str]
+
+
+@pytest.fixture(scope="module")
+def listed(with_model: Deployment) -> Listed:
+    found = purge.find_holdings(with_model, ORDER)
+    return Listed(found, purge.describe(found, Objects(with_model.clone)), tags(with_model.clone, "dataset"))
+
+
+@pytest.fixture(scope="module")
+def purged(with_model: Deployment, listed: Listed) -> purge.Purged:
+    return purge.purge(with_model, ORDER, listed.holdings, retire=False, run=run_here, date="2026-12-07")
+
+
+def test_a_purge_lists_first_and_changes_nothing(listed: Listed, taken: Takedown):
+    found = listed.holdings
     assert found.image_ids == {id_of(PURGED)} and found.models == ["model/2026.12.01"]
     assert set(found.files) == {"dataset/2026.11.23", taken.version, "model/2026.12.01"}
     kinds = {Path(path).parts[1] for path in found.files["dataset/2026.11.23"]}
@@ -275,10 +297,14 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
         "gallery.html",
     }
     assert [path.stem for path in found.replies] == ["0" * 64]
-    assert any("data/shards/2026.11.23-00000.tar" in line for line in purge.describe(found, Objects(with_model.clone)))
-    assert tags(with_model.clone, "dataset")[-1] == taken.version, "a list changes nothing"
+    assert any("data/shards/2026.11.23-00000.tar" in line for line in listed.lines)
+    assert listed.versions[-1] == taken.version
 
-    done = purge.purge(with_model, entries, found, retire=False, run=run_here, date="2026-12-07")
+
+def test_a_purge_leaves_the_image_nowhere(
+    with_model: Deployment, taken: Takedown, listed: Listed, purged: purge.Purged, tmp_path: Path
+):
+    done, found, root = purged, listed.holdings, with_model.clone.parent
     assert done.replaced == {"dataset/2026.11.23": "dataset/2026.11.23.2", taken.version: "dataset/2026.12.07"}
     kept = ["dataset/2026.11.16", "dataset/2026.11.23.2", "dataset/2026.12.07"]
     assert tags(with_model.clone, "dataset") == kept
@@ -288,7 +314,7 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
     assert id_of(PURGED) not in answers and [r.query for r in Reviews(with_model.clone).read()] == [id_of(11)]
     assert id_of(PURGED) not in (root / "studio" / ".run" / FEEDBACK).read_text()
     assert [p.stem for p in (root / "studio" / ".run").rglob("*.jpg")] == ["upload-2"]
-    left = purge.find_holdings(with_model, entries)
+    left = purge.find_holdings(with_model, ORDER)
     assert left.image_ids == set() and not left.replies and len(RequestCache(root / "request-cache")) == 1
     for name in found.objects:
         assert not (root / "remote" / "files" / "md5" / name[:2] / name[2:]).exists()
@@ -297,8 +323,8 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
         require_whole(root, tag)
     rewritten = clone_of(root, tmp_path / "rewritten", "dataset/2026.11.23.2")
     store = Store(rewritten)
-    # of 13: the purged one, and the four that the deployment's list names by now
-    assert store.read_table("images").num_rows == 8 and store.read_image_bytes(id_of(11)) == image(11)
+    # of 13: the purged one, and the three that the deployment's list names by now
+    assert store.read_table("images").num_rows == 9 and store.read_image_bytes(id_of(11)) == image(11)
     traces = [id_of(PURGED).encode(), image(PURGED)[-90:-10], f"image {PURGED}\n".encode()]
     held = {n for n, c in decoded_files(rewritten) if "withdrawn" not in n and any(t in c + b"\n" for t in traces)}
     assert held == set()
@@ -315,7 +341,9 @@ def test_a_purge_lists_first_and_then_leaves_the_image_nowhere(with_model: Deplo
     assert not any(state["lost"] for state in audited.values()) and audited["model/2026.12.01"]["purged"] > 5
 
 
-def test_a_model_was_trained_on_what_its_training_locked_not_on_the_tags_own_data(with_model: Deployment):
+def test_a_model_was_trained_on_what_its_training_locked_not_on_the_tags_own_data(
+    with_model: Deployment, purged: purge.Purged
+):
     """A version may come out between a training and its promotion: the tag then has the newer one's data."""
     objects, clone = Objects(with_model.clone), with_model.clone
     old, new = (objects.files_at(f"refs/tags/dataset/{name}") for name in ("2026.11.16", "2026.12.07"))
@@ -330,7 +358,7 @@ def test_a_model_was_trained_on_what_its_training_locked_not_on_the_tags_own_dat
         assert not is_whole and found == {p: n for p, n in new.items() if p.startswith("data/triplets/")}
 
 
-def test_an_object_that_was_altered_in_the_remote_is_not_looked_at(with_model: Deployment):
+def test_an_object_that_was_altered_in_the_remote_is_not_looked_at(with_model: Deployment, purged: purge.Purged):
     clone, root = with_model.clone, with_model.clone.parent
     files = Objects(clone).files_at("refs/tags/dataset/2026.12.07")
     path, name = next((p, n) for p, n in sorted(files.items()) if p.startswith("data/pairs/"))
@@ -349,7 +377,7 @@ def test_an_object_that_was_altered_in_the_remote_is_not_looked_at(with_model: D
     assert Snapshot.of_tag(clone, "2026.12.07").locate(path).read_bytes() == content
 
 
-def test_gc_removes_what_no_tag_needs_and_every_tag_stays_whole(with_model: Deployment):
+def test_gc_removes_what_no_tag_needs_and_every_tag_stays_whole(with_model: Deployment, purged: purge.Purged):
     root, clone = with_model.clone.parent, with_model.clone
     stray = root / "remote" / "files" / "md5" / "ab" / ("c" * 30)
     stray.parent.mkdir(exist_ok=True)
