@@ -10,6 +10,7 @@ processes. docs/decisions/0035 says why this trainer.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -211,7 +212,10 @@ def init_process_group(device: str) -> str:
     """
     from accelerate.state import PartialState
 
-    state = PartialState(cpu=pick_device(device) == "cpu")
+    with warnings.catch_warnings():
+        # accelerate sets a number of threads where the environment has none; the recipe's is set when the model loads
+        warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+        state = PartialState(cpu=pick_device(device) == "cpu")
     return "cpu" if state.device.type == "cpu" else str(state.device)
 
 

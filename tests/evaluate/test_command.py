@@ -15,6 +15,7 @@ import tasks.evaluate.command
 from tasks.__main__ import main
 from tasks.evaluate.benchmarks import read_named
 from tasks.models.retrievers.clip import ClipRetriever
+from tasks.models.retrievers.load import retriever_type
 from tests.support.official_benchmarks import cirr_folder, dump, fashioniq_folder, genecis_folder
 
 CLIP = "tasks/sample/checkpoints/clip"
@@ -361,3 +362,15 @@ def test_the_task_instruction_of_the_command_is_stored_with_the_scores(circo: Pa
     section = json.loads((tmp_path / "out/evaluation.json").read_text())["benchmarks"]["circo"]
     assert section["instruction"] == "Find the changed scene."
     assert "Task instruction: `Find the changed scene.`" in (tmp_path / "out/results.md").read_text()
+
+
+def test_a_model_that_is_no_retriever_is_refused_before_the_first_one_is_encoded(
+    circo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tasks.evaluate.command, "retriever_type", retriever_type)
+    dump(tmp_path / "bert/config.json", {"model_type": "bert"})
+    (tmp_path / "bert/model.safetensors").touch()
+    models = ("--model", CLIP, "--model", tmp_path / "bert")
+    assert evaluate(*models, "--benchmark", f"circo={circo}", "--out", tmp_path / "out") == 78
+    assert "a bert is no supported retriever; expected a CLIP or SigLIP" in capsys.readouterr().err
+    assert MeanColour.encoded == 0 and not (tmp_path / "out").exists()

@@ -12,13 +12,14 @@ from tasks.models.retrievers.published.bge_vl_prompts import FAMILIES
 
 
 def retriever_type(model: str, revision: str | None = None) -> str:
-    """The model_type of a model's config.json; of a folder also whether it has weights. Nothing is loaded.
+    """The model_type of a model's config.json, if it is one of a retriever; of a folder also whether it has weights. No
+    weights are loaded.
 
     Args:
         model: Hugging Face name or local folder.
         revision: pinned revision of a name.
     Raises:
-        ConfigError: no such model, or a folder without safetensors.
+        ConfigError: no such model, neither a CLIP nor a known MLLM architecture, or a folder without safetensors.
         TransientError: the hub cannot be reached.
     """
     from transformers import AutoConfig
@@ -27,7 +28,22 @@ def retriever_type(model: str, revision: str | None = None) -> str:
         kind = str(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).model_type)
     if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
         raise ConfigError(f"model '{model}': the folder holds no *.safetensors; save the weights in that format")
+    if kind not in FAMILIES and (is_image_text_to_text(kind) or not has_two_towers(kind)):
+        raise ConfigError(
+            f"model '{model}': a {kind} is no supported retriever; expected a CLIP or SigLIP with image and text "
+            f"features, or a multimodal language model of the types {sorted(FAMILIES)}"
+        )
     return kind
+
+
+def has_two_towers(kind: str) -> bool:
+    """Whether transformers' class of a model_type has image and text features, as CLIP and SigLIP have."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    names = MODEL_MAPPING_NAMES.get(kind, "")
+    model_class = getattr(transformers, names if isinstance(names, str) else names[0], None)
+    return hasattr(model_class, "get_image_features") and hasattr(model_class, "get_text_features")
 
 
 def is_image_text_to_text(kind: str) -> bool:
@@ -58,11 +74,6 @@ def load_retriever(
         TransientError: the hub cannot be reached.
     """
     kind = retriever_type(model, revision)
-    if kind not in FAMILIES and is_image_text_to_text(kind):
-        raise ConfigError(
-            f"model '{model}': a {kind} is no supported retriever; expected a CLIP or SigLIP with image and text "
-            f"features, or a multimodal language model of the types {sorted(FAMILIES)}"
-        )
     if kind in FAMILIES:
         from tasks.models.retrievers.mllm import MllmRetriever  # it imports transformers, seconds
 
