@@ -26,6 +26,12 @@ NAME_LENGTH = 100
 LOCK_WAIT_S = 10.0
 
 
+def one_line(text: str) -> str:
+    """A stranger's text as one line: NFC, single blanks, no control characters, no marks that turn the direction."""
+    normal = unicodedata.normalize("NFC", text)
+    return " ".join("".join(c if c.isprintable() else " " for c in normal).split())
+
+
 @dataclass(frozen=True)
 class Query:
     """An image, a change of it, and how many results are wanted.
@@ -47,8 +53,7 @@ class Query:
         Raises:
             DataError: it has neither image nor text, or is too long.
         """
-        words = unicodedata.normalize("NFC", text or "")
-        words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+        words = one_line(text or "")
         if len(words) > MAX_TEXT:
             raise DataError(f"text: {len(words):,} characters; expected at most {MAX_TEXT:,}")
         if not words and not image:
@@ -74,7 +79,7 @@ class Triplets:
         self._examples: list[tuple[str, str]] = []
         for row in table.to_pylist():
             for text in row["instructions"]:
-                self._targets[row["query_image_id"], text] = row["target_image_id"]
+                self._targets[row["query_image_id"], one_line(text)] = row["target_image_id"]
             if row["instructions"]:
                 self._examples.append((row["query_image_id"], row["instructions"][0]))
         self._examples = random.Random(0).sample(self._examples, min(EXAMPLES_KEPT, len(self._examples)))
@@ -158,7 +163,7 @@ class Feedback:
             raise DataError("feedback: expected an image and a text; search by both, then say what should be first")
         if image_id == query.image:
             raise DataError("should_be_first: this is the query image itself; expected another one")
-        if not (name := " ".join(name.split())[:NAME_LENGTH]):
+        if not (name := one_line(name)[:NAME_LENGTH].strip()):
             raise DataError("name: empty; expected who says so, because reviewers see it; write it above the results")
         if image_id not in images.captions:
             raise DataError(f"image {image_id[:70]!r}: not in this version; expected one of its image ids")

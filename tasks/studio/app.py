@@ -25,7 +25,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from tasks.errors import DataError
 from tasks.pages.problem_pages import add_problem_pages, problem_page
 from tasks.pages.render import html
-from tasks.studio.answers import MAX_RESULTS, MODES, NAME_LENGTH, Feedback, Query, Triplets, answer
+from tasks.studio.answers import MAX_RESULTS, MODES, NAME_LENGTH, Feedback, Query, Triplets, answer, one_line
 from tasks.studio.galleries import Gallery, Images
 
 THUMBNAIL_PX = 160
@@ -253,7 +253,7 @@ def make_app(studio: Studio, hosts: list[str]) -> FastAPI:
         query = Query.checked(image, text)
         studio.feedback.add(query, should_be_first, name, studio.images, studio.models)
         back = RedirectResponse(address(query) + "&thanks=true", 303)
-        back.set_cookie("reviewer", quote(name[:NAME_LENGTH]), NAME_KEPT_S, httponly=True, samesite="strict")
+        back.set_cookie("reviewer", quote(one_line(name)[:NAME_LENGTH]), NAME_KEPT_S, httponly=True, samesite="strict")
         return back
 
     @app.get("/images/{key}.jpg", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}, **faults})

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.fake_run import HOSTILE, publish_version
 from tests.support.markup import assert_accessible, assert_harmless
-from tests.support.rendered import assert_rendered_well
+from tests.support.rendered import ORIGIN, assert_rendered_well, page_of
 
 READING = {"GET", "HEAD", "OPTIONS"}
 
@@ -18,9 +18,12 @@ READING = {"GET", "HEAD", "OPTIONS"}
 class Person:
     """A user of Airflow's."""
 
+    def __init__(self, name: str = "ann") -> None:
+        self.name = name
+
     def get_name(self) -> str:
         """As Airflow knows them."""
-        return "ann"
+        return self.name
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def client(deployment: Path) -> Iterator[object]:
     from airflow.api_fastapi.core_api.security import get_user
     from fastapi.testclient import TestClient
 
-    publish_version(deployment, "first", "2026-11-16", range(0, 6), mark=HOSTILE)
-    publish_version(deployment, "second", "2026-11-23", range(6, 12), mark=HOSTILE)
+    publish_version(deployment, "first", "2026-11-16", range(0, 8), mark=HOSTILE)
+    publish_version(deployment, "second", "2026-11-23", range(8, 16), mark=HOSTILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEGAPAIRS_DATASET", str(deployment / "dataset"))
         patch.setenv("MEGAPAIRS_RUNS", str(deployment / "runs"))
@@ -38,7 +41,7 @@ def client(deployment: Path) -> Iterator[object]:
         import reports_plugin
         from megapairs import review_pages
 
-        reports_plugin.app.dependency_overrides[get_user] = Person
+        reports_plugin.app.dependency_overrides[get_user] = lambda: Person()
         answering = TestClient(reports_plugin.app)
         answering.may_answer = review_pages.may_answer  # type: ignore[attr-defined]
         patch.setattr(review_pages, "may_answer", lambda user: True)
@@ -85,7 +88,43 @@ def test_every_page_keeps_to_wcag_and_to_the_screen_with_hostile_texts(client, c
     addresses = ["/", "/compare?first=2026.11.16&second=2026.11.23", "/gates/2026.11.23/pairs", "/versions/2026.11.24/"]
     pages = ("", "gallery.html", "card", "triplets", "triplets?text=nosuchword", "review", "quarantine?table=images")
     addresses += [f"{version}/{page}" for page in (*pages, "drops?stage=judge&reason=wrong_target")]
-    assert_rendered_well(chromium, client.get, addresses)
+    assert_rendered_well(chromium, client.request, addresses)
+
+
+def test_two_people_answer_ten_rows_by_keys_and_the_page_says_how_far_they_agree(
+    client, chromium: str, deployment: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """From the home page by clicks: the version, its queue, a key a row; then two weeks compared.
+
+    Ann calls eight right and two wrong, Bob another two wrong among ten: 6 of 10 agree, by chance 0.8 x 0.8 + 0.2 x 0.2
+    = 0.68 would, so kappa is (0.6 - 0.68) / 0.32 = -0.25.
+    """
+    import reports_plugin
+    from airflow.api_fastapi.core_api.security import get_user
+    from playwright.sync_api import expect
+
+    (deployment / "reviews.jsonl").unlink(missing_ok=True)
+    for name, wrong in (("ann", (1, 2)), ("bob", (8, 9))):
+        person = Person(name)
+        monkeypatch.setitem(reports_plugin.app.dependency_overrides, get_user, lambda person=person: person)
+        with page_of(chromium, client.request) as (page, problems):
+            page.goto(f"{ORIGIN}/")
+            page.get_by_role("link", name="details").first.click()
+            page.get_by_role("link", name="Review").click()
+            for row in range(10):
+                expect(page.get_by_text(f"you have answered {row}.")).to_be_visible()
+                expect(page.locator("#row")).to_be_focused()
+                page.keyboard.press("2" if row in wrong else "1")
+            expect(page.get_by_text("you have answered 10.")).to_be_visible()
+            said = page.locator("p.lead").first.inner_text()
+            page.get_by_role("link", name="Version 2026.11.23").click()
+            page.get_by_role("link", name="Compare with 2026.11.16").click()
+            expect(page.get_by_role("heading", name="2026.11.16 and 2026.11.23")).to_be_visible()
+            assert problems == []
+    assert "Two people agree on 6 of 10 rows, kappa -0.25." in said
+    rows = [json.loads(line)["row_id"] for line in (deployment / "reviews.jsonl").read_text().splitlines()]
+    assert rows[:10] == rows[10:] and len(set(rows)) == 10, "the same ten, in the same order"
+    (deployment / "reviews.jsonl").unlink()
 
 
 def test_a_page_that_is_not_there_says_why_and_leads_back(client):
@@ -112,12 +151,12 @@ def test_a_row_that_was_left_out_shows_its_images_and_why(client):
 
 def test_triplets_are_found_by_words_and_filters_and_downloaded(client):
     everything = client.get("/versions/2026.11.23/triplets").text
-    assert re.search(r">\s*6 rows", everything), "three of each version"
+    assert re.search(r">\s*10 rows", everything), "five of each version"
     assert re.search(r">\s*0 rows", client.get("/versions/2026.11.23/triplets?text=nosuchword").text)
     rejected = client.get("/versions/2026.11.23/triplets?status=rejected").text
     assert "wrong target" in rejected
     lines = client.get("/versions/2026.11.23/triplets.jsonl?encoder=semantic").text.splitlines()
-    assert len(lines) == 6 and all(json.loads(line)["judge_target"] for line in lines)
+    assert len(lines) == 10 and all(json.loads(line)["judge_target"] for line in lines)
     hostile = client.get("/versions/2026.11.23/triplets", params={"text": "<script>alert(1)</script>", "low": "x"})
     assert hostile.status_code == 200 and "<script>" not in hostile.text
 
@@ -147,7 +186,7 @@ def test_the_home_page_has_gate_figures_costs_and_why_a_model_run_promoted_nothi
         file.write('{"at": "half a li')
     page = client.get("/").text
     text = assert_harmless(re.sub(r"</?form[^>]*>", "", page), links=True).text
-    assert "Quarantined rows" in text and "Median caption cosine" in text and "0 of 13" in text
+    assert "Quarantined rows" in text and "Median caption cosine" in text and "0 of 19" in text
     assert "finetuned 20.0 (15.0 to 25.0)" in text and "of <b>the base model</b>" in text
     assert page.count('href="#refused"') == 1, "in the row of the version that the candidate was trained on"
 
@@ -224,7 +263,7 @@ def test_a_review_is_kept_with_its_name_and_no_other_site_or_viewer_can_send_one
     monkeypatch.setattr(review_pages, "may_answer", lambda user: may["answer"])
     address = "/versions/2026.11.23/review"
     page = client.get(address).text
-    assert "8 rows wait for you" in page
+    assert "12 rows wait for you" in page
     form = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page))
     assert {"token", "row_id", "query", "target"} <= set(form)
     assert client.post(address, data={**form, "token": "0", "answer": "right"}).status_code == 403
@@ -285,7 +324,7 @@ def test_what_somebody_wanted_first_in_composed_search_waits_in_the_queue(client
     for wanted in ("gone" * 16, target):  # the first is in no version any more
         feedback.add(Query(upload, "a <b>red</b> one"), wanted, "Ada", images, {"base": "x"})  # type: ignore[arg-type]
     page = client.get(address).text
-    assert "a &lt;b&gt;red&lt;/b&gt; one" in page and "Ada, 20" in page and f'<option value="{REASON}"' in page
+    assert "a &lt;b&gt;red&lt;/b&gt; one" in page and "<bdi>Ada</bdi>, 20" in page and f'<option value="{REASON}"' in page
     assert client.get(f"/versions/2026.11.23/images/{upload}.jpg").content == b"uploaded jpeg"
     assert client.get("/versions/2026.11.23/images/upload-..%2Fx.jpg").status_code == 404
     assert f'value="{upload}"' not in client.get(f"{address}?skip=1").text, "the next is a row of the judge's"

@@ -124,7 +124,7 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_read(client: TestClient
 def test_an_answer_is_stored_only_from_our_own_form_with_its_name(client: TestClient, studio: Studio, root: Path):
     triplet = a_triplet(root)
     form = {"image": triplet["query_image_id"], "text": "make it red", "should_be_first": triplet["target_image_id"]}
-    own = {**form, "token": studio.token, "name": "Ada"}
+    own = {**form, "token": studio.token, "name": " Ada\u202e "}  # a mark that turns the direction
     assert client.post("/feedback", data={**form, "token": "guessed"}).status_code == 403
     assert not studio.feedback.path.exists()
     for wrong in (
@@ -179,7 +179,7 @@ def test_its_pages_keep_to_wcag_and_to_the_screen_with_hostile_captions(client: 
     triplet = a_triplet(root)
     query = urlencode({"image": triplet["query_image_id"], "text": triplet["instructions"][0], "top_k": 8})
     addresses = ["/", f"/search?{query}&thanks=true", f"/search?{urlencode({'text': 'x' * 2000})}", "/nosuchpage"]
-    assert_rendered_well(chromium, client.get, addresses)
+    assert_rendered_well(chromium, client.request, addresses)
 
 
 def test_vectors_are_encoded_once(root: Path, studio: Studio, project: Path, monkeypatch: pytest.MonkeyPatch):

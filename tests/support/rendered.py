@@ -25,17 +25,19 @@ WIDE = """() => [...document.body.querySelectorAll("*")].filter((e) => e.getBoun
 
 
 @contextmanager
-def page_of(chromium: str, get: Callable[..., Any]) -> Iterator[tuple["Page", list[str]]]:
+def page_of(chromium: str, send: Callable[..., Any]) -> Iterator[tuple["Page", list[str]]]:
     """A browser's page whose requests a function answers, and what went wrong in it: dialogs and console errors.
 
     Args:
         chromium: path of the browser, from the fixture of that name.
-        get: address and headers -> answer with status_code, headers and content, as of TestClient.get.
+        send: method, address, headers and content -> answer with status_code, headers and content: TestClient.request.
     """
 
     def answer(route: "Route") -> None:
-        accept = {"accept": route.request.headers.get("accept", "*/*")}
-        given = get(route.request.url.removeprefix(ORIGIN), headers=accept)
+        asked = route.request
+        headers = {name: asked.headers[name] for name in ("accept", "content-type") if name in asked.headers}
+        more = {"headers": headers, "content": asked.post_data_buffer, "follow_redirects": True}
+        given = send(asked.method, asked.url.removeprefix(ORIGIN), **more)
         route.fulfill(status=given.status_code, headers=dict(given.headers), body=given.content)
 
     with open_page(chromium, viewport={"width": WIDTHS_PX[0], "height": 900}) as page:
@@ -63,13 +65,13 @@ def faults_of(page: "Page") -> list[str]:
     return faults
 
 
-def assert_rendered_well(chromium: str, get: Callable[..., Any], addresses: Iterable[str]) -> None:
+def assert_rendered_well(chromium: str, send: Callable[..., Any], addresses: Iterable[str]) -> None:
     """Open each address and look at the page; all faults of all pages are told at once.
 
     Raises:
         AssertionError: a page breaks a rule, is too wide, shows a dialog or logs an error.
     """
-    with page_of(chromium, get) as (page, problems):
+    with page_of(chromium, send) as (page, problems):
         faults: list[str] = []
         for address in addresses:
             shown = page.goto(f"{ORIGIN}{address}")
@@ -87,10 +89,10 @@ def answers_from(pages: Mapping[str, str]) -> Callable[..., Any]:
         pages: address -> HTML.
     """
 
-    def get(address: str, **_: Any) -> Any:
+    def send(method: str, address: str, **_: Any) -> Any:
         page = pages.get(address)
         kind = "image/jpeg" if page is None else "text/html; charset=utf-8"
         content = image(1) if page is None else page.encode()
         return SimpleNamespace(status_code=200, headers={"content-type": kind}, content=content)
 
-    return get
+    return send
