@@ -10,7 +10,11 @@ weights, which are trained once a seed: `--check` trains the default whole and c
 from the default recipe's model of another seed. `average_seeds` takes seeds of its own, three for each of its models.
 
 A training is not repeated: results stand in <out>/results.jsonl, by arm, its parameters, seed and world, and a command
-that was cut off, or ended after --minutes, goes on where it was.
+that was cut off, or ended after --minutes, goes on where it was, a training from its last checkpoint (each 50 steps by
+default). `cpu_s` of such a training is that of its last part.
+
+No arm has adapters, and so none a base in bfloat16 or 4 bits under them: the sample world's retriever is a CLIP, which is
+trained as a whole (docs/decisions/0164).
 
 Printed is a table: mean and standard deviation of mAP@5, R@1 and R@10 over the seeds (points, 0 to 100), and mean and
 standard deviation of the difference to the default of the same seed. The last line is one JSON object: world, seeds,
@@ -101,42 +105,51 @@ class Bench:
         return parse_params(resolve(self.raw, "demo", changes))
 
     def train(self, params: Params, folder: Path) -> Path:
-        """Run stage `train` in a folder of its own; the candidate's folder."""
+        """Run stage `train` in a folder of its own, from the checkpoint there where one is; the candidate's folder."""
         from tasks.train.stage import run
 
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        (folder / "data").symlink_to((self.world / "run" / "data").resolve(), target_is_directory=True)
-        run(params, Store(folder))
+        run(params, self.work_store(folder))
         return folder / "models" / "candidate"
+
+    def work_store(self, folder: Path) -> Store:
+        """A store in a folder of its own, with the world's data."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "data").is_symlink():
+            (folder / "data").symlink_to((self.world / "run" / "data").resolve(), target_is_directory=True)
+        return Store(folder)
+
+    def locked_folder(self, seed: int) -> Path:
+        """Where the weights of the locked phase of a seed on this world are kept."""
+        recipe = self.params({}, seed).train.model_dump(mode="json", exclude=MAIN_PHASE)
+        return self.out / "locked" / f"{digest([recipe, str(self.world.resolve())])}-{seed}"
+
+    def teacher_folder(self) -> Path:
+        """Where the teacher of this world is kept."""
+        return self.out / f"teacher-{self.name_of('default', TEACHER_SEED)}"
 
     def locked_model(self, seed: int) -> Path:
         """The model of a seed after the default recipe's locked phase, trained once."""
         from tasks.train.datasets import read_training_set
         from tasks.train.seeds import build_trainer, load_base_model, training_data
 
-        params = self.params({}, seed)
-        recipe = params.train.model_dump(mode="json", exclude=MAIN_PHASE)
-        saved = self.out / "locked" / f"{digest(recipe)}-{seed}"
+        params, saved = self.params({}, seed), self.locked_folder(seed)
         if not saved.exists():
-            root = self.work / "locked"
-            shutil.rmtree(root, ignore_errors=True)
-            root.mkdir(parents=True)
-            (root / "data").symlink_to((self.world / "run" / "data").resolve(), target_is_directory=True)
-            store = Store(root)
+            store = self.work_store(self.work / saved.name)
             training_set, retriever = read_training_set(params.train, store), load_base_model(params)
             trainer = build_trainer(params, store, training_set, retriever)
             trainer.fit_text_tower(training_data(params, store, training_set, retriever))
             retriever.model.eval()
             retriever.save(saved)
+            shutil.rmtree(store.root)
         return saved
 
     def teacher(self) -> Path:
         """A model of the default recipe with a seed that no arm has."""
-        saved = self.out / "teacher"
+        saved = self.teacher_folder()
         if not saved.exists():
             made = self.train(self.params({}, TEACHER_SEED), self.work / "teacher")
             shutil.copytree(made, saved)
+            shutil.rmtree(self.work / "teacher")
         return saved
 
     def params_of(self, arm: str, seed: int, *, whole: bool = False) -> Params:
@@ -163,11 +176,12 @@ class Bench:
         if known not in self.results:
             params = self.params_of(arm, seed)
             start = time.process_time()
-            model = self.train(params, self.work / "arm")
+            model = self.train(params, self.work / known)
             found = {"id": known, "arm": arm, "seed": seed, "cpu_s": round(time.process_time() - start, 1)}
             found |= self.score(str(model), params)
             with self.results_file.open("a") as file:
                 file.write(json.dumps(found) + "\n")
+            shutil.rmtree(self.work / known)
             self.results[known] = found
             print(json.dumps(found), flush=True)
         return self.results[known]
@@ -180,10 +194,11 @@ class Bench:
     def check(self, seed: int) -> bool:
         """Whether the default trained whole has the weights of the one from the kept locked phase."""
         files = [
-            (self.train(self.params_of("default", seed, whole=whole), self.work / "check") / "model.safetensors")
+            (self.train(self.params_of("default", seed, whole=whole), self.work / f"{whole}") / "model.safetensors")
             .read_bytes()
             for whole in (True, False)
         ]  # fmt: skip
+        shutil.rmtree(self.work)
         return files[0] == files[1]
 
 

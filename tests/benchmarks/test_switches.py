@@ -1,6 +1,8 @@
 """The table of benchmarks.switches: each arm against the default of the same seed."""
 
-from benchmarks.switches import ARMS, MAIN_PHASE, summary_of, table_lines
+from pathlib import Path
+
+from benchmarks.switches import ARMS, MAIN_PHASE, Bench, summary_of, table_lines
 from tasks.config import load_params
 from tasks.config.training import TrainConfig
 
@@ -25,3 +27,19 @@ def test_every_arm_is_a_recipe_that_can_be_trained():
         known = {key: base[key] | value if isinstance(base[key], dict) else value for key, value in changes.items()}
         TrainConfig.model_validate(base | known)
         assert name == "default" or base | known != base or name.startswith("warm-up"), name
+
+
+def test_what_one_world_and_seed_gave_is_never_taken_for_another(tmp_path: Path):
+    """Two worlds may share --out: results, weights of the locked phase and teachers have names of their own."""
+    one, other = (Bench(tmp_path / name, tmp_path / "out", {}) for name in ("11", "demo"))
+    assert one.locked_folder(0) == Bench(tmp_path / "11", tmp_path / "out", {}).locked_folder(0)
+    folders = {b.locked_folder(seed) for b in (one, other) for seed in (0, 1)}
+    assert len(folders) == 4 and one.teacher_folder() != other.teacher_folder()
+    assert len({b.name_of(arm, 0) for b in (one, other) for arm in ("default", "cosine")}) == 4
+
+
+def test_a_training_that_was_cut_off_finds_its_checkpoint_again(tmp_path: Path):
+    bench = Bench(tmp_path / "11", tmp_path / "out", {})
+    kept = bench.work_store(bench.work / "one").folder(".run", "train", "checkpoint-50")
+    kept.mkdir(parents=True)
+    assert bench.work_store(bench.work / "one").folder("data").is_symlink() and kept.is_dir()
