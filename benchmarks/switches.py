@@ -13,8 +13,8 @@ A training is not repeated: results stand in <out>/results.jsonl, by arm, its pa
 that was cut off, or ended after --minutes, goes on where it was, a training from its last checkpoint (each 50 steps by
 default). `cpu_s` of such a training is that of its last part.
 
-No arm has adapters, nor a base in bfloat16 or 4 bits under them: the sample world's retriever is a CLIP, which is trained
-as a whole (docs/decisions/0164).
+No arm has adapters, nor a base in bfloat16 or 4 bits under them: the sample world's retriever is a CLIP, which is
+trained as a whole (docs/decisions/0164).
 
 Printed is a table: mean and standard deviation of mAP@5, R@1 and R@10 over the seeds (points, 0 to 100), and mean and
 standard deviation of the difference to the default of the same seed. The last line is one JSON object: world, seeds,
