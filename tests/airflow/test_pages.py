@@ -324,7 +324,9 @@ def test_what_somebody_wanted_first_in_composed_search_waits_in_the_queue(client
     for wanted in ("gone" * 16, target):  # the first is in no version any more
         feedback.add(Query(upload, "a <b>red</b> one"), wanted, "Ada", images, {"base": "x"})  # type: ignore[arg-type]
     page = client.get(address).text
-    assert "a &lt;b&gt;red&lt;/b&gt; one" in page and "<bdi>Ada</bdi>, 20" in page and f'<option value="{REASON}"' in page
+    assert (
+        "a &lt;b&gt;red&lt;/b&gt; one" in page and "<bdi>Ada</bdi>, 20" in page and f'<option value="{REASON}"' in page
+    )
     assert client.get(f"/versions/2026.11.23/images/{upload}.jpg").content == b"uploaded jpeg"
     assert client.get("/versions/2026.11.23/images/upload-..%2Fx.jpg").status_code == 404
     assert f'value="{upload}"' not in client.get(f"{address}?skip=1").text, "the next is a row of the judge's"

@@ -38,10 +38,9 @@ from tasks.evaluate.protocols.base import (
     rank_candidates,
     recall_at_ranks,
 )
+from tasks.train.record_formats import IMAGE_TOKEN
 
 TEMPLATE = "{qry_text}"  # MMEB's texts hold each task's instruction
-# where a chat model would put the image; for other models they are noise
-IMAGE_TOKENS = ("<|image_1|>", "<|image_pad|>", "<image>")
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 INSTRUCTIONS = ("qry_inst", "tgt_inst")  # of MMEB-V2
 # meta-task -> its datasets inside MMEB-train, its datasets outside
@@ -138,10 +137,8 @@ def with_instruction(instruction: str | None, text: str | None) -> str:
 
 
 def strip_image_tokens(text: str | None) -> str:
-    """The text without image tokens."""
-    for token in IMAGE_TOKENS:
-        text = (text or "").replace(token, "")
-    return (text or "").strip()
+    """The text without the tokens that say where a chat model puts the image, as training reads it."""
+    return IMAGE_TOKEN.sub("", text or "").strip()
 
 
 def build_task(

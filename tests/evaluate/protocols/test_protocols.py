@@ -316,7 +316,7 @@ def test_mmeb_in_vlm2vecs_format(tmp_path: Path):
 
 
 def test_mmebs_empty_text_stands_for_all_candidates_and_other_columns_are_refused(tmp_path: Path):
-    row = {"qry_text": "<|image_pad|> Find it", "qry_img_path": "1.jpg"}
+    row = {"qry_text": "<|vision_start|><|image_pad|><|vision_end|> <|image_2|>Find it", "qry_img_path": "1.jpg"}
     row |= {"tgt_text": "", "tgt_img_path": ["2.jpg", "3.jpg"]}
     (tmp_path / "A.jsonl").write_text(json.dumps(row))
     benchmark = PROTOCOLS["mmeb"].read(tmp_path, "test", None, "mmeb")
