@@ -10,9 +10,9 @@ neither looked for nor decoded: `python -m benchmarks.loader` measures that. Eac
 without torch; its peak memory is that process's, libraries included.
 
 The last line is JSON: records, records_per_s (a wall second, one thread), records_per_cpu_s, rss_mib (peak), start_s
-(from nothing to the first batch, the index included), start_cpu_s (the CPU-seconds of that), index_mib, held_mib (rss_mib
-without what the process held before it opened the dataset), of the larger size; and the same of the smaller one under
-`small`.
+(from nothing to the first batch, the index included), start_cpu_s (the CPU-seconds of that), index_mib, held_mib
+(rss_mib without what the process held before it opened the dataset), of the larger size; and the same of the smaller
+one under `small`.
 """
 
 from __future__ import annotations
