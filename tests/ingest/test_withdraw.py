@@ -99,4 +99,4 @@ def test_a_week_of_refused_files_is_looked_through_in_little_memory(tmp_path: Pa
     tracemalloc.stop()
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert [path.stat().st_ino == ino for path, ino in zip(paths, states, strict=True)] == [False, True, True]
-    assert peak_bytes < 5e6, "all rows at once take 13 MB"
+    assert peak_bytes < 5e6, "all rows of a file at once take 13 MB"

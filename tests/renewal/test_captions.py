@@ -8,6 +8,8 @@ import pytest
 from tasks.caption import recaption
 from tasks.config import Params, RenewConfig, RenewRows
 from tasks.embed import stage as embed
+from tasks.publish.renew_run import forecast
+from tasks.renewal.plan import read_plan
 from tasks.store import Store
 from tests.support.colour_pairs import with_caption
 from tests.support.fake_llm import FakeLlm
@@ -82,6 +84,21 @@ def test_renewed_captions_and_their_vectors_are_those_of_a_fresh_build(monkeypat
         sources = slices.read_table("captions").column("caption_source").to_pylist()
         assert sum(s.endswith("@new") for s in sources) == renewed - 1  # one of them is rejected
     assert content(slices) == fresh
+
+
+def test_a_dry_run_leaves_out_captions_that_the_source_gives_by_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A row of `captions` about such an image is no unit of the run's plan, and none of the dry run's."""
+    store = weeks(monkeypatch, tmp_path, "old")
+    path = store.table_path("images", WEEKS[0])
+    [first, *others] = store.read(path, "images").to_pylist()
+    store.write(path, [{**first, "caption": "its source's words"}, *others], "images")
+    asked = params_for(NOW).model_copy(update={"renew": RenewConfig.of(recaption=RenewRows(budget=3))})
+    said = forecast(asked, store)
+    use(monkeypatch, "new")
+    run_week(store, NOW, RenewRows(budget=3))
+    plan = read_plan(store, "recaption")
+    assert plan is not None and (len(plan.units), plan.left) == (3, 1)
+    assert said == [f"recaption: 4 stale rows, 3 would be renewed, the oldest of {WEEKS[0]}"]
 
 
 def test_a_killed_following_of_vectors_starts_from_the_old_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
