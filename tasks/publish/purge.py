@@ -7,7 +7,7 @@
 An ENTRY is a line of a takedown list (tasks/fingerprints/takedown_list.py). With --yes, in this order:
 
 1. the newest version is taken down from, as `python -m tasks takedown` does; every other affected one is rewritten as
-   `dataset/<version>.<n>`, on its own data, with the same stages;
+   `dataset/<version>.<n>`, on its own data, with the same stages, encoders and windows;
 2. the affected tags are deleted in origin;
 3. the objects that hold the images are deleted from the DVC remote and the cache, the replies about them from the
    request cache, and what people wrote about them (tasks/publish/purge_texts.py);
