@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from megapairs.wiring import DATASET_DAG, dag_id_for
@@ -19,6 +20,12 @@ def time_text(moment: datetime.datetime | None) -> str:
     return moment.astimezone(datetime.UTC).strftime("%a %d %b %H:%M UTC") if moment else ""
 
 
+def last_failure(runs: Iterable[Any]) -> Any:
+    """The run that failed last, by its end: a scheduled run may be due long before it runs. None where none failed."""
+    failed = [run for run in runs if run.state == "failed"]
+    return max(failed, key=lambda run: run.end_date or run.start_date or run.run_after, default=None)
+
+
 def runs_at_a_glance(dataset: str = "") -> list[tuple[str, str]]:
     """(what, value): runs under way, the last failure, the next scheduled run; empty where the database is away."""
     from sqlalchemy import select
@@ -28,6 +35,7 @@ def runs_at_a_glance(dataset: str = "") -> list[tuple[str, str]]:
     try:
         from airflow.models.dag import DagModel
         from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
 
         with create_session() as session:
@@ -36,10 +44,16 @@ def runs_at_a_glance(dataset: str = "") -> list[tuple[str, str]]:
             ).all()
             model: Any = session.get(DagModel, dag_id)
             active = [run for run in runs if run.state in ("running", "queued")]
-            failed = next((run for run in runs if run.state == "failed"), None)
+            failed, stopped_at = last_failure(runs), None
+            if failed is not None:
+                ended = select(TaskInstance.task_id).where(
+                    TaskInstance.dag_id == dag_id, TaskInstance.run_id == failed.run_id, TaskInstance.state == "failed"
+                )
+                stopped_at = session.scalars(ended.order_by(TaskInstance.end_date.desc()).limit(1)).first()
             upcoming = getattr(model, "next_dagrun_create_after", None) if model else None
             shown = [("runs under way", str(len(active)))]
-            shown.append(("last failed run", time_text(failed.start_date or failed.run_after) if failed else "none"))
+            what = f"last failed run, at {stopped_at}" if stopped_at else "last failed run"
+            shown.append((what, time_text(failed.end_date or failed.run_after) if failed else "none"))
             if model is not None and model.is_paused:
                 shown.append((f"next run: {dag_id} is paused", "–"))
             else:

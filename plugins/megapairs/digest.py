@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
@@ -70,11 +69,12 @@ class Digest(BaseOperator):
         since = (datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=DAYS)).isoformat()
         told: list[str] = []
         for dataset in ("", *further_datasets()):
-            told += self.tell(deployment(dag_id_for(DATASET_DAG, dataset)), since, to, context)
+            told += self.tell(dataset, since, to, context)
         return told
 
-    def tell(self, clone: Path, since: str, to: list[str], context: Context) -> list[str]:
-        """Send one dataset's mail."""
+    def tell(self, dataset: str, since: str, to: list[str], context: Context) -> list[str]:
+        """Send one dataset's mail; '' is the dataset of MEGAPAIRS_DATASET."""
+        clone = deployment(dag_id_for(DATASET_DAG, dataset))
         try:
             lines = digest_lines([version.record for version in versions(clone)], models(clone), since)
         except TasksError as error:
@@ -86,7 +86,7 @@ class Digest(BaseOperator):
             run_id=str(context["run_id"]),
             task="digest",
             error="",
-            page_url=f"{ui}/megapairs/" if ui else "",
+            page_url=f"{ui}/megapairs/{f'd/{dataset}/' if dataset else ''}" if ui else "",
         )
         headline = f"since {since}: {digest_count(lines)}"
         values = {"failure": failure, "subject": f"[{failure.dataset}] the week {headline}", "headline": headline}

@@ -368,5 +368,9 @@ def test_the_weekly_digest_tells_what_the_week_published(inbox: Inbox, tmp_path:
     monkeypatch.setattr(digest, "models", lambda clone: [])
     monkeypatch.setenv("MEGAPAIRS_MAIL_TO", "data@example.org")
     monkeypatch.setenv("MEGAPAIRS_DATASET", str(tmp_path))
+    monkeypatch.setenv("MEGAPAIRS_DATASETS", f"shop={tmp_path}")
+    monkeypatch.setenv("MEGAPAIRS_UI", "http://airflow.test/")
     assert digest.Digest(task_id="digest").execute({"run_id": "w"}) == []
     assert "nothing was published" in inbox.mails[0]["Subject"]
+    pages = [re.findall(r'href="([^"]+)"', html_body(mail)) for mail in inbox.mails]
+    assert pages == [["http://airflow.test/megapairs/"], ["http://airflow.test/megapairs/d/shop/"]], "its own pages"

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urljoin
 
 import pytest
@@ -125,6 +126,16 @@ def test_two_people_answer_ten_rows_by_keys_and_the_page_says_how_far_they_agree
     rows = [json.loads(line)["row_id"] for line in (deployment / "reviews.jsonl").read_text().splitlines()]
     assert rows[:10] == rows[10:] and len(set(rows)) == 10, "the same ten, in the same order"
     (deployment / "reviews.jsonl").unlink()
+
+
+def test_what_failed_last_is_known_by_its_end_and_not_by_when_it_was_due():
+    from megapairs.airflow_state import last_failure
+
+    def run(name: str, state: str, due: int, end: int | None) -> SimpleNamespace:
+        return SimpleNamespace(name=name, state=state, run_after=due, start_date=due, end_date=end)
+
+    runs = [run("good", "success", 30, 40), run("by hand", "failed", 20, 25), run("scheduled late", "failed", 10, 28)]
+    assert last_failure(runs).name == "scheduled late" and last_failure(runs[:1]) is None
 
 
 def test_a_page_that_is_not_there_says_why_and_leads_back(client):

@@ -55,6 +55,16 @@ def test_a_run_from_the_form_is_green_and_its_log_ends_in_counts(factory: Factor
         pages.get_by_role("link", name=f"Version {name}").click()
         pages.get_by_role("link", name="Triplets").click()
         expect(pages.locator("article.card img").first).to_be_visible()
+
+        pages.get_by_role("link", name=f"Version {name}").click()
+        pages.get_by_role("link", name="Review").click()
+        for answered in range(10):
+            expect(pages.get_by_text(f"you have answered {answered}.")).to_be_visible()
+            expect(pages.locator("#row")).to_be_focused()
+            page.keyboard.press("1")
+        expect(pages.get_by_text("you have answered 10.")).to_be_visible()
+    assert len((factory.root / "reviews.jsonl").read_text().splitlines()) == 10
+    (factory.root / "reviews.jsonl").unlink()  # verdicts would change the next runs of these stories
     report = factory.airflow.xcom(DATASET_DAG, run["dag_run_id"], "ingest")
     assert 0 < report["written"] <= LIMIT < IMAGES
 
