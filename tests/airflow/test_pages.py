@@ -92,6 +92,7 @@ def test_every_page_keeps_to_wcag_and_to_the_screen_with_hostile_texts(client, c
     assert_rendered_well(chromium, client.request, addresses)
 
 
+@pytest.mark.slow
 def test_two_people_answer_ten_rows_by_keys_and_the_page_says_how_far_they_agree(
     client, chromium: str, deployment: Path, monkeypatch: pytest.MonkeyPatch
 ):

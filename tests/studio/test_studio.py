@@ -22,7 +22,7 @@ from tasks.studio import serve
 from tasks.studio.app import Studio, make_app
 from tests.support.fake_run import HOSTILE, fill
 from tests.support.markup import LOADS, elements
-from tests.support.rendered import assert_rendered_well
+from tests.support.rendered import ORIGIN, assert_rendered_well, page_of
 
 
 def jpeg(side: int = 96) -> bytes:
@@ -171,6 +171,22 @@ def test_no_request_is_an_internal_error(client: TestClient, studio: Studio, pat
         if "html" in answer.headers.get("content-type", ""):
             assert_own_page(answer.text)
             assert "script" not in answer.headers["content-security-policy"]
+
+
+def test_a_person_searches_and_says_what_should_be_first_by_clicks(client: TestClient, studio: Studio, chromium: str):
+    studio.feedback.path.unlink(missing_ok=True)
+    with page_of(chromium, client.request) as (page, problems):
+        page.goto(f"{ORIGIN}/")
+        page.locator(".examples a").first.click()
+        page.get_by_label("Change").fill("make it green")
+        page.get_by_role("button", name="Search").click()
+        page.get_by_label("Your name").fill("Ada")
+        page.get_by_role("button", name="Should be first: rank 2 of base, composed").click()
+        page.get_by_text("Stored for review").wait_for()
+        assert problems == []
+    (line,) = studio.feedback.path.read_text().splitlines()
+    studio.feedback.path.unlink()
+    assert (json.loads(line)["text"], json.loads(line)["name"]) == ("make it green", "Ada")
 
 
 @pytest.mark.slow
