@@ -352,6 +352,14 @@ def test_further_notifiers_are_airflows_own(monkeypatch: pytest.MonkeyPatch):
         further_notifiers()
 
 
+def test_a_dry_run_is_no_news():
+    from megapairs.news import news_of
+
+    assert news_of("version", None, "version: nothing to do. dry run: 34 triplets made, nothing published", {}) is None
+    assert news_of("promote", {"notes": ["dry run: not promoted, though better"], "figures": {}}, "", {}) is None
+    assert news_of("version", None, "version: nothing to do. no new triplet in 2026.11.28", {}) is not None
+
+
 def test_the_weekly_digest_tells_what_the_week_published(inbox: Inbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from megapairs import digest
 
