@@ -52,7 +52,7 @@ def test_a_wish_waits_until_this_person_has_answered_it_and_then_shows_what_peop
     values = {"waiting": 1, "answered": 1, "threshold": "0.8", "reason": REASON, "skip": 0, "token": "t"}
     values |= {"up": "../../", "agreement": {"rows": 0}, "reasons": [REASON], "may_answer": True, "searches": [shown]}
     page = html("triplet_review.html.j2", name="2026.11.28", row=left, **values)
-    assert "Ada, 2026-11-28 10:00 UTC" in page and "in &lt;b&gt;red&lt;/b&gt;" in page and "wrong 1" in page
+    assert "<bdi>Ada</bdi>, 2026-11-28 10:00 UTC" in page and "in &lt;b&gt;red&lt;/b&gt;" in page and "wrong 1" in page
 
 
 def test_an_upload_is_shown_beside_the_versions_images(clone: Path):
