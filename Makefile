@@ -114,7 +114,7 @@ test: .venv/installed browser production-programs lint ## lint, types and every 
 	$(PYTEST) $(PYTEST_OPTIONS)
 
 .PHONY: fuzz
-fuzz: .venv/installed ## mutate images, tars and tables for an hour (FUZZ_SECONDS)
+fuzz: .venv/installed ## mutate images, tars and tables for an hour (FUZZ_SECONDS); FUZZ_SEED=N: other mutations
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-3600} $(PYTEST) -rP -p no:cacheprovider tests/hostile/test_fuzz.py
 
 # CHAOS_OPTIONS=--short: a few minutes, without Airflow; --only NAMES; --list.
