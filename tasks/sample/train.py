@@ -7,7 +7,7 @@ the same weights again. vlm and judge always run as two processes of one thread.
 weights: train `vlm` first.
 
     model    input -> output                                     default (minutes of two cores)
-    vlm      two images -> what they share and what changed    28
+    vlm      two images -> what they share and what changed    42
     judge    two images and an instruction -> yes or no        50
     clip     images and captions in one space                   4
     dino     images alone, self-supervised                      4

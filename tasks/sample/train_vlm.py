@@ -496,7 +496,7 @@ def train(
     seed: int = 0,
     steps: int = 1500,
     vision_steps: int = 320,
-    related_steps: int = 400,
+    related_steps: int = 2400,
     start: Path | None = None,
 ) -> None:
     """Train into `folder`; the same arguments give the same weights.

@@ -94,7 +94,7 @@ def test_string_and_list_content_give_the_same_prompt(vlm):
     assert as_text == as_parts
 
 
-@pytest.mark.parametrize(("edits", "bar"), [(1, 0.85), (2, 0.50)])
+@pytest.mark.parametrize(("edits", "bar"), [(1, 0.95), (2, 0.85), (3, 0.65)])
 def test_the_describer_is_right_on_most_held_out_pairs(vlm, edits, bar):
     model, processor = vlm
     pairs = [(s, t) for s, t in held_out_pairs(80, seed=104) if len(difference(s, t)) == edits]
@@ -109,10 +109,11 @@ def test_the_describer_calls_scenes_too_different_that_differ_in_many_things_and
     texts = train_vlm.write_descriptions(model, processor, [(draw(s), draw(t)) for s, t in pairs])
     edits = [len(difference(s, t)) for s, t in pairs]
     said = [text == TOO_DIFFERENT for text in texts]
-    assert np.mean([x for x, n in zip(said, edits, strict=True) if n > SAID_EDITS + 1]) >= 0.8
+    assert np.mean([x for x, n in zip(said, edits, strict=True) if n > SAID_EDITS + 1]) >= 0.95
     assert np.mean([x for x, n in zip(said, edits, strict=True) if n <= SAID_EDITS]) <= 0.05
-    right = [text == phrases.describe(s, t) for (s, t), text, n in zip(pairs, texts, edits, strict=True) if n == 2]
-    assert np.mean(right) >= 0.5  # of any mix of two changes, not those of families alone
+    for changes, bar in ((2, 0.85), (3, 0.65)):  # of any mix of so many changes, not those of families alone
+        asked = [(pair, text) for pair, text, n in zip(pairs, texts, edits, strict=True) if n == changes]
+        assert np.mean([text == phrases.describe(*pair) for pair, text in asked]) >= bar
 
 
 def test_the_describer_reads_images_through_its_processor(vlm):
