@@ -10,6 +10,7 @@ leaves one at <out>/<seed>/run); it is only read. `--drawn` draws a small one.
 |---|---|
 | base | nothing: the model that training starts from |
 | none | the triplets alone |
+| caption_to_image | and caption_to_image |
 | captions | and caption_to_image, image_to_caption |
 | pairs | and description_to_pair, difference_classification, which_image_fits |
 | all | and all five |
@@ -36,7 +37,7 @@ import numpy as np
 
 from benchmarks.measure import parse_arguments
 from benchmarks.triplets import drawn_version
-from tasks.config import ROW_TASKS, Params, load_params, overlay, parse_params, read_raw, resolve
+from tasks.config import ROW_TASKS, Params, TrainConfig, load_params, overlay, parse_params, read_raw, resolve
 from tasks.evaluate.benchmarks import read_benchmark
 from tasks.evaluate.scores import score_retriever
 from tasks.models.retrievers.clip import ClipRetriever
@@ -48,8 +49,10 @@ from tasks.store import Store
 from tasks.train import stage as train
 
 CAPTION_TASKS = ("caption_to_image", "image_to_caption")
+LOCKED_TASKS = ("caption_to_image", "which_image_fits")  # those that the locked phase takes batches of
 ARMS: Mapping[str, tuple[str, ...]] = {
     "none": (),
+    "caption_to_image": CAPTION_TASKS[:1],
     "captions": CAPTION_TASKS,
     "pairs": tuple(task for task in ROW_TASKS if task not in CAPTION_TASKS),
     "all": ROW_TASKS,
@@ -88,15 +91,27 @@ def add_captions(version: Path) -> Path:
     return version
 
 
+def triplet_steps(train: TrainConfig) -> tuple[int, int]:
+    """Steps of the main and of the locked phase that a recipe takes on triplets, counts."""
+    own = train.version_weight
+    in_main, in_locked = own, own
+    for dataset in train.datasets:
+        in_main += dataset.weight
+        in_locked += dataset.weight * (dataset.path in LOCKED_TASKS)
+    return round(train.steps * own / in_main), round(train.locked_steps * own / in_locked)
+
+
 def arm_params(params: Params, tasks: Sequence[str], weight: float, seed: int) -> Params:
     """The parameters of one training: the tasks' rows, and steps that leave the triplets as many as without them."""
+    steps, locked_steps = triplet_steps(params.train)
     datasets = [{"name": t, "format": "rows", "path": t, "weight": weight / len(tasks)} for t in tasks]
     factor = 1 + (weight if tasks else 0)
-    locked = sum(weight / len(tasks) for t in tasks if t in ("caption_to_image", "which_image_fits"))
+    locked = sum(weight / len(tasks) for t in tasks if t in LOCKED_TASKS)
     raw = params.model_dump(mode="json", by_alias=True)
     changes = {
-        "steps": round(raw["train"]["steps"] * factor),
-        "locked_steps": round(raw["train"]["locked_steps"] * (1 + locked)),
+        "steps": round(steps * factor),
+        "locked_steps": round(locked_steps * (1 + locked)),
+        "version_weight": 1.0,
         "datasets": datasets,
     }
     return parse_params(overlay(raw, {"train": changes, "open_run": {"seed": seed}}))

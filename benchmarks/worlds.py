@@ -37,6 +37,7 @@ from benchmarks.measure import parse_arguments
 from tasks.__main__ import run_stage
 from tasks.config import Params, overlay, parse_params, read_raw, resolve
 from tasks.pages.week_figures import weekly_figures
+from tasks.publish.rows_files import write_further_rows
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.world import make_world
 from tasks.store import Store
@@ -110,6 +111,7 @@ def run_weeks(job: Job) -> Params:
         for stage, item in stages_of(params):
             report = run_stage(stage, item, None, store.root)
             print(f"{job.name} {batch} {stage} {item or ''}: {report.seconds:.0f} s, {report.written}", flush=True)
+    write_further_rows(params, store)  # as stage version does, whose rows the training reads
     run_stage("train", None, None, store.root)
     return params
 

@@ -1,0 +1,12 @@
+"""The arms of benchmarks.further_rows: as many steps on triplets, whatever else is trained on."""
+
+from benchmarks.further_rows import ARMS, arm_params, triplet_steps
+from tasks.config import load_params
+
+
+def test_every_arm_takes_as_many_steps_on_triplets():
+    params = load_params()
+    wanted = triplet_steps(params.train)
+    assert wanted == (10, 150), "profile demo trains as long on triplets as without captions"
+    for tasks in ARMS.values():
+        assert triplet_steps(arm_params(params, tasks, 1.0, 0).train) == wanted, tasks
