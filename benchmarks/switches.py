@@ -46,10 +46,11 @@ TEACHER_SEED = 100
 MAIN_PHASE = {"steps", "learning_rate", "warmup_steps", "batch_triplets", "teacher", "refresh_negatives"}
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
-    "warm-up 10 of 10 steps": {"steps": 10, "warmup_steps": 10},
-    "warm-up 2 of 10 steps": {"steps": 10, "warmup_steps": 2},
-    "warm-up 5 of 20 steps": {"steps": 20, "warmup_steps": 5},
-    "warm-up 5 of 40 steps": {"steps": 40, "warmup_steps": 5},
+    "no captions": {"datasets": [], "locked_steps": 150, "steps": 10},
+    "warm-up 20 of 20 steps": {"steps": 20, "warmup_steps": 20},
+    "warm-up 4 of 20 steps": {"steps": 20, "warmup_steps": 4},
+    "warm-up 10 of 40 steps": {"steps": 40, "warmup_steps": 10},
+    "warm-up 10 of 80 steps": {"steps": 80, "warmup_steps": 10},
     "cosine": {"optimizer": {"schedule": "cosine"}},
     "norms and biases not decayed": {"optimizer": {"decay_norms_and_biases": False}},
     "matryoshka 64 and 32": {"matryoshka_dimensions": [64, 32]},
@@ -69,7 +70,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "no main phase": {"steps": 1, "learning_rate": 1e-12, "warmup_steps": 0},
 }
 QUICK = {"seeds": "0", "only": "hardness 2"}
-QUICK_TRAIN = {
+QUICK_TRAIN: dict[str, Any] = {
+    "datasets": [],
     "locked_steps": 2,
     "locked_batch_triplets": 16,
     "locked_warmup_steps": 1,

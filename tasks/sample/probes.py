@@ -22,8 +22,16 @@ CANARIES, QUESTIONS = 12, 120
 
 
 def expected_word(edit: Edit) -> str:
-    """What a description of one edit must contain, as canaries.csv lists it."""
+    """The word that names what is new after one edit."""
     return edit.name.split()[-1] if edit.kind in ("remove", "add") else edit.value
+
+
+def expected_words(edit: Edit) -> str:
+    """What a description of one edit must contain, as canaries.csv lists it.
+
+    Of a background its change: its colour alone stands in the description of a blank image too.
+    """
+    return f"background to {edit.value}" if edit.kind == "background" else expected_word(edit)
 
 
 def write_canaries(folder: Path, seed: int = 3) -> None:
@@ -43,7 +51,7 @@ def write_canaries(folder: Path, seed: int = 3) -> None:
         names = [f"{len(rows):02d}-query.png", f"{len(rows):02d}-target.png"]
         for name, scene in zip(names, (query, target), strict=True):
             draw_image(scene).save(folder / name, optimize=True)
-        rows.append((*names, expected_word(edits[0])))
+        rows.append((*names, expected_words(edits[0])))
     write_csv(folder / "canaries.csv", ("query", "target", "expect"), rows)
 
 

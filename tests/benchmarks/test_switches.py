@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.switches import ARMS, MAIN_PHASE, Bench, summary_of, table_lines
-from tasks.config import load_params
+from tasks.config import parse_params, read_raw, resolve
 from tasks.config.training import TrainConfig
 
 
@@ -21,7 +21,7 @@ def test_an_arm_is_compared_with_the_default_of_the_same_seed():
 
 
 def test_every_arm_is_a_recipe_that_can_be_trained():
-    base = load_params("params.yaml").train.model_dump(mode="json")
+    base = parse_params(resolve(read_raw(Path("params.yaml")), "demo", {})).train.model_dump(mode="json")
     assert set(TrainConfig.model_fields) >= MAIN_PHASE
     for name, changes in ARMS.items():
         known = {key: base[key] | value if isinstance(base[key], dict) else value for key, value in changes.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from tasks.caption.checks import ReplyRules, injection_reason, rejection_reason
+from tasks.caption.checks import TOO_DIFFERENT, ReplyRules, injection_reason, rejection_reason
 from tasks.caption.chunk import CaptionSetup, caption_chunk
 from tasks.caption.draft import Draft
 from tasks.caption.generate import describe, write
@@ -77,6 +77,7 @@ def test_a_painted_order_is_described_in_the_sample_worlds_words_or_rejected(des
     for reply in describer.chat(requests):
         assert (
             parse_description(reply.text) is not None
+            or reply.text == TOO_DIFFERENT
             or rejection_reason(reply.text, ReplyRules(max_chars=400, prompt="Compare the pictures.")) is not None
         ), reply.text
         assert not any(word in reply.text.lower() for word in ("hacked", "pwned", "ignore", "system", "yes"))

@@ -46,5 +46,5 @@ def test_the_tutorial_works_word_for_word(tmp_path: Path, project: Path):
     triplets = store.read_table("triplets").column("pair_id").to_pylist()
     assert set(store.read_table("pairs").column("pair_id").to_pylist()) <= left_out | set(triplets)
     verdicts = (tmp_path / "tutorial" / "verdicts.html").read_text()
-    assert "not text" in verdicts and verdicts.count("<img") > PAIRS
+    assert "wrong target" in verdicts and verdicts.count("<img") > PAIRS
     assert (tmp_path / "tutorial" / "figures" / "pairs.html").stat().st_size > 100_000
