@@ -47,9 +47,9 @@ from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene
 from tasks.store import Store
 from tasks.train import stage as train
+from tasks.train.version_rows import LOCKED_TASKS
 
 CAPTION_TASKS = ("caption_to_image", "image_to_caption")
-LOCKED_TASKS = ("caption_to_image", "which_image_fits")  # those that the locked phase takes batches of
 ARMS: Mapping[str, tuple[str, ...]] = {
     "none": (),
     "caption_to_image": CAPTION_TASKS[:1],
