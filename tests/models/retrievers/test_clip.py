@@ -49,6 +49,13 @@ def test_a_query_is_the_normalised_sum_of_raw_features(retriever: ClipRetriever)
         retriever.encode()
 
 
+def test_many_texts_get_the_features_that_each_has_alone(retriever: ClipRetriever):
+    texts = [" ".join(["remove the star"] * (1 + n * 7 % 12)) for n in range(100)]
+    with torch.inference_mode():
+        alone = torch.cat([retriever.text_features([text]) for text in texts])
+        assert torch.allclose(retriever.text_features(texts), alone, atol=1e-5)
+
+
 def test_the_layout_of_bge_vl_loads_without_running_its_code(tmp_path: Path, retriever: ClipRetriever):
     folder = tmp_path / "bge-vl"
     shutil.copytree(CLIP, folder)
