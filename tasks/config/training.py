@@ -41,6 +41,11 @@ class MixedDatasetConfig(Section):
     weight: float = Field(
         1.0, gt=0, description="Share of the batches that come from this dataset, relative to the other weights."
     )
+    symmetric: bool = Field(
+        False,
+        description="Contrast each target with the batch's queries too, as CLIP's loss does; for pairs of text and "
+        "image, so that the model finds the text of an image as well.",
+    )
 
     @model_validator(mode="after")
     def _check_where_its_records_are(self) -> MixedDatasetConfig:

@@ -54,6 +54,7 @@ class Example:
         target_scores: the judge's P(yes) of the target, one per instruction; empty where nothing was judged.
         image_scores: image id -> the judge's highest P(yes), of the query image and the negatives.
         task: task instruction for an MLLM; empty for none, None for the model's own. One for a whole dataset.
+        is_symmetric: the loss also asks for the query of the target. As `task` of a whole dataset.
     """
 
     query: str | None
@@ -63,6 +64,7 @@ class Example:
     target_scores: tuple[float, ...] = ()
     image_scores: Mapping[CandidateId, float] = field(default_factory=dict)
     task: str | None = None
+    is_symmetric: bool = False
 
     @property
     def query_candidate(self) -> CandidateId | None:
@@ -123,6 +125,7 @@ class BatchPlan:
         query_candidate: (b) position of each query's own image among the candidates; -1 where it is none of them.
         broken: positions of images that could not be read: nothing is learnt from them.
         task: task instruction of the queries for an MLLM; None for the model's own.
+        is_symmetric: the loss also asks for the query of each target.
     """
 
     images: list[Any]
@@ -137,6 +140,7 @@ class BatchPlan:
     query_candidate: list[int] = field(default_factory=list)
     broken: frozenset[int] = frozenset()
     task: str | None = None
+    is_symmetric: bool = False
 
     @property
     def candidate_parts(self) -> list[tuple[int, int]]:
@@ -266,6 +270,7 @@ def plan_batch(
         own_candidates=own_candidates,
         own_scores=own_scores,
         task=batch[0].task,
+        is_symmetric=batch[0].is_symmetric,
     )
 
 

@@ -3,6 +3,8 @@
 A query's softmax runs over every image of the batch once; a copy of the query's own positive is no negative. Source:
 MegaPairs, arXiv:2412.14475, appendix B; having the query image among the negatives is essential to it.
 
+Pairs of text and image can be contrasted in both directions (`target_contrast`).
+
 Options: a mask of likely false negatives (Qwen3-VL-Embedding, 2026, equation 1), the judge's scores as soft labels by
 the symmetric Kullback-Leibler divergence (UniME-V2, arXiv:2510.13515), hardness-weighted negatives (LLaVE,
 arXiv:2503.04812), and the KL divergence from a teacher's similarities.
@@ -21,7 +23,7 @@ class Loss(NamedTuple):
 
     Attributes:
         total: what is minimised.
-        contrast: mean InfoNCE.
+        contrast: mean InfoNCE, of both directions where the batch is symmetric.
         accuracy: share of queries whose positive is ranked first.
         query_margin: mean similarity of the positive minus that of the query image.
         masked: share of the candidates left out as likely false negatives.
@@ -49,6 +51,8 @@ class BatchLabels(NamedTuple):
             it, the positive's copies count as negatives, and the loss is that of sentence-transformers'
             MultipleNegativesRankingLoss over all columns. None: every image once.
         excluded: (c,) bool, candidates that count for no query: their image could not be read. None: none.
+        query_ids: (b,) int64, equal for equal queries. Given, each target is contrasted with the batch's queries too,
+            and the loss is the mean of both directions, as CLIP's (arXiv:2103.00020, figure 3). None: queries alone.
     """
 
     image_ids: torch.Tensor
@@ -56,6 +60,7 @@ class BatchLabels(NamedTuple):
     query_image: torch.Tensor
     copies: torch.Tensor | None = None
     excluded: torch.Tensor | None = None
+    query_ids: torch.Tensor | None = None
 
 
 class SoftLabels(NamedTuple):
@@ -189,6 +194,26 @@ def contrastive_logits(
     return logits.masked_fill(out, float("-inf"))
 
 
+def target_contrast(
+    similarity: torch.Tensor, positive: torch.Tensor, query_ids: torch.Tensor, temperature: float | torch.Tensor
+) -> torch.Tensor:
+    """Mean InfoNCE of each query's target over the batch's queries: which query asks for it?
+
+    Args:
+        similarity: (b, c) cosine.
+        positive: (b,) int64, position of each query's target among the candidates.
+        query_ids: (b,) int64, equal for equal queries.
+        temperature: of the softmax.
+    Returns:
+        A scalar. A query with the same target, or equal to the target's own, is no negative.
+    """
+    logits = similarity[:, positive].T / temperature  # (b, b), a row a target
+    same = (positive[:, None] == positive[None]) | (query_ids[:, None] == query_ids[None])
+    own = torch.arange(len(positive), device=positive.device)
+    out = same.scatter(1, own[:, None], False)
+    return F.cross_entropy(logits.masked_fill(out, float("-inf")), own)
+
+
 def info_nce(
     queries: torch.Tensor,
     candidates: torch.Tensor,
@@ -228,6 +253,8 @@ def info_nce(
         contrast = F.cross_entropy(logits, positive)
     else:
         contrast = ((logits + labels.copies.log()).logsumexp(1) - logits.gather(1, positive[:, None])[:, 0]).mean()
+    if labels.query_ids is not None:
+        contrast = (contrast + target_contrast(similarity, positive, labels.query_ids, temperature)) / 2
     total = contrast
     divergence = distillation = torch.zeros((), device=queries.device)
     if soft_labels is not None:

@@ -66,12 +66,18 @@ def batch_labels(plan: BatchPlan, kept: Sequence[int], config: TrainConfig, devi
     if plan.broken:
         excluded = torch.zeros(len(plan.candidate_parts), dtype=torch.bool, device=device)
         excluded[plan.broken_candidates] = True
+    query_ids = None
+    if plan.is_symmetric:
+        first: dict[tuple[str, int], int] = {}
+        ids = [first.setdefault((plan.texts[n], plan.query_image[n]), n) for n in kept]
+        query_ids = torch.tensor(ids, device=device)
     return BatchLabels(
         image_ids=torch.arange(len(plan.candidate_parts), device=device),
         positive=torch.tensor([plan.positive[n] for n in kept], device=device),
         query_image=torch.tensor([own[n] for n in kept], device=device),
         copies=torch.tensor(plan.copies, device=device) if config.count_copies else None,
         excluded=excluded,
+        query_ids=query_ids,
     )
 
 

@@ -100,7 +100,7 @@ class ImageFiles(Mapping[str, Path]):
 
 
 def with_ids(example: Example, config: MixedDatasetConfig) -> Example:
-    """An example of a dataset's paths by image ids ("<dataset>:<path>"), with the dataset's task instruction."""
+    """An example of a dataset's paths by image ids ("<dataset>:<path>"), with what the dataset's entry says of them."""
     name, task = config.name, config.instruction
     if task is None and config.format == "mmeb":
         task = ""  # its texts hold each task's own
@@ -112,7 +112,12 @@ def with_ids(example: Example, config: MixedDatasetConfig) -> Example:
 
     query = None if example.query is None else f"{name}:{example.query}"
     return replace(
-        example, query=query, target=named(example.target), negatives=tuple(map(named, example.negatives)), task=task
+        example,
+        query=query,
+        target=named(example.target),
+        negatives=tuple(map(named, example.negatives)),
+        task=task,
+        is_symmetric=config.symmetric,
     )
 
 

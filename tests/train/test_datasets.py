@@ -46,6 +46,15 @@ def test_records_of_megapairs(folder: Path):
     assert dropped == {"no_text": 1} and files[name("n2")] == folder / "images" / "n2.png"
 
 
+def test_what_an_entry_says_of_its_records_is_said_of_each_example(folder: Path):
+    record = {"q_img": "q.png", "q_text": ["red"], "t_img": "t.png"}
+    config = write_dataset(folder, "megapairs", record)
+    asked = config.model_copy(update={"symmetric": True, "instruction": "Find it."})
+    for entry, expected in ((config, (False, None)), (asked, (True, "Find it."))):
+        example = read_dataset(entry)[0][0]
+        assert (example.is_symmetric, example.task) == expected
+
+
 def test_records_of_mmeb_have_queries_and_candidates_of_image_and_text(folder: Path):
     right = {
         "qry": "<|image_1|>\nmake it red",

@@ -14,6 +14,7 @@ from tasks.train.loss import (
     judge_divergence,
     likely_false_negatives,
     repeated_images,
+    target_contrast,
 )
 
 
@@ -114,3 +115,28 @@ def test_the_divergence_from_the_judge_is_the_symmetric_one_and_zero_where_both_
     assert math.isclose(float(judge_divergence(logits[:1], agreeing)), 0.0, abs_tol=1e-6)
     none = SoftLabels(judged.columns, torch.full((2, 3), float("nan")), 0.5, 1.0)
     assert float(judge_divergence(logits, none)) == 0
+
+
+def test_in_both_directions_the_loss_is_clips():
+    torch.manual_seed(0)
+    texts, images = F.normalize(torch.randn(4, 6), dim=-1), F.normalize(torch.randn(4, 6), dim=-1)
+    positive = torch.arange(4)
+    labels = BatchLabels(positive, positive, query_image=positive, query_ids=positive)
+    logits = texts @ images.T / 0.1
+    clip = (F.cross_entropy(logits, positive) + F.cross_entropy(logits.T, positive)) / 2
+    assert torch.allclose(info_nce(texts, images, labels, temperature=0.1).total, clip)
+
+
+def test_another_caption_of_the_same_image_and_an_equal_caption_of_another_are_no_negatives():
+    similarity = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.3, 0.7]])
+    positive, query_ids = torch.tensor([0, 0, 1, 1]), torch.tensor([5, 6, 7, 5])
+    # the target of the first query is that of the second, and the fourth query says the same as the first
+    first = math.log(1 + math.exp((0.3 - 0.9) / 0.1))
+    second = math.log(1 + 2 * math.exp((0.3 - 0.8) / 0.1))
+    third = math.log(1 + math.exp((0.1 - 0.7) / 0.1) + math.exp((0.2 - 0.7) / 0.1))
+    fourth = math.log(1 + math.exp((0.2 - 0.7) / 0.1))
+    assert math.isclose(
+        float(target_contrast(similarity, positive, query_ids, 0.1)),
+        (first + second + third + fourth) / 4,
+        rel_tol=1e-5,
+    )

@@ -117,6 +117,25 @@ def test_both_phases_train_on_rows_and_the_same_seed_gives_the_same_weights(para
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+def test_a_symmetric_dataset_teaches_the_caption_of_an_image_too(params: Params, published: Store):
+    config = with_train(params, steps=1, locked_steps=6, held_out_share=0.0, version_weight=1e-9).train
+    similarities = []
+    for symmetric in (False, True):
+        captions = dataset("caption_to_image", symmetric=symmetric)
+        training_set = read_training_set(config.model_copy(update={"datasets": (captions,)}), published)
+        assert {e.is_symmetric for e in training_set.more[0].examples} == {symmetric}
+        assert not any(e.is_symmetric for e in training_set.version.examples)
+        retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
+        loader = ImageLoader(published, retriever.preprocess)
+        Trainer(retriever, config, seed=0).fit(TrainingData(training_set.all, loader))
+        texts = retriever.encode(texts=[text for text, _ in CAPTIONS.values()])
+        logits = (
+            torch.from_numpy(texts @ retriever.encode(images=[loader.read(i) for i in CAPTIONS]).T) / config.temperature
+        )
+        similarities.append(float(logits.T.log_softmax(1).diag().mean()))  # of the own caption, given the image
+    assert similarities[1] > similarities[0]
+
+
 def test_a_query_of_an_image_alone_is_that_image(params: Params, published: Store):
     import random
 
