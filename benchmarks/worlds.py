@@ -13,7 +13,8 @@ before all that is made. What stands in <out>/<seed> is removed first.
 A world takes some four minutes of a core of an AMD EPYC. The last line is one JSON object: worlds (a count),
 map_at_5_mean, map_at_5_min, base_map_at_5_mean (points, 0 to 100), and over all worlds and weeks true_share_min_week,
 complete_share_min_week, negatives_also_right_max, shortcut_share_max, yield_first_week_min, yield_later_week_min,
-false_rejection_share_max (shares, 0 to 1). <out>/worlds.json has the same for each world.
+false_rejection_share_max (shares, 0 to 1). <out>/worlds.json has the same for each world,
+and <out>/<seed>.json that world's alone as soon as it is done.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def run_world(job: Job) -> dict[str, Any]:
     store, benchmark = Store(job.root / "run"), job.root / "benchmark"
     make_benchmark(benchmark, seed=job.seeds["benchmark"], queries=job.queries, gallery=job.gallery)
     candidate = str(store.folder("models", "candidate"))
-    return {
+    world = {
         "name": job.name,
         "triplets": store.read_table("triplets", ["triplet_id"]).num_rows,
         "images": images_named(store),
@@ -154,6 +155,8 @@ def run_world(job: Job) -> dict[str, Any]:
         "finetuned": composed_scores(candidate, benchmark, params),
         "weeks": weekly_figures(store, job.root / "truth.jsonl", WEEKS),
     }
+    job.root.with_suffix(".json").write_text(json.dumps(world, indent=1) + "\n")  # known before the others are done
+    return world
 
 
 def summary_of(worlds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:

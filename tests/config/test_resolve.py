@@ -11,7 +11,7 @@ from tasks.config import Params, load_params, overlay, parse_params, read_raw, r
 from tasks.errors import ConfigError
 from tests.support.parameters import params_with, raw_params
 
-PROFILES = ["demo", "production", "small", "test"]
+PROFILES = ["demo", "demo_large", "production", "small", "test"]
 
 
 def set_twice(section: type[BaseModel], values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -106,7 +106,7 @@ def test_a_missing_key_of_a_list_entry_is_not_to_be_copied():
 
 
 def test_an_unknown_profile_names_the_known_ones(project: Path):
-    with pytest.raises(ConfigError, match="no profile 'large'; known: .'demo', 'production', 'small', 'test'"):
+    with pytest.raises(ConfigError, match="no profile 'large'; known: .'demo', 'demo_large', 'production', 'small', 'test'"):
         resolve(read_raw(project / "params.yaml"), "large")
 
 
