@@ -46,6 +46,7 @@ from tasks.sample.benchmark import make_benchmark
 from tasks.sample.phrases import web_caption
 from tasks.sample.scenes import Scene
 from tasks.store import Store
+from tasks.train import seeds as seeds_of_training
 from tasks.train import stage as train
 from tasks.train.version_rows import LOCKED_TASKS
 
@@ -175,7 +176,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--gallery", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path(".run/benchmarks/further_rows"))
+    parser.add_argument("--threads", type=int, default=2, help="of each training; 1 where others run beside it")
     args = parse_arguments(parser, argv, QUICK)
+    seeds_of_training.THREADS_MIN = args.threads
     if args.drawn:
         run, params = (
             add_captions(drawn_version(args.out / "drawn", 12)),

@@ -2,10 +2,10 @@
 
     python -m benchmarks.worlds --seeds demo --keep          # the demo's two weeks, without Airflow
     python -m benchmarks.switches [--world .run/benchmarks/worlds/demo] [--seeds 0,1,2] [--only "cosine;hardness 2"]
-        [--out .run/benchmarks/switches] [--minutes 60]
+        [--set '{"locked_batch_triplets": 64}'] [--threads 1] [--out .run/benchmarks/switches] [--minutes 60]
 
-Each arm of `ARMS` is the recipe of params.yaml with one switch changed, trained by stage `train` on the world's
-triplets and scored on its benchmark (500 composed queries). Arms that leave the locked phase as it is start from its
+Each arm of `ARMS` is the recipe of profile demo, with --set laid over its `train`, with one switch changed, trained by
+stage `train` on the world's triplets and scored on its benchmark (500 composed queries). Arms that leave the locked phase as it is start from its
 weights, which are trained once a seed: `--check` trains the default whole and compares the weights. `teacher` learns
 from the default recipe's model of another seed. `average_seeds` takes seeds of its own, three for each of its models.
 
@@ -39,6 +39,7 @@ from benchmarks.triplets import drawn_version
 from tasks.config import Params, overlay, parse_params, read_raw, resolve
 from tasks.sample.benchmark import make_benchmark
 from tasks.store import Store
+from tasks.train import seeds as seeds_of_training
 
 METRICS = ("map_at_5", "recall_at_1", "recall_at_10")
 TEACHER_SEED = 100
@@ -256,12 +257,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--world", type=Path, default=Path(".run/benchmarks/worlds/demo"))
     parser.add_argument("--seeds", default="0,1,2", help="separated by commas")
     parser.add_argument("--only", default=";".join(ARMS), metavar="ARMS", help="arms of the table, separated by ;")
+    parser.add_argument("--set", type=json.loads, default={}, metavar="JSON", help="laid over `train`, for every arm")
     parser.add_argument("--minutes", type=float, default=1e6, help="no training is begun after so many")
     parser.add_argument("--check", action="store_true", help="train the default of the first seed whole, and compare")
     parser.add_argument("--out", type=Path, default=Path(".run/benchmarks/switches"))
+    parser.add_argument("--threads", type=int, default=2, help="of each training; 1 where others run beside it")
     args = parse_arguments(parser, argv, QUICK)
+    seeds_of_training.THREADS_MIN = args.threads
     world = drawn_world(args.out / "drawn") if args.quick else args.world
-    bench = Bench(world, args.out, QUICK_TRAIN if args.quick else {})
+    bench = Bench(world, args.out, QUICK_TRAIN if args.quick else args.set)
     seeds, end = [int(seed) for seed in args.seeds.split(",")], time.monotonic() + 60 * args.minutes
     results: dict[str, list[dict[str, Any]]] = {}
     for arm in dict.fromkeys(["default", *args.only.split(";")]):

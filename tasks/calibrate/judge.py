@@ -9,7 +9,8 @@ the lowest at which `--true-share` of the accepted texts fit. For that, each hal
 curves that the other half gave, so that no answer is predicted from itself; the curves that are kept are those of all.
 
 Questions whose candidate is a mined negative (column `role`) give `judge.negative_threshold`: the highest at which at
-most `--also-right` of what stays fits. Files without such questions leave it as it is.
+most `--also-right` of what stays fits. As in stage judge, a negative goes where one of its pair's texts reaches the
+threshold, so the texts of one query image and candidate count together. Files without such questions leave it as it is.
 
 --out writes the curves, --write puts the thresholds into params.yaml. The last line printed is the result as JSON.
 
@@ -23,7 +24,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,14 @@ class Answers:
         fits: the known answers.
         kinds: of change, per question.
         groups: per question the query image, hashed to 0 or 1: which half it belongs to.
+        shown: per question its query image and candidate; empty: each question shows others.
     """
 
     yes: list[float]
     fits: list[bool]
     kinds: list[str]
     groups: list[int]
+    shown: list[tuple[str, str]] = field(default_factory=list)
 
     def of(self, group: int) -> Answers:
         """The answers of one half."""
@@ -111,6 +114,7 @@ def ask(params: Params, paths: Sequence[Path], root: Path) -> dict[str, Answers]
         answers.fits.append(row["fits"])
         answers.kinds.append(row["kind"] or kind_of(row["instruction"], "", (), params.caption.prompts))
         answers.groups.append(hashlib.sha256(row["query"].encode()).digest()[0] % 2)
+        answers.shown.append((row["query"], row["candidate"]))
     return out
 
 
@@ -158,13 +162,19 @@ def learn(answers: Mapping[str, Answers], true_share: float, also_right: float) 
 
 
 def learn_negatives(answers: Answers | None, also_right: float) -> tuple[float | None, float | None, float | None]:
-    """(threshold on P(yes), share that fits among those below it, share at or above it); None each without answers."""
+    """(threshold on P(yes), share that fits among those that stay, share that goes); None each without answers."""
     if answers is None or not answers.yes:
         return None, None, None
-    order = np.argsort(answers.yes, kind="stable")
-    yes, fits = np.asarray(answers.yes)[order], np.asarray(answers.fits, float)[order]
+    highest: dict[Any, float] = {}
+    shown = answers.shown or range(len(answers.yes))
+    for key, p in zip(shown, answers.yes, strict=True):
+        highest[key] = max(p, highest.get(key, 0.0))
+    reached = np.array([highest[key] for key in shown])  # by any text about the same negative
+    order = np.argsort(reached, kind="stable")
+    yes, fits = reached[order], np.asarray(answers.fits, float)[order]
     shares = np.cumsum(fits) / np.arange(1, len(fits) + 1)
-    good = np.flatnonzero(shares <= also_right)
+    is_last = np.append(yes[1:] > yes[:-1], True)  # a threshold keeps all questions about a negative, or none
+    good = np.flatnonzero(is_last & (shares <= also_right))
     kept = int(good[-1]) + 1 if len(good) else 0
     if kept == len(yes):
         return 1.0, float(shares[-1]), 0.0

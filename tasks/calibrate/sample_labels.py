@@ -12,8 +12,8 @@ also when what selects the negatives does.
 with any mix of changes (tasks/sample/related.py). Every text is a question.
 
 `negatives.parquet` asks about mined negatives: a world of that split goes through the stages from ingest to caption, so
-pairs and negatives are those that a run would judge. Of each pair one of the texts that fit the target is drawn, as the
-judge asks about the negatives of accepted texts alone.
+pairs and negatives are those that a run would judge. Every text that fits the target is asked about each negative, as
+the judge does with the texts that it accepts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SPLIT = "benchmark"
 PAIRS, FAMILY_SHARE = 260, 0.6
 RELATED_EDITS = {1: 0.2, 2: 0.3, 3: 0.3, SAID_EDITS + 1: 0.2}  # edits of a related pair -> how often
 WORLD_IMAGES = 2200  # files of the world that negatives are mined in, as many as the demo's first week
-MINED_PAIRS = 400  # pairs whose negatives are asked about
+MINED_PAIRS = 250  # pairs whose negatives are asked about
 
 
 def draw_pairs(count: int, seed: int) -> list[tuple[Scene, Scene]]:
@@ -130,12 +130,13 @@ def negative_rows(
         if not texts:
             continue
         asked += 1
-        text = random.Random(pair["pair_id"]).choice(texts)
         for image_id in pair["negative_image_ids"][1:]:
-            if image_id in scenes:
+            if image_id not in scenes:
+                continue
+            shown = {"query": png(query, 1), "candidate": png(scenes[image_id], 1), "role": "negative"}
+            for text in texts:
                 fits = is_true(text, query, scenes[image_id])
-                shown = {"query": png(query, 1), "candidate": png(scenes[image_id], 1)}
-                yield {**shown, "instruction": text, "fits": "yes" if fits else "no", "role": "negative"}
+                yield {**shown, "instruction": text, "fits": "yes" if fits else "no"}
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], out: Path) -> int:

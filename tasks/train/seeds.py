@@ -28,6 +28,7 @@ from tasks.train.validation import Validation
 if TYPE_CHECKING:
     from tasks.models.retrievers.base import Retriever
 
+THREADS_MIN = 2
 log = logging.getLogger(__name__)
 
 
@@ -55,8 +56,8 @@ def load_base_model(params: Params) -> Retriever:
 
 
 def torch_threads(params: Params) -> int:
-    """CPU threads of torch: open_run.threads, at least 2."""
-    return max(2, params.open_run.threads)
+    """CPU threads of torch: open_run.threads, at least THREADS_MIN, as a training runs beside no other stage."""
+    return max(THREADS_MIN, params.open_run.threads)
 
 
 def build_trainer(params: Params, store: Store, training_set: TrainingSet, retriever: Retriever) -> Trainer:

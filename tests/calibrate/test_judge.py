@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.calibrate.judge import Answers, calibrate_judge, learn
+from tasks.calibrate.judge import Answers, calibrate_judge, learn, learn_negatives
 from tasks.calibrate.sample_labels import OUT
 from tasks.config import load_params
 from tasks.errors import DataError
@@ -30,6 +30,16 @@ def test_negatives_that_fit_are_few_among_those_that_stay():
     assert learnt.negative_threshold is not None and 0.4 < learnt.negative_threshold < 0.8
     assert learnt.also_right is not None and learnt.also_right <= 0.005
     assert learnt.negatives_removed is not None and learnt.negatives_removed < 0.15
+
+
+def test_a_negative_goes_where_one_of_its_texts_reaches_the_threshold():
+    """Of 100 negatives with two texts each, one fits the text that the judge misses, and is found by the other."""
+    shown = [("query", str(n)) for n in range(100) for _ in range(2)]
+    yes, fits = [0.1, 0.2] * 99 + [0.15, 0.9], [False] * 198 + [True, True]
+    together = Answers(yes, fits, ["any"] * 200, [0] * 200, shown)
+    assert learn_negatives(together, 0.001) == (0.9, 0.0, pytest.approx(0.01))
+    apart = Answers(yes, fits, ["any"] * 200, [0] * 200)
+    assert learn_negatives(apart, 0.001)[0] == pytest.approx(0.15, abs=2e-4)  # as if the missed text stood alone
 
 
 def test_what_the_questions_cannot_give_is_said():

@@ -14,6 +14,7 @@ SCENES = {
     "black": Scene("black", (BLUE,)),
 }
 RIGHT, WRONG = "change the background to teal", "change the background to black"
+OTHER_RIGHT = "make the small red star blue"
 
 
 def pair(pair_id: str, texts: Sequence[str], negatives: Sequence[str]) -> dict[str, Any]:
@@ -21,13 +22,16 @@ def pair(pair_id: str, texts: Sequence[str], negatives: Sequence[str]) -> dict[s
     return {"pair_id": pair_id, **ends, "instructions": list(texts)}
 
 
-def test_a_text_that_fits_the_target_is_asked_about_every_mined_negative():
-    rows = list(negative_rows([pair("p", [WRONG, RIGHT], ["teal", "black", "unknown"])], SCENES, 10))
+def test_every_text_that_fits_the_target_is_asked_about_every_mined_negative():
+    texts = [WRONG, RIGHT, OTHER_RIGHT]
+    rows = list(negative_rows([pair("p", texts, ["teal", "black", "unknown"])], SCENES, 10))
     assert [(row["instruction"], row["fits"], row["role"]) for row in rows] == [
         (RIGHT, "yes", "negative"),
+        (OTHER_RIGHT, "no", "negative"),
         (RIGHT, "no", "negative"),
+        (OTHER_RIGHT, "yes", "negative"),
     ]
-    assert rows[0]["query"] == rows[1]["query"] and rows[0]["candidate"] != rows[1]["candidate"]
+    assert rows[0]["query"] == rows[2]["query"] and rows[0]["candidate"] != rows[2]["candidate"]
 
 
 def test_pairs_without_a_fitting_text_or_a_scene_are_left_out_and_their_number_is_limited():

@@ -106,7 +106,9 @@ def test_a_missing_key_of_a_list_entry_is_not_to_be_copied():
 
 
 def test_an_unknown_profile_names_the_known_ones(project: Path):
-    with pytest.raises(ConfigError, match="no profile 'large'; known: .'demo', 'demo_large', 'production', 'small', 'test'"):
+    with pytest.raises(
+        ConfigError, match="no profile 'large'; known: .'demo', 'demo_large', 'production', 'small', 'test'"
+    ):
         resolve(read_raw(project / "params.yaml"), "large")
 
 
