@@ -5,9 +5,10 @@
         [--set '{"locked_batch_triplets": 64}'] [--threads 1] [--out .run/benchmarks/switches] [--minutes 60]
 
 Each arm of `ARMS` is the recipe of profile demo, with --set laid over its `train`, with one switch changed, trained by
-stage `train` on the world's triplets and scored on its benchmark (500 composed queries). Arms that leave the locked phase as it is start from its
-weights, which are trained once a seed: `--check` trains the default whole and compares the weights. `teacher` learns
-from the default recipe's model of another seed. `average_seeds` takes seeds of its own, three for each of its models.
+stage `train` on the world's triplets and scored on its benchmark (500 composed queries). Arms that leave the locked
+phase as it is start from its weights, which are trained once a seed: `--check` trains the default whole and compares
+the weights. `teacher` learns from the default recipe's model of another seed. `average_seeds` takes seeds of its own,
+three for each of its models.
 
 A training is not repeated: results stand in <out>/results.jsonl, by arm, its parameters, seed and world, and a command
 that was cut off, or ended after --minutes, goes on where it was, a training from its last checkpoint (each 50 steps by
