@@ -112,7 +112,7 @@ def run_weeks(job: Job) -> Params:
         for stage, item in stages_of(params):
             report = run_stage(stage, item, None, store.root)
             print(f"{job.name} {batch} {stage} {item or ''}: {report.seconds:.0f} s, {report.written}", flush=True)
-    write_further_rows(params, store)  # as stage version does, whose rows the training reads
+        write_further_rows(params, store)  # of this week, as stage version does; the training reads all weeks'
     run_stage("train", None, None, store.root)
     return params
 
