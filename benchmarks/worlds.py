@@ -38,7 +38,7 @@ from benchmarks.measure import parse_arguments
 from tasks.__main__ import run_stage
 from tasks.config import Params, overlay, parse_params, read_raw, resolve
 from tasks.pages.week_figures import weekly_figures
-from tasks.publish.rows_files import write_further_rows
+from tasks.publish.rows_files import count_further_rows, write_further_rows
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.world import make_world
 from tasks.store import Store
@@ -140,7 +140,12 @@ def images_named(store: Store) -> int:
 
 
 def run_world(job: Job) -> dict[str, Any]:
-    """Run one world: its name, triplets, images, base and finetuned (`composed_scores`), weeks (`weekly_figures`)."""
+    """Run one world.
+
+    Returns:
+        name, triplets and images (counts), further_rows (task -> count), base and finetuned (`composed_scores`), weeks
+        (`weekly_figures`).
+    """
     shutil.rmtree(job.root, ignore_errors=True)
     job.root.mkdir(parents=True)
     params = run_weeks(job)
@@ -151,6 +156,7 @@ def run_world(job: Job) -> dict[str, Any]:
         "name": job.name,
         "triplets": store.read_table("triplets", ["triplet_id"]).num_rows,
         "images": images_named(store),
+        "further_rows": count_further_rows(store.root),
         "base": composed_scores(params.train.base_model, benchmark, params),
         "finetuned": composed_scores(candidate, benchmark, params),
         "weeks": weekly_figures(store, job.root / "truth.jsonl", WEEKS),

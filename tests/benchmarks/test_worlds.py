@@ -1,8 +1,12 @@
 """The last line of benchmarks.worlds: the worst of every week, never a mean that hides one."""
 
+import json
+from pathlib import Path
 from typing import Any
 
-from benchmarks.worlds import seeds_of, summary_of, table_lines
+import pytest
+
+from benchmarks.worlds import main, seeds_of, summary_of, table_lines
 
 
 def world(name: str, score: float, *weeks: dict[str, Any]) -> dict[str, Any]:
@@ -29,3 +33,17 @@ def test_a_world_has_seeds_of_its_own_and_the_demos_are_those_of_make_demo():
     assert seeds_of("demo") == {"world": 7, "run": 0, "benchmark": 11}
     seeds = [tuple(seeds_of(name).values()) for name in ("11", "12", "demo")]
     assert all(len(set(column)) == 3 for column in zip(*seeds, strict=True))
+
+
+@pytest.mark.slow
+def test_a_world_runs_and_trains_on_the_captions_of_all_its_weeks(tmp_path: Path):
+    captions = {"name": "captions", "format": "rows", "path": "caption_to_image"}
+    changes = {"version": {"further_rows": ["caption_to_image"]}, "train": {"datasets": [captions]}}
+    summary = main(
+        ["--quick", "--first", "60", "--second", "24", "--keep", "--out", str(tmp_path), "--set", json.dumps(changes)]
+    )
+    world = json.loads((tmp_path / "11.json").read_text())
+    assert summary["worlds"] == 1 and summary["map_at_5_mean"] == world["finetuned"]["all"]
+    files = (tmp_path / "11" / "run" / "data" / "rows" / "caption_to_image").iterdir()
+    assert {path.stem for path in files} == set(world["weeks"]) and len(world["weeks"]) == 2
+    assert world["further_rows"]["caption_to_image"] > 60
