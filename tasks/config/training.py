@@ -46,6 +46,22 @@ class MixedDatasetConfig(Section):
         description="Contrast each target with the batch's queries too, as CLIP's loss does; for pairs of text and "
         "image, so that the model finds the text of an image as well.",
     )
+    keep_base: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of 1 minus the cosine between the features of a caption by the model in training and by "
+        "the base model, so that what the base knows of captions is kept. Of rows caption_to_image, for a model of the "
+        "CLIP type; a copy of the base is held in memory.",
+    )
+
+    @model_validator(mode="after")
+    def _check_what_is_kept(self) -> MixedDatasetConfig:
+        if self.keep_base and (self.format, self.path) != ("rows", "caption_to_image"):
+            raise ValueError(
+                f"'keep_base' of '{self.name}' is {self.keep_base:g}, and its queries may have images; expected 0, or "
+                "format rows with path caption_to_image"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_where_its_records_are(self) -> MixedDatasetConfig:

@@ -55,6 +55,7 @@ class Example:
         image_scores: image id -> the judge's highest P(yes), of the query image and the negatives.
         task: task instruction for an MLLM; empty for none, None for the model's own. One for a whole dataset.
         is_symmetric: the loss also asks for the query of the target. As `task` of a whole dataset.
+        keep_base: weight of what the queries' features have moved from the base model's. As `task`.
     """
 
     query: str | None
@@ -65,6 +66,7 @@ class Example:
     image_scores: Mapping[CandidateId, float] = field(default_factory=dict)
     task: str | None = None
     is_symmetric: bool = False
+    keep_base: float = 0.0
 
     @property
     def query_candidate(self) -> CandidateId | None:
@@ -126,6 +128,7 @@ class BatchPlan:
         broken: positions of images that could not be read: nothing is learnt from them.
         task: task instruction of the queries for an MLLM; None for the model's own.
         is_symmetric: the loss also asks for the query of each target.
+        keep_base: weight of what the queries' features have moved from the base model's.
     """
 
     images: list[Any]
@@ -141,6 +144,7 @@ class BatchPlan:
     broken: frozenset[int] = frozenset()
     task: str | None = None
     is_symmetric: bool = False
+    keep_base: float = 0.0
 
     @property
     def candidate_parts(self) -> list[tuple[int, int]]:
@@ -271,6 +275,7 @@ def plan_batch(
         own_scores=own_scores,
         task=batch[0].task,
         is_symmetric=batch[0].is_symmetric,
+        keep_base=batch[0].keep_base,
     )
 
 

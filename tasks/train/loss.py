@@ -29,6 +29,7 @@ class Loss(NamedTuple):
         masked: share of the candidates left out as likely false negatives.
         divergence: mean symmetric KL divergence from the judge; 0 without soft labels.
         distillation: mean KL divergence from the teacher; 0 without one.
+        drift: mean of 1 minus the cosine between the queries' features and the base model's; 0 where that is not kept.
     """
 
     total: torch.Tensor
@@ -38,6 +39,7 @@ class Loss(NamedTuple):
     masked: torch.Tensor
     divergence: torch.Tensor
     distillation: torch.Tensor
+    drift: torch.Tensor
 
 
 class BatchLabels(NamedTuple):
@@ -268,7 +270,8 @@ def info_nce(
     of_query_image = similarity.gather(1, query_image[:, None])[:, 0]
     accuracy = (logits.argmax(1) == positive).float().mean()
     query_margin = (of_positive - of_query_image).mean().detach()
-    return Loss(total, contrast, accuracy, query_margin, masked, divergence.detach(), distillation.detach())
+    no_drift = torch.zeros((), device=queries.device)
+    return Loss(total, contrast, accuracy, query_margin, masked, divergence.detach(), distillation.detach(), no_drift)
 
 
 def without_excluded(labels: SoftLabels, excluded: torch.Tensor | None) -> SoftLabels:

@@ -89,6 +89,7 @@ def loss_function(
     *,
     is_joint: bool = False,
     teacher: torch.Tensor | None = None,
+    base_queries: torch.Tensor | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
     """The loss of a plan; with Matryoshka dimensions the mean over all widths, with the figures of the full one.
 
@@ -99,6 +100,7 @@ def loss_function(
         device: of the features.
         is_joint: image and text of a query are encoded together.
         teacher: (b, c) similarities of the teacher; None without one.
+        base_queries: (b, d) unit rows of the queries by the base model; None where they are not held on to.
     Returns:
         A function of raw features: images and texts as `queries_and_candidates` takes them.
     """
@@ -129,6 +131,9 @@ def loss_function(
         queries, candidates = queries_and_candidates(plan, images, texts, is_joint=is_joint)
         queries = queries if len(kept) == len(queries) else queries[kept]
         whole = of_width(queries, candidates)
+        if base_queries is not None:
+            drift = (1 - F.cosine_similarity(queries, base_queries[kept])).mean()
+            whole = whole._replace(total=whole.total + plan.keep_base * drift, drift=drift.detach())
         widths = matryoshka_widths(config, queries.shape[1])
         if not widths:
             return whole
@@ -174,6 +179,8 @@ def step_figures(loss: Loss, plan: BatchPlan, config: TrainConfig, model: Any) -
         figures["divergence"] = float(loss.divergence)
     if config.teacher is not None:
         figures["distillation"] = float(loss.distillation)
+    if any(dataset.keep_base for dataset in config.datasets):
+        figures["drift"] = float(loss.drift)
     if config.learn_temperature:
         figures["temperature"] = max(math.exp(-float(model.logit_scale.detach())), MIN_TEMPERATURE)
     return figures

@@ -23,6 +23,7 @@ from tasks.train.batches import BatchPlan, Example, WeightedDataset, plan_locked
 from tasks.train.checkpoints import Checkpoints, Progress
 from tasks.train.encode_plan import PlanEncoder, without_broken
 from tasks.train.grad_cache import EncodedBatch, training_step
+from tasks.train.kept_base import KeptBase
 from tasks.train.loader import LoadedImages, prefetch
 from tasks.train.loss import Loss
 from tasks.train.objective import loss_function, step_figures
@@ -73,6 +74,11 @@ def prepare_retriever(retriever: Retriever, config: TrainConfig, seed: int) -> N
             f"'train.locked_steps' is {config.locked_steps}: model '{config.base_model}' reads image and text "
             "together, no tower can be locked; set it to 0"
         )
+    if any(dataset.keep_base for dataset in config.datasets) and (retriever.is_joint or config.shard_weights):
+        raise ConfigError(
+            "'train.datasets': keep_base is for models of the CLIP type whose weights are not sharded "
+            f"('{config.base_model}', shard_weights {config.shard_weights}); set it to 0"
+        )
     if config.lora is None:
         return
     if config.shard_weights:
@@ -111,6 +117,8 @@ class Trainer:
         self.run_log = run_log or RunLog(config.locked_steps + config.steps)
         self.checkpoints = checkpoints or Checkpoints()
         self.unreadable = UnreadableQueries()
+        is_kept = any(dataset.keep_base for dataset in config.datasets)
+        self._base = KeptBase(retriever) if is_kept else None
 
     def fit(self, data: TrainingData) -> list[dict[str, float]]:
         """Run all phases, or what the checkpoint left of them.
@@ -171,7 +179,7 @@ class Trainer:
             loss = training_step(
                 runtime,
                 optimizer,
-                loss_function(config, self.retriever.model, plan, runtime.device),
+                self._loss_function(plan),
                 EncodedBatch(features[plan.images], None),
                 texts,
                 learning_rate=learning_rate_at(
@@ -297,7 +305,7 @@ class Trainer:
         Raises:
             DataError: the loss or the gradient is not finite; nothing was changed.
         """
-        runtime, is_joint = self.runtime, self.retriever.is_joint
+        runtime = self.runtime
         if not isinstance(images, LoadedImages):
             images = LoadedImages(images, range(len(plan.images)))
         with runtime.autocast():
@@ -305,11 +313,23 @@ class Trainer:
         return training_step(
             runtime,
             optimizer,
-            loss_function(self.config, self.retriever.model, plan, runtime.device, is_joint=is_joint, teacher=teacher),
+            self._loss_function(plan, teacher),
             image_batch,
             text_batch,
             learning_rate=learning_rate,
             step=step,
+        )
+
+    def _loss_function(self, plan: BatchPlan, teacher: torch.Tensor | None = None) -> Callable[..., Loss]:
+        base = self._base.features(plan.texts) if self._base is not None and plan.keep_base else None
+        return loss_function(
+            self.config,
+            self.retriever.model,
+            plan,
+            self.runtime.device,
+            is_joint=self.retriever.is_joint,
+            teacher=teacher,
+            base_queries=base,
         )
 
     def _plan_encoder(self) -> PlanEncoder:

@@ -27,16 +27,13 @@ def as_candidates(image_ids: Sequence[str], size: int) -> list[str]:
     return [PAIR_MARK.join(group) for group in groups]
 
 
-def row_example(
-    row: Mapping[str, Any], held_out: Set[str], instruction: str | None = None, *, is_symmetric: bool = False
-) -> Example | str:
+def row_example(row: Mapping[str, Any], held_out: Set[str], config: MixedDatasetConfig) -> Example | str:
     """A row of table `further_rows` as an example, or the reason why it is left out: held_out, no_text.
 
     Args:
         row: of the table.
         held_out: image ids that are never trained on.
-        instruction: of the task, in place of the row's own.
-        is_symmetric: the loss also asks for the query of the target.
+        config: the entry of `train.datasets`; its instruction takes the place of the row's own.
     """
     query_images, target_images = row["query_image_ids"], row["target_image_ids"]
     if not held_out.isdisjoint([*query_images, *target_images]):
@@ -56,8 +53,15 @@ def row_example(
         target = Candidate(None, row["target_text"])
         negatives = [Candidate(None, text) for text in row["negative_texts"]]
     unlike = tuple(c for c in dict.fromkeys(negatives) if c not in (target, query))
-    task = row["instruction"] if instruction is None else instruction
-    return Example(query, target, unlike, (row["query_text"],), task=task, is_symmetric=is_symmetric)
+    return Example(
+        query,
+        target,
+        unlike,
+        (row["query_text"],),
+        task=row["instruction"] if config.instruction is None else config.instruction,
+        is_symmetric=config.symmetric,
+        keep_base=config.keep_base,
+    )
 
 
 def read_version_rows(
@@ -78,10 +82,7 @@ def read_version_rows(
             f"'train.datasets' {config.name}: this version has no rows of {config.path} in data/rows; publish one with "
             f"`version.further_rows` naming {config.path}, or take the dataset out"
         )
-    parsed = [
-        row_example(row, held_out, config.instruction, is_symmetric=config.symmetric)
-        for row in store.read(paths, "further_rows").to_pylist()
-    ]
+    parsed = [row_example(row, held_out, config) for row in store.read(paths, "further_rows").to_pylist()]
     dropped = Counter(reason for reason in parsed if isinstance(reason, str))
     examples = [example for example in parsed if isinstance(example, Example)]
     if not examples:

@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 from tasks.config import ROW_TASKS, MixedDatasetConfig, Params
-from tasks.errors import DataError
+from tasks.errors import ConfigError, DataError
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.publish.further_rows import RowSources, further_rows
 from tasks.store import Store
 from tasks.train.batches import Candidate, Example, WeightedDataset
 from tasks.train.datasets import read_training_set
 from tasks.train.loader import ImageLoader, side_by_side
-from tasks.train.trainer import Trainer, TrainingData
+from tasks.train.trainer import Trainer, TrainingData, prepare_retriever
 from tasks.train.version_rows import read_version_rows, row_example
 from tests.support.training import flat_weights, with_train
 
@@ -81,7 +81,7 @@ def test_held_out_images_are_neither_asked_for_nor_answers_nor_wrong_answers(pub
     pairs = examples_of("description_to_pair", published, {"01b"})
     assert pairs[0].negatives == ("00b|00a",)
     row = further_rows("caption_to_image", sources())[0] | {"query_text": ""}
-    assert row_example(row, set()) == "no_text"
+    assert row_example(row, set(), dataset("caption_to_image")) == "no_text"
 
 
 def test_a_version_without_the_rows_says_how_to_have_them(store: Store):
@@ -134,6 +134,34 @@ def test_a_symmetric_dataset_teaches_the_caption_of_an_image_too(params: Params,
         )
         similarities.append(float(logits.T.log_softmax(1).diag().mean()))  # of the own caption, given the image
     assert similarities[1] > similarities[0]
+
+
+def test_what_the_base_knows_of_captions_is_kept(params: Params, published: Store):
+    config = with_train(params, steps=2, locked_steps=6, held_out_share=0.0).train
+    captions = [text for text, _ in CAPTIONS.values()]
+    base = ClipRetriever(config.base_model, device="cpu", threads=1).encode(texts=captions)
+    cosines, curves = [], []
+    for weight in (0, 50):
+        rows = dataset("caption_to_image", keep_base=weight)
+        config = config.model_copy(update={"datasets": (rows,)})
+        training_set = read_training_set(config, published)
+        retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
+        curves.append(
+            Trainer(retriever, config, seed=0).fit(
+                TrainingData(training_set.all, ImageLoader(published, retriever.preprocess))
+            )
+        )
+        cosines.append(float((retriever.encode(texts=captions) * base).sum(1).mean()))
+    assert cosines[0] < cosines[1] <= 1.0001
+    assert "drift" not in curves[0][0] and curves[1][-1]["drift"] > 0
+
+
+def test_keeping_the_base_is_for_captions_and_for_models_with_two_towers(params: Params):
+    with pytest.raises(ValueError, match="caption_to_image"):
+        dataset("which_image_fits", keep_base=1.0)
+    config = with_train(params, datasets=(dataset("caption_to_image", keep_base=1.0),), shard_weights=True).train
+    with pytest.raises(ConfigError, match="keep_base is for models of the CLIP type"):
+        prepare_retriever(ClipRetriever(config.base_model, device="cpu", threads=1), config, seed=0)
 
 
 def test_a_query_of_an_image_alone_is_that_image(params: Params, published: Store):
