@@ -647,7 +647,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--base-model", help="default: train.base_model of the dataset's params.yaml")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=0.0015)
+    parser.add_argument("--rate", type=float, default=0.0005)
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--temperature", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=1)
