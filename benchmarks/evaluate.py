@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--peer", type=Path, default=Path(".venv-old-transformers/bin/python"))
     parser.add_argument("--folder", type=Path, help="where the gallery is made; default: a temporary folder")
     args = parse_arguments(parser, argv, {"images": 300, "distinct": 60})
+    if args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         work = Path(temporary)
         (work / "gallery").mkdir()

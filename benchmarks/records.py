@@ -107,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             figures = measure(args.measure, Path(index), args.batches)
         print(json.dumps(figures), flush=True)
         return figures
+    if args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
         one = Path(work) / "one"
         one.mkdir()

@@ -73,8 +73,9 @@ def test_the_vectors_are_of_unit_length_and_always_the_same():
 
 
 def test_records_are_streamed_at_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    figures = records.main(["--records", "300", "--simulate", "900", "--batches", "3", "--folder", str(tmp_path)])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures and not list(tmp_path.iterdir())
+    folder = tmp_path / "new"
+    figures = records.main(["--records", "300", "--simulate", "900", "--batches", "3", "--folder", str(folder)])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures and not list(folder.iterdir())
     assert figures["records"] == 900 and figures["small"]["records"] == 300
     assert {"records_per_s", "rss_mib", "start_s"} <= set(figures) and 0 < figures["rss_mib"] < 4096
 
