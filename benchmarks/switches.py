@@ -6,9 +6,9 @@
 
 Each arm of `ARMS` is the recipe of profile demo, with --set laid over its `train`, with one switch changed, trained by
 stage `train` on the world's triplets and scored on its benchmark (500 composed queries). Arms that leave the locked
-phase as it is start from its weights, which are trained once a seed: `--check` trains the default whole and compares
-the weights. `teacher` learns from the default recipe's model of another seed. `average_seeds` takes seeds of its own,
-three for each of its models.
+phase as it is start from its weights, which are trained once a seed, unless a dataset has `keep_base`; `--check` trains
+the default whole and compares the weights. `teacher` learns from the default recipe's model of another seed.
+`average_seeds` takes seeds of its own, three for each of its models.
 
 A training is not repeated: results stand in <out>/results.jsonl, by arm, its parameters, seed and world, and a command
 that was cut off, or ended after --minutes, goes on where it was, a training from its last checkpoint (each 50 steps by
@@ -161,7 +161,9 @@ class Bench:
         changes = dict(ARMS[arm])
         if "teacher" in changes:
             changes["teacher"] = changes["teacher"] | {"model": str(self.teacher())}
-        if not whole and set(changes) <= MAIN_PHASE:
+        # what keep_base holds on to is the model that a training begins with
+        is_kept = any(dataset.keep_base for dataset in self.params(changes, seed).train.datasets)
+        if not whole and not is_kept and set(changes) <= MAIN_PHASE:
             changes |= {"base_model": str(self.locked_model(seed)), "locked_steps": 0}
         return self.params(changes, 10 * seed if "average_seeds" in changes else seed)
 

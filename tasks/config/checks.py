@@ -166,6 +166,11 @@ def negatives_contradictions(select: SelectConfig, judge: JudgeConfig, train: Tr
         )
 
 
+def kept_base(train: TrainConfig) -> float:
+    """The largest `keep_base` of the datasets; 0 where none has it."""
+    return max((dataset.keep_base for dataset in train.datasets), default=0.0)
+
+
 def training_contradictions(train: TrainConfig) -> Iterator[str]:
     """Settings of one training that exclude each other."""
     if train.locked_steps and train.locked_candidates < train.locked_batch_triplets:
@@ -185,6 +190,7 @@ def training_contradictions(train: TrainConfig) -> Iterator[str]:
     yield from option_contradictions(train)
     for key, value, why in (
         ("train.lora", train.lora and f"rank {train.lora.rank}", "adapters are not merged into sharded weights"),
+        ("train.datasets[].keep_base", kept_base(train), "a copy of the base model is held whole"),
         (
             "train.validation.keep_best",
             train.validation is not None and train.validation.keep_best,
@@ -255,6 +261,13 @@ def model_type_contradictions(train: TrainConfig, promote: PromoteConfig, *, is_
             base,
             "it reads image and text together, no tower can be locked",
             "set train.locked_steps to 0",
+        )
+    if is_joint and kept_base(train):
+        yield _message(
+            ("train.datasets[].keep_base", kept_base(train)),
+            base,
+            "it holds the features of captions by a CLIP's text tower",
+            "set keep_base to 0",
         )
     if is_joint and promote.onnx:
         yield _message(

@@ -8,6 +8,8 @@ from tasks.config import parse_params, training_run_contradictions
 from tasks.errors import ConfigError
 from tests.support.parameters import params_with, raw_params
 
+KEPT_CAPTIONS = {"name": "captions", "format": "rows", "path": "caption_to_image", "keep_base": 10.0}
+
 Changes = dict[str, dict[str, Any]]
 BENCHMARK = {"protocol": "circo", "path": "/circo"}
 MIXED = {"name": "m", "format": "megapairs", "path": "/m.jsonl", "images": "/images"}
@@ -105,6 +107,10 @@ CONTRADICTIONS: list[tuple[Changes, list[str]]] = [
     (
         {"train": {"lora": {}, "locked_steps": 0, "shard_weights": True}},
         ["'train.lora' is rank 32", "'train.shard_weights' is True", "switch train.lora or train.shard_weights off"],
+    ),
+    (
+        {"train": {"datasets": [KEPT_CAPTIONS], "shard_weights": True}},
+        ["'train.datasets[].keep_base' is 10", "'train.shard_weights' is True", "switch"],
     ),
     (
         {"train": {"learn_temperature": True, "shard_weights": True}},

@@ -154,6 +154,15 @@ def test_a_model_run_that_is_to_export_to_onnx_needs_the_extra_before_it_trains(
     ("model_type", "train", "promote", "said"),
     [
         ("qwen2_vl", {"locked_steps": 0}, {"onnx": True}, "a multimodal language model: only models of the CLIP type"),
+        (
+            "qwen2_vl",
+            {
+                "locked_steps": 0,
+                "datasets": [{"name": "c", "format": "rows", "path": "caption_to_image", "keep_base": 10.0}],
+            },
+            {},
+            r"keep_base' is 10.* set keep_base to 0",
+        ),
         ("llava_next", {"locked_steps": 3}, {}, r"'train.locked_steps' is 3 .* no tower can be locked"),
         (
             "clip",
