@@ -1,7 +1,7 @@
 """The whole factory on sample worlds that nothing was tuned on, without Airflow: what its data is worth, week by week.
 
     python -m benchmarks.worlds --seeds 11,12,13,14,15 [--profile demo] [--set '{"train": {"locked_steps": 300}}']
-        [--first 2200] [--second 260] [--jobs 2] [--out .run/benchmarks/worlds] [--keep]
+        [--first 2200] [--second 260] [--jobs 2] [--threads 2] [--out .run/benchmarks/worlds] [--keep]
 
 For each seed a world and a benchmark of its own are drawn (the demo's world has seed 7, its run seed 0, its benchmark
 seed 11: `--seeds demo` is that one) and the run's seed is the world's. Two weekly batches go through the stages of the
@@ -10,7 +10,8 @@ fine-tuned model are scored as stage evaluate does, with the composed mAP@5 by t
 Truth, completeness, shortcuts, yield and false rejections are those of tasks/pages/week_figures.py. No truth is read
 before all that is made. What stands in <out>/<seed> is removed first.
 
-A world takes some four minutes of a core of an AMD EPYC. The last line is one JSON object: worlds (a count),
+A world takes some four minutes of a core of an AMD EPYC; `--threads 1` where --jobs fills the cores, since a training
+of two threads waits for the slower one. The last line is one JSON object: worlds (a count),
 map_at_5_mean, map_at_5_min, base_map_at_5_mean (points, 0 to 100), and over all worlds and weeks true_share_min_week,
 complete_share_min_week, negatives_also_right_max, shortcut_share_max, yield_first_week_min, yield_later_week_min,
 false_rejection_share_max (shares, 0 to 1). <out>/worlds.json has the same for each world,
@@ -42,6 +43,7 @@ from tasks.publish.rows_files import count_further_rows, write_further_rows
 from tasks.sample.benchmark import make_benchmark
 from tasks.sample.world import make_world
 from tasks.store import Store
+from tasks.train import seeds as seeds_of_training
 
 PROJECT = Path(__file__).resolve().parent.parent
 WEEKS = ("2026.01.04", "2026.01.11")
@@ -62,6 +64,7 @@ class Job:
         changes: laid over it.
         files: of each week, counts.
         queries, gallery: of the benchmark, counts.
+        threads: of its training, a count.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Job:
     files: Sequence[int]
     queries: int
     gallery: int
+    threads: int
 
 
 def seeds_of(name: str) -> dict[str, int]:
@@ -148,6 +152,7 @@ def run_world(job: Job) -> dict[str, Any]:
     """
     shutil.rmtree(job.root, ignore_errors=True)
     job.root.mkdir(parents=True)
+    seeds_of_training.THREADS_MIN = job.threads
     params = run_weeks(job)
     store, benchmark = Store(job.root / "run"), job.root / "benchmark"
     make_benchmark(benchmark, seed=job.seeds["benchmark"], queries=job.queries, gallery=job.gallery)
@@ -227,10 +232,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--queries", type=int, default=500, help="of each benchmark")
     parser.add_argument("--gallery", type=int, default=2000, help="least images of each benchmark")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="worlds side by side")
+    parser.add_argument("--threads", type=int, default=2, help="of each training; 1 where worlds fill the cores")
     parser.add_argument("--keep", action="store_true", help="leave what the worlds made in --out")
     parser.add_argument("--out", type=Path, default=Path(".run/benchmarks/worlds"))
     args = parse_arguments(parser, argv, QUICK)
-    sizes = {"files": (args.first, args.second), "queries": args.queries, "gallery": args.gallery}
+    sizes = {
+        "files": (args.first, args.second),
+        "queries": args.queries,
+        "gallery": args.gallery,
+        "threads": args.threads,
+    }
     jobs = [
         Job(name, seeds_of(name), args.out.resolve() / name, args.profile, args.set, **sizes)
         for name in dict.fromkeys(args.seeds.split(","))
