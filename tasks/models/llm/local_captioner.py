@@ -3,13 +3,13 @@
 `chat` writes greedy replies; `yes_probability` reads P(yes) off the first answer token. For the architecture of SmolVLM
 (Idefics3) there is a fast path: the vision features of an image are computed once a call, whatever number of requests
 show it (tasks/models/llm/vision.py; a thread prepares images while the model writes), and questions about the same
-images share the images' part of the key-value cache (tasks/models/llm/kv_cache.py). Other architectures take the
-processor and the model as they are.
+images share the key-value cache up to where their texts differ (tasks/models/llm/kv_cache.py). Other architectures
+take the processor and the model as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -262,10 +262,13 @@ class LocalCaptioner(LocalModel):
         return [probabilities[n] for n in range(len(requests))]
 
     def _yes_fast(self, requests: Sequence[Request]) -> list[float]:
-        """The images' tokens first, then the questions: those about the same images share the images' cache."""
+        """The images' tokens and what all questions begin with first, then the rest of each question: those about the
+        same images share the cache of what comes first.
+        """
         probabilities: dict[int, float] = {}
         with ImageFeatures(self.vision, (image for r in requests for image in r.images)) as features:
             groups = self._group_questions(requests, features)
+            move_common_start(groups)
             by_length: dict[int, list[QuestionGroup]] = {}
             for group in groups:
                 by_length.setdefault(len(group.prefix), []).append(group)
@@ -275,7 +278,7 @@ class LocalCaptioner(LocalModel):
                 probabilities |= self._answer(part, features)
         return [probabilities[n] for n in range(len(requests))]
 
-    def _group_questions(self, requests: Sequence[Request], features: ImageFeatures) -> Iterable[QuestionGroup]:
+    def _group_questions(self, requests: Sequence[Request], features: ImageFeatures) -> list[QuestionGroup]:
         """The requests by their images and the tokens up to the last image token, in order of appearance."""
         image_token = self.model.config.image_token_id
         groups: dict[tuple[tuple[int, ...], tuple[int, ...]], QuestionGroup] = {}
@@ -286,7 +289,7 @@ class LocalCaptioner(LocalModel):
             prefix = tuple(ids[:cut])
             key = (prefix, tuple(map(id, request.images)))
             groups.setdefault(key, QuestionGroup(prefix, request.images)).add(n, ids[cut:])
-        return groups.values()
+        return list(groups.values())
 
     def _answer(self, part: Sequence[QuestionGroup], features: ImageFeatures) -> dict[int, float]:
         """P(yes) by request number, of groups whose prefixes are of one length."""
@@ -326,7 +329,7 @@ class QuestionGroup:
     """Questions about the same images.
 
     Attributes:
-        prefix: token ids up to the last image token.
+        prefix: token ids up to the last image token, or further where all questions of a call go on alike.
         images: in the prefix.
         numbers: per question its position among the requests.
         tails: per question its token ids after the prefix.
@@ -341,6 +344,22 @@ class QuestionGroup:
         """Add a question."""
         self.numbers.append(number)
         self.tails.append(tail)
+
+
+def move_common_start(groups: Sequence[QuestionGroup]) -> None:
+    """Move what all tails begin with to the prefixes, in place; a token stays in the shortest tail.
+
+    The same number of tokens for all groups, so that prefixes of one length stay so and share their passes.
+    """
+    tails = [tail for group in groups for tail in group.tails]
+    if not tails:
+        return
+    first, last = min(tails), max(tails)  # what these two begin with, all between them do
+    most = min(map(len, tails)) - 1
+    count = next((n for n in range(most) if first[n] != last[n]), most)
+    for group in groups:
+        group.prefix += tuple(group.tails[0][:count])
+        group.tails = [tail[count:] for tail in group.tails]
 
 
 def split_groups(groups: Sequence[QuestionGroup], questions: int) -> list[list[QuestionGroup]]:

@@ -11,7 +11,7 @@ from tasks.errors import DataError
 from tasks.judge.questions import Question, yes_probabilities
 from tasks.models.llm.base import LlmConfig
 from tasks.models.llm.load import load_captioner
-from tasks.models.llm.local_captioner import LocalCaptioner
+from tasks.models.llm.local_captioner import LocalCaptioner, QuestionGroup, move_common_start
 from tasks.models.llm.requests import Reply, Request
 from tasks.sample.scenes import draw, family
 
@@ -91,3 +91,29 @@ def test_questions_of_many_lengths_are_answered_as_each_alone(
     requests = [Request((mixed_images[a], mixed_images[b]), text) for a, b in ends for text in texts]
     alone = [small_batches.yes_probability([request])[0] for request in requests]
     assert small_batches.yes_probability(requests) == pytest.approx(alone, abs=1e-5)
+
+
+def test_questions_that_begin_alike_are_answered_as_each_alone(model: LocalCaptioner, scenes: list[Image.Image]):
+    texts = [f"Does it fit: make the small {colour} star blue" for colour in ("red", "green", "dark red")]
+    requests = [Request((scenes[0], scene), text) for scene in scenes for text in texts]
+    alone = [model.yes_probability([request])[0] for request in requests]
+    assert np.allclose(model.yes_probability(requests), alone, atol=1e-5)
+
+
+def test_what_all_questions_begin_with_is_read_once_per_group_and_no_token_is_lost():
+    rng = random.Random(5)
+    for _ in range(100):
+        start = [rng.randrange(3) for _ in range(rng.randint(0, 4))]
+        groups = [
+            QuestionGroup((7,) * rng.randint(0, 2), (), list(range(count)), [[]] * count)
+            for count in (rng.randint(1, 3) for _ in range(rng.randint(0, 3)))
+        ]
+        for group in groups:
+            group.tails = [start + [rng.randrange(3) for _ in range(rng.randint(1, 3))] for _ in group.tails]
+        before = [[(*group.prefix, *tail) for tail in group.tails] for group in groups]
+        lengths = [len(group.prefix) for group in groups]
+        move_common_start(groups)
+        assert [[(*group.prefix, *tail) for tail in group.tails] for group in groups] == before
+        moved = {len(group.prefix) - length for group, length in zip(groups, lengths, strict=True)}
+        assert len(moved) <= 1 and all(count >= len(start) for count in moved), "all that is common, the same for all"
+        assert all(group.tails and all(group.tails) for group in groups), "a token is left to ask with"
