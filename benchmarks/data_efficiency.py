@@ -25,7 +25,8 @@ many steps as the `factor` x N image-text pairs that they are compared with (eno
 tower is trained on features of the locked image tower (the recipe's first phase, LiT), so that sixty trainings fit a
 laptop. `--ablations` adds METHOD.md 1.2 in miniature at the largest size: negatives none / query image / + mined, and
 pairs by each encoder alone, in twos, by all three; and, with as many samples each, judge on / off by shortcut filter
-on / off (only samples whose target neither text nor image alone finds first).
+on / off (only samples whose target neither text nor image alone finds first); and judged samples of which none, 5, 20
+and 40% are such shortcuts, as many as there are for the largest share.
 
 A training that is done stands in <out>/runs.jsonl and is not done again, features of encoded images stand in
 <out>/features: a study that was ended goes on where it was. Writes <out>/figures.json and <out>/scaling.svg; the last
@@ -77,7 +78,8 @@ from tasks.train.trainer import learning_rate_at
 
 ARMS = ("judged", "unjudged", "image_text", "random")
 NEGATIVES = ("none", "query", "mined")
-ABLATIONS = ("negatives", "encoders", "filters")
+ABLATIONS = ("negatives", "encoders", "filters", "shortcuts")
+SHORTCUT_SHARES = (0.0, 0.05, 0.2, 0.4)  # of the samples of a training, 0..1
 METRIC = "map_at_5"
 ENCODED_AT_ONCE = 4096  # images a file of kept features, a count
 COLOURS = {"judged": "#1b7837", "unjudged": "#a65f00", "image_text": "#762a83", "random": "#6b7280"}  # of the figure
@@ -346,6 +348,7 @@ class Job:
     negatives: str = "mined"
     encoders: tuple[str, ...] = ()
     filtered: bool | None = None  # the cell of the table judge by shortcut filter; None elsewhere
+    shortcut_share: float | None = None  # of its samples, 0..1; None: as they come
 
     @property
     def label(self) -> str:
@@ -354,6 +357,8 @@ class Job:
             return (
                 f"judge {'on' if self.arm == 'judged' else 'off'}, shortcut filter {'on' if self.filtered else 'off'}"
             )
+        if self.shortcut_share is not None:
+            return f"shortcuts: {self.shortcut_share:.0%}"
         return "+".join(self.encoders) or (f"negatives: {self.negatives}" if self.negatives != "mined" else "")
 
     @property
@@ -397,6 +402,13 @@ def jobs_of(
     return list(dict.fromkeys(jobs))
 
 
+def largest_mix(pool: Sequence[Sample]) -> int:
+    """Samples that a training can have at each of SHORTCUT_SHARES, a count."""
+    found = sum(s.is_shortcut for s in pool)
+    least, most = min(SHORTCUT_SHARES), max(SHORTCUT_SHARES)
+    return math.floor(min(found / most, (len(pool) - found) / (1 - least)))
+
+
 def steps_of(job: Job, sizes: Sequence[int], factor: int, steps: int, batch: int) -> int:
     """Optimiser steps of a training, the same for N samples of any arm and the `factor` x N image-text pairs that they
     are compared with: as many as those need for one pass, at least `steps`.
@@ -416,8 +428,8 @@ def samples_of(job: Job, pools: Mapping[str, Sequence[Sample]]) -> list[Sample]:
     """A job's samples: the first `size` of its arm's pool in an order drawn by the seed, so that a larger size holds
     the smaller one.
 
-    With `encoders`, pairs that one of them mined; fewer than `size` where there are not so many (the figures say how
-    many).
+    With `shortcut_share`, so many of them are shortcuts. With `encoders`, pairs that one of them mined; fewer than
+    `size` where there are not so many (the figures say how many).
     """
     pool = [
         s
@@ -425,6 +437,9 @@ def samples_of(job: Job, pools: Mapping[str, Sequence[Sample]]) -> list[Sample]:
         if (not job.encoders or set(s.mined_by) & set(job.encoders)) and not (job.filtered and s.is_shortcut)
     ]
     order = random.Random(f"{job.arm}:{job.seed}").sample(range(len(pool)), len(pool))
+    if job.shortcut_share is not None:
+        found = [n for n in order if pool[n].is_shortcut][: round(job.shortcut_share * job.size)]
+        order = found + [n for n in order if not pool[n].is_shortcut][: job.size - len(found)]
     return [pool[n] for n in order[: job.size]]
 
 
@@ -432,7 +447,7 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
     """Means and deviations over the seeds, and what became of the claim.
 
     Returns:
-        {"arms": {arm: {size: {"mean", "deviation", "seeds"}}}, "claim": {N: {"judged", "image_text", "factor",
+        {"arms": {arm: {size: {"mean", "deviation", "seeds", "samples", "composition_gap"}}}, "claim": {N: {"judged", "image_text", "factor",
         "holds"}}, "ablations": {name: ...}}.
     """
 
@@ -444,6 +459,9 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
             "deviation": statistics.stdev(values) if len(values) > 1 else None,
             "seeds": len(values),
             "samples": samples,
+            "composition_gap": statistics.fmean(r["composed"] - max(r["text_only"], r["image_only"]) for r in rows)
+            if all({"text_only", "image_only"} <= r.keys() for r in rows)
+            else None,
         }
 
     plain = [r for r in runs if not r["label"]]
@@ -499,10 +517,23 @@ def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float) -> st
     return charts.standalone([charts.lines(frame, x, y, series, baseline=baseline)])
 
 
-def study_jobs(args: argparse.Namespace, cell: int = 0) -> list[Job]:
-    """The trainings that the command line asks for; `cell` as of `jobs_of`."""
+def study_jobs(args: argparse.Namespace, cell: int = 0, mix: int = 0) -> list[Job]:
+    """The trainings that the command line asks for.
+
+    Args:
+        args: the command line.
+        cell: as of `jobs_of`.
+        mix: judged samples in each training with a stated share of shortcuts, a count; no such trainings where 0.
+    """
     more = {"ablations": args.ablations, "cell": cell, "is_claim_alone": args.claim}
-    return jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, **more)
+    jobs = jobs_of(args.arms, args.sizes, args.seeds, args.image_text_factor, **more)
+    shares = SHORTCUT_SHARES if "shortcuts" in args.ablations and mix else ()
+    return jobs + [Job("judged", mix, seed, shortcut_share=share) for share in shares for seed in args.seeds]
+
+
+def shortcut_arms(ablations: Collection[str]) -> list[str]:
+    """The arms whose shortcuts must be known for these ablations."""
+    return ["judged", "unjudged"] if "filters" in ablations else ["judged"] if "shortcuts" in ablations else []
 
 
 def study(args: argparse.Namespace) -> dict[str, Any]:
@@ -516,7 +547,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     base = ClipRetriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
     drawn: dict[str, Scene] = {}
     pools: dict[str, list[Sample]] = {}
-    wanted = {job.arm for job in jobs} | ({"judged", "unjudged"} if "filters" in args.ablations else set())
+    wanted = {job.arm for job in jobs} | set(shortcut_arms(args.ablations))
     if "judged" in wanted:
         pools["judged"] = triplet_samples(store.read_table("triplets").to_pylist())
     if "unjudged" in wanted:
@@ -533,16 +564,16 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         "temperature": args.temperature,
     }
     images = Images(base, store, drawn, out / "features")
-    if "filters" in args.ablations:
+    if looked_at := shortcut_arms(args.ablations):
         known = store.read_table("images", ["image_id"])["image_id"].to_pylist()
         images.add(known)
         vectors = dict(zip(known, unit_rows(torch.stack([images.raw[i] for i in known]).numpy()), strict=True))
-        for arm in ("judged", "unjudged"):
+        for arm in looked_at:
             pools[arm] = with_shortcuts(
                 pools[arm], vectors, base.encode(texts=[t for s in pools[arm] for t in s.texts])
             )
-        cell = min(sum(not s.is_shortcut for s in pools[arm]) for arm in ("judged", "unjudged"))
-        jobs = study_jobs(args, cell)
+        cell = min(sum(not s.is_shortcut for s in pools[arm]) for arm in looked_at)
+        jobs = study_jobs(args, cell, largest_mix(pools["judged"]))
     same = {
         **settings,
         "are_steps_equal": True,
@@ -586,7 +617,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     }
     figures["shortcut_shares"] = (
         {arm: sum(s.is_shortcut for s in pool) / len(pool) for arm, pool in pools.items()}
-        if "filters" in args.ablations
+        if shortcut_arms(args.ablations)
         else {}
     )
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -15,10 +15,12 @@ from PIL import Image
 from benchmarks.data_efficiency import (
     ABLATIONS,
     ARMS,
+    SHORTCUT_SHARES,
     Images,
     Job,
     Sample,
     jobs_of,
+    largest_mix,
     plot,
     samples_of,
     steps_of,
@@ -75,6 +77,20 @@ def test_the_filter_leaves_only_what_needs_both_halves():
     assert [s.is_shortcut for s in pool] == [True, False]
     assert [s.target for s in samples_of(Job("judged", 5, 0, filtered=True), {"judged": pool})] == ["far"]
     assert len(samples_of(Job("judged", 5, 0, filtered=False), {"judged": pool})) == 2
+
+
+def test_a_training_has_the_share_of_shortcuts_that_is_asked_for_and_as_many_samples_at_each():
+    pool = [Sample("q", f"t{n}", ("x",), is_shortcut=n % 3 == 0) for n in range(60)]
+    size = largest_mix(pool)
+    assert size == 40, "20 shortcuts are two fifths of 50, but 40 others are all of a training without any"
+    for share in SHORTCUT_SHARES:
+        samples = samples_of(Job("judged", size, 1, shortcut_share=share), {"judged": pool})
+        assert len(set(samples)) == size and sum(s.is_shortcut for s in samples) == share * size
+    other = samples_of(Job("judged", size, 2, shortcut_share=0.2), {"judged": pool})
+    assert other != samples_of(Job("judged", size, 1, shortcut_share=0.2), {"judged": pool}), (
+        "another seed draws others"
+    )
+    assert largest_mix(pool[:0]) == 0
 
 
 def test_the_query_image_is_no_mined_negative():
