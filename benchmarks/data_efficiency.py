@@ -447,8 +447,9 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
     """Means and deviations over the seeds, and what became of the claim.
 
     Returns:
-        {"arms": {arm: {size: {"mean", "deviation", "seeds", "samples", "composition_gap"}}}, "claim": {N: {"judged", "image_text", "factor",
-        "holds"}}, "ablations": {name: ...}}.
+        {"arms": {arm: {size: {"mean", "deviation", "seeds", "samples", "composition_gap"}}}, "claim": {N: {"judged",
+        "image_text", "factor", "holds"}}, "ablations": {name: ...}}; the gap is composed minus the better of text and
+        image alone.
     """
 
     def of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
