@@ -230,6 +230,7 @@ class FitSettings:
         negatives: candidates beside the batch's targets: "none", "query" (the batch's query images), "mined" (and its
             mined negatives).
         seed: of batches and texts.
+        candidates: other images of the version that a step draws as candidates too, a count.
     """
 
     steps: int
@@ -239,10 +240,15 @@ class FitSettings:
     temperature: float
     negatives: str = "mined"
     seed: int = 0
+    candidates: int = 0
 
 
 def fit_texts(
-    retriever: ClipRetriever, samples: Sequence[Sample], raw: Mapping[str, torch.Tensor], settings: FitSettings
+    retriever: ClipRetriever,
+    samples: Sequence[Sample],
+    raw: Mapping[str, torch.Tensor],
+    settings: FitSettings,
+    others: Sequence[str] = (),
 ) -> float:
     """Train the text tower in place, the image tower locked; returns the last step's loss.
 
@@ -251,6 +257,7 @@ def fit_texts(
         samples: at least one; a batch is drawn without repeats.
         raw: image -> (d,) raw feature.
         settings: of the training.
+        others: images of which each step draws `settings.candidates`.
     """
     steps, batch, negatives, seed = settings.steps, settings.batch, settings.negatives, settings.seed
     model, rng = retriever.model, random.Random(seed)
@@ -268,6 +275,7 @@ def fit_texts(
             shown |= dict.fromkeys(s.query for s in part if s.query is not None)
         if negatives == "mined":
             shown |= dict.fromkeys(i for s in part for i in s.negatives)
+        shown |= dict.fromkeys(rng.sample(others, min(settings.candidates, len(others))))
         place = {image: n for n, image in enumerate(shown)}
         images = torch.stack([raw[image] for image in shown])
         texts = retriever.text_features([rng.choice(s.texts) for s in part]).float()
@@ -563,6 +571,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         "rate": args.rate,
         "warmup": args.warmup,
         "temperature": args.temperature,
+        "candidates": args.candidates,
     }
     images = Images(base, store, drawn, out / "features")
     if looked_at := shortcut_arms(args.ablations):
@@ -587,6 +596,8 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     done = {r["key"] for r in runs if r["settings"] == same}
     gallery = encode_images(base, benchmark, 128)
     base_scores = score_retriever(base, benchmark, 128, image_features=gallery)
+    others = sorted(store.read_table("images", ["image_id"])["image_id"].to_pylist()) if args.candidates else []
+    images.add(others)
     for n, job in enumerate(jobs):
         if job.key in done:
             continue
@@ -595,7 +606,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         retriever = ClipRetriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
         steps = steps_of(job, args.sizes, args.image_text_factor, args.steps, args.batch)
         fit = FitSettings(**(settings | {"steps": steps}), negatives=job.negatives, seed=job.seed)
-        loss = fit_texts(retriever, samples, images.raw, fit)
+        loss = fit_texts(retriever, samples, images.raw, fit, others)
         scores = score_retriever(retriever, benchmark, 128, image_features=gallery)
         row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "label": job.label}
         row |= {
@@ -682,6 +693,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rate", type=float, default=0.0005)
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--temperature", type=float, default=0.02)
+    parser.add_argument("--candidates", type=int, default=0, help="other images of the version that a step draws")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(".run/benchmarks/data_efficiency"))
     args = parse_arguments(parser, argv, QUICK)
