@@ -20,13 +20,14 @@ images new ones are drawn |
 | random | two images drawn at random, with the instructions that the same captioner and writer give to them (`python -m
 tasks caption`) |
 
-All arms start from the same checkpoint and get the same batch, rates and candidates' temperature, and N samples get as
-many steps as the `factor` x N image-text pairs that they are compared with (enough for one pass over those); the text
-tower is trained on features of the locked image tower (the recipe's first phase, LiT), so that sixty trainings fit a
-laptop. `--ablations` adds METHOD.md 1.2 in miniature at the largest size: negatives none / query image / + mined, and
-pairs by each encoder alone, in twos, by all three; and, with as many samples each, judge on / off by shortcut filter
-on / off (only samples whose target neither text nor image alone finds first); and judged samples of which none, 5, 20
-and 40% are such shortcuts, as many as there are for the largest share.
+All arms start from the same checkpoint and get the same batch, rate, temperature and further candidates (drawn from the
+version's images, as in the recipe's locked phase), and N samples get as many steps as the `factor` x N image-text pairs
+that they are compared with (enough for one pass over those); the text tower is trained on features of the locked image
+tower (the recipe's first phase, LiT), so that sixty trainings fit a laptop. `--ablations` adds METHOD.md 1.2 in
+miniature at the largest size: negatives none / query image / + mined (with `--candidates 0`, since others of the
+version's images hold them too), and pairs by each encoder alone, in twos, by all three; and, with as many samples each,
+judge on / off by shortcut filter on / off (only samples whose target neither text nor image alone finds first); and
+judged samples of which none, 5, 20 and 40% are such shortcuts, as many as there are for the largest share.
 
 A training that is done stands in <out>/runs.jsonl and is not done again, features of encoded images stand in
 <out>/features: a study that was ended goes on where it was. Writes <out>/figures.json and <out>/scaling.svg; the last
@@ -690,15 +691,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--base-model", help="default: train.base_model of the dataset's params.yaml")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=0.0005)
+    parser.add_argument("--rate", type=float, default=0.0002)
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--temperature", type=float, default=0.02)
-    parser.add_argument("--candidates", type=int, default=0, help="other images of the version that a step draws")
+    parser.add_argument("--candidates", type=int, default=4096, help="other images of the version that a step draws")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(".run/benchmarks/data_efficiency"))
     args = parse_arguments(parser, argv, QUICK)
-    args.dataset, args.benchmark = drawn_inputs(args.out) if args.drawn else demo_inputs(args)
     args.ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
+    if "negatives" in args.ablations and args.candidates:
+        parser.error("ablation negatives: other candidates hold the negatives too; run it with --candidates 0")
+    args.dataset, args.benchmark = drawn_inputs(args.out) if args.drawn else demo_inputs(args)
     figures = study(args)
     print(json.dumps(figures))
     return figures
