@@ -10,8 +10,8 @@ fine-tuned model are scored as stage evaluate does, with the composed mAP@5 by t
 Truth, completeness, shortcuts, yield and false rejections are those of tasks/pages/week_figures.py. No truth is read
 before all that is made. What stands in <out>/<seed> is removed first.
 
-A world takes some four minutes of a core of an AMD EPYC; `--threads 1` where --jobs fills the cores, since a training
-of two threads waits for the slower one. The last line is one JSON object: worlds (a count),
+A world takes sixteen minutes of a slow core of an AMD EPYC, half of them the judge's; `--threads 1` where --jobs fills
+the cores, since a training of two threads waits for the slower one. The last line is one JSON object: worlds (a count),
 map_at_5_mean, map_at_5_min, base_map_at_5_mean (points, 0 to 100), and over all worlds and weeks true_share_min_week,
 complete_share_min_week, negatives_also_right_max, shortcut_share_max, yield_first_week_min, yield_later_week_min,
 false_rejection_share_max (shares, 0 to 1). <out>/worlds.json has the same for each world,
