@@ -575,9 +575,11 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         "candidates": args.candidates,
     }
     images = Images(base, store, drawn, out / "features")
-    if looked_at := shortcut_arms(args.ablations):
-        known = store.read_table("images", ["image_id"])["image_id"].to_pylist()
+    looked_at = shortcut_arms(args.ablations)
+    known = sorted(store.read_table("images", ["image_id"])["image_id"].to_pylist())
+    if looked_at or args.candidates:
         images.add(known)
+    if looked_at:
         vectors = dict(zip(known, unit_rows(torch.stack([images.raw[i] for i in known]).numpy()), strict=True))
         for arm in looked_at:
             pools[arm] = with_shortcuts(
@@ -597,8 +599,6 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     done = {r["key"] for r in runs if r["settings"] == same}
     gallery = encode_images(base, benchmark, 128)
     base_scores = score_retriever(base, benchmark, 128, image_features=gallery)
-    others = sorted(store.read_table("images", ["image_id"])["image_id"].to_pylist()) if args.candidates else []
-    images.add(others)
     for n, job in enumerate(jobs):
         if job.key in done:
             continue
@@ -607,7 +607,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         retriever = ClipRetriever(model, revision=params.train.revision, device="cpu", threads=args.threads)
         steps = steps_of(job, args.sizes, args.image_text_factor, args.steps, args.batch)
         fit = FitSettings(**(settings | {"steps": steps}), negatives=job.negatives, seed=job.seed)
-        loss = fit_texts(retriever, samples, images.raw, fit, others)
+        loss = fit_texts(retriever, samples, images.raw, fit, known)
         scores = score_retriever(retriever, benchmark, 128, image_features=gallery)
         row = {"key": job.key, "arm": job.arm, "size": job.size, "seed": job.seed, "label": job.label}
         row |= {

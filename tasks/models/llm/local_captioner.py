@@ -9,6 +9,7 @@ take the processor and the model as they are.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -354,9 +355,7 @@ def move_common_start(groups: Sequence[QuestionGroup]) -> None:
     tails = [tail for group in groups for tail in group.tails]
     if not tails:
         return
-    first, last = min(tails), max(tails)  # what these two begin with, all between them do
-    most = min(map(len, tails)) - 1
-    count = next((n for n in range(most) if first[n] != last[n]), most)
+    count = min(len(os.path.commonprefix(tails)), min(map(len, tails)) - 1)  # of lists, too
     for group in groups:
         group.prefix += tuple(group.tails[0][:count])
         group.tails = [tail[count:] for tail in group.tails]
