@@ -14,12 +14,14 @@ leaves one at <out>/<seed>/run); it is only read. `--drawn` draws a small one.
 | captions | and caption_to_image, image_to_caption |
 | pairs | and description_to_pair, difference_classification, which_image_fits |
 | all | and all five |
+| recipe | what the run's own params.yaml names, as it is: profile demo holds captions to the base model |
 
-Each arm takes as many steps on triplets: those on rows come on top, `weight` of them per step on triplets, shared by
-the arm's tasks. Composed retrieval is scored as stage evaluate does, on a benchmark that the world does not contain;
-image-text retrieval on the different scenes of its gallery, each with one caption as the web writes them: recall at 1
-and at 5 of the image for the caption, and of the caption for the image. The last line is JSON: arm -> metric -> mean
-and standard deviation over the seeds, in points. A training that stands in <out>/runs.jsonl is not done again.
+The other arms contrast their rows with the batch's candidates, in one direction. Each takes as many steps on triplets:
+those on rows come on top, `weight` of them per step on triplets, shared by the arm's tasks. Composed retrieval is
+scored as stage evaluate does, on a benchmark that the world does not contain; image-text retrieval on the different
+scenes of its gallery, each with one caption as the web writes them: recall at 1 and at 5 of the image for the caption,
+and of the caption for the image. The last line is JSON: arm -> metric -> mean and standard deviation over the seeds, in
+points. A training that stands in <out>/runs.jsonl is not done again.
 """
 
 from __future__ import annotations
@@ -51,12 +53,14 @@ from tasks.train import stage as train
 from tasks.train.version_rows import LOCKED_TASKS
 
 CAPTION_TASKS = ("caption_to_image", "image_to_caption")
+RECIPE = "recipe"
 ARMS: Mapping[str, tuple[str, ...]] = {
     "none": (),
     "caption_to_image": CAPTION_TASKS[:1],
     "captions": CAPTION_TASKS,
     "pairs": tuple(task for task in ROW_TASKS if task not in CAPTION_TASKS),
     "all": ROW_TASKS,
+    RECIPE: (),
 }
 QUICK = {
     "drawn": True,
@@ -102,8 +106,13 @@ def triplet_steps(train: TrainConfig) -> tuple[int, int]:
     return round(train.steps * own / in_main), round(train.locked_steps * own / in_locked)
 
 
-def arm_params(params: Params, tasks: Sequence[str], weight: float, seed: int) -> Params:
-    """The parameters of one training: the tasks' rows, and steps that leave the triplets as many as without them."""
+def with_seed(params: Params, seed: int) -> Params:
+    """The parameters with another seed."""
+    return parse_params(overlay(params.model_dump(mode="json", by_alias=True), {"open_run": {"seed": seed}}))
+
+
+def arm_params(params: Params, tasks: Sequence[str], weight: float) -> Params:
+    """The parameters of an arm: the tasks' rows, and steps that leave the triplets as many as without them."""
     steps, locked_steps = triplet_steps(params.train)
     datasets = [{"name": t, "format": "rows", "path": t, "weight": weight / len(tasks)} for t in tasks]
     factor = 1 + (weight if tasks else 0)
@@ -115,7 +124,7 @@ def arm_params(params: Params, tasks: Sequence[str], weight: float, seed: int) -
         "version_weight": 1.0,
         "datasets": datasets,
     }
-    return parse_params(overlay(raw, {"train": changes, "open_run": {"seed": seed}}))
+    return parse_params(overlay(raw, {"train": changes}))
 
 
 def captioned_gallery(truth: Path, folder: Path) -> tuple[list[Path], list[str]]:
@@ -206,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for arm in args.arms:
             if not any((run["arm"], run["seed"]) == (arm, seed) for run in runs):
                 tasks = [task for task in ARMS[arm] if any(store.folder("data", "rows", task).glob("*.parquet"))]
-                train.run(arm_params(params, tasks, args.weight, seed), store)
+                changed = params if arm == RECIPE else arm_params(params, tasks, args.weight)
+                train.run(with_seed(changed, seed), store)
                 add(arm, seed, str(store.folder("models", "candidate")))
     summary = summary_of(runs)
     print(json.dumps(summary))

@@ -46,16 +46,27 @@ class MixedDatasetConfig(Section):
         description="Contrast each target with the batch's queries too, as CLIP's loss does; for pairs of text and "
         "image, so that the model finds the text of an image as well.",
     )
+    contrast: bool = Field(
+        True,
+        description="Contrast its queries with the batch's candidates. Off: its batches only hold the model to its "
+        "base, by `keep_base`.",
+    )
     keep_base: float = Field(
         0.0,
         ge=0,
-        description="Weight of 1 minus the cosine between the features of a caption by the model in training and by "
-        "the base model, so that what the base knows of captions is kept. Of rows caption_to_image, for a model of the "
-        "CLIP type; a copy of the base is held in memory.",
+        description="Weight of 1 minus the cosine between the features by the model in training and by the base model, "
+        "of a caption, and of the batch's images where the image tower is trained: what the base knows of captions is "
+        "kept. Of rows caption_to_image, for a model of the CLIP type; a copy of the base is held in memory.",
     )
 
     @model_validator(mode="after")
     def _check_what_is_kept(self) -> MixedDatasetConfig:
+        if not self.contrast and (self.symmetric or not self.keep_base):
+            raise ValueError(
+                f"'contrast' of '{self.name}' is off, with keep_base {self.keep_base:g} and symmetric "
+                f"{str(self.symmetric).lower()}; expected keep_base above 0, which is then all that its batches teach, "
+                "and symmetric false; or switch contrast on"
+            )
         if self.keep_base and (self.format, self.path) != ("rows", "caption_to_image"):
             raise ValueError(
                 f"'keep_base' of '{self.name}' is {self.keep_base:g}, and its queries may have images; expected 0, or "

@@ -55,7 +55,8 @@ class Example:
         image_scores: image id -> the judge's highest P(yes), of the query image and the negatives.
         task: task instruction for an MLLM; empty for none, None for the model's own. One for a whole dataset.
         is_symmetric: the loss also asks for the query of the target. As `task` of a whole dataset.
-        keep_base: weight of what the queries' features have moved from the base model's. As `task`.
+        is_contrasted: the loss asks for the target at all. As `task`.
+        keep_base: weight of what the features have moved from the base model's. As `task`.
     """
 
     query: str | None
@@ -66,6 +67,7 @@ class Example:
     image_scores: Mapping[CandidateId, float] = field(default_factory=dict)
     task: str | None = None
     is_symmetric: bool = False
+    is_contrasted: bool = True
     keep_base: float = 0.0
 
     @property
@@ -128,7 +130,8 @@ class BatchPlan:
         broken: positions of images that could not be read: nothing is learnt from them.
         task: task instruction of the queries for an MLLM; None for the model's own.
         is_symmetric: the loss also asks for the query of each target.
-        keep_base: weight of what the queries' features have moved from the base model's.
+        is_contrasted: the loss asks for the targets at all.
+        keep_base: weight of what the features of queries and images have moved from the base model's.
     """
 
     images: list[Any]
@@ -144,6 +147,7 @@ class BatchPlan:
     broken: frozenset[int] = frozenset()
     task: str | None = None
     is_symmetric: bool = False
+    is_contrasted: bool = True
     keep_base: float = 0.0
 
     @property
@@ -275,6 +279,7 @@ def plan_batch(
         own_scores=own_scores,
         task=batch[0].task,
         is_symmetric=batch[0].is_symmetric,
+        is_contrasted=batch[0].is_contrasted,
         keep_base=batch[0].keep_base,
     )
 

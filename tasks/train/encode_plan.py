@@ -63,11 +63,14 @@ class PlanEncoder:
             return self._batch(candidates, len(plan.candidate_parts)), self._batch(
                 partial(encode_queries, module, images, plan), len(plan.texts)
             )
-        encoded = None
-        if plan.images:
-            encoded = self._batch(lambda own: module(pixels=images.take(own)), len(plan.images))
+        encoded = self.encode_images(plan, images) if plan.images else None
         texts = self.encode_texts([*plan.texts, *plan.candidate_texts])
         return encoded or EncodedBatch(texts.features.new_zeros(0, texts.features.shape[1]), None), texts
+
+    def encode_images(self, plan: BatchPlan, images: LoadedImages) -> EncodedBatch:
+        """Features of a plan's images, at least one, by a model with two towers."""
+        module = self.module
+        return self._batch(lambda own: module(pixels=images.take(own)), len(plan.images))
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedBatch:
         """Features of texts alone."""

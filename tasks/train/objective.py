@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from tasks.config import TrainConfig
 from tasks.errors import ConfigError
 from tasks.train.batches import BatchPlan
+from tasks.train.kept_base import BaseFeatures
 from tasks.train.loss import BatchLabels, Loss, LossOptions, SoftLabels, TeacherScores, info_nce
 
 MIN_TEMPERATURE = 0.01  # of a learnt temperature, as in CLIP
+ROUNDING = 1e-6  # of 1 minus a cosine of float32 rows
 MAX_LOGIT_SCALE = math.log(100)  # the same bound on logit_scale, which is minus the temperature's logarithm
 
 
@@ -89,7 +91,7 @@ def loss_function(
     *,
     is_joint: bool = False,
     teacher: torch.Tensor | None = None,
-    base_queries: torch.Tensor | None = None,
+    base: BaseFeatures | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], Loss]:
     """The loss of a plan; with Matryoshka dimensions the mean over all widths, with the figures of the full one.
 
@@ -100,7 +102,7 @@ def loss_function(
         device: of the features.
         is_joint: image and text of a query are encoded together.
         teacher: (b, c) similarities of the teacher; None without one.
-        base_queries: (b, d) unit rows of the queries by the base model; None where they are not held on to.
+        base: what the base model makes of the plan; None where that is not held on to.
     Returns:
         A function of raw features: images and texts as `queries_and_candidates` takes them.
     """
@@ -131,16 +133,41 @@ def loss_function(
         queries, candidates = queries_and_candidates(plan, images, texts, is_joint=is_joint)
         queries = queries if len(kept) == len(queries) else queries[kept]
         whole = of_width(queries, candidates)
-        if base_queries is not None:
-            drift = (1 - F.cosine_similarity(queries, base_queries[kept])).mean()
-            whole = whole._replace(total=whole.total + plan.keep_base * drift, drift=drift.detach())
+        if base is not None:
+            drift = distance_to_base(plan, queries, images, base._replace(queries=base.queries[kept]))
+            contrast = whole.total if plan.is_contrasted else torch.zeros_like(whole.total)
+            whole = whole._replace(total=contrast + plan.keep_base * drift, drift=drift.detach())
         widths = matryoshka_widths(config, queries.shape[1])
-        if not widths:
+        if not widths or not plan.is_contrasted:
             return whole
         parts = [of_width(queries[:, :width], candidates[:, :width]).total for width in widths]
         return whole._replace(total=torch.stack([whole.total, *parts]).mean())
 
     return compute
+
+
+def distance_to_base(plan: BatchPlan, queries: torch.Tensor, images: torch.Tensor, base: BaseFeatures) -> torch.Tensor:
+    """Mean of 1 minus the cosine to the base model's features: of the queries, plus that of the readable images.
+
+    Args:
+        plan: of the step.
+        queries: (b, d) features by the model in training.
+        images: (m, d) features of the plan's images by it; not read where the base has none.
+        base: (b, d) and (m, d) unit rows.
+    """
+    drift = far_from(queries, base.queries)
+    readable = [n for n in range(len(plan.images)) if n not in plan.broken]
+    if base.images is None or not readable:
+        return drift
+    return drift + far_from(images[readable], base.images[readable])
+
+
+def far_from(features: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Mean of 1 minus the cosine, of (n, d) and (n, d).
+
+    What is rounding alone has no gradient: Adam would make a whole step of it, in a direction of chance.
+    """
+    return F.relu(1 - F.cosine_similarity(features, base) - ROUNDING).mean()
 
 
 def teacher_scores(config: TrainConfig, similarity: torch.Tensor | None, kept: Sequence[int]) -> TeacherScores | None:

@@ -118,7 +118,7 @@ class Trainer:
         self.checkpoints = checkpoints or Checkpoints()
         self.unreadable = UnreadableQueries()
         is_kept = any(dataset.keep_base for dataset in config.datasets)
-        self._base = KeptBase(retriever) if is_kept else None
+        self._base = KeptBase(retriever, config.cache_chunk) if is_kept else None
 
     def fit(self, data: TrainingData) -> list[dict[str, float]]:
         """Run all phases, or what the checkpoint left of them.
@@ -313,15 +313,20 @@ class Trainer:
         return training_step(
             runtime,
             optimizer,
-            self._loss_function(plan, teacher),
+            self._loss_function(plan, teacher, images),
             image_batch,
             text_batch,
             learning_rate=learning_rate,
             step=step,
         )
 
-    def _loss_function(self, plan: BatchPlan, teacher: torch.Tensor | None = None) -> Callable[..., Loss]:
-        base = self._base.features(plan.texts) if self._base is not None and plan.keep_base else None
+    def _loss_function(
+        self, plan: BatchPlan, teacher: torch.Tensor | None = None, images: LoadedImages | None = None
+    ) -> Callable[..., Loss]:
+        base = None
+        if self._base is not None and plan.keep_base:
+            with self.runtime.autocast():
+                base = self._base.features(plan, images)
         return loss_function(
             self.config,
             self.retriever.model,
@@ -329,7 +334,7 @@ class Trainer:
             self.runtime.device,
             is_joint=self.retriever.is_joint,
             teacher=teacher,
-            base_queries=base,
+            base=base,
         )
 
     def _plan_encoder(self) -> PlanEncoder:

@@ -60,6 +60,7 @@ def row_example(row: Mapping[str, Any], held_out: Set[str], config: MixedDataset
         (row["query_text"],),
         task=row["instruction"] if config.instruction is None else config.instruction,
         is_symmetric=config.symmetric,
+        is_contrasted=config.contrast,
         keep_base=config.keep_base,
     )
 

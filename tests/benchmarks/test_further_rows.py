@@ -12,4 +12,4 @@ def test_every_arm_takes_as_many_steps_on_triplets():
     wanted = triplet_steps(params.train)
     assert wanted == (10, 150), "profile demo trains as long on triplets as without captions"
     for tasks in ARMS.values():
-        assert triplet_steps(arm_params(params, tasks, 1.0, 0).train) == wanted, tasks
+        assert triplet_steps(arm_params(params, tasks, 1.0).train) == wanted, tasks

@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from tasks.config import Params
+from tasks.config import MixedDatasetConfig, Params
 from tasks.errors import ConfigError
 from tasks.models.retrievers.clip import ClipRetriever
+from tasks.publish.further_rows import RowSources, further_rows
 from tasks.store import Store
 from tasks.train.checkpoints import PROGRESS_FILE
 from tasks.train.stage import run
@@ -35,7 +36,13 @@ def read_candidate(store: Store) -> tuple[ClipRetriever, list[dict[str, float]]]
 def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
     params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path
 ):
-    params = with_train(params, steps=4, locked_steps=2, batch_triplets=5)
+    ids = store.read_table("images", ["image_id"])["image_id"].to_pylist()
+    sources = RowSources("w", ids, {i: (f"scene {i}", "source") for i in ids}, [], {}, {}, "tiny")
+    rows = further_rows("caption_to_image", sources)
+    store.write(store.folder("data", "rows", "caption_to_image", "w.parquet"), rows, "further_rows")
+    held = {"name": "held", "format": "rows", "path": "caption_to_image", "contrast": False, "keep_base": 5.0}
+    datasets = (MixedDatasetConfig.model_validate(held),)
+    params = with_train(params, steps=6, locked_steps=4, batch_triplets=5, datasets=datasets)
     run(params, store)
     one, curve = read_candidate(store)
     two = with_train(params, processes=2)
@@ -43,9 +50,11 @@ def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
     monkeypatch.setenv("PYTHONPATH", str(project))
     report = run(two, store)
     shared, shared_curve = read_candidate(store)
-    assert report.done == 6 and report.figures["loss"] == shared_curve[-1]["loss"]
+    assert report.done == 10 and report.figures["loss"] == shared_curve[-1]["loss"]
     for a, b in zip(curve, shared_curve, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["drift"] == pytest.approx(a["drift"], abs=1e-4)
+    assert curve[-1]["drift"] > 0
     assert torch.allclose(flat_weights(one), flat_weights(shared), atol=1e-4)
     assert not list(store.folder("models").glob(".*"))
 

@@ -156,9 +156,36 @@ def test_what_the_base_knows_of_captions_is_kept(params: Params, published: Stor
     assert "drift" not in curves[0][0] and curves[1][-1]["drift"] > 0
 
 
+def test_captions_that_are_not_contrasted_only_hold_both_towers_to_the_base(params: Params, published: Store):
+    rows = dataset("caption_to_image", contrast=False, keep_base=1.0)
+    config = with_train(params, steps=8, locked_steps=0, held_out_share=0.0, learning_rate=1e-3).train
+    captions = [text for text, _ in CAPTIONS.values()]
+
+    def cosines(more: tuple[MixedDatasetConfig, ...], version_weight: float) -> tuple[float, float]:
+        """Of captions and of images, by the model before and after a training."""
+        changed = config.model_copy(update={"datasets": more, "version_weight": version_weight})
+        retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
+        loader = ImageLoader(published, retriever.preprocess)
+        images = [loader.read(image_id) for image_id in CAPTIONS]
+        before = retriever.encode(texts=captions), retriever.encode(images=images)
+        Trainer(retriever, changed, seed=0).fit(TrainingData(read_training_set(changed, published).all, loader))
+        after = retriever.encode(texts=captions), retriever.encode(images=images)
+        texts, shown = (float((a * b).sum(1).mean()) for a, b in zip(before, after, strict=True))
+        return texts, shown
+
+    contrasted = dataset("caption_to_image")
+    moved, alone = cosines((contrasted,), 1e-9), cosines((rows,), 1e-9)  # hardly a triplet
+    assert moved[0] < alone[0] and moved[1] < alone[1], "no contrast pulls the model away from where it is"
+    free, held = cosines((), 1.0), cosines((rows.model_copy(update={"keep_base": 20.0}),), 1.0)
+    assert free[0] < held[0] and free[1] < held[1]
+
+
 def test_keeping_the_base_is_for_captions_and_for_models_with_two_towers(params: Params):
     with pytest.raises(ValueError, match="caption_to_image"):
         dataset("which_image_fits", keep_base=1.0)
+    for wrong in ({}, {"keep_base": 1.0, "symmetric": True}):
+        with pytest.raises(ValueError, match="switch contrast on"):
+            dataset("caption_to_image", contrast=False, **wrong)
     config = with_train(params, datasets=(dataset("caption_to_image", keep_base=1.0),), shard_weights=True).train
     with pytest.raises(ConfigError, match="keep_base is for models of the CLIP type"):
         prepare_retriever(ClipRetriever(config.base_model, device="cpu", threads=1), config, seed=0)
