@@ -19,24 +19,22 @@ leaves one at <out>/<seed>/run); it is only read. `--drawn` draws a small one.
 The other arms contrast their rows with the batch's candidates, in one direction. Each takes as many steps on triplets:
 those on rows come on top, `weight` of them per step on triplets, shared by the arm's tasks. Composed retrieval is
 scored as stage evaluate does, on a benchmark that the world does not contain; image-text retrieval on the different
-scenes of its gallery, each with one caption as the web writes them: recall at 1 and at 5 of the image for the caption,
-and of the caption for the image. The last line is JSON: arm -> metric -> mean and standard deviation over the seeds, in
-points. A training that stands in <out>/runs.jsonl is not done again.
+scenes of its gallery, each with three captions as the web writes them: recall at 1 and at 5 of the image for the
+caption, and of the caption for the image. The last line is JSON: arm -> metric -> mean and standard deviation over the
+seeds, in points. A training that stands in <out>/runs.jsonl is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.image_text import answer_places, recalls
 from benchmarks.measure import parse_arguments
 from benchmarks.triplets import drawn_version
 from tasks.config import ROW_TASKS, Params, TrainConfig, load_params, overlay, parse_params, read_raw, resolve
@@ -45,8 +43,6 @@ from tasks.evaluate.scores import score_retriever
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.publish.rows_files import update_files
 from tasks.sample.benchmark import make_benchmark
-from tasks.sample.phrases import web_caption
-from tasks.sample.scenes import Scene
 from tasks.store import Store
 from tasks.train import seeds as seeds_of_training
 from tasks.train import stage as train
@@ -127,33 +123,13 @@ def arm_params(params: Params, tasks: Sequence[str], weight: float) -> Params:
     return parse_params(overlay(raw, {"train": changes}))
 
 
-def captioned_gallery(truth: Path, folder: Path) -> tuple[list[Path], list[str]]:
-    """Image files of the gallery's different scenes, and a caption of each."""
-    files: dict[Scene, Path] = {}
-    for line in truth.read_text().splitlines():
-        row = json.loads(line)
-        files.setdefault(Scene.from_record(row["scene"]), folder / "images" / f"{row['id']}.jpg")
-    rng = random.Random("captions of the gallery")
-    return list(files.values()), [web_caption(scene, rng) for scene in files]
-
-
-def recalls(similarity: np.ndarray, name: str) -> dict[str, float]:
-    """Recall at 1 and 5, in points, of (n, n) similarities; the answer of query n is candidate n."""
-    places = (similarity > np.diag(similarity)[:, None]).sum(1)
-    return {f"{name}_recall_at_{k}": 100 * float((places < k).mean()) for k in (1, 5)}
-
-
 def score(model: str, benchmark_folder: Path, params: Params) -> dict[str, float]:
     """All metrics of a model, in points."""
-    from PIL import Image
-
     retriever = ClipRetriever(model, device="cpu", threads=params.open_run.threads)
     benchmark = read_benchmark(benchmark_folder, params.evaluate.template)
     composed = score_retriever(retriever, benchmark, params.evaluate.batch_images)["composed"]
-    files, captions = captioned_gallery(benchmark_folder / "truth.jsonl", benchmark_folder)
-    similarity = retriever.encode(texts=captions) @ retriever.encode(images=[Image.open(file) for file in files]).T
     scores = {name: 100 * composed[name] for name in ("map_at_5", "recall_at_1") if name in composed}
-    return scores | recalls(similarity, "text_to_image") | recalls(similarity.T, "image_to_text")
+    return scores | recalls(answer_places(model, benchmark_folder, benchmark_folder / "truth.jsonl", params))
 
 
 def summary_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:

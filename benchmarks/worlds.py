@@ -6,15 +6,17 @@
 For each seed a world and a benchmark of its own are drawn (the demo's world has seed 7, its run seed 0, its benchmark
 seed 11: `--seeds demo` is that one) and the run's seed is the world's. Two weekly batches go through the stages of the
 DAG dataset_refresh, gates included, by the very functions that `python -m tasks` calls; then train, and base and
-fine-tuned model are scored as stage evaluate does, with the composed mAP@5 by the number of a query's edits beside it.
+fine-tuned model are scored as stage evaluate does, with the composed mAP@5 by the number of a query's edits beside it,
+and image-text retrieval on the same gallery (benchmarks/image_text.py).
 Truth, completeness, shortcuts, yield and false rejections are those of tasks/pages/week_figures.py. No truth is read
 before all that is made. What stands in <out>/<seed> is removed first.
 
-A world takes sixteen minutes of a slow core of an AMD EPYC, half of them the judge's; `--threads 1` where --jobs fills
-the cores, since a training of two threads waits for the slower one. The last line is one JSON object: worlds (a count),
-map_at_5_mean, map_at_5_min, base_map_at_5_mean (points, 0 to 100), and over all worlds and weeks true_share_min_week,
-complete_share_min_week, negatives_also_right_max, shortcut_share_max, yield_first_week_min, yield_later_week_min,
-false_rejection_share_max (shares, 0 to 1). <out>/worlds.json has the same for each world,
+A world takes seven to sixteen minutes of a core, by the machine, half of them the judge's; `--threads 1` where --jobs
+fills the cores, since a training of two threads waits for the slower one. The last line is one JSON object: worlds (a
+count), map_at_5_mean, map_at_5_min, base_map_at_5_mean (points, 0 to 100), text_to_image_recall_at_1_change_mean and
+image_to_text_recall_at_1_change_mean (points, fine-tuned minus base), and over all worlds and weeks
+true_share_min_week, complete_share_min_week, negatives_also_right_max, shortcut_share_max, yield_first_week_min,
+yield_later_week_min, false_rejection_share_max (shares, 0 to 1). <out>/worlds.json has the same for each world,
 and <out>/<seed>.json that world's alone as soon as it is done.
 """
 
@@ -35,6 +37,7 @@ from typing import Any
 import yaml
 
 from benchmarks.composed import composed_queries
+from benchmarks.image_text import DIRECTIONS, answer_places, change_texts, changes, recalls
 from benchmarks.measure import parse_arguments
 from tasks.__main__ import run_stage
 from tasks.config import Params, overlay, parse_params, read_raw, resolve
@@ -147,16 +150,18 @@ def run_world(job: Job) -> dict[str, Any]:
     """Run one world.
 
     Returns:
-        name, triplets and images (counts), further_rows (task -> count), base and finetuned (`composed_scores`), weeks
-        (`weekly_figures`).
+        name, triplets and images (counts), further_rows (task -> count), base and finetuned (`composed_scores`),
+        image_text (`recalls` of both, and `changes`), weeks (`weekly_figures`).
     """
     shutil.rmtree(job.root, ignore_errors=True)
     job.root.mkdir(parents=True)
     seeds_of_training.THREADS_MIN = job.threads
     params = run_weeks(job)
     store, benchmark = Store(job.root / "run"), job.root / "benchmark"
-    make_benchmark(benchmark, seed=job.seeds["benchmark"], queries=job.queries, gallery=job.gallery)
+    truth = job.root / "benchmark_truth.jsonl"
+    make_benchmark(benchmark, seed=job.seeds["benchmark"], queries=job.queries, gallery=job.gallery, truth=truth)
     candidate = str(store.folder("models", "candidate"))
+    places = [answer_places(model, benchmark, truth, params) for model in (params.train.base_model, candidate)]
     world = {
         "name": job.name,
         "triplets": store.read_table("triplets", ["triplet_id"]).num_rows,
@@ -164,6 +169,7 @@ def run_world(job: Job) -> dict[str, Any]:
         "further_rows": count_further_rows(store.root),
         "base": composed_scores(params.train.base_model, benchmark, params),
         "finetuned": composed_scores(candidate, benchmark, params),
+        "image_text": {"base": recalls(places[0]), "finetuned": recalls(places[1]), "changes": changes(*places)},
         "weeks": weekly_figures(store, job.root / "truth.jsonl", WEEKS),
     }
     job.root.with_suffix(".json").write_text(json.dumps(world, indent=1) + "\n")  # known before the others are done
@@ -184,6 +190,12 @@ def summary_of(worlds: Sequence[Mapping[str, Any]]) -> dict[str, float | int | N
         "map_at_5_mean": statistics.fmean(scores),
         "map_at_5_min": min(scores),
         "base_map_at_5_mean": statistics.fmean(world["base"]["all"] for world in worlds),
+        **{
+            f"{name}_recall_at_1_change_mean": statistics.fmean(
+                world["image_text"]["changes"][name][0] for world in worlds
+            )
+            for name in DIRECTIONS
+        },
         "true_share_min_week": extreme(min, "true_share"),
         "complete_share_min_week": extreme(min, "complete_share"),
         "negatives_also_right_max": extreme(max, "negatives_also_right"),
@@ -213,6 +225,7 @@ def table_lines(worlds: Sequence[Mapping[str, Any]]) -> list[str]:
             known = {name: week.get(name) for name in shares}
             texts = ", ".join(f"{name} {100 * value:.1f}%" for name, value in known.items() if value is not None)
             lines.append(f"  {batch}: {week['pairs']:,} pairs, {week['triplets']:,} triplets, {texts}")
+        lines.append(f"  {change_texts(world['image_text']['changes'])}")
     scores = [world["finetuned"]["all"] for world in worlds]
     spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
     lines.append(f"mAP@5 {statistics.fmean(scores):.1f}, standard deviation over {len(scores)} worlds {spread:.1f}")

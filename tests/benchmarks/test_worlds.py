@@ -8,11 +8,21 @@ import pytest
 
 from benchmarks.worlds import main, seeds_of, summary_of, table_lines
 
+RETRIEVAL = {"text_to_image": (-1.5, 0.9), "image_to_text": (0.5, 1.0)}
+
 
 def world(name: str, score: float, *weeks: dict[str, Any]) -> dict[str, Any]:
     scores = {"all": score, "1": score + 10, "2": score - 5}
     named = {f"2026.01.{4 + 7 * n:02}": {"pairs": 100, "triplets": 50, **week} for n, week in enumerate(weeks)}
-    return {"name": name, "triplets": 100, "images": 90, "base": {"all": 12.0}, "finetuned": scores, "weeks": named}
+    return {
+        "name": name,
+        "triplets": 100,
+        "images": 90,
+        "base": {"all": 12.0},
+        "finetuned": scores,
+        "image_text": {"changes": RETRIEVAL},
+        "weeks": named,
+    }
 
 
 def test_a_bad_week_of_one_world_is_what_the_summary_says():
@@ -26,7 +36,9 @@ def test_a_bad_week_of_one_world_is_what_the_summary_says():
     assert found["false_rejection_share_max"] == 0.2 and found["negatives_also_right_max"] is None
     lines = table_lines(worlds)
     assert lines[1].split() == ["11", "100", "90", "12.0", "40.0", "50.0", "35.0", "nan"]
-    assert "yield 30.0%" in lines[-2] and lines[-1].startswith("mAP@5 38.0, standard deviation over 2 worlds 2.8")
+    assert "yield 30.0%" in lines[-3] and "text to image -1.5 ± 0.9, image to text +0.5 ± 1.0" in lines[-2]
+    assert found["image_to_text_recall_at_1_change_mean"] == 0.5
+    assert lines[-1].startswith("mAP@5 38.0, standard deviation over 2 worlds 2.8")
 
 
 def test_a_world_has_seeds_of_its_own_and_the_demos_are_those_of_make_demo():
@@ -47,3 +59,7 @@ def test_a_world_runs_and_trains_on_the_captions_of_all_its_weeks(tmp_path: Path
     files = (tmp_path / "11" / "run" / "data" / "rows" / "caption_to_image").iterdir()
     assert {path.stem for path in files} == set(world["weeks"]) and len(world["weeks"]) == 2
     assert world["further_rows"]["caption_to_image"] > 60
+    found = world["image_text"]
+    for name in ("text_to_image", "image_to_text"):
+        scores = [found[model][f"{name}_recall_at_1"] for model in ("base", "finetuned")]
+        assert 0 < scores[0] <= 100 and found["changes"][name][0] == pytest.approx(scores[1] - scores[0])
