@@ -58,6 +58,12 @@ class MixedDatasetConfig(Section):
         "of a caption, and of the batch's images where the image tower is trained: what the base knows of captions is "
         "kept. Of rows caption_to_image, for a model of the CLIP type; a copy of the base is held in memory.",
     )
+    held_beside: int = Field(
+        0,
+        ge=0,
+        description="So many of its captions, drawn anew for each step, are held to the base in the steps of the other "
+        "datasets too, with weight `keep_base`, a count. 0: none.",
+    )
 
     @model_validator(mode="after")
     def _check_what_is_kept(self) -> MixedDatasetConfig:
@@ -66,6 +72,11 @@ class MixedDatasetConfig(Section):
                 f"'contrast' of '{self.name}' is off, with keep_base {self.keep_base:g} and symmetric "
                 f"{str(self.symmetric).lower()}; expected keep_base above 0, which is then all that its batches teach, "
                 "and symmetric false; or switch contrast on"
+            )
+        if self.held_beside and not self.keep_base:
+            raise ValueError(
+                f"'held_beside' of '{self.name}' is {self.held_beside}, and keep_base 0; expected keep_base above 0, "
+                "or held_beside 0"
             )
         if self.keep_base and (self.format, self.path) != ("rows", "caption_to_image"):
             raise ValueError(

@@ -102,11 +102,13 @@ class WeightedDataset(NamedTuple):
     """Examples of one dataset, and the share of the batches that come from it, relative to the other weights.
 
     `is_locked` says that the locked phase takes batches of it too: every candidate is one image of the version.
+    `held_beside` of its captions are held to the base in each step of the other datasets, a count.
     """
 
     examples: Sequence[Example] | ExampleStream
     weight: float
     is_locked: bool = False
+    held_beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ class BatchPlan:
         task: task instruction of the queries for an MLLM; None for the model's own.
         is_symmetric: the loss also asks for the query of each target.
         is_contrasted: the loss asks for the targets at all.
-        keep_base: weight of what the features of queries and images have moved from the base model's.
+        keep_base: weight of what features have moved from the base model's: those of the held texts, or else of the
+            queries and images.
+        held_texts: (h) captions of another dataset.
     """
 
     images: list[Any]
@@ -149,6 +153,7 @@ class BatchPlan:
     is_symmetric: bool = False
     is_contrasted: bool = True
     keep_base: float = 0.0
+    held_texts: list[str] = field(default_factory=list)
 
     @property
     def candidate_parts(self) -> list[tuple[int, int]]:
@@ -320,7 +325,23 @@ def plan_steps(datasets: Sequence[WeightedDataset], config: TrainConfig, rng: ra
         position = {candidate: n for n, candidate in enumerate(candidates)}
         plan = plan_batch(batch, negatives, instruction_numbers, candidates, position)
         is_plain = all(isinstance(c, str) for c in candidates) and all(e.query is not None for e in batch)
-        yield plan if is_plain else with_texts(plan, batch)
+        yield with_held_texts(plan if is_plain else with_texts(plan, batch), datasets, rng)
+
+
+def with_held_texts(plan: BatchPlan, datasets: Sequence[WeightedDataset], rng: random.Random) -> BatchPlan:
+    """The plan with captions of the first dataset that is held beside it; as it is where it holds its own, or none is.
+
+    Args:
+        plan: of one of the datasets.
+        datasets: all; without `held_beside` nothing is drawn.
+        rng: of the draw.
+    """
+    beside = next((d for d in datasets if d.held_beside), None)
+    if beside is None or plan.keep_base:
+        return plan
+    assert isinstance(beside.examples, Sequence)  # the version's own rows
+    drawn = rng.sample(beside.examples, min(beside.held_beside, len(beside.examples)))
+    return replace(plan, keep_base=drawn[0].keep_base, held_texts=[e.instructions[0] for e in drawn])
 
 
 def locked_batches(datasets: Sequence[WeightedDataset], size: int, rng: random.Random) -> Iterator[list[Example]]:
@@ -370,4 +391,4 @@ def plan_locked_steps(
         position: dict[Any, int] = {pool[r]: n for n, r in enumerate(rows)}
         instruction_numbers = [rng.choice(range(len(e.instructions))) for e in batch]
         negatives = [[i for i in e.negatives if i in position] for e in batch]
-        yield plan_batch(batch, negatives, instruction_numbers, rows, position)
+        yield with_held_texts(plan_batch(batch, negatives, instruction_numbers, rows, position), datasets, rng)

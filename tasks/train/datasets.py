@@ -143,7 +143,8 @@ def read_training_set(config: TrainConfig, store: Store) -> TrainingSet:
     for dataset in config.datasets:
         if dataset.format == "rows":
             own_rows, left_out = read_version_rows(dataset, store, held_out | kept)
-            more.append(WeightedDataset(own_rows, dataset.weight, is_locked=dataset.path in LOCKED_TASKS))
+            is_locked = dataset.path in LOCKED_TASKS
+            more.append(WeightedDataset(own_rows, dataset.weight, is_locked, dataset.held_beside))
             dropped.update(left_out)
             continue
         records = open_records(dataset, store.folder(".run", "records", dataset.name))

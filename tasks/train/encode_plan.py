@@ -64,7 +64,7 @@ class PlanEncoder:
                 partial(encode_queries, module, images, plan), len(plan.texts)
             )
         encoded = self.encode_images(plan, images) if plan.images else None
-        texts = self.encode_texts([*plan.texts, *plan.candidate_texts])
+        texts = self.encode_texts([*plan.texts, *plan.candidate_texts, *plan.held_texts])
         return encoded or EncodedBatch(texts.features.new_zeros(0, texts.features.shape[1]), None), texts
 
     def encode_images(self, plan: BatchPlan, images: LoadedImages) -> EncodedBatch:

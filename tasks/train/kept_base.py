@@ -30,11 +30,11 @@ class BaseFeatures(NamedTuple):
     """What the base model makes of a plan.
 
     Attributes:
-        queries: (b, d) unit rows of the queries, which are texts alone.
-        images: (m, d) unit rows of the images; None where the image tower is not trained.
+        texts: (h, d) unit rows of the held texts, or (b, d) of the queries, which are texts alone.
+        images: (m, d) unit rows of the images; None where they are not held, or the image tower is not trained.
     """
 
-    queries: torch.Tensor
+    texts: torch.Tensor
     images: torch.Tensor | None
 
 
@@ -59,9 +59,11 @@ class KeptBase:
         """Rows of a plan by the base.
 
         Args:
-            plan: of queries that are texts alone, and of candidates that are images.
+            plan: with held texts, or of queries that are texts alone and candidates that are images.
             images: of the plan, those of this process; None where the image tower is not trained.
         """
+        if plan.held_texts:
+            return BaseFeatures(self.of_texts(plan.held_texts), None)
         return BaseFeatures(self.of_texts(plan.texts), None if images is None else self._of_images(plan, images))
 
     def of_texts(self, texts: Sequence[str]) -> torch.Tensor:

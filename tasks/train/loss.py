@@ -29,7 +29,7 @@ class Loss(NamedTuple):
         masked: share of the candidates left out as likely false negatives.
         divergence: mean symmetric KL divergence from the judge; 0 without soft labels.
         distillation: mean KL divergence from the teacher; 0 without one.
-        drift: mean of 1 minus the cosine between the features and the base model's, of the queries plus of the images;
+        drift: mean of 1 minus the cosine between the features and the base model's, of texts plus of images;
             0 where that is not kept.
     """
 

@@ -43,8 +43,8 @@ def queries_and_candidates(
     Args:
         plan: of the step.
         images: (m, d) features of the images; where `is_joint`, (c, d) of the candidates.
-        texts: (b + t, d) features of the queries' texts, then of the candidates'; where `is_joint`, (b, d) of the
-            queries.
+        texts: (b + t + h, d) features of the queries' texts, of the candidates' and of the held ones; where `is_joint`,
+            (b, d) of the queries.
         is_joint: image and text are encoded together.
     """
     if is_joint:
@@ -134,7 +134,9 @@ def loss_function(
         queries = queries if len(kept) == len(queries) else queries[kept]
         whole = of_width(queries, candidates)
         if base is not None:
-            drift = distance_to_base(plan, queries, images, base._replace(queries=base.queries[kept]))
+            held = texts[-len(plan.held_texts) :] if plan.held_texts else queries
+            of_base = base if plan.held_texts else base._replace(texts=base.texts[kept])
+            drift = distance_to_base(plan, held, images, of_base)
             contrast = whole.total if plan.is_contrasted else torch.zeros_like(whole.total)
             whole = whole._replace(total=contrast + plan.keep_base * drift, drift=drift.detach())
         widths = matryoshka_widths(config, queries.shape[1])
@@ -146,16 +148,16 @@ def loss_function(
     return compute
 
 
-def distance_to_base(plan: BatchPlan, queries: torch.Tensor, images: torch.Tensor, base: BaseFeatures) -> torch.Tensor:
-    """Mean of 1 minus the cosine to the base model's features: of the queries, plus that of the readable images.
+def distance_to_base(plan: BatchPlan, texts: torch.Tensor, images: torch.Tensor, base: BaseFeatures) -> torch.Tensor:
+    """Mean of 1 minus the cosine to the base model's features: of the texts, plus that of the readable images.
 
     Args:
         plan: of the step.
-        queries: (b, d) features by the model in training.
+        texts: (n, d) features by the model in training.
         images: (m, d) features of the plan's images by it; not read where the base has none.
-        base: (b, d) and (m, d) unit rows.
+        base: (n, d) and (m, d) unit rows.
     """
-    drift = far_from(queries, base.queries)
+    drift = far_from(texts, base.texts)
     readable = [n for n in range(len(plan.images)) if n not in plan.broken]
     if base.images is None or not readable:
         return drift

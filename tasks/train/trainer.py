@@ -175,7 +175,7 @@ class Trainer:
         plans = plan_locked_steps(examples, pool, config, random.Random(f"locked:{self.seed}"), further)
         for n, plan in enumerate(islice(plans, done, config.locked_steps), done):
             with runtime.autocast():
-                texts = encoder.encode_texts(plan.texts)
+                texts = encoder.encode_texts([*plan.texts, *plan.held_texts])
             loss = training_step(
                 runtime,
                 optimizer,

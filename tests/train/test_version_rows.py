@@ -180,6 +180,23 @@ def test_captions_that_are_not_contrasted_only_hold_both_towers_to_the_base(para
     assert free[0] < held[0] and free[1] < held[1]
 
 
+def test_captions_are_held_in_the_steps_of_other_datasets_too(params: Params, published: Store):
+    config = with_train(params, steps=6, locked_steps=6, held_out_share=0.0).train
+    captions = [text for text, _ in CAPTIONS.values()]
+    base = ClipRetriever(config.base_model, device="cpu", threads=1).encode(texts=captions)
+    cosines, curves = [], []
+    for count in (0, 2):
+        rows = dataset("caption_to_image", keep_base=20.0, held_beside=count, weight=1e-9)  # hardly a step of its own
+        changed = config.model_copy(update={"datasets": (rows,)})
+        retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
+        data = TrainingData(read_training_set(changed, published).all, ImageLoader(published, retriever.preprocess))
+        curves.append(Trainer(retriever, changed, seed=0).fit(data))
+        cosines.append(float((retriever.encode(texts=captions) * base).sum(1).mean()))
+    assert cosines[0] < cosines[1] and curves[0][-1]["drift"] == 0 < curves[1][-1]["drift"]
+    with pytest.raises(ValueError, match="held_beside' of 'caption_to_image' is 2, and keep_base 0"):
+        dataset("caption_to_image", held_beside=2)
+
+
 def test_keeping_the_base_is_for_captions_and_for_models_with_two_towers(params: Params):
     with pytest.raises(ValueError, match="caption_to_image"):
         dataset("which_image_fits", keep_base=1.0)
