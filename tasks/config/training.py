@@ -270,6 +270,16 @@ class TrainConfig(Section):
     )
     device: str = Field(description=DEVICE)
 
+    @model_validator(mode="after")
+    def _check_what_is_held_beside(self) -> TrainConfig:
+        beside = [dataset.name for dataset in self.datasets if dataset.held_beside]
+        if len(beside) > 1:
+            raise ValueError(
+                f"'train.datasets': held_beside is set for {', '.join(beside)}; expected one at most; set it to 0 for "
+                "the others"
+            )
+        return self
+
 
 class BenchmarkConfig(Section):
     """One benchmark, an entry of `evaluate.benchmark`."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.config import ROW_TASKS, MixedDatasetConfig, Params
+from tasks.config import ROW_TASKS, MixedDatasetConfig, Params, TrainConfig
 from tasks.errors import ConfigError, DataError
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.publish.further_rows import RowSources, further_rows
@@ -195,6 +195,9 @@ def test_captions_are_held_in_the_steps_of_other_datasets_too(params: Params, pu
     assert cosines[0] < cosines[1] and curves[0][-1]["drift"] == 0 < curves[1][-1]["drift"]
     with pytest.raises(ValueError, match="held_beside' of 'caption_to_image' is 2, and keep_base 0"):
         dataset("caption_to_image", held_beside=2)
+    twice = [dataset("caption_to_image", keep_base=1.0, held_beside=2).model_dump() | {"name": n} for n in ("a", "b")]
+    with pytest.raises(ValueError, match="held_beside is set for a, b; expected one at most"):
+        TrainConfig.model_validate(config.model_dump() | {"datasets": twice})
 
 
 def test_keeping_the_base_is_for_captions_and_for_models_with_two_towers(params: Params):
