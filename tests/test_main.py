@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from itertools import groupby
@@ -40,6 +41,18 @@ print(sys.dont_write_bytecode)
 """
     done = python("-c", code, cwd=Path.cwd())
     assert done.stdout.strip() == str(not writes), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("set_before", "spins"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_that_wait_soon_sleep_unless_the_environment_says_otherwise(set_before: dict[str, str], spins: str):
+    """OpenMP's own default holds a core that other processes of the machine need."""
+    code = "import os, sys, tasks; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | set_before
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [spins, "False"], done.stderr  # once torch is loaded it would be too late
 
 
 def test_whatever_writes_into_a_run_ends_with_its_parent():
