@@ -5,7 +5,6 @@ Source of the idea: UniME-V2, arXiv:2510.13515 (the yes-probability of an MLLM a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.config import JudgeConfig, Params
 from tasks.judge.calibration import Calibration, read_calibration
-from tasks.judge.verdict import Verdict, VerdictRules, decide
+from tasks.judge.verdict import Verdict, VerdictRules, decide, negative_limit
 from tasks.models.llm.base import Captioner
 from tasks.models.llm.load import load_captioner, run_config
 from tasks.models.llm.request_cache import open_cache
@@ -104,8 +103,10 @@ def judge_pairs(
 ) -> list[Verdict]:
     """A verdict per pair.
 
-    The judge is asked about the targets first, and about negatives only for instructions that passed, of pairs with
-    enough of them.
+    The judge is asked in four rounds, each about what the ones before leave open: the targets; the query images, about
+    instructions that passed, of pairs with enough of them; the mined negatives, about the first instruction that states
+    the whole change; those which do not meet it, about all others. A negative that meets one is out, whatever the
+    others say. The verdicts are those of all answers (a test holds them to it).
 
     Args:
         rows: with instructions, styles, query_image_id, target_image_id, negative_image_ids.
@@ -115,29 +116,49 @@ def judge_pairs(
         config: thresholds.
         calibrator: of P(yes) for the targets; it stays as it is when None.
     """
-    instructions = [(r, n) for r, row in enumerate(rows) for n in range(len(row["instructions"]))]
-    questions = [_question(rows[r], images, n, rows[r]["target_image_id"]) for r, n in instructions]
+    rules = verdict_rules(config)
+    partial = [[is_partial(style) for style in row["styles"]] for row in rows]
     answers = [PairAnswers() for _ in rows]
-    for (r, n), yes in zip(instructions, yes_probabilities(model, questions, template), strict=True):
+
+    def ask(places: Sequence[tuple[int, int, str]]) -> Sequence[float | Refusal]:
+        """P(yes) per (row, instruction, candidate's id)."""
+        questions = [_question(rows[r], images, n, candidate) for r, n, candidate in places]
+        return yes_probabilities(model, questions, template)
+
+    def ask_negatives(places: Sequence[tuple[int, int, int]]) -> None:
+        replies = ask([(r, n, rows[r]["negative_image_ids"][k]) for r, n, k in places])
+        for (r, n, k), yes in zip(places, replies, strict=True):
+            answers[r].add_negative(n, k, yes)
+
+    targets = [(r, n, row["target_image_id"]) for r, row in enumerate(rows) for n in _positions(row)]
+    for (r, n, _), yes in zip(targets, ask(targets), strict=True):
         if isinstance(yes, Refusal):
             answers[r].refused_instructions[n] = yes
         else:
             answers[r].target_yes[n] = yes
             answers[r].target_fits[n] = yes if calibrator is None else calibrator.probability(yes, rows[r], n)
-    passed = [(r, n) for r, n in instructions if answers[r].target_fits.get(n, -1.0) >= config.threshold]
-    counts = Counter(r for r, _ in passed)
-    passed = [(r, n) for r, n in passed if counts[r] >= config.instructions_min]
-    negatives = [(r, n, k) for r, n in passed for k in range(len(rows[r]["negative_image_ids"]))]
-    questions = [_question(rows[r], images, n, rows[r]["negative_image_ids"][k]) for r, n, k in negatives]
-    for (r, n, k), yes in zip(negatives, yes_probabilities(model, questions, template), strict=True):
-        if not isinstance(yes, Refusal):
-            answers[r].negative_yes.setdefault(n, {})[k] = yes
-        elif k:
-            answers[r].refused_negatives[k] = yes
-        else:  # without the answer for the query image nothing is known about the instruction
-            answers[r].refused_instructions[n] = yes
-    rules = verdict_rules(config)
-    return [answers[r].verdict([is_partial(s) for s in row["styles"]], row, rules) for r, row in enumerate(rows)]
+    passed = {r: [n for n in _positions(row) if answers[r].passes(n, rules)] for r, row in enumerate(rows)}
+    ask_negatives([(r, n, 0) for r, texts in _with_enough(passed, rules).items() for n in texts])
+    left = {r: [n for n in texts if answers[r].query_fails(n, rules)] for r, texts in passed.items()}
+    left = _with_enough(left, rules)
+    mined = {r: range(1, len(rows[r]["negative_image_ids"])) for r in left}
+    first = {
+        r: n for r, texts in left.items() if (n := next((n for n in texts if not partial[r][n]), None)) is not None
+    }
+    ask_negatives([(r, n, k) for r, n in first.items() for k in mined[r]])
+    still = {r: [k for k in ks if answers[r].is_open(k, first.get(r), rules)] for r, ks in mined.items()}
+    others = {r: [n for n in texts if n != first.get(r)] for r, texts in left.items()}
+    ask_negatives([(r, n, k) for r, texts in others.items() for n in texts for k in still[r]])
+    return [answers[r].verdict(partial[r], row, rules) for r, row in enumerate(rows)]
+
+
+def _positions(row: Mapping[str, Any]) -> range:
+    return range(len(row["instructions"]))
+
+
+def _with_enough(texts: Mapping[int, list[int]], rules: VerdictRules) -> dict[int, list[int]]:
+    """The rows with at least `instructions_min` instructions."""
+    return {r: places for r, places in texts.items() if len(places) >= rules.instructions_min}
 
 
 def verdict_rules(config: JudgeConfig) -> VerdictRules:
@@ -158,7 +179,7 @@ class PairAnswers:
     Attributes:
         target_yes: instruction -> P(yes) of the target.
         target_fits: the same, calibrated.
-        negative_yes: instruction that passes -> negative -> P(yes).
+        negative_yes: instruction that passes -> negative -> P(yes), of those that were asked.
         refused_instructions: instruction -> why the judge could not be asked.
         refused_negatives: negative -> why the judge could not be asked.
     """
@@ -169,13 +190,43 @@ class PairAnswers:
     refused_instructions: dict[int, Refusal] = field(default_factory=dict)
     refused_negatives: dict[int, Refusal] = field(default_factory=dict)
 
+    def add_negative(self, instruction: int, negative: int, yes: float | Refusal) -> None:
+        """Keep an answer; a refusal leaves out the negative or, about the query image, the instruction."""
+        if not isinstance(yes, Refusal):
+            self.negative_yes.setdefault(instruction, {})[negative] = yes
+        elif negative:
+            self.refused_negatives[negative] = yes
+        else:  # without the answer for the query image nothing is known about the instruction
+            self.refused_instructions[instruction] = yes
+
+    def passes(self, instruction: int, rules: VerdictRules) -> bool:
+        """Whether the target fits the instruction."""
+        return self.target_fits.get(instruction, -1.0) >= rules.threshold
+
+    def query_fails(self, instruction: int, rules: VerdictRules) -> bool:
+        """Whether the query image was asked about, and does not meet the instruction."""
+        yes = self.negative_yes.get(instruction, {}).get(0)
+        return yes is not None and yes < negative_limit(self.target_yes[instruction], rules)
+
+    def is_open(self, negative: int, instruction: int | None, rules: VerdictRules) -> bool:
+        """Whether a mined negative is not refused and does not meet the one instruction that it was asked about."""
+        if negative in self.refused_negatives:
+            return False
+        if instruction is None:
+            return True
+        return self.negative_yes[instruction][negative] < negative_limit(self.target_yes[instruction], rules)
+
     def verdict(self, is_partial: Sequence[bool], row: Mapping[str, Any], rules: VerdictRules) -> Verdict:
         """The verdict on what the judge could be asked; the rest is left out of the pair."""
         places = [n for n in self.target_yes if n not in self.refused_instructions]
         kept = [k for k in range(len(row["negative_image_ids"])) if k not in self.refused_negatives]
         verdict = decide(
             [self.target_yes[n] for n in places],
-            {i: [self.negative_yes[n][k] for k in kept] for i, n in enumerate(places) if n in self.negative_yes},
+            {
+                i: {j: yes[k] for j, k in enumerate(kept) if k in yes}
+                for i, n in enumerate(places)
+                if (yes := self.negative_yes.get(n)) is not None
+            },
             [is_partial[n] for n in places],
             rules,
             [self.target_fits[n] for n in places],

@@ -9,7 +9,8 @@ judges negatives).
 
 The judge is asked whether a candidate image is what an instruction makes of the query image: first about the target
 (`judge.calibration` makes its P(yes) comparable over kinds of change, tasks/judge/calibration.py), then, for
-instructions that pass `judge.threshold`, about each negative. tasks/judge/verdict.py lists the six steps from these
+instructions that pass `judge.threshold`, about the negatives; about one that an instruction has taken out it is not
+asked again (tasks/judge/questions.py, docs/decisions/0187). tasks/judge/verdict.py lists the six steps from these
 answers to a verdict; reasons are wrong_instruction, query_fits, partial_fits (instructions), false_negative
 (negatives), wrong_target and ambiguous (pairs). A pair whose images make a triplet already is dropped (duplicate). The
 scores are stored: training may use them as soft labels. A question that the judge's server or processor refuses leaves

@@ -52,7 +52,8 @@ class Verdict:
         negatives: positions of the negatives kept; 0 is the query image and always stays.
         judge_target: per kept instruction P(yes) of the target, calibrated where there is a calibration.
         judge_negative: per kept negative the highest P(yes) over the kept instructions.
-        false_negatives: position of each false negative -> its highest P(yes) over the instructions it meets.
+        false_negatives: position of each false negative -> its highest P(yes) over the instructions it is known to
+            meet.
         dropped: position of each dropped instruction -> (reason, the score that decided).
         reason: why the pair is dropped; None where it is kept.
         refused_instructions, refused_negatives: position -> why the judge could not be asked; left out of the pair.
@@ -76,7 +77,7 @@ class Verdict:
 
 def decide(
     target_yes: Sequence[float],
-    negative_yes: Mapping[int, Sequence[float]],
+    negative_yes: Mapping[int, Sequence[float] | Mapping[int, float]],
     is_partial: Sequence[bool],
     rules: VerdictRules,
     target_fits: Sequence[float] | None = None,
@@ -86,14 +87,16 @@ def decide(
     Args:
         target_yes: per instruction P(yes) of the target.
         negative_yes: position of each instruction that passes `threshold` -> P(yes) of every negative, the query image
-            first; not read where fewer than `instructions_min` pass.
+            first; not read where fewer than `instructions_min` pass. As a mapping by position it may lack what decides
+            nothing: mined negatives where fewer than `instructions_min` are left after the query image, and further
+            instructions about a negative that meets one which states the whole change.
         is_partial: per instruction, whether its style may state one change of several.
         rules: thresholds.
         target_fits: per instruction the calibrated probability that the target fits; P(yes) when None. A negative is
             compared with the target's P(yes): both are the judge's own.
     """
     target_fits = target_yes if target_fits is None else target_fits
-    limits = [_negative_limit(yes, rules) for yes in target_yes]
+    limits = [negative_limit(yes, rules) for yes in target_yes]
     dropped: dict[int, tuple[str, float]] = {}
     for n, probability in enumerate(target_fits):
         if probability < rules.threshold:
@@ -101,17 +104,24 @@ def decide(
     right = [n for n in range(len(target_yes)) if n not in dropped]
     if len(right) < rules.instructions_min:
         return Verdict(dropped=dropped, reason="wrong_target")
+    known = {
+        n: dict(negative_yes[n] if isinstance(negative_yes[n], Mapping) else enumerate(negative_yes[n])) for n in right
+    }
     for n in right:
-        if negative_yes[n][0] >= limits[n]:
-            dropped[n] = ("query_fits", negative_yes[n][0])
+        if known[n][0] >= limits[n]:
+            dropped[n] = ("query_fits", known[n][0])
     kept = [n for n in right if n not in dropped]
-    mined = range(1, len(negative_yes[right[0]]) if right else 1)
+    mined = sorted({k for n in right for k in known[n]} - {0})
+
+    def meets(n: int, k: int) -> bool:
+        return k in known[n] and known[n][k] >= limits[n]
+
     whole = [n for n in kept if not is_partial[n]]
     false_negatives = {
-        k: max(negative_yes[n][k] for n in whole) for k in mined if any(negative_yes[n][k] >= limits[n] for n in whole)
+        k: max(known[n][k] for n in whole if meets(n, k)) for k in mined if any(meets(n, k) for n in whole)
     }
     for n in kept:
-        met = [negative_yes[n][k] for k in mined if k not in false_negatives and negative_yes[n][k] >= limits[n]]
+        met = [known[n][k] for k in mined if k not in false_negatives and meets(n, k)]
         if is_partial[n] and met:
             dropped[n] = ("partial_fits", max(met))
     kept = [n for n in kept if n not in dropped]
@@ -120,11 +130,11 @@ def decide(
     negatives = [0, *(k for k in mined if k not in false_negatives)]
     if rules.negatives_max is not None:
         negatives = negatives[: rules.negatives_max + 1]
-    highest = [max(negative_yes[n][k] for n in kept) for k in negatives]
+    highest = [max(known[n][k] for n in kept) for k in negatives]
     return Verdict(kept, negatives, [target_fits[n] for n in kept], highest, false_negatives, dropped)
 
 
-def _negative_limit(target_yes: float, rules: VerdictRules) -> float:
+def negative_limit(target_yes: float, rules: VerdictRules) -> float:
     """P(yes) from which a negative meets an instruction whose target has `target_yes`."""
     if rules.negative_margin is None:
         return rules.negative_threshold
