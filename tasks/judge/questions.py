@@ -142,9 +142,8 @@ def judge_pairs(
     left = {r: [n for n in texts if answers[r].query_fails(n, rules)] for r, texts in passed.items()}
     left = _with_enough(left, rules)
     mined = {r: range(1, len(rows[r]["negative_image_ids"])) for r in left}
-    first = {
-        r: n for r, texts in left.items() if (n := next((n for n in texts if not partial[r][n]), None)) is not None
-    }
+    whole = {r: [n for n in texts if not partial[r][n]] for r, texts in left.items()}
+    first = {r: texts[0] for r, texts in whole.items() if texts}
     ask_negatives([(r, n, k) for r, n in first.items() for k in mined[r]])
     still = {r: [k for k in ks if answers[r].is_open(k, first.get(r), rules)] for r, ks in mined.items()}
     others = {r: [n for n in texts if n != first.get(r)] for r, texts in left.items()}

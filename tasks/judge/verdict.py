@@ -104,9 +104,7 @@ def decide(
     right = [n for n in range(len(target_yes)) if n not in dropped]
     if len(right) < rules.instructions_min:
         return Verdict(dropped=dropped, reason="wrong_target")
-    known = {
-        n: dict(negative_yes[n] if isinstance(negative_yes[n], Mapping) else enumerate(negative_yes[n])) for n in right
-    }
+    known = {n: dict(yes.items() if isinstance(yes := negative_yes[n], Mapping) else enumerate(yes)) for n in right}
     for n in right:
         if known[n][0] >= limits[n]:
             dropped[n] = ("query_fits", known[n][0])
