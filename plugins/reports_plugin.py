@@ -144,11 +144,7 @@ def home(dataset: str = "") -> str:
         quality = overview.quality_table([version.record for version in found], [v.metrics for v in found])
     except TasksError as error:
         problem = f"Some figures cannot be read: {error}"
-    sparks = [
-        (title, overview.sparkline([row[key] for row in reversed(rows)]), rows[0][key.removesuffix("_share")])
-        for title, key in SPARKS
-        if rows
-    ]
+    sparks = [(title, *overview.course(rows, key)) for title, key in SPARKS if rows]
     up = "../../" if dataset else ""
     return html(
         "versions.html.j2",
@@ -175,7 +171,7 @@ def version(name: str, dataset: str = "") -> str:
         gates = [found.gate(table) for table in TABLES]
         row = overview.home_row(found.record, [])
         tiles = [("new images", row["images"]), ("new pairs", row["pairs"]), ("new triplets", row["triplets"])]
-        tiles += [("all triplets", row["total"]), ("of the pairs became triplets", row["yield"])]
+        tiles += [("all triplets", row["total"]), ("of the captioned pairs became triplets", row["yield"])]
         tiles.append(("new rows left out", row["dropped"]))
         return html(
             "version.html.j2",

@@ -34,7 +34,7 @@ def digest_lines(records: Sequence[Mapping[str, Any]], promoted: Sequence[Mappin
     for row in (home_row(record, promoted) for record in records if str(record.get("date", "")) >= since):
         lines.append(
             f"dataset/{row['name']}: {row['images']} new images, {row['triplets']} new triplets ({row['yield']} of the "
-            f"pairs), {row['dropped']} rows left out, {row['total']} triplets in all"
+            f"captioned pairs), {row['dropped']} rows left out, {row['total']} triplets in all"
         )
         if row["stale"] != count_text(0) or row["renewed"] != count_text(0):
             lines.append(

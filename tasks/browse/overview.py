@@ -197,6 +197,19 @@ def refused_rows(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
     ]
 
 
+def course(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[str, str, str]:
+    """A share over the versions: points of its line, its newest value, and its lowest and highest.
+
+    Args:
+        rows: of `home_row`, newest first, at least one.
+        key: of the share, ending in _share; the row has its text under the name without that.
+    """
+    text = key.removesuffix("_share")
+    known = sorted((row for row in rows if row[key] is not None), key=lambda row: row[key])
+    ends = f"lowest {known[0][text]}, highest {known[-1][text]}" if known else ""
+    return sparkline([row[key] for row in reversed(rows)]), rows[0][text], ends
+
+
 def sparkline(values: Sequence[float | None], width: int = 120, height: int = 24) -> str:
     """Points of an SVG polyline, oldest first; empty for fewer than two values.
 

@@ -369,7 +369,7 @@ def test_the_weekly_digest_tells_what_the_week_published(inbox: Inbox, tmp_path:
     ]
     promoted = [{"name": "2026.11.29", "message": "Model 2026.11.29, trained on 2026.11.28: better"}]
     lines = digest.digest_lines(records, promoted, "2026-11-21")
-    assert lines[0].startswith("dataset/2026.11.28: 60 new images, 7 new triplets (35% of the pairs)")
+    assert lines[0].startswith("dataset/2026.11.28: 60 new images, 7 new triplets (35% of the captioned pairs)")
     assert lines[1:] == ["model/2026.11.29 was trained on it and promoted"]
     assert digest.digest_count(lines) == "1 version, 1 promoted model"
     monkeypatch.setattr(digest, "versions", lambda clone: [])

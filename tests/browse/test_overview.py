@@ -6,6 +6,7 @@ import pytest
 
 from tasks.browse import promotions
 from tasks.browse.overview import (
+    course,
     drops_of,
     home_row,
     model_row,
@@ -43,6 +44,14 @@ def test_what_was_left_out_is_listed_with_what_is_new_first_and_why():
         ("duplicate", 0, 48),
     ]
     assert all(row["why"] for row in rows)
+
+
+def test_the_course_of_a_share_has_its_ends_in_words():
+    """A line alone shows a fall from 93 to 91% as one from all to nothing."""
+    rows = [{"yield_share": share, "yield": text} for share, text in ((0.91, "91%"), (None, "–"), (0.93, "93%"))]
+    points, newest, ends = course(rows, "yield_share")
+    assert points.count(",") == 2 and (newest, ends) == ("91%", "lowest 91%, highest 93%")
+    assert course([{"yield_share": None, "yield": "–"}], "yield_share") == ("", "–", "")
 
 
 def test_a_sparkline_needs_two_values_and_skips_what_is_missing():

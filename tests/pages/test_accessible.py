@@ -77,7 +77,7 @@ def home_page(text: str) -> str:
         names=["2026.11.28", "2026.11.21"],
         rows=[row],
         quality=(["version", "true texts", "CPU s a triplet"], [["2026.11.28", "96%", "1.9"]]),
-        sparks=[("Yield", "2.0,22.0 118.0,2.0", "35%")],
+        sparks=[("Yield", "2.0,22.0 118.0,2.0", "35%", "lowest 33%, highest 35%")],
         status=[("runs under way", "1"), ("next run", "Mon 30 Nov 00:00 UTC")],
         problem=text,
         dataset=text,
