@@ -13,7 +13,7 @@ if min(shutil.disk_usage(folder).free for folder in (Path(__file__).parent, sys.
 
 # GNU OpenMP reads its settings once, when torch is loaded. A thread that waits for another one spins 300,000 rounds by
 # default, some 15 ms where the processor's pause is long, on a core that other work could use: beside two busy
-# processes a training step took five times as long. After 5,000 rounds it sleeps (docs/decisions/0186).
+# processes a training step took 4.2 s, and takes 1.6 s where it sleeps after 5,000 rounds (docs/decisions/0186).
 SPINS = "5000"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
