@@ -30,9 +30,11 @@ judge on / off by shortcut filter on / off (only samples whose target neither te
 judged samples of which none, 5, 20 and 40% are such shortcuts, as many as there are for the largest share.
 
 A training that is done stands in <out>/runs.jsonl and is not done again, features of encoded images stand in
-<out>/features: a study that was ended goes on where it was. Writes <out>/figures.json and <out>/scaling.svg; the last
-line is JSON: per arm and size the mean and standard deviation of composed mAP@5 over the seeds, and as `claim` for each
-N whether N judged triplets beat `factor` x N image-text pairs.
+<out>/features (or --features, which studies of several worlds share): a study that was ended goes on where it was.
+Writes <out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the mean and standard deviation
+of composed mAP@5 over the seeds, and as `claim` for each N whether N judged triplets beat `factor` x N image-text
+pairs. `--together OUT OUT ... --out NEW` reads such studies of several worlds and writes the same, mean and standard
+deviation over the worlds.
 """
 
 from __future__ import annotations
@@ -209,7 +211,7 @@ def image_text_pairs(store: Store, count: int, drawn: dict[str, Scene]) -> list[
     rng = random.Random("image-text")
     while len(samples) < count:
         for scene in family(rng, "corpus", rng.randint(4, 8)):
-            name = f"drawn:{len(samples)}:{scene.key}"  # the scene, as features are kept by name
+            name = f"drawn:{len(drawn)}:{scene.key}"  # the same scene in every study, as features are kept by name
             drawn[name] = scene
             samples.append(Sample(None, name, (web_caption(scene, rng),)))
     return samples
@@ -478,6 +480,18 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
     arms: dict[str, dict[str, Any]] = {}
     for arm, size in sorted({(r["arm"], r["size"]) for r in plain}):
         arms.setdefault(arm, {})[str(size)] = of([r for r in plain if (r["arm"], r["size"]) == (arm, size)])
+    labels = sorted({r["label"] for r in runs if r["label"]})
+    ablations = {label: of([r for r in runs if r["label"] == label]) for label in labels}
+    return {"arms": arms, "claim": claims_of(arms, factor), "ablations": ablations}
+
+
+def claims_of(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], factor: int) -> dict[str, dict[str, Any]]:
+    """For each N whether N judged triplets beat `factor` x N image-text pairs; an N without such pairs is left out.
+
+    Args:
+        arms: arm -> number of samples -> {"mean", "deviation", "samples"}.
+        factor: image-text pairs per triplet.
+    """
     claim = {}
     for size, judged in arms.get("judged", {}).items():
         other = arms.get("image_text", {}).get(str(int(size) * factor))
@@ -490,18 +504,73 @@ def summary_of(runs: Sequence[Mapping[str, Any]], factor: int) -> dict[str, Any]
                 "factor": factor,
                 "holds": judged["mean"] > other["mean"],
             }
-    labels = sorted({r["label"] for r in runs if r["label"]})
-    ablations = {label: of([r for r in runs if r["label"] == label]) for label in labels}
-    return {"arms": arms, "claim": claim, "ablations": ablations}
+    return claim
 
 
-def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float) -> str:
+def over_worlds(studies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Studies of several worlds as one: a world's mean over its seeds is one value, whatever its number of seeds.
+
+    Args:
+        studies: where it stands -> its figures.json; two at least.
+    Returns:
+        As `summary_of`, mean and deviation over the worlds and "worlds" (a count) in the place of "seeds"; "claim" has
+        "worlds_that_hold", a count, too, and "holds" is true where all do. What not all of them measured is left out.
+    Raises:
+        ValueError: fewer than two, or they were trained with different settings.
+    """
+    if len(studies) < 2:
+        raise ValueError(f"data_efficiency: --together got {len(studies)} study, expected two or more")
+    of_world = ("dataset", "benchmark")
+    (first, one), *others = studies.items()
+    for name, study in others:
+        differ = sorted(
+            key
+            for key in one["settings"].keys() | study["settings"].keys()
+            if key not in of_world and one["settings"].get(key) != study["settings"].get(key)
+        )
+        if differ:
+            raise ValueError(
+                f"data_efficiency: the studies {first} and {name} differ in {', '.join(differ)}, expected the same "
+                "settings; run one of them again with those of the other"
+            )
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, by_size in one["arms"].items():
+        for size in by_size:
+            rows = [s["arms"].get(arm, {}).get(size) for s in studies.values()]
+            if not all(rows):
+                continue
+            gaps = [r["composition_gap"] for r in rows]
+            arms.setdefault(arm, {})[size] = {
+                "mean": statistics.fmean(r["mean"] for r in rows),
+                "deviation": statistics.stdev(r["mean"] for r in rows),
+                "worlds": len(rows),
+                "samples": statistics.fmean(r["samples"] for r in rows),
+                "composition_gap": None if None in gaps else statistics.fmean(gaps),
+            }
+    factor = next((c["factor"] for s in studies.values() for c in s["claim"].values()), 1)
+    claim = claims_of(arms, factor)
+    for size, found in claim.items():
+        found["worlds_that_hold"] = sum(claims_of(s["arms"], factor)[size]["holds"] for s in studies.values())
+        found["holds"] = found["worlds_that_hold"] == len(studies)
+    bases = [s["base"] for s in studies.values()]
+    return {
+        "arms": arms,
+        "claim": claim,
+        "base": {half: statistics.fmean(b[half] for b in bases) for half in bases[0]},
+        "base_deviation": {half: statistics.stdev(b[half] for b in bases) for half in bases[0]},
+        "settings": {k: v for k, v in one["settings"].items() if k not in of_world},
+        "studies": list(studies),
+    }
+
+
+def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float, over: str = "seeds") -> str:
     """The scaling figure as SVG: composed mAP@5 against the number of samples (log scale), one line an arm, error bars
-    of one standard deviation over the seeds.
+    of one standard deviation.
 
     Args:
         arms: arm -> number of samples -> {"mean", "deviation"}.
         base: the score before any training.
+        over: what the deviations are over.
     """
     series = []
     for arm, by_size in arms.items():
@@ -515,7 +584,7 @@ def plot(arms: Mapping[str, Mapping[str, Mapping[str, Any]]], base: float) -> st
     frame = charts.Frame(
         "Composed mAP@5 by number of training samples",
         f"One line for each kind of sample ({', '.join(s.name for s in series)}), error bars of one standard deviation "
-        "over the seeds; the dashed line is the model before training.",
+        f"over the {over}; the dashed line is the model before training.",
         x_label="training samples",
         y_label="composed mAP@5",
         width=640,
@@ -574,7 +643,7 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         "temperature": args.temperature,
         "candidates": args.candidates,
     }
-    images = Images(base, store, drawn, out / "features")
+    images = Images(base, store, drawn, args.features or out / "features")
     looked_at = shortcut_arms(args.ablations)
     known = sorted(store.read_table("images", ["image_id"])["image_id"].to_pylist())
     if looked_at or args.candidates:
@@ -633,9 +702,32 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         if shortcut_arms(args.ablations)
         else {}
     )
-    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(out, figures)
+    return figures
+
+
+def write_figures(out: Path, figures: Mapping[str, Any], over: str = "seeds") -> None:
+    """Write <out>/figures.json and, where there is an arm to show, <out>/scaling.svg."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_bytes(out / "figures.json", (json.dumps(figures, indent=1) + "\n").encode())
     if figures["arms"]:
-        (out / "scaling.svg").write_text(plot(figures["arms"], base_scores["composed"][METRIC]))
+        write_bytes(out / "scaling.svg", plot(figures["arms"], figures["base"]["composed"], over).encode())
+
+
+def together(folders: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Read the studies of several worlds, write their figures as one; see `over_worlds`.
+
+    Raises:
+        ValueError: a folder has no figures.json, or as `over_worlds`.
+    """
+    studies = {}
+    for folder in folders:
+        path = folder / "figures.json"
+        if not path.is_file():
+            raise ValueError(f"data_efficiency: {path} is missing, expected the --out of a study that ended")
+        studies[str(folder)] = json.loads(path.read_text())
+    figures = over_worlds(studies)
+    write_figures(out, figures, "worlds")
     return figures
 
 
@@ -696,8 +788,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--temperature", type=float, default=0.02)
     parser.add_argument("--candidates", type=int, default=4096, help="other images of the version that a step draws")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--features", type=Path, help="kept features, may be shared by studies; default: OUT/features")
+    parser.add_argument(
+        "--together", nargs="+", type=Path, metavar="OUT", help="train nothing: studies of several worlds as one"
+    )
     parser.add_argument("--out", type=Path, default=Path(".run/benchmarks/data_efficiency"))
     args = parse_arguments(parser, argv, QUICK)
+    if args.together:
+        try:
+            figures = together(args.together, args.out)
+        except ValueError as e:
+            raise SystemExit(str(e)) from None
+        print(json.dumps(figures))
+        return figures
     args.ablations = ABLATIONS if args.ablations == [] else args.ablations or ()
     if "negatives" in args.ablations and args.candidates:
         parser.error("ablation negatives: other candidates hold the negatives too; run it with --candidates 0")

@@ -2,6 +2,8 @@
 test_negative_controls.py.
 """
 
+import itertools
+import json
 import random
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -21,6 +23,8 @@ from benchmarks.data_efficiency import (
     Sample,
     jobs_of,
     largest_mix,
+    main,
+    over_worlds,
     plot,
     samples_of,
     steps_of,
@@ -127,6 +131,43 @@ def test_the_claim_is_said_whatever_came_out():
     text = [e.text for e in drawn.iter() if e.tag.endswith("text")]
     assert {"judged", "image-text", "base", "10", "1400"} <= set(text)
     assert len([e for e in drawn.iter() if e.tag.endswith("circle")]) == 4
+
+
+def a_study(judged: float, pairs: float, base: float, **changed: Any) -> dict[str, Any]:
+    """figures.json of a study of one world: one seed of 10 judged triplets and 700 image-text pairs."""
+    figures = summary_of([row("judged", 10, judged), row("image_text", 700, pairs)], 70)
+    settings = {"steps": 150, "rate": 0.1, "dataset": str(judged), "benchmark": str(base)} | changed
+    return figures | {"base": {"composed": base}, "settings": settings}
+
+
+def test_studies_of_three_worlds_are_one_with_the_spread_over_the_worlds(tmp_path, capsys):
+    studies = {"a": a_study(0.2, 0.1, 0.1), "b": a_study(0.3, 0.12, 0.13), "c": a_study(0.1, 0.11, 0.1)}
+    for name, figures in studies.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "figures.json").write_text(json.dumps(figures))
+    main(["--together", *(str(tmp_path / n) for n in studies), "--out", str(tmp_path / "all")])
+    found = json.loads((tmp_path / "all" / "figures.json").read_text())
+    assert found == json.loads(capsys.readouterr().out)
+    judged = found["arms"]["judged"]["10"]
+    assert judged["mean"] == pytest.approx(0.2) and judged["deviation"] == pytest.approx(0.1) and judged["worlds"] == 3
+    assert found["claim"]["10"]["worlds_that_hold"] == 2 and found["claim"]["10"]["holds"] is False
+    assert found["base"]["composed"] == pytest.approx(0.11)
+    assert "over the worlds" in (tmp_path / "all" / "scaling.svg").read_text()
+    for order in itertools.permutations(studies):
+        other = over_worlds({name: studies[name] for name in order})
+        assert {k: other[k] for k in ("arms", "claim", "base")} == {k: found[k] for k in ("arms", "claim", "base")}
+
+
+def test_a_size_that_one_world_lacks_is_left_out_and_other_settings_are_refused(tmp_path):
+    more = a_study(0.3, 0.1, 0.1)
+    more["arms"]["judged"]["20"] = more["arms"]["judged"]["10"]
+    assert list(over_worlds({"a": more, "b": a_study(0.2, 0.1, 0.1)})["arms"]["judged"]) == ["10"]
+    with pytest.raises(ValueError, match=r"a and b differ in rate, expected the same settings"):
+        over_worlds({"a": more, "b": a_study(0.2, 0.1, 0.1, rate=0.2)})
+    with pytest.raises(ValueError, match="expected two or more"):
+        over_worlds({"a": more})
+    with pytest.raises(SystemExit, match=r"figures\.json is missing, expected the --out of a study that ended"):
+        main(["--together", str(tmp_path), str(tmp_path), "--out", str(tmp_path / "all")])
 
 
 def test_judged_samples_get_the_steps_of_the_pairs_that_they_are_compared_with():
