@@ -11,6 +11,11 @@ from typing import Any
 
 from tasks.pages.week_table import SHARES
 
+TRUTH = {  # as the weeks' table names them
+    "instructions_true": SHARES["true_share"],
+    "instructions_complete": SHARES["complete_share"],
+    "negatives_also_right": SHARES["negatives_also_right"],
+}
 PLUMBING = ("open_run", "close_run", "mine_parts")
 PARTS_ALONE = ("ingest_list", "ingest_fetch", "mine_part", "evaluate_part")  # their stage counts what they did
 
@@ -158,7 +163,7 @@ def summary_text(summary: Mapping[str, Any], root: Path) -> str:
     lines.append(f"  promoted    {'yes' if summary['promoted'] else 'no'}: {summary['why']}")
     if summary["truth"]:
         lines += ["", "All weeks together, against the sample world's truth (evaluation only)"]
-        lines += [f"  {name.replace('_', ' '):<28}{100 * value:>7.1f}%" for name, value in summary["truth"].items()]
+        lines += [f"  {TRUTH.get(name, name):<28}{100 * value:>7.1f}%" for name, value in summary["truth"].items()]
     seconds = {k: v for k, v in summary["seconds"].items() if k not in (*PLUMBING, "total")}
     lines += ["", f"Seconds by stage (of {summary['seconds']['total']:.0f} in all)"]
     lines.append("  " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))

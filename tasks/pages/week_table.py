@@ -13,7 +13,7 @@ SHARES = {
     "complete_share": "complete texts",
     "negatives_also_right": "negatives also right",
     "false_rejection_share": "true texts thrown away",
-    "same_content": "texts of another form alone",
+    "same_content": "texts that repeat another",
 }
 NUMBERS = {"words_mean": "words a text", "distinct_2": "distinct 2-grams", "distinct_3": "distinct 3-grams"}
 

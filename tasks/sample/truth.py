@@ -8,7 +8,6 @@ candidate has none, but has a small blue star that the query does not have.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tasks.sample.scenes import (
@@ -141,36 +140,3 @@ def is_complete(text: str, query: Scene, target: Scene) -> bool:
     """Whether the text is true and states every difference between the two scenes."""
     reading = parse(text)
     return reading is not None and is_true(text, query, target) and set(difference(query, target)) <= set(reading.edits)
-
-
-def measure(triplets: Iterable[dict], scene_of: Callable[[str], Scene | None]) -> dict[str, float | int]:
-    """Shares over accepted triplets; each text and each (text, negative) pair counts once.
-
-    Args:
-        triplets: records with query_image_id, target_image_id, instructions (texts), negative_image_ids (the query
-            first).
-        scene_of: image id -> its scene, or None where it has none; a text about such an image counts as false.
-    Returns:
-        instructions_true, instructions_complete: shares of texts; negatives_also_right: share of (text, mined negative)
-        pairs whose negative the text fits too, negative 0 left out; texts, negatives: what the shares are of.
-    """
-    texts = true = complete = negatives = right = 0
-    for triplet in triplets:
-        query, target = scene_of(triplet["query_image_id"]), scene_of(triplet["target_image_id"])
-        mined = [scene_of(image_id) for image_id in list(triplet["negative_image_ids"])[1:]]
-        for text in triplet["instructions"]:
-            texts += 1
-            negatives += len(mined)
-            if query is None:
-                continue
-            if target is not None:
-                true += is_true(text, query, target)
-                complete += is_complete(text, query, target)
-            right += sum(scene is not None and is_true(text, query, scene) for scene in mined)
-    return {
-        "instructions_true": true / texts if texts else 0.0,
-        "instructions_complete": complete / texts if texts else 0.0,
-        "negatives_also_right": right / negatives if negatives else 0.0,
-        "texts": texts,
-        "negatives": negatives,
-    }

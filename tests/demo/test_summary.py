@@ -95,7 +95,7 @@ def test_the_last_page_names_versions_figures_and_where_to_look():
             "base": {"composed": {"map_at_5": 0.12, "recall_at_1": 0.08, "recall_at_10": 0.3}},
             "finetuned": {"image_only": {"map_at_5": 0.301}},
         },
-        "truth": {"instructions_true": 0.934},
+        "truth": {"instructions_true": 0.934, "instructions_complete": 0.921},
         "incremental": {"embed": {"new": 200, "done": 200, "reused": 2000}},
     }
     text = summary_text(summary, Path(".demo"))
@@ -106,7 +106,8 @@ def test_the_last_page_names_versions_figures_and_where_to_look():
         "44 duplicate",
         "finetuned, image only",
         "30.1",
-        "93.4%",
+        f"{'true texts':<28}{93.4:>7.1f}%",
+        f"{'complete texts':<28}{92.1:>7.1f}%",
         "make ui",
         "promoted    yes: 30.1",
     )

@@ -29,6 +29,14 @@ def test_a_partial_text_is_no_incomplete_one_but_a_whole_text_that_leaves_someth
     assert accepted_shares([], SCENES.get, PARTIAL)["true_share"] is None
 
 
+def test_the_query_image_is_no_negative_and_a_text_about_an_unknown_image_is_false():
+    known = {**written("p", [ONE, BOTH, "hm"], ["keep"] * 3), "negative_image_ids": ["q", "n", "unknown"]}
+    shares = accepted_shares([known], SCENES.get, PARTIAL)
+    assert shares["true_share"] == pytest.approx(2 / 3) and shares["complete_share"] == pytest.approx(1 / 3)
+    assert shares["negatives_also_right"] == pytest.approx(1 / 6)
+    assert accepted_shares([{**known, "query_image_id": "unknown"}], SCENES.get, PARTIAL)["true_share"] == 0.0
+
+
 def test_negatives_that_fit_too_are_told_by_encoder_and_by_what_they_are_near():
     """The blue star on white is one edit from the query and one from the target: a tie counts as the target's."""
     scenes = {**SCENES, "near": Scene("black", (STAR,))}  # one edit from the query, two from the target
