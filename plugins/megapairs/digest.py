@@ -10,7 +10,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from megapairs.alerts import Failure, read_dataset_name, receivers
+from megapairs.alerts import Failure, read_dataset_name, receivers, weeks_table
 from megapairs.mail_message import Mail
 from megapairs.stage import deployment
 from megapairs.wiring import DATASET_DAG, dag_id_for, further_datasets
@@ -31,10 +31,13 @@ def digest_lines(records: Sequence[Mapping[str, Any]], promoted: Sequence[Mappin
         since: the first date that counts, YYYY-MM-DD.
     """
     lines = []
-    for row in (home_row(record, promoted) for record in records if str(record.get("date", "")) >= since):
+    for record in records:
+        if str(record.get("date", "")) < since:
+            continue
+        row = home_row(record, promoted)
         lines.append(
             f"dataset/{row['name']}: {row['images']} new images, {row['triplets']} new triplets ({row['yield']} of the "
-            f"captioned pairs), {row['dropped']} rows left out, {row['total']} triplets in all"
+            f"captioned pairs), {row['total']} triplets in all; {row['dropped']} rows left out{most_dropped(record)}"
         )
         if row["stale"] != count_text(0) or row["renewed"] != count_text(0):
             lines.append(
@@ -44,6 +47,19 @@ def digest_lines(records: Sequence[Mapping[str, Any]], promoted: Sequence[Mappin
         if row["model"]:
             lines.append(f"model/{row['model']} was trained on it and promoted")
     return lines
+
+
+def most_dropped(record: Mapping[str, Any]) -> str:
+    """Why most rows of a version were left out, as the end of a sentence; empty where none was."""
+    counts = {
+        (stage, reason): count
+        for stage, reasons in (record.get("new_drops") or {}).items()
+        for reason, count in reasons.items()
+    }
+    if not counts:
+        return ""
+    (stage, reason), count = max(counts.items(), key=lambda item: item[1])
+    return f", {count_text(count)} of them by {stage} ({reason})"
 
 
 def digest_count(lines: Sequence[str]) -> str:
@@ -76,9 +92,10 @@ class Digest(BaseOperator):
         """Send one dataset's mail; '' is the dataset of MEGAPAIRS_DATASET."""
         clone = deployment(dag_id_for(DATASET_DAG, dataset))
         try:
-            lines = digest_lines([version.record for version in versions(clone)], models(clone), since)
+            records = [version.record for version in versions(clone)]
+            lines = digest_lines(records, models(clone), since)
         except TasksError as error:
-            lines = [f"The versions cannot be read: {error}"]
+            records, lines = [], [f"The versions cannot be read: {error}"]
         ui = os.environ.get("MEGAPAIRS_UI", "").rstrip("/")
         failure = Failure(
             dataset=read_dataset_name(clone),
@@ -90,7 +107,8 @@ class Digest(BaseOperator):
         )
         headline = f"since {since}: {digest_count(lines)}"
         values = {"failure": failure, "subject": f"[{failure.dataset}] the week {headline}", "headline": headline}
-        body = html("news_mail.html.j2", **values, sentence="", lines=lines)
+        weeks = weeks_table(records[0].get("weeks") or {}) if records else None
+        body = html("news_mail.html.j2", **values, sentence="", lines=lines, weeks=weeks)
         sender = os.environ.get("MEGAPAIRS_MAIL_FROM") or None
         Mail(to=to, from_email=sender, subject=values["subject"], html_content=body).notify(context)
         return lines

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from tasks.names import slug
+from tasks.pages.week_table import NUMBERS, SHARES
 from tasks.store import Store
 from tests.support.images import without_palette
 from tests.support.inbox import Inbox, html_body, serving_inbox
 from tests.support.markup import assert_harmless
+from tests.support.rendered import ORIGIN, answers_from, assert_rendered_well, page_of
 
 EVIL = "<script>alert(1)</script>"
 IMAGE_ID = "a" * 64
@@ -159,6 +161,38 @@ def test_the_triplets_gates_mail_shows_every_week_by_itself(run: Path, inbox: In
     page = html_body(inbox.mails[0])
     assert all(text in page for text in ("Week by week", "2026.11.17", "52.9%", "23.2%", "10.0%", "1,800"))
     assert_harmless(page, links=True)
+
+
+def test_six_weeks_fit_a_mail_which_reads_well_on_a_phone_too(
+    run: Path, inbox: Inbox, chromium: str, monkeypatch: pytest.MonkeyPatch
+):
+    from megapairs import digest
+
+    week = {"pairs": 18000, "triplets": 9530, **dict.fromkeys((*SHARES, *NUMBERS), 0.123)}
+    weeks = {f"2026.11.{day:02d}": week for day in range(1, 8)}
+    (run / "reports" / "validation" / "triplets.json").write_text(
+        json.dumps({**GATE, "table": "triplets", "weeks": weeks})
+    )
+    send(context("validate", "triplets", "gate"))
+    send(context("ingest", None, f"ingest: ended with exit code 1. Its last lines:\nOSError: {'disk full ' * 40}"))
+    monkeypatch.setattr(
+        digest, "versions", lambda _: [SimpleNamespace(record={"version": "2026.11.07", "weeks": weeks})]
+    )
+    monkeypatch.setattr(digest, "models", lambda _: [])
+    monkeypatch.setenv("MEGAPAIRS_MAIL_TO", "data@example.org")
+    monkeypatch.setenv("MEGAPAIRS_DATASET", str(run))
+    digest.Digest(task_id="digest").execute({"run_id": "w"})
+    mails = {f"/{n}": html_body(mail).replace("cid:", "/") for n, mail in enumerate(inbox.mails)}
+    assert len(mails) == 3
+    assert_rendered_well(chromium, answers_from(mails), mails)
+    with page_of(chromium, answers_from(mails)) as (page, _):
+        page.set_viewport_size({"width": 768, "height": 900})
+        for address in ("/0", "/2"):
+            page.goto(f"{ORIGIN}{address}")
+            table, room = page.eval_on_selector("[aria-label='Week by week']", "e => [e.scrollWidth, e.clientWidth]")
+            assert table <= room, f"mail {address}: the weeks take {table} px of {room}"
+            shown = page.inner_text("[aria-label='Week by week']")
+            assert "2026.11.02" in shown and "2026.11.07" in shown and "2026.11.01" not in shown, "the newest six"
 
 
 def test_any_other_mail_shows_the_stage_and_its_last_lines_escaped(run: Path, inbox: Inbox):
@@ -372,6 +406,9 @@ def test_the_weekly_digest_tells_what_the_week_published(inbox: Inbox, tmp_path:
     assert lines[0].startswith("dataset/2026.11.28: 60 new images, 7 new triplets (35% of the captioned pairs)")
     assert lines[1:] == ["model/2026.11.29 was trained on it and promoted"]
     assert digest.digest_count(lines) == "1 version, 1 promoted model"
+    dropped = {"new_drops": {"ingest": {"duplicate": 3}, "select": {"over_quota": 2000, "too_different": 1}}}
+    (line,) = digest.digest_lines([{**records[0], **dropped}], [], "2026-11-21")
+    assert line.endswith("2,004 rows left out, 2,000 of them by select (over_quota)")
     monkeypatch.setattr(digest, "versions", lambda clone: [])
     monkeypatch.setattr(digest, "models", lambda clone: [])
     monkeypatch.setenv("MEGAPAIRS_MAIL_TO", "data@example.org")
@@ -382,3 +419,9 @@ def test_the_weekly_digest_tells_what_the_week_published(inbox: Inbox, tmp_path:
     assert "nothing was published" in inbox.mails[0]["Subject"]
     pages = [re.findall(r'href="([^"]+)"', html_body(mail)) for mail in inbox.mails]
     assert pages == [["http://airflow.test/megapairs/"], ["http://airflow.test/megapairs/d/shop/"]], "its own pages"
+    weeks = {"2026.11.21": {"pairs": 1800, "yield": 0.53}, "2026.11.28": {"pairs": 948, "yield": 0.23, EVIL: EVIL}}
+    monkeypatch.setattr(digest, "versions", lambda clone: [SimpleNamespace(record={**records[0], "weeks": weeks})])
+    digest.Digest(task_id="digest").execute({"run_id": "w"})
+    page = html_body(inbox.mails[-1])
+    assert all(text in page for text in ("Week by week", "2026.11.21", "53.0%", "23.0%", "1,800"))
+    assert_harmless(page, links=True)
