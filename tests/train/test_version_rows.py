@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -56,6 +57,26 @@ def published(store: Store) -> Store:
 
 def examples_of(task: str, store: Store, held_out: set[str] | None = None) -> list[Example]:
     return read_version_rows(dataset(task), store, held_out or set())[0]
+
+
+def train_on(
+    config: TrainConfig, store: Store, *datasets: MixedDatasetConfig
+) -> tuple[ClipRetriever, list[dict[str, float]]]:
+    """A model trained on the version and these datasets, and the curve of the training."""
+    changed = config.model_copy(update={"datasets": datasets})
+    retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
+    data = TrainingData(read_training_set(changed, store).all, ImageLoader(store, retriever.preprocess))
+    return retriever, Trainer(retriever, changed, seed=0).fit(data)
+
+
+def caption_rows(retriever: ClipRetriever) -> np.ndarray:
+    """(n, d) unit rows of CAPTIONS."""
+    return retriever.encode(texts=[text for text, _ in CAPTIONS.values()])
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """The mean cosine of rows with those of the same place."""
+    return float((one * other).sum(1).mean())
 
 
 def test_each_task_is_a_query_its_answer_and_wrong_answers(published: Store):
@@ -125,33 +146,22 @@ def test_a_symmetric_dataset_teaches_the_caption_of_an_image_too(params: Params,
         training_set = read_training_set(config.model_copy(update={"datasets": (captions,)}), published)
         assert {e.is_symmetric for e in training_set.more[0].examples} == {symmetric}
         assert not any(e.is_symmetric for e in training_set.version.examples)
-        retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
+        retriever, _ = train_on(config, published, captions)
         loader = ImageLoader(published, retriever.preprocess)
-        Trainer(retriever, config, seed=0).fit(TrainingData(training_set.all, loader))
-        texts = retriever.encode(texts=[text for text, _ in CAPTIONS.values()])
-        logits = (
-            torch.from_numpy(texts @ retriever.encode(images=[loader.read(i) for i in CAPTIONS]).T) / config.temperature
-        )
+        images = retriever.encode(images=[loader.read(i) for i in CAPTIONS])
+        logits = torch.from_numpy(caption_rows(retriever) @ images.T) / config.temperature
         similarities.append(float(logits.T.log_softmax(1).diag().mean()))  # of the own caption, given the image
     assert similarities[1] > similarities[0]
 
 
 def test_what_the_base_knows_of_captions_is_kept(params: Params, published: Store):
     config = with_train(params, steps=2, locked_steps=6, held_out_share=0.0).train
-    captions = [text for text, _ in CAPTIONS.values()]
-    base = ClipRetriever(config.base_model, device="cpu", threads=1).encode(texts=captions)
+    base = caption_rows(ClipRetriever(config.base_model, device="cpu", threads=1))
     cosines, curves = [], []
     for weight in (0, 50):
-        rows = dataset("caption_to_image", keep_base=weight)
-        config = config.model_copy(update={"datasets": (rows,)})
-        training_set = read_training_set(config, published)
-        retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
-        curves.append(
-            Trainer(retriever, config, seed=0).fit(
-                TrainingData(training_set.all, ImageLoader(published, retriever.preprocess))
-            )
-        )
-        cosines.append(float((retriever.encode(texts=captions) * base).sum(1).mean()))
+        retriever, curve = train_on(config, published, dataset("caption_to_image", keep_base=weight))
+        cosines.append(cosine(caption_rows(retriever), base))
+        curves.append(curve)
     assert cosines[0] < cosines[1] <= 1.0001
     assert "drift" not in curves[0][0] and curves[1][-1]["drift"] > 0
 
@@ -159,19 +169,17 @@ def test_what_the_base_knows_of_captions_is_kept(params: Params, published: Stor
 def test_captions_that_are_not_contrasted_only_hold_both_towers_to_the_base(params: Params, published: Store):
     rows = dataset("caption_to_image", contrast=False, keep_base=1.0)
     config = with_train(params, steps=8, locked_steps=0, held_out_share=0.0, learning_rate=1e-3).train
-    captions = [text for text, _ in CAPTIONS.values()]
 
-    def cosines(more: tuple[MixedDatasetConfig, ...], version_weight: float) -> tuple[float, float]:
-        """Of captions and of images, by the model before and after a training."""
-        changed = config.model_copy(update={"datasets": more, "version_weight": version_weight})
-        retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
+    def rows_of(retriever: ClipRetriever) -> tuple[np.ndarray, np.ndarray]:
         loader = ImageLoader(published, retriever.preprocess)
-        images = [loader.read(image_id) for image_id in CAPTIONS]
-        before = retriever.encode(texts=captions), retriever.encode(images=images)
-        Trainer(retriever, changed, seed=0).fit(TrainingData(read_training_set(changed, published).all, loader))
-        after = retriever.encode(texts=captions), retriever.encode(images=images)
-        texts, shown = (float((a * b).sum(1).mean()) for a, b in zip(before, after, strict=True))
-        return texts, shown
+        return caption_rows(retriever), retriever.encode(images=[loader.read(image_id) for image_id in CAPTIONS])
+
+    before = rows_of(ClipRetriever(config.base_model, device="cpu", threads=1))
+
+    def cosines(more: tuple[MixedDatasetConfig, ...], version_weight: float) -> list[float]:
+        """Of captions and of images, by the model before and after a training."""
+        after, _ = train_on(config.model_copy(update={"version_weight": version_weight}), published, *more)
+        return [cosine(a, b) for a, b in zip(before, rows_of(after), strict=True)]
 
     contrasted = dataset("caption_to_image")
     moved, alone = cosines((contrasted,), 1e-9), cosines((rows,), 1e-9)  # hardly a triplet
@@ -182,16 +190,13 @@ def test_captions_that_are_not_contrasted_only_hold_both_towers_to_the_base(para
 
 def test_captions_are_held_in_the_steps_of_other_datasets_too(params: Params, published: Store):
     config = with_train(params, steps=6, locked_steps=6, held_out_share=0.0).train
-    captions = [text for text, _ in CAPTIONS.values()]
-    base = ClipRetriever(config.base_model, device="cpu", threads=1).encode(texts=captions)
+    base = caption_rows(ClipRetriever(config.base_model, device="cpu", threads=1))
     cosines, curves = [], []
     for count in (0, 2):
         rows = dataset("caption_to_image", keep_base=20.0, held_beside=count, weight=1e-9)  # hardly a step of its own
-        changed = config.model_copy(update={"datasets": (rows,)})
-        retriever = ClipRetriever(config.base_model, device="cpu", threads=1)
-        data = TrainingData(read_training_set(changed, published).all, ImageLoader(published, retriever.preprocess))
-        curves.append(Trainer(retriever, changed, seed=0).fit(data))
-        cosines.append(float((retriever.encode(texts=captions) * base).sum(1).mean()))
+        retriever, curve = train_on(config, published, rows)
+        cosines.append(cosine(caption_rows(retriever), base))
+        curves.append(curve)
     assert cosines[0] < cosines[1] and curves[0][-1]["drift"] == 0 < curves[1][-1]["drift"]
     with pytest.raises(ValueError, match="held_beside' of 'caption_to_image' is 2, and keep_base 0"):
         dataset("caption_to_image", held_beside=2)
