@@ -30,7 +30,8 @@ judge on / off by shortcut filter on / off (only samples whose target neither te
 judged samples of which none, 5, 20 and 40% are such shortcuts, as many as there are for the largest share.
 
 A training that is done stands in <out>/runs.jsonl and is not done again, features of encoded images stand in
-<out>/features (or --features, which studies of several worlds share): a study that was ended goes on where it was.
+<out>/features (or --features, which studies of several worlds share): a study that was ended goes on where it was, and
+`--done` gives the figures of what it has.
 Writes <out>/figures.json and <out>/scaling.svg; the last line is JSON: per arm and size the mean and standard deviation
 of composed mAP@5 over the seeds, and as `claim` for each N whether N judged triplets beat `factor` x N image-text
 pairs. `--together OUT OUT ... --out NEW` reads such studies of several worlds and writes the same, mean and standard
@@ -666,6 +667,8 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
     log = out / "runs.jsonl"
     runs = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {r["key"] for r in runs if r["settings"] == same}
+    if args.done:
+        jobs = [job for job in jobs if job.key in done]
     gallery = encode_images(base, benchmark, 128)
     base_scores = score_retriever(base, benchmark, 128, image_features=gallery)
     for n, job in enumerate(jobs):
@@ -789,6 +792,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--candidates", type=int, default=4096, help="other images of the version that a step draws")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--features", type=Path, help="kept features, may be shared by studies; default: OUT/features")
+    parser.add_argument("--done", action="store_true", help="train nothing: figures of the trainings that are done")
     parser.add_argument(
         "--together", nargs="+", type=Path, metavar="OUT", help="train nothing: studies of several worlds as one"
     )

@@ -158,6 +158,15 @@ def test_studies_of_three_worlds_are_one_with_the_spread_over_the_worlds(tmp_pat
         assert {k: other[k] for k in ("arms", "claim", "base")} == {k: found[k] for k in ("arms", "claim", "base")}
 
 
+def test_figures_of_what_is_done_need_no_further_training(tmp_path: Path):
+    quick = ["--quick", "--sizes", "8", "--out", str(tmp_path)]
+    trained = main(quick)["arms"]
+    runs = (tmp_path / "runs.jsonl").read_text()
+    more = main([*quick, "--seeds", "0", "1", "--done"])["arms"]
+    assert more == trained and more["judged"]["8"]["seeds"] == 1
+    assert (tmp_path / "runs.jsonl").read_text() == runs
+
+
 def test_a_size_that_one_world_lacks_is_left_out_and_other_settings_are_refused(tmp_path):
     more = a_study(0.3, 0.1, 0.1)
     more["arms"]["judged"]["20"] = more["arms"]["judged"]["10"]
