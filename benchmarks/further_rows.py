@@ -16,7 +16,8 @@ leaves one at <out>/<seed>/run); it is only read. `--drawn` draws a small one.
 | all | and all five |
 | recipe | what the run's own params.yaml names, as it is: profile demo holds captions to the base model |
 
-The other arms contrast their rows with the batch's candidates, in one direction. Each takes as many steps on triplets:
+The other arms contrast their rows with the batch's candidates, in one direction, and end with a main phase, the only
+one that reads rows of pairs: of 10 steps on triplets where the recipe has none. Each takes as many steps on triplets:
 those on rows come on top, `weight` of them per step on triplets, shared by the arm's tasks. Composed retrieval is
 scored as stage evaluate does, on a benchmark that the world does not contain; image-text retrieval on the different
 scenes of its gallery, each with three captions as the web writes them: recall at 1 and at 5 of the image for the
@@ -37,7 +38,17 @@ from typing import Any
 from benchmarks.image_text import answer_places, recalls
 from benchmarks.measure import parse_arguments
 from benchmarks.triplets import drawn_version
-from tasks.config import ROW_TASKS, Params, TrainConfig, load_params, overlay, parse_params, read_raw, resolve
+from tasks.config import (
+    LOCKED_TASKS,
+    ROW_TASKS,
+    Params,
+    TrainConfig,
+    load_params,
+    overlay,
+    parse_params,
+    read_raw,
+    resolve,
+)
 from tasks.evaluate.benchmarks import read_benchmark
 from tasks.evaluate.scores import score_retriever
 from tasks.models.retrievers.clip import ClipRetriever
@@ -46,10 +57,10 @@ from tasks.sample.benchmark import make_benchmark
 from tasks.store import Store
 from tasks.train import seeds as seeds_of_training
 from tasks.train import stage as train
-from tasks.train.version_rows import LOCKED_TASKS
 
 CAPTION_TASKS = ("caption_to_image", "image_to_caption")
 RECIPE = "recipe"
+MAIN_STEPS = 10  # on triplets
 ARMS: Mapping[str, tuple[str, ...]] = {
     "none": (),
     "caption_to_image": CAPTION_TASKS[:1],
@@ -110,17 +121,18 @@ def with_seed(params: Params, seed: int) -> Params:
 def arm_params(params: Params, tasks: Sequence[str], weight: float) -> Params:
     """The parameters of an arm: the tasks' rows, and steps that leave the triplets as many as without them."""
     steps, locked_steps = triplet_steps(params.train)
+    main = {} if steps else {"warmup_steps": MAIN_STEPS}
     datasets = [{"name": t, "format": "rows", "path": t, "weight": weight / len(tasks)} for t in tasks]
     factor = 1 + (weight if tasks else 0)
     locked = sum(weight / len(tasks) for t in tasks if t in LOCKED_TASKS)
     raw = params.model_dump(mode="json", by_alias=True)
     changes = {
-        "steps": round(steps * factor),
+        "steps": round((steps or MAIN_STEPS) * factor),
         "locked_steps": round(locked_steps * (1 + locked)),
         "version_weight": 1.0,
         "datasets": datasets,
     }
-    return parse_params(overlay(raw, {"train": changes}))
+    return parse_params(overlay(raw, {"train": changes | main}))
 
 
 def score(model: str, benchmark_folder: Path, params: Params) -> dict[str, float]:

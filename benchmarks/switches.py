@@ -46,9 +46,11 @@ METRICS = ("map_at_5", "recall_at_1", "recall_at_10")
 TEACHER_SEED = 100
 # Sections of `train` that the locked phase does not read.
 MAIN_PHASE = {"steps", "learning_rate", "warmup_steps", "batch_triplets", "teacher", "refresh_negatives"}
+BOTH_TOWERS = {"steps": 20, "warmup_steps": 10}  # profile demo has no main phase
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
-    "no captions": {"datasets": [], "locked_steps": 150, "steps": 10},
+    "main phase of 20 steps": BOTH_TOWERS,
+    "no captions": {"datasets": [], "locked_steps": 150},
     "warm-up 20 of 20 steps": {"steps": 20, "warmup_steps": 20},
     "warm-up 4 of 20 steps": {"steps": 20, "warmup_steps": 4},
     "warm-up 10 of 40 steps": {"steps": 40, "warmup_steps": 10},
@@ -59,17 +61,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "hardness 2": {"hardness_weight": 2.0},
     "hardness 9": {"hardness_weight": 9.0},
     "judge_weight 0.2": {"judge_weight": 0.2},
-    "teacher of another seed": {"teacher": {"model": "teacher", "weight": 1.0, "temperature": 0.02}},
-    "refresh_negatives each 5 steps": {"refresh_negatives": {"every_steps": 5}},
+    "teacher of another seed": BOTH_TOWERS | {"teacher": {"model": "teacher", "weight": 1.0, "temperature": 0.02}},
+    "refresh_negatives each 5 steps": BOTH_TOWERS | {"refresh_negatives": {"every_steps": 5}},
     "validation with the best kept": {"validation": {"share": 0.1, "every_steps": 25}},
-    "early stopping": {"validation": {"share": 0.1, "every_steps": 5, "patience": 2}},
+    "early stopping": BOTH_TOWERS | {"validation": {"share": 0.1, "every_steps": 5, "patience": 2}},
     "learnt temperature": {"learn_temperature": True},
     "mask_margin 0.1": {"mask_margin": 0.1},
     "average_seeds 3": {"average_seeds": 3},
     "count_copies": {"count_copies": True},
     "weight decay 0.1": {"optimizer": {"weight_decay": 0.1}},
     "betas 0.9 and 0.999": {"optimizer": {"betas": [0.9, 0.999]}},
-    "no main phase": {"steps": 1, "learning_rate": 1e-12, "warmup_steps": 0},
 }
 QUICK = {"seeds": "0", "only": "hardness 2"}
 QUICK_TRAIN: dict[str, Any] = {
@@ -162,8 +163,9 @@ class Bench:
         if "teacher" in changes:
             changes["teacher"] = changes["teacher"] | {"model": str(self.teacher())}
         # what keep_base holds on to is the model that a training begins with
-        is_kept = any(dataset.keep_base for dataset in self.params(changes, seed).train.datasets)
-        if not whole and not is_kept and set(changes) <= MAIN_PHASE:
+        recipe = self.params(changes, seed).train
+        is_kept = any(dataset.keep_base for dataset in recipe.datasets)
+        if recipe.steps and not whole and not is_kept and set(changes) <= MAIN_PHASE:
             changes |= {"base_model": str(self.locked_model(seed)), "locked_steps": 0}
         return self.params(changes, 10 * seed if "average_seeds" in changes else seed)
 

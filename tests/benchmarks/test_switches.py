@@ -48,6 +48,6 @@ def test_a_training_that_was_cut_off_finds_its_checkpoint_again(tmp_path: Path):
 def test_a_recipe_that_keeps_the_base_never_starts_from_the_locked_phases_weights(tmp_path: Path):
     """The copy that is kept would be of those weights, and the training another one."""
     bench = Bench(tmp_path / "11", tmp_path / "out", {})
-    params = bench.params_of("warm-up 10 of 40 steps", 0)
+    params = bench.params_of("main phase of 20 steps", 0)
     assert params.train.datasets[0].keep_base and params.train.locked_steps
     assert params.train.base_model == bench.params({}, 0).train.base_model
