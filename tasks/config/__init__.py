@@ -28,7 +28,15 @@ from tasks.config.params import OpenRunConfig, Params, VersionConfig
 from tasks.config.profiles import is_profile, parse_raw, uncalibrated_windows
 from tasks.config.renew import Condition, RenewConfig, RenewRows, parse_where
 from tasks.config.resolve import is_resolved, load_params, overlay, parse_params, read_raw, resolve
-from tasks.config.section import COMPANIONS, ENCODER_ROLES, MINER_ROLES, ROW_TASKS, EncoderRole, Section
+from tasks.config.section import (
+    COMPANIONS,
+    ENCODER_ROLES,
+    LOCKED_TASKS,
+    MINER_ROLES,
+    ROW_TASKS,
+    EncoderRole,
+    Section,
+)
 from tasks.config.sources import (
     ARROW_TABLES,
     PACKED_TABLES,
@@ -51,6 +59,7 @@ from tasks.config.training import (
 __all__ = [
     "COMPANIONS",
     "ENCODER_ROLES",
+    "LOCKED_TASKS",
     "MINER_ROLES",
     "ROW_TASKS",
     "ARROW_TABLES",

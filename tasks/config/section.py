@@ -18,6 +18,7 @@ RowTask = Literal[
     "image_to_caption", "caption_to_image", "description_to_pair", "difference_classification", "which_image_fits"
 ]
 ROW_TASKS: tuple[str, ...] = get_args(RowTask)
+LOCKED_TASKS = frozenset({"caption_to_image", "which_image_fits"})  # of single images: the locked phase takes them
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 DEVICE = "Where the model runs: auto (a GPU if there is one, else the CPU), cpu, cuda or cuda:N."

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config.section import DEVICE, NAME_PATTERN, PART, REVISION, ROW_TASKS, Section
+from tasks.config.section import DEVICE, LOCKED_TASKS, NAME_PATTERN, PART, REVISION, ROW_TASKS, Section
 from tasks.config.train_options import OptimizerConfig, RefreshConfig, TeacherConfig, ValidationConfig
 
 TEMPLATE_FIELDS = {"relative_caption", "shared_concept"}
@@ -39,7 +39,10 @@ class MixedDatasetConfig(Section):
         "megapairs; none for mmeb, whose texts hold each task's.",
     )
     weight: float = Field(
-        1.0, gt=0, description="Share of the batches that come from this dataset, relative to the other weights."
+        1.0,
+        ge=0,
+        description="Share of the batches that come from this dataset, relative to the other weights. 0: none does, "
+        "and its captions are only held beside the others' (`held_beside`).",
     )
     symmetric: bool = Field(
         False,
@@ -64,6 +67,13 @@ class MixedDatasetConfig(Section):
         description="So many of its captions, drawn anew for each step, are held to the base in the steps of the other "
         "datasets too, with weight `keep_base`, a count. 0: none.",
     )
+    held_spliced: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the captions of `held_beside`, 0 to 1, that are spliced: the first words of one caption "
+        "and the last words of another. The base is held on more texts than there are captions.",
+    )
 
     @model_validator(mode="after")
     def _check_what_is_kept(self) -> MixedDatasetConfig:
@@ -77,6 +87,11 @@ class MixedDatasetConfig(Section):
             raise ValueError(
                 f"'held_beside' of '{self.name}' is {self.held_beside}, and keep_base 0; expected keep_base above 0, "
                 "or held_beside 0"
+            )
+        if not self.held_beside and (self.held_spliced or not self.weight):
+            raise ValueError(
+                f"'{self.name}' has held_spliced {self.held_spliced:g} and weight {self.weight:g}, and held_beside 0; "
+                "expected held_beside above 0, or held_spliced 0 and a weight above 0"
             )
         if self.keep_base and (self.format, self.path) != ("rows", "caption_to_image"):
             raise ValueError(
@@ -117,7 +132,10 @@ class TrainConfig(Section):
 
     base_model: str = Field(description="Model to start from: a Hugging Face name or a folder.")
     revision: str | None = Field(description=REVISION)
-    steps: int = Field(ge=1, description="Optimiser steps of the main phase, which trains all weights, a count.")
+    steps: int = Field(
+        ge=0,
+        description="Optimiser steps of the main phase, which trains all weights, a count. 0: no such phase.",
+    )
     batch_triplets: int = Field(ge=2, description="Triplets in one step of the main phase, a count.")
     learning_rate: float = Field(
         gt=0, description="Peak learning rate of the main phase; it falls to 0 after the warm-up."
@@ -269,6 +287,20 @@ class TrainConfig(Section):
         description="Also log to these trackers, through accelerate; their servers by their own environment variables.",
     )
     device: str = Field(description=DEVICE)
+
+    @model_validator(mode="after")
+    def _check_that_there_are_steps(self) -> TrainConfig:
+        if not self.locked_steps + self.steps:
+            raise ValueError("'train.steps' and 'train.locked_steps' are 0; expected steps of one phase at least")
+        if not self.steps:
+            of_main = [f"datasets {d.name}" for d in self.datasets if d.format != "rows" or d.path not in LOCKED_TASKS]
+            of_main += [key for key in ("teacher", "refresh_negatives") if getattr(self, key) is not None]
+            if of_main:
+                raise ValueError(
+                    f"'train.steps' is 0, and only the main phase reads {', '.join(of_main)}; expected steps above 0, "
+                    "or none of these"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_what_is_held_beside(self) -> TrainConfig:

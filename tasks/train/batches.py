@@ -102,13 +102,15 @@ class WeightedDataset(NamedTuple):
     """Examples of one dataset, and the share of the batches that come from it, relative to the other weights.
 
     `is_locked` says that the locked phase takes batches of it too: every candidate is one image of the version.
-    `held_beside` of its captions are held to the base in each step of the other datasets, a count.
+    `held_beside` of its captions are held to the base in each step of the other datasets, a count; `held_spliced` is
+    the share of those that are spliced from two.
     """
 
     examples: Sequence[Example] | ExampleStream
     weight: float
     is_locked: bool = False
     held_beside: int = 0
+    held_spliced: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -341,7 +343,32 @@ def with_held_texts(plan: BatchPlan, datasets: Sequence[WeightedDataset], rng: r
         return plan
     assert isinstance(beside.examples, Sequence)  # the version's own rows
     drawn = rng.sample(beside.examples, min(beside.held_beside, len(beside.examples)))
-    return replace(plan, keep_base=drawn[0].keep_base, held_texts=[e.instructions[0] for e in drawn])
+    texts = [e.instructions[0] for e in drawn]
+    if beside.held_spliced:
+        texts = with_spliced(texts, beside.held_spliced, rng)
+    return replace(plan, keep_base=drawn[0].keep_base, held_texts=texts)
+
+
+def with_spliced(texts: Sequence[str], share: float, rng: random.Random) -> list[str]:
+    """The texts, a share of them spliced with another one: the first words of the one and the last of the other.
+
+    Both are cut at the same place in relation to their length, somewhere in the middle half. What a model is held on
+    then are thousands of texts that look like captions, in the place of those that it would learn by heart.
+
+    Args:
+        texts: n captions; one of a single word, or of a language that writes no spaces, stays whole.
+        share: chance of each, 0 to 1.
+        rng: of the draws.
+    """
+    others = rng.sample(texts, len(texts))
+    spliced = []
+    for text, other in zip(texts, others, strict=True):
+        words, further = text.split(), other.split()
+        if rng.random() < share and min(len(words), len(further)) > 1:
+            cut = rng.uniform(0.25, 0.75)
+            text = " ".join(words[: round(cut * len(words))] + further[round(cut * len(further)) :])
+        spliced.append(text)
+    return spliced
 
 
 def locked_batches(datasets: Sequence[WeightedDataset], size: int, rng: random.Random) -> Iterator[list[Example]]:

@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.config import MixedDatasetConfig, TrainConfig
+from tasks.config import LOCKED_TASKS, MixedDatasetConfig, TrainConfig
 from tasks.errors import DataError
 from tasks.store import Store
 from tasks.train.batches import Example, WeightedDataset, training_examples
@@ -24,7 +24,7 @@ from tasks.train.record_formats import megapairs_example, mmeb_example
 from tasks.train.record_images import DroppedRecords, ImageFiles, RecordImages, checked_example
 from tasks.train.splits import held_out_images
 from tasks.train.stream import RecordStream
-from tasks.train.version_rows import LOCKED_TASKS, read_version_rows
+from tasks.train.version_rows import read_version_rows
 
 SAMPLED_RECORDS = 20_000  # of a streamed dataset, where its images are looked at
 log = logging.getLogger(__name__)
@@ -144,7 +144,8 @@ def read_training_set(config: TrainConfig, store: Store) -> TrainingSet:
         if dataset.format == "rows":
             own_rows, left_out = read_version_rows(dataset, store, held_out | kept)
             is_locked = dataset.path in LOCKED_TASKS
-            more.append(WeightedDataset(own_rows, dataset.weight, is_locked, dataset.held_beside))
+            beside = (dataset.held_beside, dataset.held_spliced)
+            more.append(WeightedDataset(own_rows, dataset.weight, is_locked, *beside))
             dropped.update(left_out)
             continue
         records = open_records(dataset, store.folder(".run", "records", dataset.name))

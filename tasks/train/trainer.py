@@ -139,7 +139,8 @@ class Trainer:
         self._resume(data)
         if config.locked_steps and not self.checkpoints.is_past("locked", PHASES):
             self.fit_text_tower(data)
-        self.fit_both_towers(data)
+        if config.steps:
+            self.fit_both_towers(data)
         if data.validation is not None and data.validation.config.keep_best and self.run_log.is_writer:
             log.info("train: the best evaluation was after step %d", data.validation.best_step)
             self.runtime.module.load_state_dict(data.validation.best_weights())
@@ -355,7 +356,7 @@ class Trainer:
         self.run_log.log_step(step, step_figures(loss, plan, config, self.retriever.model), is_last=is_last)
         state = self.run_log.state()
         if validation is not None:
-            if validation.is_due(step, is_last=is_last and phase == PHASES[-1]):
+            if validation.is_due(step, is_last=step == self.run_log.total_steps):
                 self._evaluate(step, validation, data)
             state["validation"] = validation.history
         if config.refresh_negatives is not None:

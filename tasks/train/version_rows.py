@@ -18,8 +18,6 @@ from tasks.train.batches import Candidate, CandidateId, Example, image_of
 from tasks.train.loader import PAIR_MARK
 from tasks.train.splits import held_out_images
 
-LOCKED_TASKS = frozenset({"caption_to_image", "which_image_fits"})
-
 
 def as_candidates(image_ids: Sequence[str], size: int) -> list[str]:
     """Image ids in groups of `size`, each group as one candidate."""

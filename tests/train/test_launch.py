@@ -41,7 +41,7 @@ def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
     rows = further_rows("caption_to_image", sources)
     store.write(store.folder("data", "rows", "caption_to_image", "w.parquet"), rows, "further_rows")
     held = {"name": "held", "format": "rows", "path": "caption_to_image", "keep_base": 5.0}
-    held |= {"contrast": False, "held_beside": 3}
+    held |= {"contrast": False, "held_beside": 3, "held_spliced": 0.5}
     datasets = (MixedDatasetConfig.model_validate(held),)
     params = with_train(params, steps=6, locked_steps=4, batch_triplets=5, datasets=datasets)
     run(params, store)

@@ -1,5 +1,6 @@
 """The version's own rows for other tasks as training examples, in both phases."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.publish.further_rows import RowSources, further_rows
 from tasks.store import Store
-from tasks.train.batches import Candidate, Example, WeightedDataset
+from tasks.train.batches import Candidate, Example, WeightedDataset, plan_locked_steps, with_spliced
 from tasks.train.datasets import read_training_set
 from tasks.train.loader import ImageLoader, side_by_side
 from tasks.train.trainer import Trainer, TrainingData, prepare_retriever
@@ -193,16 +194,62 @@ def test_captions_are_held_in_the_steps_of_other_datasets_too(params: Params, pu
     base = caption_rows(ClipRetriever(config.base_model, device="cpu", threads=1))
     cosines, curves = [], []
     for count in (0, 2):
-        rows = dataset("caption_to_image", keep_base=20.0, held_beside=count, weight=1e-9)  # hardly a step of its own
+        rows = dataset("caption_to_image", keep_base=20.0, held_beside=count, weight=0.0 if count else 1e-9)
         retriever, curve = train_on(config, published, rows)
         cosines.append(cosine(caption_rows(retriever), base))
         curves.append(curve)
     assert cosines[0] < cosines[1] and curves[0][-1]["drift"] == 0 < curves[1][-1]["drift"]
+    for wrong in ({"weight": 0.0}, {"keep_base": 1.0, "held_spliced": 0.5}):
+        with pytest.raises(ValueError, match="expected held_beside above 0"):
+            dataset("caption_to_image", **wrong)
     with pytest.raises(ValueError, match="held_beside' of 'caption_to_image' is 2, and keep_base 0"):
         dataset("caption_to_image", held_beside=2)
     twice = [dataset("caption_to_image", keep_base=1.0, held_beside=2).model_dump() | {"name": n} for n in ("a", "b")]
     with pytest.raises(ValueError, match="held_beside is set for a, b; expected one at most"):
         TrainConfig.model_validate(config.model_dump() | {"datasets": twice})
+
+
+def test_held_captions_are_spliced_from_two():
+    captions = [f"{n} first words of it and last words {n}" for n in range(200)]
+    spliced = with_spliced(captions, 0.5, random.Random(0))
+    changed = [(a, b) for a, b in zip(captions, spliced, strict=True) if a != b]
+    assert 70 < len(changed) < 130
+    for own, text in changed:
+        assert text.split()[0] == own.split()[0] and text.split()[-1] in {c.split()[-1] for c in captions}
+    assert spliced == with_spliced(captions, 0.5, random.Random(0))
+    assert len({len(text.split()) for text in spliced}) == 1, "both are cut at the same place"
+    for whole in (["word", "another"], ["一只猫坐在垫子上", "一只狗"], ["only one caption"]):
+        assert with_spliced(whole, 1.0, random.Random(0)) == whole
+    for seed in range(50):
+        assert all(with_spliced(["a b", "c d", "a long caption of seven words"], 1.0, random.Random(seed)))
+
+
+def test_spliced_captions_are_held_and_those_of_other_datasets_are_not(published: Store):
+    captions = examples_of("caption_to_image", published)
+    held = WeightedDataset(captions, 0.0, is_locked=True, held_beside=3, held_spliced=1.0)
+    triplets = [Example("00a", "00b", (), ("change the background to red",))] * 4
+    config = TrainConfig.model_construct(locked_batch_triplets=2, locked_candidates=16, version_weight=1.0)
+    plans = plan_locked_steps(triplets, ["00a", "00b", "01a"], config, random.Random(0), [held])
+    drawn = [next(plans) for _ in range(20)]
+    assert {text for plan in drawn for text in plan.texts} == {"change the background to red"}, "no batch of captions"
+    whole = {text for text, _ in CAPTIONS.values()}
+    assert any(set(plan.held_texts) - whole for plan in drawn) and all(len(p.held_texts) == 3 for p in drawn)
+
+
+def test_without_a_main_phase_the_image_tower_stays_as_it_was(params: Params, published: Store):
+    config = with_train(params, steps=0, warmup_steps=0, locked_steps=4, held_out_share=0.0).train
+    retriever, curve = train_on(config, published)
+    before = ClipRetriever(config.base_model, device="cpu", threads=1)
+    loader = ImageLoader(published, retriever.preprocess)
+    images = [loader.read(image_id) for image_id in CAPTIONS]
+    assert np.array_equal(retriever.encode(images=images), before.encode(images=images))
+    assert not np.array_equal(caption_rows(retriever), caption_rows(before))
+    assert curve[-1]["step"] == 4
+    with pytest.raises(ValueError, match=r"train.steps' and 'train.locked_steps' are 0"):
+        TrainConfig.model_validate(config.model_dump() | {"locked_steps": 0})
+    unread = {"datasets": [dataset("image_to_caption").model_dump()], "teacher": {"model": "m"}}
+    with pytest.raises(ValueError, match=r"train.steps' is 0, and only .* reads datasets image_to_caption, teacher;"):
+        TrainConfig.model_validate(config.model_dump() | unread)
 
 
 def test_keeping_the_base_is_for_captions_and_for_models_with_two_towers(params: Params):
@@ -217,7 +264,6 @@ def test_keeping_the_base_is_for_captions_and_for_models_with_two_towers(params:
 
 
 def test_a_query_of_an_image_alone_is_that_image(params: Params, published: Store):
-    import random
 
     from tasks.train.batches import plan_steps
     from tasks.train.objective import queries_and_candidates
