@@ -61,7 +61,7 @@ def planted(folder: Path) -> dict[str, Any]:
         },
         "caption": {"url": server, "writer_url": server, "model": f"{folder}/models/vlm", "canaries": None},
         "judge": {"url": server, "model": f"{folder}/models/judge", "labelled": f"{folder}/labels.csv"},
-        "train": {"base_model": f"{folder}/clip", "datasets": datasets},
+        "train": {"base_model": f"{folder}/clip", "datasets": datasets, "steps": 10},
         "evaluate": {"benchmark": str(folder / "bench"), "truth": str(folder / "mixed.jsonl")},
     }
 
