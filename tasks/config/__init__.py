@@ -15,6 +15,7 @@ Imports neither numpy nor torch, so that DAG files, which Airflow parses every f
 from tasks.config.checks import model_type_contradictions, training_run_contradictions
 from tasks.config.gates import ImagesGateConfig, PairsGateConfig, TripletsGateConfig, ValidateConfig
 from tasks.config.ingest import FilterConfig, IngestConfig
+from tasks.config.mixed_datasets import MixedDatasetConfig
 from tasks.config.pairs import (
     EmbedConfig,
     EncoderConfig,
@@ -51,7 +52,6 @@ from tasks.config.training import (
     BenchmarkConfig,
     EvaluateConfig,
     LoraConfig,
-    MixedDatasetConfig,
     PromoteConfig,
     TrainConfig,
 )

@@ -13,9 +13,10 @@ from tasks.errors import ConfigError, DataError
 from tasks.models.retrievers.clip import ClipRetriever
 from tasks.publish.further_rows import RowSources, further_rows
 from tasks.store import Store
-from tasks.train.batches import Candidate, Example, WeightedDataset, plan_locked_steps, with_spliced
+from tasks.train.batches import Candidate, Example, WeightedDataset, plan_locked_steps
 from tasks.train.datasets import read_training_set
 from tasks.train.loader import ImageLoader, side_by_side
+from tasks.train.spliced import with_spliced
 from tasks.train.trainer import Trainer, TrainingData, prepare_retriever
 from tasks.train.version_rows import read_version_rows, row_example
 from tests.support.training import flat_weights, with_train
