@@ -41,7 +41,7 @@ def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
     rows = further_rows("caption_to_image", sources)
     store.write(store.folder("data", "rows", "caption_to_image", "w.parquet"), rows, "further_rows")
     held = {"name": "held", "format": "rows", "path": "caption_to_image", "keep_base": 5.0}
-    held |= {"contrast": False, "held_beside": 3, "held_spliced": 0.5}
+    held |= {"contrast": False, "held_beside": 3}
     datasets = (MixedDatasetConfig.model_validate(held),)
     params = with_train(params, steps=6, locked_steps=4, batch_triplets=5, datasets=datasets)
     run(params, store)
@@ -56,9 +56,7 @@ def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
         assert b["drift"] == pytest.approx(a["drift"], abs=1e-4)
     assert curve[-1]["drift"] > 0
-    apart = (flat_weights(one) - flat_weights(shared)).abs()
-    # Adam makes a whole step of a gradient that is rounding alone, so that one weight in 10,000 may end elsewhere
-    assert float((apart > 1e-4).float().mean()) < 1e-4 and float(apart.max()) < 1e-3
+    assert torch.allclose(flat_weights(one), flat_weights(shared), atol=1e-4)
     assert not list(store.folder("models").glob(".*"))
 
 
