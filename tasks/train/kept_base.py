@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tasks.train.batches import BatchPlan
 
 TEXTS_PER_PASS = 256
-TEXTS_KEPT = 50_000  # whose features are kept, so that a pass over a small dataset is encoded once
 
 
 class BaseFeatures(NamedTuple):
@@ -53,7 +52,6 @@ class KeptBase:
         self._retriever = base
         module, device = RetrieverModule(base), torch.device(retriever.device)
         self._encoder = PlanEncoder(module, device, is_joint=False, is_sharded=False, chunk=chunk)
-        self._known: dict[str, torch.Tensor] = {}
 
     def features(self, plan: BatchPlan, images: LoadedImages | None) -> BaseFeatures:
         """Rows of a plan by the base.
@@ -67,16 +65,15 @@ class KeptBase:
         return BaseFeatures(self.of_texts(plan.texts), None if images is None else self._of_images(plan, images))
 
     def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """(n, d) float32 unit rows of texts, on the model's device."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._known]
-        rows: dict[str, torch.Tensor] = {}
+        """(n, d) float32 unit rows of texts, on the model's device.
+
+        Nothing is kept for later steps: the last digits of a row depend on the texts that it is encoded with, and a
+        training that is resumed must make what an undisturbed one makes.
+        """
+        starts = range(0, len(texts), TEXTS_PER_PASS)
         with torch.no_grad():
-            for start in range(0, len(missing), TEXTS_PER_PASS):
-                part = missing[start : start + TEXTS_PER_PASS]
-                rows |= zip(part, F.normalize(self._retriever.features(texts=part).float(), dim=-1), strict=True)
-        found = torch.stack([rows[text] if text in rows else self._known[text] for text in texts])
-        self._known |= dict(list(rows.items())[: TEXTS_KEPT - len(self._known)])
-        return found
+            parts = [self._retriever.features(texts=texts[start : start + TEXTS_PER_PASS]).float() for start in starts]
+        return F.normalize(torch.cat(parts), dim=-1)
 
     def _of_images(self, plan: BatchPlan, images: LoadedImages) -> torch.Tensor:
         """(m, d) float32 unit rows; each process encodes its share."""

@@ -47,7 +47,25 @@ CONF: dict[str, Any] = {
         "pairs": {"cosine_drop_max": 2.0},
         "triplets": {"yes_min": 0.0},
     },
-    "train": {"steps": 5, "batch_triplets": 4, "warmup_steps": 1, "held_out_share": 0.3},
+    "version": {"further_rows": ["caption_to_image"]},
+    "train": {
+        "steps": 5,
+        "batch_triplets": 4,
+        "warmup_steps": 1,
+        "held_out_share": 0.3,
+        "datasets": [
+            {
+                "name": "captions",
+                "format": "rows",
+                "path": "caption_to_image",
+                "weight": 0,
+                "contrast": False,
+                "keep_base": 30,
+                "held_beside": 16,
+                "held_spliced": 0.5,
+            }
+        ],
+    },
 }
 PUBLISHING = ("open_run", "version", "promote")  # these change origin, remote, cache or clone too
 HOOK = """#!/bin/sh

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from tasks.config import Params, TrainConfig
+from tasks.config import MixedDatasetConfig, Params, TrainConfig
 from tasks.models.retrievers.base import Retriever
 from tasks.models.retrievers.clip import ClipRetriever
+from tasks.publish.further_rows import RowSources, further_rows
 from tasks.store import Store
 from tasks.train.batches import Example, WeightedDataset, training_examples
 from tasks.train.loader import ImageLoader
@@ -16,6 +17,16 @@ from tasks.train.trainer import Trainer, TrainingData
 def with_train(params: Params, **changes: object) -> Params:
     """The parameters with changes in the train section."""
     return params.model_copy(update={"train": params.train.model_copy(update=changes)})
+
+
+def held_captions(store: Store, **options: object) -> tuple[MixedDatasetConfig, ...]:
+    """Write rows of captions for the version's images; the dataset that holds three of them beside each step."""
+    ids = store.read_table("images", ["image_id"])["image_id"].to_pylist()
+    captions = {i: (f"scene {i} of {n} words" + " and one" * (n % 5), "source") for n, i in enumerate(ids)}
+    rows = further_rows("caption_to_image", RowSources("w", ids, captions, [], {}, {}, "tiny"))
+    store.write(store.folder("data", "rows", "caption_to_image", "w.parquet"), rows, "further_rows")
+    held = {"name": "held", "format": "rows", "path": "caption_to_image", "contrast": False, "keep_base": 5.0}
+    return (MixedDatasetConfig.model_validate({**held, "held_beside": 3, **options}),)
 
 
 def all_examples(store: Store) -> list[Example]:

@@ -17,7 +17,7 @@ from tasks.train.checkpoints import PROGRESS_FILE, Checkpoints, Progress
 from tasks.train.run_log import RunLog
 from tasks.train.stage import run
 from tests.support.killing import kill_when
-from tests.support.training import checkpoint_folders, with_train
+from tests.support.training import checkpoint_folders, held_captions, with_train
 
 pytestmark = pytest.mark.slow
 
@@ -30,10 +30,13 @@ def read_metrics(store: Store) -> list[dict[str, object]]:
     return [json.loads(line) for line in store.folder("reports", "training", "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("dies_at", [2, 4, 11])
+@pytest.mark.parametrize(("dies_at", "holds_captions"), [(2, False), (4, False), (4, True), (11, False), (11, True)])
 def test_a_run_that_died_resumes_with_the_same_weights_and_metrics(
-    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, dies_at: int
+    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, dies_at: int, holds_captions: bool
 ):
+    if holds_captions:
+        held = held_captions(store, held_beside=16, held_spliced=0.5, weight=0.0)
+        params = with_train(params, datasets=held, steps=0, warmup_steps=0, locked_steps=12)
     run(params, store)
     weights = store.folder("models", "candidate", "model.safetensors").read_bytes()
     report = store.folder("reports", "training.json").read_bytes()

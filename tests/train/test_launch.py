@@ -10,14 +10,13 @@ import pytest
 import torch
 import yaml
 
-from tasks.config import MixedDatasetConfig, Params
+from tasks.config import Params
 from tasks.errors import ConfigError
 from tasks.models.retrievers.clip import ClipRetriever
-from tasks.publish.further_rows import RowSources, further_rows
 from tasks.store import Store
 from tasks.train.checkpoints import PROGRESS_FILE
 from tasks.train.stage import run
-from tests.support.training import checkpoint_folders, flat_weights, with_train
+from tests.support.training import checkpoint_folders, flat_weights, held_captions, with_train
 
 pytestmark = pytest.mark.slow
 
@@ -36,14 +35,8 @@ def read_candidate(store: Store) -> tuple[ClipRetriever, list[dict[str, float]]]
 def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
     params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path
 ):
-    ids = store.read_table("images", ["image_id"])["image_id"].to_pylist()
-    sources = RowSources("w", ids, {i: (f"scene {i}", "source") for i in ids}, [], {}, {}, "tiny")
-    rows = further_rows("caption_to_image", sources)
-    store.write(store.folder("data", "rows", "caption_to_image", "w.parquet"), rows, "further_rows")
-    held = {"name": "held", "format": "rows", "path": "caption_to_image", "keep_base": 5.0}
-    held |= {"contrast": False, "held_beside": 3}
-    datasets = (MixedDatasetConfig.model_validate(held),)
-    params = with_train(params, steps=6, locked_steps=4, batch_triplets=5, datasets=datasets)
+    held = held_captions(store)
+    params = with_train(params, steps=6, locked_steps=4, batch_triplets=5, datasets=held)
     run(params, store)
     one, curve = read_candidate(store)
     two = with_train(params, processes=2)
@@ -58,6 +51,26 @@ def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
     assert curve[-1]["drift"] > 0
     assert torch.allclose(flat_weights(one), flat_weights(shared), atol=1e-4)
     assert not list(store.folder("models").glob(".*"))
+
+
+def test_two_processes_hold_the_same_spliced_captions_as_one(
+    params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path
+):
+    """By the drift from the base, which every text of a step changes; the weights are compared above."""
+    held = held_captions(store, held_spliced=0.5, weight=0.0)
+    params = with_train(params, steps=0, warmup_steps=0, locked_steps=8, datasets=held)
+    run(params, store)
+    _, curve = read_candidate(store)
+    two = with_train(params, processes=2)
+    write_params(two, store)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    run(two, store)
+    _, shared_curve = read_candidate(store)
+    run(with_train(params, datasets=held_captions(store, weight=0.0)), store)
+    _, whole_curve = read_candidate(store)
+    drifts = [[point["drift"] for point in c] for c in (curve, shared_curve, whole_curve)]
+    assert drifts[1] == pytest.approx(drifts[0], abs=1e-4)
+    assert drifts[2] != pytest.approx(drifts[0], abs=1e-4), "captions that are not spliced drift by something else"
 
 
 # accelerate 1.15 shards on GPUs alone; gloo and FSDP2 can on CPUs
