@@ -1,6 +1,6 @@
 """Judge calibrate: learn the judge's calibration and its thresholds from labelled questions.
 
-    python -m tasks judge_calibrate --labelled FILE ... [--out FILE] [--true-share 0.98] [--also-right 0.005] [--write]
+    python -m tasks judge_calibrate --labelled FILE ... [--out FILE] [--true-share 0.98] [--also-right 0.0035] [--write]
 
 Asks `judge.model` the questions of one file or more (default `judge.labelled`), once each.
 
@@ -41,7 +41,7 @@ from tasks.prompts.kinds import kind_of
 from tasks.prompts.prompt_set import read_prompt
 from tasks.store.atomic import write_bytes
 
-TRUE_SHARE, ALSO_RIGHT = 0.98, 0.005
+TRUE_SHARE, ALSO_RIGHT = 0.98, 0.0035
 DOWN = 1e-4  # thresholds have four decimals
 
 

@@ -49,7 +49,7 @@ SPLIT = "benchmark"
 PAIRS, FAMILY_SHARE = 260, 0.6
 RELATED_EDITS = {1: 0.2, 2: 0.3, 3: 0.3, SAID_EDITS + 1: 0.2}  # edits of a related pair -> how often
 WORLD_IMAGES = 2200  # files of the world that negatives are mined in, as many as the demo's first week
-MINED_PAIRS = 250  # pairs whose negatives are asked about
+MINED_PAIRS = 1000  # pairs whose negatives are asked about
 
 
 def draw_pairs(count: int, seed: int) -> list[tuple[Scene, Scene]]:
