@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dvc  # noqa: F401  # its logger keeps the stderr of its first import: not that of a test with capsys, which is closed
+import dvc  # noqa: F401  # its logger keeps the stderr of its first import: a test's own, under capsys, is closed later
 import pytest
 from hypothesis import HealthCheck, settings
 

@@ -13,6 +13,7 @@ import yaml
 from tasks.config import Params
 from tasks.errors import ConfigError
 from tasks.models.retrievers.clip import ClipRetriever
+from tasks.records import StageReport
 from tasks.store import Store
 from tasks.train.checkpoints import PROGRESS_FILE
 from tasks.train.stage import run
@@ -32,6 +33,14 @@ def read_candidate(store: Store) -> tuple[ClipRetriever, list[dict[str, float]]]
     return ClipRetriever(str(store.folder("models", "candidate")), device="cpu"), curve
 
 
+def run_two_processes(params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path) -> StageReport:
+    """Train with two processes."""
+    two = with_train(params, processes=2)
+    write_params(two, store)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    return run(two, store)
+
+
 def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
     params: Params, store: Store, monkeypatch: pytest.MonkeyPatch, project: Path
 ):
@@ -39,10 +48,7 @@ def test_two_processes_with_gloo_equal_one_with_the_same_global_batch(
     params = with_train(params, steps=6, locked_steps=4, batch_triplets=5, datasets=held)
     run(params, store)
     one, curve = read_candidate(store)
-    two = with_train(params, processes=2)
-    write_params(two, store)
-    monkeypatch.setenv("PYTHONPATH", str(project))
-    report = run(two, store)
+    report = run_two_processes(params, store, monkeypatch, project)
     shared, shared_curve = read_candidate(store)
     assert report.done == 10 and report.figures["loss"] == shared_curve[-1]["loss"]
     for a, b in zip(curve, shared_curve, strict=True):
@@ -61,10 +67,7 @@ def test_two_processes_hold_the_same_spliced_captions_as_one(
     params = with_train(params, steps=0, warmup_steps=0, locked_steps=8, datasets=held)
     run(params, store)
     _, curve = read_candidate(store)
-    two = with_train(params, processes=2)
-    write_params(two, store)
-    monkeypatch.setenv("PYTHONPATH", str(project))
-    run(two, store)
+    run_two_processes(params, store, monkeypatch, project)
     _, shared_curve = read_candidate(store)
     run(with_train(params, datasets=held_captions(store, weight=0.0)), store)
     _, whole_curve = read_candidate(store)
@@ -81,6 +84,7 @@ from accelerate.utils import DistributedType
 PartialState(cpu=True)
 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 from tasks.config import load_params
+from tasks.records import StageReport
 from tasks.store import Store
 from tasks.train.run_log import RunLog
 from tasks.train.stage import run
