@@ -1,14 +1,19 @@
 """Shared by all tests: no hub is asked, they run from the project's root, folders have markers, workers get files."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dvc  # noqa: F401  # its logger keeps the stderr of its first import: a test's own, under capsys, is closed later
 import pytest
 from hypothesis import HealthCheck, settings
+
+# DVC's logger keeps the stderr of its first import: a test's own, under capsys, is closed later.
+# vLLM's environment runs some tests too, and has no DVC.
+with contextlib.suppress(ModuleNotFoundError):
+    import dvc  # noqa: F401
 
 # no deadline: a busy machine is slow, not wrong
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
