@@ -71,6 +71,8 @@ REASONS: dict[str, dict[str, str]] = {
         "wrong_language": "the reply is not in the language requested, twice",
         "copy_of_demonstration": "the reply repeats an example of the prompt",
         "speaks_to_model": "the reply passes on a command to a model, such as one written in an image",
+        "contradicts_itself": "the reply says two things that cannot both be so, twice; rules.json of the prompt set",
+        "not_in_description": "the reply states what its description does not, twice; rules.json of the prompt set",
         "not_json": "the reply is not a JSON object of the schema, twice",
         "cut_off": "the reply did not come to its end, even with twice the room",
         "request_refused": "the model's server refuses the request; its words are in the row",

@@ -30,6 +30,8 @@ EXPLANATIONS = {
     "wrong_language": "it is in another language than asked for",
     "copy_of_demonstration": "it repeats an example instead of what the pictures show",
     "speaks_to_model": "it passes on an order to a reader or a model instead of what the pictures show",
+    "contradicts_itself": "it contradicts itself: what is removed or added cannot be changed too",
+    "not_in_description": "it states what the description does not state in these words",
     "cut_off": "it did not come to its end",
     "not_json": "it is not the JSON object that was asked for, with all its fields",
 }

@@ -116,6 +116,14 @@ class Description(_StrictModel):
         )
         return Description(shared=self.shared, differences=tuple(d.reverse() for d in self.differences), prose=prose)
 
+    def contradicts_itself(self) -> bool:
+        """Whether a thing that was added or removed is also said to be changed, or to be both added and removed."""
+        gone = {_thing(d.source) for d in self.differences if d.kind == "removed"}
+        new = {_thing(d.target) for d in self.differences if d.kind == "added"}
+        changed = (d for d in self.differences if d.kind not in ("added", "removed"))
+        there = {_thing(side) for d in changed for side in (d.source, d.target)}
+        return bool(gone & new or (gone | new) & there)
+
     def source_words(self) -> frozenset[str]:
         """Words that only the source image explains: an instruction that uses them reveals the source.
 
@@ -125,6 +133,11 @@ class Description(_StrictModel):
         source = {w for d in self.differences if d.kind != "removed" for w in content_words(d.source)}
         target = {w for d in self.differences for w in content_words(d.target)}
         return frozenset(source - content_words(self.shared) - target)
+
+
+def _thing(side: str) -> str:
+    """A side of a difference as it is compared: its words without a leading article."""
+    return re.sub(r"^(?:an?|the) ", "", normalize_words(side))
 
 
 def content_words(text: str) -> set[str]:

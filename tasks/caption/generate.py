@@ -29,6 +29,7 @@ from tasks.models.llm.base import Captioner, Writer
 from tasks.models.llm.requests import Refusal, Reply, Request
 from tasks.prompts.prompt_set import PromptSet, fill_template, sample_demonstrations
 from tasks.prompts.styles import PARTIAL_STYLES, split_style
+from tasks.prompts.text_rules import TextRules
 
 # Models count words badly: lengths are accepted from this share below the least to this share above the most.
 LENGTH_TOLERANCE = 0.25
@@ -135,6 +136,9 @@ class _Descriptions:
                 unsafe_reason = next((r for r in unsafe if r is not None), None)
                 reason = unsafe_reason or reason or self._length_reason(text)
         reason = reason or rejection_reason(text, ReplyRules(self.max_chars, prompt))
+        contradicts = self.prompts.rules.contradicts_itself(text)
+        if reason is None and (contradicts or (structured is not None and structured.contradicts_itself())):
+            reason = "contradicts_itself"
         if reason is not None:
             draft.reject(DESCRIPTION, reason, text)
             return Rejection(reason, text)
@@ -152,9 +156,10 @@ InstructionKey = tuple[int, str]  # position of the draft, style
 
 @dataclass(frozen=True)
 class InstructionRequest:
-    """A request for one instruction, and the demonstration texts in it."""
+    """A request for one instruction, and the description and the demonstration texts in it."""
 
     prompt: str
+    description: str
     demonstrations: tuple[str, ...]
 
 
@@ -177,7 +182,7 @@ def write(
         seed: of the demonstrations drawn.
     """
     requests = instruction_requests(drafts, config, prompts, seed)
-    conversation = _Instructions(drafts, captions, config, model, requests)
+    conversation = _Instructions(drafts, captions, config, model, requests, prompts.rules)
     texts = {key: request.prompt for key, request in requests.items()}
     for n, _ in send_with_retry(texts, conversation, prompts.retry, model.usage):
         drafts[n].retries += 1
@@ -211,7 +216,7 @@ def instruction_requests(
                 demonstrations="\n\n".join(f"Description: {d['description']}\nText: {d['texts'][name]}" for d in rows),
                 language=LANGUAGES.get(draft.language, draft.language),
             )
-            requests[n, style] = InstructionRequest(prompt, tuple(d["texts"][name] for d in rows))
+            requests[n, style] = InstructionRequest(prompt, description, tuple(d["texts"][name] for d in rows))
     return requests
 
 
@@ -224,6 +229,7 @@ class _Instructions:
     config: CaptionConfig
     model: Writer
     requests: dict[InstructionKey, InstructionRequest]
+    text_rules: TextRules
 
     def send(
         self, keys: Sequence[InstructionKey], prompts: Sequence[str], *, has_more_room: bool = False
@@ -240,7 +246,7 @@ class _Instructions:
         draft = self.drafts[n]
         draft.count_reply(reply)
         reason = CUT_OFF if reply.is_cut else rejection_reason(text, self._rules(key, prompt))
-        reason = reason or self._source_reason(draft, text)
+        reason = reason or self._source_reason(draft, text) or self._rule_reason(key, text)
         if reason is not None:
             draft.reject(style, reason, text)
             return Rejection(reason, text)
@@ -267,6 +273,13 @@ class _Instructions:
         if share is None or draft.structured is None or draft.language != "en":
             return None
         return "leaks_source" if reveals_source(content_words(text), draft.structured.source_words(), share) else None
+
+    def _rule_reason(self, key: InstructionKey, text: str) -> str | None:
+        """Why the prompt set's rules reject a text, if they do."""
+        if self.text_rules.contradicts_itself(text):
+            return "contradicts_itself"
+        is_stated = self.text_rules.is_in_description(text, self.requests[key].description)
+        return None if is_stated else "not_in_description"
 
 
 def drop_common_texts(drafts: Sequence[Draft], max_drafts: int) -> int:

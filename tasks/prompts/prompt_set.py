@@ -10,14 +10,15 @@ A prompt set is a folder `tasks/prompts/<name>`; the parameter `caption.prompts`
     check.txt               optional: whether one image shows {statement}, answered yes or no
     missing.txt             optional: whether two images differ in more than {differences}, answered yes or no
     kinds.json              optional: kinds of change by the text (tasks/prompts/kinds.py)
+    rules.json              optional: what its texts must and must not contain (tasks/prompts/text_rules.py)
     caption.txt             request for the caption of one image
     describe.schema.json    optional: JSON schema of a description that is requested as JSON
     demonstrations.jsonl    needed where write.txt has {demonstrations}: one JSON object a line with `description` and
                             `texts` (style -> text)
 
 One line break at the end of a prompt is not part of it. The bytes of the files that captioning uses (describe, write,
-retry, schema, demonstrations; check and missing where they are asked) give the hash that is stored beside every text
-written with them.
+retry, schema, demonstrations, rules; check and missing where they are asked) give the hash that is stored beside every
+text written with them.
 
 The sample world's trainer (tasks/sample/tokens.py) reads the set `tiny` by itself: `sample` lies below this package.
 """
@@ -35,6 +36,8 @@ from typing import Any
 
 from tasks.config.section import NAME_PATTERN
 from tasks.errors import ConfigError
+from tasks.prompts import text_rules
+from tasks.prompts.text_rules import TextRules, parse_text_rules
 
 FOLDER = Path(__file__).parent
 SCHEMA = "describe.schema.json"
@@ -57,6 +60,7 @@ class PromptSet:
         sha256: hash of all files below, hex.
         schema: JSON schema of a description; None where descriptions are free text.
         check, missing: questions about one difference and about what is left out; None where they were not read.
+        rules: what its texts must and must not contain.
         demonstrations: rows with `description` and `texts` (style -> text); empty where write.txt shows none.
     """
 
@@ -68,6 +72,7 @@ class PromptSet:
     demonstrations: tuple[dict[str, Any], ...] = ()
     check: str | None = None
     missing: str | None = None
+    rules: TextRules = TextRules()
 
     def description_request(self, words: int) -> str:
         """The request for a description of about `words` words."""
@@ -118,7 +123,7 @@ def read_prompt(set_name: str, part: str) -> str:
 
 
 def read_prompt_set(set_name: str, with_checks: bool = False) -> PromptSet:
-    """The prompts, schema and demonstrations of a set that captioning uses.
+    """The prompts, schema, demonstrations and rules of a set that captioning uses.
 
     Args:
         set_name: a folder of tasks/prompts.
@@ -134,6 +139,10 @@ def read_prompt_set(set_name: str, with_checks: bool = False) -> PromptSet:
     describe, write, retry = hashed["describe"], hashed["write"], hashed.get("retry", DEFAULT_RETRY)
     schema: dict[str, Any] | None = None
     demonstrations: list[dict[str, Any]] = []
+    rules = TextRules()
+    if (folder / text_rules.FILE).is_file():
+        hashed["rules"] = read_prompt_file(set_name, text_rules.FILE)
+        rules = parse_text_rules(hashed["rules"], str(folder / text_rules.FILE))
     try:
         if (folder / SCHEMA).is_file():
             hashed["schema"] = read_prompt_file(set_name, SCHEMA)
@@ -148,7 +157,7 @@ def read_prompt_set(set_name: str, with_checks: bool = False) -> PromptSet:
         ) from None
     digest = hashlib.sha256("\x1f".join(f"{k}\x1e{v}" for k, v in sorted(hashed.items())).encode()).hexdigest()
     check, missing = hashed.get("check"), hashed.get("missing")
-    return PromptSet(describe, write, retry, digest, schema, tuple(demonstrations), check, missing)
+    return PromptSet(describe, write, retry, digest, schema, tuple(demonstrations), check, missing, rules)
 
 
 def sample_demonstrations(

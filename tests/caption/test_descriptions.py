@@ -103,3 +103,19 @@ def test_reversing_twice_changes_nothing_and_source_words_are_never_of_the_targe
 
 def test_source_words_leave_out_what_is_shared_and_what_was_removed():
     assert Description.model_validate(DESK).source_words() == {"red", "bright", "day"}
+
+
+@pytest.mark.parametrize(
+    ("more", "contradicts"),
+    [
+        ({"kind": "position", "source": "the mug on the left", "target": "the mug on the right"}, False),
+        ({"kind": "position", "source": "the mug", "target": "a mug on the right"}, True),
+        ({"kind": "added", "source": "", "target": "A mug."}, True),
+        ({"kind": "attribute", "source": "an unlit lamp", "target": "a lit lamp"}, True),
+        ({"kind": "removed", "source": "a red chair", "target": ""}, True),
+        ({"kind": "removed", "source": "a red cushion", "target": ""}, False),
+    ],
+)
+def test_a_thing_that_is_added_or_removed_is_not_changed_too(more: dict, contradicts: bool):
+    description = Description.model_validate(DESK | {"differences": [*DIFFERENCES, more]})
+    assert description.contradicts_itself() is description.reverse().contradicts_itself() is contradicts

@@ -20,10 +20,10 @@ from tasks.prompts.prompt_set import (
 # Texts written with a set are stored with its hash; the hash of a shipped set changes only when its prompts do.
 HASHES = {
     "plain": "b9a05a68b04f1377e7ec0a2c99b06b133efba133501e767b56f4f28b25520471",
-    "standard": "1da4298c8e379b461fee64065134946c3a9f775c1e8b52cbc3789eee9d069c01",
-    "tiny": "3bdc57b91c7d358f3c506da715bc893c4b994241fe85a5932ffb3f1899c85c15",
+    "standard": "953f04c7106107fd4c3e303d020f5e996c35f245140cd870fad5727b24a19e0a",
+    "tiny": "95b866d80993a3f52d15357f73b53288ca40a84246718c35c1cc18fdb5cb8d2c",
 }
-FILES = ("describe.txt", "write.txt", "retry.txt", "describe.schema.json", "demonstrations.jsonl")
+FILES = ("describe.txt", "write.txt", "retry.txt", "describe.schema.json", "demonstrations.jsonl", "rules.json")
 
 
 def test_the_hashes_of_the_shipped_sets_are_known():
@@ -52,8 +52,8 @@ def copied_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_file_that_captioning_reads_is_in_the_hash(copied_set: Path, name: str):
     before = read_prompt_set("mine").sha256
     assert before == HASHES["standard"]
-    old, new = (b"what", b"that") if name.endswith(".json") else (b"at", b"et")
-    (copied_set / name).write_bytes((copied_set / name).read_bytes().replace(old, new, 1))
+    old = {"rules.json": b"writing", "describe.schema.json": b"what"}.get(name, b"at")
+    (copied_set / name).write_bytes((copied_set / name).read_bytes().replace(old, b"et", 1))
     assert read_prompt_set("mine").sha256 != before
 
 
