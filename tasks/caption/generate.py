@@ -21,7 +21,7 @@ from tasks.caption.checks import (
     rejection_reason,
     reveals_source,
 )
-from tasks.caption.descriptions import content_words, parse_description
+from tasks.caption.descriptions import Description, content_words, parse_description
 from tasks.caption.draft import DESCRIPTION, Draft, draw_word_count
 from tasks.caption.retry import CUT_OFF, MORE_ROOM, Rejection, send_with_retry
 from tasks.config import CaptionConfig
@@ -136,8 +136,7 @@ class _Descriptions:
                 unsafe_reason = next((r for r in unsafe if r is not None), None)
                 reason = unsafe_reason or reason or self._length_reason(text)
         reason = reason or rejection_reason(text, ReplyRules(self.max_chars, prompt))
-        contradicts = self.prompts.rules.contradicts_itself(text)
-        if reason is None and (contradicts or (structured is not None and structured.contradicts_itself())):
+        if reason is None and self._contradicts_itself(text, structured):
             reason = "contradicts_itself"
         if reason is not None:
             draft.reject(DESCRIPTION, reason, text)
@@ -145,6 +144,10 @@ class _Descriptions:
         draft.description, draft.structured = text, structured
         draft.rejections.pop(DESCRIPTION, None)
         return None
+
+    def _contradicts_itself(self, text: str, structured: Description | None) -> bool:
+        in_fields = structured is not None and structured.contradicts_itself()
+        return in_fields or self.prompts.rules.contradicts_itself(text)
 
     def _length_reason(self, text: str) -> str | None:
         least, most = self.limits.words
