@@ -31,6 +31,7 @@ Kind = Literal[
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 EMPTY_SIDE = "nothing"  # how the empty side of a difference is stored
+KINDS_OF_A_THING = ("attribute", "position", "action")  # changes of one thing that both images show
 REVERSED_KINDS: dict[str, str] = {"added": "removed", "removed": "added"}  # all others stay
 # Words without content, ignored where the two sides of a difference are compared.
 _STOP_WORDS = frozenset(
@@ -117,10 +118,13 @@ class Description(_StrictModel):
         return Description(shared=self.shared, differences=tuple(d.reverse() for d in self.differences), prose=prose)
 
     def contradicts_itself(self) -> bool:
-        """Whether a thing that was added or removed is also said to be changed, or to be both added and removed."""
+        """Whether a thing that was added or removed is also said to be changed, or to be both added and removed.
+
+        A thing that is replaced may be listed as removed too, and what came in its place as added: that says no more.
+        """
         gone = {_thing(d.source) for d in self.differences if d.kind == "removed"}
         new = {_thing(d.target) for d in self.differences if d.kind == "added"}
-        changed = (d for d in self.differences if d.kind not in ("added", "removed"))
+        changed = (d for d in self.differences if d.kind in KINDS_OF_A_THING)
         there = {_thing(side) for d in changed for side in (d.source, d.target)}
         return bool(gone & new or (gone | new) & there)
 

@@ -114,6 +114,8 @@ def test_source_words_leave_out_what_is_shared_and_what_was_removed():
         ({"kind": "attribute", "source": "an unlit lamp", "target": "a lit lamp"}, True),
         ({"kind": "removed", "source": "a red chair", "target": ""}, True),
         ({"kind": "removed", "source": "a red cushion", "target": ""}, False),
+        ({"kind": "replaced", "source": "a mug", "target": "a lit lamp"}, False),  # both are listed, and no less true
+        ({"kind": "background", "source": "a mug", "target": "a shelf"}, False),
     ],
 )
 def test_a_thing_that_is_added_or_removed_is_not_changed_too(more: dict, contradicts: bool):
