@@ -126,7 +126,7 @@ def test_an_origin_that_is_gone_fails_and_may_come_back(untouched: Path, tmp_pat
     assert (found.status, found.may_pass) == ("fail", True) and "git push origin" in found.next_step
 
 
-@pytest.mark.parametrize("kind", ["a file", "no server"])
+@pytest.mark.parametrize("kind", ["a file", pytest.param("no server", marks=pytest.mark.slow)])  # DVC tries again
 def test_a_remote_that_cannot_be_written_fails(untouched: Path, tmp_path: Path, kind: str):
     clone = tmp_path / "clone"
     shutil.copytree(untouched / "dataset", clone, symlinks=True)

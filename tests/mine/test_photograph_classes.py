@@ -63,6 +63,7 @@ def test_the_packages_weights_fill_timms_model(tmp_path: Path):
 @pytest.mark.skipif(
     not has_weights, reason="no trained weights: the extras 'photographs' and 'towers' are not installed"
 )
+@pytest.mark.slow
 def test_pairs_of_real_photographs_lie_inside_one_class():
     found = main(["--photos", str(PHOTOGRAPHS), "--per-class", "25"])
     assert found["n"] == 250 and found["classes"] == 10

@@ -186,6 +186,7 @@ def copy_of(template: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_and_given_again_it_ends_as_undisturbed(template: Path, tmp_path: Path):
     whole = World(copy_of(template, tmp_path / "whole"))
     whole.purge()

@@ -109,7 +109,7 @@ def read_damage(path: Path, **more: Any) -> tuple[dict[str, str | None], dict[st
     return good, bad
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, compress_zstd])
+@pytest.mark.parametrize("pack", [pytest.param(gzip.compress, marks=pytest.mark.slow), compress_zstd])
 def test_of_a_cut_table_all_rows_before_the_cut_are_read_and_a_bomb_is_not_unpacked(
     tmp_path: Path, pack: Callable[[bytes], bytes]
 ):
