@@ -103,7 +103,7 @@ production-local: .venv/installed production-programs ## run both DAGs on Celery
 
 # A worker gets whole files; the tests that share an Airflow are one worker's (tests/conftest.py).
 TEST_WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
+PYTEST = $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
 
 # Unit tests wait now and then, for a server or a lock: a third worker uses the time.
 test-fast: TEST_WORKERS := 3
