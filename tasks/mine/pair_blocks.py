@@ -53,7 +53,10 @@ def rows_within(memory_mib: int, top_k: int) -> int:
 
 
 def cut(start: int, stop: int, pieces: int) -> list[slice]:
-    """At most `pieces` slices of nearly equal size that cover start to stop; none is empty."""
+    """At most `pieces` slices of nearly equal size that cover start to stop; none is empty, and none covers nothing."""
+    pieces = min(pieces, stop - start)
+    if pieces < 1:
+        return []
     edges = [start + (stop - start) * n // pieces for n in range(pieces + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(edges) if b > a]
 

@@ -108,6 +108,20 @@ def test_the_order_of_rows_does_not_show_and_only_the_missing_is_done_again(
     assert tables(one) == tables(two)
 
 
+@pytest.mark.parametrize("backend", ["blocked", "torch", "faiss-flat"])
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_more_parts_than_images_give_what_one_part_gives(tmp_path: Path, images: int, backend: str):
+    params = with_search(params_for(BATCHES[0], neighbours=5), backend=backend)
+    whole, parted = Store(tmp_path / "whole"), Store(tmp_path / "parts")
+    for store in (whole, parted):
+        fill(store, BATCHES[0], [f"{i:02d}" for i in range(images)], rows_of(images, 1))
+    mine.run(params, whole, "semantic")
+    for part in range(1, 6):
+        mine.run(params, parted, "semantic", part=(part, 5))
+    mine.run(params, parted, "semantic")
+    assert tables(parted) == tables(whole)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(0, 10_000),
