@@ -108,7 +108,7 @@ PYTEST = $(BIN)/python -m pytest -q -n $(TEST_WORKERS)
 # Unit tests wait now and then, for a server or a lock: a third worker uses the time.
 test-fast: TEST_WORKERS := 3
 
-test-fast: .venv/installed lint ## lint, types and every test under 5 s; no Airflow, no browser: under 3 minutes on two cores
+test-fast: .venv/installed lint ## lint, types and every test under 3 s; no Airflow, no browser: under 3 minutes on two cores
 	$(PYTEST) -m "not (slow or factory or airflow or benchmark or browser)" \
 	  --ignore tests/factory --ignore tests/airflow --ignore tests/benchmarks $(PYTEST_OPTIONS) tests
 

@@ -176,6 +176,7 @@ def test_a_killed_stage_makes_the_same_tables_when_run_again_and_pays_nothing_tw
     assert tables(killed) == tables(whole) and server.paid() == []
 
 
+@pytest.mark.slow
 def test_a_server_killed_and_restarted_gives_the_same_tables_and_repeats_only_requests_in_flight(
     tmp_path: Path, project: Path, server: FakeServer
 ):

@@ -126,6 +126,7 @@ def run_ingest(root: Path, batch: str, **source: Any) -> tuple[Any, list[tuple[s
     return report, list(zip(table["image_id"], table["caption"], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", [fill_with_drawings, fill_with_photographs])
 def test_the_same_images_have_the_same_ids_from_every_source(
     fill: Any, tmp_path: Path, s3: Any, s3_url: str, site: Site, objects_read: list[str]

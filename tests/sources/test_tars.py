@@ -190,6 +190,7 @@ def write_many_members(path: Path, count: int) -> None:
         f.write(b"\0" * 1024)
 
 
+@pytest.mark.slow
 def test_any_number_of_members_is_listed_in_constant_memory(tmp_path: Path):
     """The run over a million by hand: docs/decisions/0026."""
 

@@ -126,6 +126,7 @@ def test_two_images_are_shown_side_by_side_in_one_square():
     assert [shown.getpixel(at) for at in ((0, 15), (20, 15), (20, 5))] == [(255, 0, 0), (0, 0, 255), (0, 0, 0)]
 
 
+@pytest.mark.slow
 def test_both_phases_train_on_rows_and_the_same_seed_gives_the_same_weights(params: Params, published: Store):
     rows = [{"name": task, "format": "rows", "path": task} for task in ROW_TASKS]
     changes = {"datasets": tuple(map(MixedDatasetConfig.model_validate, rows)), "held_out_share": 0.0}
@@ -168,6 +169,7 @@ def test_what_the_base_knows_of_captions_is_kept(params: Params, published: Stor
     assert "drift" not in curves[0][0] and curves[1][-1]["drift"] > 0
 
 
+@pytest.mark.slow
 def test_captions_that_are_not_contrasted_only_hold_both_towers_to_the_base(params: Params, published: Store):
     rows = dataset("caption_to_image", contrast=False, keep_base=1.0)
     config = with_train(params, steps=8, locked_steps=0, held_out_share=0.0, learning_rate=1e-3).train
