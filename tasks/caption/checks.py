@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+from tasks.prompts.text_rules import TextRules
+
 # reason -> what a retry tells the model; these texts enter models and stay as they are
 EXPLANATIONS = {
     "empty_reply": "it is empty",
@@ -261,6 +263,12 @@ def common_texts(rows: Sequence[Sequence[str]], max_rows: int) -> set[str]:
     """Normalized texts that more than `max_rows` rows have, a count; a row counts once."""
     counts = Counter(words for row in rows for words in {normalize_words(text) for text in row})
     return {words for words, count in counts.items() if count > max_rows}
+
+
+def is_in_description(text: str, description: str, rules: TextRules) -> bool:
+    """Whether all that a text must take over word by word is in the description that it was written from."""
+    words = normalize_words(description)
+    return all(contains_phrase(words, normalize_words(part)) for part in rules.verbatim_parts(text))
 
 
 def contains_phrase(words: str, phrase: str) -> bool:

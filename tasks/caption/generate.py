@@ -16,6 +16,7 @@ from tasks.caption.checks import (
     clean_reply,
     common_texts,
     injection_reason,
+    is_in_description,
     length_reason,
     normalize_words,
     rejection_reason,
@@ -281,7 +282,7 @@ class _Instructions:
         """Why the prompt set's rules reject a text, if they do."""
         if self.text_rules.contradicts_itself(text):
             return "contradicts_itself"
-        is_stated = self.text_rules.is_in_description(text, self.requests[key].description)
+        is_stated = is_in_description(text, self.requests[key].description, self.text_rules)
         return None if is_stated else "not_in_description"
 
 

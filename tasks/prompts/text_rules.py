@@ -38,17 +38,9 @@ class TextRules:
         """Whether a text says two things that cannot both be so."""
         return any(pattern.search(text) for pattern in self.contradictions)
 
-    def is_in_description(self, text: str, description: str) -> bool:
-        """Whether all that a text must take over word by word is in the description that it was written from.
-
-        Compared without letter case and punctuation, as whole words.
-        """
-        words = f" {_words(description)} "
-        return all(f" {_words(m[0])} " in words for pattern in self.verbatim for m in pattern.finditer(text))
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    def verbatim_parts(self, text: str) -> list[str]:
+        """What a text must take over from its description word by word, as it stands in the text."""
+        return [match[0] for pattern in self.verbatim for match in pattern.finditer(text)]
 
 
 def parse_text_rules(text: str, name: str) -> TextRules:

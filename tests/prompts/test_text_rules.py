@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from tasks.caption.checks import is_in_description
 from tasks.errors import ConfigError
 from tasks.prompts.prompt_set import read_prompt_set
 from tasks.prompts.text_rules import TextRules, parse_text_rules
@@ -45,14 +46,14 @@ def test_no_true_text_of_the_sample_world_contradicts_itself_or_leaves_its_descr
         for style in STYLES:
             text = instruction(edits, common, style)
             assert not TINY.contradicts_itself(text), text
-            assert TINY.is_in_description(text, description), (text, description)
+            assert is_in_description(text, description, TINY), (text, description)
 
 
 def test_a_text_with_a_thing_or_a_place_that_its_description_lacks_is_found():
     description = "both: a small star, a small red star; change: move the large blue cross to the top left"
-    assert TINY.is_in_description("Keep the small red star but move the large blue cross to the top left", description)
-    assert not TINY.is_in_description("move the large red cross to the top left", description)
-    assert not TINY.is_in_description("what if the large blue cross were at the middle left?", description)
+    assert is_in_description("Keep the small red star but move the large blue cross to the top left", description, TINY)
+    assert not is_in_description("move the large red cross to the top left", description, TINY)
+    assert not is_in_description("what if the large blue cross were at the middle left?", description, TINY)
 
 
 @pytest.mark.parametrize(
@@ -78,21 +79,21 @@ def test_a_text_about_photographs_that_contradicts_itself_is_found(text: str, co
 
 def test_writing_that_a_text_quotes_must_be_in_its_description():
     description = "Both pictures show a shop. However, the source has OPEN, whereas the target has Closed today."
-    assert STANDARD.is_in_description('the same with a sign that says "closed today!"', description)
-    assert not STANDARD.is_in_description("now the sign says “Sold out”", description)
-    assert not STANDARD.is_in_description('change the sign to "pen"', description)  # a part of a word is not the word
+    assert is_in_description('the same with a sign that says "closed today!"', description, STANDARD)
+    assert not is_in_description("now the sign says “Sold out”", description, STANDARD)
+    assert not is_in_description('change the sign to "pen"', description, STANDARD)  # a part of a word is not the word
 
 
 def test_no_demonstration_of_the_standard_set_breaks_its_rules():
     for demonstration in read_prompt_set("standard").demonstrations:
         for text in (demonstration["description"], *demonstration["texts"].values()):
             assert not STANDARD.contradicts_itself(text), text
-            assert STANDARD.is_in_description(text, demonstration["description"]), text
+            assert is_in_description(text, demonstration["description"], STANDARD), text
 
 
 def test_a_set_without_rules_lets_every_text_pass():
     rules = read_prompt_set("plain").rules
-    assert rules == TextRules() and not rules.contradicts_itself("x") and rules.is_in_description('"x"', "")
+    assert rules == TextRules() and not rules.contradicts_itself("x") and is_in_description('"x"', "", rules)
 
 
 @pytest.mark.parametrize(

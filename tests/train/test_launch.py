@@ -84,7 +84,6 @@ from accelerate.utils import DistributedType
 PartialState(cpu=True)
 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 from tasks.config import load_params
-from tasks.records import StageReport
 from tasks.store import Store
 from tasks.train.run_log import RunLog
 from tasks.train.stage import run
